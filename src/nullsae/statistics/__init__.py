@@ -1,0 +1,1 @@
+"""Means with their uncertainty, contrasts against the trained variant, and verdicts."""

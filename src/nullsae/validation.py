@@ -1,0 +1,155 @@
+"""From a merged YAML file to a checked config; each mistake becomes one line that names its key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from nullsae.config import Config, TrainSource, is_local, site_layer
+from nullsae.errors import UserError
+
+S = TypeVar("S", bound=BaseModel)
+NAMED_SECTIONS = ("corpora", "subjects", "saes", "explainers", "scorers")
+
+
+def parse_config(data: dict[str, Any]) -> Config:
+    """Check a merged config.
+
+    Raises:
+        UserError: one line per mistake, each naming the key, the value and what would be right.
+    """
+    # An overlay drops an entry by setting it to null; the entry is as if it never stood there.
+    data = {
+        key: {name: entry for name, entry in value.items() if entry is not None}
+        if key in NAMED_SECTIONS and isinstance(value, dict)
+        else value
+        for key, value in data.items()
+    }
+    return parse_section(Config, data, where="config")
+
+
+def parse_section(model: type[S], data: Any, *, where: str) -> S:
+    """Validate plain data against a model; mistakes become a `UserError` that names the key."""
+    try:
+        # JSON mode: lists may fill tuples, but text never passes for a number.
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        lines = [_explain(detail, data) for detail in error.errors()]
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _explain(detail: Any, data: Any) -> str:
+    """One line for one mistake found by pydantic."""
+    key, current = [], data
+    for part in detail["loc"]:
+        if isinstance(current, dict) and part not in current and part == current.get("kind"):
+            continue  # the tag of a union, not a key of the file
+        key.append(str(part))
+        if isinstance(current, dict):
+            current = current.get(part)
+        elif isinstance(current, list) and isinstance(part, int) and part < len(current):
+            current = current[part]
+    name, kind, value = ".".join(key), detail["type"], detail["input"]
+    prefix = f"{name}: " if name else ""
+    if kind == "extra_forbidden":
+        return f"{prefix}unknown key{_suggest(key[-1], _known_keys(detail['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{prefix}missing"
+    if kind == "literal_error":
+        options = re.findall(r"'([^']+)'", detail["ctx"]["expected"])
+        return (
+            f"{prefix}{value!r} is not one of {', '.join(options)}{_suggest(str(value), options)}"
+        )
+    if isinstance(value, str) and kind in {"float_type", "int_type", "float_parsing"}:
+        hint = ""
+        if exponent := re.fullmatch(r"([+-]?\d+)(e[+-]?\d+)", value, re.IGNORECASE):
+            hint = f"; YAML reads {value} as text, write {exponent[1]}.0{exponent[2]}"
+        return f"{prefix}{value!r} is text, not a number{hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{prefix}{message}"
+    return f"{prefix}{value!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `loc` may have."""
+    node: Any = Config.model_json_schema()
+    definitions = node["$defs"]
+
+    def resolve(node: Any) -> list[Any]:
+        if "$ref" in node:
+            return resolve(definitions[node["$ref"].rsplit("/", 1)[1]])
+        options = node.get("oneOf", node.get("anyOf"))
+        return [end for option in options for end in resolve(option)] if options else [node]
+
+    nodes = resolve(node)
+    for part in loc:
+        inner = [n.get("properties", {}).get(part) or n.get("additionalProperties") for n in nodes]
+        step = [end for n in inner if isinstance(n, dict) for end in resolve(n)]
+        nodes = step or nodes  # a union's tag is no step
+    return [key for n in nodes for key in n.get("properties", {})]
+
+
+def _suggest(word: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(word, options, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def config_schema() -> str:
+    """The JSON schema of the config, as text, for editors and for `workflow/schemas/`."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(schema | Config.model_json_schema(), indent=2) + "\n"
+
+
+def check_subjects(config: Config) -> None:
+    """Check what the files of a subject tell without loading it.
+
+    Raises:
+        UserError: a path that looks local but is no model folder, or a site beyond the last block.
+    """
+    for name, subject in config.subjects.items():
+        source, key = subject.source, f"config: subjects.{name}"
+        n_layers: int | None = None
+        d_model: int | None = None
+        if isinstance(source, TrainSource):
+            n_layers, d_model = source.n_layers, source.d_model
+        elif is_local(source.path):
+            file = Path(source.path).expanduser() / "config.json"
+            if not file.is_file():
+                raise UserError(
+                    f"{key}.source.path: {source.path!r} holds no config.json; give a local model "
+                    f"folder or a hub id such as EleutherAI/pythia-70m"
+                )
+            described = json.loads(file.read_text(encoding="utf-8"))
+            described = described.get("text_config", described)
+            n_layers = described.get("num_hidden_layers", described.get("n_layer"))
+            d_model = described.get("hidden_size", described.get("n_embd"))
+        if n_layers is not None:
+            check_sites(subject.sites, n_layers, where=f"{key}.sites")
+        if d_model is not None:
+            for sae_name, sae in config.saes.items():
+                if sae.k > sae.width(d_model):
+                    raise UserError(
+                        f"config: saes.{sae_name}.k: {sae.k} is larger than the number of "
+                        f"latents, {sae.width(d_model)} "
+                        f"(expansion_factor {sae.expansion_factor} x {d_model})"
+                    )
+
+
+def check_sites(sites: tuple[str, ...], n_layers: int, *, where: str) -> None:
+    """Raise a `UserError` for a site beyond the last of `n_layers` blocks."""
+    for site in sites:
+        if site_layer(site) >= n_layers:
+            raise UserError(
+                f"{where}: {site} is beyond the last block; the subject has {n_layers} blocks, "
+                f"resid_post.0 to resid_post.{n_layers - 1}"
+            )
+
+
+if __name__ == "__main__":
+    print(config_schema(), end="")

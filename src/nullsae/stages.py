@@ -16,10 +16,16 @@ PACKAGE = Path(__file__).parent
 # weights, shards) changes through that rule's own hash.
 OWNED: dict[str, tuple[str, ...]] = {
     "prepare_corpus": ("corpus",),
-    "train_subject": ("subjects/training.py",),
-    "randomize_model": (
+    "train_subject": (
+        "subjects/training.py",
+        "subjects/variants.py",
         "subjects/loading.py",
+        "subjects/gates.py",
+    ),
+    "randomize_model": (
         "subjects/randomize.py",
+        "subjects/variants.py",
+        "subjects/loading.py",
         "subjects/gates.py",
     ),
     "cache_activations": ("activations",),
@@ -34,7 +40,8 @@ OWNED: dict[str, tuple[str, ...]] = {
 # Modules that carry no results: wiring, checks of input, file formats' containers.
 SHARED = (
     "__init__.py",
-    "__main__.py",
+    "subjects/__init__.py",
+    "autointerp/__init__.py",
     "cells.py",
     "cli.py",
     "config.py",
@@ -46,6 +53,7 @@ SHARED = (
     "randomness.py",
     "stages.py",
     "tables.py",
+    "terminal.py",
     "validation.py",
 )
 

@@ -1,4 +1,4 @@
-"""The metrics that variants are compared by: where each comes from and which way it should point."""
+"""The metrics that variants are compared by: their source and the way they should point."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Activations: captured once per variant for all sites, stored in checked shards."""

@@ -1,0 +1,1 @@
+"""Explanations of latents, and how well a judge predicts activation from them."""

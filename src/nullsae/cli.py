@@ -1,0 +1,346 @@
+"""The command line: one verb per rule of the workflow, each usable by hand."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+import yaml
+
+from nullsae import __version__, paths
+from nullsae.errors import UserError
+from nullsae.progress import bar
+
+if TYPE_CHECKING:
+    from nullsae.config import Config, Section
+
+    S = TypeVar("S", bound=Section)
+
+ABOUT = """Placebo-controlled interpretability of sparse autoencoders.
+
+Each verb is one rule of the workflow, in the order in which data flows. Snakemake calls them;
+`snakemake -n -p` prints every line with its files and params, ready to be run by hand.
+
+Params are the slice of the config that the stage uses, as JSON text or as a .json or .yaml file.
+"""
+
+app = typer.Typer(
+    help=ABOUT,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Params = Annotated[
+    str, typer.Option(help="The stage's slice of the config: JSON text, or a .json or .yaml file.")
+]
+Manifest = Annotated[Path, typer.Option(help="manifest.json of that split of the corpus.")]
+Captured = Annotated[Path, typer.Option(help="manifest.json of that split's activations.")]
+SaeFile = Annotated[Path, typer.Option(help="cfg.json of the SAE.")]
+Recipe = Annotated[Path, typer.Option(help="recipe.json of the variant.")]
+Output = Annotated[Path, typer.Option(help="Where the result goes.")]
+Table = Annotated[Path, typer.Option(help="The Parquet table to write.")]
+Root = Annotated[Path, typer.Option(help="The folder that holds results/.")]
+RunConfig = Annotated[Path, typer.Option(help="The merged config of the study.")]
+Windows = Annotated[Path, typer.Option(help="windows.parquet of the SAE.")]
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Set up what all verbs share."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+@app.command("prepare_corpus")
+def prepare_corpus(
+    name: Annotated[str, typer.Option(help="Name of the corpus, as in `corpora`.")],
+    params: Params,
+    root: Root = Path(),
+) -> None:
+    """Read documents, split them, train or load the tokenizer, pack contexts."""
+    from nullsae.corpus.prepare import prepare_corpus
+    from nullsae.params import PrepareCorpusParams
+
+    prepare_corpus(_read_params(PrepareCorpusParams, params), name, root)
+
+
+@app.command("train_subject")
+def train_subject(
+    params: Params,
+    train_tokens: Manifest,
+    eval_tokens: Manifest,
+    trained: Annotated[Path, typer.Option(help="Folder of the trained variant.")],
+    step0: Annotated[Path, typer.Option(help="Folder of the initial weights.")],
+) -> None:
+    """Train the small subject; keep its initial weights as step0."""
+    from nullsae.params import TrainSubjectParams
+    from nullsae.subjects.variants import train_subject
+
+    with bar("train_subject", "steps") as report:
+        train_subject(
+            _read_params(TrainSubjectParams, params),
+            train_tokens=train_tokens,
+            eval_tokens=eval_tokens,
+            trained=trained,
+            step0=step0,
+            report=report,
+        )
+
+
+@app.command("randomize_model")
+def randomize_model(
+    params: Params,
+    eval_tokens: Manifest,
+    output: Output,
+    trained: Annotated[
+        Path | None, typer.Option(help="recipe.json of the trained variant.")
+    ] = None,
+) -> None:
+    """Make one variant of a subject and run its gates."""
+    from nullsae.params import RandomizeModelParams
+    from nullsae.subjects.variants import randomize_model
+
+    randomize_model(
+        _read_params(RandomizeModelParams, params),
+        trained=trained,
+        eval_tokens=eval_tokens,
+        output=output,
+    )
+
+
+@app.command("cache_activations")
+def cache_activations(
+    params: Params,
+    split: Annotated[str, typer.Option(help="sae_train or eval.")],
+    model: Recipe,
+    tokens: Manifest,
+    output: Output,
+) -> None:
+    """Capture all sites of a split in one forward pass, in checked shards."""
+    from nullsae.activations.capture import cache_activations
+    from nullsae.params import CacheActivationsParams
+
+    with bar("cache_activations", "tokens") as report:
+        captured = cache_activations(
+            _read_params(CacheActivationsParams, params),
+            split=split,
+            model=model,
+            tokens=tokens,
+            output=output,
+            report=report,
+        )
+    logging.info("captured %s", ", ".join(captured) or "nothing: all sites were there")
+
+
+@app.command("train_sae")
+def train_sae(
+    params: Params,
+    train_activations: Captured,
+    eval_activations: Captured,
+    output: Output,
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path(paths.WORK),
+) -> None:
+    """Train one SAE; resume where a killed run left off."""
+    from nullsae.params import TrainSaeParams
+    from nullsae.sae.trainer import train_sae
+
+    with bar("train_sae", "steps") as report:
+        train_sae(
+            _read_params(TrainSaeParams, params),
+            train_activations=train_activations,
+            eval_activations=eval_activations,
+            output=output,
+            work=work,
+            report=report,
+        )
+
+
+@app.command("evaluate_sae")
+def evaluate_sae(
+    params: Params,
+    sae: SaeFile,
+    model: Recipe,
+    train_activations: Captured,
+    eval_activations: Captured,
+    train_tokens: Manifest,
+    eval_tokens: Manifest,
+    reconstruction: Table,
+    documents: Table,
+) -> None:
+    """Measure reconstruction, fidelity and the token-lookup floor on eval."""
+    from nullsae.metrics.evaluate import evaluate_sae
+    from nullsae.params import EvaluateSaeParams
+
+    with bar("evaluate_sae", "tokens") as report:
+        evaluate_sae(
+            _read_params(EvaluateSaeParams, params),
+            sae=sae,
+            model=model,
+            train_activations=train_activations,
+            eval_activations=eval_activations,
+            train_tokens=train_tokens,
+            eval_tokens=eval_tokens,
+            reconstruction=reconstruction,
+            documents=documents,
+            report=report,
+        )
+
+
+@app.command("collect_latents")
+def collect_latents(
+    params: Params,
+    sae: SaeFile,
+    activations: Captured,
+    tokens: Manifest,
+    latents: Table,
+    windows: Table,
+    coverage: Table,
+) -> None:
+    """Describe every latent; cut the windows of a random sample of them."""
+    from nullsae.latents.collect import collect_latents
+    from nullsae.params import CollectLatentsParams
+
+    with bar("collect_latents", "tokens") as report:
+        collect_latents(
+            _read_params(CollectLatentsParams, params),
+            sae=sae,
+            activations=activations,
+            tokens=tokens,
+            latents=latents,
+            windows=windows,
+            coverage=coverage,
+            report=report,
+        )
+
+
+@app.command("explain_latents")
+def explain_latents(
+    params: Params,
+    windows: Windows,
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the corpus.")],
+    output: Table,
+    base: Annotated[
+        Path | None, typer.Option(help="explanations.parquet to exchange (swapped).")
+    ] = None,
+) -> None:
+    """Write an explanation of each sampled latent."""
+    from nullsae.autointerp.explainers import explain_latents
+    from nullsae.params import ExplainLatentsParams
+
+    explain_latents(
+        _read_params(ExplainLatentsParams, params),
+        windows=windows,
+        tokenizer=tokenizer,
+        output=output,
+        base=base,
+    )
+
+
+@app.command("score_latents")
+def score_latents(
+    params: Params,
+    windows: Windows,
+    explanations: Annotated[Path, typer.Option(help="explanations.parquet to judge by.")],
+    predictions: Table,
+    scores: Table,
+) -> None:
+    """Judge windows by the explanations; score each latent."""
+    from nullsae.autointerp.scorers import score_latents
+    from nullsae.params import ScoreLatentsParams
+
+    score_latents(
+        _read_params(ScoreLatentsParams, params),
+        windows=windows,
+        explanations=explanations,
+        predictions=predictions,
+        scores=scores,
+    )
+
+
+@app.command("aggregate")
+def aggregate(
+    params: Params, run_config: RunConfig = Path(paths.RUN_CONFIG), root: Root = Path()
+) -> None:
+    """Join all cells into tables; compute summaries, contrasts and verdicts."""
+    from nullsae.aggregation import aggregate
+    from nullsae.params import AggregateParams
+
+    aggregate(_read_config(run_config), _read_params(AggregateParams, params), root)
+
+
+@app.command("report")
+def report(
+    params: Params, run_config: RunConfig = Path(paths.RUN_CONFIG), root: Root = Path()
+) -> None:
+    """Draw the figures and write results/report/index.html."""
+    from nullsae.params import ReportParams
+    from nullsae.report.build import build_report
+
+    build_report(_read_config(run_config), _read_params(ReportParams, params), root)
+
+
+@app.command("verdicts")
+def verdicts(root: Root = Path()) -> None:
+    """Print the verdict table of a finished study."""
+    from nullsae.terminal import print_verdicts
+
+    print_verdicts(root)
+
+
+def _read_params(model: type[S], given: str) -> S:
+    """Parse `--params`: JSON text, or the path of a .json or .yaml file."""
+    from nullsae.validation import parse_section
+
+    is_file = given.endswith((".json", ".yaml", ".yml"))
+    where = given if is_file else "--params"
+    return parse_section(model, _read_yaml(Path(given)) if is_file else _json(given), where=where)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--params: not JSON ({error}), nor a .json or .yaml file") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def _read_config(path: Path) -> Config:
+    from nullsae.validation import parse_config
+
+    return parse_config(_read_yaml(path))
+
+
+def main() -> None:
+    """Entry point: a `UserError` becomes one line and exit code 2."""
+    # Spinning barriers cost more than they save when jobs share the cores. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except UserError as error:
+        verb = sys.argv[1] if len(sys.argv) > 1 else ""
+        print(f"nullsae {verb}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

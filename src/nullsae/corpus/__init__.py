@@ -1,0 +1,1 @@
+"""Text sources to packed token contexts, split by document."""

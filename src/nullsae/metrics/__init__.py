@@ -1,0 +1,1 @@
+"""Reconstruction, fidelity and their floors, from exact sums over the whole split."""

@@ -1,0 +1,90 @@
+"""Reconstruction metrics as float64 sums per document, and their totals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUMS = ("squared_error", "squared_deviation", "cosine", "l0", "l1")
+
+
+class ReconstructionSums:
+    """Streams over a split; what it returns does not depend on how the tokens are batched."""
+
+    def __init__(self, *, mean: Tensor, n_documents: int, n_latents: int) -> None:
+        """Start at zero.
+
+        Args:
+            mean: float64 [d_model], the mean activation of the whole split.
+            n_documents: documents of the split.
+            n_latents: width of the dictionary.
+        """
+        self.mean = mean
+        self.by_document = {name: np.zeros(n_documents) for name in ("n_tokens", *SUMS)}
+        self.input_norms = 0.0
+        self.output_norms = 0.0
+        self.fired = np.zeros(n_latents, dtype=bool)
+
+    def add(
+        self, x: Tensor, output: Tensor, values: Tensor, indices: Tensor, documents: np.ndarray
+    ) -> None:
+        """Add tokens.
+
+        Args:
+            x: activations [n, d_model].
+            output: reconstructions [n, d_model].
+            values: codes [n, k], 0 where a latent did not fire.
+            indices: int64 [n, k].
+            documents: int [n], the document of each token.
+        """
+        x, output = x.double().cpu(), output.double().cpu()
+        norm, output_norm = x.norm(dim=1), output.norm(dim=1)
+        product = (norm * output_norm).clamp_min(torch.finfo(torch.float64).tiny)
+        per_token = {
+            "squared_error": (x - output).square().sum(dim=1),
+            "squared_deviation": (x - self.mean).square().sum(dim=1),
+            "cosine": (x * output).sum(dim=1) / product,
+            "l0": (values != 0).sum(dim=1).double().cpu(),
+            "l1": values.double().abs().sum(dim=1).cpu(),
+        }
+        for name, token_values in per_token.items():
+            np.add.at(self.by_document[name], documents, token_values.numpy())
+        np.add.at(self.by_document["n_tokens"], documents, 1.0)
+        self.input_norms += float(norm.sum())
+        self.output_norms += float(output_norm.sum())
+        self.fired[indices[values != 0].cpu().numpy()] = True
+
+    def totals(self) -> dict[str, Any]:
+        """The split's metrics.
+
+        explained_variance = 1 - sum |x - x^|^2 / sum |x - mean|^2: 0 for predicting the mean, 1
+        for a perfect copy. cosine, l0, l1 are means over tokens; l2_ratio is the mean norm of the
+        output over that of the input; alive_share counts latents that fired at least once.
+        """
+        sums = {name: float(values.sum()) for name, values in self.by_document.items()}
+        n = sums["n_tokens"]
+        return {
+            "n_tokens": int(n),
+            "explained_variance": 1.0 - sums["squared_error"] / sums["squared_deviation"],
+            "cosine": sums["cosine"] / n,
+            "l0": sums["l0"] / n,
+            "l1": sums["l1"] / n,
+            "l2_ratio": self.output_norms / self.input_norms,
+            "alive_share": float(self.fired.mean()),
+            "mean_norm": self.input_norms / n,
+        }
+
+    def documents(self) -> list[dict[str, Any]]:
+        """Rows of the table `documents`: those that have tokens, in order."""
+        present = np.flatnonzero(self.by_document["n_tokens"])
+        return [
+            {
+                "document": int(document),
+                "n_tokens": int(self.by_document["n_tokens"][document]),
+                **{name: float(self.by_document[name][document]) for name in SUMS},
+            }
+            for document in present
+        ]

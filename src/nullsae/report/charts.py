@@ -1,0 +1,283 @@
+"""The forms of chart that the figures are made of. Each takes plain rows and knows no table.
+
+Rows carry `variant`, `panel` (what stands above a panel) and, for depth profiles, `block`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from nullsae.report import style
+from nullsae.report.study import Row
+
+PLOT_WIDTH = 700
+"""Pixels shared by the panels of one row, without the labels at their left."""
+NAME_WIDTH = 150
+SPACING = 28
+ROW_HEIGHT = 28
+"""Pixels per variant in a dot plot."""
+MAX_COLUMNS = 4
+Scale = tuple[float, float]
+
+
+def _colour(variants: Sequence[str], *, legend: bool) -> alt.Color:
+    scale = alt.Scale(domain=list(variants), range=[style.colour(v) for v in variants])
+    if not legend:
+        return alt.Color("variant:N", scale=scale, legend=None)
+    return alt.Color("variant:N", scale=scale, legend=_legend())
+
+
+def _legend() -> alt.Legend:
+    return alt.Legend(title=None, orient="top", columns=5, symbolOpacity=1)
+
+
+def _y(variants: Sequence[str]) -> alt.Y:
+    return alt.Y("variant:N", sort=list(variants), title=None, axis=alt.Axis(grid=False))
+
+
+def _facet(
+    layers: alt.LayerChart, rows: list[Row], columns: int, title: str, subtitle: str
+) -> alt.FacetChart:
+    panels = list(dict.fromkeys(row["panel"] for row in rows))
+    facet = alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6))
+    data = alt.InlineData(values=rows)
+    return layers.facet(
+        facet, data=data, columns=min(columns, len(panels)), spacing=SPACING
+    ).properties(title=alt.Title(title, subtitle=subtitle))
+
+
+def _panel_width(columns: int, *, labelled: bool = True) -> int:
+    # Names of variants stand at the left of some charts; the others use that room.
+    total = PLOT_WIDTH if labelled else PLOT_WIDTH + NAME_WIDTH
+    return min(480, (total - SPACING * (columns - 1)) // columns)
+
+
+def _x_axis() -> alt.Axis:
+    # Flush labels at the ends of a short axis run into their neighbours.
+    return alt.Axis(labelFlush=False, tickCount=5)
+
+
+def dot_whisker(
+    rows: list[Row],
+    variants: Sequence[str],
+    *,
+    columns: int,
+    title: str,
+    subtitle: str,
+    reference: float | None = None,
+    shared_scale: bool = True,
+) -> alt.FacetChart:
+    """Value and interval of each variant, a panel for each `panel`.
+
+    Args:
+        rows: `variant`, `panel`, `value`, `low`, `high` (the last two may be None).
+        variants: all variants, top to bottom.
+        columns: panels side by side.
+        title: of the figure.
+        subtitle: of the figure.
+        reference: where to draw a dashed line, if anywhere.
+        shared_scale: False where panels differ in unit.
+    """
+    x = alt.X("value:Q", title=None, axis=_x_axis(), scale=alt.Scale(zero=False, padding=24))
+    base = alt.Chart().encode(y=_y(variants), color=_colour(variants, legend=False))
+    band = (
+        alt.Chart()
+        .transform_filter("datum.variant === 'trained' && isValid(datum.low)")
+        .mark_rect(color=style.BAND, opacity=1)
+        .encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    )
+    whisker = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=2)
+        .encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    )
+    dot = base.mark_point(filled=True, size=75, opacity=1).encode(x=x)
+    number = (
+        alt.Chart()
+        .transform_calculate(end="isValid(datum.high) ? datum.high : datum.value")
+        .mark_text(dx=7, align="left", fontSize=11)
+        .encode(
+            y=_y(variants),
+            x=alt.X("end:Q", title=None),
+            text=alt.Text("value:Q", format=".3r"),
+        )
+    )
+    layers: list[Any] = [band, whisker, dot, number]
+    if reference is not None:
+        # Drawn once a panel: with the full data it would be drawn once a row, ever darker.
+        rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
+        layers.insert(1, rule.encode(x=alt.XDatum(reference)))
+    panel = alt.LayerChart(
+        layer=layers, width=_panel_width(columns), height=ROW_HEIGHT * len(variants)
+    )
+    chart = _facet(panel, rows, columns, title, subtitle)
+    return chart if shared_scale else chart.resolve_scale(x="independent")
+
+
+def depth_profile(
+    rows: list[Row],
+    variants: Sequence[str],
+    *,
+    columns: int,
+    title: str,
+    subtitle: str,
+    reference: float | None = None,
+) -> alt.FacetChart:
+    """Value and interval of each variant by block: the form of `dot_whisker` for many sites.
+
+    Args:
+        rows: as for `dot_whisker`, and `block`.
+        variants: all variants, in the order of the legend.
+        columns: panels side by side.
+        title: of the figure.
+        subtitle: of the figure.
+        reference: where to draw a dashed line, if anywhere.
+    """
+    x = alt.X(
+        "block:Q",
+        title="Block (resid_post)",
+        axis=alt.Axis(tickMinStep=1, format="d"),
+        scale=alt.Scale(zero=False, nice=False, padding=8),
+    )
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
+    base = alt.Chart().encode(x=x, color=_colour(variants, legend=True))
+    band = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_area(opacity=0.15)
+        .encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    )
+    line = base.mark_line(strokeWidth=2).encode(y=y)
+    point = base.mark_point(filled=True, size=45, opacity=1).encode(
+        y=y, shape=_shape_of(variants), color=_colour(variants, legend=True)
+    )
+    layers: list[Any] = [band, line, point]
+    if reference is not None:
+        rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
+        layers.insert(0, rule.encode(y=alt.YDatum(reference)))
+    panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=210)
+    return _facet(panel, rows, columns, title, subtitle)
+
+
+def ranges(
+    rows: list[Row],
+    variants: Sequence[str],
+    quantities: dict[str, str],
+    *,
+    columns: int,
+    title: str,
+    subtitle: str,
+) -> alt.FacetChart:
+    """Several quantities of each variant on one scale, told apart by shape.
+
+    Args:
+        rows: `variant`, `panel`, `quantity`, `value`.
+        variants: all variants, top to bottom.
+        quantities: name to Vega symbol, in the order of the legend.
+        columns: panels side by side.
+        title: of the figure.
+        subtitle: of the figure.
+    """
+    base = alt.Chart().encode(y=_y(variants), color=_colour(variants, legend=False))
+    span = (
+        base.transform_aggregate(low="min(value)", high="max(value)", groupby=["panel", "variant"])
+        .mark_rule(strokeWidth=1, opacity=0.55)
+        .encode(x=alt.X("low:Q", title=None), x2="high:Q")
+    )
+    scale = alt.Scale(domain=list(quantities), range=list(quantities.values()))
+    legend = alt.Legend(title=None, orient="top", symbolStrokeColor=style.INK)
+    mark = base.mark_point(size=85, strokeWidth=2, opacity=1).encode(
+        x=alt.X("value:Q", title=None, axis=_x_axis(), scale=alt.Scale(zero=False, padding=14)),
+        shape=alt.Shape("quantity:N", scale=scale, legend=legend),
+    )
+    panel = alt.LayerChart(
+        layer=[span, mark], width=_panel_width(columns), height=ROW_HEIGHT * len(variants)
+    )
+    return _facet(panel, rows, columns, title, subtitle)
+
+
+def curves(
+    rows: list[Row], variants: Sequence[str], *, columns: int, title: str, subtitle: str
+) -> alt.FacetChart:
+    """Lines along training.
+
+    Args:
+        rows: `variant`, `panel`, `run` (one line each), `tokens`, `value`.
+        variants: all variants, in the order of the legend.
+        columns: panels side by side.
+        title: of the figure.
+        subtitle: of the figure.
+    """
+    dashes = alt.Scale(domain=list(variants), range=[style.dash(v) for v in variants])
+    line = (
+        alt.Chart()
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X(
+                "tokens:Q",
+                title="Training tokens",
+                axis=alt.Axis(format="~s", tickCount=5, labelFlush=False),
+            ),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+            color=_colour(variants, legend=True),
+            strokeDash=alt.StrokeDash("variant:N", scale=dashes, legend=_legend()),
+            detail="run:N",
+        )
+    )
+    panel = alt.LayerChart(layer=[line], width=_panel_width(columns, labelled=False), height=230)
+    return _facet(panel, rows, columns, title, subtitle)
+
+
+def scatter(
+    rows: list[Row],
+    variants: Sequence[str],
+    *,
+    columns: int,
+    title: str,
+    subtitle: str,
+    x_title: str,
+    reference: float,
+) -> alt.FacetChart:
+    """One mark for each latent.
+
+    Args:
+        rows: `variant`, `panel`, `x`, `value`.
+        variants: all variants, in the order of the legend.
+        columns: panels side by side.
+        title: of the figure.
+        subtitle: of the figure.
+        x_title: what stands on the x axis, with its unit.
+        reference: where to draw a dashed line across.
+    """
+    mark = (
+        alt.Chart()
+        .mark_point(filled=True, size=38, opacity=0.75)
+        .encode(
+            x=alt.X("x:Q", title=x_title, axis=_x_axis()),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+            color=_colour(variants, legend=True),
+            shape=_shape_of(variants),
+        )
+    )
+    rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
+    layers = [rule.encode(y=alt.YDatum(reference)), mark]
+    panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=260)
+    return _facet(panel, rows, columns, title, subtitle)
+
+
+def _shape_of(variants: Sequence[str]) -> alt.Shape:
+    scale = alt.Scale(domain=list(variants), range=[style.shape(v) for v in variants])
+    return alt.Shape("variant:N", scale=scale, legend=_legend())
+
+
+def nothing(title: str, reason: str) -> alt.Chart:
+    """A figure that says why it is empty: the workflow promises each file."""
+    chart: alt.Chart = (
+        alt.Chart(alt.InlineData(values=[{"text": reason}]))
+        .mark_text(fontSize=13, color=style.MUTED)
+        .encode(text="text:N")
+        .properties(width=PLOT_WIDTH, height=80, title=alt.Title(title))
+    )
+    return chart

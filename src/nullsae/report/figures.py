@@ -1,0 +1,237 @@
+"""Each figure of a subject: which rows it shows, in which form, and its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from nullsae.config import site_layer
+from nullsae.report import charts
+from nullsae.report.captions import METRIC_TEXT
+from nullsae.report.names import entropy_pair, figure_kinds, figure_name
+from nullsae.report.render import to_svg
+from nullsae.report.study import Row, Study, mean
+from nullsae.statistics.metrics import METRICS, Metric
+
+MAX_SITES_SIDE_BY_SIDE = 6
+"""With more sites, metrics are drawn against depth instead of in a panel per site."""
+MAX_POINTS = 6000
+"""Latents in a scatter plot; beyond it every m-th is drawn, so that the page stays light."""
+CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
+CE = {"clean": "circle", "with SAE": "diamond", "mean": "square", "zero": "triangle-down"}
+CE_COLUMNS = {"clean": "ce_clean", "with SAE": "ce_sae", "mean": "ce_mean", "zero": "ce_zero"}
+LOOKUP = {"SAE": "circle", "token lookup": "diamond"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One drawn figure."""
+
+    name: str
+    kind: str
+    title: str
+    caption: str
+    svg: str
+
+
+def draw_figures(study: Study, subject: str) -> list[Figure]:
+    """All figures of a subject, in display order."""
+    return [_draw(study, subject, kind) for kind in figure_kinds(study.config)]
+
+
+def _draw(study: Study, subject: str, kind: str) -> Figure:
+    metric = next((metric for metric in METRICS if metric.name == kind), None)
+    special: dict[str, Callable[[Study, str], tuple[alt.TopLevelMixin, str, str]]] = {
+        "token_lookup": _token_lookup,
+        "cross_entropy": _cross_entropy,
+        "training_curves": _training_curves,
+        "entropy_auroc": _entropy_auroc,
+    }
+    chart, title, caption = (
+        _metric_figure(study, subject, metric) if metric else special[kind](study, subject)
+    )
+    return Figure(figure_name(subject, kind), kind, title, caption, to_svg(chart))
+
+
+def _panel(study: Study, row: Row, *, site: bool = True) -> str:
+    """What stands above a panel: only the levels that the study has more than one of."""
+    parts = [row["site"]] if site else []
+    if len(study.config.saes) > 1:
+        parts.append(row["sae"])
+    if row.get("explainer") is not None:
+        parts.append(f"{row['explainer']}, {row['scorer']}")
+    return " · ".join(parts) or "all sites"
+
+
+def _sort_key(study: Study, subject: str) -> Callable[[Row], tuple[int, ...]]:
+    config = study.config
+    orders: dict[str, dict[Any, int]] = {
+        "explainer": {name: i for i, name in enumerate(config.explainers)},
+        "scorer": {name: i for i, name in enumerate(config.scorers)},
+        "sae": {name: i for i, name in enumerate(config.saes)},
+        "site": {name: i for i, name in enumerate(config.subjects[subject].sites)},
+        "variant": {name: i for i, name in enumerate(study.variants)},
+    }
+    return lambda row: tuple(order.get(row.get(key), -1) for key, order in orders.items())
+
+
+def _columns(study: Study, subject: str) -> int:
+    """Panels side by side: sites, so that a row is one SAE, explainer and scorer."""
+    n_sites = len(study.config.subjects[subject].sites)
+    if n_sites <= charts.MAX_COLUMNS:
+        return n_sites
+    return 3 if n_sites in (5, 6) else charts.MAX_COLUMNS
+
+
+def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str, str]:
+    text = METRIC_TEXT[metric.name]
+    level = f"{100 * study.config.statistics.confidence:g} % bootstrap interval"
+    unit = f"resampled over {metric.unit}s"
+    many = len(study.config.subjects[subject].sites) > MAX_SITES_SIDE_BY_SIDE
+    caption = f"{text.definition} {text.reading}"
+    rows = [
+        {
+            "variant": row["variant"],
+            "panel": _panel(study, row, site=not many),
+            "block": site_layer(row["site"]),
+            **{key: row[key] for key in ("value", "low", "high")},
+        }
+        for row in sorted(
+            study.rows("summaries", subject=subject, metric=metric.name),
+            key=_sort_key(study, subject),
+        )
+        if row["value"] is not None
+    ]
+    if not rows:
+        return (
+            charts.nothing(metric.title, "No values: see the coverage table"),
+            metric.title,
+            caption,
+        )
+    shared: dict[str, Any] = {
+        "title": metric.title,
+        "subtitle": f"mean and {level}, {unit}",
+        "reference": CHANCE.get(metric.name),
+    }
+    chance = " The dashed line is chance." if metric.name in CHANCE else ""
+    if many:
+        n_panels = len({row["panel"] for row in rows})
+        chart = charts.depth_profile(rows, study.variants, columns=min(2, n_panels), **shared)
+        return chart, metric.title, f"{caption} Shaded: the {level}.{chance}"
+    chart = charts.dot_whisker(
+        rows,
+        study.variants,
+        columns=_columns(study, subject),
+        shared_scale=metric.name != "l1",
+        **shared,
+    )
+    return chart, metric.title, f"{caption} The shaded band is the interval of trained.{chance}"
+
+
+def _averages(study: Study, subject: str, columns: dict[str, str]) -> list[Row]:
+    """Columns of `reconstruction`, averaged over draws and seeds, one row per quantity."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    ordered = sorted(study.rows("reconstruction", subject=subject), key=_sort_key(study, subject))
+    for row in ordered:
+        cells.setdefault((_panel(study, row), row["variant"]), []).append(row)
+    return [
+        {"panel": panel, "variant": variant, "quantity": quantity, "value": value}
+        for (panel, variant), rows in cells.items()
+        for quantity, column in columns.items()
+        if (value := mean(row[column] for row in rows)) is not None
+    ]
+
+
+def _token_lookup(study: Study, subject: str) -> tuple[Any, str, str]:
+    text = METRIC_TEXT["token_lookup"]
+    columns = {"SAE": "explained_variance", "token lookup": "token_lookup_r2"}
+    chart = charts.ranges(
+        _averages(study, subject, columns),
+        study.variants,
+        LOOKUP,
+        columns=_columns(study, subject),
+        title=text.title,
+        subtitle="explained variance, mean over draws and seeds",
+    )
+    return chart, text.title, f"{text.definition} {text.reading}"
+
+
+def _cross_entropy(study: Study, subject: str) -> tuple[Any, str, str]:
+    text = METRIC_TEXT["cross_entropy"]
+    chart = charts.ranges(
+        _averages(study, subject, CE_COLUMNS),
+        study.variants,
+        CE,
+        columns=_columns(study, subject),
+        title=text.title,
+        subtitle="nats per token, mean over draws and seeds",
+    )
+    return chart, text.title, f"{text.definition} {text.reading}"
+
+
+def _training_curves(study: Study, subject: str) -> tuple[Any, str, str]:
+    text = METRIC_TEXT["training_curves"]
+    caption = f"{text.definition} {text.reading}"
+    rows = [
+        {
+            "panel": _panel(study, row),
+            "variant": row["variant"],
+            "run": f"{row['draw']}/{row['seed']}/{row['variant']}",
+            "tokens": row["tokens"],
+            "value": row["heldout_explained_variance"],
+        }
+        for row in sorted(study.rows("history", subject=subject), key=_sort_key(study, subject))
+    ]
+    if not rows:
+        return charts.nothing(text.title, "No evaluations along training"), text.title, caption
+    chart = charts.curves(
+        rows,
+        study.variants,
+        columns=_columns(study, subject),
+        title=text.title,
+        subtitle="explained variance on held-out tokens, one line per draw and seed",
+    )
+    return chart, text.title, caption
+
+
+def _entropy_auroc(study: Study, subject: str) -> tuple[Any, str, str]:
+    text = METRIC_TEXT["entropy_auroc"]
+    pair = entropy_pair(study.config)
+    assert pair is not None  # the figure exists only where something is scored
+    explainer, scorer = pair
+    caption = f"{text.definition} {text.reading}"
+    keys = ("variant", "draw", "site", "sae", "seed", "latent")
+    entropy = {
+        tuple(row[key] for key in keys): row["token_entropy_corrected_bits"]
+        for row in study.rows("latents", subject=subject)
+    }
+    scores = study.rows("scores", subject=subject, explainer=explainer, scorer=scorer)
+    rows = [
+        {
+            "panel": _panel(study, {**row, "explainer": None}),
+            "variant": row["variant"],
+            "x": x,
+            "value": row["auroc"],
+        }
+        for row in sorted(scores, key=_sort_key(study, subject))
+        if row["auroc"] is not None
+        and (x := entropy.get(tuple(row[key] for key in keys))) is not None
+    ]
+    if not rows:
+        return charts.nothing(text.title, "No scored latents"), text.title, caption
+    step = -(-len(rows) // MAX_POINTS)
+    if step > 1:
+        caption += f" One latent in {step} is drawn ({len(rows)} in all)."
+    chart = charts.scatter(
+        rows[::step],
+        study.variants,
+        columns=_columns(study, subject),
+        title=text.title,
+        subtitle=f"AUROC of {scorer} with explanations of {explainer}, one mark per sampled latent",
+        x_title="Token entropy, whole split (bits)",
+        reference=CHANCE["auroc"],
+    )
+    return chart, text.title, caption

@@ -1,0 +1,88 @@
+"""From an Altair chart to bytes: SVG once, the other formats from that SVG."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from nullsae.files import atomic_path
+from nullsae.report import style
+
+PIXEL_RATIO = 2.0
+"""Bitmap pixels per CSS pixel."""
+
+
+def to_svg(chart: alt.TopLevelMixin) -> str:
+    """Draw a chart in the house style. Offline: the fonts and Vega come with vl-convert."""
+    spec: dict[str, Any] = chart.to_dict()
+    spec["config"] = style.vega_config()
+    spec["padding"] = 8
+    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    svg = str(vl_convert.vegalite_to_svg(spec, vl_version=version))
+    return _renumber_clips(svg)
+
+
+def write_figure(path: Path, svg: str) -> None:
+    """Write a figure in the format that the suffix names (svg, png or pdf), on a white ground."""
+    solid = _with_ground(svg)
+    if path.suffix == ".svg":
+        content = solid.encode()
+    elif path.suffix == ".png":
+        content = vl_convert.svg_to_png(solid, scale=PIXEL_RATIO)
+    else:
+        content = _sort_resources(vl_convert.svg_to_pdf(solid))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def inline_svg(svg: str, name: str, label: str) -> str:
+    """An SVG fit to stand inside a page that holds others.
+
+    Ids are made unique (all figures of Vega call their clip paths alike), the fixed size gives
+    way to the view box, and the drawing as a whole gets one label.
+    """
+    prefix = re.sub(r"[^A-Za-z0-9_-]", "-", name)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'((?:xlink:)?href)="#([^"]+)"', rf'\1="#{prefix}-\2"', svg)
+    head, _, body = svg.partition(">")
+    view_box = re.search(r'viewBox="([^"]+)"', head)
+    if view_box is None:
+        raise ValueError(f"{name}: the SVG has no viewBox")
+    width = float(view_box[1].split()[2])
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view_box[1]}" role="img" '
+        f'aria-label="{label}" style="--natural:{width:.0f}px">{body}'
+    )
+
+
+def _renumber_clips(svg: str) -> str:
+    """Vega counts clip paths through the life of the process; count from 0 in each figure."""
+    numbers: dict[str, str] = {}
+
+    def renumber(match: re.Match[str]) -> str:
+        return match[1] + numbers.setdefault(match[2], f"clip{len(numbers)}")
+
+    return re.sub(r'(\bid="|url\(#)(clip\d+)', renumber, svg)
+
+
+def _sort_resources(pdf: bytes) -> bytes:
+    """Sort the entries of a PDF's resource dictionaries: their order changes from run to run.
+
+    The length of each dictionary, and with it every byte offset in the file, stays.
+    """
+    return re.sub(
+        rb"(?:^ +/\w+ \d+ 0 R\n){2,}",
+        lambda match: b"".join(sorted(match[0].splitlines(keepends=True))),
+        pdf,
+        flags=re.MULTILINE,
+    )
+
+
+def _with_ground(svg: str) -> str:
+    head, _, body = svg.partition(">")
+    return f'{head}><rect width="100%" height="100%" fill="#ffffff"/>{body}'

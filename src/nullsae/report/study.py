@@ -1,0 +1,110 @@
+"""What the report reads: the aggregated tables of a study, restricted to what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from nullsae import paths, tables
+from nullsae.config import Config
+from nullsae.params import ReportParams
+
+Row = dict[str, Any]
+
+COLUMNS: dict[str, tuple[str, ...] | None] = {
+    "models": None,
+    "reconstruction": None,
+    "history": (
+        *("subject", "variant", "draw", "site", "sae", "seed"),
+        *("tokens", "heldout_explained_variance"),
+    ),
+    "latents": (
+        *("subject", "variant", "draw", "site", "sae", "seed", "latent", "firing_share"),
+        *("max_activation", "token_entropy_bits", "token_entropy_corrected_bits", "peak_token"),
+        *("peak_token_share", "sampled"),
+    ),
+    "coverage": None,
+    "explanations": (
+        *("subject", "variant", "draw", "site", "sae", "seed", "explainer", "latent"),
+        *("explanation", "source_latent"),
+    ),
+    "scores": None,
+    "summaries": None,
+    "contrasts": None,
+    "verdicts": None,
+}
+"""The tables read and, where some are left out, the columns."""
+
+PLACE = ("subject", "variant", "site")
+"""The columns that rows are indexed by."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A config and its results. `tables["latents"]` holds the sampled latents only."""
+
+    config: Config
+    params: ReportParams
+    root: Path
+    tables: dict[str, list[Row]]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """All variants in display order."""
+        return self.params.variants
+
+    @property
+    def nulls(self) -> tuple[str, ...]:
+        """The variants that `trained` is compared with, in display order."""
+        return tuple(variant for variant in self.variants if variant != "trained")
+
+    def rows(self, table: str, **keys: Any) -> list[Row]:
+        """Rows of a table whose columns have the given values."""
+        place = tuple(keys.get(name) for name in PLACE)
+        candidates = self.tables[table]
+        if None not in place:
+            candidates = self._by_place[table].get(place, [])
+        return [row for row in candidates if has(row, keys)]
+
+    @cached_property
+    def _by_place(self) -> dict[str, dict[tuple[Any, ...], list[Row]]]:
+        # A large study asks thousands of times for the rows of one cell.
+        found: dict[str, dict[tuple[Any, ...], list[Row]]] = {}
+        for table, rows in self.tables.items():
+            found[table] = {}
+            for row in rows:
+                place = tuple(row.get(name) for name in PLACE)
+                found[table].setdefault(place, []).append(row)
+        return found
+
+
+def has(row: Row, keys: dict[str, Any]) -> bool:
+    """Whether a row has these values in these columns."""
+    return all(row[key] == value for key, value in keys.items())
+
+
+def load_study(config: Config, params: ReportParams, root: Path) -> Study:
+    """Read the tables that the report shows.
+
+    Raises:
+        UserError: a table is missing, damaged or made by another version.
+    """
+    loaded: dict[str, list[Row]] = {}
+    for name, columns in COLUMNS.items():
+        path = root / paths.TABLE.format(table=name)
+        table = tables.read_table(path, tables.SCHEMAS[name], columns=columns)
+        if name == "latents":
+            table = table.filter(pc.field("sampled"))
+        loaded[name] = table.to_pylist()
+    return Study(config=config, params=params, root=root, tables=loaded)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there; None if none is."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -1,0 +1,130 @@
+"""Tokens as a reader can see them, and windows as stretches of text with their activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from nullsae.errors import UserError
+from nullsae.files import rebuild_command
+
+# Named marks for what has no ink; other control characters get their Unicode pictures.
+_MARKS = {"\n": "¶", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+_PICTURES = str.maketrans(
+    {chr(code): chr(0x2400 + code) for code in range(32)} | _MARKS  # U+2400: control pictures
+)
+_UNFINISHED = "\ufffd"
+"""What decoding gives for a token that holds a part of a character only."""
+_MAX_UTF8_BYTES = 4
+_METASPACE = "\u2581"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a window: an active token, or a run of silent ones (activation 0)."""
+
+    text: str
+    activation: float
+    alpha: float
+    """Activation as a share of the scale, 0 to 1."""
+
+
+class TokenText:
+    """The text of token ids, one at a time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._one = cache(self._decode_one)
+
+    @classmethod
+    def load(cls, path: Path) -> TokenText:
+        """Read a `tokenizer.json`.
+
+        Raises:
+            UserError: missing or not a tokenizer file.
+        """
+        rebuild = rebuild_command(path)
+        if not path.is_file():
+            raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}")
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UserError(
+                f"{path}: not readable as a tokenizer ({error}); rebuild it with: {rebuild}"
+            ) from None
+
+    def one(self, token_id: int) -> str:
+        """The text of one token as it stands, white space included.
+
+        A piece of a multi-byte character gives U+FFFD; an id without text its number.
+        """
+        return self._one(token_id)
+
+    def _decode_one(self, token_id: int) -> str:
+        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        raw = self._tokenizer.id_to_token(token_id)
+        if raw is not None and raw.startswith(_METASPACE) and not text.startswith(" "):
+            text = " " + text  # SentencePiece decoders drop the space of a first token
+        return text or f"⟨{token_id}⟩"
+
+    def run(self, token_ids: Sequence[int]) -> str:
+        """The text of consecutive tokens; characters split between tokens come out whole."""
+        text = "".join(self.one(token_id) for token_id in token_ids)
+        if _UNFINISHED not in text:
+            return text
+        whole: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return " " + whole if text.startswith(" ") and not whole.startswith(" ") else whole
+
+    def _characters(self, tokens: Iterable[tuple[int, float]]) -> Iterator[tuple[str, float]]:
+        """Text and activation of each token; tokens that share a character come as one.
+
+        Such a group has the largest activation of its tokens.
+        """
+        group: list[tuple[int, float]] = []
+        for token in tokens:
+            group.append(token)
+            text = self.run([token_id for token_id, _ in group])
+            if text.endswith(_UNFINISHED) and len(group) < _MAX_UTF8_BYTES:
+                continue
+            yield text, max(value for _, value in group)
+            group = []
+        if group:
+            yield (
+                self.run([token_id for token_id, _ in group]),
+                max(value for _, value in group),
+            )
+
+    def pieces(
+        self, token_ids: Sequence[int], activations: Sequence[float], scale: float
+    ) -> list[Piece]:
+        """Cut a window into its active tokens and the silent stretches between them.
+
+        Args:
+            token_ids: of the window.
+            activations: of the latent on each of them.
+            scale: the activation that is drawn in full colour.
+        """
+        found: list[Piece] = []
+        tokens = zip(token_ids, activations, strict=True)
+        for active, run in groupby(tokens, key=lambda token: token[1] > 0):
+            pairs = list(run)
+            if active:
+                found += [
+                    Piece(visible(text), value, min(1.0, value / scale))
+                    for text, value in self._characters(pairs)
+                ]
+            else:
+                found.append(Piece(visible(self.run([token for token, _ in pairs])), 0.0, 0.0))
+        return found
+
+
+def visible(text: str) -> str:
+    """Show what has no ink: a line break as ¶, and white space alone as ␣."""
+    if text and not text.strip(" "):
+        return "␣" * len(text)
+    return text.translate(_PICTURES)

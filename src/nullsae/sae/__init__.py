@@ -1,0 +1,1 @@
+"""Sparse autoencoders: architecture, exact sparse gradients, training."""

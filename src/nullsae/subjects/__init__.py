@@ -1,0 +1,1 @@
+"""Subjects: the transformers under study, trained and randomized."""

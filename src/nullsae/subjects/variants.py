@@ -1,0 +1,242 @@
+"""From a source or a trained folder to one variant's folder: weights, recipe, gates, table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nullsae import tables
+from nullsae.config import PretrainedSource
+from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.errors import UserError
+from nullsae.files import read_json, write_json
+from nullsae.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
+from nullsae.subjects import gates
+from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, save_subject
+from nullsae.subjects.randomize import rerandomize
+from nullsae.validation import check_sites
+
+PROBE_CONTEXTS = 4
+LOSS_BATCH_CONTEXTS = 32
+
+
+def train_subject(
+    params: TrainSubjectParams,
+    *,
+    train_tokens: Path,
+    eval_tokens: Path,
+    trained: Path,
+    step0: Path,
+    report: Callable[[int, int, float], None] | None = None,
+) -> None:
+    """Train the small subject and publish it as `trained`, its initial weights as `step0`.
+
+    Args:
+        params: the rule's slice of the config.
+        train_tokens: manifest of the corpus' `sae_train` split.
+        eval_tokens: manifest of the `eval` split.
+        trained: folder of the trained variant.
+        step0: folder of the untrained one.
+        report: called with (step, steps, loss) after each step.
+    """
+    from nullsae.subjects.training import train_model
+
+    torch.set_num_threads(params.compute.threads)
+    device = pick_device(params.compute.device)
+    tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
+    model, initial, log = train_model(
+        params.source,
+        tokens,
+        seed=params.seed,
+        subject=params.subject,
+        device=device,
+        report=report,
+    )
+    model = model.eval().requires_grad_(False)
+    source = {"kind": "train", "training": params.source.model_dump(mode="json"), "log": log}
+    for variant, folder in (("trained", trained), ("step0", step0)):
+        if variant == "step0":
+            model.load_state_dict(initial)
+        recipe = {
+            "subject": params.subject,
+            "variant": variant,
+            "draw": 0,
+            "seed": params.seed,
+            "source": source,
+        }
+        _publish(model, folder, recipe, heldout, device, checks=[])
+
+
+def randomize_model(
+    params: RandomizeModelParams,
+    *,
+    trained: Path | None,
+    eval_tokens: Path,
+    output: Path,
+) -> None:
+    """Make one variant of a subject and check it.
+
+    Args:
+        params: the rule's slice of the config.
+        trained: `recipe.json` of the trained variant; None where `params.source` is read.
+        eval_tokens: manifest of the corpus' `eval` split.
+        output: folder of the variant.
+
+    Raises:
+        UserError: the source cannot be loaded, a site does not exist, or a gate fails.
+    """
+    torch.set_num_threads(params.compute.threads)
+    device = pick_device(params.compute.device)
+    keys, heldout = params.keys, load_tokens(eval_tokens)
+    if trained is None:
+        if params.source is None:
+            raise UserError("--params: source is missing, and --trained is not given")
+        model: Any = fetch(params.source, step0=keys.variant == "step0")
+        source: dict[str, Any] = params.source.model_dump(mode="json")
+    else:
+        original = load_subject(trained, torch.device("cpu"))
+        model, source = original.model, original.recipe["source"]
+    where = f"config: subjects.{keys.subject}"
+    check_sites(params.sites, model.config.num_hidden_layers, where=f"{where}.sites")
+    _check_tokens(model, heldout, where=where)
+
+    recipe: dict[str, Any] = {
+        **keys.model_dump(),
+        "seed": params.seed,
+        "source": source,
+        "embedding_noise_std": params.embedding_noise_std,
+        "norm_parameters": params.norm_parameters,
+    }
+    if isinstance(params.source, PretrainedSource):
+        recipe["trust_remote_code"] = params.source.trust_remote_code
+    checks: list[gates.Gate] = []
+    if keys.variant.startswith("rerandomized"):
+        checks = _rerandomize(model, params)
+    _publish(model, output, recipe, heldout, device, checks=checks)
+
+
+def _rerandomize(model: Any, params: RandomizeModelParams) -> list[gates.Gate]:
+    """Redraw in place, twice from the same original, and compare."""
+    keys: ModelKeys = params.keys
+    before = gates.state(model)
+
+    def draw() -> tuple[dict[str, Tensor], set[str]]:
+        names = rerandomize(
+            model,
+            keys.variant,
+            params.norm_parameters,
+            seed=params.seed,
+            subject=keys.subject,
+            draw=keys.draw,
+        )
+        return gates.state(model), names
+
+    again, _ = draw()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(before[name])
+    after, names = draw()
+    return [
+        gates.inventory(before, after),
+        gates.changed(before, after, names),
+        gates.moments(before, after, names),
+        gates.uncorrelated(before, after, names),
+        gates.repeatable(after, again),
+    ]
+
+
+def _publish(
+    model: Any,
+    folder: Path,
+    recipe: dict[str, Any],
+    heldout: Tokens,
+    device: torch.device,
+    *,
+    checks: list[gates.Gate],
+) -> None:
+    """Save, reload, gate and measure one variant; `gates.json` and `model.parquet` come last."""
+    probe = torch.from_numpy(heldout.input_ids[:PROBE_CONTEXTS])
+    contexts = range(len(probe))
+    save_subject(model, folder, recipe)
+    written = read_json(folder / "recipe.json", rebuild="")
+    before = Subject(model=model.to(device), recipe=written, device=device)
+    saved = before.logits(probe, split="eval", contexts=contexts)
+    subject = load_subject(folder / "recipe.json", device)
+    logits = subject.logits(probe, split="eval", contexts=contexts)
+    sites = [f"resid_post.{layer}" for layer in range(len(subject.blocks))]
+    activations = subject.activations(probe, split="eval", contexts=contexts, sites=sites)
+    checks = [*checks, gates.reloads(saved, logits), gates.finite(activations, logits)]
+    if written.get("embedding_noise_std") is not None:
+        checks += _noise_gates(subject, probe)
+    gates.require(checks, str(folder))
+
+    loss, n_predicted = heldout_loss(subject, heldout)
+    write_json(folder / "gates.json", {"gates": checks, "heldout_loss_nats": loss})
+    row = {
+        "n_parameters": sum(p.numel() for p in subject.model.parameters()),
+        "heldout_loss_nats": loss,
+        "unigram_loss_nats": heldout.manifest["unigram_loss_nats"],
+        "bigram_loss_nats": heldout.manifest["bigram_loss_nats"],
+        "n_heldout_tokens": n_predicted,
+        "n_gates": len(checks),
+        "gates_passed": True,
+    }
+    tables.write_table(folder / "model.parquet", [row], tables.cell_schema("models"))
+
+
+def _noise_gates(subject: Subject, probe: Tensor) -> Sequence[gates.Gate]:
+    """Look at the embeddings that the subject really sees, in two batch orders."""
+    seen: list[Tensor] = []
+    embedding = subject.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda _m, _i, output: seen.append(output.cpu()))
+    order = list(reversed(range(len(probe))))
+    subject.logits(probe, split="eval", contexts=range(len(probe)))
+    subject.logits(probe[order], split="eval", contexts=order)
+    handle.remove()
+    plain = embedding.weight[probe.to(subject.device, torch.int64)].cpu()
+    std = subject.recipe["embedding_noise_std"]
+    return gates.noise(seen[0], seen[1][order], plain, std)
+
+
+def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
+    """Mean next-token loss over a split, in nats, and the number of predicted tokens.
+
+    The first token of a context has no predecessor and is not predicted.
+    """
+    ids = torch.from_numpy(tokens.input_ids)
+    total = 0.0
+    for start in range(0, len(ids), LOSS_BATCH_CONTEXTS):
+        batch = ids[start : start + LOSS_BATCH_CONTEXTS]
+        contexts = range(start, start + len(batch))
+        logits = subject.logits(batch, split="eval", contexts=contexts)[:, :-1].float()
+        target = batch[:, 1:].to(logits.device, torch.int64)
+        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        total += float(losses.double().sum())
+    n = int(np.prod(tokens.input_ids[:, 1:].shape))
+    loss = total / n
+    if not math.isfinite(loss):
+        raise UserError(f"{subject.recipe['variant']}: the held-out loss is {loss}")
+    return loss, n
+
+
+def _check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
+    """The corpus' token ids must fit the model's vocabulary and its longest context."""
+    largest = int(tokens.input_ids.max())
+    if largest >= model.config.vocab_size:
+        raise UserError(
+            f"{where}.corpus: token id {largest} is beyond the subject's vocabulary of "
+            f"{model.config.vocab_size}; use the subject's own tokenizer in corpora.*.tokenizer"
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and tokens.input_ids.shape[1] > longest:
+        raise UserError(
+            f"{where}.corpus: contexts of {tokens.input_ids.shape[1]} tokens, but the subject "
+            f"reads at most {longest}; lower corpora.*.context_tokens"
+        )

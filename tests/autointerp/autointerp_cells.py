@@ -1,0 +1,115 @@
+"""Synthetic cells for the tests of autointerp: windows tables, tokenizers, params."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nullsae.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
+from nullsae.tables import cell_schema, write_table
+from nullsae.validation import parse_section
+
+KEYS = {
+    "subject": "small",
+    "variant": "trained",
+    "draw": 0,
+    "site": "resid_post.1",
+    "sae": "topk",
+    "seed": 0,
+}
+
+
+def explain_params(seed: int = 0, **explainer: Any) -> ExplainLatentsParams:
+    data = {"seed": seed, "keys": KEYS, "explainer": explainer}
+    return parse_section(ExplainLatentsParams, data, where="params")
+
+
+def score_params(seed: int = 0, **scorer: Any) -> ScoreLatentsParams:
+    data = {"seed": seed, "keys": KEYS, "scorer": scorer}
+    return parse_section(ScoreLatentsParams, data, where="params")
+
+
+def cell_parts() -> tuple[str | int, ...]:
+    return CellKeys(**KEYS).parts()
+
+
+def window(
+    latent: int,
+    index: int,
+    token_ids: list[int],
+    activations: list[float],
+    *,
+    pool: str = "score",
+) -> dict[str, Any]:
+    """One row of the table `windows`."""
+    active = max(activations) > 0
+    return {
+        "latent": latent,
+        "window": index,
+        "pool": pool,
+        "active": active,
+        "quantile": 0 if active else None,
+        "document": 0 if pool == "explain" else 1,
+        "start": index * len(token_ids),
+        "token_ids": token_ids,
+        "activations": activations,
+    }
+
+
+def windows_table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=cell_schema("windows"))
+
+
+def write_windows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    write_table(path, rows, cell_schema("windows"))
+    return path
+
+
+def byte_tokenizer(path: Path) -> Path:
+    """A byte-level BPE of 256 bytes and the merges of a few words, as `tokenizer.json`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat of the house of the union"] * 4, trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return path
+
+
+def planted_cell(
+    *,
+    n_latents: int,
+    n_windows: int,
+    window_tokens: int,
+    vocab_size: int,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Latent i fires exactly on token id i.
+
+    Half of the windows of each pool hold the token once or twice, the others not at all; the
+    other tokens are uniform over the rest of the vocabulary.
+    """
+    generator = np.random.default_rng(seed)
+    rows, index = [], 0
+    for latent in range(n_latents):
+        for pool in ("explain", "score"):
+            for i in range(n_windows):
+                ids = generator.integers(0, vocab_size - 1, window_tokens)
+                ids += ids >= latent
+                if i % 2:
+                    ids[generator.choice(window_tokens, 1 + i % 4 // 3, replace=False)] = latent
+                strength = generator.uniform(0.5, 1.5, window_tokens)
+                activations = np.where(ids == latent, strength, 0.0)
+                rows.append(window(latent, index, ids.tolist(), activations.tolist(), pool=pool))
+                index += 1
+    return rows

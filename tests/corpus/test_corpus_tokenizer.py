@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from nullsae.config import PretrainedTokenizer, TrainedTokenizer
+from nullsae.corpus.tokenizer import EOS, Encoder, load_tokenizer, save_tokenizer, train_tokenizer
+from nullsae.errors import UserError
+
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "states",
+    "government",
+    "congress",
+    "public",
+    "year",
+    "war",
+)
+
+
+def speeches(n: int) -> list[str]:
+    rng = random.Random(0)
+    return [" ".join(rng.choices(WORDS, k=60)) + f", number {i}." for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return train_tokenizer(speeches(40), TrainedTokenizer(kind="train", vocab_size=300))
+
+
+def test_the_order_of_documents_changes_the_tokenizer(encoder: Encoder) -> None:
+    other = train_tokenizer(speeches(40)[::-1], TrainedTokenizer(kind="train", vocab_size=300))
+    assert (
+        other.tokenizer.backend_tokenizer.to_str() == encoder.tokenizer.backend_tokenizer.to_str()
+    )
+
+
+def test_eos_or_the_size_of_the_vocabulary_is_not_as_asked(encoder: Encoder) -> None:
+    assert encoder.vocab_size == 300
+    assert encoder.tokenizer.convert_ids_to_tokens(encoder.eos_token_id) == EOS
+    few = train_tokenizer(["abc"], TrainedTokenizer(kind="train", vocab_size=5000))
+    assert few.vocab_size == 256 + 1 + 2  # bytes, EOS, and the merges ab, abc
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_a_text_does_not_survive_encoding_and_decoding(encoder: Encoder, text: str) -> None:
+    (ids,) = encoder.encode([text])
+    assert encoder.eos_token_id not in ids
+    assert encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_a_document_that_spells_out_eos_ends_there(encoder: Encoder) -> None:
+    (ids,) = encoder.encode([f"before {EOS} after"])
+    assert encoder.eos_token_id not in ids
+    assert encoder.tokenizer.decode(ids) == f"before {EOS} after"
+
+
+def test_a_saved_tokenizer_is_another_one_when_loaded(encoder: Encoder, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "stale.json").write_text("{}")
+    save_tokenizer(encoder.tokenizer, folder)
+    assert sorted(f.name for f in folder.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert [f.name for f in tmp_path.iterdir()] == ["tokenizer"]
+    text = speeches(3)[2]
+    (expected,) = encoder.encode([text])
+    again = AutoTokenizer.from_pretrained(folder)
+    assert again(text)["input_ids"] == expected.tolist()
+    loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(folder)))
+    assert loaded.encode([text])[0].tolist() == expected.tolist()
+    assert (loaded.eos_token_id, loaded.vocab_size) == (encoder.eos_token_id, 300)
+
+
+def test_a_tokenizer_that_truncates_or_adds_tokens_cuts_documents(tmp_path: Path) -> None:
+    text = speeches(1)[0]
+    plain = train_tokenizer([text], TrainedTokenizer(kind="train", vocab_size=270))
+    save_tokenizer(plain.tokenizer, tmp_path / "t")
+    file = tmp_path / "t" / "tokenizer.json"
+    edited = json.loads(file.read_text())
+    edited["truncation"] = {
+        "direction": "Right",
+        "max_length": 5,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    file.write_text(json.dumps(edited))
+    loaded = load_tokenizer(PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "t")))
+    assert loaded.encode([text])[0].tolist() == plain.encode([text])[0].tolist()
+
+
+def test_a_tokenizer_that_cannot_serve_is_not_refused_in_one_line(tmp_path: Path) -> None:
+    backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(
+        tmp_path / "no_eos"
+    )
+    (tmp_path / "empty").mkdir()
+    for name, says in [("no_eos", "no EOS token"), ("empty", "could be loaded")]:
+        config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / name))
+        with pytest.raises(UserError) as caught:
+            load_tokenizer(config, where="config: corpora.c.tokenizer")
+        assert says in str(caught.value)
+        assert "corpora.c.tokenizer.path" in str(caught.value)
+        assert "\n" not in str(caught.value)

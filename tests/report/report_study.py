@@ -1,0 +1,352 @@
+"""A finished study on disk with made-up but plausible numbers, for the tests of the report."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nullsae import cells, paths, tables
+from nullsae.config import Config
+from nullsae.params import ReportParams
+from nullsae.report.sections import VERDICTS
+from nullsae.statistics.metrics import METRICS
+from nullsae.validation import parse_config
+
+DEFAULT = Path(__file__).parents[2] / "config.yaml"
+EOS = "<|endoftext|>"
+EVIL = "<script>alert('nullsae')</script>"
+ODD_TEXT = "café naïve 東京 🙂 \x07 " + EVIL
+LEVEL = {
+    "trained": 0.0,
+    "step0": 1.0,
+    "rerandomized": 0.8,
+    "rerandomized_keep_embeddings": 0.6,
+    "noise_embeddings": 1.4,
+}
+CENTRE = {
+    "explained_variance": (0.82, -0.06),
+    "cosine": (0.93, -0.02),
+    "l1": (38.0, 90.0),
+    "token_entropy_bits": (3.9, -1.9),
+    "explain_token_entropy_bits": (3.1, -1.4),
+    "peak_token_share": (0.31, 0.35),
+    "auroc": (0.84, 0.02),
+    "auprc": (0.86, 0.01),
+    "f1": (0.74, -0.03),
+    "balanced_accuracy": (0.75, -0.005),
+}
+
+
+def default_config(**sections: Any) -> Config:
+    """The config of the repository, with some top-level sections replaced."""
+    return parse_config(yaml.safe_load(DEFAULT.read_text(encoding="utf-8")) | sections)
+
+
+def report_params(config: Config) -> ReportParams:
+    return ReportParams(report=config.report, variants=config.variants)
+
+
+def train_tokenizer() -> Tokenizer:
+    """A byte-level BPE too small for its text: most characters beyond ASCII split into bytes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((topics[name] for name in sorted(topics)[:40]), trainer)
+    return tokenizer
+
+
+def write_study(root: Path, config: Config) -> None:
+    """Write every file that `build_report` reads."""
+    tokenizer = train_tokenizer()
+    text = "\n\n".join(topics[name] for name in sorted(topics)[:12])
+    ids = tokenizer.encode(text).ids
+    odd = tokenizer.encode(ODD_TEXT).ids
+    for corpus in config.corpora:
+        path = root / paths.TOKENIZER_FILE.format(corpus=corpus)
+        path.parent.mkdir(parents=True)
+        tokenizer.save(str(path))
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in tables.AGGREGATED}
+    rng = np.random.default_rng(7)
+    for keys in cells.model_cells(config):
+        rows["models"].append(_model(_typed(keys), rng))
+    for keys in cells.sae_cells(config):
+        cell = _typed(keys)
+        rows["reconstruction"].append(_reconstruction(cell, rng))
+        rows["history"] += _history(cell, rng)
+        latents = _latents(cell, rng)
+        rows["latents"] += latents
+        sampled = [row for row in latents if row["sampled"]]
+        rows["coverage"].append(_coverage(cell, latents))
+        windows = [w for row in sampled for w in _windows(row, ids, odd, rng)]
+        path = root / paths.WINDOWS.format(**keys)
+        tables.write_table(path, windows, tables.cell_schema("windows"))
+        for explainer in config.explainers:
+            for row in sampled:
+                rows["explanations"].append(_explanation(cell, explainer, row["latent"]))
+                for scorer in config.scorers:
+                    rows["scores"].append(_score(cell, explainer, scorer, row["latent"], rng))
+    _add_statistics(rows, config, rng)
+    for name in ("models", "reconstruction", "history", "latents", "coverage", "explanations"):
+        _write(root, name, rows[name])
+    for name in ("scores", "summaries", "contrasts", "verdicts"):
+        _write(root, name, rows[name])
+
+
+def _write(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    tables.write_table(root / paths.TABLE.format(table=name), rows, tables.SCHEMAS[name])
+
+
+def _typed(keys: dict[str, str]) -> dict[str, Any]:
+    return {k: int(v) if k in ("draw", "seed") else v for k, v in keys.items()}
+
+
+def _model(cell: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    trained = cell["variant"] == "trained"
+    return cell | {
+        "n_parameters": 1_118_720,
+        "heldout_loss_nats": 4.21 if trained else float(7.7 + rng.random()),
+        "unigram_loss_nats": 6.013,
+        "bigram_loss_nats": 4.587,
+        "n_heldout_tokens": 158_750,
+        "n_gates": 0 if trained else 6,
+        "gates_passed": True,
+    }
+
+
+def _reconstruction(cell: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    level, noise = LEVEL[cell["variant"]], 0.01 * rng.random()
+    clean = 4.2 if level == 0 else 7.8 + level / 3
+    return cell | {
+        "n_tokens": 159_744,
+        "n_latents": 1024,
+        "d_model": 128,
+        "explained_variance": 0.82 - 0.06 * level + noise,
+        "cosine": 0.93 - 0.02 * level,
+        "l0": 16.0,
+        "l1": 38 + 90 * level,
+        "l2_ratio": 0.94,
+        "alive_share": 0.97 - 0.1 * level,
+        "mean_norm": 12.3,
+        "token_lookup_r2": min(0.95, 0.45 + 0.4 * level) + noise,
+        "fidelity_tokens": 16_256,
+        "ce_clean": clean,
+        "ce_sae": clean + 0.25,
+        "ce_zero": clean + (2.9 if level == 0 else 0.02),
+        "ce_mean": clean + (2.1 if level == 0 else 0.015),
+        "kl_sae": 0.24,
+        "kl_zero": 2.8,
+        "ce_score": 0.91 if level == 0 else None,
+    }
+
+
+def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+    final = 0.82 - 0.06 * LEVEL[cell["variant"]]
+    rows = []
+    for step in range(50, 500, 50):
+        value = final * (1 - math.exp(-step / 90)) + 0.004 * float(rng.standard_normal())
+        rows.append(
+            cell
+            | {
+                "step": step,
+                "tokens": step * 1024,
+                "lr": 2e-3,
+                "fvu_loss": 1 - value,
+                "auxk_loss": 0.9,
+                "heldout_explained_variance": value,
+                "heldout_cosine": 0.9,
+                "heldout_alive_share": 0.95,
+                "dead_share": 0.01,
+            }
+        )
+    return rows
+
+
+def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+    rows = []
+    for latent in range(40):
+        sampled = latent % 4 == 0
+        entropy = float(abs(3.9 - 1.9 * LEVEL[cell["variant"]] + rng.standard_normal()))
+        rows.append(
+            cell
+            | {
+                "latent": latent,
+                "n_tokens": 159_744,
+                "firings": 900 if sampled else 20,
+                "firing_share": 900 / 159_744,
+                "mean_activation": 2.0,
+                "max_activation": float(8 + 4 * rng.random()),
+                "n_documents": 12,
+                "n_token_types": 30,
+                "token_entropy_bits": entropy,
+                "token_entropy_corrected_bits": entropy + 0.02,
+                "peak_token_share": float(rng.random()),
+                "peak_token": int(rng.integers(300, 1400)),
+                "encoder_decoder_cosine": 0.7,
+                "explain_pool_active_windows": 60,
+                "score_pool_active_windows": 140,
+                "passes_filter": sampled,
+                "sampled": sampled,
+                "explain_token_entropy_bits": entropy,
+            }
+        )
+    return rows
+
+
+def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, Any]:
+    n_pass = sum(row["passes_filter"] for row in latents)
+    return cell | {
+        "n_tokens": 159_744,
+        "n_latents": len(latents),
+        "n_alive": len(latents) - 3,
+        "n_pass": n_pass,
+        "pass_share": n_pass / len(latents),
+        "n_sampled": n_pass,
+        "n_windows": 4992,
+        "n_windows_across_documents": 110,
+    }
+
+
+def _windows(
+    latent: dict[str, Any], ids: list[int], odd: list[int], rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Seven windows; the strongest is `ODD_TEXT`, active on all of its tokens."""
+    rows = []
+    for window in range(7):
+        start = int(rng.integers(0, len(ids) - 32))
+        tokens = ids[start : start + 32]
+        active = window < 6
+        values = np.where(rng.random(32) < 0.15, rng.random(32), 0.0) * latent["max_activation"]
+        values = (0.9 * values) if active else np.zeros(32)
+        if active and not values.any():
+            values[5] = 1.0
+        if window == 3:
+            tokens = odd
+            values = np.linspace(0.2, 1.0, len(odd)) * latent["max_activation"]
+        rows.append(
+            {
+                "latent": latent["latent"],
+                "window": 100 + window,
+                "pool": ("explain", "score")[window % 2],
+                "active": active,
+                "quantile": 0 if active else None,
+                "document": 3,
+                "start": start,
+                "token_ids": tokens,
+                "activations": values.tolist(),
+            }
+        )
+    return rows
+
+
+def _explanation(cell: dict[str, Any], explainer: str, latent: int) -> dict[str, Any]:
+    return cell | {
+        "explainer": explainer,
+        "latent": latent,
+        "explanation": f'the tokens " of" (0.93), " the" (0.41) {EVIL}',
+        "source_latent": latent if explainer == "lexical" else latent + 4,
+        "base_probability": 0.01,
+        "token_ids": [300, 301],
+        "token_probabilities": [0.93, 0.41],
+    }
+
+
+def _score(
+    cell: dict[str, Any], explainer: str, scorer: str, latent: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    return cell | {
+        "explainer": explainer,
+        "scorer": scorer,
+        "latent": latent,
+        "n_active": 100,
+        "n_silent": 100,
+        "n_failed": 0,
+        "auroc": float(np.clip(0.85 + 0.1 * rng.standard_normal(), 0, 1)),
+        "auprc": 0.86,
+        "f1": 0.74,
+        "balanced_accuracy": 0.75,
+    }
+
+
+def _add_statistics(
+    rows: dict[str, list[dict[str, Any]]], config: Config, rng: np.random.Generator
+) -> None:
+    for subject, section in config.subjects.items():
+        for metric in METRICS:
+            scored = metric.table == "scores"
+            pairs = [(e, s) for e in config.explainers for s in config.scorers]
+            for site in section.sites:
+                for sae in config.saes:
+                    for explainer, scorer in pairs if scored else [(None, None)]:
+                        keys = {"subject": subject, "site": site, "sae": sae, "metric": metric.name}
+                        keys |= {"explainer": explainer, "scorer": scorer}
+                        _add_metric(rows, config, keys, metric.unit, rng)
+
+
+def _add_metric(
+    rows: dict[str, list[dict[str, Any]]],
+    config: Config,
+    keys: dict[str, Any],
+    unit: str,
+    rng: np.random.Generator,
+) -> None:
+    centre, slope = CENTRE[keys["metric"]]
+    if keys["explainer"] == "swapped":
+        centre = 0.5
+    width = 0.02 * centre
+    values = {
+        variant: centre + slope * LEVEL[variant] + width * float(rng.standard_normal())
+        for variant in config.variants
+    }
+    trained = values["trained"]
+    for variant, value in values.items():
+        summary = {"unit": unit, "n_draws": config.draws, "n_seeds": 1, "n_units": 50}
+        interval = {"value": value, "low": value - width, "high": value + width}
+        rows["summaries"].append(keys | {"variant": variant} | summary | interval)
+        if variant == "trained":
+            continue
+        gap = value - trained
+        shared = {
+            "difference": gap,
+            "difference_low": gap - 1.4 * width,
+            "difference_high": gap + 1.4 * width,
+            "p_holm": float(min(1.0, 4 * math.exp(-abs(gap) / width * 2))),
+        }
+        verdict = VERDICTS[int(rng.integers(0, 4))]
+        rows["verdicts"].append(
+            keys
+            | {"variant": variant, "verdict": verdict, "reason": f"variant minus trained {gap:.4g}"}
+            | shared
+        )
+        rows["contrasts"].append(
+            keys
+            | shared
+            | {
+                "variant": variant,
+                "unit": unit,
+                "n_draws": config.draws,
+                "n_seeds": 1,
+                "n_units_trained": 50,
+                "n_units_variant": 48,
+                "trained": trained,
+                "value": value,
+                "value_low": value - width,
+                "value_high": value + width,
+                "trained_low": trained - width,
+                "trained_high": trained + width,
+                "probability_of_superiority": 0.61,
+                "p_value": shared["p_holm"] / 4,
+                "equivalence_margin": 0.05,
+                "p_equivalence": 0.2,
+                "reason": None,
+            }
+        )

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nullsae.config import TrainSource
+from nullsae.corpus.store import Tokens
+from nullsae.errors import UserError
+from nullsae.subjects.training import (
+    LOG_ROWS,
+    Muon,
+    learning_rate_scale,
+    orthogonalize,
+    train_model,
+)
+
+VOCAB, CONTEXT = 50, 16
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads wait for each other on a busy machine, which costs such small models minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tokens(n_contexts: int = 64) -> Tokens:
+    """A noisy chain: the next token is the last plus one, three times in four."""
+    rng = np.random.default_rng(0)
+    steps = np.where(rng.random(n_contexts * CONTEXT) < 0.75, 1, rng.integers(1, VOCAB))
+    ids = (np.cumsum(steps) % VOCAB).astype(np.int32).reshape(n_contexts, CONTEXT)
+    manifest = {"vocab_size": VOCAB, "eos_token_id": 0}
+    return Tokens(ids, np.zeros_like(ids), manifest)
+
+
+def tiny(**keys: Any) -> TrainSource:
+    plain = {"n_layers": 2, "d_model": 32, "n_heads": 4, "steps": 20, "batch_contexts": 8}
+    return TrainSource(kind="train", **{**plain, **keys})
+
+
+def train(**keys: Any) -> tuple[Any, dict[str, Tensor], list[dict[str, float]]]:
+    arguments: dict[str, Any] = {"seed": 0, "subject": "small", "device": CPU, **keys}
+    source = arguments.pop("source", tiny())
+    return train_model(source, tokens(), **arguments)
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_trainings_with_one_key_differ_in_a_bit() -> None:
+    first, first_initial, first_log = train()
+    torch.manual_seed(123)  # a global generator that is somewhere else
+    before = torch.get_rng_state()
+    second, second_initial, second_log = train()
+    assert torch.equal(torch.get_rng_state(), before), "the global generator was moved"
+    assert same(first.state_dict(), second.state_dict())
+    assert same(first_initial, second_initial)
+    assert first_log == second_log
+
+
+@pytest.mark.parametrize("keys", [{"seed": 1}, {"subject": "other"}])
+def test_another_key_gives_the_same_initialization(keys: dict[str, Any]) -> None:
+    _, first, _ = train(source=tiny(steps=1))
+    _, second, _ = train(source=tiny(steps=1), **keys)
+    name = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
+    assert abs(float(torch.corrcoef(torch.stack([first[name], second[name]]).flatten(1))[0, 1])) < (
+        5 / math.sqrt(first[name].numel())
+    )
+
+
+def test_the_loss_does_not_fall_from_that_of_a_uniform_guess() -> None:
+    _, _, log = train(source=tiny(steps=60))
+    assert abs(log[0]["loss_nats"] - math.log(VOCAB)) < 0.3
+    assert log[-1]["loss_nats"] < math.log(VOCAB) - 1
+
+
+def test_the_log_or_the_progress_misses_steps() -> None:
+    seen: list[tuple[int, int, float]] = []
+    _, _, log = train(
+        source=tiny(steps=45), report=lambda step, steps, loss: seen.append((step, steps, loss))
+    )
+    assert [(step, steps) for step, steps, _ in seen] == [(i, 45) for i in range(1, 46)]
+    assert len(log) <= LOG_ROWS
+    assert log[-1]["step"] == 45
+    assert log[-1]["tokens"] == 45 * 8 * CONTEXT
+    begin = 0
+    for row in log:  # the rows' means cover every step once
+        part = [loss for _, _, loss in seen[begin : int(row["step"])]]
+        assert row["loss_nats"] == pytest.approx(sum(part) / len(part), rel=1e-12)
+        begin = int(row["step"])
+
+
+def test_the_initial_weights_are_not_those_that_training_started_from() -> None:
+    model, initial, log = train(source=tiny(steps=1, muon_lr=1e-12, adamw_lr=1e-12))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, initial[name], rtol=0, atol=1e-9)
+    trained, again, _ = train()
+    assert same(initial, again), "training wrote into the initial weights"
+    for name, value in trained.state_dict().items():
+        if name.endswith((".weight", ".bias")):
+            assert not torch.equal(value, again[name]), f"{name} was not trained"
+    assert len(log) == 1
+
+
+def test_the_architecture_is_not_the_one_asked_for() -> None:
+    model, initial, _ = train(source=tiny(steps=1, n_layers=3, rotary_share=0.25))
+    config = model.config
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (VOCAB, 32, 3)
+    assert (config.intermediate_size, config.max_position_embeddings) == (128, CONTEXT)
+    assert config.use_parallel_residual
+    assert not config.tie_word_embeddings
+    assert model.gpt_neox.embed_in.weight is not model.lm_head.weight
+    assert (config.hidden_dropout, config.attention_dropout) == (0.0, 0.0)
+    assert len(model.gpt_neox.rotary_emb.inv_freq) * 2 == 2  # a quarter of heads of 8
+    assert not model.training
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    # untied embeddings, two LayerNorms a block and a last one, four matrices with biases a block
+    block = 2 * 64 + (32 * 96 + 96) + (32 * 32 + 32) + (32 * 128 + 128) + (128 * 32 + 32)
+    assert sum(value.numel() for value in initial.values()) == 2 * VOCAB * 32 + 3 * block + 64
+
+
+def test_a_model_that_reads_the_future_is_trained() -> None:
+    model, _, _ = train(source=tiny(steps=1))
+    ids = torch.from_numpy(tokens().input_ids[:2].astype(np.int64))
+    changed = ids.clone()
+    changed[:, -1] = (changed[:, -1] + 7) % VOCAB
+    with torch.no_grad():
+        first, second = model(input_ids=ids).logits, model(input_ids=changed).logits
+    torch.testing.assert_close(first[:, :-1], second[:, :-1])
+
+
+def test_the_learning_rate_does_not_rise_stay_and_fall_linearly() -> None:
+    source = tiny(steps=100, warmup_share=0.1, decay_share=0.5)
+    scale = [learning_rate_scale(step, source) for step in range(100)]
+    expected = [(i + 1) / 10 for i in range(10)] + [1.0] * 40 + [(50 - i) / 50 for i in range(50)]
+    assert scale == pytest.approx(expected, rel=1e-12)
+    flat = tiny(steps=7, warmup_share=0.0, decay_share=0.0)
+    assert [learning_rate_scale(step, flat) for step in range(7)] == [1.0] * 7
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
+def test_orthogonalizing_turns_singular_vectors_or_leaves_singular_values(
+    shape: tuple[int, int],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rank = min(shape)
+    left, _ = torch.linalg.qr(torch.randn(shape[0], rank, generator=generator))
+    right, _ = torch.linalg.qr(torch.randn(shape[1], rank, generator=generator))
+    values = torch.linspace(1.0, 20.0, rank)
+    inner = left.T @ orthogonalize(left * values @ right.T) @ right
+    assert inner.diagonal().min() > 0.6
+    assert inner.diagonal().max() < 1.3
+    assert (inner - inner.diagonal().diag()).abs().max() < 1e-3
+
+
+def test_muon_steps_elsewhere_than_the_one_of_torch() -> None:
+    # torch's own runs the same iteration in bfloat16, which is good to about 1 %.
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(24, 40, generator=generator)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    mine = Muon([ours], lr=0.1, weight_decay=0.5)
+    reference = torch.optim.Muon(
+        [theirs], lr=0.1, weight_decay=0.5, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(5):
+        ours.grad = torch.randn(24, 40, generator=generator)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        reference.step()
+    moved, expected = (ours - start).flatten(), (theirs - start).flatten()
+    assert torch.linalg.norm(moved - expected) < 0.03 * torch.linalg.norm(expected)
+
+
+def test_a_diverging_training_goes_on() -> None:
+    with pytest.raises(UserError, match=r"subjects\.small\.source: the loss is .* lower muon_lr"):
+        train(source=tiny(muon_lr=1e30, adamw_lr=1e30))
+
+
+def test_an_odd_rotary_width_is_not_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"subjects\.small\.source\.rotary_share: 0\.4 of a head"):
+        train(source=tiny(rotary_share=0.4))

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from nullsae import paths, tables
+from nullsae.aggregation import aggregate, read_costs
+from nullsae.cells import cell_files
+from nullsae.config import Config
+from nullsae.errors import UserError
+from nullsae.params import AggregateParams
+from nullsae.statistics.metrics import METRICS
+from nullsae.validation import parse_config
+
+CONFIG = Path(__file__).parent.parent / "config.yaml"
+FILLERS = {pa.int64(): 1, pa.float64(): 0.5, pa.string(): "text", pa.bool_(): True}
+
+# Per draw of each variant: squared error of three documents. The deviations are 10, 20, 30.
+SQUARED_ERRORS = {
+    "trained": [[1.0, 2.0, 6.0]],
+    "rerandomized": [[5.0, 8.0, 17.0], [4.0, 9.0, 11.0]],
+}
+AUROCS = {
+    "trained": [[0.9, 0.8, None, 0.7]],
+    "rerandomized": [[0.6, 0.5, 0.7, 0.4], [0.8, None, None, 0.6]],
+}
+
+
+def study(*, variants: list[str] = ["trained", "rerandomized"], **changes: Any) -> Config:  # noqa: B006
+    data = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    data["subjects"]["small"]["sites"] = ["resid_post.1"]
+    data["explainers"] = {"lexical": {"kind": "lexical"}}
+    data["scorers"] = {"detection": {"kind": "detection"}}
+    data["statistics"] = {"n_resamples": 400, "confidence": 0.9}
+    return parse_config(data | {"variants": variants, "draws": 2} | changes)
+
+
+def params(config: Config) -> AggregateParams:
+    return AggregateParams(seed=config.seed, statistics=config.statistics)
+
+
+def filled(table: str, **values: Any) -> dict[str, Any]:
+    schema = tables.cell_schema(table)
+    row = {
+        field.name: [] if pa.types.is_list(field.type) else FILLERS[field.type] for field in schema
+    }
+    return row | values
+
+
+def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
+    variant, draw = keys["variant"], int(keys["draw"])
+    if table == "documents":
+        return [
+            filled(
+                table,
+                document=7 - i,
+                n_tokens=4,
+                squared_error=error,
+                squared_deviation=10.0 * (i + 1),
+                l0=float(i),
+            )
+            for i, error in enumerate(SQUARED_ERRORS[variant][draw])
+        ]
+    if table == "latents":
+        # Latent 3 is not sampled: its numbers must not count.
+        return [
+            filled(
+                table,
+                latent=i,
+                sampled=i != 3,
+                peak_token_share=0.1 * (i + 1) + (variant == "rerandomized") * 0.3 * (i + draw),
+                explain_token_entropy_bits=None,
+                token_entropy_corrected_bits=float("nan") if draw else 2.0 + i,
+            )
+            for i in range(4)
+        ]
+    if table == "scores":
+        found = AUROCS[variant][draw]
+        return [filled(table, latent=i, auroc=value) for i, value in enumerate(found)]
+    return [filled(table)]
+
+
+def write_tree(config: Config, root: Path, *, shuffled: bool = False) -> None:
+    for table, files in cell_files(config).items():
+        for file in files:
+            rows = rows_of(table, paths.partition_keys(file))
+            if shuffled:
+                random.Random(file).shuffle(rows)
+            tables.write_table(root / file, rows, tables.cell_schema(table))
+
+
+def read(root: Path, table: str) -> list[dict[str, Any]]:
+    path = root / paths.TABLE.format(table=table)
+    return tables.read_table(path, tables.SCHEMAS[table]).to_pylist()
+
+
+def only(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    found = [row for row in rows if wanted.items() <= row.items()]
+    assert len(found) == 1, f"{len(found)} rows match {wanted}"
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # A folder with = in its name is no partition key.
+    root = tmp_path_factory.mktemp("study") / "subject=elsewhere"
+    write_tree(study(), root)
+    aggregate(study(), params(study()), root)
+    return root
+
+
+def test_every_table_is_written_with_its_schema(root: Path) -> None:
+    for table in tables.AGGREGATED:
+        schema = pq.read_schema(root / paths.TABLE.format(table=table))
+        assert schema.equals(tables.SCHEMAS[table], check_metadata=False)
+        units = {f.name: f.metadata for f in tables.SCHEMAS[table] if f.metadata}
+        assert {f.name: f.metadata for f in schema if f.name in units} == units
+    assert not (root / paths.TABLE.format(table="windows")).exists()
+
+
+def test_keys_come_from_the_path_and_cells_in_config_order(root: Path) -> None:
+    rows = read(root, "documents")
+    found = [(row["subject"], row["variant"], row["draw"], row["document"]) for row in rows]
+    expected = [("trained", 0), ("rerandomized", 0), ("rerandomized", 1)]
+    assert found == [("small", *cell, document) for cell in expected for document in (7, 6, 5)]
+    score = read(root, "scores")[0]
+    keys = ("site", "sae", "seed", "explainer", "scorer")
+    assert [score[key] for key in keys] == ["resid_post.1", "topk", 0, "lexical", "detection"]
+
+
+def test_values_are_the_hand_computed_ones(root: Path) -> None:
+    summaries, contrasts = read(root, "summaries"), read(root, "contrasts")
+    # 1 - 9/60; mean over draws of 30/60 and 24/60, taken from 1.
+    of_variance = only(contrasts, metric="explained_variance")
+    assert of_variance["trained"] == pytest.approx(0.85, abs=1e-12)
+    assert of_variance["value"] == pytest.approx(0.55, abs=1e-12)
+    assert of_variance["difference"] == pytest.approx(-0.30, abs=1e-12)
+    # Trained documents explain 0.9, 0.9, 0.8; the others 0.5, 0.6, 13/30 and 0.6, 0.55, 19/30.
+    assert of_variance["probability_of_superiority"] == 1.0
+    assert (of_variance["n_draws"], of_variance["n_seeds"]) == (2, 1)
+    assert (of_variance["n_units_trained"], of_variance["n_units_variant"]) == (3, 3)
+    assert (of_variance["explainer"], of_variance["scorer"]) == (None, None)
+    assert of_variance["unit"] == "document"
+
+    of_auroc = only(contrasts, metric="auroc")
+    # Means 0.8; (0.55 + 0.7) / 2: nulls are left out, each draw weighs the same.
+    assert of_auroc["trained"] == pytest.approx(0.8, abs=1e-12)
+    assert of_auroc["value"] == pytest.approx(0.625, abs=1e-12)
+    # Of 3 x 6 pairs 15 are won outright; 0.8 = 0.8 and 0.7 = 0.7 tie; 0.7 < 0.8 is lost.
+    assert of_auroc["probability_of_superiority"] == pytest.approx(16 / 18, abs=1e-12)
+    assert (of_auroc["n_units_trained"], of_auroc["n_units_variant"]) == (3, 6)
+    assert (of_auroc["explainer"], of_auroc["scorer"]) == ("lexical", "detection")
+
+    peak = only(summaries, metric="peak_token_share", variant="rerandomized")
+    # Sampled latents: 0.1, 0.5, 0.9 in draw 0; 0.4, 0.8, 1.2 in draw 1.
+    assert peak["value"] == pytest.approx((0.5 + 0.8) / 2, abs=1e-12)
+    assert (peak["n_draws"], peak["n_seeds"], peak["n_units"]) == (2, 1, 6)
+    trained = only(summaries, metric="peak_token_share", variant="trained")
+    assert trained["value"] == pytest.approx(0.2, abs=1e-12)
+    assert trained["low"] < 0.2 < trained["high"]
+
+
+def test_interval_of_the_trained_arm_is_one_and_the_same(root: Path) -> None:
+    summary = only(read(root, "summaries"), metric="auroc", variant="trained")
+    contrast = only(read(root, "contrasts"), metric="auroc")
+    assert (contrast["trained_low"], contrast["trained_high"]) == (summary["low"], summary["high"])
+
+
+def test_documents_are_paired_between_variants(root: Path) -> None:
+    # With 3 documents a resample is one of 27 outcomes, and with 2 draws one of 4 choices.
+    outcomes = []
+    error = {v: np.array(e) for v, e in SQUARED_ERRORS.items()}
+    for i in np.ndindex(3, 3, 3):
+        below = 10.0 * (np.array(i) + 1).sum()
+        trained = 1 - error["trained"][0, list(i)].sum() / below
+        draws = 1 - error["rerandomized"][:, list(i)].sum(axis=1) / below
+        outcomes += [draws[list(j)].mean() - trained for j in np.ndindex(2, 2)]
+    found = only(read(root, "contrasts"), metric="explained_variance")
+    assert found["difference_low"] >= min(outcomes) - 1e-12
+    assert found["difference_high"] <= max(outcomes) + 1e-12
+    exact = np.quantile(outcomes, [0.05, 0.95])
+    assert found["difference_low"] == pytest.approx(exact[0], abs=0.02)
+    assert found["difference_high"] == pytest.approx(exact[1], abs=0.02)
+
+
+def test_one_row_per_comparison_in_display_order(root: Path) -> None:
+    names = [metric.name for metric in METRICS]
+    assert [row["metric"] for row in read(root, "contrasts")] == names
+    assert [row["metric"] for row in read(root, "verdicts")] == names
+    pairs = [(row["metric"], row["variant"]) for row in read(root, "summaries")]
+    assert pairs == [(name, variant) for name in names for variant in SQUARED_ERRORS]
+
+
+def test_metrics_without_numbers_are_null_and_inconclusive(root: Path) -> None:
+    contrasts, verdicts = read(root, "contrasts"), read(root, "verdicts")
+    nulls = only(contrasts, metric="explain_token_entropy_bits")
+    assert nulls["trained"] is nulls["difference"] is nulls["p_holm"] is None
+    assert "explain_token_entropy_bits is null for all 3 latents" in nulls["reason"]
+    nans = only(contrasts, metric="token_entropy_bits")
+    assert nans["trained"] == pytest.approx(3.0)
+    assert nans["value"] is None
+    assert "NaN or infinite token_entropy_corrected_bits in draw 1, seed 0" in nans["reason"]
+    for name in ("explain_token_entropy_bits", "token_entropy_bits", "f1"):
+        assert only(verdicts, metric=name)["verdict"] == "inconclusive"
+    for row in contrasts:
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert np.isfinite(numbers).all()
+        assert (row["p_holm"] is None) <= (row["reason"] is not None)
+
+
+def test_verdicts_follow_from_the_contrasts(root: Path) -> None:
+    found = only(read(root, "verdicts"), metric="explained_variance")
+    assert found["verdict"] == "separates"
+    contrast = only(read(root, "contrasts"), metric="explained_variance")
+    assert contrast["p_holm"] == pytest.approx(2 / 401)
+    assert found["difference_low"] == contrast["difference_low"]
+
+
+def test_holm_counts_all_contrasts_of_a_metric_of_a_subject(tmp_path: Path) -> None:
+    scorers = {"detection": {"kind": "detection"}, "fuzzing": {"kind": "fuzzing"}}
+    config = study(scorers=scorers, explainers={"a": {"kind": "lexical"}, "b": {"kind": "lexical"}})
+    write_tree(config, tmp_path)
+    aggregate(config, params(config), tmp_path)
+    rows = [row for row in read(tmp_path, "contrasts") if row["metric"] == "auroc"]
+    groups = [(row["explainer"], row["scorer"]) for row in rows]
+    assert groups == [(e, s) for e in ("a", "b") for s in scorers]
+    p = sorted(row["p_value"] for row in rows)
+    assert sorted(row["p_holm"] for row in rows)[0] == pytest.approx(min(1, 4 * p[0]))
+
+
+def test_the_same_inputs_give_the_same_bytes_and_row_order_does_not_matter(
+    root: Path, tmp_path: Path
+) -> None:
+    config = study()
+    write_tree(config, tmp_path, shuffled=True)
+    aggregate(config, params(config), tmp_path)
+    computed = ("summaries", "contrasts", "verdicts")
+    for table in computed:
+        name = paths.TABLE.format(table=table)
+        assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
+    before = {p.name: p.read_bytes() for p in (root / "results/tables").iterdir()}
+    aggregate(config, params(config), root)
+    assert {p.name: p.read_bytes() for p in (root / "results/tables").iterdir()} == before
+
+
+def test_another_variant_leaves_the_numbers_of_the_first_alone(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SQUARED_ERRORS, "step0", [[9.0, 9.0, 9.0]])
+    monkeypatch.setitem(AUROCS, "step0", [[0.5, 0.6]])
+    config = study(variants=["step0", "rerandomized", "trained"])
+    write_tree(config, tmp_path)
+    aggregate(config, params(config), tmp_path)
+    for metric in ("explained_variance", "auroc"):
+        old = only(read(root, "contrasts"), metric=metric)
+        new = only(read(tmp_path, "contrasts"), metric=metric, variant="rerandomized")
+        assert {k: v for k, v in new.items() if k != "p_holm"} == {
+            k: v for k, v in old.items() if k != "p_holm"
+        }
+
+
+def test_a_study_of_the_trained_subject_alone_has_no_contrasts(tmp_path: Path) -> None:
+    config = study(variants=["trained"])
+    write_tree(config, tmp_path)
+    aggregate(config, params(config), tmp_path)
+    assert read(tmp_path, "contrasts") == read(tmp_path, "verdicts") == []
+    assert len(read(tmp_path, "summaries")) == len(METRICS)
+
+
+def test_a_study_without_surviving_latents_is_reported_not_refused(tmp_path: Path) -> None:
+    config = study()
+    write_tree(config, tmp_path)
+    for file in cell_files(config)["scores"]:
+        tables.write_table(tmp_path / file, [], tables.cell_schema("scores"))
+    aggregate(config, params(config), tmp_path)
+    assert read(tmp_path, "scores") == []
+    found = only(read(tmp_path, "verdicts"), metric="auroc")
+    assert found["verdict"] == "inconclusive"
+    assert "no latents" in found["reason"]
+
+
+def test_a_missing_cell_is_named(tmp_path: Path) -> None:
+    config = study()
+    write_tree(config, tmp_path)
+    missing = tmp_path / cell_files(config)["scores"][-1]
+    missing.unlink()
+    with pytest.raises(UserError, match="the file is missing") as caught:
+        aggregate(config, params(config), tmp_path)
+    assert str(missing) in str(caught.value)
+
+
+def test_documents_of_another_split_are_refused(tmp_path: Path) -> None:
+    config = study()
+    write_tree(config, tmp_path)
+    file = cell_files(config)["documents"][-1]
+    rows = rows_of("documents", paths.partition_keys(file))
+    rows[0]["document"] = 12
+    tables.write_table(tmp_path / file, rows, tables.cell_schema("documents"))
+    with pytest.raises(UserError, match="3 documents that are not the 3 of") as caught:
+        aggregate(config, params(config), tmp_path)
+    assert str(caught.value).startswith(file)
+
+
+SNAKEMAKE_HEADER = (
+    "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+)
+
+
+def test_costs_are_read_from_snakemakes_own_files(tmp_path: Path) -> None:
+    folder = tmp_path / "results/benchmarks"
+    no_data = "\t-" * 6
+    files = {
+        "train_sae/subject=small/draw=0.tsv": f"93784.25\t1 day, 2:03:04\t512.50{no_data}\t7",
+        "train_sae/subject=small/site=resid_post.1.tsv": "0.31\t0:00:00" + "\tNA" * 8,
+        "aggregate/all.tsv": "2.00\t0:00:02\t-\t-\t-\t-\t-\t-\t0.00\t0",
+    }
+    for name, line in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(SNAKEMAKE_HEADER + line + "\n")
+    names = ("rule", "keys", "wall_seconds", "cpu_seconds", "max_rss_mib")
+    assert [tuple(row[name] for name in names) for row in read_costs(tmp_path)] == [
+        ("aggregate", "all", 2.0, 0.0, None),
+        ("train_sae", "subject=small/draw=0", 93784.25, 7.0, 512.5),
+        ("train_sae", "subject=small/site=resid_post.1", 0.31, None, None),
+    ]
+    tables.write_table(tmp_path / paths.COSTS, read_costs(tmp_path), tables.COSTS)
+    assert tables.read_table(tmp_path / paths.COSTS, tables.COSTS).num_rows == 3
+
+
+def test_costs_of_a_study_run_by_hand_are_an_empty_table(root: Path) -> None:
+    assert tables.read_table(root / paths.COSTS, tables.COSTS).num_rows == 0
+
+
+@pytest.mark.parametrize("text", ["", "seconds\n3\n", "s\tmax_rss\tcpu_time\nabc\t1\t1\n"])
+def test_a_foreign_benchmark_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results/benchmarks/report/all.tsv"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(UserError, match="not a benchmark file") as caught:
+        read_costs(tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,30 @@
+rule cache_activations:
+    input:
+        model=paths.RECIPE,
+        tokens=corpus_file(paths.CORPUS_MANIFEST),
+    output:
+        paths.ACTIVATIONS_MANIFEST,
+    log:
+        paths.LOG.format(
+            rule="cache_activations", keys=paths.MODEL_KEYS + "/split={split}"
+        ),
+    benchmark:
+        paths.BENCHMARK.format(
+            rule="cache_activations", keys=paths.MODEL_KEYS + "/split={split}"
+        )
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=1,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(240),
+    params:
+        config=job_params("cache_activations"),
+        code=stages.code_hash("cache_activations"),
+        folder=paths.ACTIVATIONS,
+    message:
+        "Subject {wildcards.subject}, {wildcards.variant}: capture {wildcards.split}"
+    shell:
+        "nullsae cache_activations --params {params.config:q} --split {wildcards.split}"
+        " --model {input.model} --tokens {input.tokens} --output {params.folder} > {log} 2>&1"

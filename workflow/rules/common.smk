@@ -1,0 +1,99 @@
+"""The checked config, and what all rules share. No rules here."""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from nullsae import paths, stages, tables
+from nullsae.cells import cell_files, trained_here
+from nullsae.config import SwappedExplainer
+from nullsae.errors import UserError
+from nullsae.files import write_text
+from nullsae.params import rule_params
+from nullsae.report.names import figure_names
+from nullsae.validation import check_subjects, parse_config
+
+try:
+    STUDY = parse_config(config)
+    check_subjects(STUDY)
+except UserError as error:
+    # A traceback through Snakemake would bury the one line that matters.
+    sys.exit(str(error))
+
+RUN_CONFIG_TEXT = yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False)
+if not (
+    Path(paths.RUN_CONFIG).is_file()
+    and Path(paths.RUN_CONFIG).read_text() == RUN_CONFIG_TEXT
+):
+    write_text(paths.RUN_CONFIG, RUN_CONFIG_TEXT)
+
+CELL_FILES = cell_files(STUDY)
+TABLE_FILES = [paths.TABLE.format(table=table) for table in tables.AGGREGATED]
+FIGURE_FILES = [
+    paths.FIGURE.format(figure=figure, format=form)
+    for figure in figure_names(STUDY)
+    for form in STUDY.report.figure_formats
+]
+REPORT_FILES = [paths.REPORT, *FIGURE_FILES]
+# A pattern that matches no name.
+NOTHING = "$."
+
+
+wildcard_constraints:
+    corpus="[^/]+",
+    subject="[^/]+",
+    variant="[^/]+",
+    draw=r"\d+",
+    split="sae_train|eval",
+    site="[^/]+",
+    sae="[^/]+",
+    seed=r"\d+",
+    explainer="[^/]+",
+    scorer="[^/]+",
+
+
+def job_params(rule):
+    """A function of wildcards: the job's slice of the config, as sorted JSON."""
+    return lambda wildcards: rule_params(STUDY, rule, dict(wildcards))
+
+
+def megabytes(first, cap=256_000):
+    """Memory that doubles with each attempt, up to a cap."""
+    return lambda wildcards, attempt: min(first * 2 ** (attempt - 1), cap)
+
+
+def minutes(first, cap=7 * 24 * 60):
+    """Run time that doubles with each attempt, up to a cap."""
+    return lambda wildcards, attempt: min(first * 2 ** (attempt - 1), cap)
+
+
+def corpus_file(pattern, **keys):
+    """A file of the corpus that the job's subject reads."""
+
+    def path(wildcards):
+        corpus = STUDY.subjects[wildcards.subject].corpus
+        return pattern.format(corpus=corpus, **{**dict(wildcards), **keys})
+
+    return path
+
+
+def trained_recipe(wildcards):
+    """The trained variant that a randomization starts from; none if it is read from its source."""
+    own = wildcards.subject in trained_here(STUDY)
+    if not own and wildcards.variant in ("trained", "step0"):
+        return []
+    return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
+
+
+def base_explanations(wildcards):
+    """The explanations that a `swapped` explainer exchanges; none for others."""
+    explainer = STUDY.explainers[wildcards.explainer]
+    if not isinstance(explainer, SwappedExplainer):
+        return []
+    return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": explainer.of})
+
+
+def option(name, files):
+    """`--name file` where there is a file, else nothing."""
+    return f"--{name} {files}" if files else ""

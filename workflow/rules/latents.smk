@@ -1,0 +1,29 @@
+rule collect_latents:
+    input:
+        sae=paths.SAE_CONFIG,
+        activations=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval")),
+        tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+    output:
+        latents=paths.LATENTS,
+        windows=paths.WINDOWS,
+        coverage=paths.COVERAGE,
+    log:
+        paths.LOG.format(rule="collect_latents", keys=paths.CELL_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="collect_latents", keys=paths.CELL_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=1,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(120),
+    params:
+        config=job_params("collect_latents"),
+        code=stages.code_hash("collect_latents"),
+    message:
+        "Latents of {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
+    shell:
+        "nullsae collect_latents --params {params.config:q} --sae {input.sae}"
+        " --activations {input.activations} --tokens {input.tokens} --latents {output.latents}"
+        " --windows {output.windows} --coverage {output.coverage} > {log} 2>&1"

@@ -1,0 +1,32 @@
+rule evaluate_sae:
+    input:
+        sae=paths.SAE_CONFIG,
+        model=paths.RECIPE,
+        train=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train")),
+        heldout=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval")),
+        train_tokens=corpus_file(paths.CORPUS_MANIFEST, split="sae_train"),
+        eval_tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+    output:
+        reconstruction=paths.RECONSTRUCTION,
+        documents=paths.DOCUMENTS,
+    log:
+        paths.LOG.format(rule="evaluate_sae", keys=paths.CELL_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="evaluate_sae", keys=paths.CELL_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=1,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(120),
+    params:
+        config=job_params("evaluate_sae"),
+        code=stages.code_hash("evaluate_sae"),
+    message:
+        "Evaluate {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
+    shell:
+        "nullsae evaluate_sae --params {params.config:q} --sae {input.sae} --model {input.model}"
+        " --train-activations {input.train} --eval-activations {input.heldout}"
+        " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
+        " --reconstruction {output.reconstruction} --documents {output.documents} > {log} 2>&1"

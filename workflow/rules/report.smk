@@ -1,0 +1,52 @@
+report: "../report/workflow.rst"
+
+
+rule report:
+    input:
+        TABLE_FILES,
+        CELL_FILES["windows"],
+        [
+            paths.TOKENIZER_FILE.format(corpus=corpus)
+            for corpus in sorted(
+                {subject.corpus for subject in STUDY.subjects.values()}
+            )
+        ],
+    output:
+        report(
+            paths.REPORT,
+            caption="../report/index.rst",
+            category="Report",
+            labels={"page": "the whole study"},
+        ),
+        [
+            report(
+                file,
+                caption="../report/figure.rst",
+                category="Figures",
+                labels={
+                    "figure": Path(file).stem,
+                    "format": Path(file).suffix.removeprefix("."),
+                },
+            )
+            for file in FIGURE_FILES
+        ],
+    log:
+        paths.LOG.format(rule="report", keys="all"),
+    benchmark:
+        paths.BENCHMARK.format(rule="report", keys="all")
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=megabytes(4_000),
+        runtime=minutes(30),
+    params:
+        config=job_params("report"),
+        code=stages.code_hash("report"),
+        run_config=paths.RUN_CONFIG,
+    message:
+        "Figures and report"
+    shell:
+        "nullsae report --params {params.config:q} --run-config {params.run_config}"
+        " > {log} 2>&1"

@@ -1,0 +1,34 @@
+# Activations are `ancient` here and below: one capture job makes all sites of a split, so its
+# time says nothing about one site. What makes a site's activations new is their key, which is
+# part of each job's params: a new site leaves the SAEs of the others alone.
+rule train_sae:
+    input:
+        train=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train")),
+        heldout=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval")),
+    output:
+        config=paths.SAE_CONFIG,
+        weights=paths.SAE_WEIGHTS,
+        history=paths.HISTORY,
+    log:
+        paths.LOG.format(rule="train_sae", keys=paths.CELL_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="train_sae", keys=paths.CELL_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=1,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(240),
+    params:
+        config=job_params("train_sae"),
+        code=stages.code_hash("train_sae"),
+        folder=paths.SAE,
+        # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
+        work=paths.WORK,
+    message:
+        "SAE {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
+    shell:
+        "nullsae train_sae --params {params.config:q} --train-activations {input.train}"
+        " --eval-activations {input.heldout} --output {params.folder} --work {params.work}"
+        " > {log} 2>&1"

@@ -1,0 +1,76 @@
+# A subject trained here makes both of its own reference variants.
+ruleorder: train_subject > randomize_model
+
+
+rule train_subject:
+    input:
+        train_tokens=corpus_file(paths.CORPUS_MANIFEST, split="sae_train"),
+        eval_tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+    output:
+        trained=expand(
+            [paths.RECIPE, paths.GATES, paths.MODEL_TABLE],
+            variant="trained",
+            draw=0,
+            allow_missing=True,
+        ),
+        step0=expand(
+            [paths.RECIPE, paths.GATES, paths.MODEL_TABLE],
+            variant="step0",
+            draw=0,
+            allow_missing=True,
+        ),
+    log:
+        paths.LOG.format(rule="train_subject", keys="subject={subject}"),
+    benchmark:
+        paths.BENCHMARK.format(rule="train_subject", keys="subject={subject}")
+    wildcard_constraints:
+        subject="|".join(trained_here(STUDY)) or NOTHING,
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=1,
+        mem_mb=megabytes(4_000),
+        runtime=minutes(60),
+    params:
+        config=job_params("train_subject"),
+        code=stages.code_hash("train_subject"),
+        trained=expand(paths.MODEL, variant="trained", draw=0, allow_missing=True),
+        step0=expand(paths.MODEL, variant="step0", draw=0, allow_missing=True),
+    message:
+        "Subject {wildcards.subject}: train, keep step 0"
+    shell:
+        "nullsae train_subject --params {params.config:q}"
+        " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
+        " --trained {params.trained} --step0 {params.step0} > {log} 2>&1"
+
+
+rule randomize_model:
+    input:
+        trained=trained_recipe,
+        eval_tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+    output:
+        recipe=paths.RECIPE,
+        gates=paths.GATES,
+        table=paths.MODEL_TABLE,
+    log:
+        paths.LOG.format(rule="randomize_model", keys=paths.MODEL_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="randomize_model", keys=paths.MODEL_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=1,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(60),
+    params:
+        config=job_params("randomize_model"),
+        code=stages.code_hash("randomize_model"),
+        trained=lambda wildcards, input: option("trained", input.trained),
+        folder=paths.MODEL,
+    message:
+        "Subject {wildcards.subject}: make {wildcards.variant}, draw {wildcards.draw}, run gates"
+    shell:
+        "nullsae randomize_model --params {params.config:q} {params.trained}"
+        " --eval-tokens {input.eval_tokens} --output {params.folder} > {log} 2>&1"

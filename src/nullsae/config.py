@@ -294,8 +294,8 @@ class EquivalenceMargins(Section):
 
     explained_variance: PositiveFloat = 0.05
     cosine: PositiveFloat = 0.05
-    l1: PositiveFloat = 1.0
-    """In units of activation; depends on the subject's scale."""
+    l1: PositiveFloat = 0.1
+    """As a share of the trained value: its unit is the subject's own."""
     token_entropy_bits: PositiveFloat = 0.25
     explain_token_entropy_bits: PositiveFloat = 0.25
     peak_token_share: PositiveFloat = 0.05

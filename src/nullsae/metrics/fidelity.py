@@ -14,8 +14,10 @@ from nullsae.sae.topk import TopKSae
 from nullsae.subjects.loading import Subject
 
 BATCH_CONTEXTS = 16
-# ce_zero - ce_clean must exceed this many of its standard errors for ce_score to mean anything.
+# ce_zero - ce_clean must exceed both for ce_score to mean anything: this many of its standard
+# errors, and this many nats per token. A ratio over less is noise, however sure its sign.
 CLEAR_STANDARD_ERRORS = 3.0
+CLEAR_NATS = 0.1
 
 
 def fidelity(
@@ -26,8 +28,8 @@ def fidelity(
     ce_clean: the subject as it is; ce_sae: the site replaced by its reconstruction; ce_zero, by
     zeros; ce_mean, by the split's mean activation. kl_* = KL(clean || replaced), nats per token.
     ce_score = (ce_zero - ce_sae) / (ce_zero - ce_clean) (SAEBench's direction): 1 is no harm, 0
-    as bad as zeros. It is null unless the denominator exceeds 3 of its standard errors over
-    contexts: a random subject predicts no better with its activations than without.
+    as bad as zeros. It is null unless the denominator exceeds 0.1 nats and 3 of its standard
+    errors over contexts: a random subject predicts no better with its activations than without.
 
     Args:
         subject: the variant.
@@ -85,6 +87,6 @@ def ce_score(per_context: dict[str, Tensor]) -> float | None:
     if len(harm) < 2:
         return None
     standard_error = float(harm.std()) / math.sqrt(len(harm))
-    if float(harm.mean()) <= CLEAR_STANDARD_ERRORS * standard_error:
+    if float(harm.mean()) <= max(CLEAR_NATS, CLEAR_STANDARD_ERRORS * standard_error):
         return None
     return float((per_context["zero"] - per_context["sae"]).mean() / harm.mean())

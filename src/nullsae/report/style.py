@@ -19,7 +19,7 @@ DARK = {INK: "#e8ebf0", MUTED: "#a2abb8", GRID: "#2c323c", BAND: "#3a2529"}
 # `trained` is the only warm strong colour. Pairwise CIE76 distance is above 15 for normal sight
 # and simulated protanopia, deuteranopia and tritanopia; contrast with the ground is above 3.
 _LIGHT_VARIANTS = ("#c8102e", "#0072b2", "#009e73", "#b07a00", "#555b66")
-_DARK_VARIANTS = ("#ff6b57", "#4f9cf5", "#2fc9a5", "#e8c14a", "#8b93a1")
+_DARK_VARIANTS = ("#ff6b57", "#4f9cf5", "#2fc9a5", "#e8c14a", "#7f8794")
 DARK |= dict(zip(_LIGHT_VARIANTS, _DARK_VARIANTS, strict=True))
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 _DASHES = ([1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4])

@@ -103,6 +103,8 @@ def contrast_row(
     `n_draws` and `n_seeds` are those of the variant.
     """
     margin = float(getattr(statistics.equivalence_margins, metric.name))
+    if metric.margin_is_share:
+        margin *= abs(trained.value or 0.0)
     row: dict[str, Any] = {
         "unit": metric.unit,
         "n_draws": variant.arm.n_draws,

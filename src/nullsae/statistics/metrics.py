@@ -24,6 +24,9 @@ class Metric:
     """The sign of (trained minus null) if the metric sees structure that training made; 0: none
     is expected, and a difference either way separates."""
 
+    margin_is_share: bool = False
+    """The equivalence margin is a share of the trained value, because the unit is the subject's."""
+
     @property
     def unit(self) -> Literal["document", "latent"]:
         """What is resampled within a draw and seed."""
@@ -47,6 +50,7 @@ METRICS: tuple[Metric, ...] = (
         "l1",
         "n_tokens",
         direction=0,
+        margin_is_share=True,
     ),
     Metric(
         "token_entropy_bits",

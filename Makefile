@@ -1,0 +1,54 @@
+# `make run` and `make test` install what they need into .venv; both may be repeated at will.
+PYTHON ?= python3
+BIN := .venv/bin
+# Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
+ACTIVATE := . .venv/bin/activate &&
+
+.PHONY: run test check schema lock clean
+
+run: .venv/installed
+	$(ACTIVATE) snakemake --cores all --resources gpu=1
+	@$(ACTIVATE) nullsae verdicts
+
+test: .venv/installed-dev
+	$(MAKE) check
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(ACTIVATE) snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+
+schema: .venv/installed
+	$(BIN)/python -m nullsae.validation > workflow/schemas/config.schema.json
+
+.venv/installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nullsae needs Python 3.11 or newer")'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch .venv/installed
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	touch .venv/installed-dev
+
+# Resolve pyproject.toml anew; the pins of envs/nullsae.yaml must follow (a test compares them).
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet torch==2.13.0 setuptools
+	.venv-lock/bin/pip install --quiet --no-build-isolation -e '.[offline]'
+	echo '# Everything that `make run` installs, exactly. `make lock` writes it anew.' > requirements.lock
+	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > .venv-lock/run
+	.venv-lock/bin/pip freeze --all | grep '^setuptools==' >> .venv-lock/run
+	sort -fu .venv-lock/run >> requirements.lock
+	.venv-lock/bin/pip install --quiet -e '.[dev]' --no-build-isolation
+	echo '# What `make test` adds to requirements.lock. `make lock` writes it anew.' > requirements-dev.lock
+	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f | comm -13 .venv-lock/run - | grep -v '^setuptools==' >> requirements-dev.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .snakemake
+	find results -mindepth 1 -not -name README.md -delete

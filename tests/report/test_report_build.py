@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from report_study import EVIL, default_config, report_params, write_study
+
+from nullsae import paths, tables
+from nullsae.config import Config
+from nullsae.errors import UserError
+from nullsae.report.build import build_report
+from nullsae.report.names import figure_names
+from nullsae.report.render import inline_svg
+
+MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<svg"}
+REPORT = {"title": f"A {EVIL} study", "figure_formats": ["png", "pdf", "svg"]}
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return default_config(report=REPORT)
+
+
+@pytest.fixture(scope="module")
+def built(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study")
+    write_study(root, config)
+    build_report(config, report_params(config), root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(built: Path) -> str:
+    return (built / paths.REPORT).read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, the text, and whether tags are balanced."""
+
+    VOID = ("meta", "br", "wbr", "link", "img", "hr", "input")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def elements(page: str) -> Elements:
+    return Elements(page)
+
+
+def test_every_promised_figure_is_there_and_no_other(built: Path, config: Config) -> None:
+    for suffix, magic in MAGIC.items():
+        for name in figure_names(config):
+            file = built / paths.FIGURE.format(figure=name, format=suffix)
+            assert file.read_bytes().startswith(magic), file
+    files = list((built / "results/figures").iterdir())
+    assert len(files) == len(MAGIC) * len(figure_names(config))
+
+
+def test_script_in_title_text_or_explanation_comes_out_inert(elements: Elements) -> None:
+    assert "script" not in {tag for tag, _ in elements.tags}
+    text = "".join(elements.text)
+    assert text.count(EVIL) >= 1 + 1 + 2 * 5 * 3 * 2  # title, h1; each example: text, explanation
+    assert not [a for _, attrs in elements.tags for a in attrs if a.startswith("on")]
+
+
+def test_page_reaches_for_nothing_outside_itself(page: str, elements: Elements) -> None:
+    for tag, attributes in elements.tags:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "image", "use"}
+        for name in ("src", "href", "xlink:href", "srcset"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_tags_are_balanced_ids_unique_and_links_lead_somewhere(elements: Elements) -> None:
+    assert elements.open == []
+    ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"] for tag, a in elements.tags if tag == "a"}
+    clips = {a["clip-path"] for _, a in elements.tags if a.get("clip-path")}
+    assert {f"#{name}" for name in ids} >= targets
+    assert {f"url(#{name})" for name in ids} >= clips
+
+
+def test_building_twice_gives_the_same_bytes(built: Path, config: Config, tmp_path: Path) -> None:
+    shutil.copytree(built / "results", tmp_path / "results")
+    shutil.rmtree(tmp_path / "results/figures")
+    (tmp_path / paths.REPORT).unlink()
+    build_report(config, report_params(config), tmp_path)
+    for file in [*(built / "results/figures").iterdir(), built / paths.REPORT]:
+        again = tmp_path / file.relative_to(built)
+        assert again.read_bytes() == file.read_bytes(), file.name
+
+
+def test_dots_stand_where_the_summaries_say(built: Path, config: Config) -> None:
+    svg = (built / paths.FIGURE.format(figure="small.cosine", format="svg")).read_text()
+    table = pq.ParquetFile(built / paths.TABLE.format(table="summaries")).read().to_pylist()
+    rows = [row for row in table if row["metric"] == "cosine"]
+    panels = re.findall(r'<g class="mark-symbol role-mark[^"]*"[^>]*>(.*?)</g>', svg, re.DOTALL)
+    assert len(panels) == 2
+    for site, panel in zip(config.subjects["small"].sites, panels, strict=True):
+        marks = re.findall(r'<path[^>]*translate\(([\d.]+),([\d.]+)\)[^>]*fill="(#\w+)"', panel)
+        assert len({colour for _, _, colour in marks}) == len(config.variants)
+        values = {row["variant"]: row["value"] for row in rows if row["site"] == site}
+        by_height = [float(x) for x, y, _ in sorted(marks, key=lambda mark: float(mark[1]))]
+        expected = [values[variant] for variant in config.variants]  # top to bottom
+        slope, intercept = np.polyfit(expected, by_height, 1)
+        assert slope > 0
+        np.testing.assert_allclose(slope * np.array(expected) + intercept, by_height, atol=0.01)
+
+
+def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: str) -> None:
+    table = pq.ParquetFile(built / paths.TABLE.format(table="verdicts")).read().to_pylist()
+    text = html.unescape(page)
+    for row in table:
+        numbers = [row["difference"], row["difference_low"], row["difference_high"]]
+        if abs(max(numbers, key=abs)) < 9:
+            middle, low, high = (f"{value:+.3f}".replace("-", "\u2212") for value in numbers)
+            assert f"{middle} [{low}, {high}]" in text
+    matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
+    per_site = re.findall(r'class="chip (\w+)">[^<]*</span> <small>resid', matrix)
+    assert sorted(per_site) == sorted(row["verdict"] for row in table)
+
+
+def test_highlight_follows_activation(page: str) -> None:
+    marks = re.findall(r'<mark style="--a:([\d.]+)" title="([\d.e+-]+)">', page)
+    assert len(marks) > 300
+    shares = [float(share) for share, _ in marks]
+    assert min(shares) < 0.3 < max(shares) <= 1.0
+
+
+def test_clip_paths_of_two_figures_do_not_collide() -> None:
+    svg = (
+        '<svg viewBox="0 0 10 5"><clipPath id="clip0"></clipPath><g clip-path="url(#clip0)"/></svg>'
+    )
+    one, other = (inline_svg(svg, name, "x") for name in ("a.auroc", "b.auroc"))
+    assert 'id="a-auroc-clip0"' in one
+    assert 'url(#a-auroc-clip0)"' in one
+    assert "a-auroc-clip0" not in other
+
+
+def test_a_study_in_which_no_latent_passed_still_has_all_files(tmp_path: Path) -> None:
+    config = default_config(
+        variants=["trained", "step0"], report={"figure_formats": ["svg"], "title": "empty"}
+    )
+    write_study(tmp_path, config)
+    for name in ("latents", "explanations", "scores", "history"):
+        path = tmp_path / paths.TABLE.format(table=name)
+        tables.write_table(path, [], tables.SCHEMAS[name])
+    path = tmp_path / paths.TABLE.format(table="summaries")
+    rows = tables.read_table(path, tables.SUMMARIES).to_pylist()
+    for row in rows:
+        row.update(value=None, low=None, high=None)
+    tables.write_table(path, rows, tables.SUMMARIES)
+    build_report(config, report_params(config), tmp_path)
+    for name in figure_names(config):
+        assert (tmp_path / paths.FIGURE.format(figure=name, format="svg")).is_file()
+    svg = (tmp_path / paths.FIGURE.format(figure="small.auroc", format="svg")).read_text()
+    assert "No values" in svg
+    assert "No latent was sampled here" in (tmp_path / paths.REPORT).read_text()
+
+
+def test_many_sites_are_drawn_against_depth(tmp_path: Path) -> None:
+    base = default_config().model_dump(mode="json")["subjects"]["small"]
+    sites = [f"resid_post.{layer}" for layer in range(8)]
+    subject = base | {"sites": sites, "source": base["source"] | {"n_layers": 8}}
+    config = default_config(
+        subjects={"deep": subject},
+        variants=["trained", "step0"],
+        explainers={},
+        report={"figure_formats": ["svg"], "n_example_latents": 0},
+    )
+    write_study(tmp_path, config)
+    build_report(config, report_params(config), tmp_path)
+    svg = (tmp_path / paths.FIGURE.format(figure="deep.cosine", format="svg")).read_text()
+    assert "Block (resid_post)" in svg
+    assert "of 8 sites" in (tmp_path / paths.REPORT).read_text()
+
+
+def test_a_missing_table_is_named_with_the_command_that_makes_it(
+    built: Path, config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(built / "results/tables", tmp_path / "results/tables")
+    (tmp_path / paths.TABLE.format(table="verdicts")).unlink()
+    with pytest.raises(UserError, match=r"verdicts\.parquet: the file is missing; rebuild it"):
+        build_report(config, report_params(config), tmp_path)
+    assert not (tmp_path / paths.REPORT).exists()
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> list[str]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium on PATH")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    flags += "--disable-background-networking --disable-component-update --disable-sync"
+    return [program, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}"]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_does_not_overflow_sideways(
+    page: str, chromium: list[str], tmp_path: Path, width: int
+) -> None:
+    # A window cannot be as narrow as a phone; a frame can, and srcdoc lets the script look inside.
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(
+        f'<iframe style="border:0;width:{width}px;height:800px" srcdoc="{html.escape(page)}">'
+        "</iframe><script>onload = () => { const d = document.querySelector('iframe')"
+        ".contentDocument; d.querySelectorAll('details').forEach(e => e.open = true);"
+        "document.title = 'scrollWidth=' + d.documentElement.scrollWidth + ' h1=' +"
+        "d.querySelectorAll('h1').length + ' scripts=' + d.scripts.length; }</script>",
+        encoding="utf-8",
+    )
+    command = [*chromium, "--window-size=1400,900", "--dump-dom", wrapper.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    found = re.search(r"<title>scrollWidth=(\d+) h1=1 scripts=0</title>", done.stdout)
+    assert found is not None
+    assert int(found[1]) <= width

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_study import EOS, default_config, report_params, train_tokenizer
+
+from nullsae import tables
+from nullsae.config import Config
+from nullsae.errors import UserError
+from nullsae.report import sections, style
+from nullsae.report.build import number, p_value, percent, signed
+from nullsae.report.examples import pick, strongest
+from nullsae.report.names import GROUPS, entropy_pair, figure_names
+from nullsae.report.study import Study
+from nullsae.report.text import TokenText, visible
+from nullsae.statistics.metrics import METRICS
+
+# Machado, Oliveira and Fernandes (2009), severity 1.0, on linear sRGB.
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "deuteranopia": [
+        [0.3673, 0.8606, -0.2280],
+        [0.2801, 0.6725, 0.0474],
+        [-0.0118, 0.0429, 0.9689],
+    ],
+    "tritanopia": [
+        [1.2555, -0.0767, -0.1788],
+        [-0.0784, 0.9308, 0.1476],
+        [0.0047, 0.6914, 0.3039],
+    ],
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def linear(colour: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    channel = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    x = TO_XYZ @ np.clip(rgb, 0, 1) / np.array([0.9505, 1, 1.089])
+    f = np.where(x > 0.008856, np.cbrt(x), 7.787 * x + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def contrast(one: str, other: str) -> float:
+    a, b = sorted(TO_XYZ[1] @ linear(colour) + 0.05 for colour in (one, other))
+    return float(b / a)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_variants_stay_apart_for_every_kind_of_sight_and_from_the_ground(dark: bool) -> None:
+    colours = [style.colour(variant) for variant in default_config().variants]
+    assert len(set(colours)) == 5
+    if dark:
+        colours = [style.DARK[colour] for colour in colours]
+    ground = "#15181e" if dark else "#ffffff"
+    assert min(contrast(colour, ground) for colour in colours) > 3
+    ink = style.DARK[style.INK] if dark else style.INK
+    muted = style.DARK[style.MUTED] if dark else style.MUTED
+    assert contrast(ink, ground) > 7
+    assert contrast(muted, ground) > 4.5
+    for sight, matrix in SIGHT.items():
+        seen = [lab(np.asarray(matrix) @ linear(colour)) for colour in colours]
+        distance = min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2))
+        assert distance > 15, sight
+
+
+def test_the_snakefile_does_not_pay_for_altair_to_learn_the_figure_names() -> None:
+    code = (
+        "import sys, nullsae.report.names;"
+        "print(sorted({'altair', 'pandas', 'pyarrow', 'torch', 'vl_convert'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_metric_has_a_figure_and_every_name_is_given_once() -> None:
+    names = figure_names(default_config())
+    assert len(names) == len(set(names))
+    assert {f"small.{metric.name}" for metric in METRICS} < set(names)
+    extra = {"cross_entropy", "token_lookup", "training_curves", "entropy_auroc"}
+    assert {f"small.{kind}" for kind in extra} < set(names)
+    assert len(names) == len(METRICS) + len(extra)
+    kinds = [kind for group in GROUPS for kind in group.kinds]
+    assert len(kinds) == len(set(kinds))
+
+
+def test_a_study_without_scores_promises_no_figures_of_scores() -> None:
+    for config in (default_config(explainers={}), default_config(scorers={})):
+        kinds = {name.partition(".")[2] for name in figure_names(config)}
+        assert not kinds & {"auroc", "auprc", "f1", "balanced_accuracy", "entropy_auroc"}
+        assert entropy_pair(config) is None
+
+
+def test_detection_goes_before_fuzzing_whatever_their_order() -> None:
+    scorers = {"marked": {"kind": "fuzzing"}, "plain": {"kind": "detection"}}
+    assert entropy_pair(default_config(scorers=scorers)) == ("lexical", "plain")
+
+
+TOKENIZER = train_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def text() -> TokenText:
+    return TokenText(TOKENIZER)
+
+
+@given(st.lists(st.integers(0, 1499), max_size=12))
+def test_no_sequence_of_tokens_crashes_or_loses_an_activation(ids: list[int]) -> None:
+    tokens = TokenText(TOKENIZER)
+    pieces = tokens.pieces(ids, [float(i % 3) for i in range(len(ids))], scale=2.0)
+    largest = max((i % 3 for i in range(len(ids))), default=0)
+    assert max((piece.activation for piece in pieces), default=0) == largest
+    assert all(0 <= piece.alpha <= 1 for piece in pieces)
+    assert not any(char in piece.text for piece in pieces for char in "\n\r\t\x00")
+
+
+@pytest.mark.parametrize("activation", [0.0, 1.0])
+def test_characters_split_over_tokens_come_out_whole(text: TokenText, activation: float) -> None:
+    ids = TOKENIZER.encode("é東🙂").ids
+    assert len(ids) > 3
+    assert any("\ufffd" in text.one(token) for token in ids)
+    pieces = text.pieces(ids, [activation] * len(ids), scale=1.0)
+    assert "".join(piece.text for piece in pieces) == "é東🙂"
+
+
+def test_a_silent_stretch_between_active_tokens_stays_one_piece(text: TokenText) -> None:
+    ids = TOKENIZER.encode("The value of the object").ids
+    values = [0.0] * len(ids)
+    values[2] = 1.5
+    pieces = text.pieces(ids, values, scale=3.0)
+    assert [piece.activation for piece in pieces] == [0.0, 1.5, 0.0]
+    assert pieces[1].alpha == 0.5
+    assert "".join(piece.text for piece in pieces) == "The value of the object"
+
+
+def test_ids_beyond_the_vocabulary_and_special_tokens_are_shown(text: TokenText) -> None:
+    assert text.one(10**6) == "⟨1000000⟩"
+    assert text.one(TOKENIZER.token_to_id(EOS)) == EOS
+
+
+def test_white_space_is_visible() -> None:
+    assert visible("a\nb\tc") == "a¶b⇥c"
+    assert visible("  ") == "␣␣"
+    assert visible(" the") == " the"
+    assert visible("\x07") == "␇"
+
+
+def test_a_broken_tokenizer_is_named(tmp_path: Any) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json: the file is missing"):
+        TokenText.load(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as a tokenizer"):
+        TokenText.load(tmp_path / "tokenizer.json")
+
+
+def test_examples_are_the_middles_of_equal_slices() -> None:
+    sampled = [{"latent": i, "max_activation": float(i)} for i in range(10)]
+    assert [row["latent"] for row in pick(sampled, 1)] == [4]
+    # Ranks 0 to 9, strongest first; two slices of five have their middles at ranks 2 and 7.
+    assert [row["latent"] for row in pick(sampled, 2)] == [7, 2]
+    assert len(pick(sampled, 50)) == 10
+    assert pick(sampled, 0) == []
+    assert pick(sampled[::-1], 3) == pick(sampled, 3)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_no_latent_is_shown_twice(n_sampled: int, n: int) -> None:
+    sampled = [{"latent": i, "max_activation": float(i % 5)} for i in range(n_sampled)]
+    shown = [row["latent"] for row in pick(sampled, n)]
+    assert len(shown) == len(set(shown)) == min(n, n_sampled)
+
+
+def test_the_strongest_active_windows_come_first() -> None:
+    peaks = {1: 3.0, 2: 9.0, 3: 9.0, 4: 1.0, 5: 20.0}
+    rows = [
+        {
+            "latent": latent,
+            "window": window,
+            "active": window != 5,
+            "token_ids": [1, 2],
+            "activations": [0.5, peak],
+        }
+        for latent in (7, 8)
+        for window, peak in peaks.items()
+    ]
+    schema = tables.cell_schema("windows")
+    names = ("latent", "window", "active", "token_ids", "activations")
+    table = pa.Table.from_pylist(rows, schema=pa.schema([schema.field(n) for n in names]))
+    found = strongest(table, [7], 3)
+    assert list(found) == [7]
+    assert [row["window"] for row in found[7]] == [2, 3, 1]
+
+
+def study_of(config: Config, **loaded: Any) -> Study:
+    return Study(config, report_params(config), Path("."), loaded)
+
+
+def test_coverage_adds_counts_over_draws_instead_of_averaging_shares() -> None:
+    config = default_config(draws=2)
+    cell = {"subject": "small", "site": "resid_post.1", "sae": "topk", "variant": "rerandomized"}
+    counts = [(100, 90, 50, 50), (300, 200, 30, 30)]
+    rows = [
+        cell | dict(zip(("n_latents", "n_alive", "n_pass", "n_sampled"), count, strict=True))
+        for count in counts
+    ]
+    table = dict(sections.coverage(study_of(config, coverage=rows), "small"))
+    found = table["resid_post.1"][config.variants.index("rerandomized")]
+    assert found is not None
+    assert found["pass_share"] == 80 / 400
+    assert table["resid_post.2"] == [None] * 5
+
+
+def test_the_matrix_keeps_each_verdict_in_the_column_of_its_null() -> None:
+    config = default_config()
+    nulls = [v for v in config.variants if v != "trained"]
+    rows = [
+        {
+            **{"subject": "small", "site": site, "sae": "topk", "metric": metric},
+            **{"explainer": None, "scorer": None, "variant": null, "verdict": f"{metric}-{null}"},
+        }
+        for site in ("resid_post.2", "resid_post.1")
+        for metric in ("peak_token_share", "cosine")
+        for null in reversed(nulls)
+    ]
+    groups = sections.verdict_matrix(study_of(config, verdicts=rows), "small")
+    assert [group.title for group in groups] == ["Reconstruction", "Token identity and entropy"]
+    for group, metric in zip(groups, ("cosine", "peak_token_share"), strict=True):
+        (row,) = group.rows
+        for null, cell in zip(nulls, row.cells, strict=True):
+            assert [entry["site"] for entry in cell] == ["resid_post.1", "resid_post.2"]
+            assert {entry["verdict"] for entry in cell} == {f"{metric}-{null}"}
+
+
+def test_numbers_read_as_numbers() -> None:
+    assert number(None) == "\u2013"
+    assert number(-0.12345) == "\u22120.123"
+    assert number(12.345) == "12.3"
+    assert number(12345.6) == "12346"
+    assert signed(0.5) == "+0.500"
+    assert percent(0.256) == "25.6 %"
+    assert p_value(0.0001) == "<0.001"
+    assert p_value(0.04) == "0.040"

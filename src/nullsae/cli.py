@@ -281,14 +281,12 @@ def aggregate(
 
 
 @app.command("report")
-def report(
-    params: Params, run_config: RunConfig = Path(paths.RUN_CONFIG), root: Root = Path()
-) -> None:
+def report(params: Params, root: Root = Path()) -> None:
     """Draw the figures and write results/report/index.html."""
     from nullsae.params import ReportParams
     from nullsae.report.build import build_report
 
-    build_report(_read_config(run_config), _read_params(ReportParams, params), root)
+    build_report(_read_params(ReportParams, params).study, root)
 
 
 @app.command("verdicts")

@@ -100,10 +100,17 @@ class Corpus(Section):
     """Length of the contexts that documents, joined by EOS, are packed into."""
     eval_share: Share = 0.05
     """Share of the documents that go to `eval`, by a hash of each document's text."""
-    sae_train_tokens: PositiveInt
-    """Tokens of the `sae_train` split; rounded down to whole contexts."""
-    eval_tokens: PositiveInt
-    """Tokens of the `eval` split; rounded down to whole contexts."""
+    sae_train_tokens: PositiveInt | None = None
+    """Tokens of the `sae_train` split, in whole contexts; null for all there are."""
+    eval_tokens: PositiveInt | None = None
+    """Tokens of the `eval` split, in whole contexts; null for all there are."""
+
+    @model_validator(mode="after")
+    def streams_have_an_end(self) -> Self:
+        endless = isinstance(self.source, HubSource) and self.source.streaming
+        if endless and (self.sae_train_tokens is None or self.eval_tokens is None):
+            raise ValueError("a streamed source needs numbers in sae_train_tokens and eval_tokens")
+        return self
 
 
 class TrainSource(Section):
@@ -381,10 +388,11 @@ class Config(Section):
                     f"give the revision of the untrained weights or drop step0 from variants"
                 )
             corpus = self.corpora[subject.corpus]
-            if self.activations.sae_train_tokens > corpus.sae_train_tokens:
+            available = corpus.sae_train_tokens
+            if available is not None and self.activations.sae_train_tokens > available:
                 raise ValueError(
                     f"activations.sae_train_tokens: {self.activations.sae_train_tokens} is more "
-                    f"than corpora.{subject.corpus}.sae_train_tokens {corpus.sae_train_tokens}"
+                    f"than corpora.{subject.corpus}.sae_train_tokens {available}"
                 )
             if self.latents.window_tokens > corpus.context_tokens:
                 raise ValueError(

@@ -23,7 +23,6 @@ from nullsae.config import (
     FloatType,
     Latents,
     PretrainedSource,
-    Report,
     Sae,
     Scorer,
     Section,
@@ -128,9 +127,8 @@ class AggregateParams(Section):
 
 
 class ReportParams(Section):
-    report: Report
-    variants: tuple[str, ...]
-    """Display order."""
+    study: Config
+    """All of it: the page shows the config that made it."""
 
 
 def activations_key(config: Config, subject: str, variant: str, draw: int) -> str:
@@ -174,7 +172,7 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
     if rule == "aggregate":
         return AggregateParams(seed=seed, statistics=config.statistics)
     if rule == "report":
-        return ReportParams(report=config.report, variants=config.variants)
+        return ReportParams(study=config)
 
     subject = config.subjects[w["subject"]]
     source = subject.source

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 MODEL_KEYS = "subject={subject}/variant={variant}/draw={draw}"
+SPLIT_KEYS = MODEL_KEYS + "/split={split}"
 CELL_KEYS = MODEL_KEYS + "/site={site}/sae={sae}/seed={seed}"
 EXPLAINER_KEYS = CELL_KEYS + "/explainer={explainer}"
 SCORER_KEYS = EXPLAINER_KEYS + "/scorer={scorer}"
@@ -26,7 +27,7 @@ RECIPE = MODEL + "/recipe.json"
 GATES = MODEL + "/gates.json"
 MODEL_TABLE = MODEL + "/model.parquet"
 
-ACTIVATIONS = "results/activations/" + MODEL_KEYS + "/split={split}"
+ACTIVATIONS = "results/activations/" + SPLIT_KEYS
 ACTIVATIONS_MANIFEST = ACTIVATIONS + "/manifest.json"
 SITE = ACTIVATIONS + "/site={site}"
 

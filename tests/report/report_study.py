@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae import cells, paths, tables
 from nullsae.config import Config
-from nullsae.params import ReportParams
 from nullsae.report.sections import VERDICTS
 from nullsae.statistics.metrics import METRICS
 from nullsae.validation import parse_config
@@ -46,10 +45,6 @@ CENTRE = {
 def default_config(**sections: Any) -> Config:
     """The config of the repository, with some top-level sections replaced."""
     return parse_config(yaml.safe_load(DEFAULT.read_text(encoding="utf-8")) | sections)
-
-
-def report_params(config: Config) -> ReportParams:
-    return ReportParams(report=config.report, variants=config.variants)
 
 
 def train_tokenizer() -> Tokenizer:

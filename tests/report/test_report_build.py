@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from report_study import EVIL, default_config, report_params, write_study
+from report_study import EVIL, default_config, write_study
 
 from nullsae import paths, tables
 from nullsae.config import Config
@@ -32,7 +32,7 @@ def config() -> Config:
 def built(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("study")
     write_study(root, config)
-    build_report(config, report_params(config), root)
+    build_report(config, root)
     return root
 
 
@@ -111,7 +111,7 @@ def test_building_twice_gives_the_same_bytes(built: Path, config: Config, tmp_pa
     shutil.copytree(built / "results", tmp_path / "results")
     shutil.rmtree(tmp_path / "results/figures")
     (tmp_path / paths.REPORT).unlink()
-    build_report(config, report_params(config), tmp_path)
+    build_report(config, tmp_path)
     for file in [*(built / "results/figures").iterdir(), built / paths.REPORT]:
         again = tmp_path / file.relative_to(built)
         assert again.read_bytes() == file.read_bytes(), file.name
@@ -177,7 +177,7 @@ def test_a_study_in_which_no_latent_passed_still_has_all_files(tmp_path: Path) -
     for row in rows:
         row.update(value=None, low=None, high=None)
     tables.write_table(path, rows, tables.SUMMARIES)
-    build_report(config, report_params(config), tmp_path)
+    build_report(config, tmp_path)
     for name in figure_names(config):
         assert (tmp_path / paths.FIGURE.format(figure=name, format="svg")).is_file()
     svg = (tmp_path / paths.FIGURE.format(figure="small.auroc", format="svg")).read_text()
@@ -196,7 +196,7 @@ def test_many_sites_are_drawn_against_depth(tmp_path: Path) -> None:
         report={"figure_formats": ["svg"], "n_example_latents": 0},
     )
     write_study(tmp_path, config)
-    build_report(config, report_params(config), tmp_path)
+    build_report(config, tmp_path)
     svg = (tmp_path / paths.FIGURE.format(figure="deep.cosine", format="svg")).read_text()
     assert "Block (resid_post)" in svg
     assert "of 8 sites" in (tmp_path / paths.REPORT).read_text()
@@ -208,7 +208,7 @@ def test_a_missing_table_is_named_with_the_command_that_makes_it(
     shutil.copytree(built / "results/tables", tmp_path / "results/tables")
     (tmp_path / paths.TABLE.format(table="verdicts")).unlink()
     with pytest.raises(UserError, match=r"verdicts\.parquet: the file is missing; rebuild it"):
-        build_report(config, report_params(config), tmp_path)
+        build_report(config, tmp_path)
     assert not (tmp_path / paths.REPORT).exists()
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_study import EOS, default_config, report_params, train_tokenizer
+from report_study import EOS, default_config, train_tokenizer
 
 from nullsae import tables
 from nullsae.config import Config
@@ -204,7 +204,7 @@ def test_the_strongest_active_windows_come_first() -> None:
 
 
 def study_of(config: Config, **loaded: Any) -> Study:
-    return Study(config, report_params(config), Path("."), loaded)
+    return Study(config, Path("."), loaded)
 
 
 def test_coverage_adds_counts_over_draws_instead_of_averaging_shares() -> None:

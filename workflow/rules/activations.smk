@@ -5,13 +5,9 @@ rule cache_activations:
     output:
         paths.ACTIVATIONS_MANIFEST,
     log:
-        paths.LOG.format(
-            rule="cache_activations", keys=paths.MODEL_KEYS + "/split={split}"
-        ),
+        paths.LOG.format(rule="cache_activations", keys=paths.SPLIT_KEYS),
     benchmark:
-        paths.BENCHMARK.format(
-            rule="cache_activations", keys=paths.MODEL_KEYS + "/split={split}"
-        )
+        paths.BENCHMARK.format(rule="cache_activations", keys=paths.SPLIT_KEYS)
     conda:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads

@@ -44,9 +44,7 @@ rule report:
     params:
         config=job_params("report"),
         code=stages.code_hash("report"),
-        run_config=paths.RUN_CONFIG,
     message:
         "Figures and report"
     shell:
-        "nullsae report --params {params.config:q} --run-config {params.run_config}"
-        " > {log} 2>&1"
+        "nullsae report --params {params.config:q} > {log} 2>&1"

@@ -89,12 +89,13 @@ def _capture(
     context_tokens = corpus.input_ids.shape[1]
     n_contexts = len(corpus.input_ids)
     if params.max_tokens is not None:
-        n_contexts = min(n_contexts, params.max_tokens // context_tokens)
-    if n_contexts == 0:
-        raise UserError(
-            f"config: activations.sae_train_tokens: {params.max_tokens} is less than one context "
-            f"of {context_tokens} tokens"
-        )
+        wanted = params.max_tokens // context_tokens
+        if not 1 <= wanted <= n_contexts:
+            raise UserError(
+                f"config: activations.sae_train_tokens: {params.max_tokens} is not between one "
+                f"context ({context_tokens} tokens) and the corpus' {corpus.input_ids.size}"
+            )
+        n_contexts = wanted
     d_model = int(subject.recipe["d_model"])
     dtype = DTYPES[params.dtype]
     n_tokens = n_contexts * context_tokens

@@ -87,20 +87,25 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             config key. Nothing is written then.
     """
     corpus, where = params.corpus, f"config: corpora.{name}"
-    wanted: dict[Split, int] = {"sae_train": corpus.sae_train_tokens, "eval": corpus.eval_tokens}
-    for split in SPLITS:
-        if wanted[split] < corpus.context_tokens:
+    wanted: dict[Split, int | None] = {
+        "sae_train": corpus.sae_train_tokens,
+        "eval": corpus.eval_tokens,
+    }
+    for split, n_tokens in wanted.items():
+        if n_tokens is not None and n_tokens < corpus.context_tokens:
             raise UserError(
-                f"{where}.{split}_tokens: {wanted[split]} is less than one context "
+                f"{where}.{split}_tokens: {n_tokens} is less than one context "
                 f"(context_tokens {corpus.context_tokens})"
             )
     reader = Reader(documents(corpus.source, where=f"{where}.source"), corpus.eval_share)
     encoder, ordered = _tokenizer_and_order(reader, corpus, where)
     packers = {
         split: Packer(
-            wanted[split] // corpus.context_tokens, corpus.context_tokens, encoder.eos_token_id
+            None if n_tokens is None else n_tokens // corpus.context_tokens,
+            corpus.context_tokens,
+            encoder.eos_token_id,
         )
-        for split in SPLITS
+        for split, n_tokens in wanted.items()
     }
     _fill(packers, ordered, encoder)
     _check_amounts(packers, reader, wanted, corpus, where)
@@ -128,7 +133,8 @@ def _tokenizer_and_order(
     if not is_streamed(corpus.source):
         head = sorted(stream)
     elif isinstance(corpus.tokenizer, TrainedTokenizer):
-        missing = corpus.sae_train_tokens * TRAINING_BYTES_PER_TOKEN
+        # A stream without a wanted number of tokens does not pass the config's checks.
+        missing = (corpus.sae_train_tokens or 0) * TRAINING_BYTES_PER_TOKEN
         while missing > 0 and (document := next(stream, None)):
             head.append(document)
             if document.split == "sae_train":
@@ -157,7 +163,7 @@ def _fill(packers: dict[Split, Packer], ordered: Iterable[Document], encoder: En
 def _check_amounts(
     packers: dict[Split, Packer],
     reader: Reader,
-    wanted: dict[Split, int],
+    wanted: dict[Split, int | None],
     corpus: Corpus,
     where: str,
 ) -> None:
@@ -172,11 +178,16 @@ def _check_amounts(
             f"{where}.eval_share: {corpus.eval_share} leaves {reader.n_kept['eval']} of "
             f"{n_documents} documents to eval, and explaining and scoring need at least 2; raise it"
         )
-    for split in SPLITS:
-        if not packers[split].full:
+    for split, n_tokens in wanted.items():
+        if n_tokens is None and packers[split].n_tokens < corpus.context_tokens:
+            raise UserError(
+                f"{where}.source: {source} has {packers[split].n_tokens} tokens for {split}, less "
+                f"than one context (context_tokens {corpus.context_tokens}); take a larger source"
+            )
+        if n_tokens is not None and not packers[split].full:
             key, change = f"{where}.{split}_tokens", "raise" if split == "eval" else "lower"
             raise UserError(
-                f"{key}: {wanted[split]} tokens are asked for, but {split} has "
+                f"{key}: {n_tokens} tokens are asked for, but {split} has "
                 f"{packers[split].n_tokens} ({reader.n_kept[split]} documents of {source}); lower "
                 f"it, {change} eval_share ({corpus.eval_share}), or take a larger source"
             )

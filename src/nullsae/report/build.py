@@ -12,7 +12,6 @@ from markupsafe import Markup, escape
 from nullsae import __version__, paths
 from nullsae.config import Config
 from nullsae.files import write_text
-from nullsae.params import ReportParams
 from nullsae.report import examples, sections, style
 from nullsae.report.figures import Figure, draw_figures
 from nullsae.report.names import GROUPS, entropy_pair
@@ -23,7 +22,7 @@ from nullsae.report.text import TokenText, visible
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def build_report(config: Config, params: ReportParams, root: Path) -> None:
+def build_report(config: Config, root: Path) -> None:
     """Draw all figures and write the page.
 
     Reads `results/tables`, the windows of the example cells and the tokenizers; writes
@@ -32,18 +31,17 @@ def build_report(config: Config, params: ReportParams, root: Path) -> None:
 
     Args:
         config: the study.
-        params: title, formats, numbers of examples, and the display order of variants.
         root: the folder that holds `results`.
 
     Raises:
         UserError: an input is missing, damaged or made by another version.
     """
-    study = load_study(config, params, root)
+    study = load_study(config, root)
     subjects = []
     for subject in config.subjects:
         figures = draw_figures(study, subject)
         for figure in figures:
-            for suffix in params.report.figure_formats:
+            for suffix in config.report.figure_formats:
                 path = paths.FIGURE.format(figure=figure.name, format=suffix)
                 write_figure(root / path, figure.svg)
         subjects.append(_subject_context(study, subject, figures))
@@ -51,7 +49,7 @@ def build_report(config: Config, params: ReportParams, root: Path) -> None:
         _environment()
         .get_template("index.html.j2")
         .render(
-            title=params.report.title,
+            title=config.report.title,
             subjects=subjects,
             variants=study.variants,
             nulls=study.nulls,

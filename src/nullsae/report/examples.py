@@ -93,7 +93,7 @@ def example_cells(study: Study, subject: str, site: str, text: TokenText) -> lis
 
 
 def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Example]:
-    report, config = study.params.report, study.config
+    report, config = study.config.report, study.config
     chosen = pick(study.rows("latents", **keys), report.n_example_latents)
     if not chosen:
         return []

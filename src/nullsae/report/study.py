@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from nullsae import paths, tables
 from nullsae.config import Config
-from nullsae.params import ReportParams
 
 Row = dict[str, Any]
 
@@ -49,14 +48,13 @@ class Study:
     """A config and its results. `tables["latents"]` holds the sampled latents only."""
 
     config: Config
-    params: ReportParams
     root: Path
     tables: dict[str, list[Row]]
 
     @property
     def variants(self) -> tuple[str, ...]:
         """All variants in display order."""
-        return self.params.variants
+        return self.config.variants
 
     @property
     def nulls(self) -> tuple[str, ...]:
@@ -88,7 +86,7 @@ def has(row: Row, keys: dict[str, Any]) -> bool:
     return all(row[key] == value for key, value in keys.items())
 
 
-def load_study(config: Config, params: ReportParams, root: Path) -> Study:
+def load_study(config: Config, root: Path) -> Study:
     """Read the tables that the report shows.
 
     Raises:
@@ -101,7 +99,7 @@ def load_study(config: Config, params: ReportParams, root: Path) -> Study:
         if name == "latents":
             table = table.filter(pc.field("sampled"))
         loaded[name] = table.to_pylist()
-    return Study(config=config, params=params, root=root, tables=loaded)
+    return Study(config=config, root=root, tables=loaded)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nullsae.config import PretrainedSource, is_local, site_layer
+from nullsae.corpus.hub import check_repository
 from nullsae.errors import UserError
 from nullsae.files import checksum, read_json, rebuild_command, verify, write_json
 from nullsae.randomness import torch_generator
@@ -45,6 +46,7 @@ def fetch(source: PretrainedSource, *, step0: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     revision = source.step0_revision if step0 else source.revision
+    check_repository(source.path, kind="model", revision=revision, where="subjects.*.source.path")
     path = str(Path(source.path).expanduser()) if is_local(source.path) else source.path
     try:
         model = AutoModelForCausalLM.from_pretrained(

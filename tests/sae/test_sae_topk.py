@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nullsae.sae.topk import TopKSae, geometric_median, gradients, initialize
+
+TOKENS, D, WIDTH, K = 40, 6, 20, 3
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def random_sae(dtype: torch.dtype = torch.float64) -> TopKSae:
+    return TopKSae(
+        randn(WIDTH, D, seed=1, dtype=dtype),
+        randn(WIDTH, seed=2, dtype=dtype) * 0.1,
+        F.normalize(randn(WIDTH, D, seed=3, dtype=dtype), dim=1),
+        randn(D, seed=4, dtype=dtype) * 0.5,
+        k=K,
+    )
+
+
+def autograd(
+    sae: TopKSae, x: Tensor, dead: Tensor, auxk_k: int, coefficient: float
+) -> tuple[dict[str, Tensor], float, float]:
+    """The documented loss with dense codes and PyTorch's own derivative."""
+    p = {name: t.clone().requires_grad_() for name, t in sae.parameters().items()}
+    pre = (x - p["b_dec"]) @ p["encoder.weight"].T + p["encoder.bias"]
+
+    def code(scores: Tensor, k: int) -> Tensor:
+        values, indices = scores.topk(k, dim=1)
+        return torch.zeros_like(pre).scatter(1, indices, values.relu())
+
+    output = code(pre, sae.k) @ p["W_dec"] + p["b_dec"]
+    variance = (x - x.mean(dim=0)).pow(2).sum()
+    fvu = (x - output).pow(2).sum() / variance
+    auxk = torch.zeros((), dtype=x.dtype)
+    n_dead = int(dead.sum())
+    if n_dead:
+        chosen = code(pre.masked_fill(~dead, -torch.inf), min(auxk_k, n_dead))
+        auxk = (chosen @ p["W_dec"] - (x - output).detach()).pow(2).sum() / variance
+    loss = fvu + coefficient * min(1.0, n_dead / auxk_k) * auxk
+    found = torch.autograd.grad(loss, list(p.values()))
+    return dict(zip(p, found, strict=True)), float(fvu), float(auxk)
+
+
+@pytest.mark.parametrize("n_dead", [0, 2, 12])
+@pytest.mark.parametrize("coefficient", [0.0, 1 / 32, 2.0])
+def test_gradients_differ_from_plain_autograd(n_dead: int, coefficient: float) -> None:
+    sae, x = random_sae(), randn(TOKENS, D, seed=5) + 1.0
+    dead = torch.zeros(WIDTH, dtype=torch.bool)
+    dead[torch.arange(n_dead) + 4] = True
+    found, losses = gradients(sae, x, dead=dead, auxk_k=4, auxk_coefficient=coefficient)
+    expected, fvu, auxk = autograd(sae, x, dead, 4, coefficient)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-13)
+    assert losses.fvu == pytest.approx(fvu, rel=1e-12)
+    assert losses.auxk == pytest.approx(auxk if coefficient else 0.0, rel=1e-12)
+
+
+def test_auxk_gradient_never_reaches_the_encoder() -> None:
+    """sparsify 1.3.3: encoder gradient of AuxK exactly 0."""
+    sae, x = random_sae(), randn(TOKENS, D, seed=5)
+    sae.w_enc[:5] *= 1e-3  # these five never enter the top k
+    sae.b_enc[:5] = 0.0
+    dead = torch.arange(WIDTH) < 5
+    off, _ = gradients(sae, x, dead=dead, auxk_k=3, auxk_coefficient=0.0)
+    on, _ = gradients(sae, x, dead=dead, auxk_k=3, auxk_coefficient=1 / 32)
+    assert off["encoder.weight"][:5].abs().max() < 1e-12
+    assert bool((on["encoder.weight"][:5].norm(dim=1) > 1e-6).all())
+    assert bool((on["encoder.bias"][:5].abs() > 1e-9).all())
+    assert bool((on["W_dec"][:5].norm(dim=1) > 1e-9).all())
+    # AuxK moves the dead latents alone.
+    for name in ("encoder.weight", "encoder.bias", "W_dec"):
+        torch.testing.assert_close(on[name][5:], off[name][5:], rtol=0, atol=0)
+
+
+def test_fired_counts_latents_whose_value_is_zero() -> None:
+    sae, x = random_sae(), randn(TOKENS, D, seed=6)
+    sae.b_enc -= 1.5  # some of the top k are now negative
+    _, losses = gradients(
+        sae, x, dead=torch.zeros(WIDTH, dtype=torch.bool), auxk_k=1, auxk_coefficient=0.0
+    )
+    values, indices = sae.encode(x)
+    assert bool((values == 0).any())
+    dense = torch.zeros(TOKENS, WIDTH, dtype=torch.float64).scatter(1, indices, values)
+    assert torch.equal(losses.fired, (dense > 0).any(dim=0))
+    assert not bool(losses.fired.all())
+
+
+def test_b_dec_is_subtracted_or_added_other_than_once() -> None:
+    sae = TopKSae(
+        w_enc=torch.tensor([[2.0, 0.0], [0.0, 3.0]]),
+        b_enc=torch.tensor([0.5, -0.5]),
+        w_dec=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        b_dec=torch.tensor([10.0, 20.0]),
+        k=1,
+    )
+    x = torch.tensor([[11.0, 20.0], [10.0, 22.0]])
+    values, indices = sae.encode(x)
+    # 2 * (11 - 10) + 0.5 and 3 * (22 - 20) - 0.5
+    assert values.tolist() == [[2.5], [5.5]]
+    assert indices.tolist() == [[0], [1]]
+    assert sae.decode(values, indices).tolist() == [[12.5, 20.0], [10.0, 25.5]]
+
+
+def test_top_k_is_taken_over_a_block_of_latents() -> None:
+    """SAEDashboard: top k of each block of 128 latents."""
+    width, k = 1000, 4
+    winners = torch.tensor([0, 1, 499, 999])
+    w_enc = torch.full((width, 1), 0.5)
+    w_enc[winners, 0] = torch.tensor([5.0, 4.0, 3.0, 2.0])
+    sae = TopKSae(w_enc, torch.zeros(width), torch.ones(width, 1), torch.zeros(1), k=k)
+    values, indices = sae.encode(torch.ones(1, 1))
+    assert indices.sort().values.tolist() == [winners.tolist()]
+    assert values.sum() == 14.0
+
+
+@pytest.mark.parametrize("factor", [0.01, 3.0])
+def test_scaling_changes_more_than_the_scale_of_the_codes(factor: float) -> None:
+    sae, x = random_sae(), randn(TOKENS, D, seed=7)
+    values, indices = sae.encode(x)
+    scaled_values, scaled_indices = sae.scaled(factor).encode(x * factor)
+    assert torch.equal(indices, scaled_indices)
+    torch.testing.assert_close(scaled_values, values * factor)
+    torch.testing.assert_close(
+        sae.scaled(factor).decode(scaled_values, scaled_indices),
+        sae.decode(values, indices) * factor,
+    )
+
+
+def test_names_on_disk_lead_to_other_tensors() -> None:
+    sae = random_sae()
+    again = TopKSae.of(sae.parameters(), sae.k)
+    assert list(sae.parameters()) == ["encoder.weight", "encoder.bias", "W_dec", "b_dec"]
+    for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
+        assert getattr(again, name) is getattr(sae, name)
+
+
+def test_the_geometric_median_of_collinear_points_is_not_their_median() -> None:
+    t = torch.tensor([0.0, 1.0, 2.0, 3.0, 14.5], dtype=torch.float64)
+    direction = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    point = geometric_median(t[:, None] * direction, iterations=2000)
+    torch.testing.assert_close(point, 2.0 * direction, rtol=1e-3, atol=1e-3)
+
+
+def test_the_geometric_median_is_stuck_where_the_mean_is_one_of_the_points() -> None:
+    """Weiszfeld's step divides by a distance of 0 there."""
+    t = torch.tensor([0.0, 1.0, 2.0, 3.0, 9.0])  # mean 3, median 2
+    point = geometric_median(t[:, None] * torch.tensor([0.6, 0.8]), iterations=2000)
+    assert float(point.norm()) == pytest.approx(2.0, abs=0.01)
+
+
+def test_the_geometric_median_is_not_the_minimum_of_the_sum_of_distances() -> None:
+    x = randn(60, 4, seed=8)
+    x[:10] += 20.0  # outliers that pull the mean
+    point = geometric_median(x).numpy()
+
+    def total(p: Any) -> float:
+        return float(np.linalg.norm(x.numpy() - p, axis=1).sum())
+
+    best = scipy.optimize.minimize(total, x.mean(dim=0).numpy(), tol=1e-12)
+    assert total(point) <= best.fun * (1 + 1e-7)
+    np.testing.assert_allclose(point, best.x, atol=1e-3)
+
+
+def test_initialization_is_not_the_best_multiple_of_its_decoder() -> None:
+    x = randn(200, D, seed=9, dtype=torch.float32) + 3.0
+    sae = initialize(x, n_latents=WIDTH, k=K, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sae.w_dec.norm(dim=1), torch.ones(WIDTH))
+    torch.testing.assert_close(sae.b_dec, geometric_median(x))
+    assert not sae.b_enc.any()
+    ratio = sae.w_enc / sae.w_dec
+    torch.testing.assert_close(ratio, torch.full_like(ratio, float(ratio[0, 0])), rtol=1e-4, atol=0)
+
+    def error(factor: float) -> float:
+        other = TopKSae(sae.w_enc * factor, sae.b_enc, sae.w_dec, sae.b_dec, K)
+        return float((x - other.decode(*other.encode(x))).double().square().sum())
+
+    best = error(1.0)
+    assert all(error(factor) > best for factor in (0.9, 0.99, 1.01, 1.1))
+
+
+def test_initialization_depends_on_more_than_its_generator_and_sample() -> None:
+    x = randn(50, D, seed=9, dtype=torch.float32)
+    torch.manual_seed(1)
+    first = initialize(x, n_latents=WIDTH, k=K, generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(2)
+    second = initialize(x, n_latents=WIDTH, k=K, generator=torch.Generator().manual_seed(3))
+    other = initialize(x, n_latents=WIDTH, k=K, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(first.w_enc, second.w_enc)
+    assert not torch.equal(first.w_enc, other.w_enc)
+    # The encoder must not share memory with the decoder: both are trained in place.
+    assert first.w_enc.data_ptr() != first.w_dec.data_ptr()

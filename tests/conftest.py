@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from small_chain import Chain
 
 
@@ -16,3 +18,11 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     from small_chain import build_chain
 
     return build_chain(tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sae(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`cfg.json` of an untrained SAE for the chain's `resid_post.1`."""
+    from small_chain import save_tiny_sae
+
+    return save_tiny_sae(chain, tmp_path_factory.mktemp("sae"))

@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from nullsae.activations.store import DTYPES, SiteReader, SiteWriter
-from nullsae.config import Compute, PretrainedSource
+from nullsae.config import Compute
 from nullsae.files import checksum, write_json
+from nullsae.inputs import PretrainedSource
 from nullsae.params import CacheActivationsParams, CellKeys, ModelKeys, RandomizeModelParams
 from nullsae.randomness import numpy_generator, torch_generator
 
@@ -206,3 +207,27 @@ def build_chain(root: Path) -> Chain:
         )
         manifests.append(output / "manifest.json")
     return Chain(root, source, train, heldout, root / "trained/recipe.json", *manifests)
+
+
+def save_tiny_sae(chain: Chain, folder: Path, *, n_latents: int = 48, k: int = 4) -> Path:
+    """An untrained SAE for `resid_post.1` of the chain; returns its `cfg.json`."""
+    from nullsae.sae.files import save_sae
+    from nullsae.sae.topk import initialize
+
+    x, _ = all_rows(chain.eval_activations, "resid_post.1")
+    generator = torch_generator(0, "test_sae")
+    sae = initialize(x, n_latents=n_latents, k=k, generator=generator)
+    sae.b_enc += torch.randn(n_latents, generator=generator) * 0.3
+    save_sae(
+        sae,
+        folder,
+        architecture="topk",
+        dictionary="learned",
+        keys=cell(),
+        seed=0,
+        activations_key="key",
+        input_norm=1.0,
+        training={},
+        n_steps=1,
+    )
+    return folder / "cfg.json"

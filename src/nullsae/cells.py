@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nullsae import paths
-from nullsae.config import Config, TrainSource
+from nullsae.config import Config
+from nullsae.inputs import TrainSource
 
 Keys = dict[str, str]
 

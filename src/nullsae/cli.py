@@ -17,7 +17,8 @@ from nullsae.errors import UserError
 from nullsae.progress import bar
 
 if TYPE_CHECKING:
-    from nullsae.config import Config, Section
+    from nullsae.config import Config
+    from nullsae.inputs import Section
 
     S = TypeVar("S", bound=Section)
 
@@ -332,6 +333,8 @@ def main() -> None:
     """Entry point: a `UserError` becomes one line and exit code 2."""
     # Spinning barriers cost more than they save when jobs share the cores. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except UserError as error:

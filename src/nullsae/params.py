@@ -20,17 +20,14 @@ from nullsae.config import (
     Corpus,
     Evaluation,
     Explainer,
-    FloatType,
     Latents,
-    PretrainedSource,
     Sae,
     Scorer,
-    Section,
     Statistics,
-    TrainSource,
     VariantName,
 )
 from nullsae.files import content_key
+from nullsae.inputs import FloatType, PretrainedSource, Section, TrainSource
 
 
 class ModelKeys(Section):

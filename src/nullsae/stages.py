@@ -47,6 +47,7 @@ SHARED = (
     "config.py",
     "errors.py",
     "files.py",
+    "inputs.py",
     "params.py",
     "paths.py",
     "progress.py",

@@ -287,6 +287,8 @@ def write_table(
             nullsae, not of its user).
     """
     if isinstance(rows, pa.Table):
+        if different := set(rows.column_names) ^ set(schema.names):
+            raise ValueError(f"{path}: columns {sorted(different)}")
         table = rows.select(schema.names).cast(schema)
     else:
         rows = list(rows)

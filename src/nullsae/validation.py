@@ -10,40 +10,43 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nullsae.config import Config, TrainSource, is_local, site_layer
+from nullsae.config import Config, site_layer
 from nullsae.errors import UserError
+from nullsae.inputs import TrainSource, is_local
 
 S = TypeVar("S", bound=BaseModel)
 NAMED_SECTIONS = ("corpora", "subjects", "saes", "explainers", "scorers")
 
 
-def parse_config(data: dict[str, Any]) -> Config:
+def parse_config(data: Any) -> Config:
     """Check a merged config.
 
     Raises:
         UserError: one line per mistake, each naming the key, the value and what would be right.
     """
     # An overlay drops an entry by setting it to null; the entry is as if it never stood there.
-    data = {
-        key: {name: entry for name, entry in value.items() if entry is not None}
-        if key in NAMED_SECTIONS and isinstance(value, dict)
-        else value
-        for key, value in data.items()
-    }
+    if isinstance(data, dict):
+        data = {
+            key: {name: entry for name, entry in value.items() if entry is not None}
+            if key in NAMED_SECTIONS and isinstance(value, dict)
+            else value
+            for key, value in data.items()
+        }
     return parse_section(Config, data, where="config")
 
 
 def parse_section(model: type[S], data: Any, *, where: str) -> S:
     """Validate plain data against a model; mistakes become a `UserError` that names the key."""
     try:
-        # JSON mode: lists may fill tuples, but text never passes for a number.
-        return model.model_validate_json(json.dumps(data))
+        # JSON mode: lists may fill tuples, but text never passes for a number. `str` is for what
+        # YAML makes of a bare 2024-01-31, which can be a revision.
+        return model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        lines = [_explain(detail, data) for detail in error.errors()]
+        lines = [_explain(detail, data, model) for detail in error.errors()]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def _explain(detail: Any, data: Any) -> str:
+def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
     """One line for one mistake found by pydantic."""
     key, current = [], data
     for part in detail["loc"]:
@@ -57,9 +60,15 @@ def _explain(detail: Any, data: Any) -> str:
     name, kind, value = ".".join(key), detail["type"], detail["input"]
     prefix = f"{name}: " if name else ""
     if kind == "extra_forbidden":
-        return f"{prefix}unknown key{_suggest(key[-1], _known_keys(detail['loc'][:-1]))}"
+        return f"{prefix}unknown key{_suggest(key[-1], _known_keys(model, detail['loc'][:-1]))}"
     if kind == "missing":
         return f"{prefix}missing"
+    if kind == "union_tag_not_found":
+        return f"{prefix}kind: missing"
+    if kind == "union_tag_invalid":
+        options = re.findall(r"'([^']+)'", detail["ctx"]["expected_tags"])
+        tag = detail["ctx"]["tag"]
+        return f"{prefix}kind: {tag!r} is not one of {', '.join(options)}{_suggest(tag, options)}"
     if kind == "literal_error":
         options = re.findall(r"'([^']+)'", detail["ctx"]["expected"])
         return (
@@ -76,10 +85,10 @@ def _explain(detail: Any, data: Any) -> str:
     return f"{prefix}{value!r}: {message[0].lower()}{message[1:]}"
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at `loc` may have."""
-    node: Any = Config.model_json_schema()
-    definitions = node["$defs"]
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `loc` of a model may have."""
+    node: Any = model.model_json_schema()
+    definitions = node.get("$defs", {})
 
     def resolve(node: Any) -> list[Any]:
         if "$ref" in node:
@@ -89,9 +98,14 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
 
     nodes = resolve(node)
     for part in loc:
+        if tagged := [
+            n for n in nodes if n.get("properties", {}).get("kind", {}).get("const") == part
+        ]:
+            nodes = tagged  # a union's tag is no step, but says which option
+            continue
         inner = [n.get("properties", {}).get(part) or n.get("additionalProperties") for n in nodes]
         step = [end for n in inner if isinstance(n, dict) for end in resolve(n)]
-        nodes = step or nodes  # a union's tag is no step
+        nodes = step or nodes
     return [key for n in nodes for key in n.get("properties", {})]
 
 

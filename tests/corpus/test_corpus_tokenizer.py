@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nullsae.config import PretrainedTokenizer, TrainedTokenizer
 from nullsae.corpus.tokenizer import EOS, Encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from nullsae.errors import UserError
+from nullsae.inputs import PretrainedTokenizer, TrainedTokenizer
 
 WORDS = (
     "the",

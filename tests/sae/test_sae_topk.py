@@ -49,7 +49,7 @@ def autograd(
         auxk = (chosen @ p["W_dec"] - (x - output).detach()).pow(2).sum() / variance
     loss = fvu + coefficient * min(1.0, n_dead / auxk_k) * auxk
     found = torch.autograd.grad(loss, list(p.values()))
-    return dict(zip(p, found, strict=True)), float(fvu), float(auxk)
+    return dict(zip(p, found, strict=True)), fvu.item(), auxk.item()
 
 
 @pytest.mark.parametrize("n_dead", [0, 2, 12])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nullsae.config import TrainSource
 from nullsae.corpus.store import Tokens
 from nullsae.errors import UserError
+from nullsae.inputs import TrainSource
 from nullsae.subjects.training import (
     LOG_ROWS,
     Muon,

@@ -1,6 +1,8 @@
 """The checked config, and what all rules share. No rules here."""
 
+import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -10,7 +12,7 @@ from nullsae.cells import cell_files, trained_here
 from nullsae.config import SwappedExplainer
 from nullsae.errors import UserError
 from nullsae.files import write_text
-from nullsae.params import rule_params
+from nullsae.params import activations_key, rule_params
 from nullsae.report.names import figure_names
 from nullsae.validation import check_subjects, parse_config
 
@@ -76,6 +78,36 @@ def corpus_file(pattern, **keys):
         return pattern.format(corpus=corpus, **{**dict(wildcards), **keys})
 
     return path
+
+
+def captured(split):
+    """A function of wildcards: the manifest of a split's activations.
+
+    One capture job makes all sites of a split, so its time says nothing about one site. Where the
+    site's activations are those that the config asks for, the manifest is `ancient`: a new site
+    leaves the SAEs of the others alone. Where they are not it must not be, since Snakemake looks
+    at no other reason to run a job below one that runs, and an `ancient` input is no reason.
+    """
+
+    def manifest(wildcards):
+        keys = dict(wildcards)
+        path = paths.ACTIVATIONS_MANIFEST.format(split=split, **keys)
+        site = Path(paths.SITE.format(split=split, **keys)) / "manifest.json"
+        wanted = activations_key(
+            STUDY, keys["subject"], keys["variant"], int(keys["draw"])
+        )
+        return ancient(path) if key_of(site) == wanted else path
+
+    return manifest
+
+
+@cache
+def key_of(manifest):
+    """The provenance that a manifest states; None where there is none."""
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def trained_recipe(wildcards):

@@ -1,7 +1,7 @@
 rule collect_latents:
     input:
         sae=paths.SAE_CONFIG,
-        activations=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval")),
+        activations=captured("eval"),
         tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
     output:
         latents=paths.LATENTS,

@@ -2,8 +2,8 @@ rule evaluate_sae:
     input:
         sae=paths.SAE_CONFIG,
         model=paths.RECIPE,
-        train=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train")),
-        heldout=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval")),
+        train=captured("sae_train"),
+        heldout=captured("eval"),
         train_tokens=corpus_file(paths.CORPUS_MANIFEST, split="sae_train"),
         eval_tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
     output:

@@ -1,10 +1,7 @@
-# Activations are `ancient` here and below: one capture job makes all sites of a split, so its
-# time says nothing about one site. What makes a site's activations new is their key, which is
-# part of each job's params: a new site leaves the SAEs of the others alone.
 rule train_sae:
     input:
-        train=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train")),
-        heldout=ancient(paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval")),
+        train=captured("sae_train"),
+        heldout=captured("eval"),
     output:
         config=paths.SAE_CONFIG,
         weights=paths.SAE_WEIGHTS,

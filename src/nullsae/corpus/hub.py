@@ -13,8 +13,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from nullsae.config import is_local
 from nullsae.errors import UserError
+from nullsae.inputs import is_local
 
 TIMEOUT_SECONDS = 10.0
 

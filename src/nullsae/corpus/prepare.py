@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from nullsae import paths
-from nullsae.config import BuiltinSource, Corpus, TrainedTokenizer
+from nullsae.config import Corpus
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.sources import describe, documents, is_streamed
@@ -21,6 +21,7 @@ from nullsae.corpus.splits import Split, split_of_digest, text_digest
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from nullsae.errors import UserError
 from nullsae.files import atomic_path, checksum, write_json
+from nullsae.inputs import BuiltinSource, TrainedTokenizer
 from nullsae.params import PrepareCorpusParams
 
 SPLITS: tuple[Split, ...] = ("sae_train", "eval")

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nullsae.config import BuiltinSource, FilesSource, HubSource
 from nullsae.corpus.hub import check_repository, first_line
 from nullsae.errors import UserError
+from nullsae.inputs import BuiltinSource, FilesSource, HubSource
 
 Source = BuiltinSource | HubSource | FilesSource
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nullsae.config import PretrainedTokenizer, TrainedTokenizer, is_local
 from nullsae.corpus.hub import check_repository, first_line
 from nullsae.errors import UserError
+from nullsae.inputs import PretrainedTokenizer, TrainedTokenizer, is_local
 
 EOS = "<|endoftext|>"
 

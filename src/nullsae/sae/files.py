@@ -10,9 +10,9 @@ from pydantic import PositiveFloat, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nullsae.config import Section
 from nullsae.errors import UserError
 from nullsae.files import atomic_path, checksum, rebuild_command, verify, write_json
+from nullsae.inputs import Section
 from nullsae.params import CellKeys
 from nullsae.sae.topk import PARAMETERS, TopKSae
 from nullsae.validation import parse_section

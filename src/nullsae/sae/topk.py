@@ -182,11 +182,22 @@ def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator)
 
 
 def geometric_median(x: Tensor, *, iterations: int = 50) -> Tensor:
-    """The point with the least sum of distances to the rows of x [n, d], by Weiszfeld's steps."""
+    """The point with the least sum of distances to the rows of x [n, d], by Weiszfeld's steps.
+
+    A step from a point that is one of the rows follows Vardi and Zhang (2000), equation 2.6: the
+    plain step divides by a distance of 0 there.
+    """
     point: Tensor = x.mean(dim=0)
     for _ in range(iterations):
-        weights = 1.0 / (x - point).norm(dim=1).clamp_min(1e-8)
-        moved: Tensor = (x * weights[:, None]).sum(dim=0) / weights.sum()
+        distance = (x - point).norm(dim=1)
+        away = distance > 1e-6 * (1.0 + point.norm())
+        if not bool(away.any()):
+            return point
+        weights = torch.where(away, 1.0 / distance, 0.0)
+        target: Tensor = (x * weights[:, None]).sum(dim=0) / weights.sum()
+        pull = (target - point).norm() * weights.sum()
+        stay = ((~away).sum() / pull).clamp(max=1.0) if not bool(away.all()) else 0.0
+        moved = target + (point - target) * stay
         if bool((moved - point).norm() <= 1e-6 * (1.0 + point.norm())):
             return moved
         point = moved

@@ -78,6 +78,8 @@ def training_batches(
                 x = x[torch.randperm(len(x), generator=again)]
             held, skip = torch.cat([held, x[skip:]]), 0
             n = min(len(held) // sae.batch_tokens, left)
+            if n == 0:
+                continue  # torch.split makes one empty batch of no rows
             yield from torch.split(held[: n * sae.batch_tokens], sae.batch_tokens)
             held, left = held[n * sae.batch_tokens :], left - n
 

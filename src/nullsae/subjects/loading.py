@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nullsae.config import PretrainedSource, is_local, site_layer
-from nullsae.corpus.hub import check_repository
+from nullsae.config import site_layer
 from nullsae.errors import UserError
 from nullsae.files import checksum, read_json, rebuild_command, verify, write_json
+from nullsae.inputs import PretrainedSource, is_local
 from nullsae.randomness import torch_generator
 
 DTYPES = {
@@ -44,6 +44,8 @@ def fetch(source: PretrainedSource, *, step0: bool) -> nn.Module:
         UserError: the model cannot be had or has no safetensors; names the config value.
     """
     from transformers import AutoModelForCausalLM
+
+    from nullsae.corpus.hub import check_repository
 
     revision = source.step0_revision if step0 else source.revision
     check_repository(source.path, kind="model", revision=revision, where="subjects.*.source.path")

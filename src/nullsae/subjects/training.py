@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from nullsae.config import TrainSource
 from nullsae.corpus.store import Tokens
 from nullsae.errors import UserError
+from nullsae.inputs import TrainSource
 from nullsae.randomness import numpy_generator, seed_of
 
 GRAD_CLIP_NORM = 1.0

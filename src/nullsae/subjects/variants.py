@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae import tables
-from nullsae.config import PretrainedSource
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
 from nullsae.files import read_json, write_json
+from nullsae.inputs import PretrainedSource
 from nullsae.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, save_subject

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nullsae.activations.capture import cache_activations
+from nullsae.activations.store import SiteReader
+from nullsae.corpus.store import load_tokens
+from nullsae.errors import UserError
+from nullsae.subjects.loading import load_subject
+from small_chain import (
+    CONTEXT,
+    CPU,
+    D_MODEL,
+    N_LAYERS,
+    SITES,
+    Chain,
+    all_rows,
+    capture_params,
+    flip_byte,
+)
+
+BATCH = 8
+
+
+def capture(chain: Chain, output: Path, split: str = "eval", **keys: Any) -> list[str]:
+    report: Callable[[int, int], None] | None = keys.pop("report", None)
+    return cache_activations(
+        capture_params(**keys),
+        split=split,
+        model=chain.recipe,
+        tokens=chain.train_tokens if split == "sae_train" else chain.eval_tokens,
+        output=output,
+        report=report,
+    )
+
+
+def live(chain: Chain, manifest: Path) -> tuple[list[Tensor], Tensor]:
+    """What the model passes at each site, from Hugging Face's own output and hooks by hand."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(chain.recipe.parent).eval()
+    ids = torch.from_numpy(load_tokens(manifest).input_ids).long()
+    last: list[Tensor] = []
+    block = model.gpt_neox.layers[N_LAYERS - 1]
+    block.register_forward_hook(
+        lambda _m, _i, out: last.append(out[0] if isinstance(out, tuple) else out)
+    )
+    states: list[list[Tensor]] = [[] for _ in range(N_LAYERS)]
+    with torch.inference_mode():
+        for start in range(0, len(ids), BATCH):
+            hidden = model(ids[start : start + BATCH], output_hidden_states=True).hidden_states
+            for layer in range(N_LAYERS - 1):
+                states[layer].append(hidden[layer + 1])
+            # hidden_states[-1] has been through the final norm; the block's own output has not.
+            states[-1].append(last[-1])
+            assert not torch.allclose(hidden[-1], last[-1])
+    return [torch.cat(parts).flatten(0, 1) for parts in states], ids
+
+
+def test_eval_activations_differ_from_a_live_forward_pass(chain: Chain) -> None:
+    """SAELens#83: a cache runner without a test against the model."""
+    expected, ids = live(chain, chain.eval_tokens)
+    for layer, site in enumerate(SITES):
+        found, position = all_rows(chain.eval_activations, site)
+        assert torch.equal(position, torch.arange(ids.numel())), "eval is not in context order"
+        assert torch.equal(found, expected[layer]), site
+
+
+def test_a_training_row_lies_about_its_position(chain: Chain) -> None:
+    expected, ids = live(chain, chain.train_tokens)
+    for layer, site in enumerate(SITES):
+        found, position = all_rows(chain.train_activations, site)
+        assert torch.equal(position.sort().values, torch.arange(ids.numel()))
+        assert torch.equal(found, expected[layer][position]), site
+
+
+def test_training_tokens_lie_on_disk_in_the_order_of_the_text(chain: Chain) -> None:
+    """SAELens#612: the copy on disk was never shuffled."""
+    reader = SiteReader.open(chain.train_activations, SITES[1])
+    assert reader.n_shards == 8
+    pairs, orders = [], []
+    for index in range(reader.n_shards):
+        _, position = reader.shard(index)
+        low = index * 8 * CONTEXT
+        assert torch.equal(position.sort().values, torch.arange(low, low + 8 * CONTEXT))
+        own = (position - low).double()
+        pairs.append(torch.stack([own[:-1], own[1:]]))
+        orders.append(tuple(own.tolist()))
+    joined = torch.cat(pairs, dim=1)
+    correlation = float(torch.corrcoef(joined)[0, 1])
+    assert abs(correlation) < 5 / joined.shape[1] ** 0.5
+    assert len(set(orders)) == len(orders), "every shard has the same permutation"
+
+
+def test_sites_come_in_different_orders(chain: Chain) -> None:
+    positions = [all_rows(chain.train_activations, site)[1] for site in SITES]
+    assert all(torch.equal(positions[0], other) for other in positions)
+
+
+def test_the_pass_goes_on_after_the_last_site(chain: Chain) -> None:
+    """SAELens#245."""
+    subject = load_subject(chain.recipe, CPU)
+    calls = {"block 2": 0, "block 1": 0, "head": 0}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    subject.blocks[2].register_forward_hook(count("block 2"))
+    subject.blocks[1].register_forward_hook(count("block 1"))
+    subject.model.get_output_embeddings().register_forward_hook(count("head"))
+    ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids[:2])
+    found = subject.activations(ids, split="eval", contexts=[0, 1], sites=(SITES[1], SITES[0]))
+    assert found.keys() == set(SITES[:2])
+    assert calls == {"block 2": 0, "block 1": 1, "head": 0}
+    # The hooks are gone: a whole pass works afterwards.
+    subject.logits(ids, split="eval", contexts=[0, 1])
+    assert calls == {"block 2": 1, "block 1": 2, "head": 1}
+
+
+def test_the_batch_or_the_shard_size_changes_what_is_captured(chain: Chain, tmp_path: Path) -> None:
+    capture(chain, tmp_path, batch_contexts=5, shard_tokens=13 * CONTEXT + 7)
+    for site in SITES:
+        expected, _ = all_rows(chain.eval_activations, site)
+        found, position = all_rows(tmp_path / "manifest.json", site)
+        assert torch.equal(position, torch.arange(len(expected)))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    reader = SiteReader.open(tmp_path / "manifest.json", SITES[0])
+    sizes = [shard["n_tokens"] for shard in reader.manifest["shards"]]
+    assert sizes == [13 * CONTEXT] * 4 + [8 * CONTEXT]
+
+
+def test_two_captures_differ_in_a_byte(chain: Chain, tmp_path: Path) -> None:
+    capture(chain, tmp_path, "sae_train")
+    files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
+    assert len(files) == 1 + 3 * 9
+    for file in files:
+        first = (chain.train_activations.parent / file).read_bytes()
+        assert (tmp_path / file).read_bytes() == first, file
+
+
+def test_a_whole_site_is_captured_again_or_a_damaged_one_is_not(
+    chain: Chain, tmp_path: Path
+) -> None:
+    assert capture(chain, tmp_path, sites=SITES[:2]) == list(SITES[:2])
+
+    def times(site: str) -> list[int]:
+        return [p.stat().st_mtime_ns for p in sorted((tmp_path / f"site={site}").iterdir())]
+
+    before = times(SITES[0])
+    manifest = (tmp_path / "manifest.json").read_bytes()
+    assert capture(chain, tmp_path, sites=SITES[:2]) == []
+    assert (tmp_path / "manifest.json").read_bytes() == manifest
+    flip_byte(tmp_path / f"site={SITES[1]}/shard-00002.safetensors")
+    assert capture(chain, tmp_path) == [SITES[1], SITES[2]]
+    assert times(SITES[0]) == before
+    expected, _ = all_rows(chain.eval_activations, SITES[1])
+    assert torch.equal(all_rows(tmp_path / "manifest.json", SITES[1])[0], expected)
+    # Another provenance: all of it is captured again.
+    assert capture(chain, tmp_path, key="other") == list(SITES)
+
+
+def test_the_token_limit_is_not_kept(chain: Chain, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    limit = 10 * CONTEXT + CONTEXT - 1
+    capture(
+        chain,
+        tmp_path,
+        "sae_train",
+        max_tokens=limit,
+        sites=SITES[:1],
+        report=lambda done, total: seen.append((done, total)),
+    )
+    found, position = all_rows(tmp_path / "manifest.json", SITES[0])
+    assert len(found) == 10 * CONTEXT
+    assert seen == [(8 * CONTEXT, 10 * CONTEXT), (10 * CONTEXT, 10 * CONTEXT)]
+    whole, at = all_rows(chain.train_activations, SITES[0])
+    in_order = whole[at.argsort()]
+    torch.testing.assert_close(found, in_order[position], rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r"activations.sae_train_tokens: 15 is not between one"):
+        capture(chain, tmp_path / "none", "sae_train", max_tokens=CONTEXT - 1)
+
+
+def test_a_full_disk_is_found_out_by_writing(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    needed = int(60 * CONTEXT * 3 * (D_MODEL * 4 + 8) * 1.02)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed - 1))
+    output = tmp_path / "deep" / "split"
+    with pytest.raises(UserError, match=r"the activations need .* GB, the disk has .* GB free"):
+        capture(chain, output)
+    assert not output.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed))
+    assert capture(chain, output) == list(SITES)
+
+
+def test_a_site_beyond_the_last_block_gives_a_traceback(chain: Chain, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"resid_post.3 is beyond the last block; .* has 3 blocks"):
+        capture(chain, tmp_path, sites=("resid_post.3",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_stored_dtype_is_not_the_configured_one(chain: Chain, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    capture(chain, tmp_path, sites=SITES[:1], dtype="bfloat16")
+    stored = load_file(tmp_path / f"site={SITES[0]}/shard-00000.safetensors")
+    expected, _ = all_rows(chain.eval_activations, SITES[0])
+    assert torch.equal(stored["activations"], expected[: 8 * CONTEXT].bfloat16())
+    assert stored["position"].dtype == torch.int64

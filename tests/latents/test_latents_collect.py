@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from nullsae import tables
+from nullsae.activations.store import SiteReader
+from nullsae.config import Latents
+from nullsae.corpus.store import load_tokens
+from nullsae.errors import UserError
+from nullsae.latents.collect import collect_latents, encode
+from nullsae.latents.windows import Grid, assign_pools
+from nullsae.params import CollectLatentsParams
+from nullsae.randomness import numpy_generator
+from nullsae.sae.files import load_sae
+from small_chain import COMPUTE, CONTEXT, Chain, all_rows, cell, save_tiny_sae, write_site
+
+SITE = "resid_post.1"
+LENGTH, MIN_FIRINGS, MIN_WINDOWS = 4, 20, 8
+Rows = list[dict[str, Any]]
+
+
+def settings(**keys: Any) -> Latents:
+    plain: dict[str, Any] = {
+        "n_sampled": 12,
+        "min_firings": MIN_FIRINGS,
+        "min_pool_windows": MIN_WINDOWS,
+        "window_tokens": LENGTH,
+        "n_quantiles": 3,
+        "explain_active_windows": 6,
+        "explain_silent_windows": 5,
+        "score_active_windows": 6,
+        "score_silent_windows": 5,
+    }
+    return Latents(**{**plain, **keys})
+
+
+def collect(
+    chain: Chain, sae: Path, folder: Path, activations: Path | None = None, **keys: Any
+) -> dict[str, Rows]:
+    seed = keys.pop("seed", 0)
+    params = CollectLatentsParams(
+        seed=seed, keys=cell(SITE), latents=settings(**keys), compute=COMPUTE, activations_key="key"
+    )
+    files = {name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")}
+    collect_latents(
+        params,
+        sae=sae,
+        activations=activations or chain.eval_activations,
+        tokens=chain.eval_tokens,
+        **files,
+    )
+    return {
+        name: tables.read_table(file, tables.cell_schema(name)).to_pylist()
+        for name, file in files.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def tables_of_chain(
+    chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Rows]:
+    return collect(chain, tiny_sae, tmp_path_factory.mktemp("latents"))
+
+
+@pytest.fixture(scope="module")
+def dense(chain: Chain, tiny_sae: Path) -> NDArray[np.float64]:
+    """Activations [tokens, n_latents] by a dense scatter."""
+    sae, _ = load_sae(tiny_sae)
+    x, _ = all_rows(chain.eval_activations, SITE)
+    pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
+    top = pre.topk(sae.k, dim=1)
+    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    found: NDArray[np.float64] = codes.double().numpy()
+    return found
+
+
+def test_latents_differ_from_a_dense_recomputation(
+    chain: Chain, tiny_sae: Path, tables_of_chain: dict[str, Rows], dense: NDArray[np.float64]
+) -> None:
+    tokens = load_tokens(chain.eval_tokens)
+    ids, documents = tokens.input_ids.ravel(), tokens.document_id.ravel()
+    sae, _ = load_sae(tiny_sae)
+    geometry = F.cosine_similarity(sae.w_enc, sae.w_dec, dim=1)
+    rows = tables_of_chain["latents"]
+    assert [row["latent"] for row in rows] == list(range(48))
+    n_dead = 0
+    for row in rows:
+        column = dense[:, row["latent"]]
+        on = column > 0
+        assert row["n_tokens"] == len(column)
+        assert row["firings"] == on.sum()
+        assert row["firing_share"] == pytest.approx(on.mean())
+        assert row["max_activation"] == pytest.approx(column.max(), rel=1e-5)
+        assert row["n_documents"] == len(set(documents[on].tolist()))
+        assert row["n_token_types"] == len(set(ids[on].tolist()))
+        assert row["encoder_decoder_cosine"] == pytest.approx(
+            float(geometry[row["latent"]]), abs=1e-6
+        )
+        if not on.any():
+            n_dead += 1
+            for name in ("mean_activation", "token_entropy_bits", "peak_token_share", "peak_token"):
+                assert row[name] is None, name
+            continue
+        mass = np.bincount(ids, weights=column)
+        entropy = scipy.stats.entropy(mass, base=2)
+        correction = (row["n_token_types"] - 1) / (2 * on.sum() * np.log(2))
+        assert row["mean_activation"] == pytest.approx(column[on].mean(), rel=1e-5)
+        assert row["token_entropy_bits"] == pytest.approx(entropy, abs=1e-5)
+        assert row["token_entropy_corrected_bits"] == pytest.approx(entropy + correction, abs=1e-5)
+        assert row["peak_token_share"] == pytest.approx(mass.max() / mass.sum(), rel=1e-5)
+        assert row["peak_token"] == mass.argmax()
+    assert n_dead < 48
+
+
+def test_windows_differ_from_a_dense_recomputation(
+    chain: Chain, tables_of_chain: dict[str, Rows], dense: NDArray[np.float64]
+) -> None:
+    tokens = load_tokens(chain.eval_tokens)
+    ids, documents = tokens.input_ids.ravel(), tokens.document_id.ravel()
+    rows = tables_of_chain["windows"]
+    sampled = [row["latent"] for row in tables_of_chain["latents"] if row["sampled"]]
+    assert sorted({row["latent"] for row in rows}) == sampled
+    for row in rows:
+        span = slice(row["start"], row["start"] + LENGTH)
+        assert row["start"] % CONTEXT % LENGTH == 0
+        assert row["window"] == row["start"] // LENGTH  # windows fill the contexts here
+        assert set(documents[span].tolist()) == {row["document"]}, "a window across documents"
+        assert row["token_ids"] == ids[span].tolist()
+        np.testing.assert_allclose(row["activations"], dense[span, row["latent"]], rtol=1e-5)
+        assert row["active"] == bool(dense[span, row["latent"]].any()), "a silent window fires"
+        assert (row["quantile"] is None) != row["active"]
+    keys = [(row["latent"], row["window"]) for row in rows]
+    assert len(set(keys)) == len(keys), "a window is drawn twice, or explains and scores"
+    explain = {row["document"] for row in rows if row["pool"] == "explain"}
+    score = {row["document"] for row in rows if row["pool"] == "score"}
+    assert explain
+    assert score
+    assert not explain & score, "explaining and scoring windows share a document"
+    for row in tables_of_chain["latents"]:
+        shown = [
+            w
+            for w in rows
+            if (w["latent"], w["pool"], w["active"]) == (row["latent"], "explain", True)
+        ]
+        if not row["sampled"]:
+            assert row["explain_token_entropy_bits"] is None
+            continue
+        mass = np.zeros(ids.max() + 1)
+        for w in shown:
+            np.add.at(mass, w["token_ids"], w["activations"])
+        expected = scipy.stats.entropy(mass, base=2)
+        assert len(shown) == 6
+        assert row["explain_token_entropy_bits"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_filter_or_the_coverage_is_miscounted(
+    chain: Chain, tables_of_chain: dict[str, Rows], dense: NDArray[np.float64]
+) -> None:
+    documents = load_tokens(chain.eval_tokens).document_id.reshape(-1, LENGTH)
+    whole = (documents == documents[:, :1]).all(axis=1)
+    (coverage,) = tables_of_chain["coverage"]
+    assert coverage["n_windows"] == whole.sum()
+    assert coverage["n_windows_across_documents"] == (~whole).sum() > 0
+    assert coverage["n_tokens"] == len(dense)
+    assert (coverage["n_latents"], coverage["n_alive"]) == (48, int((dense > 0).any(axis=0).sum()))
+    rows = tables_of_chain["latents"]
+    # The pools are disjoint sets of whole windows: their active windows add up.
+    active = (dense > 0).reshape(-1, LENGTH, 48).any(axis=1)[whole].sum(axis=0)
+    for row in rows:
+        both = row["explain_pool_active_windows"] + row["score_pool_active_windows"]
+        assert both == active[row["latent"]]
+        if row["passes_filter"]:
+            assert row["firings"] >= MIN_FIRINGS
+            assert row["explain_pool_active_windows"] >= MIN_WINDOWS
+            assert row["score_pool_active_windows"] >= MIN_WINDOWS
+        if row["firings"] < MIN_FIRINGS:
+            assert not row["passes_filter"]
+    passing = [row["latent"] for row in rows if row["passes_filter"]]
+    sampled = [row["latent"] for row in rows if row["sampled"]]
+    assert coverage["n_pass"] == len(passing)
+    assert coverage["pass_share"] == len(passing) / 48
+    assert coverage["n_sampled"] == len(sampled) == 12 < len(passing) < 48
+    assert set(sampled) < set(passing)
+
+
+@pytest.mark.parametrize("least", [1, 8, 40])
+def test_the_filter_forgets_a_pool_or_the_silent_windows(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, dense: NDArray[np.float64], least: int
+) -> None:
+    grid = Grid.cut(load_tokens(chain.eval_tokens).document_id, LENGTH)
+    pools = assign_pools(grid, numpy_generator(0, "pools"))
+    active = (dense > 0).reshape(-1, LENGTH, 48).any(axis=1)
+    enough = (dense > 0).sum(axis=0) >= MIN_FIRINGS
+    by_kind = [
+        (active[pools == pool] == fires).sum(axis=0) for pool in (0, 1) for fires in (True, False)
+    ]
+    expected = enough & (np.array(by_kind) >= least).all(axis=0)
+    rows = collect(chain, tiny_sae, tmp_path, min_pool_windows=least)["latents"]
+    assert [row["passes_filter"] for row in rows] == expected.tolist()
+    if least == 40:  # some are too silent, some too busy
+        assert (enough & (np.array(by_kind[1::2]) < least).any(axis=0)).any()
+        assert (enough & (np.array(by_kind[::2]) < least).any(axis=0)).any()
+
+
+@pytest.mark.parametrize("sizes", [[960], [1, 958, 1], [100] * 9 + [60]])
+def test_other_shards_give_other_tables(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, sizes: list[int]
+) -> None:
+    x, _ = all_rows(chain.eval_activations, SITE)
+    manifest = write_site(tmp_path / "activations", x, sizes)
+    collect(chain, tiny_sae, tmp_path / "one")
+    collect(chain, tiny_sae, tmp_path / "two", activations=manifest)
+    for name in ("latents", "windows", "coverage"):
+        one, two = (tmp_path / folder / f"{name}.parquet" for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
+def test_a_code_holds_more_than_k_latents(chain: Chain, tiny_sae: Path) -> None:
+    """delphi PR#131: the forward output was cached in place of the latents."""
+    sae, _ = load_sae(tiny_sae)
+    reader = SiteReader.open(chain.eval_activations, SITE)
+    firings = encode(sae, reader)
+    per_token = np.bincount(firings.position, minlength=reader.n_tokens)
+    assert per_token.max() == sae.k
+    assert (firings.value > 0).all()
+    assert len(set(zip(firings.latent.tolist(), firings.position.tolist(), strict=True))) == len(
+        firings.latent
+    )
+
+
+def test_sampled_latents_are_the_first_or_the_busiest(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    """delphi: the first N ids."""
+    n_runs, size = 40, 8
+    counts = np.zeros(48)
+    for seed in range(n_runs):
+        # Windows cost most of the time and do not matter here.
+        rows = collect(
+            chain,
+            tiny_sae,
+            tmp_path,
+            seed=seed,
+            n_sampled=size,
+            min_pool_windows=1,
+            explain_active_windows=1,
+            explain_silent_windows=1,
+            score_active_windows=1,
+            score_silent_windows=1,
+        )["latents"]
+        counts += [row["sampled"] for row in rows]
+    passing = np.array([row["passes_filter"] for row in rows])
+    assert counts.sum() == n_runs * size
+    assert not counts[~passing].any()
+    n = int(passing.sum())
+    p = size / n
+    # Draws without replacement: chi-square over n latents with variance n_runs p (1 - p).
+    statistic = ((counts[passing] - n_runs * p) ** 2).sum() / (n_runs * p * (1 - p)) * (n - 1) / n
+    assert 1e-4 < scipy.stats.chi2.sf(statistic, n - 1) < 1 - 1e-4
+
+
+def test_the_windows_of_a_latent_depend_on_which_others_are_sampled(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, tables_of_chain: dict[str, Rows]
+) -> None:
+    every = collect(chain, tiny_sae, tmp_path, n_sampled=48)["windows"]
+    few = {row["latent"] for row in tables_of_chain["windows"]}
+    assert [row for row in every if row["latent"] in few] == tables_of_chain["windows"]
+
+
+def test_another_number_of_silent_windows_moves_the_pools(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, tables_of_chain: dict[str, Rows]
+) -> None:
+    """Pools depend on the corpus and the seed alone, so variants are judged on the same text."""
+    other = save_tiny_sae(chain, tmp_path / "sae", n_latents=32, k=3)
+    found = collect(chain, other, tmp_path)
+    pool_of: dict[int, str] = {}
+    for row in [*tables_of_chain["windows"], *found["windows"]]:
+        assert pool_of.setdefault(row["document"], row["pool"]) == row["pool"]
+
+
+def test_an_sae_that_never_fires_gives_a_traceback(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    from nullsae.sae.files import save_sae
+
+    sae, config = load_sae(tiny_sae)
+    sae.b_enc -= 1e6
+    described = config.model_dump(exclude={"d_model", "n_latents", "k", "weights_checksum", "keys"})
+    save_sae(sae, tmp_path / "sae", keys=config.keys, **described)
+    found = collect(chain, tmp_path / "sae/cfg.json", tmp_path)
+    assert found["windows"] == []
+    assert found["coverage"][0]["n_alive"] == found["coverage"][0]["n_pass"] == 0
+    assert all(row["token_entropy_bits"] is None for row in found["latents"])
+
+
+def test_activations_of_another_config_are_read(chain: Chain, tiny_sae: Path) -> None:
+    params = CollectLatentsParams(
+        seed=0, keys=cell(SITE), latents=settings(), compute=COMPUTE, activations_key="other"
+    )
+    with pytest.raises(UserError, match="made from another config"):
+        collect_latents(
+            params,
+            sae=tiny_sae,
+            activations=chain.eval_activations,
+            tokens=chain.eval_tokens,
+            latents=Path("latents"),
+            windows=Path("windows"),
+            coverage=Path("coverage"),
+        )

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nullsae import tables
+from nullsae.activations.capture import cache_activations
+from nullsae.config import Evaluation
+from nullsae.corpus.store import load_tokens
+from nullsae.errors import UserError
+from nullsae.metrics.evaluate import evaluate_sae
+from nullsae.metrics.fidelity import fidelity
+from nullsae.params import EvaluateSaeParams
+from nullsae.sae.files import load_sae
+from nullsae.subjects.loading import load_subject
+from small_chain import (
+    COMPUTE,
+    CONTEXT,
+    CPU,
+    VOCAB,
+    Chain,
+    all_rows,
+    capture_params,
+    cell,
+    flip_byte,
+)
+
+SITE = "resid_post.1"
+
+
+def run(chain: Chain, sae: Path, folder: Path, **keys: Any) -> tuple[Any, Any]:
+    """The rows of both tables."""
+    arguments: dict[str, Any] = {
+        "model": chain.recipe,
+        "train_activations": chain.train_activations,
+        "eval_activations": chain.eval_activations,
+        "train_tokens": chain.train_tokens,
+        "eval_tokens": chain.eval_tokens,
+        **keys,
+    }
+    params = EvaluateSaeParams(
+        evaluation=Evaluation(fidelity_tokens=20 * CONTEXT + 3),
+        keys=cell(SITE),
+        compute=COMPUTE,
+        activations_key=arguments.pop("activations_key", "key"),
+    )
+    files = {name: folder / f"{name}.parquet" for name in ("reconstruction", "documents")}
+    evaluate_sae(params, sae=sae, **files, **arguments)
+    found = [tables.read_table(files[name], tables.cell_schema(name)).to_pylist() for name in files]
+    return found[0], found[1]
+
+
+def test_a_table_differs_from_a_dense_recomputation(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    (row,), documents = run(chain, tiny_sae, tmp_path)
+    sae, _ = load_sae(tiny_sae)
+    x, _ = all_rows(chain.eval_activations, SITE)
+    tokens = load_tokens(chain.eval_tokens)
+    pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
+    top = pre.topk(sae.k, dim=1)
+    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    output = (codes @ sae.w_dec + sae.b_dec).double()
+    exact = x.double()
+    error = (exact - output).square().sum(dim=1)
+    deviation = (exact - exact.mean(dim=0)).square().sum(dim=1)
+    expected = {
+        "n_tokens": len(x),
+        "n_latents": 48,
+        "d_model": 16,
+        "explained_variance": 1 - float(error.sum() / deviation.sum()),
+        "cosine": float(F.cosine_similarity(exact, output, dim=1).mean()),
+        "l0": float((codes > 0).sum()) / len(x),
+        "l1": float(codes.double().sum()) / len(x),
+        "l2_ratio": float(output.norm(dim=1).mean() / exact.norm(dim=1).mean()),
+        "alive_share": float((codes > 0).any(dim=0).double().mean()),
+        "mean_norm": float(exact.norm(dim=1).mean()),
+        "fidelity_tokens": 20 * (CONTEXT - 1),
+    }
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, rel=1e-5), name
+    assert row["l0"] <= sae.k
+    # Token lookup: means per id from the training split, applied to eval.
+    train_x, at = all_rows(chain.train_activations, SITE)
+    train_ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids).flatten().long()[at]
+    ids = torch.from_numpy(tokens.input_ids).flatten().long()
+    means = train_x.double().mean(dim=0).repeat(VOCAB, 1)
+    for token in train_ids.unique():
+        means[token] = train_x[train_ids == token].double().mean(dim=0)
+    lookup = 1 - float((exact - means[ids]).square().sum() / deviation.sum())
+    assert row["token_lookup_r2"] == pytest.approx(lookup, rel=1e-9)
+    assert 0 < lookup < 1
+    # Fidelity: the first contexts of eval, the split's mean.
+    subject = load_subject(chain.recipe, CPU)
+    contexts = torch.from_numpy(tokens.input_ids[:20])
+    for name, value in fidelity(subject, sae, SITE, contexts, exact.mean(dim=0)).items():
+        assert row[name] == (None if value is None else pytest.approx(value, abs=1e-7)), name
+    # Documents.
+    by_document = np.bincount(tokens.document_id.ravel(), weights=error.numpy())
+    for entry in documents:
+        assert entry["squared_error"] == pytest.approx(by_document[entry["document"]], rel=1e-5)
+    assert [entry["document"] for entry in documents] == np.unique(tokens.document_id).tolist()
+    assert sum(entry["n_tokens"] for entry in documents) == len(x)
+    total = sum(entry["squared_error"] for entry in documents)
+    spread = sum(entry["squared_deviation"] for entry in documents)
+    assert row["explained_variance"] == pytest.approx(1 - total / spread, rel=1e-12)
+
+
+def test_other_shards_give_another_table(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+    """Same batches of the forward pass, other shards: the numbers must agree to the bit."""
+    captured = {}
+    for split, tokens in (("sae_train", chain.train_tokens), ("eval", chain.eval_tokens)):
+        cache_activations(
+            capture_params(sites=(SITE,), shard_tokens=24 * CONTEXT),
+            split=split,
+            model=chain.recipe,
+            tokens=tokens,
+            output=tmp_path / split,
+        )
+        captured[split] = tmp_path / split / "manifest.json"
+    one, documents = run(chain, tiny_sae, tmp_path / "one")
+    two, other = run(chain, tiny_sae, tmp_path / "two", eval_activations=captured["eval"])
+    assert (tmp_path / "one/documents.parquet").read_bytes() == (
+        tmp_path / "two/documents.parquet"
+    ).read_bytes()
+    assert one == two
+    assert documents == other
+    three, _ = run(chain, tiny_sae, tmp_path / "three", train_activations=captured["sae_train"])
+    for name, value in one[0].items():
+        assert three[0][name] == (value and pytest.approx(value, rel=1e-12)), name
+
+
+def test_progress_stops_short_of_the_split(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    run(chain, tiny_sae, tmp_path, report=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (60 * CONTEXT, 60 * CONTEXT)
+
+
+def test_foreign_or_damaged_activations_are_measured(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="made from another config"):
+        run(chain, tiny_sae, tmp_path, activations_key="other")
+    copy = tmp_path / "eval"
+    shutil.copytree(chain.eval_activations.parent, copy)
+    flip_byte(copy / f"site={SITE}/shard-00003.safetensors")
+    with pytest.raises(UserError, match="shard-00003.safetensors: damaged"):
+        run(chain, tiny_sae, tmp_path, eval_activations=copy / "manifest.json")
+    assert not list(tmp_path.glob("*.parquet"))

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from nullsae.metrics.token_lookup import fit_token_means, token_lookup_r2
+
+VOCAB, D = 20, 6
+
+
+def ids_of(n: int, seed: int, vocab: int = VOCAB) -> Tensor:
+    return torch.randint(0, vocab, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def randn(n: int, seed: int) -> Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
+
+
+def split(x: Tensor, ids: Tensor, size: int = 70) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(x.split(size), ids.split(size), strict=True))
+
+
+def r2(means: Tensor, x: Tensor, ids: Tensor) -> float:
+    return token_lookup_r2(means, split(x, ids), x.double().mean(dim=0))
+
+
+def test_means_differ_from_a_group_by() -> None:
+    x, ids = randn(500, 0), ids_of(500, 1, VOCAB - 3)  # three ids never occur
+    means, counts = fit_token_means(split(x, ids), VOCAB, D)
+    frame = pd.DataFrame(x.double().numpy()).groupby(ids.numpy()).mean()
+    np.testing.assert_allclose(
+        means[torch.tensor(frame.index)].numpy(), frame.to_numpy(), rtol=1e-12
+    )
+    expected = x.double().mean(dim=0).expand(3, D)
+    torch.testing.assert_close(means[-3:], expected, rtol=1e-12, atol=1e-14)
+    assert counts.tolist() == np.bincount(ids.numpy(), minlength=VOCAB).tolist()
+
+
+def test_a_function_of_the_token_is_not_explained_by_the_token() -> None:
+    table = randn(VOCAB, 2)
+    fit_ids, ids = ids_of(400, 3), ids_of(300, 4)
+    assert len(fit_ids.unique()) == VOCAB
+    means, _ = fit_token_means(split(table[fit_ids], fit_ids), VOCAB, D)
+    assert r2(means, table[ids], ids) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_noise_is_explained_by_the_token_on_another_split() -> None:
+    """On its own split a lookup explains types / tokens of pure noise: R2 must be held out."""
+    n = 4000
+    fit_ids, ids = ids_of(n, 5), ids_of(n, 6)
+    fit_x, x = randn(n, 7), randn(n, 8)
+    means, _ = fit_token_means(split(fit_x, fit_ids), VOCAB, D)
+    # The fitted means carry noise of variance VOCAB / n, which the other split pays for.
+    assert r2(means, x, ids) == pytest.approx(-VOCAB / n, abs=0.005)
+    assert r2(means, fit_x, fit_ids) == pytest.approx(VOCAB / n, abs=0.005)
+    few = slice(0, 100)
+    means, _ = fit_token_means(split(fit_x[few], fit_ids[few]), VOCAB, D)
+    assert r2(means, fit_x[few], fit_ids[few]) > 0.1 > 0 > r2(means, x, ids)
+
+
+def test_batches_change_the_floor() -> None:
+    x, ids = randn(333, 9), ids_of(333, 10)
+    means, _ = fit_token_means(split(x, ids, 10), VOCAB, D)
+    other, _ = fit_token_means([(x, ids)], VOCAB, D)
+    torch.testing.assert_close(means, other, rtol=1e-13, atol=1e-14)
+    mean = x.double().mean(dim=0)
+    one = token_lookup_r2(means, split(x, ids, 17), mean)
+    assert one == pytest.approx(token_lookup_r2(means, [(x, ids)], mean), rel=1e-13)
+    # Predicting the mean itself: 0.
+    assert token_lookup_r2(mean.expand(VOCAB, D), [(x, ids)], mean) == pytest.approx(0, abs=1e-14)

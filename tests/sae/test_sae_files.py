@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nullsae.errors import UserError
+from nullsae.files import checksum
+from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.topk import TopKSae
+from small_chain import cell, flip_byte
+
+WIDTH, D = 10, 4
+
+
+def written(folder: Path) -> tuple[TopKSae, Path]:
+    g = torch.Generator().manual_seed(0)
+    rows = F.normalize(torch.randn(WIDTH, D, generator=g), dim=1)
+    sae = TopKSae(
+        torch.randn(WIDTH, D, generator=g),
+        torch.randn(WIDTH, generator=g),
+        rows,
+        torch.randn(D, generator=g),
+        k=3,
+    )
+    save_sae(
+        sae,
+        folder,
+        architecture="topk",
+        dictionary="learned",
+        keys=cell(),
+        seed=0,
+        activations_key="key",
+        input_norm=2.5,
+        training={"k": 3, "lr": 0.1},
+        n_steps=7,
+    )
+    return sae, folder / "cfg.json"
+
+
+def edit_config(config: Path, **changes: Any) -> None:
+    data = json.loads(config.read_text())
+    for key, value in changes.items():
+        if value is None:
+            del data[key]
+        else:
+            data[key] = value
+    config.write_text(json.dumps(data))
+
+
+def edit_weights(config: Path, **changes: Tensor | None) -> None:
+    """Other tensors, with a checksum to match, so that only the keys are wrong."""
+    file = config.with_name("sae.safetensors")
+    tensors: dict[str, Tensor] = load_file(file)
+    for name, value in changes.items():
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    save_file(tensors, file)
+    edit_config(config, weights_checksum=checksum(file))
+
+
+def refusal(config: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_sae(config)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_an_sae_comes_back_other_than_it_was_saved(tmp_path: Path) -> None:
+    sae, config = written(tmp_path)
+    again, described = load_sae(config)
+    for name, tensor in sae.parameters().items():
+        assert torch.equal(again.parameters()[name], tensor)
+        assert again.parameters()[name].dtype == torch.float32
+    assert again.k == described.k == 3
+    assert (described.d_model, described.n_latents, described.n_steps) == (D, WIDTH, 7)
+    assert described.keys == cell()
+    assert described.training == {"k": 3, "lr": 0.1}
+
+
+def test_saving_twice_gives_other_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        written(tmp_path / name)
+    for file in ("sae.safetensors", "cfg.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["cfg.json", "sae.safetensors"]
+
+
+def test_an_unknown_key_of_the_config_is_ignored(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    edit_config(config, n_latent=5)
+    assert refusal(config) == f"{config}: n_latent: unknown key; did you mean 'n_latents'?"
+
+
+def test_a_missing_key_of_the_config_is_guessed(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    edit_config(config, k=None)
+    assert refusal(config) == f"{config}: k: missing"
+
+
+def test_another_architecture_is_read_as_topk(tmp_path: Path) -> None:
+    """SAELens: BatchTopK read as ReLU."""
+    _, config = written(tmp_path)
+    edit_config(config, architecture="jumprelu")
+    assert refusal(config) == f"{config}: architecture: 'jumprelu' is not one of topk"
+
+
+def test_an_unknown_tensor_is_ignored(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    edit_weights(config, threshold=torch.zeros(WIDTH))
+    assert f"threshold is ({WIDTH},), should be None" in refusal(config)
+
+
+def test_a_missing_tensor_is_guessed(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    edit_weights(config, b_dec=None)
+    assert f"b_dec is None, should be ({D},)" in refusal(config)
+
+
+def test_a_tensor_of_another_shape_is_taken(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    edit_weights(config, W_dec=torch.zeros(D, WIDTH))
+    assert f"W_dec is ({D}, {WIDTH}), should be ({WIDTH}, {D})" in refusal(config)
+
+
+def test_a_flipped_byte_goes_unnoticed(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    file = config.with_name("sae.safetensors")
+    flip_byte(file)
+    text = refusal(config)
+    assert text.startswith(f"{file}: damaged")
+    assert "rebuild it with: snakemake" in text
+
+
+def test_absent_files_give_a_traceback(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    config.with_name("sae.safetensors").unlink()
+    assert refusal(config).startswith(f"{config.with_name('sae.safetensors')}: the file is missing")
+    config.unlink()
+    assert refusal(config).startswith(f"{config}: the file is missing")
+    config.write_text("{")
+    assert refusal(config).startswith(f"{config}: not readable as JSON")

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nullsae import tables
+from nullsae.activations.store import SiteReader
+from nullsae.config import Sae
+from nullsae.errors import UserError
+from nullsae.params import TrainSaeParams
+from nullsae.sae.files import load_sae
+from nullsae.sae.topk import TopKSae, initialize
+from nullsae.sae.trainer import (
+    Trainer,
+    evaluate,
+    learning_rate,
+    schedule,
+    train_sae,
+    training_batches,
+)
+from small_chain import COMPUTE, cell, flip_byte, write_site
+
+D, N_PLANTED, K = 24, 32, 3
+
+
+def recipe(**keys: Any) -> Sae:
+    plain: dict[str, Any] = {"k": K, "n_latents": 64, "batch_tokens": 256, "lr": 1e-2}
+    return Sae(**{**plain, **keys})
+
+
+def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Sums of K of N_PLANTED unit directions with weights in [1, 2]: (x [n, D], directions)."""
+    directions = F.normalize(
+        torch.randn(N_PLANTED, D, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    g = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(n, N_PLANTED, generator=g).argsort(dim=1)[:, :K]
+    weights = torch.zeros(n, N_PLANTED).scatter(1, chosen, 1 + torch.rand(n, K, generator=g))
+    return weights @ directions + 0.5, directions
+
+
+def trainer_on(x: Tensor, sae: Sae, n_steps: int = 100) -> Trainer:
+    start = initialize(
+        x, n_latents=sae.width(x.shape[1]), k=sae.k, generator=torch.Generator().manual_seed(1)
+    )
+    unfired = torch.zeros(start.n_latents, dtype=torch.int64)
+    return Trainer(sae, n_steps, start, step=0, unfired_tokens=unfired, history=[])
+
+
+# --- schedule ---------------------------------------------------------------------------------
+
+
+def test_the_schedule_differs_from_its_closed_form() -> None:
+    sae = recipe(warmup_share=0.05, decay_share=0.3)
+    factors = [schedule(step, 100, sae) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[4:71] == [1.0] * 67
+    assert factors[71:] == pytest.approx([(100 - step) / 30 for step in range(71, 100)])
+    assert factors[-1] > 0
+
+
+@given(
+    n_steps=st.integers(1, 400),
+    warmup=st.floats(0, 0.99),
+    decay=st.floats(0, 1),
+)
+def test_the_schedule_leaves_zero_to_one(n_steps: int, warmup: float, decay: float) -> None:
+    sae = recipe(warmup_share=warmup, decay_share=decay)
+    factors = [schedule(step, n_steps, sae) for step in range(n_steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+def test_the_schedule_counts_something_other_than_optimizer_steps(tmp_path: Path) -> None:
+    """Schedules counted in micro-batches or tokens: the rate would end elsewhere."""
+    x, _ = planted(1000, 1)
+    sae = recipe(batch_tokens=100, lr=1.0e-3, epochs=2, evaluate_every_steps=1, heldout_tokens=50)
+    rows = history(run(tmp_path, x, sae))
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert [row["tokens"] for row in rows] == [100 * step for step in range(1, 21)]
+    expected = [1e-3 * schedule(step, 20, sae) for step in range(20)]
+    assert [row["lr"] for row in rows] == pytest.approx(expected)
+
+
+def test_the_default_learning_rate_is_not_that_of_gao_et_al() -> None:
+    assert learning_rate(recipe(lr=None), 2**14) == pytest.approx(2e-4)
+    assert learning_rate(recipe(lr=None), 2**12) == pytest.approx(4e-4)
+    assert learning_rate(recipe(lr=0.5), 2**12) == 0.5
+
+
+# --- the order of the data --------------------------------------------------------------------
+
+
+def numbered(folder: Path, sizes: list[int]) -> SiteReader:
+    """Shards whose rows hold their own number."""
+    x = torch.arange(1, sum(sizes) + 1, dtype=torch.float32)[:, None]
+    return SiteReader.open(write_site(folder, x, sizes), "resid_post.1")
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    batch=st.integers(1, 14),
+    epochs=st.integers(1, 3),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_an_epoch_repeats_or_loses_tokens_or_a_resume_shifts_them(
+    sizes: list[int], batch: int, epochs: int, data: st.DataObject
+) -> None:
+    n = sum(sizes)
+    batch = min(batch, n)
+    sae = recipe(batch_tokens=batch, epochs=epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        reader = numbered(Path(folder), sizes)
+
+        def batches(start: int) -> list[list[float]]:
+            found = training_batches(reader, sae, 0, ("a", 1), start_step=start)
+            return [b[:, 0].tolist() for b in found]
+
+        whole = batches(0)
+        per_epoch = n // batch
+        assert [len(b) for b in whole] == [batch] * (per_epoch * epochs)
+        for epoch in range(epochs):
+            seen = list(itertools.chain(*whole[epoch * per_epoch : (epoch + 1) * per_epoch]))
+            assert len(set(seen)) == per_epoch * batch
+        start = data.draw(st.integers(0, len(whole)))
+        assert batches(start) == whole[start:]
+
+
+def test_every_epoch_or_every_key_has_the_same_order(tmp_path: Path) -> None:
+    reader = numbered(tmp_path, [20] * 6)
+    sae = recipe(batch_tokens=10, epochs=3)
+
+    def flat(seed: int, *key: str | int) -> list[float]:
+        batches = training_batches(reader, sae, seed, key, start_step=0)
+        return [float(v) for b in batches for v in b[:, 0]]
+
+    one = flat(0, "a")
+    epochs = [one[:120], one[120:240], one[240:]]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    # The first epoch trusts the permutation at capture; the others also permute within shards.
+    in_shard = [[v for v in epoch if v <= 20] for epoch in epochs]
+    assert in_shard[0] == list(range(1, 21))
+    assert len({tuple(part) for part in in_shard}) == 3
+    assert flat(0, "a") == one
+    assert flat(0, "b") != one
+    assert flat(1, "a") != one
+
+
+# --- one step ---------------------------------------------------------------------------------
+
+
+def test_decoder_rows_lose_their_unit_norm_or_are_pushed_along_themselves() -> None:
+    x, _ = planted(512, 2)
+    trainer = trainer_on(x, recipe())
+    for _ in range(5):
+        before = trainer.sae.w_dec.clone()
+        trainer.train_step(x)
+        gradient = trainer.sae.w_dec.grad
+        assert gradient is not None
+        along = (gradient * before).sum(dim=1).abs()
+        assert float(along.max()) < 1e-6 * float(gradient.norm(dim=1).max())
+        torch.testing.assert_close(trainer.sae.w_dec.norm(dim=1), torch.ones(64))
+
+
+def test_the_gradient_is_not_clipped_to_the_configured_norm() -> None:
+    x, _ = planted(512, 2)
+    for limit, clipped in ((1e-3, True), (1e3, False)):
+        trainer = trainer_on(x, recipe(grad_clip_norm=limit))
+        trainer.train_step(x)
+        grads = [p.grad for p in trainer.sae.parameters().values()]
+        norm = math.sqrt(sum(float(g.square().sum()) for g in grads if g is not None))
+        assert norm == pytest.approx(limit, rel=1e-2) if clipped else norm < limit / 2
+
+
+def test_dead_latents_are_miscounted() -> None:
+    x = torch.eye(4)[torch.tensor([0, 0, 1, 2] * 4)]
+    rows = torch.cat([torch.eye(4), -torch.eye(4)])
+    sae = TopKSae(rows.clone(), torch.zeros(8), rows.clone(), torch.zeros(4), k=1)
+    settings_ = recipe(k=1, n_latents=8, dead_after_tokens=32, lr=1e-9)
+    trainer = Trainer(settings_, 10, sae, 0, torch.zeros(8, dtype=torch.int64), [])
+    trainer.train_step(x)
+    assert trainer.unfired_tokens.tolist() == [0, 0, 0, 16, 16, 16, 16, 16]
+    assert not bool(trainer.dead.any())
+    trainer.train_step(x)
+    assert trainer.dead.tolist() == [False] * 3 + [True] * 5
+    trainer.train_step(torch.eye(4)[torch.tensor([0, 3, 3, 3])])
+    assert trainer.unfired_tokens.tolist() == [0, 4, 4, 0, 36, 36, 36, 36]
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_auxk_leaves_dead_latents_dead(seed: int) -> None:
+    x, _ = planted(4096, seed)
+    dead, loss = {}, {}
+    for coefficient in (0.0, 1 / 32):
+        sae = recipe(n_latents=32, auxk_coefficient=coefficient, dead_after_tokens=1024, auxk_k=12)
+        trainer = trainer_on(x, sae, n_steps=160)
+        # Half of the latents see the data, but too faintly to enter the top k.
+        trainer.sae.w_enc[16:] *= 0.01
+        for step in range(160):
+            loss[coefficient], _ = trainer.train_step(x[(step * 256) % 4096 :][:256])
+        dead[coefficient] = float(trainer.dead.double().mean())
+    assert dead[0.0] >= 0.4
+    assert dead[1 / 32] <= 0.1
+    assert loss[1 / 32] < loss[0.0] / 1.5
+
+
+def test_held_out_numbers_differ_from_their_definitions() -> None:
+    x, _ = planted(300, 4)
+    sae = trainer_on(x, recipe()).sae
+    found = evaluate(sae, x)
+    output = sae.decode(*sae.encode(x)).double()
+    exact = x.double()
+    error = (exact - output).pow(2).sum() / (exact - exact.mean(dim=0)).pow(2).sum()
+    assert found["heldout_explained_variance"] == pytest.approx(1 - float(error), rel=1e-9)
+    cosine = F.cosine_similarity(exact, output, dim=1).mean()
+    assert found["heldout_cosine"] == pytest.approx(float(cosine), rel=1e-6)
+    values, indices = sae.encode(x)
+    alive = len(set(indices[values > 0].tolist())) / sae.n_latents
+    assert found["heldout_alive_share"] == alive
+
+
+# --- whole trainings --------------------------------------------------------------------------
+
+
+def run(folder: Path, x: Tensor, sae: Sae, **keys: Any) -> Path:
+    """Write the activations (once), train; returns the SAE's folder."""
+    train, heldout = folder / "train/manifest.json", folder / "eval/manifest.json"
+    if not train.exists():
+        write_site(folder / "train", x, [len(x) // 3, len(x) - len(x) // 3])
+        write_site(folder / "eval", planted(400, 99)[0], [400])
+    output = folder / keys.pop("output", "sae")
+    seed = keys.pop("seed", 0)
+    arguments: dict[str, Any] = {"work": folder / "work", **keys}
+    params = TrainSaeParams(
+        seed=0, keys=cell(seed=seed), sae=sae, compute=COMPUTE, activations_key="key"
+    )
+    train_sae(params, train_activations=train, eval_activations=heldout, output=output, **arguments)
+    return output
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    table = tables.read_table(folder / "history.parquet", tables.cell_schema("history"))
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def test_training_does_not_find_a_planted_dictionary(tmp_path: Path) -> None:
+    x, directions = planted(20_000, 5)
+    sae = recipe(epochs=8, evaluate_every_steps=60, dead_after_tokens=5000)
+    output = run(tmp_path, x, sae)
+    curve = [row["heldout_explained_variance"] for row in history(output)]
+    assert curve[-1] > curve[0] + 0.05
+    assert curve[-1] > 0.9
+    found, config = load_sae(output / "cfg.json")
+    cosine = directions @ F.normalize(found.w_dec, dim=1).T
+    assert float(cosine.max(dim=1).values.mean()) > 0.9
+    assert config.n_steps == 8 * (20_000 // 256)
+    # The SAE on disk is for activations as captured, not for the scaled ones it trained on.
+    heldout = planted(400, 99)[0]
+    own = evaluate(found, heldout)["heldout_explained_variance"]
+    assert own == pytest.approx(curve[-1], abs=1e-4)
+    torch.testing.assert_close(found.w_dec.norm(dim=1), torch.ones(64))
+
+
+@pytest.mark.parametrize("killed_at", [7, 13, 20])
+def test_a_resumed_training_differs_from_an_uninterrupted_one(
+    tmp_path: Path, killed_at: int
+) -> None:
+    x, _ = planted(1500, 6)
+    sae = recipe(
+        batch_tokens=128,
+        epochs=2,
+        checkpoint_every_steps=5,
+        evaluate_every_steps=4,
+        dead_after_tokens=300,
+    )
+    run(tmp_path, x, sae, output="whole")
+
+    def kill(step: int, _steps: int, _loss: float) -> None:
+        if step == killed_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, x, sae, output="resumed", report=kill)
+    assert not (tmp_path / "resumed").exists()
+    steps: list[int] = []
+    torch.manual_seed(killed_at)  # the global generator is elsewhere in a new process
+    run(tmp_path, x, sae, output="resumed", report=lambda step, *_: steps.append(step))
+    # Fails if resume is a no-op: the same bits could come from training all of it again.
+    checkpoint = (killed_at - 1) // 5 * 5
+    assert steps == list(range(checkpoint + 1, 23))
+    for file in ("sae.safetensors", "cfg.json", "history.parquet"):
+        whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
+        assert whole.read_bytes() == resumed.read_bytes(), file
+    assert not list((tmp_path / "work").iterdir()), "a finished training leaves a checkpoint"
+
+
+def test_a_checkpoint_of_other_params_is_resumed(tmp_path: Path) -> None:
+    x, _ = planted(1500, 6)
+    sae = recipe(batch_tokens=128, checkpoint_every_steps=5)
+
+    def kill(step: int, _steps: int, _loss: float) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, x, sae, report=kill)
+    assert len(list((tmp_path / "work").iterdir())) == 1
+    steps: list[int] = []
+    other = sae.model_copy(update={"lr": 5e-3})
+    run(tmp_path, x, other, report=lambda step, *_: steps.append(step))
+    assert steps[0] == 1
+
+
+def test_two_seeds_give_one_sae(tmp_path: Path) -> None:
+    x, _ = planted(1000, 7)
+    outputs = [
+        run(tmp_path, x, recipe(), output=f"s{name}", seed=seed)
+        for name, seed in (("0", 0), ("0 again", 0), ("1", 1))
+    ]
+    bits = [(output / "sae.safetensors").read_bytes() for output in outputs]
+    assert bits[0] == bits[1]
+    assert bits[0] != bits[2]
+
+
+def test_too_few_tokens_or_damaged_shards_are_trained_on(tmp_path: Path) -> None:
+    x, _ = planted(300, 8)
+    with pytest.raises(UserError, match=r"^config: saes\.topk\.batch_tokens: 301 is more than the"):
+        run(tmp_path, x, recipe(batch_tokens=301))
+    shard = tmp_path / "train/site=resid_post.1/shard-00001.safetensors"
+    flip_byte(shard)
+    with pytest.raises(UserError, match=r"shard-00001.safetensors: damaged"):
+        run(tmp_path, x, recipe())
+    assert not (tmp_path / "sae").exists()
+
+
+def test_a_loss_that_is_not_finite_is_saved(tmp_path: Path) -> None:
+    x, _ = planted(1000, 9)
+    with pytest.raises(UserError, match=r"config: saes\.topk: the loss is (nan|inf) at step"):
+        run(tmp_path, x, recipe(batch_tokens=100, lr=1e38, grad_clip_norm=1e30, warmup_share=0.0))
+    assert not (tmp_path / "sae").exists()

@@ -1,0 +1,51 @@
+"""The README's words are true of the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from nullsae import stages
+from nullsae.errors import UserError
+from nullsae.validation import check_subjects, parse_config
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def default_config():
+    return yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
+
+
+def test_overlay_for_ones_own_model_is_a_valid_config():
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    merged = default_config()
+    update_config(merged, yaml.safe_load(block))
+    merged["variants"] = ["trained", "step0", "rerandomized"]
+    config = parse_config(merged)
+    check_subjects(config)
+    assert list(config.subjects) == ["pythia-70m"]
+    assert config.subjects["pythia-70m"].source.path == "EleutherAI/pythia-70m"
+
+
+def test_error_shown_is_the_error_printed():
+    merged = default_config()
+    merged["saes"]["topk"]["lr"] = "3e-4"
+    with pytest.raises(UserError) as caught:
+        parse_config(merged)
+    assert str(caught.value) in README
+
+
+def test_every_rule_is_named():
+    assert [rule for rule in stages.OWNED if f"`{rule}`" not in README] == []
+
+
+def test_short_enough_to_be_read():
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (REPOSITORY / link).exists()

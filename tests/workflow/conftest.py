@@ -1,0 +1,48 @@
+"""One finished study for all tests here, and one more that runs beside them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from workflow_study import TIMEOUT_SECONDS, Study, freeze, new_study
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources, frozen."""
+    return freeze(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="session")
+def study(
+    tmp_path_factory: pytest.TempPathFactory, tree: Path, request: pytest.FixtureRequest
+) -> Study:
+    """A finished study, its jobs run two at a time. Tests that change something take a copy."""
+    study = new_study(tmp_path_factory.mktemp("study") / "study", tree)
+    study.make(gpu=2)
+    if any("serial_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("serial_run")
+    return study
+
+
+@pytest.fixture(scope="session")
+def serial_run(
+    tmp_path_factory: pytest.TempPathFactory, tree: Path
+) -> Iterator[tuple[Study, subprocess.Popen[bytes]]]:
+    """The same study on one core, in another folder; it runs while other tests do."""
+    serial = new_study(tmp_path_factory.mktemp("serial") / "study", tree)
+    with open(serial.folder / "run.log", "wb") as log:
+        process = subprocess.Popen(
+            serial.command(cores=1),
+            cwd=serial.folder,
+            env=serial.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    yield serial, process
+    if process.poll() is None:
+        process.terminate()
+        process.wait(TIMEOUT_SECONDS)

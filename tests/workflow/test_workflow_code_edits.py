@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from workflow_study import Study, copy_of
+
+from nullsae import stages
+
+pytestmark = pytest.mark.workflow
+END = {"aggregate", "report"}
+CASES = {
+    "metrics/reconstruction.py": {"evaluate_sae", *END},
+    "latents/windows.py": {"collect_latents", "explain_latents", "score_latents", *END},
+    "autointerp/scorers.py": {"score_latents", *END},
+    "autointerp/explainers.py": {"explain_latents", "score_latents", *END},
+    "sae/topk.py": {
+        *("train_sae", "evaluate_sae", "collect_latents", "explain_latents", "score_latents"),
+        *END,
+    },
+    "activations/store.py": {
+        *("cache_activations", "train_sae", "evaluate_sae", "collect_latents"),
+        *("explain_latents", "score_latents", *END),
+    },
+    "statistics/effects.py": END,
+    "report/templates/index.html.j2": {"report"},
+    "report/style.py": {"report"},
+    "cli.py": set(),
+    "errors.py": set(),
+}
+
+
+@pytest.mark.parametrize("module", CASES)
+def test_an_edit_of_a_module_reruns_its_stage_and_what_follows(
+    study: Study, tmp_path: Path, module: str
+) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(study.tree, tree, ignore=shutil.ignore_patterns("__pycache__"))
+    file = tree / "src/nullsae" / module
+    text = file.read_text(encoding="utf-8")
+    # A longer docstring: no instruction changes.
+    edited = text.replace('"""', '"""Edited. ', 1) if file.suffix == ".py" else text + "\n"
+    assert edited != text
+    file.write_text(edited, encoding="utf-8")
+    changed = copy_of(study, tmp_path / "s", linked=True, tree=tree)
+    assert set(changed.jobs()) == CASES[module]
+
+
+def test_every_module_belongs_to_a_rule_or_is_listed_as_shared() -> None:
+    files = {
+        path.relative_to(stages.PACKAGE).as_posix()
+        for path in stages.PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    owned = {
+        path.relative_to(stages.PACKAGE).as_posix()
+        for rule in stages.OWNED
+        for path in stages.modules(rule)
+    }
+    assert files - owned - set(stages.SHARED) == set()
+    assert owned & set(stages.SHARED) == set()
+
+
+def test_every_listed_module_exists() -> None:
+    listed = [name for names in stages.OWNED.values() for name in names] + list(stages.SHARED)
+    assert [name for name in listed if not (stages.PACKAGE / name).exists()] == []
+
+
+def test_every_rule_of_the_workflow_owns_code(study: Study) -> None:
+    rules = set(study.make("--list-rules").split())
+    assert set(stages.OWNED) <= rules
+    assert rules & set(stages.OWNED) == set(stages.OWNED)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workflow_study import Study, cell, copy_of
+
+from nullsae import paths
+from nullsae.files import checksum
+
+pytestmark = pytest.mark.workflow
+
+
+def flip(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+
+def truncate(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def other_k(config: dict[str, Any]) -> None:
+    config["saes"]["topk"]["k"] = 5
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["flip", "cut", "delete"])
+def test_a_damaged_shard_is_named_and_the_command_shown_repairs_it(
+    study: Study, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    copied = copy_of(study, tmp_path / "s").configure(other_k)
+    split = {"sae_train": "shard-00001.safetensors", "eval": "shard-00000.safetensors"}
+    name = "eval" if damage is truncate else "sae_train"
+    relative = f"{cell(paths.SITE, split=name)}/{split[name]}"
+    shard = copied.folder / relative
+    before = checksum(shard)
+    damage(shard)
+
+    target = cell(paths.SAE_CONFIG)
+    failed = copied.snakemake(target)
+    assert failed.returncode != 0
+    errors = re.findall(r"^nullsae train_sae: error: (.*)$", failed.stdout, re.M)
+    # Snakemake shows the log of the failed job; it must hold one line, not a traceback.
+    assert errors, failed.stdout[-3000:]
+    assert len(set(errors)) == 1
+    assert "Traceback" not in failed.stdout
+    assert errors[0].startswith(f"{relative}: ")
+    assert ("missing" if damage is Path.unlink else "damaged") in errors[0]
+    assert not (copied.folder / target).exists()
+
+    command = shlex.split(errors[0].partition("rebuild it with: ")[2])
+    assert command[0] == "snakemake"
+    # In a folder of its own, the study must be told where the workflow is.
+    where = ["-s", f"{copied.tree}/Snakefile", "--directory", str(copied.folder)]
+    repaired = copied.run([command[0], *where, *command[1:]])
+    assert repaired.returncode == 0, repaired.stdout[-3000:]
+    assert checksum(shard) == before
+
+    copied.make(target)
+    assert (copied.folder / target).is_file()

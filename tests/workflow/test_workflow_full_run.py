@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from workflow_study import Study, edited
+
+from nullsae import paths, tables
+from nullsae.cells import cell_files
+from nullsae.report.names import figure_names
+from nullsae.validation import parse_config
+
+pytestmark = pytest.mark.workflow
+
+
+def assert_same(found: pa.Schema, wanted: pa.Schema) -> None:
+    """Names, types, nulls and units; Parquet calls the items of lists by another name."""
+    assert found.equals(wanted)
+    assert [field.metadata for field in found] == [field.metadata for field in wanted]
+
+
+@pytest.mark.parametrize("table", tables.AGGREGATED)
+def test_every_table_is_made_in_its_schema_and_has_rows(study: Study, table: str) -> None:
+    found = pq.ParquetFile(study.folder / paths.TABLE.format(table=table))
+    assert_same(found.schema_arrow, tables.SCHEMAS[table])
+    assert found.metadata.num_rows > 0
+
+
+def test_every_cell_file_is_made_in_its_schema(study: Study) -> None:
+    for table, files in cell_files(parse_config(edited())).items():
+        for file in files:
+            schema = pq.ParquetFile(study.folder / file).schema_arrow
+            assert_same(schema, tables.cell_schema(table))
+
+
+def test_the_report_and_all_figures_are_made(study: Study) -> None:
+    page = (study.folder / paths.REPORT).read_text(encoding="utf-8")
+    assert "Workflow test" in page
+    assert "rerandomized" in page
+    names = figure_names(parse_config(edited()))
+    files = [study.folder / paths.FIGURE.format(figure=name, format="png") for name in names]
+    assert files
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert sorted(files) == sorted((study.folder / "results/figures").iterdir())
+
+
+def test_a_second_run_has_nothing_to_do(study: Study) -> None:
+    assert "Nothing to be done" in study.make()
+
+
+def test_no_job_leaves_a_temporary_or_unfinished_file(study: Study) -> None:
+    results = study.folder / "results"
+    assert [p for p in results.rglob("*") if ".partial" in p.name or p.name.startswith(".")] == []
+    assert list((results / "work").glob("*")) == []
+
+
+def test_run_config_is_the_parsed_config_with_all_defaults(study: Study) -> None:
+    written = yaml.safe_load((study.folder / paths.RUN_CONFIG).read_text(encoding="utf-8"))
+    config = parse_config(edited())
+    assert written == config.model_dump(mode="json")
+    assert parse_config(written) == config
+
+
+def test_the_code_under_test_is_the_frozen_copy(study: Study) -> None:
+    result = study.run(["python", "-c", "import nullsae; print(nullsae.__file__)"])
+    assert result.stdout.strip() == str(study.tree / "src/nullsae/__init__.py")

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from workflow_study import TIMEOUT_SECONDS, Study, cell, copy_of
+
+from nullsae import paths
+
+pytestmark = pytest.mark.workflow
+CHECKPOINT_STEPS = 50
+
+
+def slow_training(config: dict[str, Any]) -> None:
+    """Some seconds of training: 256 steps in an epoch."""
+    config["saes"]["topk"].update(
+        batch_tokens=64, epochs=24, checkpoint_every_steps=CHECKPOINT_STEPS
+    )
+
+
+def start(study: Study, target: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        study.command(target),
+        cwd=study.folder,
+        env=study.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def checkpoints(study: Study) -> list[Path]:
+    return list((study.folder / paths.WORK).glob("train_sae-*.safetensors"))
+
+
+def kill_at_checkpoint(study: Study, target: str) -> None:
+    """Kill Snakemake, its shell and the training at once, with no chance to tidy up."""
+    process = start(study, target)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not checkpoints(study):
+        assert process.poll() is None, "the training ended before its first checkpoint was seen"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    assert any("train_sae" in argument for p in family for argument in p.cmdline())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    survivors = psutil.wait_procs(family[1:], timeout=10)[1]
+    for survivor in survivors:
+        survivor.kill()
+    assert survivors == []
+
+
+def test_a_killed_training_resumes_and_gives_the_same_bytes(study: Study, tmp_path: Path) -> None:
+    killed = copy_of(study, tmp_path / "killed").configure(slow_training)
+    undisturbed = copy_of(study, tmp_path / "undisturbed").configure(slow_training)
+    target = cell(paths.SAE_CONFIG)
+    kill_at_checkpoint(killed, target)
+    assert not (killed.folder / target).exists()
+
+    locked = killed.snakemake(target)
+    assert locked.returncode != 0
+    assert "--unlock" in locked.stdout
+    killed.make("--unlock")
+    killed.make(target)
+
+    keys = cell(paths.CELL_KEYS)
+    log = (killed.folder / paths.LOG.format(rule="train_sae", keys=keys)).read_text()
+    resumed = re.search(r"^resumed at step (\d+) of (\d+)$", log, re.M)
+    ran = re.search(r"^ran (\d+) of (\d+) steps$", log, re.M)
+    assert resumed is not None
+    assert ran is not None
+    first, n_steps = int(resumed[1]), int(resumed[2])
+    assert first > 0
+    assert first % CHECKPOINT_STEPS == 0
+    assert (int(ran[1]), int(ran[2])) == (n_steps - first, n_steps)
+    assert checkpoints(killed) == []
+
+    undisturbed.make(target)
+    for pattern in (paths.SAE_WEIGHTS, paths.HISTORY, paths.SAE_CONFIG):
+        file = cell(pattern)
+        assert (killed.folder / file).read_bytes() == (undisturbed.folder / file).read_bytes(), file

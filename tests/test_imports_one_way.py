@@ -9,7 +9,17 @@ PACKAGE = Path(nullsae.__file__).parent
 MAX_LINES = 400
 # A module or folder imports only from what stands before it; within a folder anything goes.
 ORDER = (
-    *("errors", "files", "randomness", "progress", "inputs", "config", "paths", "validation", "stages"),
+    *(
+        "errors",
+        "files",
+        "randomness",
+        "progress",
+        "inputs",
+        "config",
+        "paths",
+        "validation",
+        "stages",
+    ),
     *("params", "tables", "cells", "corpus", "subjects", "activations", "sae", "metrics"),
     *("latents", "autointerp", "statistics", "aggregation", "report", "terminal", "cli"),
 )

@@ -113,13 +113,17 @@ def test_an_empty_table_loses_its_columns(tmp_path: Path) -> None:
     assert found.schema.equals(schema)
 
 
-def test_partition_folders_become_columns_of_a_cell(tmp_path: Path) -> None:
-    """pyarrow's own reader adds `draw` from the path; ours must not."""
+def test_partition_folders_are_no_columns_of_a_tree_or_become_some_of_a_cell(
+    tmp_path: Path,
+) -> None:
     schema = tables.cell_schema("coverage")
-    file = tmp_path / "subject=a/draw=1/coverage.parquet"
-    tables.write_table(file, [row_of(schema)], schema)
-    assert tables.read_table(file, schema).schema.names == schema.names
-    assert "draw" in pq.read_table(str(file)).column_names
+    for draw in (0, 1):
+        file = tmp_path / f"subject=a/draw={draw}/coverage.parquet"
+        tables.write_table(file, [row_of(schema)], schema)
+        assert tables.read_table(file, schema).schema.names == schema.names
+    whole = pq.read_table(tmp_path)
+    assert whole.column_names == [*schema.names, "subject", "draw"]
+    assert sorted(whole["draw"].to_pylist()) == [0, 1]
 
 
 def test_a_missing_damaged_or_foreign_table_gives_a_traceback(tmp_path: Path) -> None:

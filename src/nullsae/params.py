@@ -79,7 +79,7 @@ class CacheActivationsParams(Section):
     batch_contexts: PositiveInt
     compute: Compute
     key: str = ""
-    """Provenance of the activations, written into the manifests."""
+    """Provenance, written into the manifests; by default made from the inputs."""
 
 
 class TrainSaeParams(Section):

@@ -51,6 +51,7 @@ SHARED = (
     "params.py",
     "paths.py",
     "progress.py",
+    "py.typed",
     "randomness.py",
     "stages.py",
     "tables.py",

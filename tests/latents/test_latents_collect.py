@@ -19,7 +19,8 @@ from nullsae.latents.collect import collect_latents, encode
 from nullsae.latents.windows import Grid, assign_pools
 from nullsae.params import CollectLatentsParams
 from nullsae.randomness import numpy_generator
-from nullsae.sae.files import load_sae
+from nullsae.sae.files import SaeConfig, load_sae, save_sae
+from nullsae.sae.topk import TopKSae
 from small_chain import COMPUTE, CONTEXT, Chain, all_rows, cell, save_tiny_sae, write_site
 
 SITE = "resid_post.1"
@@ -42,6 +43,12 @@ def settings(**keys: Any) -> Latents:
     return Latents(**{**plain, **keys})
 
 
+def described(config: SaeConfig) -> dict[str, Any]:
+    """What stands in `cfg.json` beside the weights' own numbers."""
+    own = {"d_model", "n_latents", "k", "weights_checksum", "keys"}
+    return {**config.model_dump(exclude=own), "keys": config.keys}
+
+
 def collect(
     chain: Chain, sae: Path, folder: Path, activations: Path | None = None, **keys: Any
 ) -> dict[str, Rows]:
@@ -49,7 +56,9 @@ def collect(
     params = CollectLatentsParams(
         seed=seed, keys=cell(SITE), latents=settings(**keys), compute=COMPUTE, activations_key="key"
     )
-    files = {name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")}
+    files: dict[str, Any] = {
+        name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")
+    }
     collect_latents(
         params,
         sae=sae,
@@ -165,7 +174,7 @@ def test_the_filter_or_the_coverage_is_miscounted(
     chain: Chain, tables_of_chain: dict[str, Rows], dense: NDArray[np.float64]
 ) -> None:
     documents = load_tokens(chain.eval_tokens).document_id.reshape(-1, LENGTH)
-    whole = (documents == documents[:, :1]).all(axis=1)
+    whole = np.all(documents == documents[:, :1], axis=1)
     (coverage,) = tables_of_chain["coverage"]
     assert coverage["n_windows"] == whole.sum()
     assert coverage["n_windows_across_documents"] == (~whole).sum() > 0
@@ -173,7 +182,7 @@ def test_the_filter_or_the_coverage_is_miscounted(
     assert (coverage["n_latents"], coverage["n_alive"]) == (48, int((dense > 0).any(axis=0).sum()))
     rows = tables_of_chain["latents"]
     # The pools are disjoint sets of whole windows: their active windows add up.
-    active = (dense > 0).reshape(-1, LENGTH, 48).any(axis=1)[whole].sum(axis=0)
+    active = (dense.reshape(-1, LENGTH, 48).max(axis=1) > 0)[whole].sum(axis=0)
     for row in rows:
         both = row["explain_pool_active_windows"] + row["score_pool_active_windows"]
         assert both == active[row["latent"]]
@@ -197,7 +206,7 @@ def test_the_filter_forgets_a_pool_or_the_silent_windows(
 ) -> None:
     grid = Grid.cut(load_tokens(chain.eval_tokens).document_id, LENGTH)
     pools = assign_pools(grid, numpy_generator(0, "pools"))
-    active = (dense > 0).reshape(-1, LENGTH, 48).any(axis=1)
+    active = dense.reshape(-1, LENGTH, 48).max(axis=1) > 0
     enough = (dense > 0).sum(axis=0) >= MIN_FIRINGS
     by_kind = [
         (active[pools == pool] == fires).sum(axis=0) for pool in (0, 1) for fires in (True, False)
@@ -275,6 +284,27 @@ def test_the_windows_of_a_latent_depend_on_which_others_are_sampled(
     assert [row for row in every if row["latent"] in few] == tables_of_chain["windows"]
 
 
+def test_latents_that_fire_together_are_shown_the_same_windows(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    """delphi: the generator is seeded anew, with one seed, for each latent."""
+    sae, config = load_sae(tiny_sae)
+    w_enc, b_enc, w_dec = (torch.cat([t, t]) for t in (sae.w_enc, sae.b_enc, sae.w_dec))
+    twins = TopKSae(w_enc, b_enc, w_dec, sae.b_dec, k=2 * sae.k)
+    save_sae(twins, tmp_path / "sae", **described(config))
+    found = collect(chain, tmp_path / "sae/cfg.json", tmp_path, n_sampled=96)
+    rows = found["latents"]
+    pairs = [n for n in range(48) if rows[n]["sampled"]]
+    assert len(pairs) > 10
+    for n in pairs:
+        assert rows[n]["firings"] == rows[n + 48]["firings"]
+        one, two = (
+            [row["window"] for row in found["windows"] if row["latent"] == latent]
+            for latent in (n, n + 48)
+        )
+        assert one != two
+
+
 def test_another_number_of_silent_windows_moves_the_pools(
     chain: Chain, tiny_sae: Path, tmp_path: Path, tables_of_chain: dict[str, Rows]
 ) -> None:
@@ -289,12 +319,9 @@ def test_another_number_of_silent_windows_moves_the_pools(
 def test_an_sae_that_never_fires_gives_a_traceback(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
-    from nullsae.sae.files import save_sae
-
     sae, config = load_sae(tiny_sae)
     sae.b_enc -= 1e6
-    described = config.model_dump(exclude={"d_model", "n_latents", "k", "weights_checksum", "keys"})
-    save_sae(sae, tmp_path / "sae", keys=config.keys, **described)
+    save_sae(sae, tmp_path / "sae", **described(config))
     found = collect(chain, tmp_path / "sae/cfg.json", tmp_path)
     assert found["windows"] == []
     assert found["coverage"][0]["n_alive"] == found["coverage"][0]["n_pass"] == 0

@@ -50,7 +50,9 @@ def run(chain: Chain, sae: Path, folder: Path, **keys: Any) -> tuple[Any, Any]:
         compute=COMPUTE,
         activations_key=arguments.pop("activations_key", "key"),
     )
-    files = {name: folder / f"{name}.parquet" for name in ("reconstruction", "documents")}
+    files: dict[str, Any] = {
+        name: folder / f"{name}.parquet" for name in ("reconstruction", "documents")
+    }
     evaluate_sae(params, sae=sae, **files, **arguments)
     found = [tables.read_table(files[name], tables.cell_schema(name)).to_pylist() for name in files]
     return found[0], found[1]
@@ -91,7 +93,7 @@ def test_a_table_differs_from_a_dense_recomputation(
     train_ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids).flatten().long()[at]
     ids = torch.from_numpy(tokens.input_ids).flatten().long()
     means = train_x.double().mean(dim=0).repeat(VOCAB, 1)
-    for token in train_ids.unique():
+    for token in set(train_ids.tolist()):
         means[token] = train_x[train_ids == token].double().mean(dim=0)
     lookup = 1 - float((exact - means[ids]).square().sum() / deviation.sum())
     assert row["token_lookup_r2"] == pytest.approx(lookup, rel=1e-9)
@@ -150,6 +152,6 @@ def test_foreign_or_damaged_activations_are_measured(
     copy = tmp_path / "eval"
     shutil.copytree(chain.eval_activations.parent, copy)
     flip_byte(copy / f"site={SITE}/shard-00003.safetensors")
-    with pytest.raises(UserError, match="shard-00003.safetensors: damaged"):
+    with pytest.raises(UserError, match=r"shard-00003.safetensors: damaged"):
         run(chain, tiny_sae, tmp_path, eval_activations=copy / "manifest.json")
     assert not list(tmp_path.glob("*.parquet"))

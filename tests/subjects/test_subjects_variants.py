@@ -14,6 +14,7 @@ from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
 from nullsae.subjects import variants
 from nullsae.subjects.loading import load_subject
+from nullsae.subjects.randomize import rerandomize
 from nullsae.subjects.variants import heldout_loss, randomize_model
 from small_chain import (
     CPU,
@@ -50,7 +51,8 @@ def make(study: Any, variant: str, name: str, **keys: Any) -> Path:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
+    found: dict[str, Tensor] = load_file(folder / "model.safetensors")
+    return found
 
 
 def gate_names(folder: Path) -> list[str]:
@@ -114,7 +116,7 @@ def test_noise_variant_changes_the_weights_or_sees_the_text(study: Any) -> None:
     assert gate_names(folder)[-3:] == ["noise repeatable", "noise moments", "noise replaces"]
     subject = load_subject(folder / "recipe.json", CPU)
     ids = torch.from_numpy(load_tokens(study[1]).input_ids[:2])
-    run = {"split": "eval", "contexts": [0, 1], "sites": SITES}
+    run: dict[str, Any] = {"split": "eval", "contexts": [0, 1], "sites": SITES}
     one = subject.activations(ids, **run)
     other = subject.activations((ids + 1) % VOCAB, **run)
     assert all(torch.equal(one[site], other[site]) for site in SITES)
@@ -166,7 +168,7 @@ def test_a_failed_gate_lets_the_variant_pass(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A randomization that forgets one tensor must not reach `gates.json`."""
-    real = variants.rerandomize
+    real = rerandomize
 
     def forgetful(model: Any, *args: Any, **keys: Any) -> set[str]:
         name, parameter = next(iter(model.named_parameters()))

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from workflow_study import Study, copy_of
@@ -10,7 +11,7 @@ from nullsae import stages
 
 pytestmark = pytest.mark.workflow
 END = {"aggregate", "report"}
-CASES = {
+CASES: dict[str, set[str]] = {
     "metrics/reconstruction.py": {"evaluate_sae", *END},
     "latents/windows.py": {"collect_latents", "explain_latents", "score_latents", *END},
     "autointerp/scorers.py": {"score_latents", *END},
@@ -31,20 +32,35 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def dry_runs(
+    study: Study, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[set[str]]]]:
+    """The rules of each case's dry run, in a copy of sources and study, two at a time."""
+    root = tmp_path_factory.mktemp("code")
+
+    def dry_run(module: str) -> set[str]:
+        folder = root / module.replace("/", "_")
+        tree = folder / "tree"
+        shutil.copytree(study.tree, tree, ignore=shutil.ignore_patterns("__pycache__"))
+        file = tree / "src/nullsae" / module
+        text = file.read_text(encoding="utf-8")
+        # A longer docstring: no instruction changes.
+        edited = text.replace('"""', '"""Edited. ', 1) if file.suffix == ".py" else text + "\n"
+        assert edited != text
+        file.write_text(edited, encoding="utf-8")
+        return set(copy_of(study, folder / "study", linked=True, tree=tree).jobs())
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {module: pool.submit(dry_run, module) for module in CASES}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("module", CASES)
 def test_an_edit_of_a_module_reruns_its_stage_and_what_follows(
-    study: Study, tmp_path: Path, module: str
+    dry_runs: dict[str, Future[set[str]]], module: str
 ) -> None:
-    tree = tmp_path / "tree"
-    shutil.copytree(study.tree, tree, ignore=shutil.ignore_patterns("__pycache__"))
-    file = tree / "src/nullsae" / module
-    text = file.read_text(encoding="utf-8")
-    # A longer docstring: no instruction changes.
-    edited = text.replace('"""', '"""Edited. ', 1) if file.suffix == ".py" else text + "\n"
-    assert edited != text
-    file.write_text(edited, encoding="utf-8")
-    changed = copy_of(study, tmp_path / "s", linked=True, tree=tree)
-    assert set(changed.jobs()) == CASES[module]
+    assert dry_runs[module].result() == CASES[module]
 
 
 def test_every_module_belongs_to_a_rule_or_is_listed_as_shared() -> None:
@@ -69,5 +85,4 @@ def test_every_listed_module_exists() -> None:
 
 def test_every_rule_of_the_workflow_owns_code(study: Study) -> None:
     rules = set(study.make("--list-rules").split())
-    assert set(stages.OWNED) <= rules
-    assert rules & set(stages.OWNED) == set(stages.OWNED)
+    assert rules >= set(stages.OWNED)

@@ -63,6 +63,7 @@ def test_a_killed_training_resumes_and_gives_the_same_bytes(study: Study, tmp_pa
     undisturbed = copy_of(study, tmp_path / "undisturbed").configure(slow_training)
     target = cell(paths.SAE_CONFIG)
     kill_at_checkpoint(killed, target)
+    beside = start(undisturbed, target)
     assert not (killed.folder / target).exists()
 
     locked = killed.snakemake(target)
@@ -83,7 +84,7 @@ def test_a_killed_training_resumes_and_gives_the_same_bytes(study: Study, tmp_pa
     assert (int(ran[1]), int(ran[2])) == (n_steps - first, n_steps)
     assert checkpoints(killed) == []
 
-    undisturbed.make(target)
+    assert beside.wait(TIMEOUT_SECONDS) == 0
     for pattern in (paths.SAE_WEIGHTS, paths.HISTORY, paths.SAE_CONFIG):
         file = cell(pattern)
         assert (killed.folder / file).read_bytes() == (undisturbed.folder / file).read_bytes(), file

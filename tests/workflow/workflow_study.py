@@ -128,7 +128,7 @@ class Study:
         found = {rule: int(n) for rule, n in map(str.split, table[1].splitlines())}
         return {rule: n for rule, n in found.items() if rule != "all"}
 
-    def verb(self, name: str, **options: object) -> subprocess.CompletedProcess[str]:
+    def verb(self, name: str, /, **options: object) -> subprocess.CompletedProcess[str]:
         """Run one verb of the command line by hand, in the study's folder."""
         pairs = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items()]
         return self.run(["nullsae", name, *itertools.chain(*pairs)])

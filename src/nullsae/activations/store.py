@@ -110,9 +110,10 @@ class SiteReader:
         folder = split_manifest.parent / f"site={site}"
         rebuild = rebuild_command(split_manifest)
         manifest = read_json(folder / "manifest.json", rebuild=rebuild)
-        if key and manifest["key"] != key:
+        found = manifest.get("key")
+        if key and found != key:
             raise UserError(
-                f"{folder / 'manifest.json'}: made from another config (key {manifest['key']}, "
+                f"{folder / 'manifest.json'}: made from another config (key {found}, "
                 f"wanted {key}); rebuild it with: {rebuild}"
             )
         return cls(folder=folder, manifest=manifest, rebuild=rebuild)
@@ -187,7 +188,7 @@ def is_complete(folder: Path, *, key: str) -> bool:
     """Whether a site's folder holds whole, undamaged shards of the same provenance."""
     try:
         manifest = read_json(folder / "manifest.json", rebuild="")
-        if manifest["key"] != key:
+        if manifest.get("key") != key:
             return False
         SiteReader(folder=folder, manifest=manifest, rebuild="").check()
     except UserError:

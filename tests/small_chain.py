@@ -108,7 +108,7 @@ def save_source(kind: str, folder: Path, **keys: Any) -> PretrainedSource:
 def model_params(
     source: PretrainedSource | None, variant: Any = "trained", **keys: Any
 ) -> RandomizeModelParams:
-    plain: dict[str, Any] = {"seed": 0, "sites": SITES, "compute": COMPUTE}
+    plain: dict[str, Any] = {"seed": 0, "compute": COMPUTE}
     draw = keys.pop("draw", 0)
     return RandomizeModelParams(
         keys=ModelKeys(subject="tiny", variant=variant, draw=draw),

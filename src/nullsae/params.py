@@ -7,7 +7,9 @@ changes. The verb parses the same text, so it cannot depend on anything that is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from glob import escape, glob
+from pathlib import Path
 from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -27,7 +29,15 @@ from nullsae.config import (
     VariantName,
 )
 from nullsae.files import content_key
-from nullsae.inputs import FloatType, PretrainedSource, Section, TrainSource
+from nullsae.inputs import (
+    FilesSource,
+    FloatType,
+    PretrainedSource,
+    PretrainedTokenizer,
+    Section,
+    TrainSource,
+    is_local,
+)
 
 
 class ModelKeys(Section):
@@ -48,6 +58,8 @@ class CellKeys(ModelKeys):
 
 class PrepareCorpusParams(Section):
     corpus: Corpus
+    local_files: tuple[str, ...] = ()
+    """Name, size and time of each local file that is read: an edit of one counts as a change."""
 
 
 class TrainSubjectParams(Section):
@@ -63,7 +75,8 @@ class RandomizeModelParams(Section):
     keys: ModelKeys
     source: PretrainedSource | None = None
     """Where the trained weights come from; without it, `--trained` names their folder."""
-    sites: tuple[str, ...]
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a subject in a local folder."""
     norm_parameters: str | None = None
     embedding_noise_std: float | None = None
     compute: Compute
@@ -88,7 +101,9 @@ class TrainSaeParams(Section):
     sae: Sae
     compute: Compute
     activations_key: str = ""
-    """If given, activations with another key are refused."""
+    """If given, activations of `sae_train` with another key are refused."""
+    eval_activations_key: str = ""
+    """The same for those of `eval`."""
 
 
 class EvaluateSaeParams(Section):
@@ -96,6 +111,7 @@ class EvaluateSaeParams(Section):
     keys: CellKeys
     compute: Compute
     activations_key: str = ""
+    eval_activations_key: str = ""
 
 
 class CollectLatentsParams(Section):
@@ -103,7 +119,7 @@ class CollectLatentsParams(Section):
     keys: CellKeys
     latents: Latents
     compute: Compute
-    activations_key: str = ""
+    eval_activations_key: str = ""
 
 
 class ExplainLatentsParams(Section):
@@ -128,22 +144,37 @@ class ReportParams(Section):
     """All of it: the page shows the config that made it."""
 
 
-def activations_key(config: Config, subject: str, variant: str, draw: int) -> str:
+def activations_key(config: Config, subject: str, variant: str, draw: int, split: str) -> str:
     """Everything that determines a variant's activations at any one site, as one short key.
 
     Sites are left out: adding one must not make the others' activations look different.
     """
     keys = {"subject": subject, "variant": variant, "draw": str(draw)}
     corpus = config.subjects[subject].corpus
-    parts: list[Any] = [json.loads(rule_params(config, "prepare_corpus", {"corpus": corpus}))]
-    rules = ["prepare_corpus", "randomize_model", "cache_activations"]
+    upstream: list[tuple[str, Mapping[str, str]]] = [
+        ("prepare_corpus", {"corpus": corpus}),
+        ("randomize_model", keys),
+    ]
     if isinstance(config.subjects[subject].source, TrainSource):
-        rules.append("train_subject")
-        parts.append(json.loads(rule_params(config, "train_subject", {"subject": subject})))
-    model = json.loads(rule_params(config, "randomize_model", keys))
-    del model["sites"]
-    parts += [model, config.activations.model_dump(mode="json"), config.seed]
-    return content_key([parts, [stages.code_hash(rule) for rule in sorted(rules)]])
+        upstream.append(("train_subject", {"subject": subject}))
+    parts: list[Any] = [rule_params(config, rule, wildcards) for rule, wildcards in upstream]
+    parts += [stages.code_hash(rule) for rule, _ in upstream]
+    parts += [stages.code_hash("cache_activations"), config.seed, split]
+    not_used = {"sae_train_tokens"} if split == "eval" else set()
+    parts.append(config.activations.model_dump(mode="json", exclude=not_used))
+    return content_key(parts)
+
+
+def _stamps(patterns: Iterable[str]) -> tuple[str, ...]:
+    """Name, size and time of the files that match, in order of their names."""
+    files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
+    stats = ((file, file.stat()) for file in sorted(files) if file.is_file())
+    return tuple(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)
+
+
+def _folder(path: str) -> list[str]:
+    """The pattern of all files in a local model or tokenizer folder; none for a hub id."""
+    return [f"{escape(str(Path(path).expanduser()))}/*"] if is_local(path) else []
 
 
 def rule_params(config: Config, rule: str, wildcards: Mapping[str, str]) -> str:
@@ -165,7 +196,11 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
     w = wildcards
     seed, compute = config.seed, config.compute
     if rule == "prepare_corpus":
-        return PrepareCorpusParams(corpus=config.corpora[w["corpus"]])
+        corpus = config.corpora[w["corpus"]]
+        read = list(corpus.source.paths) if isinstance(corpus.source, FilesSource) else []
+        if isinstance(corpus.tokenizer, PretrainedTokenizer):
+            read += _folder(corpus.tokenizer.path)
+        return PrepareCorpusParams(corpus=corpus, local_files=_stamps(read))
     if rule == "aggregate":
         return AggregateParams(seed=seed, statistics=config.statistics)
     if rule == "report":
@@ -182,11 +217,12 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
     model_keys: dict[str, Any] = {"subject": w["subject"], "variant": variant, "draw": draw}
     randomization = config.randomization
     if rule == "randomize_model":
+        pretrained = source if isinstance(source, PretrainedSource) else None
         return RandomizeModelParams(
             seed=seed,
             keys=ModelKeys(**model_keys),
-            source=source if isinstance(source, PretrainedSource) else None,
-            sites=subject.sites,
+            source=pretrained,
+            local_files=_stamps(_folder(pretrained.path) if pretrained else []),
             norm_parameters=(
                 randomization.norm_parameters if variant.startswith("rerandomized") else None
             ),
@@ -195,7 +231,10 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
             ),
             compute=compute,
         )
-    key = activations_key(config, w["subject"], variant, draw)
+    captured = {
+        split: activations_key(config, w["subject"], variant, draw, split)
+        for split in ("sae_train", "eval")
+    }
     if rule == "cache_activations":
         settings: Activations = config.activations
         return CacheActivationsParams(
@@ -206,20 +245,35 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
             shard_tokens=settings.shard_tokens,
             batch_contexts=settings.batch_contexts,
             compute=compute,
-            key=key,
+            key=captured[w["split"]],
         )
     keys = CellKeys(**model_keys, site=w["site"], sae=w["sae"], seed=int(w["seed"]))
     if rule == "train_sae":
         # The other seeds of the recipe are no business of this job.
         sae = config.saes[w["sae"]].model_copy(update={"seeds": (keys.seed,)})
-        return TrainSaeParams(seed=seed, keys=keys, sae=sae, compute=compute, activations_key=key)
+        return TrainSaeParams(
+            seed=seed,
+            keys=keys,
+            sae=sae,
+            compute=compute,
+            activations_key=captured["sae_train"],
+            eval_activations_key=captured["eval"],
+        )
     if rule == "evaluate_sae":
         return EvaluateSaeParams(
-            evaluation=config.evaluation, keys=keys, compute=compute, activations_key=key
+            evaluation=config.evaluation,
+            keys=keys,
+            compute=compute,
+            activations_key=captured["sae_train"],
+            eval_activations_key=captured["eval"],
         )
     if rule == "collect_latents":
         return CollectLatentsParams(
-            seed=seed, keys=keys, latents=config.latents, compute=compute, activations_key=key
+            seed=seed,
+            keys=keys,
+            latents=config.latents,
+            compute=compute,
+            eval_activations_key=captured["eval"],
         )
     if rule == "explain_latents":
         return ExplainLatentsParams(

@@ -54,7 +54,11 @@ def collect(
 ) -> dict[str, Rows]:
     seed = keys.pop("seed", 0)
     params = CollectLatentsParams(
-        seed=seed, keys=cell(SITE), latents=settings(**keys), compute=COMPUTE, activations_key="key"
+        seed=seed,
+        keys=cell(SITE),
+        latents=settings(**keys),
+        compute=COMPUTE,
+        eval_activations_key="key",
     )
     files: dict[str, Any] = {
         name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")
@@ -330,7 +334,7 @@ def test_an_sae_that_never_fires_gives_a_traceback(
 
 def test_activations_of_another_config_are_read(chain: Chain, tiny_sae: Path) -> None:
     params = CollectLatentsParams(
-        seed=0, keys=cell(SITE), latents=settings(), compute=COMPUTE, activations_key="other"
+        seed=0, keys=cell(SITE), latents=settings(), compute=COMPUTE, eval_activations_key="other"
     )
     with pytest.raises(UserError, match="made from another config"):
         collect_latents(

@@ -134,9 +134,7 @@ def test_a_config_edit_runs_what_depends_on_it_and_nothing_else(
 def test_fewer_training_tokens_retrain_every_sae(study: Study, tmp_path: Path) -> None:
     edit = put("activations", "sae_train_tokens", to=8_192)
     jobs = copy_of(study, tmp_path / "s", linked=True).configure(edit).jobs()
-    # How many splits are captured again is not part of this promise.
-    jobs["cache_activations"] = 4
-    assert jobs == CAPTURE_ON
+    assert jobs == {**CAPTURE_ON, "cache_activations": 2}, "eval is captured as before"
 
 
 def test_a_comment_in_the_config_runs_nothing(study: Study, tmp_path: Path) -> None:
@@ -144,6 +142,15 @@ def test_a_comment_in_the_config_runs_nothing(study: Study, tmp_path: Path) -> N
     file = commented.folder / "config.yaml"
     replace(file, "# a comment\n" + file.read_text() + "\n# and another\n")
     assert commented.jobs() == {}
+
+
+def test_an_edited_text_file_is_read_again(study: Study, tmp_path: Path) -> None:
+    edited_text = copy_of(study, tmp_path / "s", linked=True)
+    file = edited_text.folder / "docs.jsonl"
+    replace(file, file.read_text() + '{"text": "One more document."}\n')
+    jobs = edited_text.jobs()
+    assert jobs["prepare_corpus"] == 1
+    assert jobs["train_sae"] == 2
 
 
 def test_noise_std_remakes_the_variant_that_uses_it(study: Study, tmp_path: Path) -> None:

@@ -29,20 +29,11 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="randomize_model has the sites among its params: it and evaluate_sae run again",
-)
 def test_a_new_site_is_one_more_cell_per_variant(study: Study, tmp_path: Path) -> None:
     jobs = copy_of(study, tmp_path / "s", linked=True).configure(two_sites).jobs()
     assert jobs == ONE_MORE_CELL_EACH
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Snakemake checks no params below a job that runs: the old SAE keeps its k until the "
-    "next run",
-)
 def test_a_new_site_does_not_hide_an_edit_of_the_recipe(study: Study, tmp_path: Path) -> None:
     def other_k(config: dict[str, Any]) -> None:
         config["saes"]["topk"]["k"] = 5
@@ -67,4 +58,4 @@ def test_a_new_site_is_captured_and_trained_without_touching_the_old_one(
     log = copied.folder / paths.LOG.format(rule="cache_activations", keys=keys)
     assert f"captured {NEW}\n" in log.read_text()
     # Dropping it again leaves more captured than is asked for, which spoils no SAE.
-    assert copied.configure().jobs() == {"cache_activations": 2}
+    assert copied.configure().jobs() == {}

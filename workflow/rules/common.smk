@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+from snakemake.io import flag
 
 from nullsae import paths, stages, tables
 from nullsae.cells import cell_files, trained_here
@@ -24,9 +25,14 @@ except UserError as error:
     sys.exit(str(error))
 
 RUN_CONFIG_TEXT = yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False)
-if not (
-    Path(paths.RUN_CONFIG).is_file()
-    and Path(paths.RUN_CONFIG).read_text() == RUN_CONFIG_TEXT
+# A dry run of another config must not change what a run at work will read.
+if (
+    workflow.is_main_process
+    and not workflow.dryrun
+    and not (
+        Path(paths.RUN_CONFIG).is_file()
+        and Path(paths.RUN_CONFIG).read_text() == RUN_CONFIG_TEXT
+    )
 ):
     write_text(paths.RUN_CONFIG, RUN_CONFIG_TEXT)
 
@@ -81,22 +87,26 @@ def corpus_file(pattern, **keys):
 
 
 def captured(split):
-    """A function of wildcards: the manifest of a split's activations.
+    """A function of wildcards: the manifest of a site's activations.
 
-    One capture job makes all sites of a split, so its time says nothing about one site. Where the
-    site's activations are those that the config asks for, the manifest is `ancient`: a new site
-    leaves the SAEs of the others alone. Where they are not it must not be, since Snakemake looks
-    at no other reason to run a job below one that runs, and an `ancient` input is no reason.
+    One capture job makes all sites of a split, and Snakemake runs all that is below a job that
+    runs, or, for `ancient` inputs, looks at no other reason to run it. Neither will do: a new site
+    must leave the SAEs of the others alone, and an edit of their recipe must still reach them. So
+    a site that is already captured as the config asks for is read by its own manifest, which no
+    rule makes, recorded under the name of the split's manifest, so that the set of inputs does
+    not change between the run that captures it and later ones.
     """
 
     def manifest(wildcards):
-        keys = dict(wildcards)
-        path = paths.ACTIVATIONS_MANIFEST.format(split=split, **keys)
-        site = Path(paths.SITE.format(split=split, **keys)) / "manifest.json"
+        keys = {**dict(wildcards), "split": split}
+        of_split = paths.ACTIVATIONS_MANIFEST.format(**keys)
+        of_site = Path(paths.SITE.format(**keys)) / "manifest.json"
         wanted = activations_key(
-            STUDY, keys["subject"], keys["variant"], int(keys["draw"])
+            STUDY, keys["subject"], keys["variant"], int(keys["draw"]), split
         )
-        return ancient(path) if key_of(site) == wanted else path
+        if key_of(of_site) != wanted:
+            return of_split
+        return ancient(flag(str(of_site), "sourcecache_entry", of_split))
 
     return manifest
 

@@ -21,9 +21,10 @@ rule collect_latents:
     params:
         config=job_params("collect_latents"),
         code=stages.code_hash("collect_latents"),
+        activations=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
     message:
         "Latents of {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae collect_latents --params {params.config:q} --sae {input.sae}"
-        " --activations {input.activations} --tokens {input.tokens} --latents {output.latents}"
+        " --activations {params.activations} --tokens {input.tokens} --latents {output.latents}"
         " --windows {output.windows} --coverage {output.coverage} > {log} 2>&1"

@@ -23,10 +23,12 @@ rule evaluate_sae:
     params:
         config=job_params("evaluate_sae"),
         code=stages.code_hash("evaluate_sae"),
+        train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
+        heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
     message:
         "Evaluate {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae evaluate_sae --params {params.config:q} --sae {input.sae} --model {input.model}"
-        " --train-activations {input.train} --eval-activations {input.heldout}"
+        " --train-activations {params.train} --eval-activations {params.heldout}"
         " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
         " --reconstruction {output.reconstruction} --documents {output.documents} > {log} 2>&1"

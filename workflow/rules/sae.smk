@@ -20,12 +20,14 @@ rule train_sae:
     params:
         config=job_params("train_sae"),
         code=stages.code_hash("train_sae"),
+        train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
+        heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
         folder=paths.SAE,
         # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
         work=paths.WORK,
     message:
         "SAE {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
     shell:
-        "nullsae train_sae --params {params.config:q} --train-activations {input.train}"
-        " --eval-activations {input.heldout} --output {params.folder} --work {params.work}"
+        "nullsae train_sae --params {params.config:q} --train-activations {params.train}"
+        " --eval-activations {params.heldout} --output {params.folder} --work {params.work}"
         " > {log} 2>&1"

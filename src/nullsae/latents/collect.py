@@ -49,7 +49,7 @@ def collect_latents(
     """
     torch.set_num_threads(params.compute.threads)
     coder, _ = load_sae(sae)
-    reader = SiteReader.open(activations, params.keys.site, key=params.activations_key)
+    reader = SiteReader.open(activations, params.keys.site, key=params.eval_activations_key)
     reader.check()
     corpus = load_tokens(tokens)
     firings = encode(coder.to(pick_device(params.compute.device)), reader, report)

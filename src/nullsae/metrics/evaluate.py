@@ -49,11 +49,11 @@ def evaluate_sae(
         report: called with (tokens done, tokens in all).
     """
     torch.set_num_threads(params.compute.threads)
-    device, site, key = pick_device(params.compute.device), params.keys.site, params.activations_key
+    device, site = pick_device(params.compute.device), params.keys.site
     coder, config = load_sae(sae)
     coder = coder.to(device)
-    heldout = SiteReader.open(eval_activations, site, key=key)
-    fitted = SiteReader.open(train_activations, site, key=key)
+    heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
+    fitted = SiteReader.open(train_activations, site, key=params.activations_key)
     heldout.check()
     fitted.check()
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)

@@ -212,7 +212,7 @@ def train_sae(
     device, recipe, keys = pick_device(params.compute.device), params.sae, params.keys
     site = keys.site
     reader = SiteReader.open(train_activations, site, key=params.activations_key)
-    heldout = SiteReader.open(eval_activations, site, key=params.activations_key)
+    heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
     reader.check()
     heldout.check()
     n_latents = recipe.width(reader.d_model)

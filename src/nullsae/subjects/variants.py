@@ -21,7 +21,6 @@ from nullsae.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, save_subject
 from nullsae.subjects.randomize import rerandomize
-from nullsae.validation import check_sites
 
 PROBE_CONTEXTS = 4
 LOSS_BATCH_CONTEXTS = 32
@@ -104,7 +103,6 @@ def randomize_model(
         original = load_subject(trained, torch.device("cpu"))
         model, source = original.model, original.recipe["source"]
     where = f"config: subjects.{keys.subject}"
-    check_sites(params.sites, model.config.num_hidden_layers, where=f"{where}.sites")
     _check_tokens(model, heldout, where=where)
 
     recipe: dict[str, Any] = {

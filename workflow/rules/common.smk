@@ -44,6 +44,8 @@ FIGURE_FILES = [
     for form in STUDY.report.figure_formats
 ]
 REPORT_FILES = [paths.REPORT, *FIGURE_FILES]
+# GPUs of a job that can use one.
+GPUS = 0 if STUDY.compute.device == "cpu" else 1
 # A pattern that matches no name.
 NOTHING = "$."
 

@@ -15,7 +15,7 @@ rule collect_latents:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=1,
+        gpu=GPUS,
         mem_mb=megabytes(8_000),
         runtime=minutes(120),
     params:

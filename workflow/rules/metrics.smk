@@ -17,7 +17,7 @@ rule evaluate_sae:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=1,
+        gpu=GPUS,
         mem_mb=megabytes(8_000),
         runtime=minutes(120),
     params:

@@ -14,7 +14,7 @@ rule train_sae:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=1,
+        gpu=GPUS,
         mem_mb=megabytes(8_000),
         runtime=minutes(240),
     params:

@@ -29,7 +29,7 @@ rule train_subject:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=1,
+        gpu=GPUS,
         mem_mb=megabytes(4_000),
         runtime=minutes(60),
     params:
@@ -61,7 +61,7 @@ rule randomize_model:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=1,
+        gpu=GPUS,
         mem_mb=megabytes(8_000),
         runtime=minutes(60),
     params:

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from nullsae import __version__
+from nullsae import __version__, cli, params
 from nullsae.cli import app, main
 from small_chain import COMPUTE, SITES, Chain, all_rows, capture_params
 
@@ -159,3 +159,13 @@ def test_a_verb_by_hand_differs_from_its_function(chain: Chain, tmp_path: Path) 
     assert result.exit_code == 0, result.output
     found, _ = all_rows(tmp_path / "out/manifest.json", SITES[0])
     assert found.equal(all_rows(chain.eval_activations, SITES[0])[0])
+
+
+@pytest.mark.parametrize("verb", sorted(cli.PARAMS))
+def test_help_is_silent_about_the_params(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.app([verb, "--help"], prog_name="nullsae")
+    shown = capsys.readouterr().out.split("Fields of --params:")[1]
+    model = getattr(params, cli.PARAMS[verb])
+    missing = [name for name in model.model_fields if f"\n  {name}" not in shown]
+    assert missing == []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+import typer.core
 import yaml
 
 from nullsae import __version__, paths
@@ -29,6 +30,36 @@ Each verb is one rule of the workflow, in the order in which data flows. Snakema
 
 Params are the slice of the config that the stage uses, as JSON text or as a .json or .yaml file.
 """
+
+# What `--params` holds, per verb: a class of `nullsae.params`.
+PARAMS = {
+    "prepare_corpus": "PrepareCorpusParams",
+    "train_subject": "TrainSubjectParams",
+    "randomize_model": "RandomizeModelParams",
+    "cache_activations": "CacheActivationsParams",
+    "train_sae": "TrainSaeParams",
+    "evaluate_sae": "EvaluateSaeParams",
+    "collect_latents": "CollectLatentsParams",
+    "explain_latents": "ExplainLatentsParams",
+    "score_latents": "ScoreLatentsParams",
+    "aggregate": "AggregateParams",
+    "report": "ReportParams",
+}
+
+
+class Verb(typer.core.TyperCommand):
+    """A command whose help also lists the fields of its `--params`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the usual help, then the fields."""
+        super().format_help(ctx, formatter)
+        if self.name in PARAMS:
+            from nullsae import params
+
+            print("Fields of --params:\n")
+            for line in params.describe(getattr(params, PARAMS[self.name])):
+                print(f"  {line}")
+
 
 app = typer.Typer(
     help=ABOUT,
@@ -64,7 +95,7 @@ def start(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
-@app.command("prepare_corpus")
+@app.command("prepare_corpus", cls=Verb)
 def prepare_corpus(
     name: Annotated[str, typer.Option(help="Name of the corpus, as in `corpora`.")],
     params: Params,
@@ -77,7 +108,7 @@ def prepare_corpus(
     prepare_corpus(_read_params(PrepareCorpusParams, params), name, root)
 
 
-@app.command("train_subject")
+@app.command("train_subject", cls=Verb)
 def train_subject(
     params: Params,
     train_tokens: Manifest,
@@ -100,7 +131,7 @@ def train_subject(
         )
 
 
-@app.command("randomize_model")
+@app.command("randomize_model", cls=Verb)
 def randomize_model(
     params: Params,
     eval_tokens: Manifest,
@@ -121,7 +152,7 @@ def randomize_model(
     )
 
 
-@app.command("cache_activations")
+@app.command("cache_activations", cls=Verb)
 def cache_activations(
     params: Params,
     split: Annotated[str, typer.Option(help="sae_train or eval.")],
@@ -145,7 +176,7 @@ def cache_activations(
     logging.info("captured %s", ", ".join(captured) or "nothing: all sites were there")
 
 
-@app.command("train_sae")
+@app.command("train_sae", cls=Verb)
 def train_sae(
     params: Params,
     train_activations: Captured,
@@ -168,7 +199,7 @@ def train_sae(
         )
 
 
-@app.command("evaluate_sae")
+@app.command("evaluate_sae", cls=Verb)
 def evaluate_sae(
     params: Params,
     sae: SaeFile,
@@ -199,7 +230,7 @@ def evaluate_sae(
         )
 
 
-@app.command("collect_latents")
+@app.command("collect_latents", cls=Verb)
 def collect_latents(
     params: Params,
     sae: SaeFile,
@@ -226,7 +257,7 @@ def collect_latents(
         )
 
 
-@app.command("explain_latents")
+@app.command("explain_latents", cls=Verb)
 def explain_latents(
     params: Params,
     windows: Windows,
@@ -249,7 +280,7 @@ def explain_latents(
     )
 
 
-@app.command("score_latents")
+@app.command("score_latents", cls=Verb)
 def score_latents(
     params: Params,
     windows: Windows,
@@ -270,7 +301,7 @@ def score_latents(
     )
 
 
-@app.command("aggregate")
+@app.command("aggregate", cls=Verb)
 def aggregate(
     params: Params, run_config: RunConfig = Path(paths.RUN_CONFIG), root: Root = Path()
 ) -> None:
@@ -281,7 +312,7 @@ def aggregate(
     aggregate(_read_config(run_config), _read_params(AggregateParams, params), root)
 
 
-@app.command("report")
+@app.command("report", cls=Verb)
 def report(params: Params, root: Root = Path()) -> None:
     """Draw the figures and write results/report/index.html."""
     from nullsae.params import ReportParams
@@ -290,7 +321,7 @@ def report(params: Params, root: Root = Path()) -> None:
     build_report(_read_params(ReportParams, params).study, root)
 
 
-@app.command("verdicts")
+@app.command("verdicts", cls=Verb)
 def verdicts(root: Root = Path()) -> None:
     """Print the verdict table of a finished study."""
     from nullsae.terminal import print_verdicts

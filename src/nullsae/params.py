@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping
 from glob import escape, glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import BaseModel, NonNegativeInt, PositiveInt
 
 from nullsae import stages
 from nullsae.config import (
@@ -142,6 +142,30 @@ class AggregateParams(Section):
 class ReportParams(Section):
     study: Config
     """All of it: the page shows the config that made it."""
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """One line per field of a params class, nested sections included, for help texts."""
+    lines = []
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        needed = "required" if field.is_required() else f"default {field.get_default()!r}"
+        inner = _sections(field.annotation)
+        if inner and inner != [Config]:
+            lines += [line for section in inner for line in describe(section, f"{key}.")]
+            continue
+        if get_origin(field.annotation) is Literal:
+            needed += f", one of {', '.join(map(str, get_args(field.annotation)))}"
+        text = " ".join((field.description or "").split())
+        lines.append(f"{key} ({needed}){': ' + text if text else ''}")
+    return lines
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation names, through unions and optionals."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 def activations_key(config: Config, subject: str, variant: str, draw: int, split: str) -> str:

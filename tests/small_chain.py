@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from nullsae.activations.store import DTYPES, SiteReader, SiteWriter
+from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.config import Compute
 from nullsae.files import checksum, write_json
 from nullsae.inputs import PretrainedSource
 from nullsae.params import CacheActivationsParams, CellKeys, ModelKeys, RandomizeModelParams
 from nullsae.randomness import numpy_generator, torch_generator
+from nullsae.subjects.loading import DTYPES
 
 # Threads wait for each other on a busy machine, which costs such small tensors minutes.
 torch.set_num_threads(1)

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nullsae.activations.store import DTYPES, SiteReader, SiteWriter, is_complete
+from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
 from nullsae.files import content_key, write_json
 from nullsae.params import CacheActivationsParams
 from nullsae.randomness import torch_generator
-from nullsae.subjects.loading import load_subject, pick_device
+from nullsae.subjects.loading import DTYPES, load_subject, pick_device
 from nullsae.validation import check_sites
 
 # What a file system needs beside the tensors: headers, manifests, blocks half used.

@@ -21,12 +21,6 @@ from torch import Tensor
 from nullsae.errors import UserError
 from nullsae.files import atomic_path, checksum, read_json, rebuild_command, verify, write_json
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
 
 class SiteWriter:
     """Writes the shards of one site and keeps the running statistics of what it wrote."""

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from nullsae.config import Config, site_layer
+from nullsae.config import Config
 from nullsae.errors import UserError
 from nullsae.inputs import is_local
 from nullsae.params import TrainSaeParams
-from nullsae.validation import check_subjects, config_schema, parse_config, parse_section
+from nullsae.sites import site_layer
+from nullsae.validation import resolve_subjects, config_schema, parse_config, parse_section
 from small_chain import tiny_model
 
 STUDY: dict[str, Any] = {
@@ -239,7 +240,7 @@ def test_the_merged_config_does_not_read_back_the_same() -> None:
 def test_the_default_study_is_refused() -> None:
     root = Path(__file__).parents[1]
     config = parse_config(yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8")))
-    check_subjects(config)
+    resolve_subjects(config)
     assert "trained" in config.variants
 
 
@@ -286,16 +287,16 @@ def subject_at(path: Path, **keys: Any) -> Config:
 
 def test_a_local_model_is_not_looked_at_before_the_study(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        check_subjects(subject_at(tmp_path))
+        resolve_subjects(subject_at(tmp_path))
     assert str(caught.value) == (
         f"config: subjects.small.source.path: '{tmp_path}' holds no config.json; give a local "
         f"model folder or a hub id such as EleutherAI/pythia-70m"
     )
     for kind in ("gpt2", "llama"):  # n_layer and num_hidden_layers
         tiny_model(kind).config.save_pretrained(tmp_path)
-        check_subjects(subject_at(tmp_path, sites=["resid_post.2"]))
+        resolve_subjects(subject_at(tmp_path, sites=["resid_post.2"]))
         with pytest.raises(UserError) as caught:
-            check_subjects(subject_at(tmp_path, sites=["resid_post.3"]))
+            resolve_subjects(subject_at(tmp_path, sites=["resid_post.3"]))
         assert str(caught.value) == (
             "config: subjects.small.sites: resid_post.3 is beyond the last block; the subject "
             "has 3 blocks, resid_post.0 to resid_post.2"
@@ -305,7 +306,7 @@ def test_a_local_model_is_not_looked_at_before_the_study(tmp_path: Path) -> None
 def test_k_beyond_an_expansion_passes() -> None:
     study = changed("saes/topk", {"k": 129, "expansion_factor": 2})
     with pytest.raises(UserError) as caught:
-        check_subjects(parse_config(study))
+        resolve_subjects(parse_config(study))
     assert str(caught.value) == (
         "config: saes.topk.k: 129 is larger than the number of latents, 128 "
         "(expansion_factor 2 x 64)"

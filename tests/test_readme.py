@@ -9,7 +9,7 @@ from snakemake.utils import update_config
 
 from nullsae import stages
 from nullsae.errors import UserError
-from nullsae.validation import check_subjects, parse_config
+from nullsae.validation import resolve_subjects, parse_config
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def test_overlay_for_ones_own_model_is_a_valid_config():
     update_config(merged, yaml.safe_load(block))
     merged["variants"] = ["trained", "step0", "rerandomized"]
     config = parse_config(merged)
-    check_subjects(config)
+    resolve_subjects(config)
     assert list(config.subjects) == ["pythia-70m"]
     assert config.subjects["pythia-70m"].source.path == "EleutherAI/pythia-70m"
 

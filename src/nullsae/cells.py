@@ -11,17 +11,22 @@ from nullsae.inputs import TrainSource
 Keys = dict[str, str]
 
 
-def model_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every set of weights: subject, variant, draw."""
+def variant_cells(config: Config) -> Iterator[Keys]:
+    """Keys of everything that has activations: subject, variant, draw."""
     for subject in config.subjects:
         for variant in config.variants:
             for draw in config.draws_of(variant):
                 yield {"subject": subject, "variant": variant, "draw": str(draw)}
 
 
+def model_cells(config: Config) -> Iterator[Keys]:
+    """Keys of every set of weights: `gaussian` has activations only."""
+    return (keys for keys in variant_cells(config) if keys["variant"] != "gaussian")
+
+
 def sae_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every trained SAE: those of its model, and site, sae, seed."""
-    for keys in model_cells(config):
+    """Keys of every SAE: those of the activations, and site, sae, seed."""
+    for keys in variant_cells(config):
         for site in config.subjects[keys["subject"]].sites:
             for name, sae in config.saes.items():
                 for seed in sae.seeds:
@@ -50,6 +55,10 @@ def cell_files(config: Config) -> dict[str, list[str]]:
         "models": [paths.MODEL_TABLE.format(**keys) for keys in models],
         "reconstruction": [paths.RECONSTRUCTION.format(**keys) for keys in saes],
         "documents": [paths.DOCUMENTS.format(**keys) for keys in saes],
+        "cross_evaluation": [
+            paths.CROSS_EVALUATION.format(**keys)
+            for keys in (saes if config.evaluation.cross_tokens else [])
+        ],
         "history": [paths.HISTORY.format(**keys) for keys in saes],
         "latents": [paths.LATENTS.format(**keys) for keys in saes],
         "coverage": [paths.COVERAGE.format(**keys) for keys in saes],

@@ -37,8 +37,10 @@ PARAMS = {
     "train_subject": "TrainSubjectParams",
     "randomize_model": "RandomizeModelParams",
     "cache_activations": "CacheActivationsParams",
+    "sample_gaussian": "SampleGaussianParams",
     "train_sae": "TrainSaeParams",
     "evaluate_sae": "EvaluateSaeParams",
+    "cross_evaluate": "CrossEvaluateParams",
     "collect_latents": "CollectLatentsParams",
     "explain_latents": "ExplainLatentsParams",
     "score_latents": "ScoreLatentsParams",
@@ -176,15 +178,46 @@ def cache_activations(
     logging.info("captured %s", ", ".join(captured) or "nothing: all sites were there")
 
 
+@app.command("sample_gaussian", cls=Verb)
+def sample_gaussian(
+    params: Params,
+    split: Annotated[str, typer.Option(help="sae_train or eval.")],
+    fitted: Annotated[
+        Path, typer.Option(help="manifest.json of the trained variant's sae_train activations.")
+    ],
+    tokens: Manifest,
+    output: Output,
+) -> None:
+    """Sample activations with the trained variant's mean and covariance, and nothing else."""
+    from nullsae.activations.gaussian import sample_gaussian
+    from nullsae.params import SampleGaussianParams
+
+    with bar("sample_gaussian", "tokens") as report:
+        sample_gaussian(
+            _read_params(SampleGaussianParams, params),
+            split=split,
+            fitted=fitted,
+            tokens=tokens,
+            output=output,
+            report=report,
+        )
+
+
 @app.command("train_sae", cls=Verb)
 def train_sae(
     params: Params,
     train_activations: Captured,
     eval_activations: Captured,
     output: Output,
+    train_tokens: Annotated[
+        Path | None, typer.Option(help="Corpus manifest of sae_train (token_lookup only).")
+    ] = None,
+    eval_tokens: Annotated[
+        Path | None, typer.Option(help="Corpus manifest of eval (token_lookup only).")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path(paths.WORK),
 ) -> None:
-    """Train one SAE; resume where a killed run left off."""
+    """Train one SAE, or fit a dictionary null; resume where a killed run left off."""
     from nullsae.params import TrainSaeParams
     from nullsae.sae.trainer import train_sae
 
@@ -195,6 +228,8 @@ def train_sae(
             eval_activations=eval_activations,
             output=output,
             work=work,
+            train_tokens=train_tokens,
+            eval_tokens=eval_tokens,
             report=report,
         )
 
@@ -203,13 +238,15 @@ def train_sae(
 def evaluate_sae(
     params: Params,
     sae: SaeFile,
-    model: Recipe,
     train_activations: Captured,
     eval_activations: Captured,
     train_tokens: Manifest,
     eval_tokens: Manifest,
     reconstruction: Table,
     documents: Table,
+    model: Annotated[
+        Path | None, typer.Option(help="recipe.json of the variant; gaussian has none.")
+    ] = None,
 ) -> None:
     """Measure reconstruction, fidelity and the token-lookup floor on eval."""
     from nullsae.metrics.evaluate import evaluate_sae
@@ -228,6 +265,29 @@ def evaluate_sae(
             documents=documents,
             report=report,
         )
+
+
+@app.command("cross_evaluate", cls=Verb)
+def cross_evaluate(
+    params: Params,
+    sae: SaeFile,
+    activations: Annotated[
+        list[Path], typer.Option(help="manifest.json of one variant's eval activations; repeat.")
+    ],
+    tokens: Manifest,
+    output: Table,
+) -> None:
+    """Reconstruct other variants' activations by one variant's SAE."""
+    from nullsae.metrics.cross import cross_evaluate
+    from nullsae.params import CrossEvaluateParams
+
+    cross_evaluate(
+        _read_params(CrossEvaluateParams, params),
+        sae=sae,
+        activations=activations,
+        tokens=tokens,
+        output=output,
+    )
 
 
 @app.command("collect_latents", cls=Verb)
@@ -319,6 +379,18 @@ def report(params: Params, root: Root = Path()) -> None:
     from nullsae.report.build import build_report
 
     build_report(_read_params(ReportParams, params).study, root)
+
+
+@app.command("export_sae", cls=Verb)
+def export_sae(
+    sae: SaeFile,
+    layout: Annotated[str, typer.Option(help="saelens or sparsify.")],
+    output: Output,
+) -> None:
+    """Write an SAE in the format of SAELens or sparsify."""
+    from nullsae.sae.interchange import export_sae
+
+    export_sae(sae, layout, output)
 
 
 @app.command("verdicts", cls=Verb)

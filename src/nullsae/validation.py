@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nullsae.config import Config, site_layer
+from nullsae.config import Config
 from nullsae.errors import UserError
-from nullsae.inputs import TrainSource, is_local
+from nullsae.shapes import subject_shape
+from nullsae.sites import expand_sites, is_pattern
 
 S = TypeVar("S", bound=BaseModel)
 NAMED_SECTIONS = ("corpora", "subjects", "saes", "explainers", "scorers")
@@ -120,49 +120,46 @@ def config_schema() -> str:
     return json.dumps(schema | Config.model_json_schema(), indent=2) + "\n"
 
 
-def check_subjects(config: Config) -> None:
-    """Check what the files of a subject tell without loading it.
+def resolve_subjects(config: Config) -> Config:
+    """Replace patterns of sites by the sites they mean; check what the subjects' files tell.
 
     Raises:
-        UserError: a path that looks local but is no model folder, or a site beyond the last block.
+        UserError: a path that looks local but is no model folder, a site beyond the last block, or
+            a k that is larger than the dictionary.
     """
+    subjects = {}
     for name, subject in config.subjects.items():
-        source, key = subject.source, f"config: subjects.{name}"
-        n_layers: int | None = None
-        d_model: int | None = None
-        if isinstance(source, TrainSource):
-            n_layers, d_model = source.n_layers, source.d_model
-        elif is_local(source.path):
-            file = Path(source.path).expanduser() / "config.json"
-            if not file.is_file():
+        key = f"config: subjects.{name}"
+        has_patterns = any(is_pattern(site) for site in subject.sites)
+        shape = subject_shape(subject.source, where=f"{key}.source", fetch=has_patterns)
+        sites = subject.sites
+        if shape.n_layers is not None:
+            try:
+                sites = expand_sites(sites, shape.n_layers)
+            except ValueError as error:
+                raise UserError(f"{key}.sites: {error}") from None
+        elif has_patterns:
+            raise UserError(
+                f"{key}.sites: the number of blocks is not known here, so patterns cannot be "
+                f"resolved; name each site"
+            )
+        subjects[name] = subject.model_copy(update={"sites": sites})
+        for sae_name, sae in config.saes.items():
+            width = sae.width(shape.d_model) if shape.d_model is not None else None
+            if width is not None and sae.kept > width:
                 raise UserError(
-                    f"{key}.source.path: {source.path!r} holds no config.json; give a local model "
-                    f"folder or a hub id such as EleutherAI/pythia-70m"
+                    f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of "
+                    f"latents, {width}, at {shape.d_model} dimensions"
                 )
-            described = json.loads(file.read_text(encoding="utf-8"))
-            described = described.get("text_config", described)
-            n_layers = described.get("num_hidden_layers", described.get("n_layer"))
-            d_model = described.get("hidden_size", described.get("n_embd"))
-        if n_layers is not None:
-            check_sites(subject.sites, n_layers, where=f"{key}.sites")
-        if d_model is not None:
-            for sae_name, sae in config.saes.items():
-                if sae.k > sae.width(d_model):
-                    raise UserError(
-                        f"config: saes.{sae_name}.k: {sae.k} is larger than the number of "
-                        f"latents, {sae.width(d_model)} "
-                        f"(expansion_factor {sae.expansion_factor} x {d_model})"
-                    )
+    return config.model_copy(update={"subjects": subjects})
 
 
 def check_sites(sites: tuple[str, ...], n_layers: int, *, where: str) -> None:
     """Raise a `UserError` for a site beyond the last of `n_layers` blocks."""
-    for site in sites:
-        if site_layer(site) >= n_layers:
-            raise UserError(
-                f"{where}: {site} is beyond the last block; the subject has {n_layers} blocks, "
-                f"resid_post.0 to resid_post.{n_layers - 1}"
-            )
+    try:
+        expand_sites(sites, n_layers)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from snakemake.utils import update_config
 from workflow_study import REPOSITORY, Study, copy_of, edited
 
 from nullsae import paths
-from nullsae.validation import check_subjects, config_schema, parse_config
+from nullsae.validation import resolve_subjects, config_schema, parse_config
 
 pytestmark = pytest.mark.workflow
 SCHEMA = REPOSITORY / "workflow/schemas/config.schema.json"
@@ -38,7 +38,7 @@ def test_the_schema_for_editors_is_that_of_the_models() -> None:
 
 
 def test_the_default_config_fits_both_the_models_and_the_schema() -> None:
-    check_subjects(parse_config(default_config()))
+    resolve_subjects(parse_config(default_config()))
     jsonschema.Draft202012Validator(yaml.safe_load(config_schema())).validate(default_config())
 
 
@@ -47,7 +47,7 @@ def test_every_overlay_parses_on_top_of_the_default_config(overlay: Path) -> Non
     config, added = default_config(), yaml.safe_load(overlay.read_text(encoding="utf-8"))
     update_config(config, added)
     assert config != default_config()
-    check_subjects(parse_config(config))
+    resolve_subjects(parse_config(config))
 
 
 def test_there_are_overlays_to_check() -> None:

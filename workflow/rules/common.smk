@@ -13,13 +13,12 @@ from nullsae.cells import cell_files, trained_here
 from nullsae.config import SwappedExplainer
 from nullsae.errors import UserError
 from nullsae.files import write_text
-from nullsae.params import activations_key, rule_params
+from nullsae.params import activations_key, cross_cells, rule_params
 from nullsae.report.names import figure_names
-from nullsae.validation import check_subjects, parse_config
+from nullsae.validation import resolve_subjects, parse_config
 
 try:
-    STUDY = parse_config(config)
-    check_subjects(STUDY)
+    STUDY = resolve_subjects(parse_config(config))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.
     sys.exit(str(error))
@@ -88,6 +87,17 @@ def corpus_file(pattern, **keys):
     return path
 
 
+def looked_up_tokens(split):
+    """The corpus' tokens of a split where an SAE's codes depend on them; else none."""
+
+    def path(wildcards):
+        if STUDY.saes[wildcards.sae].dictionary != "token_lookup":
+            return []
+        return corpus_file(paths.CORPUS_MANIFEST, split=split)(wildcards)
+
+    return path
+
+
 def captured(split):
     """A function of wildcards: the manifest of a site's activations.
 
@@ -99,18 +109,27 @@ def captured(split):
     not change between the run that captures it and later ones.
     """
 
-    def manifest(wildcards):
-        keys = {**dict(wildcards), "split": split}
-        of_split = paths.ACTIVATIONS_MANIFEST.format(**keys)
-        of_site = Path(paths.SITE.format(**keys)) / "manifest.json"
-        wanted = activations_key(
-            STUDY, keys["subject"], keys["variant"], int(keys["draw"]), split
-        )
-        if key_of(of_site) != wanted:
-            return of_split
-        return ancient(flag(str(of_site), "sourcecache_entry", of_split))
+    return lambda wildcards: captured_by({**dict(wildcards), "split": split})
 
-    return manifest
+
+def captured_of_all_variants(wildcards):
+    """The `eval` activations that an SAE is cross-evaluated on."""
+    return [
+        captured_by({**cell, "split": "eval", "site": wildcards.site})
+        for cell in cross_cells(STUDY, dict(wildcards))
+    ]
+
+
+def captured_by(keys):
+    """The manifest of one site's activations, as `captured` explains."""
+    of_split = paths.ACTIVATIONS_MANIFEST.format(**keys)
+    of_site = Path(paths.SITE.format(**keys)) / "manifest.json"
+    wanted = activations_key(
+        STUDY, keys["subject"], keys["variant"], int(keys["draw"]), keys["split"]
+    )
+    if key_of(of_site) != wanted:
+        return of_split
+    return ancient(flag(str(of_site), "sourcecache_entry", of_split))
 
 
 @cache
@@ -128,6 +147,11 @@ def trained_recipe(wildcards):
     if not own and wildcards.variant in ("trained", "step0"):
         return []
     return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
+
+
+def model_recipe(wildcards):
+    """The variant's weights; none where there are only activations."""
+    return [] if wildcards.variant == "gaussian" else paths.RECIPE.format(**wildcards)
 
 
 def base_explanations(wildcards):

@@ -1,7 +1,7 @@
 rule evaluate_sae:
     input:
         sae=paths.SAE_CONFIG,
-        model=paths.RECIPE,
+        model=model_recipe,
         train=captured("sae_train"),
         heldout=captured("eval"),
         train_tokens=corpus_file(paths.CORPUS_MANIFEST, split="sae_train"),
@@ -23,12 +23,45 @@ rule evaluate_sae:
     params:
         config=job_params("evaluate_sae"),
         code=stages.code_hash("evaluate_sae"),
+        model=lambda wildcards, input: option("model", input.model),
         train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
         heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
     message:
         "Evaluate {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
     shell:
-        "nullsae evaluate_sae --params {params.config:q} --sae {input.sae} --model {input.model}"
+        "nullsae evaluate_sae --params {params.config:q} --sae {input.sae} {params.model}"
         " --train-activations {params.train} --eval-activations {params.heldout}"
         " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
         " --reconstruction {output.reconstruction} --documents {output.documents} > {log} 2>&1"
+
+
+rule cross_evaluate:
+    input:
+        sae=paths.SAE_CONFIG,
+        activations=captured_of_all_variants,
+        tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+    output:
+        paths.CROSS_EVALUATION,
+    log:
+        paths.LOG.format(rule="cross_evaluate", keys=paths.CELL_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="cross_evaluate", keys=paths.CELL_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=GPUS,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(120),
+    params:
+        config=job_params("cross_evaluate"),
+        code=stages.code_hash("cross_evaluate"),
+        activations=lambda wildcards: " ".join(
+            f"--activations {paths.ACTIVATIONS_MANIFEST.format(split='eval', **cell)}"
+            for cell in cross_cells(STUDY, dict(wildcards))
+        ),
+    message:
+        "Cross-evaluate {wildcards.sae} of {wildcards.variant}, {wildcards.site}"
+    shell:
+        "nullsae cross_evaluate --params {params.config:q} --sae {input.sae}"
+        " {params.activations} --tokens {input.tokens} --output {output} > {log} 2>&1"

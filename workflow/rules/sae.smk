@@ -2,6 +2,8 @@ rule train_sae:
     input:
         train=captured("sae_train"),
         heldout=captured("eval"),
+        train_tokens=looked_up_tokens("sae_train"),
+        eval_tokens=looked_up_tokens("eval"),
     output:
         config=paths.SAE_CONFIG,
         weights=paths.SAE_WEIGHTS,
@@ -22,6 +24,8 @@ rule train_sae:
         code=stages.code_hash("train_sae"),
         train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
         heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
+        train_tokens=lambda wildcards, input: option("train-tokens", input.train_tokens),
+        eval_tokens=lambda wildcards, input: option("eval-tokens", input.eval_tokens),
         folder=paths.SAE,
         # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
         work=paths.WORK,
@@ -29,5 +33,5 @@ rule train_sae:
         "SAE {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae train_sae --params {params.config:q} --train-activations {params.train}"
-        " --eval-activations {params.heldout} --output {params.folder} --work {params.work}"
-        " > {log} 2>&1"
+        " --eval-activations {params.heldout} {params.train_tokens} {params.eval_tokens}"
+        " --output {params.folder} --work {params.work} > {log} 2>&1"

@@ -8,12 +8,12 @@ from typing import Any
 
 import altair as alt
 
-from nullsae.config import site_layer
 from nullsae.report import charts
 from nullsae.report.captions import METRIC_TEXT
 from nullsae.report.names import entropy_pair, figure_kinds, figure_name
 from nullsae.report.render import to_svg
 from nullsae.report.study import Row, Study, mean
+from nullsae.sites import site_layer
 from nullsae.statistics.metrics import METRICS, Metric
 
 MAX_SITES_SIDE_BY_SIDE = 6

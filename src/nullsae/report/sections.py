@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from nullsae.config import RANDOM_VARIANTS
+from nullsae.config import FIXED_VARIANTS
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
 from nullsae.statistics.metrics import METRICS
@@ -47,7 +47,7 @@ def health(study: Study, subject: str) -> list[Row]:
 
 def is_drawn(variant: str) -> bool:
     """Whether a variant has draws worth naming."""
-    return variant in RANDOM_VARIANTS
+    return variant not in FIXED_VARIANTS
 
 
 def verdict_counts(study: Study, subject: str) -> dict[str, Counter[str]]:

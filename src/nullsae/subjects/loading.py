@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nullsae.config import site_layer
 from nullsae.errors import UserError
 from nullsae.files import checksum, read_json, rebuild_command, verify, write_json
 from nullsae.inputs import PretrainedSource, is_local
 from nullsae.randomness import torch_generator
+from nullsae.sites import site_layer
 
 DTYPES = {
     "float32": torch.float32,

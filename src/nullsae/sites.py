@@ -1,0 +1,76 @@
+"""Where activations are read: names of sites, and patterns that stand for several.
+
+`resid_post.L` is the output of block L (`hidden_states[L + 1]` in Transformers, but for the last
+block, where that entry is normalized), `resid_pre.L` its input (`hidden_states[L]`), `attn_out.L`
+and `mlp_out.L` what its attention and its MLP add to the residual stream, and `embed` the output
+of the token embedding, before positions are added.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+KINDS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+_INDEX = r"(?:0|-?[1-9][0-9]*)"
+_BLOCKS = rf"(?:\*|{_INDEX}(?:\.\.{_INDEX}(?:\.\.[1-9][0-9]*)?)?)"
+SITE = re.compile(rf"^(?:embed|(?:{'|'.join(KINDS)})\.(?:0|[1-9][0-9]*))$")
+PATTERN = re.compile(rf"^(?:embed|(?:{'|'.join(KINDS)})\.{_BLOCKS})$")
+HOW = (
+    f"write embed, or one of {', '.join(KINDS)} with a block: resid_post.3, resid_post.-1 (the "
+    f"last), resid_post.* (all), resid_post.0..8 (both ends) or resid_post.0..-1..4 (every fourth)"
+)
+
+
+def site_kind(site: str) -> str:
+    """`resid_post` of `resid_post.3`; `embed` of `embed`."""
+    return site.partition(".")[0]
+
+
+def site_layer(site: str) -> int:
+    """The block of a site; -1 for `embed`, which comes before block 0."""
+    return -1 if site == "embed" else int(site.rpartition(".")[2])
+
+
+def is_pattern(site: str) -> bool:
+    """Whether it takes the number of blocks to know which sites are meant."""
+    return SITE.match(site) is None
+
+
+def expand_sites(patterns: Iterable[str], n_layers: int) -> tuple[str, ...]:
+    """The sites that patterns mean, each once, in the order in which they are first named.
+
+    Args:
+        patterns: as matched by `PATTERN`.
+        n_layers: number of blocks of the subject.
+
+    Raises:
+        ValueError: a block beyond the last, or a range that is empty; names the pattern.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern == "embed":
+            found[pattern] = None
+            continue
+        kind, _, blocks = pattern.partition(".")
+        for block in _blocks(pattern, blocks, n_layers):
+            found[f"{kind}.{block}"] = None
+    return tuple(found)
+
+
+def _blocks(pattern: str, blocks: str, n_layers: int) -> range:
+    if blocks == "*":
+        return range(n_layers)
+    first, *rest = (int(part) for part in blocks.split(".."))
+    last, step = (rest[0] if rest else first), (rest[1] if len(rest) > 1 else 1)
+    ends = []
+    for block in (first, last):
+        if not -n_layers <= block < n_layers:
+            raise ValueError(
+                f"{pattern} is beyond the last block; the subject has {n_layers} blocks, "
+                f"0 to {n_layers - 1}"
+            )
+        ends.append(block % n_layers)
+    if ends[0] > ends[1]:
+        raise ValueError(f"{pattern} names no block: it starts at {ends[0]} and ends at {ends[1]}")
+    return range(ends[0], ends[1] + 1, step)

@@ -22,7 +22,17 @@ ORDER = (
         "validation",
         "stages",
     ),
-    *("params", "tables", "cells", "corpus", "subjects", "activations", "sae", "metrics"),
+    *(
+        "params",
+        "tables",
+        "cells",
+        "moments",
+        "corpus",
+        "subjects",
+        "activations",
+        "sae",
+        "metrics",
+    ),
     *("latents", "autointerp", "statistics", "aggregation", "report", "terminal", "cli"),
 )
 

@@ -50,7 +50,7 @@ class TopKSae:
         """The same SAE on another device."""
         return TopKSae.of({name: t.to(device) for name, t in self.parameters().items()}, self.k)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Activations [tokens, d_model] to codes: values and int64 indices, both [tokens, k].
 
         A value of 0 means that the latent did not fire.

@@ -84,7 +84,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "subjects/small/source/kind",
         "trian",
-        "subjects.small.source: kind: 'trian' is not one of train, pretrained; "
+        "subjects.small.source: kind: 'trian' is not one of train, pretrained, gguf; "
         "did you mean 'train'?",
     ),
     # types and ranges
@@ -107,8 +107,43 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "variants",
         ["trained", "rerandomised"],
-        "variants.1: 'rerandomised' is not one of trained, step0, rerandomized, "
-        "rerandomized_keep_embeddings, noise_embeddings; did you mean 'rerandomized'?",
+        "variants.1: 'rerandomised' is not one of trained, step0, fresh_init, rerandomized, "
+        "rerandomized_keep_embeddings, permuted_weights, spectrum_matched, cascade, "
+        "permuted_embeddings, rotated_embeddings, noise_embeddings, gaussian; "
+        "did you mean 'rerandomized'?",
+    ),
+    (
+        "saes/topk/dictionary",
+        "frozen_decodr",
+        "saes.topk.dictionary: 'frozen_decodr' is not one of learned, frozen_decoder, "
+        "soft_frozen_decoder, frozen_encoder, token_lookup, pca, identity; "
+        "did you mean 'frozen_decoder'?",
+    ),
+    (
+        "saes/topk",
+        {"dictionary": "pca", "n_latents": 512},
+        "saes.topk: dictionary 'pca' has its own width: drop n_latents and expansion_factor",
+    ),
+    (
+        "saes/topk",
+        {"dictionary": "token_lookup", "k": 16},
+        "saes.topk: k 16 does not fit dictionary 'token_lookup', which has one latent per token: "
+        "give k 1 or leave it out",
+    ),
+    (
+        "saes/topk",
+        {"n_components": 8, "n_latents": 64},
+        "saes.topk: n_components is for dictionary pca only",
+    ),
+    (
+        "saes/topk",
+        {"pretrained": "a/b", "dictionary": "pca"},
+        "saes.topk: pretrained does not go with dictionary 'pca'",
+    ),
+    (
+        "saes/topk",
+        {"pretrained": "a/b", "n_latents": 64},
+        "saes.topk: a pretrained SAE has its own width: drop n_latents and expansion_factor",
     ),
     # names
     (
@@ -118,13 +153,19 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ),
     (
         "subjects/small/sites",
-        ["mlp_out.1"],
-        "subjects.small.sites: 'mlp_out.1' is not a site; write resid_post.L, L from 0",
+        ["mlp.1"],
+        "subjects.small.sites: 'mlp.1' is not a site; "
+        "write embed, or one of resid_pre, attn_out, mlp_out, resid_post with a block: "
+        "resid_post.3, resid_post.-1 (the last), resid_post.* (all), resid_post.0..8 (both ends) "
+        "or resid_post.0..-1..4 (every fourth)",
     ),
     (
         "subjects/small/sites",
         ["resid_post.01"],
-        "subjects.small.sites: 'resid_post.01' is not a site; write resid_post.L, L from 0",
+        "subjects.small.sites: 'resid_post.01' is not a site; "
+        "write embed, or one of resid_pre, attn_out, mlp_out, resid_post with a block: "
+        "resid_post.3, resid_post.-1 (the last), resid_post.* (all), resid_post.0..8 (both ends) "
+        "or resid_post.0..-1..4 (every fourth)",
     ),
     (
         "subjects/small/sites",
@@ -172,7 +213,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
         "subjects/small/source",
         {"kind": "pretrained", "path": "a/b"},
         "subjects.small.source.step0_revision: missing, and variants names step0; give the "
-        "revision of the untrained weights or drop step0 from variants",
+        "revision of the untrained weights, or fresh_init instead of step0",
     ),
 ]
 
@@ -299,7 +340,7 @@ def test_a_local_model_is_not_looked_at_before_the_study(tmp_path: Path) -> None
             resolve_subjects(subject_at(tmp_path, sites=["resid_post.3"]))
         assert str(caught.value) == (
             "config: subjects.small.sites: resid_post.3 is beyond the last block; the subject "
-            "has 3 blocks, resid_post.0 to resid_post.2"
+            "has 3 blocks, 0 to 2"
         )
 
 
@@ -308,6 +349,5 @@ def test_k_beyond_an_expansion_passes() -> None:
     with pytest.raises(UserError) as caught:
         resolve_subjects(parse_config(study))
     assert str(caught.value) == (
-        "config: saes.topk.k: 129 is larger than the number of latents, 128 "
-        "(expansion_factor 2 x 64)"
+        "config: saes.topk.k: 129 is larger than the number of latents, 128, at 64 dimensions"
     )

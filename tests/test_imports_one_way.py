@@ -9,31 +9,10 @@ PACKAGE = Path(nullsae.__file__).parent
 MAX_LINES = 400
 # A module or folder imports only from what stands before it; within a folder anything goes.
 ORDER = (
-    *(
-        "errors",
-        "files",
-        "randomness",
-        "progress",
-        "sites",
-        "inputs",
-        "config",
-        "paths",
-        "shapes",
-        "validation",
-        "stages",
-    ),
-    *(
-        "params",
-        "tables",
-        "cells",
-        "moments",
-        "corpus",
-        "subjects",
-        "activations",
-        "sae",
-        "metrics",
-    ),
-    *("latents", "autointerp", "statistics", "aggregation", "report", "terminal", "cli"),
+    *("errors", "files", "randomness", "progress", "sites", "inputs", "outputs", "config"),
+    *("paths", "shapes", "validation", "stages", "params", "slices", "tables", "cells"),
+    *("moments", "corpus", "subjects", "activations", "sae", "metrics", "latents"),
+    *("autointerp", "statistics", "aggregation", "report", "terminal", "arguments", "cli"),
 )
 
 

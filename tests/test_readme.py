@@ -9,7 +9,7 @@ from snakemake.utils import update_config
 
 from nullsae import stages
 from nullsae.errors import UserError
-from nullsae.validation import resolve_subjects, parse_config
+from nullsae.validation import parse_config, resolve_subjects
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

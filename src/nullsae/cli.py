@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 import typer.core
-import yaml
 
 from nullsae import __version__, paths
+from nullsae.arguments import Verb, read_config, read_params
 from nullsae.errors import UserError
 from nullsae.progress import bar
-
-if TYPE_CHECKING:
-    from nullsae.config import Config
-    from nullsae.inputs import Section
-
-    S = TypeVar("S", bound=Section)
 
 ABOUT = """Placebo-controlled interpretability of sparse autoencoders.
 
@@ -30,38 +23,6 @@ Each verb is one rule of the workflow, in the order in which data flows. Snakema
 
 Params are the slice of the config that the stage uses, as JSON text or as a .json or .yaml file.
 """
-
-# What `--params` holds, per verb: a class of `nullsae.params`.
-PARAMS = {
-    "prepare_corpus": "PrepareCorpusParams",
-    "train_subject": "TrainSubjectParams",
-    "randomize_model": "RandomizeModelParams",
-    "cache_activations": "CacheActivationsParams",
-    "sample_gaussian": "SampleGaussianParams",
-    "train_sae": "TrainSaeParams",
-    "evaluate_sae": "EvaluateSaeParams",
-    "cross_evaluate": "CrossEvaluateParams",
-    "collect_latents": "CollectLatentsParams",
-    "explain_latents": "ExplainLatentsParams",
-    "score_latents": "ScoreLatentsParams",
-    "aggregate": "AggregateParams",
-    "report": "ReportParams",
-}
-
-
-class Verb(typer.core.TyperCommand):
-    """A command whose help also lists the fields of its `--params`."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the usual help, then the fields."""
-        super().format_help(ctx, formatter)
-        if self.name in PARAMS:
-            from nullsae import params
-
-            print("Fields of --params:\n")
-            for line in params.describe(getattr(params, PARAMS[self.name])):
-                print(f"  {line}")
-
 
 app = typer.Typer(
     help=ABOUT,
@@ -107,7 +68,7 @@ def prepare_corpus(
     from nullsae.corpus.prepare import prepare_corpus
     from nullsae.params import PrepareCorpusParams
 
-    prepare_corpus(_read_params(PrepareCorpusParams, params), name, root)
+    prepare_corpus(read_params(PrepareCorpusParams, params), name, root)
 
 
 @app.command("train_subject", cls=Verb)
@@ -124,7 +85,7 @@ def train_subject(
 
     with bar("train_subject", "steps") as report:
         train_subject(
-            _read_params(TrainSubjectParams, params),
+            read_params(TrainSubjectParams, params),
             train_tokens=train_tokens,
             eval_tokens=eval_tokens,
             trained=trained,
@@ -147,7 +108,7 @@ def randomize_model(
     from nullsae.subjects.variants import randomize_model
 
     randomize_model(
-        _read_params(RandomizeModelParams, params),
+        read_params(RandomizeModelParams, params),
         trained=trained,
         eval_tokens=eval_tokens,
         output=output,
@@ -168,7 +129,7 @@ def cache_activations(
 
     with bar("cache_activations", "tokens") as report:
         captured = cache_activations(
-            _read_params(CacheActivationsParams, params),
+            read_params(CacheActivationsParams, params),
             split=split,
             model=model,
             tokens=tokens,
@@ -194,7 +155,7 @@ def sample_gaussian(
 
     with bar("sample_gaussian", "tokens") as report:
         sample_gaussian(
-            _read_params(SampleGaussianParams, params),
+            read_params(SampleGaussianParams, params),
             split=split,
             fitted=fitted,
             tokens=tokens,
@@ -223,7 +184,7 @@ def train_sae(
 
     with bar("train_sae", "steps") as report:
         train_sae(
-            _read_params(TrainSaeParams, params),
+            read_params(TrainSaeParams, params),
             train_activations=train_activations,
             eval_activations=eval_activations,
             output=output,
@@ -254,7 +215,7 @@ def evaluate_sae(
 
     with bar("evaluate_sae", "tokens") as report:
         evaluate_sae(
-            _read_params(EvaluateSaeParams, params),
+            read_params(EvaluateSaeParams, params),
             sae=sae,
             model=model,
             train_activations=train_activations,
@@ -282,7 +243,7 @@ def cross_evaluate(
     from nullsae.params import CrossEvaluateParams
 
     cross_evaluate(
-        _read_params(CrossEvaluateParams, params),
+        read_params(CrossEvaluateParams, params),
         sae=sae,
         activations=activations,
         tokens=tokens,
@@ -306,7 +267,7 @@ def collect_latents(
 
     with bar("collect_latents", "tokens") as report:
         collect_latents(
-            _read_params(CollectLatentsParams, params),
+            read_params(CollectLatentsParams, params),
             sae=sae,
             activations=activations,
             tokens=tokens,
@@ -332,7 +293,7 @@ def explain_latents(
     from nullsae.params import ExplainLatentsParams
 
     explain_latents(
-        _read_params(ExplainLatentsParams, params),
+        read_params(ExplainLatentsParams, params),
         windows=windows,
         tokenizer=tokenizer,
         output=output,
@@ -353,7 +314,7 @@ def score_latents(
     from nullsae.params import ScoreLatentsParams
 
     score_latents(
-        _read_params(ScoreLatentsParams, params),
+        read_params(ScoreLatentsParams, params),
         windows=windows,
         explanations=explanations,
         predictions=predictions,
@@ -369,7 +330,7 @@ def aggregate(
     from nullsae.aggregation import aggregate
     from nullsae.params import AggregateParams
 
-    aggregate(_read_config(run_config), _read_params(AggregateParams, params), root)
+    aggregate(read_config(run_config), read_params(AggregateParams, params), root)
 
 
 @app.command("report", cls=Verb)
@@ -378,7 +339,7 @@ def report(params: Params, root: Root = Path()) -> None:
     from nullsae.params import ReportParams
     from nullsae.report.build import build_report
 
-    build_report(_read_params(ReportParams, params).study, root)
+    build_report(read_params(ReportParams, params).study, root)
 
 
 @app.command("export_sae", cls=Verb)
@@ -399,39 +360,6 @@ def verdicts(root: Root = Path()) -> None:
     from nullsae.terminal import print_verdicts
 
     print_verdicts(root)
-
-
-def _read_params(model: type[S], given: str) -> S:
-    """Parse `--params`: JSON text, or the path of a .json or .yaml file."""
-    from nullsae.validation import parse_section
-
-    is_file = given.endswith((".json", ".yaml", ".yml"))
-    where = given if is_file else "--params"
-    return parse_section(model, _read_yaml(Path(given)) if is_file else _json(given), where=where)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--params: not JSON ({error}), nor a .json or .yaml file") from None
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not text in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-
-
-def _read_config(path: Path) -> Config:
-    from nullsae.validation import parse_config
-
-    return parse_config(_read_yaml(path))
 
 
 def main() -> None:

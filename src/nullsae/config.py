@@ -32,6 +32,7 @@ from nullsae.inputs import (
     TrainedTokenizer,
     TrainSource,
 )
+from nullsae.outputs import Report, Share, Statistics
 from nullsae.sites import HOW, PATTERN
 
 VariantName = Literal[
@@ -63,7 +64,6 @@ Dictionary = Literal[
 FITTED_DICTIONARIES = ("token_lookup", "pca", "identity")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 DEFAULT_K = 32
-Share = Annotated[float, Field(gt=0, lt=1)]
 T = TypeVar("T")
 
 
@@ -288,40 +288,6 @@ class FuzzingScorer(Section):
 
 Explainer = Annotated[LexicalExplainer | SwappedExplainer, Field(discriminator="kind")]
 Scorer = Annotated[DetectionScorer | FuzzingScorer, Field(discriminator="kind")]
-
-
-class EquivalenceMargins(Section):
-    """Differences smaller than these count as none (two one-sided tests)."""
-
-    explained_variance: PositiveFloat = 0.05
-    cosine: PositiveFloat = 0.05
-    l1: PositiveFloat = 0.1
-    """As a share of the trained value: its unit is the subject's own."""
-    token_entropy_bits: PositiveFloat = 0.25
-    explain_token_entropy_bits: PositiveFloat = 0.25
-    peak_token_share: PositiveFloat = 0.05
-    auroc: PositiveFloat = 0.05
-    auprc: PositiveFloat = 0.05
-    f1: PositiveFloat = 0.05
-    balanced_accuracy: PositiveFloat = 0.05
-
-
-class Statistics(Section):
-    n_resamples: Annotated[int, Field(ge=100)] = 10_000
-    """Bootstrap resamples."""
-    confidence: Share = 0.95
-    """Level of the intervals; 1 minus it is the level of the tests."""
-    equivalence_margins: EquivalenceMargins = EquivalenceMargins()
-
-
-class Report(Section):
-    title: str = "nullsae"
-    n_example_latents: NonNegativeInt = 3
-    """Latents shown per SAE, with their strongest windows."""
-    n_example_windows: PositiveInt = 4
-    """Windows shown per latent."""
-    figure_formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
-    """Formats of the files in results/figures."""
 
 
 class Config(Section):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nullsae.config import EquivalenceMargins, Statistics
+from nullsae.outputs import EquivalenceMargins, Statistics
 from nullsae.statistics.bootstrap import Arm, Cell
 from nullsae.statistics.contrasts import Estimate, adjust, contrast_row, estimate, summary_row
 from nullsae.statistics.metrics import METRICS

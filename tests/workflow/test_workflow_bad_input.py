@@ -17,7 +17,8 @@ from workflow_study import Edit, Study, cell, edited, new_study, replace
 from nullsae import paths
 from nullsae.activations.capture import cache_activations
 from nullsae.errors import UserError
-from nullsae.params import CacheActivationsParams, rule_params
+from nullsae.params import CacheActivationsParams
+from nullsae.slices import rule_params
 from nullsae.tables import cell_schema, write_table
 from nullsae.validation import parse_config
 

@@ -13,7 +13,7 @@ from nullsae.cells import cell_files, trained_here
 from nullsae.config import SwappedExplainer
 from nullsae.errors import UserError
 from nullsae.files import write_text
-from nullsae.params import activations_key, cross_cells, rule_params
+from nullsae.slices import activations_key, cross_cells, rule_params
 from nullsae.report.names import figure_names
 from nullsae.validation import resolve_subjects, parse_config
 

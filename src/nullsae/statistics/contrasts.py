@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nullsae.config import Statistics
+from nullsae.outputs import Statistics
 from nullsae.statistics.bootstrap import Arm, Floats, percentile_interval, resample
 from nullsae.statistics.effects import (
     alpha_of,

@@ -1,0 +1,49 @@
+"""Config sections for what comes out: statistics and the report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from nullsae.inputs import Section
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class EquivalenceMargins(Section):
+    """Differences smaller than these count as none (two one-sided tests)."""
+
+    explained_variance: PositiveFloat = 0.05
+    cosine: PositiveFloat = 0.05
+    l1: PositiveFloat = 0.1
+    """As a share of the trained value: its unit is the subject's own."""
+    token_entropy_bits: PositiveFloat = 0.25
+    explain_token_entropy_bits: PositiveFloat = 0.25
+    peak_token_share: PositiveFloat = 0.05
+    auroc: PositiveFloat = 0.05
+    auprc: PositiveFloat = 0.05
+    f1: PositiveFloat = 0.05
+    balanced_accuracy: PositiveFloat = 0.05
+
+
+class Statistics(Section):
+    """How uncertainty is computed and judged."""
+
+    n_resamples: Annotated[int, Field(ge=100)] = 10_000
+    """Bootstrap resamples."""
+    confidence: Share = 0.95
+    """Level of the intervals; 1 minus it is the level of the tests."""
+    equivalence_margins: EquivalenceMargins = EquivalenceMargins()
+
+
+class Report(Section):
+    """What the page shows."""
+
+    title: str = "nullsae"
+    n_example_latents: NonNegativeInt = 3
+    """Latents shown per SAE, with their strongest windows."""
+    n_example_windows: PositiveInt = 4
+    """Windows shown per latent."""
+    figure_formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
+    """Formats of the files in results/figures."""

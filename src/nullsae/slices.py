@@ -1,0 +1,257 @@
+"""The slice of the config that each job gets: what it uses, and nothing else.
+
+Snakemake runs a job again when the text of its slice changes. The verb parses the same text, so
+it cannot depend on anything that is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from glob import escape, glob
+from pathlib import Path
+from typing import Any
+
+from nullsae import stages
+from nullsae.config import Config
+from nullsae.files import content_key
+from nullsae.inputs import (
+    FilesSource,
+    GgufSource,
+    GgufTokenizer,
+    PretrainedSource,
+    PretrainedTokenizer,
+    Section,
+    TrainSource,
+    is_local,
+)
+from nullsae.params import (
+    AggregateParams,
+    CacheActivationsParams,
+    CellKeys,
+    CollectLatentsParams,
+    CrossEvaluateParams,
+    EvaluateSaeParams,
+    ExplainLatentsParams,
+    ModelKeys,
+    PrepareCorpusParams,
+    RandomizeModelParams,
+    ReportParams,
+    SampleGaussianParams,
+    ScoreLatentsParams,
+    TrainSaeParams,
+    TrainSubjectParams,
+    pretrained_sae_path,
+)
+
+# Variants in which norm parameters are drawn or kept, as `randomization.norm_parameters` says.
+NORM_POLICY_VARIANTS = (
+    "rerandomized",
+    "rerandomized_keep_embeddings",
+    "permuted_weights",
+    "spectrum_matched",
+    "cascade",
+)
+
+
+def activations_key(config: Config, subject: str, variant: str, draw: int, split: str) -> str:
+    """Everything that determines a variant's activations at any one site, as one short key.
+
+    Sites are left out: adding one must not make the others' activations look different.
+    """
+    corpus = config.subjects[subject].corpus
+    if variant == "gaussian":
+        fitted = activations_key(config, subject, "trained", 0, "sae_train")
+        settings = config.activations.model_dump(mode="json", include={"dtype", "shard_tokens"})
+        n_tokens = config.activations.sae_train_tokens if split == "sae_train" else None
+        own = stages.code_hash("sample_gaussian")
+        return content_key([fitted, own, config.seed, draw, split, settings, n_tokens])
+    keys = {"subject": subject, "variant": variant, "draw": str(draw)}
+    upstream: list[tuple[str, Mapping[str, str]]] = [
+        ("prepare_corpus", {"corpus": corpus}),
+        ("randomize_model", keys),
+    ]
+    if isinstance(config.subjects[subject].source, TrainSource):
+        upstream.append(("train_subject", {"subject": subject}))
+    parts: list[Any] = [rule_params(config, rule, wildcards) for rule, wildcards in upstream]
+    parts += [stages.code_hash(rule) for rule, _ in upstream]
+    parts += [stages.code_hash("cache_activations"), config.seed, split]
+    not_used = {"sae_train_tokens"} if split == "eval" else set()
+    parts.append(config.activations.model_dump(mode="json", exclude=not_used))
+    return content_key(parts)
+
+
+def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Model keys of the activations that an SAE is cross-evaluated on, in display order.
+
+    Each variant's draw 0, but for the SAE's own variant, whose draw is the SAE's own.
+    """
+    own, draw = wildcards["variant"], int(wildcards["draw"])
+    return [
+        {
+            "subject": wildcards["subject"],
+            "variant": variant,
+            "draw": draw if variant == own else 0,
+        }
+        for variant in config.variants
+    ]
+
+
+def _pretrained_sae_files(pretrained: str | None, site: str) -> list[str]:
+    """Patterns of a local pretrained SAE's files."""
+    if pretrained is None:
+        return []
+    path, inside = pretrained_sae_path(pretrained, site)
+    return _folder(str(Path(path) / inside)) if is_local(path) else []
+
+
+def _stamps(patterns: Iterable[str]) -> tuple[str, ...]:
+    """Name, size and time of the files that match, in order of their names."""
+    files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
+    stats = ((file, file.stat()) for file in sorted(files) if file.is_file())
+    return tuple(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)
+
+
+def _folder(path: str) -> list[str]:
+    """The pattern of all files in a local model or tokenizer folder; none for a hub id."""
+    return [f"{escape(str(Path(path).expanduser()))}/*"] if is_local(path) else []
+
+
+def rule_params(config: Config, rule: str, wildcards: Mapping[str, str]) -> str:
+    """The slice of the config that one job uses, as sorted JSON.
+
+    Args:
+        config: the checked config.
+        rule: name of the rule, as in Snakemake.
+        wildcards: the job's wildcards.
+
+    Raises:
+        ValueError: no such rule.
+    """
+    section = _section(config, rule, wildcards)
+    return json.dumps(section.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section:
+    w = wildcards
+    seed, compute = config.seed, config.compute
+    if rule == "prepare_corpus":
+        corpus = config.corpora[w["corpus"]]
+        read = list(corpus.source.paths) if isinstance(corpus.source, FilesSource) else []
+        if isinstance(corpus.tokenizer, PretrainedTokenizer):
+            read += _folder(corpus.tokenizer.path)
+        if isinstance(corpus.tokenizer, GgufTokenizer) and corpus.tokenizer.path is not None:
+            read.append(escape(str(Path(corpus.tokenizer.path).expanduser())))
+        return PrepareCorpusParams(corpus=corpus, local_files=_stamps(read))
+    if rule == "aggregate":
+        return AggregateParams(seed=seed, statistics=config.statistics)
+    if rule == "report":
+        return ReportParams(study=config)
+
+    subject = config.subjects[w["subject"]]
+    source = subject.source
+    settings = config.activations
+    if rule == "train_subject":
+        if not isinstance(source, TrainSource):
+            raise ValueError(f"subject {w['subject']} is not trained here")
+        return TrainSubjectParams(seed=seed, subject=w["subject"], source=source, compute=compute)
+
+    variant, draw = w["variant"], int(w["draw"])
+    model_keys: dict[str, Any] = {"subject": w["subject"], "variant": variant, "draw": draw}
+    randomization = config.randomization
+    if rule == "randomize_model":
+        given = None if isinstance(source, TrainSource) else source
+        read = _folder(given.path) if isinstance(given, PretrainedSource) else []
+        if isinstance(given, GgufSource) and given.path is not None:
+            read = [escape(str(Path(given.path).expanduser()))]
+        return RandomizeModelParams(
+            seed=seed,
+            keys=ModelKeys(**model_keys),
+            source=given,
+            local_files=_stamps(read),
+            norm_parameters=(
+                randomization.norm_parameters if variant in NORM_POLICY_VARIANTS else None
+            ),
+            embedding_noise_std=(
+                randomization.embedding_noise_std if variant == "noise_embeddings" else None
+            ),
+            first_random_block=randomization.first_random_block if variant == "cascade" else None,
+            compute=compute,
+        )
+    captured = {
+        split: activations_key(config, w["subject"], variant, draw, split)
+        for split in ("sae_train", "eval")
+    }
+    if rule == "sample_gaussian":
+        return SampleGaussianParams(
+            sites=subject.sites,
+            max_tokens=settings.sae_train_tokens if w["split"] == "sae_train" else None,
+            seed=seed,
+            keys=ModelKeys(**model_keys),
+            dtype=settings.dtype,
+            shard_tokens=settings.shard_tokens,
+            compute=compute,
+            key=captured[w["split"]],
+            fitted_activations_key=activations_key(config, w["subject"], "trained", 0, "sae_train"),
+        )
+    if rule == "cache_activations":
+        return CacheActivationsParams(
+            sites=subject.sites,
+            max_tokens=settings.sae_train_tokens if w["split"] == "sae_train" else None,
+            seed=seed,
+            dtype=settings.dtype,
+            shard_tokens=settings.shard_tokens,
+            batch_contexts=settings.batch_contexts,
+            compute=compute,
+            key=captured[w["split"]],
+        )
+    keys = CellKeys(**model_keys, site=w["site"], sae=w["sae"], seed=int(w["seed"]))
+    if rule == "train_sae":
+        # The other seeds of the recipe are no business of this job.
+        sae = config.saes[w["sae"]].model_copy(update={"seeds": (keys.seed,)})
+        return TrainSaeParams(
+            seed=seed,
+            keys=keys,
+            sae=sae,
+            local_files=_stamps(_pretrained_sae_files(sae.pretrained, keys.site)),
+            compute=compute,
+            activations_key=captured["sae_train"],
+            eval_activations_key=captured["eval"],
+        )
+    if rule == "evaluate_sae":
+        return EvaluateSaeParams(
+            evaluation=config.evaluation,
+            keys=keys,
+            compute=compute,
+            activations_key=captured["sae_train"],
+            eval_activations_key=captured["eval"],
+        )
+    if rule == "cross_evaluate":
+        if config.evaluation.cross_tokens is None:
+            raise ValueError("evaluation.cross_tokens is not set")
+        others = [ModelKeys(**cell) for cell in cross_cells(config, w)]
+        return CrossEvaluateParams(
+            keys=keys,
+            variants=tuple(others),
+            max_tokens=config.evaluation.cross_tokens,
+            compute=compute,
+            activations_keys=tuple(
+                activations_key(config, other.subject, other.variant, other.draw, "eval")
+                for other in others
+            ),
+        )
+    if rule == "collect_latents":
+        return CollectLatentsParams(
+            seed=seed,
+            keys=keys,
+            latents=config.latents,
+            compute=compute,
+            eval_activations_key=captured["eval"],
+        )
+    if rule == "explain_latents":
+        return ExplainLatentsParams(
+            seed=seed, keys=keys, explainer=config.explainers[w["explainer"]]
+        )
+    if rule == "score_latents":
+        return ScoreLatentsParams(seed=seed, keys=keys, scorer=config.scorers[w["scorer"]])
+    raise ValueError(f"no rule {rule!r}")

@@ -37,7 +37,8 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
         root: the folder that holds `results/`.
 
     Raises:
-        UserError: a cell's file is missing, damaged, or about other documents than the rest.
+        UserError: a cell's file is missing, damaged, or about other documents than the rest, or
+            no latent of any SAE can be scored.
     """
     files = cell_files(config)
     sources: dict[str, Cells] = {}
@@ -52,6 +53,7 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
             sources[table] = cells
 
     _check_same_documents(sources["documents"])
+    _check_some_latents(config, root)
     summaries, contrasts = compare(config, params, sources)
     written = {
         "summaries": summaries,
@@ -146,6 +148,17 @@ def _with_keys(table: str, keys: Keys, part: pa.Table) -> pa.Table:
         pa.repeat(pa.scalar(keys[field.name]).cast(field.type), part.num_rows) for field in leading
     ]
     return pa.Table.from_arrays([*columns, *part.columns], schema=schema)
+
+
+def _check_some_latents(config: Config, root: Path) -> None:
+    """A study that scores latents must have some, in one cell at least."""
+    path = root / paths.TABLE.format(table="coverage")
+    sampled = tables.read_table(path, tables.SCHEMAS["coverage"], columns=["n_sampled"])
+    if config.explainers and config.scorers and not pc.sum(sampled["n_sampled"]).as_py():
+        raise UserError(
+            "config: latents.min_firings, latents.min_pool_windows: no latent of any SAE passes "
+            "this filter; lower them or raise corpora.*.eval_tokens"
+        )
 
 
 def _check_same_documents(cells: Cells) -> None:

@@ -1,4 +1,4 @@
-"""Synthetic cells for the tests of autointerp: windows tables, tokenizers, params."""
+"""Synthetic cells for the tests of autointerp: windows, explanations, tokenizers, params."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from nullsae.autointerp.scorers import Judged, judged_windows, score_latents
 from nullsae.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
-from nullsae.tables import cell_schema, write_table
+from nullsae.tables import cell_schema, read_table, write_table
 from nullsae.validation import parse_section
 
 KEYS = {
@@ -58,6 +59,54 @@ def window(
         "token_ids": token_ids,
         "activations": activations,
     }
+
+
+def explanation(
+    latent: int,
+    probabilities: dict[int, float],
+    base: float,
+    pairs: dict[tuple[int, int], float] | None = None,
+    text: str = "",
+) -> dict[str, Any]:
+    """One row of the table `explanations`; `pairs` by (previous, token)."""
+    pairs = pairs or {}
+    return {
+        "latent": latent,
+        "explanation": text,
+        "source_latent": latent,
+        "base_probability": base,
+        "token_ids": list(probabilities),
+        "token_probabilities": list(probabilities.values()),
+        "pair_previous_ids": [previous for previous, _ in pairs],
+        "pair_token_ids": [token for _, token in pairs],
+        "pair_probabilities": list(pairs.values()),
+    }
+
+
+def explained(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=cell_schema("explanations"))
+
+
+def judged(rows: list[dict[str, Any]], latents: list[int] | None = None) -> Judged:
+    wanted = latents if latents is not None else sorted({row["latent"] for row in rows})
+    chunks = pa.chunked_array([pa.array(wanted, pa.int64())])
+    return judged_windows(windows_table(rows), chunks, source="windows.parquet")
+
+
+def score(
+    folder: Path, rows: list[dict[str, Any]], table: pa.Table, name: str = "", **scorer: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run the verb; return the rows of predictions and of scores."""
+    source = write_windows(folder / f"{name}windows.parquet", rows)
+    write_table(folder / f"{name}explanations.parquet", table, cell_schema("explanations"))
+    predictions, scores = folder / f"{name}predictions.parquet", folder / f"{name}scores.parquet"
+    score_latents(
+        score_params(**scorer), source, folder / f"{name}explanations.parquet", predictions, scores
+    )
+    return (
+        read_table(predictions, cell_schema("predictions")).to_pylist(),
+        read_table(scores, cell_schema("scores")).to_pylist(),
+    )
 
 
 def windows_table(rows: list[dict[str, Any]]) -> pa.Table:

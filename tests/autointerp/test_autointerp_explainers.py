@@ -11,6 +11,8 @@ from autointerp_cells import (
     byte_tokenizer,
     cell_parts,
     explain_params,
+    explained,
+    explanation,
     planted_cell,
     window,
     windows_table,
@@ -183,18 +185,12 @@ def test_every_partner_in_a_swap_is_equally_likely() -> None:
 
 
 def base_table(latents: list[int]) -> pa.Table:
-    rows = [
-        {
-            "latent": latent,
-            "explanation": f"about {latent}",
-            "source_latent": latent,
-            "base_probability": latent / 100,
-            "token_ids": [latent],
-            "token_probabilities": [0.5],
-        }
-        for latent in latents
-    ]
-    return pa.Table.from_pylist(rows, schema=cell_schema("explanations"))
+    return explained(
+        *(
+            explanation(latent, {latent: 0.5}, latent / 100, {(1, latent): 0.75}, f"about {latent}")
+            for latent in latents
+        )
+    )
 
 
 def test_swapped_rows_carry_the_whole_explanation_of_the_latent_they_name() -> None:
@@ -207,6 +203,7 @@ def test_swapped_rows_carry_the_whole_explanation_of_the_latent_they_name() -> N
         assert source != row["latent"]
         assert row["explanation"] == f"about {source}"
         assert (row["base_probability"], row["token_ids"]) == (source / 100, [source])
+        assert (row["pair_previous_ids"], row["pair_token_ids"]) == ([1], [source])
 
 
 def swap_file(folder: Path, latents: list[int], name: str, seed: int = 0) -> Path:

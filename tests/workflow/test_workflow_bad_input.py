@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workflow_study import Edit, Study, cell, edited, new_study, replace
+from workflow_study import Edit, Study, cell, copy_of, edited, new_study, replace
 
 from nullsae import paths
 from nullsae.activations.capture import cache_activations
 from nullsae.errors import UserError
 from nullsae.params import CacheActivationsParams
 from nullsae.slices import rule_params
-from nullsae.tables import cell_schema, write_table
 from nullsae.validation import parse_config
 
 pytestmark = pytest.mark.workflow
@@ -154,34 +153,14 @@ def test_a_study_without_latents_to_score_says_what_to_lower(study: Study, tmp_p
     def rare(config: dict[str, Any]) -> None:
         config["latents"]["min_firings"] = 1_000_000
 
-    inputs = study.folder
-    files = {name: tmp_path / f"{name}.parquet" for name in ("latents", "windows", "coverage")}
-    collected = study.verb(
-        "collect_latents",
-        params=params_of("collect_latents", rare),
-        sae=inputs / cell(paths.SAE_CONFIG),
-        activations=inputs / cell(paths.ACTIVATIONS_MANIFEST, split="eval"),
-        tokens=inputs / paths.CORPUS_MANIFEST.format(corpus="docs", split="eval"),
-        **files,
-    )
-    assert collected.returncode == 0, collected.stdout
-    explanations = tmp_path / "explanations.parquet"
-    write_table(explanations, [], cell_schema("explanations"))
-    outputs = {name: tmp_path / f"{name}.parquet" for name in ("predictions", "scores")}
-    result = study.verb(
-        "score_latents",
-        params=params_of("score_latents", explainer="lexical", scorer="detection"),
-        windows=files["windows"],
-        explanations=explanations,
-        **outputs,
-    )
-    assert result.returncode == 2
-    line = one_line(result.stdout, "nullsae score_latents: error: ")
-    assert str(files["windows"]) in line
-    assert "latents.min_firings" in line
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [p.name for p in files.values()] + [explanations.name]
-    )
+    copied = copy_of(study, tmp_path / "rare").configure(rare)
+    result = copied.snakemake(gpu=2)
+    assert result.returncode != 0
+    line = (copied.folder / paths.LOG.format(rule="aggregate", keys="all")).read_text()
+    assert line.count("\n") == 1
+    assert line.startswith("nullsae aggregate: error: config: latents.min_firings")
+    # What was computed for single cells stays.
+    assert (copied.folder / cell(paths.SCORES)).is_file()
 
 
 @pytest.fixture

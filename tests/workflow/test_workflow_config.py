@@ -12,7 +12,7 @@ from snakemake.utils import update_config
 from workflow_study import REPOSITORY, Study, copy_of, edited
 
 from nullsae import paths
-from nullsae.validation import resolve_subjects, config_schema, parse_config
+from nullsae.validation import config_schema, parse_config, resolve_subjects
 
 pytestmark = pytest.mark.workflow
 SCHEMA = REPOSITORY / "workflow/schemas/config.schema.json"

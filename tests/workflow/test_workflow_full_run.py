@@ -24,7 +24,8 @@ def assert_same(found: pa.Schema, wanted: pa.Schema) -> None:
 def test_every_table_is_made_in_its_schema_and_has_rows(study: Study, table: str) -> None:
     found = pq.ParquetFile(study.folder / paths.TABLE.format(table=table))
     assert_same(found.schema_arrow, tables.SCHEMAS[table])
-    assert found.metadata.num_rows > 0
+    # Not asked for by this study; test_workflow_controls.py asks for it.
+    assert (found.metadata.num_rows > 0) != (table == "cross_evaluation")
 
 
 def test_every_cell_file_is_made_in_its_schema(study: Study) -> None:

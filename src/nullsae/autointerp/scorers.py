@@ -1,6 +1,7 @@
 """Scores of explanations: how well a judge who has one tells active windows from silent ones.
 
-The judge here is a formula: it reads P(active | token) off the explanation's token statistics.
+The judge here is a formula: it reads P(active | token), or P(active | previous, token) of a pair
+that the explanation knows, off the explanation's statistics.
 """
 
 from __future__ import annotations
@@ -57,6 +58,13 @@ class Judged:
         return np.diff(self.starts)
 
     @property
+    def previous(self) -> Ints:
+        """The token before each one in its window, -1 before the first, [n_positions]."""
+        previous = np.roll(self.tokens, 1)
+        previous[self.starts[:-1]] = -1
+        return previous
+
+    @property
     def maximum(self) -> NDArray[np.float32]:
         """Largest activation of each window, [n_windows]."""
         return np.maximum.reduceat(self.activations, self.starts[:-1])
@@ -78,11 +86,9 @@ def score_latents(
         UserError: a file is missing or damaged, or the SAE has no latent that can be scored.
     """
     table = read_table(windows, cell_schema("windows"))
+    # One SAE without such latents must not stop a study of many; `aggregate` stops where all are.
     if not table.num_rows:
-        raise UserError(
-            f"{windows}: no latent fires often enough to be scored (latents.min_firings, "
-            f"latents.min_pool_windows); lower them or raise corpora.*.eval_tokens"
-        )
+        log.warning("%s: no latent passes the filter, so no scores", windows)
     explained = read_table(explanations, cell_schema("explanations")).sort_by("latent")
     if not explained.num_rows:
         log.warning("%s: no explanations, so no scores", explanations)
@@ -152,7 +158,10 @@ def fuzz_marks(judged: Judged, mark_threshold: float, seed: int, purpose: str, *
         bool [n_positions].
     """
     n_tokens = judged.n_tokens
-    marked = judged.activations > mark_threshold * np.repeat(judged.maximum, n_tokens)
+    maximum = np.repeat(judged.maximum, n_tokens)
+    marked = judged.activations > mark_threshold * maximum
+    # float32 rounds a share of its smallest numbers up to the whole: nothing would be marked.
+    marked |= (judged.activations == maximum) & (maximum > 0)
     n_marked = np.add.reduceat(marked, judged.starts[:-1], dtype=np.int64)
     for latent in np.unique(judged.latent).tolist():
         mine = judged.latent == latent
@@ -168,7 +177,11 @@ def fuzz_marks(judged: Judged, mark_threshold: float, seed: int, purpose: str, *
 
 
 def judge_by_tokens(judged: Judged, explained: pa.Table, shown: Flags) -> Floats:
-    """The largest P(active | token) over the positions shown of each window.
+    """The largest probability of firing over the positions shown of each window.
+
+    A position has the probability of its pair (the token before it in the window, marked or not,
+    and its own token), else that of its token, else the explanation's base probability: whatever
+    the explanation knows first.
 
     Args:
         judged: the windows.
@@ -176,28 +189,50 @@ def judge_by_tokens(judged: Judged, explained: pa.Table, shown: Flags) -> Floats
         shown: bool [n_positions]; at least one per window.
 
     Returns:
-        float64 [n_windows]. A token that the explanation does not know has its base probability.
+        float64 [n_windows].
     """
-    lists = explained["token_ids"].combine_chunks()
-    known = lists.flatten().to_numpy().astype(np.int64)
-    values = explained["token_probabilities"].combine_chunks().flatten().to_numpy()
+    at = np.flatnonzero(shown)
+    token, previous = judged.tokens[at], judged.previous[at]
+    row = np.searchsorted(explained["latent"].to_numpy(), judged.latent)
+    row = np.repeat(row, judged.n_tokens)[at]
+    row_of_known, known, p_token = _entries(explained, "token_ids", "token_probabilities")
+    row_of_pair, second, p_pair = _entries(explained, "pair_token_ids", "pair_probabilities")
+    first = explained["pair_previous_ids"].combine_chunks().flatten().to_numpy()
+
+    # A key holds a row or a place and one id, never two ids: int64 is enough for any vocabulary.
+    stride = 1 + max(int(ids.max(initial=0)) for ids in (judged.tokens, known, first, second))
+    known_key, pair_head = row_of_known * stride + known, row_of_pair * stride + second
+    heads = np.unique(np.concatenate([known_key, pair_head]))
     # In float32 like the statistics: a base rate and a token at that rate must tie.
     base = explained["base_probability"].to_numpy().astype(np.float32)
-    row = np.searchsorted(explained["latent"].to_numpy(), judged.latent)
-    row_of_position = np.repeat(row, judged.n_tokens)
+    of_head = base[heads // stride]
+    of_head[_find(heads, known_key)] = p_token
+    head = _find(heads, row * stride + token)
+    probability = np.where(head >= 0, np.append(of_head, np.float32(0))[head], base[row])
 
-    # One id above all others closes each explanation, so that every search ends at an entry.
-    stride = max(int(known.max(initial=0)), int(judged.tokens.max(initial=0))) + 2
-    rows = np.arange(explained.num_rows)
-    row_of_known = np.repeat(rows, lists.value_lengths().to_numpy())
-    keys = np.concatenate([row_of_known * stride + known, rows * stride + stride - 1])
-    values = np.concatenate([values, base])
-    order = np.argsort(keys)
-    wanted = row_of_position * stride + judged.tokens
-    place = order[np.searchsorted(keys, wanted, sorter=order)]
-    probability = np.where(keys[place] == wanted, values[place], base[row_of_position])
-    probability = np.where(shown, probability, np.float32(-np.inf))
-    return np.maximum.reduceat(probability, judged.starts[:-1]).astype(np.float64)
+    pair_key = _find(heads, pair_head) * stride + first
+    order = np.argsort(pair_key, kind="stable")  # linear where they ascend, as they do by custom
+    pair = _find(pair_key[order], np.where(previous < 0, -1, head * stride + previous))
+    probability = np.where(pair >= 0, np.append(p_pair[order], np.float32(0))[pair], probability)
+
+    of_position = np.full(len(shown), -np.inf, dtype=np.float32)
+    of_position[at] = probability
+    return np.maximum.reduceat(of_position, judged.starts[:-1]).astype(np.float64)
+
+
+def _entries(explained: pa.Table, ids: str, values: str) -> tuple[Ints, Ints, NDArray[np.float32]]:
+    """Row, id and value of each entry of two columns of lists, end to end."""
+    lists = explained[ids].combine_chunks()
+    row = np.repeat(np.arange(explained.num_rows), lists.value_lengths().to_numpy())
+    numbers = explained[values].combine_chunks().flatten().to_numpy()
+    return row, lists.flatten().to_numpy().astype(np.int64), numbers
+
+
+def _find(keys: Ints, wanted: Ints) -> Ints:
+    """The place of each wanted key among ascending keys >= 0; -1 where it is not among them."""
+    place = np.searchsorted(keys, wanted)
+    closed = np.append(keys, np.iinfo(np.int64).min)  # a search past the end finds nothing
+    return np.where(closed[place] == wanted, place, -1)
 
 
 def classification_scores(active: Flags, probability: Floats) -> dict[str, Any]:

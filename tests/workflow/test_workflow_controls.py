@@ -1,0 +1,104 @@
+"""Controls added to a finished study: only they are computed, and they end in the same tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from workflow_study import Study, copy_of
+
+from nullsae import paths, tables
+
+pytestmark = pytest.mark.workflow
+VARIANTS = ["trained", "rerandomized", "cascade", "gaussian"]
+
+
+def more_controls(config: dict[str, Any]) -> None:
+    config["variants"] = VARIANTS
+    config["saes"]["lookup"] = {"dictionary": "token_lookup"}
+    config["evaluation"]["cross_tokens"] = 2_048
+    config["explainers"] = {
+        "lexical": {"kind": "lexical"},
+        "bigram": {"kind": "lexical", "context": "bigram"},
+        "swapped": {"kind": "swapped", "of": "bigram"},
+    }
+    config["scorers"] = {"detection": {"kind": "detection"}}
+
+
+@pytest.fixture(scope="module")
+def jobs_of_controls() -> dict[str, int]:
+    """What the controls of `more_controls` take beyond the study: four variants, two SAEs."""
+    return {
+        **{"randomize_model": 1, "cache_activations": 2, "sample_gaussian": 2},
+        **{"train_sae": 6, "evaluate_sae": 6, "collect_latents": 6, "cross_evaluate": 8},
+        # Of 8 cells x 3 explainers, the lexical ones of 2 cells were there.
+        **{"explain_latents": 22, "score_latents": 22, "aggregate": 1, "report": 1},
+    }
+
+
+@pytest.fixture(scope="module")
+def controlled(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The study with more controls."""
+    copied = copy_of(study, tmp_path_factory.mktemp("controls") / "study")
+    copied.configure(more_controls).make(gpu=2)
+    return copied
+
+
+def table(study: Study, name: str) -> pd.DataFrame:
+    return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
+
+
+def test_adding_controls_computes_what_was_there(
+    study: Study, tmp_path_factory: pytest.TempPathFactory, jobs_of_controls: dict[str, int]
+) -> None:
+    copied = copy_of(study, tmp_path_factory.mktemp("dry") / "study", linked=True)
+    assert copied.configure(more_controls).jobs() == jobs_of_controls
+
+
+def test_a_table_misses_a_control(controlled: Study) -> None:
+    for name in tables.AGGREGATED:
+        assert len(table(controlled, name)), name
+    reconstruction = table(controlled, "reconstruction")
+    assert list(reconstruction.variant.unique()) == VARIANTS
+    assert set(reconstruction.sae) == {"topk", "lookup"}
+    # Activations without a model have no loss; all others do.
+    without = reconstruction[reconstruction.ce_clean.isna()]
+    assert set(without.variant) == {"gaussian"}
+    assert list(table(controlled, "models").variant) == VARIANTS[:-1]
+
+
+def test_a_token_lookup_dictionary_is_not_the_token_lookup_floor(controlled: Study) -> None:
+    rows = table(controlled, "reconstruction").set_index(["variant", "sae"])
+    for variant in VARIANTS:
+        lookup = rows.loc[variant, "lookup"]
+        assert lookup.explained_variance == pytest.approx(lookup.token_lookup_r2, abs=2e-6)
+    # A Gaussian sample knows nothing of its token.
+    assert rows.loc["gaussian", "topk"].token_lookup_r2 < 0.05
+    assert rows.loc["trained", "topk"].token_lookup_r2 > 0.3
+
+
+def test_cross_evaluation_disagrees_with_the_saes_own_evaluation(controlled: Study) -> None:
+    cross = table(controlled, "cross_evaluation")
+    assert len(cross) == 8 * len(VARIANTS)
+    own = cross[cross.variant == cross.evaluated_on]
+    assert len(own) == 8
+    assert ((own.explained_variance - own.explained_variance_rescaled).abs() < 0.05).all()
+
+
+def test_explainers_judge_different_windows(controlled: Study) -> None:
+    predictions = table(controlled, "predictions")
+    keys = ["variant", "sae", "latent", "window", "active"]
+    lexical, bigram, swapped = (
+        predictions[predictions.explainer == name][keys].reset_index(drop=True)
+        for name in ("lexical", "bigram", "swapped")
+    )
+    assert len(lexical)
+    assert lexical.equals(bigram)
+    assert lexical.equals(swapped)
+
+
+def test_a_second_run_of_the_controls_has_something_to_do(controlled: Study) -> None:
+    assert "Nothing to be done" in controlled.make()
+    page = (controlled.folder / paths.REPORT).read_text(encoding="utf-8")
+    assert all(variant in page for variant in VARIANTS)

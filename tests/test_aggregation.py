@@ -286,6 +286,22 @@ def test_a_study_without_surviving_latents_is_reported_not_refused(tmp_path: Pat
     assert "no latents" in found["reason"]
 
 
+def test_a_study_in_which_no_latent_can_be_scored_is_one_line(tmp_path: Path) -> None:
+    config = study()
+    write_tree(config, tmp_path)
+    first, *others = cell_files(config)["coverage"]
+    empty = [filled("coverage", n_sampled=0)]
+    for file in others:
+        tables.write_table(tmp_path / file, empty, tables.cell_schema("coverage"))
+    aggregate(config, params(config), tmp_path)  # one cell has some
+    tables.write_table(tmp_path / first, empty, tables.cell_schema("coverage"))
+    with pytest.raises(UserError, match=r"^config: latents\.min_firings") as caught:
+        aggregate(config, params(config), tmp_path)
+    assert "\n" not in str(caught.value)
+    unscored = study(explainers={}, scorers={})
+    aggregate(unscored, params(unscored), tmp_path)
+
+
 def test_a_missing_cell_is_named(tmp_path: Path) -> None:
     config = study()
     write_tree(config, tmp_path)

@@ -10,7 +10,7 @@ run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1
 	@$(ACTIVATE) nullsae verdicts
 
-test: .venv/installed-dev
+test: .venv/installed-dev .venv-peers/installed
 	$(MAKE) check
 	$(BIN)/python -m pytest
 
@@ -34,6 +34,16 @@ schema: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	touch .venv/installed-dev
 
+# SAELens and sparsify, for the tests that exchange files with them. main.pth lets them import torch
+# and transformers from .venv; nothing of theirs enters .venv.
+.venv-peers/installed: requirements-peers.txt .venv/installed-dev
+	rm -rf .venv-peers
+	$(BIN)/python -m venv --without-pip .venv-peers
+	$(BIN)/python -m pip --python .venv-peers/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	touch .venv-peers/installed
+
 # Resolve pyproject.toml anew; the pins of envs/nullsae.yaml must follow (a test compares them).
 lock:
 	rm -rf .venv-lock
@@ -50,5 +60,5 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .snakemake
+	rm -rf .venv .venv-peers .snakemake
 	find results -mindepth 1 -not -name README.md -delete

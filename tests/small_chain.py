@@ -222,7 +222,6 @@ def save_tiny_sae(chain: Chain, folder: Path, *, n_latents: int = 48, k: int = 4
     save_sae(
         sae,
         folder,
-        architecture="topk",
         dictionary="learned",
         keys=cell(),
         seed=0,

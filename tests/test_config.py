@@ -349,5 +349,12 @@ def test_k_beyond_an_expansion_passes() -> None:
     with pytest.raises(UserError) as caught:
         resolve_subjects(parse_config(study))
     assert str(caught.value) == (
-        "config: saes.topk.k: 129 is larger than the number of latents, 128, at 64 dimensions"
+        "config: saes.topk.k: 129 is larger than the number of latents that can be active at "
+        "once, 128, at 64 dimensions"
     )
+    # Of the plus and minus of a direction only one is active.
+    for k, dictionary in ((64, "pca"), (64, "identity")):
+        resolve_subjects(parse_config(changed("saes/topk", {"k": k, "dictionary": dictionary})))
+        study = changed("saes/topk", {"k": k + 1, "dictionary": dictionary})
+        with pytest.raises(UserError, match="active at once, 64, at 64"):
+            resolve_subjects(parse_config(study))

@@ -1,4 +1,4 @@
-"""Mean, covariance and health of activations, from one pass of exact sums."""
+"""Mean, covariance and health of activations, from one pass in float64."""
 
 from __future__ import annotations
 
@@ -9,51 +9,65 @@ from torch import Tensor
 class Moments:
     """Streaming float64 moments of vectors; how they are batched changes nothing but rounding.
 
-    Sums are taken about the first vector, so that a mean far from zero costs no digits.
-    Memory: d_model^2 x 8 bytes.
+    Each batch enters by its own mean and its sum of products about that mean (Chan, Golub and
+    LeVeque 1983, update formula 2.1 for vectors), so that neither a mean far from zero nor a first
+    token with a massive activation costs digits. Memory: d_model^2 x 8 bytes.
     """
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, *, device: torch.device | None = None) -> None:
+        """Start empty.
+
+        Args:
+            d_model: length of the vectors.
+            device: where the sums are kept and made, one that has float64; the CPU by default.
+        """
+        self.device = torch.device("cpu") if device is None else device
         self.n = 0
-        self.origin = torch.zeros(d_model, dtype=torch.float64)
-        self.sum = torch.zeros(d_model, dtype=torch.float64)
-        self.products = torch.zeros(d_model, d_model, dtype=torch.float64)
-        self.norms = 0.0
+        self._mean = torch.zeros(d_model, dtype=torch.float64, device=self.device)
+        self._products = torch.zeros(d_model, d_model, dtype=torch.float64, device=self.device)
+        self._norms = 0.0
 
     def add(self, x: Tensor) -> None:
         """Add vectors [n, d_model] of any floating dtype and device."""
-        exact = x.detach().to("cpu", torch.float64)
-        if self.n == 0 and len(exact):
-            self.origin = exact[0].clone()
-        self.norms += float(exact.norm(dim=1).sum())
-        centred = exact - self.origin
-        self.sum += centred.sum(dim=0)
-        self.products.addmm_(centred.t(), centred)
-        self.n += len(exact)
+        if not len(x):
+            return
+        exact = x.detach().to(self.device, torch.float64)
+        self._norms += float(exact.norm(dim=1).sum())
+        mean = exact.mean(dim=0)
+        centred = exact - mean
+        step = mean - self._mean
+        total = self.n + len(exact)
+        self._products.addmm_(centred.t(), centred)
+        self._products.addr_(step, step, alpha=self.n * len(exact) / total)
+        self._mean += step * (len(exact) / total)
+        self.n = total
 
     def mean(self) -> Tensor:
-        """Float64 [d_model]."""
-        return self.origin + self.sum / self.n
+        """Float64 [d_model], on the CPU."""
+        return self._mean.cpu()
 
     def covariance(self) -> Tensor:
-        """Float64 [d_model, d_model], with n in the denominator."""
-        offset = self.sum / self.n
-        return self.products / self.n - torch.outer(offset, offset)
+        """Float64 [d_model, d_model], with n in the denominator, on the CPU."""
+        return (self._products / self.n).cpu()
 
     def health(self) -> dict[str, float]:
         """Mean norm, largest share of the variance in one dimension, and effective rank.
 
         The effective rank is exp(H(p)), p the eigenvalues of the covariance over their sum (Roy and
         Vetterli 2007, of the covariance instead of the matrix): d_model for an isotropic cloud, 1
-        for a line. A massive-activation dimension shows as a large share.
+        for a line. A massive-activation dimension shows as a large share. Vectors that are all the
+        same have no variance to share: 0 and 0.
         """
         covariance = self.covariance()
         variances = covariance.diagonal().clamp_min(0.0)
+        norm, total = self._norms / self.n, float(variances.sum())
+        if total == 0.0:
+            return {"mean_norm": norm, "max_variance_share": 0.0, "effective_rank": 0.0}
         eigenvalues = torch.linalg.eigvalsh(covariance).clamp_min(0.0)
         share = eigenvalues / eigenvalues.sum()
         entropy = -torch.special.xlogy(share, share).sum()
         return {
-            "mean_norm": self.norms / self.n,
-            "max_variance_share": float(variances.max() / variances.sum()),
+            "mean_norm": norm,
+            "max_variance_share": float(variances.max()) / total,
             "effective_rank": float(entropy.exp()),
         }

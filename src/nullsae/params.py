@@ -15,7 +15,6 @@ from nullsae.config import (
     Latents,
     Sae,
     Scorer,
-    Statistics,
     VariantName,
 )
 from nullsae.inputs import (
@@ -25,6 +24,7 @@ from nullsae.inputs import (
     Section,
     TrainSource,
 )
+from nullsae.outputs import Statistics
 from nullsae.sites import site_layer
 
 

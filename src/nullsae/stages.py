@@ -17,21 +17,25 @@ PACKAGE = Path(__file__).parent
 OWNED: dict[str, tuple[str, ...]] = {
     "prepare_corpus": ("corpus",),
     "train_subject": (
+        "moments.py",
         "subjects/training.py",
         "subjects/variants.py",
         "subjects/loading.py",
+        "subjects/families.py",
         "subjects/gates.py",
     ),
     "randomize_model": (
         "moments.py",
         "subjects/randomize.py",
+        "subjects/orthogonal.py",
         "subjects/variants.py",
         "subjects/loading.py",
+        "subjects/families.py",
         "subjects/gates.py",
     ),
     "cache_activations": ("activations/capture.py", "activations/store.py"),
     "sample_gaussian": ("activations/gaussian.py", "activations/store.py", "moments.py"),
-    "train_sae": ("sae",),
+    "train_sae": ("moments.py", "sae"),
     "evaluate_sae": (
         "metrics/evaluate.py",
         "metrics/fidelity.py",

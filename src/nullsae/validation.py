@@ -146,10 +146,12 @@ def resolve_subjects(config: Config) -> Config:
         subjects[name] = subject.model_copy(update={"sites": sites})
         for sae_name, sae in config.saes.items():
             width = sae.width(shape.d_model) if shape.d_model is not None else None
+            if width is not None and sae.dictionary in ("pca", "identity"):
+                width //= 2  # of plus and minus of a direction, one fires
             if width is not None and sae.kept > width:
                 raise UserError(
-                    f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of "
-                    f"latents, {width}, at {shape.d_model} dimensions"
+                    f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of latents "
+                    f"that can be active at once, {width}, at {shape.d_model} dimensions"
                 )
     return config.model_copy(update={"subjects": subjects})
 

@@ -14,7 +14,8 @@ from nullsae.activations.capture import cache_activations
 from nullsae.activations.store import SiteReader
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
-from nullsae.subjects.loading import load_subject
+from nullsae.sites import KINDS
+from nullsae.subjects.loading import load_subject, save_subject
 from small_chain import (
     CONTEXT,
     CPU,
@@ -219,3 +220,62 @@ def test_the_stored_dtype_is_not_the_configured_one(chain: Chain, tmp_path: Path
     expected, _ = all_rows(chain.eval_activations, SITES[0])
     assert torch.equal(stored["activations"], expected[: 8 * CONTEXT].bfloat16())
     assert stored["position"].dtype == torch.int64
+
+
+def test_a_kind_of_site_is_stored_as_another(chain: Chain, tmp_path: Path) -> None:
+    sites = ("embed", "attn_out.1", "resid_post.1", "mlp_out.1", "resid_pre.1")
+    assert capture(chain, tmp_path, sites=sites) == list(sites)
+    stored = {site: all_rows(tmp_path / "manifest.json", site)[0] for site in sites}
+    before, attention, mlp, after = (stored[f"{kind}.1"] for kind in KINDS)
+    assert torch.equal(after, all_rows(chain.eval_activations, "resid_post.1")[0])
+    assert torch.equal(before, all_rows(chain.eval_activations, "resid_post.0")[0])
+    torch.testing.assert_close(before + attention + mlp, after)
+    model = load_subject(chain.recipe, CPU).model
+    ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids).long()
+    block = model.gpt_neox.layers[1]
+    assert torch.equal(stored["embed"], model.gpt_neox.embed_in(ids).flatten(0, 1))
+    # The MLP of this family reads the block's input: its residuals are parallel.
+    expected = block.mlp(block.post_attention_layernorm(before))
+    torch.testing.assert_close(mlp, expected)
+
+
+def other_subject(folder: Path, kind: str, **keys: Any) -> Path:
+    """The `recipe.json` of a subject of another family with the chain's vocabulary."""
+    from transformers import AutoModelForCausalLM, GraniteConfig, OPTConfig
+
+    plain = {"vocab_size": 96, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {"opt": OPTConfig, "granite": GraniteConfig}[kind](**{**plain, **keys})
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    save_subject(model, folder, {"seed": 0, "draw": 0, "source": {}})
+    return folder / "recipe.json"
+
+
+def test_embeddings_narrower_than_the_blocks_do_not_fit_their_store(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = other_subject(tmp_path / "model", "opt", word_embed_proj_dim=8, ffn_dim=32)
+    usage, rows = namedtuple("usage", "total used free"), 60 * CONTEXT
+    needed = int(rows * (8 * 4 + 8 + 16 * 4 + 8) * 1.02)
+    for free, fits in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**9, 0, free))
+        run = {"model": recipe, "tokens": chain.eval_tokens, "output": tmp_path / "out"}
+        params = capture_params(sites=("embed", "mlp_out.1"))
+        if not fits:
+            with pytest.raises(UserError, match="the disk has"):
+                cache_activations(params, split="eval", **run)
+        else:
+            cache_activations(params, split="eval", **run)
+    manifest = tmp_path / "out/manifest.json"
+    assert all_rows(manifest, "embed")[0].shape == (rows, 8)
+    assert all_rows(manifest, "mlp_out.1")[0].shape == (rows, 16)
+    assert SiteReader.open(manifest, "embed").manifest["d_model"] == 8
+
+
+def test_parts_that_do_not_add_up_are_captured(chain: Chain, tmp_path: Path) -> None:
+    recipe = other_subject(tmp_path / "model", "granite", residual_multiplier=0.5)
+    run = {"model": recipe, "tokens": chain.eval_tokens, "output": tmp_path / "out"}
+    with pytest.raises(UserError, match=r"--params: sites: attn_out.0 .* model_type 'granite'"):
+        cache_activations(capture_params(sites=("embed", "attn_out.0")), split="eval", **run)
+    assert not (tmp_path / "out").exists()
+    cache_activations(capture_params(sites=("embed", "resid_post.0")), split="eval", **run)

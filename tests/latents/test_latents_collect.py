@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from nullsae.latents.collect import collect_latents, encode
 from nullsae.latents.windows import Grid, assign_pools
 from nullsae.params import CollectLatentsParams
 from nullsae.randomness import numpy_generator
+from nullsae.sae.autoencoder import Architecture, Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
-from nullsae.sae.topk import TopKSae
 from small_chain import COMPUTE, CONTEXT, Chain, all_rows, cell, save_tiny_sae, write_site
 
 SITE = "resid_post.1"
@@ -45,7 +46,7 @@ def settings(**keys: Any) -> Latents:
 
 def described(config: SaeConfig) -> dict[str, Any]:
     """What stands in `cfg.json` beside the weights' own numbers."""
-    own = {"d_model", "n_latents", "k", "weights_checksum", "keys"}
+    own = {"architecture", "d_model", "n_latents", "k", "weights_checksum", "keys"}
     return {**config.model_dump(exclude=own), "keys": config.keys}
 
 
@@ -240,13 +241,51 @@ def test_a_code_holds_more_than_k_latents(chain: Chain, tiny_sae: Path) -> None:
     """delphi PR#131: the forward output was cached in place of the latents."""
     sae, _ = load_sae(tiny_sae)
     reader = SiteReader.open(chain.eval_activations, SITE)
-    firings = encode(sae, reader)
+    ids = load_tokens(chain.eval_tokens).input_ids.ravel().astype(np.int64)
+    firings = encode(sae, reader, ids)
     per_token = np.bincount(firings.position, minlength=reader.n_tokens)
     assert per_token.max() == sae.k
     assert (firings.value > 0).all()
     assert len(set(zip(firings.latent.tolist(), firings.position.tolist(), strict=True))) == len(
         firings.latent
     )
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard", "token_lookup"])
+def test_an_architecture_fires_other_than_a_dense_recomputation(
+    chain: Chain,
+    tiny_sae: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: Architecture,
+) -> None:
+    """Codes of these are padded with zeros, or do not look at the activations at all."""
+    monkeypatch.setattr("nullsae.latents.collect.BATCH_TOKENS", 100)
+    plain, config = load_sae(tiny_sae)
+    x, _ = all_rows(chain.eval_activations, SITE)
+    ids = load_tokens(chain.eval_tokens).input_ids.ravel()
+    pre = (x - plain.b_dec) @ plain.w_enc.T + plain.b_enc
+    codes = pre.relu()
+    sae = replace(plain, architecture=architecture, k=None)
+    if architecture == "jumprelu":
+        sae.threshold = torch.linspace(0.01, 2.0, 48)
+        codes = codes * (pre > sae.threshold)
+    if architecture == "token_lookup":
+        wide = torch.cat([sae.w_dec, sae.w_dec])  # a latent per token id: VOCAB is 96
+        sae = replace(sae, w_enc=torch.zeros(0, 16), b_enc=torch.arange(96.0), w_dec=wide)
+        codes = F.one_hot(torch.from_numpy(ids).long(), 96) * sae.b_enc
+    save_sae(sae, tmp_path / "sae", **described(config))
+    found = collect(chain, tmp_path / "sae/cfg.json", tmp_path)
+    rows = found["latents"]
+    assert [row["firings"] for row in rows] == (codes > 0).sum(dim=0).tolist()
+    for row, column in zip(rows, codes.T.double(), strict=True):
+        assert row["max_activation"] == pytest.approx(float(column.max()), rel=1e-5)
+    if architecture == "token_lookup":
+        assert {row["encoder_decoder_cosine"] for row in rows} == {None}
+    assert found["windows"]
+    for row in found["windows"]:
+        span = slice(row["start"], row["start"] + LENGTH)
+        np.testing.assert_allclose(row["activations"], codes[span, row["latent"]], rtol=1e-4)
 
 
 def test_sampled_latents_are_the_first_or_the_busiest(
@@ -294,7 +333,8 @@ def test_latents_that_fire_together_are_shown_the_same_windows(
     """delphi: the generator is seeded anew, with one seed, for each latent."""
     sae, config = load_sae(tiny_sae)
     w_enc, b_enc, w_dec = (torch.cat([t, t]) for t in (sae.w_enc, sae.b_enc, sae.w_dec))
-    twins = TopKSae(w_enc, b_enc, w_dec, sae.b_dec, k=2 * sae.k)
+    assert sae.k is not None
+    twins = Autoencoder("topk", w_enc, b_enc, w_dec, sae.b_dec, k=2 * sae.k)
     save_sae(twins, tmp_path / "sae", **described(config))
     found = collect(chain, tmp_path / "sae/cfg.json", tmp_path, n_sampled=96)
     rows = found["latents"]

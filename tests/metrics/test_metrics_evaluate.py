@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.capture import cache_activations
@@ -15,20 +16,24 @@ from nullsae.config import Evaluation
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
 from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.metrics.fidelity import fidelity
+from nullsae.metrics.fidelity import COLUMNS, fidelity
 from nullsae.params import EvaluateSaeParams
-from nullsae.sae.files import load_sae
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.dictionaries import fit_token_means
+from nullsae.sae.files import load_sae, save_sae
 from nullsae.subjects.loading import load_subject
 from small_chain import (
     COMPUTE,
     CONTEXT,
     CPU,
+    D_MODEL,
     VOCAB,
     Chain,
     all_rows,
     capture_params,
     cell,
     flip_byte,
+    write_site,
 )
 
 SITE = "resid_post.1"
@@ -46,7 +51,7 @@ def run(chain: Chain, sae: Path, folder: Path, **keys: Any) -> tuple[Any, Any]:
     }
     params = EvaluateSaeParams(
         evaluation=Evaluation(fidelity_tokens=20 * CONTEXT + 3),
-        keys=cell(SITE),
+        keys=cell(SITE).model_copy(update={"variant": arguments.pop("variant", "trained")}),
         compute=COMPUTE,
         activations_key=arguments.pop("activations_key", "key"),
     )
@@ -66,6 +71,7 @@ def test_a_table_differs_from_a_dense_recomputation(
     x, _ = all_rows(chain.eval_activations, SITE)
     tokens = load_tokens(chain.eval_tokens)
     pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
+    assert sae.k is not None
     top = pre.topk(sae.k, dim=1)
     codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
     output = (codes @ sae.w_dec + sae.b_dec).double()
@@ -84,6 +90,8 @@ def test_a_table_differs_from_a_dense_recomputation(
         "alive_share": float((codes > 0).any(dim=0).double().mean()),
         "mean_norm": float(exact.norm(dim=1).mean()),
         "fidelity_tokens": 20 * (CONTEXT - 1),
+        "max_variance_share": float((exact.var(dim=0) / exact.var(dim=0).sum()).max()),
+        "effective_rank": effective_rank(exact),
     }
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, rel=1e-5), name
@@ -112,6 +120,97 @@ def test_a_table_differs_from_a_dense_recomputation(
     total = sum(entry["squared_error"] for entry in documents)
     spread = sum(entry["squared_deviation"] for entry in documents)
     assert row["explained_variance"] == pytest.approx(1 - total / spread, rel=1e-12)
+
+
+def effective_rank(x: Tensor) -> float:
+    """From singular values, without a covariance."""
+    share = torch.linalg.svdvals(x - x.mean(dim=0)).square()
+    share = share / share.sum()
+    return float((-(share * share.log()).sum()).exp())
+
+
+def test_health_is_taken_over_other_tokens_than_the_first(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nullsae.metrics.evaluate.HEALTH_TOKENS", 100)
+    monkeypatch.setattr("nullsae.metrics.evaluate.BATCH_TOKENS", 64)
+    (row,), _ = run(chain, tiny_sae, tmp_path)
+    x = all_rows(chain.eval_activations, SITE)[0].double()
+    assert row["n_tokens"] == len(x) > 100
+    assert row["effective_rank"] == pytest.approx(effective_rank(x[:100]), rel=1e-9)
+    assert abs(effective_rank(x) - effective_rank(x[:100])) > 1e-3
+
+
+def test_without_a_model_something_else_is_missing(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    (with_model,), documents = run(chain, tiny_sae, tmp_path / "one")
+    (without,), other = run(chain, tiny_sae, tmp_path / "two", variant="gaussian", model=None)
+    assert other == documents
+    for name, value in without.items():
+        assert value == (None if name in COLUMNS else with_model[name]), name
+    nullable = {f.name for f in tables.cell_schema("reconstruction") if f.nullable}
+    assert set(COLUMNS) == nullable
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"model": None},
+            r"--model: not given, but variant 'trained' is measured in its model; gi",
+        ),
+        ({"variant": "gaussian"}, r"--model: .*recipe.json, but variant 'gaussian' has none"),
+    ],
+)
+def test_a_model_that_is_missing_or_too_many_goes_unnoticed(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(chain, tiny_sae, tmp_path, **keys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lookup_by_token_does_not_see_the_tokens(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dictionary of the token means explains what the floor `token_lookup_r2` says."""
+    monkeypatch.setattr("nullsae.metrics.evaluate.BATCH_TOKENS", 300)
+    x, at = all_rows(chain.train_activations, SITE)
+    ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids).flatten().long()[at]
+    means, _ = fit_token_means([(x, ids)], VOCAB, D_MODEL)
+    length = means.norm(dim=1)
+    sae = Autoencoder(
+        "token_lookup",
+        torch.empty(0, D_MODEL),
+        length.float(),
+        (means / length[:, None]).float(),
+        torch.zeros(D_MODEL),
+    )
+    save_sae(
+        sae,
+        tmp_path,
+        dictionary="token_lookup",
+        keys=cell(),
+        seed=0,
+        activations_key="key",
+        input_norm=1.0,
+        training={},
+        n_steps=0,
+    )
+    (row,), _ = run(chain, tmp_path / "cfg.json", tmp_path)
+    assert row["explained_variance"] == pytest.approx(row["token_lookup_r2"], abs=1e-6)
+    assert row["l0"] == 1.0
+    assert row["ce_sae"] != pytest.approx(row["ce_mean"], abs=1e-3)
+
+
+def test_an_sae_of_another_width_gives_a_traceback(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    wide = write_site(tmp_path / "wide", torch.randn(40, D_MODEL + 1), [40], site=SITE)
+    message = rf"site={SITE}: activations of 17 dimensions, but the SAE {tiny_sae} is for 16"
+    with pytest.raises(UserError, match=message):
+        run(chain, tiny_sae, tmp_path, eval_activations=wide)
 
 
 def test_other_shards_give_another_table(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae.corpus.store import load_tokens
-from nullsae.metrics.fidelity import ce_score, fidelity
+from nullsae.metrics.fidelity import COLUMNS, ce_score, fidelity
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
-from nullsae.sae.topk import TopKSae
 from nullsae.subjects.loading import Subject, load_subject
-from small_chain import CPU, D_MODEL, SITES, Chain, all_rows
+from small_chain import CPU, D_MODEL, SITES, VOCAB, Chain, all_rows
 
 SITE = SITES[1]
 
@@ -34,29 +35,32 @@ def mean(chain: Chain) -> Tensor:
     return all_rows(chain.eval_activations, SITE)[0].double().mean(dim=0)
 
 
-def identity() -> TopKSae:
+def identity() -> Autoencoder:
     """Rectified halves of every coordinate: an exact copy."""
     rows = torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)])
     zero = torch.zeros(2 * D_MODEL)
-    return TopKSae(rows.clone(), zero, rows.clone(), torch.zeros(D_MODEL), k=2 * D_MODEL)
+    return Autoencoder("topk", rows, zero, rows.clone(), torch.zeros(D_MODEL), k=2 * D_MODEL)
 
 
-def zeros() -> TopKSae:
+def zeros() -> Autoencoder:
     sae = identity()
-    return TopKSae(sae.w_enc, sae.b_enc, sae.w_dec * 0, sae.b_dec, k=sae.k)
+    return dataclasses.replace(sae, w_dec=sae.w_dec * 0)
 
 
 def by_hand(
-    subject: Subject, ids: Tensor, replace: Callable[[Tensor], Tensor] | None
+    subject: Subject,
+    ids: Tensor,
+    replace: Callable[[Tensor], Tensor] | None,
+    module: str = "layers.1",
 ) -> tuple[float, Tensor]:
-    """Loss with block 1's output replaced, and log-probabilities, outside the package's code."""
+    """Loss with a module's output replaced, and log-probabilities, outside the package's code."""
 
     def hook(_module: object, _inputs: object, output: object) -> object:
         if isinstance(output, tuple):
             return (replace(output[0]), *output[1:]) if replace else output
         return replace(output) if replace and isinstance(output, Tensor) else output
 
-    handle = subject.model.gpt_neox.layers[1].register_forward_hook(hook)
+    handle = subject.model.gpt_neox.get_submodule(module).register_forward_hook(hook)
     with torch.inference_mode():
         log_p = F.log_softmax(subject.model(ids.long()).logits[:, :-1].double(), dim=-1)
     handle.remove()
@@ -69,6 +73,7 @@ def test_an_exact_copy_changes_the_predictions(subject: Subject, ids: Tensor, me
     assert row["ce_sae"] == row["ce_clean"]
     assert row["kl_sae"] == pytest.approx(0.0, abs=1e-7)
     assert row["fidelity_tokens"] == 20 * 15
+    assert row.keys() == set(COLUMNS)
 
 
 def test_an_sae_of_zeros_differs_from_zeros(subject: Subject, ids: Tensor, mean: Tensor) -> None:
@@ -86,7 +91,7 @@ def test_losses_differ_from_a_splice_by_hand(
     def dense(x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)
         pre = (flat - sae.b_dec) @ sae.w_enc.T + sae.b_enc
-        top = pre.topk(sae.k, dim=1)
+        top = pre.topk(sae.k or 0, dim=1)
         codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
         return (codes @ sae.w_dec + sae.b_dec).view(x.shape)
 
@@ -97,8 +102,8 @@ def test_losses_differ_from_a_splice_by_hand(
         "mean": lambda x: mean.float().expand_as(x),
     }
     assert row["ce_clean"] == pytest.approx(clean, abs=1e-6)
-    for name, replace in replacements.items():
-        loss, other = by_hand(subject, ids, replace)
+    for name, stand_in in replacements.items():
+        loss, other = by_hand(subject, ids, stand_in)
         assert row[f"ce_{name}"] == pytest.approx(loss, abs=1e-5), name
         assert abs(loss - clean) > 1e-3, "the replacement must matter for this to test anything"
         if name != "mean":
@@ -115,6 +120,37 @@ def test_the_batch_changes_the_losses(
     other = fidelity(subject, sae, SITE, ids, mean)
     for name, value in one.items():
         assert other[name] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("site", "module"),
+    [
+        ("embed", "embed_in"),
+        ("attn_out.1", "layers.1.attention"),
+        ("mlp_out.2", "layers.2.mlp"),
+        ("resid_post.0", "layers.0"),
+    ],
+)
+def test_a_lookup_by_token_is_spliced_in_at_other_tokens_or_elsewhere(
+    subject: Subject, ids: Tensor, mean: Tensor, site: str, module: str
+) -> None:
+    """The dictionary that sees ids alone, at any site, over a full batch and a shorter one."""
+    table = torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(0))
+    length = table.norm(dim=1)
+    sae = Autoencoder(
+        "token_lookup",
+        torch.empty(0, D_MODEL),
+        length,
+        table / length[:, None],
+        torch.zeros(D_MODEL),
+    )
+    row = fidelity(subject, sae, site, ids, mean)
+    loss, _ = by_hand(subject, ids, lambda _: table[ids.long()], module)
+    assert row["ce_sae"] == pytest.approx(loss, abs=1e-5)
+    for name, new in (("zero", torch.zeros_like), ("mean", mean.float().expand_as)):
+        loss, _ = by_hand(subject, ids, new, module)
+        assert row[f"ce_{name}"] == pytest.approx(loss, abs=1e-5), name
+        assert abs(loss - row["ce_sae"]) > 1e-3
 
 
 def losses(clean: list[float], sae: list[float], zero: list[float]) -> dict[str, Tensor]:

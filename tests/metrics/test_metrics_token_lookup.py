@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nullsae.metrics.token_lookup import fit_token_means, token_lookup_r2
+from nullsae.metrics.token_lookup import token_lookup_r2
+from nullsae.sae.dictionaries import fit_token_means
 
 VOCAB, D = 20, 6
 

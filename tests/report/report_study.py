@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae import cells, paths, tables
-from nullsae.config import Config
+from nullsae.config import FITTED_DICTIONARIES, Config, Dictionary, VariantName
 from nullsae.report.sections import VERDICTS
+from nullsae.report.study import COLUMNS
 from nullsae.statistics.metrics import METRICS
 from nullsae.validation import parse_config
 
@@ -24,9 +25,25 @@ ODD_TEXT = "café naïve 東京 🙂 \x07 " + EVIL
 LEVEL = {
     "trained": 0.0,
     "step0": 1.0,
+    "fresh_init": 1.1,
     "rerandomized": 0.8,
     "rerandomized_keep_embeddings": 0.6,
+    "permuted_weights": 0.7,
+    "spectrum_matched": 0.5,
+    "cascade": 0.3,
+    "permuted_embeddings": 0.4,
+    "rotated_embeddings": 0.45,
     "noise_embeddings": 1.4,
+    "gaussian": 2.5,
+}
+SAES = {
+    name: {"dictionary": name} | ({} if name in FITTED_DICTIONARIES else {"n_latents": 1024})
+    for name in get_args(Dictionary)
+} | {"elsewhere": {"pretrained": "someone/their-sae"}}
+EXPLAINERS = {
+    "lexical": {"kind": "lexical"},
+    "bigram": {"kind": "lexical", "context": "bigram"},
+    "swapped": {"kind": "swapped", "of": "lexical"},
 }
 CENTRE = {
     "explained_variance": (0.82, -0.06),
@@ -45,6 +62,19 @@ CENTRE = {
 def default_config(**sections: Any) -> Config:
     """The config of the repository, with some top-level sections replaced."""
     return parse_config(yaml.safe_load(DEFAULT.read_text(encoding="utf-8")) | sections)
+
+
+def all_controls_config(**sections: Any) -> Config:
+    """Every variant, dictionary, explainer and scorer: 12 x 8 x 3 x 2, at sites of two kinds."""
+    subject = default_config().model_dump(mode="json")["subjects"]["small"]
+    wanted = {
+        "subjects": {"small": subject | {"sites": ["resid_post.1", "mlp_out.1"]}},
+        "variants": list(get_args(VariantName)),
+        "saes": SAES,
+        "explainers": EXPLAINERS,
+        "evaluation": {"cross_tokens": 4096},
+    }
+    return default_config(**(wanted | sections))
 
 
 def train_tokenizer() -> Tokenizer:
@@ -76,8 +106,12 @@ def write_study(root: Path, config: Config) -> None:
         rows["models"].append(_model(_typed(keys), rng))
     for keys in cells.sae_cells(config):
         cell = _typed(keys)
+        sae = config.saes[cell["sae"]]
         rows["reconstruction"].append(_reconstruction(cell, rng))
-        rows["history"] += _history(cell, rng)
+        if config.evaluation.cross_tokens:
+            rows["cross_evaluation"] += _cross_evaluation(cell, config)
+        if sae.dictionary not in FITTED_DICTIONARIES:
+            rows["history"] += _history(cell, rng)
         latents = _latents(cell, rng)
         rows["latents"] += latents
         sampled = [row for row in latents if row["sampled"]]
@@ -91,9 +125,7 @@ def write_study(root: Path, config: Config) -> None:
                 for scorer in config.scorers:
                     rows["scores"].append(_score(cell, explainer, scorer, row["latent"], rng))
     _add_statistics(rows, config, rng)
-    for name in ("models", "reconstruction", "history", "latents", "coverage", "explanations"):
-        _write(root, name, rows[name])
-    for name in ("scores", "summaries", "contrasts", "verdicts"):
+    for name in COLUMNS:
         _write(root, name, rows[name])
 
 
@@ -119,8 +151,10 @@ def _model(cell: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _reconstruction(cell: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    level, noise = LEVEL[cell["variant"]], 0.01 * rng.random()
-    clean = 4.2 if level == 0 else 7.8 + level / 3
+    level, noise = _level(cell), 0.01 * rng.random()
+    has_model = cell["variant"] != "gaussian"
+    trained = cell["variant"] == "trained"
+    clean = 4.2 if trained else 7.8 + LEVEL[cell["variant"]] / 3
     return cell | {
         "n_tokens": 159_744,
         "n_latents": 1024,
@@ -131,21 +165,47 @@ def _reconstruction(cell: dict[str, Any], rng: np.random.Generator) -> dict[str,
         "l1": 38 + 90 * level,
         "l2_ratio": 0.94,
         "alive_share": 0.97 - 0.1 * level,
-        "mean_norm": 12.3,
+        "mean_norm": 12.3 + 4 * LEVEL[cell["variant"]],
+        "max_variance_share": 0.21 + 0.1 * LEVEL[cell["variant"]],
+        "effective_rank": 61.7 - 10 * LEVEL[cell["variant"]],
         "token_lookup_r2": min(0.95, 0.45 + 0.4 * level) + noise,
-        "fidelity_tokens": 16_256,
-        "ce_clean": clean,
-        "ce_sae": clean + 0.25,
-        "ce_zero": clean + (2.9 if level == 0 else 0.02),
-        "ce_mean": clean + (2.1 if level == 0 else 0.015),
-        "kl_sae": 0.24,
-        "kl_zero": 2.8,
-        "ce_score": 0.91 if level == 0 else None,
+        "fidelity_tokens": 16_256 if has_model else None,
+        "ce_clean": clean if has_model else None,
+        "ce_sae": clean + 0.25 if has_model else None,
+        "ce_zero": clean + (2.9 if trained else 0.02) if has_model else None,
+        "ce_mean": clean + (2.1 if trained else 0.015) if has_model else None,
+        "kl_sae": 0.24 if has_model else None,
+        "kl_zero": 2.8 if has_model else None,
+        "ce_score": 0.91 if trained else None,
     }
 
 
+def _level(cell: dict[str, Any]) -> float:
+    """How far a cell is from trained with the first dictionary."""
+    names = list(SAES)
+    return LEVEL[cell["variant"]] + 0.4 * (names.index(cell["sae"]) if cell["sae"] in names else 0)
+
+
+def _cross_evaluation(cell: dict[str, Any], config: Config) -> list[dict[str, Any]]:
+    level = LEVEL[cell["variant"]]
+    return [
+        cell
+        | {
+            "evaluated_on": variant,
+            "evaluated_on_draw": cell["draw"] if variant == cell["variant"] else 0,
+            "n_tokens": 4096,
+            "explained_variance": 0.8 - 1.1 * abs(LEVEL[variant] - level),
+            "explained_variance_rescaled": 0.82 - 0.5 * abs(LEVEL[variant] - level),
+            "cosine": 0.8,
+            "l0": 16.0,
+            "alive_share": 0.5,
+        }
+        for variant in config.variants
+    ]
+
+
 def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
-    final = 0.82 - 0.06 * LEVEL[cell["variant"]]
+    final = 0.82 - 0.06 * _level(cell)
     rows = []
     for step in range(50, 500, 50):
         value = final * (1 - math.exp(-step / 90)) + 0.004 * float(rng.standard_normal())
@@ -248,10 +308,13 @@ def _explanation(cell: dict[str, Any], explainer: str, latent: int) -> dict[str,
         "explainer": explainer,
         "latent": latent,
         "explanation": f'the tokens " of" (0.93), " the" (0.41) {EVIL}',
-        "source_latent": latent if explainer == "lexical" else latent + 4,
+        "source_latent": latent + 4 if explainer == "swapped" else latent,
         "base_probability": 0.01,
         "token_ids": [300, 301],
         "token_probabilities": [0.93, 0.41],
+        "pair_previous_ids": [],
+        "pair_token_ids": [],
+        "pair_probabilities": [],
     }
 
 
@@ -299,7 +362,9 @@ def _add_metric(
         centre = 0.5
     width = 0.02 * centre
     values = {
-        variant: centre + slope * LEVEL[variant] + width * float(rng.standard_normal())
+        variant: centre
+        + slope * _level({"variant": variant, "sae": keys["sae"]})
+        + width * float(rng.standard_normal())
         for variant in config.variants
     }
     trained = values["trained"]

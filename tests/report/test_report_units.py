@@ -4,7 +4,7 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from report_study import EOS, default_config, train_tokenizer
 
 from nullsae import tables
-from nullsae.config import Config
+from nullsae.config import Config, VariantName
 from nullsae.errors import UserError
 from nullsae.report import sections, style
 from nullsae.report.build import number, p_value, percent, signed
@@ -23,6 +23,8 @@ from nullsae.report.names import GROUPS, entropy_pair, figure_names
 from nullsae.report.study import Study
 from nullsae.report.text import TokenText, visible
 from nullsae.statistics.metrics import METRICS
+
+VARIANTS = get_args(VariantName)
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear sRGB.
 SIGHT = {
@@ -60,8 +62,8 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_variants_stay_apart_for_every_kind_of_sight_and_from_the_ground(dark: bool) -> None:
-    colours = [style.colour(variant) for variant in default_config().variants]
-    assert len(set(colours)) == 5
+    colours = [style.colour(variant) for variant in VARIANTS]
+    assert len(set(colours)) == len(VARIANTS)
     if dark:
         colours = [style.DARK[colour] for colour in colours]
     ground = "#15181e" if dark else "#ffffff"
@@ -74,6 +76,18 @@ def test_variants_stay_apart_for_every_kind_of_sight_and_from_the_ground(dark: b
         seen = [lab(np.asarray(matrix) @ linear(colour)) for colour in colours]
         distance = min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2))
         assert distance > 15, sight
+
+
+def test_no_two_variants_share_a_shape_or_a_dash() -> None:
+    assert len({style.shape(variant) for variant in VARIANTS}) == len(VARIANTS)
+    assert len({tuple(style.dash(variant)) for variant in VARIANTS}) == len(VARIANTS)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_numbers_can_be_read_on_the_ground_of_every_step(dark: bool) -> None:
+    ink = style.DARK[style.INK] if dark else style.INK
+    for colour in (*style.STEPS, *style.SHARES):
+        assert contrast(ink, style.DARK[colour] if dark else colour) > 4.5
 
 
 def test_the_snakefile_does_not_pay_for_altair_to_learn_the_figure_names() -> None:
@@ -215,7 +229,8 @@ def test_coverage_adds_counts_over_draws_instead_of_averaging_shares() -> None:
         cell | dict(zip(("n_latents", "n_alive", "n_pass", "n_sampled"), count, strict=True))
         for count in counts
     ]
-    table = dict(sections.coverage(study_of(config, coverage=rows), "small"))
+    (grid,) = sections.coverage(study_of(config, coverage=rows), "small")
+    table = dict(grid.rows)
     found = table["resid_post.1"][config.variants.index("rerandomized")]
     assert found is not None
     assert found["pass_share"] == 80 / 400
@@ -234,7 +249,8 @@ def test_the_matrix_keeps_each_verdict_in_the_column_of_its_null() -> None:
         for metric in ("peak_token_share", "cosine")
         for null in reversed(nulls)
     ]
-    groups = sections.verdict_matrix(study_of(config, verdicts=rows), "small")
+    (matrix,) = sections.verdict_matrices(study_of(config, verdicts=rows), "small")
+    groups = matrix.groups
     assert [group.title for group in groups] == ["Reconstruction", "Token identity and entropy"]
     for group, metric in zip(groups, ("cosine", "peak_token_share"), strict=True):
         (row,) = group.rows

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,37 +10,41 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nullsae.config import Dictionary
 from nullsae.errors import UserError
 from nullsae.files import checksum
+from nullsae.sae.autoencoder import Architecture, Autoencoder
 from nullsae.sae.files import load_sae, save_sae
-from nullsae.sae.topk import TopKSae
 from small_chain import cell, flip_byte
 
 WIDTH, D = 10, 4
 
 
-def written(folder: Path) -> tuple[TopKSae, Path]:
+def written(
+    folder: Path, architecture: Architecture = "topk", **changes: Any
+) -> tuple[Autoencoder, Path]:
     g = torch.Generator().manual_seed(0)
     rows = F.normalize(torch.randn(WIDTH, D, generator=g), dim=1)
-    sae = TopKSae(
-        torch.randn(WIDTH, D, generator=g),
+    lookup = architecture == "token_lookup"
+    sae = Autoencoder(
+        architecture,
+        torch.zeros(0, D) if lookup else torch.randn(WIDTH, D, generator=g),
         torch.randn(WIDTH, generator=g),
         rows,
         torch.randn(D, generator=g),
-        k=3,
+        k=3 if architecture == "topk" else None,
+        threshold=torch.rand(WIDTH, generator=g) if architecture == "jumprelu" else None,
     )
-    save_sae(
-        sae,
-        folder,
-        architecture="topk",
-        dictionary="learned",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        input_norm=2.5,
-        training={"k": 3, "lr": 0.1},
-        n_steps=7,
-    )
+    described: dict[str, Any] = {
+        "dictionary": "learned",
+        "keys": cell(),
+        "seed": 0,
+        "activations_key": "key",
+        "input_norm": 2.5,
+        "training": {"k": 3, "lr": 0.1},
+        "n_steps": 7,
+    }
+    save_sae(sae, folder, **{**described, **changes})
     return sae, folder / "cfg.json"
 
 
@@ -75,13 +79,18 @@ def refusal(config: Path) -> str:
     return text
 
 
-def test_an_sae_comes_back_other_than_it_was_saved(tmp_path: Path) -> None:
-    sae, config = written(tmp_path)
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard", "token_lookup"])
+def test_an_sae_comes_back_other_than_it_was_saved(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    sae, config = written(tmp_path, architecture)
     again, described = load_sae(config)
+    assert again.parameters().keys() == sae.parameters().keys()
     for name, tensor in sae.parameters().items():
         assert torch.equal(again.parameters()[name], tensor)
         assert again.parameters()[name].dtype == torch.float32
-    assert again.k == described.k == 3
+    assert again.architecture == described.architecture == architecture
+    assert again.k == described.k == (3 if architecture == "topk" else None)
     assert (described.d_model, described.n_latents, described.n_steps) == (D, WIDTH, 7)
     assert described.keys == cell()
     assert described.training == {"k": 3, "lr": 0.1}
@@ -110,14 +119,45 @@ def test_a_missing_key_of_the_config_is_guessed(tmp_path: Path) -> None:
 def test_another_architecture_is_read_as_topk(tmp_path: Path) -> None:
     """SAELens: BatchTopK read as ReLU."""
     _, config = written(tmp_path)
+    edit_config(config, architecture="gated")
+    assert refusal(config) == (
+        f"{config}: architecture: 'gated' is not one of topk, jumprelu, standard, token_lookup"
+    )
     edit_config(config, architecture="jumprelu")
-    assert refusal(config) == f"{config}: architecture: 'jumprelu' is not one of topk"
+    text = f"{config}: k 3 does not fit architecture 'jumprelu' with 10 latents"
+    assert refusal(config) == text
+
+
+def test_more_latents_are_kept_than_there_are(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    edit_config(config, k=WIDTH + 1)
+    assert refusal(config) == f"{config}: k 11 does not fit architecture 'topk' with 10 latents"
+
+
+def test_a_topk_sae_without_k_is_read_as_standard(tmp_path: Path) -> None:
+    _, config = written(tmp_path)
+    config.write_text(config.read_text().replace('"k": 3,\n "keys"', '"k": null,\n "keys"'))
+    assert refusal(config) == f"{config}: k: null; a topk SAE has a number there"
+
+
+def test_a_dictionary_of_no_known_kind_is_read(tmp_path: Path) -> None:
+    for name in (*get_args(Dictionary), "pretrained"):
+        _, config = written(tmp_path, dictionary=name)
+        assert load_sae(config)[1].dictionary == name
+    edit_config(config, dictionary="learnt")
+    assert refusal(config).startswith(f"{config}: dictionary: 'learnt' is not one of learned,")
 
 
 def test_an_unknown_tensor_is_ignored(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     edit_weights(config, threshold=torch.zeros(WIDTH))
     assert f"threshold is ({WIDTH},), should be None" in refusal(config)
+
+
+def test_a_jumprelu_sae_has_thresholds_of_zero(tmp_path: Path) -> None:
+    _, config = written(tmp_path, "jumprelu")
+    edit_weights(config, threshold=None)
+    assert f"threshold is None, should be ({WIDTH},)" in refusal(config)
 
 
 def test_a_missing_tensor_is_guessed(tmp_path: Path) -> None:

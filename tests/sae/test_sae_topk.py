@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.sae.topk import TopKSae, geometric_median, gradients, initialize
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.topk import geometric_median, gradients, initialize
 
 TOKENS, D, WIDTH, K = 40, 6, 20, 3
 
@@ -18,8 +19,9 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def random_sae(dtype: torch.dtype = torch.float64) -> TopKSae:
-    return TopKSae(
+def random_sae(dtype: torch.dtype = torch.float64) -> Autoencoder:
+    return Autoencoder(
+        "topk",
         randn(WIDTH, D, seed=1, dtype=dtype),
         randn(WIDTH, seed=2, dtype=dtype) * 0.1,
         F.normalize(randn(WIDTH, D, seed=3, dtype=dtype), dim=1),
@@ -29,7 +31,7 @@ def random_sae(dtype: torch.dtype = torch.float64) -> TopKSae:
 
 
 def autograd(
-    sae: TopKSae, x: Tensor, dead: Tensor, auxk_k: int, coefficient: float
+    sae: Autoencoder, x: Tensor, dead: Tensor, auxk_k: int, coefficient: float
 ) -> tuple[dict[str, Tensor], float, float]:
     """The documented loss with dense codes and PyTorch's own derivative."""
     p = {name: t.clone().requires_grad_() for name, t in sae.parameters().items()}
@@ -98,7 +100,8 @@ def test_fired_counts_latents_whose_value_is_zero() -> None:
 
 
 def test_b_dec_is_subtracted_or_added_other_than_once() -> None:
-    sae = TopKSae(
+    sae = Autoencoder(
+        "topk",
         w_enc=torch.tensor([[2.0, 0.0], [0.0, 3.0]]),
         b_enc=torch.tensor([0.5, -0.5]),
         w_dec=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
@@ -119,31 +122,10 @@ def test_top_k_is_taken_over_a_block_of_latents() -> None:
     winners = torch.tensor([0, 1, 499, 999])
     w_enc = torch.full((width, 1), 0.5)
     w_enc[winners, 0] = torch.tensor([5.0, 4.0, 3.0, 2.0])
-    sae = TopKSae(w_enc, torch.zeros(width), torch.ones(width, 1), torch.zeros(1), k=k)
+    sae = Autoencoder("topk", w_enc, torch.zeros(width), torch.ones(width, 1), torch.zeros(1), k=k)
     values, indices = sae.encode(torch.ones(1, 1))
     assert indices.sort().values.tolist() == [winners.tolist()]
     assert values.sum() == 14.0
-
-
-@pytest.mark.parametrize("factor", [0.01, 3.0])
-def test_scaling_changes_more_than_the_scale_of_the_codes(factor: float) -> None:
-    sae, x = random_sae(), randn(TOKENS, D, seed=7)
-    values, indices = sae.encode(x)
-    scaled_values, scaled_indices = sae.scaled(factor).encode(x * factor)
-    assert torch.equal(indices, scaled_indices)
-    torch.testing.assert_close(scaled_values, values * factor)
-    torch.testing.assert_close(
-        sae.scaled(factor).decode(scaled_values, scaled_indices),
-        sae.decode(values, indices) * factor,
-    )
-
-
-def test_names_on_disk_lead_to_other_tensors() -> None:
-    sae = random_sae()
-    again = TopKSae.of(sae.parameters(), sae.k)
-    assert list(sae.parameters()) == ["encoder.weight", "encoder.bias", "W_dec", "b_dec"]
-    for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
-        assert getattr(again, name) is getattr(sae, name)
 
 
 def test_the_geometric_median_of_collinear_points_is_not_their_median() -> None:
@@ -183,7 +165,7 @@ def test_initialization_is_not_the_best_multiple_of_its_decoder() -> None:
     torch.testing.assert_close(ratio, torch.full_like(ratio, float(ratio[0, 0])), rtol=1e-4, atol=0)
 
     def error(factor: float) -> float:
-        other = TopKSae(sae.w_enc * factor, sae.b_enc, sae.w_dec, sae.b_dec, K)
+        other = Autoencoder("topk", sae.w_enc * factor, sae.b_enc, sae.w_dec, sae.b_dec, K)
         return float((x - other.decode(*other.encode(x))).double().square().sum())
 
     best = error(1.0)

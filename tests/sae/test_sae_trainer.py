@@ -18,16 +18,11 @@ from nullsae.activations.store import SiteReader
 from nullsae.config import Sae
 from nullsae.errors import UserError
 from nullsae.params import TrainSaeParams
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
-from nullsae.sae.topk import TopKSae, initialize
-from nullsae.sae.trainer import (
-    Trainer,
-    evaluate,
-    learning_rate,
-    schedule,
-    train_sae,
-    training_batches,
-)
+from nullsae.sae.steps import Trainer, evaluate, learning_rate, schedule, training_batches
+from nullsae.sae.topk import initialize
+from nullsae.sae.trainer import train_sae
 from small_chain import COMPUTE, cell, flip_byte, write_site
 
 D, N_PLANTED, K = 24, 32, 3
@@ -50,8 +45,9 @@ def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def trainer_on(x: Tensor, sae: Sae, n_steps: int = 100) -> Trainer:
+    assert sae.n_latents is not None
     start = initialize(
-        x, n_latents=sae.width(x.shape[1]), k=sae.k, generator=torch.Generator().manual_seed(1)
+        x, n_latents=sae.n_latents, k=sae.kept, generator=torch.Generator().manual_seed(1)
     )
     unfired = torch.zeros(start.n_latents, dtype=torch.int64)
     return Trainer(sae, n_steps, start, step=0, unfired_tokens=unfired, history=[])
@@ -192,7 +188,7 @@ def test_the_gradient_is_not_clipped_to_the_configured_norm() -> None:
 def test_dead_latents_are_miscounted() -> None:
     x = torch.eye(4)[torch.tensor([0, 0, 1, 2] * 4)]
     rows = torch.cat([torch.eye(4), -torch.eye(4)])
-    sae = TopKSae(rows.clone(), torch.zeros(8), rows.clone(), torch.zeros(4), k=1)
+    sae = Autoencoder("topk", rows.clone(), torch.zeros(8), rows.clone(), torch.zeros(4), k=1)
     settings_ = recipe(k=1, n_latents=8, dead_after_tokens=32, lr=1e-9)
     trainer = Trainer(settings_, 10, sae, 0, torch.zeros(8, dtype=torch.int64), [])
     trainer.train_step(x)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
-from nullsae.corpus.store import load_tokens
+from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
 from nullsae.files import content_key, write_json
 from nullsae.params import CacheActivationsParams
 from nullsae.randomness import torch_generator
-from nullsae.subjects.loading import DTYPES, load_subject, pick_device
+from nullsae.subjects.loading import DTYPES, check_sites_add_up, load_subject, pick_device
 from nullsae.validation import check_sites
 
 # What a file system needs beside the tensors: headers, manifests, blocks half used.
@@ -61,21 +61,7 @@ def cache_activations(
     missing = [s for s, folder in folders.items() if not is_complete(folder, key=params.key)]
     if missing:
         _capture(params, missing, split, model, tokens, output, report)
-    manifest = output / "manifest.json"
-    write_json(
-        manifest,
-        {
-            "key": params.key,
-            "split": split,
-            "sites": {
-                site: {
-                    "n_tokens": (reader := SiteReader.open(manifest, site)).n_tokens,
-                    "shards": [shard["checksum"] for shard in reader.manifest["shards"]],
-                }
-                for site in params.sites
-            },
-        },
-    )
+    write_split_manifest(output, params.sites, split=split, key=params.key)
     return missing
 
 
@@ -91,25 +77,19 @@ def _capture(
     corpus = load_tokens(tokens)
     subject = load_subject(model, pick_device(params.compute.device))
     check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
+    check_sites_add_up(subject, sites, where="--params: sites")
     context_tokens = corpus.input_ids.shape[1]
-    n_contexts = len(corpus.input_ids)
-    if params.max_tokens is not None:
-        wanted = params.max_tokens // context_tokens
-        if not 1 <= wanted <= n_contexts:
-            raise UserError(
-                f"config: activations.sae_train_tokens: {params.max_tokens} is not between one "
-                f"context ({context_tokens} tokens) and the corpus' {corpus.input_ids.size}"
-            )
-        n_contexts = wanted
-    d_model = int(subject.recipe["d_model"])
+    n_contexts = count_contexts(corpus, params.max_tokens)
+    widths = {site: subject.width(site) for site in sites}
     dtype = DTYPES[params.dtype]
     n_tokens = n_contexts * context_tokens
-    _check_disk(output, n_tokens * len(sites) * (d_model * dtype.itemsize + POSITION_BYTES))
+    row_bytes = sum(width * dtype.itemsize + POSITION_BYTES for width in widths.values())
+    check_disk(output, n_tokens * row_bytes)
 
     ids = torch.from_numpy(corpus.input_ids)
     writers = {
-        site: SiteWriter(output / f"site={site}", dtype=params.dtype, d_model=d_model)
-        for site in sites
+        site: SiteWriter(output / f"site={site}", dtype=params.dtype, d_model=width)
+        for site, width in widths.items()
     }
     chunk_contexts = max(1, params.shard_tokens // context_tokens)
     for chunk, start in enumerate(range(0, n_contexts, chunk_contexts)):
@@ -125,12 +105,7 @@ def _capture(
             if report is not None:
                 report(contexts.stop * context_tokens, n_tokens)
         position = torch.arange(start * context_tokens, stop * context_tokens)
-        if split == "sae_train":
-            # The same order at every site and variant: SAEs differ by what they see, not when.
-            generator = torch_generator(params.seed, "shard_permutation", split, chunk)
-            order = torch.randperm(len(position), generator=generator)
-        else:
-            order = torch.arange(len(position))
+        order = shard_order(params.seed, split, chunk, len(position))
         for site, writer in writers.items():
             writer.write(torch.cat(parts.pop(site))[order], position[order])
     for site, writer in writers.items():
@@ -143,7 +118,53 @@ def _capture(
         )
 
 
-def _check_disk(output: Path, n_bytes: int) -> None:
+def write_split_manifest(output: Path, sites: tuple[str, ...], *, split: str, key: str) -> None:
+    """Write the split's `manifest.json` over the sites' own, once these are complete."""
+    manifest = output / "manifest.json"
+    write_json(
+        manifest,
+        {
+            "key": key,
+            "split": split,
+            "sites": {
+                site: {
+                    "n_tokens": (reader := SiteReader.open(manifest, site)).n_tokens,
+                    "shards": [shard["checksum"] for shard in reader.manifest["shards"]],
+                }
+                for site in sites
+            },
+        },
+    )
+
+
+def count_contexts(corpus: Tokens, max_tokens: int | None) -> int:
+    """How many of the split's contexts are stored: all, or those that `max_tokens` holds.
+
+    Raises:
+        UserError: less than one context, or more than the split has.
+    """
+    n_contexts, context_tokens = map(int, corpus.input_ids.shape)
+    if max_tokens is None:
+        return n_contexts
+    wanted = max_tokens // context_tokens
+    if not 1 <= wanted <= n_contexts:
+        raise UserError(
+            f"config: activations.sae_train_tokens: {max_tokens} is not between one "
+            f"context ({context_tokens} tokens) and the corpus' {corpus.input_ids.size}"
+        )
+    return wanted
+
+
+def shard_order(seed: int, split: str, chunk: int, n_tokens: int) -> Tensor:
+    """Which row of a chunk stands where in its shard, int64 [n_tokens]: `eval` keeps the order."""
+    if split != "sae_train":
+        return torch.arange(n_tokens)
+    # The same order at every site and variant: SAEs differ by what they see, not when.
+    generator = torch_generator(seed, "shard_permutation", split, chunk)
+    return torch.randperm(n_tokens, generator=generator)
+
+
+def check_disk(output: Path, n_bytes: int) -> None:
     """Stop before writing what the disk will not hold."""
     folder = output
     while not folder.exists():

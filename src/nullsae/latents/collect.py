@@ -17,8 +17,8 @@ from nullsae.latents.statistics import Firings, entropy_bits, token_statistics
 from nullsae.latents.windows import Grid, assign_pools, draw_windows
 from nullsae.params import CollectLatentsParams
 from nullsae.randomness import numpy_generator
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
-from nullsae.sae.topk import TopKSae
 from nullsae.subjects.loading import pick_device
 
 BATCH_TOKENS = 4096
@@ -52,10 +52,10 @@ def collect_latents(
     reader = SiteReader.open(activations, params.keys.site, key=params.eval_activations_key)
     reader.check()
     corpus = load_tokens(tokens)
-    firings = encode(coder.to(pick_device(params.compute.device)), reader, report)
+    ids = corpus.input_ids.reshape(-1).astype(np.int64)
+    firings = encode(coder.to(pick_device(params.compute.device)), reader, ids, report)
 
     settings, parts = params.latents, params.keys.parts()
-    ids = corpus.input_ids.reshape(-1).astype(np.int64)
     grid = Grid.cut(corpus.document_id, settings.window_tokens)
     # The same pools for every variant: they depend on the corpus alone.
     pools = assign_pools(grid, numpy_generator(params.seed, "pools"))
@@ -109,7 +109,10 @@ def collect_latents(
 
     documents = corpus.document_id.reshape(-1)[firings.position].astype(np.int64)
     by_token = token_statistics(firings, ids[firings.position])
-    geometry = torch.cosine_similarity(coder.w_enc, coder.w_dec, dim=1).double().numpy()
+    # A token lookup has no encoder rows.
+    geometry = np.full(firings.n_latents, np.nan)
+    if len(coder.w_enc):
+        geometry[:] = torch.cosine_similarity(coder.w_enc, coder.w_dec, dim=1).numpy()
     counts, sums, maxima = firings.counts, firings.sums(), firings.maxima()
     n_documents, chosen = firings.distinct(documents), set(sampled.tolist())
     rows = [
@@ -150,13 +153,17 @@ def collect_latents(
 
 
 def encode(
-    sae: TopKSae, reader: SiteReader, report: Callable[[int, int], None] | None = None
+    sae: Autoencoder,
+    reader: SiteReader,
+    token_ids: np.ndarray,
+    report: Callable[[int, int], None] | None = None,
 ) -> Firings:
-    """All firings of an SAE over a split."""
+    """All firings of an SAE over a split, whose token ids are int64 [n_tokens] by position."""
+    ids = torch.from_numpy(token_ids)
     latent, position, value = [], [], []
     done = 0
     for x, at in reader.batches(BATCH_TOKENS):
-        values, indices = (t.cpu() for t in sae.encode(x.to(sae.w_enc.device)))
+        values, indices = (t.cpu() for t in sae.encode(x.to(sae.w_dec.device), ids[at]))
         fires = values > 0
         latent.append(indices[fires].numpy())
         position.append(at[:, None].expand_as(indices)[fires].numpy())

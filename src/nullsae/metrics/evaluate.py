@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,21 +12,26 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.activations.store import SiteReader, document_of
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.metrics.fidelity import fidelity
+from nullsae.errors import UserError
+from nullsae.metrics.fidelity import COLUMNS, fidelity
 from nullsae.metrics.reconstruction import ReconstructionSums
-from nullsae.metrics.token_lookup import fit_token_means, token_lookup_r2
+from nullsae.metrics.token_lookup import token_lookup_r2
+from nullsae.moments import Moments
 from nullsae.params import EvaluateSaeParams
+from nullsae.sae.dictionaries import fit_token_means
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import load_subject, pick_device
 
 BATCH_TOKENS = 4096
+# Tokens of eval, from its start, that the covariance is taken over.
+HEALTH_TOKENS = 65_536
 
 
 def evaluate_sae(
     params: EvaluateSaeParams,
     *,
     sae: Path,
-    model: Path,
+    model: Path | None,
     train_activations: Path,
     eval_activations: Path,
     train_tokens: Path,
@@ -39,7 +45,8 @@ def evaluate_sae(
     Args:
         params: the rule's slice of the config.
         sae: `cfg.json` of the SAE.
-        model: `recipe.json` of the variant, for cross-entropy.
+        model: `recipe.json` of the variant, for cross-entropy; None for `gaussian`, which has none:
+            its columns of fidelity are null.
         train_activations: manifest of the `sae_train` activations: token means are fitted there.
         eval_activations: manifest of the `eval` activations: everything is measured there.
         train_tokens: manifest of the corpus' `sae_train` split.
@@ -47,15 +54,25 @@ def evaluate_sae(
         reconstruction: output table.
         documents: output table.
         report: called with (tokens done, tokens in all).
+
+    Raises:
+        UserError: a model that is missing or does not belong here, or activations that are
+            missing, damaged, of another config or of another width than the SAE's.
     """
+    if (model is None) != (params.keys.variant == "gaussian"):
+        raise UserError(
+            f"--model: {model or 'not given'}, but variant {params.keys.variant!r} "
+            f"{'is measured in its model; give its recipe.json' if model is None else 'has none'}"
+        )
     torch.set_num_threads(params.compute.threads)
     device, site = pick_device(params.compute.device), params.keys.site
     coder, config = load_sae(sae)
     coder = coder.to(device)
     heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
     fitted = SiteReader.open(train_activations, site, key=params.activations_key)
-    heldout.check()
-    fitted.check()
+    for reader in (heldout, fitted):
+        check_width(reader, config.d_model, sae)
+        reader.check()
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
 
     sums = ReconstructionSums(
@@ -63,11 +80,13 @@ def evaluate_sae(
         n_documents=int(tokens.document_id.max()) + 1,
         n_latents=coder.n_latents,
     )
-    done = 0
+    moments = Moments(heldout.d_model, device=device)
+    ids, done = torch.from_numpy(tokens.input_ids).flatten().long(), 0
     for x, position in heldout.batches(BATCH_TOKENS):
-        values, indices = coder.encode(x.to(device))
+        values, indices = coder.encode(x.to(device), ids[position])
         output = coder.decode(values, indices)
         sums.add(x, output, values, indices, document_of(position, tokens.document_id))
+        moments.add(x[: HEALTH_TOKENS - moments.n])
         done += len(x)
         if report is not None:
             report(done, heldout.n_tokens)
@@ -75,18 +94,33 @@ def evaluate_sae(
     vocab_size = int(tokens.manifest["vocab_size"])
     means, _ = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
     lookup = token_lookup_r2(means, _with_ids(heldout, tokens), heldout.mean())
-    subject = load_subject(model, device)
-    n_contexts = max(1, params.evaluation.fidelity_tokens // tokens.input_ids.shape[1])
-    contexts = torch.from_numpy(tokens.input_ids[:n_contexts])
+    measured: dict[str, Any] = dict.fromkeys(COLUMNS)
+    if model is not None:
+        subject = load_subject(model, device)
+        n_contexts = max(1, params.evaluation.fidelity_tokens // tokens.input_ids.shape[1])
+        contexts = torch.from_numpy(tokens.input_ids[:n_contexts])
+        measured = fidelity(subject, coder, site, contexts, heldout.mean())
+    health = moments.health()
     row = {
         "n_latents": coder.n_latents,
         "d_model": config.d_model,
         **sums.totals(),
+        "max_variance_share": health["max_variance_share"],
+        "effective_rank": health["effective_rank"],
         "token_lookup_r2": lookup,
-        **fidelity(subject, coder, site, contexts, heldout.mean()),
+        **measured,
     }
     tables.write_table(reconstruction, [row], tables.cell_schema("reconstruction"))
     tables.write_table(documents, sums.documents(), tables.cell_schema("documents"))
+
+
+def check_width(reader: SiteReader, d_model: int, sae: Path) -> None:
+    """Raise a `UserError` where an SAE of width `d_model` does not fit a site's activations."""
+    if reader.d_model != d_model:
+        raise UserError(
+            f"{reader.folder}: activations of {reader.d_model} dimensions, but the SAE {sae} is "
+            f"for {d_model}; evaluate an SAE on a subject and site of its own width"
+        )
 
 
 def _with_ids(reader: SiteReader, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:

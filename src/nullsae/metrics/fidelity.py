@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.sae.topk import TopKSae
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
 
 BATCH_CONTEXTS = 16
@@ -18,10 +18,15 @@ BATCH_CONTEXTS = 16
 # errors, and this many nats per token. A ratio over less is noise, however sure its sign.
 CLEAR_STANDARD_ERRORS = 3.0
 CLEAR_NATS = 0.1
+# The columns of `reconstruction` that need a model.
+COLUMNS = (
+    *("fidelity_tokens", "ce_clean", "ce_sae", "ce_zero", "ce_mean"),
+    *("kl_sae", "kl_zero", "ce_score"),
+)
 
 
 def fidelity(
-    subject: Subject, sae: TopKSae, site: str, input_ids: Tensor, mean: Tensor
+    subject: Subject, sae: Autoencoder, site: str, input_ids: Tensor, mean: Tensor
 ) -> dict[str, Any]:
     """Cross-entropies in nats per predicted token, over the first contexts of `eval`.
 
@@ -33,35 +38,23 @@ def fidelity(
 
     Args:
         subject: the variant.
-        sae: on the subject's device.
+        sae: on any device; activations are brought there and back.
         site: where to splice.
         input_ids: [contexts, tokens].
         mean: [d_model], mean activation of the site.
     """
-    mean = mean.to(subject.device)
-
-    def reconstruct(x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1).float()
-        return sae.decode(*sae.encode(flat)).to(x.dtype).view(x.shape)
-
-    replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
-        "clean": None,
-        "sae": reconstruct,
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.to(x.dtype).expand_as(x),
-    }
-    losses: dict[str, list[Tensor]] = {name: [] for name in replacements}
+    losses: dict[str, list[Tensor]] = {name: [] for name in ("clean", "sae", "zero", "mean")}
     divergences: dict[str, list[Tensor]] = {"sae": [], "zero": []}
     for start in range(0, len(input_ids), BATCH_CONTEXTS):
         batch = input_ids[start : start + BATCH_CONTEXTS]
         contexts = range(start, start + len(batch))
-        target = batch[:, 1:].to(subject.device, torch.int64)
         clean = torch.empty(0)
-        for name, replace in replacements.items():
+        for name, replace in _replacements(sae, batch, mean).items():
             logits = subject.logits(
                 batch, split="eval", contexts=contexts, site=site, replace=replace
             )
             log_p = F.log_softmax(logits[:, :-1].float(), dim=-1)
+            target = batch[:, 1:].to(log_p.device, torch.int64)
             nll = -log_p.gather(2, target[:, :, None]).squeeze(2)
             losses[name].append(nll.double().mean(dim=1).cpu())
             if name == "clean":
@@ -75,6 +68,27 @@ def fidelity(
     row["fidelity_tokens"] = input_ids[:, 1:].numel()
     row["ce_score"] = ce_score(per_context)
     return row
+
+
+def _replacements(
+    sae: Autoencoder, input_ids: Tensor, mean: Tensor
+) -> dict[str, Callable[[Tensor], Tensor] | None]:
+    """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`.
+
+    A subject may lie on several devices: each site says where its own activations are.
+    """
+    token_ids = input_ids.flatten().long()
+
+    def reconstruct(x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1).to(sae.b_dec.device, torch.float32)
+        return sae.decode(*sae.encode(flat, token_ids)).to(x.device, x.dtype).view(x.shape)
+
+    return {
+        "clean": None,
+        "sae": reconstruct,
+        "zero": torch.zeros_like,
+        "mean": lambda x: mean.to(x.device, x.dtype).expand_as(x),
+    }
 
 
 def ce_score(per_context: dict[str, Tensor]) -> float | None:

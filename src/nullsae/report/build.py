@@ -13,6 +13,7 @@ from nullsae import __version__, paths
 from nullsae.config import Config
 from nullsae.files import write_text
 from nullsae.report import examples, sections, style
+from nullsae.report.controls import controls
 from nullsae.report.figures import Figure, draw_figures
 from nullsae.report.names import GROUPS, entropy_pair
 from nullsae.report.render import inline_svg, write_figure
@@ -58,7 +59,11 @@ def build_report(config: Config, root: Path) -> None:
                 config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
             ),
             version=__version__,
+            controls=controls(config),
+            compact=study.compact,
+            tight=sections.is_tight(study),
             example_rule=examples.RULE,
+            example_saes=examples.shown_saes(study),
             many_sites=sections.MAX_SITES_IN_CELL,
             confidence_percent=f"{100 * config.statistics.confidence:g}",
             pair=entropy_pair(config),
@@ -72,21 +77,27 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
     """Everything that the template shows of one subject."""
     section = study.config.subjects[subject]
     text = TokenText.load(study.root / paths.TOKENIZER_FILE.format(corpus=section.corpus))
+    health = sections.health(study, subject)
+    reconstruction = study.rows("reconstruction", subject=subject)
+    example_sites = examples.shown_sites(study, subject)
     by_kind = {figure.kind: figure for figure in figures}
     return {
         "name": subject,
         "corpus": section.corpus,
         "sites": section.sites,
-        "health": sections.health(study, subject),
-        "counts": sections.verdict_counts(study, subject),
-        "matrix": sections.verdict_matrix(study, subject),
+        "model": next((row for row in health if row["gap_nats"] is not None), None),
+        "health": health,
+        "activations": sections.activation_health(study, subject),
+        "d_model": next((row["d_model"] for row in reconstruction), None),
+        "matrices": sections.verdict_matrices(study, subject),
         "contrasts": sections.contrasts(study, subject),
+        "n_contrasts": len(study.rows("contrasts", subject=subject)),
         "coverage": sections.coverage(study, subject),
         "groups": [
             (group, [by_kind[kind] for kind in group.kinds if kind in by_kind]) for group in GROUPS
         ],
         "examples": [
-            (site, examples.example_cells(study, subject, site, text)) for site in section.sites
+            (site, examples.example_cells(study, subject, site, text)) for site in example_sites
         ],
     }
 
@@ -110,6 +121,7 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {
         "colour": style.colour,
         "tally": sections.tally,
+        "in_order": sections.in_order,
         "verdicts": sections.VERDICTS,
         "is_drawn": sections.is_drawn,
     }

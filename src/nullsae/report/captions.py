@@ -84,6 +84,14 @@ METRIC_TEXT: dict[str, FigureText] = {
         "coincide, as in random networks, there is nothing to be faithful to.",
         title="Cross-entropy",
     ),
+    "cross_evaluation": FigureText(
+        "The SAE of one variant (row) reconstructs the activations of another (column); framed "
+        "cells are SAEs at home. Large: the inputs are brought to the mean norm of the SAE's own "
+        "activations first. Small: as they are.",
+        "An SAE of a null that does as well on trained as trained's own has found directions that "
+        "training did not make; the ground shows the rescaled number.",
+        title="SAEs on other variants",
+    ),
     "training_curves": FigureText(
         "Explained variance on held-out tokens along the training of each SAE.",
         "A curve that still rises at its end was stopped early: compare variants only where all "

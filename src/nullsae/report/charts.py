@@ -20,6 +20,8 @@ SPACING = 28
 ROW_HEIGHT = 28
 """Pixels per variant in a dot plot."""
 MAX_COLUMNS = 4
+MAX_BANDS = 6
+"""Variants that each have a shaded interval in a depth profile."""
 Scale = tuple[float, float]
 
 
@@ -27,11 +29,13 @@ def _colour(variants: Sequence[str], *, legend: bool) -> alt.Color:
     scale = alt.Scale(domain=list(variants), range=[style.colour(v) for v in variants])
     if not legend:
         return alt.Color("variant:N", scale=scale, legend=None)
-    return alt.Color("variant:N", scale=scale, legend=_legend())
+    return alt.Color("variant:N", scale=scale, legend=_legend(variants))
 
 
-def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", columns=5, symbolOpacity=1)
+def _legend(variants: Sequence[str]) -> alt.Legend:
+    return alt.Legend(
+        title=None, orient="top", columns=5 if len(variants) <= 5 else 4, symbolOpacity=1
+    )
 
 
 def _y(variants: Sequence[str]) -> alt.Y:
@@ -124,9 +128,12 @@ def depth_profile(
     columns: int,
     title: str,
     subtitle: str,
+    axis_title: str = "Block",
     reference: float | None = None,
 ) -> alt.FacetChart:
     """Value and interval of each variant by block: the form of `dot_whisker` for many sites.
+
+    A panel must hold sites of one kind only, because a line joins them.
 
     Args:
         rows: as for `dot_whisker`, and `block`.
@@ -134,24 +141,30 @@ def depth_profile(
         columns: panels side by side.
         title: of the figure.
         subtitle: of the figure.
+        axis_title: of the axis of blocks.
         reference: where to draw a dashed line, if anywhere.
     """
     x = alt.X(
         "block:Q",
-        title="Block (resid_post)",
+        title=axis_title,
         axis=alt.Axis(tickMinStep=1, format="d"),
         scale=alt.Scale(zero=False, nice=False, padding=8),
     )
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     base = alt.Chart().encode(x=x, color=_colour(variants, legend=True))
+    # The bands of many variants would hide the lines: then trained alone has one.
+    many = len(variants) > MAX_BANDS
+    banded = "isValid(datum.low)" + (" && datum.variant === 'trained'" if many else "")
     band = (
-        base.transform_filter("isValid(datum.low)")
+        base.transform_filter(banded)
         .mark_area(opacity=0.15)
         .encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     )
     line = base.mark_line(strokeWidth=2).encode(y=y)
+    if many:
+        line = line.encode(strokeDash=_dash_of(variants))
     point = base.mark_point(filled=True, size=45, opacity=1).encode(
-        y=y, shape=_shape_of(variants), color=_colour(variants, legend=True)
+        y=y, shape=_shape_of(variants, legend=True), color=_colour(variants, legend=True)
     )
     layers: list[Any] = [band, line, point]
     if reference is not None:
@@ -199,7 +212,13 @@ def ranges(
 
 
 def curves(
-    rows: list[Row], variants: Sequence[str], *, columns: int, title: str, subtitle: str
+    rows: list[Row],
+    variants: Sequence[str],
+    *,
+    columns: int,
+    title: str,
+    subtitle: str,
+    height: int = 230,
 ) -> alt.FacetChart:
     """Lines along training.
 
@@ -209,8 +228,8 @@ def curves(
         columns: panels side by side.
         title: of the figure.
         subtitle: of the figure.
+        height: of a panel, in pixels.
     """
-    dashes = alt.Scale(domain=list(variants), range=[style.dash(v) for v in variants])
     line = (
         alt.Chart()
         .mark_line(strokeWidth=2)
@@ -222,11 +241,11 @@ def curves(
             ),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
             color=_colour(variants, legend=True),
-            strokeDash=alt.StrokeDash("variant:N", scale=dashes, legend=_legend()),
+            strokeDash=_dash_of(variants),
             detail="run:N",
         )
     )
-    panel = alt.LayerChart(layer=[line], width=_panel_width(columns, labelled=False), height=230)
+    panel = alt.LayerChart(layer=[line], width=_panel_width(columns, labelled=False), height=height)
     return _facet(panel, rows, columns, title, subtitle)
 
 
@@ -239,6 +258,8 @@ def scatter(
     subtitle: str,
     x_title: str,
     reference: float,
+    height: int = 260,
+    legend: bool = True,
 ) -> alt.FacetChart:
     """One mark for each latent.
 
@@ -250,6 +271,8 @@ def scatter(
         subtitle: of the figure.
         x_title: what stands on the x axis, with its unit.
         reference: where to draw a dashed line across.
+        height: of a panel, in pixels.
+        legend: False where the titles of the panels say whose marks they hold.
     """
     mark = (
         alt.Chart()
@@ -257,19 +280,24 @@ def scatter(
         .encode(
             x=alt.X("x:Q", title=x_title, axis=_x_axis()),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
-            color=_colour(variants, legend=True),
-            shape=_shape_of(variants),
+            color=_colour(variants, legend=legend),
+            shape=_shape_of(variants, legend=legend),
         )
     )
     rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
     layers = [rule.encode(y=alt.YDatum(reference)), mark]
-    panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=260)
+    panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=height)
     return _facet(panel, rows, columns, title, subtitle)
 
 
-def _shape_of(variants: Sequence[str]) -> alt.Shape:
+def _shape_of(variants: Sequence[str], *, legend: bool) -> alt.Shape:
     scale = alt.Scale(domain=list(variants), range=[style.shape(v) for v in variants])
-    return alt.Shape("variant:N", scale=scale, legend=_legend())
+    return alt.Shape("variant:N", scale=scale, legend=_legend(variants) if legend else None)
+
+
+def _dash_of(variants: Sequence[str]) -> alt.StrokeDash:
+    scale = alt.Scale(domain=list(variants), range=[style.dash(v) for v in variants])
+    return alt.StrokeDash("variant:N", scale=scale, legend=_legend(variants))
 
 
 def nothing(title: str, reason: str) -> alt.Chart:

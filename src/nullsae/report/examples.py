@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths, tables
-from nullsae.report.study import Row, Study
+from nullsae.report.study import Row, Study, thin
 from nullsae.report.text import Piece, TokenText
 
+MAX_SAES = 2
+"""SAEs of which examples are shown: the first ones of the config."""
+MAX_CELLS = 96
+"""Variants, sites and SAEs with examples; with more, fewer sites are shown."""
 RULE = (
     "Latents are not picked by hand: the sampled latents of a cell are ranked by their largest "
     "activation and cut into equal slices, and the middle one of each slice is shown."
@@ -74,8 +78,19 @@ def strongest(windows: pa.Table, latents: Sequence[int], n: int) -> dict[int, li
     return found
 
 
+def shown_saes(study: Study) -> list[str]:
+    """The SAEs whose latents are shown."""
+    return list(study.config.saes)[:MAX_SAES]
+
+
+def shown_sites(study: Study, subject: str) -> list[str]:
+    """The sites whose latents are shown: all that the page has room for, evenly spread."""
+    cells_per_site = len(study.variants) * len(shown_saes(study))
+    return thin(study.config.subjects[subject].sites, max(1, MAX_CELLS // cells_per_site))
+
+
 def example_cells(study: Study, subject: str, site: str, text: TokenText) -> list[ExampleCell]:
-    """Examples of each variant and SAE at a site: draw 0, the first seed, the first explainer.
+    """Examples of each variant and shown SAE at a site: draw 0, first seed, first explainer.
 
     Raises:
         UserError: a cell's windows are missing or damaged.
@@ -83,10 +98,10 @@ def example_cells(study: Study, subject: str, site: str, text: TokenText) -> lis
     config = study.config
     cells = []
     for variant in study.variants:
-        for name, sae in config.saes.items():
+        for name in shown_saes(study):
             keys: dict[str, Any] = {
                 **{"subject": subject, "variant": variant, "draw": 0},
-                **{"site": site, "sae": name, "seed": sae.seeds[0]},
+                **{"site": site, "sae": name, "seed": config.saes[name].seeds[0]},
             }
             cells.append(ExampleCell(variant, name, _examples(study, keys, text)))
     return cells

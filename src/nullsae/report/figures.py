@@ -8,12 +8,12 @@ from typing import Any
 
 import altair as alt
 
-from nullsae.report import charts
+from nullsae.report import charts, compact
 from nullsae.report.captions import METRIC_TEXT
 from nullsae.report.names import entropy_pair, figure_kinds, figure_name
 from nullsae.report.render import to_svg
-from nullsae.report.study import Row, Study, mean
-from nullsae.sites import site_layer
+from nullsae.report.study import Row, Study, mean, thin
+from nullsae.sites import site_kind, site_layer
 from nullsae.statistics.metrics import METRICS, Metric
 
 MAX_SITES_SIDE_BY_SIDE = 6
@@ -24,6 +24,10 @@ CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
 CE = {"clean": "circle", "with SAE": "diamond", "mean": "square", "zero": "triangle-down"}
 CE_COLUMNS = {"clean": "ce_clean", "with SAE": "ce_sae", "mean": "ce_mean", "zero": "ce_zero"}
 LOOKUP = {"SAE": "circle", "token lookup": "diamond"}
+MAX_VARIANTS_IN_A_CLOUD = 6
+"""With more variants, latents are drawn in a panel for each null."""
+MAX_CURVES = 600
+"""Lines in the figure of training curves; with more, fewer sites are drawn."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +49,22 @@ def draw_figures(study: Study, subject: str) -> list[Figure]:
 def _draw(study: Study, subject: str, kind: str) -> Figure:
     metric = next((metric for metric in METRICS if metric.name == kind), None)
     special: dict[str, Callable[[Study, str], tuple[alt.TopLevelMixin, str, str]]] = {
-        "token_lookup": _token_lookup,
-        "cross_entropy": _cross_entropy,
+        "token_lookup": compact.token_lookup_matrix if study.compact else _token_lookup,
+        "cross_entropy": compact.cross_entropy_matrix if study.compact else _cross_entropy,
+        "cross_evaluation": compact.cross_evaluation,
         "training_curves": _training_curves,
         "entropy_auroc": _entropy_auroc,
     }
+    of_metric = compact.metric_matrix if study.compact else _metric_figure
     chart, title, caption = (
-        _metric_figure(study, subject, metric) if metric else special[kind](study, subject)
+        of_metric(study, subject, metric) if metric else special[kind](study, subject)
     )
     return Figure(figure_name(subject, kind), kind, title, caption, to_svg(chart))
 
 
-def _panel(study: Study, row: Row, *, site: bool = True) -> str:
-    """What stands above a panel: only the levels that the study has more than one of."""
-    parts = [row["site"]] if site else []
+def _panel(study: Study, row: Row, site: str = "") -> str:
+    """What stands above a panel: the site, and the levels that the study has more than one of."""
+    parts = [site] if site else []
     if len(study.config.saes) > 1:
         parts.append(row["sae"])
     if row.get("explainer") is not None:
@@ -90,12 +96,14 @@ def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str
     text = METRIC_TEXT[metric.name]
     level = f"{100 * study.config.statistics.confidence:g} % bootstrap interval"
     unit = f"resampled over {metric.unit}s"
-    many = len(study.config.subjects[subject].sites) > MAX_SITES_SIDE_BY_SIDE
+    sites = study.config.subjects[subject].sites
+    many = len(sites) > MAX_SITES_SIDE_BY_SIDE
+    kinds = list(dict.fromkeys(site_kind(site) for site in sites))
     caption = f"{text.definition} {text.reading}"
     rows = [
         {
             "variant": row["variant"],
-            "panel": _panel(study, row, site=not many),
+            "panel": _panel(study, row, _place(row["site"], kinds) if many else row["site"]),
             "block": site_layer(row["site"]),
             **{key: row[key] for key in ("value", "low", "high")},
         }
@@ -119,8 +127,17 @@ def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str
     chance = " The dashed line is chance." if metric.name in CHANCE else ""
     if many:
         n_panels = len({row["panel"] for row in rows})
-        chart = charts.depth_profile(rows, study.variants, columns=min(2, n_panels), **shared)
-        return chart, metric.title, f"{caption} Shaded: the {level}.{chance}"
+        chart = charts.depth_profile(
+            rows,
+            study.variants,
+            columns=min(2, n_panels) if len(kinds) == 1 else min(3, len(kinds)),
+            axis_title=_axis_title(kinds),
+            **shared,
+        )
+        banded = " of trained" if len(study.variants) > charts.MAX_BANDS else ""
+        if metric.name == "l1" and len(kinds) > 1:
+            chart = chart.resolve_scale(y="independent")
+        return chart, metric.title, f"{caption} Shaded: the {level}{banded}.{chance}"
     chart = charts.dot_whisker(
         rows,
         study.variants,
@@ -131,12 +148,23 @@ def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str
     return chart, metric.title, f"{caption} The shaded band is the interval of trained.{chance}"
 
 
+def _place(site: str, kinds: list[str]) -> str:
+    """The kind of a site, of which each has a panel of its own; nothing where there is one."""
+    return site_kind(site) if len(kinds) > 1 else ""
+
+
+def _axis_title(kinds: list[str]) -> str:
+    if len(kinds) == 1:
+        return f"Block ({kinds[0]})"
+    return "Block (embed: \u22121)" if "embed" in kinds else "Block"
+
+
 def _averages(study: Study, subject: str, columns: dict[str, str]) -> list[Row]:
     """Columns of `reconstruction`, averaged over draws and seeds, one row per quantity."""
     cells: dict[tuple[str, str], list[Row]] = {}
     ordered = sorted(study.rows("reconstruction", subject=subject), key=_sort_key(study, subject))
     for row in ordered:
-        cells.setdefault((_panel(study, row), row["variant"]), []).append(row)
+        cells.setdefault((_panel(study, row, row["site"]), row["variant"]), []).append(row)
     return [
         {"panel": panel, "variant": variant, "quantity": quantity, "value": value}
         for (panel, variant), rows in cells.items()
@@ -169,28 +197,41 @@ def _cross_entropy(study: Study, subject: str) -> tuple[Any, str, str]:
         title=text.title,
         subtitle="nats per token, mean over draws and seeds",
     )
-    return chart, text.title, f"{text.definition} {text.reading}"
+    caption = f"{text.definition} {text.reading}{compact.without_model(study)}"
+    return chart, text.title, caption
 
 
 def _training_curves(study: Study, subject: str) -> tuple[Any, str, str]:
     text = METRIC_TEXT["training_curves"]
     caption = f"{text.definition} {text.reading}"
+    history = study.rows("history", subject=subject)
+    sites = list(study.config.subjects[subject].sites)
+    if study.compact:
+        runs = {(row["site"], row["sae"], row["variant"], row["draw"]) for row in history}
+        most = max((sum(run[0] == site for run in runs) for site in sites), default=0)
+        sites = thin(sites, max(1, min(compact.MAX_SITES, MAX_CURVES // max(1, most))))
+        caption += (
+            f" Dictionaries that are computed, not trained, have no curve."
+            f"{compact.which_sites(study, subject, sites)}"
+        )
     rows = [
         {
-            "panel": _panel(study, row),
+            "panel": _panel(study, row, row["site"]),
             "variant": row["variant"],
             "run": f"{row['draw']}/{row['seed']}/{row['variant']}",
             "tokens": row["tokens"],
             "value": row["heldout_explained_variance"],
         }
-        for row in sorted(study.rows("history", subject=subject), key=_sort_key(study, subject))
+        for row in sorted(history, key=_sort_key(study, subject))
+        if row["site"] in sites
     ]
     if not rows:
         return charts.nothing(text.title, "No evaluations along training"), text.title, caption
     chart = charts.curves(
         rows,
         study.variants,
-        columns=_columns(study, subject),
+        columns=charts.MAX_COLUMNS if study.compact else _columns(study, subject),
+        height=120 if study.compact else 230,
         title=text.title,
         subtitle="explained variance on held-out tokens, one line per draw and seed",
     )
@@ -203,16 +244,52 @@ def _entropy_auroc(study: Study, subject: str) -> tuple[Any, str, str]:
     assert pair is not None  # the figure exists only where something is scored
     explainer, scorer = pair
     caption = f"{text.definition} {text.reading}"
+    by_null = study.compact or len(study.variants) > MAX_VARIANTS_IN_A_CLOUD
+    rows = _scored_latents(study, subject, explainer, scorer)
+    if by_null:
+        sae, sites = compact.latents_of(study, subject)
+        rows = [row for row in rows if row["sae"] == sae and row["site"] in sites]
+        rows = [
+            {**row, "panel": null if len(sites) == 1 else f"{null} · {row['site']}"}
+            for null in study.nulls
+            for row in sorted(rows, key=lambda row: sites.index(row["site"]))
+            if row["variant"] in ("trained", null)
+        ]
+        caption += f" Each panel has one null, and trained in red; SAE: {sae}."
+        caption += compact.which_sites(study, subject, sites)
+    if not rows:
+        return charts.nothing(text.title, "No scored latents"), text.title, caption
+    step = -(-len(rows) // MAX_POINTS)
+    if step > 1:
+        caption += f" One latent in {step} is drawn ({len(rows)} in all)."
+    chart = charts.scatter(
+        [{key: row[key] for key in ("panel", "variant", "x", "value")} for row in rows[::step]],
+        study.variants,
+        columns=3 if by_null else _columns(study, subject),
+        height=130 if by_null else 260,
+        legend=not by_null,
+        title=text.title,
+        subtitle=f"AUROC of {scorer} with explanations of {explainer}, one mark per sampled latent",
+        x_title="Token entropy, whole split (bits)",
+        reference=CHANCE["auroc"],
+    )
+    return chart, text.title, caption
+
+
+def _scored_latents(study: Study, subject: str, explainer: str, scorer: str) -> list[Row]:
+    """Token entropy (`x`) and AUROC (`value`) of each sampled latent that has both."""
     keys = ("variant", "draw", "site", "sae", "seed", "latent")
     entropy = {
         tuple(row[key] for key in keys): row["token_entropy_corrected_bits"]
         for row in study.rows("latents", subject=subject)
     }
     scores = study.rows("scores", subject=subject, explainer=explainer, scorer=scorer)
-    rows = [
+    return [
         {
-            "panel": _panel(study, {**row, "explainer": None}),
+            "panel": _panel(study, {**row, "explainer": None}, row["site"]),
             "variant": row["variant"],
+            "site": row["site"],
+            "sae": row["sae"],
             "x": x,
             "value": row["auroc"],
         }
@@ -220,18 +297,3 @@ def _entropy_auroc(study: Study, subject: str) -> tuple[Any, str, str]:
         if row["auroc"] is not None
         and (x := entropy.get(tuple(row[key] for key in keys))) is not None
     ]
-    if not rows:
-        return charts.nothing(text.title, "No scored latents"), text.title, caption
-    step = -(-len(rows) // MAX_POINTS)
-    if step > 1:
-        caption += f" One latent in {step} is drawn ({len(rows)} in all)."
-    chart = charts.scatter(
-        rows[::step],
-        study.variants,
-        columns=_columns(study, subject),
-        title=text.title,
-        subtitle=f"AUROC of {scorer} with explanations of {explainer}, one mark per sampled latent",
-        x_title="Token entropy, whole split (bits)",
-        reference=CHANCE["auroc"],
-    )
-    return chart, text.title, caption

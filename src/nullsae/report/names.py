@@ -9,6 +9,8 @@ from nullsae.statistics.metrics import METRICS
 
 SCORED = ("auroc", "auprc", "f1", "balanced_accuracy", "entropy_auroc")
 """Figures that exist only where explanations are scored."""
+CROSS = ("cross_evaluation",)
+"""Figures that exist only where SAEs are evaluated on other variants."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ GROUPS: tuple[Group, ...] = (
         ("auroc", "auprc", "f1", "balanced_accuracy", "entropy_auroc"),
     ),
     Group("fidelity", "Fidelity", ("cross_entropy",)),
+    Group("transfer", "Transfer between variants", ("cross_evaluation",)),
     Group("training", "Training of the SAEs", ("training_curves",)),
 )
 
@@ -44,8 +47,12 @@ def metric_group(metric: str) -> str:
 
 def figure_kinds(config: Config) -> list[str]:
     """Kinds of figure that each subject has, in display order."""
-    scored = bool(config.explainers and config.scorers)
-    return [kind for group in GROUPS for kind in group.kinds if scored or kind not in SCORED]
+    left_out: tuple[str, ...] = ()
+    if not (config.explainers and config.scorers):
+        left_out += SCORED
+    if config.evaluation.cross_tokens is None:
+        left_out += CROSS
+    return [kind for group in GROUPS for kind in group.kinds if kind not in left_out]
 
 
 def figure_name(subject: str, kind: str) -> str:

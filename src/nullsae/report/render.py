@@ -43,12 +43,14 @@ def inline_svg(svg: str, name: str, label: str) -> str:
     """An SVG fit to stand inside a page that holds others.
 
     Ids are made unique (all figures of Vega call their clip paths alike), the fixed size gives
-    way to the view box, and the drawing as a whole gets one label.
+    way to the view box, and the drawing as a whole gets one label. The font, which Vega names in
+    each text, is named once.
     """
     prefix = re.sub(r"[^A-Za-z0-9_-]", "-", name)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
     svg = re.sub(r'((?:xlink:)?href)="#([^"]+)"', rf'\1="#{prefix}-\2"', svg)
+    svg = svg.replace(f' font-family="{style.FONT}"', "")
     head, _, body = svg.partition(">")
     view_box = re.search(r'viewBox="([^"]+)"', head)
     if view_box is None:
@@ -56,7 +58,7 @@ def inline_svg(svg: str, name: str, label: str) -> str:
     width = float(view_box[1].split()[2])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view_box[1]}" role="img" '
-        f'aria-label="{label}" style="--natural:{width:.0f}px">{body}'
+        f'aria-label="{label}" font-family="{style.FONT}" style="--natural:{width:.0f}px">{body}'
     )
 
 

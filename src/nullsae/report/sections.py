@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,11 @@ from nullsae.statistics.metrics import METRICS
 VERDICTS = ("separates", "equivalent", "inconclusive", "reversed")
 MAX_SITES_IN_CELL = 4
 """With more sites, a cell of the matrix counts verdicts instead of listing sites."""
+MAX_NULLS_SPELLED_OUT = 5
+"""With more nulls, a verdict is a sign and a number, so that all columns fit."""
+MAX_CONTRASTS = 6000
+"""Contrasts on the page; beyond it, those of the first SAEs only, so that it stays light."""
+MAX_CONTRASTS_WITH_REASONS = 1000
 _TITLES = {metric.name: metric.title for metric in METRICS}
 _ORDER = {metric.name: i for i, metric in enumerate(METRICS)}
 
@@ -28,6 +34,12 @@ class MatrixRow:
     cells: list[list[Row]]
     """For each null, its verdict rows, in the order of the sites."""
 
+    def by_site(self) -> list[tuple[str, list[Row | None]]]:
+        """The same rows, site by site: for each null its row, if there is one."""
+        sites = dict.fromkeys(row["site"] for cell in self.cells for row in cell)
+        rows = [{row["site"]: row for row in cell} for cell in self.cells]
+        return [(site, [found.get(site) for found in rows]) for site in sites]
+
 
 @dataclass(frozen=True)
 class MatrixGroup:
@@ -37,12 +49,62 @@ class MatrixGroup:
     rows: list[MatrixRow]
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """The verdicts of one SAE, or of all where they are few."""
+
+    sae: str | None
+    counts: dict[str, Counter[str]]
+    """Per null, how many of its comparisons got each verdict."""
+    groups: list[MatrixGroup]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of cells."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[Row | None]]]
+    """Name and cells."""
+    variants_down: bool = True
+    """Else they stand across."""
+
+
 def health(study: Study, subject: str) -> list[Row]:
-    """Rows of `models`, in display order, with `gap_nats`: held-out loss minus the bigram's."""
-    order = {variant: i for i, variant in enumerate(study.variants)}
-    rows = [row for row in study.rows("models", subject=subject) if row["variant"] in order]
-    rows.sort(key=lambda row: (order[row["variant"]], row["draw"]))
-    return [{**row, "gap_nats": row["heldout_loss_nats"] - row["bigram_loss_nats"]} for row in rows]
+    """Rows of `models`, in display order, with `gap_nats`: held-out loss minus the bigram's.
+
+    `gaussian` has no model, so that its row has `variant` and `draw` only and `gap_nats` None.
+    """
+    found: list[Row] = []
+    for variant in study.variants:
+        rows = [row for row in study.rows("models", subject=subject) if row["variant"] == variant]
+        for row in sorted(rows, key=lambda row: int(row["draw"])):
+            found.append({**row, "gap_nats": row["heldout_loss_nats"] - row["bigram_loss_nats"]})
+        if variant == "gaussian":
+            found.append({"variant": variant, "draw": 0, "gap_nats": None})
+    return found
+
+
+def activation_health(study: Study, subject: str) -> list[Row]:
+    """Per variant and draw, in display order, what its activations look like at each site.
+
+    Each row has `variant`, `draw` and `sites`: site to a row of `reconstruction` or None. These
+    figures belong to the activations, so any SAE of the site tells them; the first one does.
+    """
+    sites = study.config.subjects[subject].sites
+    found: dict[tuple[str, int], dict[str, Row | None]] = {
+        (variant, draw): dict.fromkeys(sites)
+        for variant in study.variants
+        for draw in study.config.draws_of(variant)
+    }
+    for row in study.rows("reconstruction", subject=subject):
+        cell = found.get((row["variant"], row["draw"]), {})
+        if row["site"] in cell and cell[row["site"]] is None:
+            cell[row["site"]] = row
+    return [
+        {"variant": variant, "draw": draw, "sites": cell} for (variant, draw), cell in found.items()
+    ]
 
 
 def is_drawn(variant: str) -> bool:
@@ -50,60 +112,84 @@ def is_drawn(variant: str) -> bool:
     return variant not in FIXED_VARIANTS
 
 
-def verdict_counts(study: Study, subject: str) -> dict[str, Counter[str]]:
-    """Per null, how many of its comparisons got each verdict."""
-    counts: dict[str, Counter[str]] = {null: Counter() for null in study.nulls}
-    for row in study.rows("verdicts", subject=subject):
-        if row["variant"] in counts:
-            counts[row["variant"]][row["verdict"]] += 1
-    return counts
+def is_tight(study: Study) -> bool:
+    """Whether verdicts must be short: many nulls, or a matrix for each of many SAEs."""
+    return study.compact or len(study.nulls) > MAX_NULLS_SPELLED_OUT
 
 
-def verdict_matrix(study: Study, subject: str) -> list[MatrixGroup]:
-    """Verdicts as a matrix: metrics down, nulls across, sites within a cell."""
-    config = study.config
+def verdict_matrices(study: Study, subject: str) -> list[Matrix]:
+    """Verdicts as matrices: metrics down, nulls across, sites within a cell.
+
+    One for all SAEs, or, where verdicts must be short, one for each.
+    """
+    ordered = sorted(study.rows("verdicts", subject=subject), key=_contrast_order(study, subject))
+    if not is_tight(study):
+        return [_matrix(study, None, ordered)]
+    by_sae: dict[str, list[Row]] = {sae: [] for sae in study.config.saes}
+    for row in ordered:
+        by_sae[row["sae"]].append(row)
+    return [_matrix(study, sae, rows) for sae, rows in by_sae.items()]
+
+
+def _matrix(study: Study, sae: str | None, ordered: list[Row]) -> Matrix:
     rows: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
-    for row in sorted(study.rows("verdicts", subject=subject), key=_contrast_order(study, subject)):
+    counts: dict[str, Counter[str]] = {null: Counter() for null in study.nulls}
+    for row in ordered:
         key = (row["metric"], row["sae"], row["explainer"], row["scorer"])
         rows.setdefault(key, {}).setdefault(row["variant"], []).append(row)
+        counts[row["variant"]][row["verdict"]] += 1
     groups: dict[str, list[MatrixRow]] = {}
-    for (metric, sae, explainer, scorer), by_null in rows.items():
+    for (metric, name, explainer, scorer), by_null in rows.items():
         detail = [f"{explainer}, {scorer}"] if explainer is not None else []
-        if len(config.saes) > 1:
-            detail.append(sae)
+        if sae is None and len(study.config.saes) > 1:
+            detail.append(name)
         matrix_row = MatrixRow(
             title=_TITLES[metric],
             detail=" · ".join(detail),
             cells=[by_null.get(null, []) for null in study.nulls],
         )
         groups.setdefault(metric_group(metric), []).append(matrix_row)
-    return [MatrixGroup(title, group) for title, group in groups.items()]
+    return Matrix(sae, counts, [MatrixGroup(title, group) for title, group in groups.items()])
 
 
-def tally(cell: list[Row]) -> list[tuple[str, int]]:
+def tally(cell: Iterable[Row]) -> list[tuple[str, int]]:
     """How often each verdict stands in a cell of the matrix."""
-    counts = Counter(row["verdict"] for row in cell)
+    return in_order(Counter(row["verdict"] for row in cell))
+
+
+def in_order(counts: Counter[str]) -> list[tuple[str, int]]:
+    """Verdicts that occur, in display order, with their counts."""
     return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
 
 
-def contrasts(study: Study, subject: str) -> list[Row]:
-    """All contrasts of a subject in display order, with the metric's title and the verdict."""
+def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
+    """Contrasts by SAE, in display order, with the metric's title and the verdict.
+
+    None for an SAE whose rows the page has no room for. A reason is given with each verdict where
+    rows are few, else only where a number is missing: the columns say the rest.
+    """
     keys = ("site", "sae", "explainer", "scorer", "metric", "variant")
     verdicts = {
         tuple(row[key] for key in keys): row for row in study.rows("verdicts", subject=subject)
     }
     ordered = sorted(study.rows("contrasts", subject=subject), key=_contrast_order(study, subject))
-    found = []
+    spelled_out = len(ordered) <= MAX_CONTRASTS_WITH_REASONS
+    by_sae: dict[str, list[Row]] = {sae: [] for sae in study.config.saes}
     for row in ordered:
         verdict = verdicts.get(tuple(row[key] for key in keys), {})
-        found.append(
+        by_sae[row["sae"]].append(
             {
                 **row,
                 "title": _TITLES[row["metric"]],
                 "verdict": verdict.get("verdict"),
-                "why": verdict.get("reason") or row["reason"],
+                "why": (verdict.get("reason") if spelled_out else None) or row["reason"],
             }
         )
+    found: list[tuple[str, list[Row] | None]] = []
+    room = MAX_CONTRASTS
+    for sae, rows in by_sae.items():
+        room -= len(rows)
+        found.append((sae, rows if room >= 0 or not found else None))
     return found
 
 
@@ -120,21 +206,33 @@ def _contrast_order(study: Study, subject: str) -> Any:
     return lambda row: tuple(order.get(row[key], -1) for key, order in orders)
 
 
-def coverage(study: Study, subject: str) -> list[tuple[str, list[Row | None]]]:
-    """Per site (and SAE), for each variant, what passed the filter; summed over draws and seeds."""
-    config = study.config
-    found: list[tuple[str, list[Row | None]]] = []
-    for site in config.subjects[subject].sites:
-        for sae in config.saes:
-            cells: list[Row | None] = []
-            for variant in study.variants:
-                rows = study.rows("coverage", subject=subject, site=site, sae=sae, variant=variant)
-                names = ("n_latents", "n_alive", "n_pass", "n_sampled")
-                total = {name: sum(row[name] for row in rows) for name in names}
-                cells.append(
-                    {**total, "pass_share": total["n_pass"] / total["n_latents"]}
-                    if total["n_latents"]
-                    else None
-                )
-            found.append((f"{site} · {sae}" if len(config.saes) > 1 else site, cells))
-    return found
+def coverage(study: Study, subject: str) -> list[Grid]:
+    """What passed the filter, summed over draws and seeds: sites (and SAEs) down, variants across.
+
+    Of many variants, the other way round; of many SAEs, a grid for each site.
+    """
+    saes, sites = list(study.config.saes), list(study.config.subjects[subject].sites)
+
+    def label(site: str, sae: str) -> str:
+        return f"{site} · {sae}" if len(saes) > 1 else site
+
+    def cell(variant: str, site: str, sae: str) -> Row | None:
+        rows = study.rows("coverage", subject=subject, site=site, sae=sae, variant=variant)
+        names = ("n_latents", "n_alive", "n_pass", "n_sampled")
+        total = {name: sum(row[name] for row in rows) for name in names}
+        if not total["n_latents"]:
+            return None
+        return {**total, "pass_share": total["n_pass"] / total["n_latents"]}
+
+    variants = list(study.variants)
+    if study.compact:
+        return [
+            Grid(site, saes, [(v, [cell(v, site, sae) for sae in saes]) for v in variants])
+            for site in sites
+        ]
+    places = [(site, sae) for site in sites for sae in saes]
+    labels = [label(*place) for place in places]
+    if is_tight(study):
+        return [Grid("", labels, [(v, [cell(v, *place) for place in places]) for v in variants])]
+    across = [[cell(v, *place) for v in variants] for place in places]
+    return [Grid("", variants, list(zip(labels, across, strict=True)), variants_down=False)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ Row = dict[str, Any]
 COLUMNS: dict[str, tuple[str, ...] | None] = {
     "models": None,
     "reconstruction": None,
+    "cross_evaluation": None,
     "history": (
         *("subject", "variant", "draw", "site", "sae", "seed"),
         *("tokens", "heldout_explained_variance"),
@@ -32,7 +33,10 @@ COLUMNS: dict[str, tuple[str, ...] | None] = {
         *("subject", "variant", "draw", "site", "sae", "seed", "explainer", "latent"),
         *("explanation", "source_latent"),
     ),
-    "scores": None,
+    "scores": (
+        *("subject", "variant", "draw", "site", "sae", "seed", "explainer", "scorer"),
+        *("latent", "auroc"),
+    ),
     "summaries": None,
     "contrasts": None,
     "verdicts": None,
@@ -41,11 +45,17 @@ COLUMNS: dict[str, tuple[str, ...] | None] = {
 
 PLACE = ("subject", "variant", "site")
 """The columns that rows are indexed by."""
+MAX_SAES_SIDE_BY_SIDE = 2
+"""With more SAEs, figures and tables take their compact forms."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A config and its results. `tables["latents"]` holds the sampled latents only."""
+    """A config and its results.
+
+    `tables["latents"]` holds the sampled latents only; `explanations` and `scores` hold those of
+    the first explainer, the only ones that are shown one by one.
+    """
 
     config: Config
     root: Path
@@ -60,6 +70,11 @@ class Study:
     def nulls(self) -> tuple[str, ...]:
         """The variants that `trained` is compared with, in display order."""
         return tuple(variant for variant in self.variants if variant != "trained")
+
+    @property
+    def compact(self) -> bool:
+        """Whether there are too many SAEs for a panel each."""
+        return len(self.config.saes) > MAX_SAES_SIDE_BY_SIDE
 
     def rows(self, table: str, **keys: Any) -> list[Row]:
         """Rows of a table whose columns have the given values."""
@@ -98,8 +113,19 @@ def load_study(config: Config, root: Path) -> Study:
         table = tables.read_table(path, tables.SCHEMAS[name], columns=columns)
         if name == "latents":
             table = table.filter(pc.field("sampled"))
+        if name in ("explanations", "scores"):
+            table = table.filter(pc.field("explainer") == next(iter(config.explainers), ""))
         loaded[name] = table.to_pylist()
     return Study(config=config, root=root, tables=loaded)
+
+
+def thin(names: Sequence[str], n: int) -> list[str]:
+    """At most `n` of the names, evenly spread from the first to the last; the middle one for 1."""
+    if len(names) <= n:
+        return list(names)
+    if n == 1:
+        return [names[len(names) // 2]]
+    return [names[i * (len(names) - 1) // (n - 1)] for i in range(n)]
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -28,7 +28,7 @@ class Autoencoder:
 
     Attributes:
         architecture: which of these.
-        w_enc: encoder rows, [n_latents, d_model].
+        w_enc: encoder rows, [n_latents, d_model]; `token_lookup` has none, [0, d_model].
         b_enc: [n_latents].
         w_dec: decoder rows, [n_latents, d_model].
         b_dec: [d_model], subtracted from the input once and added to the output once.
@@ -97,7 +97,9 @@ class Autoencoder:
         if self.threshold is not None:
             post = post * (pre > self.threshold)
         most = int((post > 0).sum(dim=1).max()) if len(post) else 0
-        return top_k(post, max(1, most))
+        # Sorted: then `decode` adds in an order that does not depend on the other tokens.
+        values, indices = torch.topk(post, max(1, most), dim=1, sorted=True)
+        return values, indices
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
         """Codes to reconstructions [tokens, d_model]."""

@@ -4,48 +4,72 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nullsae.config import Dictionary
 from nullsae.errors import UserError
 from nullsae.files import atomic_path, checksum, rebuild_command, verify, write_json
 from nullsae.inputs import Section
 from nullsae.params import CellKeys
-from nullsae.sae.topk import PARAMETERS, TopKSae
+from nullsae.sae.autoencoder import PARAMETERS, Architecture, Autoencoder
 from nullsae.validation import parse_section
 
 
 class SaeConfig(Section):
     """Content of `cfg.json`."""
 
-    architecture: Literal["topk"]
-    dictionary: Literal["learned"]
+    architecture: Architecture
+    """What the codes are made of: `nullsae.sae.autoencoder`."""
+    dictionary: Literal[Dictionary, "pretrained"]
+    """How it came about; `pretrained` was made elsewhere."""
     d_model: PositiveInt
     n_latents: PositiveInt
-    k: PositiveInt
+    k: PositiveInt | None
+    """Latents kept per token; null but for `topk`."""
     keys: CellKeys
     seed: int
     """The config's seed."""
     activations_key: str
     input_norm: PositiveFloat
-    """Mean norm of the activations it was trained on."""
+    """Mean norm of the activations it was trained on; of `pretrained`, those it is evaluated on."""
     training: dict[str, Any]
     """The recipe, as in the config."""
-    n_steps: int
+    n_steps: NonNegativeInt
+    """Optimizer steps; 0 for what is computed or was made elsewhere."""
     weights_checksum: str
 
+    @model_validator(mode="after")
+    def k_fits(self) -> Self:
+        if self.k is None and self.architecture == "topk":
+            raise ValueError("k: null; a topk SAE has a number there")
+        if self.k is not None and (self.architecture != "topk" or self.k > self.n_latents):
+            raise ValueError(
+                f"k {self.k} does not fit architecture {self.architecture!r} with "
+                f"{self.n_latents} latents"
+            )
+        return self
 
-def save_sae(sae: TopKSae, folder: Path, **described: Any) -> None:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors in `sae.safetensors`."""
+        wide = (self.n_latents, self.d_model)
+        encoder = (0, self.d_model) if self.architecture == "token_lookup" else wide
+        found = dict(zip(PARAMETERS, (encoder, wide[:1], wide, wide[1:]), strict=True))
+        return {**found, "threshold": wide[:1]} if self.architecture == "jumprelu" else found
+
+
+def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
     """Write the weights as float32, then the config; the config makes the folder complete."""
     weights = folder / "sae.safetensors"
     tensors = {name: t.float().cpu().contiguous() for name, t in sae.parameters().items()}
     with atomic_path(weights) as temporary:
         save_file(tensors, temporary)
     config = SaeConfig(
-        d_model=sae.w_dec.shape[1],
+        architecture=sae.architecture,
+        d_model=sae.d_model,
         n_latents=sae.n_latents,
         k=sae.k,
         weights_checksum=checksum(weights),
@@ -54,7 +78,7 @@ def save_sae(sae: TopKSae, folder: Path, **described: Any) -> None:
     write_json(folder / "cfg.json", config.model_dump(mode="json"))
 
 
-def load_sae(config_file: Path) -> tuple[TopKSae, SaeConfig]:
+def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     """Read an SAE.
 
     Raises:
@@ -75,10 +99,9 @@ def load_sae(config_file: Path) -> tuple[TopKSae, SaeConfig]:
         tensors = load_file(weights)
     except SafetensorError as error:
         raise UserError(f"{weights}: {error}; rebuild it with: {rebuild}") from None
-    wide, d = (config.n_latents, config.d_model), (config.d_model,)
-    shapes = dict(zip(PARAMETERS, (wide, wide[:1], wide, d), strict=True))
+    shapes = config.shapes()
     for name in sorted(tensors.keys() | shapes.keys()):
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shapes.get(name):
             raise UserError(f"{weights}: {name} is {found}, should be {shapes.get(name)}")
-    return TopKSae.of(tensors, config.k), config
+    return Autoencoder.of(tensors, config.architecture, config.k), config

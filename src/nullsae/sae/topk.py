@@ -1,72 +1,15 @@
-"""TopK SAE (Gao et al. 2024): x ~ W_dec' relu(topk(W_enc (x - b_dec) + b_enc)) + b_dec."""
+"""How a TopK SAE is trained (Gao et al. 2024): its start, its loss and the exact gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.kernels import HitsByLatent, decode, dot_rows, top_k
-
-PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
-
-
-@dataclass
-class TopKSae:
-    """Weights of a TopK SAE and what they do to activations.
-
-    Attributes:
-        w_enc: encoder rows, [n_latents, d_model].
-        b_enc: [n_latents].
-        w_dec: decoder rows, [n_latents, d_model], of unit norm.
-        b_dec: [d_model], subtracted from the input once and added to the output once.
-        k: latents kept per token.
-    """
-
-    w_enc: Tensor
-    b_enc: Tensor
-    w_dec: Tensor
-    b_dec: Tensor
-    k: int
-
-    @property
-    def n_latents(self) -> int:
-        return len(self.b_enc)
-
-    def parameters(self) -> dict[str, Tensor]:
-        """The tensors by their names on disk."""
-        return dict(zip(PARAMETERS, (self.w_enc, self.b_enc, self.w_dec, self.b_dec), strict=True))
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], k: int) -> TopKSae:
-        """From tensors by their names on disk."""
-        w_enc, b_enc, w_dec, b_dec = (tensors[name] for name in PARAMETERS)
-        return cls(w_enc, b_enc, w_dec, b_dec, k)
-
-    def to(self, device: torch.device) -> TopKSae:
-        """The same SAE on another device."""
-        return TopKSae.of({name: t.to(device) for name, t in self.parameters().items()}, self.k)
-
-    def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Activations [tokens, d_model] to codes: values and int64 indices, both [tokens, k].
-
-        A value of 0 means that the latent did not fire.
-        """
-        return top_k(F.linear(x - self.b_dec, self.w_enc, self.b_enc), self.k)
-
-    def decode(self, values: Tensor, indices: Tensor) -> Tensor:
-        """Codes to reconstructions [tokens, d_model]."""
-        return decode(values, indices, self.w_dec) + self.b_dec
-
-    def scaled(self, factor: float) -> TopKSae:
-        """The SAE for inputs that are `factor` times as large, with codes to match.
-
-        Encoder and decoder rows are homogeneous; only the biases carry the input's scale.
-        """
-        return TopKSae(self.w_enc, self.b_enc * factor, self.w_dec, self.b_dec * factor, k=self.k)
 
 
 @dataclass(frozen=True)
@@ -80,7 +23,7 @@ class Losses:
 
 
 def gradients(
-    sae: TopKSae, x: Tensor, *, dead: Tensor, auxk_k: int, auxk_coefficient: float
+    sae: Autoencoder, x: Tensor, *, dead: Tensor, auxk_k: int, auxk_coefficient: float
 ) -> tuple[dict[str, Tensor], Losses]:
     """Loss and exact gradients of one batch, through the selected latents only.
 
@@ -91,7 +34,7 @@ def gradients(
     of x is the denominator as in EleutherAI's sparsify).
 
     Args:
-        sae: the weights.
+        sae: the weights, of architecture `topk`.
         x: [tokens, d_model], at least two different rows.
         dead: bool [n_latents].
         auxk_k: dead latents per token that may model the residual.
@@ -100,6 +43,7 @@ def gradients(
     Returns:
         Gradients by parameter name, and the loss parts.
     """
+    assert sae.k is not None
     centred = x - sae.b_dec
     pre = torch.addmm(sae.b_enc, centred, sae.w_enc.t())
     values, indices = top_k(pre, sae.k)
@@ -130,7 +74,7 @@ def gradients(
 
 def _add_auxk(
     gradient: dict[str, Tensor],
-    sae: TopKSae,
+    sae: Autoencoder,
     pre: Tensor,
     centred: Tensor,
     target: Tensor,
@@ -157,7 +101,7 @@ def _add_auxk(
     return float(value)
 
 
-def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator) -> TopKSae:
+def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator) -> Autoencoder:
     """A fresh SAE: random unit decoder rows, tied encoder, b_dec the geometric median.
 
     The encoder is the decoder times the one factor that reconstructs the sample best: with zero
@@ -178,7 +122,7 @@ def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator)
     guess = decode(values, indices, w_dec)
     scale = (centred * guess).sum() / guess.square().sum().clamp_min(1e-12)
     b_enc = torch.zeros(n_latents, device=x.device)
-    return TopKSae(w_dec * scale, b_enc, w_dec.clone(), b_dec, k=k)
+    return Autoencoder("topk", w_dec * scale, b_enc, w_dec.clone(), b_dec, k=k)
 
 
 def geometric_median(x: Tensor, *, iterations: int = 50) -> Tensor:

@@ -1,186 +1,35 @@
-"""Training of one SAE: deterministic order of data, checkpoints, exact resume."""
+"""Making of one SAE: trained, computed, or made elsewhere."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
-from nullsae.config import Sae
+from nullsae.config import FITTED_DICTIONARIES, Sae
+from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
-from nullsae.files import atomic_path, content_key
+from nullsae.files import content_key
 from nullsae.params import TrainSaeParams
 from nullsae.randomness import torch_generator
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.dictionaries import fit_dictionary, token_ids
 from nullsae.sae.files import save_sae
-from nullsae.sae.topk import TopKSae, gradients, initialize
+from nullsae.sae.interchange import read_pretrained
+from nullsae.sae.steps import Trainer, evaluate, training_batches
+from nullsae.sae.topk import initialize
 from nullsae.subjects.loading import pick_device
 
 logger = logging.getLogger(__name__)
 
 INIT_TOKENS = 32_768
-EVALUATION_BATCH_TOKENS = 4096
-
-
-def learning_rate(sae: Sae, n_latents: int) -> float:
-    """The recipe's peak rate: as given, or 2e-4 / sqrt(n_latents / 2^14) (Gao et al. 2024)."""
-    return sae.lr if sae.lr is not None else 2e-4 / math.sqrt(n_latents / 2**14)
-
-
-def schedule(step: int, n_steps: int, sae: Sae) -> float:
-    """Factor on the peak rate in optimizer step `step` (0 ... n_steps - 1).
-
-    Rises linearly over the first `warmup_share` of the steps, falls linearly to 0 over the last
-    `decay_share`; never 0 itself.
-    """
-    warmup, decay = sae.warmup_share * n_steps, sae.decay_share * n_steps
-    rise = (step + 1) / warmup if warmup >= 1 else 1.0
-    fall = (n_steps - step) / decay if decay >= 1 else 1.0
-    return min(1.0, rise, fall)
-
-
-def training_batches(
-    reader: SiteReader, sae: Sae, seed: int, key: tuple[str | int, ...], *, start_step: int
-) -> Iterator[Tensor]:
-    """Batches of exactly `batch_tokens` rows from `start_step` on.
-
-    Shards come in an order drawn anew for each epoch. In the first epoch tokens lie in the order
-    in which they were permuted at capture; later epochs permute each shard again. A rest of less
-    than a batch is left out at the end of an epoch.
-    """
-    per_epoch = reader.n_tokens // sae.batch_tokens
-    sizes = [int(shard["n_tokens"]) for shard in reader.manifest["shards"]]
-    for epoch in range(start_step // per_epoch, sae.epochs):
-        first = start_step % per_epoch if epoch == start_step // per_epoch else 0
-        generator = torch_generator(seed, "shard_order", *key, epoch)
-        order = torch.randperm(len(sizes), generator=generator).tolist()
-        skip, left = first * sae.batch_tokens, per_epoch - first
-        held = torch.empty(0, reader.d_model)
-        for index in order:
-            if left == 0:
-                break
-            if skip >= sizes[index]:
-                skip -= sizes[index]
-                continue
-            x = reader.shard(index)[0]
-            if epoch:
-                again = torch_generator(seed, "epoch_permutation", *key, epoch, index)
-                x = x[torch.randperm(len(x), generator=again)]
-            held, skip = torch.cat([held, x[skip:]]), 0
-            n = min(len(held) // sae.batch_tokens, left)
-            if n == 0:
-                continue  # torch.split makes one empty batch of no rows
-            yield from torch.split(held[: n * sae.batch_tokens], sae.batch_tokens)
-            held, left = held[n * sae.batch_tokens :], left - n
-
-
-@dataclass
-class Trainer:
-    """State of one training run, in the scaled space where activations have mean norm sqrt(d)."""
-
-    recipe: Sae
-    n_steps: int
-    sae: TopKSae
-    step: int
-    unfired_tokens: Tensor
-    """int64 [n_latents]: tokens since a latent last fired."""
-    history: list[dict[str, Any]]
-
-    def __post_init__(self) -> None:
-        parameters = list(self.sae.parameters().values())
-        self.optimizer = torch.optim.Adam(parameters, lr=1.0, fused=True)
-        self.peak_lr = learning_rate(self.recipe, self.sae.n_latents)
-        self.auxk_k = self.recipe.auxk_k or max(1, self.sae.w_dec.shape[1] // 2)
-
-    @property
-    def dead(self) -> Tensor:
-        """Which latents count as dead, bool [n_latents]."""
-        return self.unfired_tokens >= self.recipe.dead_after_tokens
-
-    def train_step(self, x: Tensor) -> tuple[float, float]:
-        """One optimizer step on x [batch_tokens, d_model]; returns (FVU, AuxK) of the batch."""
-        sae, recipe = self.sae, self.recipe
-        gradient, losses = gradients(
-            sae,
-            x,
-            dead=self.dead,
-            auxk_k=self.auxk_k,
-            auxk_coefficient=recipe.auxk_coefficient,
-        )
-        decoder = gradient["W_dec"]
-        # Rows have unit norm: what points along a row only fights the renormalization.
-        decoder -= (decoder * sae.w_dec).sum(dim=1, keepdim=True) * sae.w_dec
-        norm = torch.stack([g.norm() for g in gradient.values()]).norm()
-        clip = (recipe.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        for name, parameter in sae.parameters().items():
-            parameter.grad = gradient[name] * clip
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
-        self.optimizer.step()
-        sae.w_dec /= sae.w_dec.norm(dim=1, keepdim=True)
-        self.unfired_tokens += len(x)
-        self.unfired_tokens[losses.fired] = 0
-        self.step += 1
-        return losses.fvu, losses.auxk
-
-    def lr(self) -> float:
-        """The rate of the coming step."""
-        return self.peak_lr * schedule(self.step, self.n_steps, self.recipe)
-
-    def save(self, path: Path) -> None:
-        """Write everything that the next step depends on, atomically."""
-        tensors = {"unfired_tokens": self.unfired_tokens}
-        for name, parameter in self.sae.parameters().items():
-            tensors[name] = parameter
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"adam.{key}.{name}"] = value
-        metadata = {"step": str(self.step), "history": json.dumps(self.history)}
-        with atomic_path(path) as temporary:
-            save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, temporary, metadata)
-
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint written by `save`."""
-        with safe_open(path, framework="pt") as stream:
-            metadata = stream.metadata()
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-        self.step = int(metadata["step"])
-        self.history = json.loads(metadata["history"])
-        self.unfired_tokens = tensors["unfired_tokens"].to(self.unfired_tokens.device)
-        for name, parameter in self.sae.parameters().items():
-            parameter.copy_(tensors[name])
-            self.optimizer.state[parameter] = {
-                key: tensors[f"adam.{key}.{name}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-
-
-def evaluate(sae: TopKSae, x: Tensor) -> dict[str, float]:
-    """Explained variance, mean cosine and share of latents that fired on x [tokens, d_model]."""
-    error, cosine = 0.0, 0.0
-    fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=x.device)
-    for batch in torch.split(x, EVALUATION_BATCH_TOKENS):
-        values, indices = sae.encode(batch)
-        output = sae.decode(values, indices)
-        error += float((batch.double() - output.double()).square().sum())
-        cosine += float(torch.cosine_similarity(batch, output, dim=1).double().sum())
-        fired[indices[values > 0]] = True
-    exact = x.double()
-    variance = float((exact - exact.mean(dim=0)).square().sum())
-    return {
-        "heldout_explained_variance": 1.0 - error / variance,
-        "heldout_cosine": cosine / len(x),
-        "heldout_alive_share": float(fired.double().mean()),
-    }
+Report = Callable[[int, int, float | None], None]
 
 
 def train_sae(
@@ -190,9 +39,15 @@ def train_sae(
     eval_activations: Path,
     output: Path,
     work: Path,
-    report: Callable[[int, int, float], None] | None = None,
+    train_tokens: Path | None = None,
+    eval_tokens: Path | None = None,
+    report: Report | None = None,
 ) -> int:
-    """Train one SAE and write `sae.safetensors`, `cfg.json` and `history.parquet`.
+    """Make one SAE and write `sae.safetensors`, `cfg.json` and `history.parquet`.
+
+    By gradient steps, or without any: a dictionary that is computed (`fit_dictionary`), or, where
+    the recipe names a `pretrained` SAE and the variant is `trained`, that SAE as it is. Those have
+    one row of history, at step 0.
 
     Args:
         params: the rule's slice of the config.
@@ -200,27 +55,83 @@ def train_sae(
         eval_activations: manifest of its `eval` activations, for the held-out curve.
         output: the SAE's folder.
         work: folder for checkpoints; a run with the same params and activations resumes there.
-        report: called with (step, steps, FVU of the batch).
+        train_tokens: corpus manifest of `sae_train`, for `token_lookup`.
+        eval_tokens: corpus manifest of `eval`, for `token_lookup`.
+        report: called with (step, steps, FVU of the batch), or with (tokens, tokens in all, None)
+            where there are no steps.
 
     Returns:
         The number of optimizer steps that this call ran (less than all after a resume).
 
     Raises:
-        UserError: damaged or foreign activations, or fewer of them than one batch.
+        UserError: damaged or foreign activations, or fewer of them than one batch; a recipe or a
+            pretrained SAE that does not fit them.
     """
     torch.set_num_threads(params.compute.threads)
     device, recipe, keys = pick_device(params.compute.device), params.sae, params.keys
-    site = keys.site
-    reader = SiteReader.open(train_activations, site, key=params.activations_key)
-    heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
+    where = f"config: saes.{keys.sae}"
+    reader = SiteReader.open(train_activations, keys.site, key=params.activations_key)
+    heldout = SiteReader.open(eval_activations, keys.site, key=params.eval_activations_key)
     reader.check()
     heldout.check()
-    n_latents = recipe.width(reader.d_model)
+
+    identity = [params.model_dump(mode="json"), reader.manifest, heldout.manifest]
+    checkpoint = work / f"train_sae-{content_key(identity)}.safetensors"
+
+    given = _pretrained(recipe, reader, keys.site, where) if recipe.pretrained else None
+    dictionary: str = recipe.dictionary
+    n_steps = ran = 0
+    if given is not None and keys.variant == "trained":
+        sae, dictionary = given.to(device), "pretrained"
+        history = [_only_row(sae, recipe, reader, heldout, tokens=0)]
+    elif recipe.dictionary in FITTED_DICTIONARIES:
+        corpora = _corpora(recipe, train_tokens, eval_tokens, where)
+        fitted = fit_dictionary(recipe, reader, corpora[0], where=where, report=report)
+        sae = fitted.to(device)
+        history = [_only_row(sae, recipe, reader, heldout, corpora, tokens=reader.n_tokens)]
+    else:
+        trainer, ran = _train(params, reader, heldout, given, checkpoint, report)
+        sae, history, n_steps = trainer.sae, trainer.history, trainer.n_steps
+
+    tables.write_table(output / "history.parquet", history, tables.cell_schema("history"))
+    save_sae(
+        sae,
+        output,
+        dictionary=dictionary,
+        keys=keys,
+        seed=params.seed,
+        activations_key=reader.manifest["key"],
+        input_norm=float(reader.manifest["mean_norm"]),
+        training=recipe.model_dump(mode="json"),
+        n_steps=n_steps,
+    )
+    checkpoint.unlink(missing_ok=True)
+    logger.info("ran %d of %d steps", ran, n_steps)
+    return ran
+
+
+def _train(
+    params: TrainSaeParams,
+    reader: SiteReader,
+    heldout: SiteReader,
+    given: Autoencoder | None,
+    checkpoint: Path,
+    report: Report | None,
+) -> tuple[Trainer, int]:
+    """Train by gradient steps, from a checkpoint if there is one.
+
+    Returns:
+        The finished trainer, its SAE scaled back to the activations as captured, and the number
+        of steps that this call ran.
+    """
+    device, recipe, keys = pick_device(params.compute.device), params.sae, params.keys
+    where = f"config: saes.{keys.sae}"
+    n_latents, k = _shape(recipe, given, reader.d_model, where)
     per_epoch = reader.n_tokens // recipe.batch_tokens
     if per_epoch == 0:
         raise UserError(
-            f"config: saes.{keys.sae}.batch_tokens: {recipe.batch_tokens} is more than the "
-            f"{reader.n_tokens} cached tokens (activations.sae_train_tokens)"
+            f"{where}.batch_tokens: {recipe.batch_tokens} is more than the {reader.n_tokens} "
+            f"cached tokens (activations.sae_train_tokens)"
         )
     n_steps = per_epoch * recipe.epochs
     scale = math.sqrt(reader.d_model) / float(reader.manifest["mean_norm"])
@@ -230,7 +141,7 @@ def train_sae(
     sample, _ = reader.shard(0)
     generator = torch_generator(params.seed, "sae_init", *keys.parts())
     initial = initialize(
-        sample[:INIT_TOKENS] * scale, n_latents=n_latents, k=recipe.k, generator=generator
+        sample[:INIT_TOKENS] * scale, n_latents=n_latents, k=k, generator=generator
     )
     trainer = Trainer(
         recipe=recipe,
@@ -240,8 +151,6 @@ def train_sae(
         unfired_tokens=torch.zeros(n_latents, dtype=torch.int64, device=device),
         history=[],
     )
-    identity = [params.model_dump(mode="json"), reader.manifest, heldout.manifest]
-    checkpoint = work / f"train_sae-{content_key(identity)}.safetensors"
     if checkpoint.is_file():
         trainer.load(checkpoint)
         logger.info("resumed at step %d of %d", trainer.step, n_steps)
@@ -251,9 +160,7 @@ def train_sae(
         lr = trainer.lr()
         fvu, auxk = trainer.train_step(batch.to(device) * scale)
         if not math.isfinite(fvu):
-            raise UserError(
-                f"config: saes.{keys.sae}: the loss is {fvu} at step {trainer.step}; lower lr"
-            )
+            raise UserError(f"{where}: the loss is {fvu} at step {trainer.step}; lower lr")
         if report is not None:
             report(trainer.step, n_steps, fvu)
         if trainer.step % recipe.evaluate_every_steps == 0 or trainer.step == n_steps:
@@ -276,20 +183,92 @@ def train_sae(
             )
         if trainer.step % recipe.checkpoint_every_steps == 0 and trainer.step < n_steps:
             trainer.save(checkpoint)
+    trainer.sae = trainer.sae.scaled(1.0 / scale)
+    return trainer, trainer.step - start
 
-    tables.write_table(output / "history.parquet", trainer.history, tables.cell_schema("history"))
-    save_sae(
-        trainer.sae.scaled(1.0 / scale),
-        output,
-        architecture=recipe.architecture,
-        dictionary=recipe.dictionary,
-        keys=keys,
-        seed=params.seed,
-        activations_key=reader.manifest["key"],
-        input_norm=float(reader.manifest["mean_norm"]),
-        training=recipe.model_dump(mode="json"),
-        n_steps=n_steps,
-    )
-    checkpoint.unlink(missing_ok=True)
-    logger.info("ran %d of %d steps", trainer.step - start, n_steps)
-    return trainer.step - start
+
+def _shape(recipe: Sae, given: Autoencoder | None, d_model: int, where: str) -> tuple[int, int]:
+    """(n_latents, k) of an SAE that is trained: the recipe's, or those of the SAE it matches."""
+    if given is None:
+        n_latents, k = recipe.width(d_model), recipe.kept
+        assert n_latents is not None
+    else:
+        n_latents = given.n_latents
+        chosen = given.k or recipe.k
+        if chosen is None:
+            raise UserError(
+                f"{where}.k: missing; the pretrained SAE is of architecture "
+                f"{given.architecture!r} and has none, but its nulls are trained as TopK SAEs: "
+                f"give the number of latents that it keeps per token"
+            )
+        k = chosen
+    if k > n_latents:
+        raise UserError(
+            f"{where}.k: {k} is larger than the number of latents, {n_latents}, at {d_model} "
+            f"dimensions"
+        )
+    return n_latents, k
+
+
+def _pretrained(recipe: Sae, reader: SiteReader, site: str, where: str) -> Autoencoder:
+    """The recipe's SAE that was made elsewhere, if it fits the site."""
+    assert recipe.pretrained is not None
+    sae = read_pretrained(recipe.pretrained, site, where=f"{where}.pretrained")
+    if sae.architecture == "token_lookup":
+        raise UserError(
+            f"{where}.pretrained: {recipe.pretrained} looks up tokens and reads no activations; "
+            f"give dictionary 'token_lookup' instead"
+        )
+    if sae.d_model != reader.d_model:
+        raise UserError(
+            f"{where}.pretrained: {recipe.pretrained} is an SAE for {sae.d_model} dimensions, but "
+            f"{site} has {reader.d_model}"
+        )
+    if None not in (sae.k, recipe.k) and sae.k != recipe.k:
+        raise UserError(
+            f"{where}.k: {recipe.k} is not the k of the pretrained SAE, {sae.k}: leave it out"
+        )
+    return sae
+
+
+def _corpora(
+    recipe: Sae, train_tokens: Path | None, eval_tokens: Path | None, where: str
+) -> tuple[Tokens | None, Tokens | None]:
+    """The tokens of `sae_train` and `eval`, where codes depend on them."""
+    if recipe.dictionary != "token_lookup":
+        return None, None
+    if train_tokens is None or eval_tokens is None:
+        raise UserError(
+            f"{where}.dictionary: 'token_lookup' needs the tokens under the activations: give "
+            f"--train-tokens and --eval-tokens"
+        )
+    return load_tokens(train_tokens), load_tokens(eval_tokens)
+
+
+def _only_row(
+    sae: Autoencoder,
+    recipe: Sae,
+    reader: SiteReader,
+    heldout: SiteReader,
+    corpora: tuple[Tokens | None, Tokens | None] = (None, None),
+    *,
+    tokens: int,
+) -> dict[str, Any]:
+    """The history of an SAE that took no steps. FVU is over one batch of `sae_train`, and latents
+    count as dead that do not fire on the held-out tokens.
+    """
+    found = []
+    sizes = (recipe.batch_tokens, recipe.heldout_tokens)
+    for split, size, corpus in zip((reader, heldout), sizes, corpora, strict=True):
+        x, position = next(split.batches(size))
+        ids = None if corpus is None else token_ids(corpus, position)
+        found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
+    return {
+        "step": 0,
+        "tokens": tokens,
+        "lr": 0.0,
+        "fvu_loss": 1.0 - found[0]["heldout_explained_variance"],
+        "auxk_loss": 0.0,
+        **found[1],
+        "dead_share": 1.0 - found[1]["heldout_alive_share"],
+    }

@@ -1,0 +1,325 @@
+"""Activations without a model: mean and covariance of the trained variant's, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nullsae.activations.capture import (
+    POSITION_BYTES,
+    check_disk,
+    count_contexts,
+    shard_order,
+    write_split_manifest,
+)
+from nullsae.activations.store import SiteReader, SiteWriter, is_complete
+from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.files import content_key, read_json, rebuild_command
+from nullsae.moments import Moments
+from nullsae.params import SampleGaussianParams
+from nullsae.randomness import torch_generator
+from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
+from nullsae.subjects.loading import DTYPES, pick_device
+
+BATCH_TOKENS = 4096
+# With fewer tokens per dimension the sample covariance is shrunk.
+ENOUGH_TOKENS = 10
+# Below these shares of the largest one, an eigenvalue of the correlation matrix is rounding, or
+# too small for sums in float64 to tell by how much it is off.
+ROUNDING = 1e-13
+MEASURABLE = 1e-10
+# A dimension whose standard deviation is a smaller share of its mean is constant but for rounding.
+CONSTANT = 1e-12
+# Directions in which token means are compared: each costs a float64 per token id.
+TOKEN_DIRECTIONS = 16
+# A correlation of fewer samples is far from normal.
+MIN_CORRELATED_TOKENS = 64
+
+
+def sample_gaussian(
+    params: SampleGaussianParams,
+    *,
+    split: str,
+    fitted: Path,
+    tokens: Path,
+    output: Path,
+    report: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Sample all sites of a split that are not there yet, in shards as `cache_activations` writes.
+
+    Each token's vector is drawn independently from N(mean, covariance) of the trained variant's
+    `sae_train` activations at that site. A context's samples depend on (seed, subject, draw, site,
+    split, context) alone. A site's manifest holds the gates that its samples passed, their health
+    before rounding to the storage dtype, and what they were fitted to.
+
+    Args:
+        params: the rule's slice of the config.
+        split: `sae_train` (tokens permuted within shards) or `eval` (in order).
+        fitted: manifest of the trained variant's `sae_train` activations.
+        tokens: manifest of the corpus' split: as many tokens are sampled.
+        output: the split's folder; its `manifest.json` is written last.
+        report: called with (tokens done, tokens in all), sites counted one by one.
+
+    Returns:
+        The sites that were sampled now.
+
+    Raises:
+        UserError: the trained activations are missing, damaged or of another config, not enough
+            disk, or a gate that fails; names the file, or the site and the gate.
+    """
+    torch.set_num_threads(params.compute.threads)
+    if not params.key:
+        # By hand: what is on disk counts only if it came from just these inputs.
+        sources = [read_json(file, rebuild=rebuild_command(file)) for file in (fitted, tokens)]
+        key = content_key([params.model_dump(mode="json", exclude={"sites"}), split, sources])
+        params = params.model_copy(update={"key": key})
+    missing = [s for s in params.sites if not is_complete(output / f"site={s}", key=params.key)]
+    if missing:
+        corpus = load_tokens(tokens)
+        n_contexts = count_contexts(corpus, params.max_tokens)
+        n_tokens = n_contexts * corpus.input_ids.shape[1]
+        readers = [SiteReader.open(fitted, s, key=params.fitted_activations_key) for s in missing]
+        itemsize = DTYPES[params.dtype].itemsize
+        row_bytes = (reader.d_model * itemsize + POSITION_BYTES for reader in readers)
+        check_disk(output, n_tokens * sum(row_bytes))
+        for index, (site, reader) in enumerate(zip(missing, readers, strict=True)):
+
+            def progress(done: int, before: int = index * n_tokens) -> None:
+                if report is not None:
+                    report(before + done, len(missing) * n_tokens)
+
+            _sample_site(params, site, split, reader, corpus, n_contexts, output, progress)
+    write_split_manifest(output, params.sites, split=split, key=params.key)
+    return missing
+
+
+def _sample_site(
+    params: SampleGaussianParams,
+    site: str,
+    split: str,
+    reader: SiteReader,
+    corpus: Tokens,
+    n_contexts: int,
+    output: Path,
+    report: Callable[[int], None],
+) -> None:
+    device, dtype, keys = pick_device(params.compute.device), DTYPES[params.dtype], params.keys
+    reader.check()
+    fit = Moments(reader.d_model, device=device)
+    for x, _ in reader.batches(BATCH_TOKENS):
+        fit.add(x)
+    gaussian = Gaussian.fitted_to(fit, device)
+    check = SampleCheck(gaussian, int(corpus.manifest["vocab_size"]))
+
+    folder = output / f"site={site}"
+    writer = SiteWriter(folder, dtype=params.dtype, d_model=reader.d_model)
+    context_tokens = corpus.input_ids.shape[1]
+    ids = torch.from_numpy(corpus.input_ids).long()
+    chunk_contexts = max(1, params.shard_tokens // context_tokens)
+    for chunk, start in enumerate(range(0, n_contexts, chunk_contexts)):
+        stop = min(start + chunk_contexts, n_contexts)
+        parts = []
+        for context in range(start, stop):
+            generator = torch_generator(
+                params.seed, "gaussian", keys.subject, keys.draw, site, split, context
+            )
+            x = gaussian.sample(context_tokens, generator)
+            check.add(x, ids[context])
+            parts.append(x.to("cpu", dtype))
+        position = torch.arange(start * context_tokens, stop * context_tokens)
+        order = shard_order(params.seed, split, chunk, len(position))
+        writer.write(torch.cat(parts)[order], position[order])
+        report(stop * context_tokens)
+    gates = check.gates()
+    require(gates, str(folder))
+    writer.finish(
+        key=params.key,
+        site=site,
+        split=split,
+        context_tokens=context_tokens,
+        tokens_checksum=corpus.manifest["tokens_checksum"],
+        fitted={
+            "key": reader.manifest["key"],
+            "n_tokens": fit.n,
+            "shrinkage": gaussian.shrinkage,
+        },
+        gates=gates,
+        health=check.moments.health(),
+    )
+
+
+def oas_shrinkage(covariance: Tensor, n: int) -> float:
+    """Weight of the target tr(S)/p * I that approximates the oracle (Chen et al. 2010, eq. 23).
+
+    Args:
+        covariance: S, the sample covariance [p, p] with n in the denominator.
+        n: samples behind it.
+    """
+    p = len(covariance)
+    square, trace = float(covariance.square().sum()), float(covariance.trace())
+    spread = square - trace**2 / p
+    if spread <= 0.0:
+        return 1.0  # S is its own target
+    weight = ((1 - 2 / p) * square + trace**2) / ((n + 1 - 2 / p) * spread)
+    return min(1.0, weight)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean, covariance) in float64, the covariance as D R D with R a correlation matrix.
+
+    A dimension of massive activations would drown the small ones in an eigendecomposition of the
+    covariance; in R all dimensions count the same.
+    """
+
+    mean: Tensor
+    """[d_model]."""
+    scale: Tensor
+    """Diagonal of D, [d_model]: standard deviations, 0 where a dimension is constant."""
+    eigenvalues: Tensor
+    """Of R, ascending, [d_model]; rounding is set to 0."""
+    eigenvectors: Tensor
+    """Of R, as columns, [d_model, d_model]."""
+    root: Tensor
+    """R^(1/2) D, [d_model, d_model], R^(1/2) symmetric: no eigenvector's sign matters."""
+    shrinkage: float
+    """Weight of the isotropic target in the covariance; 0 where tokens were plenty."""
+
+    @classmethod
+    def fitted_to(cls, moments: Moments, device: torch.device) -> Gaussian:
+        """With these moments; shrunk where there are fewer than 10 tokens per dimension."""
+        mean, covariance = moments.mean(), moments.covariance()
+        d_model, shrinkage = len(mean), 0.0
+        if moments.n < ENOUGH_TOKENS * d_model:
+            shrinkage = oas_shrinkage(covariance, moments.n)
+            target = torch.eye(d_model, dtype=torch.float64) * (covariance.trace() / d_model)
+            covariance = (1 - shrinkage) * covariance + shrinkage * target
+        scale = covariance.diagonal().clamp_min(0.0).sqrt()
+        scale = torch.where(scale > CONSTANT * mean.abs(), scale, 0.0)
+        inverse = torch.where(scale > 0, 1 / scale, 0.0)
+        eigenvalues, vectors = torch.linalg.eigh(inverse[:, None] * covariance * inverse)
+        floor = ROUNDING * float(eigenvalues[-1])
+        eigenvalues = torch.where(eigenvalues > floor, eigenvalues, 0.0)
+        root = (vectors * eigenvalues.sqrt()) @ vectors.t() * scale
+        return cls(
+            mean=mean.to(device),
+            scale=scale.to(device),
+            eigenvalues=eigenvalues.to(device),
+            eigenvectors=vectors.to(device),
+            root=root.to(device),
+            shrinkage=shrinkage,
+        )
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Independent samples, float64 [n, d_model]; drawn on the CPU, the same on any device."""
+        noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
+        return self.mean + noise.to(self.mean.device) @ self.root
+
+
+class SampleCheck:
+    """Sums over samples, and the gates that tell whether they follow a Gaussian.
+
+    In the eigenbasis of R, divided by the standard deviations, samples are independent N(0, 1).
+    So each statistic below has a known distribution; it is turned into standard errors of a
+    normal one, exactly or nearly so at any number of samples.
+    """
+
+    def __init__(self, gaussian: Gaussian, vocab_size: int) -> None:
+        self.gaussian = gaussian
+        self.moments = Moments(len(gaussian.mean), device=gaussian.mean.device)
+        eigenvalues = gaussian.eigenvalues
+        measured = eigenvalues > MEASURABLE * eigenvalues[-1]
+        inverse = torch.where(gaussian.scale > 0, 1 / gaussian.scale, 1.0)
+        basis = inverse[:, None] * gaussian.eigenvectors
+        self.whiten = basis[:, measured] / eigenvalues[measured].sqrt()
+        self.silent = basis[:, ~measured]
+        leading = self.whiten[:, -TOKEN_DIRECTIONS:]
+        self._leading = leading
+        self._by_token = leading.new_zeros(vocab_size, leading.shape[1])
+        self._counts = leading.new_zeros(vocab_size)
+
+    def add(self, x: Tensor, ids: Tensor) -> None:
+        """Add samples float64 [n, d_model] with the token ids int64 [n] of their positions."""
+        self.moments.add(x)
+        ids = ids.to(x.device)
+        self._by_token.index_add_(0, ids, (x - self.gaussian.mean) @ self._leading)
+        self._counts.index_add_(0, ids, torch.ones_like(ids, dtype=torch.float64))
+
+    def gates(self) -> list[Gate]:
+        """Finite; mean, covariance and token means within 6 standard errors, each jointly."""
+        mean, covariance = self.moments.mean(), self.moments.covariance()
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+            return [failed("finite", "NaN or infinite samples")]
+        gates = [passed("finite", f"{self.moments.n} samples")]
+        whiten, silent = self.whiten.cpu(), self.silent.cpu()
+        shift = mean - self.gaussian.mean.cpu()
+        gates.append(self._mean_gate(shift @ whiten))
+        second = covariance + torch.outer(shift, shift)
+        gates.append(
+            self._covariance_gate(whiten.t() @ second @ whiten, silent.t() @ second @ silent)
+        )
+        seen = self._counts > 0
+        scores = self._by_token[seen] / self._counts[seen].sqrt()[:, None]
+        deviation = _standard_errors(float(scores.square().sum()), scores.numel())
+        gates.append(_gate("token identity", [deviation], f"means of {int(seen.sum())} token ids"))
+        return gates
+
+    def _mean_gate(self, shift: Tensor) -> Gate:
+        """From the whitened sample mean [r]: each entry times sqrt(n) is N(0, 1)."""
+        n, directions = self.moments.n, len(shift)
+        joint = _standard_errors(n * float(shift.square().sum()), directions)
+        return _gate("mean", [shift * math.sqrt(n), joint], f"{directions} directions and jointly")
+
+    def _covariance_gate(self, white: Tensor, silent: Tensor) -> Gate:
+        """From second moments about the fitted mean, whitened [r, r] and where there are none.
+
+        n * white is Wishart: n times its diagonal is chi-square with n degrees of freedom, n times
+        its trace with n * r, and for its correlations -(n - 1) log(1 - c^2) is nearly the square
+        of a standard normal (Wallace 1959 for the t distribution that they follow).
+        """
+        n, variances = self.moments.n, white.diagonal()
+        limit = 10 * MEASURABLE * float(self.gaussian.eigenvalues[-1])
+        if len(silent) and float(silent.diagonal().max()) > limit:
+            worst = float(silent.diagonal().max())
+            return failed("covariance", f"variance {worst:.3g} where the fitted one has none")
+        deviations = [
+            _standard_errors(n * variances, n),
+            _standard_errors(n * float(variances.sum()), n * len(white)),
+        ]
+        if n >= MIN_CORRELATED_TOKENS:
+            std = variances.sqrt()
+            pairs = torch.triu_indices(len(white), len(white), offset=1)
+            correlation = (white / std[:, None] / std)[pairs[0], pairs[1]]
+            deviations.append((-(n - 1) * torch.log1p(-correlation.square())).sqrt())
+        return _gate("covariance", deviations, f"{len(white)} variances, their sum and pairs")
+
+
+def _standard_errors(chi_square: Tensor | float, degrees: int) -> Tensor:
+    """Standard errors from what is expected (Wilson and Hilferty 1931)."""
+    spread = 2 / (9 * degrees)
+    ratio = torch.as_tensor(chi_square, dtype=torch.float64) / degrees
+    return (ratio.pow(1 / 3) - (1 - spread)) / math.sqrt(spread)
+
+
+def _gate(name: str, deviations: Sequence[Tensor], what: str) -> Gate:
+    """Whether the largest deviations hold, each kind against 6 standard errors of one draw.
+
+    Of m deviations the largest may be sqrt(36 + 2 log m): by the union bound it then exceeds that
+    no more often than one draw exceeds 6.
+    """
+    details, holds = [], True
+    for deviation in deviations:
+        values = deviation.abs().flatten()
+        if not len(values):
+            continue
+        limit = math.sqrt(STANDARD_ERRORS**2 + 2 * math.log(len(values)))
+        largest = float(values.max())
+        holds = holds and largest <= limit
+        details.append(f"{largest:.2f} of {limit:.2f}")
+    text = f"{what}: at most {', '.join(details)} standard errors"
+    return passed(name, text) if holds else failed(name, text)

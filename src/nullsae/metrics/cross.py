@@ -1,0 +1,107 @@
+"""One variant's SAE on the activations of every variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nullsae import tables
+from nullsae.activations.store import SiteReader
+from nullsae.corpus.store import load_tokens
+from nullsae.errors import UserError
+from nullsae.metrics.evaluate import BATCH_TOKENS, check_width
+from nullsae.metrics.reconstruction import ReconstructionSums
+from nullsae.params import CrossEvaluateParams
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.files import load_sae
+from nullsae.subjects.loading import pick_device
+
+
+def cross_evaluate(
+    params: CrossEvaluateParams,
+    *,
+    sae: Path,
+    activations: list[Path],
+    tokens: Path,
+    output: Path,
+) -> None:
+    """Write the table `cross_evaluation` of one SAE: a row per variant, in the order of the params.
+
+    `explained_variance`, `cosine`, `l0` and `alive_share` are those of the activations as they are,
+    about the variant's own mean over the tokens used. For `explained_variance_rescaled` they are
+    first brought to the mean norm that the SAE was trained on, and compared there: it tells apart
+    a dictionary that does not fit from a mere difference of scale.
+
+    Args:
+        params: the rule's slice of the config.
+        sae: `cfg.json` of the SAE.
+        activations: manifests of the variants' `eval` activations, in the order of
+            `params.variants`.
+        tokens: manifest of the corpus' `eval` split.
+        output: the table.
+
+    Raises:
+        UserError: another number of manifests than of variants, or activations that are missing,
+            damaged, of another config or of another width than the SAE's.
+    """
+    n_keys = len(params.activations_keys)
+    if len(activations) != len(params.variants) or n_keys not in (0, len(activations)):
+        raise UserError(
+            f"--activations: {len(activations)} manifests, but --params names "
+            f"{len(params.variants)} variants and {n_keys} keys; give one of each per variant"
+        )
+    torch.set_num_threads(params.compute.threads)
+    coder, config = load_sae(sae)
+    coder = coder.to(pick_device(params.compute.device))
+    token_ids = torch.from_numpy(load_tokens(tokens).input_ids).flatten().long()
+    keys = params.activations_keys or ("",) * len(activations)
+    readers = []
+    for manifest, key in zip(activations, keys, strict=True):
+        reader = SiteReader.open(manifest, params.keys.site, key=key)
+        check_width(reader, config.d_model, sae)
+        reader.check()
+        readers.append(reader)
+    rows = [
+        {
+            "evaluated_on": variant.variant,
+            "evaluated_on_draw": variant.draw,
+            **_measure(coder, config.input_norm, reader, token_ids, params.max_tokens),
+        }
+        for variant, reader in zip(params.variants, readers, strict=True)
+    ]
+    tables.write_table(output, rows, tables.cell_schema("cross_evaluation"))
+
+
+def _measure(
+    coder: Autoencoder, input_norm: float, reader: SiteReader, token_ids: Tensor, max_tokens: int
+) -> dict[str, Any]:
+    """The columns of one variant; `token_ids` are int64, of the whole split."""
+    n, total, norms = 0, torch.zeros(reader.d_model, dtype=torch.float64), 0.0
+    for x, _ in reader.batches(BATCH_TOKENS, max_tokens=max_tokens):
+        exact = x.double()
+        n, total, norms = (
+            n + len(x),
+            total + exact.sum(dim=0),
+            norms + float(exact.norm(dim=1).sum()),
+        )
+    factors = {"plain": 1.0, "rescaled": input_norm / (norms / n)}
+    sums = {
+        name: ReconstructionSums(mean=total / n * factor, n_documents=1, n_latents=coder.n_latents)
+        for name, factor in factors.items()
+    }
+    for x, position in reader.batches(BATCH_TOKENS, max_tokens=max_tokens):
+        for name, factor in factors.items():
+            scaled = (x.double() * factor).float()
+            values, indices = coder.encode(scaled.to(coder.b_dec.device), token_ids[position])
+            decoded = coder.decode(values, indices)
+            sums[name].add(scaled, decoded, values, indices, np.zeros(len(x), dtype=np.int64))
+    plain = sums["plain"].totals()
+    return {
+        **{name: plain[name] for name in ("n_tokens", "explained_variance", "cosine", "l0")},
+        "explained_variance_rescaled": sums["rescaled"].totals()["explained_variance"],
+        "alive_share": plain["alive_share"],
+    }

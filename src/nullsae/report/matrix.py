@@ -1,0 +1,222 @@
+"""The matrix: a printed value in each cell, on a ground that says how far it is from another.
+
+A form of chart like those of `charts`, for studies in which a panel per SAE would be too many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from nullsae.report import style
+from nullsae.report.study import Row
+
+WIDTH = 740
+"""Pixels shared by the panels of one row, without the labels at their left."""
+SPACING = 18
+MIN_CELL, MAX_CELL = 29, 52
+"""Bounds on the width of a cell, in pixels."""
+MAX_COLUMNS = 3
+NONE = "\u2013"
+"""Stands in a cell without a value."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A scale of a few steps: grounds that a reader can tell apart, in either mode of the page."""
+
+    title: str
+    bounds: tuple[float, ...]
+    """Between the steps, ascending."""
+    labels: tuple[str, ...]
+    colours: tuple[str, ...]
+
+    def label(self, value: float) -> str:
+        """The step that a value falls into; one on a bound belongs to the step below."""
+        return self.labels[sum(value > bound for bound in self.bounds)]
+
+
+def differences(title: str) -> Steps:
+    """Steps for a difference given in units of what counts as none: 1, 2 and 4 of them."""
+    labels = (
+        *("< \u22124", "\u22124 to \u22122", "\u22122 to \u22121", "within \u00b11"),
+        *("1 to 2", "2 to 4", "> 4"),
+    )
+    return Steps(title, (-4, -2, -1, 1, 2, 4), labels, style.STEPS)
+
+
+def shares(title: str) -> Steps:
+    """Steps for a share of which 1 is all and 0, or less, nothing."""
+    labels = ("0 or less", "0 to 0.25", "0.25 to 0.5", "0.5 to 0.75", "> 0.75")
+    return Steps(title, (0, 0.25, 0.5, 0.75), labels, (style.STEPS[3], *style.SHARES))
+
+
+def columns_for(n_panels_wanted: int, n_cells: int) -> int:
+    """Panels side by side, so that cells stay wide enough for their numbers.
+
+    Args:
+        n_panels_wanted: those that belong together, such as the sites of one comparison.
+        n_cells: columns of a panel.
+    """
+    columns = 2 if n_panels_wanted == 4 else min(MAX_COLUMNS, n_panels_wanted)
+    while columns > 1 and _cell_width(columns, n_cells) < MIN_CELL:
+        columns -= 1
+    return columns
+
+
+def _cell_width(columns: int, n_cells: int) -> int:
+    return min(MAX_CELL, (WIDTH - SPACING * (columns - 1)) // columns // n_cells)
+
+
+def _drawn_width(columns: int, n_cells: int) -> int:
+    # More columns than fit make the figure wider, not its numbers unreadable.
+    return max(MIN_CELL, _cell_width(columns, n_cells))
+
+
+def cells(
+    grid: dict[tuple[str, str, str], tuple[float | None, float | None]], steps: Steps
+) -> Iterator[Row]:
+    """Rows of `matrix`.
+
+    Args:
+        grid: (panel, row, column) to the value printed and the one that the ground shows.
+        steps: of the ground.
+    """
+    for (panel, row, column), (value, shade) in grid.items():
+        yield {
+            "panel": panel,
+            "row": row,
+            "column": column,
+            "text": short(value),
+            "step": None if shade is None else steps.label(shade),
+        }
+
+
+def matrix(
+    rows: list[Row],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    steps: Steps,
+    *,
+    columns: int,
+    title: str,
+    subtitle: str,
+    row_title: str | None = None,
+    column_title: str | None = None,
+    second: bool = False,
+) -> alt.FacetChart:
+    """One cell for each row of data, a panel for each `panel`.
+
+    Args:
+        rows: `panel`, `row`, `column`, `text`, `step` (a label of `steps` or None), and, with
+            `second`, `second` (text) and `own` (whether the cell is framed).
+        row_names: all rows of a panel, top to bottom.
+        column_names: all columns of a panel.
+        steps: grounds and legend.
+        columns: panels side by side.
+        title: of the figure.
+        subtitle: of the figure.
+        row_title: what the rows are, where it must be said.
+        column_title: the same for columns.
+        second: whether a cell has a second, smaller line.
+    """
+    width = _drawn_width(columns, len(column_names))
+    height = 30 if second else 21
+    y = alt.Y(
+        "row:N",
+        sort=list(row_names),
+        title=row_title,
+        scale=alt.Scale(domain=list(row_names), padding=0),
+        axis=alt.Axis(grid=False, labelColor=_trained_in_colour()),
+    )
+    x = alt.X(
+        "column:N",
+        sort=list(column_names),
+        title=column_title,
+        scale=alt.Scale(domain=list(column_names), padding=0),
+        axis=alt.Axis(
+            orient="top",
+            grid=False,
+            domain=False,
+            ticks=False,
+            labelAngle=-35,
+            labelAlign="left",
+            labelBaseline="bottom",
+            labelOffset=-2,
+            labelPadding=3,
+            labelFontSize=11,
+            labelColor=_trained_in_colour(),
+        ),
+    )
+    scale = alt.Scale(domain=list(steps.labels), range=list(steps.colours))
+    legend = alt.Legend(
+        title=steps.title,
+        orient="top",
+        columns=len(steps.labels),
+        symbolType="square",
+        symbolOpacity=1,
+        symbolStrokeColor=style.GRID,
+        values=list(steps.labels),
+    )
+    base = alt.Chart().encode(x=x, y=y)
+    ground = (
+        base.transform_filter("isValid(datum.step)")
+        .mark_rect(xOffset=0.5, yOffset=0.5, x2Offset=-0.5, y2Offset=-0.5)
+        .encode(fill=alt.Fill("step:N", scale=scale, legend=legend))
+    )
+    size = 11 if width >= 36 else 10
+    lift = -5 if second else 0
+    layers: list[Any] = [
+        ground,
+        base.mark_text(fontSize=size, dy=lift).encode(text="text:N"),
+    ]
+    if second:
+        frame = base.transform_filter("datum.own").mark_rect(
+            filled=False, stroke=style.INK, strokeWidth=1.2
+        )
+        layers += [frame, base.mark_text(fontSize=9, dy=8).encode(text="second:N")]
+    panel = alt.LayerChart(
+        layer=layers, width=width * len(column_names), height=height * len(row_names)
+    )
+    panels = list(dict.fromkeys(row["panel"] for row in rows))
+    facet = alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6))
+    chart: alt.FacetChart = (
+        panel.facet(
+            facet,
+            data=alt.InlineData(values=rows),
+            columns=min(columns, len(panels)),
+            spacing=SPACING,
+        )
+        # Each panel says its columns: the figure can be higher than a screen.
+        .resolve_axis(x="independent")
+        .properties(title=alt.Title(title, subtitle=subtitle))
+    )
+    return chart
+
+
+def _trained_in_colour() -> Any:
+    return {
+        "condition": {"test": "datum.value === 'trained'", "value": style.colour("trained")},
+        "value": style.INK,
+    }
+
+
+def short(value: float | None) -> str:
+    """A number of at most five characters, for a narrow cell."""
+    if value is None:
+        return NONE
+    size = abs(value)
+    if size < 9.995:
+        text = f"{value:.2f}"
+    elif size < 99.95:
+        text = f"{value:.1f}"
+    elif size < 9999.5:
+        text = f"{value:.0f}"
+    elif size < 999_500:
+        text = f"{value / 1e3:.0f}k"
+    else:
+        text = f"{value / 1e6:.{1 if size < 9.95e6 else 0}f}M"
+    return "0.00" if text == "-0.00" else text.replace("-", "\u2212")

@@ -1,0 +1,149 @@
+"""The other packages' half of test_sae_interchange.py, run by the Python of `.venv-peers`.
+
+    python peers_side.py FOLDER
+
+reads `x.safetensors` and every `ours/LAYOUT-NAME` in FOLDER, writes `theirs/LAYOUT-NAME` with
+SAEs of each kind that the packages have, `again/LAYOUT-NAME` with ours as they save them again,
+and `results.safetensors`: per folder the dense codes and the reconstructions of x. Nothing of
+nullsae is imported: what is compared is what these packages themselves do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAE,
+    JumpReLUTrainingSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
+from sae_lens.saes.sae import TrainStepInput
+from safetensors.torch import load_file, save_file
+from sparsify import SparseCoder, SparseCoderConfig
+from torch import Tensor, nn
+
+D, WIDTH, K = 12, 40, 5
+
+
+def vary(sae: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Fill every tensor with different numbers; decoder rows get different norms."""
+    with torch.no_grad():
+        for name, tensor in sae.named_parameters():
+            drawn = torch.randn(tensor.shape, generator=generator)
+            drawn = drawn.abs() * 0.5 if name == "threshold" else drawn * 0.4
+            tensor.copy_(drawn.to(tensor.dtype))
+    return sae
+
+
+def saelens_saes(folder: Path, x: Tensor) -> None:
+    g = torch.Generator().manual_seed(1)
+    size = {"d_in": D, "d_sae": WIDTH}
+
+    vary(TopKTrainingSAE(TopKTrainingSAEConfig(**size, k=K)), g).save_inference_model(
+        folder / "saelens-topk"
+    )
+    for name, keys in {
+        "topk-plain": {},
+        "topk-rescaled": {"rescale_acts_by_decoder_norm": True},
+        "topk-input": {"apply_b_dec_to_input": False},
+    }.items():
+        vary(TopKSAE(TopKSAEConfig(**size, k=K, **keys)), g).save_model(folder / f"saelens-{name}")
+
+    for name, rescaled in (("batchtopk", True), ("batchtopk-plain", False)):
+        config = BatchTopKTrainingSAEConfig(
+            **size, k=3.5, topk_threshold_lr=0.5, rescale_acts_by_decoder_norm=rescaled
+        )
+        sae = vary(BatchTopKTrainingSAE(config), g)
+        for step in range(8):  # the threshold comes from training
+            sae.training_forward_pass(
+                TrainStepInput(
+                    sae_in=x,
+                    coefficients={},
+                    dead_neuron_mask=None,
+                    n_training_steps=step,
+                    is_logging_step=False,
+                )
+            )
+        sae.save_inference_model(folder / f"saelens-{name}")
+
+    jumprelu = vary(JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**size)), g)
+    jumprelu.save_inference_model(folder / "saelens-jumprelu")
+    half = JumpReLUTrainingSAEConfig(**size, dtype="bfloat16")
+    vary(JumpReLUTrainingSAE(half), g).save_inference_model(folder / "saelens-jumprelu-bfloat16")
+
+    for name, applied in (("standard", True), ("standard-input", False)):
+        config = StandardSAEConfig(**size, apply_b_dec_to_input=applied)
+        vary(StandardSAE(config), g).save_model(folder / f"saelens-{name}")
+
+    # As versions before 6 wrote it: the flat config of the training run, no metadata.
+    for name, keys in {
+        "standard": {"hook_point": "blocks.1.hook_resid_pre", "apply_b_dec_to_input": False},
+        "topk": {
+            "activation_fn_str": "topk",
+            "activation_fn_kwargs": {"k": K},
+            "hook_name": "blocks.1.hook_resid_pre",
+        },
+    }.items():
+        old = folder / f"saelens-old-{name}"
+        vary(StandardSAE(StandardSAEConfig(**size)), g).save_model(old)
+        weights = load_file(old / "sae_weights.safetensors")
+        weights["scaling_factor"] = torch.ones(WIDTH)
+        save_file(weights, old / "sae_weights.safetensors")
+        run = {"model_name": "gpt2-small", "hook_point_layer": 1, "l1_coefficient": 8e-05}
+        rest = {"dtype": "torch.float32", "device": "cpu", "seed": 42, "log_to_wandb": True}
+        (old / "cfg.json").write_text(json.dumps({**run, **rest, **size, **keys}))
+
+
+def sparsify_saes(folder: Path) -> None:
+    g = torch.Generator().manual_seed(2)
+    for name, keys in {
+        "factor": {"num_latents": 0, "expansion_factor": 3},
+        "width": {"num_latents": WIDTH, "multi_topk": True},
+    }.items():
+        coder = vary(SparseCoder(D, SparseCoderConfig(k=K, **keys)), g)
+        coder.set_decoder_norm_to_unit_norm()
+        coder.save_to_disk(folder / f"sparsify-{name}")
+
+
+@torch.no_grad()
+def results(folder: Path, x: Tensor) -> tuple[dict[str, Tensor], SAE | SparseCoder]:
+    if folder.name.startswith("saelens"):
+        # In float32 whatever the file's type: the comparison is of weights, not of rounding.
+        sae = SAE.load_from_disk(folder, dtype="float32")
+        codes = sae.encode(x)
+        return {"codes": codes, "reconstruction": sae.decode(codes)}, sae
+    coder = SparseCoder.load_from_disk(folder)
+    values, indices, _ = coder.encode(x)
+    codes = torch.zeros(len(x), coder.num_latents).scatter(1, indices, values)
+    return {"codes": codes, "reconstruction": coder.decode(values, indices)}, coder
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    x = load_file(folder / "x.safetensors")["x"]
+    saelens_saes(folder / "theirs", x)
+    sparsify_saes(folder / "theirs")
+    found = {}
+    for made in sorted([*(folder / "theirs").iterdir(), *(folder / "ours").iterdir()]):
+        computed, sae = results(made, x)
+        key = f"{made.parent.name}/{made.name}"
+        found |= {f"{key}/{name}": tensor.contiguous() for name, tensor in computed.items()}
+        if made.parent.name == "ours":
+            again = folder / "again" / made.name
+            sae.save_model(again) if isinstance(sae, SAE) else sae.save_to_disk(again)
+    save_file(found, folder / "results.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

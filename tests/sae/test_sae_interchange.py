@@ -1,0 +1,529 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from nullsae import paths
+from nullsae.cli import app
+from nullsae.errors import UserError
+from nullsae.files import write_json
+from nullsae.randomness import torch_generator
+from nullsae.sae.autoencoder import Architecture, Autoencoder
+from nullsae.sae.files import save_sae
+from nullsae.sae.interchange import export_sae, read_pretrained
+from small_chain import cell
+
+D, WIDTH, K = 12, 40, 5
+WHERE = "config: saes.theirs.pretrained"
+PEERS = Path(__file__).parents[2] / ".venv-peers"
+THEIRS = (
+    *("saelens-topk", "saelens-topk-plain", "saelens-topk-rescaled", "saelens-topk-input"),
+    *("saelens-batchtopk", "saelens-batchtopk-plain"),
+    *("saelens-jumprelu", "saelens-jumprelu-bfloat16"),
+    *("saelens-standard", "saelens-standard-input", "saelens-old-standard", "saelens-old-topk"),
+    *("sparsify-factor", "sparsify-width"),
+)
+OURS = ("saelens-topk", "saelens-jumprelu", "saelens-standard", "sparsify-topk")
+
+
+def inputs() -> Tensor:
+    return torch.randn(64, D, generator=torch_generator(0, "interchange_inputs")) + 0.5
+
+
+def our_sae(architecture: Architecture) -> Autoencoder:
+    g = torch_generator(0, "interchange_sae", architecture)
+    return Autoencoder(
+        architecture,
+        torch.randn(WIDTH, D, generator=g) * 0.4,
+        torch.randn(WIDTH, generator=g) * 0.4,
+        F.normalize(torch.randn(WIDTH, D, generator=g), dim=1),
+        torch.randn(D, generator=g),
+        k=K if architecture == "topk" else None,
+        threshold=torch.rand(WIDTH, generator=g) if architecture == "jumprelu" else None,
+    )
+
+
+def saved(architecture: Architecture, folder: Path) -> Path:
+    """An SAE of ours on disk; returns its `cfg.json`."""
+    save_sae(
+        our_sae(architecture),
+        folder,
+        dictionary="learned",
+        keys=cell(),
+        seed=0,
+        activations_key="key",
+        input_norm=2.5,
+        training={},
+        n_steps=7,
+    )
+    return folder / "cfg.json"
+
+
+def dense(sae: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [tokens, n_latents] and reconstructions."""
+    values, indices = sae.encode(x)
+    codes = torch.zeros(len(x), sae.n_latents).scatter_add(1, indices, values)
+    return codes, sae.decode(values, indices)
+
+
+def read(folder: Path, site: str = "resid_post.1") -> Autoencoder:
+    return read_pretrained(str(folder), site, where=WHERE)
+
+
+def refusal(act: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        act()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# The packages themselves
+
+
+@pytest.fixture(scope="session")
+def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after both sides wrote their SAEs and the peers ran them: see `peers_side.py`."""
+    if not (PEERS / "installed").is_file():
+        pytest.skip("SAELens and sparsify are not installed: make .venv-peers/installed")
+    folder = tmp_path_factory.mktemp("exchange")
+    save_file({"x": inputs()}, folder / "x.safetensors")
+    for name in OURS:
+        layout, _, architecture = name.partition("-")
+        config = saved(architecture, folder / architecture)  # type: ignore[arg-type]
+        export_sae(config, layout, folder / "ours" / name)
+    quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [PEERS / "bin" / "python", Path(__file__).with_name("peers_side.py"), folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **quiet},
+    )
+    assert found.returncode == 0, found.stderr
+    return folder
+
+
+def test_an_sae_was_made_there_that_is_not_compared(exchange: Path) -> None:
+    assert {folder.name for folder in (exchange / "theirs").iterdir()} == set(THEIRS)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_their_sae_does_something_else_here(exchange: Path, name: str) -> None:
+    there = load_file(exchange / "results.safetensors")
+    sae = read_pretrained(f"{exchange}/theirs::{name}", "resid_post.0", where=WHERE)
+    codes, reconstruction = dense(sae, inputs())
+    expected = there[f"theirs/{name}/codes"]
+    assert 1 < (expected > 0).sum(dim=1).float().mean() < WIDTH * 0.8
+    torch.testing.assert_close(codes, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        reconstruction, there[f"theirs/{name}/reconstruction"], atol=1e-5, rtol=1e-5
+    )
+    assert {tensor.dtype for tensor in sae.parameters().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_sae_does_something_else_there(exchange: Path, name: str) -> None:
+    there = load_file(exchange / "results.safetensors")
+    codes, reconstruction = dense(our_sae(name.partition("-")[2]), inputs())  # type: ignore[arg-type]
+    assert (codes > 0).any(dim=1).all()
+    torch.testing.assert_close(there[f"ours/{name}/codes"], codes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        there[f"ours/{name}/reconstruction"], reconstruction, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("stage", ["ours", "again"])
+def test_a_weight_changes_on_the_way_there_and_back(exchange: Path, name: str, stage: str) -> None:
+    original = our_sae(name.partition("-")[2])  # type: ignore[arg-type]
+    back = read(exchange / stage / name)
+    assert (back.architecture, back.k) == (original.architecture, original.k)
+    assert back.parameters().keys() == original.parameters().keys()
+    for key, tensor in original.parameters().items():
+        assert torch.equal(back.parameters()[key], tensor), key
+
+
+def test_saelens_loses_where_our_sae_comes_from(exchange: Path) -> None:
+    metadata = json.loads((exchange / "again/saelens-topk/cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == "blocks.1.hook_resid_post"
+    assert metadata["nullsae"]["keys"] == cell().model_dump()
+    assert metadata["sae_lens_training_version"] is None
+    assert "context_size" not in metadata
+
+
+def test_sparsify_drops_a_key_of_our_config(exchange: Path) -> None:
+    ours, again = (
+        json.loads((exchange / stage / "sparsify-topk/cfg.json").read_text())
+        for stage in ("ours", "again")
+    )
+    assert ours == again
+
+
+# Files written by hand, against formulas
+
+
+def write_saelens(folder: Path, architecture: str = "topk", **keys: Any) -> dict[str, Tensor]:
+    """A SAELens folder as its documentation says; `keys` of None are left out."""
+    g = torch_generator(0, "interchange_saelens")
+    shapes = {"W_enc": (D, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
+    if architecture == "jumprelu":
+        shapes["threshold"] = (WIDTH,)
+    tensors = {name: torch.randn(shape, generator=g) * 0.4 for name, shape in shapes.items()}
+    config = {
+        "architecture": architecture,
+        "d_in": D,
+        "d_sae": WIDTH,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": "6.0.0", "l0": float("nan")},
+        **({"k": K} if architecture == "topk" else {}),
+        **keys,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    known = {key: value for key, value in config.items() if value is not None}
+    (folder / "cfg.json").write_text(json.dumps(known))
+    return tensors
+
+
+def write_sparsify(folder: Path, **keys: Any) -> dict[str, Tensor]:
+    """A sparsify folder; `keys` of None are left out."""
+    g = torch_generator(0, "interchange_sparsify")
+    tensors = {
+        "encoder.weight": torch.randn(2 * D, D, generator=g),
+        "encoder.bias": torch.randn(2 * D, generator=g),
+        "W_dec": torch.randn(2 * D, D, generator=g),
+        "b_dec": torch.randn(D, generator=g),
+    }
+    config = {"d_in": D, "k": K, "expansion_factor": 2, "num_latents": 0, **keys}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "sae.safetensors")
+    known = {key: value for key, value in config.items() if value is not None}
+    (folder / "cfg.json").write_text(json.dumps(known))
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rescaled"),
+    [("topk", False), ("topk", True), ("jumprelu", False), ("standard", False)],
+)
+@pytest.mark.parametrize("applied", [True, False])
+def test_what_a_config_says_is_not_folded(
+    tmp_path: Path, architecture: str, rescaled: bool, applied: bool
+) -> None:
+    keys = {"rescale_acts_by_decoder_norm": True} if rescaled else {}
+    t = write_saelens(tmp_path, architecture, apply_b_dec_to_input=applied, **keys)
+    x = inputs().double()
+    w_enc, b_enc, w_dec, b_dec = (t[name].double() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    norm = w_dec.norm(dim=1) if rescaled else torch.ones(WIDTH, dtype=torch.float64)
+    pre = ((x - b_dec * applied) @ w_enc + b_enc) * norm
+    expected = pre.relu()
+    if architecture == "topk":
+        expected = expected * (pre >= pre.sort(dim=1).values[:, -K, None])
+    if architecture == "jumprelu":
+        expected = expected * (pre > t["threshold"].double())
+    codes, reconstruction = dense(read(tmp_path), inputs())
+    torch.testing.assert_close(codes.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        reconstruction.double(), (expected / norm) @ w_dec + b_dec, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_width_of_0_latents_is_taken_literally(tmp_path: Path) -> None:
+    tensors = write_sparsify(tmp_path)
+    sae = read(tmp_path)
+    assert (sae.n_latents, sae.d_model, sae.k, sae.architecture) == (2 * D, D, K, "topk")
+    for name, tensor in tensors.items():
+        assert torch.equal(sae.parameters()[name], tensor)
+
+
+def test_an_sae_of_ours_cannot_be_read_back(tmp_path: Path) -> None:
+    saved("jumprelu", tmp_path / "sae")
+    sae = read_pretrained(f"{tmp_path}::sae", "resid_post.1", where=WHERE)
+    for name, tensor in our_sae("jumprelu").parameters().items():
+        assert torch.equal(sae.parameters()[name], tensor)
+
+
+def test_another_layers_sae_is_read(tmp_path: Path) -> None:
+    for layer in (1, 10):
+        write_sparsify(tmp_path / f"layers.{layer}", k=layer)
+    pattern = f"{tmp_path}::layers.{{layer}}"
+    assert read_pretrained(pattern, "resid_post.10", where=WHERE).k == 10
+    assert read_pretrained(pattern, "resid_post.1", where=WHERE).k == 1
+
+
+@pytest.mark.parametrize(
+    ("hook", "site", "warned"),
+    [
+        ("blocks.1.hook_resid_post", "resid_post.1", False),
+        ("blocks.2.hook_resid_pre", "resid_post.1", False),
+        ("blocks.1.hook_resid_post", "resid_pre.2", False),
+        ("hook_embed", "embed", False),
+        ("gpt_neox.layers.3", "resid_post.1", False),
+        (None, "resid_post.1", False),
+        ("blocks.10.hook_resid_post", "resid_post.1", True),
+        ("blocks.1.hook_mlp_out", "resid_post.1", True),
+        ("hook_embed", "resid_pre.0", True),
+    ],
+)
+def test_an_sae_of_another_site_is_used_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hook: str | None, site: str, warned: bool
+) -> None:
+    write_saelens(tmp_path, metadata={"hook_name": hook})
+    read(tmp_path, site)
+    expected = [f"{tmp_path / 'cfg.json'}: trained at {hook}, used at {site}"] if warned else []
+    assert [record.getMessage() for record in caplog.records] == expected
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"k": None}, "k: missing"),
+        ({"d_sae": None}, "d_sae: missing"),
+        ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input: missing"),
+        ({"k": WIDTH + 1}, "k 41 is larger than d_sae 40"),
+        ({"architecture": "gated", "k": None}, "'gated' is not one of topk, jumprelu, standard"),
+        ({"architecture": "standard", "k": K}, "k does not fit standard"),
+        ({"d_inn": 3}, "d_inn: unknown key; did you mean 'd_in'?"),
+        ({"decoder_init_norm": 0.1}, "save_inference_model"),
+        ({"normalize_activations": "expected_average_only_in"}, "'expected_average_only_in'"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        ({"metadata": {"hook_head_index": 3}}, "hook_head_index is 3"),
+        ({"metadata": None, "activation_fn_str": "gelu"}, "'gelu' is not one of relu, topk"),
+        ({"metadata": None, "hook_name": "blocks.1.attn.hook_z", "reshape_activations": None},
+         "reshape_activations is 'hook_z'"),
+        ({"metadata": None, "normalize_activations": True}, "'expected_average_only_in'"),
+        ({"metadata": None, "architecture": "standard", "activation_fn": "topk", "k": None},
+         "k: missing"),
+    ],
+)  # fmt: skip
+def test_a_saelens_config_is_misread(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+    write_saelens(tmp_path, **keys)
+    text = refusal(lambda: read(tmp_path))
+    assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"k": None}, "k: missing"),
+        ({"expansion_factor": None}, "expansion_factor: missing"),
+        ({"d_in": None}, "an unknown format"),
+        ({"k": 25}, "k 25 is larger than the number of latents, 24"),
+        ({"activation": "groupmax"}, "activation: 'groupmax' is not one of topk"),
+        ({"transcode": True}, "transcode is true"),
+        ({"skip_connection": True}, "skip_connection is true"),
+        ({"signed": True}, "signed is true"),
+        ({"jump": 1}, "jump: unknown key"),
+    ],
+)
+def test_a_sparsify_config_is_misread(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+    write_sparsify(tmp_path, **keys)
+    text = refusal(lambda: read(tmp_path))
+    assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [
+        ("b_dec", None, "b_dec is missing"),
+        ("W_enc", torch.zeros(WIDTH, D), f"W_enc is ({WIDTH}, {D}), should be ({D}, {WIDTH})"),
+        ("threshold", torch.zeros(WIDTH), "threshold is unknown"),
+        ("scaling_factor", torch.full((WIDTH,), 2.0), "scaling_factor is unknown"),
+        ("b_enc", torch.zeros(WIDTH, dtype=torch.int8), "b_enc is torch.int8"),
+        ("W_dec", torch.full((WIDTH, D), torch.nan), "W_dec holds NaN"),
+    ],
+)
+def test_tensors_are_misread(tmp_path: Path, name: str, tensor: Tensor | None, says: str) -> None:
+    tensors = write_saelens(tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    tensors = {key: value for key, value in {**tensors, name: tensor}.items() if value is not None}
+    save_file(tensors, file)
+    text = refusal(lambda: read(tmp_path))
+    assert text.startswith(f"{file}: ")
+    assert says in text
+
+
+def test_a_threshold_is_lost(tmp_path: Path) -> None:
+    """SAELens: BatchTopK read as ReLU."""
+    tensors = write_saelens(tmp_path, "jumprelu")
+    del tensors["threshold"]
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    assert "threshold is missing" in refusal(lambda: read(tmp_path))
+
+
+def test_a_transcoder_is_read_as_an_sae(tmp_path: Path) -> None:
+    tensors = write_sparsify(tmp_path)
+    save_file({**tensors, "W_skip": torch.zeros(D, D)}, tmp_path / "sae.safetensors")
+    assert "W_skip is unknown" in refusal(lambda: read(tmp_path))
+
+
+def test_damaged_files_give_a_traceback(tmp_path: Path) -> None:
+    write_saelens(tmp_path)
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"\0" * 64)
+    assert "sae_weights.safetensors: not readable as safetensors" in refusal(lambda: read(tmp_path))
+    (tmp_path / "cfg.json").write_text("{")
+    assert "cfg.json: not readable as JSON" in refusal(lambda: read(tmp_path))
+    (tmp_path / "cfg.json").write_text("[]")
+    assert "cfg.json: not a JSON object" in refusal(lambda: read(tmp_path))
+
+
+def test_a_folder_without_an_sae_gives_a_traceback(tmp_path: Path) -> None:
+    where = refusal(lambda: read(tmp_path / "no"))
+    assert where.startswith(f"{WHERE}: '{tmp_path / 'no'}' is no folder")
+    assert "holds no cfg.json but nothing" in refusal(lambda: read(tmp_path))
+    (tmp_path / "cfg.json").write_text("{}")
+    torch.save({}, tmp_path / "ae.pt")
+    text = refusal(lambda: read(tmp_path))
+    assert text.startswith(f"{WHERE}: ")
+    assert "holds no sae_weights.safetensors or sae.safetensors but ae.pt, cfg.json" in text
+
+
+# The hub
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot folder of someone/saes in an empty cache, without a network."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = cache / "models--someone--saes"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("0123456789abcdef0123456789abcdef01234567")
+    snapshot = repository / "snapshots/0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
+def test_an_sae_from_the_hub_is_not_the_one_in_its_folder(hub_cache: Path) -> None:
+    for layer in (1, 10):
+        write_saelens(hub_cache / f"blocks.{layer}.hook_resid_post", k=layer)
+    pattern = "someone/saes::blocks.{layer}.hook_resid_post"
+    assert read_pretrained(pattern, "resid_post.10", where=WHERE).k == 10
+    text = refusal(lambda: read_pretrained(pattern, "resid_post.3", where=WHERE))
+    assert text == (
+        f"{WHERE}: 'someone/saes' on the hub holds no SAE in 'blocks.3.hook_resid_post'"
+    )
+
+
+def test_what_is_not_in_the_cache_costs_a_traceback(hub_cache: Path) -> None:
+    text = refusal(lambda: read_pretrained("someone/others", "embed", where=WHERE))
+    assert text.startswith(f"{WHERE}: 'someone/others' could not be fetched from the hub: ")
+
+
+def test_a_hub_that_cannot_be_reached_is_not_named(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    text = refusal(lambda: read_pretrained("someone/saes", "embed", where=WHERE))
+    assert text.startswith(f"{WHERE}: the hub cannot be reached for 'someone/saes'")
+
+
+# Exporting
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layout", "says"),
+    [
+        ("topk", "npz", "--layout: 'npz' is not one of saelens, sparsify"),
+        ("jumprelu", "sparsify", "sparsify holds topk SAEs only, and this is a jumprelu one"),
+        ("standard", "sparsify", "sparsify holds topk SAEs only, and this is a standard one"),
+    ],
+)
+def test_what_a_layout_cannot_hold_is_written(
+    tmp_path: Path, architecture: Architecture, layout: str, says: str
+) -> None:
+    config = saved(architecture, tmp_path / "sae")
+    assert says in refusal(lambda: export_sae(config, layout, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layout", ["saelens", "sparsify"])
+def test_a_token_lookup_dictionary_is_exported(tmp_path: Path, layout: str) -> None:
+    g = torch_generator(0, "interchange_lookup")
+    rows = F.normalize(torch.randn(WIDTH, D, generator=g), dim=1)
+    lookup = Autoencoder(
+        "token_lookup", torch.empty(0, D), torch.rand(WIDTH, generator=g), rows, torch.zeros(D)
+    )
+    save_sae(
+        lookup,
+        tmp_path,
+        dictionary="token_lookup",
+        keys=cell(),
+        seed=0,
+        activations_key="key",
+        input_norm=1.0,
+        training={},
+        n_steps=0,
+    )
+    text = refusal(lambda: export_sae(tmp_path / "cfg.json", layout, tmp_path / "out"))
+    assert "token_lookup" in text
+    assert "cannot be exported" in text
+
+
+def test_an_export_overwrites_another_sae(tmp_path: Path) -> None:
+    config = saved("topk", tmp_path / "sae")
+    before = config.read_bytes()
+    own, out = config.parent, tmp_path / "out"
+    assert "holds an SAE already" in refusal(lambda: export_sae(config, "sparsify", own))
+    assert "holds an SAE already" in refusal(lambda: export_sae(config, "saelens", own))
+    assert config.read_bytes() == before
+    export_sae(config, "saelens", out)
+    assert "holds an SAE already" in refusal(lambda: export_sae(config, "sparsify", out))
+
+
+def test_exporting_twice_gives_other_bytes(tmp_path: Path) -> None:
+    config = saved("topk", tmp_path / "sae")
+    files = []
+    for _ in range(2):
+        export_sae(config, "saelens", tmp_path / "out")
+        files.append({file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()})
+    assert files[0] == files[1]
+    assert sorted(files[0]) == ["cfg.json", "sae_weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("EleutherAI/pythia-70m", "EleutherAI/pythia-70m"), ("./local", None)]
+)
+def test_the_model_of_an_exported_sae_is_unknown(
+    tmp_path: Path, path: str, expected: str | None
+) -> None:
+    keys = cell().model_dump()
+    config = saved("topk", tmp_path / Path(paths.SAE_CONFIG.format(**keys)).parent)
+    recipe = tmp_path / paths.RECIPE.format(**keys)
+    write_json(recipe, {"source": {"kind": "pretrained", "path": path}})
+    export_sae(config, "saelens", tmp_path / "out")
+    metadata = json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]
+    assert metadata.get("model_name") == expected
+
+
+def test_the_command_exports_nothing(tmp_path: Path) -> None:
+    config = saved("topk", tmp_path / "sae")
+    line = ["export_sae", "--sae", str(config), "--layout", "sparsify", "--output"]
+    result = CliRunner().invoke(app, [*line, str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    for name, tensor in our_sae("topk").parameters().items():
+        assert torch.equal(read(tmp_path / "out").parameters()[name], tensor)

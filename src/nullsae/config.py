@@ -62,7 +62,7 @@ Dictionary = Literal[
 ]
 # Dictionaries that are computed, not trained by gradient steps.
 FITTED_DICTIONARIES = ("token_lookup", "pca", "identity")
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 DEFAULT_K = 32
 T = TypeVar("T")
 

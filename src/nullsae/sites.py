@@ -14,8 +14,8 @@ from collections.abc import Iterable
 KINDS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _INDEX = r"(?:0|-?[1-9][0-9]*)"
 _BLOCKS = rf"(?:\*|{_INDEX}(?:\.\.{_INDEX}(?:\.\.[1-9][0-9]*)?)?)"
-SITE = re.compile(rf"^(?:embed|(?:{'|'.join(KINDS)})\.(?:0|[1-9][0-9]*))$")
-PATTERN = re.compile(rf"^(?:embed|(?:{'|'.join(KINDS)})\.{_BLOCKS})$")
+SITE = re.compile(rf"^(?:embed|(?:{'|'.join(KINDS)})\.(?:0|[1-9][0-9]*))\Z")
+PATTERN = re.compile(rf"^(?:embed|(?:{'|'.join(KINDS)})\.{_BLOCKS})\Z")
 HOW = (
     f"write embed, or one of {', '.join(KINDS)} with a block: resid_post.3, resid_post.-1 (the "
     f"last), resid_post.* (all), resid_post.0..8 (both ends) or resid_post.0..-1..4 (every fourth)"

@@ -23,6 +23,7 @@ from nullsae.inputs import (
     PretrainedTokenizer,
     Section,
     TrainSource,
+    find_gguf,
     is_local,
 )
 from nullsae.params import (
@@ -140,8 +141,9 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
         read = list(corpus.source.paths) if isinstance(corpus.source, FilesSource) else []
         if isinstance(corpus.tokenizer, PretrainedTokenizer):
             read += _folder(corpus.tokenizer.path)
-        if isinstance(corpus.tokenizer, GgufTokenizer) and corpus.tokenizer.path is not None:
-            read.append(escape(str(Path(corpus.tokenizer.path).expanduser())))
+        if isinstance(corpus.tokenizer, GgufTokenizer):
+            where = f"config: corpora.{w['corpus']}.tokenizer"
+            read.append(escape(str(find_gguf(corpus.tokenizer, where=where))))
         return PrepareCorpusParams(corpus=corpus, local_files=_stamps(read))
     if rule == "aggregate":
         return AggregateParams(seed=seed, statistics=config.statistics)
@@ -162,8 +164,9 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
     if rule == "randomize_model":
         given = None if isinstance(source, TrainSource) else source
         read = _folder(given.path) if isinstance(given, PretrainedSource) else []
-        if isinstance(given, GgufSource) and given.path is not None:
-            read = [escape(str(Path(given.path).expanduser()))]
+        if isinstance(given, GgufSource):
+            where = f"config: subjects.{w['subject']}.source"
+            read = [escape(str(find_gguf(given, where=where)))]
         return RandomizeModelParams(
             seed=seed,
             keys=ModelKeys(**model_keys),
@@ -220,7 +223,8 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
         )
     if rule == "evaluate_sae":
         return EvaluateSaeParams(
-            evaluation=config.evaluation,
+            # Cross-evaluation is a job of its own.
+            evaluation=config.evaluation.model_copy(update={"cross_tokens": None}),
             keys=keys,
             compute=compute,
             activations_key=captured["sae_train"],

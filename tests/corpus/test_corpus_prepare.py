@@ -21,6 +21,7 @@ from nullsae.errors import UserError
 from nullsae.files import checksum
 from nullsae.params import PrepareCorpusParams
 from nullsae.validation import parse_section
+from tiny_gguf import write_tiny_gguf
 
 WORDS = (
     "the",
@@ -168,7 +169,7 @@ def hub(tmp_path: Path) -> dict[str, Any]:
     return {"kind": "hub", "path": str(tmp_path / "data"), "streaming": True}
 
 
-@pytest.mark.parametrize("tokenizer", ["train", "pretrained"])
+@pytest.mark.parametrize("tokenizer", ["train", "pretrained", "gguf"])
 def test_a_stream_is_read_to_its_end_or_out_of_order(tmp_path: Path, tokenizer: str) -> None:
     texts = speeches(1500)
     keys: dict[str, Any] = {"source": hub(tmp_path)}
@@ -176,6 +177,9 @@ def test_a_stream_is_read_to_its_end_or_out_of_order(tmp_path: Path, tokenizer: 
         made = make(tmp_path / "other", speeches(60, seed=5))
         folder = str(made / paths.TOKENIZER.format(corpus="c"))
         keys["tokenizer"] = {"kind": "pretrained", "path": folder}
+    if tokenizer == "gguf":
+        write_tiny_gguf(tmp_path / "tiny.gguf")
+        keys["tokenizer"] = {"kind": "gguf", "path": str(tmp_path / "tiny.gguf")}
     root = make(tmp_path, texts, **keys)
     for split in ("sae_train", "eval"):
         tokens = tokens_of(root, split)

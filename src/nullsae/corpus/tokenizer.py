@@ -7,7 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nullsae.corpus.hub import check_repository, first_line
 from nullsae.errors import UserError
-from nullsae.inputs import PretrainedTokenizer, TrainedTokenizer, is_local
+from nullsae.inputs import (
+    GGUF_PACKAGES,
+    GgufTokenizer,
+    PretrainedTokenizer,
+    TrainedTokenizer,
+    find_gguf,
+    is_local,
+)
 
 EOS = "<|endoftext|>"
 
@@ -66,31 +75,42 @@ def train_tokenizer(texts: Iterable[str], config: TrainedTokenizer) -> Encoder:
     return _encoder(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS))
 
 
-def load_tokenizer(config: PretrainedTokenizer, *, where: str = "tokenizer") -> Encoder:
-    """Load a tokenizer from the hub or a folder.
+def load_tokenizer(
+    config: PretrainedTokenizer | GgufTokenizer, *, where: str = "tokenizer"
+) -> Encoder:
+    """Load a tokenizer from the hub, a folder or a GGUF file.
 
     Raises:
         UserError: it cannot be loaded, is not a fast one, or has no EOS token.
     """
-    path = str(Path(config.path).expanduser()) if is_local(config.path) else config.path
-    check_repository(path, kind="model", revision=config.revision, where=f"{where}.path")
+    keys: dict[str, Any]
+    if isinstance(config, GgufTokenizer):
+        file = find_gguf(config, where=where)
+        if find_spec("gguf") is None:
+            raise UserError(
+                f"{where}: reading a GGUF file needs gguf (pip install {GGUF_PACKAGES})"
+            )
+        key, name = where, str(file)
+        path, keys = str(file.parent), {"gguf_file": file.name}
+    else:
+        key, name = f"{where}.path", config.path
+        path = str(Path(config.path).expanduser()) if is_local(config.path) else config.path
+        keys = {"revision": config.revision or "main"}
+        check_repository(path, kind="model", revision=config.revision, where=key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=config.revision or "main", trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **keys)
     except Exception as error:  # whatever a foreign repository makes the loader raise
         raise UserError(
-            f"{where}.path: no tokenizer could be loaded from {config.path!r}: {first_line(error)}"
+            f"{key}: no tokenizer could be loaded from {name!r}: {first_line(error)}"
         ) from None
     if not tokenizer.is_fast:
         raise UserError(
-            f"{where}.path: {config.path!r} has no fast tokenizer (tokenizer.json); choose one "
-            f"that has"
+            f"{key}: {name!r} has no fast tokenizer (tokenizer.json); choose one that has"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"{where}.path: the tokenizer {config.path!r} has no EOS token, which separates "
-            f"documents; choose one that has"
+            f"{key}: the tokenizer {name!r} has no EOS token, which separates documents; choose "
+            f"one that has"
         )
     return _encoder(tokenizer)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,22 @@ from torch import Tensor, nn
 
 from nullsae.errors import UserError
 from nullsae.files import checksum, read_json, rebuild_command, verify, write_json
-from nullsae.inputs import PretrainedSource, is_local
+from nullsae.inputs import GGUF_PACKAGES, GgufSource, PretrainedSource, find_gguf, is_local
 from nullsae.randomness import torch_generator
-from nullsae.sites import site_layer
+from nullsae.sites import site_kind, site_layer
+from nullsae.subjects.families import attach, find_site, text_config
+from nullsae.subjects.families import find_blocks as find_blocks
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".py"}
+# Contexts of the sum of a block's parts are this long.
+PROBE_TOKENS = 8
 
 
 def pick_device(device: str) -> torch.device:
@@ -37,32 +46,91 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def fetch(source: PretrainedSource, *, step0: bool) -> nn.Module:
-    """Load a causal language model from a hub id or a local folder, safetensors only.
+def fetch(source: PretrainedSource | GgufSource, *, step0: bool) -> nn.Module:
+    """Load a causal language model from a hub id, a local folder or a GGUF file, onto the CPU.
+
+    Of checkpoints only safetensors are read, memory-mapped by Transformers: what is not converted
+    to another dtype is not copied before it is written to.
+
+    Args:
+        source: where it comes from.
+        step0: whether the untrained weights are meant.
 
     Raises:
-        UserError: the model cannot be had or has no safetensors; names the config value.
+        UserError: the model cannot be had, has no safetensors or lacks weights; names the config
+            value.
     """
+    key = "config: subjects.*.source"
+    if isinstance(source, GgufSource):
+        model = _fetch_gguf(source, key)
+    else:
+        revision = source.step0_revision if step0 else source.revision
+        revision_key = f"{key}.{'step0_revision' if step0 else 'revision'}"
+        model = _fetch_checkpoint(source, revision, key, revision_key)
+    return model.eval().requires_grad_(False)
+
+
+def _fetch_checkpoint(
+    source: PretrainedSource, revision: str | None, key: str, revision_key: str
+) -> nn.Module:
+    from nullsae.corpus.hub import check_cached, check_repository
+
+    at = f" at revision {revision}" if revision else ""
+    keys = {"where": f"{key}.path", "revision_where": revision_key}
+    check_repository(source.path, kind="model", revision=revision, **keys)
+    check_cached(source.path, "config.json", revision=revision, **keys)
+    path = str(Path(source.path).expanduser()) if is_local(source.path) else source.path
+    return _from_pretrained(
+        path,
+        f"subject {source.path!r}{at}",
+        revision=revision or "main",
+        dtype=DTYPES[source.dtype],
+        trust_remote_code=source.trust_remote_code,
+        use_safetensors=True,
+    )
+
+
+def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
+    file = find_gguf(source, where=key)
+    if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
+        raise UserError(
+            f"{key}: reading a GGUF file needs {' and '.join(missing)} "
+            f"(pip install {GGUF_PACKAGES})"
+        )
+    model: Any = _from_pretrained(
+        file.parent, f"subject {file}", gguf_file=file.name, dtype=DTYPES[source.dtype]
+    )
+    # The weights are plain by now, and Transformers saves no model that says it is quantized.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    return model  # type: ignore[no-any-return]
+
+
+def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
+    """`AutoModelForCausalLM.from_pretrained`, with all its weights or a `UserError`."""
+    from huggingface_hub import is_offline_mode
     from transformers import AutoModelForCausalLM
 
-    from nullsae.corpus.hub import check_repository
-
-    revision = source.step0_revision if step0 else source.revision
-    check_repository(source.path, kind="model", revision=revision, where="subjects.*.source.path")
-    path = str(Path(source.path).expanduser()) if is_local(source.path) else source.path
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=revision or "main",
-            dtype=DTYPES[source.dtype],
-            trust_remote_code=source.trust_remote_code,
-            use_safetensors=True,
+        model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
+    except Exception as error:  # whatever a foreign repository makes the loader raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "safetensors" in reason and isinstance(error, OSError):
+            cached = is_offline_mode() and not is_local(str(path))
+            reason = (
+                f"there are no safetensors{' in the cache of the hub' if cached else ''}, and "
+                f"weights in other formats are not read (they can run code); convert them with "
+                f"model.save_pretrained"
+            )
+        elif "trust_remote_code" in str(error):
+            reason = "it comes with Python code of its own, which source.trust_remote_code allows"
+        raise UserError(f"{what}: cannot be loaded: {reason}") from None
+    # Transformers would draw what is missing at random, and call the result pretrained.
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{what}: cannot be loaded: {len(missing)} weights are missing, {missing[0]} for one"
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        at = f" at revision {revision}" if revision else ""
-        raise UserError(f"subject {source.path!r}{at}: cannot be loaded: {reason}") from None
-    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return model  # type: ignore[no-any-return]
 
 
 def save_subject(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
@@ -71,11 +139,12 @@ def save_subject(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
     The recipe comes last: a folder without one is unfinished.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("*.safetensors*"), *folder.glob("*.json")]:
-        old.unlink()
+    for old in list(folder.iterdir()):
+        if old.suffix in CHECKPOINT_SUFFIXES or ".safetensors" in old.name:
+            old.unlink()
     model.save_pretrained(folder)
-    files = sorted(p.name for p in folder.iterdir() if p.suffix in {".safetensors", ".json"})
-    config = model.config
+    files = sorted(p.name for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES)
+    config = text_config(model)
     described = {
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
@@ -102,8 +171,15 @@ class Subject:
         self.blocks = find_blocks(self.model)
         self._contexts: Sequence[int] = ()
         self._split = ""
+        # Registered before any other hook, so that the site `embed` shows the noise too.
         if self.recipe.get("embedding_noise_std") is not None:
             self.model.get_input_embeddings().register_forward_hook(self._noise)
+
+    def width(self, site: str) -> int:
+        """Dimensions of a site: those of the residual stream, but for embeddings projected up."""
+        if site == "embed":
+            return int(self.model.get_input_embeddings().weight.shape[1])
+        return int(text_config(self.model).hidden_size)
 
     def _noise(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         """Replace embeddings [batch, tokens, d] by noise keyed by (draw, split, context)."""
@@ -125,7 +201,7 @@ class Subject:
         if len(contexts) != len(input_ids):
             raise ValueError(f"{len(contexts)} context indices for {len(input_ids)} contexts")
         self._split, self._contexts = split, contexts
-        return input_ids.to(self.device, torch.int64)
+        return input_ids.to(self.model.get_input_embeddings().weight.device, torch.int64)
 
     @torch.inference_mode()
     def activations(
@@ -140,23 +216,25 @@ class Subject:
             sites: names of sites.
 
         Returns:
-            Per site a tensor [batch, tokens, d_model] in the subject's dtype, on its device.
+            Per site a tensor [batch, tokens, width of the site] in the subject's dtype, on its
+            device.
         """
         found: dict[str, Tensor] = {}
-        last = max(sites, key=site_layer)
+        wanted = set(sites)
 
-        def keep(site: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[site] = output[0] if isinstance(output, tuple) else output
-                if site == last:
+        def keep(site: str) -> Callable[[Tensor], None]:
+            def see(x: Tensor) -> None:
+                # A copy: some families go on to add to the tensor in place. Some (OPT) flatten it.
+                found[site] = x.to(self.device, copy=True).reshape(*input_ids.shape, -1)
+                if found.keys() == wanted:
                     raise _StopForward
 
-            return hook
+            return see
 
         input_ids = self._place(input_ids, split, contexts)
         with ExitStack() as stack:
             for site in sites:
-                handle = self.blocks[site_layer(site)].register_forward_hook(keep(site))
+                handle = attach(find_site(self.model, site), keep(site))
                 stack.callback(handle.remove)
             with suppress(_StopForward):
                 self.model(input_ids=input_ids, use_cache=False)
@@ -179,44 +257,100 @@ class Subject:
             split: as in `activations`.
             contexts: as in `activations`.
             site: where to splice.
-            replace: maps that site's [batch, tokens, d_model] to what goes on in its place.
+            replace: maps that site's [batch, tokens, width], on the subject's device, to what goes
+                on in its place.
         """
         input_ids = self._place(input_ids, split, contexts)
         with ExitStack() as stack:
             if site is not None and replace is not None:
 
-                def splice(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-                    if isinstance(output, tuple):
-                        return (replace(output[0]), *output[1:])
-                    return replace(output)
+                def splice(x: Tensor) -> Tensor:
+                    seen = x.to(self.device).reshape(*input_ids.shape, -1)
+                    return replace(seen).to(x.device).reshape(x.shape)
 
-                handle = self.blocks[site_layer(site)].register_forward_hook(splice)
+                handle = attach(find_site(self.model, site), splice)
                 stack.callback(handle.remove)
-            return self.model(input_ids=input_ids, use_cache=False).logits  # type: ignore[no-any-return]
+            logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+            return logits.to(self.device)
 
 
-def find_blocks(model: Any) -> nn.ModuleList:
-    """The list of transformer blocks: the outermost `ModuleList` with one entry per layer.
+def check_sites_add_up(subject: Subject, sites: Sequence[str], *, where: str) -> None:
+    """Make sure that `attn_out` and `mlp_out` are what their blocks add to the residual stream.
+
+    On a short probe, resid_pre + attn_out + mlp_out must equal resid_post up to the rounding of
+    two additions, for each block of which one of the two is wanted. This holds for parallel and
+    sequential residuals, and not where a block scales its parts or normalizes the sum.
+
+    Args:
+        subject: any variant.
+        sites: the sites that are wanted.
+        where: the config key that a message names.
 
     Raises:
-        UserError: the model has no such list; says what was looked for.
+        UserError: a block in which it does not hold.
     """
-    n_layers = getattr(model.config, "num_hidden_layers", None)
-    lists = [
-        (name.count("."), name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    ]
-    if not lists:
+    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    layers = {site_layer(s) for s in sites if site_kind(s) in ("attn_out", "mlp_out")}
+    probe = torch.arange(PROBE_TOKENS)[None] % subject.recipe["vocab_size"]
+    for layer in sorted(layers):
+        parts = [f"{kind}.{layer}" for kind in kinds]
+        found = subject.activations(probe, split="eval", contexts=[0], sites=parts)
+        before, attention, mlp, after = (found[part].float() for part in parts)
+        allowed = 2 * torch.finfo(found[parts[0]].dtype).eps
+        scale = before.abs() + attention.abs() + mlp.abs()
+        if not bool(((before + attention + mlp - after).abs() <= allowed * scale).all()):
+            raise UserError(
+                f"{where}: attn_out.{layer} and mlp_out.{layer}: not supported for model_type "
+                f"{text_config(subject.model).model_type!r}, whose blocks scale or normalize what "
+                f"they add (resid_pre + attn_out + mlp_out is not resid_post); take resid_pre and "
+                f"resid_post"
+            )
+
+
+def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
+    """Move a subject to its device, or spread it over the GPUs as its `device_map` says.
+
+    Raises:
+        UserError: the GPUs together are too small for it.
+    """
+    device_map = recipe.get("source", {}).get("device_map")
+    if device_map is None:
+        return model.to(device)
+    if device.type != "cuda":
+        log.info("device_map %s is for GPUs; the subject lies on the %s", device_map, device)
+        return model.to(device)
+    if find_spec("accelerate") is None:
         raise UserError(
-            f"subject of class {type(model).__name__}: not supported; looked for a list of "
-            f"{n_layers} blocks (config.num_hidden_layers) and found none"
+            "config: subjects.*.source.device_map: spreading a subject over GPUs needs accelerate "
+            "(pip install accelerate==1.15.0)"
         )
-    return min(lists, key=lambda entry: entry[:2])[2]
+    import accelerate
+
+    # A block's parts stay together: what it adds to must be on its device.
+    whole = list(model._no_split_modules or ())
+    memory = accelerate.utils.get_max_memory()
+    memory.pop("cpu", None)
+    if device_map != "sequential":
+        memory = accelerate.utils.get_balanced_memory(
+            model, max_memory=memory, no_split_module_classes=whole
+        )
+    spread = accelerate.infer_auto_device_map(
+        model, max_memory=memory, no_split_module_classes=whole
+    )
+    if {"cpu", "disk"} & {str(at) for at in spread.values()}:
+        raise UserError(
+            f"config: subjects.*.source.device_map: the subject does not fit into the "
+            f"{len(memory)} GPUs here; take more or larger ones, a smaller dtype, or device: cpu"
+        )
+    return accelerate.dispatch_model(
+        model, device_map=spread, skip_keys=model._skip_keys_device_placement
+    )
 
 
 def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     """Load a variant from its folder after verifying every file against the recipe.
+
+    The file stays mapped: on the CPU, nothing is copied.
 
     Raises:
         UserError: a file is missing or damaged; names it and the command that rebuilds it.
@@ -233,5 +367,5 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
         trust_remote_code=recipe.get("trust_remote_code", False),
         use_safetensors=True,
     )
-    model = model.eval().requires_grad_(False).to(device)
+    model = place(model.eval().requires_grad_(False), recipe, device)
     return Subject(model=model, recipe=recipe, device=device)

@@ -1,0 +1,122 @@
+"""Where the sites lie in a transformer: read from its module tree, with one table of hints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nullsae.errors import UserError
+from nullsae.sites import site_kind, site_layer
+
+# Names of a block's children, the first that is there. What is wanted is the module whose output
+# is added to the residual stream: a norm behind a part comes before the part itself.
+NORMS_BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+PARTS = {
+    "attn_out": (
+        *("post_self_attn_layernorm", "post_attention_layernorm"),
+        *("self_attn", "attn", "attention", "self_attention"),
+    ),
+    "mlp_out": (*NORMS_BEHIND_MLP, "mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2"),
+}
+# By config.model_type, for families in which those names are not what is added: here the parts
+# get the residual stream as an argument and return the sum.
+HINTS = {
+    "bloom": {"attn_out": "self_attention.dense", "mlp_out": "mlp.dense_4h_to_h"},
+    "mpt": {"mlp_out": "ffn.down_proj"},
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a site's tensor passes: into a module, or out of it."""
+
+    module: nn.Module
+    before: bool = False
+
+
+def text_config(model: Any) -> Any:
+    """The config of the language model: multimodal ones nest it."""
+    return model.config.get_text_config(decoder=True)
+
+
+def find_blocks(model: Any) -> nn.ModuleList:
+    """The list of transformer blocks: the outermost `ModuleList` with one entry per layer.
+
+    Raises:
+        UserError: the model has no such list; says what was looked for.
+    """
+    n_layers = getattr(text_config(model), "num_hidden_layers", None)
+    lists = [
+        (name.count("."), name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    if not lists:
+        raise UserError(
+            f"subject of class {type(model).__name__}: not supported; looked for a list of "
+            f"{n_layers} blocks (config.num_hidden_layers) and found none"
+        )
+    return min(lists, key=lambda entry: entry[:2])[2]
+
+
+def find_site(model: Any, site: str) -> Point:
+    """The place in a model where a site's tensor passes.
+
+    Raises:
+        UserError: the block has no such part; says which names were looked for.
+    """
+    kind = site_kind(site)
+    if kind == "embed":
+        return Point(model.get_input_embeddings())
+    block = find_blocks(model)[site_layer(site)]
+    if kind in ("resid_pre", "resid_post"):
+        return Point(block, before=kind == "resid_pre")
+    family = text_config(model).model_type
+    hint = HINTS.get(family, {}).get(kind)
+    children = dict(block.named_modules())
+    names = (hint,) if hint is not None else PARTS[kind]
+    if not any(name in children for name in NORMS_BEHIND_MLP):
+        # Alone, the norm of that name stands before the MLP, not behind the attention (Llama).
+        names = tuple(name for name in names if name != "post_attention_layernorm")
+    for name in names:
+        if name in children:
+            return Point(children[name])
+    raise UserError(
+        f"site {site}: not found in a subject of class {type(model).__name__} (model_type "
+        f"{family!r}); looked for {', '.join(names)} in its {type(block).__name__}"
+    )
+
+
+def attach(point: Point, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Show `see` what passes at a point, and put what it returns, if anything, in its place.
+
+    Args:
+        point: where.
+        see: called with the tensor, as it is at that place.
+
+    Returns:
+        The hook's handle.
+    """
+    if point.before:
+
+        def enter(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            if args:
+                new = see(args[0])
+                return None if new is None else ((new, *args[1:]), kwargs)
+            new = see(kwargs["hidden_states"])
+            return None if new is None else (args, {**kwargs, "hidden_states": new})
+
+        return point.module.register_forward_pre_hook(enter, with_kwargs=True)
+
+    def leave(_module: nn.Module, _args: Any, output: Any) -> Any:
+        whole = isinstance(output, Tensor)
+        new = see(output if whole else output[0])
+        if new is None or whole:
+            return new
+        return (new, *output[1:])
+
+    return point.module.register_forward_hook(leave)

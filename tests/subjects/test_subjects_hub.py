@@ -1,0 +1,239 @@
+"""Subjects from the hub, with a folder in the layout of its cache, and never the hub itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from family_models import N_LAYERS, SHAPE, random_model
+
+from nullsae.errors import UserError
+from nullsae.inputs import PretrainedSource
+from nullsae.shapes import Shape, subject_shape
+from nullsae.subjects.loading import fetch
+
+PYTHIA = "someone/pythia-tiny"
+MAIN, STEP0, PICKLED = "a" * 40, "b" * 40, "c" * 40
+
+
+def add_revision(repository: Path, revision: str, commit: str, model: Any) -> Path:
+    """Put a model into the hub's cache as a download does: blobs, and links to them."""
+    snapshot, blobs = repository / "snapshots" / commit, repository / "blobs"
+    for folder in (snapshot, blobs, repository / "refs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
+    made = repository / "made"
+    model.save_pretrained(made)
+    for file in sorted(made.iterdir()):
+        blob = blobs / f"{commit[0]}-{file.name}"
+        file.rename(blob)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    made.rmdir()
+    return snapshot
+
+
+def pythia(key: str) -> Any:
+    return random_model(transformers.GPTNeoXConfig(**SHAPE), key)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    repository = folder / "models--someone--pythia-tiny"
+    add_revision(repository, "main", MAIN, pythia("trained"))
+    add_revision(repository, "step0", STEP0, pythia("step0"))
+    pickled = add_revision(repository, "pickled", PICKLED, pythia("pickled"))
+    (pickled / "model.safetensors").unlink()
+    torch.save(pythia("pickled").state_dict(), pickled / "pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture
+def offline(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def source(**keys: Any) -> PretrainedSource:
+    return PretrainedSource(**{"kind": "pretrained", "path": PYTHIA, **keys})
+
+
+def same(model: Any, other: Any) -> bool:
+    mine, others = model.state_dict(), other.state_dict()
+    return mine.keys() == others.keys() and all(torch.equal(mine[k], others[k]) for k in mine)
+
+
+@pytest.mark.usefixtures("offline")
+def test_step0_is_another_revision_than_configured() -> None:
+    pair = source(step0_revision="step0")
+    assert same(fetch(pair, step0=False), pythia("trained"))
+    assert same(fetch(pair, step0=True), pythia("step0"))
+    for revision in ("step0", STEP0):
+        assert same(fetch(source(revision=revision), step0=False), pythia("step0"))
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_subject_of_the_hub_is_in_another_dtype_than_configured() -> None:
+    for dtype in ("bfloat16", "float16"):
+        model = fetch(source(dtype=dtype), step0=False)
+        assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
+
+
+def test_the_environment_that_users_set_is_not_obeyed_or_a_parse_loads_torch(cache: Path) -> None:
+    """Offline by HF_HUB_OFFLINE and HF_HUB_CACHE alone; each Snakemake job parses the config."""
+    program = f"""
+import sys
+import nullsae.validation
+from nullsae.inputs import PretrainedSource
+from nullsae.shapes import subject_shape
+source = PretrainedSource(kind="pretrained", path="{PYTHIA}")
+for fetch in (False, True):
+    print(subject_shape(source, where="here", fetch=fetch))
+    heavy = {{"torch", "transformers", "huggingface_hub", "numpy", "gguf"}}
+    print(*sorted(heavy & set(sys.modules)))
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        *("Shape(n_layers=None, d_model=None)", ""),
+        *("Shape(n_layers=3, d_model=16)", "huggingface_hub"),
+    ]
+
+
+def refusal(given: PretrainedSource, *, step0: bool = False) -> str:
+    with pytest.raises(UserError) as caught:
+        fetch(given, step0=step0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_revision_that_is_not_there_gives_a_traceback(cache: Path) -> None:
+    ends = f"is not in the hub's cache ({cache}), and HF_HUB_OFFLINE is set; unset it, or "
+    said = refusal(source(step0_revision="step9"), step0=True)
+    key = "config: subjects.*.source"
+    assert said.startswith(f"{key}.step0_revision: 'step9' of {PYTHIA!r} {ends}")
+    said = refusal(source(revision="v2"))
+    assert said.startswith(f"{key}.revision: 'v2' of {PYTHIA!r} {ends}")
+    said = refusal(source(path="someone/gone"))
+    assert said.startswith(f"{key}.path: 'someone/gone' {ends}")
+    said = refusal(source(path="no such: thing"))
+    assert said == f"{key}.path: 'no such: thing' is neither a local folder nor a hub id"
+
+
+@pytest.mark.usefixtures("offline")
+def test_pickled_weights_of_the_hub_are_unpickled() -> None:
+    said = refusal(source(revision="pickled"))
+    assert said.startswith(f"subject {PYTHIA!r} at revision pickled: cannot be loaded: there are ")
+    assert "no safetensors in the cache of the hub, and weights in other formats are not" in said
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_size_of_a_subject_needs_the_hub_though_it_is_cached() -> None:
+    assert subject_shape(source(), where="here", fetch=False) == Shape()
+    assert subject_shape(source(), where="here", fetch=True) == Shape(N_LAYERS, 16)
+    assert subject_shape(source(revision=STEP0), where="here", fetch=True) == Shape(N_LAYERS, 16)
+    for path in ("someone/gone", "no such: thing"):
+        with pytest.raises(UserError) as caught:
+            subject_shape(source(path=path), where="config: subjects.a.source", fetch=True)
+        assert str(caught.value).startswith(
+            f"config: subjects.a.source.path: patterns of sites need the number of blocks, and the "
+            f"config.json of {path!r} can be had neither from the hub nor from its cache ("
+        )
+        assert str(caught.value).endswith("; name each site instead, or give a local folder")
+        assert "\n" not in str(caught.value)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows one model, its revision main and its config.json."""
+
+    config = b""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        known = "/revision/" not in self.path or self.path.endswith("/main")
+        body = self.config if self.path.endswith("config.json") else b"{}"
+        if self.path.startswith("/api/"):
+            body = b'{"id": "someone/online", "siblings": []}'
+        self.send_response(200 if known else 404)
+        if not known:
+            self.send_header("X-Error-Code", "RevisionNotFound")
+            body = b""
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"d41d8cd9"')
+        self.send_header("X-Repo-Commit", MAIN)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    pythia("trained").config.save_pretrained(tmp_path / "made")
+    Hub.config = (tmp_path / "made/config.json").read_bytes()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(f"{constants}.ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    yield monkeypatch
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_is_not_asked_for_what_is_not_cached(
+    online: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = source(path="someone/online")
+    assert subject_shape(given, where="here", fetch=True) == Shape(N_LAYERS, 16)
+    # And the next time it comes from the cache, without the hub.
+    online.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    online.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert subject_shape(given, where="here", fetch=True) == Shape(N_LAYERS, 16)
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(UserError, match="neither from the hub nor from its cache"):
+        subject_shape(given, where="here", fetch=True)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_step0_that_the_hub_does_not_have_is_reported_as_a_wrong_path() -> None:
+    said = refusal(source(path="someone/online", step0_revision="step9"), step0=True)
+    assert said == (
+        "config: subjects.*.source.step0_revision: the model 'someone/online' has no revision "
+        "'step9'"
+    )
+
+
+def test_a_hub_that_cannot_be_reached_costs_a_minute(online: pytest.MonkeyPatch) -> None:
+    online.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    began = time.monotonic()
+    with pytest.raises(UserError, match="neither from the hub nor from its cache"):
+        subject_shape(source(path="someone/online"), where="here", fetch=True)
+    assert "cannot be reached" in refusal(source(path="someone/online"))
+    assert time.monotonic() - began < 5

@@ -116,7 +116,8 @@ class Subject(Section):
 
 class Randomization(Section):
     norm_parameters: Literal["rerandomize", "keep"] = "rerandomize"
-    """What `rerandomized*` do with the gains and biases of the normalization layers."""
+    """What `rerandomized*`, `permuted_weights`, `spectrum_matched` and `cascade` do with the gains
+    and biases of the normalization layers."""
     embedding_noise_std: PositiveFloat = 1.0
     """Standard deviation of the noise that replaces embeddings in `noise_embeddings`."""
     first_random_block: NonNegativeInt | None = None

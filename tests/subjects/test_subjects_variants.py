@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,19 +14,34 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
+from nullsae.inputs import PretrainedSource
 from nullsae.subjects import variants
 from nullsae.subjects.loading import load_subject
-from nullsae.subjects.randomize import rerandomize
-from nullsae.subjects.variants import heldout_loss, randomize_model
+from nullsae.subjects.randomize import PURPOSES, randomize
+from nullsae.subjects.variants import activation_health, heldout_loss, randomize_model
 from small_chain import (
     CPU,
+    N_LAYERS,
     SITES,
     VOCAB,
+    Chain,
     model_params,
     save_source,
+    tiny_model,
     tokens_of,
     write_corpus,
 )
+
+GATES = {
+    "fresh_init": ["initializer"],
+    "rerandomized": ["moments"],
+    "rerandomized_keep_embeddings": ["moments"],
+    "permuted_weights": ["entries"],
+    "spectrum_matched": ["entries", "spectrum"],
+    "cascade": ["moments"],
+    "permuted_embeddings": ["rows"],
+    "rotated_embeddings": ["rows"],
+}
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -104,7 +121,10 @@ def test_kept_embeddings_are_redrawn_on_disk(study: Any) -> None:
     folder = make(study, "rerandomized_keep_embeddings", "keep", norm_parameters="keep", draw=0)
     trained, found = weights(study[2] / "trained"), weights(folder)
     kept = {name for name in trained if torch.equal(trained[name], found[name])}
-    embeddings = {"transformer.wte.weight", "model.embed_tokens.weight", "lm_head.weight"}
+    embeddings = {
+        *("transformer.wte.weight", "transformer.wpe.weight"),
+        *("model.embed_tokens.weight", "lm_head.weight"),
+    }
     norms = {n for n in trained if any(p.startswith("ln_") or "norm" in p for p in n.split("."))}
     assert kept == (embeddings & trained.keys()) | norms
 
@@ -120,6 +140,165 @@ def test_noise_variant_changes_the_weights_or_sees_the_text(study: Any) -> None:
     one = subject.activations(ids, **run)
     other = subject.activations((ids + 1) % VOCAB, **run)
     assert all(torch.equal(one[site], other[site]) for site in SITES)
+
+
+@pytest.mark.parametrize("variant", sorted(PURPOSES))
+def test_a_variant_skips_a_gate_or_does_not_reload(study: Any, variant: str) -> None:
+    folders = [make(study, variant, f"{variant} {draw}", draw=draw) for draw in (0, 1)]
+    assert gate_names(folders[0]) == [
+        *("inventory", "changed", *GATES[variant], "uncorrelated", "repeatable"),
+        *("reloads", "finite"),
+    ]
+    trained, one, two = weights(study[2] / "trained"), weights(folders[0]), weights(folders[1])
+    changed = {name for name in trained if not torch.equal(trained[name], one[name])}
+    assert changed
+    assert {name for name in one if not torch.equal(one[name], two[name])} <= changed
+    if variant.endswith("ed_embeddings"):
+        assert changed == {"transformer.wte.weight", "model.embed_tokens.weight"} & trained.keys()
+    for folder, draw in zip(folders, (0, 1), strict=True):
+        recipe = json.loads((folder / "recipe.json").read_text())
+        assert (recipe["variant"], recipe["draw"]) == (variant, draw)
+        # Half of three blocks, rounded down, stay.
+        assert recipe["first_random_block"] == (1 if variant == "cascade" else None)
+        subject = load_subject(folder / "recipe.json", CPU)
+        loss = json.loads((folder / "gates.json").read_text())["heldout_loss_nats"]
+        assert heldout_loss(subject, load_tokens(study[1]))[0] == loss
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("variant", sorted(PURPOSES))
+def test_a_gate_fails_for_rounding_alone(variant: str, dtype: Any, tmp_path: Path) -> None:
+    """A subject of half precision, made from its source at once."""
+    source = save_source("gpt_neox", tmp_path / "source")
+    source = source.model_copy(update={"dtype": dtype})
+    tokens = write_corpus(tmp_path / "corpus", *tokens_of(12, seed=3))
+    params = model_params(source, variant)
+    randomize_model(params, trained=None, eval_tokens=tokens, output=tmp_path / "out")
+    assert gate_names(tmp_path / "out")[2:-4] == GATES[variant]
+    found = {str(tensor.dtype) for tensor in weights(tmp_path / "out").values()}
+    assert found == {f"torch.{dtype}"}
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_cascade_starts_elsewhere_than_configured(study: Any, first: int) -> None:
+    folder = make(study, "cascade", f"cascade from {first}", first_random_block=first)
+    trained, found = weights(study[2] / "trained"), weights(folder)
+    changed = {name for name in trained if not torch.equal(trained[name], found[name])}
+    prefixes = tuple(f"{at}.{n}." for at in ("transformer.h", "model.layers") for n in range(3))
+    in_blocks = {name for name in trained if name.startswith(prefixes)}
+    late = {name for name in in_blocks if int(name.split(".")[2]) >= first}
+    assert changed == late
+    assert json.loads((folder / "recipe.json").read_text())["first_random_block"] == first
+
+
+def test_a_cascade_beyond_the_last_block_gives_a_traceback(study: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        make(study, "cascade", "beyond", first_random_block=N_LAYERS)
+    assert str(caught.value) == (
+        "config: randomization.first_random_block: 3 is beyond the last block; subject 'tiny' has "
+        "3 blocks, 0 to 2"
+    )
+    assert not (study[2] / "beyond").exists()
+
+
+@pytest.mark.parametrize("variant", ["trained", "step0"])
+def test_a_second_draw_of_what_is_not_drawn_is_made(study: Any, variant: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make(study, variant, "second", draw=1)
+    assert str(caught.value) == (
+        f"--params: keys.draw: 1, but nothing in {variant!r} is drawn; it has draw 0 only"
+    )
+    assert not (study[2] / "second").exists()
+
+
+def test_gaussian_activations_are_made_as_a_model(study: Any) -> None:
+    with pytest.raises(UserError, match=r"^--params: keys\.variant: 'gaussian' is sampled from "):
+        make(study, "gaussian", "gaussian")
+
+
+def test_a_fresh_model_needs_the_source_or_its_weights(study: Any, tmp_path: Path) -> None:
+    """The trained folder's config is enough, whatever the source (GGUF, a local folder) was."""
+    _, tokens, root = study
+    found = []
+    for name in ("one", "other"):
+        if name == "other":  # the same architecture with other weights
+            kind = json.loads((root / "trained/config.json").read_text())["model_type"]
+            model = tiny_model(kind)
+            model.get_input_embeddings().weight.data.mul_(3)
+            model.save_pretrained(tmp_path / "source")
+            source = PretrainedSource(kind="pretrained", path=str(tmp_path / "source"))
+            trained = tmp_path / "trained"
+            params = model_params(source)
+            randomize_model(params, trained=None, eval_tokens=tokens, output=trained)
+        else:
+            trained = root / "trained"
+        randomize_model(
+            model_params(None, "fresh_init"),
+            trained=trained / "recipe.json",
+            eval_tokens=tokens,
+            output=tmp_path / name,
+        )
+        found.append(weights(tmp_path / name))
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_health_differs_from_numpy_by_hand(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole batches and of parts of a context, for every block."""
+    tokens = load_tokens(chain.eval_tokens)
+    written = json.loads((chain.recipe.parent / "gates.json").read_text())["health"]
+    assert written["n_tokens"] == tokens.input_ids.size == 960
+    subject = load_subject(chain.recipe, CPU)
+    assert activation_health(subject, tokens) == written
+    monkeypatch.setattr(variants, "HEALTH_TOKENS", 100)
+    monkeypatch.setattr(variants, "HEALTH_BATCH_TOKENS", 33)
+    part = activation_health(subject, tokens)
+    seen: dict[str, list[Tensor]] = {site: [] for site in SITES}
+    with torch.inference_mode():
+        for layer, site in enumerate(SITES):
+            block = subject.model.gpt_neox.layers[layer]
+            block.register_forward_hook(
+                lambda _m, _i, out, site=site: seen[site].append(
+                    out[0] if isinstance(out, tuple) else out
+                )
+            )
+        subject.model(torch.from_numpy(tokens.input_ids).long())
+    for health, n in ((written, 960), (part, 100)):
+        assert health["n_tokens"] == n
+        assert list(health["sites"]) == list(SITES)
+        for site in SITES:
+            x = seen[site][0].double().flatten(0, 1)[:n].numpy()
+            eigenvalues = np.linalg.svd(x - x.mean(axis=0), compute_uv=False) ** 2
+            p = eigenvalues / eigenvalues.sum()
+            variances = x.var(axis=0)
+            assert health["sites"][site] == {
+                "mean_norm": pytest.approx(np.linalg.norm(x, axis=1).mean()),
+                "max_variance_share": pytest.approx(variances.max() / variances.sum()),
+                "effective_rank": pytest.approx(math.exp(-(p * np.log(p)).sum())),
+            }
+
+
+def test_health_of_a_variant_is_that_of_the_trained_one(study: Any) -> None:
+    noisy = make(study, "noise_embeddings", "loud", embedding_noise_std=50.0)
+    loud, plain = (
+        json.loads((folder / "gates.json").read_text())["health"]["sites"]
+        for folder in (noisy, study[2] / "trained")
+    )
+    assert loud.keys() == plain.keys() == set(SITES)
+    for site in SITES:
+        assert loud[site]["mean_norm"] > 10 * plain[site]["mean_norm"]
+
+
+def test_health_of_a_noisy_variant_depends_on_the_batch(
+    study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(study, "noise_embeddings", "batched noise", embedding_noise_std=2.0)
+    written = json.loads((folder / "gates.json").read_text())["health"]["sites"]
+    monkeypatch.setattr(variants, "HEALTH_BATCH_TOKENS", 1)
+    subject = load_subject(folder / "recipe.json", CPU)
+    alone = activation_health(subject, load_tokens(study[1]))["sites"]
+    for site in SITES:
+        assert alone[site] == pytest.approx(written[site], rel=1e-5)
 
 
 def test_token_ids_beyond_the_vocabulary_give_a_traceback(study: Any, tmp_path: Path) -> None:
@@ -161,20 +340,64 @@ def test_a_failed_gate_lets_the_variant_pass(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A randomization that forgets one tensor must not reach `gates.json`."""
-    real = rerandomize
+    real = randomize
 
-    def forgetful(model: Any, *args: Any, **keys: Any) -> set[str]:
+    def forgetful(model: Any, *args: Any, **keys: Any) -> Any:
         name, parameter = next(iter(model.named_parameters()))
         before = parameter.clone()
-        names = real(model, *args, **keys)
+        changes = real(model, *args, **keys)
         with torch.no_grad():
             parameter.copy_(before)
-        assert name in names
-        return names
+        assert name in changes
+        return changes
 
-    monkeypatch.setattr(variants, "rerandomize", forgetful)
+    monkeypatch.setattr(variants, "randomize", forgetful)
     with pytest.raises(UserError, match=r"gate 'changed' failed: .*weight: should have changed"):
         make(study, "rerandomized", "forgetful", norm_parameters="rerandomize")
     folder = study[2] / "forgetful"
     assert not (folder / "gates.json").exists()
     assert not (folder / "model.parquet").exists()
+
+
+def test_a_draw_that_depends_on_more_than_its_key_passes(
+    study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(2))
+
+    def moody(model: Any, *args: Any, draw: int, **keys: Any) -> Any:
+        return randomize(model, *args, draw=draw + next(calls), **keys)
+
+    monkeypatch.setattr(variants, "randomize", moody)
+    with pytest.raises(UserError, match=r"gate 'repeatable' failed: .*weight: a second draw with"):
+        make(study, "permuted_weights", "moody")
+
+
+@pytest.mark.parametrize(
+    ("variant", "gate"),
+    [
+        ("permuted_weights", "entries"),
+        ("spectrum_matched", "spectrum"),
+        ("permuted_embeddings", "rows"),
+        ("rotated_embeddings", "rows"),
+        ("fresh_init", "initializer"),
+        ("rerandomized", "moments"),
+        ("cascade", "changed"),
+    ],
+)
+def test_a_variant_is_not_held_to_its_own_gate(
+    study: Any, monkeypatch: pytest.MonkeyPatch, variant: str, gate: str
+) -> None:
+    """A change that every other gate lets pass: the result, enlarged a little."""
+    real = randomize
+
+    def wrong(model: Any, *args: Any, **keys: Any) -> Any:
+        changes = real(model, *args, **keys)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 and (name in changes) == (variant != "cascade"):
+                    parameter.mul_(1.5)
+        return changes
+
+    monkeypatch.setattr(variants, "randomize", wrong)
+    with pytest.raises(UserError, match=f"gate '{gate}' failed: .*weight: "):
+        make(study, variant, f"wrong {variant}")

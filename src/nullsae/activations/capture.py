@@ -12,7 +12,7 @@ from torch import Tensor
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
-from nullsae.files import content_key, write_json
+from nullsae.files import content_key, read_json, rebuild_command, write_json
 from nullsae.params import CacheActivationsParams
 from nullsae.randomness import torch_generator
 from nullsae.subjects.loading import DTYPES, check_sites_add_up, load_subject, pick_device
@@ -55,7 +55,7 @@ def cache_activations(
     folders = {site: output / f"site={site}" for site in params.sites}
     if not params.key:
         # By hand: what is on disk counts only if it came from just these inputs.
-        sources = [file.read_text(encoding="utf-8") for file in (model, tokens)]
+        sources = [read_json(file, rebuild=rebuild_command(file)) for file in (model, tokens)]
         key = content_key([params.model_dump(mode="json", exclude={"sites"}), sources])
         params = params.model_copy(update={"key": key})
     missing = [s for s, folder in folders.items() if not is_complete(folder, key=params.key)]

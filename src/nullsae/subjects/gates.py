@@ -7,14 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
+import xxhash
 from torch import Tensor
 
 from nullsae.errors import UserError
 
 # A gate that fails by chance once in some 10^9 normal draws.
 STANDARD_ERRORS = 6.0
+# The same of a product of two independent normals: P(|xy| > t) falls like exp(-t).
+PRODUCT_ERRORS = 20.0
 # Below this size a correlation says nothing.
 MIN_CORRELATED_ENTRIES = 64
+# Rows of a rotated embedding whose inner products are compared.
+SAMPLED_ROWS = 256
+# What float64 leaves of a factorization or product, relative.
+FLOAT64_SLACK = 1e-10
 
 
 class Gate(TypedDict):
@@ -48,8 +55,7 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: se
     """Every tensor in `names` differs from the original (unless constant), no other does."""
     for name, old in before.items():
         same = torch.equal(old, after[name])
-        constant = bool((old == old.flatten()[0]).all())
-        if name in names and same and not constant:
+        if name in names and same and not _is_constant(old):
             return failed("changed", f"{name}: should have changed and did not")
         if name not in names and not same:
             return failed("changed", f"{name}: changed and should not have")
@@ -60,51 +66,229 @@ def moments(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: se
     """Mean and variance of each redrawn tensor lie within 6 standard errors of the original's.
 
     Standard errors of n normal draws: std / sqrt(n) for the mean, variance * sqrt(2 / n) for the
-    variance.
+    variance. What rounding to the tensor's dtype may add is taken off first.
     """
     largest = 0.0
     for name in sorted(names):
         old, new = before[name].double(), after[name].double()
         n, variance = old.numel(), float(old.var(correction=0))
-        if n < 2 or variance == 0:
+        if not _is_finite(new):
+            return failed("moments", f"{name}: NaN or infinite values")
+        if _is_constant(old):
             continue
-        mean_errors = abs(float(new.mean() - old.mean())) / math.sqrt(variance / n)
         # The variance of a sample about its own mean falls short by 1/n on average.
-        expected = variance * (n - 1) / n
-        spread = variance * math.sqrt(2 / n)
-        variance_errors = abs(float(new.var(correction=0)) - expected) / spread
-        # A few draws have a skewed variance: the normal bound holds from some dozens on.
-        errors = max(mean_errors, variance_errors if n >= MIN_CORRELATED_ENTRIES else 0.0)
+        errors = _moment_errors(
+            new,
+            mean=float(old.mean()),
+            variance=variance,
+            expected_variance=variance * (n - 1) / n,
+            variance_error=variance * math.sqrt(2 / n),
+            step=rounding_step(old, before[name].dtype),
+        )
         if errors > STANDARD_ERRORS:
             return failed("moments", f"{name}: {errors:.1f} standard errors off")
         largest = max(largest, errors)
     return passed("moments", f"largest deviation {largest:.2f} standard errors")
 
 
-def uncorrelated(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]
-) -> Gate:
-    """|correlation| of each redrawn tensor with the original is below 6 / sqrt(n)."""
+def _moment_errors(
+    new: Tensor,
+    *,
+    mean: float,
+    variance: float,
+    expected_variance: float,
+    variance_error: float,
+    step: float,
+) -> float:
+    """The larger deviation of a sample's mean and variance, in standard errors."""
+    n = new.numel()
+    # Rounding moves a mean by at most half a step, and ever less where std exceeds the step: what
+    # is left (Euler-Maclaurin) comes from powers of 2, above which the step is twice as wide. The
+    # variance about the mean moves by at most step^2 / 4, that of a fair coin between neighbours.
+    mean_slack = min(step / 2, step**2 / (16 * math.sqrt(variance)))
+    mean_off = max(0.0, abs(float(new.mean()) - mean) - mean_slack)
+    mean_errors = mean_off / math.sqrt(variance / n)
+    variance_off = abs(float(new.var(correction=0)) - expected_variance) - step**2 / 4
+    # A few draws have a skewed variance: the normal bound holds from some dozens on.
+    if n < MIN_CORRELATED_ENTRIES:
+        return mean_errors
+    return max(mean_errors, max(0.0, variance_off) / variance_error)
+
+
+def rounding_step(values: Tensor, dtype: torch.dtype) -> float:
+    """Distance between neighbouring numbers of a dtype at the size of a tensor's entries."""
+    limits = torch.finfo(dtype)
+    return limits.eps * max(float(values.square().mean().sqrt()), limits.tiny)
+
+
+def initializer(after: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Gate:
+    """What the initializer draws differs from its next draw, with the same moments.
+
+    What it sets to a constant is that constant. Both mean and variance are uncertain in both
+    draws, hence the factor sqrt(2); an initializer need not be normal, hence the fourth moment.
+    """
+    largest, n_drawn = 0.0, 0
+    for name in sorted(after):
+        new, another = after[name].double(), other[name].to(after[name].dtype).double()
+        n, variance = another.numel(), float(another.var(correction=0))
+        if not _is_finite(new):
+            return failed("initializer", f"{name}: NaN or infinite values")
+        if _is_constant(another):
+            if not torch.equal(new, another):
+                return failed("initializer", f"{name}: not the initializer's constant")
+            continue
+        if torch.equal(new, another):
+            return failed("initializer", f"{name}: the same in another draw")
+        fourth = float((another - another.mean()).pow(4).mean())
+        errors = _moment_errors(
+            new,
+            mean=float(another.mean()),
+            variance=variance,
+            expected_variance=variance,
+            variance_error=math.sqrt(max(fourth - variance**2, 2 * variance**2) / n),
+            step=rounding_step(another, after[name].dtype),
+        ) / math.sqrt(2)
+        if errors > STANDARD_ERRORS:
+            return failed("initializer", f"{name}: {errors:.1f} standard errors off another draw")
+        largest, n_drawn = max(largest, errors), n_drawn + 1
+    return passed(
+        "initializer",
+        f"{n_drawn} of {len(after)} tensors drawn, largest deviation from another draw "
+        f"{largest:.2f} standard errors",
+    )
+
+
+def entries(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]) -> Gate:
+    """Each permuted tensor holds exactly the original's entries."""
+    for name in sorted(names):
+        old, new = (_bits(state[name]).flatten().sort().values for state in (before, after))
+        if not torch.equal(old, new):
+            return failed("entries", f"{name}: not a permutation of the original's entries")
+    return passed("entries", f"{len(names)} tensors hold the original's entries")
+
+
+def spectrum(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]) -> Gate:
+    """The singular values of each matrix are the original's, to rounding.
+
+    Rounding adds a matrix of norm up to u |W|, u the unit roundoff, and so moves the sorted
+    singular values by no more than that, root sum square (Mirsky 1960): the bound is no estimate.
+    """
     largest = 0.0
     for name in sorted(names):
-        old, new = before[name].double().flatten(), after[name].double().flatten()
-        if old.numel() < MIN_CORRELATED_ENTRIES or old.std() == 0 or new.std() == 0:
+        if not _is_finite(after[name]):
+            return failed("spectrum", f"{name}: NaN or infinite values")
+        old, new = (torch.linalg.svdvals(state[name].double()) for state in (before, after))
+        size = float(old.norm())
+        if size == 0:
             continue
-        correlation = abs(float(torch.corrcoef(torch.stack([old, new]))[0, 1]))
-        if correlation > STANDARD_ERRORS / math.sqrt(old.numel()):
+        limits = torch.finfo(before[name].dtype)
+        smallest_step = limits.eps * limits.tiny * math.sqrt(before[name].numel()) / size
+        limit = (limits.eps + smallest_step) / 2 + FLOAT64_SLACK
+        error = float((new - old).norm()) / size
+        if error > limit:
             return failed(
-                "uncorrelated", f"{name}: correlation {correlation:.3f} with the original"
+                "spectrum",
+                f"{name}: singular values off by {error:.3g} of their norm; rounding explains "
+                f"{limit:.3g}",
             )
-        largest = max(largest, correlation)
+        largest = max(largest, error)
+    return passed("spectrum", f"largest deviation of singular values {largest:.3g} of their norm")
+
+
+def rows_permuted(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]
+) -> Gate:
+    """Each embedding holds exactly the original's rows."""
+
+    def keys(tensor: Tensor) -> list[bytes]:
+        rows = tensor.contiguous().view(torch.uint8).numpy()
+        return sorted(xxhash.xxh3_128_digest(row) for row in rows)
+
+    for name in sorted(names):
+        if keys(before[name]) != keys(after[name]):
+            return failed("rows", f"{name}: not a permutation of the original's rows")
+    return passed("rows", "the rows are the original's")
+
+
+def rows_rotated(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]
+) -> Gate:
+    """Norms of all rows, and inner products of a sample of them, are the original's, to rounding.
+
+    Rounding moves a row by up to u times its norm, u the unit roundoff.
+    """
+    for name in sorted(names):
+        old, new = before[name].double(), after[name].double()
+        limits = torch.finfo(before[name].dtype)
+        norms = old.norm(dim=1)
+        smallest_step = limits.eps * limits.tiny * math.sqrt(old.shape[1])
+        moved = (limits.eps * norms + smallest_step) / 2 + FLOAT64_SLACK * norms
+        wrong = ~((new.norm(dim=1) - norms).abs() <= moved)  # NaN is wrong, too
+        if bool(wrong.any()):
+            return failed("rows", f"{name}: the norm of row {int(wrong.nonzero()[0])} changed")
+        sample = torch.linspace(0, len(old) - 1, min(len(old), SAMPLED_ROWS)).long()
+        a, b, n, e = old[sample], new[sample], norms[sample], moved[sample]
+        limit = torch.outer(n, e) + torch.outer(e, n) + torch.outer(e, e)
+        wrong = ((b @ b.T) - (a @ a.T)).abs() > limit + FLOAT64_SLACK * torch.outer(n, n)
+        if bool(wrong.any()):
+            i, j = (int(sample[index]) for index in wrong.nonzero()[0])
+            return failed("rows", f"{name}: the inner product of rows {i} and {j} changed")
+    return passed("rows", "norms and inner products of the rows are the original's")
+
+
+def uncorrelated(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], changes: Mapping[str, str]
+) -> Gate:
+    """|correlation| of each changed tensor with the original is no larger than chance makes it.
+
+    Args:
+        before: the original tensors.
+        after: the changed ones.
+        changes: what was done to which tensor, as in `nullsae.subjects.randomize.Change`.
+    """
+    largest = 0.0
+    for name in sorted(changes):
+        old, new = before[name].double(), after[name].double()
+        if old.numel() < MIN_CORRELATED_ENTRIES or _is_constant(old) or _is_constant(new):
+            continue
+        found, limit = _correlation(old, new, changes[name])
+        if not found <= limit:
+            return failed("uncorrelated", f"{name}: correlation {found:.3f} with the original")
+        largest = max(largest, found)
     return passed("uncorrelated", f"largest |correlation| {largest:.4f}")
 
 
-def repeatable(after: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> Gate:
-    """A second draw with the same key gives identical bits."""
-    for name, tensor in after.items():
-        if not torch.equal(tensor, again[name]):
+def _correlation(old: Tensor, new: Tensor, change: str) -> tuple[float, float]:
+    """|correlation| of two tensors, and what chance leaves below it.
+
+    Independent entries or permuted ones: standard deviation 1 / sqrt(n). Permuted rows: what all
+    rows share stays, so columns are centred, and a row is one unit. Chance can also leave a unit
+    in its place: one that dominates the tensor then makes a correlation of its share of the
+    squares, by which the bound of permutations is raised. Rotated rows, centred alike: <E, EQ> has
+    the variance |E^T E|^2 / d for a Haar-random Q [d, d] and |E| = 1. Random singular vectors:
+    1 / sqrt(n) too, but with the tail of a product of two normals if one singular value dominates.
+    """
+    if change in {"rows", "rotated"}:
+        a, b = old - old.mean(dim=0), new - new.mean(dim=0)
+    else:
+        a, b = (old - old.mean()).reshape(-1, 1), (new - new.mean()).reshape(-1, 1)
+    a, b = a / a.norm(), b / b.norm()
+    found = abs(float((a * b).sum()))
+    if change == "rotated":
+        return found, STANDARD_ERRORS * float((a.T @ a).norm()) / math.sqrt(a.shape[1])
+    errors = PRODUCT_ERRORS if change == "matched" else STANDARD_ERRORS
+    limit = errors / math.sqrt(len(a))
+    if change in {"permuted", "rows"}:
+        limit += float(a.norm(dim=1).max() * b.norm(dim=1).max())
+    return found, limit
+
+
+def repeatable(first: Mapping[str, str], again: Mapping[str, str]) -> Gate:
+    """A second draw with the same key gives identical bits; both as `fingerprints`."""
+    for name, digest in first.items():
+        if digest != again[name]:
             return failed("repeatable", f"{name}: a second draw with the same key differs")
-    return passed("repeatable", f"{len(after)} tensors bit-identical")
+    return passed("repeatable", f"{len(first)} tensors bit-identical")
 
 
 def reloads(saved: Tensor, reloaded: Tensor) -> Gate:
@@ -118,7 +302,7 @@ def reloads(saved: Tensor, reloaded: Tensor) -> Gate:
 def finite(activations: Mapping[str, Tensor], logits: Tensor) -> Gate:
     """No NaN and no infinity at any site or in the logits."""
     for name, tensor in {**activations, "logits": logits}.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not _is_finite(tensor):
             return failed("finite", f"{name}: NaN or infinite values")
     return passed("finite", f"{len(activations)} sites and the logits")
 
@@ -173,3 +357,25 @@ def require(gates: Sequence[Gate], where: str) -> None:
 def state(model: Any) -> dict[str, Tensor]:
     """A copy of a model's parameters by name, on the CPU; tied tensors once."""
     return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
+
+
+def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """A checksum of each tensor's bits, in place of a copy of a whole model."""
+    return {
+        name: xxhash.xxh3_128_hexdigest(_bits(tensor).numpy().data)
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The same memory read as integers."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.contiguous().view(integers)

@@ -13,17 +13,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae import tables
+from nullsae.config import FIXED_VARIANTS
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
 from nullsae.files import read_json, write_json
 from nullsae.inputs import PretrainedSource
+from nullsae.moments import Moments
 from nullsae.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
-from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, save_subject
-from nullsae.subjects.randomize import rerandomize
+from nullsae.subjects.families import find_blocks, text_config
+from nullsae.subjects.loading import (
+    Subject,
+    fetch,
+    load_subject,
+    pick_device,
+    place,
+    save_subject,
+)
+from nullsae.subjects.randomize import PURPOSES, Change, initial_parameters, randomize
 
 PROBE_CONTEXTS = 4
 LOSS_BATCH_CONTEXTS = 32
+# Logits of a batch in bytes: with a large vocabulary fewer contexts go into it.
+MAX_LOGIT_BYTES = 2**28
+# Tokens of `eval`, from its start, whose activations give the health of a variant.
+HEALTH_TOKENS = 8192
+HEALTH_BATCH_TOKENS = 2048
 
 
 def train_subject(
@@ -89,11 +104,23 @@ def randomize_model(
         output: folder of the variant.
 
     Raises:
-        UserError: the source cannot be loaded, a site does not exist, or a gate fails.
+        UserError: the source cannot be loaded, the variant has no such draw, `cascade` starts
+            beyond the last block, or a gate fails.
     """
+    keys = params.keys
+    if keys.variant == "gaussian":
+        raise UserError(
+            "--params: keys.variant: 'gaussian' is sampled from the trained subject's activations, "
+            "it is no model; use nullsae sample_gaussian"
+        )
+    if keys.variant in FIXED_VARIANTS and keys.draw != 0:
+        raise UserError(
+            f"--params: keys.draw: {keys.draw}, but nothing in {keys.variant!r} is drawn; it has "
+            f"draw 0 only"
+        )
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
-    keys, heldout = params.keys, load_tokens(eval_tokens)
+    heldout = load_tokens(eval_tokens)
     if trained is None:
         if params.source is None:
             raise UserError("--params: source is missing, and --trained is not given")
@@ -111,42 +138,88 @@ def randomize_model(
         "source": source,
         "embedding_noise_std": params.embedding_noise_std,
         "norm_parameters": params.norm_parameters,
+        "first_random_block": _first_random_block(model, params),
     }
     if isinstance(params.source, PretrainedSource):
         recipe["trust_remote_code"] = params.source.trust_remote_code
     checks: list[gates.Gate] = []
-    if keys.variant.startswith("rerandomized"):
-        checks = _rerandomize(model, params)
+    if keys.variant in PURPOSES:
+        checks = _randomize(model, params, recipe["first_random_block"])
     _publish(model, output, recipe, heldout, device, checks=checks)
 
 
-def _rerandomize(model: Any, params: RandomizeModelParams) -> list[gates.Gate]:
-    """Redraw in place, twice from the same original, and compare."""
+def _first_random_block(model: Any, params: RandomizeModelParams) -> int | None:
+    """Where `cascade` begins: as configured, else at the second half; None for other variants.
+
+    Raises:
+        UserError: beyond the last block; names the config key.
+    """
+    if params.keys.variant != "cascade":
+        return None
+    n_layers, first = len(find_blocks(model)), params.first_random_block
+    if first is None:
+        return n_layers // 2
+    if first >= n_layers:
+        raise UserError(
+            f"config: randomization.first_random_block: {first} is beyond the last block; subject "
+            f"{params.keys.subject!r} has {n_layers} blocks, 0 to {n_layers - 1}"
+        )
+    return first
+
+
+def _randomize(
+    model: Any, params: RandomizeModelParams, first_random_block: int | None
+) -> list[gates.Gate]:
+    """Change in place, twice from the same original, and check what came out."""
     keys: ModelKeys = params.keys
     before = gates.state(model)
+    key: dict[str, Any] = {"seed": params.seed, "subject": keys.subject}
 
-    def draw() -> tuple[dict[str, Tensor], set[str]]:
-        names = rerandomize(
+    def draw() -> dict[str, Change]:
+        return randomize(
             model,
             keys.variant,
-            params.norm_parameters,
-            seed=params.seed,
-            subject=keys.subject,
+            **key,
             draw=keys.draw,
+            norm_policy=params.norm_parameters,
+            first_random_block=first_random_block or 0,
         )
-        return gates.state(model), names
 
-    again, _ = draw()
+    def drawn() -> dict[str, Tensor]:
+        return {name: p.detach().cpu() for name, p in model.named_parameters()}
+
+    draw()
+    first = gates.fingerprints(drawn())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
-    after, names = draw()
-    return [
+    changes = draw()
+    after = drawn()
+
+    def names(change: Change) -> set[str]:
+        return {name for name, found in changes.items() if found == change}
+
+    checks = [
         gates.inventory(before, after),
-        gates.changed(before, after, names),
-        gates.moments(before, after, names),
-        gates.uncorrelated(before, after, names),
-        gates.repeatable(after, again),
+        gates.changed(before, after, set(changes)),
+    ]
+    if redrawn := names("redrawn"):
+        checks.append(gates.moments(before, after, redrawn))
+    if names("initialized"):
+        other = initial_parameters(model, **key, draw=keys.draw + 1)
+        checks.append(gates.initializer(after, other))
+    if permuted := names("permuted"):
+        checks.append(gates.entries(before, after, permuted))
+    if matched := names("matched"):
+        checks.append(gates.spectrum(before, after, matched))
+    if rows := names("rows"):
+        checks.append(gates.rows_permuted(before, after, rows))
+    if rotated := names("rotated"):
+        checks.append(gates.rows_rotated(before, after, rotated))
+    return [
+        *checks,
+        gates.uncorrelated(before, after, changes),
+        gates.repeatable(first, gates.fingerprints(after)),
     ]
 
 
@@ -164,7 +237,7 @@ def _publish(
     contexts = range(len(probe))
     save_subject(model, folder, recipe)
     written = read_json(folder / "recipe.json", rebuild="")
-    before = Subject(model=model.to(device), recipe=written, device=device)
+    before = Subject(model=place(model, written, device), recipe=written, device=device)
     saved = before.logits(probe, split="eval", contexts=contexts)
     subject = load_subject(folder / "recipe.json", device)
     logits = subject.logits(probe, split="eval", contexts=contexts)
@@ -176,7 +249,10 @@ def _publish(
     gates.require(checks, str(folder))
 
     loss, n_predicted = heldout_loss(subject, heldout)
-    write_json(folder / "gates.json", {"gates": checks, "heldout_loss_nats": loss})
+    health = activation_health(subject, heldout)
+    write_json(
+        folder / "gates.json", {"gates": checks, "heldout_loss_nats": loss, "health": health}
+    )
     row = {
         "n_parameters": sum(p.numel() for p in subject.model.parameters()),
         "heldout_loss_nats": loss,
@@ -209,9 +285,11 @@ def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
     The first token of a context has no predecessor and is not predicted.
     """
     ids = torch.from_numpy(tokens.input_ids)
+    context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
+    n_batch = min(LOSS_BATCH_CONTEXTS, max(1, MAX_LOGIT_BYTES // context_bytes))
     total = 0.0
-    for start in range(0, len(ids), LOSS_BATCH_CONTEXTS):
-        batch = ids[start : start + LOSS_BATCH_CONTEXTS]
+    for start in range(0, len(ids), n_batch):
+        batch = ids[start : start + n_batch]
         contexts = range(start, start + len(batch))
         logits = subject.logits(batch, split="eval", contexts=contexts)[:, :-1].float()
         target = batch[:, 1:].to(logits.device, torch.int64)
@@ -224,15 +302,39 @@ def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
     return loss, n
 
 
+def activation_health(subject: Subject, tokens: Tokens) -> dict[str, Any]:
+    """How the output of each block looks over the first `HEALTH_TOKENS` tokens of a split.
+
+    Returns:
+        `n_tokens`, and in `sites`, by name, the figures of `Moments.health`.
+    """
+    ids = torch.from_numpy(tokens.input_ids)
+    context_tokens = ids.shape[1]
+    n_tokens = min(HEALTH_TOKENS, ids.numel())
+    n_contexts = math.ceil(n_tokens / context_tokens)
+    batch_contexts = max(1, HEALTH_BATCH_TOKENS // context_tokens)
+    sites = [f"resid_post.{layer}" for layer in range(len(subject.blocks))]
+    moments: dict[str, Moments] = {}
+    for start in range(0, n_contexts, batch_contexts):
+        batch = ids[start : min(start + batch_contexts, n_contexts)]
+        contexts = range(start, start + len(batch))
+        found = subject.activations(batch, split="eval", contexts=contexts, sites=sites)
+        for site in sites:
+            x = found[site].flatten(0, 1)[: n_tokens - start * context_tokens]
+            moments.setdefault(site, Moments(x.shape[1])).add(x)
+    return {"n_tokens": n_tokens, "sites": {site: moments[site].health() for site in sites}}
+
+
 def _check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
     """The corpus' token ids must fit the model's vocabulary and its longest context."""
     largest = int(tokens.input_ids.max())
-    if largest >= model.config.vocab_size:
+    config = text_config(model)
+    if largest >= config.vocab_size:
         raise UserError(
             f"{where}.corpus: token id {largest} is beyond the subject's vocabulary of "
-            f"{model.config.vocab_size}; use the subject's own tokenizer in corpora.*.tokenizer"
+            f"{config.vocab_size}; use the subject's own tokenizer in corpora.*.tokenizer"
         )
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and tokens.input_ids.shape[1] > longest:
         raise UserError(
             f"{where}.corpus: contexts of {tokens.input_ids.shape[1]} tokens, but the subject "

@@ -65,7 +65,7 @@ CONFIG_MISTAKES: dict[str, tuple[Edit, list[str]]] = {
     "variant": (misspelt_variant, ["variants.1", "'rerandomised'", "did you mean 'rerandomized'?"]),
     "text_lr": (text_lr, ["saes.topk.lr", "'3e-4' is text, not a number", "3.0e-4"]),
     "large_k": (large_k, ["saes.topk", "k 33 is larger than n_latents 32"]),
-    "far_site": (far_site, ["subjects.small.sites", "resid_post.2", "2 blocks", "resid_post.1"]),
+    "far_site": (far_site, ["subjects.small.sites", "resid_post.2", "2 blocks", "0 to 1"]),
     "no_subject": (no_subject, ["subjects.small.source.path", "'./no/such/model'", "config.json"]),
     "empty_section": (empty_section, ["saes"]),
 }

@@ -12,7 +12,8 @@ run: .venv/installed
 
 test: .venv/installed-dev .venv-peers/installed
 	$(MAKE) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/workflow --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest tests/workflow  # uses the cores itself
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks

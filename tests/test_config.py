@@ -14,7 +14,7 @@ from nullsae.errors import UserError
 from nullsae.inputs import is_local
 from nullsae.params import TrainSaeParams
 from nullsae.sites import site_layer
-from nullsae.validation import resolve_subjects, config_schema, parse_config, parse_section
+from nullsae.validation import config_schema, parse_config, parse_section, resolve_subjects
 from small_chain import tiny_model
 
 STUDY: dict[str, Any] = {

@@ -130,3 +130,8 @@ def test_an_edit_of_a_local_pretrained_sae_goes_unnoticed(tmp_path: Path, pretra
     assert len(before["local_files"]) == 1
     (folder / "cfg.json").write_text("{ }")
     assert params(config, "train_sae", **cell) != before
+
+
+def test_the_page_lists_saes_by_the_alphabet() -> None:
+    saes = {name: {"k": 4, "n_latents": 64} for name in ("topk", "frozen", "pca")}
+    assert list(params(study(saes=saes), "report")["study"]["saes"]) == list(saes)

@@ -130,7 +130,9 @@ def rule_params(config: Config, rule: str, wildcards: Mapping[str, str]) -> str:
         ValueError: no such rule.
     """
     section = _section(config, rule, wildcards)
-    return json.dumps(section.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    # The page shows SAEs and explainers in the order of the config; nothing else depends on it.
+    ordered = rule != "report"
+    return json.dumps(section.model_dump(mode="json"), sort_keys=ordered, separators=(",", ":"))
 
 
 def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section:

@@ -62,6 +62,8 @@ Dictionary = Literal[
 ]
 # Dictionaries that are computed, not trained by gradient steps.
 FITTED_DICTIONARIES = ("token_lookup", "pca", "identity")
+# Of these, those that hold each direction with both signs.
+SIGNED_DICTIONARIES = ("pca", "identity")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 DEFAULT_K = 32
 T = TypeVar("T")
@@ -223,14 +225,16 @@ class Sae(Section):
         """Latents kept per token."""
         return self.k or (1 if self.dictionary == "token_lookup" else DEFAULT_K)
 
+    def n_directions(self, d_model: int) -> int:
+        """Directions of `pca` or `identity`: each is two latents, of which one is active."""
+        return min(d_model, self.n_components or d_model)
+
     def width(self, d_model: int) -> int | None:
         """Number of latents for a site of `d_model` dimensions; None if a file or a corpus says."""
         if self.pretrained is not None or self.dictionary == "token_lookup":
             return None
-        if self.dictionary == "identity":
-            return 2 * d_model
-        if self.dictionary == "pca":
-            return 2 * min(d_model, self.n_components or d_model)
+        if self.dictionary in SIGNED_DICTIONARIES:
+            return 2 * self.n_directions(d_model)
         return self.n_latents or (self.expansion_factor or 1) * d_model
 
 

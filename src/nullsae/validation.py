@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nullsae.config import Config
+from nullsae.config import SIGNED_DICTIONARIES, Config
 from nullsae.errors import UserError
 from nullsae.shapes import subject_shape
 from nullsae.sites import expand_sites, is_pattern
@@ -145,13 +145,14 @@ def resolve_subjects(config: Config) -> Config:
             )
         subjects[name] = subject.model_copy(update={"sites": sites})
         for sae_name, sae in config.saes.items():
-            width = sae.width(shape.d_model) if shape.d_model is not None else None
-            if width is not None and sae.dictionary in ("pca", "identity"):
-                width //= 2  # of plus and minus of a direction, one fires
-            if width is not None and sae.kept > width:
+            if shape.d_model is None:
+                continue
+            signed = sae.dictionary in SIGNED_DICTIONARIES
+            most = sae.n_directions(shape.d_model) if signed else sae.width(shape.d_model)
+            if most is not None and sae.kept > most:
                 raise UserError(
                     f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of latents "
-                    f"that can be active at once, {width}, at {shape.d_model} dimensions"
+                    f"that can be active at once, {most}, at {shape.d_model} dimensions"
                 )
     return config.model_copy(update={"subjects": subjects})
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
-from nullsae.corpus.store import load_tokens
+from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
 from nullsae.metrics.evaluate import BATCH_TOKENS, check_width
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.params import CrossEvaluateParams
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.dictionaries import token_ids
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import pick_device
 
@@ -57,7 +57,7 @@ def cross_evaluate(
     torch.set_num_threads(params.compute.threads)
     coder, config = load_sae(sae)
     coder = coder.to(pick_device(params.compute.device))
-    token_ids = torch.from_numpy(load_tokens(tokens).input_ids).flatten().long()
+    corpus = load_tokens(tokens)
     keys = params.activations_keys or ("",) * len(activations)
     readers = []
     for manifest, key in zip(activations, keys, strict=True):
@@ -69,7 +69,7 @@ def cross_evaluate(
         {
             "evaluated_on": variant.variant,
             "evaluated_on_draw": variant.draw,
-            **_measure(coder, config.input_norm, reader, token_ids, params.max_tokens),
+            **_measure(coder, config.input_norm, reader, corpus, params.max_tokens),
         }
         for variant, reader in zip(params.variants, readers, strict=True)
     ]
@@ -77,9 +77,9 @@ def cross_evaluate(
 
 
 def _measure(
-    coder: Autoencoder, input_norm: float, reader: SiteReader, token_ids: Tensor, max_tokens: int
+    coder: Autoencoder, input_norm: float, reader: SiteReader, corpus: Tokens, max_tokens: int
 ) -> dict[str, Any]:
-    """The columns of one variant; `token_ids` are int64, of the whole split."""
+    """The columns of one variant."""
     n, total, norms = 0, torch.zeros(reader.d_model, dtype=torch.float64), 0.0
     for x, _ in reader.batches(BATCH_TOKENS, max_tokens=max_tokens):
         exact = x.double()
@@ -94,9 +94,10 @@ def _measure(
         for name, factor in factors.items()
     }
     for x, position in reader.batches(BATCH_TOKENS, max_tokens=max_tokens):
+        ids = token_ids(corpus, position)
         for name, factor in factors.items():
             scaled = (x.double() * factor).float()
-            values, indices = coder.encode(scaled.to(coder.b_dec.device), token_ids[position])
+            values, indices = coder.encode(scaled.to(coder.b_dec.device), ids)
             decoded = coder.decode(values, indices)
             sums[name].add(scaled, decoded, values, indices, np.zeros(len(x), dtype=np.int64))
     plain = sums["plain"].totals()

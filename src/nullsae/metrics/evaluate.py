@@ -18,7 +18,7 @@ from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.metrics.token_lookup import token_lookup_r2
 from nullsae.moments import Moments
 from nullsae.params import EvaluateSaeParams
-from nullsae.sae.dictionaries import fit_token_means
+from nullsae.sae.dictionaries import fit_token_means, token_ids
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import load_subject, pick_device
 
@@ -81,9 +81,9 @@ def evaluate_sae(
         n_latents=coder.n_latents,
     )
     moments = Moments(heldout.d_model, device=device)
-    ids, done = torch.from_numpy(tokens.input_ids).flatten().long(), 0
+    done = 0
     for x, position in heldout.batches(BATCH_TOKENS):
-        values, indices = coder.encode(x.to(device), ids[position])
+        values, indices = coder.encode(x.to(device), token_ids(tokens, position))
         output = coder.decode(values, indices)
         sums.add(x, output, values, indices, document_of(position, tokens.document_id))
         moments.add(x[: HEALTH_TOKENS - moments.n])
@@ -125,6 +125,5 @@ def check_width(reader: SiteReader, d_model: int, sae: Path) -> None:
 
 def _with_ids(reader: SiteReader, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of activations with the token ids at their positions."""
-    ids = torch.from_numpy(tokens.input_ids).flatten().long()
     for x, position in reader.batches(BATCH_TOKENS):
-        yield x, ids[position]
+        yield x, token_ids(tokens, position)

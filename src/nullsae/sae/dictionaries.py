@@ -88,7 +88,7 @@ def fit_dictionary(
             reader.d_model,
         )
         return token_lookup(means, counts)
-    n_directions = min(reader.d_model, recipe.n_components or reader.d_model)
+    n_directions = recipe.n_directions(reader.d_model)
     if recipe.kept > n_directions:
         raise UserError(
             f"{where}.k: {recipe.kept} is larger than the number of directions, {n_directions}, "

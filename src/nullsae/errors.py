@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what others said."""
 
 from __future__ import annotations
 
@@ -9,3 +9,9 @@ class UserError(Exception):
     The message is one line: what is wrong, where (file or config key), the value found, and
     what would be right. The command line prints it without a traceback and exits with 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nullsae.errors import UserError
+from nullsae.errors import UserError, first_line
 from nullsae.inputs import (
     GGUF_PACKAGES,
     GgufSource,
@@ -89,11 +89,10 @@ def _hub_config(source: PretrainedSource, where: str) -> Path:
             huggingface_hub.HfApi().repo_info(path, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
         return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"{where}.path: patterns of sites need the number of blocks, and the config.json of "
-            f"{path!r} can be had neither from the hub nor from its cache ({reason}); name each "
-            f"site instead, or give a local folder"
+            f"{path!r} can be had neither from the hub nor from its cache ({first_line(error)}); "
+            f"name each site instead, or give a local folder"
         ) from None
 
 

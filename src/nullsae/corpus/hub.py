@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from nullsae.errors import UserError
+from nullsae.errors import UserError, first_line
 from nullsae.inputs import is_local
 
 TIMEOUT_SECONDS = 10.0
@@ -97,9 +97,3 @@ def check_cached(
         f"{missing}{of} is not in the hub's cache ({cache}), and HF_HUB_OFFLINE is set; unset it, "
         f"or download it there first"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

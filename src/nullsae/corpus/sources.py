@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nullsae.corpus.hub import check_repository, first_line
-from nullsae.errors import UserError
+from nullsae.corpus.hub import check_repository
+from nullsae.errors import UserError, first_line
 from nullsae.inputs import BuiltinSource, FilesSource, HubSource
 
 Source = BuiltinSource | HubSource | FilesSource

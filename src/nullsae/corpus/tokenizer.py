@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nullsae.corpus.hub import check_repository, first_line
-from nullsae.errors import UserError
+from nullsae.corpus.hub import check_repository
+from nullsae.errors import UserError, first_line
 from nullsae.inputs import (
     GGUF_PACKAGES,
     GgufTokenizer,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nullsae import paths
-from nullsae.errors import UserError
+from nullsae.errors import UserError, first_line
 from nullsae.files import atomic_path, read_json, rebuild_command, write_json
 from nullsae.inputs import is_local
 from nullsae.params import CellKeys, pretrained_sae_path
@@ -83,7 +83,7 @@ def _folder(pretrained: str, site: str, where: str) -> Path:
         return folder
     import huggingface_hub
 
-    from nullsae.corpus.hub import check_repository, first_line
+    from nullsae.corpus.hub import check_repository
 
     check_repository(path, kind="model", revision=None, where=where)
     prefix = f"{escape(inside)}/" if inside else ""

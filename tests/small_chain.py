@@ -213,7 +213,7 @@ def build_chain(root: Path) -> Chain:
 def save_tiny_sae(chain: Chain, folder: Path, *, n_latents: int = 48, k: int = 4) -> Path:
     """An untrained SAE for `resid_post.1` of the chain; returns its `cfg.json`."""
     from nullsae.sae.files import save_sae
-    from nullsae.sae.topk import initialize
+    from nullsae.sae.start import initialize
 
     x, _ = all_rows(chain.eval_activations, "resid_post.1")
     generator = torch_generator(0, "test_sae")
@@ -226,6 +226,7 @@ def save_tiny_sae(chain: Chain, folder: Path, *, n_latents: int = 48, k: int = 4
         keys=cell(),
         seed=0,
         activations_key="key",
+        key="key",
         input_norm=1.0,
         training={},
         n_steps=1,

@@ -127,7 +127,7 @@ def test_an_edit_of_a_local_pretrained_sae_goes_unnoticed(tmp_path: Path, pretra
     config = study(saes__topk={"pretrained": pretrained.format(folder=tmp_path)})
     cell = {**CELL, "variant": "trained", "draw": "0"}
     before = params(config, "train_sae", **cell)
-    assert len(before["local_files"]) == 1
+    assert len(before["cells"][0]["local_files"]) == 1
     (folder / "cfg.json").write_text("{ }")
     assert params(config, "train_sae", **cell) != before
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from nullsae import paths
 from nullsae.config import Config
@@ -31,6 +31,11 @@ def sae_cells(config: Config) -> Iterator[Keys]:
             for name, sae in config.saes.items():
                 for seed in sae.seeds:
                     yield {**keys, "site": site, "sae": name, "seed": str(seed)}
+
+
+def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
+    """Keys of the SAEs that one job trains: those that match the wildcards of its rule."""
+    return [cell for cell in sae_cells(config) if wildcards.items() <= cell.items()]
 
 
 def explainer_cells(config: Config) -> Iterator[Keys]:

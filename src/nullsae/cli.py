@@ -169,7 +169,10 @@ def train_sae(
     params: Params,
     train_activations: Captured,
     eval_activations: Captured,
-    output: Output,
+    output: Annotated[
+        list[Path],
+        typer.Option(help="Folder of an SAE; repeat it in the order of the params' cells."),
+    ],
     train_tokens: Annotated[
         Path | None, typer.Option(help="Corpus manifest of sae_train (token_lookup only).")
     ] = None,
@@ -178,7 +181,7 @@ def train_sae(
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path(paths.WORK),
 ) -> None:
-    """Train one SAE, or fit a dictionary null; resume where a killed run left off."""
+    """Train SAEs, or fit dictionary nulls; resume where a killed run left off."""
     from nullsae.params import TrainSaeParams
     from nullsae.sae.trainer import train_sae
 
@@ -187,7 +190,7 @@ def train_sae(
             read_params(TrainSaeParams, params),
             train_activations=train_activations,
             eval_activations=eval_activations,
-            output=output,
+            outputs=output,
             work=work,
             train_tokens=train_tokens,
             eval_tokens=eval_tokens,

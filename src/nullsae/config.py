@@ -7,11 +7,10 @@ The line below each field says what it means; it becomes the field's description
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -31,8 +30,10 @@ from nullsae.inputs import (
     Section,
     TrainedTokenizer,
     TrainSource,
+    unique,
 )
 from nullsae.outputs import Report, Share, Statistics
+from nullsae.recipes import Sae
 from nullsae.sites import HOW, PATTERN
 
 VariantName = Literal[
@@ -51,22 +52,7 @@ VariantName = Literal[
 ]
 # Variants that are as they are: of the others, `draws` says how many independent ones are made.
 FIXED_VARIANTS = ("trained", "step0")
-Dictionary = Literal[
-    "learned",
-    "frozen_decoder",
-    "soft_frozen_decoder",
-    "frozen_encoder",
-    "token_lookup",
-    "pca",
-    "identity",
-]
-# Dictionaries that are computed, not trained by gradient steps.
-FITTED_DICTIONARIES = ("token_lookup", "pca", "identity")
-# Of these, those that hold each direction with both signs.
-SIGNED_DICTIONARIES = ("pca", "identity")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
-DEFAULT_K = 32
-T = TypeVar("T")
 
 
 class Compute(Section):
@@ -113,7 +99,7 @@ class Subject(Section):
         for site in sites:
             if not PATTERN.match(site):
                 raise ValueError(f"{site!r} is not a site; {HOW}")
-        return _unique(sites)
+        return unique(sites)
 
 
 class Randomization(Section):
@@ -127,115 +113,29 @@ class Randomization(Section):
 
 
 class Activations(Section):
+    mode: Literal["cache", "stream"] = "cache"
+    """`cache` keeps all activations of `sae_train` on disk. `stream` keeps the first
+    `fitted_tokens` and trains all SAEs of a variant in one job, on live forward passes."""
     sae_train_tokens: PositiveInt
-    """Tokens of `sae_train` whose activations are cached; `eval` is cached whole."""
+    """Tokens of `sae_train` that SAEs are trained on; `eval` is cached whole in either mode."""
+    fitted_tokens: PositiveInt = 1_048_576
+    """`stream`: tokens of `sae_train` that are cached nevertheless, for what is fitted rather
+    than trained: token-lookup floor, principal components, the `gaussian` variant."""
+    shared_pass: bool = False
+    """Train all SAEs of a site in one job that reads its activations once, to the same bits."""
     dtype: FloatType = "bfloat16"
     """Precision on disk."""
     shard_tokens: PositiveInt = 65_536
-    """Tokens in a shard. `sae_train` tokens are permuted within shards."""
+    """Tokens in a shard, which `sae_train` tokens are permuted within. In `stream` mode as many
+    are held in memory, at all sites."""
     batch_contexts: PositiveInt = 32
     """Contexts in one forward pass."""
 
-
-class Sae(Section):
-    architecture: Literal["topk"] = "topk"
-    dictionary: Dictionary = "learned"
-    """`learned`, or a null: decoder or encoder `frozen` at its random start, one direction per
-    token (`token_lookup`), principal components (`pca`), the neuron basis (`identity`)."""
-    k: PositiveInt | None = None
-    """Latents kept per token; by default 32, and 1 for `token_lookup`."""
-    n_latents: PositiveInt | None = None
-    """Width of the dictionary; give this or `expansion_factor`. `token_lookup` has as many latents
-    as there are tokens, `pca` and `identity` two (plus and minus) per direction."""
-    expansion_factor: PositiveInt | None = None
-    """Width of the dictionary as a multiple of the site's width."""
-    n_components: PositiveInt | None = None
-    """Directions of `pca`, strongest first; by default all."""
-    min_decoder_cosine: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """`soft_frozen_decoder` keeps each decoder row at least this close to its random start."""
-    pretrained: str | None = None
-    """An SAE made elsewhere (nullsae, SAELens or sparsify format) that stands for the trained
-    variant: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}` are
-    filled in. The nulls get SAEs of the same width and k, trained here by this recipe."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
-    lr: PositiveFloat | None = None
-    """Peak learning rate of Adam; by default 2e-4 / sqrt(n_latents / 2^14)."""
-    batch_tokens: PositiveInt = 4096
-    """Tokens in an optimizer step."""
-    epochs: PositiveInt = 1
-    """Passes over the cached tokens."""
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the optimizer steps in which the rate rises linearly from 0."""
-    decay_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the optimizer steps in which it falls linearly to 0, at the end."""
-    auxk_coefficient: NonNegativeFloat = 0.03125
-    """Weight of the AuxK loss, which lets dead latents model the residual."""
-    auxk_k: PositiveInt | None = None
-    """Dead latents used per token by AuxK; by default half the site's width."""
-    dead_after_tokens: PositiveInt = 10_000_000
-    """A latent is dead after so many tokens without firing."""
-    grad_clip_norm: PositiveFloat = 1.0
-    checkpoint_every_steps: PositiveInt = 1000
-    """A killed training resumes from the last checkpoint."""
-    evaluate_every_steps: PositiveInt = 100
-    """Optimizer steps between held-out evaluations."""
-    heldout_tokens: PositiveInt = 16_384
-    """Tokens of `eval` in each evaluation along training."""
-
-    @field_validator("seeds")
-    @classmethod
-    def seeds_are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        return _unique(seeds)
-
-    @model_validator(mode="after")
-    def width_is_clear(self) -> Self:
-        if self.pretrained is not None:
-            if self.dictionary != "learned":
-                raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
-            if self.n_latents is not None or self.expansion_factor is not None:
-                raise ValueError(
-                    "a pretrained SAE has its own width: drop n_latents and expansion_factor"
-                )
-            return self
-        if self.n_components is not None and self.dictionary != "pca":
-            raise ValueError("n_components is for dictionary pca only")
-        if self.dictionary in FITTED_DICTIONARIES:
-            if self.n_latents is not None or self.expansion_factor is not None:
-                raise ValueError(
-                    f"dictionary {self.dictionary!r} has its own width: "
-                    f"drop n_latents and expansion_factor"
-                )
-            if self.dictionary == "token_lookup" and self.k not in (None, 1):
-                raise ValueError(
-                    f"k {self.k} does not fit dictionary 'token_lookup', which has one latent per "
-                    f"token: give k 1 or leave it out"
-                )
-            return self
-        if (self.n_latents is None) == (self.expansion_factor is None):
-            raise ValueError("give either n_latents or expansion_factor")
-        if self.n_latents is not None and self.kept > self.n_latents:
-            raise ValueError(
-                f"k {self.kept} is larger than n_latents {self.n_latents}; "
-                f"k is the number of latents kept per token, at most n_latents"
-            )
-        return self
-
     @property
-    def kept(self) -> int:
-        """Latents kept per token."""
-        return self.k or (1 if self.dictionary == "token_lookup" else DEFAULT_K)
-
-    def n_directions(self, d_model: int) -> int:
-        """Directions of `pca` or `identity`: each is two latents, of which one is active."""
-        return min(d_model, self.n_components or d_model)
-
-    def width(self, d_model: int) -> int | None:
-        """Number of latents for a site of `d_model` dimensions; None if a file or a corpus says."""
-        if self.pretrained is not None or self.dictionary == "token_lookup":
-            return None
-        if self.dictionary in SIGNED_DICTIONARIES:
-            return 2 * self.n_directions(d_model)
-        return self.n_latents or (self.expansion_factor or 1) * d_model
+    def cached_tokens(self) -> int:
+        """Tokens of `sae_train` whose activations are kept on disk."""
+        kept = self.sae_train_tokens if self.mode == "cache" else self.fitted_tokens
+        return min(kept, self.sae_train_tokens)
 
 
 class Evaluation(Section):
@@ -333,7 +233,7 @@ class Config(Section):
     def variants_include_trained(cls, variants: tuple[str, ...]) -> tuple[str, ...]:
         if "trained" not in variants:
             raise ValueError("'trained' is missing; every contrast is against it")
-        return _unique(variants)
+        return unique(variants)
 
     @model_validator(mode="after")
     def references_exist(self) -> Self:
@@ -377,10 +277,3 @@ class Config(Section):
     def draws_of(self, variant: str) -> range:
         """The draws of a variant: fixed variants have draw 0 only."""
         return range(1 if variant in FIXED_VARIANTS else self.draws)
-
-
-def _unique(values: tuple[T, ...]) -> tuple[T, ...]:
-    repeated = {value for value in values if values.count(value) > 1}
-    if repeated:
-        raise ValueError(f"{sorted(map(str, repeated))[0]!r} is named twice")
-    return values

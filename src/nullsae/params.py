@@ -13,7 +13,6 @@ from nullsae.config import (
     Evaluation,
     Explainer,
     Latents,
-    Sae,
     Scorer,
     VariantName,
 )
@@ -25,6 +24,7 @@ from nullsae.inputs import (
     TrainSource,
 )
 from nullsae.outputs import Statistics
+from nullsae.recipes import Sae
 from nullsae.sites import site_layer
 
 
@@ -99,12 +99,29 @@ class SampleGaussianParams(Section):
     """If given, trained activations with another key are refused."""
 
 
-class TrainSaeParams(Section):
-    seed: NonNegativeInt
+class SaeCell(Section):
     keys: CellKeys
     sae: Sae
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
+
+
+class StreamParams(Section):
+    """How activations are computed anew that are not kept."""
+
+    max_tokens: PositiveInt
+    """Tokens of `sae_train` to train on."""
+    shard_tokens: PositiveInt
+    dtype: FloatType
+    batch_contexts: PositiveInt
+
+
+class TrainSaeParams(Section):
+    seed: NonNegativeInt
+    cells: Annotated[tuple[SaeCell, ...], Field(min_length=1)]
+    """SAEs of one subject, variant and draw, trained in one pass over the activations."""
+    stream: StreamParams | None = None
+    """If given, activations come from live forward passes; the cached ones serve for the start."""
     compute: Compute
     activations_key: str = ""
     """If given, activations of `sae_train` with another key are refused."""

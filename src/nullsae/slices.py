@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nullsae import stages
+from nullsae.cells import trained_together
 from nullsae.config import Config
 from nullsae.files import content_key
 from nullsae.inputs import (
@@ -38,8 +39,10 @@ from nullsae.params import (
     PrepareCorpusParams,
     RandomizeModelParams,
     ReportParams,
+    SaeCell,
     SampleGaussianParams,
     ScoreLatentsParams,
+    StreamParams,
     TrainSaeParams,
     TrainSubjectParams,
     pretrained_sae_path,
@@ -64,7 +67,7 @@ def activations_key(config: Config, subject: str, variant: str, draw: int, split
     if variant == "gaussian":
         fitted = activations_key(config, subject, "trained", 0, "sae_train")
         settings = config.activations.model_dump(mode="json", include={"dtype", "shard_tokens"})
-        n_tokens = config.activations.sae_train_tokens if split == "sae_train" else None
+        n_tokens = config.activations.cached_tokens if split == "sae_train" else None
         own = stages.code_hash("sample_gaussian")
         return content_key([fitted, own, config.seed, draw, split, settings, n_tokens])
     keys = {"subject": subject, "variant": variant, "draw": str(draw)}
@@ -77,8 +80,10 @@ def activations_key(config: Config, subject: str, variant: str, draw: int, split
     parts: list[Any] = [rule_params(config, rule, wildcards) for rule, wildcards in upstream]
     parts += [stages.code_hash(rule) for rule, _ in upstream]
     parts += [stages.code_hash("cache_activations"), config.seed, split]
-    not_used = {"sae_train_tokens"} if split == "eval" else set()
-    parts.append(config.activations.model_dump(mode="json", exclude=not_used))
+    # How SAEs are trained on them says nothing about them.
+    used = {"dtype", "shard_tokens", "batch_contexts"}
+    parts.append(config.activations.model_dump(mode="json", include=used))
+    parts.append(config.activations.cached_tokens if split == "sae_train" else None)
     return content_key(parts)
 
 
@@ -133,6 +138,14 @@ def rule_params(config: Config, rule: str, wildcards: Mapping[str, str]) -> str:
     # The page shows SAEs and explainers in the order of the config; nothing else depends on it.
     ordered = rule != "report"
     return json.dumps(section.model_dump(mode="json"), sort_keys=ordered, separators=(",", ":"))
+
+
+def _sae_cell(config: Config, cell: Mapping[str, str]) -> SaeCell:
+    keys = CellKeys.model_validate({**cell, "draw": int(cell["draw"]), "seed": int(cell["seed"])})
+    # The other seeds of the recipe are no business of this SAE.
+    sae = config.saes[keys.sae].model_copy(update={"seeds": (keys.seed,)})
+    files = _stamps(_pretrained_sae_files(sae.pretrained, keys.site))
+    return SaeCell(keys=keys, sae=sae, local_files=files)
 
 
 def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section:
@@ -190,7 +203,7 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
     if rule == "sample_gaussian":
         return SampleGaussianParams(
             sites=subject.sites,
-            max_tokens=settings.sae_train_tokens if w["split"] == "sae_train" else None,
+            max_tokens=settings.cached_tokens if w["split"] == "sae_train" else None,
             seed=seed,
             keys=ModelKeys(**model_keys),
             dtype=settings.dtype,
@@ -202,7 +215,7 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
     if rule == "cache_activations":
         return CacheActivationsParams(
             sites=subject.sites,
-            max_tokens=settings.sae_train_tokens if w["split"] == "sae_train" else None,
+            max_tokens=settings.cached_tokens if w["split"] == "sae_train" else None,
             seed=seed,
             dtype=settings.dtype,
             shard_tokens=settings.shard_tokens,
@@ -210,19 +223,25 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
             compute=compute,
             key=captured[w["split"]],
         )
-    keys = CellKeys(**model_keys, site=w["site"], sae=w["sae"], seed=int(w["seed"]))
     if rule == "train_sae":
-        # The other seeds of the recipe are no business of this job.
-        sae = config.saes[w["sae"]].model_copy(update={"seeds": (keys.seed,)})
         return TrainSaeParams(
             seed=seed,
-            keys=keys,
-            sae=sae,
-            local_files=_stamps(_pretrained_sae_files(sae.pretrained, keys.site)),
+            cells=tuple(_sae_cell(config, cell) for cell in trained_together(config, w)),
+            stream=(
+                StreamParams(
+                    max_tokens=settings.sae_train_tokens,
+                    shard_tokens=settings.shard_tokens,
+                    dtype=settings.dtype,
+                    batch_contexts=settings.batch_contexts,
+                )
+                if settings.mode == "stream"
+                else None
+            ),
             compute=compute,
             activations_key=captured["sae_train"],
             eval_activations_key=captured["eval"],
         )
+    keys = CellKeys(**model_keys, site=w["site"], sae=w["sae"], seed=int(w["seed"]))
     if rule == "evaluate_sae":
         return EvaluateSaeParams(
             # Cross-evaluation is a job of its own.

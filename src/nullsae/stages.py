@@ -68,6 +68,7 @@ SHARED = (
     "params.py",
     "paths.py",
     "progress.py",
+    "recipes.py",
     "py.typed",
     "randomness.py",
     "shapes.py",

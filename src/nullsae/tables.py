@@ -119,6 +119,7 @@ CELL_TABLES: dict[str, tuple[tuple[tuple[str, str], ...], pa.Schema]] = {
             ("lr", "float"),
             ("fvu_loss", "float", "fraction of variance unexplained, training batch"),
             ("auxk_loss", "float"),
+            ("sparsity_loss", "float", "penalty on activity, as weighted in the loss"),
             ("heldout_explained_variance", "float"),
             ("heldout_cosine", "float"),
             ("heldout_alive_share", "float"),

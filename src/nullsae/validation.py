@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nullsae.config import SIGNED_DICTIONARIES, Config
+from nullsae.config import Config
 from nullsae.errors import UserError
+from nullsae.recipes import SIGNED_DICTIONARIES, fill_in_recipe
 from nullsae.shapes import subject_shape
 from nullsae.sites import expand_sites, is_pattern
 
@@ -32,6 +33,8 @@ def parse_config(data: Any) -> Config:
             else value
             for key, value in data.items()
         }
+        if isinstance(data.get("saes"), dict):
+            data["saes"] = {name: fill_in_recipe(sae) for name, sae in data["saes"].items()}
     return parse_section(Config, data, where="config")
 
 

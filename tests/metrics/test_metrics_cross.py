@@ -64,6 +64,7 @@ def save(sae: Autoencoder, folder: Path) -> Path:
         keys=cell(),
         seed=0,
         activations_key="key",
+        key="key",
         input_norm=INPUT_NORM,
         training={},
         n_steps=1,

@@ -194,6 +194,7 @@ def test_a_lookup_by_token_does_not_see_the_tokens(
         keys=cell(),
         seed=0,
         activations_key="key",
+        key="key",
         input_norm=1.0,
         training={},
         n_steps=0,

@@ -12,7 +12,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae import cells, paths, tables
-from nullsae.config import FITTED_DICTIONARIES, Config, Dictionary, VariantName
+from nullsae.config import Config, VariantName
+from nullsae.recipes import FITTED_DICTIONARIES, Dictionary
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
 from nullsae.statistics.metrics import METRICS

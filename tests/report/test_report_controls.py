@@ -21,7 +21,8 @@ from report_study import (
 )
 
 from nullsae import paths, tables
-from nullsae.config import Config, Dictionary, VariantName
+from nullsae.config import Config, VariantName
+from nullsae.recipes import Dictionary
 from nullsae.report import sections, style
 from nullsae.report.build import build_report
 from nullsae.report.compact import CLEAN

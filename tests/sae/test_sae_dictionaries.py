@@ -14,13 +14,15 @@ from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
-from nullsae.config import Evaluation, Latents, Sae
+from nullsae.config import Evaluation, Latents
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
 from nullsae.latents.collect import collect_latents
 from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.params import CollectLatentsParams, EvaluateSaeParams, TrainSaeParams
+from nullsae.params import CollectLatentsParams, EvaluateSaeParams, SaeCell, TrainSaeParams
 from nullsae.randomness import torch_generator
+from nullsae.recipes import Sae
+from nullsae.sae.architectures import Losses
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import (
     fit_dictionary,
@@ -31,8 +33,8 @@ from nullsae.sae.dictionaries import (
     token_lookup,
 )
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
+from nullsae.sae.start import initialize
 from nullsae.sae.steps import Trainer, evaluate
-from nullsae.sae.topk import initialize
 from nullsae.sae.trainer import INIT_TOKENS, train_sae
 from small_chain import (
     COMPUTE,
@@ -64,15 +66,14 @@ def make(
     chain: Chain, folder: Path, sae: Sae, variant: Any = "trained", **keys: Any
 ) -> tuple[Autoencoder, SaeConfig]:
     """Run `train_sae` on the chain's activations and read what it wrote."""
-    params = TrainSaeParams(
-        seed=0, keys=cell(SITE).model_copy(update={"variant": variant}), sae=sae, compute=COMPUTE
-    )
+    keys_ = cell(SITE).model_copy(update={"variant": variant})
+    params = TrainSaeParams(seed=0, cells=(SaeCell(keys=keys_, sae=sae),), compute=COMPUTE)
     arguments: dict[str, Any] = {
         "train_activations": chain.train_activations,
         "eval_activations": chain.eval_activations,
         "train_tokens": chain.train_tokens,
         "eval_tokens": chain.eval_tokens,
-        "output": folder,
+        "outputs": [folder],
         "work": folder / "work",
         **keys,
     }
@@ -111,10 +112,10 @@ def refusal(*arguments: Any, **keys: Any) -> str:
 def initial(chain: Chain) -> tuple[Autoencoder, float]:
     """The weights that `make` starts from and the factor on the activations, by their recipe."""
     reader = SiteReader.open(chain.train_activations, SITE)
-    scale = math.sqrt(D_MODEL) / float(reader.manifest["mean_norm"])
+    sample = reader.shard(0)[0][:INIT_TOKENS]
+    scale = math.sqrt(D_MODEL) / float(sample.norm(dim=1).mean())
     generator = torch_generator(0, "sae_init", *cell(SITE).parts())
-    x = reader.shard(0)[0][:INIT_TOKENS] * scale
-    return initialize(x, n_latents=WIDTH, k=K, generator=generator), scale
+    return initialize(sample * scale, n_latents=WIDTH, k=K, generator=generator), scale
 
 
 @pytest.mark.parametrize(
@@ -167,13 +168,12 @@ def test_auxk_trains_latents_that_a_frozen_encoder_keeps_dead(chain: Chain) -> N
         start, scale = initial(chain)
         trainer = trainer_of(recipe(dictionary, dead_after_tokens=10), start)
         trainer.unfired_tokens += 10
-        _, auxk = trainer.train_step(x[:256] * scale)
+        auxk = trainer.train_step(x[:256] * scale).auxk
         assert (auxk == 0.0) == (dictionary == "frozen_encoder"), dictionary
 
 
 def trainer_of(sae: Sae, start: Autoencoder, n_steps: int = 100) -> Trainer:
-    unfired = torch.zeros(start.n_latents, dtype=torch.int64)
-    return Trainer(sae, n_steps, start, step=0, unfired_tokens=unfired, history=[])
+    return Trainer.of(sae, n_steps, start, k=sae.kept)
 
 
 # --- the soft constraint ----------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_a_row_leaves_its_cone_after_some_step(
     start, _ = initial(chain)
     step, cosines = Trainer.train_step, []
 
-    def watched(self: Trainer, x: Tensor) -> tuple[float, float]:
+    def watched(self: Trainer, x: Tensor) -> Losses:
         if self.step == 11 and len(cosines) == 11:
             raise KeyboardInterrupt
         losses = step(self, x)
@@ -487,6 +487,7 @@ def foreign(folder: Path, sae: Autoencoder) -> str:
         keys=cell(SITE),
         seed=0,
         activations_key="elsewhere",
+        key="key",
         input_norm=1.0,
         training={},
         n_steps=5,

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nullsae.config import Dictionary
 from nullsae.errors import UserError
 from nullsae.files import checksum
+from nullsae.recipes import Dictionary
 from nullsae.sae.autoencoder import Architecture, Autoencoder
 from nullsae.sae.files import load_sae, save_sae
 from small_chain import cell, flip_byte
@@ -40,6 +40,7 @@ def written(
         "keys": cell(),
         "seed": 0,
         "activations_key": "key",
+        "key": "key",
         "input_norm": 2.5,
         "training": {"k": 3, "lr": 0.1},
         "n_steps": 7,
@@ -136,7 +137,7 @@ def test_more_latents_are_kept_than_there_are(tmp_path: Path) -> None:
 
 def test_a_topk_sae_without_k_is_read_as_standard(tmp_path: Path) -> None:
     _, config = written(tmp_path)
-    config.write_text(config.read_text().replace('"k": 3,\n "keys"', '"k": null,\n "keys"'))
+    config.write_text(config.read_text().replace('"k": 3,\n "key"', '"k": null,\n "key"'))
     assert refusal(config) == f"{config}: k: null; a topk SAE has a number there"
 
 

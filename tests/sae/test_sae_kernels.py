@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullsae.sae.kernels import HitsByLatent, decode, dot_rows, top_k
+from nullsae.sae.kernels import Hits, HitsByLatent, decode, top_k
 
 
 def codes(
@@ -42,11 +42,33 @@ def test_sparse_products_differ_from_dense_matrix_products(
     matrix = scattered(values, indices, len(rows))
     torch.testing.assert_close(decode(values, indices, rows), matrix @ rows)
     products = torch.gather(dense @ rows.T, 1, indices)
-    torch.testing.assert_close(dot_rows(dense, indices, rows), products)
-    hits = HitsByLatent(indices, len(rows))
-    torch.testing.assert_close(hits.row_gradient(values, dense), matrix.T @ dense)
-    torch.testing.assert_close(hits.bias_gradient(values), matrix.sum(dim=0))
-    assert hits.counts.tolist() == [int((indices == i).sum()) for i in range(len(rows))]
+    hits = Hits.of(values, indices)
+    torch.testing.assert_close(hits.decode(rows), matrix @ rows)
+    torch.testing.assert_close(hits.dot_rows(dense, rows), products.flatten())
+    by_latent = HitsByLatent(hits, len(rows))
+    torch.testing.assert_close(by_latent.row_gradient(hits.values, dense), matrix.T @ dense)
+    bias = by_latent.bias_gradient(hits.values, len(dense))
+    torch.testing.assert_close(bias, matrix.sum(dim=0))
+
+
+@given(seed=st.integers(0, 1000), n_tokens=st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_ragged_hits_differ_from_dense_matrix_products(seed: int, n_tokens: int) -> None:
+    """Tokens with different numbers of hits, some with none."""
+    _, _, rows, dense = codes(seed, n_tokens, 8, 3, 5)
+    g = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(n_tokens, 8, generator=g, dtype=torch.float64)
+    matrix *= torch.rand(n_tokens, 8, generator=g) < 0.4
+    token, latent = matrix.nonzero(as_tuple=True)
+    counts = torch.bincount(token, minlength=n_tokens)
+    hits = Hits(matrix[token, latent], latent, counts.cumsum(0) - counts)
+    assert torch.equal(hits.tokens(), token)
+    torch.testing.assert_close(hits.decode(rows), matrix @ rows)
+    torch.testing.assert_close(hits.dot_rows(dense, rows), (dense @ rows.T)[token, latent])
+    by_latent = HitsByLatent(hits, 8)
+    torch.testing.assert_close(by_latent.row_gradient(hits.values, dense), matrix.T @ dense)
+    bias = by_latent.bias_gradient(hits.values, n_tokens)
+    torch.testing.assert_close(bias, matrix.sum(dim=0))
 
 
 def test_top_k_keeps_negative_entries_or_misses_a_larger_one() -> None:
@@ -65,13 +87,14 @@ def test_results_depend_on_the_number_of_threads() -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            hits = HitsByLatent(indices, len(rows))
+            hits = Hits.of(values, indices)
+            by_latent = HitsByLatent(hits, len(rows))
             found.append(
                 [
-                    decode(values, indices, rows),
-                    dot_rows(dense, indices, rows),
-                    hits.row_gradient(values, dense),
-                    hits.bias_gradient(values),
+                    hits.decode(rows),
+                    hits.dot_rows(dense, rows),
+                    by_latent.row_gradient(hits.values, dense),
+                    by_latent.bias_gradient(hits.values, len(dense)),
                 ]
             )
     finally:
@@ -82,12 +105,11 @@ def test_results_depend_on_the_number_of_threads() -> None:
 
 @pytest.mark.parametrize("mode", ["tracked rows", "no_grad"])
 def test_dot_rows_needs_gradients_switched_on_by_its_caller(mode: str) -> None:
-    _, indices, rows, dense = codes(1, 4, 6, 2, 3)
-    expected = torch.gather(dense @ rows.T, 1, indices)
+    values, indices, rows, dense = codes(1, 4, 6, 2, 3)
+    hits = Hits.of(values, indices)
+    expected = torch.gather(dense @ rows.T, 1, indices).flatten()
     if mode == "no_grad":
         with torch.no_grad():
-            torch.testing.assert_close(dot_rows(dense, indices, rows), expected)
+            torch.testing.assert_close(hits.dot_rows(dense, rows), expected)
     else:
-        torch.testing.assert_close(
-            dot_rows(dense, indices, rows.clone().requires_grad_()), expected
-        )
+        torch.testing.assert_close(hits.dot_rows(dense, rows.clone().requires_grad_()), expected)

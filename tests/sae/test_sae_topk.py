@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nullsae.recipes import Sae
+from nullsae.sae.architectures import ARCHITECTURES, Losses
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.topk import geometric_median, gradients, initialize
+from nullsae.sae.start import geometric_median, initialize
 
 TOKENS, D, WIDTH, K = 40, 6, 20, 3
 
@@ -28,6 +30,15 @@ def random_sae(dtype: torch.dtype = torch.float64) -> Autoencoder:
         randn(D, seed=4, dtype=dtype) * 0.5,
         k=K,
     )
+
+
+def gradients(
+    sae: Autoencoder, x: Tensor, *, dead: Tensor, auxk_k: int, auxk_coefficient: float
+) -> tuple[dict[str, Tensor], Losses]:
+    assert sae.k is not None
+    recipe = Sae(n_latents=WIDTH, k=sae.k, auxk_k=auxk_k)
+    model = ARCHITECTURES["topk"](recipe, sae.k, sae, auxk_coefficient=auxk_coefficient)
+    return model.gradients(x, dead)
 
 
 def autograd(

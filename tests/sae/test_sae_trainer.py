@@ -1,27 +1,24 @@
 from __future__ import annotations
 
-import itertools
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from nullsae import tables
-from nullsae.activations.store import SiteReader
-from nullsae.config import Sae
 from nullsae.errors import UserError
-from nullsae.params import TrainSaeParams
+from nullsae.params import SaeCell, TrainSaeParams
+from nullsae.recipes import Sae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
-from nullsae.sae.steps import Trainer, evaluate, learning_rate, schedule, training_batches
-from nullsae.sae.topk import initialize
+from nullsae.sae.start import initialize
+from nullsae.sae.steps import Trainer, evaluate, learning_rate, schedule
 from nullsae.sae.trainer import train_sae
 from small_chain import COMPUTE, cell, flip_byte, write_site
 
@@ -49,8 +46,7 @@ def trainer_on(x: Tensor, sae: Sae, n_steps: int = 100) -> Trainer:
     start = initialize(
         x, n_latents=sae.n_latents, k=sae.kept, generator=torch.Generator().manual_seed(1)
     )
-    unfired = torch.zeros(start.n_latents, dtype=torch.int64)
-    return Trainer(sae, n_steps, start, step=0, unfired_tokens=unfired, history=[])
+    return Trainer.of(sae, n_steps, start, k=sae.kept)
 
 
 # --- schedule ---------------------------------------------------------------------------------
@@ -93,72 +89,6 @@ def test_the_default_learning_rate_is_not_that_of_gao_et_al() -> None:
     assert learning_rate(recipe(lr=0.5), 2**12) == 0.5
 
 
-# --- the order of the data --------------------------------------------------------------------
-
-
-def numbered(folder: Path, sizes: list[int]) -> SiteReader:
-    """Shards whose rows hold their own number."""
-    x = torch.arange(1, sum(sizes) + 1, dtype=torch.float32)[:, None]
-    return SiteReader.open(write_site(folder, x, sizes), "resid_post.1")
-
-
-@given(
-    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5),
-    batch=st.integers(1, 14),
-    epochs=st.integers(1, 3),
-    data=st.data(),
-)
-@settings(max_examples=40, deadline=None)
-def test_an_epoch_repeats_or_loses_tokens_or_a_resume_shifts_them(
-    sizes: list[int], batch: int, epochs: int, data: st.DataObject
-) -> None:
-    n = sum(sizes)
-    batch = min(batch, n)
-    sae = recipe(batch_tokens=batch, epochs=epochs)
-    with tempfile.TemporaryDirectory() as folder:
-        reader = numbered(Path(folder), sizes)
-
-        def batches(start: int) -> list[list[float]]:
-            found = training_batches(reader, sae, 0, ("a", 1), start_step=start)
-            return [b[:, 0].tolist() for b in found]
-
-        whole = batches(0)
-        per_epoch = n // batch
-        assert [len(b) for b in whole] == [batch] * (per_epoch * epochs)
-        for epoch in range(epochs):
-            seen = list(itertools.chain(*whole[epoch * per_epoch : (epoch + 1) * per_epoch]))
-            assert len(set(seen)) == per_epoch * batch
-        start = data.draw(st.integers(0, len(whole)))
-        assert batches(start) == whole[start:]
-
-
-def test_a_shard_smaller_than_a_batch_makes_a_batch_without_rows(tmp_path: Path) -> None:
-    """torch.split gives one empty part of an empty tensor: its loss would be NaN."""
-    reader = numbered(tmp_path, [3, 3, 3])
-    batches = training_batches(reader, recipe(batch_tokens=4), 0, (), start_step=0)
-    assert [len(batch) for batch in batches] == [4, 4]
-
-
-def test_every_epoch_or_every_key_has_the_same_order(tmp_path: Path) -> None:
-    reader = numbered(tmp_path, [20] * 6)
-    sae = recipe(batch_tokens=10, epochs=3)
-
-    def flat(seed: int, *key: str | int) -> list[float]:
-        batches = training_batches(reader, sae, seed, key, start_step=0)
-        return [float(v) for b in batches for v in b[:, 0]]
-
-    one = flat(0, "a")
-    epochs = [one[:120], one[120:240], one[240:]]
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    # The first epoch trusts the permutation at capture; the others also permute within shards.
-    in_shard = [[v for v in epoch if v <= 20] for epoch in epochs]
-    assert in_shard[0] == list(range(1, 21))
-    assert len({tuple(part) for part in in_shard}) == 3
-    assert flat(0, "a") == one
-    assert flat(0, "b") != one
-    assert flat(1, "a") != one
-
-
 # --- one step ---------------------------------------------------------------------------------
 
 
@@ -190,7 +120,7 @@ def test_dead_latents_are_miscounted() -> None:
     rows = torch.cat([torch.eye(4), -torch.eye(4)])
     sae = Autoencoder("topk", rows.clone(), torch.zeros(8), rows.clone(), torch.zeros(4), k=1)
     settings_ = recipe(k=1, n_latents=8, dead_after_tokens=32, lr=1e-9)
-    trainer = Trainer(settings_, 10, sae, 0, torch.zeros(8, dtype=torch.int64), [])
+    trainer = Trainer.of(settings_, 10, sae, k=1)
     trainer.train_step(x)
     assert trainer.unfired_tokens.tolist() == [0, 0, 0, 16, 16, 16, 16, 16]
     assert not bool(trainer.dead.any())
@@ -210,7 +140,7 @@ def test_auxk_leaves_dead_latents_dead(seed: int) -> None:
         # Half of the latents see the data, but too faintly to enter the top k.
         trainer.sae.w_enc[16:] *= 0.01
         for step in range(160):
-            loss[coefficient], _ = trainer.train_step(x[(step * 256) % 4096 :][:256])
+            loss[coefficient] = trainer.train_step(x[(step * 256) % 4096 :][:256]).fvu
         dead[coefficient] = float(trainer.dead.double().mean())
     assert dead[0.0] >= 0.4
     assert dead[1 / 32] <= 0.1
@@ -244,10 +174,15 @@ def run(folder: Path, x: Tensor, sae: Sae, **keys: Any) -> Path:
     output = folder / str(keys.pop("output", "sae"))
     seed = keys.pop("seed", 0)
     arguments: dict[str, Any] = {"work": folder / "work", **keys}
-    params = TrainSaeParams(
-        seed=0, keys=cell(seed=seed), sae=sae, compute=COMPUTE, activations_key="key"
+    cells = (SaeCell(keys=cell(seed=seed), sae=sae),)
+    params = TrainSaeParams(seed=0, cells=cells, compute=COMPUTE, activations_key="key")
+    train_sae(
+        params,
+        train_activations=train,
+        eval_activations=heldout,
+        outputs=[output],
+        **arguments,
     )
-    train_sae(params, train_activations=train, eval_activations=heldout, output=output, **arguments)
     return output
 
 
@@ -300,7 +235,7 @@ def test_a_resumed_training_differs_from_an_uninterrupted_one(
     torch.manual_seed(killed_at)  # the global generator is elsewhere in a new process
     run(tmp_path, x, sae, output="resumed", report=lambda step, *_: steps.append(step))
     # Fails if resume is a no-op: the same bits could come from training all of it again.
-    checkpoint = (killed_at - 1) // 5 * 5
+    checkpoint = killed_at // 5 * 5
     assert steps == list(range(checkpoint + 1, 23))
     for file in ("sae.safetensors", "cfg.json", "history.parquet"):
         whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file

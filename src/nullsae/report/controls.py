@@ -10,10 +10,10 @@ from nullsae.config import (
     Explainer,
     FuzzingScorer,
     LexicalExplainer,
-    Sae,
     Scorer,
     SwappedExplainer,
 )
+from nullsae.recipes import Sae
 
 VARIANT_KINDS = {
     "the real thing": ("trained",),

@@ -10,11 +10,11 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nullsae.config import Dictionary
 from nullsae.errors import UserError
 from nullsae.files import atomic_path, checksum, rebuild_command, verify, write_json
 from nullsae.inputs import Section
 from nullsae.params import CellKeys
+from nullsae.recipes import Dictionary
 from nullsae.sae.autoencoder import PARAMETERS, Architecture, Autoencoder
 from nullsae.validation import parse_section
 
@@ -31,6 +31,8 @@ class SaeConfig(Section):
     k: PositiveInt | None
     """Latents kept per token; null but for `topk`."""
     keys: CellKeys
+    key: str
+    """Hash of all that it was made of."""
     seed: int
     """The config's seed."""
     activations_key: str
@@ -76,6 +78,14 @@ def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
         **described,
     )
     write_json(folder / "cfg.json", config.model_dump(mode="json"))
+
+
+def is_made(folder: Path, *, key: str) -> bool:
+    """Whether the folder holds a whole, undamaged SAE that was made of just this."""
+    try:
+        return load_sae(folder / "cfg.json")[1].key == key
+    except UserError:
+        return False
 
 
 def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:

@@ -1,10 +1,9 @@
-"""Gradient steps of one SAE: schedule, order of the data, the step itself, exact checkpoints."""
+"""Gradient steps of one SAE: schedule, the step itself, exact checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nullsae.activations.store import SiteReader
-from nullsae.config import Sae
 from nullsae.files import atomic_path
-from nullsae.randomness import torch_generator
+from nullsae.recipes import Sae
+from nullsae.sae.architectures import ARCHITECTURES, Losses, TrainedSae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import FROZEN, keep_close
-from nullsae.sae.topk import gradients
 
 EVALUATION_BATCH_TOKENS = 4096
 
 
 def learning_rate(sae: Sae, n_latents: int) -> float:
-    """The recipe's peak rate: as given, or 2e-4 / sqrt(n_latents / 2^14) (Gao et al. 2024)."""
-    return sae.lr if sae.lr is not None else 2e-4 / math.sqrt(n_latents / 2**14)
+    """The recipe's peak rate: as given, or base_lr / sqrt(n_latents / 2^14) (Gao et al. 2024)."""
+    return sae.lr if sae.lr is not None else sae.base_lr / math.sqrt(n_latents / 2**14)
 
 
 def schedule(step: int, n_steps: int, sae: Sae) -> float:
@@ -42,41 +39,6 @@ def schedule(step: int, n_steps: int, sae: Sae) -> float:
     return min(1.0, rise, fall)
 
 
-def training_batches(
-    reader: SiteReader, sae: Sae, seed: int, key: tuple[str | int, ...], *, start_step: int
-) -> Iterator[Tensor]:
-    """Batches of exactly `batch_tokens` rows from `start_step` on.
-
-    Shards come in an order drawn anew for each epoch. In the first epoch tokens lie in the order
-    in which they were permuted at capture; later epochs permute each shard again. A rest of less
-    than a batch is left out at the end of an epoch.
-    """
-    per_epoch = reader.n_tokens // sae.batch_tokens
-    sizes = [int(shard["n_tokens"]) for shard in reader.manifest["shards"]]
-    for epoch in range(start_step // per_epoch, sae.epochs):
-        first = start_step % per_epoch if epoch == start_step // per_epoch else 0
-        generator = torch_generator(seed, "shard_order", *key, epoch)
-        order = torch.randperm(len(sizes), generator=generator).tolist()
-        skip, left = first * sae.batch_tokens, per_epoch - first
-        held = torch.empty(0, reader.d_model)
-        for index in order:
-            if left == 0:
-                break
-            if skip >= sizes[index]:
-                skip -= sizes[index]
-                continue
-            x = reader.shard(index)[0]
-            if epoch:
-                again = torch_generator(seed, "epoch_permutation", *key, epoch, index)
-                x = x[torch.randperm(len(x), generator=again)]
-            held, skip = torch.cat([held, x[skip:]]), 0
-            n = min(len(held) // sae.batch_tokens, left)
-            if n == 0:
-                continue  # torch.split makes one empty batch of no rows
-            yield from torch.split(held[: n * sae.batch_tokens], sae.batch_tokens)
-            held, left = held[n * sae.batch_tokens :], left - n
-
-
 @dataclass
 class Trainer:
     """State of one training run, in the scaled space where activations have mean norm sqrt(d).
@@ -87,45 +49,50 @@ class Trainer:
 
     recipe: Sae
     n_steps: int
-    sae: Autoencoder
+    model: TrainedSae
     step: int
     unfired_tokens: Tensor
     """int64 [n_latents]: tokens since a latent last fired."""
     history: list[dict[str, Any]]
 
-    def __post_init__(self) -> None:
-        recipe = self.recipe
-        frozen = FROZEN.get(recipe.dictionary, ())
-        self.trained = {n: t for n, t in self.sae.parameters().items() if n not in frozen}
-        self.optimizer = torch.optim.Adam(list(self.trained.values()), lr=1.0, fused=True)
-        self.peak_lr = learning_rate(recipe, self.sae.n_latents)
-        self.auxk_k = recipe.auxk_k or max(1, self.sae.d_model // 2)
+    @classmethod
+    def of(cls, recipe: Sae, n_steps: int, start: Autoencoder, *, k: int) -> Trainer:
+        """A training run at its start; `start` is not copied."""
         # What is dead under a frozen encoder stays dead, whatever its decoder row learns.
-        revivable = "encoder.weight" in self.trained
-        self.auxk_coefficient = recipe.auxk_coefficient if revivable else 0.0
-        soft = recipe.dictionary == "soft_frozen_decoder"
-        self.start = self.sae.w_dec.clone() if soft else None
+        revivable = "encoder.weight" not in FROZEN.get(recipe.dictionary, ())
+        model = ARCHITECTURES[recipe.architecture](
+            recipe, k, start, auxk_coefficient=recipe.auxk_coefficient if revivable else 0.0
+        )
+        unfired = torch.zeros(start.n_latents, dtype=torch.int64, device=start.w_dec.device)
+        return cls(recipe, n_steps, model, 0, unfired, [])
+
+    def __post_init__(self) -> None:
+        frozen = FROZEN.get(self.recipe.dictionary, ())
+        self.trained = {n: t for n, t in self.model.parameters.items() if n not in frozen}
+        self.optimizer = torch.optim.Adam(list(self.trained.values()), lr=1.0, fused=True)
+        self.peak_lr = learning_rate(self.recipe, self.model.n_latents)
+        soft = self.recipe.dictionary == "soft_frozen_decoder"
+        self.start = self.model.w_dec.clone() if soft else None
+
+    @property
+    def sae(self) -> Autoencoder:
+        """The SAE as it stands."""
+        return self.model.autoencoder()
 
     @property
     def dead(self) -> Tensor:
         """Which latents count as dead, bool [n_latents]."""
         return self.unfired_tokens >= self.recipe.dead_after_tokens
 
-    def train_step(self, x: Tensor) -> tuple[float, float]:
-        """One optimizer step on x [batch_tokens, d_model]; returns (FVU, AuxK) of the batch."""
-        sae, recipe = self.sae, self.recipe
-        exact, losses = gradients(
-            sae,
-            x,
-            dead=self.dead,
-            auxk_k=self.auxk_k,
-            auxk_coefficient=self.auxk_coefficient,
-        )
+    def train_step(self, x: Tensor) -> Losses:
+        """One optimizer step on x [batch_tokens, d_model]; returns the losses before it."""
+        recipe, w_dec = self.recipe, self.model.w_dec
+        exact, losses = self.model.gradients(x, self.dead)
         gradient = {name: exact[name] for name in self.trained}
         if "W_dec" in gradient:
             decoder = gradient["W_dec"]
             # Rows have unit norm: what points along a row only fights the renormalization.
-            decoder -= (decoder * sae.w_dec).sum(dim=1, keepdim=True) * sae.w_dec
+            decoder -= (decoder * w_dec).sum(dim=1, keepdim=True) * w_dec
         norm = torch.stack([g.norm() for g in gradient.values()]).norm()
         clip = (recipe.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
         for name, parameter in self.trained.items():
@@ -134,13 +101,13 @@ class Trainer:
             group["lr"] = self.lr()
         self.optimizer.step()
         if "W_dec" in gradient:
-            sae.w_dec /= sae.w_dec.norm(dim=1, keepdim=True)
+            w_dec /= w_dec.norm(dim=1, keepdim=True)
         if self.start is not None:
-            sae.w_dec.copy_(keep_close(sae.w_dec, self.start, recipe.min_decoder_cosine))
+            w_dec.copy_(keep_close(w_dec, self.start, recipe.min_decoder_cosine))
         self.unfired_tokens += len(x)
         self.unfired_tokens[losses.fired] = 0
         self.step += 1
-        return losses.fvu, losses.auxk
+        return losses
 
     def lr(self) -> float:
         """The rate of the coming step."""
@@ -148,7 +115,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on, atomically."""
-        tensors = {"unfired_tokens": self.unfired_tokens, **self.sae.parameters()}
+        tensors = {"unfired_tokens": self.unfired_tokens, **self.model.parameters}
+        tensors |= {f"buffer.{name}": value for name, value in self.model.buffers.items()}
         for name, parameter in self.trained.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
@@ -164,8 +132,10 @@ class Trainer:
         self.step = int(metadata["step"])
         self.history = json.loads(metadata["history"])
         self.unfired_tokens = tensors["unfired_tokens"].to(self.unfired_tokens.device)
-        for name, parameter in self.sae.parameters().items():
+        for name, parameter in self.model.parameters.items():
             parameter.copy_(tensors[name])
+        for name, buffer in self.model.buffers.items():
+            buffer.copy_(tensors[f"buffer.{name}"])
         for name, parameter in self.trained.items():
             self.optimizer.state[parameter] = {
                 key: tensors[f"adam.{key}.{name}"].to(parameter.device)

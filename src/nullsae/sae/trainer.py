@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from nullsae import tables
+from nullsae import stages, tables
+from nullsae.activations.blocks import Batches, Blocks, CachedBlocks, block_order, order_within
 from nullsae.activations.store import SiteReader
-from nullsae.config import FITTED_DICTIONARIES, Sae
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
 from nullsae.files import content_key
-from nullsae.params import TrainSaeParams
+from nullsae.params import CellKeys, TrainSaeParams
 from nullsae.randomness import torch_generator
+from nullsae.recipes import FITTED_DICTIONARIES, Sae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import fit_dictionary, token_ids
-from nullsae.sae.files import save_sae
+from nullsae.sae.files import is_made, save_sae
 from nullsae.sae.interchange import read_pretrained
-from nullsae.sae.steps import Trainer, evaluate, training_batches
-from nullsae.sae.topk import initialize
+from nullsae.sae.start import initialize
+from nullsae.sae.steps import Trainer, evaluate
 from nullsae.subjects.loading import pick_device
 
 logger = logging.getLogger(__name__)
@@ -32,33 +35,53 @@ INIT_TOKENS = 32_768
 Report = Callable[[int, int, float | None], None]
 
 
+@dataclass
+class Cell:
+    """One SAE of the job, while it is made."""
+
+    keys: CellKeys
+    recipe: Sae
+    output: Path
+    train: SiteReader
+    heldout: SiteReader
+    key: str
+    """Hash of all that determines the SAE."""
+    checkpoint: Path
+
+    @property
+    def where(self) -> str:
+        """Its key in the config, for messages."""
+        return f"config: saes.{self.keys.sae}"
+
+
 def train_sae(
     params: TrainSaeParams,
     *,
     train_activations: Path,
     eval_activations: Path,
-    output: Path,
+    outputs: Sequence[Path],
     work: Path,
     train_tokens: Path | None = None,
     eval_tokens: Path | None = None,
     report: Report | None = None,
 ) -> int:
-    """Make one SAE and write `sae.safetensors`, `cfg.json` and `history.parquet`.
+    """Make SAEs; each gets `sae.safetensors`, `history.parquet`, `cfg.json` in its folder.
 
-    By gradient steps, or without any: a dictionary that is computed (`fit_dictionary`), or, where
-    the recipe names a `pretrained` SAE and the variant is `trained`, that SAE as it is. Those have
-    one row of history, at step 0.
+    By gradient steps, all in one pass over the activations, or without any: a dictionary that is
+    computed (`fit_dictionary`), or, where a recipe names a `pretrained` SAE and the variant is
+    `trained`, that SAE as it is. Those have one row of history, at step 0. An SAE whose `cfg.json`
+    says that it was made of just this is left as it is.
 
     Args:
         params: the rule's slice of the config.
         train_activations: manifest of the variant's `sae_train` activations.
         eval_activations: manifest of its `eval` activations, for the held-out curve.
-        output: the SAE's folder.
+        outputs: a folder for each of `params.cells`.
         work: folder for checkpoints; a run with the same params and activations resumes there.
         train_tokens: corpus manifest of `sae_train`, for `token_lookup`.
         eval_tokens: corpus manifest of `eval`, for `token_lookup`.
-        report: called with (step, steps, FVU of the batch), or with (tokens, tokens in all, None)
-            where there are no steps.
+        report: called with (step, steps, FVU of the batch), counted over all SAEs, or with
+            (tokens, tokens in all, None) where there are no steps.
 
     Returns:
         The number of optimizer steps that this call ran (less than all after a resume).
@@ -68,127 +91,191 @@ def train_sae(
             pretrained SAE that does not fit them.
     """
     torch.set_num_threads(params.compute.threads)
-    device, recipe, keys = pick_device(params.compute.device), params.sae, params.keys
-    where = f"config: saes.{keys.sae}"
-    reader = SiteReader.open(train_activations, keys.site, key=params.activations_key)
-    heldout = SiteReader.open(eval_activations, keys.site, key=params.eval_activations_key)
-    reader.check()
-    heldout.check()
+    device = pick_device(params.compute.device)
+    cells = _open(params, train_activations, eval_activations, outputs, work)
+    runs = []
+    for cell in cells:
+        given = _pretrained(cell) if cell.recipe.pretrained else None
+        if given is not None and cell.keys.variant == "trained":
+            sae = given.to(device)
+            _finish(params, cell, sae, "pretrained", [_only_row(sae, cell, tokens=0)])
+        elif cell.recipe.dictionary in FITTED_DICTIONARIES:
+            corpora = _corpora(cell, train_tokens, eval_tokens)
+            sae = fit_dictionary(
+                cell.recipe, cell.train, corpora[0], where=cell.where, report=report
+            ).to(device)
+            row = _only_row(sae, cell, corpora, tokens=cell.train.n_tokens)
+            _finish(params, cell, sae, cell.recipe.dictionary, [row])
+        else:
+            runs.append(Run.start(params, cell, given, device))
+    before = sum(run.trainer.step for run in runs)
+    if runs:
+        blocks = CachedBlocks({run.cell.keys.site: run.cell.train for run in runs})
+        _train(params, runs, blocks, report)
+    for run in runs:
+        sae = run.trainer.sae.scaled(1.0 / run.scale)
+        _finish(params, run.cell, sae, run.cell.recipe.dictionary, run.trainer.history)
+        run.cell.checkpoint.unlink(missing_ok=True)
+    return sum(run.trainer.step for run in runs) - before
 
-    identity = [params.model_dump(mode="json"), reader.manifest, heldout.manifest]
-    checkpoint = work / f"train_sae-{content_key(identity)}.safetensors"
 
-    given = _pretrained(recipe, reader, keys.site, where) if recipe.pretrained else None
-    dictionary: str = recipe.dictionary
-    n_steps = ran = 0
-    if given is not None and keys.variant == "trained":
-        sae, dictionary = given.to(device), "pretrained"
-        history = [_only_row(sae, recipe, reader, heldout, tokens=0)]
-    elif recipe.dictionary in FITTED_DICTIONARIES:
-        corpora = _corpora(recipe, train_tokens, eval_tokens, where)
-        fitted = fit_dictionary(recipe, reader, corpora[0], where=where, report=report)
-        sae = fitted.to(device)
-        history = [_only_row(sae, recipe, reader, heldout, corpora, tokens=reader.n_tokens)]
-    else:
-        trainer, ran = _train(params, reader, heldout, given, checkpoint, report)
-        sae, history, n_steps = trainer.sae, trainer.history, trainer.n_steps
+def _open(
+    params: TrainSaeParams,
+    train_activations: Path,
+    eval_activations: Path,
+    outputs: Sequence[Path],
+    work: Path,
+) -> list[Cell]:
+    """The cells that are not made yet, each site's activations verified once."""
+    readers = {}
+    for site in dict.fromkeys(cell.keys.site for cell in params.cells):
+        train = SiteReader.open(train_activations, site, key=params.activations_key)
+        heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
+        train.check()
+        heldout.check()
+        readers[site] = (train, heldout)
+    cells = []
+    for cell, output in zip(params.cells, outputs, strict=True):
+        train, heldout = readers[cell.keys.site]
+        shared = params.model_dump(mode="json", exclude={"cells"})
+        made_of = [cell.model_dump(mode="json"), shared, train.manifest, heldout.manifest]
+        key = content_key([*made_of, stages.code_hash("train_sae")])
+        checkpoint = work / f"train_sae-{key}.safetensors"
+        if is_made(output, key=key):
+            logger.info("%s: already there", output)
+        else:
+            cells.append(Cell(cell.keys, cell.sae, output, train, heldout, key, checkpoint))
+    return cells
 
-    tables.write_table(output / "history.parquet", history, tables.cell_schema("history"))
-    save_sae(
-        sae,
-        output,
-        dictionary=dictionary,
-        keys=keys,
-        seed=params.seed,
-        activations_key=reader.manifest["key"],
-        input_norm=float(reader.manifest["mean_norm"]),
-        training=recipe.model_dump(mode="json"),
-        n_steps=n_steps,
-    )
-    checkpoint.unlink(missing_ok=True)
-    logger.info("ran %d of %d steps", ran, n_steps)
-    return ran
+
+@dataclass
+class Run:
+    """One SAE in training."""
+
+    cell: Cell
+    trainer: Trainer
+    batches: Batches
+    scale: float
+    """Factor that brings activations to a mean norm of sqrt(d_model)."""
+    heldout: Tensor
+    """Scaled activations of `eval` for the curve along training."""
+
+    @classmethod
+    def start(
+        cls, params: TrainSaeParams, cell: Cell, given: Autoencoder | None, device: torch.device
+    ) -> Run:
+        """At its first step, or at that of its checkpoint."""
+        recipe, reader = cell.recipe, cell.train
+        n_latents, k = _shape(cell, given)
+        n_tokens = params.stream.max_tokens if params.stream else reader.n_tokens
+        per_epoch = n_tokens // recipe.batch_tokens
+        if per_epoch == 0:
+            raise UserError(
+                f"{cell.where}.batch_tokens: {recipe.batch_tokens} is more than the {n_tokens} "
+                f"tokens to train on (activations.sae_train_tokens)"
+            )
+        # The first block alone: a stream has seen no more when training starts.
+        sample = reader.shard(0)[0][:INIT_TOKENS]
+        scale = math.sqrt(reader.d_model) / float(sample.norm(dim=1).mean())
+        generator = torch_generator(params.seed, "sae_init", *cell.keys.parts())
+        start = initialize(sample * scale, n_latents=n_latents, k=k, generator=generator)
+        trainer = Trainer.of(recipe, per_epoch * recipe.epochs, start.to(device), k=k)
+        if cell.checkpoint.is_file():
+            trainer.load(cell.checkpoint)
+            logger.info("resumed at step %d of %d", trainer.step, trainer.n_steps)
+        heldout, _ = next(cell.heldout.batches(recipe.heldout_tokens))
+        batches = Batches(n_tokens, recipe.batch_tokens, start_step=trainer.step)
+        return cls(cell, trainer, batches, scale, heldout.to(device) * scale)
+
+    def step(self, batch: Tensor) -> float:
+        """One optimizer step, and what is due after it; returns the batch's FVU."""
+        trainer, recipe = self.trainer, self.cell.recipe
+        lr = trainer.lr()
+        losses = trainer.train_step(batch.to(self.heldout.device, torch.float32) * self.scale)
+        if not math.isfinite(losses.fvu):
+            raise UserError(
+                f"{self.cell.where}: the loss is {losses.fvu} at step {trainer.step}; lower lr"
+            )
+        at_end = trainer.step == trainer.n_steps
+        if trainer.step % recipe.evaluate_every_steps == 0 or at_end:
+            found = evaluate(trainer.sae, self.heldout)
+            trainer.history.append(
+                {
+                    "step": trainer.step,
+                    "tokens": trainer.step * recipe.batch_tokens,
+                    "lr": lr,
+                    "fvu_loss": losses.fvu,
+                    "auxk_loss": losses.auxk,
+                    "sparsity_loss": losses.sparsity,
+                    **found,
+                    "dead_share": float(trainer.dead.double().mean()),
+                }
+            )
+            logger.info(
+                "%s: step %d of %d: FVU %.4f, held-out explained variance %.4f",
+                self.cell.keys.sae,
+                trainer.step,
+                trainer.n_steps,
+                losses.fvu,
+                found["heldout_explained_variance"],
+            )
+        if trainer.step % recipe.checkpoint_every_steps == 0 and not at_end:
+            trainer.save(self.cell.checkpoint)
+        return losses.fvu
 
 
 def _train(
+    params: TrainSaeParams, runs: Sequence[Run], blocks: Blocks, report: Report | None
+) -> None:
+    """Train all to their end, each block read once per epoch for all of them."""
+    n_steps = sum(run.trainer.n_steps for run in runs)
+    for epoch in range(max(run.cell.recipe.epochs for run in runs)):
+        start = 0
+        for index in block_order(params.seed, epoch, len(blocks.sizes)):
+            stop = start + blocks.sizes[index]
+            active = [
+                run
+                for run in runs
+                if epoch < run.cell.recipe.epochs and run.batches.want(epoch, start, stop)
+            ]
+            if active:
+                order = order_within(params.seed, epoch, index, stop - start)
+                block = blocks.block(index, {run.cell.keys.site for run in active})
+                for run in active:
+                    for batch in run.batches.cut(epoch, start, block[run.cell.keys.site][order]):
+                        fvu = run.step(batch)
+                        if report is not None:
+                            report(sum(r.trainer.step for r in runs), n_steps, fvu)
+            start = stop
+
+
+def _finish(
     params: TrainSaeParams,
-    reader: SiteReader,
-    heldout: SiteReader,
-    given: Autoencoder | None,
-    checkpoint: Path,
-    report: Report | None,
-) -> tuple[Trainer, int]:
-    """Train by gradient steps, from a checkpoint if there is one.
-
-    Returns:
-        The finished trainer, its SAE scaled back to the activations as captured, and the number
-        of steps that this call ran.
-    """
-    device, recipe, keys = pick_device(params.compute.device), params.sae, params.keys
-    where = f"config: saes.{keys.sae}"
-    n_latents, k = _shape(recipe, given, reader.d_model, where)
-    per_epoch = reader.n_tokens // recipe.batch_tokens
-    if per_epoch == 0:
-        raise UserError(
-            f"{where}.batch_tokens: {recipe.batch_tokens} is more than the {reader.n_tokens} "
-            f"cached tokens (activations.sae_train_tokens)"
-        )
-    n_steps = per_epoch * recipe.epochs
-    scale = math.sqrt(reader.d_model) / float(reader.manifest["mean_norm"])
-    x_heldout, _ = next(heldout.batches(recipe.heldout_tokens))
-    x_heldout = x_heldout.to(device) * scale
-
-    sample, _ = reader.shard(0)
-    generator = torch_generator(params.seed, "sae_init", *keys.parts())
-    initial = initialize(
-        sample[:INIT_TOKENS] * scale, n_latents=n_latents, k=k, generator=generator
+    cell: Cell,
+    sae: Autoencoder,
+    dictionary: str,
+    history: list[dict[str, Any]],
+) -> None:
+    """Write the SAE's folder, `cfg.json` last."""
+    schema = tables.cell_schema("history")
+    tables.write_table(cell.output / "history.parquet", history, schema)
+    save_sae(
+        sae,
+        cell.output,
+        dictionary=dictionary,
+        keys=cell.keys,
+        key=cell.key,
+        seed=params.seed,
+        activations_key=cell.train.manifest["key"],
+        input_norm=float(cell.train.manifest["mean_norm"]),
+        training=cell.recipe.model_dump(mode="json"),
+        n_steps=history[-1]["step"],
     )
-    trainer = Trainer(
-        recipe=recipe,
-        n_steps=n_steps,
-        sae=initial.to(device),
-        step=0,
-        unfired_tokens=torch.zeros(n_latents, dtype=torch.int64, device=device),
-        history=[],
-    )
-    if checkpoint.is_file():
-        trainer.load(checkpoint)
-        logger.info("resumed at step %d of %d", trainer.step, n_steps)
-    start = trainer.step
-    batches = training_batches(reader, recipe, params.seed, keys.parts(), start_step=start)
-    for batch in batches:
-        lr = trainer.lr()
-        fvu, auxk = trainer.train_step(batch.to(device) * scale)
-        if not math.isfinite(fvu):
-            raise UserError(f"{where}: the loss is {fvu} at step {trainer.step}; lower lr")
-        if report is not None:
-            report(trainer.step, n_steps, fvu)
-        if trainer.step % recipe.evaluate_every_steps == 0 or trainer.step == n_steps:
-            row = {
-                "step": trainer.step,
-                "tokens": trainer.step * recipe.batch_tokens,
-                "lr": lr,
-                "fvu_loss": fvu,
-                "auxk_loss": auxk,
-                **evaluate(trainer.sae, x_heldout),
-                "dead_share": float(trainer.dead.double().mean()),
-            }
-            trainer.history.append(row)
-            logger.info(
-                "step %d of %d: FVU %.4f, held-out explained variance %.4f",
-                trainer.step,
-                n_steps,
-                fvu,
-                row["heldout_explained_variance"],
-            )
-        if trainer.step % recipe.checkpoint_every_steps == 0 and trainer.step < n_steps:
-            trainer.save(checkpoint)
-    trainer.sae = trainer.sae.scaled(1.0 / scale)
-    return trainer, trainer.step - start
 
 
-def _shape(recipe: Sae, given: Autoencoder | None, d_model: int, where: str) -> tuple[int, int]:
+def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
     """(n_latents, k) of an SAE that is trained: the recipe's, or those of the SAE it matches."""
+    recipe, d_model, where = cell.recipe, cell.train.d_model, cell.where
     if given is None:
         n_latents, k = recipe.width(d_model), recipe.kept
         assert n_latents is not None
@@ -210,8 +297,9 @@ def _shape(recipe: Sae, given: Autoencoder | None, d_model: int, where: str) -> 
     return n_latents, k
 
 
-def _pretrained(recipe: Sae, reader: SiteReader, site: str, where: str) -> Autoencoder:
+def _pretrained(cell: Cell) -> Autoencoder:
     """The recipe's SAE that was made elsewhere, if it fits the site."""
+    recipe, reader, site, where = cell.recipe, cell.train, cell.keys.site, cell.where
     assert recipe.pretrained is not None
     sae = read_pretrained(recipe.pretrained, site, where=f"{where}.pretrained")
     if sae.architecture == "token_lookup":
@@ -232,14 +320,14 @@ def _pretrained(recipe: Sae, reader: SiteReader, site: str, where: str) -> Autoe
 
 
 def _corpora(
-    recipe: Sae, train_tokens: Path | None, eval_tokens: Path | None, where: str
+    cell: Cell, train_tokens: Path | None, eval_tokens: Path | None
 ) -> tuple[Tokens | None, Tokens | None]:
     """The tokens of `sae_train` and `eval`, where codes depend on them."""
-    if recipe.dictionary != "token_lookup":
+    if cell.recipe.dictionary != "token_lookup":
         return None, None
     if train_tokens is None or eval_tokens is None:
         raise UserError(
-            f"{where}.dictionary: 'token_lookup' needs the tokens under the activations: give "
+            f"{cell.where}.dictionary: 'token_lookup' needs the tokens under the activations: give "
             f"--train-tokens and --eval-tokens"
         )
     return load_tokens(train_tokens), load_tokens(eval_tokens)
@@ -247,9 +335,7 @@ def _corpora(
 
 def _only_row(
     sae: Autoencoder,
-    recipe: Sae,
-    reader: SiteReader,
-    heldout: SiteReader,
+    cell: Cell,
     corpora: tuple[Tokens | None, Tokens | None] = (None, None),
     *,
     tokens: int,
@@ -258,8 +344,8 @@ def _only_row(
     count as dead that do not fire on the held-out tokens.
     """
     found = []
-    sizes = (recipe.batch_tokens, recipe.heldout_tokens)
-    for split, size, corpus in zip((reader, heldout), sizes, corpora, strict=True):
+    sizes = (cell.recipe.batch_tokens, cell.recipe.heldout_tokens)
+    for split, size, corpus in zip((cell.train, cell.heldout), sizes, corpora, strict=True):
         x, position = next(split.batches(size))
         ids = None if corpus is None else token_ids(corpus, position)
         found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
@@ -269,6 +355,7 @@ def _only_row(
         "lr": 0.0,
         "fvu_loss": 1.0 - found[0]["heldout_explained_variance"],
         "auxk_loss": 0.0,
+        "sparsity_loss": 0.0,
         **found[1],
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
     }

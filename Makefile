@@ -35,14 +35,17 @@ schema: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	touch .venv/installed-dev
 
-# SAELens and sparsify, for the tests that exchange files with them. main.pth lets them import torch
-# and transformers from .venv; nothing of theirs enters .venv.
+# SAELens and sparsify, for the tests that exchange files with them, and Triton, for those of our
+# kernels. main.pth lets them import torch and transformers from .venv; nothing of theirs enters
+# .venv. cpu.pth keeps sparsify from decoding with Triton, which it can on a GPU alone.
 .venv-peers/installed: requirements-peers.txt .venv/installed-dev
 	rm -rf .venv-peers
 	$(BIN)/python -m venv --without-pip .venv-peers
 	$(BIN)/python -m pip --python .venv-peers/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	echo 'import os; os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")' \
+	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/cpu.pth"
 	touch .venv-peers/installed
 
 # Resolve pyproject.toml anew; the pins of envs/nullsae.yaml must follow (a test compares them).

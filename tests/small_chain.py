@@ -149,9 +149,9 @@ def write_site(
     position = torch.arange(len(x)) if position is None else position
     writer = SiteWriter(folder / f"site={site}", dtype=dtype, d_model=x.shape[1])
     start = 0
-    for size in shard_sizes:
+    for index, size in enumerate(shard_sizes):
         part = slice(start, start + size)
-        writer.write(x[part].to(DTYPES[dtype]).contiguous(), position[part].clone())
+        writer.write(index, x[part].to(DTYPES[dtype]), position[part])
         start += size
     writer.finish(key=key, site=site, split="eval", context_tokens=CONTEXT, tokens_checksum="")
     write_json(folder / "manifest.json", {"key": key})

@@ -266,6 +266,46 @@ def test_another_variant_leaves_the_numbers_of_the_first_alone(
         }
 
 
+def along_training(config: Config, shares: list[float]) -> Config:
+    (topk,) = config.saes.values()
+    return config.model_copy(
+        update={"saes": {"topk": topk.model_copy(update={"checkpoints": shares})}}
+    )
+
+
+def test_saes_along_their_training_enter_no_contrast(root: Path, tmp_path: Path) -> None:
+    config = along_training(study(), [0.1, 0.5])
+    write_tree(config, tmp_path)
+    aggregate(config, params(config), tmp_path)
+    # Holm: further contrasts would raise every p.
+    for table in ("contrasts", "verdicts"):
+        name = paths.TABLE.format(table=table)
+        assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
+    names = ["topk@0.1", "topk@0.5", "topk"]
+    for table in ("reconstruction", "latents", "scores", "history", "coverage", "summaries"):
+        found = read(tmp_path, table)
+        assert list(dict.fromkeys(row["sae"] for row in found)) == names, table
+        # As text: NaN is not equal to itself.
+        assert str([row for row in found if row["sae"] == "topk"]) == str(read(root, table))
+    for metric in ("auroc", "explained_variance"):
+        rows = [row for row in read(tmp_path, "summaries") if row["metric"] == metric]
+        values = {(row["sae"], row["variant"]): row["value"] for row in rows}
+        # The same made-up numbers stand in every cell.
+        for name in names:
+            for variant in SQUARED_ERRORS:
+                assert values[name, variant] == values["topk", variant]
+        assert all(row["low"] is not None for row in rows)
+
+
+def test_what_a_clock_gave_stands_in_a_table_of_the_study(root: Path) -> None:
+    """Two runs of one config give identical tables."""
+    for table, measured in tables.MEASURED.items():
+        assert set(measured) < set(tables.cell_schema(table).names)
+        found = pq.read_schema(root / paths.TABLE.format(table=table)).names
+        kept = [name for name in tables.cell_schema(table).names if name not in measured]
+        assert found == [*(name for name, _ in tables.CELL_TABLES[table][0]), *kept]
+
+
 def test_a_study_of_the_trained_subject_alone_has_no_contrasts(tmp_path: Path) -> None:
     config = study(variants=["trained"])
     write_tree(config, tmp_path)

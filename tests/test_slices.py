@@ -9,10 +9,14 @@ from typing import Any, get_args
 
 import pytest
 
+from nullsae import paths
 from nullsae.config import Config, VariantName
-from nullsae.params import pretrained_sae_path
-from nullsae.slices import activations_key, cross_cells, rule_params
-from nullsae.validation import parse_config, resolve_subjects
+from nullsae.errors import UserError
+from nullsae.files import write_json
+from nullsae.params import TrainSaeParams, pretrained_sae_path
+from nullsae.slices import SharedJob, activations_key, cross_cells, rule_params, shared_jobs
+from nullsae.stages import code_hash
+from nullsae.validation import parse_config, parse_section, resolve_subjects
 
 STUDY: dict[str, Any] = {
     "corpora": {
@@ -132,6 +136,125 @@ def test_an_edit_of_a_local_pretrained_sae_goes_unnoticed(tmp_path: Path, pretra
     assert params(config, "train_sae", **cell) != before
 
 
+def many(**activations: Any) -> Config:
+    """Six sites, five SAEs of five seeds each."""
+    saes = {
+        name: {"k": 4, "n_latents": 64, "seeds": list(range(5))}
+        for name in ("topk", "matryoshka_wide", "frozen_decoder", "soft_frozen", "jumprelu")
+    }
+    return study(
+        subjects__s__sites=[f"resid_post.{layer}" for layer in range(4)] + ["embed", "mlp_out.1"],
+        saes=saes,
+        variants=["trained", "gaussian"],
+        activations={"sae_train_tokens": 4096, **activations},
+    )
+
+
+def write_saes(root: Path, jobs: list[SharedJob]) -> None:
+    """What these jobs leave behind, as far as the workflow looks at it."""
+    for job in jobs:
+        keys = [job.params.cell_key(cell, code_hash("train_sae")) for cell in job.params.cells]
+        for key, file in zip(keys, job.files(paths.SAE_CONFIG), strict=True):
+            write_json(root / file, {"key": key})
+        for file in (*job.files(paths.SAE_WEIGHTS), *job.files(paths.HISTORY)):
+            (root / file).touch()
+
+
+@pytest.mark.parametrize(
+    ("mode", "n_jobs"), [({"mode": "stream"}, 3), ({"shared_pass": True}, 18), ({}, 0)]
+)
+def test_jobs_that_share_a_pass_miss_or_repeat_an_sae(
+    tmp_path: Path, mode: dict[str, Any], n_jobs: int
+) -> None:
+    config = many(**mode)
+    jobs = shared_jobs(config, root=tmp_path)
+    files = [file for job in jobs for file in job.files(paths.SAE_CONFIG)]
+    # Trained, and two draws of gaussian.
+    assert len(jobs) == n_jobs
+    assert len(set(files)) == len(files) == (3 * 6 * 25 if n_jobs else 0)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    assert all(name.isidentifier() for name in names)
+    for job in jobs:
+        # The shell gets all of a command as one argument.
+        assert len(job.text) < 131_072 / 2
+        parsed = TrainSaeParams.model_validate_json(job.text)
+        assert parsed == job.params
+        recipe = parsed.recipe(parsed.cells[-1])
+        assert recipe == config.saes["jumprelu"].model_copy(update={"seeds": (4,)})
+
+
+@pytest.mark.parametrize("mode", [{"mode": "stream"}, {"shared_pass": True}])
+def test_a_finished_sae_is_made_again_beside_a_new_one(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    config = many(**mode)
+    first = shared_jobs(config, root=tmp_path)
+    write_saes(tmp_path, first)
+    assert shared_jobs(config, root=tmp_path) == []
+    edited = config.saes["topk"].model_copy(update={"lr": 1e-3})
+    grown = config.saes["topk"].model_copy(update={"seeds": (*range(5), 7)})
+    for saes in ({"new": edited}, {"topk": edited}, {"topk": grown}):
+        changed = config.model_copy(update={"saes": {**config.saes, **saes}})
+        jobs = shared_jobs(changed, root=tmp_path)
+        assert len(jobs) == len(first)
+        cells = [cell for job in jobs for cell in job.params.cells]
+        expected = {("new", s) for s in range(5)} if "new" in saes else {("topk", 7)}
+        if saes == {"topk": edited}:
+            expected = {("topk", s) for s in range(5)}
+        assert {(cell.sae, cell.seed) for cell in cells} == expected
+        assert len(cells) == 18 * len(expected)
+        assert {name for job in jobs for name in job.params.saes} == {n for n, _ in expected}
+
+
+def test_an_sae_that_is_lost_or_named_has_no_job(tmp_path: Path) -> None:
+    config = many(mode="stream")
+    (job, *others) = shared_jobs(config, root=tmp_path)
+    write_saes(tmp_path, [job, *others])
+    weights, history = job.files(paths.SAE_WEIGHTS)[3], job.files(paths.HISTORY)[9]
+    for file in (weights, history):
+        (tmp_path / file).unlink()
+    config_file = job.files(paths.SAE_CONFIG)[20]
+    (tmp_path / config_file).write_text('{"key": ')
+    named = job.files(paths.SAE_CONFIG)[30]
+    (found,) = shared_jobs(config, root=tmp_path, named=lambda file: file == named)
+    assert (found.name, found.keys) == (job.name, job.keys)
+    assert found.params.cells == tuple(job.params.cells[i] for i in (3, 9, 20, 30))
+
+
+def test_the_mode_or_what_is_trained_beside_it_changes_an_sae(tmp_path: Path) -> None:
+    """Seen by a change of its key, which would train it again."""
+    shared = shared_jobs(many(shared_pass=True), root=tmp_path)
+    wildcards = {**CELL, "draw": "0", "variant": "trained"}
+    one = TrainSaeParams.model_validate_json(rule_params(many(), "train_sae", wildcards))
+    (of_site,) = (
+        job for job in shared if job.keys["site"] == CELL["site"] and "trained" in job.name
+    )
+    cell = next(cell for cell in of_site.params.cells if (cell.sae, cell.seed) == ("topk", 0))
+    assert of_site.params.cell_key(cell, "code") == one.cell_key(one.cells[0], "code")
+    assert len({of_site.params.cell_key(c, "code") for c in of_site.params.cells}) == 25
+    assert one.cell_key(one.cells[0], "other code") != one.cell_key(one.cells[0], "code")
+
+
+def test_a_cell_without_a_recipe_is_trained() -> None:
+    text = params(many(), "train_sae", **{**CELL, "draw": "0", "variant": "trained"})
+    text["cells"][0]["sae"] = "topic"
+    with pytest.raises(UserError, match=r"--params: .*'topic' is not one of saes \(topk\)"):
+        parse_section(TrainSaeParams, text, where="--params")
+
+
 def test_the_page_lists_saes_by_the_alphabet() -> None:
     saes = {name: {"k": 4, "n_latents": 64} for name in ("topk", "frozen", "pca")}
     assert list(params(study(saes=saes), "report")["study"]["saes"]) == list(saes)
+
+
+def test_an_sae_along_its_training_is_measured_by_another_slice() -> None:
+    config = study(saes__topk__checkpoints=[0.1])
+    along = {**CELL, "variant": "trained", "draw": "0", "sae": "topk@0.1"}
+    for rule in ("evaluate_sae", "cross_evaluate", "collect_latents", "explain_latents"):
+        own = {"explainer": "lexical"} if rule == "explain_latents" else {}
+        found = params(config, rule, **along, **own)
+        whole = params(study(), rule, **{**along, "sae": "topk"}, **own)
+        assert found["keys"].pop("sae") == "topk@0.1"
+        assert whole["keys"].pop("sae") == "topk"
+        assert found == whole

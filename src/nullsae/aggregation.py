@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths, tables
-from nullsae.cells import Keys, cell_files
+from nullsae.cells import Keys, cell_files, sae_names
 from nullsae.config import Config
 from nullsae.errors import UserError
 from nullsae.files import rebuild_command
@@ -70,6 +70,9 @@ def compare(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of `summaries` and of `contrasts`.
 
+    SAEs along their training have summaries only: contrasts and verdicts are about whole SAEs,
+    and further ones would make each of these harder to show (Holm).
+
     Args:
         config: for the order of variants.
         params: seed and statistics.
@@ -90,7 +93,7 @@ def compare(
             for variant, estimated in estimates.items():
                 row_keys = {**keys, "variant": variant}
                 summaries.append({**row_keys, **summary_row(estimated, metric)})
-                if variant != "trained":
+                if variant != "trained" and group["sae"] in config.saes:
                     row = contrast_row(estimates["trained"], estimated, metric, params.statistics)
                     contrasts.append({**row_keys, **row})
     for subject in config.subjects:
@@ -141,13 +144,14 @@ def _read_cells(table: str, files: list[str], root: Path) -> Cells:
 
 
 def _with_keys(table: str, keys: Keys, part: pa.Table) -> pa.Table:
-    """The cell's rows with its keys as leading columns."""
+    """The cell's rows with its keys as leading columns, without what a clock gave."""
     schema = tables.SCHEMAS[table]
     leading = [schema.field(name) for name, _ in tables.CELL_TABLES[table][0]]
     columns = [
         pa.repeat(pa.scalar(keys[field.name]).cast(field.type), part.num_rows) for field in leading
     ]
-    return pa.Table.from_arrays([*columns, *part.columns], schema=schema)
+    kept = part.select(schema.names[len(leading) :])
+    return pa.Table.from_arrays([*columns, *kept.columns], schema=schema)
 
 
 def _check_some_latents(config: Config, root: Path) -> None:
@@ -181,7 +185,7 @@ def _groups(config: Config) -> Iterator[dict[str, str | None]]:
     """The comparisons of a study, in display order: without an explainer first."""
     for subject, section in config.subjects.items():
         for site in section.sites:
-            for sae in config.saes:
+            for sae in sae_names(config):
                 where = {"subject": subject, "site": site, "sae": sae}
                 yield {**where, "explainer": None, "scorer": None}
                 for explainer in config.explainers:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from nullsae import paths
 from nullsae.config import Config
 from nullsae.inputs import TrainSource
+from nullsae.recipes import checkpoint_name
 
 Keys = dict[str, str]
 
@@ -24,18 +25,39 @@ def model_cells(config: Config) -> Iterator[Keys]:
     return (keys for keys in variant_cells(config) if keys["variant"] != "gaussian")
 
 
+def sae_names(config: Config) -> dict[str, str]:
+    """Names of all SAEs to the names of their recipes.
+
+    A recipe's checkpoints stand before the SAE at the end of its training, whose name is the
+    recipe's own.
+    """
+    found: dict[str, str] = {}
+    for recipe, sae in config.saes.items():
+        found |= {checkpoint_name(recipe, share): recipe for share in sae.checkpoints}
+        found[recipe] = recipe
+    return found
+
+
 def sae_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every SAE: those of the activations, and site, sae, seed."""
+    """Keys of every SAE, checkpoints included: those of the activations, and site, sae, seed."""
+    names = sae_names(config)
     for keys in variant_cells(config):
         for site in config.subjects[keys["subject"]].sites:
-            for name, sae in config.saes.items():
-                for seed in sae.seeds:
+            for name, recipe in names.items():
+                for seed in config.saes[recipe].seeds:
                     yield {**keys, "site": site, "sae": name, "seed": str(seed)}
 
 
 def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
-    """Keys of the SAEs that one job trains: those that match the wildcards of its rule."""
-    return [cell for cell in sae_cells(config) if wildcards.items() <= cell.items()]
+    """Keys of the SAEs that one job trains: those that match the wildcards of its rule.
+
+    Their checkpoints are by-products, which `take_checkpoint` turns into cells.
+    """
+    return [
+        cell
+        for cell in sae_cells(config)
+        if cell["sae"] in config.saes and wildcards.items() <= cell.items()
+    ]
 
 
 def explainer_cells(config: Config) -> Iterator[Keys]:

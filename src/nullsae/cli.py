@@ -40,6 +40,11 @@ Manifest = Annotated[Path, typer.Option(help="manifest.json of that split of the
 Captured = Annotated[Path, typer.Option(help="manifest.json of that split's activations.")]
 SaeFile = Annotated[Path, typer.Option(help="cfg.json of the SAE.")]
 Recipe = Annotated[Path, typer.Option(help="recipe.json of the variant.")]
+SomeTokens = Annotated[
+    Path | None,
+    typer.Option(help="Corpus manifest of that split (token_lookup; sae_train for a stream)."),
+]
+SomeRecipe = Annotated[Path | None, typer.Option(help="recipe.json; gaussian has none.")]
 Output = Annotated[Path, typer.Option(help="Where the result goes.")]
 Table = Annotated[Path, typer.Option(help="The Parquet table to write.")]
 Root = Annotated[Path, typer.Option(help="The folder that holds results/.")]
@@ -170,14 +175,14 @@ def train_sae(
     train_activations: Captured,
     eval_activations: Captured,
     output: Annotated[
-        list[Path],
-        typer.Option(help="Folder of an SAE; repeat it in the order of the params' cells."),
+        Path, typer.Option(help="Folder of each SAE; {site}, {sae} and {seed} are filled in.")
     ],
-    train_tokens: Annotated[
-        Path | None, typer.Option(help="Corpus manifest of sae_train (token_lookup only).")
-    ] = None,
-    eval_tokens: Annotated[
-        Path | None, typer.Option(help="Corpus manifest of eval (token_lookup only).")
+    train_tokens: SomeTokens = None,
+    eval_tokens: SomeTokens = None,
+    model: SomeRecipe = None,
+    fitted: Annotated[
+        Path | None,
+        typer.Option(help="The trained variant's sae_train activations (stream of gaussian)."),
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path(paths.WORK),
 ) -> None:
@@ -190,12 +195,26 @@ def train_sae(
             read_params(TrainSaeParams, params),
             train_activations=train_activations,
             eval_activations=eval_activations,
-            outputs=output,
+            output=output,
             work=work,
             train_tokens=train_tokens,
             eval_tokens=eval_tokens,
+            model=model,
+            fitted=fitted,
             report=report,
         )
+
+
+@app.command("take_checkpoint", cls=Verb)
+def take_checkpoint(
+    sae: SaeFile,
+    share: Annotated[float, typer.Option(help="Share of its training, between 0 and 1.")],
+    output: Annotated[Path, typer.Option(help="Folder of the copy.")],
+) -> None:
+    """Copy an SAE as it was along its training, for the later stages to run on."""
+    from nullsae.sae.checkpoints import take_checkpoint
+
+    take_checkpoint(sae, share=share, output=output)
 
 
 @app.command("evaluate_sae", cls=Verb)
@@ -208,9 +227,7 @@ def evaluate_sae(
     eval_tokens: Manifest,
     reconstruction: Table,
     documents: Table,
-    model: Annotated[
-        Path | None, typer.Option(help="recipe.json of the variant; gaussian has none.")
-    ] = None,
+    model: SomeRecipe = None,
 ) -> None:
     """Measure reconstruction, fidelity and the token-lookup floor on eval."""
     from nullsae.metrics.evaluate import evaluate_sae

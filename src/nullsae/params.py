@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 
 from nullsae.config import (
     Compute,
@@ -16,6 +16,7 @@ from nullsae.config import (
     Scorer,
     VariantName,
 )
+from nullsae.files import content_key
 from nullsae.inputs import (
     FloatType,
     GgufSource,
@@ -100,8 +101,12 @@ class SampleGaussianParams(Section):
 
 
 class SaeCell(Section):
-    keys: CellKeys
-    sae: Sae
+    """One SAE of a job, beside the keys that all of its SAEs share."""
+
+    site: str
+    sae: str
+    """Key of `saes`."""
+    seed: NonNegativeInt
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
 
@@ -114,12 +119,17 @@ class StreamParams(Section):
     shard_tokens: PositiveInt
     dtype: FloatType
     batch_contexts: PositiveInt
+    fitted_activations_key: str = ""
+    """If given, trained activations with another key are refused (variant `gaussian`)."""
 
 
 class TrainSaeParams(Section):
     seed: NonNegativeInt
+    keys: ModelKeys
+    saes: Annotated[dict[str, Sae], Field(min_length=1)]
+    """Recipes by name, each once, however many SAEs are made by it."""
     cells: Annotated[tuple[SaeCell, ...], Field(min_length=1)]
-    """SAEs of one subject, variant and draw, trained in one pass over the activations."""
+    """SAEs to make, all trained in one pass over the activations."""
     stream: StreamParams | None = None
     """If given, activations come from live forward passes; the cached ones serve for the start."""
     compute: Compute
@@ -127,6 +137,34 @@ class TrainSaeParams(Section):
     """If given, activations of `sae_train` with another key are refused."""
     eval_activations_key: str = ""
     """The same for those of `eval`."""
+
+    @model_validator(mode="after")
+    def cells_have_recipes(self) -> Self:
+        for cell in self.cells:
+            if cell.sae not in self.saes:
+                raise ValueError(f"cells: {cell.sae!r} is not one of saes ({', '.join(self.saes)})")
+        return self
+
+    def cell_keys(self, cell: SaeCell) -> CellKeys:
+        """All keys of one of the cells."""
+        own = cell.model_dump(include={"site", "sae", "seed"})
+        return CellKeys(**self.keys.model_dump(), **own)
+
+    def recipe(self, cell: SaeCell) -> Sae:
+        """The recipe of one of the cells: its other seeds are no business of this SAE."""
+        return self.saes[cell.sae].model_copy(update={"seeds": (cell.seed,)})
+
+    def cell_key(self, cell: SaeCell, code: str) -> str:
+        """Hash of all that determines one of the cells, whatever it is trained beside.
+
+        Args:
+            cell: one of `cells`.
+            code: hash of the stage's code.
+        """
+        shared = self.model_dump(mode="json", exclude={"keys", "saes", "cells"})
+        own = (self.cell_keys(cell), self.recipe(cell))
+        parts = [part.model_dump(mode="json") for part in own]
+        return content_key([*parts, cell.local_files, shared, code])
 
 
 class EvaluateSaeParams(Section):

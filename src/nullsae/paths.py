@@ -11,6 +11,8 @@ from pathlib import Path
 MODEL_KEYS = "subject={subject}/variant={variant}/draw={draw}"
 SPLIT_KEYS = MODEL_KEYS + "/split={split}"
 CELL_KEYS = MODEL_KEYS + "/site={site}/sae={sae}/seed={seed}"
+# An SAE as it was after a share of its training.
+CHECKPOINT_KEYS = CELL_KEYS.replace("{sae}", "{sae}@{share}")
 EXPLAINER_KEYS = CELL_KEYS + "/explainer={explainer}"
 SCORER_KEYS = EXPLAINER_KEYS + "/scorer={scorer}"
 
@@ -35,6 +37,10 @@ SAE = "results/saes/" + CELL_KEYS
 SAE_WEIGHTS = SAE + "/sae.safetensors"
 SAE_CONFIG = SAE + "/cfg.json"
 HISTORY = SAE + "/history.parquet"
+TAKEN = "results/saes/" + CHECKPOINT_KEYS
+TAKEN_WEIGHTS = TAKEN + "/sae.safetensors"
+TAKEN_CONFIG = TAKEN + "/cfg.json"
+TAKEN_HISTORY = TAKEN + "/history.parquet"
 
 METRICS = "results/metrics/" + CELL_KEYS
 RECONSTRUCTION = METRICS + "/reconstruction.parquet"

@@ -33,6 +33,7 @@ DEFAULT_K = 32
 Architecture = Literal["topk", "batch_topk", "matryoshka", "jumprelu", "gated", "standard"]
 # Architectures whose activity follows from a penalty, not from k.
 PENALIZED = ("gated", "standard")
+Beta = Annotated[float, Field(ge=0, lt=1)]
 # Keys of a recipe that only some architectures read.
 ARCHITECTURE_KEYS: dict[str, tuple[str, ...]] = {
     "multi_topk": ("topk",),
@@ -45,6 +46,8 @@ ARCHITECTURE_KEYS: dict[str, tuple[str, ...]] = {
     "auxk_k": ("topk", "batch_topk", "matryoshka"),
     "k": ("topk", "batch_topk", "matryoshka", "jumprelu"),
 }
+# Between the name of a recipe and a share of its training; names of the config have none.
+AT = "@"
 # Settings of a named `recipe`, for the keys that are not given.
 RECIPES: dict[str, dict[str, Any]] = {
     # Heap et al. (arXiv 2501.17727), by EleutherAI's sparsify: no revival of dead latents.
@@ -53,9 +56,24 @@ RECIPES: dict[str, dict[str, Any]] = {
         "k": 32,
         "expansion_factor": 64,
         "base_lr": 2e-4,
+        "adam_betas": (0.9, 0.999),
+        "batch_tokens": 65_536,
+        "warmup_steps": 1000,
+        "decay_share": 1.0,
         "auxk_coefficient": 0.0,
+        "dead_after_tokens": 10_000_000,
     },
 }
+
+
+def checkpoint_name(sae: str, share: float) -> str:
+    """The name of an SAE as it was after a share of its training, such as `topk@0.1`."""
+    return f"{sae}{AT}{share:g}"
+
+
+def recipe_name(sae: str) -> str:
+    """The recipe that an SAE of this name is made by, `topk` for `topk` and for `topk@0.1`."""
+    return sae.partition(AT)[0]
 
 
 def fill_in_recipe(given: Any) -> Any:
@@ -99,16 +117,21 @@ class Sae(Section):
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
-    base_lr: PositiveFloat = 2e-4
+    base_lr: PositiveFloat = 2e-3
     """Peak learning rate at 2^14 latents."""
+    adam_betas: tuple[Beta, Beta] = (0.5, 0.95)
+    """Decay of Adam's averages of the gradient and of its square, per step."""
     batch_tokens: PositiveInt = 4096
     """Tokens in an optimizer step."""
     epochs: PositiveInt = 1
     """Passes over the cached tokens."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the optimizer steps in which the rate rises linearly from 0."""
+    warmup_steps: NonNegativeInt | None = None
+    """The number of those steps, in place of `warmup_share`."""
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the optimizer steps in which it falls linearly to 0, at the end."""
+    """Share of the optimizer steps in which it falls linearly to 0, at the end; 1 stands for all
+    that follow the warm-up."""
     multi_topk: bool = False
     """Add the loss of 4k latents per token, with weight 1/8, so that more latents learn."""
     prefix_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
@@ -118,23 +141,27 @@ class Sae(Section):
         0.5,
         1.0,
     )
-    """`matryoshka`: shares of the dictionary that reconstruct on their own, rising, the last 1."""
-    l1_coefficient: PositiveFloat = 5.0
-    """`gated`, `standard`: weight of the L1 norm of the codes beside the squared error, inputs
-    scaled to a mean norm of sqrt(width)."""
-    l0_coefficient: PositiveFloat = 1.0
+    """`matryoshka`: shares of the dictionary that reconstruct on their own, rising, the last 1;
+    rounded up to whole latents."""
+    l1_coefficient: PositiveFloat = 0.2
+    """`gated`, `standard`: weight of the sum of the codes beside the squared error, for inputs
+    scaled to a mean norm of 1."""
+    l0_coefficient: PositiveFloat = 3.0
     """`jumprelu`: weight of (active latents per token / k - 1)^2 beside the share of variance
     that is not explained."""
-    bandwidth: PositiveFloat = 0.05
-    """`jumprelu`: width of the kernel that gives thresholds a gradient, inputs scaled as above."""
-    initial_threshold: PositiveFloat = 0.01
-    """`jumprelu`: every latent's threshold at the start, inputs scaled as above."""
-    auxk_coefficient: NonNegativeFloat = 0.03125
+    bandwidth: PositiveFloat = 0.01
+    """`jumprelu`: width of the kernel that gives thresholds a gradient, for inputs scaled to a mean
+    norm of 1."""
+    initial_threshold: PositiveFloat | None = None
+    """`jumprelu`: every latent's threshold at the start, for inputs scaled to a mean norm of 1; by
+    default the one that gives k active latents per token in the first batch."""
+    auxk_coefficient: NonNegativeFloat = 0.25
     """Weight of the AuxK loss, which lets dead latents model the residual."""
     auxk_k: PositiveInt | None = None
     """Dead latents used per token by AuxK; by default half the site's width."""
-    dead_after_tokens: PositiveInt = 10_000_000
-    """A latent is dead after so many tokens without firing."""
+    dead_after_tokens: PositiveInt | None = None
+    """A latent is dead after so many tokens without firing; by default 1% of those that the SAE is
+    trained on, at least 100 n_latents / k and at most 10 million."""
     grad_clip_norm: PositiveFloat = 1.0
     checkpoint_every_steps: PositiveInt = 1000
     """A killed training resumes from the last checkpoint."""
@@ -146,10 +173,16 @@ class Sae(Section):
     """Shares of the training after which the SAE as it then is goes through all later stages too,
     as the SAE `name@share`."""
 
-    @field_validator("seeds", "checkpoints")
+    @field_validator("seeds")
     @classmethod
-    def values_areunique(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return unique(values)
+    def seeds_are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return unique(seeds)
+
+    @field_validator("checkpoints")
+    @classmethod
+    def checkpoints_have_names_of_their_own(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        unique(tuple(f"{share:g}" for share in shares))
+        return tuple(sorted(shares))
 
     @field_validator("prefix_shares")
     @classmethod
@@ -174,8 +207,8 @@ class Sae(Section):
             )
         if self.dictionary == "frozen_encoder" and self.architecture in (*PENALIZED, "jumprelu"):
             raise ValueError(
-                f"dictionary 'frozen_encoder' needs an architecture with k active latents (topk, "
-                f"batch_topk, matryoshka): a frozen {self.architecture!r} encoder never gets sparse"
+                f"dictionary 'frozen_encoder' needs an architecture whose k is kept without "
+                f"learning (topk, batch_topk, matryoshka), not {self.architecture!r}"
             )
         if self.checkpoints and self.dictionary in FITTED_DICTIONARIES:
             raise ValueError(f"checkpoints: dictionary {self.dictionary!r} is not trained")
@@ -186,6 +219,11 @@ class Sae(Section):
         if self.pretrained is not None:
             if self.dictionary != "learned":
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
+            if self.checkpoints:
+                raise ValueError(
+                    "checkpoints: nothing is known of how a pretrained SAE was trained, so that "
+                    "the nulls would have nothing to be compared with"
+                )
             if self.n_latents is not None or self.expansion_factor is not None:
                 raise ValueError(
                     "a pretrained SAE has its own width: drop n_latents and expansion_factor"
@@ -216,7 +254,11 @@ class Sae(Section):
 
     @property
     def kept(self) -> int:
-        """Latents kept per token."""
+        """Latents kept per token; where a penalty decides, those that the encoder's scale at the
+        start is fitted for.
+        """
+        if self.architecture in PENALIZED:
+            return min(DEFAULT_K, self.n_latents or DEFAULT_K)
         return self.k or (1 if self.dictionary == "token_lookup" else DEFAULT_K)
 
     def n_directions(self, d_model: int) -> int:

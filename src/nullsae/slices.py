@@ -7,12 +7,14 @@ it cannot depend on anything that is not in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
-from nullsae import stages
+from nullsae import paths, stages
 from nullsae.cells import trained_together
 from nullsae.config import Config
 from nullsae.files import content_key
@@ -47,6 +49,7 @@ from nullsae.params import (
     TrainSubjectParams,
     pretrained_sae_path,
 )
+from nullsae.recipes import Sae
 
 # Variants in which norm parameters are drawn or kept, as `randomization.norm_parameters` says.
 NORM_POLICY_VARIANTS = (
@@ -134,18 +137,122 @@ def rule_params(config: Config, rule: str, wildcards: Mapping[str, str]) -> str:
     Raises:
         ValueError: no such rule.
     """
-    section = _section(config, rule, wildcards)
     # The page shows SAEs and explainers in the order of the config; nothing else depends on it.
-    ordered = rule != "report"
+    return _json(_section(config, rule, wildcards), ordered=rule != "report")
+
+
+def _json(section: Section, *, ordered: bool = True) -> str:
     return json.dumps(section.model_dump(mode="json"), sort_keys=ordered, separators=(",", ":"))
 
 
 def _sae_cell(config: Config, cell: Mapping[str, str]) -> SaeCell:
-    keys = CellKeys.model_validate({**cell, "draw": int(cell["draw"]), "seed": int(cell["seed"])})
-    # The other seeds of the recipe are no business of this SAE.
-    sae = config.saes[keys.sae].model_copy(update={"seeds": (keys.seed,)})
-    files = _stamps(_pretrained_sae_files(sae.pretrained, keys.site))
-    return SaeCell(keys=keys, sae=sae, local_files=files)
+    pretrained, site = config.saes[cell["sae"]].pretrained, cell["site"]
+    files = _stamps(_pretrained_sae_files(pretrained, site))
+    return SaeCell(site=site, sae=cell["sae"], seed=int(cell["seed"]), local_files=files)
+
+
+@dataclass(frozen=True)
+class SharedJob:
+    """A job that trains several SAEs in one pass over the activations."""
+
+    name: str
+    """Of its rule."""
+    keys: dict[str, str]
+    """Subject, variant, draw, and the site where the pass is over one."""
+    params: TrainSaeParams
+
+    @property
+    def text(self) -> str:
+        """Its params as sorted JSON."""
+        return _json(self.params)
+
+    @property
+    def sites(self) -> list[str]:
+        return list(dict.fromkeys(cell.site for cell in self.params.cells))
+
+    @property
+    def recipes(self) -> list[Sae]:
+        return list(self.params.saes.values())
+
+    def files(self, pattern: str) -> list[str]:
+        """A pattern of `nullsae.paths` filled in for each SAE."""
+        return [
+            pattern.format(**self.params.cell_keys(cell).model_dump()) for cell in self.params.cells
+        ]
+
+
+def shared_jobs(
+    config: Config, *, root: Path = Path(), named: Callable[[str], bool] = lambda _file: False
+) -> list[SharedJob]:
+    """The jobs that train SAEs together, where the config asks for it.
+
+    An SAE that was made of just what the config says now is left out, and so is a job without any
+    other: Snakemake deletes what a job is to make, and runs all that depends on it.
+
+    Args:
+        config: the checked config, sites resolved.
+        root: the folder that holds `results/`.
+        named: whether a `cfg.json` needs a job that makes it, whatever it says.
+    """
+    stream = config.activations.mode == "stream"
+    if not (stream or config.activations.shared_pass):
+        return []
+    names = ("subject", "variant", "draw") if stream else ("subject", "variant", "draw", "site")
+    groups = {tuple(cell[name] for name in names): None for cell in trained_together(config, {})}
+    jobs = []
+    for index, values in enumerate(groups):
+        keys = dict(zip(names, values, strict=True))
+        params = _section(config, "train_sae", keys)
+        assert isinstance(params, TrainSaeParams)
+        cells = [cell for cell in params.cells if not _is_made(params, cell, root, named)]
+        if cells:
+            own = {"cells": tuple(cells), "saes": _recipes(config, cells)}
+            name = "_".join(["train_saes", str(index), *values])
+            name = re.sub(r"[^A-Za-z0-9_]", "_", name)
+            jobs.append(SharedJob(name, keys, params.model_copy(update=own)))
+    return jobs
+
+
+def _is_made(
+    params: TrainSaeParams, cell: SaeCell, root: Path, named: Callable[[str], bool]
+) -> bool:
+    """Whether an SAE's files are there and its `cfg.json` names what the config says now."""
+    keys = params.cell_keys(cell).model_dump()
+    config, *others = (
+        pattern.format(**keys) for pattern in (paths.SAE_CONFIG, paths.SAE_WEIGHTS, paths.HISTORY)
+    )
+    if named(config) or not all((root / other).is_file() for other in others):
+        return False
+    try:
+        found = json.loads((root / config).read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(found == params.cell_key(cell, stages.code_hash("train_sae")))
+
+
+def _recipes(config: Config, cells: Iterable[SaeCell]) -> dict[str, Sae]:
+    """The recipes of these SAEs, with no other seeds than theirs."""
+    seeds: dict[str, dict[int, None]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.sae, {})[cell.seed] = None
+    return {
+        name: config.saes[name].model_copy(update={"seeds": tuple(found)})
+        for name, found in seeds.items()
+    }
+
+
+def _stream(config: Config, subject: str, variant: str) -> StreamParams | None:
+    settings = config.activations
+    if settings.mode != "stream":
+        return None
+    fitted = activations_key(config, subject, "trained", 0, "sae_train")
+    return StreamParams(
+        max_tokens=settings.sae_train_tokens,
+        shard_tokens=settings.shard_tokens,
+        dtype=settings.dtype,
+        batch_contexts=settings.batch_contexts,
+        fitted_activations_key=fitted if variant == "gaussian" else "",
+    )
 
 
 def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section:
@@ -224,19 +331,13 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
             key=captured[w["split"]],
         )
     if rule == "train_sae":
+        cells = tuple(_sae_cell(config, cell) for cell in trained_together(config, w))
         return TrainSaeParams(
             seed=seed,
-            cells=tuple(_sae_cell(config, cell) for cell in trained_together(config, w)),
-            stream=(
-                StreamParams(
-                    max_tokens=settings.sae_train_tokens,
-                    shard_tokens=settings.shard_tokens,
-                    dtype=settings.dtype,
-                    batch_contexts=settings.batch_contexts,
-                )
-                if settings.mode == "stream"
-                else None
-            ),
+            keys=ModelKeys(**model_keys),
+            saes=_recipes(config, cells),
+            cells=cells,
+            stream=_stream(config, w["subject"], variant),
             compute=compute,
             activations_key=captured["sae_train"],
             eval_activations_key=captured["eval"],

@@ -13,7 +13,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 
 # A rule owns the modules that decide what it computes. What another rule made for it (tokens,
-# weights, shards) changes through that rule's own hash.
+# weights, shards) changes through that rule's own hash. A module that one rule names is not
+# another's that names its folder.
 OWNED: dict[str, tuple[str, ...]] = {
     "prepare_corpus": ("corpus",),
     "train_subject": (
@@ -33,9 +34,19 @@ OWNED: dict[str, tuple[str, ...]] = {
         "subjects/families.py",
         "subjects/gates.py",
     ),
-    "cache_activations": ("activations/capture.py", "activations/store.py"),
-    "sample_gaussian": ("activations/gaussian.py", "activations/store.py", "moments.py"),
-    "train_sae": ("moments.py", "sae"),
+    "cache_activations": (
+        "activations/capture.py",
+        "activations/shards.py",
+        "activations/store.py",
+    ),
+    "sample_gaussian": (
+        "activations/gaussian.py",
+        "activations/shards.py",
+        "activations/store.py",
+        "moments.py",
+    ),
+    "train_sae": ("activations/blocks.py", "activations/live.py", "moments.py", "sae"),
+    "take_checkpoint": ("sae/checkpoints.py",),
     "evaluate_sae": (
         "metrics/evaluate.py",
         "metrics/fidelity.py",
@@ -54,6 +65,7 @@ OWNED: dict[str, tuple[str, ...]] = {
 SHARED = (
     "__init__.py",
     "activations/__init__.py",
+    "activations/preflight.py",
     "metrics/__init__.py",
     "subjects/__init__.py",
     "autointerp/__init__.py",
@@ -83,10 +95,10 @@ SHARED = (
 
 def modules(rule: str) -> list[Path]:
     """The files that a rule owns, sorted: Python, templates, prompts."""
+    named = {PACKAGE / name for names in OWNED.values() for name in names}
     found: set[Path] = set()
-    for name in OWNED[rule]:
-        path = PACKAGE / name
-        inside = path.rglob("*") if path.is_dir() else [path]
+    for path in (PACKAGE / name for name in OWNED[rule]):
+        inside = set(path.rglob("*")) - named if path.is_dir() else [path]
         found.update(f for f in inside if f.is_file() and "__pycache__" not in f.parts)
     return sorted(found)
 

@@ -124,6 +124,7 @@ CELL_TABLES: dict[str, tuple[tuple[tuple[str, str], ...], pa.Schema]] = {
             ("heldout_cosine", "float"),
             ("heldout_alive_share", "float"),
             ("dead_share", "float"),
+            ("tokens_per_second", "float?", "of this SAE's steps since the last row, wall clock"),
         ),
     ),
     "latents": (
@@ -278,9 +279,18 @@ COSTS = _schema(
     ("max_rss_mib", "float?"),
 )
 
+# Columns that a clock gave. They stay in the cells' own files, because two runs of one config give
+# identical tables.
+MEASURED: dict[str, tuple[str, ...]] = {"history": ("tokens_per_second",)}
+
 SCHEMAS: dict[str, pa.Schema] = {
     **{
-        name: pa.schema([*_schema(*keys), *columns])
+        name: pa.schema(
+            [
+                *_schema(*keys),
+                *(field for field in columns if field.name not in MEASURED.get(name, ())),
+            ]
+        )
         for name, (keys, columns) in CELL_TABLES.items()
     },
     "contrasts": CONTRASTS,
@@ -324,14 +334,20 @@ def write_table(
 
 
 def read_table(
-    path: Path | str, schema: pa.Schema, *, columns: Sequence[str] | None = None
+    path: Path | str,
+    schema: pa.Schema,
+    *,
+    columns: Sequence[str] | None = None,
+    rebuild: str | None = None,
 ) -> pa.Table:
     """Read a Parquet file and check its columns against the schema.
+
+    `rebuild` is the command that makes a file that is no output of a rule.
 
     Raises:
         UserError: missing, unreadable or of another schema; names the file and the rebuild command.
     """
-    rebuild = rebuild_command(path)
+    rebuild = rebuild or rebuild_command(path)
     if not Path(path).is_file():
         raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}")
     try:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from nullsae.config import Config
 from nullsae.errors import UserError
-from nullsae.recipes import SIGNED_DICTIONARIES, fill_in_recipe
+from nullsae.recipes import PENALIZED, SIGNED_DICTIONARIES, fill_in_recipe
 from nullsae.shapes import subject_shape
 from nullsae.sites import expand_sites, is_pattern
 
@@ -152,7 +152,8 @@ def resolve_subjects(config: Config) -> Config:
                 continue
             signed = sae.dictionary in SIGNED_DICTIONARIES
             most = sae.n_directions(shape.d_model) if signed else sae.width(shape.d_model)
-            if most is not None and sae.kept > most:
+            limited = sae.architecture not in PENALIZED
+            if most is not None and limited and sae.kept > most:
                 raise UserError(
                     f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of latents "
                     f"that can be active at once, {most}, at {shape.d_model} dimensions"

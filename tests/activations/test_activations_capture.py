@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import shutil
+import signal
+import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nullsae.activations.capture import cache_activations
-from nullsae.activations.store import SiteReader
+from nullsae.activations import capture as module
+from nullsae.activations.capture import cache_activations, capture_chunk
+from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
 from nullsae.sites import KINDS
-from nullsae.subjects.loading import load_subject, save_subject
+from nullsae.subjects.families import Point
+from nullsae.subjects.loading import Subject, load_subject, save_subject
 from small_chain import (
     CONTEXT,
     CPU,
@@ -163,8 +171,10 @@ def test_a_whole_site_is_captured_again_or_a_damaged_one_is_not(
     assert capture(chain, tmp_path, sites=SITES[:2]) == []
     assert (tmp_path / "manifest.json").read_bytes() == manifest
     flip_byte(tmp_path / f"site={SITES[1]}/shard-00002.safetensors")
+    others = times(SITES[1])[1:3]
     assert capture(chain, tmp_path) == [SITES[1], SITES[2]]
     assert times(SITES[0]) == before
+    assert times(SITES[1])[1:3] == others, "whole shards of the damaged site were written again"
     expected, _ = all_rows(chain.eval_activations, SITES[1])
     assert torch.equal(all_rows(tmp_path / "manifest.json", SITES[1])[0], expected)
     # Another provenance: all of it is captured again.
@@ -204,6 +214,243 @@ def test_a_full_disk_is_found_out_by_writing(
     assert not output.exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed))
     assert capture(chain, output) == list(SITES)
+
+
+def test_shards_that_are_there_or_will_be_deleted_count_against_the_disk(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, row = namedtuple("usage", "total used free"), D_MODEL * 4 + 8
+    capture(chain, tmp_path, sites=SITES[:1])
+    folder = tmp_path / f"site={SITES[0]}"
+    (folder / "shard-00002.safetensors").unlink()
+    needed = int(8 * CONTEXT * row * 1.02)
+    left = (folder / "manifest.json").stat().st_size  # it is replaced
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed - left - 1))
+    with pytest.raises(UserError, match="the disk has"):
+        capture(chain, tmp_path, sites=SITES[:1])
+    assert len(list(folder.glob("*.safetensors"))) == 7, "deleted although nothing comes of it"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed - left))
+    assert capture(chain, tmp_path, sites=SITES[:1]) == [SITES[0]]
+    # All of another provenance: it takes the place of the old.
+    left = sum(file.stat().st_size for file in folder.iterdir())
+    needed = int(60 * CONTEXT * row * 1.02)
+    for free, fits in ((needed - left - 1, False), (needed - left, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**9, 0, free))
+        if fits:
+            assert capture(chain, tmp_path, sites=SITES[:1], key="other") == [SITES[0]]
+        else:
+            with pytest.raises(UserError, match="the disk has"):
+                capture(chain, tmp_path, sites=SITES[:1], key="other")
+
+
+def killed_at(chain: Chain, output: Path, event: int) -> bool:
+    """Capture in a child that is killed before the n-th rename or deletion of a file.
+
+    Returns:
+        Whether it came to that.
+    """
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        left = iter(range(event))
+
+        def count(call: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*arguments: Any, **keys: Any) -> Any:
+                if next(left, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*arguments, **keys)
+
+            return counted
+
+        os.replace, Path.unlink = count(os.replace), count(Path.unlink)  # type: ignore[method-assign]
+        try:
+            capture(chain, output, "sae_train", sites=SITES[:2], max_tokens=12 * CONTEXT)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFEXITED(status) or os.WTERMSIG(status) == signal.SIGKILL
+    return os.WIFSIGNALED(status)
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    """All files below a split's folder, but for what a killed writing of its manifest left."""
+    return {
+        file.relative_to(folder): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and not (file.parent == folder and file.name.startswith("."))
+    }
+
+
+def test_a_kill_costs_finished_shards_or_leaves_broken_ones(chain: Chain, tmp_path: Path) -> None:
+    """Killed at every point at which something on disk changes: then run again."""
+    keys: dict[str, Any] = {"sites": SITES[:2], "max_tokens": 12 * CONTEXT}
+    capture(chain, tmp_path / "whole", "sae_train", **keys)
+    whole = content(tmp_path / "whole")
+    assert len(whole) == 1 + 2 * (2 + 1)
+    events = itertools.takewhile(
+        lambda event: killed_at(chain, tmp_path / str(event), event), itertools.count()
+    )
+    n_events = 0
+    for n_events, event in enumerate(events, start=1):  # noqa: B007
+        output = tmp_path / str(event)
+        finished = {}
+        for shard in output.rglob("shard-*.safetensors"):
+            assert shard.read_bytes() == whole[shard.relative_to(output)], "half a shard"
+            if shard.with_suffix(".json").exists():
+                finished[shard] = shard.stat().st_mtime_ns
+        capture(chain, output, "sae_train", **keys)
+        assert content(output) == whole, event
+        assert {shard: shard.stat().st_mtime_ns for shard in finished} == finished, event
+    # A shard and its record are renamed and their old names deleted, later the record: 2 x 2 x 5.
+    assert n_events > 20
+
+
+class BreakError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("broken", [1, 7])
+def test_an_error_of_the_writer_is_lost_or_leaves_its_thread(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """In the last shard too, when no pass follows that could notice."""
+    plain, broke = SiteWriter.write, threading.Event()
+    passes: list[int] = []
+
+    def write(self: SiteWriter, index: int, *arguments: Any) -> None:
+        if index == broken and self.folder.name.endswith(SITES[1]):
+            broke.set()
+            raise UserError("the disk broke")
+        plain(self, index, *arguments)
+
+    def report(done: int, _: int) -> None:
+        passes.append(done)
+        if done > (broken + 1) * 8 * CONTEXT:
+            assert broke.wait(30)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(SiteWriter, "write", write)
+    with pytest.raises(UserError, match=r"^the disk broke$"):
+        capture(chain, tmp_path, batch_contexts=1, report=report)
+    assert max(passes) <= ((broken + 1) * 8 + 1) * CONTEXT, "batches went on after the error"
+    assert "writer" not in "".join(thread.name for thread in threading.enumerate())
+    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.rglob(".*"))
+    monkeypatch.undo()
+    kept = [tmp_path / f"site={site}/shard-00000.safetensors" for site in SITES]
+    before = [file.stat().st_mtime_ns for file in kept]
+    assert capture(chain, tmp_path, batch_contexts=1) == list(SITES)
+    assert [file.stat().st_mtime_ns for file in kept] == before
+    assert SiteReader.open(tmp_path / "manifest.json", SITES[1]).n_shards == 8
+
+
+def test_an_error_of_the_pass_leaves_the_writer_at_work(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Subject.watch
+
+    def watch(self: Subject, *arguments: Any, **keys: Any) -> None:
+        if keys["contexts"].start >= 24:
+            raise BreakError
+        plain(self, *arguments, **keys)
+
+    monkeypatch.setattr(Subject, "watch", watch)
+    with pytest.raises(BreakError):
+        capture(chain, tmp_path)
+    assert "writer" not in "".join(thread.name for thread in threading.enumerate())
+    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_the_pass_waits_for_the_writer_or_runs_away_from_it(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two chunks in memory, and the same memory for all of them."""
+    begun, written, ahead, rooms = [0], [0], [], set()
+    plain_chunk, plain_write = module.capture_chunk, SiteWriter.write
+
+    def chunk(*arguments: Any, **keys: Any) -> dict[str, Tensor]:
+        begun[0] += 1
+        ahead.append(begun[0] - written[0])
+        found = plain_chunk(*arguments, **keys)
+        rooms.add(found[SITES[0]].data_ptr())
+        return found
+
+    def write(self: SiteWriter, *arguments: Any) -> None:
+        time.sleep(0.05)
+        plain_write(self, *arguments)
+        written[0] += 1
+
+    monkeypatch.setattr(module, "capture_chunk", chunk)
+    monkeypatch.setattr(SiteWriter, "write", write)
+    capture(chain, tmp_path, sites=SITES[:1])
+    assert begun == written == [8]
+    assert max(ahead) == 2, ahead
+    assert len(rooms) == 2
+
+
+def test_a_user_is_not_told_what_a_capture_takes(
+    chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="nullsae")
+
+    def told() -> list[str]:
+        found = [m for m in caplog.messages if "tokens at" in m]
+        caplog.clear()
+        return found
+
+    capture(chain, tmp_path, batch_contexts=2)
+    gigabytes = 960 * 3 * (D_MODEL * 4 + 8) / 1e9
+    (line,) = told()
+    wanted = rf"{tmp_path}: 960 tokens at 3 sites, {gigabytes:.3f} GB to write, about [0-9.]+ min"
+    assert re.match(wanted, line)
+    capture(chain, tmp_path)
+    assert told() == [], "nothing was to be done"
+    (tmp_path / f"site={SITES[2]}/shard-00003.safetensors").unlink()
+    capture(chain, tmp_path)
+    (line,) = told()
+    assert f"{tmp_path}: 128 tokens at 1 site," in line
+
+
+def test_a_chunk_is_another_than_its_shard(chain: Chain, tmp_path: Path) -> None:
+    """What trains live must see what would have been cached."""
+    subject = load_subject(chain.recipe, CPU)
+    ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids)
+    sites = (SITES[2], SITES[0])
+    seen: list[int] = []
+    keys: dict[str, Any] = {"split": "sae_train", "batch_contexts": 3, "sites": sites}
+    into = {site: torch.full((200, D_MODEL), torch.nan) for site in sites}
+    plain = capture_chunk(
+        subject, ids, contexts=range(16, 24), dtype=torch.float32, report=seen.append, **keys
+    )
+    found = capture_chunk(
+        subject, ids, contexts=range(16, 24), dtype=torch.float32, into=into, **keys
+    )
+    assert seen == [19, 22, 24]
+    for site in sites:
+        reader = SiteReader.open(chain.train_activations, site)
+        x, position = reader.shard(2)
+        assert torch.equal(plain[site], found[site])
+        torch.testing.assert_close(found[site][position - 16 * CONTEXT], x, rtol=1e-5, atol=1e-6)
+        assert bool(into[site][8 * CONTEXT :].isnan().all()), "wrote beyond the chunk"
+    half = capture_chunk(subject, ids, contexts=range(16, 24), dtype=torch.bfloat16, **keys)
+    assert torch.equal(half[SITES[0]], plain[SITES[0]].bfloat16())
+
+
+def test_a_site_that_nothing_passes_is_filled_with_what_memory_held(chain: Chain) -> None:
+    subject = load_subject(chain.recipe, CPU)
+    subject._points["mlp_out.1"] = Point(torch.nn.Identity())
+    ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids)
+    with pytest.raises(UserError, match=r"^site mlp_out.1: nothing passes there"):
+        capture_chunk(
+            subject,
+            ids,
+            split="eval",
+            contexts=range(2),
+            batch_contexts=2,
+            sites=("mlp_out.1", SITES[0]),
+            dtype=torch.float32,
+        )
 
 
 def test_a_site_beyond_the_last_block_gives_a_traceback(chain: Chain, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import struct
 import tempfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nullsae.activations.shards import finished_shards
 from nullsae.activations.store import SiteReader, SiteWriter, document_of, is_complete
 from nullsae.errors import UserError
+from nullsae.files import checksum
+from nullsae.subjects.loading import DTYPES
 from small_chain import all_rows, flip_byte, write_site
 
 SITE = "resid_post.1"
@@ -20,6 +27,10 @@ SITE = "resid_post.1"
 
 def randn(n: int, d: int = 5) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(n)) * 3 + 1
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
 
 
 def refusal(manifest: Path, *, key: str = "") -> str:
@@ -45,7 +56,7 @@ def test_rows_or_positions_come_back_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_manifest_describes_other_numbers_than_are_stored(tmp_path: Path, dtype: str) -> None:
     """The statistics are those of the stored values, after the cast."""
-    manifest = write_site(tmp_path, randn(64), [30, 34], dtype=dtype)
+    manifest = write_site(tmp_path, randn(1400), [30, 1370], dtype=dtype)
     found, _ = all_rows(manifest, SITE)
     reader = SiteReader.open(manifest, SITE)
     exact = found.double()
@@ -53,7 +64,7 @@ def test_the_manifest_describes_other_numbers_than_are_stored(tmp_path: Path, dt
     norm = np.linalg.norm(exact.numpy(), axis=1).mean()
     assert reader.manifest["mean_norm"] == pytest.approx(norm, rel=1e-14)
     assert reader.manifest["dtype"] == dtype
-    assert [shard["n_tokens"] for shard in reader.manifest["shards"]] == [30, 34]
+    assert [shard["n_tokens"] for shard in reader.manifest["shards"]] == [30, 1370]
 
 
 @given(
@@ -76,15 +87,128 @@ def test_batches_stop_at_the_ends_of_shards(
     assert torch.equal(torch.cat([p for _, p in found]), torch.arange(wanted))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_shard_is_not_what_others_call_a_safetensors_file(tmp_path: Path, dtype: str) -> None:
+    """Against their own writer: the same bytes behind the header, and a header that says so."""
+    x, position = randn(1100).to(DTYPES[dtype]), torch.arange(7, 1107)
+    order = torch.randperm(1100, generator=torch.Generator().manual_seed(3))
+    writer = SiteWriter(tmp_path / "ours", dtype=dtype, d_model=5)
+    writer.write(0, x, position, order)
+    theirs = {"activations": x[order], "position": position[order]}
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    shard = tmp_path / "ours/shard-00000.safetensors"
+    found = load_file(shard)
+    assert found.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    ours, other = shard.read_bytes(), (tmp_path / "theirs.safetensors").read_bytes()
+    (n,), (m,) = struct.unpack("<Q", ours[:8]), struct.unpack("<Q", other[:8])
+    assert n % 8 == 0, "tensors that are not aligned cannot be mapped"
+    assert ours[8 + n :] == other[8 + m :]
+    assert json.loads(ours[8 : 8 + n]) == json.loads(other[8 : 8 + m])
+    assert json.loads(shard.with_suffix(".json").read_text())["checksum"] == checksum(shard)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_activations_that_are_not_finite_are_stored(tmp_path: Path, bad: float) -> None:
     writer = SiteWriter(tmp_path, dtype="float32", d_model=3)
-    writer.write(torch.ones(4, 3), torch.arange(4))
-    x = torch.ones(6, 3)
-    x[2, 1] = x[5, 0] = bad
+    writer.write(0, torch.ones(4, 3), torch.arange(4))
+    x = torch.ones(1300, 3)
+    x[2, 1] = x[905, 0] = bad
     with pytest.raises(UserError, match=r"shard-00001.safetensors: row 2 \(token 42\) is NaN"):
-        writer.write(x, torch.arange(40, 46))
-    assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.safetensors"]
+        writer.write(1, x, torch.arange(40, 1340))
+    order = torch.arange(1299, -1, -1)  # row 905 comes first, as row 394; it is token 945
+    with pytest.raises(UserError, match=r"shard-00001.safetensors: row 394 \(token 945\) is NaN"):
+        writer.write(1, x, torch.arange(40, 1340), order)
+    x[905, 0] = 1.0  # beyond the first piece
+    with pytest.raises(UserError, match=r"shard-00001.safetensors: row 1297 \(token 42\) is NaN"):
+        writer.write(1, x, torch.arange(40, 1340), order)
+    assert names(tmp_path) == ["shard-00000.json", "shard-00000.safetensors"]
+
+
+def write_three(folder: Path, *, key: str = "key", only: Collection[int] = (0, 1, 2)) -> SiteWriter:
+    """A site of three shards, some of them not written; not finished."""
+    kept = finished_shards(folder, key=key)
+    writer = SiteWriter(folder, dtype="bfloat16", d_model=5, key=key, keep=kept)
+    for index, n in enumerate((600, 20, 7)):
+        if index in only and index not in kept:
+            writer.write(index, randn(n).bfloat16(), torch.arange(n))
+    return writer
+
+
+@pytest.mark.parametrize("first", [(), (0,), (1,), (0, 1), (0, 2), (0, 1, 2)])
+def test_a_writing_that_was_cut_off_ends_in_another_manifest(
+    tmp_path: Path, first: tuple[int, ...]
+) -> None:
+    write_three(tmp_path / "whole").finish(key="key")
+    cut = tmp_path / "cut"
+    write_three(cut, only=first)
+    stamps = {name: (cut / name).stat().st_mtime_ns for name in names(cut)} if first else {}
+    assert finished_shards(cut, key="key").keys() == set(first)
+    writer = write_three(cut)
+    assert {name: (cut / name).stat().st_mtime_ns for name in stamps} == stamps, "written again"
+    writer.finish(key="key")
+    assert names(cut) == names(tmp_path / "whole")
+    for name in names(cut):
+        assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_shard_that_nothing_vouches_for_is_kept(tmp_path: Path) -> None:
+    shard, record = tmp_path / "shard-00001.safetensors", tmp_path / "shard-00001.json"
+    breaks: list[Callable[[], object]] = [
+        lambda: flip_byte(shard),
+        lambda: shard.write_bytes(shard.read_bytes()[:-1]),
+        lambda: shard.unlink(),
+        lambda: record.unlink(),
+        lambda: record.write_text("{"),
+        lambda: record.write_text(record.read_text().replace('"key": "key"', '"key": "old"')),
+    ]
+    for damage in breaks:
+        write_three(tmp_path)
+        damage()
+        assert finished_shards(tmp_path, key="key") == {0: 600, 2: 7}
+    assert finished_shards(tmp_path, key="other") == {}
+    write_three(tmp_path, key="")
+    assert finished_shards(tmp_path, key="") == {}
+
+
+def test_files_of_another_config_or_a_killed_writer_stay(tmp_path: Path) -> None:
+    write_three(tmp_path, key="old").finish(key="old")
+    write_three(tmp_path, key="old", only=(0, 1))
+    (tmp_path / ".shard-00002.77.partial.safetensors").write_bytes(b"half")
+    (tmp_path / "shard-00009.safetensors").write_bytes(b"nobody's")
+    write_three(tmp_path, key="key", only=(1,))
+    assert names(tmp_path) == ["shard-00001.json", "shard-00001.safetensors"]
+
+
+def test_a_damaged_shard_costs_the_others_of_its_site(tmp_path: Path) -> None:
+    """They lost their records when the site was finished."""
+    write_three(tmp_path / "whole").finish(key="key")
+    site = tmp_path / "site"
+    write_three(site).finish(key="key")
+    flip_byte(site / "shard-00001.safetensors")
+    assert finished_shards(site, key="other") == {}
+    before = (site / "shard-00000.safetensors").stat().st_mtime_ns
+    assert finished_shards(site, key="key") == {0: 600, 2: 7}
+    write_three(site).finish(key="key")
+    assert (site / "shard-00000.safetensors").stat().st_mtime_ns == before
+    for name in names(tmp_path / "whole"):
+        assert (site / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_full_disk_gives_a_traceback_or_leaves_half_a_shard(tmp_path: Path) -> None:
+    writer = write_three(tmp_path, only=(1, 2))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(UserError, match=r"shard-00000.safetensors: cannot be written: ") as e:
+            writer.write(0, randn(600).bfloat16(), torch.arange(600))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(e.value)
+    assert finished_shards(tmp_path, key="key") == {1: 20, 2: 7}
+    assert len(names(tmp_path)) == 4
 
 
 def test_a_damaged_shard_goes_unnoticed(tmp_path: Path) -> None:
@@ -132,8 +256,7 @@ def test_a_missing_or_broken_manifest_gives_a_traceback(tmp_path: Path) -> None:
 def test_old_shards_survive_a_new_capture(tmp_path: Path) -> None:
     write_site(tmp_path, randn(40), [10, 10, 10, 10])
     write_site(tmp_path, randn(20), [20])
-    names = sorted(p.name for p in (tmp_path / f"site={SITE}").iterdir())
-    assert names == ["manifest.json", "shard-00000.safetensors"]
+    assert names(tmp_path / f"site={SITE}") == ["manifest.json", "shard-00000.safetensors"]
 
 
 def test_the_manifest_holds_a_time_or_depends_on_the_run(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def stream(
             stop = start + sizes[index]
             if batches.want(epoch, start, stop):
                 x: Tensor = blocks[index][order_within(seed, epoch, index, sizes[index])]
-                found += [part.tolist() for part in batches.cut(epoch, start, x)]
+                found += [part.tolist() for part in batches.cut(start, x)]
             start = stop
     return found
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae import cells, paths, tables
 from nullsae.config import Config, VariantName
-from nullsae.recipes import FITTED_DICTIONARIES, Dictionary
+from nullsae.recipes import FITTED_DICTIONARIES, Dictionary, recipe_name
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
 from nullsae.statistics.metrics import METRICS
@@ -107,7 +107,7 @@ def write_study(root: Path, config: Config) -> None:
         rows["models"].append(_model(_typed(keys), rng))
     for keys in cells.sae_cells(config):
         cell = _typed(keys)
-        sae = config.saes[cell["sae"]]
+        sae = config.saes[recipe_name(cell["sae"])]
         rows["reconstruction"].append(_reconstruction(cell, rng))
         if config.evaluation.cross_tokens:
             rows["cross_evaluation"] += _cross_evaluation(cell, config)
@@ -183,8 +183,13 @@ def _reconstruction(cell: dict[str, Any], rng: np.random.Generator) -> dict[str,
 
 def _level(cell: dict[str, Any]) -> float:
     """How far a cell is from trained with the first dictionary."""
-    names = list(SAES)
-    return LEVEL[cell["variant"]] + 0.4 * (names.index(cell["sae"]) if cell["sae"] in names else 0)
+    names, recipe = list(SAES), recipe_name(cell["sae"])
+    return LEVEL[cell["variant"]] + 0.4 * (names.index(recipe) if recipe in names else 0)
+
+
+def _share(cell: dict[str, Any]) -> float:
+    """The share of its training after which an SAE is looked at."""
+    return float(cell["sae"].partition("@")[2] or 1)
 
 
 def _cross_evaluation(cell: dict[str, Any], config: Config) -> list[dict[str, Any]]:
@@ -208,7 +213,7 @@ def _cross_evaluation(cell: dict[str, Any], config: Config) -> list[dict[str, An
 def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
     final = 0.82 - 0.06 * _level(cell)
     rows = []
-    for step in range(50, 500, 50):
+    for step in range(50, round(500 * _share(cell)) + 1, 50):
         value = final * (1 - math.exp(-step / 90)) + 0.004 * float(rng.standard_normal())
         rows.append(
             cell
@@ -218,6 +223,7 @@ def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                 "lr": 2e-3,
                 "fvu_loss": 1 - value,
                 "auxk_loss": 0.9,
+                "sparsity_loss": 0.0,
                 "heldout_explained_variance": value,
                 "heldout_cosine": 0.9,
                 "heldout_alive_share": 0.95,
@@ -344,7 +350,7 @@ def _add_statistics(
             scored = metric.table == "scores"
             pairs = [(e, s) for e in config.explainers for s in config.scorers]
             for site in section.sites:
-                for sae in config.saes:
+                for sae in cells.sae_names(config):
                     for explainer, scorer in pairs if scored else [(None, None)]:
                         keys = {"subject": subject, "site": site, "sae": sae, "metric": metric.name}
                         keys |= {"explainer": explainer, "scorer": scorer}
@@ -366,6 +372,7 @@ def _add_metric(
         variant: centre
         + slope * _level({"variant": variant, "sae": keys["sae"]})
         + width * float(rng.standard_normal())
+        - 0.3 * centre * (1 - _share(keys))
         for variant in config.variants
     }
     trained = values["trained"]
@@ -373,7 +380,7 @@ def _add_metric(
         summary = {"unit": unit, "n_draws": config.draws, "n_seeds": 1, "n_units": 50}
         interval = {"value": value, "low": value - width, "high": value + width}
         rows["summaries"].append(keys | {"variant": variant} | summary | interval)
-        if variant == "trained":
+        if variant == "trained" or keys["sae"] not in config.saes:
             continue
         gap = value - trained
         shared = {

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,9 @@ from torch import Tensor
 
 from nullsae.recipes import Sae
 from nullsae.sae.architectures import ARCHITECTURES, Losses
+from nullsae.sae.architectures.topk import TopK
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.dictionaries import FROZEN
 from nullsae.sae.start import geometric_median, initialize
 
 TOKENS, D, WIDTH, K = 40, 6, 20, 3
@@ -33,16 +39,22 @@ def random_sae(dtype: torch.dtype = torch.float64) -> Autoencoder:
 
 
 def gradients(
-    sae: Autoencoder, x: Tensor, *, dead: Tensor, auxk_k: int, auxk_coefficient: float
+    sae: Autoencoder,
+    x: Tensor,
+    *,
+    dead: Tensor,
+    auxk_k: int,
+    auxk_coefficient: float,
+    **keys: Any,
 ) -> tuple[dict[str, Tensor], Losses]:
     assert sae.k is not None
-    recipe = Sae(n_latents=WIDTH, k=sae.k, auxk_k=auxk_k)
+    recipe = Sae(n_latents=WIDTH, k=sae.k, auxk_k=auxk_k, **keys)
     model = ARCHITECTURES["topk"](recipe, sae.k, sae, auxk_coefficient=auxk_coefficient)
     return model.gradients(x, dead)
 
 
 def autograd(
-    sae: Autoencoder, x: Tensor, dead: Tensor, auxk_k: int, coefficient: float
+    sae: Autoencoder, x: Tensor, dead: Tensor, auxk_k: int, coefficient: float, multi: bool
 ) -> tuple[dict[str, Tensor], float, float]:
     """The documented loss with dense codes and PyTorch's own derivative."""
     p = {name: t.clone().requires_grad_() for name, t in sae.parameters().items()}
@@ -52,6 +64,7 @@ def autograd(
         values, indices = scores.topk(k, dim=1)
         return torch.zeros_like(pre).scatter(1, indices, values.relu())
 
+    assert sae.k is not None
     output = code(pre, sae.k) @ p["W_dec"] + p["b_dec"]
     variance = (x - x.mean(dim=0)).pow(2).sum()
     fvu = (x - output).pow(2).sum() / variance
@@ -61,23 +74,130 @@ def autograd(
         chosen = code(pre.masked_fill(~dead, -torch.inf), min(auxk_k, n_dead))
         auxk = (chosen @ p["W_dec"] - (x - output).detach()).pow(2).sum() / variance
     loss = fvu + coefficient * min(1.0, n_dead / auxk_k) * auxk
+    if multi:
+        wide = code(pre, min(4 * sae.k, sae.n_latents)) @ p["W_dec"] + p["b_dec"]
+        loss = loss + (x - wide).pow(2).sum() / variance / 8
     found = torch.autograd.grad(loss, list(p.values()))
     return dict(zip(p, found, strict=True)), fvu.item(), auxk.item()
 
 
-@pytest.mark.parametrize("n_dead", [0, 2, 12])
+# Of 12 dead latents AuxK takes 4 by matrix products, and 1 by its rows.
+@pytest.mark.parametrize(("n_dead", "auxk_k"), [(0, 4), (2, 4), (12, 4), (12, 1), (20, 2)])
 @pytest.mark.parametrize("coefficient", [0.0, 1 / 32, 2.0])
-def test_gradients_differ_from_plain_autograd(n_dead: int, coefficient: float) -> None:
+@pytest.mark.parametrize(("multi", "k"), [(False, K), (True, K), (True, 6)])
+def test_gradients_differ_from_plain_autograd(
+    n_dead: int, auxk_k: int, coefficient: float, multi: bool, k: int
+) -> None:
     sae, x = random_sae(), randn(TOKENS, D, seed=5) + 1.0
+    sae.k = k
     dead = torch.zeros(WIDTH, dtype=torch.bool)
-    dead[torch.arange(n_dead) + 4] = True
-    found, losses = gradients(sae, x, dead=dead, auxk_k=4, auxk_coefficient=coefficient)
-    expected, fvu, auxk = autograd(sae, x, dead, 4, coefficient)
+    dead[(torch.arange(n_dead) + 4) % WIDTH] = True
+    found, losses = gradients(
+        sae, x, dead=dead, auxk_k=auxk_k, auxk_coefficient=coefficient, multi_topk=multi
+    )
+    expected, fvu, auxk = autograd(sae, x, dead, auxk_k, coefficient, multi)
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-13)
     assert losses.fvu == pytest.approx(fvu, rel=1e-12)
     assert losses.auxk == pytest.approx(auxk if coefficient else 0.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("dictionary", ["frozen_decoder", "frozen_encoder"])
+@pytest.mark.parametrize("auxk_k", [1, 4])
+def test_gradients_of_the_rest_change_where_a_part_is_frozen(dictionary: str, auxk_k: int) -> None:
+    sae, x = random_sae(), randn(TOKENS, D, seed=5)
+    settings: dict[str, Any] = {
+        "dead": torch.arange(WIDTH) < 12,
+        "auxk_k": auxk_k,
+        "auxk_coefficient": 1.0,
+        "multi_topk": True,
+    }
+    whole, _ = gradients(sae, x, **settings)
+    part, _ = gradients(sae, x, **settings, dictionary=dictionary)
+    for name in whole.keys() - FROZEN[dictionary]:
+        assert torch.equal(part[name], whole[name])
+
+
+def test_gradients_depend_on_the_number_of_threads() -> None:
+    sae = initialize(
+        randn(4096, 32, seed=6, dtype=torch.float32),
+        n_latents=1024,
+        k=16,
+        generator=torch.Generator().manual_seed(0),
+    )
+    x = randn(4096, 32, seed=7, dtype=torch.float32)
+    dead = torch.arange(1024) < 200
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            settings = {"auxk_k": 16, "auxk_coefficient": 1.0, "multi_topk": True}
+            found.append(gradients(sae, x, dead=dead, **settings))
+    finally:
+        torch.set_num_threads(before)
+    for name, gradient in found[0][0].items():
+        assert torch.equal(gradient, found[1][0][name]), name
+    assert (found[0][1].fvu, found[0][1].auxk) == (found[1][1].fvu, found[1][1].auxk)
+
+
+# Trains on noise in a process of its own, and prints by how many bytes its memory grew at most.
+# Half of the latents are dead from the second step on. A tiny training comes first: what libraries
+# take once is not counted.
+GROWTH = """
+import json, sys
+import torch
+from nullsae.recipes import Sae
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.steps import Trainer
+
+def bytes_of(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+def train(d, n, keys):
+    recipe = Sae(n_latents=n, **keys)
+    w_dec = torch.nn.functional.normalize(torch.randn(n, d), dim=1)
+    b_enc = torch.zeros(n)
+    b_enc[n // 2 :] = -100.0
+    start = Autoencoder("topk", w_dec.clone(), b_enc, w_dec, torch.zeros(d), k=recipe.kept)
+    trainer = Trainer.of(recipe, 10, start, k=recipe.kept)
+    x = torch.randn(recipe.batch_tokens, d)
+    for _ in range(3):
+        trainer.train_step(x)
+
+torch.set_num_threads(1)
+common = {"dead_after_tokens": 1, "multi_topk": True}
+train(8, 300, {**common, "k": 2, "batch_tokens": 64, "auxk_k": 4})
+before = bytes_of("VmRSS")
+train(*json.loads(sys.argv[1]))
+print(bytes_of("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(
+    ("d", "n", "keys"),
+    [
+        (256, 4096, {"k": 32, "batch_tokens": 4096}),
+        (32, 4096, {"k": 16, "batch_tokens": 8192, "auxk_coefficient": 0.0, "multi_topk": True}),
+        (192, 8192, {"k": 8, "batch_tokens": 512, "dictionary": "soft_frozen_decoder"}),
+    ],
+)
+def test_a_step_takes_other_memory_than_its_formula_says(
+    d: int, n: int, keys: dict[str, Any]
+) -> None:
+    """All pre-activations or a [tokens, k, d] tensor would be 64 MiB more at least."""
+    keys = {"dead_after_tokens": 1, "auxk_k": 64, **keys}
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, json.dumps([d, n, keys])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    stated = TopK.step_bytes(Sae(n_latents=n, **keys), d_model=d, n_latents=n, k=keys["k"])
+    assert 0.75 * stated < int(done.stdout) < 1.1 * stated
 
 
 def test_auxk_gradient_never_reaches_the_encoder() -> None:

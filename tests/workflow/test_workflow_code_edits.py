@@ -16,10 +16,12 @@ CASES: dict[str, set[str]] = {
     "latents/windows.py": {"collect_latents", "explain_latents", "score_latents", *END},
     "autointerp/scorers.py": {"score_latents", *END},
     "autointerp/explainers.py": {"explain_latents", "score_latents", *END},
-    "sae/topk.py": {
+    "sae/architectures/topk.py": {
         *("train_sae", "evaluate_sae", "collect_latents", "explain_latents", "score_latents"),
         *END,
     },
+    # The study has no SAEs along their training; those that it has must not be trained again.
+    "sae/checkpoints.py": set(),
     "activations/store.py": {
         *("cache_activations", "train_sae", "evaluate_sae", "collect_latents"),
         *("explain_latents", "score_latents", *END),

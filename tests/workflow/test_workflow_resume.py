@@ -12,7 +12,7 @@ import psutil
 import pytest
 from workflow_study import TIMEOUT_SECONDS, Study, cell, copy_of
 
-from nullsae import paths
+from nullsae import paths, tables
 
 pytestmark = pytest.mark.workflow
 CHECKPOINT_STEPS = 50
@@ -23,6 +23,13 @@ def slow_training(config: dict[str, Any]) -> None:
     config["saes"]["topk"].update(
         batch_tokens=64, epochs=24, checkpoint_every_steps=CHECKPOINT_STEPS
     )
+
+
+def history(file: Path) -> list[dict[str, Any]]:
+    """The training curve, without what a clock gave."""
+    table = tables.read_table(file, tables.cell_schema("history"))
+    rows: list[dict[str, Any]] = table.drop_columns(list(tables.MEASURED["history"])).to_pylist()
+    return rows
 
 
 def start(study: Study, target: str) -> subprocess.Popen[bytes]:
@@ -85,6 +92,8 @@ def test_a_killed_training_resumes_and_gives_the_same_bytes(study: Study, tmp_pa
     assert checkpoints(killed) == []
 
     assert beside.wait(TIMEOUT_SECONDS) == 0
-    for pattern in (paths.SAE_WEIGHTS, paths.HISTORY, paths.SAE_CONFIG):
+    for pattern in (paths.SAE_WEIGHTS, paths.SAE_CONFIG):
         file = cell(pattern)
         assert (killed.folder / file).read_bytes() == (undisturbed.folder / file).read_bytes(), file
+    curves = [history(where.folder / cell(paths.HISTORY)) for where in (killed, undisturbed)]
+    assert curves[0] == curves[1]

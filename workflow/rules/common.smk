@@ -13,7 +13,7 @@ from nullsae.cells import cell_files, trained_here
 from nullsae.config import SwappedExplainer
 from nullsae.errors import UserError
 from nullsae.files import write_text
-from nullsae.slices import activations_key, cross_cells, rule_params
+from nullsae.slices import activations_key, cross_cells, rule_params, shared_jobs
 from nullsae.report.names import figure_names
 from nullsae.validation import resolve_subjects, parse_config
 
@@ -160,6 +160,75 @@ def base_explanations(wildcards):
     if not isinstance(explainer, SwappedExplainer):
         return []
     return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": explainer.of})
+
+
+def captured_at(sites, **keys):
+    """The manifests of several sites' activations, each as `captured` explains, named once."""
+    return list(dict.fromkeys(captured_by({**keys, "site": site}) for site in sites))
+
+
+def shared_inputs(job):
+    """What a job reads that trains several SAEs, by the names of its rule's inputs."""
+    keys = {name: job.keys[name] for name in ("subject", "variant", "draw")}
+    stream = STUDY.activations.mode == "stream"
+    looked_up = any(sae.dictionary == "token_lookup" for sae in job.recipes)
+    corpus = STUDY.subjects[keys["subject"]].corpus
+    tokens = {
+        split: [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]
+        for split in ("sae_train", "eval")
+    }
+    live = stream and keys["variant"] != "gaussian"
+    fitted = stream and keys["variant"] == "gaussian"
+    trained = {**keys, "variant": "trained", "draw": 0}
+    return {
+        "train": captured_at(job.sites, split="sae_train", **keys),
+        "heldout": captured_at(job.sites, split="eval", **keys),
+        "train_tokens": tokens["sae_train"] if stream or looked_up else [],
+        "eval_tokens": tokens["eval"] if looked_up else [],
+        "model": [paths.RECIPE.format(**keys)] if live else [],
+        "fitted": (
+            captured_at(job.sites, split="sae_train", **trained) if fitted else []
+        ),
+    }
+
+
+def shared_options(job):
+    """The options for the inputs that only some of these jobs have."""
+    files = shared_inputs(job)
+    if files["fitted"]:
+        # One site's own manifest may be what Snakemake looks at: `captured`.
+        keys = {"variant": "trained", "draw": 0, "split": "sae_train"}
+        of_split = paths.ACTIVATIONS_MANIFEST.format(**{**job.keys, **keys})
+        files["fitted"] = [of_split]
+    named = ("train_tokens", "eval_tokens", "model", "fitted")
+    return " ".join(option(n.replace("_", "-"), *files[n]) for n in named if files[n])
+
+
+def shared_folder(job):
+    """The folder of each SAE of a job, with what they differ in left open."""
+    left_open = {name: f"{{{name}}}" for name in ("site", "sae", "seed")}
+    return paths.SAE.format(**{**left_open, **job.keys})
+
+
+def hive(keys):
+    """Keys as folders."""
+    return str(Path(*(f"{name}={value}" for name, value in keys.items())))
+
+
+def is_named(file):
+    """Whether the command line names a file, which Snakemake then wants a rule for."""
+    return file in sys.argv
+
+
+def fixed(text):
+    """A function of wildcards that gives a text as it is, braces and all."""
+    return lambda wildcards: text
+
+
+def as_set_for(rule, **resources):
+    """Resources, where a profile's `set-resources` for another rule does not say otherwise."""
+    given = workflow.resource_settings.overwrite_resources.get(rule, {})
+    return {**resources, **given}
 
 
 def option(name, files):

@@ -1,37 +1,92 @@
-rule train_sae:
-    input:
-        train=captured("sae_train"),
-        heldout=captured("eval"),
-        train_tokens=looked_up_tokens("sae_train"),
-        eval_tokens=looked_up_tokens("eval"),
-    output:
-        config=paths.SAE_CONFIG,
-        weights=paths.SAE_WEIGHTS,
-        history=paths.HISTORY,
-    log:
-        paths.LOG.format(rule="train_sae", keys=paths.CELL_KEYS),
-    benchmark:
-        paths.BENCHMARK.format(rule="train_sae", keys=paths.CELL_KEYS)
-    conda:
-        "../../envs/nullsae.yaml"
-    threads: STUDY.compute.threads
-    resources:
-        gpu=GPUS,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(240),
-    params:
-        config=job_params("train_sae"),
-        code=stages.code_hash("train_sae"),
-        train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
-        heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
-        train_tokens=lambda wildcards, input: option("train-tokens", input.train_tokens),
-        eval_tokens=lambda wildcards, input: option("eval-tokens", input.eval_tokens),
-        folder=paths.SAE,
-        # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
-        work=paths.WORK,
-    message:
-        "SAE {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
-    shell:
-        "nullsae train_sae --params {params.config:q} --train-activations {params.train}"
-        " --eval-activations {params.heldout} {params.train_tokens} {params.eval_tokens}"
-        " --output {params.folder} --work {params.work} > {log} 2>&1"
+if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
+
+    rule train_sae:
+        input:
+            train=captured("sae_train"),
+            heldout=captured("eval"),
+            train_tokens=looked_up_tokens("sae_train"),
+            eval_tokens=looked_up_tokens("eval"),
+        output:
+            config=paths.SAE_CONFIG,
+            weights=paths.SAE_WEIGHTS,
+            history=paths.HISTORY,
+        log:
+            paths.LOG.format(rule="train_sae", keys=paths.CELL_KEYS),
+        benchmark:
+            paths.BENCHMARK.format(rule="train_sae", keys=paths.CELL_KEYS)
+        wildcard_constraints:
+            # One along its training is cut out of it: `take_checkpoint`.
+            sae="[^/@]+",
+        conda:
+            "../../envs/nullsae.yaml"
+        threads: STUDY.compute.threads
+        resources:
+            gpu=GPUS,
+            mem_mb=megabytes(8_000),
+            runtime=minutes(240),
+        params:
+            config=job_params("train_sae"),
+            code=stages.code_hash("train_sae"),
+            train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
+            heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
+            train_tokens=lambda wildcards, input: option(
+                "train-tokens", input.train_tokens
+            ),
+            eval_tokens=lambda wildcards, input: option(
+                "eval-tokens", input.eval_tokens
+            ),
+            folder=paths.SAE,
+            # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
+            work=paths.WORK,
+        message:
+            "SAE {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
+        shell:
+            "nullsae train_sae --params {params.config:q} --train-activations {params.train}"
+            " --eval-activations {params.heldout} {params.train_tokens} {params.eval_tokens}"
+            " --output {params.folder} --work {params.work} > {log} 2>&1"
+
+
+# One rule per job: which SAEs it makes depends on which ones are there.
+for job in shared_jobs(STUDY, named=is_named):
+
+    rule:
+        name:
+            job.name
+        input:
+            **shared_inputs(job),
+        output:
+            # One that is named and whole is not made again.
+            config=update(job.files(paths.SAE_CONFIG)),
+            weights=update(job.files(paths.SAE_WEIGHTS)),
+            history=update(job.files(paths.HISTORY)),
+        log:
+            paths.LOG.format(rule="train_sae", keys=hive(job.keys)),
+        benchmark:
+            paths.BENCHMARK.format(rule="train_sae", keys=hive(job.keys))
+        conda:
+            "../../envs/nullsae.yaml"
+        threads: STUDY.compute.threads
+        resources:
+            **as_set_for(
+                "train_sae",
+                gpu=GPUS,
+                mem_mb=megabytes(16_000),
+                runtime=minutes(240 * len(job.params.cells)),
+            ),
+        params:
+            config=fixed(job.text),
+            code=stages.code_hash("train_sae"),
+            train=fixed(
+                paths.ACTIVATIONS_MANIFEST.format(split="sae_train", **job.keys)
+            ),
+            heldout=fixed(paths.ACTIVATIONS_MANIFEST.format(split="eval", **job.keys)),
+            others=shared_options(job),
+            folder=fixed(shared_folder(job)),
+            # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
+            work=paths.WORK,
+        message:
+            f"{len(job.params.cells)} SAEs on {', '.join(job.keys.values())}"
+        shell:
+            "nullsae train_sae --params {params.config:q} --train-activations {params.train}"
+            " --eval-activations {params.heldout} {params.others}"
+            " --output {params.folder:q} --work {params.work} > {log} 2>&1"

@@ -8,15 +8,19 @@ see, not by when they see it, and any of them can be trained together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from nullsae.activations.store import SiteReader
 from nullsae.randomness import torch_generator
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Blocks(Protocol):
@@ -27,7 +31,16 @@ class Blocks(Protocol):
         """Tokens in each block."""
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
-        """Activations of one block at some sites, each [n, d_model], the same tokens in each."""
+        """Activations of one block at some sites, each [n, width], the same tokens in each.
+
+        They are in the type in which they are kept, on any device, and not to be written to.
+        """
+
+    def name(self, index: int, site: str) -> str:
+        """What a message calls the block of a site."""
+
+    def work(self, indices: Collection[int]) -> str:
+        """What it takes to get these blocks, in words."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,16 @@ class CachedBlocks:
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
         """One shard of each of these sites, as stored."""
-        return {site: self.readers[site].shard(index)[0] for site in sites}
+        return {site: self.readers[site].stored(index)[0] for site in sites}
+
+    def name(self, index: int, site: str) -> str:
+        """The shard's path."""
+        reader = self.readers[site]
+        return str(reader.folder / reader.manifest["shards"][index]["file"])
+
+    def work(self, indices: Collection[int]) -> str:
+        """Shards are read."""
+        return f"{len(indices)} blocks read"
 
 
 def block_order(seed: int, epoch: int, n_blocks: int) -> list[int]:
@@ -62,6 +84,29 @@ def order_within(seed: int, epoch: int, index: int, n_tokens: int) -> Tensor | s
     return torch.randperm(n_tokens, generator=generator)
 
 
+def ahead(get: Callable[[T], R], items: Iterable[T], *, in_background: bool) -> Iterator[R]:
+    """Results of `get`, in order.
+
+    In the background, a thread works on the next one while the caller uses the last, so that two
+    are in memory.
+    """
+    if not in_background:
+        yield from map(get, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[R] | None = None
+        try:
+            for item in items:
+                last, coming = coming, pool.submit(get, item)
+                if last is not None:
+                    yield last.result()
+                    del last
+            if coming is not None:
+                yield coming.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 class Batches:
     """Cuts the stream of blocks into one SAE's batches, from some step on.
 
@@ -71,32 +116,37 @@ class Batches:
     def __init__(self, n_tokens: int, batch_tokens: int, *, start_step: int) -> None:
         self.batch_tokens = batch_tokens
         self.per_epoch = n_tokens // batch_tokens
-        self.epoch, done = divmod(start_step, self.per_epoch)
+        self.usable = self.per_epoch * batch_tokens
+        epoch, done = divmod(start_step, self.per_epoch)
+        self.start = (epoch, done * batch_tokens)
         # Tokens of this epoch that were handed out or are held.
         self.taken = done * batch_tokens
         self.held: Tensor | None = None
 
     def want(self, epoch: int, start: int, stop: int) -> bool:
-        """Whether any of the tokens `start` ... `stop` of the epoch are still to come."""
-        usable = self.per_epoch * self.batch_tokens
-        return epoch == self.epoch and start < usable and stop > self.taken
+        """Whether any of the tokens `start` ... `stop` of the epoch are in batches to come.
 
-    def cut(self, epoch: int, start: int, x: Tensor) -> Iterator[Tensor]:
-        """Whole batches that a block completes.
+        The answer counts from the first step, so that it can be asked for before the stream starts.
+        """
+        return start < self.usable and (epoch, stop) > self.start
+
+    def cut(self, start: int, x: Tensor) -> Iterator[Tensor]:
+        """Whole batches that a block completes, views of it where they can be.
 
         Args:
-            epoch: of the block.
             start: tokens of the epoch before the block.
-            x: the block, [n, d_model].
+            x: the block, [n, width]; the blocks wanted must come in their order.
         """
-        assert epoch == self.epoch
-        usable = self.per_epoch * self.batch_tokens
-        x = x[self.taken - start : usable - start]
-        self.taken += len(x)
-        held = x if self.held is None else torch.cat([self.held, x])
-        n = len(held) // self.batch_tokens * self.batch_tokens
-        self.held = held[n:]
-        if self.taken == usable:
-            self.epoch, self.taken, self.held = epoch + 1, 0, None
-        if n:  # torch.split makes one empty batch of no rows
-            yield from torch.split(held[:n], self.batch_tokens)
+        x = x[self.taken - start : self.usable - start]
+        self.taken = (self.taken + len(x)) % self.usable
+        if self.held is not None:
+            lacking = self.batch_tokens - len(self.held)
+            self.held, x = torch.cat([self.held, x[:lacking]]), x[lacking:]
+            if len(self.held) < self.batch_tokens:
+                return
+            yield self.held
+        whole = len(x) - len(x) % self.batch_tokens
+        # A view would keep the whole block in memory.
+        self.held = x[whole:].clone() if whole < len(x) else None
+        if whole:  # torch.split makes one empty batch of no rows
+            yield from torch.split(x[:whole], self.batch_tokens)

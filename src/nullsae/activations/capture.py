@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from nullsae.activations.preflight import POSITION_BYTES, Progress, check_disk
+from nullsae.activations.shards import drop_records, finished_shards, left_over
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
 from nullsae.files import content_key, read_json, rebuild_command, write_json
 from nullsae.params import CacheActivationsParams
 from nullsae.randomness import torch_generator
-from nullsae.subjects.loading import DTYPES, check_sites_add_up, load_subject, pick_device
+from nullsae.subjects.loading import (
+    DTYPES,
+    Subject,
+    check_sites_add_up,
+    load_subject,
+    pick_device,
+)
 from nullsae.validation import check_sites
 
-# What a file system needs beside the tensors: headers, manifests, blocks half used.
-DISK_OVERHEAD = 1.02
-POSITION_BYTES = 8
+# Chunks in memory: one is captured while the one before it is written.
+N_CHUNKS = 2
 
 
 def cache_activations(
@@ -34,8 +43,14 @@ def cache_activations(
 ) -> list[str]:
     """Capture all sites of a split that are not there yet.
 
-    A site whose manifest has this provenance and whose shards are whole is left alone, so adding
-    a site, or a run after a kill, recomputes only what is missing.
+    A site whose manifest has this provenance and whose shards are whole is left alone, and so is a
+    whole shard of a site that a killed run, or a damage to other shards, left incomplete: adding a
+    site, or running again, computes only what is missing, to the same bytes.
+
+    In memory are two chunks, 2 * n * (sum of the sites' widths) * bytes of the storage type with
+    n = `shard_tokens`, beside what one forward pass takes, whatever the number of tokens: one is
+    captured while a thread writes the other. After two batches a line is logged with tokens, bytes
+    and the time that all of it will take.
 
     Args:
         params: the rule's slice of the config.
@@ -49,7 +64,8 @@ def cache_activations(
         The sites that were captured now.
 
     Raises:
-        UserError: not enough disk, a site beyond the last block, or activations not finite.
+        UserError: not enough disk, a site beyond the last block, activations not finite, or a
+            file that cannot be written. Shards that were finished stay.
     """
     torch.set_num_threads(params.compute.threads)
     folders = {site: output / f"site={site}" for site in params.sites}
@@ -80,34 +96,46 @@ def _capture(
     check_sites_add_up(subject, sites, where="--params: sites")
     context_tokens = corpus.input_ids.shape[1]
     n_contexts = count_contexts(corpus, params.max_tokens)
-    widths = {site: subject.width(site) for site in sites}
-    dtype = DTYPES[params.dtype]
-    n_tokens = n_contexts * context_tokens
-    row_bytes = sum(width * dtype.itemsize + POSITION_BYTES for width in widths.values())
-    check_disk(output, n_tokens * row_bytes)
-
-    ids = torch.from_numpy(corpus.input_ids)
-    writers = {
-        site: SiteWriter(output / f"site={site}", dtype=params.dtype, d_model=width)
-        for site, width in widths.items()
+    per_chunk = max(1, params.shard_tokens // context_tokens)
+    chunks = [
+        range(start, min(start + per_chunk, n_contexts))
+        for start in range(0, n_contexts, per_chunk)
+    ]
+    folders = {site: output / f"site={site}" for site in sites}
+    kept = {site: finished_shards(folder, key=params.key) for site, folder in folders.items()}
+    # Per chunk the sites that lack its shard.
+    todo = {
+        index: [s for s in sites if kept[s].get(index) != len(contexts) * context_tokens]
+        for index, contexts in enumerate(chunks)
     }
-    chunk_contexts = max(1, params.shard_tokens // context_tokens)
-    for chunk, start in enumerate(range(0, n_contexts, chunk_contexts)):
-        stop = min(start + chunk_contexts, n_contexts)
-        parts: dict[str, list[Tensor]] = {site: [] for site in sites}
-        for first in range(start, stop, params.batch_contexts):
-            contexts = range(first, min(first + params.batch_contexts, stop))
-            found = subject.activations(
-                ids[contexts.start : contexts.stop], split=split, contexts=contexts, sites=sites
-            )
-            for site, values in found.items():
-                parts[site].append(values.to("cpu", dtype).flatten(0, 1))
-            if report is not None:
-                report(contexts.stop * context_tokens, n_tokens)
-        position = torch.arange(start * context_tokens, stop * context_tokens)
-        order = shard_order(params.seed, split, chunk, len(position))
-        for site, writer in writers.items():
-            writer.write(torch.cat(parts.pop(site))[order], position[order])
+    todo = {index: lacking for index, lacking in todo.items() if lacking}
+    keep = {site: [i for i in range(len(chunks)) if site not in todo.get(i, ())] for site in sites}
+
+    itemsize = DTYPES[params.dtype].itemsize
+    row_bytes = {site: subject.width(site) * itemsize + POSITION_BYTES for site in sites}
+    n_bytes = sum(
+        len(chunks[index]) * context_tokens * row_bytes[site]
+        for index, lacking in todo.items()
+        for site in lacking
+    )
+    stale = [file for site in sites for file in left_over(folders[site], keep=keep[site])]
+    check_disk(output, n_bytes, freed=sum(file.stat().st_size for file in stale))
+    writers = {
+        site: SiteWriter(
+            folders[site],
+            dtype=params.dtype,
+            d_model=subject.width(site),
+            key=params.key,
+            keep=keep[site],
+        )
+        for site in sites
+    }
+    n_todo = sum(len(chunks[index]) for index in todo) * context_tokens
+    where = f"{len(sites)} site{'s' * (len(sites) > 1)}"
+    what = f"{output}: {n_todo:,} tokens at {where}, {n_bytes / 1e9:.3f} GB to write"
+    progress = Progress(what, n_contexts * context_tokens, n_todo, subject.device, report)
+    ids = torch.from_numpy(corpus.input_ids)
+    _write_chunks(params, subject, ids, split, chunks, todo, writers, progress)
     for site, writer in writers.items():
         writer.finish(
             key=params.key,
@@ -118,9 +146,152 @@ def _capture(
         )
 
 
+def _write_chunks(
+    params: CacheActivationsParams,
+    subject: Subject,
+    ids: Tensor,
+    split: str,
+    chunks: list[range],
+    todo: dict[int, list[str]],
+    writers: dict[str, SiteWriter],
+    progress: Progress,
+) -> None:
+    """Capture chunks, and write each while the next one is captured."""
+    context_tokens, dtype = ids.shape[1], DTYPES[params.dtype]
+
+    def write(index: int, found: dict[str, Tensor]) -> None:
+        first, last = chunks[index].start, chunks[index].stop
+        position = torch.arange(first * context_tokens, last * context_tokens)
+        order = shard_order(params.seed, split, index, len(position))
+        for site, values in found.items():
+            writers[site].write(index, values, position, order)
+
+    rooms = [
+        chunk_buffers(subject, len(chunks[0]) * context_tokens, list(writers), dtype)
+        for _ in range(min(N_CHUNKS, len(todo)))
+    ]
+    with _Behind() as behind:
+
+        def after_batch(context: int) -> None:
+            behind.check(at_most=N_CHUNKS)
+            progress.reach(context * context_tokens)
+
+        for turn, (index, lacking) in enumerate(todo.items()):
+            # The chunk that was last in this room must be written by now.
+            behind.check(at_most=N_CHUNKS - 1)
+            progress.start(chunks[index].start * context_tokens)
+            found = capture_chunk(
+                subject,
+                ids,
+                split=split,
+                contexts=chunks[index],
+                batch_contexts=params.batch_contexts,
+                sites=lacking,
+                dtype=dtype,
+                report=after_batch,
+                into=rooms[turn % N_CHUNKS],
+            )
+            behind.begin(write, index, found)
+        behind.check(at_most=0)
+
+
+class _Behind:
+    """A thread that writes what was captured while the next chunk is."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._jobs: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After an error too: what was captured need not be captured again.
+        self._pool.shutdown()
+
+    def begin(self, write: Callable[[int, dict[str, Tensor]], None], *of: Any) -> None:
+        """Queue one chunk."""
+        self._jobs.append(self._pool.submit(write, *of))
+
+    def check(self, *, at_most: int) -> None:
+        """Wait until so many chunks or fewer are not written; raise what the writer raised."""
+        while self._jobs and (len(self._jobs) > at_most or self._jobs[0].done()):
+            self._jobs.popleft().result()
+
+
+def capture_chunk(
+    subject: Subject,
+    ids: Tensor,
+    *,
+    split: str,
+    contexts: range,
+    batch_contexts: int,
+    sites: Sequence[str],
+    dtype: torch.dtype,
+    report: Callable[[int], None] | None = None,
+    into: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Run a chunk's contexts through the subject, batch by batch, each batch once for all sites.
+
+    Each site's values go straight from the pass to their rows, cast on the way; on CUDA they are
+    cast there and copied while the next batch runs, if the rows are pinned.
+
+    Args:
+        subject: any variant.
+        ids: integers [contexts of the split, context_tokens].
+        split: the split that they belong to.
+        contexts: which of them, as consecutive indices.
+        batch_contexts: contexts in one forward pass, counted from the first of the chunk.
+        sites: names of sites.
+        dtype: what is stored.
+        report: called after each batch with the index of the context that follows it.
+        into: tensors to fill instead of new ones, at least as long as what is returned.
+
+    Returns:
+        Per site [len(contexts) * context_tokens, width of the site] in `dtype`, on the CPU, in the
+        order of the contexts.
+    """
+    context_tokens = ids.shape[1]
+    n_tokens = len(contexts) * context_tokens
+    if into is None:
+        into = chunk_buffers(subject, n_tokens, sites, dtype)
+    found = {site: into[site][:n_tokens] for site in sites}
+    devices: set[torch.device] = set()
+    for first in range(contexts.start, contexts.stop, batch_contexts):
+        batch = range(first, min(first + batch_contexts, contexts.stop))
+        rows = slice(*((c - contexts.start) * context_tokens for c in (batch.start, batch.stop)))
+
+        def keep(site: str, x: Tensor, rows: slice = rows) -> None:
+            found[site][rows].copy_(x.flatten(0, 1), non_blocking=True)
+            devices.add(x.device)
+
+        subject.watch(
+            ids[batch.start : batch.stop], split=split, contexts=batch, sites=sites, see=keep
+        )
+        if report is not None:
+            report(batch.stop)
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return found
+
+
+def chunk_buffers(
+    subject: Subject, n_tokens: int, sites: Sequence[str], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Room for a chunk, per site [n_tokens, width of the site]; pinned where a GPU fills it."""
+    pinned = subject.device.type == "cuda"
+    return {
+        site: torch.empty(n_tokens, subject.width(site), dtype=dtype, pin_memory=pinned)
+        for site in sites
+    }
+
+
 def write_split_manifest(output: Path, sites: tuple[str, ...], *, split: str, key: str) -> None:
     """Write the split's `manifest.json` over the sites' own, once these are complete."""
     manifest = output / "manifest.json"
+    for site in sites:  # of a run that was killed between a site's manifest and their deletion
+        drop_records(output / f"site={site}")
     write_json(
         manifest,
         {
@@ -162,16 +333,3 @@ def shard_order(seed: int, split: str, chunk: int, n_tokens: int) -> Tensor:
     # The same order at every site and variant: SAEs differ by what they see, not when.
     generator = torch_generator(seed, "shard_permutation", split, chunk)
     return torch.randperm(n_tokens, generator=generator)
-
-
-def check_disk(output: Path, n_bytes: int) -> None:
-    """Stop before writing what the disk will not hold."""
-    folder = output
-    while not folder.exists():
-        folder = folder.parent
-    needed, free = int(n_bytes * DISK_OVERHEAD), shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{output}: the activations need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} "
-            f"GB free; free some, or lower activations.sae_train_tokens or the number of sites"
-        )

@@ -10,18 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nullsae.activations.capture import (
-    POSITION_BYTES,
-    check_disk,
-    count_contexts,
-    shard_order,
-    write_split_manifest,
-)
+from nullsae.activations.capture import count_contexts, shard_order, write_split_manifest
+from nullsae.activations.preflight import POSITION_BYTES, check_disk
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.files import content_key, read_json, rebuild_command
 from nullsae.moments import Moments
-from nullsae.params import SampleGaussianParams
+from nullsae.params import ModelKeys, SampleGaussianParams
 from nullsae.randomness import torch_generator
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
@@ -109,10 +104,7 @@ def _sample_site(
     report: Callable[[int], None],
 ) -> None:
     device, dtype, keys = pick_device(params.compute.device), DTYPES[params.dtype], params.keys
-    reader.check()
-    fit = Moments(reader.d_model, device=device)
-    for x, _ in reader.batches(BATCH_TOKENS):
-        fit.add(x)
+    fit = fit_moments(reader, device)
     gaussian = Gaussian.fitted_to(fit, device)
     check = SampleCheck(gaussian, int(corpus.manifest["vocab_size"]))
 
@@ -125,15 +117,13 @@ def _sample_site(
         stop = min(start + chunk_contexts, n_contexts)
         parts = []
         for context in range(start, stop):
-            generator = torch_generator(
-                params.seed, "gaussian", keys.subject, keys.draw, site, split, context
-            )
+            generator = context_generator(params.seed, keys, site, split, context)
             x = gaussian.sample(context_tokens, generator)
             check.add(x, ids[context])
             parts.append(x.to("cpu", dtype))
         position = torch.arange(start * context_tokens, stop * context_tokens)
         order = shard_order(params.seed, split, chunk, len(position))
-        writer.write(torch.cat(parts)[order], position[order])
+        writer.write(chunk, torch.cat(parts), position, order)
         report(stop * context_tokens)
     gates = check.gates()
     require(gates, str(folder))
@@ -151,6 +141,26 @@ def _sample_site(
         gates=gates,
         health=check.moments.health(),
     )
+
+
+def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
+    """Mean and covariance of a site's activations, after a check of their shards.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    reader.check()
+    fit = Moments(reader.d_model, device=device)
+    for x, _ in reader.batches(BATCH_TOKENS):
+        fit.add(x)
+    return fit
+
+
+def context_generator(
+    seed: int, keys: ModelKeys, site: str, split: str, context: int
+) -> torch.Generator:
+    """What a context's samples are drawn from."""
+    return torch_generator(seed, "gaussian", keys.subject, keys.draw, site, split, context)
 
 
 def oas_shrinkage(covariance: Tensor, n: int) -> float:

@@ -7,82 +7,137 @@ its split, and `manifest.json`, written last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from nullsae.activations.shards import (
+    RECORD,
+    RECORDS,
+    SHARD,
+    Sums,
+    drop_records,
+    header,
+    left_over,
+    pieces,
+)
 from nullsae.errors import UserError
-from nullsae.files import atomic_path, checksum, read_json, rebuild_command, verify, write_json
+from nullsae.files import atomic_path, read_json, rebuild_command, verify, write_json
 
 
 class SiteWriter:
-    """Writes the shards of one site and keeps the running statistics of what it wrote."""
+    """Writes the shards of one site, each with a record of its checksum and sums beside it.
 
-    def __init__(self, folder: Path, *, dtype: str, d_model: int) -> None:
-        self.folder = folder
-        self.dtype = dtype
-        self.sum = torch.zeros(d_model, dtype=torch.float64)
-        self.norm_sum = 0.0
-        self.n_tokens = 0
-        self.shards: list[dict[str, Any]] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():
-            old.unlink()
+    All that a manifest is made of lies on disk: it is the same however often the writing was cut
+    off, and memory does not grow with the number of shards.
+    """
 
-    def write(self, activations: Tensor, position: Tensor) -> None:
-        """Append a shard.
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str,
+        d_model: int,
+        key: str = "",
+        keep: Collection[int] = (),
+    ) -> None:
+        """Start, or go on after what `finished_shards` found; all else in the folder is deleted.
 
         Args:
+            folder: of the site.
+            dtype: storage dtype, by its name in the config.
+            d_model: width of the site.
+            key: provenance of the shards.
+            keep: shards that are there.
+        """
+        self.folder = folder
+        self.dtype = dtype
+        self.d_model = d_model
+        self.key = key
+        for file in left_over(folder, keep=keep):
+            file.unlink()
+
+    def write(
+        self, index: int, activations: Tensor, position: Tensor, order: Tensor | None = None
+    ) -> None:
+        """Write one shard.
+
+        Args:
+            index: its number; shards may be written in any order.
             activations: [n, d_model] in the storage dtype, on the CPU.
             position: int64 [n].
+            order: int64 [n], which of these rows stands where in the shard; as they are by default.
 
         Raises:
-            UserError: NaN or infinite activations; names the shard and the row.
+            UserError: NaN or infinite activations, naming the shard and the row, or a file that
+                cannot be written; no part of the shard stays.
         """
-        path = self.folder / f"shard-{len(self.shards):05d}.safetensors"
-        values = activations.double()
-        norms = values.norm(dim=1)
-        if not bool(torch.isfinite(norms).all()):
-            row = int((~torch.isfinite(norms)).nonzero()[0])
+        path = self.folder / SHARD.format(index)
+        sums = Sums(path, self.d_model)
+        # Of the bytes that are meant: what a disk makes of them is found out by readers.
+        digest = xxhash.xxh3_128()
+        placed = position if order is None else position[order]
+        try:
+            with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+
+                def put(data: bytes | memoryview) -> None:
+                    digest.update(data)
+                    stream.write(data)
+
+                # In the order in which safetensors wants them: by falling alignment.
+                put(header({"position": placed, "activations": activations}))
+                put(placed.contiguous().numpy().data)
+                for rows in pieces(len(placed)):
+                    piece = activations[rows]
+                    if order is not None:
+                        # Copies whole rows; indexing goes through them number by number.
+                        piece = activations.index_select(0, order[rows])
+                    sums.add(piece, placed)
+                    put(piece.contiguous().view(torch.uint8).numpy().data)
+            sums.save_record(self.key, digest.hexdigest())
+        except OSError as error:
             raise UserError(
-                f"{path}: row {row} (token {int(position[row])}) is NaN or infinite; a subject in "
-                f"float16 or a larger activations.dtype may be the cause"
-            )
-        self.sum += values.sum(dim=0)
-        self.norm_sum += float(norms.sum())
-        self.n_tokens += len(activations)
-        with atomic_path(path) as temporary:
-            save_file({"activations": activations, "position": position}, temporary)
-        self.shards.append(
-            {"file": path.name, "n_tokens": len(activations), "checksum": checksum(path)}
-        )
+                f"{path}: cannot be written: {error.strerror or error}; shards that are finished "
+                f"stay, and the same command goes on after them"
+            ) from None
 
     def finish(self, **provenance: Any) -> None:
         """Write the site's manifest: from now on the shards count as complete."""
+        total = torch.zeros(self.d_model, dtype=torch.float64)
+        norm_sum, n_tokens = 0.0, 0
+        shards: list[dict[str, Any]] = []
+        for index in range(sum(1 for _ in self.folder.glob(RECORDS))):
+            record = read_json(self.folder / RECORD.format(index), rebuild="")
+            total += torch.tensor(record["sum"], dtype=torch.float64)
+            norm_sum += record["norm_sum"]
+            n_tokens += record["n_tokens"]
+            shards.append({name: record[name] for name in ("file", "n_tokens", "checksum")})
         write_json(
             self.folder / "manifest.json",
             {
                 **provenance,
                 "dtype": self.dtype,
-                "d_model": len(self.sum),
-                "n_tokens": self.n_tokens,
-                "mean": (self.sum / self.n_tokens).tolist(),
-                "mean_norm": self.norm_sum / self.n_tokens,
-                "shards": self.shards,
+                "d_model": self.d_model,
+                "n_tokens": n_tokens,
+                "mean": (total / n_tokens).tolist(),
+                "mean_norm": norm_sum / n_tokens,
+                "shards": shards,
             },
         )
+        drop_records(self.folder)
 
 
 @dataclass(frozen=True)
 class SiteReader:
-    """Reads one site's shards, each verified against the manifest before its first use."""
+    """Reads one site's shards; `check` compares them with the manifest."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -137,8 +192,10 @@ class SiteReader:
         for shard in self.manifest["shards"]:
             verify(self.folder / shard["file"], shard["checksum"], rebuild=self.rebuild)
 
-    def shard(self, index: int) -> tuple[Tensor, Tensor]:
-        """One shard as (activations float32 [n, d_model], position int64 [n]).
+    def stored(self, index: int) -> tuple[Tensor, Tensor]:
+        """One shard as (activations [n, d_model] in the storage dtype, position int64 [n]).
+
+        Both are mapped from the file: what is not looked at is not read.
 
         Raises:
             UserError: the file cannot be read.
@@ -148,7 +205,16 @@ class SiteReader:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: {error}; rebuild it with: {self.rebuild}") from None
-        return tensors["activations"].float(), tensors["position"]
+        return tensors["activations"], tensors["position"]
+
+    def shard(self, index: int) -> tuple[Tensor, Tensor]:
+        """One shard as (activations float32 [n, d_model], position int64 [n]).
+
+        Raises:
+            UserError: as `stored`.
+        """
+        x, position = self.stored(index)
+        return x.float(), position
 
     def batches(
         self, batch_tokens: int, *, max_tokens: int | None = None
@@ -156,26 +222,37 @@ class SiteReader:
         """All tokens in stored order, in batches of exactly `batch_tokens` but for the last.
 
         Batches do not stop at the ends of shards, so shard sizes never change a result.
+
+        Yields:
+            (activations float32 [n, d_model], position int64 [n]), not to be written to.
+
+        Raises:
+            UserError: as `stored`.
         """
         rest = self.n_tokens if max_tokens is None else min(max_tokens, self.n_tokens)
         held: list[tuple[Tensor, Tensor]] = []
-        n_held = 0
+        lacking = batch_tokens
         for index in range(self.n_shards):
             if rest <= 0:
                 break
-            x, position = self.shard(index)
-            x, position = x[:rest], position[:rest]
+            x, position = (tensor[:rest] for tensor in self.stored(index))
             rest -= len(x)
-            held.append((x, position))
-            n_held += len(x)
-            while n_held >= batch_tokens:
-                x = torch.cat([part for part, _ in held])
-                position = torch.cat([part for _, part in held])
-                yield x[:batch_tokens], position[:batch_tokens]
-                held = [(x[batch_tokens:], position[batch_tokens:])]
-                n_held = len(held[0][0])
-        if n_held:
-            yield torch.cat([part for part, _ in held]), torch.cat([part for _, part in held])
+            while len(x):
+                held.append((x[:lacking], position[:lacking]))
+                x, position = x[lacking:], position[lacking:]
+                lacking -= len(held[-1][1])
+                if not lacking:
+                    yield _joined(held)
+                    held, lacking = [], batch_tokens
+        if held:
+            yield _joined(held)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Parts of shards in a row, activations in float32."""
+    if len(parts) == 1:
+        return parts[0][0].float(), parts[0][1]
+    return torch.cat([x for x, _ in parts]).float(), torch.cat([at for _, at in parts])
 
 
 def is_complete(folder: Path, *, key: str) -> bool:

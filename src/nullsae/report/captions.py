@@ -14,6 +14,8 @@ class FigureText:
     title: str = ""
 
 
+CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
+"""What a judge gets who knows nothing."""
 _SCORE = "Averaged over latents, each judged on its own windows; failed replies are left out."
 
 METRIC_TEXT: dict[str, FigureText] = {
@@ -97,5 +99,15 @@ METRIC_TEXT: dict[str, FigureText] = {
         "A curve that still rises at its end was stopped early: compare variants only where all "
         "are flat.",
         title="Training curves",
+    ),
+    "training": FigureText(
+        "Metrics of each SAE as it was along its training and at its end, on the same evaluation "
+        "split.",
+        "A gap between trained and a null that opens with training is what a metric of learned "
+        "structure should show; where lines lie together all along, more training of the SAE would "
+        "not tell them apart. SAEs along the way are steps of one schedule, their learning rate "
+        "not yet decayed. Each samples its own latents by the usual rule: scores and entropy "
+        "follow the SAE, not one set of latents.",
+        title="Metrics along training",
     ),
 }

@@ -150,6 +150,13 @@ def depth_profile(
         axis=alt.Axis(tickMinStep=1, format="d"),
         scale=alt.Scale(zero=False, nice=False, padding=8),
     )
+    layers = _lines(x, variants, reference)
+    panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=210)
+    return _facet(panel, rows, columns, title, subtitle)
+
+
+def _lines(x: alt.X, variants: Sequence[str], reference: float | None) -> list[Any]:
+    """Value and interval of each variant along `x`, joined by a line; a dashed line across."""
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     base = alt.Chart().encode(x=x, color=_colour(variants, legend=True))
     # The bands of many variants would hide the lines: then trained alone has one.
@@ -170,8 +177,51 @@ def depth_profile(
     if reference is not None:
         rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
         layers.insert(0, rule.encode(y=alt.YDatum(reference)))
-    panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=210)
-    return _facet(panel, rows, columns, title, subtitle)
+    return layers
+
+
+def progress(
+    rows: list[Row],
+    variants: Sequence[str],
+    references: dict[str, float],
+    *,
+    columns: int,
+    title: str,
+    subtitle: str,
+    log: bool,
+) -> alt.VConcatChart:
+    """Several metrics of each variant along training, one below the other.
+
+    Args:
+        rows: `title` (of the metric), `variant`, `panel`, `tokens`, `value`, `low`, `high` (the
+            last two may be None); metrics and panels in display order.
+        variants: all variants, in the order of the legend.
+        references: by title, where to draw a dashed line across.
+        columns: panels side by side.
+        title: of the figure.
+        subtitle: of the figure.
+        log: whether tokens stand on a logarithmic axis.
+    """
+    names = list(dict.fromkeys(row["title"] for row in rows))
+    width = _panel_width(columns, labelled=False)
+    parts = []
+    for name in names:
+        x = alt.X(
+            "tokens:Q",
+            title="Training tokens" if name == names[-1] else None,
+            axis=alt.Axis(
+                format="~s", tickCount=5, labelFlush=False, labelOverlap=True, grid=not log
+            ),
+            scale=alt.Scale(type="log" if log else "linear", nice=False, zero=False, padding=8),
+        )
+        layers = _lines(x, variants, references.get(name))
+        panel = alt.LayerChart(layer=layers, width=width, height=150)
+        own = [row for row in rows if row["title"] == name]
+        heading = alt.Title(name, fontSize=14, offset=6, frame="group")
+        parts.append(_facet(panel, own, columns, name, "").properties(title=heading))
+    return alt.vconcat(*parts, spacing=SPACING).properties(
+        title=alt.Title(title, subtitle=subtitle)
+    )
 
 
 def ranges(

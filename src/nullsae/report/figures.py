@@ -9,7 +9,8 @@ from typing import Any
 import altair as alt
 
 from nullsae.report import charts, compact
-from nullsae.report.captions import METRIC_TEXT
+from nullsae.report.along import training
+from nullsae.report.captions import CHANCE, METRIC_TEXT
 from nullsae.report.names import entropy_pair, figure_kinds, figure_name
 from nullsae.report.render import to_svg
 from nullsae.report.study import Row, Study, mean, thin
@@ -20,7 +21,6 @@ MAX_SITES_SIDE_BY_SIDE = 6
 """With more sites, metrics are drawn against depth instead of in a panel per site."""
 MAX_POINTS = 6000
 """Latents in a scatter plot; beyond it every m-th is drawn, so that the page stays light."""
-CHANCE = {"auroc": 0.5, "balanced_accuracy": 0.5}
 CE = {"clean": "circle", "with SAE": "diamond", "mean": "square", "zero": "triangle-down"}
 CE_COLUMNS = {"clean": "ce_clean", "with SAE": "ce_sae", "mean": "ce_mean", "zero": "ce_zero"}
 LOOKUP = {"SAE": "circle", "token lookup": "diamond"}
@@ -53,6 +53,7 @@ def _draw(study: Study, subject: str, kind: str) -> Figure:
         "cross_entropy": compact.cross_entropy_matrix if study.compact else _cross_entropy,
         "cross_evaluation": compact.cross_evaluation,
         "training_curves": _training_curves,
+        "training": training,
         "entropy_auroc": _entropy_auroc,
     }
     of_metric = compact.metric_matrix if study.compact else _metric_figure

@@ -11,6 +11,8 @@ SCORED = ("auroc", "auprc", "f1", "balanced_accuracy", "entropy_auroc")
 """Figures that exist only where explanations are scored."""
 CROSS = ("cross_evaluation",)
 """Figures that exist only where SAEs are evaluated on other variants."""
+ALONG = ("training",)
+"""Figures that exist only where some SAE has checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ GROUPS: tuple[Group, ...] = (
     ),
     Group("fidelity", "Fidelity", ("cross_entropy",)),
     Group("transfer", "Transfer between variants", ("cross_evaluation",)),
-    Group("training", "Training of the SAEs", ("training_curves",)),
+    Group("training", "Training of the SAEs", ("training_curves", "training")),
 )
 
 
@@ -52,6 +54,8 @@ def figure_kinds(config: Config) -> list[str]:
         left_out += SCORED
     if config.evaluation.cross_tokens is None:
         left_out += CROSS
+    if not any(sae.checkpoints for sae in config.saes.values()):
+        left_out += ALONG
     return [kind for group in GROUPS for kind in group.kinds if kind not in left_out]
 
 

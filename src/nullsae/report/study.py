@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths, tables
@@ -43,6 +44,8 @@ COLUMNS: dict[str, tuple[str, ...] | None] = {
 }
 """The tables read and, where some are left out, the columns."""
 
+ALONG_TRAINING = ("summaries", "history")
+"""The tables read of SAEs along their training too, for the figure `training`."""
 PLACE = ("subject", "variant", "site")
 """The columns that rows are indexed by."""
 MAX_SAES_SIDE_BY_SIDE = 2
@@ -53,13 +56,16 @@ MAX_SAES_SIDE_BY_SIDE = 2
 class Study:
     """A config and its results.
 
-    `tables["latents"]` holds the sampled latents only; `explanations` and `scores` hold those of
-    the first explainer, the only ones that are shown one by one.
+    `tables` are about whole SAEs. `tables["latents"]` holds the sampled latents only;
+    `explanations` and `scores` hold those of the first explainer, the only ones that are shown one
+    by one.
     """
 
     config: Config
     root: Path
     tables: dict[str, list[Row]]
+    along: dict[str, list[Row]] = field(default_factory=dict)
+    """Rows of `ALONG_TRAINING` about SAEs as they were along their training."""
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -108,15 +114,21 @@ def load_study(config: Config, root: Path) -> Study:
         UserError: a table is missing, damaged or made by another version.
     """
     loaded: dict[str, list[Row]] = {}
+    along: dict[str, list[Row]] = {}
+    whole = pc.field("sae").isin(pa.array(config.saes, type=pa.string()))
     for name, columns in COLUMNS.items():
         path = root / paths.TABLE.format(table=name)
         table = tables.read_table(path, tables.SCHEMAS[name], columns=columns)
+        if name in ALONG_TRAINING:
+            along[name] = table.filter(~whole).to_pylist()
+        if "sae" in table.column_names:
+            table = table.filter(whole)
         if name == "latents":
             table = table.filter(pc.field("sampled"))
         if name in ("explanations", "scores"):
             table = table.filter(pc.field("explainer") == next(iter(config.explainers), ""))
         loaded[name] = table.to_pylist()
-    return Study(config=config, root=root, tables=loaded)
+    return Study(config=config, root=root, tables=loaded, along=along)
 
 
 def thin(names: Sequence[str], n: int) -> list[str]:

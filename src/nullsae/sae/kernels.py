@@ -1,4 +1,4 @@
-"""Products with sparse codes that never touch the zeros.
+"""Products with sparse codes that never touch the zeros, and the choice of what is not zero.
 
 A code is a set of hits: which latents are active at which token, and how much. Every function runs
 in a fixed order of additions, so results do not depend on the number of threads, and none builds
@@ -7,11 +7,26 @@ a [hits, d] tensor.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Pre-activations that are held at once: 4 MiB in float32, which stay in the cache between product
+# and selection. On a GPU enough rows to fill it.
+CHUNK_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
+# With fewer rows the product slows down more than the selection gains.
+MIN_CHUNK_ROWS = 256
+# Groups of columns in the selection of the k largest: so many times k, rounded up to a multiple that
+# the processor compares at once. More cost a longer ranking of their maxima, fewer let more
+# candidates through; with 4 one in seven is too many.
+GROUPS_PER_ENTRY, GROUPS_MULTIPLE = 4, 64
 
 
 @dataclass(frozen=True)
@@ -29,10 +44,14 @@ class Hits:
     def of(cls, values: Tensor, indices: Tensor) -> Hits:
         """From k hits per token: values and int64 indices, both [tokens, k]."""
         offsets = torch.arange(0, values.numel(), values.shape[1], device=values.device)
-        return cls(values.flatten(), indices.flatten(), offsets)
+        return cls(values.contiguous().view(-1), indices.contiguous().view(-1), offsets)
 
     def tokens(self) -> Tensor:
         """The token of each hit, int64 [n_hits]."""
+        return self._tokens
+
+    @cached_property
+    def _tokens(self) -> Tensor:
         ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.latents)])])
         tokens = torch.arange(len(self.offsets), device=self.offsets.device)
         return tokens.repeat_interleave(ends - self.offsets)
@@ -50,12 +69,29 @@ class Hits:
             dense: [tokens, d].
             rows: [n_latents, d].
         """
-        # This is the derivative of `decode` by its weights, which PyTorch computes without
-        # gathering the rows.
-        weights = torch.zeros_like(self.values, requires_grad=True)
-        with torch.enable_grad():
-            decoded = Hits(weights, self.latents, self.offsets).decode(rows.detach())
-            (products,) = torch.autograd.grad(decoded, weights, dense)
+        if dense.device.type == "cpu":
+            return self._sampled_product(dense, rows)
+        # The derivative of `decode` by its weights, which PyTorch computes without gathering the
+        # rows; 0 stands for the mode "sum".
+        products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            dense, rows.detach(), self.latents, self.offsets, self.tokens(), 0
+        )
+        return products
+
+    def _sampled_product(self, dense: Tensor, rows: Tensor) -> Tensor:
+        """The same as the entries of dense @ rows.T where there are hits."""
+        starts = torch.cat([self.offsets, self.offsets.new_tensor([len(self.latents)])])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse")  # of being new, and unchecked
+            where = torch.sparse_csr_tensor(
+                starts,
+                self.latents,
+                dense.new_zeros(len(self.latents)),
+                size=(len(dense), len(rows)),
+                check_invariants=False,
+            )
+            found = torch.sparse.sampled_addmm(where, dense, rows.detach().t(), beta=0.0)
+        products: Tensor = found.values()
         return products
 
 
@@ -65,8 +101,8 @@ class HitsByLatent:
     def __init__(self, hits: Hits, n_latents: int) -> None:
         """Sort once; `n_latents` is the number of rows of the matrices."""
         # Stable: additions happen in token order on every device.
-        self.order = torch.argsort(hits.latents, stable=True)
-        self.tokens = hits.tokens()[self.order]
+        self.order = stable_order(hits.latents, n_latents)
+        self.tokens = hits.tokens().index_select(0, self.order)
         counts = torch.bincount(hits.latents, minlength=n_latents)
         self.offsets = counts.cumsum(0) - counts
 
@@ -81,7 +117,7 @@ class HitsByLatent:
             self.tokens,
             dense,
             self.offsets,
-            per_sample_weights=weights[self.order],
+            per_sample_weights=weights.index_select(0, self.order),
             mode="sum",
         )
 
@@ -90,10 +126,162 @@ class HitsByLatent:
         return self.row_gradient(weights, weights.new_ones(n_tokens, 1)).squeeze(1)
 
 
+def stable_order(latents: Tensor, n_latents: int) -> Tensor:
+    """The order that sorts latents, equal ones as they come: int64 [n_hits].
+
+    Args:
+        latents: int64 [n_hits], each below n_latents.
+        n_latents: at most 2^32.
+    """
+    if latents.device.type != "cpu":
+        return torch.argsort(latents, stable=True)
+    # NumPy sorts numbers of 16 bits by their digits, in time linear in their number.
+    keys = latents.numpy()
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    if n_latents > 2**16:
+        order = order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]
+    return torch.from_numpy(order)
+
+
+def encode_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`top_k(centred @ w_enc.T + b_enc, k)`, holding the pre-activations of a few rows at once.
+
+    Args:
+        centred: [tokens, d].
+        w_enc: [n_latents, d].
+        b_enc: [n_latents].
+        k: at most n_latents.
+
+    Returns:
+        Values and int64 indices, both [tokens, k].
+    """
+    n_tokens, n_latents = len(centred), len(b_enc)
+    values = centred.new_empty(n_tokens, k)
+    indices = torch.empty(n_tokens, k, dtype=torch.int64, device=centred.device)
+    rows = max(1, min(chunk_rows(n_latents, centred.device), n_tokens))
+    encode = encoder(w_enc, b_enc, rows)
+    for start in range(0, n_tokens, rows):
+        part = slice(start, start + rows)
+        values[part], indices[part] = top_k(encode(centred[part]), k)
+    return values, indices
+
+
+def encoder(w_enc: Tensor, b_enc: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    """A function from x [n, d], n at most `rows`, to x @ w_enc.T + b_enc.
+
+    What it returns may be overwritten by its next call.
+    """
+    if packs(w_enc):
+        # Once for all chunks, and on many CPUs a faster product than the one of `addmm`.
+        packed = torch.ops.mkldnn._reorder_linear_weight(w_enc, rows)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, b_enc, "none", [], "")
+    # New pages cost more than what is written to them.
+    buffer = w_enc.new_empty(rows, len(w_enc))
+    return lambda x: torch.addmm(b_enc, x, w_enc.t(), out=buffer[: len(x)])
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies with this weight matrix."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
+
+
+def chunk_rows(n_latents: int, device: torch.device) -> int:
+    """Tokens whose pre-activations are held at once."""
+    entries = CHUNK_ENTRIES.get(device.type, CHUNK_ENTRIES["cuda"])
+    return max(MIN_CHUNK_ROWS, entries // n_latents)
+
+
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries per row, rectified: (values, indices), both [tokens, k]."""
-    values, indices = torch.topk(pre, k, dim=-1, sorted=False)
-    return values.relu(), indices
+    """The k largest entries per row, rectified: (values, int64 indices), both [tokens, k].
+
+    Exact. On the CPU a row's entries come in the order of their columns; which of equal ones are
+    left out is not defined, but depends on nothing else than the row. No gradient flows back.
+
+    Args:
+        pre: [tokens, n_latents].
+        k: at most n_latents.
+    """
+    pre = pre.detach()
+    if pre.device.type != "cpu" or pre.dtype not in (torch.float32, torch.float64):
+        values, indices = torch.topk(pre, k, dim=-1, sorted=False)
+        return values.relu_(), indices
+    values = pre.new_empty(len(pre), k)
+    indices = torch.empty(len(pre), k, dtype=torch.int64)
+    rows = chunk_rows(pre.shape[1], pre.device)
+    for start in range(0, len(pre), rows):
+        part = slice(start, start + rows)
+        largest_entries(pre[part].contiguous(), k, out=(values[part], indices[part]))
+    return values.relu_(), indices
+
+
+def largest_entries(rows: Tensor, k: int, *, out: tuple[Tensor, Tensor]) -> None:
+    """The k largest entries per row, not rectified, in the order of their columns.
+
+    The k-th largest of the maxima of disjoint groups of columns is at most the k-th largest entry.
+    So the k largest entries are among the few that are not below it, of which those below the k-th
+    largest are then left out. Rows where ties (or NaN) leave another number than k are given to
+    `torch.topk`.
+
+    Args:
+        rows: [n, width], contiguous, on the CPU.
+        k: at most width.
+        out: values and int64 columns, both [n, k].
+    """
+    n, width = rows.shape
+    entries = rows.numpy()
+    found = np.flatnonzero(entries >= lower_bound(rows, k)[:, None])
+    row = found // width
+    counts = np.bincount(row, minlength=n)
+    values = entries.ravel()[found]
+    most = int(counts.max(initial=0))
+    if most > k:
+        # Each row's candidates side by side.
+        table = np.full((n, most), -np.inf, dtype=entries.dtype)
+        starts = counts.cumsum() - counts
+        table.ravel()[np.arange(len(row)) + (np.arange(n) * most - starts)[row]] = values
+        table.partition(most - k, axis=1)
+        kept = np.flatnonzero(values >= table[:, most - k][row])
+        found, row, values = found[kept], row[kept], values[kept]
+        counts = np.bincount(row, minlength=n)
+    regular = counts == k
+    if regular.all():
+        out[0].numpy()[:] = values.reshape(n, k)
+        np.subtract(found.reshape(n, k), (np.arange(n) * width)[:, None], out=out[1].numpy())
+        return
+    chosen = regular[row]
+    out[0].numpy()[regular] = values[chosen].reshape(-1, k)
+    out[1].numpy()[regular] = (found - row * width)[chosen].reshape(-1, k)
+    rest = torch.from_numpy(~regular)
+    columns = torch.topk(rows[rest], k, dim=1).indices.sort(dim=1).values
+    out[0][rest] = rows[rest].gather(1, columns)
+    out[1][rest] = columns
+
+
+def lower_bound(rows: Tensor, k: int) -> np.ndarray[Any, Any]:
+    """Per row a value with at least k entries not below it, and few more: [n].
+
+    It is the k-th largest of the maxima of groups of columns; where the width is not a multiple of
+    the number of groups, the columns left over join the first groups.
+    """
+    n, width = rows.shape
+    n_groups = -(-GROUPS_PER_ENTRY * k // GROUPS_MULTIPLE) * GROUPS_MULTIPLE
+    if width < 2 * n_groups:
+        n_groups, maxima = width, rows.clone()
+    else:
+        size = width // n_groups
+        maxima = rows[:, : size * n_groups].view(n, size, n_groups).amax(dim=1)
+        rest = rows[:, size * n_groups :]
+        first = maxima[:, : rest.shape[1]]
+        torch.maximum(first, rest, out=first)
+    bounds = maxima.numpy()
+    bounds.partition(n_groups - k, axis=1)
+    # NaN if any is, so that no NaN is passed over.
+    least: np.ndarray[Any, Any] = bounds[:, n_groups - k :].min(axis=1)
+    return least
 
 
 def decode(values: Tensor, indices: Tensor, rows: Tensor) -> Tensor:

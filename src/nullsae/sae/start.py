@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.kernels import decode, top_k
+from nullsae.sae.kernels import decode, encode_top_k
 
 
 def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator) -> Autoencoder:
@@ -27,10 +27,10 @@ def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator)
     w_dec = F.normalize(rows, dim=1).to(x.device)
     b_dec = geometric_median(x)
     centred = x - b_dec
-    values, indices = top_k(centred @ w_dec.t(), k)
+    b_enc = torch.zeros(n_latents, device=x.device)
+    values, indices = encode_top_k(centred, w_dec, b_enc, k)
     guess = decode(values, indices, w_dec)
     scale = (centred * guess).sum() / guess.square().sum().clamp_min(1e-12)
-    b_enc = torch.zeros(n_latents, device=x.device)
     return Autoencoder("topk", w_dec * scale, b_enc, w_dec.clone(), b_dec, k=k)
 
 
@@ -47,7 +47,7 @@ def geometric_median(x: Tensor, *, iterations: int = 50) -> Tensor:
         if not bool(away.any()):
             return point
         weights = torch.where(away, 1.0 / distance, 0.0)
-        target: Tensor = (x * weights[:, None]).sum(dim=0) / weights.sum()
+        target: Tensor = weights @ x / weights.sum()
         pull = (target - point).norm() * weights.sum()
         stay = ((~away).sum() / pull).clamp(max=1.0) if not bool(away.all()) else 0.0
         moved = target + (point - target) * stay

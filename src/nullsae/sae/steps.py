@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,13 +31,29 @@ def learning_rate(sae: Sae, n_latents: int) -> float:
 def schedule(step: int, n_steps: int, sae: Sae) -> float:
     """Factor on the peak rate in optimizer step `step` (0 ... n_steps - 1).
 
-    Rises linearly over the first `warmup_share` of the steps, falls linearly to 0 over the last
-    `decay_share`; never 0 itself.
+    Rises linearly over the first `warmup_share` of the steps (or `warmup_steps`), falls linearly to
+    0 over the last `decay_share`, or over all that follow the warm-up; never 0 itself.
     """
-    warmup, decay = sae.warmup_share * n_steps, sae.decay_share * n_steps
+    warmup = sae.warmup_share * n_steps if sae.warmup_steps is None else float(sae.warmup_steps)
+    decay = min(sae.decay_share * n_steps, n_steps - warmup)
     rise = (step + 1) / warmup if warmup >= 1 else 1.0
     fall = (n_steps - step) / decay if decay >= 1 else 1.0
     return min(1.0, rise, fall)
+
+
+def dead_after(n_tokens: int, n_latents: int, k: int) -> int:
+    """Tokens without firing after which a latent counts as dead, where the recipe does not say.
+
+    A hundredth of the run, so that there is time to revive it; a hundred times the mean interval
+    between firings at least, so that AuxK does not unlearn what is merely rare; 10 million at most
+    (Gao et al. 2024).
+
+    Args:
+        n_tokens: that the SAE is trained on, counted again in each epoch.
+        n_latents: width.
+        k: latents active per token.
+    """
+    return min(10_000_000, max(n_tokens // 100, 100 * n_latents // k))
 
 
 @dataclass
@@ -69,8 +86,13 @@ class Trainer:
     def __post_init__(self) -> None:
         frozen = FROZEN.get(self.recipe.dictionary, ())
         self.trained = {n: t for n, t in self.model.parameters.items() if n not in frozen}
-        self.optimizer = torch.optim.Adam(list(self.trained.values()), lr=1.0, fused=True)
+        self.optimizer = torch.optim.Adam(
+            list(self.trained.values()), lr=1.0, betas=self.recipe.adam_betas, fused=True
+        )
         self.peak_lr = learning_rate(self.recipe, self.model.n_latents)
+        self.dead_after_tokens = self.recipe.dead_after_tokens or dead_after(
+            self.n_steps * self.recipe.batch_tokens, self.model.n_latents, self.model.k
+        )
         soft = self.recipe.dictionary == "soft_frozen_decoder"
         self.start = self.model.w_dec.clone() if soft else None
 
@@ -82,21 +104,24 @@ class Trainer:
     @property
     def dead(self) -> Tensor:
         """Which latents count as dead, bool [n_latents]."""
-        return self.unfired_tokens >= self.recipe.dead_after_tokens
+        return self.unfired_tokens >= self.dead_after_tokens
 
     def train_step(self, x: Tensor) -> Losses:
         """One optimizer step on x [batch_tokens, d_model]; returns the losses before it."""
         recipe, w_dec = self.recipe, self.model.w_dec
+        # Last step's gradients, before this step's are there too.
+        self.optimizer.zero_grad(set_to_none=True)
         exact, losses = self.model.gradients(x, self.dead)
         gradient = {name: exact[name] for name in self.trained}
         if "W_dec" in gradient:
             decoder = gradient["W_dec"]
             # Rows have unit norm: what points along a row only fights the renormalization.
-            decoder -= (decoder * w_dec).sum(dim=1, keepdim=True) * w_dec
+            along = torch.linalg.vecdot(decoder, w_dec)
+            decoder.addcmul_(along[:, None], w_dec, value=-1.0)
         norm = torch.stack([g.norm() for g in gradient.values()]).norm()
-        clip = (recipe.grad_clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        clip = (recipe.grad_clip_norm / (norm + 1e-6)).clamp_(max=1.0)
         for name, parameter in self.trained.items():
-            parameter.grad = gradient[name] * clip
+            parameter.grad = gradient[name].mul_(clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         self.optimizer.step()
@@ -120,15 +145,24 @@ class Trainer:
         for name, parameter in self.trained.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
+        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         metadata = {"step": str(self.step), "history": json.dumps(self.history)}
+        metadata["checksum"] = _checksum(metadata, tensors)
         with atomic_path(path) as temporary:
-            save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, temporary, metadata)
+            save_file(tensors, temporary, metadata)
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint written by `save`."""
+        """Continue from a checkpoint written by `save`.
+
+        Raises:
+            SafetensorError, KeyError, ValueError: the file is damaged. What is in memory is then of
+                no use any more.
+        """
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata()
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+        if metadata.pop("checksum") != _checksum(metadata, tensors):
+            raise ValueError("its content differs from its checksum")
         self.step = int(metadata["step"])
         self.history = json.loads(metadata["history"])
         self.unfired_tokens = tensors["unfired_tokens"].to(self.unfired_tokens.device)
@@ -141,6 +175,15 @@ class Trainer:
                 key: tensors[f"adam.{key}.{name}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
+
+
+def _checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """XXH3-128 of what a checkpoint holds, as hex."""
+    digest = xxhash.xxh3_128(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str, float]:

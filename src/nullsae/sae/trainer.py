@@ -1,57 +1,36 @@
-"""Making of one SAE: trained, computed, or made elsewhere."""
+"""Making of SAEs: trained, computed, or made elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nullsae import stages, tables
-from nullsae.activations.blocks import Batches, Blocks, CachedBlocks, block_order, order_within
+from nullsae.activations.blocks import Blocks, CachedBlocks
+from nullsae.activations.live import live_blocks
 from nullsae.activations.store import SiteReader
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
-from nullsae.files import content_key
+from nullsae.files import atomic_path, content_key, read_json, rebuild_command
 from nullsae.params import CellKeys, TrainSaeParams
-from nullsae.randomness import torch_generator
-from nullsae.recipes import FITTED_DICTIONARIES, Sae
+from nullsae.recipes import FITTED_DICTIONARIES
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.dictionaries import fit_dictionary, token_ids
 from nullsae.sae.files import is_made, save_sae
 from nullsae.sae.interchange import read_pretrained
-from nullsae.sae.start import initialize
-from nullsae.sae.steps import Trainer, evaluate
+from nullsae.sae.runs import Cell, Report, Run, Sample, enough_memory, train_together
+from nullsae.sae.steps import evaluate
 from nullsae.subjects.loading import pick_device
 
 logger = logging.getLogger(__name__)
-
-INIT_TOKENS = 32_768
-Report = Callable[[int, int, float | None], None]
-
-
-@dataclass
-class Cell:
-    """One SAE of the job, while it is made."""
-
-    keys: CellKeys
-    recipe: Sae
-    output: Path
-    train: SiteReader
-    heldout: SiteReader
-    key: str
-    """Hash of all that determines the SAE."""
-    checkpoint: Path
-
-    @property
-    def where(self) -> str:
-        """Its key in the config, for messages."""
-        return f"config: saes.{self.keys.sae}"
 
 
 def train_sae(
@@ -59,27 +38,37 @@ def train_sae(
     *,
     train_activations: Path,
     eval_activations: Path,
-    outputs: Sequence[Path],
+    output: Path,
     work: Path,
     train_tokens: Path | None = None,
     eval_tokens: Path | None = None,
+    model: Path | None = None,
+    fitted: Path | None = None,
     report: Report | None = None,
 ) -> int:
     """Make SAEs; each gets `sae.safetensors`, `history.parquet`, `cfg.json` in its folder.
 
     By gradient steps, all in one pass over the activations, or without any: a dictionary that is
     computed (`fit_dictionary`), or, where a recipe names a `pretrained` SAE and the variant is
-    `trained`, that SAE as it is. Those have one row of history, at step 0. An SAE whose `cfg.json`
-    says that it was made of just this is left as it is.
+    `trained`, that SAE as it is. Those have one row of history, at step 0. With `params.stream`,
+    gradient steps run on live activations and only what is computed uses the cached ones; the
+    trained SAE is the same, to the bit, as on a cache of as many tokens.
+
+    An SAE whose `cfg.json` says that it was made of just this is left as it is. The others wait in
+    `work` until all are made: a job that fails, or is killed, finds them there when it runs again.
+    An SAE as it was along its training lies in `checkpoints/<share>/` of its folder.
 
     Args:
         params: the rule's slice of the config.
         train_activations: manifest of the variant's `sae_train` activations.
         eval_activations: manifest of its `eval` activations, for the held-out curve.
-        outputs: a folder for each of `params.cells`.
+        output: folder of each SAE; `{site}`, `{sae}` and `{seed}` are filled in.
         work: folder for checkpoints; a run with the same params and activations resumes there.
-        train_tokens: corpus manifest of `sae_train`, for `token_lookup`.
+        train_tokens: corpus manifest of `sae_train`, for `token_lookup` and for a stream.
         eval_tokens: corpus manifest of `eval`, for `token_lookup`.
+        model: `recipe.json` of the variant, for a stream.
+        fitted: manifest of the trained variant's `sae_train` activations, for a stream of the
+            variant `gaussian`.
         report: called with (step, steps, FVU of the batch), counted over all SAEs, or with
             (tokens, tokens in all, None) where there are no steps.
 
@@ -88,189 +77,180 @@ def train_sae(
 
     Raises:
         UserError: damaged or foreign activations, or fewer of them than one batch; a recipe or a
-            pretrained SAE that does not fit them.
+            pretrained SAE that does not fit them; activations or a loss that are not finite; not
+            enough memory. SAEs that are finished by then stay in `work`.
     """
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
-    cells = _open(params, train_activations, eval_activations, outputs, work)
-    runs = []
+    cells = _open(params, train_activations, eval_activations, output, work, model, fitted)
+    stepwise: list[tuple[Cell, Autoencoder | None]] = []
     for cell in cells:
+        if _is_whole(cell, cell.work):
+            continue
         given = _pretrained(cell) if cell.recipe.pretrained else None
         if given is not None and cell.keys.variant == "trained":
             sae = given.to(device)
-            _finish(params, cell, sae, "pretrained", [_only_row(sae, cell, tokens=0)])
+            _finish(cell, cell.work, cell.keys, sae, [_only_row(sae, cell, tokens=0)], 0)
         elif cell.recipe.dictionary in FITTED_DICTIONARIES:
             corpora = _corpora(cell, train_tokens, eval_tokens)
             sae = fit_dictionary(
                 cell.recipe, cell.train, corpora[0], where=cell.where, report=report
             ).to(device)
             row = _only_row(sae, cell, corpora, tokens=cell.train.n_tokens)
-            _finish(params, cell, sae, cell.recipe.dictionary, [row])
+            _finish(cell, cell.work, cell.keys, sae, [row], 0)
         else:
-            runs.append(Run.start(params, cell, given, device))
-    before = sum(run.trainer.step for run in runs)
-    if runs:
-        blocks = CachedBlocks({run.cell.keys.site: run.cell.train for run in runs})
-        _train(params, runs, blocks, report)
-    for run in runs:
-        sae = run.trainer.sae.scaled(1.0 / run.scale)
-        _finish(params, run.cell, sae, run.cell.recipe.dictionary, run.trainer.history)
-        run.cell.checkpoint.unlink(missing_ok=True)
-    return sum(run.trainer.step for run in runs) - before
+            stepwise.append((cell, given))
+    ran = 0
+    if stepwise:
+        readers = {cell.keys.site: cell.train for cell, _ in stepwise}
+        blocks: Blocks = (
+            live_blocks(params, sites=readers, tokens=train_tokens, model=model, fitted=fitted)
+            if params.stream
+            else CachedBlocks(readers)
+        )
+        ran = _train(params, stepwise, blocks, device, report)
+    for cell in cells:
+        _publish(cell)
+    return ran
 
 
 def _open(
     params: TrainSaeParams,
     train_activations: Path,
     eval_activations: Path,
-    outputs: Sequence[Path],
+    output: Path,
     work: Path,
+    model: Path | None,
+    fitted: Path | None,
 ) -> list[Cell]:
     """The cells that are not made yet, each site's activations verified once."""
     readers = {}
-    for site in dict.fromkeys(cell.keys.site for cell in params.cells):
+    for site in dict.fromkeys(cell.site for cell in params.cells):
         train = SiteReader.open(train_activations, site, key=params.activations_key)
         heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
         train.check()
         heldout.check()
         readers[site] = (train, heldout)
+    live = [file for file in (model, fitted) if file is not None]
+    sources = [read_json(file, rebuild=rebuild_command(file)) for file in live]
     cells = []
-    for cell, output in zip(params.cells, outputs, strict=True):
-        train, heldout = readers[cell.keys.site]
-        shared = params.model_dump(mode="json", exclude={"cells"})
-        made_of = [cell.model_dump(mode="json"), shared, train.manifest, heldout.manifest]
-        key = content_key([*made_of, stages.code_hash("train_sae")])
-        checkpoint = work / f"train_sae-{key}.safetensors"
-        if is_made(output, key=key):
-            logger.info("%s: already there", output)
+    for cell in params.cells:
+        train, heldout = readers[cell.site]
+        keys, recipe = params.cell_keys(cell), params.recipe(cell)
+        key = params.cell_key(cell, stages.code_hash("train_sae"))
+        if not (params.activations_key and params.eval_activations_key):
+            # By hand: what is on disk counts only if it came from just these inputs.
+            key = content_key([key, train.manifest, heldout.manifest, sources])
+        folder = sae_folder(output, keys)
+        to = work / f"train_sae-{key}"
+        new = Cell(keys, recipe, folder, params.seed, train, heldout, key, to)
+        if _is_whole(new, folder):
+            logger.info("%s: already there", folder)
         else:
-            cells.append(Cell(cell.keys, cell.sae, output, train, heldout, key, checkpoint))
+            cells.append(new)
+    folders = [cell.output for cell in cells]
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"--output: {output} is one folder for several SAEs; write {{site}}, {{sae}} and "
+            f"{{seed}} where they differ"
+        )
     return cells
 
 
-@dataclass
-class Run:
-    """One SAE in training."""
+def sae_folder(pattern: Path, keys: CellKeys) -> Path:
+    """The folder of an SAE: `{site}`, `{sae}` and `{seed}` of the pattern filled in."""
+    text = str(pattern)
+    for name in ("site", "sae", "seed"):
+        text = text.replace(f"{{{name}}}", str(getattr(keys, name)))
+    return Path(text)
 
-    cell: Cell
-    trainer: Trainer
-    batches: Batches
-    scale: float
-    """Factor that brings activations to a mean norm of sqrt(d_model)."""
-    heldout: Tensor
-    """Scaled activations of `eval` for the curve along training."""
 
-    @classmethod
-    def start(
-        cls, params: TrainSaeParams, cell: Cell, given: Autoencoder | None, device: torch.device
-    ) -> Run:
-        """At its first step, or at that of its checkpoint."""
-        recipe, reader = cell.recipe, cell.train
-        n_latents, k = _shape(cell, given)
-        n_tokens = params.stream.max_tokens if params.stream else reader.n_tokens
-        per_epoch = n_tokens // recipe.batch_tokens
-        if per_epoch == 0:
-            raise UserError(
-                f"{cell.where}.batch_tokens: {recipe.batch_tokens} is more than the {n_tokens} "
-                f"tokens to train on (activations.sae_train_tokens)"
-            )
-        # The first block alone: a stream has seen no more when training starts.
-        sample = reader.shard(0)[0][:INIT_TOKENS]
-        scale = math.sqrt(reader.d_model) / float(sample.norm(dim=1).mean())
-        generator = torch_generator(params.seed, "sae_init", *cell.keys.parts())
-        start = initialize(sample * scale, n_latents=n_latents, k=k, generator=generator)
-        trainer = Trainer.of(recipe, per_epoch * recipe.epochs, start.to(device), k=k)
-        if cell.checkpoint.is_file():
-            trainer.load(cell.checkpoint)
-            logger.info("resumed at step %d of %d", trainer.step, trainer.n_steps)
-        heldout, _ = next(cell.heldout.batches(recipe.heldout_tokens))
-        batches = Batches(n_tokens, recipe.batch_tokens, start_step=trainer.step)
-        return cls(cell, trainer, batches, scale, heldout.to(device) * scale)
-
-    def step(self, batch: Tensor) -> float:
-        """One optimizer step, and what is due after it; returns the batch's FVU."""
-        trainer, recipe = self.trainer, self.cell.recipe
-        lr = trainer.lr()
-        losses = trainer.train_step(batch.to(self.heldout.device, torch.float32) * self.scale)
-        if not math.isfinite(losses.fvu):
-            raise UserError(
-                f"{self.cell.where}: the loss is {losses.fvu} at step {trainer.step}; lower lr"
-            )
-        at_end = trainer.step == trainer.n_steps
-        if trainer.step % recipe.evaluate_every_steps == 0 or at_end:
-            found = evaluate(trainer.sae, self.heldout)
-            trainer.history.append(
-                {
-                    "step": trainer.step,
-                    "tokens": trainer.step * recipe.batch_tokens,
-                    "lr": lr,
-                    "fvu_loss": losses.fvu,
-                    "auxk_loss": losses.auxk,
-                    "sparsity_loss": losses.sparsity,
-                    **found,
-                    "dead_share": float(trainer.dead.double().mean()),
-                }
-            )
-            logger.info(
-                "%s: step %d of %d: FVU %.4f, held-out explained variance %.4f",
-                self.cell.keys.sae,
-                trainer.step,
-                trainer.n_steps,
-                losses.fvu,
-                found["heldout_explained_variance"],
-            )
-        if trainer.step % recipe.checkpoint_every_steps == 0 and not at_end:
-            trainer.save(self.cell.checkpoint)
-        return losses.fvu
+def _is_whole(cell: Cell, folder: Path) -> bool:
+    """Whether the folder holds just this SAE, and the SAEs along its training."""
+    along = [checkpoint_folder(folder, share) for share in cell.recipe.checkpoints]
+    return all(is_made(found, key=cell.key) for found in (folder, *along))
 
 
 def _train(
-    params: TrainSaeParams, runs: Sequence[Run], blocks: Blocks, report: Report | None
-) -> None:
-    """Train all to their end, each block read once per epoch for all of them."""
-    n_steps = sum(run.trainer.n_steps for run in runs)
-    for epoch in range(max(run.cell.recipe.epochs for run in runs)):
-        start = 0
-        for index in block_order(params.seed, epoch, len(blocks.sizes)):
-            stop = start + blocks.sizes[index]
-            active = [
-                run
-                for run in runs
-                if epoch < run.cell.recipe.epochs and run.batches.want(epoch, start, stop)
-            ]
-            if active:
-                order = order_within(params.seed, epoch, index, stop - start)
-                block = blocks.block(index, {run.cell.keys.site for run in active})
-                for run in active:
-                    for batch in run.batches.cut(epoch, start, block[run.cell.keys.site][order]):
-                        fvu = run.step(batch)
-                        if report is not None:
-                            report(sum(r.trainer.step for r in runs), n_steps, fvu)
-            start = stop
+    params: TrainSaeParams,
+    cells: Sequence[tuple[Cell, Autoencoder | None]],
+    blocks: Blocks,
+    device: torch.device,
+    report: Report | None,
+) -> int:
+    """Make the gradient steps of these SAEs; returns how many."""
+    runs: list[Run] = []
+    n_tokens = sum(blocks.sizes)
+    with enough_memory([c for c, _ in cells], lambda: sum(run.step_bytes for run in runs)):
+        start = time.perf_counter()
+        first = blocks.block(0, {cell.keys.site for cell, _ in cells})
+        samples = {site: Sample.of(first.pop(site), device) for site in list(first)}
+        seconds = time.perf_counter() - start
+        for cell, given in cells:
+            runs.append(
+                Run(
+                    cell,
+                    samples[cell.keys.site],
+                    n_tokens=n_tokens,
+                    shape=_shape(cell, given),
+                    write=_finish,
+                )
+            )
+        n_steps, before = sum(r.n_steps for r in runs), sum(r.trainer.step for r in runs)
+        if before:
+            logger.info("resumed at step %d of %d", before, n_steps)
+        train_together(
+            runs,
+            blocks,
+            seed=params.seed,
+            seconds_per_block=seconds,
+            report=report or (lambda *_: None),
+        )
+    ran = sum(run.trainer.step for run in runs) - before
+    logger.info("ran %d of %d steps", ran, n_steps)
+    return ran
 
 
 def _finish(
-    params: TrainSaeParams,
     cell: Cell,
+    folder: Path,
+    keys: CellKeys,
     sae: Autoencoder,
-    dictionary: str,
     history: list[dict[str, Any]],
+    n_steps: int,
 ) -> None:
-    """Write the SAE's folder, `cfg.json` last."""
+    """Write the folder of an SAE, `cfg.json` last."""
     schema = tables.cell_schema("history")
-    tables.write_table(cell.output / "history.parquet", history, schema)
+    tables.write_table(folder / "history.parquet", history, schema)
+    given = cell.recipe.pretrained is not None and keys.variant == "trained"
     save_sae(
         sae,
-        cell.output,
-        dictionary=dictionary,
-        keys=cell.keys,
+        folder,
+        dictionary="pretrained" if given else cell.recipe.dictionary,
+        keys=keys,
         key=cell.key,
-        seed=params.seed,
+        seed=cell.seed,
         activations_key=cell.train.manifest["key"],
         input_norm=float(cell.train.manifest["mean_norm"]),
         training=cell.recipe.model_dump(mode="json"),
-        n_steps=history[-1]["step"],
+        n_steps=n_steps,
     )
+
+
+def _publish(cell: Cell) -> None:
+    """Move a finished SAE from `work` to its folder, the `cfg.json` of the whole last."""
+    files = [file for file in cell.work.rglob("*") if file.is_file()]
+    files.sort(key=lambda file: (file == cell.work / "cfg.json", file))
+    shutil.rmtree(cell.output / "checkpoints", ignore_errors=True)
+    for file in files:
+        target = cell.output / file.relative_to(cell.work)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(file, target)
+        except OSError:  # on another file system
+            with atomic_path(target) as temporary:
+                shutil.copyfile(file, temporary)
+    shutil.rmtree(cell.work)
 
 
 def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
@@ -358,4 +338,5 @@ def _only_row(
         "sparsity_loss": 0.0,
         **found[1],
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
+        "tokens_per_second": None,
     }

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ from nullsae.files import checksum, read_json, rebuild_command, verify, write_js
 from nullsae.inputs import GGUF_PACKAGES, GgufSource, PretrainedSource, find_gguf, is_local
 from nullsae.randomness import torch_generator
 from nullsae.sites import site_kind, site_layer
-from nullsae.subjects.families import attach, find_site, text_config
-from nullsae.subjects.families import find_blocks as find_blocks
+from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.blocks = find_blocks(self.model)
+        self._points: dict[str, Point] = {}
         self._contexts: Sequence[int] = ()
         self._split = ""
         # Registered before any other hook, so that the site `embed` shows the noise too.
@@ -204,40 +205,67 @@ class Subject:
         return input_ids.to(self.model.get_input_embeddings().weight.device, torch.int64)
 
     @torch.inference_mode()
-    def activations(
-        self, input_ids: Tensor, *, split: str, contexts: Sequence[int], sites: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """Run up to the last site and return what passes at each.
+    def watch(
+        self,
+        input_ids: Tensor,
+        *,
+        split: str,
+        contexts: Sequence[int],
+        sites: Sequence[str],
+        see: Callable[[str, Tensor], None],
+    ) -> None:
+        """Run up to the last site and show what passes at each, without a copy of it.
 
         Args:
             input_ids: [batch, tokens] integers.
             split: the split that the contexts belong to; keys the noise of `noise_embeddings`.
             contexts: index of each row in the split.
             sites: names of sites.
+            see: called with a site's name and [batch, tokens, width of the site] in the subject's
+                dtype, on the site's device. It must copy what it keeps: some families go on to
+                add to the tensor in place.
 
-        Returns:
-            Per site a tensor [batch, tokens, width of the site] in the subject's dtype, on its
-            device.
+        Raises:
+            UserError: the model's forward pass never came by a site.
         """
-        found: dict[str, Tensor] = {}
-        wanted = set(sites)
+        waiting = set(sites)
 
-        def keep(site: str) -> Callable[[Tensor], None]:
-            def see(x: Tensor) -> None:
-                # A copy: some families go on to add to the tensor in place. Some (OPT) flatten it.
-                found[site] = x.to(self.device, copy=True).reshape(*input_ids.shape, -1)
-                if found.keys() == wanted:
-                    raise _StopForward
-
-            return see
+        def passes(site: str, x: Tensor) -> None:
+            # Some families (OPT) flatten it.
+            see(site, x.reshape(*input_ids.shape, -1))
+            waiting.discard(site)
+            if not waiting:
+                raise _StopForward
 
         input_ids = self._place(input_ids, split, contexts)
         with ExitStack() as stack:
             for site in sites:
-                handle = attach(find_site(self.model, site), keep(site))
+                handle = attach(self._point(site), partial(passes, site))
                 stack.callback(handle.remove)
             with suppress(_StopForward):
                 self.model(input_ids=input_ids, use_cache=False)
+        if waiting:
+            raise UserError(f"site {min(waiting)}: nothing passes there in a forward pass")
+
+    def _point(self, site: str) -> Point:
+        """Where a site is, searched once: in each batch, a GPU would wait for it."""
+        found = self._points.get(site) or find_site(self.model, site)
+        return self._points.setdefault(site, found)
+
+    def activations(
+        self, input_ids: Tensor, *, split: str, contexts: Sequence[int], sites: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Run up to the last site and return copies of what passes at each; arguments as `watch`.
+
+        Returns:
+            Per site [batch, tokens, width of the site] in the subject's dtype, on its device.
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(site: str, x: Tensor) -> None:
+            found[site] = x.to(self.device, copy=True)
+
+        self.watch(input_ids, split=split, contexts=contexts, sites=sites, see=keep)
         return found
 
     @torch.inference_mode()
@@ -253,9 +281,9 @@ class Subject:
         """Next-token logits [batch, tokens, vocab], with one site's activations replaced or not.
 
         Args:
-            input_ids: [batch, tokens] integers.
-            split: as in `activations`.
-            contexts: as in `activations`.
+            input_ids: as in `watch`.
+            split: as in `watch`.
+            contexts: as in `watch`.
             site: where to splice.
             replace: maps that site's [batch, tokens, width], on the subject's device, to what goes
                 on in its place.
@@ -268,7 +296,7 @@ class Subject:
                     seen = x.to(self.device).reshape(*input_ids.shape, -1)
                     return replace(seen).to(x.device).reshape(x.shape)
 
-                handle = attach(find_site(self.model, site), splice)
+                handle = attach(self._point(site), splice)
                 stack.callback(handle.remove)
             logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
             return logits.to(self.device)

@@ -1,0 +1,195 @@
+"""Blocks of activations that are computed when they are asked for, and kept nowhere.
+
+Block i holds what shard i of a cache would: the same contexts, run in the same batches, rounded to
+the same type and permuted alike. So a stream is, bit for bit, what is read from a cache with the
+same `shard_tokens`, and 100 million tokens need no disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nullsae.activations.capture import capture_chunk, count_contexts, shard_order
+from nullsae.activations.gaussian import Gaussian, context_generator, fit_moments
+from nullsae.activations.store import SiteReader
+from nullsae.corpus.store import load_tokens
+from nullsae.errors import UserError
+from nullsae.params import ModelKeys, TrainSaeParams
+from nullsae.subjects.loading import DTYPES, load_subject, pick_device
+
+SPLIT = "sae_train"
+# What activations of some contexts are made by, per site [tokens, width] in the storage type.
+Source = Callable[[range, Sequence[str]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class LiveBlocks:
+    """`Blocks` from forward passes, or from a Gaussian.
+
+    In memory: one block in the storage type, n * (sum of the sites' widths) bytes times the type's
+    size, n = `shard_tokens` rounded down to whole contexts (one context at least); while it is
+    permuted, the largest site a second time.
+    """
+
+    seed: int
+    keys: ModelKeys
+    context_tokens: int
+    n_contexts: int
+    chunk_contexts: int
+    """Contexts in a block; the last may have fewer."""
+    batch_contexts: int
+    """Contexts in a forward pass."""
+    source: Source
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens in each block, those of the shards of a cache."""
+        starts = range(0, self.n_contexts, self.chunk_contexts)
+        return [len(self._contexts(i)) * self.context_tokens for i in range(len(starts))]
+
+    def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
+        """Activations of one block, all sites by one pass: each [n, width], in the storage type.
+
+        Raises:
+            UserError: NaN or infinite activations; names subject, variant, site, block and row.
+        """
+        contexts = self._contexts(index)
+        found = self.source(contexts, sorted(sites))
+        order = shard_order(self.seed, SPLIT, index, len(contexts) * self.context_tokens)
+        for site in found:
+            x = found[site] = found[site][order.to(found[site].device)]
+            # One pass without a copy; only what it finds is looked at row by row.
+            if bool(torch.isfinite(x.sum(dtype=torch.float32))):
+                continue
+            if (row := bad_row(x)) is not None:
+                position = contexts.start * self.context_tokens + int(order[row])
+                raise UserError(
+                    f"{self.name(index, site)}: row {row} (token {position}) is NaN or infinite; "
+                    f"a subject in float16 or a larger activations.dtype may be the cause"
+                )
+        return found
+
+    def name(self, index: int, site: str) -> str:
+        """Where a block's activations come from, for messages."""
+        keys = self.keys
+        return (
+            f"live activations of subject {keys.subject}, variant {keys.variant}, draw "
+            f"{keys.draw}, site {site}, block {index}"
+        )
+
+    def work(self, indices: Collection[int]) -> str:
+        """What it takes to make these blocks, for messages."""
+        if self.keys.variant == "gaussian":
+            return f"{len(indices)} blocks sampled"
+        passes = sum(-(-len(self._contexts(i)) // self.batch_contexts) for i in indices)
+        return f"{len(indices)} blocks computed in {passes} forward passes"
+
+    def _contexts(self, index: int) -> range:
+        start = index * self.chunk_contexts
+        return range(start, min(start + self.chunk_contexts, self.n_contexts))
+
+
+def bad_row(x: Tensor) -> int | None:
+    """The first row of x [n, d] with a NaN or an infinite entry, if any."""
+    bad = ~torch.isfinite(x).all(dim=1)
+    return int(bad.nonzero()[0]) if bool(bad.any()) else None
+
+
+def live_blocks(
+    params: TrainSaeParams,
+    *,
+    sites: Mapping[str, SiteReader],
+    tokens: Path | None,
+    model: Path | None,
+    fitted: Path | None,
+) -> LiveBlocks:
+    """The stream that `params.stream` describes.
+
+    Args:
+        params: of a job in stream mode.
+        sites: the variant's cached part, which was made of the same tokens.
+        tokens: manifest of the corpus' `sae_train` split.
+        model: `recipe.json` of the variant; `gaussian` needs none.
+        fitted: manifest of the trained variant's cached `sae_train` activations, for `gaussian`.
+
+    Raises:
+        UserError: a file is missing, damaged, or of another corpus or config.
+    """
+    stream = params.stream
+    assert stream is not None
+    if tokens is None:
+        raise UserError(
+            "activations.mode stream needs the tokens of sae_train: give --train-tokens"
+        )
+    corpus = load_tokens(tokens)
+    for site, reader in sites.items():
+        if reader.manifest["tokens_checksum"] != corpus.manifest["tokens_checksum"]:
+            raise UserError(
+                f"{tokens}: not the tokens that site {site} of the cached activations was made of "
+                f"({reader.folder})"
+            )
+    device, dtype = pick_device(params.compute.device), DTYPES[stream.dtype]
+    context_tokens = int(corpus.input_ids.shape[1])
+    source: Source
+    if params.keys.variant == "gaussian":
+        if fitted is None:
+            raise UserError(
+                "variant gaussian in stream mode needs the trained variant's activations: give "
+                "--fitted"
+            )
+        key = stream.fitted_activations_key
+        readers = {site: SiteReader.open(fitted, site, key=key) for site in sites}
+        gaussians = {
+            site: Gaussian.fitted_to(fit_moments(reader, device), device)
+            for site, reader in readers.items()
+        }
+
+        def sample(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
+            return {
+                site: torch.cat(
+                    [
+                        gaussians[site]
+                        .sample(
+                            context_tokens,
+                            context_generator(params.seed, params.keys, site, SPLIT, context),
+                        )
+                        .to("cpu", dtype)
+                        for context in contexts
+                    ]
+                )
+                for site in wanted
+            }
+
+        source = sample
+    else:
+        if model is None:
+            raise UserError("activations.mode stream needs the variant's weights: give --model")
+        subject = load_subject(model, device)
+        ids = torch.from_numpy(corpus.input_ids)
+
+        def forward(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
+            return capture_chunk(
+                subject,
+                ids,
+                split=SPLIT,
+                contexts=contexts,
+                batch_contexts=stream.batch_contexts,
+                sites=wanted,
+                dtype=dtype,
+            )
+
+        source = forward
+    return LiveBlocks(
+        seed=params.seed,
+        keys=params.keys,
+        context_tokens=context_tokens,
+        n_contexts=count_contexts(corpus, stream.max_tokens),
+        chunk_contexts=max(1, stream.shard_tokens // context_tokens),
+        batch_contexts=stream.batch_contexts,
+        source=source,
+    )

@@ -1,0 +1,86 @@
+"""What a capture will take, said before it takes it: disk and time."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from nullsae.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# The batch whose time is multiplied by the number of batches.
+TIMED_BATCH = 2
+# What a file system needs beside the tensors: headers, manifests, blocks half used.
+DISK_OVERHEAD = 1.02
+POSITION_BYTES = 8
+
+
+class Progress:
+    """Counts tokens; says after the second batch, the first to run warm, how long all will take."""
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        todo: int,
+        device: torch.device,
+        report: Callable[[int, int], None] | None,
+    ) -> None:
+        self.what = what
+        self.total = total
+        self.todo = todo
+        self.device = device
+        self.report = report
+        self.done = total - todo
+        self.batches = 0
+        self.position = 0
+        self.since = 0.0
+
+    def start(self, position: int) -> None:
+        """A chunk begins, with this token."""
+        self.position = position
+        self.since = time.perf_counter()
+
+    def reach(self, position: int) -> None:
+        """A batch is done; the next begins with this token."""
+        tokens, self.position = position - self.position, position
+        self.done += tokens
+        self.batches += 1
+        if self.batches <= TIMED_BATCH:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
+            if self.batches == TIMED_BATCH or self.done == self.total:
+                hours = seconds / tokens * self.todo / 3600
+                taking = f"{hours:.1f} hours" if hours >= 0.1 else f"{hours * 60:.1f} minutes"
+                log.info("%s, about %s", self.what, taking)
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+
+def check_disk(output: Path, n_bytes: int, *, freed: int = 0) -> None:
+    """Stop before writing what the disk will not hold.
+
+    Args:
+        output: folder below which is written.
+        n_bytes: of tensors.
+        freed: bytes of files that are deleted first.
+
+    Raises:
+        UserError: names the folder, what is needed and what is free.
+    """
+    folder = output
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = int(n_bytes * DISK_OVERHEAD), shutil.disk_usage(folder).free + freed
+    if needed > free:
+        raise UserError(
+            f"{output}: the activations need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} "
+            f"GB free; free some, or lower activations.sae_train_tokens or the number of sites"
+        )

@@ -1,0 +1,158 @@
+"""Single shards: their bytes, their sums, and the records that vouch for them.
+
+A shard is a safetensors file, `shard-00000.safetensors`. Its record, `shard-00000.json`, stands
+beside it until a manifest vouches for all shards: it is written after the shard, so that a run
+after a kill knows which shards are whole, and holds what they add to the manifest's statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nullsae.errors import UserError
+from nullsae.files import read_json, verify, write_json
+
+SHARD = "shard-{:05d}.safetensors"
+RECORD, RECORDS = "shard-{:05d}.json", "shard-*.json"
+# Rows that are permuted, summed, hashed and written while the processor's cache holds them. The
+# sums of a shard are sums over such pieces: another number changes their last bits.
+PIECE_ROWS = 512
+# Names of the storage types in safetensors.
+TYPE_NAMES = {
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+
+
+class Sums:
+    """What a record says about a shard's values; they are added in the order of its rows.
+
+    In float64, in which neither the values nor, in any storage dtype, their squares overflow. A
+    piece fits into the cache: a float64 copy of all of it would cost more than all else here.
+    """
+
+    def __init__(self, path: Path, d_model: int) -> None:
+        self.path = path
+        self.n_tokens = 0
+        self.total = torch.zeros(d_model, dtype=torch.float64)
+        self.norm_sum = 0.0
+
+    def add(self, piece: Tensor, position: Tensor) -> None:
+        """Add rows [PIECE_ROWS or what is left, d_model] with the positions of all of the shard."""
+        values = piece.double()
+        norms = torch.linalg.vector_norm(values, dim=1)
+        norm_sum = float(norms.sum())
+        if not math.isfinite(norm_sum):
+            row = self.n_tokens + int((~torch.isfinite(norms)).nonzero()[0])
+            raise UserError(
+                f"{self.path}: row {row} (token {int(position[row])}) is NaN or infinite; a "
+                f"subject in float16 or a larger activations.dtype may be the cause"
+            )
+        self.total += values.sum(dim=0)
+        self.norm_sum += norm_sum
+        self.n_tokens += len(piece)
+
+    def save_record(self, key: str, checksum: str) -> None:
+        """Vouch for the shard, which must be whole by now."""
+        write_json(
+            self.path.with_suffix(".json"),
+            {
+                "key": key,
+                "file": self.path.name,
+                "n_tokens": self.n_tokens,
+                "checksum": checksum,
+                "sum": self.total.tolist(),
+                "norm_sum": self.norm_sum,
+            },
+        )
+
+
+def pieces(n: int) -> Iterator[slice]:
+    """Rows of a shard of `n`, in pieces that `Sums` adds."""
+    for start in range(0, n, PIECE_ROWS):
+        yield slice(start, start + PIECE_ROWS)
+
+
+def header(tensors: dict[str, Tensor]) -> bytes:
+    """What a safetensors file begins with: the length of a JSON text, then this text.
+
+    Tensors follow in the order given, which must be that of falling alignment.
+    """
+    described, start = {}, 0
+    for name, tensor in tensors.items():
+        stop = start + tensor.numel() * tensor.itemsize
+        described[name] = {
+            "dtype": TYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def finished_shards(folder: Path, *, key: str) -> dict[int, int]:
+    """Tokens in each whole shard that an earlier run of the same provenance left, by index.
+
+    Those are the shards with a record, and those of a manifest whose other shards are damaged or
+    missing: these get their records back.
+
+    Args:
+        folder: of a site.
+        key: its provenance; without any, nothing is of the same one.
+    """
+    if not key:
+        return {}
+    found: dict[int, int] = {}
+    manifest = _read(folder / "manifest.json")
+    listed = [{**shard, "key": manifest["key"]} for shard in manifest.get("shards", ())]
+    for record in (*map(_read, folder.glob(RECORDS)), *listed):
+        if record.get("key") != key:
+            continue
+        file = folder / record["file"]
+        index = int(file.stem.removeprefix("shard-"))
+        try:
+            verify(file, record["checksum"], rebuild="")
+        except UserError:
+            continue
+        if "sum" not in record:
+            tensors = load_file(file)
+            sums = Sums(file, tensors["activations"].shape[1])
+            for rows in pieces(len(tensors["position"])):
+                sums.add(tensors["activations"][rows], tensors["position"])
+            sums.save_record(key, record["checksum"])
+        found[index] = record["n_tokens"]
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is none."""
+    try:
+        found = read_json(file, rebuild="")
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def left_over(folder: Path, *, keep: Collection[int]) -> list[Path]:
+    """The files of a site's folder that belong to none of these shards."""
+    shards = [folder / SHARD.format(index) for index in keep]
+    kept = {file for shard in shards for file in (shard, shard.with_suffix(".json"))}
+    return [file for file in (folder.iterdir() if folder.is_dir() else ()) if file not in kept]
+
+
+def drop_records(folder: Path) -> None:
+    """Delete what vouched for single shards, once the manifest vouches for all."""
+    for file in folder.glob(RECORDS):
+        file.unlink()

@@ -1,0 +1,73 @@
+"""JumpReLU: a learned threshold per latent (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nullsae.recipes import Sae
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
+from nullsae.sae.architectures.batch_topk import batch_top_k
+from nullsae.sae.architectures.standard import dense_gradients
+from nullsae.sae.autoencoder import Autoencoder
+
+
+class JumpReLU(TrainedSae):
+    """loss = FVU + l0_coefficient * (L0 / k - 1)^2, with L0 the active latents per token.
+
+    codes = z where z > theta, else 0, for pre-activations z and theta = exp(log_threshold). The
+    loss jumps where a z crosses its theta. By theta, expectations have a slope all the same, which
+    the paper estimates with a kernel K of width e (its equations 11 and 12):
+
+        d code / d theta = -theta / e * K((z - theta) / e),
+        d [z > theta] / d theta = -1 / e * K((z - theta) / e),
+
+    K = 1 within half a width of 0. By z, codes have slope 1 where active and L0 has none. The
+    penalty on the distance to a target is that of the paper's section on it, over the batch's mean.
+    e is `bandwidth` times sqrt(d_model), the mean norm of inputs; so is a threshold that is given.
+
+    Thresholds start at `initial_threshold`; without it at the value that gives the first batch k
+    active latents per token, since log_threshold moves by no more than the learning rate in a step.
+    """
+
+    def __init__(self, recipe: Sae, k: int, start: Autoencoder, *, auxk_coefficient: float) -> None:
+        super().__init__(recipe, k, start, auxk_coefficient=auxk_coefficient)
+        given = recipe.initial_threshold
+        threshold = (given or 1.0) * math.sqrt(self.d_model)
+        self.parameters["log_threshold"] = torch.full_like(start.b_enc, math.log(threshold))
+        self.buffers["started"] = torch.tensor(given is not None, device=start.b_enc.device)
+
+    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+        width, target = self.recipe.bandwidth * math.sqrt(self.d_model), self.k
+        centred = x - self.b_dec
+        pre = torch.addmm(self.b_enc, centred, self.w_enc.t())
+        if not self.buffers["started"]:
+            self._start(centred)
+        threshold = self.parameters["log_threshold"].exp()
+        near = (pre - threshold).abs_() < width / 2
+        active = pre > threshold
+        codes = pre.mul_(active)
+        scale = variance(x)
+        residual = torch.addmm(self.b_dec, codes, self.w_dec) - x
+        out = residual * (2.0 / scale)
+        by_code = out @ self.w_dec.t()
+        excess = int(active.sum()) / (len(x) * target) - 1.0
+        by_l0 = 2.0 * self.recipe.l0_coefficient * excess / (len(x) * target)
+        slope = (by_code * near).sum(dim=0) * threshold + near.sum(dim=0, dtype=x.dtype) * by_l0
+        gradients = dense_gradients(self, centred, by_code.mul_(active), codes, out)
+        gradients["log_threshold"] = slope * threshold / -width
+        fvu = float(square_sum(residual) / scale)
+        penalty = self.recipe.l0_coefficient * excess**2
+        return gradients, Losses(fvu, 0.0, penalty, active.any(dim=0))
+
+    def _start(self, centred: Tensor) -> None:
+        kept = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(centred)).values
+        if len(kept):
+            self.parameters["log_threshold"].fill_(kept.min().log())
+        self.buffers["started"].fill_(True)
+
+    def autoencoder(self) -> Autoencoder:
+        tensors = {**self.parameters, "threshold": self.parameters["log_threshold"].exp()}
+        return Autoencoder.of(tensors, "jumprelu", None)

@@ -1,0 +1,78 @@
+"""Matryoshka BatchTopK: prefixes of the dictionary reconstruct on their own.
+
+Bussmann et al. 2025, arXiv 2503.17547.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nullsae.recipes import Sae
+from nullsae.sae.architectures.base import (
+    Gradients,
+    Losses,
+    add_auxk,
+    add_gradients,
+    fired,
+    square_sum,
+    variance,
+)
+from nullsae.sae.architectures.batch_topk import BatchTopK, batch_top_k
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.kernels import Hits
+
+
+class Matryoshka(BatchTopK):
+    """loss = mean over prefixes of their FVU + weighted AuxK on the residual of all latents.
+
+    A prefix is the first `prefix_shares` of the latents, rounded up; its reconstruction is b_dec
+    and what its own active latents add. Activity is that of BatchTopK over all latents.
+    `Losses.fvu` is that of all latents.
+
+    The latents between two prefixes are a ring. With x_r the sum of a ring's hits, the residual of
+    prefix p is R_p = b_dec + sum_(r <= p) x_r - x, so the loss' derivative by x_r is
+    2 / (prefixes * variance) * sum_(p >= r) R_p. A ring's hits are therefore kept as rows of their
+    own: rings times tokens of them, and 2 tensors [prefixes * tokens, d_model] are the memory that
+    this takes beyond BatchTopK.
+    """
+
+    def __init__(self, recipe: Sae, k: int, start: Autoencoder, *, auxk_coefficient: float) -> None:
+        super().__init__(recipe, k, start, auxk_coefficient=auxk_coefficient)
+        ends = [math.ceil(share * start.n_latents) for share in recipe.prefix_shares]
+        self.ends = torch.tensor(ends, device=start.b_enc.device)
+
+    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+        n_prefixes = len(self.ends)
+        centred = x - self.b_dec
+        hits = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(x))
+        self._follow(hits)
+        rings = by_ring(hits, self.ends)
+        scale = variance(x)
+        residuals = rings.decode(self.w_dec).view(n_prefixes, *x.shape).cumsum_(dim=0)
+        residuals += self.b_dec - x
+        fvu = float(square_sum(residuals[-1]) / scale)
+        target = -residuals[-1]
+        out = residuals.mul_(2.0 / (n_prefixes * scale))
+        for ring in reversed(range(n_prefixes - 1)):
+            out[ring] += out[ring + 1]
+        gradients = {"b_dec": out[0].sum(dim=0)}
+        repeated = centred.expand(n_prefixes, *x.shape).reshape(-1, self.d_model)
+        add_gradients(gradients, self, repeated, rings, out.view(-1, self.d_model))
+        auxk = add_auxk(gradients, self, None, centred, target, scale, dead)
+        return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
+
+
+def by_ring(hits: Hits, ends: Tensor) -> Hits:
+    """Hits as rows (ring, token), ring by ring.
+
+    Args:
+        hits: token by token.
+        ends: int64 [rings], rising: where each ring of latents ends.
+    """
+    row = torch.bucketize(hits.latents, ends, right=True) * len(hits.offsets) + hits.tokens()
+    order = row.argsort(stable=True)
+    counts = torch.bincount(row, minlength=len(ends) * len(hits.offsets))
+    return Hits(hits.values[order], hits.latents[order], counts.cumsum(0) - counts)

@@ -1,0 +1,59 @@
+"""ReLU SAEs that pay for the sum of their codes (Bricken et al. 2023, Cunningham et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
+from nullsae.sae.autoencoder import Autoencoder
+
+
+class Standard(TrainedSae):
+    """loss = (sum |x - x^|^2 + l1_coefficient * sqrt(d_model) * sum of codes) / variance.
+
+    The first part is FVU. sqrt(d_model) is the mean norm of inputs: the coefficient is the one for
+    inputs of norm 1. Decoder rows have unit norm, so that the second is not evaded by small
+    codes with large rows. Every latent may be active: products are dense.
+    """
+
+    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+        centred = x - self.b_dec
+        codes = torch.addmm(self.b_enc, centred, self.w_enc.t()).relu_()
+        active = codes > 0
+        scale = variance(x)
+        weight = self.recipe.l1_coefficient * math.sqrt(self.d_model) / scale
+        residual = torch.addmm(self.b_dec, codes, self.w_dec) - x
+        out = residual * (2.0 / scale)
+        by_pre = (out @ self.w_dec.t()).add_(weight).mul_(active)
+        gradients = dense_gradients(self, centred, by_pre, codes, out)
+        fvu, penalty = float(square_sum(residual) / scale), float(weight * codes.sum(dim=1).sum())
+        return gradients, Losses(fvu, 0.0, penalty, active.any(dim=0))
+
+    def autoencoder(self) -> Autoencoder:
+        return Autoencoder.of(self.parameters, "standard", None)
+
+
+def dense_gradients(
+    sae: TrainedSae, centred: Tensor, by_pre: Tensor, codes: Tensor, out: Tensor
+) -> Gradients:
+    """Derivatives by encoder, decoder and biases, W_dec left out where it is frozen.
+
+    Args:
+        sae: the weights.
+        centred: x - b_dec, [tokens, d_model].
+        by_pre: derivative of the loss by the pre-activations, [tokens, n_latents].
+        codes: [tokens, n_latents].
+        out: derivative of the loss by the reconstructions, [tokens, d_model].
+    """
+    bias = by_pre.sum(dim=0)
+    gradients = {
+        "encoder.weight": by_pre.t() @ centred,
+        "encoder.bias": bias,
+        "b_dec": out.sum(dim=0) - bias @ sae.w_enc,
+    }
+    if "W_dec" not in sae.frozen:
+        gradients["W_dec"] = codes.t() @ out
+    return gradients

@@ -1,0 +1,71 @@
+"""SAEs as they were along their training: where a training leaves them, and how one is taken."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from nullsae import tables
+from nullsae.errors import UserError
+from nullsae.files import atomic_path, read_json, rebuild_command, verify
+from nullsae.recipes import checkpoint_name
+from nullsae.sae.files import SaeConfig
+from nullsae.validation import parse_section
+
+# What an SAE has in common with itself at an earlier step.
+CONSTANT = (
+    *("architecture", "dictionary", "d_model", "n_latents", "k", "key", "seed"),
+    *("activations_key", "input_norm", "training"),
+)
+
+
+def checkpoint_folder(folder: Path, share: float) -> Path:
+    """Where the training of the SAE in `folder` leaves it as it was after a share of its steps."""
+    return folder / "checkpoints" / f"{share:g}"
+
+
+def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
+    """Copy an SAE as it was along its training into a folder of its own, `cfg.json` last.
+
+    Args:
+        sae: `cfg.json` of the whole SAE, in the folder that its training wrote.
+        share: of its training, in (0, 1).
+        output: folder of the copy: `sae.safetensors`, `history.parquet`, `cfg.json`.
+
+    Raises:
+        UserError: the training left nothing at that share, or it is damaged, or it was left by
+            another training than that of `sae`.
+    """
+    rebuild = rebuild_command(sae)
+    whole = _described(sae, rebuild)
+    found = checkpoint_folder(sae.parent, share)
+    if not (found / "cfg.json").is_file():
+        raise UserError(
+            f"{found}: the training of {sae.parent} left no SAE at this share; give the share in "
+            f"`checkpoints` of its recipe, and rebuild it with: {rebuild}"
+        )
+    taken = _described(found / "cfg.json", rebuild)
+    # The bytes are those that were written: nobody needs to hold them in memory.
+    verify(found / "sae.safetensors", taken.weights_checksum, rebuild=rebuild)
+    schema = tables.cell_schema("history")
+    history = tables.read_table(found / "history.parquet", schema, rebuild=rebuild)
+    other = [name for name in CONSTANT if getattr(taken, name) != getattr(whole, name)]
+    keys = whole.keys.model_copy(update={"sae": checkpoint_name(whole.keys.sae, share)})
+    if taken.keys != keys:
+        other.append("keys")
+    if not 0 < taken.n_steps <= whole.n_steps:
+        other.append("n_steps")
+    if other:
+        raise UserError(
+            f"{found / 'cfg.json'}: not from the training of {sae} ({', '.join(other)} do not "
+            f"fit); rebuild it with: {rebuild}"
+        )
+    tables.write_table(output / "history.parquet", history, schema)
+    for name in ("sae.safetensors", "cfg.json"):
+        with atomic_path(output / name) as temporary:
+            shutil.copyfile(found / name, temporary)
+
+
+def _described(config_file: Path, rebuild: str) -> SaeConfig:
+    data = read_json(config_file, rebuild=rebuild)
+    return parse_section(SaeConfig, data, where=str(config_file))

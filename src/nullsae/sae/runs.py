@@ -1,0 +1,389 @@
+"""SAEs in training: all of a job's on one stream of blocks, each with its own batches and steps."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from nullsae.activations.blocks import Batches, Blocks, ahead, block_order, order_within
+from nullsae.activations.live import bad_row
+from nullsae.activations.store import SiteReader
+from nullsae.errors import UserError, first_line
+from nullsae.params import CellKeys
+from nullsae.randomness import torch_generator
+from nullsae.recipes import Sae, checkpoint_name
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.checkpoints import checkpoint_folder
+from nullsae.sae.files import load_sae
+from nullsae.sae.start import initialize
+from nullsae.sae.steps import Trainer, evaluate
+
+logger = logging.getLogger(__name__)
+
+INIT_TOKENS = 32_768
+Report = Callable[[int, int, float | None], None]
+
+
+class DivergedError(UserError):
+    """A loss that is not finite."""
+
+
+@dataclass
+class Cell:
+    """One SAE of the job, while it is made."""
+
+    keys: CellKeys
+    recipe: Sae
+    output: Path
+    """Where it belongs."""
+    seed: int
+    """The config's."""
+    train: SiteReader
+    heldout: SiteReader
+    key: str
+    """Hash of all that determines the SAE."""
+    work: Path
+    """Folder that it is written to; it goes to `output` once all SAEs of the job are made."""
+
+    @property
+    def where(self) -> str:
+        """Its key in the config, for messages."""
+        return f"config: saes.{self.keys.sae}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What a killed training resumes from."""
+        return self.work.with_name(f"{self.work.name}.safetensors")
+
+
+@dataclass
+class Sample:
+    """What the SAEs of a site share: where they start, and what they are measured on."""
+
+    x: Tensor
+    """Scaled activations of the first block, float32 [INIT_TOKENS or fewer, d_model]."""
+    scale: float
+    """Factor that brings activations to a mean norm of sqrt(d_model)."""
+    heldout: dict[int, Tensor] = field(default_factory=dict)
+    """Scaled activations of `eval`, by their number."""
+
+    @classmethod
+    def of(cls, block: Tensor, device: torch.device) -> Sample:
+        """From the first block [n, d_model]: a stream has seen no more when training starts."""
+        x = block[:INIT_TOKENS].to("cpu", torch.float32)
+        scale = math.sqrt(x.shape[1]) / float(x.norm(dim=1).mean())
+        return cls((x * scale).to(device), scale)
+
+    def heldout_of(self, reader: SiteReader, n_tokens: int) -> Tensor:
+        """Activations of `eval` for the curve along training, float32 [n_tokens, d_model]."""
+        if n_tokens not in self.heldout:
+            x, _ = next(reader.batches(n_tokens))
+            self.heldout[n_tokens] = x.to(self.x.device) * self.scale
+        return self.heldout[n_tokens]
+
+
+class Run:
+    """One SAE in training."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        sample: Sample,
+        *,
+        n_tokens: int,
+        shape: tuple[int, int],
+        write: Callable[[Cell, Path, CellKeys, Autoencoder, list[dict[str, Any]], int], None],
+    ) -> None:
+        """At its first step, or at that of its checkpoint.
+
+        Args:
+            cell: what is made.
+            sample: of the cell's site.
+            n_tokens: length of the stream.
+            shape: (n_latents, k).
+            write: writes an SAE: (cell, folder, keys, SAE for activations as captured, history,
+                steps).
+
+        Raises:
+            UserError: fewer tokens than one batch.
+        """
+        recipe = cell.recipe
+        if n_tokens < recipe.batch_tokens:
+            raise UserError(
+                f"{cell.where}.batch_tokens: {recipe.batch_tokens} is more than the {n_tokens} "
+                f"tokens to train on (activations.sae_train_tokens)"
+            )
+        self.cell, self.sample, self.write = cell, sample, write
+        self.n_steps = n_tokens // recipe.batch_tokens * recipe.epochs
+        self.heldout = sample.heldout_of(cell.heldout, recipe.heldout_tokens)
+        # In a short training several shares may fall on one step.
+        self.due: dict[int, list[float]] = {}
+        for share in recipe.checkpoints:
+            self.due.setdefault(math.ceil(share * self.n_steps), []).append(share)
+
+        def fresh() -> Trainer:
+            generator = torch_generator(cell.seed, "sae_init", *cell.keys.parts())
+            start = initialize(sample.x, n_latents=shape[0], k=shape[1], generator=generator)
+            return Trainer.of(recipe, self.n_steps, start, k=shape[1])
+
+        self.trainer = fresh()
+        if cell.checkpoint.is_file() and not self._resume():
+            self.trainer = fresh()
+        self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
+        self.timed_tokens, self.timed_seconds = 0, 0.0
+
+    def _resume(self) -> bool:
+        """Go on at the checkpoint; false, with a warning, where there is no going on from it."""
+        try:
+            self.trainer.load(self.cell.checkpoint)
+            for step, shares in self.due.items():
+                for share in shares if step <= self.trainer.step else ():
+                    load_sae(checkpoint_folder(self.cell.work, share) / "cfg.json")
+        # Whatever a damaged file makes its reader raise.
+        except (SafetensorError, UserError, OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning(
+                "warning: %s: damaged (%s); the training starts anew",
+                self.cell.checkpoint,
+                first_line(error),
+            )
+            return False
+        return True
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made."""
+        return self.trainer.step == self.n_steps
+
+    @property
+    def step_bytes(self) -> int:
+        """Memory of a step: weights, gradients and Adam's two moments, and pre-activations."""
+        n_parameters = sum(p.numel() for p in self.trainer.model.parameters.values())
+        return 4 * (4 * n_parameters + self.cell.recipe.batch_tokens * self.trainer.model.n_latents)
+
+    def step(self, batch: Tensor) -> float:
+        """One optimizer step, and what is due after it; returns the batch's FVU.
+
+        Args:
+            batch: activations as captured, [batch_tokens, d_model].
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        trainer, recipe = self.trainer, self.cell.recipe
+        lr, start = trainer.lr(), time.perf_counter()
+        x = batch.to(self.heldout.device, torch.float32) * self.sample.scale
+        losses = trainer.train_step(x)
+        if not math.isfinite(losses.fvu):
+            raise DivergedError(
+                f"{self.cell.where}: the loss is {losses.fvu} at step {trainer.step}; lower lr"
+            )
+        self.timed_seconds += time.perf_counter() - start
+        self.timed_tokens += recipe.batch_tokens
+        if trainer.step % recipe.evaluate_every_steps == 0 or self.done or trainer.step in self.due:
+            found = evaluate(trainer.sae, self.heldout)
+            trainer.history.append(
+                {
+                    "step": trainer.step,
+                    "tokens": trainer.step * recipe.batch_tokens,
+                    "lr": lr,
+                    "fvu_loss": losses.fvu,
+                    "auxk_loss": losses.auxk,
+                    "sparsity_loss": losses.sparsity,
+                    **found,
+                    "dead_share": float(trainer.dead.double().mean()),
+                    "tokens_per_second": self.timed_tokens / self.timed_seconds,
+                }
+            )
+            self.timed_tokens, self.timed_seconds = 0, 0.0
+            logger.info(
+                "%s, seed %d, %s: step %d of %d: FVU %.4f, held-out explained variance %.4f",
+                self.cell.keys.sae,
+                self.cell.keys.seed,
+                self.cell.keys.site,
+                trainer.step,
+                self.n_steps,
+                losses.fvu,
+                found["heldout_explained_variance"],
+            )
+        for share in self.due.get(trainer.step, ()):
+            name = checkpoint_name(self.cell.keys.sae, share)
+            keys = self.cell.keys.model_copy(update={"sae": name})
+            self._write(checkpoint_folder(self.cell.work, share), keys)
+        if self.done:
+            self._write(self.cell.work, self.cell.keys)
+            self.cell.checkpoint.unlink(missing_ok=True)
+        elif trainer.step % recipe.checkpoint_every_steps == 0:
+            trainer.save(self.cell.checkpoint)
+        return losses.fvu
+
+    def _write(self, folder: Path, keys: CellKeys) -> None:
+        """The SAE as it stands, for activations as captured."""
+        sae = self.trainer.sae.scaled(1.0 / self.sample.scale)
+        self.write(self.cell, folder, keys, sae, self.trainer.history, self.trainer.step)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A block in an epoch, and whom it is for."""
+
+    epoch: int
+    index: int
+    start: int
+    """Tokens of the epoch before it."""
+    runs: tuple[Run, ...]
+
+    @property
+    def sites(self) -> list[str]:
+        return sorted({run.cell.keys.site for run in self.runs})
+
+
+def plan(runs: Sequence[Run], sizes: Sequence[int], seed: int) -> list[Visit]:
+    """The blocks to come, in order, without those that no run needs any more."""
+    visits = []
+    for epoch in range(max(run.cell.recipe.epochs for run in runs)):
+        start = 0
+        for index in block_order(seed, epoch, len(sizes)):
+            stop = start + sizes[index]
+            wanting = tuple(
+                run
+                for run in runs
+                if epoch < run.cell.recipe.epochs and run.batches.want(epoch, start, stop)
+            )
+            if wanting:
+                visits.append(Visit(epoch, index, start, wanting))
+            start = stop
+    return visits
+
+
+def train_together(
+    runs: Sequence[Run], blocks: Blocks, *, seed: int, seconds_per_block: float, report: Report
+) -> None:
+    """Train all to their end, each block got once per epoch for all of them.
+
+    A run that diverges is left behind; the others go on.
+
+    Args:
+        runs: SAEs of one variant.
+        blocks: the stream.
+        seed: the config's.
+        seconds_per_block: what one took to get, for the estimate.
+        report: called with (step, steps, FVU of the batch), counted over all runs.
+
+    Raises:
+        UserError: NaN or infinite activations, not enough memory, or, once all others are
+            finished, a loss that was not finite.
+    """
+    visits, n_steps = plan(runs, blocks.sizes, seed), sum(run.n_steps for run in runs)
+    _announce(runs, blocks, visits, seconds_per_block)
+    diverged: dict[int, UserError] = {}
+    on_cuda = runs[0].heldout.device.type == "cuda"
+    started = time.perf_counter()
+
+    def get(visit: Visit) -> dict[str, Tensor]:
+        return blocks.block(visit.index, visit.sites)
+
+    def done(fvu: float) -> None:
+        report(sum(run.trainer.step for run in runs), n_steps, fvu)
+
+    stream = ahead(get, visits, in_background=on_cuda)
+    for at, visit in enumerate(visits):
+        found = next(stream)
+        order = order_within(seed, visit.epoch, visit.index, blocks.sizes[visit.index])
+        for site in visit.sites:
+            # Permuted once for all runs; nobody else keeps it.
+            x = found.pop(site)[order]
+            for run in visit.runs:
+                if run.cell.keys.site != site or id(run) in diverged:
+                    continue
+                try:
+                    _train_on(run, x, blocks, visits[: at + 1], done)
+                except DivergedError as error:
+                    logger.warning("%s", error)
+                    diverged[id(run)] = error
+            del x
+        if at == 0 and len(visits) > 1:
+            hours = (time.perf_counter() - started) * len(visits) / 3600
+            logger.info("about %.2g hours, from the time of the first block", hours)
+    if diverged:
+        raise next(iter(diverged.values()))
+
+
+def _train_on(
+    run: Run, x: Tensor, blocks: Blocks, visits: Sequence[Visit], done: Callable[[float], None]
+) -> None:
+    """The steps that a block completes; `visits` are those up to it, `x` its activations."""
+    for batch in run.batches.cut(visits[-1].start, x):
+        try:
+            done(run.step(batch))
+        except DivergedError:
+            if bad_row(batch) is None:
+                raise
+            raise _not_finite(run.cell.keys.site, blocks, visits) from None
+
+
+def _not_finite(site: str, blocks: Blocks, visits: Sequence[Visit]) -> UserError:
+    """Names the last row so far that no SAE can be trained on."""
+    for visit in reversed(visits):
+        row = bad_row(blocks.block(visit.index, [site])[site])
+        if row is not None:
+            break
+    return UserError(
+        f"{blocks.name(visit.index, site)}: row {row} is NaN or infinite; SAEs cannot be trained "
+        f"on it"
+    )
+
+
+@contextmanager
+def enough_memory(cells: Sequence[Cell], n_bytes: Callable[[], int]) -> Iterator[None]:
+    """Say what to lower where memory runs out.
+
+    Args:
+        cells: SAEs that are trained together.
+        n_bytes: what they need, as far as it is known when memory runs out.
+
+    Raises:
+        UserError: in place of an error of the allocator.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        out = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not out and "can't allocate memory" not in str(error):
+            raise
+        names = ", ".join(dict.fromkeys(f"saes.{cell.keys.sae}" for cell in cells))
+        raise UserError(
+            f"config: {names}: out of memory ({first_line(error)}); training takes "
+            f"{n_bytes() / 2**30:.2f} GiB for the {len(cells)} SAEs of this job, the activations "
+            f"not counted: lower n_latents, batch_tokens or activations.shard_tokens; finished "
+            f"SAEs and checkpoints stay"
+        ) from None
+
+
+def _announce(
+    runs: Sequence[Run], blocks: Blocks, visits: Sequence[Visit], seconds_per_block: float
+) -> None:
+    """What is to come, before it begins."""
+    widths = {run.cell.keys.site: run.cell.train.d_model for run in runs}
+    logger.info(
+        "%d SAEs at %d sites: %s steps on %s tokens, %s (%.2g hours), at most %s tokens of %d "
+        "dimensions each; weights, optimizers and codes take %.2f GiB",
+        len(runs),
+        len(widths),
+        f"{sum(run.n_steps - run.trainer.step for run in runs):,}",
+        f"{sum(blocks.sizes):,}",
+        blocks.work([visit.index for visit in visits]),
+        seconds_per_block * len(visits) / 3600,
+        f"{max(blocks.sizes):,}",
+        sum(widths.values()),
+        sum(run.step_bytes for run in runs) / 2**30,
+    )

@@ -1,0 +1,336 @@
+"""The sparse products of `kernels` on a GPU, in Triton.
+
+Functions take what `Hits` and `HitsByLatent` hold and mean the same. All additions have a fixed
+order and there are no atomic ones, so that a call gives the same bits each time. Sums are float32
+(float64 where all arguments are); results have the wider type of the two factors. Indices are not
+checked, which would wait for the device; autograd does not see through.
+
+Grids. `decode` has a program per token and block of at most 512 columns, `dot_rows` one per token,
+`row_gradient` one per latent and block of columns. Blocks of columns are the slow axis: at 16,384
+tokens the 32 MiB that one block reads again and again stay in the cache of a data centre GPU.
+Addresses are computed in 64 bits: n_latents * d passes 2^31.
+
+Balance. How often latents fire differs by orders of magnitude (about as 1 / rank), and one program
+for a latent that fires on every token would still run when all others are done. So the hits, sorted
+by latent, are also cut into windows of a fixed number of hits. A latent with at most that many is
+summed by one program. A longer one has one program per window that it reaches into, whose sums are
+stored and then added up window by window. A window holds hits of at most two such latents: that of
+its first hit and that of its last.
+
+Memory of a TopK training step while no latent is dead, float32, in bytes, for N latents, d
+dimensions, T tokens with k hits each, C = `kernels.chunk_rows(N)` tokens that are encoded at once,
+and W = `windows(T k)` windows:
+
+    weights, and Adam's two moments     24 N d
+    gradients                            8 N d
+    pre-activations of a chunk           4 C N    at most 1 GiB
+    partial sums of long latents         8 W d    W at most 4,096
+    input, residual and the like        24 T d
+    values, indices and their order     60 T k
+
+N = 262,144, d = 4096, T = 16,384 and k = 32: 34.4 + 1.1 + 0.1 + 1.6 + 0.0 = 37.1 GB.
+
+Time. The product with the encoder is 2 N d operations a token. Its result is written once and read
+five times by PyTorch's `topk`, 24 N bytes: four passes over digits of eight bits find the k-th
+largest, a fifth gathers. At P operations and B bytes per second that is 12 P / (B d) of the
+product's time: for P / B = 100, 2.3 at d = 512 and 0.3 at d = 4096. The sparse products of a step
+move about 8 (T k + N) d bytes: the rows that `decode` and `dot_rows` gather and two gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_COLUMNS = 512
+HITS = 8
+"""Rows that a program fetches at once."""
+LEAST_WINDOW = 256
+MOST_WINDOWS = 4096
+
+
+@triton.jit
+def weighted_sum(
+    weights: tl.tensor,
+    order: tl.tensor,
+    indices: tl.tensor,
+    rows: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    d: tl.tensor,
+    columns: tl.tensor,
+    HITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SUM: tl.constexpr,
+) -> tl.tensor:
+    """Sum over start <= h < stop of weights[order[h]] * rows[indices[h], columns].
+
+    Without an order (None) weights stand in that of the hits.
+    """
+    total = tl.zeros([COLUMNS], SUM)
+    for first in range(start, stop, HITS):
+        hits = first + tl.arange(0, HITS)
+        there = hits < stop
+        places = hits
+        if order is not None:
+            places = tl.load(order + hits, mask=there, other=0)
+        weight = tl.load(weights + places, mask=there, other=0).to(SUM)
+        row = tl.load(indices + hits, mask=there, other=0).to(tl.int64)
+        inside = there[:, None] & (columns < d)[None, :]
+        tile = tl.load(rows + row[:, None] * d + columns[None, :], mask=inside, other=0).to(SUM)
+        total += tl.sum(weight[:, None] * tile, axis=0)
+    return total
+
+
+@triton.jit
+def end_of(offsets: tl.tensor, index: tl.tensor, n: tl.tensor, n_hits: tl.tensor) -> tl.tensor:
+    """Where the hits of one of n tokens or latents end."""
+    return tl.load(offsets + index + 1, mask=index + 1 < n, other=n_hits)
+
+
+@triton.jit
+def decode_kernel(
+    out: tl.tensor,
+    values: tl.tensor,
+    latents: tl.tensor,
+    offsets: tl.tensor,
+    rows: tl.tensor,
+    n_tokens: tl.tensor,
+    n_hits: tl.tensor,
+    d: tl.tensor,
+    HITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SUM: tl.constexpr,
+) -> None:
+    """One token, one block of columns."""
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    start = tl.load(offsets + token)
+    stop = end_of(offsets, token, n_tokens, n_hits)
+    total = weighted_sum(values, None, latents, rows, start, stop, d, columns, HITS, COLUMNS, SUM)
+    tl.store(out + token * d + columns, total, mask=columns < d)
+
+
+@triton.jit
+def dot_rows_kernel(
+    out: tl.tensor,
+    dense: tl.tensor,
+    latents: tl.tensor,
+    offsets: tl.tensor,
+    rows: tl.tensor,
+    n_tokens: tl.tensor,
+    n_hits: tl.tensor,
+    d: tl.tensor,
+    HITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SUM: tl.constexpr,
+) -> None:
+    """All hits of one token."""
+    token = tl.program_id(0).to(tl.int64)
+    start = tl.load(offsets + token)
+    stop = end_of(offsets, token, n_tokens, n_hits)
+    for first in range(start, stop, HITS):
+        hits = first + tl.arange(0, HITS)
+        there = hits < stop
+        row = tl.load(latents + hits, mask=there, other=0).to(tl.int64)
+        total = tl.zeros([HITS, COLUMNS], SUM)
+        for column in range(0, d, COLUMNS):
+            columns = column + tl.arange(0, COLUMNS)
+            inside = columns < d
+            vector = tl.load(dense + token * d + columns, mask=inside, other=0).to(SUM)
+            both = there[:, None] & inside[None, :]
+            tile = tl.load(rows + row[:, None] * d + columns[None, :], mask=both, other=0).to(SUM)
+            total += vector[None, :] * tile
+        tl.store(out + hits, tl.sum(total, axis=1), mask=there)
+
+
+@triton.jit
+def long_parts_kernel(
+    parts: tl.tensor,
+    weights: tl.tensor,
+    order: tl.tensor,
+    tokens: tl.tensor,
+    offsets: tl.tensor,
+    border_latents: tl.tensor,
+    dense: tl.tensor,
+    n_latents: tl.tensor,
+    n_hits: tl.tensor,
+    d: tl.tensor,
+    window_hits: tl.tensor,
+    HITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SUM: tl.constexpr,
+) -> None:
+    """One window's share of a long latent: that of its first hit (side 0) or last one (side 1)."""
+    window = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    side = tl.program_id(2)
+    latent = tl.load(border_latents + 2 * window + side)
+    other = tl.load(border_latents + 2 * window)
+    start = tl.load(offsets + latent)
+    stop = end_of(offsets, latent, n_latents, n_hits)
+    if (stop - start > window_hits) & ((side == 0) | (latent != other)):
+        first = tl.maximum(start, window * window_hits)
+        last = tl.minimum(stop, (window + 1) * window_hits)
+        total = weighted_sum(
+            weights, order, tokens, dense, first, last, d, columns, HITS, COLUMNS, SUM
+        )
+        tl.store(parts + (2 * window + side) * d + columns, total, mask=columns < d)
+
+
+@triton.jit
+def row_gradient_kernel(
+    out: tl.tensor,
+    parts: tl.tensor,
+    weights: tl.tensor,
+    order: tl.tensor,
+    tokens: tl.tensor,
+    offsets: tl.tensor,
+    dense: tl.tensor,
+    n_latents: tl.tensor,
+    n_hits: tl.tensor,
+    d: tl.tensor,
+    window_hits: tl.tensor,
+    HITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SUM: tl.constexpr,
+) -> None:
+    """One latent, one block of columns: its hits, or the shares of a long one."""
+    latent = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < d
+    start = tl.load(offsets + latent)
+    stop = end_of(offsets, latent, n_latents, n_hits)
+    if stop - start <= window_hits:
+        total = weighted_sum(
+            weights, order, tokens, dense, start, stop, d, columns, HITS, COLUMNS, SUM
+        )
+    else:
+        total = tl.zeros([COLUMNS], SUM)
+        for window in range(start // window_hits, (stop - 1) // window_hits + 1):
+            # Only in its first window can other latents stand before a long one.
+            side = (window * window_hits < start).to(tl.int64)
+            total += tl.load(parts + (2 * window + side) * d + columns, mask=inside, other=0)
+    tl.store(out + latent * d + columns, total, mask=inside)
+
+
+def decode(values: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
+    """Sum of each token's `rows[latents]` weighted by `values`: [tokens, d].
+
+    Args:
+        values: [n_hits], floating point.
+        latents: int64 [n_hits].
+        offsets: int64 [tokens], where each token's hits start.
+        rows: [n_latents, d], floating point, of any type.
+    """
+    d = rows.shape[1]
+    out = rows.new_empty(len(offsets), d, dtype=torch.promote_types(values.dtype, rows.dtype))
+    if out.numel():
+        decode_kernel[(len(offsets), column_blocks(d))](
+            out,
+            values.contiguous(),
+            latents.contiguous(),
+            offsets,
+            rows.contiguous(),
+            len(offsets),
+            len(latents),
+            d,
+            **options(d, rows.dtype, out.dtype),
+        )
+    return out
+
+
+def dot_rows(dense: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
+    """Inner products of each token's vector with its latents' rows: [n_hits].
+
+    Args:
+        dense: [tokens, d], floating point.
+        latents: int64 [n_hits].
+        offsets: int64 [tokens], where each token's hits start.
+        rows: [n_latents, d], floating point, of any type.
+    """
+    d = rows.shape[1]
+    out = rows.new_zeros(len(latents), dtype=torch.promote_types(dense.dtype, rows.dtype))
+    if out.numel():
+        dot_rows_kernel[(len(offsets),)](
+            out,
+            dense.contiguous(),
+            latents.contiguous(),
+            offsets,
+            rows.contiguous(),
+            len(offsets),
+            len(latents),
+            d,
+            **options(d, rows.dtype, out.dtype),
+        )
+    return out
+
+
+def row_gradient(
+    weights: Tensor, order: Tensor, tokens: Tensor, offsets: Tensor, dense: Tensor
+) -> Tensor:
+    """Sum over hits of weight x the token's vector, per latent: [n_latents, d].
+
+    Args:
+        weights: [n_hits], floating point, in the order of the hits.
+        order: int64 [n_hits], the hits sorted by latent.
+        tokens: int64 [n_hits], the token of each hit in that order.
+        offsets: int64 [n_latents], where each latent's hits start in that order.
+        dense: [tokens, d], floating point, of any type.
+    """
+    d, n_latents, n_hits = dense.shape[1], len(offsets), len(order)
+    out = dense.new_empty(n_latents, d, dtype=torch.promote_types(weights.dtype, dense.dtype))
+    if not out.numel():
+        return out
+    settings = options(d, dense.dtype, out.dtype)
+    hits = (weights.contiguous(), order, tokens, offsets)
+    dense = dense.contiguous()
+    window_hits, n_windows = windows(n_hits)
+    sums = torch.float64 if out.dtype == torch.float64 else torch.float32
+    parts = dense.new_empty(max(1, n_windows), 2, d, dtype=sums)
+    if n_windows:
+        starts = torch.arange(0, n_hits, window_hits, device=order.device)
+        borders = torch.stack([starts, (starts + window_hits).clamp_(max=n_hits) - 1], dim=1)
+        # Of latents that start at one place only the last one has hits.
+        border_latents = torch.searchsorted(offsets, borders, right=True) - 1
+        long_parts_kernel[(n_windows, column_blocks(d), 2)](
+            parts, *hits, border_latents, dense, n_latents, n_hits, d, window_hits, **settings
+        )
+    row_gradient_kernel[(n_latents, column_blocks(d))](
+        out, parts, *hits, dense, n_latents, n_hits, d, window_hits, **settings
+    )
+    return out
+
+
+def windows(n_hits: int) -> tuple[int, int]:
+    """Hits per window and number of windows, for `row_gradient`."""
+    least = triton.next_power_of_2(triton.cdiv(n_hits, MOST_WINDOWS)) if n_hits else 0
+    size = max(LEAST_WINDOW, least)
+    return size, triton.cdiv(n_hits, size)
+
+
+def column_blocks(d: int) -> int:
+    """Programs along d."""
+    return int(triton.cdiv(d, columns_of(d)))
+
+
+def columns_of(d: int) -> int:
+    """Columns of a program."""
+    columns: int = min(MOST_COLUMNS, max(16, triton.next_power_of_2(d)))
+    return columns
+
+
+def options(d: int, rows: torch.dtype, result: torch.dtype) -> dict[str, Any]:
+    """What a kernel is compiled for: the width and type of the rows, the type of the result."""
+    columns = columns_of(d)
+    return {
+        "HITS": HITS,
+        "COLUMNS": columns,
+        "SUM": tl.float64 if result == torch.float64 else tl.float32,
+        # A thread reads 16 bytes of each row: then sums over hits stay within a thread.
+        "num_warps": max(1, columns * rows.itemsize // (32 * 16)),
+    }

@@ -1,0 +1,174 @@
+"""The half of test_sae_triton.py that needs Triton, run by the Python of `.venv-peers`.
+
+    TRITON_INTERPRET=1 python triton_side.py interpret FOLDER
+    python triton_side.py compile FOLDER
+
+`interpret` reads `cases/NAME.safetensors` and `step.safetensors` in FOLDER and writes to `found/`
+what the kernels make of them. `compile` compiles each kernel for a GPU and
+writes `compiled.json`. No GPU is needed for either.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nullsae.recipes import Sae
+from nullsae.sae import kernels, triton_kernels
+from nullsae.sae.architectures import ARCHITECTURES
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.kernels import Hits, HitsByLatent
+
+# Types of rows, and the compute capability of the GPU.
+TARGETS = (("bf16", torch.bfloat16, 80), ("fp32", torch.float32, 90))
+WINDOW_HITS = 32  # so that a latent is long in little time
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [leaf.nbytes for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        self.bytes = max([self.bytes, *sizes])
+        return made
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """In memory of its own, which the interpreter asks for."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def products(case: dict[str, Tensor]) -> dict[str, Tensor]:
+    values, latents, offsets = case["values"], case["latents"], case["offsets"]
+    rows, dense = case["rows"], case["dense"]
+    by = HitsByLatent(Hits(values, latents, offsets), len(rows))
+    sorted_hits = (by.order, by.tokens, by.offsets)
+    ones = values.new_ones(len(dense), 1)
+    with Largest() as largest:
+        found = {
+            "decode": triton_kernels.decode(values, latents, offsets, rows),
+            "dot_rows": triton_kernels.dot_rows(dense, latents, offsets, rows),
+            "row_gradient": triton_kernels.row_gradient(values, *sorted_hits, dense),
+            "bias_gradient": triton_kernels.row_gradient(values, *sorted_hits, ones),
+        }
+    return {**found, "largest": torch.tensor(largest.bytes)}
+
+
+def far_rows(folder: Path) -> dict[str, Tensor]:
+    """`decode` and `dot_rows` of rows beyond element 2^32, in a file that is almost all hole."""
+    n_latents, d = 2**18 + 8, 2**14
+    path = folder / "far_rows"
+    with path.open("wb+") as file:
+        file.truncate(n_latents * d * 2)
+        # Private: what the interpreter may write stays in memory, page by page.
+        memory = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
+    path.unlink()
+    rows = torch.frombuffer(memory, dtype=torch.bfloat16).view(n_latents, d)
+    latents = torch.tensor([0, 2**17 + 1, 2**18 + 5])
+    rows[latents, :3] = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]]).bfloat16()
+    values, offsets = torch.tensor([1.0, 10.0, 100.0]), torch.tensor([0])
+    dense = torch.zeros(1, d)
+    dense[0, :3] = torch.tensor([1.0, 10.0, 100.0])
+    decoded = triton_kernels.decode(values, latents, offsets, rows)
+    return {
+        "decode": decoded[:, :4].contiguous(),
+        "dot_rows": triton_kernels.dot_rows(dense, latents, offsets, rows),
+    }
+
+
+def gradients(step: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One TopK step with AuxK, all sparse products by Triton."""
+    sae = Autoencoder.of(step, "topk", 3)
+    recipe = Sae(n_latents=sae.n_latents, k=3, auxk_k=1)
+    model = ARCHITECTURES["topk"](recipe, 3, sae, auxk_coefficient=0.5)
+    found, losses = model.gradients(step["x"], step["dead"])
+    return {**found, "losses": torch.tensor([losses.fvu, losses.auxk], dtype=torch.float64)}
+
+
+def by_triton() -> None:
+    """Let `kernels` do here what it does on a GPU."""
+
+    def decode(hits: Hits, rows: Tensor) -> Tensor:
+        return triton_kernels.decode(hits.values, hits.latents, hits.offsets, rows)
+
+    def dot_rows(hits: Hits, dense: Tensor, rows: Tensor) -> Tensor:
+        return triton_kernels.dot_rows(dense, hits.latents, hits.offsets, rows)
+
+    def row_gradient(by: HitsByLatent, weights: Tensor, dense: Tensor) -> Tensor:
+        return triton_kernels.row_gradient(weights, by.order, by.tokens, by.offsets, dense)
+
+    kernels.Hits.decode = decode
+    kernels.Hits.dot_rows = dot_rows
+    kernels.HitsByLatent.row_gradient = row_gradient
+
+
+def interpret(folder: Path) -> None:
+    triton_kernels.LEAST_WINDOW = WINDOW_HITS
+    for path in sorted((folder / "cases").iterdir()):
+        save_file(products(load(path)), folder / "found" / path.name)
+    save_file(far_rows(folder), folder / "found" / "far.safetensors")
+    by_triton()
+    save_file(gradients(load(folder / "step.safetensors")), folder / "found/step.safetensors")
+
+
+def compile_all(folder: Path) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    indices = dict.fromkeys(("latents", "order", "tokens", "offsets", "border_latents"), "*i64")
+    sizes = dict.fromkeys(("n_tokens", "n_latents", "n_hits", "d", "window_hits"), "i32")
+    found = {}
+    for kernel in ("decode", "dot_rows", "long_parts", "row_gradient"):
+        function = getattr(triton_kernels, f"{kernel}_kernel")
+        for rows, dtype, capability in TARGETS:
+            options = triton_kernels.options(4096, dtype, torch.float32)
+            warps = options.pop("num_warps")
+            floats = dict.fromkeys(("out", "parts", "values", "weights"), "*fp32")
+            floats |= dict.fromkeys(("rows", "dense"), f"*{rows}")
+            types = {**indices, **sizes, **floats, **dict.fromkeys(options, "constexpr")}
+            signature = {name: types[name] for name in function.arg_names}
+            # As at a call: addresses are multiples of 16, and so is d.
+            aligned = {
+                (place,): [["tt.divisibility", 16]]
+                for place, name in enumerate(function.arg_names)
+                if signature[name].startswith("*") or name == "d"
+            }
+            source = ASTSource(function, signature, options, aligned)
+            target = GPUTarget("cuda", capability, 32)
+            compiled = triton.compile(source, target=target, options={"num_warps": warps})
+            cubin = folder / "kernel.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            usage = subprocess.run(
+                [cuobjdump, "--dump-resource-usage", cubin],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            used = dict(re.findall(r"\b([A-Z]+):(\d+)", usage))
+            found[f"{kernel}-{rows}-{capability}"] = {
+                "ptx": compiled.asm["ptx"],
+                "registers": int(used["REG"]),
+                "spilled_bytes": int(used["STACK"]) + int(used["LOCAL"]),
+            }
+    (folder / "compiled.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"interpret": interpret, "compile": compile_all}[sys.argv[1]](Path(sys.argv[2]))

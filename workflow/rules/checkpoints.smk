@@ -1,0 +1,31 @@
+# An SAE along its training is cut out of that training, not trained.
+rule take_checkpoint:
+    input:
+        paths.SAE_CONFIG,
+    output:
+        config=paths.TAKEN_CONFIG,
+        weights=paths.TAKEN_WEIGHTS,
+        history=paths.TAKEN_HISTORY,
+    log:
+        paths.LOG.format(rule="take_checkpoint", keys=paths.CHECKPOINT_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="take_checkpoint", keys=paths.CHECKPOINT_KEYS)
+    wildcard_constraints:
+        sae="[^/@]+",
+        share="[^/@]+",
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=megabytes(1_000),
+        runtime=minutes(30),
+    params:
+        code=stages.code_hash("take_checkpoint"),
+        folder=paths.TAKEN,
+    message:
+        "SAE {wildcards.sae} at {wildcards.share} of its training: {wildcards.variant},"
+        " {wildcards.site}"
+    shell:
+        "nullsae take_checkpoint --sae {input} --share {wildcards.share}"
+        " --output {params.folder} > {log} 2>&1"

@@ -23,9 +23,9 @@ from torch import Tensor
 CHUNK_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
 # With fewer rows the product slows down more than the selection gains.
 MIN_CHUNK_ROWS = 256
-# Groups of columns in the selection of the k largest: so many times k, rounded up to a multiple that
-# the processor compares at once. More cost a longer ranking of their maxima, fewer let more
-# candidates through; with 4 one in seven is too many.
+# Groups of columns in the selection of the k largest: so many times k, rounded up to a multiple of
+# what is compared at once. More cost a longer ranking of their maxima, fewer let more candidates
+# through; with 4 one in seven is too many.
 GROUPS_PER_ENTRY, GROUPS_MULTIPLE = 4, 64
 
 

@@ -183,7 +183,6 @@ print(bytes_of("VmHWM") - before)
     [
         (256, 4096, {"k": 32, "batch_tokens": 4096}),
         (32, 4096, {"k": 16, "batch_tokens": 8192, "auxk_coefficient": 0.0, "multi_topk": True}),
-        (192, 8192, {"k": 8, "batch_tokens": 512, "dictionary": "soft_frozen_decoder"}),
     ],
 )
 def test_a_step_takes_other_memory_than_its_formula_says(

@@ -95,23 +95,23 @@ class TrainedSae(ABC):
     def step_bytes(
         cls, recipe: Sae, *, d_model: int, n_latents: int, k: int, device: str = "cpu"
     ) -> int:
-        """About the most memory that a training in float32 holds during a step, without Python's.
+        """The most memory that a training in float32 holds during a step, by its tensors.
 
-        With B tokens in a batch, d = d_model, n = n_latents, D = `DENSE_TENSORS`, C tokens whose
+        What the interpreter takes, and what an allocator keeps for later, comes on top. With B
+        tokens in a batch, d = d_model, n = n_latents, D = `DENSE_TENSORS`, C tokens whose
         pre-activations are held at once (`chunk_rows`), K hits per token (k, and 4k more with
-        `multi_topk`) and a = min(auxk_k, n), it is the sum of
+        `multi_topk`) and a = min(auxk_k, n), it is
 
             16 (2 d n + d + n)              weights, gradients, Adam's two moments
-            4 d n                           the encoder once more, packed for the product
-            24 d n                          with `soft_frozen_decoder`: the start it is held to,
-                                            and what holding it takes
-            4 D B n + 5 C n                 pre-activations of all tokens, of a chunk
-            20 B d                          batch, centred, residual, target, error
-            56 B K                          hits, in two orders
-            8 d n + max(56 B a, 9 B min(n, 4a))
+          + 4 d n                           the encoder once more, packed for the product
+          + 4 D B n + 5 C n                 pre-activations of all tokens, of a chunk
+          + 20 B d                          batch, centred, residual, target, error
+          + 56 B K                          hits, in two orders
+          + 8 d n + B max(56 a, 9 min(n, 4a))
                                             with AuxK, if all latents are dead
 
-        bytes. Nothing grows with B K d.
+        bytes; `soft_frozen_decoder` adds 4 d n for the start that it is held to. Nothing grows with
+        B K d.
         """
         batch, d, n = recipe.batch_tokens, d_model, n_latents
         hits = k + (min(MULTI * k, n) if recipe.multi_topk else 0)
@@ -119,7 +119,7 @@ class TrainedSae(ABC):
         total = 16 * (2 * d * n + d + n) + 4 * d * n + 4 * cls.DENSE_TENSORS * batch * n
         total += 5 * rows * n + 20 * batch * d + 56 * batch * hits
         if recipe.dictionary == "soft_frozen_decoder":
-            total += 24 * d * n
+            total += 4 * d * n
         if recipe.auxk_coefficient:
             chosen = min(auxk_latents(recipe, d), n)
             few = min(n, DENSE_PER_CHOSEN * chosen)

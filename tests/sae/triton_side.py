@@ -101,19 +101,7 @@ def gradients(step: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def by_triton() -> None:
     """Let `kernels` do here what it does on a GPU."""
-
-    def decode(hits: Hits, rows: Tensor) -> Tensor:
-        return triton_kernels.decode(hits.values, hits.latents, hits.offsets, rows)
-
-    def dot_rows(hits: Hits, dense: Tensor, rows: Tensor) -> Tensor:
-        return triton_kernels.dot_rows(dense, hits.latents, hits.offsets, rows)
-
-    def row_gradient(by: HitsByLatent, weights: Tensor, dense: Tensor) -> Tensor:
-        return triton_kernels.row_gradient(weights, by.order, by.tokens, by.offsets, dense)
-
-    kernels.Hits.decode = decode
-    kernels.Hits.dot_rows = dot_rows
-    kernels.HitsByLatent.row_gradient = row_gradient
+    kernels.gpu_kernels = lambda _: triton_kernels
 
 
 def interpret(folder: Path) -> None:

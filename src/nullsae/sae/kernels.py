@@ -10,7 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,21 @@ MIN_CHUNK_ROWS = 256
 # what is compared at once. More cost a longer ranking of their maxima, fewer let more candidates
 # through; with 4 one in seven is too many.
 GROUPS_PER_ENTRY, GROUPS_MULTIPLE = 4, 64
+
+
+@cache
+def triton_kernels() -> ModuleType | None:
+    """The same products for a GPU; None where there is no Triton (PyTorch for CUDA brings it)."""
+    try:
+        from nullsae.sae import triton_kernels as found
+    except ImportError:
+        return None
+    return found
+
+
+def gpu_kernels(given: Tensor) -> ModuleType | None:
+    """What multiplies on the tensor's device, if that is a GPU and Triton is there."""
+    return triton_kernels() if given.is_cuda else None
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,9 @@ class Hits:
 
     def decode(self, rows: Tensor) -> Tensor:
         """Sum of each token's `rows[latents]` weighted by `values`: [tokens, d]."""
+        if gpu := gpu_kernels(self.values):
+            decoded: Tensor = gpu.decode(self.values, self.latents, self.offsets, rows)
+            return decoded
         return F.embedding_bag(
             self.latents, rows, self.offsets, per_sample_weights=self.values, mode="sum"
         )
@@ -69,11 +88,15 @@ class Hits:
             dense: [tokens, d].
             rows: [n_latents, d].
         """
+        products: Tensor
+        if gpu := gpu_kernels(dense):
+            products = gpu.dot_rows(dense, self.latents, self.offsets, rows)
+            return products
         if dense.device.type == "cpu":
             return self._sampled_product(dense, rows)
         # The derivative of `decode` by its weights, which PyTorch computes without gathering the
         # rows; 0 stands for the mode "sum".
-        products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             dense, rows.detach(), self.latents, self.offsets, self.tokens(), 0
         )
         return products
@@ -113,6 +136,9 @@ class HitsByLatent:
             weights: [n_hits], in the order of the hits.
             dense: [tokens, d].
         """
+        if gpu := gpu_kernels(dense):
+            found: Tensor = gpu.row_gradient(weights, self.order, self.tokens, self.offsets, dense)
+            return found
         return F.embedding_bag(
             self.tokens,
             dense,

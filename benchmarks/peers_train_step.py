@@ -1,0 +1,159 @@
+"""The peers' half of train_step.py, run by the Python of `.venv-peers`.
+
+    python peers_train_step.py PEER ROWS.npy --n-latents N --k K --batch-tokens B --threads T
+
+trains a TopK SAE with Adam on the rows [tokens, d_model] float32, once through, by the peer's own
+training loop, and prints one JSON line: CPU and wall milliseconds of each step, from one request
+for a batch to the next, and peak memory. Nothing of nullsae is imported.
+
+`sparsify` drives a language model, so it gets a stand-in whose only layer looks the rows up, which
+takes less than a millisecond. `saelens` is SAELens' default, with dense codes; `saelens-sparse` has
+sparse ones, without the rescaling whose backward pass PyTorch lacks on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SEQUENCE_TOKENS = 256
+LEARNING_RATE = 1e-3
+Stamps = list[tuple[float, float]]
+
+
+def stamp(stamps: Stamps) -> None:
+    """Note the CPU and wall clocks, in seconds."""
+    stamps.append((time.process_time(), time.perf_counter()))
+
+
+def sparsify(x: Tensor, args: argparse.Namespace, stamps: Stamps) -> None:
+    """EleutherAI's sparsify."""
+    from sparsify import SaeConfig, TrainConfig, Trainer
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    sequences = args.batch_tokens // SEQUENCE_TOKENS
+
+    class RowsConfig(PretrainedConfig):
+        model_type = "rows"
+        num_hidden_layers = 1
+
+    class Rows(PreTrainedModel):
+        """`layers.0` outputs the rows that `input_ids` names."""
+
+        config_class = RowsConfig
+        base_model_prefix = ""
+
+        def __init__(self, config: RowsConfig) -> None:
+            super().__init__(config)
+            self.layers = nn.ModuleList([nn.Identity()])
+            self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+        @property
+        def dummy_inputs(self) -> dict[str, Tensor]:
+            return {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
+
+        def forward(self, input_ids: Tensor, **_: object) -> Tensor:
+            stamp(stamps)
+            return self.layers[0](x[input_ids])
+
+    class Ids(torch.utils.data.Dataset):
+        """Row numbers, one sequence after the other."""
+
+        def __len__(self) -> int:
+            return len(x) // args.batch_tokens * sequences
+
+        def __getitem__(self, index: int) -> dict[str, Tensor]:
+            start = index * SEQUENCE_TOKENS
+            return {"input_ids": torch.arange(start, start + SEQUENCE_TOKENS)}
+
+    class NoSave(Trainer):
+        def save(self) -> None:
+            """Without: the loop saves nothing of its own."""
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            SaeConfig(num_latents=args.n_latents, k=args.k),
+            batch_size=sequences,
+            optimizer="adam",
+            lr=LEARNING_RATE,
+            lr_warmup_steps=0,
+            log_to_wandb=False,
+            save_every=10**9,
+            hookpoints=["layers.0"],
+            init_seeds=[0],
+            save_dir=folder,
+        )
+        trainer = NoSave(config, Ids(), Rows(RowsConfig()))
+        stamps.clear()  # it looks at the widths of the layers first
+        trainer.fit()
+
+
+def saelens(x: Tensor, args: argparse.Namespace, stamps: Stamps) -> None:
+    """SAELens."""
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    def batches() -> Iterator[Tensor]:
+        for batch in x.split(args.batch_tokens):
+            stamp(stamps)
+            yield batch
+
+    sparse = args.peer == "saelens-sparse"
+    sae = TopKTrainingSAE(
+        TopKTrainingSAEConfig(
+            d_in=x.shape[1],
+            d_sae=args.n_latents,
+            k=args.k,
+            use_sparse_activations=sparse,
+            rescale_acts_by_decoder_norm=not sparse,
+        )
+    )
+    config = SAETrainerConfig(
+        total_training_samples=len(x),
+        train_batch_size_samples=args.batch_tokens,
+        lr=LEARNING_RATE,
+        lr_end=LEARNING_RATE,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    SAETrainer(cfg=config, sae=sae, data_provider=batches()).fit()
+
+
+def main() -> None:
+    """Train one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=["sparsify", "saelens", "saelens-sparse"])
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--n-latents", type=int, required=True)
+    parser.add_argument("--k", type=int, required=True)
+    parser.add_argument("--batch-tokens", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    x = torch.from_numpy(np.load(args.rows))
+    stamps: Stamps = []
+    with contextlib.redirect_stdout(sys.stderr):
+        (sparsify if args.peer == "sparsify" else saelens)(x, args, stamps)
+        stamp(stamps)
+    cpu, wall = (np.diff(clock) * 1e3 for clock in zip(*stamps, strict=True))
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    peak = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    print(json.dumps({"cpu_ms": cpu.tolist(), "wall_ms": wall.tolist(), "peak_mib": peak}))
+
+
+if __name__ == "__main__":
+    main()

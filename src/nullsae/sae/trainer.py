@@ -20,7 +20,7 @@ from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
 from nullsae.files import atomic_path, content_key, read_json, rebuild_command
 from nullsae.params import CellKeys, TrainSaeParams
-from nullsae.recipes import FITTED_DICTIONARIES
+from nullsae.recipes import FITTED_DICTIONARIES, PENALIZED
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.dictionaries import fit_dictionary, token_ids
@@ -262,11 +262,13 @@ def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
     else:
         n_latents = given.n_latents
         chosen = given.k or recipe.k
+        if chosen is None and recipe.architecture in PENALIZED:
+            chosen = min(recipe.kept, n_latents)
         if chosen is None:
             raise UserError(
                 f"{where}.k: missing; the pretrained SAE is of architecture "
-                f"{given.architecture!r} and has none, but its nulls are trained as TopK SAEs: "
-                f"give the number of latents that it keeps per token"
+                f"{given.architecture!r} and has none, but its nulls are {recipe.architecture} "
+                f"SAEs: give the number of latents that they keep per token"
             )
         k = chosen
     if k > n_latents:

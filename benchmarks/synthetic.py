@@ -180,7 +180,7 @@ def train_peer(peer: str, x: Tensor, recipe: Sae, *, seed: int) -> Autoencoder:
             env={**os.environ, **quiet},
         )
         if done.returncode:
-            sys.exit(f"{peer} failed:\n{done.stderr[-2000:]}")
+            sys.exit(f"{peer} failed with exit status {done.returncode}:\n{done.stderr[-2000:]}")
         return read_pretrained(str(made), "resid_post.0", where=peer)
 
 

@@ -297,6 +297,20 @@ def test_saes_along_their_training_enter_no_contrast(root: Path, tmp_path: Path)
         assert all(row["low"] is not None for row in rows)
 
 
+def test_another_dictionary_makes_conclusions_about_this_one_harder(
+    root: Path, tmp_path: Path
+) -> None:
+    config = study()
+    (topk,) = config.saes.values()
+    config = config.model_copy(update={"saes": {"topk": topk, "another": topk}})
+    write_tree(config, tmp_path)
+    aggregate(config, params(config), tmp_path)
+    for table in ("contrasts", "verdicts"):
+        found = read(tmp_path, table)
+        assert {row["sae"] for row in found} == {"topk", "another"}
+        assert str([row for row in found if row["sae"] == "topk"]) == str(read(root, table))
+
+
 def test_what_a_clock_gave_stands_in_a_table_of_the_study(root: Path) -> None:
     """Two runs of one config give identical tables."""
     for table, measured in tables.MEASURED.items():

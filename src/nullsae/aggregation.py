@@ -96,11 +96,13 @@ def compare(
                 if variant != "trained" and group["sae"] in config.saes:
                     row = contrast_row(estimates["trained"], estimated, metric, params.statistics)
                     contrasts.append({**row_keys, **row})
-    for subject in config.subjects:
-        for metric in METRICS:
-            family = (subject, metric.name)
-            rows = [row for row in contrasts if (row["subject"], row["metric"]) == family]
-            adjust(rows, params.statistics)
+    # One family per metric of one SAE: what is concluded about an SAE must not depend on how many
+    # other dictionaries a study holds.
+    families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in contrasts:
+        families.setdefault((row["subject"], row["sae"], row["metric"]), []).append(row)
+    for rows in families.values():
+        adjust(rows, params.statistics)
     return summaries, contrasts
 
 

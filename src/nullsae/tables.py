@@ -246,7 +246,7 @@ CONTRASTS = _schema(
     ("difference_high", "float?"),
     ("probability_of_superiority", "float?", "P(trained > variant) + P(equal) / 2, over units"),
     ("p_value", "float?", "two-sided, bootstrap"),
-    ("p_holm", "float?", "Holm within the metric's family"),
+    ("p_holm", "float?", "Holm within the contrasts of this metric and SAE"),
     ("equivalence_margin", "float"),
     ("p_equivalence", "float?", "two one-sided tests"),
     ("reason", "text?", "why a number is null"),

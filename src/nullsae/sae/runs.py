@@ -166,9 +166,15 @@ class Run:
 
     @property
     def step_bytes(self) -> int:
-        """Memory of a step: weights, gradients and Adam's two moments, and pre-activations."""
-        n_parameters = sum(p.numel() for p in self.trainer.model.parameters.values())
-        return 4 * (4 * n_parameters + self.cell.recipe.batch_tokens * self.trainer.model.n_latents)
+        """Memory of a step."""
+        model = self.trainer.model
+        return type(model).step_bytes(
+            self.cell.recipe,
+            d_model=model.d_model,
+            n_latents=model.n_latents,
+            k=model.k,
+            device=self.heldout.device.type,
+        )
 
     def step(self, batch: Tensor) -> float:
         """One optimizer step, and what is due after it; returns the batch's FVU.

@@ -187,6 +187,35 @@ def add_gradients(
         add(gradients, "encoder.bias", bias)
 
 
+def add_fvu(
+    gradients: Gradients,
+    sae: TrainedSae,
+    x: Tensor,
+    centred: Tensor,
+    hits: Hits,
+    scale: Tensor,
+    weight: float = 1.0,
+) -> tuple[float, Tensor]:
+    """Add the gradients of weight x FVU; returns FVU and x - x^, which AuxK is about.
+
+    Args:
+        gradients: what they are added to.
+        sae: the weights.
+        x: [tokens, d_model].
+        centred: x - b_dec.
+        hits: of all tokens; x^ is what they decode to, and b_dec.
+        scale: the batch's variance.
+        weight: of this part in the loss.
+    """
+    residual = hits.decode(sae.w_dec).add_(sae.b_dec).sub_(x)
+    fvu = float(square_sum(residual) / scale)
+    error = -residual
+    out = residual.mul_(2.0 * weight / scale)
+    add(gradients, "b_dec", out.sum(dim=0))
+    add_gradients(gradients, sae, centred, hits, out)
+    return fvu, error
+
+
 def add(gradients: Gradients, name: str, value: Tensor) -> None:
     """Add to a gradient, or set the one that is missing."""
     gradients[name] = gradients[name].add_(value) if name in gradients else value

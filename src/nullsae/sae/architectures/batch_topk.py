@@ -18,20 +18,16 @@ from nullsae.sae.architectures.base import (
     Losses,
     TrainedSae,
     add_auxk,
-    add_gradients,
+    add_fvu,
     fired,
-    square_sum,
     variance,
 )
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.kernels import Hits, chunk_rows
+from nullsae.sae.kernels import GROUPS_PER_ENTRY, Hits, chunk_rows
 
 # Of the running average of the threshold: it looks back over some 10 steps. The weights move: over
 # 50 steps, an SAE of 244 steps was left with 6% fewer active latents than k.
 THRESHOLD_DECAY = 0.9
-# Groups of entries per entry that is to stay, in the choice of a cut. With 4 the cut lets one entry
-# in seven too many through.
-GROUPS_PER_ENTRY = 4
 # Entries of a chunk that stay at first, as a multiple of its share of the batch's hits, and the
 # tokens of a chunk for each one that its cut is taken from.
 SLACK, SAMPLED = 1.5, 4
@@ -56,13 +52,9 @@ class BatchTopK(TrainedSae):
         hits = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(x))
         self._follow(hits)
         scale = variance(x)
-        residual = hits.decode(self.w_dec).add_(self.b_dec).sub_(x)
-        fvu = float(square_sum(residual) / scale)
-        target = -residual
-        out = residual.mul_(2.0 / scale)
-        gradients = {"b_dec": out.sum(dim=0)}
-        add_gradients(gradients, self, centred, hits, out)
-        auxk = add_auxk(gradients, self, None, centred, target, scale, dead)
+        gradients: Gradients = {}
+        fvu, error = add_fvu(gradients, self, x, centred, hits, scale)
+        auxk = add_auxk(gradients, self, None, centred, error, scale, dead)
         return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
 
     def _follow(self, hits: Hits) -> None:

@@ -13,9 +13,8 @@ from nullsae.sae.architectures.base import (
     Losses,
     TrainedSae,
     add_auxk,
-    add_gradients,
+    add_fvu,
     fired,
-    square_sum,
     variance,
 )
 from nullsae.sae.autoencoder import Autoencoder
@@ -43,22 +42,12 @@ class TopK(TrainedSae):
             indices = indices.gather(1, places)
         hits = Hits.of(values, indices)
         scale = variance(x)
-        residual = self._residual(hits, x)
-        fvu = float(square_sum(residual) / scale)
-        target = -residual
-        out = residual.mul_(2.0 / scale)
-        gradients = {"b_dec": out.sum(dim=0)}
-        add_gradients(gradients, self, centred, hits, out)
+        gradients: Gradients = {}
+        fvu, error = add_fvu(gradients, self, x, centred, hits, scale)
         if multi:
-            out = self._residual(wide, x).mul_(2.0 * MULTI_WEIGHT / scale)
-            gradients["b_dec"] += out.sum(dim=0)
-            add_gradients(gradients, self, centred, wide, out)
-        auxk = add_auxk(gradients, self, None, centred, target, scale, dead)
+            add_fvu(gradients, self, x, centred, wide, scale, MULTI_WEIGHT)
+        auxk = add_auxk(gradients, self, None, centred, error, scale, dead)
         return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
-
-    def _residual(self, hits: Hits, x: Tensor) -> Tensor:
-        """x^ - x, [tokens, d_model]."""
-        return hits.decode(self.w_dec).add_(self.b_dec).sub_(x)
 
     def autoencoder(self) -> Autoencoder:
         return Autoencoder.of(self.parameters, "topk", self.k)

@@ -16,20 +16,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-SEQUENCE_TOKENS = 256
 LEARNING_RATE = 1e-3
 Stamps = list[tuple[float, float]]
 
@@ -41,62 +37,21 @@ def stamp(stamps: Stamps) -> None:
 
 def sparsify(x: Tensor, args: argparse.Namespace, stamps: Stamps) -> None:
     """EleutherAI's sparsify."""
-    from sparsify import SaeConfig, TrainConfig, Trainer
-    from transformers import PretrainedConfig, PreTrainedModel
-
-    sequences = args.batch_tokens // SEQUENCE_TOKENS
-
-    class RowsConfig(PretrainedConfig):
-        model_type = "rows"
-        num_hidden_layers = 1
-
-    class Rows(PreTrainedModel):
-        """`layers.0` outputs the rows that `input_ids` names."""
-
-        config_class = RowsConfig
-        base_model_prefix = ""
-
-        def __init__(self, config: RowsConfig) -> None:
-            super().__init__(config)
-            self.layers = nn.ModuleList([nn.Identity()])
-            self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
-
-        @property
-        def dummy_inputs(self) -> dict[str, Tensor]:
-            return {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
-
-        def forward(self, input_ids: Tensor, **_: object) -> Tensor:
-            stamp(stamps)
-            return self.layers[0](x[input_ids])
-
-    class Ids(torch.utils.data.Dataset):
-        """Row numbers, one sequence after the other."""
-
-        def __len__(self) -> int:
-            return len(x) // args.batch_tokens * sequences
-
-        def __getitem__(self, index: int) -> dict[str, Tensor]:
-            start = index * SEQUENCE_TOKENS
-            return {"input_ids": torch.arange(start, start + SEQUENCE_TOKENS)}
-
-    class NoSave(Trainer):
-        def save(self) -> None:
-            """Without: the loop saves nothing of its own."""
+    from peer_rows import rows_trainer
 
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            SaeConfig(num_latents=args.n_latents, k=args.k),
-            batch_size=sequences,
+        trainer = rows_trainer(
+            x,
+            n_latents=args.n_latents,
+            k=args.k,
+            batch_tokens=args.batch_tokens,
+            seed=0,
+            folder=folder,
+            before_batch=lambda: stamp(stamps),
             optimizer="adam",
             lr=LEARNING_RATE,
             lr_warmup_steps=0,
-            log_to_wandb=False,
-            save_every=10**9,
-            hookpoints=["layers.0"],
-            init_seeds=[0],
-            save_dir=folder,
         )
-        trainer = NoSave(config, Ids(), Rows(RowsConfig()))
         stamps.clear()  # it looks at the widths of the layers first
         trainer.fit()
 

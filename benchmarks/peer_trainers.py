@@ -6,8 +6,8 @@ trains a TopK SAE on the rows [tokens, d_model] float32, once through, by the pe
 loop at the settings that it ships, and has the peer save it in FOLDER. Given are only the width, k,
 the batch and the tokens. Nothing of nullsae is imported.
 
-sparsify's loop drives a language model, so it gets the stand-in of `peer_rows.py`. A warm-up that is
-longer than a tenth of the run is cut to a tenth: only sparsify's Adam has one.
+sparsify's loop drives a language model, so it gets the stand-in of `peer_rows.py`. A warm-up
+that is longer than a tenth of the run is cut to a tenth: only sparsify's Adam has one.
 """
 
 from __future__ import annotations

@@ -32,6 +32,17 @@ from nullsae.inputs import (
     TrainSource,
     unique,
 )
+from nullsae.judges import (
+    AskingScorer,
+    Explainer,
+    IntruderScorer,
+    LexicalExplainer,
+    Llm,
+    OpenAIExplainer,
+    Scorer,
+    SilentKind,
+    SwappedExplainer,
+)
 from nullsae.outputs import Report, Share, Statistics
 from nullsae.recipes import Sae
 from nullsae.sites import HOW, PATTERN
@@ -52,6 +63,8 @@ VariantName = Literal[
 ]
 # Variants that are as they are: of the others, `draws` says how many independent ones are made.
 FIXED_VARIANTS = ("trained", "step0")
+# Stands in paths and tables for the explainer of a scorer that needs none.
+NO_EXPLAINER = "none"
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 
@@ -162,37 +175,13 @@ class Latents(Section):
     score_active_windows: PositiveInt = 100
     """Active windows that a scorer judges, in equal numbers from `n_quantiles`."""
     score_silent_windows: PositiveInt = 100
-    """Silent windows that a scorer judges."""
+    """Silent windows that a scorer judges, of each kind in `silent_windows`."""
+    silent_windows: Annotated[tuple[SilentKind, ...], Field(min_length=1)] = ("random",)
+    """Kinds of silent windows drawn for scoring, of which each scorer takes one. `random`: any.
+    `co_occurring`: other latents fire there that often fire with this one. `nearest`: the tokens
+    of an active window, as far as they go, with this latent silent."""
     n_quantiles: PositiveInt = 10
     """Equal-count slices of the active windows, ranked by their largest activation."""
-
-
-class LexicalExplainer(Section):
-    kind: Literal["lexical"]
-    context: Literal["token", "bigram"] = "token"
-    """What the judge looks at: each token, or each token with its predecessor."""
-    top_tokens: PositiveInt = 10
-    """Tokens named in the text of an explanation; the judge uses the statistics of all."""
-
-
-class SwappedExplainer(Section):
-    kind: Literal["swapped"]
-    of: str
-    """The explainer whose explanations are exchanged among the latents of an SAE."""
-
-
-class DetectionScorer(Section):
-    kind: Literal["detection"]
-
-
-class FuzzingScorer(Section):
-    kind: Literal["fuzzing"]
-    mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum."""
-
-
-Explainer = Annotated[LexicalExplainer | SwappedExplainer, Field(discriminator="kind")]
-Scorer = Annotated[DetectionScorer | FuzzingScorer, Field(discriminator="kind")]
 
 
 class Config(Section):
@@ -214,6 +203,7 @@ class Config(Section):
     latents: Latents = Latents()
     explainers: dict[str, Explainer]
     scorers: dict[str, Scorer]
+    llm: Llm = Llm()
     statistics: Statistics = Statistics()
     report: Report = Report()
 
@@ -234,6 +224,15 @@ class Config(Section):
         if "trained" not in variants:
             raise ValueError("'trained' is missing; every contrast is against it")
         return unique(variants)
+
+    @field_validator("explainers")
+    @classmethod
+    def none_is_taken(cls, explainers: dict[str, Any]) -> dict[str, Any]:
+        if NO_EXPLAINER in explainers:
+            raise ValueError(
+                f"{NO_EXPLAINER!r} stands for scorers that need no explainer; take another name"
+            )
+        return explainers
 
     @model_validator(mode="after")
     def references_exist(self) -> Self:
@@ -264,6 +263,10 @@ class Config(Section):
                     f"latents.window_tokens: {self.latents.window_tokens} is more than "
                     f"corpora.{subject.corpus}.context_tokens {corpus.context_tokens}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def explainers_and_scorers_fit(self) -> Self:
         for name, explainer in self.explainers.items():
             if isinstance(explainer, SwappedExplainer):
                 base = self.explainers.get(explainer.of)
@@ -272,7 +275,54 @@ class Config(Section):
                         f"explainers.{name}.of: {explainer.of!r} is not an explainer that writes "
                         f"explanations"
                     )
+        for name, scorer in self.scorers.items():
+            kinds = self.latents.silent_windows
+            if scorer.negatives not in (*kinds, "misplaced"):
+                raise ValueError(
+                    f"scorers.{name}.negatives: {scorer.negatives!r} is not one of "
+                    f"latents.silent_windows ({', '.join(kinds)})"
+                )
+        if self.llm.max_cost_usd is not None:
+            for key, model in self.asked_models().items():
+                if model not in self.llm.prices:
+                    raise ValueError(
+                        f"llm.prices: no price for {model!r} ({key}), and llm.max_cost_usd is set"
+                    )
         return self
+
+    def writer(self, explainer: str) -> LexicalExplainer | OpenAIExplainer:
+        """Who wrote an explainer's explanations: itself, or whose it exchanges."""
+        found = self.explainers[explainer]
+        if isinstance(found, SwappedExplainer):
+            found = self.explainers[found.of]
+        assert not isinstance(found, SwappedExplainer)
+        return found
+
+    def asked_models(self) -> dict[str, str]:
+        """Names of the models behind endpoints, by the config key that names them."""
+        found = {
+            f"explainers.{name}.model": explainer.model
+            for name, explainer in self.explainers.items()
+            if isinstance(explainer, OpenAIExplainer)
+        }
+        for name, scorer in self.scorers.items():
+            if isinstance(scorer, AskingScorer | IntruderScorer) and scorer.judge is not None:
+                found[f"scorers.{name}.judge.model"] = scorer.judge.model
+        return found
+
+    def scored_pairs(self) -> list[tuple[str, str]]:
+        """Every (explainer, scorer), in display order; scorers that need none come once."""
+        pairs = [
+            (explainer, name)
+            for explainer in self.explainers
+            for name, scorer in self.scorers.items()
+            if not isinstance(scorer, IntruderScorer)
+        ]
+        return pairs + [
+            (NO_EXPLAINER, name)
+            for name, scorer in self.scorers.items()
+            if isinstance(scorer, IntruderScorer)
+        ]
 
     def draws_of(self, variant: str) -> range:
         """The draws of a variant: fixed variants have draw 0 only."""

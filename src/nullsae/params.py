@@ -11,9 +11,7 @@ from nullsae.config import (
     Config,
     Corpus,
     Evaluation,
-    Explainer,
     Latents,
-    Scorer,
     VariantName,
 )
 from nullsae.files import content_key
@@ -24,6 +22,7 @@ from nullsae.inputs import (
     Section,
     TrainSource,
 )
+from nullsae.judges import Endpoint, Explainer, Scorer
 from nullsae.outputs import Statistics
 from nullsae.recipes import Sae
 from nullsae.sites import site_layer
@@ -199,12 +198,26 @@ class ExplainLatentsParams(Section):
     seed: NonNegativeInt
     keys: CellKeys
     explainer: Explainer
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a prompt of the user's own."""
+
+
+class PrepareJudgeParams(Section):
+    model: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")]
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a model in a local folder or file."""
 
 
 class ScoreLatentsParams(Section):
     seed: NonNegativeInt
     keys: CellKeys
     scorer: Scorer
+    judge: Endpoint | None = None
+    """Whom the scorer asks; without one, explanations are judged by their token statistics."""
+    compute: Compute | None = None
+    """Of a scorer that runs a model itself."""
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a prompt of the user's own."""
 
 
 class AggregateParams(Section):

@@ -10,7 +10,7 @@ from snakemake.io import flag
 
 from nullsae import paths, stages, tables
 from nullsae.cells import cell_files, trained_here
-from nullsae.config import SwappedExplainer
+from nullsae.judges import SwappedExplainer
 from nullsae.errors import UserError
 from nullsae.files import write_text
 from nullsae.slices import activations_key, cross_cells, rule_params, shared_jobs

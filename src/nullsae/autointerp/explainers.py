@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from nullsae.config import LexicalExplainer
 from nullsae.errors import UserError
 from nullsae.files import rebuild_command
+from nullsae.judges import LexicalExplainer
 from nullsae.params import ExplainLatentsParams
 from nullsae.randomness import numpy_generator
 from nullsae.tables import cell_schema, read_table, write_table

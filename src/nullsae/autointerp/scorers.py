@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nullsae.config import FuzzingScorer
 from nullsae.errors import UserError
 from nullsae.files import rebuild_command
+from nullsae.judges import FuzzingScorer
 from nullsae.params import ScoreLatentsParams
 from nullsae.randomness import Key, numpy_generator
 from nullsae.tables import cell_schema, read_table, write_table

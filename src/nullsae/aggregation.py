@@ -15,7 +15,7 @@ from nullsae import paths, tables
 from nullsae.cells import Keys, cell_files, sae_names
 from nullsae.config import Config
 from nullsae.errors import UserError
-from nullsae.files import rebuild_command
+from nullsae.files import read_json, rebuild_command
 from nullsae.params import AggregateParams
 from nullsae.randomness import numpy_generator
 from nullsae.statistics.bootstrap import Arm, Cell
@@ -134,9 +134,17 @@ def read_costs(root: Path) -> list[dict[str, Any]]:
                         "wall_seconds": wall,
                         "cpu_seconds": None if np.isnan(cpu) else cpu,
                         "max_rss_mib": None if np.isnan(rss) else rss,
+                        **_asked(path.with_suffix(".asked.json")),
                     }
                 )
     return sorted(rows, key=lambda row: (row["rule"], row["keys"]))
+
+
+def _asked(path: Path) -> dict[str, Any]:
+    """What a job asked of a language model: nulls for one that asked nothing."""
+    names = tables.COSTS.names[tables.COSTS.names.index("model") :]
+    found = read_json(path, rebuild="") if path.is_file() else {}
+    return {name: found.get(name) for name in names}
 
 
 def _read_cells(table: str, files: list[str], root: Path) -> Cells:
@@ -190,9 +198,8 @@ def _groups(config: Config) -> Iterator[dict[str, str | None]]:
             for sae in sae_names(config):
                 where = {"subject": subject, "site": site, "sae": sae}
                 yield {**where, "explainer": None, "scorer": None}
-                for explainer in config.explainers:
-                    for scorer in config.scorers:
-                        yield {**where, "explainer": explainer, "scorer": scorer}
+                for explainer, scorer in config.scored_pairs():
+                    yield {**where, "explainer": explainer, "scorer": scorer}
 
 
 def _by_arm(cells: Cells) -> dict[tuple[str | None, ...], Cells]:

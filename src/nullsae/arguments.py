@@ -4,18 +4,65 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
 import typer.core
 import yaml
 
 from nullsae.errors import UserError
 
 if TYPE_CHECKING:
+    from nullsae.autointerp.asked import Asked
     from nullsae.config import Config
     from nullsae.inputs import Section
+    from nullsae.progress import Bar
 
     S = TypeVar("S", bound=Section)
+
+Params = Annotated[
+    str, typer.Option(help="The stage's slice of the config: JSON text, or a .json or .yaml file.")
+]
+Manifest = Annotated[Path, typer.Option(help="manifest.json of that split of the corpus.")]
+Captured = Annotated[Path, typer.Option(help="manifest.json of that split's activations.")]
+ManyCaptured = Annotated[
+    list[Path], typer.Option(help="manifest.json of one variant's eval activations; repeat.")
+]
+Fitted = Annotated[
+    Path, typer.Option(help="manifest.json of the trained variant's sae_train activations.")
+]
+SaeFile = Annotated[Path, typer.Option(help="cfg.json of the SAE.")]
+Recipe = Annotated[Path, typer.Option(help="recipe.json of the variant.")]
+SomeTokens = Annotated[
+    Path | None,
+    typer.Option(help="Corpus manifest of that split (token_lookup; sae_train for a stream)."),
+]
+SomeRecipe = Annotated[Path | None, typer.Option(help="recipe.json; gaussian has none.")]
+Output = Annotated[Path, typer.Option(help="Where the result goes.")]
+Table = Annotated[Path, typer.Option(help="The Parquet table to write.")]
+Root = Annotated[Path, typer.Option(help="The folder that holds results/.")]
+RunConfig = Annotated[Path, typer.Option(help="The merged config of the study.")]
+Windows = Annotated[Path, typer.Option(help="windows.parquet of the SAE.")]
+Work = Annotated[Path, typer.Option(help="Folder for checkpoints.")]
+Tokenizer = Annotated[Path, typer.Option(help="tokenizer.json of the corpus.")]
+SomeRunConfig = Annotated[
+    Path | None, typer.Option(help="Merged config of the study, for its section llm.")
+]
+SomeBase = Annotated[Path | None, typer.Option(help="explanations.parquet to exchange (swapped).")]
+SomeExplanations = Annotated[
+    Path | None, typer.Option(help="explanations.parquet to judge by; intruder needs none.")
+]
+SomeJudge = Annotated[
+    Path | None, typer.Option(help="manifest.json of prepare_judge (likelihood).")
+]
+SomeTrained = Annotated[Path | None, typer.Option(help="recipe.json of the trained variant.")]
+SomeFitted = Annotated[
+    Path | None,
+    typer.Option(help="The trained variant's sae_train activations (stream of gaussian)."),
+]
+Costs = Annotated[
+    Path | None, typer.Option(help="Where to write what was asked of language models (JSON).")
+]
 
 # What `--params` holds, per verb: a class of `nullsae.params`.
 PARAMS = {
@@ -29,6 +76,7 @@ PARAMS = {
     "cross_evaluate": "CrossEvaluateParams",
     "collect_latents": "CollectLatentsParams",
     "explain_latents": "ExplainLatentsParams",
+    "prepare_judge": "PrepareJudgeParams",
     "score_latents": "ScoreLatentsParams",
     "aggregate": "AggregateParams",
     "report": "ReportParams",
@@ -80,8 +128,38 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
 
 
+def read_merged_config(files: list[Path]) -> Config:
+    """Merge config files as Snakemake does, key by key, and check the result."""
+    from nullsae.validation import parse_config, resolve_subjects
+
+    merged: Any = {}
+    for file in files:
+        given = _read_yaml(file)
+        if not isinstance(given, dict):
+            raise UserError(f"{file}: not a config; it has keys such as `subjects:`")
+        merged = _merge(merged, given)
+    return resolve_subjects(parse_config(merged))
+
+
+def _merge(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _merge(below.get(key), value) for key, value in above.items()}
+
+
 def read_config(path: Path) -> Config:
     """Read and check the merged config of a study."""
     from nullsae.validation import parse_config
 
     return parse_config(_read_yaml(path))
+
+
+def asked_by(run_config: Path | None, costs: Path | None, report: Bar) -> Asked:
+    """How endpoints are asked: as the study's section `llm` says, else by default."""
+    from nullsae.autointerp.asked import Asked
+    from nullsae.judges import Llm
+
+    def settings() -> Llm:
+        return Llm() if run_config is None else read_config(run_config).llm
+
+    return Asked(settings, report=report, costs=costs)

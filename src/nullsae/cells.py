@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from nullsae import paths
 from nullsae.config import Config
@@ -60,6 +61,22 @@ def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]
     ]
 
 
+def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Model keys of the activations that an SAE is cross-evaluated on, in display order.
+
+    Each variant's draw 0, but for the SAE's own variant, whose draw is the SAE's own.
+    """
+    own, draw = wildcards["variant"], int(wildcards["draw"])
+    return [
+        {
+            "subject": wildcards["subject"],
+            "variant": variant,
+            "draw": draw if variant == own else 0,
+        }
+        for variant in config.variants
+    ]
+
+
 def explainer_cells(config: Config) -> Iterator[Keys]:
     """Keys of every set of explanations."""
     for keys in sae_cells(config):
@@ -69,9 +86,9 @@ def explainer_cells(config: Config) -> Iterator[Keys]:
 
 def scorer_cells(config: Config) -> Iterator[Keys]:
     """Keys of every set of scores."""
-    for keys in explainer_cells(config):
-        for scorer in config.scorers:
-            yield {**keys, "scorer": scorer}
+    for keys in sae_cells(config):
+        for explainer, scorer in config.scored_pairs():
+            yield {**keys, "explainer": explainer, "scorer": scorer}
 
 
 def cell_files(config: Config) -> dict[str, list[str]]:

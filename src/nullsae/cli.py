@@ -9,12 +9,40 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import typer.core
 
 from nullsae import __version__, paths
-from nullsae.arguments import Verb, read_config, read_params
+from nullsae.arguments import (
+    Captured,
+    Costs,
+    Fitted,
+    Manifest,
+    ManyCaptured,
+    Output,
+    Params,
+    Recipe,
+    Root,
+    RunConfig,
+    SaeFile,
+    SomeBase,
+    SomeExplanations,
+    SomeFitted,
+    SomeJudge,
+    SomeRecipe,
+    SomeRunConfig,
+    SomeTokens,
+    SomeTrained,
+    Table,
+    Tokenizer,
+    Verb,
+    Windows,
+    Work,
+    asked_by,
+    read_config,
+    read_params,
+)
 from nullsae.errors import UserError
 from nullsae.progress import bar
+from nullsae.tools import tools
 
 ABOUT = """Placebo-controlled interpretability of sparse autoencoders.
 
@@ -32,24 +60,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Params = Annotated[
-    str, typer.Option(help="The stage's slice of the config: JSON text, or a .json or .yaml file.")
-]
-Manifest = Annotated[Path, typer.Option(help="manifest.json of that split of the corpus.")]
-Captured = Annotated[Path, typer.Option(help="manifest.json of that split's activations.")]
-SaeFile = Annotated[Path, typer.Option(help="cfg.json of the SAE.")]
-Recipe = Annotated[Path, typer.Option(help="recipe.json of the variant.")]
-SomeTokens = Annotated[
-    Path | None,
-    typer.Option(help="Corpus manifest of that split (token_lookup; sae_train for a stream)."),
-]
-SomeRecipe = Annotated[Path | None, typer.Option(help="recipe.json; gaussian has none.")]
-Output = Annotated[Path, typer.Option(help="Where the result goes.")]
-Table = Annotated[Path, typer.Option(help="The Parquet table to write.")]
-Root = Annotated[Path, typer.Option(help="The folder that holds results/.")]
-RunConfig = Annotated[Path, typer.Option(help="The merged config of the study.")]
-Windows = Annotated[Path, typer.Option(help="windows.parquet of the SAE.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -88,15 +98,10 @@ def train_subject(
     from nullsae.params import TrainSubjectParams
     from nullsae.subjects.variants import train_subject
 
+    given = read_params(TrainSubjectParams, params)
     with bar("train_subject", "steps") as report:
-        train_subject(
-            read_params(TrainSubjectParams, params),
-            train_tokens=train_tokens,
-            eval_tokens=eval_tokens,
-            trained=trained,
-            step0=step0,
-            report=report,
-        )
+        tokens = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
+        train_subject(given, **tokens, trained=trained, step0=step0, report=report)
 
 
 @app.command("randomize_model", cls=Verb)
@@ -104,9 +109,7 @@ def randomize_model(
     params: Params,
     eval_tokens: Manifest,
     output: Output,
-    trained: Annotated[
-        Path | None, typer.Option(help="recipe.json of the trained variant.")
-    ] = None,
+    trained: SomeTrained = None,
 ) -> None:
     """Make one variant of a subject and run its gates."""
     from nullsae.params import RandomizeModelParams
@@ -148,9 +151,7 @@ def cache_activations(
 def sample_gaussian(
     params: Params,
     split: Annotated[str, typer.Option(help="sae_train or eval.")],
-    fitted: Annotated[
-        Path, typer.Option(help="manifest.json of the trained variant's sae_train activations.")
-    ],
+    fitted: Fitted,
     tokens: Manifest,
     output: Output,
 ) -> None:
@@ -180,11 +181,8 @@ def train_sae(
     train_tokens: SomeTokens = None,
     eval_tokens: SomeTokens = None,
     model: SomeRecipe = None,
-    fitted: Annotated[
-        Path | None,
-        typer.Option(help="The trained variant's sae_train activations (stream of gaussian)."),
-    ] = None,
-    work: Annotated[Path, typer.Option(help="Folder for checkpoints.")] = Path(paths.WORK),
+    fitted: SomeFitted = None,
+    work: Work = Path(paths.WORK),
 ) -> None:
     """Train SAEs, or fit dictionary nulls; resume where a killed run left off."""
     from nullsae.params import TrainSaeParams
@@ -209,7 +207,7 @@ def train_sae(
 def take_checkpoint(
     sae: SaeFile,
     share: Annotated[float, typer.Option(help="Share of its training, between 0 and 1.")],
-    output: Annotated[Path, typer.Option(help="Folder of the copy.")],
+    output: Output,
 ) -> None:
     """Copy an SAE as it was along its training, for the later stages to run on."""
     from nullsae.sae.checkpoints import take_checkpoint
@@ -252,9 +250,7 @@ def evaluate_sae(
 def cross_evaluate(
     params: Params,
     sae: SaeFile,
-    activations: Annotated[
-        list[Path], typer.Option(help="manifest.json of one variant's eval activations; repeat.")
-    ],
+    activations: ManyCaptured,
     tokens: Manifest,
     output: Table,
 ) -> None:
@@ -302,44 +298,63 @@ def collect_latents(
 def explain_latents(
     params: Params,
     windows: Windows,
-    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the corpus.")],
+    tokenizer: Tokenizer,
     output: Table,
-    base: Annotated[
-        Path | None, typer.Option(help="explanations.parquet to exchange (swapped).")
-    ] = None,
+    base: SomeBase = None,
+    run_config: SomeRunConfig = None,
+    costs: Costs = None,
 ) -> None:
     """Write an explanation of each sampled latent."""
     from nullsae.autointerp.explainers import explain_latents
     from nullsae.params import ExplainLatentsParams
 
-    explain_latents(
-        read_params(ExplainLatentsParams, params),
-        windows=windows,
-        tokenizer=tokenizer,
-        output=output,
-        base=base,
-    )
+    with bar("explain_latents", "latents") as report:
+        explain_latents(
+            read_params(ExplainLatentsParams, params),
+            windows=windows,
+            tokenizer=tokenizer,
+            output=output,
+            base=base,
+            asked=asked_by(run_config, costs, report),
+        )
+
+
+@app.command("prepare_judge", cls=Verb)
+def prepare_judge(params: Params, output: Output) -> None:
+    """Fetch or convert the model that a scorer of kind likelihood runs."""
+    from nullsae.autointerp.local_judge import prepare_judge
+    from nullsae.params import PrepareJudgeParams
+
+    prepare_judge(read_params(PrepareJudgeParams, params), output)
 
 
 @app.command("score_latents", cls=Verb)
 def score_latents(
     params: Params,
     windows: Windows,
-    explanations: Annotated[Path, typer.Option(help="explanations.parquet to judge by.")],
+    tokenizer: Tokenizer,
     predictions: Table,
     scores: Table,
+    explanations: SomeExplanations = None,
+    judge: SomeJudge = None,
+    run_config: SomeRunConfig = None,
+    costs: Costs = None,
 ) -> None:
     """Judge windows by the explanations; score each latent."""
     from nullsae.autointerp.scorers import score_latents
     from nullsae.params import ScoreLatentsParams
 
-    score_latents(
-        read_params(ScoreLatentsParams, params),
-        windows=windows,
-        explanations=explanations,
-        predictions=predictions,
-        scores=scores,
-    )
+    with bar("score_latents", "questions") as report:
+        score_latents(
+            read_params(ScoreLatentsParams, params),
+            windows=windows,
+            explanations=explanations,
+            tokenizer=tokenizer,
+            judge=judge,
+            predictions=predictions,
+            scores=scores,
+            asked=asked_by(run_config, costs, report),
+        )
 
 
 @app.command("aggregate", cls=Verb)
@@ -362,29 +377,12 @@ def report(params: Params, root: Root = Path()) -> None:
     build_report(read_params(ReportParams, params).study, root)
 
 
-@app.command("export_sae", cls=Verb)
-def export_sae(
-    sae: SaeFile,
-    layout: Annotated[str, typer.Option(help="saelens or sparsify.")],
-    output: Output,
-) -> None:
-    """Write an SAE in the format of SAELens or sparsify."""
-    from nullsae.sae.interchange import export_sae
-
-    export_sae(sae, layout, output)
-
-
-@app.command("verdicts", cls=Verb)
-def verdicts(root: Root = Path()) -> None:
-    """Print the verdict table of a finished study."""
-    from nullsae.terminal import print_verdicts
-
-    print_verdicts(root)
+app.add_typer(tools)
 
 
 def main() -> None:
     """Entry point: a `UserError` becomes one line and exit code 2."""
-    # Spinning barriers cost more than they save when jobs share the cores. Read when torch loads.
+    # Read when torch loads: spinning barriers cost more than they save where jobs share cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

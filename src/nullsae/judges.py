@@ -51,7 +51,7 @@ class Endpoint(Section):
     """Ask for JSON by a schema where the endpoint can; found out once per endpoint."""
     logprobs: Literal["auto", "never"] = "auto"
     """Read probabilities off the answer's tokens where the endpoint gives them."""
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, as they are, such as `reasoning_effort: minimal`."""
 
     @field_validator("base_url")
@@ -78,6 +78,8 @@ class Endpoint(Section):
 
 
 class LexicalExplainer(Section):
+    """Token statistics; needs no language model."""
+
     kind: Literal["lexical"]
     context: Literal["token", "bigram"] = "token"
     """What the judge looks at: each token, or each token with its predecessor."""
@@ -101,6 +103,8 @@ class OpenAIExplainer(Endpoint):
 
 
 class SwappedExplainer(Section):
+    """The placebo: another latent's explanation."""
+
     kind: Literal["swapped"]
     of: str
     """The explainer whose explanations are exchanged among the latents of an SAE."""
@@ -115,17 +119,23 @@ class AskingScorer(Section):
     windows_per_prompt: PositiveInt = 5
     """Windows in one question to a language model. More are cheaper; `docs/llm.md` measures what
     they cost in quality."""
+    max_completion_tokens: PositiveInt | None = None
+    """Length of an answer, by default what the windows need; a model that reasons needs more."""
     prompt: str | None = None
     """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
 
 
 class DetectionScorer(AskingScorer):
+    """Is the latent active in this window?"""
+
     kind: Literal["detection"]
     negatives: SilentKind = "random"
     """The silent windows to tell from active ones; one of `latents.silent_windows`."""
 
 
 class FuzzingScorer(AskingScorer):
+    """Are these the tokens that the latent is active at?"""
+
     kind: Literal["fuzzing"]
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """A token is marked when it is active above this share of its window's maximum."""
@@ -151,6 +161,8 @@ class IntruderScorer(Section):
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """A token is marked when it is active above this share of its window's maximum. Tokens of the
     intruder are marked at random, as many as in an active window."""
+    max_completion_tokens: PositiveInt | None = None
+    """Length of an answer, by default what the windows need; a model that reasons needs more."""
     prompt: str | None = None
     """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
 
@@ -209,7 +221,7 @@ class Llm(Section):
     What came before is kept."""
     max_cost_usd: PositiveFloat | None = None
     """Stop before all replies in the cache together have cost more; null for no limit."""
-    prices: dict[str, Price] = {}
+    prices: dict[str, Price] = Field(default_factory=dict)
     """By name of the model; a model without a price counts as free."""
     cache: str = "results/cache/replies.sqlite"
     """SQLite file of all replies, relative to the folder of the study. A network file system that

@@ -53,6 +53,8 @@ COVERAGE = LATENT_FOLDER + "/coverage.parquet"
 WINDOWS = LATENT_FOLDER + "/windows.parquet"
 
 EXPLANATIONS = "results/explanations/" + EXPLAINER_KEYS + "/explanations.parquet"
+JUDGE = "results/judges/scorer={scorer}"
+JUDGE_MANIFEST = JUDGE + "/manifest.json"
 PREDICTIONS = "results/scores/" + SCORER_KEYS + "/predictions.parquet"
 SCORES = "results/scores/" + SCORER_KEYS + "/scores.parquet"
 
@@ -61,6 +63,8 @@ FIGURE = "results/figures/{figure}.{format}"
 REPORT = "results/report/index.html"
 LOG = "results/logs/{rule}/{keys}.log"
 BENCHMARK = "results/benchmarks/{rule}/{keys}.tsv"
+# What a job asked of language models; beside the benchmark file of the job.
+ASKED = "results/benchmarks/{rule}/{keys}.asked.json"
 COSTS = "results/benchmarks/costs.parquet"
 WORK = "results/work"
 

@@ -38,8 +38,8 @@ class Bar:
         self.progress = progress
         self.task = progress.add_task(description, total=None, figure="")
 
-    def __call__(self, done: int, total: int, figure: float | None = None) -> None:
-        shown = "" if figure is None else f"{figure:.4f}"
+    def __call__(self, done: int, total: int, figure: float | str | None = None) -> None:
+        shown = f"{figure:.4f}" if isinstance(figure, float) else figure or ""
         self.progress.update(self.task, completed=done, total=total, figure=shown)
 
 

@@ -10,25 +10,32 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from glob import escape, glob
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from nullsae import paths, stages
-from nullsae.cells import trained_together
+from nullsae.cells import cross_cells, trained_together
 from nullsae.config import Config
 from nullsae.files import content_key
 from nullsae.inputs import (
     FilesSource,
-    GgufSource,
     GgufTokenizer,
-    PretrainedSource,
     PretrainedTokenizer,
     Section,
     TrainSource,
     find_gguf,
-    is_local,
 )
+from nullsae.judges import (
+    AskingScorer,
+    Endpoint,
+    IntruderScorer,
+    LikelihoodScorer,
+    Llm,
+    OpenAIExplainer,
+    Scorer,
+)
+from nullsae.local_files import folder_files, model_files, prompt_stamps, sae_files, stamps
 from nullsae.params import (
     AggregateParams,
     CacheActivationsParams,
@@ -39,6 +46,7 @@ from nullsae.params import (
     ExplainLatentsParams,
     ModelKeys,
     PrepareCorpusParams,
+    PrepareJudgeParams,
     RandomizeModelParams,
     ReportParams,
     SaeCell,
@@ -47,7 +55,6 @@ from nullsae.params import (
     StreamParams,
     TrainSaeParams,
     TrainSubjectParams,
-    pretrained_sae_path,
 )
 from nullsae.recipes import Sae
 
@@ -90,42 +97,6 @@ def activations_key(config: Config, subject: str, variant: str, draw: int, split
     return content_key(parts)
 
 
-def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Model keys of the activations that an SAE is cross-evaluated on, in display order.
-
-    Each variant's draw 0, but for the SAE's own variant, whose draw is the SAE's own.
-    """
-    own, draw = wildcards["variant"], int(wildcards["draw"])
-    return [
-        {
-            "subject": wildcards["subject"],
-            "variant": variant,
-            "draw": draw if variant == own else 0,
-        }
-        for variant in config.variants
-    ]
-
-
-def _pretrained_sae_files(pretrained: str | None, site: str) -> list[str]:
-    """Patterns of a local pretrained SAE's files."""
-    if pretrained is None:
-        return []
-    path, inside = pretrained_sae_path(pretrained, site)
-    return _folder(str(Path(path) / inside)) if is_local(path) else []
-
-
-def _stamps(patterns: Iterable[str]) -> tuple[str, ...]:
-    """Name, size and time of the files that match, in order of their names."""
-    files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
-    stats = ((file, file.stat()) for file in sorted(files) if file.is_file())
-    return tuple(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)
-
-
-def _folder(path: str) -> list[str]:
-    """The pattern of all files in a local model or tokenizer folder; none for a hub id."""
-    return [f"{escape(str(Path(path).expanduser()))}/*"] if is_local(path) else []
-
-
 def rule_params(config: Config, rule: str, wildcards: Mapping[str, str]) -> str:
     """The slice of the config that one job uses, as sorted JSON.
 
@@ -138,7 +109,7 @@ def rule_params(config: Config, rule: str, wildcards: Mapping[str, str]) -> str:
         ValueError: no such rule.
     """
     # The page shows SAEs and explainers in the order of the config; nothing else depends on it.
-    return _json(_section(config, rule, wildcards), ordered=rule != "report")
+    return _json(job_section(config, rule, wildcards), ordered=rule != "report")
 
 
 def _json(section: Section, *, ordered: bool = True) -> str:
@@ -147,7 +118,7 @@ def _json(section: Section, *, ordered: bool = True) -> str:
 
 def _sae_cell(config: Config, cell: Mapping[str, str]) -> SaeCell:
     pretrained, site = config.saes[cell["sae"]].pretrained, cell["site"]
-    files = _stamps(_pretrained_sae_files(pretrained, site))
+    files = stamps(sae_files(pretrained, site))
     return SaeCell(site=site, sae=cell["sae"], seed=int(cell["seed"]), local_files=files)
 
 
@@ -202,7 +173,7 @@ def shared_jobs(
     jobs = []
     for index, values in enumerate(groups):
         keys = dict(zip(names, values, strict=True))
-        params = _section(config, "train_sae", keys)
+        params = job_section(config, "train_sae", keys)
         assert isinstance(params, TrainSaeParams)
         cells = [cell for cell in params.cells if not _is_made(params, cell, root, named)]
         if cells:
@@ -230,6 +201,44 @@ def _is_made(
     return bool(found == params.cell_key(cell, stages.code_hash("train_sae")))
 
 
+def _score_latents(
+    config: Config, keys: CellKeys, explainer: str, scorer: Scorer
+) -> ScoreLatentsParams:
+    judge, compute = None, None
+    if isinstance(scorer, IntruderScorer):
+        judge = scorer.judge
+    elif isinstance(scorer, LikelihoodScorer):
+        compute = config.compute
+    else:
+        writer = config.writer(explainer)
+        if isinstance(writer, OpenAIExplainer):
+            own = writer.model_dump(include=set(Endpoint.model_fields))
+            judge = scorer.judge or Endpoint(**own)
+            scorer = scorer.model_copy(update={"judge": None})
+        else:
+            # Token statistics are judged by a formula: how a model is asked is no business of it.
+            default = {
+                name: field.get_default() for name, field in AskingScorer.model_fields.items()
+            }
+            scorer = scorer.model_copy(update=default)
+    return ScoreLatentsParams(
+        seed=config.seed,
+        keys=keys,
+        scorer=scorer,
+        judge=judge,
+        compute=compute,
+        local_files=prompt_stamps(scorer),
+    )
+
+
+def asks(config: Config, rule: str, wildcards: Mapping[str, str]) -> bool:
+    """Whether a job of `explain_latents` or `score_latents` asks an endpoint."""
+    section = job_section(config, rule, wildcards)
+    if isinstance(section, ExplainLatentsParams):
+        return isinstance(section.explainer, OpenAIExplainer)
+    return isinstance(section, ScoreLatentsParams) and section.judge is not None
+
+
 def _recipes(config: Config, cells: Iterable[SaeCell]) -> dict[str, Sae]:
     """The recipes of these SAEs, with no other seeds than theirs."""
     seeds: dict[str, dict[int, None]] = {}
@@ -255,22 +264,30 @@ def _stream(config: Config, subject: str, variant: str) -> StreamParams | None:
     )
 
 
-def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section:
+def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section:
+    """The slice of the config that one job uses; ValueError for no such rule."""
     w = wildcards
     seed, compute = config.seed, config.compute
     if rule == "prepare_corpus":
         corpus = config.corpora[w["corpus"]]
         read = list(corpus.source.paths) if isinstance(corpus.source, FilesSource) else []
         if isinstance(corpus.tokenizer, PretrainedTokenizer):
-            read += _folder(corpus.tokenizer.path)
+            read += folder_files(corpus.tokenizer.path)
         if isinstance(corpus.tokenizer, GgufTokenizer):
             where = f"config: corpora.{w['corpus']}.tokenizer"
             read.append(escape(str(find_gguf(corpus.tokenizer, where=where))))
-        return PrepareCorpusParams(corpus=corpus, local_files=_stamps(read))
+        return PrepareCorpusParams(corpus=corpus, local_files=stamps(read))
     if rule == "aggregate":
         return AggregateParams(seed=seed, statistics=config.statistics)
     if rule == "report":
-        return ReportParams(study=config)
+        # How endpoints are asked changes no number.
+        return ReportParams(study=config.model_copy(update={"llm": Llm()}))
+    if rule == "prepare_judge":
+        scorer = config.scorers[w["scorer"]]
+        if not isinstance(scorer, LikelihoodScorer):
+            raise ValueError(f"scorer {w['scorer']} runs no model itself")
+        read = model_files(scorer.model, f"config: scorers.{w['scorer']}.model")
+        return PrepareJudgeParams(model=scorer.model, local_files=stamps(read))
 
     subject = config.subjects[w["subject"]]
     source = subject.source
@@ -285,15 +302,12 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
     randomization = config.randomization
     if rule == "randomize_model":
         given = None if isinstance(source, TrainSource) else source
-        read = _folder(given.path) if isinstance(given, PretrainedSource) else []
-        if isinstance(given, GgufSource):
-            where = f"config: subjects.{w['subject']}.source"
-            read = [escape(str(find_gguf(given, where=where)))]
+        read = model_files(given, f"config: subjects.{w['subject']}.source")
         return RandomizeModelParams(
             seed=seed,
             keys=ModelKeys(**model_keys),
             source=given,
-            local_files=_stamps(read),
+            local_files=stamps(read),
             norm_parameters=(
                 randomization.norm_parameters if variant in NORM_POLICY_VARIANTS else None
             ),
@@ -375,9 +389,10 @@ def _section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Section
             eval_activations_key=captured["eval"],
         )
     if rule == "explain_latents":
+        explainer = config.explainers[w["explainer"]]
         return ExplainLatentsParams(
-            seed=seed, keys=keys, explainer=config.explainers[w["explainer"]]
+            seed=seed, keys=keys, explainer=explainer, local_files=prompt_stamps(explainer)
         )
     if rule == "score_latents":
-        return ScoreLatentsParams(seed=seed, keys=keys, scorer=config.scorers[w["scorer"]])
+        return _score_latents(config, keys, w["explainer"], config.scorers[w["scorer"]])
     raise ValueError(f"no rule {rule!r}")

@@ -286,6 +286,15 @@ COSTS = _schema(
     ("wall_seconds", "float"),
     ("cpu_seconds", "float?"),
     ("max_rss_mib", "float?"),
+    ("model", "text?", "the language model that was asked; null for jobs that asked none"),
+    ("calls", "int?", "answered in the last run of the job"),
+    ("cached_calls", "int?", "answered before, and read from the cache"),
+    ("attempts_failed", "int?", "asked again or given up"),
+    ("failed_calls", "int?", "never answered"),
+    ("prompt_tokens", "int?", "of the calls"),
+    ("completion_tokens", "int?", "of the calls"),
+    ("cost_usd", "float?", "of all answers, whenever they were paid for"),
+    ("paid_usd", "float?", "by the last run of the job"),
 )
 
 # Columns that a clock gave. They stay in the cells' own files, because two runs of one config give

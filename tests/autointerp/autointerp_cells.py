@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nullsae.autointerp.scorers import Judged, judged_windows, score_latents
+from nullsae.autointerp.examples import Examples, examples_of
+from nullsae.autointerp.scorers import score_latents
 from nullsae.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 from nullsae.validation import parse_section
@@ -53,6 +54,7 @@ def window(
         "window": index,
         "pool": pool,
         "active": active,
+        "silent_kind": None if active else "random",
         "quantile": 0 if active else None,
         "document": 0 if pool == "explain" else 1,
         "start": index * len(token_ids),
@@ -73,7 +75,10 @@ def explanation(
     return {
         "latent": latent,
         "explanation": text,
+        "reason": None,
         "source_latent": latent,
+        "model": None,
+        "prompt_hash": None,
         "base_probability": base,
         "token_ids": list(probabilities),
         "token_probabilities": list(probabilities.values()),
@@ -87,10 +92,10 @@ def explained(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=cell_schema("explanations"))
 
 
-def judged(rows: list[dict[str, Any]], latents: list[int] | None = None) -> Judged:
+def judged(rows: list[dict[str, Any]], latents: list[int] | None = None) -> Examples:
     wanted = latents if latents is not None else sorted({row["latent"] for row in rows})
     chunks = pa.chunked_array([pa.array(wanted, pa.int64())])
-    return judged_windows(windows_table(rows), chunks, source="windows.parquet")
+    return examples_of(windows_table(rows), chunks, negatives="random", source="windows.parquet")
 
 
 def score(
@@ -101,7 +106,11 @@ def score(
     write_table(folder / f"{name}explanations.parquet", table, cell_schema("explanations"))
     predictions, scores = folder / f"{name}predictions.parquet", folder / f"{name}scores.parquet"
     score_latents(
-        score_params(**scorer), source, folder / f"{name}explanations.parquet", predictions, scores
+        score_params(**scorer),
+        windows=source,
+        explanations=folder / f"{name}explanations.parquet",
+        predictions=predictions,
+        scores=scores,
     )
     return (
         read_table(predictions, cell_schema("predictions")).to_pylist(),

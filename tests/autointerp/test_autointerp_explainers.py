@@ -22,13 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from nullsae.autointerp.explainers import (
-    derangement,
-    explain_latents,
-    lexical_explanations,
-    quote_token,
-    swap_explanations,
-)
+from nullsae.autointerp.explainers import derangement, explain_latents, swap_explanations
+from nullsae.autointerp.lexical import lexical_explanations, quote_token
 from nullsae.errors import UserError
 from nullsae.randomness import numpy_generator
 from nullsae.tables import cell_schema, read_table, write_table

@@ -28,9 +28,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from nullsae.autointerp import scorers
-from nullsae.autointerp.explainers import explain_latents, lexical_explanations, swap_explanations
-from nullsae.autointerp.scorers import judge_by_tokens
+from nullsae.autointerp import examples
+from nullsae.autointerp.explainers import explain_latents, swap_explanations
+from nullsae.autointerp.lexical import lexical_explanations
+from nullsae.autointerp.token_judge import judge_by_tokens
 from nullsae.tables import cell_schema, read_table
 
 MAX_ID = 2**31 - 1  # what the tables' int32 can hold
@@ -417,7 +418,7 @@ def test_all_explainers_are_judged_on_the_same_windows_and_marks(
 ) -> None:
     marks: dict[int, list[bool]] = {}
 
-    def spy(windows: scorers.Judged, *args: Any) -> np.ndarray:
+    def spy(windows: examples.Examples, *args: Any) -> np.ndarray:
         found = fuzz_marks(windows, *args)
         marks.clear()
         for index, a, b in zip(
@@ -426,8 +427,8 @@ def test_all_explainers_are_judged_on_the_same_windows_and_marks(
             marks[int(index)] = found[a:b].tolist()
         return found
 
-    fuzz_marks = scorers.fuzz_marks
-    monkeypatch.setattr(scorers, "fuzz_marks", spy)
+    fuzz_marks = examples.fuzz_marks
+    monkeypatch.setattr(examples, "fuzz_marks", spy)
     rows = shared_cell()
     tables = explain_all(tmp_path, rows, tokenizer_file)
     # An explainer that has nothing to say about some latents.
@@ -565,7 +566,8 @@ def test_a_latent_of_one_token_is_explained_by_it_and_told_perfectly(
 def test_a_job_of_half_a_second_imports_nothing_heavy() -> None:
     code = (
         "import sys, nullsae.autointerp.explainers, nullsae.autointerp.scorers;"
-        "print(*{'torch', 'pandas', 'sklearn', 'transformers', 'scipy'} & sys.modules.keys())"
+        "heavy = {'torch', 'pandas', 'sklearn', 'transformers', 'scipy', 'openai', 'aiohttp'};"
+        "print(*heavy & sys.modules.keys())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []

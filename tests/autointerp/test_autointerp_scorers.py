@@ -23,21 +23,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
+from nullsae.autointerp.classification import classification_scores
+from nullsae.autointerp.examples import Examples, fuzz_marks
 from nullsae.autointerp.explainers import explain_latents
-from nullsae.autointerp.scorers import (
-    Judged,
-    classification_scores,
-    fuzz_marks,
-    judge_by_tokens,
-    predictions_table,
-)
+from nullsae.autointerp.scorers import Judged, predictions_table
+from nullsae.autointerp.token_judge import judge_by_tokens
 from nullsae.errors import UserError
 from nullsae.tables import cell_schema, read_table, write_table
 
+FORMULA = {"n_labels": 0, "judge": None, "prompt_hash": None}
 NONE = {"auroc": None, "auprc": None, "f1": None, "balanced_accuracy": None}
 
 
-def marks_of(windows: Judged, marked: np.ndarray) -> list[list[int]]:
+def marks_of(windows: Examples, marked: np.ndarray) -> list[list[int]]:
     return [
         np.flatnonzero(marked[start:stop]).tolist()
         for start, stop in zip(windows.starts[:-1], windows.starts[1:], strict=True)
@@ -233,15 +231,16 @@ def test_a_latent_without_active_scoring_windows_still_has_marks_and_null_scores
     rows = [window(1, 0, [1, 2], [0.0, 0.0]), window(1, 1, [3, 4], [0.0, 0.0])]
     shown, (row,) = score(tmp_path, rows, explained(explanation(1, {}, 0.2)), kind="fuzzing")
     assert [p["n_marked"] for p in shown] == [1, 1]
-    assert row == {"latent": 1, "n_active": 0, "n_silent": 2, "n_failed": 0, **NONE}
+    assert row == {"latent": 1, "n_active": 0, "n_silent": 2, "n_failed": 0, **NONE, **FORMULA}
 
 
 def test_a_failed_reply_is_a_null_in_the_predictions_not_a_number(tmp_path: Path) -> None:
     windows = judged([window(1, 0, [5, 5], [1.0, 0.0]), window(1, 1, [5, 5], [0.0, 0.0])])
-    table = predictions_table(windows, np.array([0, 0]), np.array([np.nan, 0.0]))
+    table = predictions_table(windows, Judged(np.array([np.nan, 0.0]), [None, "label"]))
     write_table(tmp_path / "predictions.parquet", table, cell_schema("predictions"))
     found = read_table(tmp_path / "predictions.parquet", cell_schema("predictions"))
     assert found["probability"].to_pylist() == [None, 0.0]
+    assert found["evidence"].to_pylist() == [None, "label"]
 
 
 # The verb ----------------------------------------------------------------------------------
@@ -263,9 +262,11 @@ def test_one_small_cell_gives_the_tables_worked_out_by_hand(tmp_path: Path) -> N
             "latent": 1,
             "window": index,
             "active": active,
+            "silent_kind": None if active else "random",
             "quantile": 0 if active else None,
             "n_marked": 0,
             "probability": probability,
+            "evidence": "statistics",
         }
         for index, active, probability in [
             (0, True, 0.75),

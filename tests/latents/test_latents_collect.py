@@ -26,6 +26,7 @@ from small_chain import COMPUTE, CONTEXT, Chain, all_rows, cell, save_tiny_sae, 
 
 SITE = "resid_post.1"
 LENGTH, MIN_FIRINGS, MIN_WINDOWS = 4, 20, 8
+KINDS = ("random", "co_occurring", "nearest")
 Rows = list[dict[str, Any]]
 
 
@@ -151,6 +152,7 @@ def test_windows_differ_from_a_dense_recomputation(
         np.testing.assert_allclose(row["activations"], dense[span, row["latent"]], rtol=1e-5)
         assert row["active"] == bool(dense[span, row["latent"]].any()), "a silent window fires"
         assert (row["quantile"] is None) != row["active"]
+        assert row["silent_kind"] == (None if row["active"] else "random")
     keys = [(row["latent"], row["window"]) for row in rows]
     assert len(set(keys)) == len(keys), "a window is drawn twice, or explains and scores"
     explain = {row["document"] for row in rows if row["pool"] == "explain"}
@@ -173,6 +175,41 @@ def test_windows_differ_from_a_dense_recomputation(
         expected = scipy.stats.entropy(mass, base=2)
         assert len(shown) == 6
         assert row["explain_token_entropy_bits"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_another_kind_of_silent_window_fires_or_moves_what_was_drawn(
+    chain: Chain,
+    tiny_sae: Path,
+    tmp_path: Path,
+    tables_of_chain: dict[str, Rows],
+    dense: NDArray[np.float64],
+) -> None:
+    found = collect(chain, tiny_sae, tmp_path, silent_windows=KINDS)
+    rows, plain = found["windows"], tables_of_chain["windows"]
+    assert found["latents"] == tables_of_chain["latents"]
+    assert found["coverage"] == tables_of_chain["coverage"]
+    hard = [row for row in rows if row["silent_kind"] not in (None, "random")]
+    assert {row["silent_kind"] for row in hard} == {"co_occurring", "nearest"}
+    keys = [(row["latent"], row["window"]) for row in rows]
+    assert len(set(keys)) == len(keys), "two kinds share a window"
+    explain = {row["document"] for row in rows if row["pool"] == "explain"}
+    for row in hard:
+        span = slice(row["start"], row["start"] + LENGTH)
+        assert not dense[span, row["latent"]].any(), "a silent window fires"
+        assert not any(row["activations"])
+        assert (row["pool"], row["active"], row["quantile"]) == ("score", False, None)
+        assert row["document"] not in explain
+    # Latents with few silent windows share them out among the kinds; of others nothing moves.
+    grid = Grid.cut(load_tokens(chain.eval_tokens).document_id, LENGTH)
+    n_windows = int((assign_pools(grid, numpy_generator(0, "pools")) == 1).sum())
+    ample = {
+        row["latent"]
+        for row in found["latents"]
+        if row["sampled"] and n_windows - row["score_pool_active_windows"] >= 15
+    }
+    assert len(ample) > 5
+    rest = [row for row in rows if row not in hard and row["latent"] in ample]
+    assert rest == [row for row in plain if row["latent"] in ample]
 
 
 def test_the_filter_or_the_coverage_is_miscounted(
@@ -230,8 +267,8 @@ def test_other_shards_give_other_tables(
 ) -> None:
     x, _ = all_rows(chain.eval_activations, SITE)
     manifest = write_site(tmp_path / "activations", x, sizes)
-    collect(chain, tiny_sae, tmp_path / "one")
-    collect(chain, tiny_sae, tmp_path / "two", activations=manifest)
+    collect(chain, tiny_sae, tmp_path / "one", silent_windows=KINDS)
+    collect(chain, tiny_sae, tmp_path / "two", activations=manifest, silent_windows=KINDS)
     for name in ("latents", "windows", "coverage"):
         one, two = (tmp_path / folder / f"{name}.parquet" for folder in ("one", "two"))
         assert one.read_bytes() == two.read_bytes(), name

@@ -300,6 +300,7 @@ def _windows(
                 "window": 100 + window,
                 "pool": ("explain", "score")[window % 2],
                 "active": active,
+                "silent_kind": None if active else "random",
                 "quantile": 0 if active else None,
                 "document": 3,
                 "start": start,

@@ -14,23 +14,52 @@ rule explain_latents:
     threads: 1
     resources:
         gpu=0,
+        llm=asks_a_model("explain_latents"),
         mem_mb=megabytes(1_000),
-        runtime=minutes(30),
+        runtime=minutes(120),
     params:
         config=job_params("explain_latents"),
         code=stages.code_hash("explain_latents"),
         base=lambda wildcards, input: option("base", input.base),
+        run_config=paths.RUN_CONFIG,
+        costs=paths.ASKED.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS),
     message:
         "Explain by {wildcards.explainer}: {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
-        " --tokenizer {input.tokenizer} {params.base} --output {output} > {log} 2>&1"
+        " --tokenizer {input.tokenizer} {params.base} --output {output}"
+        " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"
+
+
+rule prepare_judge:
+    output:
+        paths.JUDGE_MANIFEST,
+    log:
+        paths.LOG.format(rule="prepare_judge", keys="scorer={scorer}"),
+    benchmark:
+        paths.BENCHMARK.format(rule="prepare_judge", keys="scorer={scorer}")
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(120),
+    params:
+        config=job_params("prepare_judge"),
+        code=stages.code_hash("prepare_judge"),
+    message:
+        "The model of scorer {wildcards.scorer}"
+    shell:
+        "nullsae prepare_judge --params {params.config:q} --output {output} > {log} 2>&1"
 
 
 rule score_latents:
     input:
         windows=paths.WINDOWS,
-        explanations=paths.EXPLANATIONS,
+        tokenizer=corpus_file(paths.TOKENIZER_FILE),
+        explanations=judged_explanations,
+        judge=judge_in_process,
     output:
         predictions=paths.PREDICTIONS,
         scores=paths.SCORES,
@@ -40,17 +69,25 @@ rule score_latents:
         paths.BENCHMARK.format(rule="score_latents", keys=paths.SCORER_KEYS)
     conda:
         "../../envs/nullsae.yaml"
-    threads: 1
+    threads: judging_threads
     resources:
-        gpu=0,
-        mem_mb=megabytes(1_000),
-        runtime=minutes(30),
+        gpu=judging_gpus,
+        llm=asks_a_model("score_latents"),
+        mem_mb=judging_megabytes,
+        runtime=minutes(240),
     params:
         config=job_params("score_latents"),
         code=stages.code_hash("score_latents"),
+        explanations=lambda wildcards, input: option(
+            "explanations", input.explanations
+        ),
+        judge=lambda wildcards, input: option("judge", input.judge),
+        run_config=paths.RUN_CONFIG,
+        costs=paths.ASKED.format(rule="score_latents", keys=paths.SCORER_KEYS),
     message:
         "Score {wildcards.explainer} by {wildcards.scorer}: {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae score_latents --params {params.config:q} --windows {input.windows}"
-        " --explanations {input.explanations} --predictions {output.predictions}"
-        " --scores {output.scores} > {log} 2>&1"
+        " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
+        " --predictions {output.predictions} --scores {output.scores}"
+        " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"

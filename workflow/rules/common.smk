@@ -9,11 +9,17 @@ import yaml
 from snakemake.io import flag
 
 from nullsae import paths, stages, tables
-from nullsae.cells import cell_files, trained_here
-from nullsae.judges import SwappedExplainer
+from nullsae.cells import cell_files, cross_cells, trained_here
+from nullsae.config import NO_EXPLAINER
+from nullsae.judges import LikelihoodScorer, SwappedExplainer
 from nullsae.errors import UserError
 from nullsae.files import write_text
-from nullsae.slices import activations_key, cross_cells, rule_params, shared_jobs
+from nullsae.slices import (
+    activations_key,
+    asks,
+    rule_params,
+    shared_jobs,
+)
 from nullsae.report.names import figure_names
 from nullsae.validation import resolve_subjects, parse_config
 
@@ -160,6 +166,38 @@ def base_explanations(wildcards):
     if not isinstance(explainer, SwappedExplainer):
         return []
     return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": explainer.of})
+
+
+def judged_explanations(wildcards):
+    """The explanations that a scorer judges; none for one that needs none."""
+    if wildcards.explainer == NO_EXPLAINER:
+        return []
+    return paths.EXPLANATIONS.format(**wildcards)
+
+
+def judge_in_process(wildcards):
+    """The model that a scorer runs itself; none for others."""
+    if not isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer):
+        return []
+    return paths.JUDGE_MANIFEST.format(**wildcards)
+
+
+def judging_threads(wildcards):
+    return STUDY.compute.threads if judge_in_process(wildcards) else 1
+
+
+def judging_gpus(wildcards):
+    return GPUS if judge_in_process(wildcards) else 0
+
+
+def judging_megabytes(wildcards, attempt):
+    first = 8_000 if judge_in_process(wildcards) else 1_000
+    return megabytes(first)(wildcards, attempt)
+
+
+def asks_a_model(rule):
+    """1 for a job that sends requests: `--resources llm=2` lets two of them run at once."""
+    return lambda wildcards: int(asks(STUDY, rule, dict(wildcards)))
 
 
 def captured_at(sites, **keys):

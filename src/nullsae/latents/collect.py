@@ -13,6 +13,7 @@ from nullsae import tables
 from nullsae.activations.store import SiteReader
 from nullsae.config import Latents
 from nullsae.corpus.store import load_tokens
+from nullsae.latents.silent import HardSilence
 from nullsae.latents.statistics import Firings, entropy_bits, token_statistics
 from nullsae.latents.windows import Grid, assign_pools, draw_windows
 from nullsae.params import CollectLatentsParams
@@ -70,9 +71,13 @@ def collect_latents(
     size = min(settings.n_sampled, len(candidates))
     sampled = np.sort(sampler.choice(candidates, size=size, replace=False))
 
+    silence = HardSilence(active, grid, pools, ids)
     window_rows: list[dict[str, Any]] = []
     explain_entropy: dict[int, float | None] = {}
     for latent in sampled.tolist():
+        dense = np.zeros(len(ids), dtype=np.float32)
+        own = firings.of(latent)
+        dense[firings.position[own]] = firings.value[own]
         mine = active.of(latent)
         draws = draw_windows(
             active.position[mine],
@@ -81,12 +86,15 @@ def collect_latents(
             settings,
             numpy_generator(params.seed, "windows", *parts, latent),
         )
-        dense = np.zeros(len(ids), dtype=np.float32)
-        own = firings.of(latent)
-        dense[firings.position[own]] = firings.value[own]
+        draws += silence.draw(
+            latent,
+            draws,
+            dense,
+            settings,
+            numpy_generator(params.seed, "silent_windows", *parts, latent),
+        )
         for draw in draws:
-            starts = grid.start(draw.window)
-            spans = starts[:, None] + np.arange(settings.window_tokens)
+            spans = grid.positions(draw.window)
             values, tokens_of = dense[spans], ids[spans]
             if draw.pool == "explain" and draw.active:
                 flat = values.ravel().astype(np.float64)
@@ -97,9 +105,10 @@ def collect_latents(
                     "window": int(window),
                     "pool": draw.pool,
                     "active": draw.active,
+                    "silent_kind": draw.silent_kind,
                     "quantile": None if draw.quantile is None else int(draw.quantile[row]),
                     "document": int(grid.document[window]),
-                    "start": int(starts[row]),
+                    "start": int(spans[row, 0]),
                     "token_ids": tokens_of[row],
                     "activations": values[row],
                 }

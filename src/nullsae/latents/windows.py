@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nullsae.config import Latents
+from nullsae.judges import SilentKind
 
 POOLS = ("explain", "score")
 
@@ -49,6 +50,11 @@ class Grid:
         starts: np.ndarray = context * self.context_tokens + index * self.window_tokens
         return starts
 
+    def positions(self, window: np.ndarray) -> np.ndarray:
+        """Flat positions of the tokens of windows [n], int64 [n, window_tokens]."""
+        positions: np.ndarray = self.start(window)[:, None] + np.arange(self.window_tokens)
+        return positions
+
 
 def assign_pools(grid: Grid, generator: np.random.Generator) -> np.ndarray:
     """Deal documents to the two pools so that they hold about equally many windows.
@@ -90,8 +96,10 @@ class Draw:
     active: bool
     window: np.ndarray
     """int64 [n], ascending."""
-    quantile: np.ndarray | None
+    quantile: np.ndarray | None = None
     """int64 [n] for active windows."""
+    silent_kind: SilentKind | None = None
+    """Of silent windows: how they were chosen."""
 
 
 def draw_windows(
@@ -105,7 +113,10 @@ def draw_windows(
 
     Explaining: uniform among the active and the silent windows of the explaining pool. Scoring:
     the same number from each quantile of the scoring pool's active windows (all of a quantile
-    that holds fewer), and uniform among its silent windows.
+    that holds fewer), and uniform among its silent windows if `random` is one of
+    `settings.silent_windows`. The other kinds come after these and from what is left of the pool
+    (`latents.silent`): `random` stays a sample of all silent windows, and the same one whatever
+    other kinds are drawn, but for latents too rarely silent for all (`silent_of_each_kind`).
 
     Args:
         active_windows: int64 [n], ascending: the windows in which the latent fires.
@@ -120,12 +131,13 @@ def draw_windows(
     for index, pool in enumerate(POOLS):
         mine = pools[active_windows] == index
         window, peak = active_windows[mine], peaks[mine]
+        candidates = np.flatnonzero(silent & (pools == index))
         slices = quantiles(peak, settings.n_quantiles)
         if pool == "explain":
             n_silent = settings.explain_silent_windows
             chosen = _choose(np.arange(len(window)), settings.explain_active_windows, generator)
         else:
-            n_silent = settings.score_silent_windows
+            n_silent = silent_of_each_kind(len(candidates), settings)
             each = -(-settings.score_active_windows // settings.n_quantiles)
             parts = [
                 _choose(np.flatnonzero(slices == quantile), each, generator)
@@ -133,9 +145,18 @@ def draw_windows(
             ]
             chosen = _choose(np.concatenate(parts), settings.score_active_windows, generator)
         draws.append(Draw(pool, True, window[chosen], slices[chosen]))
-        candidates = np.flatnonzero(silent & (pools == index))
-        draws.append(Draw(pool, False, _choose(candidates, n_silent, generator), None))
+        if pool == "explain" or "random" in settings.silent_windows:
+            picked = _choose(candidates, n_silent, generator)
+            draws.append(Draw(pool, False, picked, silent_kind="random"))
     return draws
+
+
+def silent_of_each_kind(n_silent: int, settings: Latents) -> int:
+    """Scoring windows of each kind, for a latent with `n_silent` silent windows in that pool.
+
+    A latent that is rarely silent shares them out: each kind has some, and no two the same.
+    """
+    return min(settings.score_silent_windows, n_silent // len(set(settings.silent_windows)))
 
 
 def _choose(items: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 from nullsae.recipes import recipe_name
 from nullsae.report import charts, compact
 from nullsae.report.captions import CHANCE, METRIC_TEXT
+from nullsae.report.names import shown_explainer
 from nullsae.report.study import Row, Study, thin
 from nullsae.statistics.metrics import METRICS
 
@@ -23,7 +24,7 @@ def training(study: Study, subject: str) -> compact.Drawn:
     text, config = METRIC_TEXT["training"], study.config
     recipes = [name for name, sae in config.saes.items() if sae.checkpoints]
     sites = thin(config.subjects[subject].sites, max(1, MAX_PANELS // len(recipes)))
-    explainer = next(iter(config.explainers), None)
+    explainer = shown_explainer(config)
     caption = f"{text.definition} {text.reading}{compact.which_sites(study, subject, sites)}"
     orders: dict[str, list[Any]] = {
         "metric": [*SHOWN],

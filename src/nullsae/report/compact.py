@@ -45,7 +45,7 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> Drawn:
     text, config = METRIC_TEXT[metric.name], study.config
     pairs: list[tuple[str | None, str | None]] = [(None, None)]
     if metric.table == "scores":
-        pairs = [(name, scorer) for name in config.explainers for scorer in config.scorers]
+        pairs = list(config.scored_pairs())
     saes = list(config.saes)
     sites = drawn_sites(study, subject, len(study.variants) * len(saes) * len(pairs))
     margin = float(getattr(config.statistics.equivalence_margins, metric.name))

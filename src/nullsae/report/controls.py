@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nullsae.config import (
-    Config,
+from nullsae.config import Config
+from nullsae.judges import (
     DetectionScorer,
     Explainer,
     FuzzingScorer,
-    LexicalExplainer,
+    IntruderScorer,
+    LikelihoodScorer,
+    OpenAIExplainer,
     Scorer,
     SwappedExplainer,
 )
@@ -131,7 +133,9 @@ def explainer_text(explainer: Explainer) -> str:
             f"The floor: each latent is judged by the explanation that {explainer.of} wrote for "
             f"another latent of the same SAE."
         )
-    if isinstance(explainer, LexicalExplainer) and explainer.context == "bigram":
+    if isinstance(explainer, OpenAIExplainer):
+        return f"{explainer.model} is shown the latent's active windows and says what they share."
+    if explainer.context == "bigram":
         return (
             "No language model: the judge knows how often the latent fires on each token after its "
             "predecessor."
@@ -141,7 +145,25 @@ def explainer_text(explainer: Explainer) -> str:
 
 def scorer_text(scorer: Scorer) -> str:
     """What the judge is asked."""
-    if isinstance(scorer, FuzzingScorer):
-        return "The judge says whether the marked tokens are those that the latent fires on."
-    assert isinstance(scorer, DetectionScorer)
-    return "The judge says whether the latent fires in a window."
+    if isinstance(scorer, IntruderScorer):
+        return (
+            f"{scorer.judge.model} is shown {scorer.active_per_task} active windows and one other, "
+            f"and says which does not belong; no explanation is used."
+        )
+    if isinstance(scorer, LikelihoodScorer):
+        which = "the marked tokens" if scorer.form == "fuzzing" else "a window"
+        text = f"How much likelier the explanation makes {which} to a language model."
+    elif isinstance(scorer, FuzzingScorer):
+        text = "The judge says whether the marked tokens are those that the latent fires on."
+    else:
+        assert isinstance(scorer, DetectionScorer)
+        text = "The judge says whether the latent fires in a window."
+    return text + _NEGATIVES[scorer.negatives]
+
+
+_NEGATIVES = {
+    "random": "",
+    "co_occurring": " Negatives: windows in which latents fire that often fire with this one.",
+    "nearest": " Negatives: windows of much the same tokens in which the latent is silent.",
+    "misplaced": " Negatives: the same windows with marks on tokens where the latent is silent.",
+}

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths, tables
+from nullsae.report.names import shown_explainer
 from nullsae.report.study import Row, Study, thin
 from nullsae.report.text import Piece, TokenText
 
@@ -119,7 +120,7 @@ def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Examp
     )
     ids = [row["latent"] for row in chosen]
     windows = strongest(table, ids, report.n_example_windows)
-    explainer = next(iter(config.explainers), None)
+    explainer = shown_explainer(config)
     explanations = {
         row["latent"]: row for row in study.rows("explanations", **keys, explainer=explainer)
     }
@@ -128,7 +129,8 @@ def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Examp
             row["latent"]: row["auroc"]
             for row in study.rows("scores", **keys, explainer=explainer, scorer=scorer)
         }
-        for scorer in config.scorers
+        for name, scorer in config.scored_pairs()
+        if name == explainer
     }
     found = []
     for row in chosen:

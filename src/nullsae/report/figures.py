@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from nullsae.config import NO_EXPLAINER
 from nullsae.report import charts, compact
 from nullsae.report.along import training
 from nullsae.report.captions import CHANCE, METRIC_TEXT
@@ -76,7 +77,7 @@ def _panel(study: Study, row: Row, site: str = "") -> str:
 def _sort_key(study: Study, subject: str) -> Callable[[Row], tuple[int, ...]]:
     config = study.config
     orders: dict[str, dict[Any, int]] = {
-        "explainer": {name: i for i, name in enumerate(config.explainers)},
+        "explainer": {name: i for i, name in enumerate([*config.explainers, NO_EXPLAINER])},
         "scorer": {name: i for i, name in enumerate(config.scorers)},
         "sae": {name: i for i, name in enumerate(config.saes)},
         "site": {name: i for i, name in enumerate(config.subjects[subject].sites)},

@@ -50,7 +50,7 @@ def metric_group(metric: str) -> str:
 def figure_kinds(config: Config) -> list[str]:
     """Kinds of figure that each subject has, in display order."""
     left_out: tuple[str, ...] = ()
-    if not (config.explainers and config.scorers):
+    if not config.scored_pairs():
         left_out += SCORED
     if config.evaluation.cross_tokens is None:
         left_out += CROSS
@@ -70,16 +70,24 @@ def figure_names(config: Config) -> list[str]:
     return [figure_name(subject, kind) for subject in config.subjects for kind in kinds]
 
 
+def shown_explainer(config: Config) -> str | None:
+    """Whose explanations the page shows: those that a language model wrote, else the first ones."""
+    written = [name for name, explainer in config.explainers.items() if explainer.kind == "openai"]
+    return next(iter([*written, *config.explainers]), None)
+
+
 def entropy_pair(config: Config) -> tuple[str, str] | None:
-    """The explainer and scorer of the figure `entropy_auroc`: the first of each.
+    """The explainer and scorer of the figure `entropy_auroc`.
 
     A detection scorer goes before others, because fuzzing marks tokens and so leans on their
     identity. None where nothing is scored.
     """
-    if not (config.explainers and config.scorers):
+    explainer = shown_explainer(config)
+    scorers = [scorer for name, scorer in config.scored_pairs() if name == explainer]
+    if explainer is None or not scorers:
         return None
-    detection = [name for name, scorer in config.scorers.items() if scorer.kind == "detection"]
-    return next(iter(config.explainers)), (detection or list(config.scorers))[0]
+    detection = [name for name in scorers if config.scorers[name].kind == "detection"]
+    return explainer, (detection or scorers)[0]
 
 
 def _complete() -> bool:

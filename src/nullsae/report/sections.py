@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nullsae.config import FIXED_VARIANTS
+from nullsae.config import FIXED_VARIANTS, NO_EXPLAINER
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
 from nullsae.statistics.metrics import METRICS
@@ -198,7 +198,7 @@ def _contrast_order(study: Study, subject: str) -> Any:
     orders: list[tuple[str, dict[Any, int]]] = [
         ("metric", _ORDER),
         ("sae", {name: i for i, name in enumerate(config.saes)}),
-        ("explainer", {name: i for i, name in enumerate(config.explainers)}),
+        ("explainer", {name: i for i, name in enumerate([*config.explainers, NO_EXPLAINER])}),
         ("scorer", {name: i for i, name in enumerate(config.scorers)}),
         ("variant", {name: i for i, name in enumerate(study.variants)}),
         ("site", {name: i for i, name in enumerate(config.subjects[subject].sites)}),

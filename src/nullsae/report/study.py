@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from nullsae import paths, tables
 from nullsae.config import Config
+from nullsae.report.names import shown_explainer
 
 Row = dict[str, Any]
 
@@ -126,7 +127,7 @@ def load_study(config: Config, root: Path) -> Study:
         if name == "latents":
             table = table.filter(pc.field("sampled"))
         if name in ("explanations", "scores"):
-            table = table.filter(pc.field("explainer") == next(iter(config.explainers), ""))
+            table = table.filter(pc.field("explainer") == (shown_explainer(config) or ""))
         loaded[name] = table.to_pylist()
     return Study(config=config, root=root, tables=loaded, along=along)
 

@@ -1,0 +1,177 @@
+"""Explaining and judging over HTTP: time and CPU per request beside the counted limit.
+
+    python benchmarks/scoring.py [--latency-seconds 0.05] [--concurrency 100] [--faults]
+
+50 latents, one explanation each, 100 windows each by detection and by fuzzing, five in a question:
+2,050 requests to the scripted server of the tests, a process of its own, that answers after a
+fixed time. The limit is requests x latency / concurrency. Everything between the tables `windows`
+and `scores` counts: texts of windows, prompts, keys, the cache, reading answers, metrics. Then the
+same again, all of it from the cache. `--faults` lets one request in 20 and one in 5 fail in each
+way, and counts what was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nullsae.autointerp.asked import Asked
+from nullsae.autointerp.explainers import explain_latents
+from nullsae.autointerp.scorers import score_latents
+from nullsae.corpus.sources import documents
+from nullsae.inputs import BuiltinSource
+from nullsae.judges import DetectionScorer, Endpoint, FuzzingScorer, Llm, OpenAIExplainer
+from nullsae.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
+from nullsae.tables import cell_schema, read_table, write_table
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from scripted_server import ScriptedServer
+
+N_LATENTS, N_EXPLAINING, N_SCORING = 50, 40, 50
+WINDOW_TOKENS = 32
+KEYS = CellKeys(subject="s", variant="trained", draw=0, site="resid_post.0", sae="topk", seed=0)
+FAULTS = {
+    "429": {"kind": "status", "status": 429},
+    "429, come back in 0.2 s": {"kind": "status", "status": 429, "retry_after": "0.2"},
+    "500": {"kind": "status", "status": 500},
+    "dropped": {"kind": "drop"},
+    "cut in its JSON": {"kind": "cut"},
+    "empty": {"kind": "empty"},
+}
+
+
+def tokenizer_and_text(folder: Path) -> tuple[Path, np.ndarray]:
+    """A byte-level BPE of Python's help topics, and their tokens."""
+    texts = list(itertools.islice(documents(BuiltinSource(kind="builtin", name="stdlib")), 80))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2048, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json", np.concatenate([tokenizer.encode(t).ids for t in texts])
+
+
+def write_windows(folder: Path, tokens: np.ndarray) -> Path:
+    """Windows of 50 latents that fire on two or three tokens of an active window."""
+    generator = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for latent in range(N_LATENTS):
+        for pool, n in (("explain", N_EXPLAINING), ("score", N_SCORING)):
+            for i in range(2 * n):
+                start = int(generator.integers(0, len(tokens) - WINDOW_TOKENS))
+                activations = np.zeros(WINDOW_TOKENS, np.float32)
+                active = i < n
+                if active:
+                    at = generator.choice(WINDOW_TOKENS, 3, replace=False)
+                    activations[at] = generator.exponential(size=3)
+                rows.append(
+                    {
+                        "latent": latent,
+                        "window": len(rows),
+                        "pool": pool,
+                        "active": active,
+                        "silent_kind": None if active else "random",
+                        "quantile": i * 10 // n if active else None,
+                        "document": 0,
+                        "start": start,
+                        "token_ids": tokens[start : start + WINDOW_TOKENS],
+                        "activations": activations,
+                    }
+                )
+    write_table(folder / "windows.parquet", rows, cell_schema("windows"))
+    return folder / "windows.parquet"
+
+
+def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) -> dict[str, float]:
+    """Explain and judge; wall and CPU seconds of this process, and what is missing."""
+    windows = folder / "windows.parquet"
+    endpoint: dict[str, Any] = {"model": "m", "base_url": server.url, "api_key_env": None}
+    asked = Asked(lambda: settings, root=folder)
+    wall, cpu = time.perf_counter(), time.process_time()
+    explainer = OpenAIExplainer(kind="openai", **endpoint)
+    explain_latents(
+        ExplainLatentsParams(seed=0, keys=KEYS, explainer=explainer),
+        windows,
+        tokenizer,
+        folder / "explanations.parquet",
+        None,
+        asked,
+    )
+    for scorer in (DetectionScorer(kind="detection"), FuzzingScorer(kind="fuzzing")):
+        score_latents(
+            ScoreLatentsParams(seed=0, keys=KEYS, scorer=scorer, judge=Endpoint(**endpoint)),
+            windows=windows,
+            explanations=folder / "explanations.parquet",
+            tokenizer=tokenizer,
+            predictions=folder / f"{scorer.kind}.predictions.parquet",
+            scores=folder / f"{scorer.kind}.parquet",
+            asked=asked,
+        )
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    failed = sum(
+        sum(read_table(folder / f"{kind}.parquet", cell_schema("scores"))["n_failed"].to_pylist())
+        for kind in ("detection", "fuzzing")
+    )
+    return {"wall": wall, "cpu": cpu, "failed": failed}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--latency-seconds", type=float, default=0.05)
+    parser.add_argument("--concurrency", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--faults", action="store_true")
+    options = parser.parse_args()
+    settings = Llm(concurrency=options.concurrency)
+    with tempfile.TemporaryDirectory() as name, ScriptedServer() as server:
+        folder = Path(name)
+        tokenizer, tokens = tokenizer_and_text(folder)
+        write_windows(folder, tokens)
+        server.set(latency_seconds=options.latency_seconds)
+        run(folder, server, settings, tokenizer)  # imports
+        cache = folder / settings.cache
+
+        def fresh(act: Callable[[], dict[str, float]]) -> tuple[dict[str, float], dict[str, Any]]:
+            for file in cache.parent.glob("*"):
+                file.unlink()
+            server.reset()
+            return act(), server.stats()
+
+        for _ in range(options.repeats):
+            found, stats = fresh(lambda: run(folder, server, settings, tokenizer))
+            n = stats["requests"]
+            limit = n * options.latency_seconds / options.concurrency
+            print(
+                f"{n} requests: {found['wall']:.2f} s, {found['wall'] / limit:.2f} of the limit "
+                f"({limit:.2f} s); CPU {1e3 * found['cpu'] / n:.2f} ms a request; "
+                f"in flight at most {stats['peak_in_flight']}"
+            )
+            again = run(folder, server, settings, tokenizer)
+            print(f"  again, from the cache: {again['wall']:.2f} s, CPU {again['cpu']:.2f} s")
+        if options.faults:
+            for (kind, fault), every in itertools.product(FAULTS.items(), (20, 5)):
+                server.set(faults=[{**fault, "every": every, "after": 20}])
+                found, stats = fresh(lambda: run(folder, server, settings, tokenizer))
+                print(
+                    f"{kind}, one in {every}: {found['wall']:.1f} s, {found['failed']} of "
+                    f"{2 * 2 * N_SCORING * N_LATENTS} predictions lost, "
+                    f"{stats['repeated_answered']} answers asked for twice; "
+                    f"{json.dumps(stats['kinds'])}"
+                )
+
+
+if __name__ == "__main__":
+    main()

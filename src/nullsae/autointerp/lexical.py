@@ -1,0 +1,201 @@
+"""Explanations that need no language model: on which tokens a latent fires, and how often."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from nullsae.tables import cell_schema
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Context = Literal["token", "bigram"]
+
+# Stands for the token before a window's first.
+NO_TOKEN = -1
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Positions counted by a key."""
+
+    key: Ints
+    """[n_keys], ascending."""
+    place: Ints
+    """Where each position's key stands in `key`, [n_positions]."""
+    n: Ints
+    """Positions, [n_keys]."""
+    active: Ints
+    """Positions that fire, [n_keys]."""
+    mass: Floats
+    """Sum of activations, [n_keys]."""
+
+    @classmethod
+    def of(cls, keys: Ints, activations: Floats) -> Counts:
+        """Count positions, both arguments [n_positions]."""
+        key, place = np.unique(keys, return_inverse=True)
+        fires = activations > 0
+        mass = np.bincount(place[fires], weights=activations[fires], minlength=len(key))
+        return cls(
+            key=key,
+            place=place,
+            n=np.bincount(place, minlength=len(key)),
+            active=np.bincount(place[fires], minlength=len(key)),
+            mass=np.asarray(mass, dtype=np.float64),
+        )
+
+
+def lexical_explanations(
+    windows: pa.Table, tokenizer: Tokenizer, top_tokens: int, context: Context = "token"
+) -> pa.Table:
+    """Explain each latent by the tokens that it fires on in its explaining windows.
+
+    For a token id that occurs n times there, active a times of them,
+
+        P(active | token) = (a + r) / (n + 1),
+
+    r the latent's share of active positions over all those windows. The one added occurrence is
+    active at the rate r, so the estimate starts from what is known without the token and a token
+    never seen keeps r. Laplace's (a + 1) / (n + 2) would start from 1/2: every rare token would
+    look likelier to fire a sparse latent than common tokens that now and then do.
+
+    A token after another one starts, in the same way, from what is known of the token alone:
+
+        P(active | previous, token) = (a + P(active | token)) / (n + 1),
+
+    n and a those of the pair. A window's first token is shown without the one before it, which
+    may belong to another window or pool: it counts for its token and for no pair.
+
+    Args:
+        windows: latent, window, pool, token_ids, activations of the table `windows`.
+        tokenizer: the corpus' tokenizer.
+        top_tokens: how many tokens, or pairs, the text names.
+        context: `bigram` for pairs too.
+
+    Returns:
+        The columns of the table `explanations`; `token_ids` ascend, pairs ascend by (token,
+        previous), `base_probability` is r.
+    """
+    windows = windows.filter(pc.equal(windows["pool"], "explain"))
+    # Sums of floats then do not depend on the order of the rows.
+    windows = windows.sort_by([("latent", "ascending"), ("window", "ascending")])
+    lists = windows["token_ids"].combine_chunks()
+    n_tokens = lists.value_lengths().to_numpy()
+    token_ids = lists.flatten().to_numpy().astype(np.int64)
+    activations = windows["activations"].combine_chunks().flatten().to_numpy().astype(np.float64)
+    latents, of_window = np.unique(windows["latent"].to_numpy(), return_inverse=True)
+    previous_ids = np.full_like(token_ids, NO_TOKEN)
+    if context == "bigram":
+        previous_ids[1:] = token_ids[:-1]
+        previous_ids[np.cumsum(n_tokens) - n_tokens] = NO_TOKEN
+
+    # A key holds a rank and one id, never two ids: int64 is enough for any vocabulary.
+    stride = int(token_ids.max(initial=0)) + 2
+    tokens = Counts.of(np.repeat(of_window, n_tokens) * stride + token_ids, activations)
+    row, token = np.divmod(tokens.key, stride)
+    base = np.bincount(row, weights=tokens.active) / np.bincount(row, weights=tokens.n)
+    p_token = (tokens.active + base[row]) / (tokens.n + 1)
+    # What the judge tells apart: pairs, and tokens that are shown without a predecessor.
+    units = Counts.of(tokens.place * stride + (previous_ids - NO_TOKEN), activations)
+    of_token, previous = np.divmod(units.key, stride)
+    previous += NO_TOKEN
+    is_pair = previous != NO_TOKEN
+    prior = p_token[of_token]
+    p_unit = np.where(is_pair, (units.active + prior) / (units.n + 1), prior)
+
+    rows_from = np.searchsorted(row, np.arange(len(latents) + 1))
+    units_from = np.searchsorted(of_token, rows_from)
+    texts = []
+    for rate, start, stop in zip(base, units_from[:-1], units_from[1:], strict=True):
+        n, a, mass = (x[start:stop] for x in (units.n, units.active, units.mass))
+        order = np.argsort(-mass, kind="stable")
+        named = order[a[order] > 0][:top_tokens]
+        other = np.setdiff1d(order, named)
+        rest = float((a[other].sum() + rate) / (n[other].sum() + 1))
+        quoted = [
+            quote_unit(tokenizer, int(token[of_token[i]]), int(previous[i]), context)
+            for i in start + named
+        ]
+        share = mass[named] / mass.sum()
+        texts.append(describe(quoted, p_unit[start:stop][named], share, rest, context))
+
+    pairs_from = np.concatenate([[0], np.cumsum(is_pair)])[units_from]
+    columns = {
+        "latent": latents,
+        "explanation": pa.array(texts, pa.string()),
+        "reason": pa.nulls(len(texts), pa.string()),
+        "source_latent": latents,
+        "model": pa.nulls(len(texts), pa.string()),
+        "prompt_hash": pa.nulls(len(texts), pa.string()),
+        "base_probability": base,
+        "token_ids": lists_of(rows_from, token, pa.int32()),
+        "token_probabilities": lists_of(rows_from, p_token, pa.float32()),
+        "pair_previous_ids": lists_of(pairs_from, previous[is_pair], pa.int32()),
+        "pair_token_ids": lists_of(pairs_from, token[of_token[is_pair]], pa.int32()),
+        "pair_probabilities": lists_of(pairs_from, p_unit[is_pair], pa.float32()),
+    }
+    return pa.table(columns, schema=cell_schema("explanations"))
+
+
+def lists_of(bounds: Ints, values: Ints | Floats, kind: pa.DataType) -> pa.ListArray:
+    """One list per row: row i is values[bounds[i]] to values[bounds[i + 1]]."""
+    items = pa.array(values).cast(kind)
+    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), items)
+
+
+def describe(
+    quoted: list[str], probability: Floats, share: Floats, rest: float, context: Context
+) -> str:
+    """Put token statistics into words.
+
+    Args:
+        quoted: the tokens (or pairs) with the largest share of the latent's activation mass,
+            largest first. Mass ranks, not P: what makes up most of the latent's activity comes
+            first, and a token that was seen once and fired that once does not push it out.
+        probability: P(active | token), or of the pair, of each.
+        share: each one's share of the sum of the latent's activations.
+        rest: P(active | any other token, or pair), pooled over those seen.
+        context: what they are.
+    """
+    if not quoted:
+        return "did not fire in its explaining windows"
+    parts = [
+        f"{text} (P {p:.2f}, {s:.0%}{' of its activation' if i == 0 else ''})"
+        for i, (text, p, s) in enumerate(zip(quoted, probability, share, strict=True))
+    ]
+    others = "other tokens" if context == "token" else "other pairs"
+    return f"fires on {', '.join(parts)}; {others} P {rest:.2f}"
+
+
+def quote_unit(tokenizer: Tokenizer, token_id: int, previous_id: int, context: Context) -> str:
+    """A token in quotes; in the context `bigram` with the one before: `" the" after " of"`."""
+    text = quote_token(tokenizer, token_id)
+    if context == "token":
+        return text
+    if previous_id == NO_TOKEN:
+        return f"{text} first in a window"
+    return f"{text} after {quote_token(tokenizer, previous_id)}"
+
+
+def quote_token(tokenizer: Tokenizer, token_id: int) -> str:
+    r"""The text of one token in double quotes, with JSON's escapes: `" the"`, `"\n"`.
+
+    A token that is only part of a character has no text; its name in the vocabulary stands
+    instead, and an id that the tokenizer does not know is named by its number.
+    """
+    name = tokenizer.id_to_token(token_id)
+    if name is None:
+        return f"token {token_id}"
+    text = tokenizer.decode([token_id], skip_special_tokens=False)
+    if name.startswith("▁"):  # SentencePiece: a decoder drops the space of a text's first token
+        text = name.replace("▁", " ")
+    elif not text or "�" in text:
+        text = name
+    return json.dumps(text, ensure_ascii=not text.isprintable())

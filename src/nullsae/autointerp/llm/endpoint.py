@@ -1,0 +1,192 @@
+"""What an endpoint can do, found out by a few tiny requests, and requests written for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any, Literal
+
+from nullsae.autointerp.llm.answers import RefusedError
+from nullsae.autointerp.llm.messages import Reply, Request
+from nullsae.errors import UserError
+from nullsae.judges import Endpoint
+
+# Alternatives per token: what OpenAI gives at most, and what Fireworks and others do.
+TOP_LOGPROBS = (20, 5)
+LONG_TASK = "Count from 1 to 200 in digits, separated by spaces."
+LONG_TASK_TOKENS = 16
+QUESTION = "Is the sky above a desert blue by day?"
+# A model that reasons spends tokens before it answers.
+QUESTION_TOKENS = 400
+QUESTION_SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer", "enum": [0, 1]}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an endpoint takes and gives."""
+
+    json_schema: bool = False
+    """A schema is accepted and obeyed."""
+    top_logprobs: int = 0
+    """Alternatives per token that come back; 0 where no log-probabilities do."""
+    schema_with_logprobs: bool = False
+    """Both at once; else a request that wants both gets log-probabilities."""
+    temperature: bool = True
+    token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """The field that limits the length of an answer."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came back for a request that finds out something."""
+
+    reply: Reply | None
+    """None where no attempt brought a valid reply."""
+    completion_tokens: int = 0
+    failure: str = ""
+    """Of the last attempt, where none brought a reply."""
+    refusal: RefusedError | None = None
+    """Where the endpoint will not answer such a request."""
+
+
+def abilities_key(endpoint: Endpoint) -> bytes:
+    """What abilities are kept under: all settings of the endpoint that they depend on."""
+    settings = endpoint.model_dump(
+        include={"model", "structured_output", "logprobs", "temperature", "extra_body"}
+    )
+    text = json.dumps([endpoint.name, settings], sort_keys=True)
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> bytes:
+    """A request as it is sent: JSON with sorted keys, the same bytes for the same request."""
+    logprobs = request.logprobs and abilities.top_logprobs > 0
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": request.messages,
+        abilities.token_limit: request.max_completion_tokens,
+    }
+    if endpoint.temperature is not None and abilities.temperature:
+        body["temperature"] = endpoint.temperature
+    if endpoint.seed is not None:
+        body["seed"] = endpoint.seed
+    if logprobs:
+        body["logprobs"] = True
+        body["top_logprobs"] = abilities.top_logprobs
+    if (
+        request.schema is not None
+        and abilities.json_schema
+        and (abilities.schema_with_logprobs or not logprobs)
+    ):
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
+        }
+    body.update(endpoint.extra_body)
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # Text cut within a character may hold half a surrogate pair, which no UTF-8 can.
+    return text.encode(errors="replace")
+
+
+async def find_out(
+    endpoint: Endpoint, send: Callable[[Request, Abilities], Awaitable[Probe]]
+) -> Abilities:
+    """Ask an endpoint what it can do: a plain question first, a schema, log-probabilities.
+
+    What is refused, or never answered validly, counts as not supported.
+
+    Args:
+        endpoint: whom to ask; what its settings rule out is not asked for.
+        send: sends a request as those abilities allow.
+
+    Raises:
+        RefusedError: a plain question is refused: wrong key, unknown model.
+        UserError: it is never answered.
+    """
+    abilities = await _plain(endpoint, send)
+    if endpoint.structured_output == "auto":
+        tried = replace(abilities, json_schema=True)
+        probe = await send(_question(schema=True), tried)
+        if probe.reply is not None and _obeys(probe.reply.content):
+            abilities = tried
+    if endpoint.logprobs == "auto":
+        for top in TOP_LOGPROBS:
+            tried = replace(abilities, top_logprobs=top, schema_with_logprobs=True)
+            together = await send(_question(schema=True, logprobs=True), tried)
+            if _gives_logprobs(together.reply):
+                return tried
+            if not abilities.json_schema:
+                if together.reply is not None:
+                    break
+                continue
+            tried = replace(tried, schema_with_logprobs=False)
+            alone = await send(_question(schema=True, logprobs=True), tried)
+            if _gives_logprobs(alone.reply):
+                return tried
+            if alone.reply is not None:
+                break
+    return abilities
+
+
+async def _plain(
+    endpoint: Endpoint, send: Callable[[Request, Abilities], Awaitable[Probe]]
+) -> Abilities:
+    """How a plain question has to be put."""
+    request = Request(({"role": "user", "content": LONG_TASK},), LONG_TASK_TOKENS)
+    abilities = Abilities()
+    while True:
+        probe = await send(request, abilities)
+        if probe.refusal is None and probe.reply is None:
+            raise UserError(
+                f"{endpoint.model} at {endpoint.name}: no valid reply to a first, plain question; "
+                f"the last attempt: {probe.failure}"
+            )
+        if probe.refusal is None:
+            ignored = probe.completion_tokens > LONG_TASK_TOKENS
+            if ignored and abilities.token_limit == "max_completion_tokens":
+                # Older servers pass over a limit that they do not know.
+                abilities = replace(abilities, token_limit="max_tokens")
+            return abilities
+        weaker = _without_what_is_named(probe.refusal.said, endpoint, abilities)
+        if weaker is None:
+            raise probe.refusal
+        abilities = weaker
+
+
+def _without_what_is_named(said: str, endpoint: Endpoint, tried: Abilities) -> Abilities | None:
+    """The abilities without the field that a refusal names; None where it names none."""
+    if re.search("max_completion_tokens", said) and tried.token_limit == "max_completion_tokens":
+        return replace(tried, token_limit="max_tokens")
+    if re.search("temperature", said) and tried.temperature and endpoint.temperature is not None:
+        return replace(tried, temperature=False)
+    return None
+
+
+def _question(*, schema: bool = False, logprobs: bool = False) -> Request:
+    return Request(
+        ({"role": "user", "content": QUESTION},),
+        QUESTION_TOKENS,
+        schema=QUESTION_SCHEMA if schema else None,
+        logprobs=logprobs,
+    )
+
+
+def _obeys(content: str) -> bool:
+    """Whether an answer follows the schema, of which the question says nothing."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and value.get("answer") in (0, 1)
+
+
+def _gives_logprobs(reply: Reply | None) -> bool:
+    return reply is not None and any(len(token.alternatives) > 1 for token in reply.tokens)

@@ -1,0 +1,76 @@
+"""Runs a server and outlives whoever started it by as long as ending the server takes.
+
+    python guard.py program argument ...
+
+Starts the program in a session of its own and prints its process id. Ends its whole process group
+when standard input closes, which the kernel does however the process at the other end died, or
+when the program itself ends. Needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+GRACE_SECONDS = 3.0
+
+
+def main(command: list[str]) -> int:
+    """Run `command` until it ends or standard input closes.
+
+    Returns:
+        The program's exit status; 127 if it could not be started, with the reason on stdout.
+    """
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A signal to the job's process group must not end the guard before its work.
+        signal.signal(kind, signal.SIG_IGN)
+    try:
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            start_new_session=True,
+            # Popen restores only SIGPIPE and the like; an ignored SIGTERM would be inherited.
+            preexec_fn=_default_signals,
+        )
+    except OSError as error:
+        print(f"error {error.strerror}", flush=True)
+        return 127
+    print(f"pid {server.pid}", flush=True)
+    ended = os.pidfd_open(server.pid) if hasattr(os, "pidfd_open") else None
+    while server.poll() is None:
+        # Without pidfd (macOS) the end of the program is noticed by looking.
+        watched = [0] if ended is None else [0, ended]
+        readable, _, _ = select.select(watched, [], [], 0.2 if ended is None else None)
+        if 0 in readable and not os.read(0, 4096):
+            break
+    end_group(server.pid, server)
+    status = server.wait()
+    return status if status >= 0 else 128 - status  # as a shell says it
+
+
+def end_group(group: int, leader: subprocess.Popen[bytes] | None = None) -> None:
+    """End all processes of a group: SIGTERM, and SIGKILL to what is left after a few seconds."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            if leader is not None:
+                leader.poll()  # a process not waited for still counts as one of the group
+            os.killpg(group, 0)
+            time.sleep(0.02)
+        os.killpg(group, signal.SIGKILL)
+
+
+def _default_signals() -> None:
+    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(kind, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""How many requests may be in flight: fewer after an endpoint said 429, more as it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+# Of the limit, that it grows by in the time that so many requests take; at least one request.
+GROWTH = 0.1
+
+
+class Limiter:
+    """Additive increase, multiplicative decrease, and pauses of the whole endpoint.
+
+    Waiting requests start in the order they came, so that those with the same prefix stay
+    together; those that failed before go first.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.limit = float(most)
+        self.in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._resume_at = 0.0
+        self._decreased_at = -1.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: Exception | None = None
+
+    async def acquire(self, *, again: bool = False) -> None:
+        """Wait for a place; `release` gives it back.
+
+        Args:
+            again: this request has been sent before; it goes before those that were not.
+
+        Raises:
+            Exception: what `stop` was called with.
+        """
+        if self._error is not None:
+            raise self._error
+        if not self._waiting and self._free():
+            self.in_flight += 1
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        if again:
+            self._waiting.appendleft(waiter)
+        else:
+            self._waiting.append(waiter)
+        self._wake()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Give a place back."""
+        self.in_flight -= 1
+        self._wake()
+
+    def succeeded(self) -> None:
+        """A request was answered: the limit grows, by `GROWTH` in the time of `limit` requests."""
+        self.limit = min(self.most, self.limit + max(1 / self.limit, GROWTH))
+
+    def throttled(self, sent_at: float) -> bool:
+        """A request sent at that time of the loop got a 429.
+
+        Requests that were in flight when the limit was halved say nothing about the new one.
+
+        Returns:
+            Whether the limit was halved: the first 429 of its wave.
+        """
+        if sent_at <= self._decreased_at:
+            return False
+        self._decreased_at = asyncio.get_running_loop().time()
+        self.limit = max(1.0, min(self.limit, float(self.in_flight)) / 2)
+        return True
+
+    def pause(self, seconds: float) -> None:
+        """Send nothing for so long."""
+        until = asyncio.get_running_loop().time() + seconds
+        self._resume_at = max(self._resume_at, until)
+
+    def stop(self, error: Exception) -> None:
+        """Let no request start any more; those that wait get the error."""
+        self._error = error
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _free(self) -> bool:
+        if self.in_flight >= int(self.limit):
+            return False
+        return not self._resume_at or asyncio.get_running_loop().time() >= self._resume_at
+
+    def _wake(self) -> None:
+        while self._waiting and self._free():
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self.in_flight += 1
+                waiter.set_result(None)
+        if self._waiting and self._resume_at:
+            loop = asyncio.get_running_loop()
+            if loop.time() < self._resume_at:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = loop.call_at(self._resume_at, self._wake)

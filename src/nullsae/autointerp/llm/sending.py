@@ -1,0 +1,235 @@
+"""Sending requests within the limits on their number, their money and their failures."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import NoReturn
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+from nullsae.autointerp.llm.answers import AttemptError, RefusedError, Valid
+from nullsae.autointerp.llm.cache import Kept, ReplyCache
+from nullsae.autointerp.llm.connection import Connection
+from nullsae.autointerp.llm.costs import BYTES_PER_TOKEN, Usage, cost_usd, worst_cost_usd
+from nullsae.autointerp.llm.limiter import Limiter
+from nullsae.errors import UserError
+from nullsae.judges import Endpoint, Llm
+
+# Waits are drawn from 0 to this, doubled with each attempt ("full jitter").
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 60.0
+# How long requests in flight may still arrive after something has stopped the run.
+GRACE_SECONDS = 5.0
+# A request that waited so long may have been answered to another process meanwhile.
+LOOK_AGAIN_SECONDS = 0.5
+# The endpoint counts as down only if some request failed so many times itself: many requests in
+# flight fail at once when a connection breaks.
+ATTEMPTS_OF_ONE = 3
+
+
+class Sending:
+    """Gets replies from an endpoint into the cache, until one error stops it all."""
+
+    def __init__(
+        self, endpoint: Endpoint, settings: Llm, cache: ReplyCache, usage: Usage, root: Path
+    ) -> None:
+        self.error: Exception | None = None
+        """What stopped it."""
+        self.last_failure = ""
+        self.connection = Connection(endpoint, settings, root)
+        self._endpoint = endpoint
+        self._settings = settings
+        self._price = settings.prices.get(endpoint.model)
+        self._cache = cache
+        self._usage = usage
+        self._limiter = Limiter(settings.concurrency)
+        self._jitter = random.Random()
+        self._sending = 0
+        self._sent = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._drain_until = 0.0
+        self._failures_in_a_row = 0
+
+    def stop(self, error: Exception) -> None:
+        """Send nothing more; what is in flight may still arrive. The first error is kept."""
+        if self.error is None:
+            self.error = error
+            self._drain_until = asyncio.get_running_loop().time() + GRACE_SECONDS
+            self._stopped.set()
+            self._sent.set()
+            self._limiter.stop(error)
+
+    async def drain(self) -> None:
+        """Wait for what was in flight at `stop`, a few seconds from then at most."""
+        loop = asyncio.get_running_loop()
+        while self._sending and loop.time() < self._drain_until:
+            self._sent.clear()
+            try:
+                await asyncio.wait_for(self._sent.wait(), self._drain_until - loop.time())
+            except TimeoutError:
+                return
+
+    def count_cached(self, kept: Kept) -> None:
+        """Count a reply that this run need not pay."""
+        self._usage.cached_calls += 1
+        self._usage.cached_cost_usd += kept.cost_usd
+
+    async def persist(self, key: bytes, body: bytes, max_completion_tokens: int) -> Kept | None:
+        """Send a request until a valid reply comes, and keep that.
+
+        Args:
+            key: what to keep it under.
+            body: the request as JSON.
+            max_completion_tokens: how long the answer may get, for the budget.
+
+        Returns:
+            None if no attempt brought one.
+
+        Raises:
+            UserError: nothing more can be answered.
+        """
+        worst = worst_cost_usd(self._price, len(body), max_completion_tokens)
+        try:
+            return await self._attempt(key, body, worst, 1)
+        except AttemptError as error:
+            failed: AttemptError | None = error
+        attempt = 0
+
+        async def again() -> Kept | None:
+            # The machinery of retries costs as much as a request, so that it starts only here,
+            # with the failure that has already been.
+            nonlocal failed, attempt
+            attempt += 1
+            if failed is not None:
+                first, failed = failed, None
+                raise first
+            return await self._attempt(key, body, worst, attempt)
+
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._settings.max_attempts),
+            wait=self._wait_seconds,
+            retry=retry_if_exception_type(AttemptError),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            return await retrying(again)
+        except AttemptError:
+            return None
+
+    def _wait_seconds(self, state: RetryCallState) -> float:
+        longest = FIRST_WAIT_SECONDS * 2.0 ** (state.attempt_number - 1)
+        return self._jitter.uniform(0, min(longest, LONGEST_WAIT_SECONDS))
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+        except TimeoutError:
+            return
+        assert self.error is not None
+        raise self.error
+
+    async def _attempt(self, key: bytes, body: bytes, worst: float, number: int) -> Kept:
+        """Send once, within the limits, and keep what comes.
+
+        Raises:
+            AttemptError: it may be tried again.
+            UserError: nothing more can be answered.
+        """
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        await self._limiter.acquire(again=number > 1)
+        reserved = 0.0
+        try:
+            sent_at = loop.time()
+            if sent_at - asked_at > LOOK_AGAIN_SECONDS:
+                kept = self._cache.get(key)
+                if kept is not None:
+                    self.count_cached(kept)
+                    return kept
+            if worst and self._settings.max_cost_usd is not None:
+                await self._reserve(worst)
+                reserved = worst
+                sent_at = loop.time()
+            self._sending += 1
+            try:
+                valid = await self.connection.send(body)
+            finally:
+                self._sending -= 1
+                self._sent.set()
+            kept = self._paid(valid, body)
+            self._cache.put(key, kept, reserved_usd=reserved)
+            reserved = 0.0
+            self._limiter.succeeded()
+            self._failures_in_a_row = 0
+            return kept
+        except AttemptError as error:
+            self._note(error, sent_at, number)
+            raise
+        except RefusedError:
+            self._usage.attempts_failed += 1
+            raise
+        finally:
+            self._cache.release(reserved)
+            self._limiter.release()
+
+    def _paid(self, valid: Valid, body: bytes) -> Kept:
+        """A reply with its costs, which are this run's."""
+        prompt, completion = valid.prompt_tokens, valid.completion_tokens
+        if prompt is None:  # an endpoint that counts nothing: as estimated for the budget
+            prompt = -(-len(body) // BYTES_PER_TOKEN)
+        if completion is None:
+            completion = -(-len(valid.reply.content.encode(errors="replace")) // BYTES_PER_TOKEN)
+        cost = cost_usd(self._price, prompt, completion)
+        self._usage.calls += 1
+        self._usage.prompt_tokens += prompt
+        self._usage.completion_tokens += completion
+        self._usage.cost_usd += cost
+        return Kept(valid.reply, self._endpoint.model, prompt, completion, cost)
+
+    def _note(self, error: AttemptError, sent_at: float, number: int) -> None:
+        """Count a failed attempt; stop everything after too many in a row."""
+        self._usage.attempts_failed += 1
+        self.last_failure = str(error)
+        if error.pause is not None:
+            self._limiter.pause(error.pause)
+        new_wave = self._limiter.throttled(sent_at) if error.throttled else True
+        if error.pause is None and new_wave:
+            # An endpoint that says when to come back is not down, and a wave of 429 is one event.
+            self._failures_in_a_row += 1
+        most = self._settings.max_failures_in_a_row
+        enough = number >= min(ATTEMPTS_OF_ONE, self._settings.max_attempts)
+        if self._failures_in_a_row >= most and enough and self.error is None:
+            raise UserError(
+                f"{self.connection.asked}: {self._failures_in_a_row} attempts failed in a row "
+                f"(llm.max_failures_in_a_row), the last with: {error}; {self._kept_so_far()}"
+            )
+
+    async def _reserve(self, worst: float) -> None:
+        """Set money aside; wait for requests in flight, which may cost less than they might."""
+        limit = self._settings.max_cost_usd
+        assert limit is not None
+        while self.error is None:
+            spent = self._cache.reserve(worst, limit)
+            if spent is not None and not self._sending:
+                self._cache.flush()
+                spent = self._cache.reserve(worst, limit)
+                if spent is not None:
+                    self._over_budget(spent, worst, limit)
+            if spent is None:
+                return
+            self._sent.clear()
+            await self._sent.wait()
+        raise self.error
+
+    def _over_budget(self, spent: float, worst: float, limit: float) -> NoReturn:
+        raise UserError(
+            f"llm.max_cost_usd: {spent:.6g} of {limit:g} USD are spent, and the next request "
+            f"to {self._endpoint.model} may cost {worst:.2g}; {self._kept_so_far()}"
+        )
+
+    def _kept_so_far(self) -> str:
+        n, path = self._cache.count(), self._cache.path
+        return f"{n} replies are kept in {path}, and running again goes on from there"

@@ -1,0 +1,137 @@
+"""A causal language model that judges explanations in the job's own process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from nullsae.corpus.tokenizer import Encoder, load_tokenizer
+from nullsae.errors import UserError
+from nullsae.files import checksum, read_json, rebuild_command, verify, write_json
+from nullsae.inputs import (
+    GgufSource,
+    GgufTokenizer,
+    PretrainedSource,
+    PretrainedTokenizer,
+    find_gguf,
+)
+from nullsae.params import PrepareJudgeParams
+from nullsae.subjects.families import text_config
+from nullsae.subjects.loading import DTYPES, fetch, place
+
+WHERE = "config: scorers.*.model"
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class LocalJudge:
+    """A causal language model and its tokenizer, ready to run."""
+
+    model: Any
+    """A Hugging Face causal language model in evaluation mode."""
+    tokenizer: Tokenizer
+    """Gives the characters that each token stands for."""
+    name: str
+    """For tables: the hub id or folder, or the name of the GGUF file."""
+    device: torch.device
+    """Where its inputs go."""
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The most tokens that it reads at once; None where its config states no limit."""
+        limit = getattr(text_config(self.model), "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+
+def prepare_judge(params: PrepareJudgeParams, output: Path) -> None:
+    """Make sure that a judge can be loaded, and write down how.
+
+    A GGUF file is converted once, to a checkpoint folder beside the manifest, for reading one takes
+    minutes. Of a pretrained model nothing is copied: the manifest pins the commit that was found.
+
+    Args:
+        params: the rule's params.
+        output: `manifest.json`, written last: a folder without one is unfinished.
+
+    Raises:
+        UserError: the model or its tokenizer cannot be had, or weights are missing.
+    """
+    source = params.model
+    output.unlink(missing_ok=True)
+    encoder = _fetch_tokenizer(source)
+    model: Any = _fetch_model(source)
+    manifest: dict[str, Any] = {"source": source.model_dump(mode="json")}
+    if isinstance(source, GgufSource):
+        manifest["name"] = find_gguf(source, where=WHERE).name
+        manifest["files"] = _save(model, encoder, output.parent / CHECKPOINT)
+    else:
+        manifest["name"] = source.path
+        # The main branch may move between the jobs of a study.
+        manifest["commit"] = getattr(model.config, "_commit_hash", None)
+    write_json(output, manifest)
+
+
+def load_judge(manifest: Path, device: torch.device) -> LocalJudge:
+    """Load a judge by the manifest that `prepare_judge` wrote, verifying the files it made.
+
+    Raises:
+        UserError: a file is missing or damaged (names it and the command that rebuilds it), or the
+            model cannot be had any more.
+    """
+    from transformers import AutoModelForCausalLM
+
+    rebuild = rebuild_command(manifest)
+    described = read_json(manifest, rebuild=rebuild)
+    model: Any
+    if described["source"]["kind"] == "gguf":
+        folder = manifest.parent / CHECKPOINT
+        for name, expected in described["files"].items():
+            verify(folder / name, expected, rebuild=rebuild)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[described["source"]["dtype"]], use_safetensors=True
+        )
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        source = PretrainedSource(**described["source"])
+        if described["commit"] is not None:
+            source = source.model_copy(update={"revision": described["commit"]})
+        tokenizer = _fetch_tokenizer(source).tokenizer.backend_tokenizer
+        model = _fetch_model(source)
+    model = place(model.eval().requires_grad_(False), described, device)
+    return LocalJudge(model, tokenizer, described["name"], device)
+
+
+def _fetch_model(source: PretrainedSource | GgufSource) -> Any:
+    try:
+        return fetch(source, step0=False)
+    except UserError as error:
+        said = str(error).replace("config: subjects.*.source", WHERE).replace("subject ", "judge ")
+        raise UserError(said) from None
+
+
+def _fetch_tokenizer(source: PretrainedSource | GgufSource) -> Encoder:
+    given: PretrainedTokenizer | GgufTokenizer
+    if isinstance(source, GgufSource):
+        given = GgufTokenizer(kind="gguf", path=source.path, package=source.package)
+    else:
+        given = PretrainedTokenizer(kind="pretrained", path=source.path, revision=source.revision)
+    return load_tokenizer(given, where=WHERE)
+
+
+def _save(model: Any, encoder: Encoder, folder: Path) -> dict[str, str]:
+    """Write a checkpoint folder whole, in the place of an old one; returns each file's checksum."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        made = Path(temporary) / folder.name
+        model.save_pretrained(made)
+        encoder.tokenizer.save_pretrained(made)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
+    return {file.name: checksum(file) for file in sorted(folder.iterdir())}

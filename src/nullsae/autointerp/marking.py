@@ -1,0 +1,250 @@
+"""How windows are shown to language models: as text, with marks around tokens."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from nullsae.randomness import Key, numpy_generator
+
+if TYPE_CHECKING:
+    from nullsae.autointerp.examples import Examples
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+LEFT, RIGHT = "<<", ">>"
+# From an ASCII character to its full-width form, which looks much like it.
+FULL_WIDTH = 0xFEE0
+# What decoders write for bytes that are no character.
+REPLACEMENT = "\ufffd"
+# A byte of a tokenizer with byte fallback, as in Llama's vocabulary: <0x0A>.
+BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>\Z")
+
+
+def _byte_letters() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for (GPT-2's encoder.py)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_LETTERS = _byte_letters()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The text of a window."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    """First character of each token in the text, and the one after its last. Tokens that hold
+    bytes of the same character share it; a token without text has an empty span."""
+
+
+def window_texts(tokenizer: Tokenizer, token_ids: Sequence[Ints] | Ints) -> list[Shown]:
+    """Decode windows of tokens.
+
+    Each text is the tokenizer's own decoding, special tokens included, with the space that a
+    window starts with: decoders in the way of SentencePiece drop it.
+
+    Args:
+        tokenizer: the tokenizer of the tokens.
+        token_ids: int [n_windows, n_tokens], or an array of token ids for each window.
+    """
+    windows = [np.asarray(ids).tolist() for ids in token_ids]
+    pieces = Pieces(tokenizer)
+    decoded = tokenizer.decode_batch(windows, skip_special_tokens=False)
+    return [pieces.shown(ids, text) for ids, text in zip(windows, decoded, strict=True)]
+
+
+class Pieces:
+    """The bytes that each token adds to a text, remembered."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pieces: dict[int, bytes] = {}
+
+    def shown(self, token_ids: list[int], decoded: str) -> Shown:
+        """A window's text and spans.
+
+        Args:
+            token_ids: of the window.
+            decoded: what the tokenizer makes of them.
+        """
+        known = self._pieces
+        pieces = [known[t] if t in known else self._add(t) for t in token_ids]
+        joined = b"".join(pieces)
+        text = joined.decode(errors="replace")
+        if text not in (decoded, " " + decoded):
+            return self._shown_by_prefixes(token_ids, pieces, decoded)
+        bounds = list(accumulate(map(len, pieces), initial=0))
+        if joined.isascii():
+            return Shown(text, tuple(pairwise(bounds)))
+        character = _character_of_bytes(joined)
+        spans = [
+            (character[a], character[b - 1] + 1 if b > a else character[a])
+            for a, b in pairwise(bounds)
+        ]
+        return Shown(text, tuple(spans))
+
+    def _add(self, token_id: int) -> bytes:
+        found = self._pieces[token_id] = self._piece(token_id)
+        return found
+
+    def _piece(self, token_id: int) -> bytes:
+        name = self._tokenizer.id_to_token(token_id)
+        if name is None:
+            return b""
+        # Behind itself, because a decoder may treat the first token of a text in its own way.
+        once, twice = (
+            self._tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2)
+        )
+        text: str = twice[len(once) :]
+        if REPLACEMENT not in text:
+            return text.encode()
+        if byte := BYTE_NAME.match(name):
+            return bytes([int(byte[1], 16)])
+        if all(letter in BYTE_LETTERS for letter in name):
+            return bytes(BYTE_LETTERS[letter] for letter in name)
+        return text.encode()
+
+    def _shown_by_prefixes(self, token_ids: list[int], pieces: list[bytes], decoded: str) -> Shown:
+        """Spans by what the beginnings of a window decode to: slow, and right for any decoder.
+
+        For tokens that read differently beside others, as where a decoder with byte fallback
+        writes off a run of bytes as a whole because one of them fits no character.
+        """
+        prefixes = [token_ids[:n] for n in range(1, len(token_ids) + 1)]
+        bounds = [0]
+        for text in self._tokenizer.decode_batch(prefixes, skip_special_tokens=False):
+            bounds.append(max(bounds[-1], _n_common(text, decoded)))
+        # A token that only begins a character, or continues it, shares it with its last.
+        spans = [
+            (a, b if b > a or not piece else min(a + 1, len(decoded)))
+            for (a, b), piece in zip(pairwise(bounds), pieces, strict=True)
+        ]
+        start = pieces[0].decode(errors="replace")
+        if not start.startswith(" ") or decoded.startswith(start):
+            return Shown(decoded, tuple(spans))
+        spans = [(a + (i > 0), b + 1) for i, (a, b) in enumerate(spans)]
+        return Shown(" " + decoded, tuple(spans))
+
+
+def _n_common(one: str, other: str) -> int:
+    """Characters that two texts begin with alike."""
+    shorter = min(len(one), len(other))
+    return next((i for i in range(shorter) if one[i] != other[i]), shorter)
+
+
+def _character_of_bytes(joined: bytes) -> list[int]:
+    """Index of the character that each byte belongs to, and at last their number.
+
+    Bytes that are no UTF-8 come in the groups that `errors="replace"` makes one character of.
+    """
+    values = np.frombuffer(joined, dtype=np.uint8)
+    starts = (values & 0xC0) != 0x80
+    at = 0
+    while at < len(joined):
+        try:
+            joined[at:].decode()
+            break
+        except UnicodeDecodeError as error:
+            starts[at + error.start : at + error.end] = False
+            starts[at + error.start] = True
+            at += error.end
+    index = np.cumsum(starts) - 1
+    return [*index.tolist(), int(starts.sum())]
+
+
+def mark(shown: Shown, marked: Flags, left: str = LEFT, right: str = RIGHT) -> str:
+    """The text with marks around the marked tokens; neighbours share one pair of them.
+
+    A character of the marks that stands in the text is replaced by its full-width form (U+FF1C for
+    `<`), wherever it stands: so marks are what they seem, and a window looks the same otherwise
+    whatever is marked in it. A token without text takes no mark.
+
+    Args:
+        shown: the window.
+        marked: bool [n_tokens].
+        left: goes before a marked token; ASCII punctuation.
+        right: goes behind it; ASCII punctuation.
+
+    Raises:
+        ValueError: a mark is not ASCII punctuation (a defect of nullsae, not of its user).
+    """
+    if not set(left + right) <= set(string.punctuation):
+        raise ValueError(f"marks {left!r} and {right!r} are not ASCII punctuation")
+    text = shown.text.translate({ord(c): ord(c) + FULL_WIDTH for c in left + right})
+    parts, at = [], 0
+    for start, stop in _stretches(shown, marked):
+        parts += [text[at:start], left, text[start:stop], right]
+        at = stop
+    return "".join([*parts, text[at:]])
+
+
+def _stretches(shown: Shown, marked: Flags) -> Iterator[tuple[int, int]]:
+    """Longest stretches of marked characters, from left to right."""
+    first = last = 0
+    for i in np.flatnonzero(marked).tolist():
+        start, stop = shown.spans[i]
+        if start > last:
+            if last > first:
+                yield first, last
+            first = start
+        last = max(last, stop)
+    if last > first:
+        yield first, last
+
+
+def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
+    """Activations as whole numbers from 0 to 10: ceil(10 a / maximum), as delphi shows them.
+
+    Args:
+        activations: float [n], not negative.
+        maximum: activation that becomes 10, as do larger ones; 0 where all are 0.
+
+    Returns:
+        int64 [n]; above 0 where the activation is.
+    """
+    if maximum <= 0:
+        return np.zeros(len(activations), dtype=np.int64)
+    scaled = np.ceil(10 * np.asarray(activations, dtype=np.float64) / maximum)
+    return np.minimum(scaled, 10).astype(np.int64)
+
+
+def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
+    """Marks on wrong tokens of active windows: where the latent is silent.
+
+    A window has as many as true marks (one if it has none), or fewer where it has fewer silent
+    tokens, drawn without replacement by a generator of its own, keyed by (seed, "misplaced_marks",
+    key, latent, window). What stays without any mark cannot be shown with misplaced ones: silent
+    windows, and those in which the latent fires at every token.
+
+    Args:
+        examples: windows, with their true marks.
+        seed: the config's.
+        key: the keys of the SAE.
+
+    Returns:
+        bool [n_positions].
+    """
+    wrong = np.zeros(len(examples.marked), dtype=np.bool_)
+    n_marked = examples.n_marked
+    for i in np.flatnonzero(examples.active).tolist():
+        start, stop = examples.starts[i], examples.starts[i + 1]
+        silent = start + np.flatnonzero(examples.activations[start:stop] <= 0)
+        latent, window = int(examples.latent[i]), int(examples.window[i])
+        generator = numpy_generator(seed, "misplaced_marks", *key, latent, window)
+        size = min(max(1, int(n_marked[i])), len(silent))
+        wrong[generator.choice(silent, size, replace=False)] = True
+    return wrong

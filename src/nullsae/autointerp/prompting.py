@@ -1,0 +1,108 @@
+"""Prompts: text files of turns, the last one a template."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from nullsae.errors import UserError, first_line
+
+PROMPTS = Path(__file__).parent / "prompts"
+_TURN = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
+ROLES = ("system", "user", "assistant", "again")
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends with the question."""
+
+    turns: tuple[tuple[str, str], ...]
+    """(role, text) of the fixed turns: instructions and worked examples."""
+    question: jinja2.Template
+    again: jinja2.Template
+    """Added to the question when an answer could not be used."""
+    hash: str
+    """16 hex digits over the file: part of tables, so that scores by two prompts are told apart."""
+
+    def messages(self, attempt: int = 1, **values: Any) -> tuple[Message, ...]:
+        """The messages of one question.
+
+        Args:
+            attempt: counts from 1; later ones add the reminder, so no two are the same.
+            values: what the template names.
+        """
+        question = self.question.render(**values).strip()
+        if attempt > 1:
+            question += "\n\n" + self.again.render(attempt=attempt, **values).strip()
+        fixed = [{"role": role, "content": text} for role, text in self.turns]
+        return (*fixed, {"role": "user", "content": question})
+
+
+@cache
+def load_prompt(kind: str, path: str | None = None) -> Prompt:
+    """Read a prompt file: turns under lines `=== system`, `=== user`, `=== assistant`.
+
+    The last turn of the user is the question, in Jinja's syntax; `=== again` is what is added to it
+    after an answer that could not be used.
+
+    Args:
+        kind: name of nullsae's own prompt: explain, detection, fuzzing, intruder.
+        path: a file of the user's to read in its place.
+
+    Raises:
+        UserError: the file is missing or not such a file; names it and the line that is wrong.
+    """
+    file = Path(path).expanduser() if path else PROMPTS / f"{kind}.txt"
+    try:
+        data = file.read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read as a prompt: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not text in UTF-8") from None
+    parts = _TURN.split(text)
+    turns = [(role, body.strip()) for role, body in zip(parts[1::2], parts[2::2], strict=True)]
+    if unknown := [role for role, _ in turns if role not in ROLES]:
+        raise UserError(f"{file}: '=== {unknown[0]}' is not one of {', '.join(ROLES)}")
+    again = "".join(body for role, body in turns if role == "again")
+    turns = [(role, body) for role, body in turns if role != "again"]
+    if not turns or turns[-1][0] != "user" or not again or parts[0].strip():
+        raise UserError(
+            f"{file}: a prompt starts with '=== system' or '=== user', ends with a question under "
+            f"'=== user', and has an '=== again' for answers that could not be used"
+        )
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    try:
+        question, reminder = (environment.from_string(t) for t in (turns[-1][1], again))
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"{file}: not a template: {first_line(error)}") from None
+    digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+    return Prompt(tuple(turns[:-1]), question, reminder, digest)
+
+
+def check_prompt(prompt: Prompt, source: str | None, **values: Any) -> None:
+    """Render a user's prompt once before anything is sent.
+
+    Raises:
+        UserError: it names something that this kind of prompt does not have.
+    """
+    try:
+        prompt.messages(2, **values)
+    except jinja2.UndefinedError as error:
+        known = ", ".join([*values, "attempt (in again)"])
+        raise UserError(f"{source}: {first_line(error)}; what there is: {known}") from None
+
+
+def one_line(text: str) -> str:
+    """The text of a window with its line breaks spelled out: a line then is a window."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")

@@ -1,0 +1,181 @@
+"""Answers of judges and explainers: what can be used of them, whatever they look like."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from nullsae.autointerp.llm.messages import AnswerToken, Reply
+
+POSITIVE = ("1", "yes", "true")
+NEGATIVE = ("0", "no", "false")
+_LABEL = rf"(?P<label>{'|'.join(POSITIVE + NEGATIVE)})"
+_END = r"(?![\w%]|\.\d)"
+# `"3": 1`, `Window 3 = yes`, `3) 0`, `3. no`, `"window": 3, "active": 0`
+_PAIR = re.compile(
+    rf"""(?<![\w.])(?P<number>\d{{1,4}})["'\])*]*\s*
+    (?:[:=]|->|→|[-.)]\s|,\s*["'](?:active|answer|label|value)["']\s*:)\s*["'*]*{_LABEL}{_END}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_LIST = re.compile(r"\[([^\[\]{}]*)\]")
+_ITEM = re.compile(rf"(?<![\w.]){_LABEL}{_END}", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:intruder|window|answer)\D{0,12}?(\d{1,4})(?!\w)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w.])")
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_EXPLANATION = re.compile(r"explanation\W{0,4}:[\s*_]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge said of one window."""
+
+    probability: float
+    """Of being active; 0 or 1 where the judge gave no probabilities."""
+    is_label: bool
+
+
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match[0])
+
+
+def without_thoughts(content: str) -> str:
+    """An answer with what stands in `<think>` blanked out; places stay what they are."""
+    return _THOUGHT.sub(_blank, content)
+
+
+def labels(content: str, n_windows: int) -> dict[int, tuple[int, int]]:
+    """Labels by window number from an answer in words, JSON or anything between.
+
+    Numbered answers count one by one, in whatever order: a window that is missing, out of range
+    or answered in two ways is left out. Lists without numbers count only when they have exactly
+    one answer per window: nobody knows which one a shorter list has lost.
+
+    Returns:
+        Number of the window, from 1, to (0 or 1, place of the label in `content`).
+    """
+    content = without_thoughts(content)
+    found: dict[int, tuple[int, int]] = {}
+    contradicted = set()
+    for match in _PAIR.finditer(content):
+        number, label = int(match["number"]), int(match["label"].lower() in POSITIVE)
+        if number in found and found[number][0] != label:
+            contradicted.add(number)
+        found[number] = (label, match.start("label"))
+    if found:
+        return {n: found[n] for n in sorted(found) if 1 <= n <= n_windows and n not in contradicted}
+    spans = [match.span(1) for match in _LIST.finditer(content)] or [(0, len(content))]
+    for start, stop in reversed(spans):
+        items = list(_ITEM.finditer(content, start, stop))
+        if len(items) == n_windows:
+            return {
+                i: (int(item["label"].lower() in POSITIVE), item.start("label"))
+                for i, item in enumerate(items, 1)
+            }
+    return {}
+
+
+def judgements(reply: Reply, n_windows: int) -> dict[int, Judgement]:
+    """What a judge said of each window, by number from 1; without those that it did not answer.
+
+    P(1) / (P(0) + P(1)) from the log-probabilities at the token of each label, over all ways to
+    write either that are among the most likely ones; else the label.
+    """
+    found = {}
+    shift = _start_of_content(reply)
+    for number, (label, place) in labels(reply.content, n_windows).items():
+        token = _token_at(reply.tokens, place + shift)
+        masses = _masses(token, _side) if token is not None else {}
+        total = sum(masses.values())
+        if total > 0 and len(masses) == 2:
+            found[number] = Judgement(masses[1] / total, is_label=False)
+        else:
+            found[number] = Judgement(float(label), is_label=True)
+    return found
+
+
+def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
+    """Which window a judge called the intruder, as the probability of each one of being active.
+
+    1 - P(window) / sum of P over the windows, from the log-probabilities at the token of the
+    number; else 0 for the one that was chosen and 1 for the others.
+
+    Returns:
+        Number from 1 to judgement for all windows; None if the answer names none of them.
+    """
+    content = without_thoughts(reply.content)
+    named = list(_CHOICE.finditer(content))
+    if named:
+        number, place = int(named[-1][1]), named[-1].start(1)
+    else:
+        numbers = list(_NUMBER.finditer(content))
+        if len({match[0] for match in numbers}) != 1:
+            return None
+        number, place = int(numbers[0][0]), numbers[0].start()
+    if not 1 <= number <= n_windows:
+        return None
+    token = _token_at(reply.tokens, place + _start_of_content(reply))
+    masses = (
+        _masses(token, lambda text: _window_number(text, n_windows)) if token is not None else {}
+    )
+    total = sum(masses.values())
+    if total > 0 and len(masses) > 1:
+        return {
+            n: Judgement(1 - masses.get(n, 0.0) / total, is_label=False)
+            for n in range(1, n_windows + 1)
+        }
+    return {n: Judgement(float(n != number), is_label=True) for n in range(1, n_windows + 1)}
+
+
+def explanation(reply: Reply) -> str | None:
+    """The explanation in an answer: what follows the last `Explanation:`, else its last paragraph.
+
+    Returns:
+        One line without quotes or Markdown around it; None if nothing is left.
+    """
+    content = without_thoughts(reply.content).strip()
+    marked = list(_EXPLANATION.finditer(content))
+    if marked:
+        content = content[marked[-1].end() :].strip().split("\n\n")[0]
+    else:
+        content = content.split("\n\n")[-1]
+    text = " ".join(content.split()).strip("*_` ")
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1].strip()
+    return text if any(character.isalnum() for character in text) else None
+
+
+def _start_of_content(reply: Reply) -> int:
+    """Where the content starts in the joined texts of the tokens; some servers strip it."""
+    return max(0, "".join(token.text for token in reply.tokens).find(reply.content))
+
+
+def _token_at(tokens: tuple[AnswerToken, ...], place: int) -> AnswerToken | None:
+    """The token that covers a place in the joined texts."""
+    end = 0
+    for token in tokens:
+        end += len(token.text)
+        if place < end:
+            return token
+    return None
+
+
+def _masses(token: AnswerToken, side: Callable[[str], int | None]) -> Mapping[int, float]:
+    """Probability of each side among a token's alternatives."""
+    masses: dict[int, float] = {}
+    for text, log_probability in token.alternatives:
+        which = side(text)
+        if which is not None:
+            masses[which] = masses.get(which, 0.0) + math.exp(log_probability)
+    return masses
+
+
+def _side(text: str) -> int | None:
+    bare = text.strip(" \t\n\"'`:,{}[]").lower()
+    return 1 if bare in POSITIVE else 0 if bare in NEGATIVE else None
+
+
+def _window_number(text: str, n_windows: int) -> int | None:
+    bare = text.strip(" \t\n\"'`:,{}[]")
+    return int(bare) if bare.isdecimal() and 1 <= int(bare) <= n_windows else None

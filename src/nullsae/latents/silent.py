@@ -1,0 +1,213 @@
+"""Hard silent windows: a latent is silent there, although its tokens or its company are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from nullsae.config import Latents
+from nullsae.latents.statistics import Firings
+from nullsae.latents.windows import POOLS, Draw, Grid, silent_of_each_kind
+
+SCORE = POOLS.index("score")
+# Others whose firing makes a window one of kind `co_occurring`.
+N_COMPANIONS = 10
+
+
+@dataclass(frozen=True)
+class HardSilence:
+    """Draws the silent scoring windows that are not random, for one latent after the other."""
+
+    active: Firings
+    """The windows in which each latent fires; `position` is the window."""
+    grid: Grid
+    pools: np.ndarray
+    """int8 [n_windows], as from `assign_pools`."""
+    token_ids: np.ndarray
+    """int64 [n_tokens] of the split."""
+
+    def draw(
+        self,
+        latent: int,
+        drawn: list[Draw],
+        activations: np.ndarray,
+        settings: Latents,
+        generator: np.random.Generator,
+    ) -> list[Draw]:
+        """Windows of the kinds in `settings.silent_windows` other than `random`.
+
+        All are of the scoring pool, none is among `drawn`, and no two kinds share one. `nearest`
+        comes first: it has few good candidates, and `co_occurring` has many. A kind has fewer
+        windows than asked where the latent has no more (`silent_of_each_kind`).
+
+        Args:
+            latent: the latent.
+            drawn: what `draw_windows` gave for it.
+            activations: float32 [n_tokens], of the latent over the split.
+            settings: kinds and sizes.
+            generator: keyed to the latent; breaks ties.
+        """
+        free = self.pools == SCORE
+        free[self.active.position[self.active.of(latent)]] = False
+        n = silent_of_each_kind(int(free.sum()), settings)
+        for draw in drawn:
+            free[draw.window] = False
+        draws = []
+        if "nearest" in settings.silent_windows:
+            (shown,) = (d.window for d in drawn if d.pool == "score" and d.active)
+            spans = self.grid.positions(shown)
+            values = activations[spans].astype(np.float64)
+            candidates = np.flatnonzero(free)
+            near = self.tokens.nearest(self.token_ids[spans], values, candidates, n, generator)
+            free[near] = False
+            draws.append(Draw("score", False, near, silent_kind="nearest"))
+        if "co_occurring" in settings.silent_windows:
+            company = self.company(latent)
+            candidates = np.flatnonzero(free & (company > 0))
+            candidates = generator.permutation(candidates)
+            most = np.argsort(-company[candidates], kind="stable")[:n]
+            draws.append(
+                Draw("score", False, np.sort(candidates[most]), silent_kind="co_occurring")
+            )
+        return draws
+
+    def company(self, latent: int) -> np.ndarray:
+        """How much of a latent's usual company fires in each window, float64 [n_windows].
+
+        The sum of the associations of those of its companions that fire there.
+        """
+        company = np.zeros(self.grid.n_windows)
+        for other, association in zip(*self.companions(latent), strict=True):
+            # A window comes once per latent, so no sum is lost.
+            company[self.active.position[self.active.of(int(other))]] += association
+        return company
+
+    def companions(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """The others that most often fire in the same windows as a latent.
+
+        The association of another one is P(it fires | the latent fires) - P(it fires), over the
+        windows of both pools: the share of the latent's active windows in which it fires too,
+        minus its share of all windows. One that never fires where the latent is silent tells of
+        no silent window and does not count.
+
+        Returns:
+            At most `N_COMPANIONS` latents (int64) and their associations (float64), all above 0,
+            largest first; ties by number.
+        """
+        own = np.zeros(self.grid.n_windows, dtype=bool)
+        own[self.active.position[self.active.of(latent)]] = True
+        fires_too = self.active.latent[own[self.active.position]]
+        both = np.bincount(fires_too, minlength=self.active.n_latents)
+        association = both / max(1, own.sum()) - self._n_active / max(1, (self.pools >= 0).sum())
+        # The latent itself is among these.
+        association[both == self._n_active] = 0
+        best = np.argsort(-association, kind="stable")[:N_COMPANIONS]
+        best = best[association[best] > 0]
+        return best, association[best]
+
+    @cached_property
+    def tokens(self) -> TokenIndex:
+        """The scoring pool by token types."""
+        windows = np.flatnonzero(self.pools == SCORE)
+        ids = self.token_ids[self.grid.positions(windows)]
+        return TokenIndex.of(windows, ids, n_windows=self.grid.n_windows)
+
+    @cached_property
+    def _n_active(self) -> np.ndarray:
+        """Windows in which each latent fires, int64 [n_latents]."""
+        return self.active.counts
+
+
+@dataclass(frozen=True)
+class TokenIndex:
+    """Which windows hold each token type."""
+
+    window: np.ndarray
+    """int64 [n_pairs]: windows by the types they hold, ascending within a type."""
+    bounds: np.ndarray
+    """int64 [vocab + 1]: type t is held by window[bounds[t]] to window[bounds[t + 1]]."""
+    rarity: np.ndarray
+    """float64 [vocab], nats: ln(windows / windows that hold the type), 0 for one that none does
+    (inverse document frequency, Spärck Jones 1972)."""
+    n_windows: int
+
+    @classmethod
+    def of(cls, windows: np.ndarray, token_ids: np.ndarray, *, n_windows: int) -> TokenIndex:
+        """From windows (int64 [n]) and their token ids [n, window_tokens].
+
+        `n_windows` is how many there are in all, also those that are not indexed.
+        """
+        keys = np.unique(token_ids * n_windows + windows[:, None])
+        held_by = np.bincount(keys // n_windows)
+        rarity = np.log(len(windows) / np.maximum(held_by, 1)) * (held_by > 0)
+        bounds = np.concatenate([[0], np.cumsum(held_by)])
+        return cls(keys % n_windows, bounds, rarity, n_windows)
+
+    def similarity(self, token_ids: np.ndarray, activations: np.ndarray) -> np.ndarray:
+        """How much of an active window the indexed windows hold: 1 all of its types, 0 none.
+
+        A type counts by the mean of two shares: of the window's activation, so that what the
+        latent fires on comes first, and of its tokens weighted by `rarity`, so that the rest of
+        the text is alike too, in its telling words.
+
+        Args:
+            token_ids: int [window_tokens], of the active window, an indexed one.
+            activations: float64 [window_tokens], not negative.
+
+        Returns:
+            float64 [n_windows], 0 for windows that are not indexed.
+        """
+        types, place, n = np.unique(token_ids, return_inverse=True, return_counts=True)
+        activation = np.bincount(place, weights=activations)
+        weight = (_shares(activation) + _shares(self.rarity[types] * n)) / 2
+        low, high = self.bounds[types], self.bounds[types + 1]
+        holders = [self.window[a:b] for a, b in zip(low, high, strict=True)]
+        return np.bincount(
+            np.concatenate(holders),
+            weights=np.repeat(weight, high - low),
+            minlength=self.n_windows,
+        )
+
+    def nearest(
+        self,
+        token_ids: np.ndarray,
+        activations: np.ndarray,
+        candidates: np.ndarray,
+        n: int,
+        generator: np.random.Generator,
+    ) -> np.ndarray:
+        """Candidates that are most similar to active windows.
+
+        The active windows, in random order, take their most similar candidate each in turn, and
+        go round again until there are n: so the chosen ones as a whole look like the active ones
+        as a whole, not like one of them. Ties are broken at random.
+
+        Args:
+            token_ids: int [n_active, window_tokens], of indexed windows.
+            activations: float64 [n_active, window_tokens].
+            candidates: int64, indexed windows.
+            n: how many are wanted.
+            generator: for the order and for ties.
+
+        Returns:
+            int64 [at most n], ascending.
+        """
+        if not len(token_ids):
+            return candidates[:0]
+        candidates = generator.permutation(candidates)
+        turns = generator.permutation(len(token_ids))
+        taken = np.zeros(len(candidates), dtype=bool)
+        for turn in range(min(n, len(candidates))):
+            row = turns[turn % len(turns)]
+            similarity = self.similarity(token_ids[row], activations[row])[candidates]
+            similarity[taken] = -1
+            taken[np.argmax(similarity)] = True
+        return np.sort(candidates[taken])
+
+
+def _shares(amounts: np.ndarray) -> np.ndarray:
+    """Amounts as shares of their sum; all 0 where that is 0."""
+    total = float(amounts.sum())
+    return amounts / total if total > 0 else np.zeros(len(amounts))

@@ -1,0 +1,60 @@
+"""What the scripted server says when it plays a judge that knows the answers, or a bad one."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+WINDOW = re.compile(r"^Window (\d+): ?(.*)$", re.MULTILINE)
+EXPLANATION = re.compile(r"^Explanation: (.*)$", re.MULTILINE)
+
+
+def _windows(text: str) -> list[tuple[str, str]]:
+    return WINDOW.findall(text)
+
+
+def oracle(text: str, body: dict[str, Any]) -> str:
+    """Explains by the marked word; judges by whether it is there (and marked, if marks are)."""
+    windows = _windows(text)
+    if not windows:
+        return "{}"
+    explanation = EXPLANATION.findall(text)
+    if not explanation:
+        marked = re.findall(r"<<\s*(\w+)\s*>>", text)
+        if "intruder" in body["messages"][0]["content"]:
+            words = [re.findall(r"<<\s*(\w+)\s*>>", line) for _, line in windows]
+            every = [w for ws in words for w in ws]
+            common = max(every, key=every.count, default="")
+            alone = [n for (n, _), ws in zip(windows, words, strict=True) if common not in ws]
+            return json.dumps({"intruder": int((alone or ["1"])[0])})
+        return f"I think so.\nExplanation: {max(set(marked), key=marked.count)}"
+    word = explanation[-1].split()[0]
+    shown = "<<" in "".join(line for _, line in windows)
+    found = {
+        number: int(bool(re.search(rf"<<[^>]*\b{word}\b" if shown else rf"\b{word}\b", line)))
+        for number, line in windows
+    }
+    return json.dumps(found)
+
+
+def forgetful(text: str, body: dict[str, Any]) -> str:
+    """Answers about every second window, last first; says nothing of use about a lone pair."""
+    found = json.loads(oracle(text, body))
+    return json.dumps(dict(reversed(list(found.items())[::2])))
+
+
+def stubborn(text: str, body: dict[str, Any]) -> str:
+    """Apologizes, unless it is reminded."""
+    return oracle(text, body) if "This is attempt" in text else "I am sorry, I cannot say."
+
+
+def hopeless(text: str, body: dict[str, Any]) -> str:
+    """Apologizes."""
+    return "I am sorry, I cannot say."
+
+
+def lists(text: str, body: dict[str, Any]) -> str:
+    """A list without numbers, one answer short where there are more than two windows."""
+    answers = list(json.loads(oracle(text, body)).values())
+    return json.dumps(answers[:-1] if len(answers) > 2 else answers)

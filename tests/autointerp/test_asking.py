@@ -1,0 +1,420 @@
+"""Explaining and judging over HTTP: every window gets an answer or is counted, and none twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from autointerp_cells import (
+    KEYS,
+    byte_tokenizer,
+    explained,
+    explanation,
+    score_params,
+    window,
+    write_windows,
+)
+from scripted_server import ScriptedServer
+from tokenizers import Tokenizer
+
+from nullsae.autointerp.asked import Asked
+from nullsae.autointerp.asking import intruder_tasks
+from nullsae.autointerp.examples import examples_of, with_marks
+from nullsae.autointerp.explainers import explain_latents
+from nullsae.autointerp.scorers import score_latents
+from nullsae.errors import UserError
+from nullsae.judges import Endpoint, IntruderScorer, Llm, OpenAIExplainer
+from nullsae.params import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.tables import cell_schema, read_table, write_table
+from nullsae.validation import parse_section
+
+WORDS = ("apple", "river", "seven")
+WINDOW_TOKENS = 16
+N_WINDOWS = 15
+Rows = list[dict[str, Any]]
+
+
+def text_window(
+    tokenizer: Tokenizer, latent: int, index: int, word: str | None, pool: str
+) -> dict[str, Any]:
+    """A window of letters, with a word at which the latent fires, if any."""
+    generator = np.random.default_rng((latent, index))
+    filler = tokenizer.encode("".join(generator.choice(list("bcdfgh "), 40))).ids
+    ids, values = filler[:WINDOW_TOKENS], [0.0] * WINDOW_TOKENS
+    if word is not None:
+        own = tokenizer.encode(f" {word} ").ids
+        start = int(generator.integers(0, WINDOW_TOKENS - len(own)))
+        ids[start : start + len(own)] = own
+        # Not on the spaces around it.
+        values[start + 1 : start + len(own) - 1] = [2.0] * (len(own) - 2)
+    return window(latent, index, ids, values, pool=pool)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer_file: Path) -> Rows:
+    """Three latents, each with active windows that hold its word, and as many silent ones."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    found = []
+    for latent, word in enumerate(WORDS):
+        for pool in ("explain", "score"):
+            for i in range(2 * N_WINDOWS):
+                index = latent * 1000 + i + 500 * (pool == "score")
+                row = text_window(tokenizer, latent, index, word if i % 2 else None, pool)
+                found.append({**row, "quantile": i % 3 if i % 2 else None})
+    return found
+
+
+@pytest.fixture
+def server() -> Any:
+    with ScriptedServer(answers="judge_answers:oracle") as server:
+        yield server
+
+
+def judge_of(server: ScriptedServer, **more: Any) -> dict[str, Any]:
+    return {"model": "m", "base_url": server.url, "api_key_env": None, **more}
+
+
+def asked(folder: Path, **settings: Any) -> Asked:
+    return Asked(lambda: Llm(**settings), root=folder, costs=folder / "asked.json")
+
+
+def explain(folder: Path, rows: Rows, tokenizer: Path, server: ScriptedServer) -> Rows:
+    params = parse_section(
+        ExplainLatentsParams,
+        {"seed": 0, "keys": KEYS, "explainer": {"kind": "openai", **judge_of(server)}},
+        where="params",
+    )
+    source = write_windows(folder / "windows.parquet", rows)
+    output = folder / "explanations.parquet"
+    explain_latents(params, source, tokenizer, output, None, asked(folder))
+    return read_table(output, cell_schema("explanations")).to_pylist()
+
+
+def score(
+    folder: Path,
+    rows: Rows,
+    tokenizer: Path,
+    server: ScriptedServer,
+    table: pa.Table | None = None,
+    settings: dict[str, Any] | None = None,
+    **scorer: Any,
+) -> tuple[Rows, Rows]:
+    folder.mkdir(exist_ok=True)
+    judge = judge_of(server)
+    if scorer["kind"] == "intruder":
+        scorer["judge"] = judge
+    data = {"seed": 0, "keys": KEYS, "scorer": scorer, "judge": judge}
+    explanations = None
+    if scorer["kind"] != "intruder":
+        explanations = folder / "explanations.parquet"
+        write_table(explanations, table or told(), cell_schema("explanations"))
+    score_latents(
+        parse_section(ScoreLatentsParams, data, where="params"),
+        windows=write_windows(folder / "windows.parquet", rows),
+        explanations=explanations,
+        tokenizer=tokenizer,
+        predictions=folder / "predictions.parquet",
+        scores=folder / "scores.parquet",
+        asked=asked(folder, **(settings or {})),
+    )
+    return (
+        read_table(folder / "predictions.parquet", cell_schema("predictions")).to_pylist(),
+        read_table(folder / "scores.parquet", cell_schema("scores")).to_pylist(),
+    )
+
+
+def told(words: tuple[str | None, ...] = WORDS) -> pa.Table:
+    """Explanations in words, as a language model leaves them."""
+    empty = {"base_probability": None}
+    return explained(
+        *(
+            {**explanation(i, {}, 0.0), **empty, "explanation": word and f"{word} and nothing else"}
+            for i, word in enumerate(words)
+        )
+    )
+
+
+# Explaining --------------------------------------------------------------------------------
+
+
+def test_each_latent_is_explained_by_its_own_windows(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    found = explain(tmp_path, rows, tokenizer_file, server)
+    assert [row["explanation"] for row in found] == list(WORDS)
+    assert {row["model"] for row in found} == {"m"}
+    assert len({row["prompt_hash"] for row in found}) == 1
+    assert {row["reason"] for row in found} == {None}
+
+
+def test_a_model_that_explains_nothing_leaves_reasons(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    server.set(faults=[{"kind": "empty"}])
+    found = explain(tmp_path, rows, tokenizer_file, server)
+    assert [row["explanation"] for row in found] == [None] * 3
+    assert {row["reason"] for row in found} == {"the model gave no explanation"}
+
+
+# Judging -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["detection", "fuzzing"])
+def test_a_judge_who_knows_tells_every_window(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, kind: str
+) -> None:
+    shown, scores = score(tmp_path, rows, tokenizer_file, server, kind=kind)
+    assert [row["auroc"] for row in scores] == [1.0] * 3
+    for row in scores:
+        assert (row["n_active"], row["n_silent"], row["n_failed"]) == (N_WINDOWS, N_WINDOWS, 0)
+        assert (row["judge"], row["n_labels"]) == ("m", 0)
+    assert {row["evidence"] for row in shown} == {"logprobs"}
+    # 30 windows of a latent, five in a question.
+    asked_for = json.loads((tmp_path / "asked.json").read_text())
+    assert asked_for["calls"] - 3 * 6 <= 4  # and what the endpoint can do
+    assert server.stats()["repeated_answered"] == 0
+
+
+def test_marks_on_the_wrong_tokens_are_told_from_true_ones(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    shown, scores = score(
+        tmp_path, rows, tokenizer_file, server, kind="fuzzing", negatives="misplaced"
+    )
+    # The only word of letters that a window holds is marked in one of its two showings.
+    assert [row["auroc"] for row in scores] == [1.0] * 3
+    assert {row["silent_kind"] for row in shown} == {None, "misplaced"}
+    pairs = [(row["latent"], row["window"]) for row in shown]
+    assert all(pairs.count(pair) == 2 for pair in pairs)
+    marks: dict[tuple[int, int], set[int]] = {}
+    for row in shown:
+        marks.setdefault((row["latent"], row["window"]), set()).add(row["n_marked"])
+    assert all(len(sizes) == 1 for sizes in marks.values())
+
+
+def test_intruders_are_found_without_any_explanation(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    shown, scores = score(
+        tmp_path, rows, tokenizer_file, server, kind="intruder", n_tasks=3, active_per_task=4
+    )
+    for row in scores:
+        assert (row["n_active"], row["n_silent"], row["n_failed"]) == (12, 3, 0)
+        assert row["auroc"] == 1.0
+    assert len({(row["latent"], row["window"]) for row in shown}) == len(shown) == 45
+
+
+def test_a_question_about_an_intruder_shows_one_quantile_and_one_silent_window(rows: Rows) -> None:
+    params = score_params(kind="intruder", judge={"model": "m"})
+    assert isinstance(params.scorer, IntruderScorer)
+    table = pa.Table.from_pylist(rows, schema=cell_schema("windows"))
+    latents = pa.chunked_array([pa.array([0, 1, 2])])
+    examples = examples_of(table, latents, negatives="random", source="w")
+    examples = with_marks(examples, 0.3, "random", 0, "k")
+    tasks = [
+        t for latent in (0, 1, 2) for t in intruder_tasks(params, params.scorer, examples, latent)
+    ]
+    assert len(tasks) == 3 * 3  # five active windows in each of three quantiles, four in a question
+    places = set()
+    for task in tasks:
+        assert examples.active[task].sum() == 4
+        assert len(set(examples.quantile.take(pa.array(task)).drop_null().to_pylist())) == 1
+        assert len(set(examples.latent[task])) == 1
+        places.add(int(np.flatnonzero(~examples.active[task])[0]))
+    assert len(places) > 1
+
+
+def test_a_latent_without_an_explanation_is_not_asked_about_and_counted(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    table = told(("apple", None, "seven"))
+    shown, scores = score(tmp_path, rows, tokenizer_file, server, table, kind="detection")
+    assert [row["n_failed"] for row in scores] == [0, 2 * N_WINDOWS, 0]
+    assert scores[1]["auroc"] is None
+    assert {row["evidence"] for row in shown if row["latent"] == 1} == {None}
+
+
+# Bad answers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 4, 5])
+@pytest.mark.parametrize("answers", ["forgetful", "stubborn", "lists"])
+def test_windows_without_an_answer_are_asked_about_again(
+    tmp_path: Path,
+    rows: Rows,
+    tokenizer_file: Path,
+    server: ScriptedServer,
+    answers: str,
+    size: int,
+) -> None:
+    server.set(answers=f"judge_answers:{answers}", json_schema="ignored")
+    shown, scores = score(
+        tmp_path, rows, tokenizer_file, server, kind="detection", windows_per_prompt=size
+    )
+    assert len(shown) == 6 * N_WINDOWS
+    for row in scores:
+        assert row["n_active"] + row["n_silent"] + row["n_failed"] == 2 * N_WINDOWS
+    if not (answers == "lists" and size > 2):  # which never says anything of use
+        assert [row["n_failed"] for row in scores] == [0] * 3
+        assert [row["auroc"] for row in scores] == [1.0] * 3
+    assert server.stats()["repeated_answered"] == 0
+
+
+def test_what_never_comes_is_counted(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    server.set(answers="judge_answers:hopeless", json_schema="ignored")
+    shown, scores = score(tmp_path, rows, tokenizer_file, server, kind="detection")
+    assert [row["n_failed"] for row in scores] == [2 * N_WINDOWS] * 3
+    assert [row["auroc"] for row in scores] == [None] * 3
+    assert {row["probability"] for row in shown} == {None}
+    # Three attempts at each question, each in other words.
+    assert server.stats()["repeated_answered"] == 0
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "429 at once": {"kind": "status", "status": 429},
+    "429 for a while": {"kind": "status", "status": 429, "retry_after": "0.2"},
+    "500": {"kind": "status", "status": 500},
+    "no time": {"kind": "hang"},
+    "dropped": {"kind": "drop"},
+    "cut": {"kind": "cut"},
+    "nothing": {"kind": "empty"},
+    "refusal": {"kind": "refusal"},
+    "no choices": {"kind": "no_choices"},
+    "no probabilities": {"kind": "no_logprobs"},
+}
+
+
+@pytest.mark.parametrize("every", [20, 5])
+@pytest.mark.parametrize("name", FAULTS)
+def test_whatever_fails_every_window_gets_its_answer(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, name: str, every: int
+) -> None:
+    # The first requests find out what the endpoint can do.
+    score(tmp_path, rows[-2:], tokenizer_file, server, kind="detection")
+    server.reset()
+    server.set(faults=[{**FAULTS[name], "every": every}])
+    settings = {"timeout_seconds": 2.0} if name == "no time" else {}
+    one = {"kind": "detection", "windows_per_prompt": 1}
+    shown, scores = score(tmp_path, rows, tokenizer_file, server, settings=settings, **one)
+    stats = server.stats()
+    assert sum(stats["kinds"].values()) - stats["kinds"]["answer"] >= 90 // every - 1
+    assert [row["n_failed"] for row in scores] == [0] * 3
+    assert [row["auroc"] for row in scores] == [1.0] * 3
+    assert len({(row["latent"], row["window"]) for row in shown}) == len(shown) == 90
+    if name != "no time":  # on a busy machine an answer may come too late, and be asked for again
+        assert stats["repeated_answered"] == 0
+    labels = sum(row["n_labels"] for row in scores)
+    assert (labels > 0) == (name == "no probabilities")
+
+
+def test_a_second_run_asks_nothing_and_says_the_same(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    first = score(tmp_path, rows, tokenizer_file, server, kind="fuzzing")
+    server.reset()
+    assert score(tmp_path, rows, tokenizer_file, server, kind="fuzzing") == first
+    assert server.stats()["requests"] == 0
+    costs = json.loads((tmp_path / "asked.json").read_text())
+    assert (costs["calls"], costs["cached_calls"]) == (0, 18)
+
+
+def test_more_windows_in_a_question_are_fewer_questions(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    counts = []
+    for size in (5, 10, 25):
+        server.reset()
+        folder = tmp_path / str(size)
+        _, scores = score(
+            folder, rows, tokenizer_file, server, kind="detection", windows_per_prompt=size
+        )
+        assert [row["auroc"] for row in scores] == [1.0] * 3
+        counts.append(json.loads((folder / "asked.json").read_text())["calls"])
+    probes = counts[0] - 18
+    assert [n - probes for n in counts] == [18, 9, 6]
+
+
+# Kill and start again ----------------------------------------------------------------------
+
+
+def test_a_killed_job_goes_on_where_it_was(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    whole = score(tmp_path / "whole", rows, tokenizer_file, server, kind="detection")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    server.reset()
+    server.set(latency_seconds=0.05)
+    source = write_windows(folder / "windows.parquet", rows)
+    write_table(folder / "explanations.parquet", told(), cell_schema("explanations"))
+    params = {"seed": 0, "keys": KEYS, "scorer": {"kind": "detection"}, "judge": judge_of(server)}
+    command = [
+        *(sys.executable, "-m", "nullsae.cli", "score_latents", "--params", json.dumps(params)),
+        *("--windows", str(source), "--tokenizer", str(tokenizer_file)),
+        *("--explanations", str(folder / "explanations.parquet")),
+        *("--predictions", str(folder / "predictions.parquet")),
+        *("--scores", str(folder / "scores.parquet")),
+    ]
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(server.stats()["times"]) < 9:
+        assert process.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "scores.parquet").exists()
+    before = server.stats()
+    subprocess.run(command, cwd=folder, check=True, timeout=60)
+    after = server.stats()
+    assert after["requests"] > before["requests"]
+    # What was in flight when it was killed may be asked again: its answer never came.
+    assert after["repeated_answered"] <= 2
+    found = tuple(
+        read_table(folder / f"{name}.parquet", cell_schema(name)).to_pylist()
+        for name in ("predictions", "scores")
+    )
+    assert found == whole
+
+
+# Bad input ---------------------------------------------------------------------------------
+
+
+def test_explanations_in_words_need_a_judge(tmp_path: Path, rows: Rows) -> None:
+    write_table(tmp_path / "e.parquet", told(), cell_schema("explanations"))
+    with pytest.raises(UserError, match="judge is missing, and these explanations are text"):
+        score_latents(
+            score_params(kind="detection"),
+            windows=write_windows(tmp_path / "w.parquet", rows),
+            explanations=tmp_path / "e.parquet",
+            predictions=tmp_path / "p.parquet",
+            scores=tmp_path / "s.parquet",
+        )
+    assert not (tmp_path / "p.parquet").exists()
+
+
+def test_a_model_with_no_price_may_not_have_a_budget_and_urls_need_a_scheme() -> None:
+    with pytest.raises(ValueError, match="has no scheme; write http://localhost"):
+        Endpoint(model="m", base_url="localhost:8000/v1")
+    with pytest.raises(ValueError, match="names no host"):
+        Endpoint(model="m", base_url="http:///v1")
+    with pytest.raises(ValueError, match="not both"):
+        OpenAIExplainer(
+            kind="openai", model="m", base_url="http://h/v1", server={"command": ("x",)}
+        )

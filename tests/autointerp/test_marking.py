@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nullsae.autointerp.examples import Examples
+from nullsae.autointerp.marking import (
+    BYTE_LETTERS,
+    Shown,
+    activation_scale,
+    mark,
+    misplaced_marks,
+    window_texts,
+)
+
+SPECIAL = "<|endoftext|>"
+METASPACE_WORDS = ("▁the", "▁caf", "s", "▁", "▁▁", "\ufffd", "é")
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Tokenizer:
+    """Trained on words, an accent and an emoji: other characters fall to pieces."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[SPECIAL],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the café of the house 🙂 là-bas 🙂"] * 4, trainer)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def metaspace() -> Tokenizer:
+    """In the way of Llama's: spaces are letters, what is unknown is bytes, a decoder in steps."""
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *METASPACE_WORDS]
+    vocab = {name: i for i, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+def ids_of(tokenizer: Tokenizer, *names: str) -> np.ndarray:
+    found = [tokenizer.token_to_id(name) for name in names]
+    assert None not in found
+    return np.array(found)
+
+
+def texts_of(shown: Shown) -> list[str]:
+    return [shown.text[a:b] for a, b in shown.spans]
+
+
+def decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+    text: str = tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+    return text
+
+
+# --- the text of a window ---------------------------------------------------------------------
+
+
+@given(text=st.text() | st.text("the café🙂là👩‍🔬 한"))
+@settings(max_examples=200, deadline=None)
+def test_spans_differ_from_the_offsets_of_the_tokenizer(byte_level: Tokenizer, text: str) -> None:
+    encoding = byte_level.encode(text)
+    (shown,) = window_texts(byte_level, [np.array(encoding.ids, dtype=np.int64)])
+    assert shown.text == text
+    assert list(shown.spans) == encoding.offsets
+
+
+@given(st.lists(st.integers(0, 280), max_size=24))
+@settings(max_examples=200, deadline=None)
+def test_tokens_in_any_order_read_other_than_the_tokenizer_says(
+    byte_level: Tokenizer, ids: list[int]
+) -> None:
+    (shown,) = window_texts(byte_level, [np.array(ids, dtype=np.int64)])
+    assert shown.text == byte_level.decode(ids, skip_special_tokens=False)
+    reached = 0
+    for start, stop in shown.spans:
+        # Next to the one before, or on its last character; none without a character.
+        assert reached - 1 <= start <= reached
+        assert start < stop
+        assert stop >= reached
+        reached = stop
+    assert reached == len(shown.text)
+
+
+@given(st.lists(st.integers(1, 263), max_size=24))
+@settings(max_examples=300, deadline=None)
+def test_bytes_among_words_read_other_than_the_tokenizer_says(
+    metaspace: Tokenizer, ids: list[int]
+) -> None:
+    """Such a decoder writes off a whole run of bytes where one of them is wrong."""
+    (shown,) = window_texts(metaspace, [np.array(ids, dtype=np.int64)])
+    decoded = metaspace.decode(ids, skip_special_tokens=False)
+    names = [metaspace.id_to_token(i) or "" for i in ids]
+    spaced = bool(names) and names[0].startswith("▁")
+    assert shown.text == (" " if spaced else "") + decoded
+    reached = 0
+    for (start, stop), name in zip(shown.spans, names, strict=True):
+        assert reached - 1 <= start <= reached
+        assert start < stop
+        reached = stop
+        if name in METASPACE_WORDS:
+            assert shown.text[start:stop] == name.replace("▁", " ")
+    assert reached == len(shown.text)
+
+
+def test_a_split_character_is_not_shared_by_its_tokens(byte_level: Tokenizer) -> None:
+    letter = {byte: letter for letter, byte in BYTE_LETTERS.items()}
+    euro = [letter[byte] for byte in "€".encode()]
+    ids = ids_of(byte_level, "the", *euro, SPECIAL, "Ġthe", *euro[:2])
+    (whole, second) = window_texts(byte_level, [ids, ids[2:]])
+    assert whole.text == f"the€{SPECIAL} the\ufffd"
+    assert texts_of(whole) == ["the", "€", "€", "€", SPECIAL, " the", "\ufffd", "\ufffd"]
+    # A window may begin in the middle of a character.
+    assert second.text == f"\ufffd\ufffd{SPECIAL} the\ufffd"
+    assert texts_of(second) == ["\ufffd", "\ufffd", SPECIAL, " the", "\ufffd", "\ufffd"]
+
+
+def test_the_space_that_a_window_starts_with_is_lost(metaspace: Tokenizer) -> None:
+    accent = ("<0xC3>", "<0xA9>")
+    (good, bad, bare) = window_texts(
+        metaspace,
+        [
+            ids_of(metaspace, "▁the", "▁caf", *accent, "s", "▁▁", "é"),
+            ids_of(metaspace, "▁the", *accent[:1], "▁caf", *accent, "s"),
+            ids_of(metaspace, "s", "▁the"),
+        ],
+    )
+    assert good.text == " the cafés  é"
+    assert texts_of(good) == [" the", " caf", "é", "é", "s", "  ", "é"]
+    assert bad.text == " the\ufffd cafés"
+    assert texts_of(bad) == [" the", "\ufffd", " caf", "é", "é", "s"]
+    assert bare.text == "s the"
+
+
+def test_words_joined_by_a_decoder_are_shown_apart() -> None:
+    vocab = {"[UNK]": 0, "un": 1, "##ing": 2, "do": 3, ".": 4}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    (shown,) = window_texts(tokenizer, np.array([[1, 2, 3, 4]]))
+    # Its decoder takes the space before a full stop away, or not: by the tokens around it.
+    assert shown.text.lstrip() == decode(tokenizer, np.array([1, 2, 3, 4]))
+    assert [text.strip() for text in texts_of(shown)] == ["un", "ing", "do", "."]
+
+
+def test_an_id_without_a_token_gives_a_traceback(byte_level: Tokenizer) -> None:
+    ids = np.array([9999, *ids_of(byte_level, "the"), 9999, *ids_of(byte_level, "Ã", "©"), 9999])
+    (shown,) = window_texts(byte_level, ids[None])
+    assert shown.text == "theé"
+    assert shown.spans == ((0, 0), (0, 3), (3, 3), (3, 4), (3, 4), (4, 4))
+    assert mark(shown, np.ones(6, dtype=bool)) == "<<theé>>"
+    assert mark(shown, np.array([True, False, True, False, False, True])) == "theé"
+    assert window_texts(byte_level, []) == []
+
+
+# --- marks ------------------------------------------------------------------------------------
+
+WORDS = Shown("a <b c>", ((0, 1), (1, 4), (4, 6), (6, 7)))
+
+
+@pytest.mark.parametrize(
+    ("marked", "expected"),
+    [
+        ([0, 0, 0, 0], "a \uff1cb c\uff1e"),
+        ([1, 0, 0, 0], "<<a>> \uff1cb c\uff1e"),
+        ([0, 1, 1, 0], "a<< \uff1cb c>>\uff1e"),
+        ([1, 0, 1, 1], "<<a>> \uff1cb<< c\uff1e>>"),
+        ([1, 1, 1, 1], "<<a \uff1cb c\uff1e>>"),
+    ],
+)
+def test_marks_by_hand_differ(marked: list[int], expected: str) -> None:
+    assert mark(WORDS, np.array(marked, dtype=bool)) == expected
+
+
+def test_a_shared_character_is_marked_in_part_or_twice() -> None:
+    shown = Shown("a€b", ((0, 1), (1, 2), (1, 2), (2, 3)))
+    assert mark(shown, np.array([0, 1, 0, 0], dtype=bool)) == "a<<€>>b"
+    assert mark(shown, np.array([0, 0, 1, 0], dtype=bool)) == "a<<€>>b"
+    assert mark(shown, np.array([0, 1, 1, 0], dtype=bool)) == "a<<€>>b"
+    assert mark(shown, np.array([1, 0, 1, 1], dtype=bool)) == "<<a€b>>"
+
+
+@given(
+    words=st.lists(st.text("ab <>[]*\uff1c\n", min_size=1, max_size=4), max_size=10),
+    data=st.data(),
+    marks=st.sampled_from([("<<", ">>"), ("[", "]"), ("**", "**")]),
+)
+@settings(max_examples=200, deadline=None)
+def test_marks_are_confused_with_what_the_text_says(
+    words: list[str], data: st.DataObject, marks: tuple[str, str]
+) -> None:
+    bounds = np.concatenate([[0], np.cumsum([len(word) for word in words], dtype=np.int64)])
+    spans = zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+    shown = Shown("".join(words), tuple(spans))
+    flags = [data.draw(st.booleans()) for _ in words]
+    left, right = marks
+    found = mark(shown, np.array(flags, dtype=bool), left, right)
+    # A reader who knows nothing but the two marks finds every character's mark again.
+    within, seen, letters = False, [], []
+    for part in re.split(f"({re.escape(left)}|{re.escape(right)})", found):
+        if part in (left, right):
+            assert within == (part == right) or left == right
+            within = not within
+        else:
+            letters += list(part)
+            seen += [within] * len(part)
+    assert not within
+    assert seen == [flag for flag, word in zip(flags, words, strict=True) for _ in word]
+    plain = "".join(letters)
+    for one, other in zip(plain, shown.text, strict=True):
+        assert one == (chr(ord(other) + 0xFEE0) if other in left + right else other)
+    n_runs = sum(flag and not before for before, flag in zip([False, *flags], flags, strict=False))
+    assert found.count(left) == n_runs * (2 if left == right else 1)
+
+
+def test_a_mark_that_has_no_look_alike_is_taken() -> None:
+    with pytest.raises(ValueError, match="not ASCII punctuation"):
+        mark(WORDS, np.zeros(4, dtype=bool), "«", "»")
+
+
+# --- strengths --------------------------------------------------------------------------------
+
+
+def test_the_scale_from_0_to_10_differs() -> None:
+    values = np.array([0, 1e-30, 0.5, 0.75, 1, 2.5, 2.625, 4.75, 5, 6], dtype=np.float32)
+    assert activation_scale(values, 5.0).tolist() == [0, 1, 1, 2, 2, 5, 6, 10, 10, 10]
+    assert activation_scale(np.zeros(3), 0.0).tolist() == [0, 0, 0]
+
+
+@given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20))
+def test_a_strength_is_no_whole_number_from_0_to_10(values: list[float]) -> None:
+    activations = np.array(values, dtype=np.float32)
+    scaled = activation_scale(activations, float(activations.max()))
+    assert ((scaled > 0) == (activations > 0)).all()
+    assert scaled.max() == (10 if activations.max() > 0 else 0)
+    assert (np.diff(scaled[np.argsort(activations)]) >= 0).all()
+
+
+# --- misplaced marks --------------------------------------------------------------------------
+
+
+def examples(
+    activations: list[list[float]], n_marked: list[int], latents: list[int] | None = None
+) -> Examples:
+    """Windows whose strongest `n_marked` tokens are marked."""
+    n = len(activations)
+    marked = [
+        np.isin(np.arange(len(row)), np.argsort(row)[::-1][:size])
+        for row, size in zip(activations, n_marked, strict=True)
+    ]
+    active = np.array([max(row) > 0 for row in activations])
+    flat = np.concatenate([np.array(row, dtype=np.float32) for row in activations])
+    return Examples(
+        latent=np.array(latents or [0] * n),
+        window=np.arange(n),
+        active=active,
+        silent_kind=pa.nulls(n, pa.string()),
+        quantile=pa.nulls(n, pa.int64()),
+        starts=np.cumsum([0, *(len(row) for row in activations)]),
+        tokens=np.zeros(len(flat), dtype=np.int64),
+        activations=flat,
+        marked=np.concatenate(marked),
+    )
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_misplaced_marks_stand_on_active_tokens_or_are_too_many(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [(rng.random(int(n)) * (rng.random(int(n)) < 0.6)).tolist() for n in [5, 9, 1, 7, 8]]
+    sizes = [min(len(row), int(rng.integers(0, 6))) for row in rows]
+    case = examples(rows, sizes)
+    wrong = misplaced_marks(case, seed, "trained", 0)
+    assert wrong.shape == case.activations.shape
+    assert not (wrong & (case.activations > 0)).any()
+    for i, row in enumerate(rows):
+        n_silent = sum(value == 0 for value in row)
+        drawn = int(wrong[case.starts[i] : case.starts[i + 1]].sum())
+        expected = min(max(1, sizes[i]), n_silent) if max(row) > 0 else 0
+        assert drawn == expected
+    np.testing.assert_array_equal(wrong, misplaced_marks(case, seed, "trained", 0))
+
+
+def test_misplaced_marks_stand_at_the_same_places_in_every_window() -> None:
+    """delphi: the generator starts anew for each window."""
+    row = [0.0] * 15 + [1.0]
+    case = examples([row] * 300, [3] * 300, latents=[0] * 150 + [1] * 150)
+    wrong = misplaced_marks(case, 0, "trained").reshape(300, 16)
+    assert len({tuple(flags) for flags in wrong.tolist()}) > 150
+    # Uniform over the 15 silent places: 300 x 3 / 15 = 60 each, standard deviation 6.9.
+    assert np.abs(wrong[:, :15].sum(axis=0) - 60).max() < 35
+    other = misplaced_marks(case, 1, "trained").reshape(300, 16)
+    assert (wrong != other).any()
+    # A window's marks are its own, whatever stands around it.
+    alone = misplaced_marks(case.take(np.array([7])), 0, "trained")
+    np.testing.assert_array_equal(alone, wrong[7])

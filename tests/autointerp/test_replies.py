@@ -1,0 +1,175 @@
+"""Answers of judges: what is kept of good, odd and broken ones, and the probabilities in them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullsae.autointerp.llm.messages import AnswerToken, Reply
+from nullsae.autointerp.replies import choice, explanation, judgements, labels
+
+
+def reply(content: str, tokens: tuple[AnswerToken, ...] = ()) -> Reply:
+    return Reply(content=content, tokens=tokens, finish_reason="stop")
+
+
+def found(content: str, n: int) -> dict[int, int]:
+    return {number: label for number, (label, _) in labels(content, n).items()}
+
+
+WHOLE = {1: 1, 2: 0, 3: 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"1": 1, "2": 0, "3": 1}',
+        '{"3": 1, "1": 1, "2": 0}',
+        '{"1": "1", "2": "0", "3": "1"}',
+        '{"1": true, "2": false, "3": true}',
+        '```json\n{"1": 1,\n "2": 0,\n "3": 1}\n```',
+        "1: 1\n2: 0\n3: 1",
+        "1. yes\n2. no\n3. yes",
+        "1) Yes, 2) No, 3) Yes",
+        "Window 1: 1, Window 2: 0, Window 3: 1",
+        "**Window 1**: 1\n**Window 2**: 0\n**Window 3**: 1",
+        '[{"window": 1, "active": 1}, {"window": 2, "active": 0}, {"window": 3, "active": 1}]',
+        "1 -> 1; 2 -> 0; 3 -> 1",
+        "[1, 0, 1]",
+        '{"answers": [1, 0, 1]}',
+        "The answer is [1,0,1].",
+        "1 0 1",
+        "yes, no, yes",
+        '<think>Window 1: 0? Window 2: 1? No.</think>{"1": 1, "2": 0, "3": 1}',
+    ],
+)
+def test_an_answer_is_read_in_whatever_form_it_comes(content: str) -> None:
+    assert found(content, 3) == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ('{"1": 1, "2": 0', {1: 1, 2: 0}),  # cut
+        ('{"1": 1, "3": 1}', {1: 1, 3: 1}),  # one forgotten
+        ('{"1": 1, "2": 7, "3": 1}', {1: 1, 3: 1}),  # not a label
+        ('{"1": 1, "2": 0.5, "3": 1}', {1: 1, 3: 1}),
+        ('{"1": 1, "2": 0, "3": 1, "4": 0, "9": 1}', WHOLE),  # windows that do not exist
+        ('{"1": 1, "2": 0, "3": 1, "2": 1}', {1: 1, 3: 1}),  # said in two ways
+        ('{"1": 1, "2": 0, "3": 1, "2": 0}', WHOLE),  # said twice
+        ("[1, 0]", {}),  # nobody knows which one is missing
+        ("[1, 0, 1, 1]", {}),
+        ("I am sorry, I cannot say.", {}),
+        ("", {}),
+        ("<think>1: 1, 2: 0, 3: 1", {}),  # never came to its answer
+    ],
+)
+def test_of_a_broken_answer_what_is_valid_is_kept(content: str, kept: dict[int, int]) -> None:
+    assert found(content, 3) == kept
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=30), st.randoms())
+def test_json_in_any_order_is_read_back(answers: list[int], random: object) -> None:
+    pairs = [(str(i), a) for i, a in enumerate(answers, 1)]
+    random.shuffle(pairs)  # type: ignore[attr-defined]
+    content = json.dumps(dict(pairs))
+    assert found(content, len(answers)) == dict(enumerate(answers, 1))
+
+
+@given(st.text(max_size=80), st.integers(1, 5))
+def test_no_text_breaks_the_parser(content: str, n: int) -> None:
+    assert all(1 <= number <= n for number in found(content, n))
+    choice(reply(content), n)
+    explanation(reply(content))
+
+
+def tokens_of(
+    pieces: list[str], alternatives: dict[int, dict[str, float]]
+) -> tuple[AnswerToken, ...]:
+    """Tokens with probabilities; others are certain."""
+    return tuple(
+        AnswerToken(
+            piece,
+            tuple((t, math.log(p)) for t, p in alternatives.get(i, {piece: 1.0}).items()),
+        )
+        for i, piece in enumerate(pieces)
+    )
+
+
+def test_probabilities_are_those_at_the_token_of_each_label() -> None:
+    pieces = ["{", '"', "1", '":', " 1", ",", ' "', "2", '": ', "0", "}"]
+    tokens = tokens_of(pieces, {4: {" 1": 0.6, " 0": 0.2, "1": 0.1}, 9: {"0": 0.75, "1": 0.25}})
+    said = judgements(reply("".join(pieces), tokens), 2)
+    assert said[1].probability == pytest.approx(0.7 / 0.9)
+    assert said[2].probability == pytest.approx(0.25)
+    assert not said[1].is_label
+    assert not said[2].is_label
+
+
+def test_a_label_whose_rival_is_not_among_the_likely_tokens_stays_a_label() -> None:
+    pieces = ['{"1": ', "1", ', "2": ', "0", "}"]
+    tokens = tokens_of(pieces, {1: {"1": 0.9, "yes": 0.05}, 3: {"{": 0.9}})
+    said = judgements(reply("".join(pieces), tokens), 2)
+    assert (said[1].probability, said[1].is_label) == (1.0, True)
+    assert (said[2].probability, said[2].is_label) == (0.0, True)
+
+
+def test_content_that_a_server_stripped_is_found_among_its_tokens() -> None:
+    pieces = ["\n", " ", "1", ":", " ", "0"]
+    tokens = tokens_of(pieces, {5: {"0": 0.8, "1": 0.2}})
+    assert judgements(reply("1: 0", tokens), 1)[1].probability == pytest.approx(0.2)
+
+
+def test_without_log_probabilities_labels_are_zero_and_one() -> None:
+    said = judgements(reply('{"1": 1, "2": 0}'), 2)
+    assert [(said[i].probability, said[i].is_label) for i in (1, 2)] == [(1.0, True), (0.0, True)]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"intruder": 3}', "Window 3", "The intruder is window 3.", "3", "Intruder: **3**"]
+)
+def test_the_chosen_window_is_silent_and_the_others_are_active(content: str) -> None:
+    said = choice(reply(content), 4)
+    assert said is not None
+    assert [said[i].probability for i in (1, 2, 3, 4)] == [1.0, 1.0, 0.0, 1.0]
+    assert all(one.is_label for one in said.values())
+
+
+@pytest.mark.parametrize("content", ["", "none", "1 or 2", '{"intruder": 5}', "window 0"])
+def test_a_choice_that_names_no_window_or_two_is_none(content: str) -> None:
+    assert choice(reply(content), 4) is None
+
+
+def test_the_probability_of_the_intruder_is_spread_over_the_windows() -> None:
+    pieces = ['{"intruder":', " 2", "}"]
+    tokens = tokens_of(pieces, {1: {" 2": 0.5, " 1": 0.2, "3": 0.1, "9": 0.1}})
+    said = choice(reply("".join(pieces), tokens), 3)
+    assert said is not None
+    assert [said[i].probability for i in (1, 2, 3)] == pytest.approx([0.75, 0.375, 0.875])
+    assert not said[1].is_label
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("Explanation: words for food.", "words for food."),
+        ("Let me see.\n\n[EXPLANATION]: words for food", "words for food"),
+        ('**Explanation:** "words for food"', "words for food"),
+        (
+            "explanation: first\nExplanation:  words\n for food\n\nHope this helps!",
+            "words for food",
+        ),
+        ("words for food", "words for food"),
+        ("Some thoughts.\n\nwords for food", "words for food"),
+        ("<think>Explanation: no</think>\nExplanation: words for food", "words for food"),
+        ("Explanation:", None),
+        ("", None),
+        ("...", None),
+    ],
+)
+def test_an_explanation_is_what_stands_last(content: str, text: str | None) -> None:
+    assert explanation(reply(content)) == text

@@ -314,7 +314,11 @@ def test_whatever_fails_every_window_gets_its_answer(
     shown, scores = score(tmp_path, rows, tokenizer_file, server, settings=settings, **one)
     stats = server.stats()
     assert sum(stats["kinds"].values()) - stats["kinds"]["answer"] >= 90 // every - 1
-    assert [row["n_failed"] for row in scores] == [0] * 3
+    # A model that says nothing of use three times running has had its chance: that is counted.
+    lost = [row["n_failed"] for row in scores]
+    assert sum(lost) <= (3 if name in ("nothing", "refusal") else 0)
+    for row in scores:
+        assert row["n_active"] + row["n_silent"] + row["n_failed"] == 2 * N_WINDOWS
     assert [row["auroc"] for row in scores] == [1.0] * 3
     assert len({(row["latent"], row["window"]) for row in shown}) == len(shown) == 90
     if name != "no time":  # on a busy machine an answer may come too late, and be asked for again

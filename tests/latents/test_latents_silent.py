@@ -126,12 +126,13 @@ def test_random_windows_are_drawn_for_scoring_when_nobody_asks() -> None:
 
 
 def test_a_latent_that_is_rarely_silent_leaves_a_kind_without_windows() -> None:
-    # Silent in 7 windows of the scoring pool, beside another latent that fires everywhere there
-    # and nowhere in the explaining pool but where the first one does.
+    # Silent in 7 windows of the scoring pool. Another one fires in most of its windows, in all of
+    # those 7, and seldom elsewhere.
     pools = [0] * 20 + [1] * 20
-    silence = silence_of([[*range(33)], [*range(10), *range(20, 40)]], pools)
-    dense = np.repeat(np.arange(40) < 33, LENGTH).astype(np.float32)
-    found = drawn(silence, dense, 0, 0, sizes(score_silent_windows=100))
+    silence = silence_of([[*range(10), *range(20, 33)], [*range(20, 40)]], pools)
+    dense = np.isin(np.repeat(np.arange(40), LENGTH), [*range(10), *range(20, 33)])
+    activations = dense.astype(np.float32)
+    found = drawn(silence, activations, 0, 0, sizes(score_silent_windows=100))
     silent = {d.silent_kind: d.window for d in found if d.pool == "score" and not d.active}
     assert {kind: len(windows) for kind, windows in silent.items()} == dict.fromkeys(KINDS, 2)
     assert set(np.concatenate(list(silent.values())).tolist()) <= set(range(33, 40))

@@ -63,8 +63,8 @@ def window_texts(tokenizer: Tokenizer, token_ids: Sequence[Ints] | Ints) -> list
     """
     windows = [np.asarray(ids).tolist() for ids in token_ids]
     pieces = Pieces(tokenizer)
-    decoded = tokenizer.decode_batch(windows, skip_special_tokens=False)
-    return [pieces.shown(ids, text) for ids, text in zip(windows, decoded, strict=True)]
+    texts = pieces.decode(windows)
+    return [pieces.shown(ids, text) for ids, text in zip(windows, texts, strict=True)]
 
 
 class Pieces:
@@ -73,20 +73,28 @@ class Pieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._pieces: dict[int, bytes] = {}
+        # Goes before all that is decoded, because a decoder may strip the first token of a text.
+        self._before, self._n_before = [], 0
+        for token_id in range(tokenizer.get_vocab_size()):
+            text = tokenizer.decode([token_id], skip_special_tokens=False)
+            # No byte: a decoder with byte fallback reads neighbouring bytes as one.
+            if text.isalnum() and not BYTE_NAME.match(tokenizer.id_to_token(token_id) or ""):
+                self._before, self._n_before = [token_id], len(text)
+                break
 
-    def shown(self, token_ids: list[int], decoded: str) -> Shown:
-        """A window's text and spans.
+    def decode(self, windows: Sequence[list[int]]) -> list[str]:
+        """The texts of windows, with the spaces that they start with."""
+        batch = [self._before + ids for ids in windows]
+        texts = self._tokenizer.decode_batch(batch, skip_special_tokens=False)
+        return [text[self._n_before :] for text in texts]
 
-        Args:
-            token_ids: of the window.
-            decoded: what the tokenizer makes of them.
-        """
+    def shown(self, token_ids: list[int], text: str) -> Shown:
+        """A window's text and spans, from its tokens and what `decode` makes of them."""
         known = self._pieces
         pieces = [known[t] if t in known else self._add(t) for t in token_ids]
         joined = b"".join(pieces)
-        text = joined.decode(errors="replace")
-        if text not in (decoded, " " + decoded):
-            return self._shown_by_prefixes(token_ids, pieces, decoded)
+        if joined.decode(errors="replace") != text:
+            return Shown(text, self._spans_by_prefixes(token_ids, pieces, text))
         bounds = list(accumulate(map(len, pieces), initial=0))
         if joined.isascii():
             return Shown(text, tuple(pairwise(bounds)))
@@ -105,11 +113,7 @@ class Pieces:
         name = self._tokenizer.id_to_token(token_id)
         if name is None:
             return b""
-        # Behind itself, because a decoder may treat the first token of a text in its own way.
-        once, twice = (
-            self._tokenizer.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2)
-        )
-        text: str = twice[len(once) :]
+        (text,) = self.decode([[token_id]])
         if REPLACEMENT not in text:
             return text.encode()
         if byte := BYTE_NAME.match(name):
@@ -118,26 +122,22 @@ class Pieces:
             return bytes(BYTE_LETTERS[letter] for letter in name)
         return text.encode()
 
-    def _shown_by_prefixes(self, token_ids: list[int], pieces: list[bytes], decoded: str) -> Shown:
+    def _spans_by_prefixes(
+        self, token_ids: list[int], pieces: list[bytes], text: str
+    ) -> tuple[tuple[int, int], ...]:
         """Spans by what the beginnings of a window decode to: slow, and right for any decoder.
 
         For tokens that read differently beside others, as where a decoder with byte fallback
         writes off a run of bytes as a whole because one of them fits no character.
         """
-        prefixes = [token_ids[:n] for n in range(1, len(token_ids) + 1)]
         bounds = [0]
-        for text in self._tokenizer.decode_batch(prefixes, skip_special_tokens=False):
-            bounds.append(max(bounds[-1], _n_common(text, decoded)))
+        for prefix in self.decode([token_ids[:n] for n in range(1, len(token_ids) + 1)]):
+            bounds.append(max(bounds[-1], _n_common(prefix, text)))
         # A token that only begins a character, or continues it, shares it with its last.
-        spans = [
-            (a, b if b > a or not piece else min(a + 1, len(decoded)))
+        return tuple(
+            (a, b if b > a or not piece else min(a + 1, len(text)))
             for (a, b), piece in zip(pairwise(bounds), pieces, strict=True)
-        ]
-        start = pieces[0].decode(errors="replace")
-        if not start.startswith(" ") or decoded.startswith(start):
-            return Shown(decoded, tuple(spans))
-        spans = [(a + (i > 0), b + 1) for i, (a, b) in enumerate(spans)]
-        return Shown(" " + decoded, tuple(spans))
+        )
 
 
 def _n_common(one: str, other: str) -> int:

@@ -34,7 +34,7 @@ from nullsae.judges import DetectionScorer, Endpoint, FuzzingScorer, Llm, OpenAI
 from nullsae.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "autointerp"))
 from scripted_server import ScriptedServer
 
 N_LATENTS, N_EXPLAINING, N_SCORING = 50, 40, 50

@@ -183,6 +183,11 @@ class Latents(Section):
     n_quantiles: PositiveInt = 10
     """Equal-count slices of the active windows, ranked by their largest activation."""
 
+    @field_validator("silent_windows")
+    @classmethod
+    def kinds_are_named_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(kinds)
+
 
 class Config(Section):
     """A study."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from typing import Any
 
 WINDOW = re.compile(r"^Window (\d+): ?(.*)$", re.MULTILINE)
@@ -58,3 +59,10 @@ def lists(text: str, body: dict[str, Any]) -> str:
     """A list without numbers, one answer short where there are more than two windows."""
     answers = list(json.loads(oracle(text, body)).values())
     return json.dumps(answers[:-1] if len(answers) > 2 else answers)
+
+
+def plausible(text: str, body: dict[str, Any]) -> str:
+    """An explanation, or labels, by a hash of the question."""
+    if "Strengths:" in text:
+        return f"Explanation: words of kind {zlib.crc32(text.encode()):08x}"
+    return json.dumps({n: zlib.crc32(line.encode()) % 2 for n, line in _windows(text)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from scripted_server import ScriptedServer
 from workflow_study import Study, cell, copy_of
 
 from nullsae import paths, tables
 
-sys.path.append(str(Path(__file__).parents[1] / "autointerp"))
-from scripted_server import ScriptedServer
 
 pytestmark = pytest.mark.workflow
 KEY = "sk-planted-0123456789"
@@ -33,7 +31,7 @@ class Asking(Study):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer(key=KEY) as server:
+    with ScriptedServer(key=KEY, answers="judge_answers:plausible") as server:
         yield server
 
 

@@ -62,8 +62,8 @@ if __name__ == "__main__":
     # A job of its own, to be killed: settings of the endpoint and of the asking, root, number.
     endpoint_, settings_, root_, n_ = sys.argv[1:]
     replies_, usage_ = ask_all(
-        Endpoint(**json.loads(endpoint_)),
-        Llm(**json.loads(settings_)),
+        Endpoint.model_validate_json(endpoint_),
+        Llm.model_validate_json(settings_),
         lambda model: [model.ask(question(i)) for i in range(int(n_))],
         root=Path(root_),
     )

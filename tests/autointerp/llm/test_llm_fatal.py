@@ -177,7 +177,7 @@ def test_a_planted_key_is_in_no_file_log_message_or_process_list(
     bad = job(server.url, tmp_path / "bad", 3)
     out, log = bad.communicate(timeout=60)
     assert bad.returncode == 1
-    assert "Incorrect API key provided: ***." in log
+    assert "Incorrect API key provided: ***" in log
     assert "Traceback" in log
     assert "PLANTED" in log
     assert KEY not in out + log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sized
 from dataclasses import asdict
 from pathlib import Path
@@ -213,7 +214,14 @@ def ask_all(
     Raises:
         UserError: as `LanguageModel.ask`; what had been received is kept.
     """
-    return asyncio.run(_ask_all(LanguageModel(endpoint, settings, root=root, report=report), work))
+    # What a job has loaded is many objects, through which the collector of cyclic garbage would go
+    # again and again while thousands of requests come and go.
+    gc.freeze()
+    try:
+        model = LanguageModel(endpoint, settings, root=root, report=report)
+        return asyncio.run(_ask_all(model, work))
+    finally:
+        gc.unfreeze()
 
 
 async def _ask_all(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import aiohttp
 import httpx2
@@ -27,6 +27,7 @@ STATISTICS_HEADERS = (
     *("X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Async"),
     *("X-Stainless-Retry-Count", "X-Stainless-Read-Timeout"),
 )
+NO_HEADERS = httpx2.Headers()
 Trouble = Literal["timeout", "dropped", "refused", "unknown host", "certificate"]
 
 
@@ -127,6 +128,8 @@ class _Sender(httpx2.AsyncClient):
             raise httpx2.NetworkError(first_line(error)) from error
         if self._key is not None and self._key in content:
             content = content.replace(self._key, b"***")
+        if response.status == 200:
+            return _Answered(request, content)
         # aiohttp has unpacked the content already, so only this header is passed on.
         wait = response.headers.get("Retry-After")
         headers = None if wait is None else {"Retry-After": wait}
@@ -147,6 +150,23 @@ class _Posted(httpx2.Request):
         self.headers = pattern.headers
         self.extensions = pattern.extensions
         self.body = body
+
+
+class _Answered(httpx2.Response):
+    """A good answer: its body, without what the parent does to read one piece by piece."""
+
+    def __init__(self, request: httpx2.Request, body: bytes) -> None:
+        self.status_code = 200
+        self.headers = NO_HEADERS
+        self.request = request
+        self._body = body
+
+    @property
+    def content(self) -> bytes:
+        return self._body
+
+    def raise_for_status(self) -> Self:
+        return self
 
 
 def _ssl_context(target: URL) -> ssl.SSLContext | bool:

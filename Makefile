@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
 ACTIVATE := . .venv/bin/activate &&
 
-.PHONY: run test test-llm check schema lock clean
+.PHONY: run test test-slow test-llm check schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1
@@ -12,8 +12,12 @@ run: .venv/installed
 
 test: .venv/installed-dev .venv-peers/installed
 	$(MAKE) check
-	$(BIN)/python -m pytest --ignore tests/workflow --numprocesses auto --dist loadfile
-	$(BIN)/python -m pytest tests/workflow  # uses the cores itself
+	$(BIN)/python -m pytest --ignore tests/workflow --ignore tests/llm --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest tests/workflow -m "not slow"  # uses the cores itself
+
+# Every kind of edit, control and endpoint, by whole studies.
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest tests/workflow -m slow
 
 # A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.
 test-llm: .venv-llm/installed

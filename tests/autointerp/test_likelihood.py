@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,19 @@ def test_an_explanation_that_spells_out_a_special_token_is_text(llama: LocalJudg
     assert found == pytest.approx([expected], abs=1e-5)
 
 
+def test_what_a_tokenizer_puts_behind_texts_or_cuts_off_them_is_not_done(
+    llama: LocalJudge,
+) -> None:
+    ending = Tokenizer.from_str(TOKENIZER.to_str())
+    ending.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    ending.enable_truncation(5)
+    ending.enable_padding(length=64)
+    found = Likelihood(replace(llama, tokenizer=ending), PROMPT).log_odds(EXPLANATION, WINDOWS)
+    assert np.array_equal(found, Likelihood(llama, PROMPT).log_odds(EXPLANATION, WINDOWS))
+
+
 @pytest.mark.parametrize("spans", [None, SPANS])
 def test_neither_batches_nor_order_change_the_log_odds(llama: LocalJudge, spans: Any) -> None:
     found = Likelihood(llama, PROMPT, 16).log_odds(EXPLANATION, WINDOWS, spans)
@@ -219,14 +233,15 @@ def test_nothing_behind_the_last_mark_is_read_or_counts(llama: LocalJudge) -> No
     finally:
         handle.remove()
     assert np.array_equal(short, long)
-    assert max(seen) == len(TOKENIZER.encode("Topic: boats on a river\nSentence:").ids)
+    n_prefix = len(TOKENIZER.encode("Topic: boats on a river\nSentence:").ids)
+    assert seen == [n_prefix, len(plain_tokens(" the boat")) - 1]
 
 
 def test_marks_on_spaces_and_line_breaks_count(llama: LocalJudge) -> None:
     text = "the sea \n\n boat"
-    found = Likelihood(llama, PROMPT).log_odds(EXPLANATION, [text] * 2, [[(8, 9)], [(9, 10)]])
+    found = Likelihood(llama, PROMPT).log_odds(EXPLANATION, [text] * 2, [[(7, 8)], [(9, 10)]])
     assert np.all(found != 0)
-    for value, span in zip(found, [(8, 9), (9, 10)], strict=True):
+    for value, span in zip(found, [(7, 8), (9, 10)], strict=True):
         assert value == pytest.approx(slow_log_odds(llama, EXPLANATION, text, [span]), abs=1e-5)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -177,3 +178,12 @@ def test_a_file_that_is_no_gguf_leaves_no_copy(tmp_path: Path) -> None:
 def test_an_unknown_quantization_is_said_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--quantize: 'q5' is not one of none, q4_0, q8_0"):
         serve_gguf(tmp_path / "none.gguf", 8000, work=tmp_path, quantize="q5")
+
+
+@pytest.mark.skipif(find_spec("xllamacpp") is not None, reason="xllamacpp is installed here")
+def test_a_missing_server_is_said_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        serve_gguf(tmp_path / "none.gguf", 8000, work=tmp_path)
+    assert str(caught.value) == (
+        "serving a GGUF file needs xllamacpp (pip install xllamacpp==2026.10.11549)"
+    )

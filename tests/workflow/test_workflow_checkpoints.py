@@ -12,7 +12,7 @@ from workflow_study import Study, cell, copy_of
 
 from nullsae import paths
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 SHARE = 0.25
 AT = "topk@0.25"
 

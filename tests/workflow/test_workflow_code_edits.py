@@ -9,7 +9,7 @@ from workflow_study import Study, copy_of
 
 from nullsae import stages
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 END = {"aggregate", "report"}
 CASES: dict[str, set[str]] = {
     "metrics/reconstruction.py": {"evaluate_sae", *END},

@@ -16,7 +16,7 @@ from workflow_study import Edit, Study, cell, copy_of, replace
 
 from nullsae import paths
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 END = {"aggregate": 1, "report": 1}
 EXPLAIN_ON = {"explain_latents": 4, "score_latents": 8, **END}
 COLLECT_ON = {"collect_latents": 2, **EXPLAIN_ON}

@@ -10,7 +10,7 @@ from workflow_study import Study, copy_of
 
 from nullsae import paths, tables
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 VARIANTS = ["trained", "rerandomized", "cascade", "gaussian"]
 
 

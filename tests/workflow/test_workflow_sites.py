@@ -10,7 +10,7 @@ from workflow_study import Study, cell, copy_of
 
 from nullsae import paths
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 NEW = "resid_post.1"
 # One more cell per variant, where training again at the old site would make two.
 ONE_MORE_CELL_EACH = {

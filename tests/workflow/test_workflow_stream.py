@@ -12,7 +12,7 @@ from workflow_study import Study, cell, copy_of, new_study
 
 from nullsae import paths
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 SITES, VARIANTS = ("resid_post.0", "resid_post.1"), ("trained", "gaussian")
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nullsae.autointerp.llm.messages import AnswerToken, Reply
 
@@ -171,6 +172,7 @@ def _masses(token: AnswerToken, side: Callable[[str], int | None]) -> Mapping[in
     return masses
 
 
+@lru_cache(maxsize=1024)
 def _side(text: str) -> int | None:
     bare = text.strip(" \t\n\"'`:,{}[]").lower()
     return 1 if bare in POSITIVE else 0 if bare in NEGATIVE else None

@@ -73,19 +73,24 @@ def questions(
     wanted = pc.and_(pc.equal(windows["pool"], "explain"), windows["active"])
     windows = windows.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
     latents = windows["latent"].to_numpy()
-    found = {}
+    rows = [np.asarray(row, np.float32) for row in windows["activations"].to_pylist()]
+    peaks = np.array([row.max() for row in rows])
+    chosen = {}
     for latent in np.unique(latents).tolist():
-        mine = windows.filter(pa.array(latents == latent))
-        values = [np.asarray(row, np.float32) for row in mine["activations"].to_pylist()]
-        peaks = np.array([row.max() for row in values])
-        order = np.argsort(-peaks, kind="stable")[: explainer.shown_windows]
-        ids = mine["token_ids"].to_pylist()
-        texts = window_texts(tokenizer, [np.asarray(ids[i]) for i in order])
-        found[latent] = [
-            shown_window(text, values[i], explainer.mark_threshold, float(peaks[order[0]]))
-            for i, text in zip(order, texts, strict=True)
+        mine = np.flatnonzero(latents == latent)
+        order = np.argsort(-peaks[mine], kind="stable")[: explainer.shown_windows]
+        chosen[latent] = mine[order].tolist()
+    ids = windows["token_ids"].to_pylist()
+    # All at once: decoding a token's piece is done once per call.
+    every = [i for mine in chosen.values() for i in mine]
+    texts = dict(zip(every, window_texts(tokenizer, [ids[i] for i in every]), strict=True))
+    return {
+        latent: [
+            shown_window(texts[i], rows[i], explainer.mark_threshold, float(peaks[mine[0]]))
+            for i in mine
         ]
-    return found
+        for latent, mine in chosen.items()
+    }
 
 
 def written_explanations(

@@ -166,3 +166,13 @@ def test_what_the_user_can_mend_is_one_line_that_says_how(
 def test_a_filtered_prompt_is_an_empty_reply() -> None:
     valid = read({"error": {"message": "no", "code": "content_filter"}}, 400)
     assert (valid.reply.content, valid.reply.finish_reason) == ("", "content_filter")
+
+
+def test_alternatives_that_are_no_number_are_passed_over() -> None:
+    odd = {"token": "1", "logprob": -0.5, "top_logprobs": [{"token": "0", "logprob": None}, 7]}
+    assert read(answered("1", [odd])).reply.tokens[0].alternatives == (("1", -0.5),)
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_read() -> None:
+    content = b'{"choices": [{"message": {"content": "a\\ud83d"}, "finish_reason": "stop"}]}'
+    assert read(content).reply.content == "a\ud83d"

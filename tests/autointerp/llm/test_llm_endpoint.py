@@ -27,13 +27,13 @@ def process() -> Iterator[ScriptedServer]:
     ("options", "settings", "abilities", "n_probes"),
     [
         ({}, {}, Abilities(True, 20, True), 3),
-        ({"json_schema": "refused"}, {}, Abilities(False, 20, True), 3),
-        ({"json_schema": "ignored"}, {}, Abilities(False, 20, True), 3),
+        ({"json_schema": "refused"}, {}, Abilities(False, 20), 4),
+        ({"json_schema": "ignored"}, {}, Abilities(False, 20), 3),
         ({"logprobs": "ignored"}, {}, Abilities(True, 0), 4),
         ({"logprobs": "refused"}, {}, Abilities(True, 0), 6),
         ({"max_top_logprobs": 5}, {}, Abilities(True, 5, True), 5),
         ({"logprobs_with_schema": False}, {}, Abilities(True, 20, False), 4),
-        ({}, {"structured_output": "never"}, Abilities(False, 20, True), 2),
+        ({}, {"structured_output": "never"}, Abilities(False, 20), 2),
         ({}, {"logprobs": "never"}, Abilities(True, 0), 2),
         ({}, {"structured_output": "never", "logprobs": "never"}, Abilities(), 1),
         (

@@ -160,7 +160,8 @@ def test_a_planted_key_is_in_no_file_log_message_or_process_list(
 ) -> None:
     server.set(latency_seconds=0.3, key=KEY)
     good = job(server.url, tmp_path / "good", 20)
-    while not server.stats()["answered"] >= 4:
+    while server.stats()["answered"] < 4:
+        assert good.poll() is None
         time.sleep(0.05)
     listed = b"".join(
         path.read_bytes()
@@ -191,6 +192,7 @@ def test_a_killed_run_goes_on_where_it_was_and_repeats_nothing_that_was_answered
     server.set(latency_seconds=1.0)
     killed = job(server.url, tmp_path, 24)
     while server.stats()["answered"] < N_PLAIN_PROBES + 8:
+        assert killed.poll() is None
         time.sleep(0.02)
     # The next eight have been sent and are answered within a second.
     time.sleep(0.4)

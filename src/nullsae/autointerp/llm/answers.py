@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from nullsae.autointerp.llm.messages import AnswerToken, Reply
+from nullsae.autointerp.llm.messages import AnswerToken, Reply, parse_json
 from nullsae.errors import UserError
 
 SHOWN_CHARACTERS = 300
@@ -92,7 +92,7 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
         RefusedError: anything else that is no reply.
     """
     try:
-        value = json.loads(answer.content)
+        value = parse_json(answer.content)
     except ValueError:
         value = None
     if answer.status == 200 and isinstance(value, dict):
@@ -113,7 +113,7 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
     if status >= 500 or status in (408, 409, 425):
         raise AttemptError(f"{status}: {shortened(said)}", pause=pause)
     if status in (400, 403, 422) and FILTERED.search(_codes(value) + " " + said):
-        return Valid(Reply("", (), "content_filter"), None, 0)
+        return Valid(Reply("", (), "content_filter"), 0, 0)
     raise RefusedError(_mend(status, said, _codes(value), asked), status=status, said=said)
 
 
@@ -259,14 +259,22 @@ def _decoded(entries: list[dict[str, Any]]) -> list[str]:
 
 def _alternatives(entry: dict[str, Any]) -> tuple[tuple[str, float], ...]:
     top = entry.get("top_logprobs")
-    pairs = [
+    try:
+        pairs = [(other["token"], float(other["logprob"])) for other in top or ()]
+    except (TypeError, KeyError):
+        pairs = _well_formed(top)
+    chosen = entry.get("logprob")
+    if isinstance(chosen, int | float) and entry["token"] not in (text for text, _ in pairs):
+        pairs.insert(0, (entry["token"], float(chosen)))
+    return tuple(pairs)
+
+
+def _well_formed(top: Any) -> list[tuple[str, float]]:
+    """Those alternatives that are a text with a number."""
+    return [
         (other["token"], float(other["logprob"]))
         for other in (top if isinstance(top, list) else ())
         if isinstance(other, dict)
         and isinstance(other.get("token"), str)
         and isinstance(other.get("logprob"), int | float)
     ]
-    chosen = entry.get("logprob")
-    if isinstance(chosen, int | float) and entry["token"] not in (text for text, _ in pairs):
-        pairs.insert(0, (entry["token"], float(chosen)))
-    return tuple(pairs)

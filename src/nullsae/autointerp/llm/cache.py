@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nullsae.autointerp.llm.messages import Reply, from_plain, to_plain
+from nullsae.autointerp.llm.messages import Reply, from_plain, parse_json, to_plain
 from nullsae.errors import UserError
 
 # Both stand in the header of the file: whose it is, and which layout it has.
@@ -108,7 +108,7 @@ class ReplyCache:
         packed, *rest = row
         try:
             text = zlib.decompress(packed) if isinstance(packed, bytes) else packed
-            return Kept(from_plain(json.loads(text)), *rest)
+            return Kept(from_plain(parse_json(text)), *rest)
         except (zlib.error, ValueError, TypeError) as error:
             raise _damaged(self.path, error) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
+from nullsae.autointerp.llm.addresses import without_password
 from nullsae.autointerp.llm.answers import RefusedError
 from nullsae.autointerp.llm.messages import Reply, Request
 from nullsae.errors import UserError
@@ -112,27 +114,41 @@ async def find_out(
         UserError: it is never answered.
     """
     abilities = await _plain(endpoint, send)
-    if endpoint.structured_output == "auto":
-        tried = replace(abilities, json_schema=True)
-        probe = await send(_question(schema=True), tried)
-        if probe.reply is not None and _obeys(probe.reply.content):
-            abilities = tried
-    if endpoint.logprobs == "auto":
-        for top in TOP_LOGPROBS:
-            tried = replace(abilities, top_logprobs=top, schema_with_logprobs=True)
-            together = await send(_question(schema=True, logprobs=True), tried)
-            if _gives_logprobs(together.reply):
-                return tried
-            if not abilities.json_schema:
-                if together.reply is not None:
-                    break
-                continue
-            tried = replace(tried, schema_with_logprobs=False)
-            alone = await send(_question(schema=True, logprobs=True), tried)
-            if _gives_logprobs(alone.reply):
-                return tried
-            if alone.reply is not None:
-                break
+    if endpoint.structured_output == "never":
+        if endpoint.logprobs == "never":
+            return abilities
+        return await _with_logprobs(abilities, send)
+    with_schema = replace(abilities, json_schema=True)
+    if endpoint.logprobs == "never":
+        probe = await send(_question(schema=True), with_schema)
+        return with_schema if _obeys(probe.reply) else abilities
+    # Most endpoints can do either both or neither, so that both are asked for at once.
+    with_both = replace(with_schema, top_logprobs=TOP_LOGPROBS[0], schema_with_logprobs=True)
+    probe, together = await asyncio.gather(
+        send(_question(schema=True), with_schema),
+        send(_question(schema=True, logprobs=True), with_both),
+    )
+    if not _obeys(probe.reply):
+        with_schema, with_both = abilities, replace(abilities, top_logprobs=TOP_LOGPROBS[0])
+    if _gives_logprobs(together.reply):
+        return with_both
+    return await _with_logprobs(with_schema, send)
+
+
+async def _with_logprobs(
+    abilities: Abilities, send: Callable[[Request, Abilities], Awaitable[Probe]]
+) -> Abilities:
+    """The abilities with as many alternatives per token as come back, if any do."""
+    most, fewer = TOP_LOGPROBS
+    # The most of them together with a schema has been asked for where there is one.
+    tries = [(most, False), *([(fewer, True)] if abilities.json_schema else []), (fewer, False)]
+    for top, schema in tries:
+        tried = replace(abilities, top_logprobs=top, schema_with_logprobs=schema)
+        probe = await send(_question(schema=schema, logprobs=True), tried)
+        if _gives_logprobs(probe.reply):
+            return tried
+        if probe.reply is not None and not schema:
+            return abilities  # taken and passed over: fewer would be, too
     return abilities
 
 
@@ -145,8 +161,9 @@ async def _plain(
     while True:
         probe = await send(request, abilities)
         if probe.refusal is None and probe.reply is None:
+            address = without_password(endpoint.base_url) if endpoint.base_url else endpoint.name
             raise UserError(
-                f"{endpoint.model} at {endpoint.name}: no valid reply to a first, plain question; "
+                f"{endpoint.model} at {address}: no valid reply to a first, plain question; "
                 f"the last attempt: {probe.failure}"
             )
         if probe.refusal is None:
@@ -179,10 +196,10 @@ def _question(*, schema: bool = False, logprobs: bool = False) -> Request:
     )
 
 
-def _obeys(content: str) -> bool:
+def _obeys(reply: Reply | None) -> bool:
     """Whether an answer follows the schema, of which the question says nothing."""
     try:
-        value = json.loads(content)
+        value = None if reply is None else json.loads(reply.content)
     except ValueError:
         return False
     return isinstance(value, dict) and value.get("answer") in (0, 1)

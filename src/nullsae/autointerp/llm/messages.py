@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import from_json
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,17 @@ def from_plain(value: list[Any]) -> Reply:
         ),
         finish_reason=finish_reason,
     )
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value of JSON text, by pydantic's parser: with log-probabilities, reading is most of what
+    a reply costs, and this takes a half to a third of the standard library's time.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return from_json(text)
+    except ValueError:
+        # The other parser also takes halves of surrogate pairs, which some servers write.
+        return json.loads(text)

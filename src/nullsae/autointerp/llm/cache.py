@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import queue
@@ -11,7 +12,8 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -141,6 +143,13 @@ class ReplyCache:
         """Keep what was found out about an endpoint."""
         statement = "INSERT OR REPLACE INTO abilities VALUES (?, ?)"
         self._guarded(lambda: self._reader.execute(statement, (key, json.dumps(value))))
+
+    @contextmanager
+    def alone(self, key: bytes) -> Iterator[None]:
+        """Keep other processes out that want the same key; waits for one that is in."""
+        with open(self.path.with_name(f"{self.path.name}-{key.hex()[:8]}.lock"), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def reserve(self, usd: float, limit_usd: float) -> float | None:
         """Set money aside for a request, if what all processes spent and reserved allows.

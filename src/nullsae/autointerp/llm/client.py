@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sized
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -141,11 +142,14 @@ class LanguageModel:
             key = abilities_key(self._endpoint)
             known = self._cache.abilities(key)
             if known is None:
-                found = await find_out(self._endpoint, self._probe)
-                self._cache.keep_abilities(key, asdict(found))
-            else:
-                found = Abilities(**known)
-            self._abilities = found
+                # Jobs start side by side: one finds out, the others read what it found.
+                with ExitStack() as held:
+                    await asyncio.to_thread(held.enter_context, self._cache.alone(key))
+                    known = self._cache.abilities(key)
+                    if known is None:
+                        known = asdict(await find_out(self._endpoint, self._probe))
+                        self._cache.keep_abilities(key, known)
+            self._abilities = Abilities(**known)
 
     async def _probe(self, request: Request, abilities: Abilities) -> Probe:
         self._asked += 1

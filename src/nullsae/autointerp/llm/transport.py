@@ -43,14 +43,13 @@ class Transport:
     """Posts JSON to one chat endpoint."""
 
     def __init__(self, base_url: str, key: str | None, timeout_seconds: float) -> None:
-        url = base_url.rstrip("/") + "/chat/completions"
-        self._url: Any = httpx2.URL(url)  # the package parses a text anew for each request
+        self._url = base_url.rstrip("/") + "/chat/completions"
         # The package never sees the key, so that none of its errors or logs can hold it.
         self._client = AsyncOpenAI(
             api_key="none",
             base_url=base_url,
             max_retries=0,
-            http_client=_Sender(url, key, timeout_seconds),
+            http_client=_Sender(self._url, key, timeout_seconds),
         )
         self._options: Any = {
             "headers": {name: Omit() for name in STATISTICS_HEADERS},

@@ -94,11 +94,25 @@ def write_windows(folder: Path, tokens: np.ndarray) -> Path:
     return folder / "windows.parquet"
 
 
+class Timed(Asked):
+    """Sums up the time between the first request of a job and its last answer."""
+
+    seconds = 0.0
+
+    def all(self, *arguments: Any) -> list[Any]:
+        """Ask, and add the time."""
+        started = time.perf_counter()
+        try:
+            return super().all(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
 def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) -> dict[str, float]:
     """Explain and judge; wall and CPU seconds of this process, and what is missing."""
     windows = folder / "windows.parquet"
     endpoint: dict[str, Any] = {"model": "m", "base_url": server.url, "api_key_env": None}
-    asked = Asked(lambda: settings, root=folder)
+    asked = Timed(lambda: settings, root=folder)
     wall, cpu = time.perf_counter(), time.process_time()
     explainer = OpenAIExplainer(kind="openai", **endpoint)
     explain_latents(
@@ -124,7 +138,7 @@ def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) ->
         sum(read_table(folder / f"{kind}.parquet", cell_schema("scores"))["n_failed"].to_pylist())
         for kind in ("detection", "fuzzing")
     )
-    return {"wall": wall, "cpu": cpu, "failed": failed}
+    return {"wall": wall, "cpu": cpu, "failed": failed, "asking": asked.seconds}
 
 
 def main() -> None:
@@ -133,6 +147,7 @@ def main() -> None:
     parser.add_argument("--latency-seconds", type=float, default=0.05)
     parser.add_argument("--concurrency", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-logprobs", action="store_true")
     parser.add_argument("--faults", action="store_true")
     options = parser.parse_args()
     settings = Llm(concurrency=options.concurrency)
@@ -141,6 +156,8 @@ def main() -> None:
         tokenizer, tokens = tokenizer_and_text(folder)
         write_windows(folder, tokens)
         server.set(latency_seconds=options.latency_seconds)
+        if options.no_logprobs:
+            server.set(logprobs="ignored")
         run(folder, server, settings, tokenizer)  # imports
         cache = folder / settings.cache
 
@@ -156,7 +173,8 @@ def main() -> None:
             limit = n * options.latency_seconds / options.concurrency
             print(
                 f"{n} requests: {found['wall']:.2f} s, {found['wall'] / limit:.2f} of the limit "
-                f"({limit:.2f} s); CPU {1e3 * found['cpu'] / n:.2f} ms a request; "
+                f"({limit:.2f} s), of which asking {found['asking']:.2f} s; "
+                f"CPU {1e3 * found['cpu'] / n:.2f} ms a request; "
                 f"in flight at most {stats['peak_in_flight']}"
             )
             again = run(folder, server, settings, tokenizer)

@@ -14,7 +14,6 @@ from workflow_study import Study, cell, copy_of
 
 from nullsae import paths, tables
 
-
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 KEY = "sk-planted-0123456789"
 N_CELLS = 2  # variants

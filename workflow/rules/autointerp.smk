@@ -78,9 +78,7 @@ rule score_latents:
     params:
         config=job_params("score_latents"),
         code=stages.code_hash("score_latents"),
-        explanations=lambda wildcards, input: option(
-            "explanations", input.explanations
-        ),
+        explanations=lambda wildcards, input: option("explanations", input.explanations),
         judge=lambda wildcards, input: option("judge", input.judge),
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="score_latents", keys=paths.SCORER_KEYS),

@@ -43,11 +43,11 @@ def test_a_rule_calls_a_verb_that_is_not_there() -> None:
     assert set(LINES) == {
         *("prepare_corpus", "train_subject", "randomize_model", "cache_activations", "train_sae"),
         *("evaluate_sae", "collect_latents", "explain_latents", "score_latents", "aggregate"),
-        *("report", "sample_gaussian", "cross_evaluate", "take_checkpoint"),
+        *("report", "sample_gaussian", "cross_evaluate", "take_checkpoint", "prepare_judge"),
     }
 
 
-@pytest.mark.parametrize("verb", [*sorted(LINES), "verdicts"])
+@pytest.mark.parametrize("verb", [*sorted(LINES), "verdicts", "plan", "export_sae", "serve_gguf"])
 def test_a_verb_has_no_help(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0, result.output

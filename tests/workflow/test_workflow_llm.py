@@ -107,7 +107,7 @@ def test_costs_are_counted_and_agree_with_the_server(asked: Asking, server: Scri
     # Beside the questions of the plan, a few find out what the endpoint can do.
     planned = int(plan.stdout.split(" calls, about")[0].split()[-1].replace(",", ""))
     assert 0 <= stats["requests"] - planned <= 10
-    assert f"{stats['answered']} replies are in" in plan.stdout
+    assert f"{stats['answered']:,} replies are in" in plan.stdout
 
 
 def test_nothing_runs_again_and_what_does_is_not_paid_again(

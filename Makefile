@@ -60,10 +60,10 @@ schema: .venv/installed
 .venv-llm/installed: requirements-llm.txt .venv/installed-dev
 	rm -rf .venv-llm
 	$(BIN)/python -m venv --without-pip .venv-llm
-	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-llm.txt
-	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > "$$(.venv-llm/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-llm.txt
+	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch .venv-llm/installed
 
 # Resolve pyproject.toml anew; the pins of envs/nullsae.yaml must follow (a test compares them).

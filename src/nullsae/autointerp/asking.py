@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,7 @@ def _shuffled(rows: Ints, params: ScoreLatentsParams, latent: int) -> Ints:
     return generator.permutation(rows)
 
 
+@cache
 def labels_schema(n_windows: int) -> dict[str, Any]:
     """JSON schema of `{"1": 0, "2": 1, ...}`."""
     numbers = [str(i) for i in range(1, n_windows + 1)]
@@ -213,6 +215,7 @@ def labels_schema(n_windows: int) -> dict[str, Any]:
     }
 
 
+@cache
 def choice_schema(n_windows: int) -> dict[str, Any]:
     """JSON schema of `{"intruder": 3}`."""
     numbers = list(range(1, n_windows + 1))

@@ -24,8 +24,8 @@ Message = dict[str, str]
 class Prompt:
     """A conversation that ends with the question."""
 
-    turns: tuple[tuple[str, str], ...]
-    """(role, text) of the fixed turns: instructions and worked examples."""
+    turns: tuple[Message, ...]
+    """The fixed turns: instructions and worked examples."""
     question: jinja2.Template
     again: jinja2.Template
     """Added to the question when an answer could not be used."""
@@ -42,8 +42,7 @@ class Prompt:
         question = self.question.render(**values).strip()
         if attempt > 1:
             question += "\n\n" + self.again.render(attempt=attempt, **values).strip()
-        fixed = [{"role": role, "content": text} for role, text in self.turns]
-        return (*fixed, {"role": "user", "content": question})
+        return (*self.turns, {"role": "user", "content": question})
 
 
 @cache
@@ -87,7 +86,8 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{file}: not a template: {first_line(error)}") from None
     digest = hashlib.blake2b(data, digest_size=8).hexdigest()
-    return Prompt(tuple(turns[:-1]), question, reminder, digest)
+    fixed = tuple({"role": role, "content": body} for role, body in turns[:-1])
+    return Prompt(fixed, question, reminder, digest)
 
 
 def check_prompt(prompt: Prompt, source: str | None, **values: Any) -> None:

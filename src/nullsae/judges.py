@@ -42,7 +42,8 @@ class Endpoint(Section):
     server: ManagedServer | None = None
     """Instead of `base_url`: a server that the job starts itself."""
     api_key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the key; null sends none. Keys never stand in a config."""
+    """Environment variable that holds the key; null, the default with `server`, sends none. Keys
+    never stand in a config."""
     temperature: NonNegativeFloat | None = 0.0
     """Left out where the endpoint refuses it."""
     seed: int | None = None
@@ -62,6 +63,14 @@ class Endpoint(Section):
         if url is not None and not urlsplit(url).hostname:
             raise ValueError(f"{url!r} names no host; it looks like http://localhost:8000/v1")
         return url
+
+    @model_validator(mode="after")
+    def own_servers_get_no_key(self) -> Self:
+        # The default names a key that is worth money elsewhere. Here, because params that were
+        # written out no longer tell a default from what the config says.
+        if self.server is not None and "api_key_env" not in self.model_fields_set:
+            object.__setattr__(self, "api_key_env", None)
+        return self
 
     @model_validator(mode="after")
     def one_address(self) -> Self:
@@ -153,7 +162,7 @@ class IntruderScorer(Section):
     judge: Endpoint
     """Who is asked."""
     n_tasks: PositiveInt = 25
-    """Questions per latent."""
+    """Questions per latent, at most: each quantile holds so many active windows."""
     active_per_task: Annotated[int, Field(ge=2)] = 4
     """Active windows of one quantile beside the one silent window."""
     negatives: SilentKind = "random"

@@ -16,6 +16,7 @@ from nullsae import paths
 from nullsae.arguments import read_merged_config
 from nullsae.autointerp.asking import FRAME_TOKENS, WINDOW_TOKENS
 from nullsae.autointerp.llm.cache import ReplyCache
+from nullsae.autointerp.llm.costs import cost_usd
 from nullsae.autointerp.prompting import load_prompt
 from nullsae.cells import explainer_cells, scorer_cells
 from nullsae.config import Config
@@ -64,8 +65,9 @@ class Windows:
 def bills(config: Config, root: Path) -> tuple[dict[tuple[str, str, str], Bill], bool]:
     """Questions by (explainer, scorer or "", model), in display order, and whether all are counted.
 
-    Calls are exact where latents have been collected already, and else the most that there can be;
-    tokens are estimates. What has been answered before counts too.
+    Calls are exact where latents have been collected already, and else the most that there can be,
+    as they always are of `intruder`, whose questions stay within a quantile; tokens are estimates.
+    What has been answered before counts too.
     """
     found: dict[tuple[str, str, str], Bill] = {}
     all_counted = True
@@ -169,10 +171,7 @@ def print_plan(root: Path, overlays: list[Path]) -> None:
     total = 0.0
     for (explainer, scorer, model), bill in found.items():
         price = config.llm.prices.get(model)
-        cost = 0.0
-        if price is not None:
-            cost = price.input_usd_per_million_tokens * bill.prompt_tokens / 1e6
-            cost += price.output_usd_per_million_tokens * bill.completion_tokens / 1e6
+        cost = cost_usd(price, bill.prompt_tokens, bill.completion_tokens)
         total += cost
         numbers = [f"{getattr(bill, field.name):,}" for field in fields(Bill)]
         table.add_row(

@@ -422,3 +422,13 @@ def test_a_model_with_no_price_may_not_have_a_budget_and_urls_need_a_scheme() ->
         OpenAIExplainer(
             kind="openai", model="m", base_url="http://h/v1", server={"command": ("x",)}
         )
+
+
+def test_a_jobs_own_server_gets_no_key_unless_it_is_named() -> None:
+    server = {"command": ["x"]}
+    own = parse_section(Endpoint, {"model": "m", "server": server}, where="judge")
+    again = Endpoint.model_validate_json(own.model_dump_json())
+    assert (own.api_key_env, again.api_key_env) == (None, None)
+    named = {"model": "m", "server": server, "api_key_env": "MINE"}
+    assert parse_section(Endpoint, named, where="judge").api_key_env == "MINE"
+    assert Endpoint(model="m").api_key_env == "OPENAI_API_KEY"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nullsae.autointerp.marking import misplaced_marks
+from nullsae.autointerp.marking import misplaced_marks, strong
 from nullsae.errors import UserError
 from nullsae.files import rebuild_command
 from nullsae.randomness import Key, numpy_generator
@@ -193,9 +193,7 @@ def fuzz_marks(
     """
     n_tokens = examples.n_tokens
     maximum = np.repeat(examples.maximum, n_tokens)
-    marked = examples.activations > mark_threshold * maximum
-    # float32 rounds a share of its smallest numbers up to the whole: nothing would be marked.
-    marked |= (examples.activations == maximum) & (maximum > 0)
+    marked = strong(examples.activations, maximum, mark_threshold)
     n_marked = np.add.reduceat(marked, examples.starts[:-1], dtype=np.int64)
     for latent in np.unique(examples.latent).tolist():
         mine = examples.latent == latent

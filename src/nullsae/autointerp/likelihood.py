@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +20,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from nullsae.autointerp.local_judge import LocalJudge
-from nullsae.autointerp.prompting import PROMPTS
+from nullsae.autointerp.prompting import read_parts
 from nullsae.errors import UserError
 
-_PART = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
 _PLACE = re.compile(r"\{\{ *explanation *\}\}")
 # Tokenizers that put a space before a text by themselves show it as one of these.
 SPACES = ("▁", "Ġ")
@@ -61,16 +58,9 @@ def load_likelihood_prompt(path: str | None = None) -> LikelihoodPrompt:
     Raises:
         UserError: the file cannot be read, or is not such a file; names it and what is wrong.
     """
-    file = Path(path).expanduser() if path else PROMPTS / "likelihood.txt"
-    try:
-        data = file.read_bytes()
-        before, *parts = _PART.split(data.decode("utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read as a prompt: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not text in UTF-8") from None
-    texts = {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
-    if before.strip() or parts[::2] != ["explained", "neutral"] or not all(texts.values()):
+    file, before, parts, digest = read_parts("likelihood", path)
+    texts = dict(parts)
+    if before or [n for n, _ in parts] != ["explained", "neutral"] or not all(texts.values()):
         raise UserError(
             f"{file}: a likelihood prompt has two parts, what stands before a window under "
             f"'=== explained' and the same without the explanation under '=== neutral'"
@@ -80,7 +70,6 @@ def load_likelihood_prompt(path: str | None = None) -> LikelihoodPrompt:
             f"{file}: {{{{ explanation }}}} must stand under '=== explained' and not under "
             f"'=== neutral'"
         )
-    digest = hashlib.blake2b(data, digest_size=8).hexdigest()
     return LikelihoodPrompt(texts["explained"], texts["neutral"], digest)
 
 

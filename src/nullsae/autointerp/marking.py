@@ -206,6 +206,23 @@ def _stretches(shown: Shown, marked: Flags) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
+def strong(
+    activations: NDArray[np.float32], maximum: NDArray[np.float32] | np.float32, threshold: float
+) -> Flags:
+    """Which tokens are active above a share of their window's largest activation.
+
+    The largest itself always is: float32 rounds a share of its smallest numbers up to the whole.
+
+    Args:
+        activations: float32, of any shape.
+        maximum: each one's window's largest, of that shape or one for all.
+        threshold: the share.
+    """
+    found: Flags = activations > threshold * maximum
+    found |= (activations == maximum) & (maximum > 0)
+    return found
+
+
 def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
     """Activations as whole numbers from 0 to 10: ceil(10 a / maximum), as delphi shows them.
 

@@ -14,7 +14,7 @@ import jinja2
 from nullsae.errors import UserError, first_line
 
 PROMPTS = Path(__file__).parent / "prompts"
-_TURN = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
+_PART = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
 ROLES = ("system", "user", "assistant", "again")
 
 Message = dict[str, str]
@@ -45,6 +45,32 @@ class Prompt:
         return (*self.turns, {"role": "user", "content": question})
 
 
+def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tuple[str, str]], str]:
+    """What stands under each `=== name` of a prompt file.
+
+    Args:
+        kind: name of nullsae's own prompt.
+        path: a file of the user's to read in its place.
+
+    Returns:
+        The file; what stands before the first name; (name, text) in order; 16 hex digits over the
+        file. Texts without white space around them.
+
+    Raises:
+        UserError: the file cannot be read, or is no text; names it.
+    """
+    file = Path(path).expanduser() if path else PROMPTS / f"{kind}.txt"
+    try:
+        data = file.read_bytes()
+        before, *parts = _PART.split(data.decode("utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read as a prompt: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not text in UTF-8") from None
+    named = [(name, text.strip()) for name, text in zip(parts[::2], parts[1::2], strict=True)]
+    return file, before.strip(), named, hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
 @cache
 def load_prompt(kind: str, path: str | None = None) -> Prompt:
     """Read a prompt file: turns under lines `=== system`, `=== user`, `=== assistant`.
@@ -59,21 +85,12 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
     Raises:
         UserError: the file is missing or not such a file; names it and the line that is wrong.
     """
-    file = Path(path).expanduser() if path else PROMPTS / f"{kind}.txt"
-    try:
-        data = file.read_bytes()
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read as a prompt: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not text in UTF-8") from None
-    parts = _TURN.split(text)
-    turns = [(role, body.strip()) for role, body in zip(parts[1::2], parts[2::2], strict=True)]
+    file, before, turns, digest = read_parts(kind, path)
     if unknown := [role for role, _ in turns if role not in ROLES]:
         raise UserError(f"{file}: '=== {unknown[0]}' is not one of {', '.join(ROLES)}")
     again = "".join(body for role, body in turns if role == "again")
     turns = [(role, body) for role, body in turns if role != "again"]
-    if not turns or turns[-1][0] != "user" or not again or parts[0].strip():
+    if not turns or turns[-1][0] != "user" or not again or before:
         raise UserError(
             f"{file}: a prompt starts with '=== system' or '=== user', ends with a question under "
             f"'=== user', and has an '=== again' for answers that could not be used"
@@ -85,7 +102,6 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
         question, reminder = (environment.from_string(t) for t in (turns[-1][1], again))
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{file}: not a template: {first_line(error)}") from None
-    digest = hashlib.blake2b(data, digest_size=8).hexdigest()
     fixed = tuple({"role": role, "content": body} for role, body in turns[:-1])
     return Prompt(fixed, question, reminder, digest)
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.llm.client import LanguageModel, Request
-from nullsae.autointerp.marking import Shown, activation_scale, mark, window_texts
+from nullsae.autointerp.marking import Shown, activation_scale, mark, strong, window_texts
 from nullsae.autointerp.prompting import Prompt, check_prompt, load_prompt, one_line
 from nullsae.autointerp.replies import explanation
 from nullsae.judges import OpenAIExplainer
@@ -49,8 +49,7 @@ def shown_window(
         threshold: share of the window's largest activation above which a token is marked.
         maximum: the latent's largest activation among the windows of the prompt: 10.
     """
-    marked = activations > threshold * activations.max()
-    marked |= activations == activations.max()
+    marked = strong(activations, activations.max(), threshold)
     scale = activation_scale(activations, maximum)
     strengths = [
         f"{json.dumps(shown.text[start:stop], ensure_ascii=False)} {scale[i]}"

@@ -104,14 +104,11 @@ class Connection:
 def api_key(endpoint: Endpoint) -> str | None:
     """The key that the environment holds for an endpoint.
 
-    A job's own server gets one only where the config names the variable: the default is the name
-    of a key that is worth money elsewhere.
-
     Raises:
         UserError: there is none, and the endpoint is another machine's; or it is no key.
     """
     name = endpoint.api_key_env
-    if name is None or (endpoint.server and "api_key_env" not in endpoint.model_fields_set):
+    if name is None:
         return None
     key = os.environ.get(name, "").strip()
     if not key:

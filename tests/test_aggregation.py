@@ -16,6 +16,8 @@ from nullsae.cells import cell_files
 from nullsae.config import Config
 from nullsae.errors import UserError
 from nullsae.params import AggregateParams
+from nullsae.schemas.cells import CELL_TABLES
+from nullsae.schemas.study import COSTS
 from nullsae.statistics.metrics import METRICS
 from nullsae.validation import parse_config
 
@@ -317,7 +319,7 @@ def test_what_a_clock_gave_stands_in_a_table_of_the_study(root: Path) -> None:
         assert set(measured) < set(tables.cell_schema(table).names)
         found = pq.read_schema(root / paths.TABLE.format(table=table)).names
         kept = [name for name in tables.cell_schema(table).names if name not in measured]
-        assert found == [*(name for name, _ in tables.CELL_TABLES[table][0]), *kept]
+        assert found == [*(name for name, _ in CELL_TABLES[table][0]), *kept]
 
 
 def test_a_study_of_the_trained_subject_alone_has_no_contrasts(tmp_path: Path) -> None:
@@ -400,12 +402,12 @@ def test_costs_are_read_from_snakemakes_own_files(tmp_path: Path) -> None:
         ("train_sae", "subject=small/draw=0", 93784.25, 7.0, 512.5),
         ("train_sae", "subject=small/site=resid_post.1", 0.31, None, None),
     ]
-    tables.write_table(tmp_path / paths.COSTS, read_costs(tmp_path), tables.COSTS)
-    assert tables.read_table(tmp_path / paths.COSTS, tables.COSTS).num_rows == 3
+    tables.write_table(tmp_path / paths.COSTS, read_costs(tmp_path), COSTS)
+    assert tables.read_table(tmp_path / paths.COSTS, COSTS).num_rows == 3
 
 
 def test_costs_of_a_study_run_by_hand_are_an_empty_table(root: Path) -> None:
-    assert tables.read_table(root / paths.COSTS, tables.COSTS).num_rows == 0
+    assert tables.read_table(root / paths.COSTS, COSTS).num_rows == 0
 
 
 @pytest.mark.parametrize("text", ["", "seconds\n3\n", "s\tmax_rss\tcpu_time\nabc\t1\t1\n"])

@@ -30,6 +30,8 @@ ORDER = (
         "params",
         "local_files",
         "slices",
+        "shared_jobs",
+        "schemas",
         "tables",
     ),
     *("moments", "corpus", "subjects", "activations", "sae", "metrics", "latents"),
@@ -41,7 +43,7 @@ ORDER = (
         "terminal",
         "arguments",
         "planning",
-        "tools",
+        "verbs",
         "cli",
     ),
 )

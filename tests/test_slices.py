@@ -14,7 +14,8 @@ from nullsae.config import Config, VariantName
 from nullsae.errors import UserError
 from nullsae.files import write_json
 from nullsae.params import TrainSaeParams, pretrained_sae_path
-from nullsae.slices import SharedJob, activations_key, cross_cells, rule_params, shared_jobs
+from nullsae.shared_jobs import SharedJob, shared_jobs
+from nullsae.slices import activations_key, cross_cells, rule_params
 from nullsae.stages import code_hash
 from nullsae.validation import parse_config, parse_section, resolve_subjects
 

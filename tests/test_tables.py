@@ -9,6 +9,7 @@ import pytest
 
 from nullsae import tables
 from nullsae.errors import UserError
+from nullsae.schemas.cells import CELL_TABLES
 from small_chain import flip_byte
 
 SAMPLES: dict[str, Any] = {
@@ -45,9 +46,9 @@ def test_a_written_table_has_another_schema(table: str, tmp_path: Path) -> None:
         ).get(b"unit")
 
 
-@pytest.mark.parametrize("table", sorted(tables.CELL_TABLES))
+@pytest.mark.parametrize("table", sorted(CELL_TABLES))
 def test_a_cell_holds_its_partition_keys_twice(table: str) -> None:
-    keys, columns = tables.CELL_TABLES[table]
+    keys, columns = CELL_TABLES[table]
     names = [name for name, _ in keys]
     assert not set(names) & set(columns.names)
     shared = [n for n in columns.names if n not in tables.MEASURED.get(table, ())]

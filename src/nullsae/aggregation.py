@@ -18,6 +18,8 @@ from nullsae.errors import UserError
 from nullsae.files import read_json, rebuild_command
 from nullsae.params import AggregateParams
 from nullsae.randomness import numpy_generator
+from nullsae.schemas.cells import CELL_TABLES
+from nullsae.schemas.study import COSTS, VERDICTS
 from nullsae.statistics.bootstrap import Arm, Cell
 from nullsae.statistics.contrasts import Estimate, adjust, contrast_row, estimate, summary_row
 from nullsae.statistics.metrics import METRICS, Metric
@@ -62,7 +64,7 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
     }
     for table, rows in written.items():
         tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])
-    tables.write_table(root / paths.COSTS, read_costs(root), tables.COSTS)
+    tables.write_table(root / paths.COSTS, read_costs(root), COSTS)
 
 
 def compare(
@@ -142,7 +144,7 @@ def read_costs(root: Path) -> list[dict[str, Any]]:
 
 def _asked(path: Path) -> dict[str, Any]:
     """What a job asked of a language model: nulls for one that asked nothing."""
-    names = tables.COSTS.names[tables.COSTS.names.index("model") :]
+    names = COSTS.names[COSTS.names.index("model") :]
     found = read_json(path, rebuild="") if path.is_file() else {}
     return {name: found.get(name) for name in names}
 
@@ -156,7 +158,7 @@ def _read_cells(table: str, files: list[str], root: Path) -> Cells:
 def _with_keys(table: str, keys: Keys, part: pa.Table) -> pa.Table:
     """The cell's rows with its keys as leading columns, without what a clock gave."""
     schema = tables.SCHEMAS[table]
-    leading = [schema.field(name) for name, _ in tables.CELL_TABLES[table][0]]
+    leading = [schema.field(name) for name, _ in CELL_TABLES[table][0]]
     columns = [
         pa.repeat(pa.scalar(keys[field.name]).cast(field.type), part.num_rows) for field in leading
     ]
@@ -253,7 +255,7 @@ def _units(metric: Metric, keys: Keys, table: pa.Table) -> Cell:
 
 def _verdicts(contrasts: list[dict[str, Any]], confidence: float) -> list[dict[str, Any]]:
     metrics = {metric.name: metric for metric in METRICS}
-    copied = set(tables.VERDICTS.names) - {"verdict", "reason"}
+    copied = set(VERDICTS.names) - {"verdict", "reason"}
     rows = []
     for contrast in contrasts:
         word, reason = verdict(contrast, metrics[contrast["metric"]], confidence)

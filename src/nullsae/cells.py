@@ -92,7 +92,7 @@ def scorer_cells(config: Config) -> Iterator[Keys]:
 
 
 def cell_files(config: Config) -> dict[str, list[str]]:
-    """Per table of `tables.CELL_TABLES`, the files that a finished study consists of."""
+    """Per table of `schemas.cells.CELL_TABLES`, the files that a finished study consists of."""
     models, saes = list(model_cells(config)), list(sae_cells(config))
     explained, scored = list(explainer_cells(config)), list(scorer_cells(config))
     return {

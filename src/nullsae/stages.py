@@ -114,14 +114,16 @@ SHARED = (
     "recipes.py",
     "py.typed",
     "randomness.py",
+    "schemas",
     "shapes.py",
+    "shared_jobs.py",
     "slices.py",
     "sites.py",
     "stages.py",
     "tables.py",
     "terminal.py",
-    "tools.py",
     "validation.py",
+    "verbs",
 )
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nullsae import paths, tables
+from nullsae.schemas.study import VERDICTS
 
 STYLES = {
     "separates": "green",
@@ -20,7 +21,7 @@ STYLES = {
 def print_verdicts(root: Path) -> None:
     """Print one row per metric, site and judge, one column per variant, and the report's path."""
     path = root / paths.TABLE.format(table="verdicts")
-    rows = tables.read_table(path, tables.VERDICTS).to_pylist()
+    rows = tables.read_table(path, VERDICTS).to_pylist()
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     keys = ("subject", "site", "sae", "metric", "explainer", "scorer")
     table = Table(title="Verdicts: does the metric tell trained from ...?", title_justify="left")

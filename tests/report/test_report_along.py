@@ -19,6 +19,7 @@ from nullsae.report.build import build_report
 from nullsae.report.captions import METRIC_TEXT
 from nullsae.report.names import figure_names
 from nullsae.report.study import load_study
+from nullsae.schemas.study import SUMMARIES
 
 NAME = "small.training"
 SHARES = [0.1, 0.3]
@@ -65,7 +66,7 @@ def panels(svg: str) -> list[list[tuple[float, float, str]]]:
 
 def summaries(root: Path, **keys: Any) -> list[dict[str, Any]]:
     path = root / paths.TABLE.format(table="summaries")
-    rows = tables.read_table(path, tables.SUMMARIES).to_pylist()
+    rows = tables.read_table(path, SUMMARIES).to_pylist()
     return [row for row in rows if keys.items() <= row.items()]
 
 
@@ -191,7 +192,7 @@ def test_an_sae_without_latents_still_has_its_figure(tmp_path: Path, config: Con
     write_study(tmp_path, config)
     path = tmp_path / paths.TABLE.format(table="summaries")
     rows = [row | {"value": None, "low": None, "high": None} for row in summaries(tmp_path)]
-    tables.write_table(path, rows, tables.SUMMARIES)
+    tables.write_table(path, rows, SUMMARIES)
     chart, title, _ = training(load_study(config, tmp_path), "small")
     assert title == "Metrics along training"
     assert "No values along training" in str(chart.to_dict())

@@ -17,6 +17,7 @@ from nullsae.errors import UserError
 from nullsae.report.build import build_report
 from nullsae.report.names import figure_names
 from nullsae.report.render import inline_svg
+from nullsae.schemas.study import SUMMARIES
 
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<svg"}
 REPORT = {"title": f"A {EVIL} study", "figure_formats": ["png", "pdf", "svg"]}
@@ -145,10 +146,10 @@ def test_a_study_in_which_no_latent_passed_still_has_all_files(tmp_path: Path) -
         path = tmp_path / paths.TABLE.format(table=name)
         tables.write_table(path, [], tables.SCHEMAS[name])
     path = tmp_path / paths.TABLE.format(table="summaries")
-    rows = tables.read_table(path, tables.SUMMARIES).to_pylist()
+    rows = tables.read_table(path, SUMMARIES).to_pylist()
     for row in rows:
         row.update(value=None, low=None, high=None)
-    tables.write_table(path, rows, tables.SUMMARIES)
+    tables.write_table(path, rows, SUMMARIES)
     build_report(config, tmp_path)
     for name in figure_names(config):
         assert (tmp_path / paths.FIGURE.format(figure=name, format="svg")).is_file()

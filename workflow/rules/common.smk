@@ -14,12 +14,8 @@ from nullsae.config import NO_EXPLAINER
 from nullsae.judges import LikelihoodScorer, SwappedExplainer
 from nullsae.errors import UserError
 from nullsae.files import write_text
-from nullsae.slices import (
-    activations_key,
-    asks,
-    rule_params,
-    shared_jobs,
-)
+from nullsae.shared_jobs import shared_jobs
+from nullsae.slices import activations_key, asks, rule_params
 from nullsae.report.names import figure_names
 from nullsae.validation import resolve_subjects, parse_config
 

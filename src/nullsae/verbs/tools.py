@@ -11,10 +11,10 @@ from nullsae import paths
 from nullsae.arguments import Output, Root, SaeFile
 from nullsae.errors import UserError
 
-tools = typer.Typer()
+verbs = typer.Typer()
 
 
-@tools.command("export_sae")
+@verbs.command("export_sae")
 def export_sae(
     sae: SaeFile,
     layout: Annotated[str, typer.Option(help="saelens or sparsify.")],
@@ -26,7 +26,7 @@ def export_sae(
     export_sae(sae, layout, output)
 
 
-@tools.command("plan")
+@verbs.command("plan")
 def plan(
     configfile: Annotated[
         list[Path] | None, typer.Option(help="Overlays, as for snakemake; may be repeated.")
@@ -39,7 +39,7 @@ def plan(
     print_plan(root, configfile or [])
 
 
-@tools.command("serve_gguf")
+@verbs.command("serve_gguf")
 def serve_gguf(
     port: Annotated[int, typer.Option(help="Port of the loopback interface.")],
     package: Annotated[
@@ -72,7 +72,7 @@ def serve_gguf(
     )
 
 
-@tools.command("verdicts")
+@verbs.command("verdicts")
 def verdicts(root: Root = Path()) -> None:
     """Print the verdict table of a finished study."""
     from nullsae.terminal import print_verdicts

@@ -1,0 +1,117 @@
+"""Verbs about single latents: collect, explain, score."""
+
+from __future__ import annotations
+
+import typer
+
+from nullsae.arguments import (
+    Captured,
+    Costs,
+    Manifest,
+    Output,
+    Params,
+    SaeFile,
+    SomeBase,
+    SomeExplanations,
+    SomeJudge,
+    SomeRunConfig,
+    Table,
+    Tokenizer,
+    Verb,
+    Windows,
+    asked_by,
+    read_params,
+)
+from nullsae.progress import bar
+
+verbs = typer.Typer()
+
+
+@verbs.command("collect_latents", cls=Verb)
+def collect_latents(
+    params: Params,
+    sae: SaeFile,
+    activations: Captured,
+    tokens: Manifest,
+    latents: Table,
+    windows: Table,
+    coverage: Table,
+) -> None:
+    """Describe every latent; cut the windows of a random sample of them."""
+    from nullsae.latents.collect import collect_latents
+    from nullsae.params import CollectLatentsParams
+
+    with bar("collect_latents", "tokens") as report:
+        collect_latents(
+            read_params(CollectLatentsParams, params),
+            sae=sae,
+            activations=activations,
+            tokens=tokens,
+            latents=latents,
+            windows=windows,
+            coverage=coverage,
+            report=report,
+        )
+
+
+@verbs.command("explain_latents", cls=Verb)
+def explain_latents(
+    params: Params,
+    windows: Windows,
+    tokenizer: Tokenizer,
+    output: Table,
+    base: SomeBase = None,
+    run_config: SomeRunConfig = None,
+    costs: Costs = None,
+) -> None:
+    """Write an explanation of each sampled latent."""
+    from nullsae.autointerp.explainers import explain_latents
+    from nullsae.params import ExplainLatentsParams
+
+    with bar("explain_latents", "latents") as report:
+        explain_latents(
+            read_params(ExplainLatentsParams, params),
+            windows=windows,
+            tokenizer=tokenizer,
+            output=output,
+            base=base,
+            asked=asked_by(run_config, costs, report),
+        )
+
+
+@verbs.command("prepare_judge", cls=Verb)
+def prepare_judge(params: Params, output: Output) -> None:
+    """Fetch or convert the model that a scorer of kind likelihood runs."""
+    from nullsae.autointerp.local_judge import prepare_judge
+    from nullsae.params import PrepareJudgeParams
+
+    prepare_judge(read_params(PrepareJudgeParams, params), output)
+
+
+@verbs.command("score_latents", cls=Verb)
+def score_latents(
+    params: Params,
+    windows: Windows,
+    tokenizer: Tokenizer,
+    predictions: Table,
+    scores: Table,
+    explanations: SomeExplanations = None,
+    judge: SomeJudge = None,
+    run_config: SomeRunConfig = None,
+    costs: Costs = None,
+) -> None:
+    """Judge windows by the explanations; score each latent."""
+    from nullsae.autointerp.scorers import score_latents
+    from nullsae.params import ScoreLatentsParams
+
+    with bar("score_latents", "questions") as report:
+        score_latents(
+            read_params(ScoreLatentsParams, params),
+            windows=windows,
+            explanations=explanations,
+            tokenizer=tokenizer,
+            judge=judge,
+            predictions=predictions,
+            scores=scores,
+            asked=asked_by(run_config, costs, report),
+        )

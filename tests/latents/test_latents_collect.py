@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,30 @@ from nullsae.activations.store import SiteReader
 from nullsae.config import Latents
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
-from nullsae.latents.collect import collect_latents, encode
+from nullsae.files import read_json, write_json
+from nullsae.latents.collect import Skipped, collect_latents, sort_firings
+from nullsae.latents.sample import FiringReader
+from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, assign_pools
 from nullsae.params import CollectLatentsParams
 from nullsae.randomness import numpy_generator
 from nullsae.sae.autoencoder import Architecture, Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
-from small_chain import COMPUTE, CONTEXT, Chain, all_rows, cell, save_tiny_sae, write_site
+from small_chain import (
+    COMPUTE,
+    CONTEXT,
+    Chain,
+    all_rows,
+    cell,
+    save_tiny_sae,
+    write_corpus,
+    write_site,
+)
 
 SITE = "resid_post.1"
 LENGTH, MIN_FIRINGS, MIN_WINDOWS = 4, 20, 8
 KINDS = ("random", "co_occurring", "nearest")
+FILES = ("latents.parquet", "windows.parquet", "coverage.parquet", "firings.safetensors")
 Rows = list[dict[str, Any]]
 
 
@@ -52,7 +66,12 @@ def described(config: SaeConfig) -> dict[str, Any]:
 
 
 def collect(
-    chain: Chain, sae: Path, folder: Path, activations: Path | None = None, **keys: Any
+    chain: Chain,
+    sae: Path,
+    folder: Path,
+    activations: Path | None = None,
+    tokens: Path | None = None,
+    **keys: Any,
 ) -> dict[str, Rows]:
     seed = keys.pop("seed", 0)
     params = CollectLatentsParams(
@@ -69,13 +88,20 @@ def collect(
         params,
         sae=sae,
         activations=activations or chain.eval_activations,
-        tokens=chain.eval_tokens,
+        tokens=tokens or chain.eval_tokens,
+        firings=folder / "firings.safetensors",
         **files,
     )
+    assert {file.name for file in folder.glob(".*")} == set(), "temporary files stay"
     return {
         name: tables.read_table(file, tables.cell_schema(name)).to_pylist()
         for name, file in files.items()
     }
+
+
+def in_pools(found: dict[str, Rows]) -> Rows:
+    """The windows that explainers and scorers see."""
+    return [row for row in found["windows"] if row["pool"] != "top"]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +166,7 @@ def test_windows_differ_from_a_dense_recomputation(
 ) -> None:
     tokens = load_tokens(chain.eval_tokens)
     ids, documents = tokens.input_ids.ravel(), tokens.document_id.ravel()
-    rows = tables_of_chain["windows"]
+    rows = in_pools(tables_of_chain)
     sampled = [row["latent"] for row in tables_of_chain["latents"] if row["sampled"]]
     assert sorted({row["latent"] for row in rows}) == sampled
     for row in rows:
@@ -185,7 +211,7 @@ def test_another_kind_of_silent_window_fires_or_moves_what_was_drawn(
     dense: NDArray[np.float64],
 ) -> None:
     found = collect(chain, tiny_sae, tmp_path, silent_windows=KINDS)
-    rows, plain = found["windows"], tables_of_chain["windows"]
+    rows, plain = in_pools(found), in_pools(tables_of_chain)
     assert found["latents"] == tables_of_chain["latents"]
     assert found["coverage"] == tables_of_chain["coverage"]
     hard = [row for row in rows if row["silent_kind"] not in (None, "random")]
@@ -240,6 +266,17 @@ def test_the_filter_or_the_coverage_is_miscounted(
     assert coverage["pass_share"] == len(passing) / 48
     assert coverage["n_sampled"] == len(sampled) == 12 < len(passing) < 48
     assert set(sampled) < set(passing)
+    active = [
+        min(row[f"{pool}_pool_active_windows"] for pool in ("explain", "score")) for row in rows
+    ]
+    rare = [row["firings"] < MIN_FIRINGS for row in rows]
+    assert coverage["n_too_rare"] == sum(rare) > 0
+    few = sum(n < MIN_WINDOWS and not r for n, r in zip(active, rare, strict=True))
+    assert coverage["n_few_active_windows"] == few > 0
+    reasons = ("n_too_rare", "n_few_active_windows", "n_few_silent_windows", "n_pass")
+    assert sum(coverage[name] for name in reasons) == 48
+    nothing = ("n_tokens_skipped", "n_firings_skipped", "n_windows_too_short")
+    assert [coverage[name] for name in nothing] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("least", [1, 8, 40])
@@ -269,17 +306,55 @@ def test_other_shards_give_other_tables(
     manifest = write_site(tmp_path / "activations", x, sizes)
     collect(chain, tiny_sae, tmp_path / "one", silent_windows=KINDS)
     collect(chain, tiny_sae, tmp_path / "two", activations=manifest, silent_windows=KINDS)
-    for name in ("latents", "windows", "coverage"):
-        one, two = (tmp_path / folder / f"{name}.parquet" for folder in ("one", "two"))
+    for name in FILES:
+        one, two = (tmp_path / folder / name for folder in ("one", "two"))
         assert one.read_bytes() == two.read_bytes(), name
 
 
-def test_a_code_holds_more_than_k_latents(chain: Chain, tiny_sae: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_other_batches_pieces_or_an_order_of_tokens_give_other_tables(
+    chain: Chain,
+    tiny_sae: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    architecture: Architecture,
+) -> None:
+    plain, config = load_sae(tiny_sae)
+    sae = replace(plain, architecture=architecture)
+    if architecture == "jumprelu":
+        sae = replace(sae, k=None, threshold=torch.linspace(0.01, 2.0, 48))
+    save_sae(sae, tmp_path / "sae", **described(config))
+    kinds: dict[str, Any] = {"silent_windows": KINDS, "windows": "centred"}
+    collect(chain, tmp_path / "sae/cfg.json", tmp_path / "one", **kinds)
+    monkeypatch.setattr("nullsae.latents.collect.BATCH_TOKENS", batch)
+    monkeypatch.setattr("nullsae.latents.store.RUN_FIRINGS", 77)
+    x, _ = all_rows(chain.eval_activations, SITE)
+    order = torch.from_numpy(np.random.default_rng(batch).permutation(len(x)))
+    shuffled = write_site(tmp_path / "activations", x[order], [500, 460], position=order)
+    collect(chain, tmp_path / "sae/cfg.json", tmp_path / "two", activations=shuffled, **kinds)
+    for name in FILES:
+        one, two = (tmp_path / folder / name for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes(), name
+    # Pieces add up in another order, so that last bits may differ.
+    monkeypatch.setattr("nullsae.latents.store.PIECE_FIRINGS", 40)
+    found = collect(chain, tmp_path / "sae/cfg.json", tmp_path / "two", **kinds)
+    for name in ("windows", "coverage", "latents"):
+        first = tables.read_table(tmp_path / f"one/{name}.parquet", tables.cell_schema(name))
+        for one_row, two_row in zip(first.to_pylist(), found[name], strict=True):
+            assert two_row == {
+                key: pytest.approx(value, rel=1e-9, abs=1e-9) if isinstance(value, float) else value
+                for key, value in one_row.items()
+            }
+
+
+def test_a_code_holds_more_than_k_latents(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
     """delphi PR#131: the forward output was cached in place of the latents."""
     sae, _ = load_sae(tiny_sae)
     reader = SiteReader.open(chain.eval_activations, SITE)
-    ids = load_tokens(chain.eval_tokens).input_ids.ravel().astype(np.int64)
-    firings = encode(sae, reader, ids)
+    split = Split.open(chain.eval_tokens)
+    firings = sort_firings(sae, reader, split, Skipped.of(settings(), split), tmp_path)
     per_token = np.bincount(firings.position, minlength=reader.n_tokens)
     assert per_token.max() == sae.k
     assert (firings.value > 0).all()
@@ -380,7 +455,7 @@ def test_latents_that_fire_together_are_shown_the_same_windows(
     for n in pairs:
         assert rows[n]["firings"] == rows[n + 48]["firings"]
         one, two = (
-            [row["window"] for row in found["windows"] if row["latent"] == latent]
+            [row["window"] for row in in_pools(found) if row["latent"] == latent]
             for latent in (n, n + 48)
         )
         assert one != two
@@ -393,7 +468,7 @@ def test_another_number_of_silent_windows_moves_the_pools(
     other = save_tiny_sae(chain, tmp_path / "sae", n_latents=32, k=3)
     found = collect(chain, other, tmp_path)
     pool_of: dict[int, str] = {}
-    for row in [*tables_of_chain["windows"], *found["windows"]]:
+    for row in [*in_pools(tables_of_chain), *in_pools(found)]:
         assert pool_of.setdefault(row["document"], row["pool"]) == row["pool"]
 
 
@@ -422,4 +497,164 @@ def test_activations_of_another_config_are_read(chain: Chain, tiny_sae: Path) ->
             latents=Path("latents"),
             windows=Path("windows"),
             coverage=Path("coverage"),
+            firings=Path("firings"),
         )
+
+
+def test_the_strongest_windows_are_others_or_in_another_order(
+    chain: Chain,
+    tiny_sae: Path,
+    tmp_path: Path,
+    tables_of_chain: dict[str, Rows],
+    dense: NDArray[np.float64],
+) -> None:
+    documents = load_tokens(chain.eval_tokens).document_id.reshape(-1, LENGTH)
+    whole = np.flatnonzero(np.all(documents == documents[:, :1], axis=1))
+    peaks = dense.reshape(-1, LENGTH, 48).max(axis=1)
+    for latent in {row["latent"] for row in tables_of_chain["windows"]}:
+        top = [
+            row
+            for row in tables_of_chain["windows"]
+            if row["latent"] == latent and row["pool"] == "top"
+        ]
+        ranked = whole[np.argsort(-peaks[whole, latent], kind="stable")]
+        expected = [int(w) for w in ranked[:10] if peaks[w, latent] > 0]
+        assert [row["window"] for row in top] == expected
+        assert [max(row["activations"]) for row in top] == pytest.approx(
+            peaks[expected, latent].tolist()
+        )
+        assert {(row["active"], row["quantile"], row["silent_kind"]) for row in top} == {
+            (True, None, None)
+        }
+    found = collect(chain, tiny_sae, tmp_path, top_windows=0)
+    assert found["windows"] == in_pools(tables_of_chain)
+
+
+def test_centred_windows_leave_their_document_or_share_tokens(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, dense: NDArray[np.float64]
+) -> None:
+    found = collect(chain, tiny_sae, tmp_path, windows="centred", silent_windows=KINDS)
+    tokens = load_tokens(chain.eval_tokens)
+    ids, documents = tokens.input_ids.ravel(), tokens.document_id.ravel()
+    assert found["coverage"][0]["n_windows_too_short"] > 0
+    aligned = 0
+    pool_of: dict[int, str] = {}
+    for row in found["windows"]:
+        span = slice(row["start"], row["start"] + LENGTH)
+        assert row["start"] // CONTEXT == (row["start"] + LENGTH - 1) // CONTEXT
+        assert set(documents[span].tolist()) == {row["document"]}
+        assert row["token_ids"] == ids[span].tolist()
+        np.testing.assert_allclose(row["activations"], dense[span, row["latent"]], rtol=1e-5)
+        assert row["active"] == bool(dense[span, row["latent"]].any())
+        assert row["active"] or row["start"] == row["window"] * LENGTH
+        aligned += row["start"] % LENGTH == 0
+        if row["pool"] != "top":
+            assert pool_of.setdefault(row["document"], row["pool"]) == row["pool"]
+    assert aligned < len(found["windows"])
+    for latent in {row["latent"] for row in found["windows"]}:
+        mine = [row for row in in_pools(found) if row["latent"] == latent]
+        starts = sorted(row["start"] for row in mine if row["active"])
+        assert all(b - a >= LENGTH for a, b in pairwise(starts))
+        keys = [row["window"] for row in mine]
+        assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(("start", "end"), [(1, False), (3, True), (0, True)])
+def test_skipped_tokens_fire_or_are_miscounted(
+    chain: Chain,
+    tiny_sae: Path,
+    tmp_path: Path,
+    dense: NDArray[np.float64],
+    start: int,
+    end: bool,
+) -> None:
+    file = chain.eval_tokens.with_name("tokens.safetensors")
+    (tmp_path / "tokens.safetensors").write_bytes(file.read_bytes())
+    manifest = tmp_path / "manifest.json"
+    write_json(manifest, {**read_json(chain.eval_tokens, rebuild=""), "eos_token_id": 2})
+    ids = load_tokens(manifest).input_ids.ravel()
+    skip = (np.arange(len(ids)) % CONTEXT < start) | (end & (ids == 2))
+    found = collect(
+        chain, tiny_sae, tmp_path, tokens=manifest, skip_start_tokens=start, skip_end_of_text=end
+    )
+    rest = np.where(skip[:, None], 0, dense)
+    assert [row["firings"] for row in found["latents"]] == (rest > 0).sum(axis=0).tolist()
+    for row in found["latents"]:
+        assert row["max_activation"] == pytest.approx(rest[:, row["latent"]].max(), rel=1e-5)
+    for row in found["windows"]:
+        span = slice(row["start"], row["start"] + LENGTH)
+        np.testing.assert_allclose(row["activations"], rest[span, row["latent"]], rtol=1e-5)
+    (coverage,) = found["coverage"]
+    assert coverage["n_tokens_skipped"] == skip.sum() > 0
+    assert coverage["n_firings_skipped"] == (dense[skip] > 0).sum() > 0
+    if start:
+        assert {row["first_position_share"] for row in found["latents"]} <= {0.0, None}
+
+
+def test_an_unknown_end_of_text_is_skipped_in_silence(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=r"has no eos_token_id, which latents.skip_end_of_text needs"
+    ):
+        collect(chain, tiny_sae, tmp_path, skip_end_of_text=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_firings_of_sampled_latents_are_others(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, dense: NDArray[np.float64]
+) -> None:
+    rows = collect(chain, tiny_sae, tmp_path)["latents"]
+    reader = FiringReader.open(tmp_path / "firings.safetensors")
+    assert reader.latents.tolist() == [row["latent"] for row in rows if row["sampled"]]
+    for latent in reader.latents.tolist():
+        position, value = reader.of(latent)
+        np.testing.assert_array_equal(position, np.flatnonzero(dense[:, latent]))
+        np.testing.assert_allclose(value, dense[position, latent], rtol=1e-5)
+
+
+def test_a_split_of_one_document_gives_a_traceback(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    ids = load_tokens(chain.eval_tokens).input_ids
+    tokens = write_corpus(tmp_path / "corpus", ids, np.zeros_like(ids))
+    found = collect(chain, tiny_sae, tmp_path / "out", tokens=tokens, windows="centred")
+    (coverage,) = found["coverage"]
+    assert coverage["n_pass"] == coverage["n_sampled"] == 0
+    assert coverage["n_few_active_windows"] > 0
+    assert found["windows"] == []
+    assert {row["document_share"] for row in found["latents"] if row["firings"]} == {1.0}
+    assert FiringReader.open(tmp_path / "out/firings.safetensors").latents.tolist() == []
+
+
+def test_more_quantiles_than_windows_give_a_traceback(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    found = collect(chain, tiny_sae, tmp_path, n_quantiles=500, score_active_windows=600)
+    scored = [row for row in found["windows"] if row["pool"] == "score" and row["active"]]
+    assert scored
+    assert {row["quantile"] for row in scored} < set(range(500))
+
+
+def test_activations_of_another_number_of_tokens_are_taken(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
+    x, _ = all_rows(chain.eval_activations, SITE)
+    short = write_site(tmp_path / "activations", x[:944], [944])
+    with pytest.raises(UserError, match=r"activations of 944 tokens, and .* has 960"):
+        collect(chain, tiny_sae, tmp_path, activations=short)
+
+
+def test_documents_in_pieces_are_taken(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+    ids = load_tokens(chain.eval_tokens).input_ids
+    documents = (np.arange(ids.size) // 50 % 3).astype(np.int32).reshape(ids.shape)
+    tokens = write_corpus(tmp_path / "corpus", ids, documents)
+    with pytest.raises(UserError, match="the tokens of a document are not in a row"):
+        collect(chain, tiny_sae, tmp_path / "out", tokens=tokens)
+
+
+def test_what_a_killed_run_left_stays(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".latents.partial/runs.value"
+    left.parent.mkdir()
+    left.write_bytes(b"1234")
+    collect(chain, tiny_sae, tmp_path)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from nullsae.config import Latents
 from nullsae.latents.silent import N_COMPANIONS, HardSilence, TokenIndex
-from nullsae.latents.statistics import Firings
-from nullsae.latents.windows import Draw, Grid, draw_windows
+from nullsae.latents.store import Firings
+from nullsae.latents.windows import Candidates, Draw, Grid, draw_windows
 
 LENGTH, N_LATENTS, VOCAB = 4, 14, 30
 KINDS = ("random", "co_occurring", "nearest")
@@ -47,14 +47,21 @@ def drawn(
 ) -> list[Draw]:
     mine = silence.active.of(latent)
     generators = (np.random.default_rng([seed, latent, i]) for i in range(2))
-    draws = draw_windows(
-        silence.active.position[mine],
-        silence.active.value[mine],
-        silence.pools,
-        settings,
-        next(generators),
+    window, grid = silence.active.position[mine], silence.grid
+    active = Candidates(
+        np.array([len(window)]), window, grid.start(window), silence.active.value[mine]
     )
-    return draws + silence.draw(latent, draws, activations, settings, next(generators))
+    silent = silence.pools.copy()
+    silent[window] = -1
+    draws = draw_windows(active, silence.pools[window], silent, grid, settings, next(generators))
+
+    def values(start: np.ndarray) -> np.ndarray:
+        return activations[start[:, None] + np.arange(LENGTH)]
+
+    found = draws + silence.draw(latent, draws, values, settings, next(generators))
+    for draw in found:
+        np.testing.assert_array_equal(draw.start, grid.start(draw.window))
+    return found
 
 
 def case(seed: int, share: float, n_windows: int = 80) -> tuple[HardSilence, np.ndarray]:
@@ -203,16 +210,19 @@ def test_companions_differ_from_a_matrix_of_all_pairs(seed: int, share: float) -
 def test_similarity_by_hand_differs() -> None:
     windows = np.array([2, 3, 5, 6])
     tokens = np.array([[1, 1, 2, 3], [1, 2, 4, 4], [3, 5, 5, 5], [1, 6, 6, 6]])
-    index = TokenIndex.of(windows, tokens, n_windows=8)
+    index = TokenIndex.of(windows, tokens, n_windows=8, n_types=9)
     ln = np.log
     np.testing.assert_allclose(
-        index.rarity, [0, ln(4 / 3), ln(4 / 2), ln(4 / 2), ln(4), ln(4), ln(4)]
+        index.rarity, [0, ln(4 / 3), ln(4 / 2), ln(4 / 2), ln(4), ln(4), ln(4), 0, 0]
     )
     found = index.similarity(tokens[0], np.array([1.0, 0, 0, 3]))
     # Types 1 (twice), 2 and 3: 1/4, 0 and 3/4 of the activation.
     rare = np.array([2 * ln(4 / 3), ln(2), ln(2)]) / (2 * ln(4 / 3) + 2 * ln(2))
     one, two, three = (np.array([1 / 4, 0, 3 / 4]) + rare) / 2
     np.testing.assert_allclose(found, [0, 0, 1, one + two, 0, three, one, 0])
+    # Types that no indexed window holds, as a window across cells may have.
+    half = index.similarity(np.array([1, 8]), np.array([1.0, 0]))
+    np.testing.assert_allclose(half, [0, 0, 1, 1, 0, 0, 1, 0])
 
 
 @given(seed=st.integers(0, 1000))
@@ -220,7 +230,7 @@ def test_similarity_by_hand_differs() -> None:
 def test_similarity_differs_from_a_loop_over_windows(seed: int) -> None:
     rng = np.random.default_rng(seed)
     tokens = np.minimum(rng.geometric(0.2, (25, LENGTH)) - 1, VOCAB)
-    index = TokenIndex.of(np.arange(25) * 2, tokens, n_windows=50)
+    index = TokenIndex.of(np.arange(25) * 2, tokens, n_windows=50, n_types=VOCAB + 1)
     activations = rng.random(LENGTH) * (rng.random(LENGTH) < 0.6)
     found = index.similarity(tokens[0], activations)
     assert (found[1::2] == 0).all()
@@ -256,7 +266,7 @@ def test_the_same_tokens_without_the_latent_are_not_the_nearest() -> None:
 def test_one_active_window_takes_all_the_nearest() -> None:
     # Ten windows are like the first active window, one is like the second.
     tokens = np.array([[0, 1, 2, 3], [4, 5, 6, 7], *[[0, 1, 2, 9]] * 10, [4, 8, 8, 8]])
-    index = TokenIndex.of(np.arange(13), tokens, n_windows=13)
+    index = TokenIndex.of(np.arange(13), tokens, n_windows=13, n_types=10)
     values = np.ones((2, LENGTH))
     drawn = {
         tuple(index.nearest(tokens[:2], values, np.arange(2, 13), 2, np.random.default_rng(seed)))
@@ -268,7 +278,7 @@ def test_one_active_window_takes_all_the_nearest() -> None:
 
 def test_a_token_that_the_latent_fires_on_counts_no_more_than_others() -> None:
     tokens = np.array([[0, 1, 2, 3], [0, 8, 8, 8], [1, 9, 9, 9]])
-    index = TokenIndex.of(np.arange(3), tokens, n_windows=3)
+    index = TokenIndex.of(np.arange(3), tokens, n_windows=3, n_types=10)
     for place in (0, 1):
         activations = np.zeros((1, LENGTH))
         activations[0, place] = 0.5

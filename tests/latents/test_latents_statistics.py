@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,17 +9,35 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullsae.latents.statistics import Firings, entropy_bits, token_statistics
+from nullsae.latents.split import LAGS, Split
+from nullsae.latents.statistics import (
+    Sums,
+    TokenMass,
+    TokenSpread,
+    autocorrelation,
+    entropy_bits,
+    token_spread,
+)
+from nullsae.latents.store import Firings
 
-N_LATENTS = 6
+N_LATENTS, CONTEXT = 6, 20
+SOME = 7
+"""A latent of `random_case` may have this many tokens in a row, to have lags of every length."""
 
 
-def random_dense(seed: int, n_tokens: int = 30) -> np.ndarray:
-    """Activations float32 [n_tokens, n_latents], mostly 0; the last latent never fires."""
+def random_case(seed: int, n_contexts: int = 5) -> tuple[np.ndarray, Split]:
+    """Activations float32 [n_tokens, n_latents], mostly 0, and their tokens.
+
+    The last latent never fires, the one before it always and equally, the first on stretches.
+    """
     rng = np.random.default_rng(seed)
-    dense = np.maximum(rng.normal(-0.8, 1, (n_tokens, N_LATENTS)), 0).astype(np.float32)
-    dense[:, -1] = 0
-    return dense
+    n = n_contexts * CONTEXT
+    dense = np.maximum(rng.normal(-0.8, 1, (n, N_LATENTS)), 0).astype(np.float32)
+    dense[:, 0] *= np.repeat(rng.random(n) < 0.5, SOME)[:n]
+    dense[:, -2], dense[:, -1] = 0.7, 0
+    documents = np.repeat(np.arange(n), rng.integers(1, 45, n))[:n].astype(np.int32)
+    ids = rng.integers(0, 7, n).astype(np.int32)
+    return dense, Split(ids, documents, CONTEXT, None, Path("manifest.json"))
 
 
 def firings_of(dense: np.ndarray, seed: int = 0) -> Firings:
@@ -26,61 +45,147 @@ def firings_of(dense: np.ndarray, seed: int = 0) -> Firings:
     position, latent = np.nonzero(dense)
     order = np.random.default_rng(seed).permutation(len(position))
     return Firings.sort(
-        latent[order], position[order], dense[position, latent][order], dense.shape[1]
+        latent[order],
+        position[order].astype(np.uint32),
+        dense[position, latent][order],
+        dense.shape[1],
     )
 
 
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
-def test_sorted_firings_differ_from_the_dense_matrix(seed: int) -> None:
-    dense = random_dense(seed)
-    firings = firings_of(dense, seed)
-    np.testing.assert_array_equal(firings.counts, (dense > 0).sum(axis=0))
-    np.testing.assert_allclose(firings.sums(), dense.astype(np.float64).sum(axis=0), rtol=1e-12)
-    np.testing.assert_array_equal(firings.maxima(), dense.max(axis=0))
-    for latent in range(N_LATENTS):
-        own = firings.of(latent)
-        np.testing.assert_array_equal(firings.position[own], np.flatnonzero(dense[:, latent]))
-        np.testing.assert_array_equal(firings.value[own], dense[dense[:, latent] > 0, latent])
-    group = np.random.default_rng(seed).integers(0, 4, len(dense))
-    found = firings.distinct(group[firings.position])
-    expected = [len(set(group[dense[:, latent] > 0])) for latent in range(N_LATENTS)]
-    assert found.tolist() == expected
+def dense_autocorrelation(column: np.ndarray, split: Split, lag: int) -> float:
+    """By a loop over all pairs of tokens; NaN without any, or without variance."""
+    values = column.astype(np.float64)
+    products = [
+        values[t] * values[t + lag]
+        for t in range(len(values) - lag)
+        if t // CONTEXT == (t + lag) // CONTEXT and split.document[t] == split.document[t + lag]
+    ]
+    if not products or values.var() < 1e-12:
+        return math.nan
+    return float((np.mean(products) - values.mean() ** 2) / values.var())
+
+
+def expected_columns(column: np.ndarray, split: Split) -> dict[str, float]:
+    """One latent's statistics from its activations [n_tokens], by other means."""
+    on = column > 0
+    n, n_on = len(column), int(on.sum())
+    r = [dense_autocorrelation(column, split, lag) for lag in range(1, LAGS + 1)]
+    in_document = np.unique(split.document[on], return_counts=True)[1]
+    n_documents = len(set(split.document.tolist()))
+    found = {
+        "firings": n_on,
+        "firing_share": n_on / n,
+        "max_activation": column.max(),
+        "n_documents": len(in_document),
+        "document_share": len(in_document) / n_documents,
+        "n_token_types": len(set(split.ids[on].tolist())),
+        "autocorrelation_lag1": r[0],
+        "autocorrelation": float(np.mean(r)),
+    }
+    names = ("mean_activation", "mean_position_tokens", "sd_position_tokens")
+    names += ("first_position_share", "peak_document_share", "token_entropy_bits")
+    names += ("token_entropy_corrected_bits", "peak_token_share")
+    if not n_on:
+        return {**found, **dict.fromkeys(names, math.nan), "peak_token": -1}
+    offset = np.arange(n)[on] % CONTEXT
+    mass = np.bincount(split.ids, weights=column.astype(np.float64))
+    entropy = scipy.stats.entropy(mass, base=2)
+    return {
+        **found,
+        "mean_activation": column[on].astype(np.float64).mean(),
+        "mean_position_tokens": offset.mean(),
+        "sd_position_tokens": offset.std(),
+        "first_position_share": (offset == 0).mean(),
+        "peak_document_share": in_document.max() / n_on,
+        "token_entropy_bits": entropy,
+        "token_entropy_corrected_bits": entropy + ((mass > 0).sum() - 1) / (2 * n_on * math.log(2)),
+        "peak_token_share": mass.max() / mass.sum(),
+        "peak_token": mass.argmax(),
+    }
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
-def test_token_entropy_differs_from_scipy(seed: int) -> None:
-    dense = random_dense(seed)
-    tokens = np.random.default_rng(seed + 1).integers(0, 7, len(dense))
-    firings = firings_of(dense, seed)
-    found = token_statistics(firings, tokens[firings.position])
+@settings(max_examples=25, deadline=None)
+def test_a_statistic_differs_from_the_dense_matrix(seed: int) -> None:
+    dense, split = random_case(seed)
+    found = Sums.of(firings_of(dense, seed), split).columns(split)
     for latent in range(N_LATENTS):
-        column = dense[:, latent].astype(np.float64)
-        if not column.any():
-            assert math.isnan(found.entropy_bits[latent])
-            assert math.isnan(found.corrected_bits[latent])
-            assert math.isnan(found.peak_share[latent])
-            assert found.peak_token[latent] == -1
-            assert found.n_types[latent] == 0
-            continue
-        mass = np.bincount(tokens, weights=column, minlength=7)
-        entropy = scipy.stats.entropy(mass, base=2)
-        assert found.entropy_bits[latent] == pytest.approx(entropy, abs=1e-12)
-        assert found.peak_share[latent] == pytest.approx(mass.max() / mass.sum(), rel=1e-12)
-        assert found.peak_token[latent] == int(mass.argmax())
-        types, n = int((mass > 0).sum()), int((column > 0).sum())
-        assert found.n_types[latent] == types
-        correction = (types - 1) / (2 * n * math.log(2))
-        assert found.corrected_bits[latent] == pytest.approx(entropy + correction, abs=1e-12)
+        expected = expected_columns(dense[:, latent], split)
+        assert set(expected) == set(found)
+        for name, value in expected.items():
+            assert found[name][latent] == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), (
+                name,
+                latent,
+            )
+
+
+@given(seed=st.integers(0, 10_000), most=st.integers(1, 40))
+@settings(max_examples=25, deadline=None)
+def test_a_statistic_depends_on_the_pieces_that_it_is_added_up_from(seed: int, most: int) -> None:
+    dense, split = random_case(seed)
+    whole = Sums.of(firings_of(dense), split).columns(split)
+    parts: list[dict[str, np.ndarray]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nullsae.latents.store.PIECE_FIRINGS", most)
+        sums: Sums | None = None
+        at, n_pieces = -1, 0
+        for first, part in firings_of(dense).pieces(CONTEXT):
+            n_pieces += 1
+            if sums is not None and first == at:
+                sums = sums.then(Sums.of(part, split))
+                continue
+            if sums is not None:
+                parts.append(sums.columns(split))
+            sums, at = Sums.of(part, split), first
+        assert sums is not None
+        parts.append(sums.columns(split))
+    assert n_pieces > len(parts), "no latent was torn apart"
+    for name, values in whole.items():
+        joined = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose(joined, values, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_the_pairs_of_a_split_differ_from_a_count() -> None:
+    _, split = random_case(4)
+    for lag in range(1, LAGS + 1):
+        counted = sum(
+            t // CONTEXT == (t + lag) // CONTEXT and split.document[t] == split.document[t + lag]
+            for t in range(split.n_tokens - lag)
+        )
+        assert split.n_pairs[lag - 1] == counted
+    assert split.n_documents == len(set(split.document.tolist()))
+
+
+def test_a_wave_has_another_autocorrelation_than_its_closed_form() -> None:
+    """1 on every other token of one long document: r is -1 at odd lags and 1 at even ones."""
+    n = 4000
+    split = Split(np.zeros(n, np.int32), np.zeros(n, np.int32), n, None, Path("manifest.json"))
+    dense = (np.arange(n) % 2).astype(np.float32)[:, None]
+    sums = Sums.of(firings_of(dense), split)
+    r = autocorrelation(sums.total, sums.squares, sums.products, n, split.n_pairs)[0]
+    np.testing.assert_allclose(r, [-1, 1] * 7 + [-1], atol=0.01)
+
+
+def test_short_contexts_give_a_mean_over_fewer_lags() -> None:
+    dense, _ = random_case(0)
+    n = len(dense)
+    split = Split(
+        np.zeros(n, np.int32), (np.arange(n) // 4).astype(np.int32), 4, None, Path("manifest.json")
+    )
+    found = Sums.of(firings_of(dense), split).columns(split)
+    assert not np.isnan(found["autocorrelation_lag1"][:4]).any()
+    assert np.isnan(found["autocorrelation"]).all()
+    assert split.n_pairs[3:].tolist() == [0] * 12
+
+
+def spread_of(latent: np.ndarray, tokens: np.ndarray, value: np.ndarray, n: int) -> TokenSpread:
+    counts = np.bincount(latent, minlength=n)
+    return token_spread(TokenMass.of(latent, tokens, value.astype(np.float64)), counts)
 
 
 def test_a_case_by_hand_differs() -> None:
     # Token 3 has mass 1 + 2, token 8 mass 1: p = 3/4, 1/4; 3 firings of 2 types.
-    firings = Firings(
-        np.zeros(3, dtype=np.int64), np.arange(3), np.array([1, 2, 1], dtype=np.float32), 1
-    )
-    found = token_statistics(firings, np.array([3, 3, 8]))
+    found = spread_of(np.zeros(3, np.int64), np.array([3, 3, 8]), np.array([1, 2, 1]), 1)
     entropy = 2 - 0.75 * math.log2(3)
     assert found.entropy_bits[0] == pytest.approx(entropy)
     assert found.corrected_bits[0] == pytest.approx(entropy + 1 / (6 * math.log(2)))
@@ -89,10 +194,16 @@ def test_a_case_by_hand_differs() -> None:
 
 def test_a_tie_of_peak_tokens_depends_on_the_order() -> None:
     for tokens in ([5, 2], [2, 5]):
-        firings = Firings(
-            np.zeros(2, dtype=np.int64), np.arange(2), np.ones(2, dtype=np.float32), 1
-        )
-        assert token_statistics(firings, np.array(tokens)).peak_token[0] == 2
+        found = spread_of(np.zeros(2, np.int64), np.array(tokens), np.ones(2), 1)
+        assert found.peak_token[0] == 2
+
+
+def test_token_ids_of_more_than_16_bits_are_mixed_up() -> None:
+    tokens = np.array([65_536 + 5, 5, 2**20 + 5, 5])
+    found = TokenMass.of(np.array([0, 0, 1, 1]), tokens, np.array([1.0, 2, 4, 8]))
+    assert found.latent.tolist() == [0, 0, 1, 1]
+    assert found.token.tolist() == [5, 65_541, 5, 2**20 + 5]
+    assert found.mass.tolist() == [2, 1, 8, 4]
 
 
 def test_miller_madow_does_not_lessen_the_bias_of_a_small_sample() -> None:
@@ -100,21 +211,20 @@ def test_miller_madow_does_not_lessen_the_bias_of_a_small_sample() -> None:
     rng = np.random.default_rng(0)
     n, samples = 32, 400
     latent = np.repeat(np.arange(samples), n)
-    firings = Firings(latent, np.arange(len(latent)), np.ones(len(latent), np.float32), samples)
-    found = token_statistics(firings, rng.integers(0, 16, len(latent)))
+    found = spread_of(latent, rng.integers(0, 16, len(latent)), np.ones(len(latent)), samples)
     plain, corrected = found.entropy_bits.mean() - 4, found.corrected_bits.mean() - 4
     assert plain < -0.25
     assert abs(corrected) < abs(plain) / 4
 
 
 def test_no_firings_at_all_give_a_traceback() -> None:
-    none = np.zeros(0, dtype=np.int64)
-    firings = Firings.sort(none, none, none.astype(np.float32), 3)
-    found = token_statistics(firings, none)
-    assert np.isnan(found.entropy_bits).all()
-    assert found.peak_token.tolist() == [-1, -1, -1]
-    assert firings.counts.tolist() == firings.distinct(none).tolist() == [0, 0, 0]
-    assert firings.maxima().tolist() == [0, 0, 0]
+    dense, split = random_case(0)
+    found = Sums.of(firings_of(np.zeros_like(dense)), split).columns(split)
+    assert found["firings"].tolist() == found["n_documents"].tolist() == [0] * N_LATENTS
+    assert found["max_activation"].tolist() == [0] * N_LATENTS
+    assert found["peak_token"].tolist() == [-1] * N_LATENTS
+    for name in ("token_entropy_bits", "autocorrelation", "sd_position_tokens", "mean_activation"):
+        assert np.isnan(found[name]).all(), name
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullsae.config import Latents
-from nullsae.latents.windows import Draw, Grid, assign_pools, draw_windows, quantiles
+from nullsae.latents.split import Split
+from nullsae.latents.store import Firings
+from nullsae.latents.windows import (
+    Candidates,
+    Draw,
+    Grid,
+    active_cells,
+    assign_pools,
+    centred,
+    deal_documents,
+    draw_windows,
+    pools_of,
+    quantiles,
+    top_windows,
+    whole_cells,
+)
 
 
 def documents_of(seed: int, n_contexts: int = 40, context: int = 19) -> np.ndarray:
@@ -49,7 +65,12 @@ def test_a_window_crosses_documents_or_contexts(seed: int, context: int, length:
         assert grid.document[window] == (found.pop() if len(found) == 1 else -1)
         if grid.document[window] >= 0:
             expected[span] = window
-    np.testing.assert_array_equal(grid.window_of(np.arange(len(flat))), expected)
+    cell = grid.cell_of(np.arange(len(flat)))
+    inside = np.where(cell >= 0, grid.document[cell] >= 0, False)
+    np.testing.assert_array_equal(np.where(inside, cell, -1), expected)
+    np.testing.assert_array_equal(
+        cell < 0, np.arange(len(flat)) % context >= context // length * length
+    )
 
 
 def test_a_grid_by_hand_differs() -> None:
@@ -57,7 +78,118 @@ def test_a_grid_by_hand_differs() -> None:
     grid = Grid.cut(documents, 3)
     assert grid.document.tolist() == [0, 1, 1, -1]
     assert grid.start(np.arange(4)).tolist() == [0, 3, 7, 10]
-    assert grid.window_of(np.arange(14)).tolist() == [0, 0, 0, 1, 1, 1, -1, 2, 2, 2, *[-1] * 4]
+    assert grid.cell_of(np.arange(14)).tolist() == [0, 0, 0, 1, 1, 1, -1, 2, 2, 2, 3, 3, 3, -1]
+
+
+def test_the_pool_of_a_document_without_a_whole_cell_is_unknown() -> None:
+    grid = Grid.cut(np.array([[0, 0, 0, 1, 1, 1, 2, 2, 3]]), 3)
+    dealt = deal_documents(grid, np.random.default_rng(0))
+    assert len(dealt) == 2
+    found = pools_of(np.array([0, 1, 2, 3, -1]), dealt)
+    assert found.tolist() == [*dealt.tolist(), 0, 1, -1]
+    np.testing.assert_array_equal(
+        assign_pools(grid, np.random.default_rng(0)), [*dealt.tolist(), -1]
+    )
+
+
+# --- where active windows lie -----------------------------------------------------------------
+
+
+def random_activations(seed: int, context: int, length: int) -> tuple[np.ndarray, Split, Grid]:
+    """Activations [n_tokens, 3], few levels so that there are ties; documents of any length."""
+    rng = np.random.default_rng(seed)
+    documents = documents_of(seed, 8, context)
+    dense = np.ceil(rng.random((documents.size, 3)) * 5).astype(np.float32)
+    dense[rng.random(dense.shape) > rng.random(3)] = 0
+    split = Split(documents.ravel(), documents.ravel(), context, None, Path("manifest.json"))
+    return dense, split, Grid.cut(documents, length)
+
+
+def firings_of(dense: np.ndarray) -> Firings:
+    position, latent = np.nonzero(dense)
+    return Firings.sort(latent, position.astype(np.uint32), dense[position, latent], dense.shape[1])
+
+
+@given(seed=st.integers(0, 1000), context=st.integers(4, 24), length=st.integers(2, 9))
+@settings(max_examples=60, deadline=None)
+def test_cells_differ_from_the_dense_matrix(seed: int, context: int, length: int) -> None:
+    length = min(length, context)
+    dense, _, grid = random_activations(seed, context, length)
+    every, peak_at = active_cells(firings_of(dense), grid)
+    found = []
+    for latent in range(3):
+        for cell, start in enumerate(grid.start(np.arange(grid.n_windows)).tolist()):
+            inside = dense[start : start + length, latent]
+            if inside.any():
+                found.append((latent, cell, start, inside.max(), start + inside.argmax()))
+    latent, *rest = (np.array(column) for column in zip(*found, strict=True))
+    np.testing.assert_array_equal(np.repeat(np.arange(3), every.counts), latent)
+    for one, other in zip((every.window, every.start, every.peak, peak_at), rest, strict=True):
+        np.testing.assert_array_equal(one, other)
+    whole = whole_cells(every, grid)
+    inside = grid.document[every.window] >= 0
+    np.testing.assert_array_equal(whole.window, every.window[inside])
+    np.testing.assert_array_equal(whole.counts, np.bincount(latent[inside], minlength=3))
+
+
+def centred_by_hand(
+    column: np.ndarray, split: Split, context: int, length: int
+) -> tuple[list[tuple[int, int, float]], int]:
+    """One latent's centred windows by loops: (cell, start, peak), and how many had no room."""
+    per_context, spans, n_too_short = context // length, [], 0
+    for cell in range(len(column) // context * per_context):
+        at = cell // per_context * context + cell % per_context * length
+        inside = column[at : at + length]
+        if not inside.any():
+            continue
+        peak = at + int(inside.argmax())
+        home = [
+            t
+            for t in range(peak // context * context, (peak // context + 1) * context)
+            if split.document[t] == split.document[peak]
+        ]
+        if len(home) < length:
+            n_too_short += 1
+            continue
+        start = min(max(peak - length // 2, home[0]), home[-1] + 1 - length)
+        spans.append((cell, start, float(inside.max())))
+    kept: list[tuple[int, int, float]] = []
+    for span in sorted(spans, key=lambda span: (-span[2], span[1], span[0])):
+        if all(abs(span[1] - other[1]) >= length for other in kept):
+            kept.append(span)
+    return sorted(kept), n_too_short
+
+
+@given(seed=st.integers(0, 3000), context=st.integers(4, 40), length=st.integers(2, 9))
+@settings(max_examples=150, deadline=None)
+def test_centred_windows_differ_from_a_loop(seed: int, context: int, length: int) -> None:
+    length = min(length, context)
+    dense, split, grid = random_activations(seed, context, length)
+    every, peak_at = active_cells(firings_of(dense), grid)
+    found = centred(every, peak_at, grid, split)
+    latent = np.repeat(np.arange(3), found.counts)
+    n_too_short = 0
+    for index in range(3):
+        mine = latent == index
+        expected, short = centred_by_hand(dense[:, index], split, context, length)
+        n_too_short += short
+        got = zip(found.window[mine], found.start[mine], found.peak[mine], strict=True)
+        assert [(int(w), int(s), float(p)) for w, s, p in got] == expected
+    assert found.n_too_short == n_too_short
+    for start in found.start.tolist():
+        assert start // context == (start + length - 1) // context, "a window across contexts"
+        assert len(set(split.document[start : start + length].tolist())) == 1
+
+
+def test_the_strongest_windows_are_not_the_first_ones() -> None:
+    peak = np.array([3, 9, 3, 9, 1], dtype=np.float32)
+    active = Candidates(np.array([5]), np.arange(5) * 2, np.arange(5) * 8, peak)
+    draw = top_windows(active, 3)
+    assert (draw.pool, draw.active, draw.quantile, draw.silent_kind) == ("top", True, None, None)
+    assert draw.window.tolist() == [2, 6, 0]
+    assert draw.start.tolist() == [8, 24, 0]
+    assert len(top_windows(active, 0).start) == 0
+    assert len(top_windows(active, 50).start) == 5
 
 
 # --- the pools --------------------------------------------------------------------------------
@@ -125,13 +257,18 @@ def example(seed: int = 0, n_windows: int = 300, share: float = 0.3) -> dict[str
 
 def drawn(case: dict[str, np.ndarray], seed: int = 0, **keys: Any) -> dict[tuple[str, bool], Draw]:
     inside = case["pools"][case["active_windows"]] >= 0
-    found = draw_windows(
-        case["active_windows"][inside],
-        case["peaks"][inside],
-        case["pools"],
-        sizes(**keys),
-        np.random.default_rng(seed),
+    window, pools = case["active_windows"][inside], case["pools"]
+    silent = pools.copy()
+    silent[window] = -1
+    grid = Grid(4, 12, np.zeros(len(pools), np.int32))
+    active = Candidates(
+        np.array([len(window)]), window, grid.start(window) + 1, case["peaks"][inside]
     )
+    found = draw_windows(
+        active, pools[window], silent, grid, sizes(**keys), np.random.default_rng(seed)
+    )
+    for draw in found:
+        np.testing.assert_array_equal(draw.start, grid.start(draw.window) + int(draw.active))
     assert [(draw.pool, draw.active) for draw in found] == [
         *(("explain", True), ("explain", False)),
         *(("score", True), ("score", False)),
@@ -191,7 +328,8 @@ def test_explaining_windows_are_the_strongest_instead_of_a_random_sample() -> No
 
 def test_few_windows_give_a_traceback() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    found = draw_windows(
-        nothing, nothing.astype(np.float32), np.array([0, 1, 1]), sizes(), np.random.default_rng(0)
-    )
+    active = Candidates(np.array([0]), nothing, nothing, nothing.astype(np.float32))
+    pools = np.array([0, 1, 1], dtype=np.int8)
+    grid = Grid(4, 12, np.zeros(3, np.int32))
+    found = draw_windows(active, pools[:0], pools, grid, sizes(), np.random.default_rng(0))
     assert [len(draw.window) for draw in found] == [0, 1, 0, 2]

@@ -116,3 +116,32 @@ def test_names_on_disk_lead_to_other_tensors(architecture: Architecture) -> None
         assert again.k == sae.k
         for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold"):
             assert getattr(again, name) is getattr(sae, name)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])
+def test_a_code_depends_on_the_tokens_beside_it(architecture: Architecture) -> None:
+    """To the bit, however many tokens are encoded together: products are rounded differently by
+    another number of rows, unless the weights are packed for the same."""
+    n, width, d = 700, 3000, 32
+    sae = Autoencoder(
+        architecture,
+        randn(width, d, seed=1),
+        randn(width, seed=2),
+        randn(width, d, seed=3),
+        randn(d, seed=4),
+        k=9 if architecture == "topk" else None,
+        threshold=randn(width, seed=5).abs() * 9 if architecture == "jumprelu" else None,
+    )
+    x = randn(n, d, seed=6)
+
+    def dense(batch: int) -> Tensor:
+        codes = torch.zeros(n, width)
+        for start in range(0, n, batch):
+            values, indices = sae.encode(x[start : start + batch])
+            codes[start : start + batch].scatter_add_(1, indices, values)
+        return codes
+
+    whole = dense(n)
+    assert whole.any()
+    for batch in (1, 7, 100, 349, 350, 351):
+        assert torch.equal(dense(batch), whole), batch

@@ -7,6 +7,7 @@ rule collect_latents:
         latents=paths.LATENTS,
         windows=paths.WINDOWS,
         coverage=paths.COVERAGE,
+        firings=paths.FIRINGS,
     log:
         paths.LOG.format(rule="collect_latents", keys=paths.CELL_KEYS),
     benchmark:
@@ -27,4 +28,5 @@ rule collect_latents:
     shell:
         "nullsae collect_latents --params {params.config:q} --sae {input.sae}"
         " --activations {params.activations} --tokens {input.tokens} --latents {output.latents}"
-        " --windows {output.windows} --coverage {output.coverage} > {log} 2>&1"
+        " --windows {output.windows} --coverage {output.coverage}"
+        " --firings {output.firings} > {log} 2>&1"

@@ -1,21 +1,32 @@
-"""Collection: encode the `eval` split, describe every latent, cut windows for a sample."""
+"""Collection: encode the `eval` split, describe every latent, cut windows for a sample.
+
+One pass over the activations. Firings go to the disk, sorted by latent (`latents.store`); what is
+known of a latent is then computed from its own, some latents after the others (`latents.describe`).
+Memory, beside the SAE and what its encoder holds for `BATCH_TOKENS`: docs/latents.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
 from nullsae.config import Latents
-from nullsae.corpus.store import load_tokens
+from nullsae.errors import UserError
+from nullsae.files import rebuild_command
+from nullsae.latents.describe import Described, describe
+from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
-from nullsae.latents.statistics import Firings, entropy_bits, token_statistics
-from nullsae.latents.windows import Grid, assign_pools, draw_windows
+from nullsae.latents.split import Split
+from nullsae.latents.store import Firings, FiringSorter
+from nullsae.latents.windows import Grid, deal_documents, draw_windows, pools_of, top_windows
 from nullsae.params import CollectLatentsParams
 from nullsae.randomness import numpy_generator
 from nullsae.sae.autoencoder import Autoencoder
@@ -23,6 +34,8 @@ from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import pick_device
 
 BATCH_TOKENS = 4096
+# Rows of the encoder and decoder that are compared at a time.
+GEOMETRY_ROWS = 4096
 
 
 def collect_latents(
@@ -34,9 +47,13 @@ def collect_latents(
     latents: Path,
     windows: Path,
     coverage: Path,
+    firings: Path,
     report: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the tables `latents` (every latent), `windows` (sampled ones) and `coverage`.
+
+    Temporary files, 16 bytes per firing and at most 24 per active window, lie in a folder beside
+    `latents`.
 
     Args:
         params: the rule's slice of the config.
@@ -46,166 +63,255 @@ def collect_latents(
         latents: output table.
         windows: output table.
         coverage: output table.
+        firings: output file, the firings of the sampled latents (`latents.sample`).
         report: called with (tokens done, tokens in all).
+
+    Raises:
+        UserError: an input is missing, damaged or of another config, or the disk is full.
     """
     torch.set_num_threads(params.compute.threads)
     coder, _ = load_sae(sae)
     reader = SiteReader.open(activations, params.keys.site, key=params.eval_activations_key)
     reader.check()
-    corpus = load_tokens(tokens)
-    ids = corpus.input_ids.reshape(-1).astype(np.int64)
-    firings = encode(coder.to(pick_device(params.compute.device)), reader, ids, report)
-
-    settings, parts = params.latents, params.keys.parts()
-    grid = Grid.cut(corpus.document_id, settings.window_tokens)
-    # The same pools for every variant: they depend on the corpus alone.
-    pools = assign_pools(grid, numpy_generator(params.seed, "pools"))
-    active = _active_windows(firings, grid)
-    in_pool = [
-        np.bincount(active.latent[pools[active.position] == p], minlength=firings.n_latents)
-        for p in (0, 1)
-    ]
-    passes = _filter(firings, in_pool, pools, settings)
-    candidates = np.flatnonzero(passes)
-    sampler = numpy_generator(params.seed, "sample_latents", *parts)
-    size = min(settings.n_sampled, len(candidates))
-    sampled = np.sort(sampler.choice(candidates, size=size, replace=False))
-
-    silence = HardSilence(active, grid, pools, ids)
-    window_rows: list[dict[str, Any]] = []
-    explain_entropy: dict[int, float | None] = {}
-    for latent in sampled.tolist():
-        dense = np.zeros(len(ids), dtype=np.float32)
-        own = firings.of(latent)
-        dense[firings.position[own]] = firings.value[own]
-        mine = active.of(latent)
-        draws = draw_windows(
-            active.position[mine],
-            active.value[mine],
-            pools,
-            settings,
-            numpy_generator(params.seed, "windows", *parts, latent),
+    split = Split.open(tokens)
+    if reader.n_tokens != split.n_tokens:
+        raise UserError(
+            f"{activations}: activations of {reader.n_tokens} tokens, and {tokens} has "
+            f"{split.n_tokens}; rebuild them with: {rebuild_command(activations)}"
         )
-        draws += silence.draw(
-            latent,
-            draws,
-            dense,
-            settings,
-            numpy_generator(params.seed, "silent_windows", *parts, latent),
-        )
-        for draw in draws:
-            spans = grid.positions(draw.window)
-            values, tokens_of = dense[spans], ids[spans]
-            if draw.pool == "explain" and draw.active:
-                flat = values.ravel().astype(np.float64)
-                explain_entropy[latent] = entropy_bits(flat, tokens_of.ravel())
-            window_rows += [
-                {
-                    "latent": latent,
-                    "window": int(window),
-                    "pool": draw.pool,
-                    "active": draw.active,
-                    "silent_kind": draw.silent_kind,
-                    "quantile": None if draw.quantile is None else int(draw.quantile[row]),
-                    "document": int(grid.document[window]),
-                    "start": int(spans[row, 0]),
-                    "token_ids": tokens_of[row],
-                    "activations": values[row],
-                }
-                for row, window in enumerate(draw.window)
-            ]
-    tables.write_table(windows, window_rows, tables.cell_schema("windows"))
-
-    documents = corpus.document_id.reshape(-1)[firings.position].astype(np.int64)
-    by_token = token_statistics(firings, ids[firings.position])
-    # A token lookup has no encoder rows.
-    geometry = np.full(firings.n_latents, np.nan)
-    if len(coder.w_enc):
-        geometry[:] = torch.cosine_similarity(coder.w_enc, coder.w_dec, dim=1).numpy()
-    counts, sums, maxima = firings.counts, firings.sums(), firings.maxima()
-    n_documents, chosen = firings.distinct(documents), set(sampled.tolist())
-    rows = [
-        {
-            "latent": latent,
-            "n_tokens": reader.n_tokens,
-            "firings": int(counts[latent]),
-            "firing_share": counts[latent] / reader.n_tokens,
-            "mean_activation": sums[latent] / counts[latent] if counts[latent] else None,
-            "max_activation": maxima[latent],
-            "n_documents": int(n_documents[latent]),
-            "n_token_types": int(by_token.n_types[latent]),
-            "token_entropy_bits": _number(by_token.entropy_bits[latent]),
-            "token_entropy_corrected_bits": _number(by_token.corrected_bits[latent]),
-            "peak_token_share": _number(by_token.peak_share[latent]),
-            "peak_token": int(by_token.peak_token[latent]) if counts[latent] else None,
-            "encoder_decoder_cosine": _number(geometry[latent]),
-            "explain_pool_active_windows": int(in_pool[0][latent]),
-            "score_pool_active_windows": int(in_pool[1][latent]),
-            "passes_filter": bool(passes[latent]),
-            "sampled": latent in chosen,
-            "explain_token_entropy_bits": explain_entropy.get(latent),
-        }
-        for latent in range(firings.n_latents)
-    ]
-    tables.write_table(latents, rows, tables.cell_schema("latents"))
+    settings = params.latents
+    skipped = Skipped.of(settings, split)
+    with _folder(latents) as folder:
+        device = pick_device(params.compute.device)
+        found = sort_firings(coder.to(device), reader, split, skipped, folder, report)
+        grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
+        # The same pools for every variant: they depend on the corpus alone.
+        dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
+        pools = pools_of(grid.document, dealt)
+        known = describe(found, split, grid, pools, dealt, settings, folder)
+        reasons = _failures(known, settings)
+        candidates = np.flatnonzero(reasons == PASSES)
+        sampler = numpy_generator(params.seed, "sample_latents", *params.keys.parts())
+        size = min(settings.n_sampled, len(candidates))
+        sampled = np.sort(sampler.choice(candidates, size=size, replace=False))
+        rows, entropy = draw_sample(sampled, found, known, split, pools, dealt, params)
+        tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
+        write_firings(firings, sampled, found)
+        described = _latent_columns(known, coder, split, reasons == PASSES, sampled, entropy)
+        tables.write_table(latents, pa.table(described), tables.cell_schema("latents"))
     covered = {
-        "n_tokens": reader.n_tokens,
-        "n_latents": firings.n_latents,
-        "n_alive": int((counts > 0).sum()),
+        "n_tokens": split.n_tokens,
+        "n_latents": found.n_latents,
+        "n_alive": int((known.statistics["firings"] > 0).sum()),
         "n_pass": len(candidates),
-        "pass_share": len(candidates) / firings.n_latents,
+        "pass_share": len(candidates) / found.n_latents,
         "n_sampled": size,
         "n_windows": int((pools >= 0).sum()),
         "n_windows_across_documents": int((pools < 0).sum()),
+        "n_tokens_skipped": skipped.n_tokens,
+        "n_firings_skipped": skipped.n_firings,
+        **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
+        "n_windows_too_short": known.n_too_short,
     }
     tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
 
 
-def encode(
+@contextmanager
+def _folder(beside: Path) -> Iterator[Path]:
+    """An empty folder for temporary files, which is always deleted.
+
+    Its name is the same in every run, so that what a killed one left behind goes too.
+    """
+    folder = beside.with_name(f".{beside.stem}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Skipped:
+    """Tokens whose firings count as none, and how many of both there were."""
+
+    def __init__(self, start_tokens: int, context_tokens: int, token_id: int | None) -> None:
+        """Skip the first `start_tokens` of each context, and all tokens with that id."""
+        self._start, self._context, self._id = start_tokens, context_tokens, token_id
+        self.n_tokens = 0
+        self.n_firings = 0
+
+    @classmethod
+    def of(cls, settings: Latents, split: Split) -> Skipped:
+        """As the config says.
+
+        Raises:
+            UserError: the ends of documents are to be skipped, and the corpus does not name them.
+        """
+        if settings.skip_end_of_text and split.eos_token_id is None:
+            raise UserError(
+                f"{split.manifest}: has no eos_token_id, which latents.skip_end_of_text needs; "
+                f"rebuild it with: {rebuild_command(split.manifest)}"
+            )
+        end = split.eos_token_id if settings.skip_end_of_text else None
+        return cls(settings.skip_start_tokens, split.context_tokens, end)
+
+    def at(self, position: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+        """Which of some tokens to skip, bool [n]; they are counted."""
+        skip = position % self._context < self._start
+        if self._id is not None:
+            skip |= token_ids == self._id
+        self.n_tokens += int(skip.sum())
+        return skip
+
+
+def sort_firings(
     sae: Autoencoder,
     reader: SiteReader,
-    token_ids: np.ndarray,
+    split: Split,
+    skipped: Skipped,
+    folder: Path,
     report: Callable[[int, int], None] | None = None,
 ) -> Firings:
-    """All firings of an SAE over a split, whose token ids are int64 [n_tokens] by position."""
-    ids = torch.from_numpy(token_ids)
-    latent, position, value = [], [], []
+    """All firings of an SAE over a split, sorted, in files in `folder`.
+
+    Raises:
+        UserError: a shard cannot be read, or the disk is full.
+    """
+    sorter = FiringSorter(folder, n_latents=sae.n_latents, n_tokens=split.n_tokens)
     done = 0
-    for x, at in reader.batches(BATCH_TOKENS):
-        values, indices = (t.cpu() for t in sae.encode(x.to(sae.w_dec.device), ids[at]))
-        fires = values > 0
-        latent.append(indices[fires].numpy())
-        position.append(at[:, None].expand_as(indices)[fires].numpy())
-        value.append(values[fires].numpy())
-        done += len(x)
-        if report is not None:
-            report(done, reader.n_tokens)
-    return Firings.sort(
-        np.concatenate(latent), np.concatenate(position), np.concatenate(value), sae.n_latents
+    with torch.no_grad():
+        for x, at in reader.batches(BATCH_TOKENS):
+            position = at.numpy()
+            ids = split.ids[position]
+            token_ids = torch.from_numpy(ids.astype(np.int64))
+            codes = sae.encode(x.to(sae.w_dec.device), token_ids)
+            values, indices = (t.cpu().numpy() for t in codes)
+            fires = values > 0
+            skip = skipped.at(position, ids)
+            if skip.any():
+                skipped.n_firings += int(fires[skip].sum())
+                fires[skip] = False
+            hit = np.flatnonzero(fires)
+            where = np.repeat(position, np.count_nonzero(fires, axis=1))
+            sorter.add(indices.reshape(-1)[hit], where, values.reshape(-1)[hit])
+            done += len(position)
+            if report is not None:
+                report(done, reader.n_tokens)
+    return sorter.sorted()
+
+
+def draw_sample(
+    sampled: np.ndarray,
+    firings: Firings,
+    known: Described,
+    split: Split,
+    pools: np.ndarray,
+    dealt: np.ndarray,
+    params: CollectLatentsParams,
+) -> tuple[WindowRows, dict[int, float | None]]:
+    """The windows of the sampled latents, and the entropy over each one's explaining windows."""
+    settings, parts, grid = params.latents, params.keys.parts(), known.grid
+    silence = HardSilence(known.cells, grid, pools, split.ids)
+    rows = WindowRows(split.ids, split.document, settings.window_tokens)
+    entropy: dict[int, float | None] = {}
+    for latent in sampled.tolist():
+        own = firings.of(latent)
+        position, value = firings.position[own], firings.value[own]
+
+        def activations(
+            start: np.ndarray, position: np.ndarray = position, value: np.ndarray = value
+        ) -> np.ndarray:
+            return activations_in(position, value, start, settings.window_tokens)
+
+        candidates = known.candidates(latent)
+        silent = pools.copy()
+        silent[known.cells.position[known.cells.of(latent)]] = -1
+        draws = draw_windows(
+            candidates,
+            pools_of(split.document[candidates.start], dealt),
+            silent,
+            grid,
+            settings,
+            numpy_generator(params.seed, "windows", *parts, latent),
+        )
+        if set(settings.silent_windows) != {"random"}:
+            draws += silence.draw(
+                latent,
+                draws,
+                activations,
+                settings,
+                numpy_generator(params.seed, "silent_windows", *parts, latent),
+            )
+        draws.append(top_windows(candidates, settings.top_windows))
+        entropy[latent] = rows.add(latent, draws, position, value)
+    return rows, entropy
+
+
+# Why a latent fails the filter, the first that holds; the names are columns of `coverage`.
+REASONS = ("n_too_rare", "n_few_active_windows", "n_few_silent_windows")
+PASSES = len(REASONS)
+
+
+def _failures(known: Described, settings: Latents) -> np.ndarray:
+    """Which latents fire often enough and have windows of both kinds in both pools.
+
+    Returns:
+        int64 [n_latents]: the index in `REASONS` of what is wrong, or `PASSES`.
+    """
+    least = settings.min_pool_windows
+    wrong = (
+        known.statistics["firings"] < settings.min_firings,
+        (known.active < least).any(axis=0),
+        (known.silent < least).any(axis=0),
     )
+    first: np.ndarray = np.argmax([*wrong, np.ones(len(wrong[0]), dtype=bool)], axis=0)
+    return first
 
 
-def _active_windows(firings: Firings, grid: Grid) -> Firings:
-    """Per latent the windows in which it fires, with its peak there; `position` is the window."""
-    window = grid.window_of(firings.position)
-    inside = window >= 0
-    latent, window, value = firings.latent[inside], window[inside], firings.value[inside]
-    pairs, inverse = np.unique(latent * grid.n_windows + window, return_inverse=True)
-    peak = np.zeros(len(pairs), dtype=np.float32)
-    np.maximum.at(peak, inverse, value)
-    return Firings(pairs // grid.n_windows, pairs % grid.n_windows, peak, firings.n_latents)
+def _latent_columns(
+    known: Described,
+    coder: Autoencoder,
+    split: Split,
+    passes: np.ndarray,
+    sampled: np.ndarray,
+    entropy: dict[int, float | None],
+) -> dict[str, pa.Array]:
+    """The table `latents`, column by column."""
+    n = len(passes)
+    shown = np.full(n, np.nan)
+    for latent, bits in entropy.items():
+        shown[latent] = np.nan if bits is None else bits
+    is_sampled = np.zeros(n, dtype=bool)
+    is_sampled[sampled] = True
+    columns = {
+        "latent": np.arange(n),
+        "n_tokens": np.full(n, split.n_tokens),
+        **known.statistics,
+        "encoder_decoder_cosine": _encoder_decoder_cosine(coder),
+        "explain_pool_active_windows": known.active[0],
+        "score_pool_active_windows": known.active[1],
+        "passes_filter": passes,
+        "sampled": is_sampled,
+        "explain_token_entropy_bits": shown,
+    }
+    schema = tables.cell_schema("latents")
+    missing = {
+        name: values < 0 if name == "peak_token" else np.isnan(values)
+        for name, values in columns.items()
+        if schema.field(name).nullable
+    }
+    return {
+        name: pa.array(values, schema.field(name).type, mask=missing.get(name))
+        for name, values in columns.items()
+    }
 
 
-def _filter(
-    firings: Firings, in_pool: list[np.ndarray], pools: np.ndarray, settings: Latents
-) -> np.ndarray:
-    """Which latents fire often enough, and have windows of both kinds in both pools."""
-    passes = firings.counts >= settings.min_firings
-    for pool, active in enumerate(in_pool):
-        silent = int((pools == pool).sum()) - active
-        passes &= (active >= settings.min_pool_windows) & (silent >= settings.min_pool_windows)
-    return passes
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _encoder_decoder_cosine(coder: Autoencoder) -> np.ndarray:
+    """Of each latent's encoder and decoder rows: float64 [n_latents], NaN without an encoder."""
+    found = np.full(coder.n_latents, np.nan)
+    # A token lookup has no encoder rows.
+    for start in range(0, len(coder.w_enc), GEOMETRY_ROWS):
+        rows = slice(start, start + GEOMETRY_ROWS)
+        cosine = torch.cosine_similarity(coder.w_enc[rows], coder.w_dec[rows], dim=1)
+        found[rows] = cosine.cpu().numpy()
+    return found

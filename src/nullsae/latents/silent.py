@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from nullsae.config import Latents
-from nullsae.latents.statistics import Firings
+from nullsae.latents.store import PIECE_FIRINGS, Firings, order_by
 from nullsae.latents.windows import POOLS, Draw, Grid, silent_of_each_kind
 
 SCORE = POOLS.index("score")
@@ -21,18 +22,19 @@ class HardSilence:
     """Draws the silent scoring windows that are not random, for one latent after the other."""
 
     active: Firings
-    """The windows in which each latent fires; `position` is the window."""
+    """The cells in which each latent fires, none across documents; `position` is the cell. May be
+    a map of files."""
     grid: Grid
     pools: np.ndarray
     """int8 [n_windows], as from `assign_pools`."""
     token_ids: np.ndarray
-    """int64 [n_tokens] of the split."""
+    """Integers [n_tokens] of the split; may be a map of a file."""
 
     def draw(
         self,
         latent: int,
         drawn: list[Draw],
-        activations: np.ndarray,
+        activations: Callable[[np.ndarray], np.ndarray],
         settings: Latents,
         generator: np.random.Generator,
     ) -> list[Draw]:
@@ -45,7 +47,7 @@ class HardSilence:
         Args:
             latent: the latent.
             drawn: what `draw_windows` gave for it.
-            activations: float32 [n_tokens], of the latent over the split.
+            activations: of the latent in windows, [n, window_tokens], by their starts [n].
             settings: kinds and sizes.
             generator: keyed to the latent; breaks ties.
         """
@@ -56,20 +58,20 @@ class HardSilence:
             free[draw.window] = False
         draws = []
         if "nearest" in settings.silent_windows:
-            (shown,) = (d.window for d in drawn if d.pool == "score" and d.active)
-            spans = self.grid.positions(shown)
-            values = activations[spans].astype(np.float64)
+            (shown,) = (d.start for d in drawn if d.pool == "score" and d.active)
+            ids = self.token_ids[shown[:, None] + np.arange(self.grid.window_tokens)]
+            values = activations(shown).astype(np.float64)
             candidates = np.flatnonzero(free)
-            near = self.tokens.nearest(self.token_ids[spans], values, candidates, n, generator)
+            near = self.tokens.nearest(ids, values, candidates, n, generator)
             free[near] = False
-            draws.append(Draw("score", False, near, silent_kind="nearest"))
+            draws.append(Draw("score", False, near, self.grid.start(near), silent_kind="nearest"))
         if "co_occurring" in settings.silent_windows:
             company = self.company(latent)
             candidates = np.flatnonzero(free & (company > 0))
             candidates = generator.permutation(candidates)
-            most = np.argsort(-company[candidates], kind="stable")[:n]
+            most = np.sort(candidates[np.argsort(-company[candidates], kind="stable")[:n]])
             draws.append(
-                Draw("score", False, np.sort(candidates[most]), silent_kind="co_occurring")
+                Draw("score", False, most, self.grid.start(most), silent_kind="co_occurring")
             )
         return draws
 
@@ -98,8 +100,7 @@ class HardSilence:
         """
         own = np.zeros(self.grid.n_windows, dtype=bool)
         own[self.active.position[self.active.of(latent)]] = True
-        fires_too = self.active.latent[own[self.active.position]]
-        both = np.bincount(fires_too, minlength=self.active.n_latents)
+        both = self._shared(own)
         association = both / max(1, own.sum()) - self._n_active / max(1, (self.pools >= 0).sum())
         # The latent itself is among these.
         association[both == self._n_active] = 0
@@ -107,12 +108,27 @@ class HardSilence:
         best = best[association[best] > 0]
         return best, association[best]
 
+    def _shared(self, own: np.ndarray) -> np.ndarray:
+        """In how many of the cells marked in `own` each latent fires, int64 [n_latents]."""
+        offsets = self.active.offsets
+        shared = np.zeros(self.active.n_latents, dtype=np.int64)
+        for start in range(0, int(offsets[-1]), PIECE_FIRINGS):
+            inside = np.concatenate(
+                [[0], np.cumsum(own[self.active.position[start : start + PIECE_FIRINGS]])]
+            )
+            shared += np.diff(inside[np.clip(offsets - start, 0, len(inside) - 1)])
+        return shared
+
     @cached_property
     def tokens(self) -> TokenIndex:
         """The scoring pool by token types."""
         windows = np.flatnonzero(self.pools == SCORE)
         ids = self.token_ids[self.grid.positions(windows)]
-        return TokenIndex.of(windows, ids, n_windows=self.grid.n_windows)
+        n_types = 1 + max(
+            int(self.token_ids[start : start + PIECE_FIRINGS].max())
+            for start in range(0, len(self.token_ids), PIECE_FIRINGS)
+        )
+        return TokenIndex.of(windows, ids, n_windows=self.grid.n_windows, n_types=n_types)
 
     @cached_property
     def _n_active(self) -> np.ndarray:
@@ -125,7 +141,7 @@ class TokenIndex:
     """Which windows hold each token type."""
 
     window: np.ndarray
-    """int64 [n_pairs]: windows by the types they hold, ascending within a type."""
+    """int32 [n_pairs]: windows by the types they hold, ascending within a type."""
     bounds: np.ndarray
     """int64 [vocab + 1]: type t is held by window[bounds[t]] to window[bounds[t + 1]]."""
     rarity: np.ndarray
@@ -134,16 +150,24 @@ class TokenIndex:
     n_windows: int
 
     @classmethod
-    def of(cls, windows: np.ndarray, token_ids: np.ndarray, *, n_windows: int) -> TokenIndex:
+    def of(
+        cls, windows: np.ndarray, token_ids: np.ndarray, *, n_windows: int, n_types: int
+    ) -> TokenIndex:
         """From windows (int64 [n]) and their token ids [n, window_tokens].
 
-        `n_windows` is how many there are in all, also those that are not indexed.
+        `n_windows` and `n_types` are how many there are in all, also of those not indexed.
         """
-        keys = np.unique(token_ids * n_windows + windows[:, None])
-        held_by = np.bincount(keys // n_windows)
+        types = np.sort(token_ids.astype(np.uint32), axis=1)
+        first = np.ones(types.shape, dtype=bool)
+        first[:, 1:] = types[:, 1:] != types[:, :-1]
+        holder = np.repeat(windows.astype(np.int32), np.count_nonzero(first, axis=1))
+        held = types[first]
+        del types, first
+        held_by = np.bincount(held, minlength=n_types)
         rarity = np.log(len(windows) / np.maximum(held_by, 1)) * (held_by > 0)
         bounds = np.concatenate([[0], np.cumsum(held_by)])
-        return cls(keys % n_windows, bounds, rarity, n_windows)
+        # Windows stay in order within a type.
+        return cls(holder[order_by(held)], bounds, rarity, n_windows)
 
     def similarity(self, token_ids: np.ndarray, activations: np.ndarray) -> np.ndarray:
         """How much of an active window the indexed windows hold: 1 all of its types, 0 none.

@@ -1,4 +1,4 @@
-"""Windows: a fixed grid over contexts, two pools of documents, and draws from them."""
+"""Windows: stretches of contexts, two pools of documents, and draws from them."""
 
 from __future__ import annotations
 
@@ -8,62 +8,69 @@ import numpy as np
 
 from nullsae.config import Latents
 from nullsae.judges import SilentKind
+from nullsae.latents.split import Split
+from nullsae.latents.store import Firings
 
 POOLS = ("explain", "score")
+# Contexts whose documents are looked at together.
+PIECE_CONTEXTS = 4096
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Non-overlapping windows of equal length, cut from the start of each context."""
+    """Cells of equal length that do not overlap, cut from the start of each context."""
 
     window_tokens: int
     context_tokens: int
     document: np.ndarray
-    """int64 [n_windows]: the document of each window, -1 where it touches two."""
+    """int32 [n_windows]: the document of each cell, -1 where it touches two."""
 
     @classmethod
     def cut(cls, document_id: np.ndarray, window_tokens: int) -> Grid:
         """Cut contexts [n_contexts, context_tokens] of document ids; a shorter rest is left out."""
         n_contexts, context_tokens = document_id.shape
         per_context = context_tokens // window_tokens
-        cells = document_id[:, : per_context * window_tokens]
-        cells = cells.reshape(n_contexts * per_context, window_tokens).astype(np.int64)
-        whole = (cells == cells[:, :1]).all(axis=1)
-        return cls(window_tokens, context_tokens, np.where(whole, cells[:, 0], -1))
+        document = np.empty(n_contexts * per_context, dtype=np.int32)
+        for start in range(0, n_contexts, PIECE_CONTEXTS):
+            rows = document_id[start : start + PIECE_CONTEXTS, : per_context * window_tokens]
+            cells = rows.reshape(len(rows) * per_context, window_tokens)
+            whole = (cells == cells[:, :1]).all(axis=1)
+            part = slice(start * per_context, start * per_context + len(cells))
+            document[part] = np.where(whole, cells[:, 0], -1)
+        return cls(window_tokens, context_tokens, document)
 
     @property
     def n_windows(self) -> int:
         return len(self.document)
 
-    def window_of(self, position: np.ndarray) -> np.ndarray:
-        """Window of each flat token position, -1 outside any or where it touches two documents."""
-        context, offset = np.divmod(position, self.context_tokens)
+    def cell_of(self, position: np.ndarray) -> np.ndarray:
+        """Cell of each flat token position, int64; -1 in the rest of a context."""
+        context, offset = np.divmod(position.astype(np.int64), self.context_tokens)
         per_context = self.context_tokens // self.window_tokens
         inside = offset < per_context * self.window_tokens
-        window = np.where(inside, context * per_context + offset // self.window_tokens, 0)
-        return np.where(inside & (self.document[window] >= 0), window, -1)
+        return np.where(inside, context * per_context + offset // self.window_tokens, -1)
 
     def start(self, window: np.ndarray) -> np.ndarray:
-        """Flat position of each window's first token."""
+        """Flat position of each cell's first token."""
         per_context = self.context_tokens // self.window_tokens
-        context, index = np.divmod(window, per_context)
+        context, index = np.divmod(window.astype(np.int64), per_context)
         starts: np.ndarray = context * self.context_tokens + index * self.window_tokens
         return starts
 
     def positions(self, window: np.ndarray) -> np.ndarray:
-        """Flat positions of the tokens of windows [n], int64 [n, window_tokens]."""
+        """Flat positions of the tokens of cells [n], int64 [n, window_tokens]."""
         positions: np.ndarray = self.start(window)[:, None] + np.arange(self.window_tokens)
         return positions
 
 
-def assign_pools(grid: Grid, generator: np.random.Generator) -> np.ndarray:
-    """Deal documents to the two pools so that they hold about equally many windows.
+def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
+    """Deal documents to the two pools so that they hold about equally many cells.
 
-    Documents come in random order, each going to the pool with fewer windows so far. Explaining
+    Documents come in random order, each going to the pool with fewer cells so far. Explaining
     and scoring windows therefore never share a document.
 
     Returns:
-        int8 [n_windows]: 0 explain, 1 score, -1 for windows across documents.
+        int8: 0 explain, 1 score, for each document up to the last that holds a whole cell.
     """
     n_documents = int(grid.document.max(initial=-1)) + 1
     size = np.bincount(grid.document[grid.document >= 0], minlength=n_documents)
@@ -73,9 +80,142 @@ def assign_pools(grid: Grid, generator: np.random.Generator) -> np.ndarray:
         pool = int(filled[1] < filled[0])
         pool_of[document] = pool
         filled[pool] += int(size[document])
-    if n_documents == 0:
-        return np.full(grid.n_windows, -1, dtype=np.int8)
-    return np.where(grid.document >= 0, pool_of[grid.document], -1).astype(np.int8)
+    return pool_of
+
+
+def assign_pools(grid: Grid, generator: np.random.Generator) -> np.ndarray:
+    """The pool of each cell by its document (`deal_documents`).
+
+    Returns:
+        int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents.
+    """
+    return pools_of(grid.document, deal_documents(grid, generator))
+
+
+def pools_of(document: np.ndarray, dealt: np.ndarray) -> np.ndarray:
+    """The pool of each of the given documents, int8 [n]; -1 for none.
+
+    Documents behind the last that holds a whole cell were not dealt. They take turns.
+    """
+    if not len(document):
+        return np.zeros(0, dtype=np.int8)
+    known = np.concatenate([dealt, np.zeros(1, np.int8)])[np.minimum(document, len(dealt))]
+    pool = np.where(document < len(dealt), known, document % 2)
+    return np.where(document >= 0, pool, -1).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Active windows of one or of several latents, sorted by latent, then by start."""
+
+    counts: np.ndarray
+    """int64 [n_latents]: candidates of each latent."""
+    window: np.ndarray
+    """int64 [n]: the grid cell that each stands for."""
+    start: np.ndarray
+    """int64 [n]: flat position of its first token."""
+    peak: np.ndarray
+    """float32 [n]: the latent's largest activation in the cell."""
+    n_too_short: int = 0
+    """Cells without a candidate, because the stretch of the document is shorter than a window."""
+
+
+def active_cells(firings: Firings, grid: Grid) -> tuple[Candidates, np.ndarray]:
+    """The grid cells in which latents fire, those that touch two documents among them.
+
+    Returns:
+        The cells as candidates, and the position of each peak: int64 [n], the first of equals.
+    """
+    cell = grid.cell_of(firings.position)
+    latent, inside = firings.latent, cell >= 0
+    if not inside.all():
+        latent, cell = latent[inside], cell[inside]
+    value, position = firings.value[inside], firings.position[inside]
+    new = np.ones(len(cell), dtype=bool)
+    new[1:] = (latent[1:] != latent[:-1]) | (cell[1:] != cell[:-1])
+    first = np.flatnonzero(new)
+    peak = np.maximum.reduceat(value, first) if len(first) else value[:0]
+    of_cell = np.cumsum(new) - 1
+    at_peak = np.flatnonzero(value == peak[of_cell])
+    _, earliest = np.unique(of_cell[at_peak], return_index=True)
+    counts = np.bincount(latent[first], minlength=firings.n_latents)
+    window = cell[first]
+    where = position[at_peak[earliest]].astype(np.int64)
+    return Candidates(counts, window, grid.start(window), peak), where
+
+
+def whole_cells(cells: Candidates, grid: Grid) -> Candidates:
+    """Those inside one document: the candidates of `latents.windows: fixed`."""
+    return _kept(cells, grid.document[cells.window] >= 0)
+
+
+def centred(cells: Candidates, peak_at: np.ndarray, grid: Grid, split: Split) -> Candidates:
+    """The candidates of `latents.windows: centred`.
+
+    For each cell, a span of the same length around its peak, shifted as far as it must be to lie
+    in one context and one document; none where the stretch of the document is shorter than that.
+    Of two of a latent's spans that overlap, the stronger stays, or the first of equals.
+
+    Args:
+        cells: as from `active_cells`.
+        peak_at: int64 [n], positions of the peaks.
+        grid: the cells.
+        split: where documents start.
+    """
+    length = grid.window_tokens
+    first, end = split.stretch(peak_at)
+    start = np.clip(peak_at - length // 2, first, np.maximum(end - length, first))
+    fits = end - first >= length
+    spans = _kept(Candidates(cells.counts, cells.window, start, cells.peak), fits)
+    latent = np.repeat(np.arange(len(spans.counts)), spans.counts)
+    keep = _strongest_apart(latent, spans.start, spans.peak, length)
+    found = _kept(spans, keep)
+    return Candidates(found.counts, found.window, found.start, found.peak, int((~fits).sum()))
+
+
+def _strongest_apart(
+    latent: np.ndarray, start: np.ndarray, peak: np.ndarray, length: int
+) -> np.ndarray:
+    """Which spans a choice by falling strength keeps, none overlapping another of its latent.
+
+    In rounds: a span that is the strongest of all that it overlaps is kept, what overlaps it
+    falls out, and the rest is looked at again. A chain of ever stronger spans ends with its
+    context, so there are few rounds.
+
+    Returns:
+        bool [n].
+    """
+    keep = np.zeros(len(latent), dtype=bool)
+    left = np.arange(len(latent))
+    while len(left):
+        best = np.ones(len(left), dtype=bool)
+        pairs = []
+        step = 1
+        while step < len(left):
+            one, other = left[:-step], left[step:]
+            close = np.flatnonzero(
+                (latent[one] == latent[other]) & (start[other] - start[one] < length)
+            )
+            if not len(close):
+                break
+            stronger = peak[left[close]] >= peak[left[close + step]]
+            best[close[~stronger]] = False
+            best[close[stronger] + step] = False
+            pairs.append((close, close + step))
+            step += 1
+        fallen = best.copy()
+        for one, other in pairs:
+            fallen[one[best[other]]] = True
+            fallen[other[best[one]]] = True
+        keep[left[best]] = True
+        left = left[~fallen]
+    return keep
+
+
+def _kept(given: Candidates, mask: np.ndarray) -> Candidates:
+    latent = np.repeat(np.arange(len(given.counts)), given.counts)[mask]
+    counts = np.bincount(latent, minlength=len(given.counts))
+    return Candidates(counts, given.window[mask], given.start[mask], given.peak[mask])
 
 
 def quantiles(peaks: np.ndarray, n_quantiles: int) -> np.ndarray:
@@ -95,17 +235,20 @@ class Draw:
     pool: str
     active: bool
     window: np.ndarray
-    """int64 [n], ascending."""
+    """int64 [n]: grid cells, ascending, but for the pool `top`: strongest first."""
+    start: np.ndarray
+    """int64 [n]: flat position of each window's first token."""
     quantile: np.ndarray | None = None
-    """int64 [n] for active windows."""
+    """int64 [n] for active windows of the two pools."""
     silent_kind: SilentKind | None = None
     """Of silent windows: how they were chosen."""
 
 
 def draw_windows(
-    active_windows: np.ndarray,
-    peaks: np.ndarray,
+    active: Candidates,
     pools: np.ndarray,
+    silent: np.ndarray,
+    grid: Grid,
     settings: Latents,
     generator: np.random.Generator,
 ) -> list[Draw]:
@@ -119,23 +262,21 @@ def draw_windows(
     other kinds are drawn, but for latents too rarely silent for all (`silent_of_each_kind`).
 
     Args:
-        active_windows: int64 [n], ascending: the windows in which the latent fires.
-        peaks: float [n], its largest activation in each.
-        pools: int8 [n_windows], as from `assign_pools`.
+        active: the latent's candidates.
+        pools: int8 [n], the pool of each candidate.
+        silent: int8 [n_windows], the pool of each cell in which the latent is silent, -1 else.
+        grid: the cells.
         settings: sizes.
         generator: keyed to the latent.
     """
     draws = []
-    silent = np.ones(len(pools), dtype=bool)
-    silent[active_windows] = False
     for index, pool in enumerate(POOLS):
-        mine = pools[active_windows] == index
-        window, peak = active_windows[mine], peaks[mine]
-        candidates = np.flatnonzero(silent & (pools == index))
-        slices = quantiles(peak, settings.n_quantiles)
+        mine = np.flatnonzero(pools == index)
+        candidates = np.flatnonzero(silent == index)
+        slices = quantiles(active.peak[mine], settings.n_quantiles)
         if pool == "explain":
             n_silent = settings.explain_silent_windows
-            chosen = _choose(np.arange(len(window)), settings.explain_active_windows, generator)
+            chosen = _choose(np.arange(len(mine)), settings.explain_active_windows, generator)
         else:
             n_silent = silent_of_each_kind(len(candidates), settings)
             each = -(-settings.score_active_windows // settings.n_quantiles)
@@ -144,11 +285,21 @@ def draw_windows(
                 for quantile in range(settings.n_quantiles)
             ]
             chosen = _choose(np.concatenate(parts), settings.score_active_windows, generator)
-        draws.append(Draw(pool, True, window[chosen], slices[chosen]))
+        own = mine[chosen]
+        draws.append(Draw(pool, True, active.window[own], active.start[own], slices[chosen]))
         if pool == "explain" or "random" in settings.silent_windows:
             picked = _choose(candidates, n_silent, generator)
-            draws.append(Draw(pool, False, picked, silent_kind="random"))
+            draws.append(Draw(pool, False, picked, grid.start(picked), silent_kind="random"))
     return draws
+
+
+def top_windows(active: Candidates, n: int) -> Draw:
+    """The `n` strongest of a latent's candidates, of any document, strongest first.
+
+    Ties go to the one that stands first in the split.
+    """
+    best = np.argsort(-active.peak, kind="stable")[:n] if n else np.zeros(0, dtype=np.int64)
+    return Draw("top", True, active.window[best], active.start[best])
 
 
 def silent_of_each_kind(n_silent: int, settings: Latents) -> int:

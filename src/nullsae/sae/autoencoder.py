@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.sae.kernels import decode, top_k
+from nullsae.sae.kernels import chunk_rows, decode, encoder, packs, top_k
 
 Architecture = Literal["topk", "jumprelu", "standard", "token_lookup"]
 PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
@@ -71,7 +71,10 @@ class Autoencoder:
         return Autoencoder.of(moved, self.architecture, self.k)
 
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Activations to codes.
+        """Activations to codes, of some tokens after the others, whatever their number.
+
+        A token's code does not depend on the tokens beside it, but for the padding of an SAE that
+        is not `topk`: to the bit on a CPU, whose float32 products are oneDNN's.
 
         Args:
             x: [tokens, d_model].
@@ -89,13 +92,34 @@ class Autoencoder:
                 raise ValueError("a token_lookup dictionary needs the tokens' ids")
             indices = token_ids.to(x.device, torch.int64)[:, None]
             return self.b_enc[indices], indices
-        pre = F.linear(x - self.b_dec, self.w_enc, self.b_enc)
+        parts = [self._select(pre) for pre in self._pre_activations(x - self.b_dec)]
+        # Room for the token with the most; what is added has the value 0.
+        width = max(values.shape[1] for values, _ in parts)
+        values, indices = (
+            torch.cat([F.pad(part[i], (0, width - part[i].shape[1])) for part in parts])
+            for i in range(2)
+        )
+        return values, indices
+
+    def _pre_activations(self, centred: Tensor) -> Iterator[Tensor]:
+        """Of some tokens after the others, [n, n_latents] each; one overwrites the one before."""
+        rows = chunk_rows(self.n_latents, centred.device)
+        if not packs(self.w_enc):
+            rows = max(1, min(rows, len(centred)))
+        # Packed for so many rows whatever there is: the packing decides how products are rounded.
+        product = encoder(self.w_enc, self.b_enc, rows)
+        # At least one piece, also of nothing.
+        for start in range(0, max(1, len(centred)), rows):
+            yield product(centred[start : start + rows])
+
+    def _select(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes from pre-activations: values and indices, both [n, m]."""
         if self.architecture == "topk":
             assert self.k is not None
             return top_k(pre, self.k)
         post = pre.relu()
         if self.threshold is not None:
-            post = post * (pre > self.threshold)
+            post *= pre > self.threshold
         most = int((post > 0).sum(dim=1).max()) if len(post) else 0
         # Sorted: then `decode` adds in an order that does not depend on the other tokens.
         values, indices = torch.topk(post, max(1, most), dim=1, sorted=True)

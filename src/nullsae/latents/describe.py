@@ -1,0 +1,141 @@
+"""What is known of every latent once the firings are sorted: statistics, and where windows are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nullsae.config import Latents
+from nullsae.latents.split import Split
+from nullsae.latents.statistics import Sums
+from nullsae.latents.store import Columns, Firings, offsets_of
+from nullsae.latents.windows import (
+    POOLS,
+    Candidates,
+    Grid,
+    active_cells,
+    centred,
+    pools_of,
+    whole_cells,
+)
+
+
+@dataclass(frozen=True)
+class Described:
+    """Statistics and active windows of all latents of an SAE."""
+
+    statistics: dict[str, np.ndarray]
+    """Columns of the table `latents`, each [n_latents]; NaN (or -1) where undefined."""
+    cells: Firings
+    """The cells in which each latent fires, none across documents: `position` is the cell, `value`
+    its peak. A map of files."""
+    spans: dict[str, np.ndarray]
+    """`window`, `peak` and, of centred ones, `start` of the candidates for active windows; maps of
+    files."""
+    span_offsets: np.ndarray
+    """int64 [n_latents + 1]: where each latent's candidates lie."""
+    active: np.ndarray
+    """int64 [2, n_latents]: candidates in each pool."""
+    silent: np.ndarray
+    """int64 [2, n_latents]: cells of each pool in which the latent is silent."""
+    n_too_short: int
+    """As in `Candidates`, of all latents."""
+    grid: Grid
+
+    def candidates(self, latent: int) -> Candidates:
+        """One latent's candidates for active windows."""
+        own = slice(int(self.span_offsets[latent]), int(self.span_offsets[latent + 1]))
+        window = self.spans["window"][own].astype(np.int64)
+        starts = self.spans.get("start")
+        start = self.grid.start(window) if starts is None else starts[own].astype(np.int64)
+        peak = np.array(self.spans["peak"][own])
+        return Candidates(np.array([len(window)]), window, start, peak)
+
+
+def describe(
+    firings: Firings,
+    split: Split,
+    grid: Grid,
+    pools: np.ndarray,
+    dealt: np.ndarray,
+    settings: Latents,
+    folder: Path,
+) -> Described:
+    """Go through sorted firings, some latents after the others.
+
+    Memory: about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes per latent.
+
+    Args:
+        firings: of the whole split.
+        split: its tokens.
+        grid: its cells.
+        pools: int8 [n_windows], pools of the cells.
+        dealt: int8 [n_documents], pools of the documents (`deal_documents`).
+        settings: how windows lie.
+        folder: for files, the caller's to delete.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    n = firings.n_latents
+    columns: dict[str, list[np.ndarray]] = {}
+    place = firings.position.dtype
+    cell_store = Columns(folder, "cells", window=place, peak=np.float32)
+    span_store = Columns(folder, "spans", window=place, start=place, peak=np.float32)
+    n_cells, n_spans = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    active, fires_in = (np.zeros((len(POOLS), n), dtype=np.int64) for _ in range(2))
+    n_too_short = 0
+    sums: Sums | None = None
+    of_sums = -1
+    for first, part in firings.pieces(split.context_tokens):
+        if first == of_sums and sums is not None:
+            sums = sums.then(Sums.of(part, split))
+        else:
+            _add(columns, sums, split)
+            sums, of_sums = Sums.of(part, split), first
+
+        mine = slice(first, first + part.n_latents)
+        every, peak_at = active_cells(part, grid)
+        cells = whole_cells(every, grid)
+        spans = cells
+        if settings.windows == "centred":
+            spans = centred(every, peak_at, grid, split)
+            n_too_short += spans.n_too_short
+            span_store.append(window=spans.window, start=spans.start, peak=spans.peak)
+        cell_store.append(window=cells.window, peak=cells.peak)
+        n_cells[mine] += cells.counts
+        n_spans[mine] += spans.counts
+        fires_in[:, mine] += _by_pool(cells, pools[cells.window])
+        active[:, mine] += _by_pool(spans, pools_of(split.document[spans.start], dealt))
+    _add(columns, sums, split)
+    cell_columns, span_columns = cell_store.mapped(), span_store.mapped()
+    in_pool = np.array([[int((pools == pool).sum())] for pool in range(len(POOLS))])
+    return Described(
+        statistics={name: np.concatenate(parts) for name, parts in columns.items()},
+        cells=Firings(offsets_of(n_cells), cell_columns["window"], cell_columns["peak"]),
+        spans=span_columns if settings.windows == "centred" else cell_columns,
+        span_offsets=offsets_of(n_spans),
+        active=active,
+        silent=in_pool - fires_in,
+        n_too_short=n_too_short,
+        grid=grid,
+    )
+
+
+def _add(columns: dict[str, list[np.ndarray]], sums: Sums | None, split: Split) -> None:
+    if sums is not None:
+        for name, values in sums.columns(split).items():
+            columns.setdefault(name, []).append(values)
+
+
+def _by_pool(candidates: Candidates, pools: np.ndarray) -> np.ndarray:
+    """How many candidates of each latent lie in each pool: int64 [2, n_latents]."""
+    latent = np.repeat(np.arange(len(candidates.counts)), candidates.counts)
+    return np.stack(
+        [
+            np.bincount(latent[pools == pool], minlength=len(candidates.counts))
+            for pool in range(len(POOLS))
+        ]
+    )

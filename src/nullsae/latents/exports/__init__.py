@@ -1,0 +1,1 @@
+"""Collected latents in the formats of other tools."""

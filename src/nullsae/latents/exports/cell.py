@@ -1,0 +1,121 @@
+"""What there is to export of one SAE: the files of its folder below `results/latents`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import yaml
+
+from nullsae import paths, tables
+from nullsae.errors import UserError
+from nullsae.latents.sample import FiringReader
+from nullsae.latents.split import Split
+from nullsae.schemas.cells import CELL_KEYS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One SAE's tables, and its keys, which stand in the folder's path."""
+
+    folder: Path
+    keys: dict[str, str]
+    latents: pa.Table
+    firings: FiringReader
+
+    @classmethod
+    def open(cls, folder: Path) -> Cell:
+        """Read what lies in `results/latents/subject=.../seed=...`.
+
+        Raises:
+            UserError: not such a folder, or a file is missing or damaged.
+        """
+        keys = paths.partition_keys(folder.absolute() / "latents.parquet")
+        wanted = [key for key, _ in CELL_KEYS]
+        if list(keys)[-len(wanted) :] != wanted:
+            raise UserError(
+                f"--latents: {folder} is no folder such as "
+                f"{paths.LATENT_FOLDER.format(**dict.fromkeys(wanted, '...'))}"
+            )
+        latents = tables.read_table(folder / "latents.parquet", tables.cell_schema("latents"))
+        firings = FiringReader.open(folder / "firings.safetensors")
+        return cls(folder, {key: keys[key] for key in wanted}, latents, firings)
+
+    @property
+    def n_latents(self) -> int:
+        return int(self.latents.num_rows)
+
+    def windows(self) -> pa.Table:
+        """The table `windows`.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        return tables.read_table(self.folder / "windows.parquet", tables.cell_schema("windows"))
+
+    def belongs_to(self, split: Split) -> None:
+        """Check that the firings are of these tokens.
+
+        Raises:
+            UserError: of another number of tokens.
+        """
+        n_tokens = self.latents["n_tokens"][0].as_py()
+        if n_tokens != split.n_tokens:
+            raise UserError(
+                f"{self.folder}: latents of {n_tokens} tokens, and {split.manifest} has "
+                f"{split.n_tokens}"
+            )
+
+
+def corpus_files(cells: Sequence[Cell]) -> tuple[Path, Path]:
+    """Manifest of the `eval` split and tokenizer of the corpus that all cells were collected on.
+
+    Looked up in the study's `results/run_config.yaml`.
+
+    Raises:
+        UserError: the cells lie in no study or in several, or their corpora differ.
+    """
+    found = set()
+    for cell in cells:
+        folder = cell.folder.absolute()
+        root = folder.parents[len(cell.keys) + 1]
+        file = root / paths.RUN_CONFIG
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            found.add((root, config["subjects"][cell.keys["subject"]]["corpus"]))
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}: does not say which corpus {cell.folder} is of ({error!r}); give --tokens "
+                f"and, for neuronpedia, --tokenizer"
+            ) from None
+    if len(found) > 1:
+        raise UserError("--latents: folders of different studies or corpora; export them apart")
+    ((root, corpus),) = found
+    manifest = paths.CORPUS_MANIFEST.format(corpus=corpus, split="eval")
+    return root / manifest, root / paths.TOKENIZER_FILE.format(corpus=corpus)
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder to write to, which gets the name `output` if all goes well.
+
+    Raises:
+        UserError: there is something at `output`, or the disk is full.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output: {output} is there already; name a new folder")
+    folder = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        os.replace(folder, output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,87 @@
+"""The latent cache of EleutherAI's delphi 0.1.3, which its `LatentDataset` reads.
+
+    OUTPUT/<subject>_<variant>_<draw>_<sae>_<seed>/latents/<site>/<first>_<last>.safetensors
+                                                                  config.json
+
+with the keys `locations` [n, 3] (context, offset in it, latent - first), `activations` [n] and
+`tokens` [n_contexts, context_tokens]. The files of a site hold ranges of latents in a row. Only the
+sampled latents have firings in them. Activations stay float32 where delphi's own cache rounds them
+to float16, which its reader takes as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from nullsae.files import write_json
+from nullsae.latents.exports.cell import Cell, whole_folder
+from nullsae.latents.split import Split
+from nullsae.latents.store import offsets_of, ranges
+
+# Firings in a file. A reader holds them all.
+FILE_FIRINGS = 2**23
+
+
+def export_delphi(cells: Sequence[Cell], split: Split, output: Path) -> None:
+    """Write the firings of the sampled latents of each cell.
+
+    Args:
+        cells: what to export; those that differ in their site alone share a folder.
+        split: the tokens on which they were collected.
+        output: a new folder.
+
+    Raises:
+        UserError: the latents are not of these tokens, or the output cannot be written.
+    """
+    for cell in cells:
+        cell.belongs_to(split)
+    with whole_folder(output) as folder:
+        for cell in cells:
+            own = ("subject", "variant", "draw", "sae", "seed")
+            run = "_".join(cell.keys[key] for key in own)
+            _write_cell(cell, split, folder / run / "latents" / cell.keys["site"])
+
+
+def _write_cell(cell: Cell, split: Split, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    firings = cell.firings
+    counts = np.zeros(cell.n_latents, dtype=np.int64)
+    counts[firings.latents] = np.diff(firings.offset)
+    largest = max(split.n_tokens // split.context_tokens, split.context_tokens, cell.n_latents)
+    small = np.uint16 if largest <= 2**16 else np.uint32
+    found = list(ranges(offsets_of(counts), FILE_FIRINGS))
+    for first, end in found:
+        inside = firings.latents[(firings.latents >= first) & (firings.latents < end)]
+        locations, activations = [np.zeros((0, 3), dtype=small)], [np.zeros(0, np.float32)]
+        for latent in inside.tolist():
+            position, value = firings.of(latent)
+            context, offset = np.divmod(position.astype(np.int64), split.context_tokens)
+            column = np.full(len(position), latent - first)
+            locations.append(np.stack([context, offset, column], axis=1).astype(small))
+            activations.append(value)
+        save_file(
+            {
+                "locations": np.concatenate(locations),
+                "activations": np.concatenate(activations),
+                "tokens": np.array(split.ids).reshape(-1, split.context_tokens),
+            },
+            folder / f"{first}_{end - 1}.safetensors",
+        )
+    write_json(
+        folder / "config.json",
+        {
+            "dataset_repo": "",
+            "dataset_split": "eval",
+            "dataset_name": "",
+            "dataset_column": "",
+            "batch_size": 1,
+            "cache_ctx_len": split.context_tokens,
+            "n_tokens": split.n_tokens,
+            "n_splits": len(found),
+            "model_name": cell.keys["subject"],
+        },
+    )

@@ -1,0 +1,214 @@
+"""JSON lines as Neuronpedia's bulk import takes them.
+
+    OUTPUT/<model>/<source>/release.jsonl  model.jsonl  sourceset.jsonl  source.jsonl
+                            features/batch-0.jsonl.gz  activations/batch-0.jsonl.gz
+
+One object a line, with the field names of its database (https://www.neuronpedia.org; written as by
+SAEDashboard's `neuronpedia_export.py`). The features are the sampled latents. Their activations are
+the strongest windows, whose `binContains` is null, and the scoring windows, whose bins are
+quantiles. What is not known here, such as logits, is empty.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers import Tokenizer
+
+from nullsae.errors import UserError
+from nullsae.latents.exports.cell import Cell, whole_folder
+from nullsae.latents.split import Split
+from nullsae.sites import site_kind, site_layer
+
+HISTOGRAM_BARS = 50
+# Features in a file, as Neuronpedia's own exporter has it.
+BATCH_FEATURES = 128
+_HOOKS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+}
+Row = dict[str, Any]
+
+
+def export_neuronpedia(
+    cells: Sequence[Cell], split: Split, tokenizer: Path, creator: str, output: Path
+) -> None:
+    """Write the sampled latents of each cell, a source each.
+
+    Args:
+        cells: what to export.
+        split: the tokens on which they were collected.
+        tokenizer: `tokenizer.json` of the corpus.
+        creator: id of the Neuronpedia account that will own the rows.
+        output: a new folder.
+
+    Raises:
+        UserError: a table or the tokenizer is missing or damaged, the latents are not of these
+            tokens, or the output cannot be written.
+    """
+    try:
+        text = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{tokenizer}: not readable as a tokenizer ({error})") from None
+    for cell in cells:
+        cell.belongs_to(split)
+    with whole_folder(output) as folder:
+        for cell in cells:
+            source = Source(cell, creator)
+            place = folder / source.model / source.id
+            place.mkdir(parents=True)
+            for name, row in source.about(split).items():
+                _write_lines(place / f"{name}.jsonl", [row])
+            latents = cell.latents.filter(cell.latents["sampled"]).to_pylist()
+            for batch, start in enumerate(range(0, len(latents), BATCH_FEATURES)):
+                some = latents[start : start + BATCH_FEATURES]
+                file = f"batch-{batch}.jsonl.gz"
+                _write_lines(place / "features" / file, map(source.feature, some))
+                _write_lines(place / "activations" / file, source.activations(some, text))
+
+
+class Source:
+    """The rows of one cell, which Neuronpedia calls a source."""
+
+    def __init__(self, cell: Cell, creator: str) -> None:
+        keys = cell.keys
+        self._cell, self._creator = cell, creator
+        # The embedding is what the first block reads.
+        kind, layer = (
+            ("resid_pre", 0)
+            if keys["site"] == "embed"
+            else (site_kind(keys["site"]), site_layer(keys["site"]))
+        )
+        self._hook = f"blocks.{layer}.{_HOOKS[kind]}"
+        self.model = keys["subject"]
+        own = (keys["variant"], keys["draw"], keys["sae"], keys["seed"], keys["site"])
+        self.set = "-".join(part.replace(".", "_") for part in own)
+        self.id = f"{layer}-{self.set}"
+        # The same rows whenever they are written.
+        written = (cell.folder / "latents.parquet").stat().st_mtime
+        self._created = datetime.fromtimestamp(int(written), UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+    def about(self, split: Split) -> dict[str, Row]:
+        """The one row of each of the four files that describe the source."""
+        made = {"creatorId": self._creator, "createdAt": self._created}
+        release = f"nullsae-{self.model}"
+        return {
+            "release": {
+                **{"name": release, "description": release, "descriptionShort": release},
+                **{"creatorName": self._creator, "creatorNameShort": self._creator, **made},
+                **{"visibility": "PUBLIC", "isNewUi": False, "featured": False, "urls": []},
+                **{"creatorEmail": None, "defaultSourceSetName": None, "defaultSourceId": None},
+                "defaultUmapSourceIds": [],
+            },
+            "model": {
+                **{"id": self.model, "displayName": self.model, "displayNameShort": self.model},
+                **{"instruct": False, "tlensId": None, "dimension": None, "layers": 0, **made},
+                **{"neuronsPerLayer": 0, "inferenceEnabled": False, "visibility": "PUBLIC"},
+                **{"defaultSourceSetName": None, "defaultSourceId": None, "owner": ""},
+                **{"updatedAt": self._created, "website": None},
+            },
+            "sourceset": {
+                **{"modelId": self.model, "name": self.set, "releaseName": release, **made},
+                **{"creatorName": self._creator, "creatorEmail": None, "visibility": "PUBLIC"},
+                **{"description": self._described(), "type": "", "urls": []},
+                **{"hasDashboards": True, "defaultOfModelId": None, "defaultRange": 1},
+                **{"defaultShowBreaks": True, "showDfa": False, "showCorrelated": False},
+                **{"showHeadAttribution": False, "showUmap": False},
+            },
+            "source": {
+                **{"id": self.id, "modelId": self.model, "setName": self.set, **made},
+                **{"hasDashboards": True, "inferenceEnabled": False, "inferenceHosts": []},
+                **{"saelensConfig": None, "saelensRelease": None, "saelensSaeId": None},
+                **{"hfRepoId": None, "hfFolderId": None, "visibility": "PUBLIC"},
+                **{"defaultOfModelId": None, "hasUmap": False, "hasUmapLogSparsity": False},
+                **{"hasUmapClusters": False, "dataset": None, "notes": self._described()},
+                "num_prompts": split.n_tokens // split.context_tokens,
+                "num_tokens_in_prompt": split.context_tokens,
+            },
+        }
+
+    def _described(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self._cell.keys.items())
+
+    def feature(self, row: Row) -> Row:
+        """The row of one latent, from its row in the table `latents`."""
+        _, value = self._cell.firings.of(row["latent"])
+        heights, edges = np.histogram(value, bins=HISTOGRAM_BARS)
+        others = ("neuron_alignment", "correlated_neurons", "correlated_features")
+        found: Row = {
+            **{"modelId": self.model, "layer": self.id, "index": str(row["latent"])},
+            **{"creatorId": self._creator, "createdAt": self._created},
+            **{"sourceSetName": self.set, "hookName": self._hook},
+            **{"maxActApprox": row["max_activation"], "frac_nonzero": row["firing_share"]},
+            **{"hasVector": False, "vector": [], "vectorLabel": None},
+            **{"vectorDefaultSteerStrength": None, "decoder_weights_dist": []},
+            **{"topkCosSimIndices": [], "topkCosSimValues": []},
+            **{"neg_str": [], "neg_values": [], "pos_str": [], "pos_values": []},
+            "freq_hist_data_bar_heights": heights.tolist(),
+            "freq_hist_data_bar_values": ((edges[1:] + edges[:-1]) / 2).tolist(),
+            **{"logits_hist_data_bar_heights": [], "logits_hist_data_bar_values": []},
+        }
+        for other in others:
+            second = "values" if other == "neuron_alignment" else "pearson"
+            found |= {f"{other}_{name}": [] for name in ("indices", second, "l1")}
+        return found
+
+    def activations(self, latents: Sequence[Row], text: Tokenizer) -> Iterable[Row]:
+        """The rows of some latents' windows: the strongest, then the scoring ones by quantile."""
+        table = self._cell.windows()
+        wanted = [row["latent"] for row in latents]
+        chosen = pc.and_(pc.is_in(table["latent"], pa.array(wanted, pa.int64())), table["active"])
+        windows = table.filter(pc.and_(chosen, pc.not_equal(table["pool"], "explain"))).to_pylist()
+        peaks: dict[tuple[int, int], list[float]] = {}
+        for window in windows:
+            key = window["latent"], window["quantile"]
+            peaks.setdefault(key, []).append(max(window["activations"]))
+        n_quantiles = 1 + max((w["quantile"] or 0 for w in windows), default=0)
+        order = sorted(
+            range(len(windows)),
+            key=lambda i: (windows[i]["latent"], windows[i]["pool"] != "top", i),
+        )
+        for i in order:
+            window = windows[i]
+            values = window["activations"]
+            top = window["pool"] == "top"
+            bin_peaks = peaks[window["latent"], window["quantile"]]
+            digest = hashlib.blake2b(f"{self.model}/{self.id}/{window}".encode(), digest_size=12)
+            yield {
+                "id": f"c{digest.hexdigest()}",
+                **{"modelId": self.model, "layer": self.id, "index": str(window["latent"])},
+                **{"creatorId": self._creator, "createdAt": self._created},
+                "tokens": [
+                    text.decode([token], skip_special_tokens=False) for token in window["token_ids"]
+                ],
+                "values": values,
+                **{"maxValue": max(values), "maxValueTokenIndex": int(np.argmax(values))},
+                "minValue": min(values),
+                "binMin": None if top else min(bin_peaks),
+                "binMax": None if top else max(bin_peaks),
+                "binContains": None if top else 1 / n_quantiles,
+                **{"dataIndex": str(window["start"]), "dataSource": None},
+                **{"dfaValues": [], "dfaTargetIndex": None, "dfaMaxValue": None},
+                **{"lossValues": [], "logitContributions": None, "qualifyingTokenIndex": None},
+                **{"zIndices": None, "zValues": None},
+            }
+
+
+def _write_lines(path: Path, rows: Iterable[Row]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    text = "".join(
+        json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+    ).encode()
+    # Without the time, which would make each file another one.
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)

@@ -1,0 +1,213 @@
+"""What is kept of the latents that were sampled: their windows and their firings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+
+from nullsae import tables
+from nullsae.errors import UserError
+from nullsae.files import atomic_path, rebuild_command
+from nullsae.latents.statistics import entropy_bits
+from nullsae.latents.store import PIECE_FIRINGS, Firings, offsets_of
+from nullsae.latents.windows import Draw
+
+_TYPES = {"<i8": "I64", "<i4": "I32", "<u4": "U32", "<f4": "F32"}
+
+
+def activations_in(
+    position: np.ndarray, value: np.ndarray, start: np.ndarray, length: int
+) -> np.ndarray:
+    """A latent's activations in stretches of the split: float32 [n, length].
+
+    Args:
+        position: [n_firings], ascending.
+        value: float32 [n_firings].
+        start: int64 [n], first positions of the stretches.
+        length: of each.
+    """
+    dense = np.zeros((len(start), length), dtype=np.float32)
+    bounds = np.searchsorted(position, np.stack([start, start + length]).astype(position.dtype))
+    n = bounds[1] - bounds[0]
+    row = np.repeat(np.arange(len(start)), n)
+    firing = np.arange(int(n.sum())) + np.repeat(bounds[0] - offsets_of(n)[:-1], n)
+    dense[row, position[firing].astype(np.int64) - start[row]] = value[firing]
+    return dense
+
+
+class WindowRows:
+    """Collects rows of the table `windows`, latent by latent."""
+
+    def __init__(self, token_ids: np.ndarray, document: np.ndarray, window_tokens: int) -> None:
+        """Start empty; the arrays are those of the split, [n_tokens]."""
+        self._ids, self._document, self._length = token_ids, document, window_tokens
+        self._parts: dict[str, list[Any]] = {
+            name: [] for name in tables.cell_schema("windows").names
+        }
+
+    def add(
+        self, latent: int, draws: Sequence[Draw], position: np.ndarray, value: np.ndarray
+    ) -> float | None:
+        """Add the windows drawn for one latent, whose firings are given.
+
+        Returns:
+            Entropy in bits of its activation over the token ids of the explaining windows.
+        """
+        start = np.concatenate([draw.start for draw in draws])
+        sizes = [len(draw.start) for draw in draws]
+        ids = self._ids[start[:, None] + np.arange(self._length)]
+        values = activations_in(position, value, start, self._length)
+        self._parts["latent"].append(np.full(len(start), latent))
+        self._parts["window"].append(np.concatenate([draw.window for draw in draws]))
+        for name in ("pool", "active", "silent_kind"):
+            chosen = [getattr(draw, name) for draw in draws]
+            self._parts[name] += [c for c, n in zip(chosen, sizes, strict=True) for _ in range(n)]
+        self._parts["quantile"].append(
+            np.concatenate(
+                [np.full(len(d.start), -1) if d.quantile is None else d.quantile for d in draws]
+            )
+        )
+        self._parts["document"].append(self._document[start])
+        self._parts["start"].append(start)
+        self._parts["token_ids"].append(ids)
+        self._parts["activations"].append(values)
+        shown = np.repeat([d.pool == "explain" and d.active for d in draws], sizes)
+        mass = values[shown].ravel().astype(np.float64)
+        return entropy_bits(mass, ids[shown].ravel())
+
+    def table(self) -> pa.Table:
+        """All rows in the order in which they were added."""
+        schema = tables.cell_schema("windows")
+        columns = {}
+        for field in schema:
+            parts = self._parts[field.name]
+            if field.name in ("pool", "active", "silent_kind"):
+                columns[field.name] = pa.array(parts, field.type)
+                continue
+            joined = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+            if pa.types.is_list(field.type):
+                offsets = pa.array(np.arange(0, joined.size + 1, self._length), pa.int32())
+                inner = pa.array(joined.reshape(-1), field.type.value_type)
+                columns[field.name] = pa.ListArray.from_arrays(offsets, inner)
+            else:
+                missing = joined < 0 if field.name == "quantile" else None
+                columns[field.name] = pa.array(joined, field.type, mask=missing)
+        return pa.table(columns)
+
+
+def write_firings(path: Path, latents: np.ndarray, firings: Firings) -> None:
+    """Write all firings of some latents, piece by piece, as a safetensors file.
+
+    Keys: `latent` int32 [n], ascending; `offset` int64 [n + 1]; `position` uint32 (int64 from
+    2^32 tokens on) and `value` float32: the firings of latent[i], by position, are offset[i] to
+    offset[i + 1].
+
+    Args:
+        path: where to.
+        latents: int64 [n], ascending.
+        firings: of all latents.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    slices = [firings.of(latent) for latent in latents.tolist()]
+    offset = offsets_of(np.array([part.stop - part.start for part in slices], dtype=np.int64))
+    total = int(offset[-1])
+    # Eight bytes each come first, as readers want data to be aligned.
+    columns: list[tuple[str, np.dtype[Any], int]] = [
+        ("offset", np.dtype("<i8"), len(offset)),
+        ("position", firings.position.dtype.newbyteorder("<"), total),
+        ("value", np.dtype("<f4"), total),
+        ("latent", np.dtype("<i4"), len(latents)),
+    ]
+    entries, place = {}, 0
+    for name, dtype, n in columns:
+        end = place + n * dtype.itemsize
+        entries[name] = {"dtype": _TYPES[dtype.str], "shape": [n], "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.write(offset.astype("<i8").data)
+            for given in (firings.position, firings.value):
+                for part in slices:
+                    for start in range(part.start, part.stop, PIECE_FIRINGS):
+                        piece = given[start : min(start + PIECE_FIRINGS, part.stop)]
+                        stream.write(np.ascontiguousarray(piece).data)
+            stream.write(latents.astype("<i4").data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class FiringReader:
+    """Reads `firings.safetensors`, one latent at a time: nothing else in the file is looked at."""
+
+    path: Path
+    latents: np.ndarray
+    """int32 [n], ascending: whose firings there are."""
+    offset: np.ndarray
+    """int64 [n + 1]."""
+
+    @classmethod
+    def open(cls, path: Path) -> FiringReader:
+        """Read which latents there are.
+
+        Raises:
+            UserError: missing, damaged or another file; names it and the command that rebuilds it.
+        """
+        if not path.is_file():
+            raise UserError(
+                f"{path}: the file is missing; rebuild it with: {rebuild_command(path)}"
+            )
+        try:
+            with safe_open(path, framework="numpy") as file:
+                if set(file.keys()) != {"latent", "offset", "position", "value"}:
+                    raise _damaged(path, f"has the keys {sorted(file.keys())}")
+                latents, offset = file.get_tensor("latent"), file.get_tensor("offset")
+                sizes = [file.get_slice(name).get_shape() for name in ("position", "value")]
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, str(error)) from None
+        whole = offset.shape == (len(latents) + 1,) and offset[0] == 0
+        if not whole or (np.diff(offset) < 0).any() or (np.diff(latents) <= 0).any():
+            raise _damaged(path, "its offsets or latents are not in order")
+        if sizes != [[int(offset[-1])]] * 2:
+            raise _damaged(path, f"holds {sizes} firings, and its offsets end at {offset[-1]}")
+        return cls(path, latents, offset)
+
+    def of(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """One latent's firings: positions (uint32 or int64 [n], ascending) and values (float32).
+
+        Raises:
+            UserError: the latent was not sampled, or its firings are damaged.
+        """
+        place = int(np.searchsorted(self.latents, latent))
+        if place == len(self.latents) or self.latents[place] != latent:
+            raise UserError(
+                f"{self.path}: no firings of latent {latent}; it has those of the "
+                f"{len(self.latents)} sampled ones"
+            )
+        start, stop = (int(bound) for bound in self.offset[place : place + 2])
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                position, value = (
+                    file.get_slice(name)[start:stop] for name in ("position", "value")
+                )
+        except (SafetensorError, OSError) as error:
+            raise _damaged(self.path, str(error)) from None
+        if (position[1:] <= position[:-1]).any() or not (value > 0).all():
+            raise _damaged(self.path, f"the firings of latent {latent} are not in order")
+        return position, value
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: damaged ({what}); rebuild it with: {rebuild_command(path)}")

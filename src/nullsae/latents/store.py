@@ -1,0 +1,283 @@
+"""Firings sorted by latent, more of them than fit into memory.
+
+Firings come token by token. `FiringSorter` collects `RUN_FIRINGS` of them, sorts them by latent
+and appends them to a file as a run, with the number of firings of each latent beside it. When all
+are there, a range of latents after the other is put together from its stretch of each run: where
+each firing goes is known from the numbers alone, so nothing is compared.
+
+Memory: about 40 bytes x `RUN_FIRINGS`, 40 bytes x `PIECE_FIRINGS` and 40 bytes per latent,
+whatever the number of firings. Disk: 16 bytes per firing while runs are put together, 8 after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nullsae.errors import UserError
+
+# Firings that are sorted in memory before they are written.
+RUN_FIRINGS = 2**20
+# Firings that are put together, or described, at a time.
+PIECE_FIRINGS = 2**19
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Firings of a range of latents, sorted by latent, then by position."""
+
+    offsets: np.ndarray
+    """int64 [n_latents + 1]: latent l has the firings offsets[l] to offsets[l + 1]."""
+    position: np.ndarray
+    """uint32 or int64 [n], flat token index in the split; may be a map of a file."""
+    value: np.ndarray
+    """float32 [n], above 0; may be a map of a file."""
+
+    @classmethod
+    def sort(
+        cls, latent: np.ndarray, position: np.ndarray, value: np.ndarray, n_latents: int
+    ) -> Firings:
+        """From firings in any order, in memory."""
+        order = np.lexsort((position, latent))
+        return cls(
+            offsets_of(np.bincount(latent, minlength=n_latents)), position[order], value[order]
+        )
+
+    @property
+    def n_latents(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Firings of each latent, int64 [n_latents]."""
+        return np.diff(self.offsets)
+
+    @property
+    def latent(self) -> np.ndarray:
+        """The latent of each firing, int64 [n]."""
+        return np.repeat(np.arange(self.n_latents), self.counts)
+
+    def of(self, latent: int) -> slice:
+        """Where one latent's firings lie."""
+        return slice(int(self.offsets[latent]), int(self.offsets[latent + 1]))
+
+    def pieces(self, context_tokens: int) -> Iterator[tuple[int, Firings]]:
+        """All firings in pieces of about `PIECE_FIRINGS`, copied into memory.
+
+        A latent with more has pieces of its own, which end where a context ends, so that no
+        window and no pair of tokens of one context is torn apart.
+
+        Yields:
+            (first latent, firings of it and of those after it).
+        """
+        most = max(PIECE_FIRINGS, context_tokens)
+        for first, end in ranges(self.offsets, most):
+            start, stop = int(self.offsets[first]), int(self.offsets[end])
+            offsets = self.offsets[first : end + 1] - start
+            while stop - start > most:
+                context = int(self.position[start + most]) // context_tokens
+                part = np.searchsorted(
+                    self.position[start : start + most], context * context_tokens
+                )
+                cut = start + int(part)
+                yield first, self._copied(np.array([0, cut - start]), start, cut)
+                start = cut
+                offsets = np.array([0, stop - start])
+            yield first, self._copied(offsets, start, stop)
+
+    def _copied(self, offsets: np.ndarray, start: int, stop: int) -> Firings:
+        return Firings(
+            offsets, np.array(self.position[start:stop]), np.array(self.value[start:stop])
+        )
+
+
+def offsets_of(counts: np.ndarray) -> np.ndarray:
+    """Where each of several stretches in a row starts, and the end of the last: int64 [n + 1]."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def ranges(offsets: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Latents cut into ranges [first, end) of at most `most` firings, or of one latent."""
+    first, n = 0, len(offsets) - 1
+    while first < n:
+        end = int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1
+        end = max(end, first + 1)
+        yield first, end
+        first = end
+
+
+def order_by(keys: np.ndarray) -> np.ndarray:
+    """The order that sorts unsigned keys below 2^32, equal ones as they come: int64 [n].
+
+    NumPy sorts numbers of 16 bits by their digits, in time linear in their number.
+    """
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    if len(keys) and int(keys.max()) >= 2**16:
+        order = order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]
+    return order
+
+
+class Columns:
+    """Columns of numbers on disk, appended to from front to end, then mapped."""
+
+    def __init__(self, folder: Path, name: str, **types: Any) -> None:
+        """Start empty.
+
+        Args:
+            folder: where the files go.
+            name: of the table.
+            types: dtype of each column.
+        """
+        self._types = {column: np.dtype(dtype) for column, dtype in types.items()}
+        self._files = {column: folder / f"{name}.{column}" for column in types}
+        self._streams = {name: file.open("wb") for name, file in self._files.items()}
+
+    def append(self, **values: np.ndarray) -> None:
+        """Append as many numbers to each column.
+
+        Raises:
+            UserError: the disk is full, or another error of the system.
+        """
+        for column, array in values.items():
+            stream = self._streams[column]
+            try:
+                stream.write(np.ascontiguousarray(array, self._types[column]).data)
+                stream.flush()
+            except OSError as error:
+                raise UserError(
+                    f"{self._files[column]}: cannot be written: {error.strerror or error}; "
+                    f"collecting latents takes 16 bytes per firing here while it runs"
+                ) from None
+
+    def mapped(self) -> dict[str, np.ndarray]:
+        """The columns as maps of their files; nothing is appended after that."""
+        self.close()
+        return {
+            # Plain arrays: slices of maps cost ten times as much.
+            column: np.asarray(np.memmap(file, self._types[column], "r"))
+            if file.stat().st_size
+            else np.zeros(0, self._types[column])
+            for column, file in self._files.items()
+        }
+
+    def close(self) -> None:
+        """Close the files."""
+        for stream in self._streams.values():
+            stream.close()
+
+    def delete(self) -> None:
+        """Close and delete the files."""
+        self.close()
+        for file in self._files.values():
+            file.unlink()
+
+
+class FiringSorter:
+    """Takes firings token by token; gives them back sorted by latent, then by position."""
+
+    def __init__(self, folder: Path, *, n_latents: int, n_tokens: int) -> None:
+        """Start empty; the folder is the caller's to delete."""
+        self._folder, self._n_latents = folder, n_latents
+        self._position_type = np.dtype(np.uint32 if n_tokens < 2**32 else np.int64)
+        latent_type = np.uint16 if n_latents <= 2**16 else np.uint32
+        self._latent = np.empty(RUN_FIRINGS, latent_type)
+        self._position = np.empty(RUN_FIRINGS, self._position_type)
+        self._value = np.empty(RUN_FIRINGS, np.float32)
+        self._held = 0
+        self._runs = Columns(
+            folder, "runs", position=self._position_type, value=np.float32, count=np.uint32
+        )
+        self._counts = np.zeros(n_latents, dtype=np.int64)
+        self._n_runs = 0
+        self._last_position, self._in_order = -1, True
+
+    def add(self, latent: np.ndarray, position: np.ndarray, value: np.ndarray) -> None:
+        """Add firings: integers [n], flat positions [n], float32 [n] above 0.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        while len(latent):
+            room = min(RUN_FIRINGS - self._held, len(latent))
+            part = slice(self._held, self._held + room)
+            self._latent[part], self._position[part] = latent[:room], position[:room]
+            self._value[part] = value[:room]
+            self._held += room
+            latent, position, value = latent[room:], position[room:], value[room:]
+            if self._held == RUN_FIRINGS:
+                self._write_run()
+
+    def _write_run(self) -> None:
+        held = slice(0, self._held)
+        latent, position, value = self._latent[held], self._position[held], self._value[held]
+        if self._held:
+            rising = bool((position[1:] >= position[:-1]).all())
+            self._in_order &= rising and int(position[0]) >= self._last_position
+            self._last_position = int(position[-1])
+        order = order_by(latent)
+        counts = np.bincount(latent, minlength=self._n_latents)
+        self._runs.append(position=position[order], value=value[order], count=counts)
+        self._counts += counts
+        self._n_runs, self._held = self._n_runs + 1, 0
+
+    def sorted(self) -> Firings:
+        """All firings, as maps of files in the folder; nothing is added after that.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        self._write_run()
+        del self._latent, self._position, self._value
+        runs = self._runs.mapped()
+        counts = runs["count"].reshape(self._n_runs, self._n_latents)
+        starts = offsets_of(counts.sum(axis=1, dtype=np.int64))[:-1]
+        offsets = offsets_of(self._counts)
+        store = Columns(self._folder, "sorted", position=self._position_type, value=np.float32)
+        for first, end in ranges(offsets, PIECE_FIRINGS):
+            of_runs = counts[:, first:end]
+            if end == first + 1 and self._in_order:
+                for run, n in enumerate(of_runs[:, 0].tolist()):
+                    part = slice(starts[run], starts[run] + n)
+                    store.append(position=runs["position"][part], value=runs["value"][part])
+            else:
+                whole = offsets[first : end + 1] - offsets[first]
+                store.append(**self._put_together(runs, starts, of_runs, whole))
+            starts = starts + of_runs.sum(axis=1, dtype=np.int64)
+        self._runs.delete()
+        return Firings(offsets, **store.mapped())
+
+    def _put_together(
+        self,
+        runs: dict[str, np.ndarray],
+        starts: np.ndarray,
+        counts: np.ndarray,
+        offsets: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """A range of latents out of their stretches of all runs.
+
+        Args:
+            runs: the columns of all runs in a row.
+            starts: int64 [n_runs], where the stretch of each run starts.
+            counts: uint32 [n_runs, n], firings per run and latent.
+            offsets: int64 [n + 1], of the range.
+        """
+        position = np.empty(int(offsets[-1]), self._position_type)
+        value = np.empty(int(offsets[-1]), np.float32)
+        free = offsets[:-1].copy()
+        for start, of_run in zip(starts, counts, strict=True):
+            n = of_run.astype(np.int64)
+            before = offsets_of(n)
+            total = int(before[-1])
+            places = np.repeat(free - before[:-1], n) + np.arange(total)
+            position[places] = runs["position"][start : start + total]
+            value[places] = runs["value"][start : start + total]
+            free += n
+        if not self._in_order:
+            latent = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            order = np.lexsort((position, latent))
+            position, value = position[order], value[order]
+        return {"position": position, "value": value}

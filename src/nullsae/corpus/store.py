@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from nullsae.errors import UserError
 from nullsae.files import read_json, rebuild_command, verify
@@ -30,7 +30,10 @@ class Tokens:
 
 
 def load_tokens(manifest_path: Path | str) -> Tokens:
-    """Read the tokens that lie beside a manifest, and verify them against it.
+    """The tokens that lie beside a manifest, verified against it.
+
+    They are mapped from the file: what is not looked at takes no memory, and what is written to
+    them stays out of the file.
 
     Args:
         manifest_path: `results/corpus/corpus=C/split=S/manifest.json`.
@@ -45,5 +48,20 @@ def load_tokens(manifest_path: Path | str) -> Tokens:
         raise UserError(f"{manifest_path}: not a corpus manifest; rebuild it with: {rebuild}")
     file = manifest_path.with_name(TOKENS_FILE)
     verify(file, manifest["tokens_checksum"], rebuild=rebuild)
-    arrays = load_file(file)
+    arrays = _mapped(file)
     return Tokens(arrays["input_ids"], arrays["document_id"], manifest)
+
+
+def _mapped(file: Path) -> dict[str, NDArray[np.int32]]:
+    """The int32 arrays of a safetensors file; the format's own reader for NumPy copies them."""
+    with open(file, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    found: dict[str, NDArray[np.int32]] = {}
+    for name, entry in header.items():
+        if entry.get("dtype") == "I32":
+            start, shape = 8 + size + entry["data_offsets"][0], tuple(entry["shape"])
+            # "c": PyTorch warns of arrays that cannot be written to.
+            mapped = np.memmap(file, dtype="<i4", mode="c", offset=start, shape=shape)
+            found[name] = mapped.view(np.ndarray)
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from nullsae import tables
 from nullsae.activations.store import SiteReader, document_of
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
-from nullsae.metrics.fidelity import COLUMNS, fidelity
+from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
+from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.metrics.token_lookup import token_lookup_r2
 from nullsae.moments import Moments
@@ -38,32 +38,32 @@ def evaluate_sae(
     eval_tokens: Path,
     reconstruction: Path,
     documents: Path,
+    geometry: Path,
     report: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the tables `reconstruction` (one row) and `documents` of one SAE.
+    """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of one SAE.
+
+    Memory does not grow with the number of tokens but by the sums of each document: tokens and
+    activations are mapped from their files.
 
     Args:
         params: the rule's slice of the config.
         sae: `cfg.json` of the SAE.
-        model: `recipe.json` of the variant, for cross-entropy; None for `gaussian`, which has none:
-            its columns of fidelity are null.
+        model: `recipe.json` of the variant, for cross-entropy; None for `gaussian` and floors,
+            which have none: their columns of fidelity are null.
         train_activations: manifest of the `sae_train` activations: token means are fitted there.
         eval_activations: manifest of the `eval` activations: everything is measured there.
         train_tokens: manifest of the corpus' `sae_train` split.
         eval_tokens: manifest of its `eval` split.
         reconstruction: output table.
         documents: output table.
+        geometry: output table.
         report: called with (tokens done, tokens in all).
 
     Raises:
         UserError: a model that is missing or does not belong here, or activations that are
             missing, damaged, of another config or of another width than the SAE's.
     """
-    if (model is None) != (params.keys.variant == "gaussian"):
-        raise UserError(
-            f"--model: {model or 'not given'}, but variant {params.keys.variant!r} "
-            f"{'is measured in its model; give its recipe.json' if model is None else 'has none'}"
-        )
     torch.set_num_threads(params.compute.threads)
     device, site = pick_device(params.compute.device), params.keys.site
     coder, config = load_sae(sae)
@@ -73,6 +73,13 @@ def evaluate_sae(
     for reader in (heldout, fitted):
         check_width(reader, config.d_model, sae)
         reader.check()
+    # What was sampled names the activations that it is fitted to.
+    if (model is None) != ("fitted" in heldout.manifest):
+        raise UserError(
+            f"--model: {model or 'not given'}, but {heldout.folder} was "
+            f"{'captured from a model; give its recipe.json' if model is None else 'sampled'}"
+            f"{'' if model is None else ', from no model; leave it out'}"
+        )
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
 
     sums = ReconstructionSums(
@@ -94,12 +101,20 @@ def evaluate_sae(
     vocab_size = int(tokens.manifest["vocab_size"])
     means, _ = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
     lookup = token_lookup_r2(means, _with_ids(heldout, tokens), heldout.mean())
-    measured: dict[str, Any] = dict.fromkeys(COLUMNS)
+    spliced: Fidelity | None = None
     if model is not None:
         subject = load_subject(model, device)
-        n_contexts = max(1, params.evaluation.fidelity_tokens // tokens.input_ids.shape[1])
-        contexts = torch.from_numpy(tokens.input_ids[:n_contexts])
-        measured = fidelity(subject, coder, site, contexts, heldout.mean())
+        n_contexts, context_tokens = tokens.input_ids.shape
+        contexts = spread(n_contexts, params.evaluation.fidelity_tokens, context_tokens)
+        spliced = fidelity(
+            subject,
+            coder,
+            site,
+            torch.from_numpy(tokens.input_ids[contexts]),
+            tokens.document_id[contexts],
+            heldout.mean(),
+            contexts=contexts,
+        )
     health = moments.health()
     row = {
         "n_latents": coder.n_latents,
@@ -108,10 +123,23 @@ def evaluate_sae(
         "max_variance_share": health["max_variance_share"],
         "effective_rank": health["effective_rank"],
         "token_lookup_r2": lookup,
-        **measured,
+        **(dict.fromkeys(COLUMNS) if spliced is None else spliced.totals()),
     }
+    of_documents = [
+        {
+            **summed,
+            **(
+                dict.fromkeys(DOCUMENT_COLUMNS)
+                if spliced is None
+                else spliced.of_document(summed["document"])
+            ),
+        }
+        for summed in sums.documents()
+    ]
+    shape = decoder_geometry(coder, params.seed)
     tables.write_table(reconstruction, [row], tables.cell_schema("reconstruction"))
-    tables.write_table(documents, sums.documents(), tables.cell_schema("documents"))
+    tables.write_table(documents, of_documents, tables.cell_schema("documents"))
+    tables.write_table(geometry, [shape], tables.cell_schema("geometry"))
 
 
 def check_width(reader: SiteReader, d_model: int, sae: Path) -> None:

@@ -2,72 +2,131 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from nullsae.metrics.ce_score import ce_score
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
 
 BATCH_CONTEXTS = 16
-# ce_zero - ce_clean must exceed both for ce_score to mean anything: this many of its standard
-# errors, and this many nats per token. A ratio over less is noise, however sure its sign.
-CLEAR_STANDARD_ERRORS = 3.0
-CLEAR_NATS = 0.1
-# The columns of `reconstruction` that need a model.
-COLUMNS = (
-    *("fidelity_tokens", "ce_clean", "ce_sae", "ce_zero", "ce_mean"),
-    *("kl_sae", "kl_zero", "ce_score"),
-)
+# What is summed: losses under each replacement, and divergences from the clean predictions.
+LOSSES = ("ce_clean", "ce_sae", "ce_zero", "ce_mean")
+DIVERGENCES = ("kl_sae", "kl_zero")
+# The columns of `reconstruction` and of `documents` that need a model.
+COLUMNS = ("fidelity_tokens", *LOSSES, *DIVERGENCES, "ce_score")
+DOCUMENT_COLUMNS = ("fidelity_tokens", *LOSSES, "kl_sae")
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Sums over predicted tokens, in nats, by the document of the token that is predicted."""
+
+    by_document: dict[str, NDArray[np.float64]]
+    """`fidelity_tokens`, the losses and the divergences, each [documents]."""
+    by_context: dict[str, NDArray[np.float64]]
+    """The same, each [contexts]."""
+
+    def totals(self) -> dict[str, Any]:
+        """The columns of `reconstruction`.
+
+        Losses and divergences are means over the predicted tokens. ce_score = (ce_zero - ce_sae) /
+        (ce_zero - ce_clean) (SAEBench's direction): 1 is no harm, 0 as bad as zeros. It is null
+        where `ce_score.is_clear` says that zeroing does no clear harm, over contexts: a random
+        subject predicts no better with its activations than without.
+        """
+        sums = {name: float(values.sum()) for name, values in self.by_document.items()}
+        tokens = sums.pop("fidelity_tokens")
+        contexts = self.by_context
+        score = ce_score(
+            clean=contexts["ce_clean"],
+            sae=contexts["ce_sae"],
+            zero=contexts["ce_zero"],
+            tokens=contexts["fidelity_tokens"],
+        )
+        means = {name: total / tokens for name, total in sums.items()}
+        return {"fidelity_tokens": int(tokens), **means, "ce_score": score}
+
+    def of_document(self, document: int) -> dict[str, Any]:
+        """The columns of `documents`: null for one without a predicted token in the sample."""
+        tokens = self.by_document["fidelity_tokens"]
+        if document >= len(tokens) or not tokens[document]:
+            return dict.fromkeys(DOCUMENT_COLUMNS)
+        row: dict[str, Any] = {
+            name: float(self.by_document[name][document]) for name in DOCUMENT_COLUMNS
+        }
+        return {**row, "fidelity_tokens": int(row["fidelity_tokens"])}
 
 
 def fidelity(
-    subject: Subject, sae: Autoencoder, site: str, input_ids: Tensor, mean: Tensor
-) -> dict[str, Any]:
-    """Cross-entropies in nats per predicted token, over the first contexts of `eval`.
+    subject: Subject,
+    sae: Autoencoder,
+    site: str,
+    input_ids: Tensor,
+    documents: NDArray[np.integer[Any]],
+    mean: Tensor,
+    *,
+    contexts: Sequence[int],
+) -> Fidelity:
+    """Losses of the next token over contexts of `eval`, with the site replaced or not.
 
     ce_clean: the subject as it is; ce_sae: the site replaced by its reconstruction; ce_zero, by
-    zeros; ce_mean, by the split's mean activation. kl_* = KL(clean || replaced), nats per token.
-    ce_score = (ce_zero - ce_sae) / (ce_zero - ce_clean) (SAEBench's direction): 1 is no harm, 0
-    as bad as zeros. It is null unless the denominator exceeds 0.1 nats and 3 of its standard
-    errors over contexts: a random subject predicts no better with its activations than without.
+    zeros; ce_mean, by the split's mean activation. kl_* = KL(clean || replaced).
 
     Args:
         subject: the variant.
         sae: on any device; activations are brought there and back.
         site: where to splice.
         input_ids: [contexts, tokens].
+        documents: [contexts, tokens], the document of each token.
         mean: [d_model], mean activation of the site.
+        contexts: index of each row in the split.
     """
-    losses: dict[str, list[Tensor]] = {name: [] for name in ("clean", "sae", "zero", "mean")}
-    divergences: dict[str, list[Tensor]] = {"sae": [], "zero": []}
+    names = ("fidelity_tokens", *LOSSES, *DIVERGENCES)
+    targets = documents[:, 1:]
+    by_document = {name: np.zeros(int(documents.max()) + 1) for name in names}
+    by_context = {name: np.zeros(len(input_ids)) for name in names}
+
+    def add(name: str, start: int, values: Tensor) -> None:
+        exact = values.double().cpu().numpy()
+        rows = slice(start, start + len(exact))
+        np.add.at(by_document[name], targets[rows], exact)
+        by_context[name][rows] = exact.sum(axis=1)
+
     for start in range(0, len(input_ids), BATCH_CONTEXTS):
         batch = input_ids[start : start + BATCH_CONTEXTS]
-        contexts = range(start, start + len(batch))
+        placed = contexts[start : start + len(batch)]
+        add("fidelity_tokens", start, torch.ones(len(batch), batch.shape[1] - 1))
         clean = torch.empty(0)
         for name, replace in _replacements(sae, batch, mean).items():
             logits = subject.logits(
-                batch, split="eval", contexts=contexts, site=site, replace=replace
+                batch, split="eval", contexts=placed, site=site, replace=replace
             )
             log_p = F.log_softmax(logits[:, :-1].float(), dim=-1)
             target = batch[:, 1:].to(log_p.device, torch.int64)
-            nll = -log_p.gather(2, target[:, :, None]).squeeze(2)
-            losses[name].append(nll.double().mean(dim=1).cpu())
+            add(f"ce_{name}", start, -log_p.gather(2, target[:, :, None]).squeeze(2))
             if name == "clean":
                 clean = log_p
-            elif name in divergences:
-                kl = (clean.exp() * (clean - log_p)).sum(dim=-1)
-                divergences[name].append(kl.double().mean(dim=1).cpu())
-    per_context = {name: torch.cat(parts) for name, parts in losses.items()}
-    row: dict[str, Any] = {f"ce_{name}": float(x.mean()) for name, x in per_context.items()}
-    row |= {f"kl_{name}": float(torch.cat(parts).mean()) for name, parts in divergences.items()}
-    row["fidelity_tokens"] = input_ids[:, 1:].numel()
-    row["ce_score"] = ce_score(per_context)
-    return row
+            elif f"kl_{name}" in DIVERGENCES:
+                add(f"kl_{name}", start, (clean.exp() * (clean - log_p)).sum(dim=-1))
+    return Fidelity(by_document, by_context)
+
+
+def spread(n_contexts: int, n_tokens: int, context_tokens: int) -> list[int]:
+    """Contexts evenly spread over a split of `n_contexts`, as many as make up `n_tokens`.
+
+    The first ones alone would be of one or two documents where these are long. Rounded down to
+    whole contexts; one at least.
+    """
+    n = min(n_contexts, max(1, n_tokens // context_tokens))
+    return [index * n_contexts // n for index in range(n)]
 
 
 def _replacements(
@@ -89,18 +148,3 @@ def _replacements(
         "zero": torch.zeros_like,
         "mean": lambda x: mean.to(x.device, x.dtype).expand_as(x),
     }
-
-
-def ce_score(per_context: dict[str, Tensor]) -> float | None:
-    """The share of the loss that the SAE recovers, or None where zeroing does no clear harm.
-
-    Args:
-        per_context: float64 [contexts] mean losses under `clean`, `sae` and `zero`.
-    """
-    harm = per_context["zero"] - per_context["clean"]
-    if len(harm) < 2:
-        return None
-    standard_error = float(harm.std()) / math.sqrt(len(harm))
-    if float(harm.mean()) <= max(CLEAR_NATS, CLEAR_STANDARD_ERRORS * standard_error):
-        return None
-    return float((per_context["zero"] - per_context["sae"]).mean() / harm.mean())

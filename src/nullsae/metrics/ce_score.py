@@ -1,0 +1,55 @@
+"""The share of the loss that an SAE recovers, and when there is none to recover."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What zeroing costs must exceed both: this many of its standard errors, and this many nats per
+# token. A ratio over less is noise, however sure its sign.
+CLEAR_STANDARD_ERRORS = 3.0
+CLEAR_NATS = 0.1
+
+
+def is_clear(harm: NDArray[np.float64], tokens: NDArray[np.float64]) -> bool:
+    """Whether zeroing a site does clear harm: the null rule of `ce_score`.
+
+    The mean harm per token, r = sum(harm) / sum(tokens), must exceed 0.1 nats and 3 standard
+    errors. That of a ratio over n units (Cochran 1977, equation 6.13, without the correction for
+    a finite population): sqrt(n / (n - 1) sum (harm - r tokens)^2) / sum(tokens), which for units
+    of one length is the standard deviation over sqrt(n). Fewer than two units have none.
+
+    Args:
+        harm: [units], ce_zero - ce_clean in nats, summed over the tokens of each unit (contexts
+            or documents).
+        tokens: [units], predicted tokens of each unit.
+    """
+    n, total = len(harm), float(tokens.sum())
+    if n < 2 or total == 0:
+        return False
+    ratio = float(harm.sum()) / total
+    spread = float(np.square(harm - ratio * tokens).sum())
+    standard_error = math.sqrt(n / (n - 1) * spread) / total
+    return ratio > max(CLEAR_NATS, CLEAR_STANDARD_ERRORS * standard_error)
+
+
+def ce_score(
+    *,
+    clean: NDArray[np.float64],
+    sae: NDArray[np.float64],
+    zero: NDArray[np.float64],
+    tokens: NDArray[np.float64],
+) -> float | None:
+    """(ce_zero - ce_sae) / (ce_zero - ce_clean), or None where zeroing does no clear harm.
+
+    Args:
+        clean: [units], nats summed over each unit's tokens, the subject as it is.
+        sae: the same with the site replaced by its reconstruction.
+        zero: the same with the site replaced by zeros.
+        tokens: [units], predicted tokens of each unit.
+    """
+    if not is_clear(zero - clean, tokens):
+        return None
+    return float((zero - sae).sum() / (zero - clean).sum())

@@ -1,0 +1,160 @@
+"""How much of one dictionary is found in another: optimal one-to-one matching of directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nullsae import tables
+from nullsae.errors import UserError
+from nullsae.metrics.geometry import random_directions, unit_rows
+from nullsae.params import MatchDictionariesParams, MatchedSae
+from nullsae.randomness import numpy_generator
+from nullsae.sae.files import load_sae
+
+# Matched latents count as shared from this cosine on (Paulo and Belrose 2025).
+SHARED_COSINE = 0.7
+BLOCK_COLUMNS = 8192
+
+Pair = tuple[str, MatchedSae, MatchedSae]
+
+
+def match_dictionaries(
+    params: MatchDictionariesParams,
+    *,
+    sae: str,
+    output: Path,
+    report: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the table `overlap` of the SAEs of one subject, site and recipe: a row per pair.
+
+    The decoder rows of a and b are matched one to one, such that the sum of the cosines is as large
+    as it can be (linear_sum_assignment of SciPy, Crouse 2016). Paulo and Belrose (2025, arXiv
+    2501.16615) do so with encoder and decoder rows, and call a latent shared where both matchings
+    agree; here decoder rows decide alone, since they are what a dictionary writes, and
+    `token_lookup` has no others. mean_cosine and shared_share (cosine 0.7 or more) are over the
+    matched pairs; *_random are the same for as many random directions, sampled and matched in the
+    same way. Rows of norm 0 take no part.
+
+    Of a dictionary with more latents, `matching_latents` m of a, drawn at random, are matched into
+    all n of b: fewer rows compete, so cosines are somewhat larger than in a matching of all, as
+    they are in the floor. Memory: 8 m n bytes for cosines, beside the decoders of two SAEs; time
+    per pair: 2 m n d_model for cosines, and for the matching m^2 n at worst, in practice far less.
+
+    Args:
+        params: the rule's slice of the config.
+        sae: path of each SAE's `cfg.json`; {variant}, {draw} and {seed} are filled in.
+        output: the table.
+        report: called with (pairs done, pairs in all).
+
+    Raises:
+        UserError: an SAE that is missing or damaged, or two of one recipe with different widths of
+            the site.
+    """
+    torch.set_num_threads(params.compute.threads)
+
+    @lru_cache(maxsize=2)
+    def directions(cell: MatchedSae) -> tuple[Tensor, int]:
+        """The decoder's unit rows, and its number of latents."""
+        coder, _ = load_sae(_file(sae, cell))
+        return unit_rows(coder.w_dec), coder.n_latents
+
+    @lru_cache(maxsize=1)
+    def sampled(cell: MatchedSae) -> Tensor:
+        key = (params.subject, params.site, params.sae, cell.variant, cell.draw, cell.seed)
+        rows, most = directions(cell)[0], params.matching_latents
+        if len(rows) <= most:
+            return rows
+        generator = numpy_generator(params.seed, "matching_latents", *key)
+        chosen = np.sort(generator.choice(len(rows), most, replace=False))
+        return rows[torch.from_numpy(chosen)]
+
+    @lru_cache
+    def floor(n_a: int, n_b: int, d_model: int) -> NDArray[np.float64]:
+        drawn = {
+            side: random_directions(n, d_model, params.seed, f"matching_{side}")
+            for side, n in (("a", n_a), ("b", n_b))
+        }
+        return matched_cosines(drawn["a"], drawn["b"])
+
+    rows: list[dict[str, Any]] = []
+    found = list(pairs(params.cells))
+    for kind, a, b in found:
+        ours, (all_of_b, n_b) = sampled(a), directions(b)
+        if ours.shape[1] != all_of_b.shape[1]:
+            raise UserError(
+                f"{_file(sae, b)}: an SAE for {all_of_b.shape[1]} dimensions, but "
+                f"{_file(sae, a)} is for {ours.shape[1]}; both must be of one site"
+            )
+        cosines = matched_cosines(ours, all_of_b)
+        rows.append(
+            {
+                **{f"{name}_a": value for name, value in a.model_dump().items()},
+                **{f"{name}_b": value for name, value in b.model_dump().items()},
+                "kind": kind,
+                "n_latents_a": directions(a)[1],
+                "n_latents_b": n_b,
+                "n_matched": len(cosines),
+                **_shares(cosines, ""),
+                **_shares(floor(len(ours), len(all_of_b), ours.shape[1]), "_random"),
+            }
+        )
+        if report is not None:
+            report(len(rows), len(found))
+    tables.write_table(output, rows, tables.cell_schema("overlap"))
+
+
+def pairs(cells: Sequence[MatchedSae]) -> Iterator[Pair]:
+    """The comparisons that a study holds, as (kind, a, b), by their first SAE.
+
+    `seeds`: two seeds of one variant and draw; `draws`: two draws of one variant and seed;
+    `variants`: an SAE of another variant, and the trained one of the same seed (draw 0).
+    """
+    trained = {cell.seed: cell for cell in cells if cell.variant == "trained"}
+    found: list[Pair] = []
+    for a, b in combinations(cells, 2):
+        if a.variant == b.variant and (a.draw == b.draw) != (a.seed == b.seed):
+            found.append(("seeds" if a.draw == b.draw else "draws", a, b))
+    found += [("variants", cell, trained[cell.seed]) for cell in cells if cell.variant != "trained"]
+    order = {cell: index for index, cell in enumerate(cells)}
+    # An SAE stays in memory as long as it comes first.
+    yield from sorted(found, key=lambda pair: order[pair[1]])
+
+
+def matched_cosines(a: Tensor, b: Tensor) -> NDArray[np.float64]:
+    """Cosines of the optimal one-to-one matching, float64 [min(n_a, n_b)], by rows of a.
+
+    Args:
+        a: unit rows float32 [n_a, d].
+        b: unit rows float32 [n_b, d].
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    # Negated and in float64: SciPy would otherwise copy it.
+    costs = np.empty((len(a), len(b)))
+    for start in range(0, len(b), BLOCK_COLUMNS):
+        columns = slice(start, start + BLOCK_COLUMNS)
+        costs[:, columns] = -(a @ b[columns].t()).numpy()
+    cosines: NDArray[np.float64] = -costs[linear_sum_assignment(costs)]
+    return cosines
+
+
+def _shares(cosines: NDArray[np.float64], suffix: str) -> dict[str, float | None]:
+    """Mean cosine and share of those that count as shared; null where nothing is matched."""
+    has_any = len(cosines) > 0
+    return {
+        f"mean_cosine{suffix}": float(cosines.mean()) if has_any else None,
+        f"shared_share{suffix}": float((cosines >= SHARED_COSINE).mean()) if has_any else None,
+    }
+
+
+def _file(pattern: str, cell: MatchedSae) -> Path:
+    return Path(pattern.format(**cell.model_dump()))

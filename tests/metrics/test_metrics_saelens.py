@@ -1,0 +1,144 @@
+"""The same SAE on the same tokens in the same model, measured by SAELens' own evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from nullsae import tables
+from nullsae.activations.capture import cache_activations
+from nullsae.config import Evaluation
+from nullsae.corpus.store import load_tokens
+from nullsae.metrics.evaluate import evaluate_sae
+from nullsae.params import EvaluateSaeParams
+from nullsae.sae.interchange import export_sae
+from nullsae.subjects.loading import load_subject
+from small_chain import COMPUTE, CONTEXT, CPU, Chain, capture_params, cell, write_corpus
+
+PEERS = Path(__file__).parents[2] / ".venv-peers"
+SITE, HOOK = "resid_post.1", "gpt_neox.layers.1"
+N_CONTEXTS = 30
+
+
+@pytest.fixture(scope="module")
+def sides(
+    chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our row of `reconstruction` with the sums of `documents`, and SAELens' metrics."""
+    if not (PEERS / "installed").is_file():
+        pytest.skip("SAELens is not installed: make .venv-peers/installed")
+    folder = tmp_path_factory.mktemp("saelens")
+    # What the subject itself would write: there, zeroing does clear harm, and ce_score exists.
+    subject = load_subject(chain.recipe, CPU)
+    heldout = load_tokens(chain.eval_tokens)
+    ids = torch.from_numpy(heldout.input_ids[:N_CONTEXTS, :1])
+    while ids.shape[1] < CONTEXT:
+        logits = subject.logits(ids, split="eval", contexts=range(N_CONTEXTS))
+        ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1).int()], dim=1)
+    written = ids.numpy().astype(np.int32)
+    tokens = write_corpus(folder / "corpus", written, heldout.document_id[:N_CONTEXTS])
+    cache_activations(
+        capture_params(sites=(SITE,)),
+        split="eval",
+        model=chain.recipe,
+        tokens=tokens,
+        output=folder / "eval",
+    )
+    evaluate_sae(
+        EvaluateSaeParams(
+            seed=0,
+            evaluation=Evaluation(fidelity_tokens=N_CONTEXTS * CONTEXT),
+            keys=cell(SITE),
+            compute=COMPUTE,
+        ),
+        sae=tiny_sae,
+        model=chain.recipe,
+        train_activations=chain.train_activations,
+        eval_activations=folder / "eval/manifest.json",
+        train_tokens=chain.train_tokens,
+        eval_tokens=tokens,
+        reconstruction=folder / "reconstruction.parquet",
+        documents=folder / "documents.parquet",
+        geometry=folder / "geometry.parquet",
+    )
+    rows = {
+        name: tables.read_table(folder / f"{name}.parquet", tables.cell_schema(name)).to_pylist()
+        for name in ("reconstruction", "documents")
+    }
+    squared_error = sum(row["squared_error"] for row in rows["documents"])
+    ours = {**rows["reconstruction"][0], "squared_error": squared_error}
+
+    export_sae(tiny_sae, "saelens", folder / "sae")
+    (folder / "model").symlink_to(chain.recipe.parent)
+    (folder / "hook").write_text(HOOK)
+    save_file({"input_ids": written}, folder / "tokens.safetensors")
+    quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [PEERS / "bin" / "python", Path(__file__).with_name("saelens_side.py"), folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **quiet},
+    )
+    assert found.returncode == 0, found.stderr
+    return ours, json.loads((folder / "metrics.json").read_text())
+
+
+Sides = tuple[dict[str, Any], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("explained_variance", "explained_variance"),
+        ("cosine", "cossim"),
+        ("l0", "l0"),
+        ("l1", "l1"),
+        ("alive_share", "alive_share"),
+        ("mean_norm", "l2_norm_in"),
+        ("ce_clean", "ce_loss_without_sae"),
+        ("ce_sae", "ce_loss_with_sae"),
+        ("ce_zero", "ce_loss_with_ablation"),
+        ("ce_score", "ce_loss_score"),
+    ],
+)
+def test_a_number_with_one_definition_differs_from_saelens(
+    sides: Sides, name: str, theirs: str
+) -> None:
+    ours, saelens = sides
+    assert ours[name] == pytest.approx(saelens[theirs], rel=2e-5)
+
+
+def test_saelens_mse_is_not_our_squared_error_per_token(sides: Sides) -> None:
+    ours, saelens = sides
+    assert ours["squared_error"] / ours["n_tokens"] == pytest.approx(saelens["mse"], rel=1e-5)
+
+
+def test_saelens_l2_ratio_is_ours(sides: Sides) -> None:
+    """Theirs is the mean of the tokens' ratios, ours the ratio of the mean norms."""
+    ours, saelens = sides
+    ratio = saelens["l2_norm_out"] / saelens["l2_norm_in"]
+    assert ours["l2_ratio"] == pytest.approx(ratio, rel=1e-5)
+    assert abs(saelens["l2_ratio"] - ratio) > 1e-3
+
+
+def test_saelens_divergence_leaves_out_the_last_token_of_a_context(sides: Sides) -> None:
+    """Theirs is over all positions, ours over those whose prediction has a token to be compared."""
+    ours, saelens = sides
+    for name, theirs in (("kl_sae", "kl_div_with_sae"), ("kl_zero", "kl_div_with_ablation")):
+        assert ours[name] == pytest.approx(saelens[f"{theirs}_where_predicted"], rel=2e-5)
+        assert abs(ours[name] / saelens[theirs] - 1) > 1e-4
+
+
+def test_saelens_older_explained_variance_is_ours(sides: Sides) -> None:
+    """A mean of per-token ratios, about the mean of each batch."""
+    ours, saelens = sides
+    assert abs(ours["explained_variance"] - saelens["explained_variance_legacy"]) > 1e-3

@@ -1,74 +1,60 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import scipy.stats
 
-from nullsae.statistics.bootstrap import Arm, Cell, percentile_interval, resample
+from nullsae.statistics.bootstrap import (
+    MOST_UNITS,
+    Arm,
+    Cell,
+    Resampler,
+    grouped,
+    unit_statistics,
+    weighted,
+)
 
 GENERATOR = np.random.default_rng
 
 
-def one_cell(numerator: np.ndarray, denominator: np.ndarray | None = None) -> Arm:
-    return Arm((Cell(0, 0, numerator, denominator),))
+def one_cell(*columns: np.ndarray, statistic: str = "mean", **keywords: bool) -> Arm:
+    return Arm((Cell(0, 0, columns),), statistic, **keywords)  # type: ignore[arg-type]
 
 
-def test_interval_of_a_mean_is_the_normal_interval() -> None:
-    data = GENERATOR(1).normal(5.0, 2.0, size=200)
-    resamples = resample(one_cell(data), 20_000, GENERATOR(2))
-    # Of the bootstrap distribution the standard error is known: population sd over sqrt(n).
+def resampled(arm: Arm, n_resamples: int = 20_000) -> np.ndarray:
+    return Resampler(1, n_resamples).members(arm).mean(axis=1)
+
+
+def test_resamples_of_a_mean_have_the_standard_error_of_theory() -> None:
+    data = GENERATOR(1).gamma(2.0, size=200)
+    values = resampled(one_cell(data))
     error = data.std() / np.sqrt(len(data))
-    assert resamples.mean() == pytest.approx(data.mean(), abs=5 * error / np.sqrt(20_000))
-    assert resamples.std() == pytest.approx(error, rel=0.03)
-    low, high = percentile_interval(resamples, 0.95)
-    expected = scipy.stats.t.interval(0.95, len(data) - 1, data.mean(), scipy.stats.sem(data))
-    assert (low, high) == pytest.approx(expected, abs=0.06 * (expected[1] - expected[0]))
+    assert values.mean() == pytest.approx(data.mean(), abs=5 * error / np.sqrt(20_000))
+    assert values.std() == pytest.approx(error, rel=0.02)
+    # The third moment of a mean is that of a unit over n^2.
+    third = np.mean((data - data.mean()) ** 3) / len(data) ** 2
+    assert np.mean((values - values.mean()) ** 3) == pytest.approx(third, rel=0.3)
 
 
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    truth, hits, n_trials = 0.7, 0, 400
-    for trial in range(n_trials):
-        data = GENERATOR([3, trial]).normal(truth, 0.2, size=50)
-        low, high = percentile_interval(resample(one_cell(data), 400, GENERATOR(trial)), 0.95)
-        hits += low <= truth <= high
-    # 0.95 give or take 4 binomial standard errors; 50 units cost about 0.01.
-    assert 0.90 <= hits / n_trials <= 0.99
-
-
-def test_nested_levels_have_the_variance_of_nested_resampling() -> None:
-    rng = GENERATOR(4)
-    n_draws, n_seeds, n_units = 4, 3, 20
-    data = (
-        rng.normal(0, 1.0, size=(n_draws, 1, 1))
-        + rng.normal(0, 0.7, size=(n_draws, n_seeds, 1))
-        + rng.normal(0, 2.0, size=(n_draws, n_seeds, n_units))
-    )
-    cells = [Cell(d, s, data[d, s]) for d in range(n_draws) for s in range(n_seeds)]
-    resamples = resample(Arm(tuple(cells)), 40_000, GENERATOR(5))
-    of_units = data.var(axis=2).mean() / (n_draws * n_seeds * n_units)
-    of_seeds = data.mean(axis=2).var(axis=1).mean() / (n_draws * n_seeds)
-    of_draws = data.mean(axis=(1, 2)).var() / n_draws
-    assert resamples.var() == pytest.approx(of_units + of_seeds + of_draws, rel=0.04)
-    assert resamples.mean() == pytest.approx(data.mean(), abs=0.02)
-
-
-def test_shared_units_are_one_sample_for_all_draws() -> None:
-    rng = GENERATOR(6)
-    of_draw, of_unit = rng.normal(size=3), rng.normal(size=30)
-    cells = tuple(Cell(d, 0, of_draw[d] + of_unit) for d in range(3))
-    arm = Arm(cells, units_are_shared=True)
-    resamples = resample(arm, 40_000, GENERATOR(7), shared=GENERATOR(8))
-    # Crossed, not nested: a document's share of the variance is not divided by the draws.
-    assert resamples.var() == pytest.approx(of_draw.var() / 3 + of_unit.var() / 30, rel=0.04)
+def test_each_resample_draws_as_many_units_as_there_are() -> None:
+    counts = np.concatenate(list(Resampler(3, 5000).counts(12)))
+    assert counts.shape == (5000, 12)
+    assert set(counts.sum(axis=1)) == {12.0}
+    # Each unit's count is binomial.
+    seen = np.bincount(counts.ravel().astype(int), minlength=13)
+    expected = scipy.stats.binom(12, 1 / 12).pmf(np.arange(13)) * counts.size
+    pooled = [*seen[:4], seen[4:].sum()], [*expected[:4], expected[4:].sum()]
+    assert scipy.stats.chisquare(*pooled).pvalue > 1e-3
 
 
 def test_ratio_of_sums_agrees_with_scipy() -> None:
     rng = GENERATOR(9)
     below = rng.gamma(2.0, size=60)
     above = below * rng.uniform(0.1, 0.6, size=60)
-    arm = Arm((Cell(0, 0, above, below),), complement=True)
+    arm = one_cell(above, below, statistic="ratio", complement=True)
     assert arm.value() == pytest.approx(1 - above.sum() / below.sum(), rel=1e-14)
-    ours = resample(arm, 20_000, GENERATOR(10))
     theirs = scipy.stats.bootstrap(
         (above, below),
         lambda a, b, axis: 1 - a.sum(axis=axis) / b.sum(axis=axis),
@@ -78,103 +64,148 @@ def test_ratio_of_sums_agrees_with_scipy() -> None:
         method="percentile",
         rng=GENERATOR(11),
     )
-    interval = theirs.confidence_interval
-    width = interval.high - interval.low
-    assert percentile_interval(ours, 0.95) == pytest.approx(tuple(interval), abs=0.03 * width)
+    ours = resampled(arm)
     assert ours.std() == pytest.approx(theirs.standard_error, rel=0.03)
+    assert scipy.stats.ks_2samp(ours, theirs.bootstrap_distribution).pvalue > 1e-3
 
 
-def test_a_difference_of_correlated_arms_is_narrower_when_documents_are_paired() -> None:
+def test_relative_is_the_ratio_over_that_of_the_floor() -> None:
     rng = GENERATOR(12)
+    own, floor = rng.gamma(2.0, size=(2, 15)), rng.gamma(3.0, size=(2, 15))
+    arm = one_cell(*own, *floor, statistic="relative", complement=True)
+    sums = [column.sum() for column in (*own, *floor)]
+    assert arm.value() == pytest.approx(1 - (sums[0] / sums[1]) / (sums[2] / sums[3]), rel=1e-14)
+    units = arm.unit_values()
+    expected = 1 - (own[0] / own[1]) / (floor[0] / floor[1])
+    assert units == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_rank_correlation_in_each_resample_is_spearmans_ties_included(decimals: int) -> None:
+    rng = GENERATOR(13)
+    x = rng.normal(size=25).round(decimals)
+    y = (0.5 * x + rng.normal(size=25)).round(decimals)
+    drawn = rng.integers(0, 25, size=(40, 25))
+    counts = np.stack([np.bincount(row, minlength=25) for row in drawn]).astype(np.float64)
+    ours = weighted("rank_correlation", (x, y), counts)
+    theirs = [scipy.stats.spearmanr(x[row], y[row]).statistic for row in drawn]
+    assert ours == pytest.approx(theirs, abs=1e-12)
+    arm = one_cell(x, y, statistic="rank_correlation")
+    assert arm.value() == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert arm.unit_values() is None
+
+
+def test_a_column_that_does_not_vary_has_no_rank_correlation() -> None:
+    arm = one_cell(np.ones(5), np.arange(5.0), statistic="rank_correlation")
+    assert np.isnan(arm.value())
+
+
+def test_shared_units_are_drawn_once_for_all_cells() -> None:
+    rng = GENERATOR(6)
+    of_draw, of_unit = rng.normal(size=3), rng.normal(size=30)
+    cells = tuple(Cell(d, 0, (of_draw[d] + of_unit,)) for d in range(3))
+    arm = Arm(cells, units_are_shared=True)
+    members = Resampler(1, 20_000).members(arm)
+    # What differs between draws is no part of it: they all see the same documents.
+    assert np.ptp(members - arm.member_values, axis=1).max() < 1e-12
+    assert members.mean(axis=1).var() == pytest.approx(of_unit.var() / 30, rel=0.04)
+
+
+def test_arms_are_paired_in_their_shared_units() -> None:
+    rng = GENERATOR(14)
     below = rng.gamma(2.0, size=40)
     difficulty = rng.uniform(0.2, 0.8, size=40)
-    trained = Arm((Cell(0, 0, below * difficulty, below),), units_are_shared=True)
-    noisy = below * (difficulty + 0.1 + rng.normal(0, 0.01, size=40))
-    variant = Arm((Cell(0, 0, noisy, below),), units_are_shared=True)
-
-    def width(shared_seed: int) -> float:
-        one = resample(trained, 4000, GENERATOR(13), shared=GENERATOR(14))
-        other = resample(variant, 4000, GENERATOR(15), shared=GENERATOR(shared_seed))
-        low, high = percentile_interval(other - one, 0.95)
-        return high - low
-
-    assert width(14) < width(16) / 10
-    # The paired interval is that of scipy's paired bootstrap.
+    noisy = difficulty + 0.1 + rng.normal(0, 0.01, size=40)
+    resampler = Resampler(0, 4000)
+    one, other = (
+        resampler.members(
+            one_cell(below * share, below, statistic="ratio", units_are_shared=True)
+        ).mean(axis=1)
+        for share in (difficulty, noisy)
+    )
     theirs = scipy.stats.bootstrap(
-        (trained.cells[0].numerator, noisy, below),
+        (below * difficulty, below * noisy, below),
         lambda a, b, c, axis: (b.sum(axis=axis) - a.sum(axis=axis)) / c.sum(axis=axis),
         paired=True,
         vectorized=True,
         n_resamples=4000,
-        method="percentile",
         rng=GENERATOR(17),
-    ).confidence_interval
-    assert width(14) == pytest.approx(theirs.high - theirs.low, rel=0.08)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_chunks_and_the_order_of_cells_do_not_matter(shared: bool) -> None:
-    rng = GENERATOR(18)
-    sizes = [12] * 4 if shared else [12, 3, 7, 1]
-    cells = [
-        Cell(d, s, rng.normal(size=n), rng.gamma(2.0, size=n))
-        for (d, s), n in zip([(0, 0), (0, 1), (1, 0), (2, 0)], sizes, strict=True)
-    ]
-
-    def run(chunk: int, order: list[Cell]) -> bytes:
-        arm = Arm(tuple(order), units_are_shared=shared)
-        streams = {"shared": GENERATOR(19)} if shared else {}
-        return resample(arm, 300, GENERATOR(20), chunk_numbers=chunk, **streams).tobytes()
-
-    expected = run(1 << 16, cells)
-    assert run(1, cells) == expected
-    assert run(97, cells[::-1]) == expected
+    )
+    assert (other - one).std() == pytest.approx(theirs.standard_error, rel=0.08)
+    assert (other - one).std() < one.std() / 10
 
 
 def test_draws_with_unequal_seeds_and_units_weigh_the_same() -> None:
     cells = (
-        Cell(0, 0, np.full(10, 1.0)),
-        Cell(0, 1, np.full(2, 3.0)),
-        Cell(1, 0, np.full(5, 10.0)),
+        Cell(0, 0, (np.full(10, 1.0),)),
+        Cell(0, 1, (np.full(2, 3.0),)),
+        Cell(1, 0, (np.full(5, 10.0),)),
     )
     arm = Arm(cells)
     assert arm.value() == 6.0  # ((1 + 3) / 2 + 10) / 2
-    assert (arm.n_draws, arm.n_seeds, arm.n_units) == (2, 1, 17)
-    resamples = resample(arm, 20_000, GENERATOR(21))
-    # Draw 0 gives 1, 2 or 3 with shares 1/4, 1/2, 1/4; draw 1 gives 10; the mean of two of them.
-    values, counts = np.unique(resamples, return_counts=True)
-    expected = {1.0: 1, 1.5: 4, 2.0: 6, 2.5: 4, 3.0: 1, 5.5: 8, 6.0: 16, 6.5: 8, 10.0: 16}
-    assert list(values) == sorted(expected)
-    shares = np.array([expected[value] for value in values]) / 64
-    assert scipy.stats.chisquare(counts, shares * len(resamples)).pvalue > 1e-3
+    assert (arm.n_draws, arm.n_seeds, arm.n_units, arm.level) == (2, 1, 17, "draw")
+    assert list(arm.member_values) == [2.0, 10.0]
+    seeds = Arm(cells[:2])
+    assert (seeds.value(), seeds.level) == (2.0, "seed")
+    assert list(seeds.member_values) == [1.0, 3.0]
+    assert Arm(cells[2:]).level is None
 
 
-def test_a_single_unit_or_equal_units_never_vary() -> None:
-    assert set(resample(one_cell(np.array([0.3])), 200, GENERATOR(22))) == {0.3}
-    constant = resample(one_cell(np.full(40, 0.1)), 200, GENERATOR(23))
-    assert np.ptp(constant) == 0.0
-    assert constant[0] == pytest.approx(0.1, rel=1e-15)
+@pytest.mark.parametrize("statistic", ["mean", "ratio"])
+def test_the_order_of_cells_and_the_cache_do_not_matter(statistic: str) -> None:
+    rng = GENERATOR(18)
+    n_columns = 1 if statistic == "mean" else 2
+    cells = [Cell(d, 0, tuple(rng.gamma(2.0, size=(n_columns, 12)))) for d in range(4)]
+
+    def run(order: list[Cell], cache: int) -> bytes:
+        resampler = Resampler(7, 300, cache_numbers=cache)
+        arm = Arm(tuple(order), statistic, units_are_shared=True)  # type: ignore[arg-type]
+        resampler.members(arm)
+        list(resampler.counts(5))
+        return resampler.members(arm).tobytes()
+
+    expected = run(cells, 1 << 20)
+    assert run(cells[::-1], 1 << 20) == expected
+    assert run(cells, 0) == expected
+    assert run(cells, 300 * 13) == expected  # the second size drives out the first
+
+
+def test_many_documents_are_resampled_in_groups_without_loss_of_variance() -> None:
+    rng = GENERATOR(19)
+    n = 3 * MOST_UNITS + 100
+    below = rng.gamma(2.0, size=n)
+    above = below * rng.uniform(0.1, 0.6, size=n)
+    sums = grouped((above, below))
+    assert [len(column) for column in sums] == [MOST_UNITS] * 2
+    assert sums[0].sum() == pytest.approx(above.sum(), rel=1e-12)
+    arm = one_cell(above, below, statistic="ratio", units_are_shared=True)
+    share = above.sum() / below.sum()
+    linear = np.sqrt(np.sum((above - share * below) ** 2)) / below.sum()
+    assert resampled(arm, 1500).std() == pytest.approx(linear, rel=0.1)
+
+
+def test_units_without_a_denominator_have_no_value_of_their_own() -> None:
+    cell = Cell(0, 0, (np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, 4.0])))
+    assert list(unit_statistics(cell)) == [0.5, 0.75]
 
 
 def test_cells_without_units_do_not_count() -> None:
-    full = Cell(0, 0, np.array([1.0, 2.0]))
-    arm = Arm((full, Cell(0, 1, np.empty(0)), Cell(1, 0, np.empty(0))))
+    full = Cell(0, 0, (np.array([1.0, 2.0]),))
+    arm = Arm((full, Cell(0, 1, (np.empty(0),)), Cell(1, 0, (np.empty(0),))))
     assert (arm.value(), arm.n_draws, arm.n_seeds, arm.n_units) == (1.5, 1, 1, 2)
-    assert np.isnan(Arm((Cell(0, 0, np.empty(0)),)).value())
-    with pytest.raises(ValueError, match="without units"):
-        resample(Arm(()), 10, GENERATOR(24))
+    assert np.isnan(Arm((Cell(0, 0, (np.empty(0),)),)).value())
+    with pytest.raises(ValueError, match="needs some"):
+        Resampler(0, 10).members(Arm(()))
 
 
 def test_shared_units_of_unequal_number_are_refused() -> None:
-    cells = (Cell(0, 0, np.ones(3)), Cell(1, 0, np.ones(4)))
-    with pytest.raises(ValueError, match="equal numbers"):
-        resample(Arm(cells, units_are_shared=True), 10, GENERATOR(25), shared=GENERATOR(26))
+    cells = (Cell(0, 0, (np.ones(3),)), Cell(1, 0, (np.ones(4),)))
+    with pytest.raises(ValueError, match="as many in all cells"):
+        Resampler(0, 10).members(Arm(cells, units_are_shared=True))
 
 
 def test_ten_thousand_resamples_of_200_units_take_far_less_than_a_second() -> None:
-    import time
-
     data = GENERATOR(27).normal(size=200)
     start = time.process_time()
-    resample(one_cell(data), 10_000, GENERATOR(28))
+    resampled(one_cell(data), 10_000)
     assert time.process_time() - start < 0.5

@@ -4,12 +4,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from nullsae.outputs import EquivalenceMargins, Statistics
-from nullsae.statistics.bootstrap import Arm, Cell
-from nullsae.statistics.contrasts import Estimate, adjust, contrast_row, estimate, summary_row
+from nullsae.statistics.bootstrap import Arm, Cell, Resampler
+from nullsae.statistics.contrasts import (
+    TESTED,
+    Estimate,
+    adjust,
+    contrast_row,
+    estimate,
+    summary_row,
+)
+from nullsae.statistics.matching import common_bins
 from nullsae.statistics.metrics import METRICS
-from nullsae.statistics.verdicts import verdict
+from nullsae.statistics.permutation import Permuter
+from nullsae.statistics.spread import Spread
+from nullsae.statistics.verdicts import RULE, VERDICT_WORDS, discriminating_power, verdict
 
 METRIC = {metric.name: metric for metric in METRICS}
 SETTINGS = Statistics(n_resamples=999)
@@ -26,18 +37,35 @@ def row(**changes: Any) -> dict[str, Any]:
         "p_holm": 0.01,
         "p_equivalence": 1.0,
         "equivalence_margin": 0.05,
+        "detectable_difference": 0.0712,
+        "speaks_of": "seeds of one draw",
         "reason": None,
     }
     return base | changes
 
 
 def arm_of(*numbers: float, **keywords: Any) -> Arm:
-    return Arm((Cell(0, 0, np.array(numbers)),), **keywords)
+    return Arm((Cell(0, 0, (np.array(numbers),)),), **keywords)
 
 
-def estimated(arm: Arm, name: str = "auroc", seed: int = 0) -> Estimate:
-    shared = np.random.default_rng(99) if arm.units_are_shared else None
-    return estimate(arm, METRIC[name], SETTINGS, np.random.default_rng(seed), shared)
+def ratio(cells: list[tuple[list[float], list[float]]], **keywords: Any) -> Arm:
+    parts = [Cell(i, 0, (np.array(a), np.array(b))) for i, (a, b) in enumerate(cells)]
+    return Arm(tuple(parts), "ratio", units_are_shared=True, **keywords)
+
+
+def estimated(arm: Arm, name: str = "auroc", settings: Statistics = SETTINGS) -> Estimate:
+    return estimate(arm, METRIC[name], settings, Resampler(0, settings.n_resamples))
+
+
+def contrast(
+    trained: Arm, variant: Arm, name: str = "auroc", settings: Statistics = SETTINGS
+) -> dict[str, Any]:
+    arms = [estimated(arm, name, settings) for arm in (trained, variant)]
+    bins = common_bins([trained, variant])
+    permuter = Permuter(0, settings.n_resamples)
+    found = contrast_row(arms[0], arms[1], METRIC[name], settings, permuter, bins)
+    adjust([found], settings)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -68,9 +96,19 @@ def test_verdict_follows_the_rule(metric: str, changes: dict[str, Any], expected
 def test_verdict_names_the_numbers_it_rests_on() -> None:
     _, reason = verdict(row(), METRIC["auroc"], 0.95)
     assert reason == (
-        "variant minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 seeds of the variant, "
-        "the sign expected: p_holm 0.01 <= 0.05"
+        "variant minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 seeds of the variant (the "
+        "interval speaks of seeds of one draw), the sign expected: p_holm 0.01 <= 0.05"
     )
+
+
+def test_an_inconclusive_verdict_says_what_could_have_been_seen() -> None:
+    _, reason = verdict(row(p_holm=0.3), METRIC["auroc"], 0.95)
+    assert reason.endswith("(margin 0.05); could have seen 0.071 or more")
+
+
+def test_the_rule_names_every_word() -> None:
+    assert all(word.removesuffix("s") in RULE for word in VERDICT_WORDS)
+    assert "\n" not in RULE
 
 
 def test_level_follows_the_confidence() -> None:
@@ -80,131 +118,245 @@ def test_level_follows_the_confidence() -> None:
 
 def test_contrast_of_clearly_different_arms_has_all_its_numbers() -> None:
     rng = np.random.default_rng(1)
-    high, low = rng.normal(0.9, 0.02, 30), rng.normal(0.6, 0.02, 30)
-    trained, variant = estimated(arm_of(*high), seed=1), estimated(arm_of(*low), seed=2)
-    found = contrast_row(trained, variant, METRIC["auroc"], SETTINGS)
-    adjust([found], SETTINGS)
+    high, low = rng.normal(0.9, 0.02, 30), rng.normal(0.6, 0.02, 35)
+    found = contrast(arm_of(*high), arm_of(*low))
+    welch = scipy.stats.ttest_ind(low, high, equal_var=False)
+    interval = welch.confidence_interval(0.95)
     assert found["difference"] == pytest.approx(low.mean() - high.mean(), abs=1e-12)
-    assert found["difference_low"] < found["difference"] < found["difference_high"] < -0.2
+    assert found["standard_error"] == pytest.approx(
+        np.sqrt(scipy.stats.sem(high) ** 2 + scipy.stats.sem(low) ** 2), rel=0.1
+    )
+    assert found["df"] == pytest.approx(welch.df, rel=0.1)
+    width = interval.high - interval.low
+    ours = (found["difference_low"], found["difference_high"])
+    assert ours == pytest.approx(tuple(interval), abs=0.1 * width)
     assert found["probability_of_superiority"] == 1.0
-    assert found["p_value"] == found["p_holm"] == pytest.approx(2 / 1000)
-    assert found["p_equivalence"] == 1.0
+    assert 0 < found["p_value"] == found["p_holm"] < 1e-20
+    assert found["p_permutation"] == pytest.approx(1 / 1000)
+    assert found["p_equivalence"] == pytest.approx(1.0)
+    assert found["detectable_difference"] == pytest.approx(2.85 * found["standard_error"], rel=0.02)
     assert found["reason"] is None
+    assert found["speaks_of"] == "latents of one draw and seed"
     assert verdict(found, METRIC["auroc"], 0.95)[0] == "separates"
-    error = np.sqrt(high.var() / 30 + low.var() / 30)
-    width = found["difference_high"] - found["difference_low"]
-    assert width == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
 def test_equal_arms_are_equivalent_within_the_margin() -> None:
     rng = np.random.default_rng(2)
-    trained = estimated(arm_of(*rng.normal(0.7, 0.02, 40)), seed=1)
-    variant = estimated(arm_of(*rng.normal(0.7, 0.02, 40)), seed=2)
     settings = SETTINGS.model_copy(update={"equivalence_margins": EquivalenceMargins(auroc=0.03)})
-    found = contrast_row(trained, variant, METRIC["auroc"], settings)
-    adjust([found], settings)
+    arms = [arm_of(*rng.normal(0.7, 0.02, 40)) for _ in range(2)]
+    found = contrast(arms[0], arms[1], settings=settings)
     assert found["equivalence_margin"] == 0.03
+    assert found["p_permutation"] > 0.05
     assert verdict(found, METRIC["auroc"], 0.95)[0] == "equivalent"
+
+
+def test_draws_are_compared_whole() -> None:
+    """Latents within draws vary less than draws do: pooling them would find a difference."""
+    rng = np.random.default_rng(3)
+    means = [0.5, 0.7, 0.9]
+    cells = [Cell(d, 0, (rng.normal(mean, 0.02, 50),)) for d, mean in enumerate(means)]
+    trained = rng.normal(0.75, 0.02, 50)
+    found = contrast(arm_of(*trained), Arm(tuple(cells)))
+    own = np.array([cell.columns[0].mean() for cell in cells])
+    error = np.sqrt(scipy.stats.sem(own) ** 2 + scipy.stats.sem(trained) ** 2)
+    assert found["standard_error"] == pytest.approx(error, rel=1e-3)
+    assert found["df"] == pytest.approx(2, abs=0.01)
+    assert found["p_value"] == pytest.approx(
+        2 * scipy.stats.t.sf(abs(found["difference"]) / error, found["df"]), rel=1e-2
+    )
+    pooled = np.concatenate([cell.columns[0] for cell in cells])
+    assert scipy.stats.ttest_ind(trained, pooled, equal_var=False).pvalue < 0.001
+    assert found["p_permutation"] is None
+    assert "1 against 3 draws can be divided in 4 ways only" in found["reason"]
+    assert found["speaks_of"] == "draws of the variant, latents of one draw and seed of trained"
+    alone = estimated(Arm(tuple(cells)))
+    expected = scipy.stats.t.interval(0.95, 2, own.mean(), scipy.stats.sem(own))
+    assert alone.interval == pytest.approx(expected, rel=1e-9)
+
+
+def test_documents_and_draws_add_up_without_counting_twice() -> None:
+    rng = np.random.default_rng(4)
+    n_draws, n = 5, 40
+    below = np.ones(n)
+    # Where draws x documents interact alone, draws hold all of the variance already.
+    cells = [(list(x), list(below)) for x in rng.normal(0, 1.0, size=(n_draws, n))]
+    found = estimated(ratio(cells), "cosine", Statistics(n_resamples=20_000))
+    means = np.array([np.mean(above) for above, _ in cells])
+    data = np.array([above for above, _ in cells])
+    own = data.mean(axis=0)
+    of_documents = own.var(ddof=1) / n
+    rest = (data - own).var(axis=1, ddof=1).sum() / (n * n_draws * (n_draws - 1))
+    total = means.var(ddof=1) / n_draws + max(0.0, of_documents - rest)
+    low, high = found.interval or (0, 0)
+    width = Spread(float(np.sqrt(total)), n_draws - 1).interval(0, 0.95)
+    assert high - low == pytest.approx(width[1] - width[0], rel=0.15)
+    assert of_documents == pytest.approx(1 / (n * n_draws), rel=0.6)
 
 
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        (Cell(0, 0, np.empty(0)), "variant: no latents"),
-        (Cell(0, 0, np.empty(0), n_null=7), "variant: auroc is null for all 7 latents"),
-        (Cell(0, 0, np.array([0.5, NAN])), "variant: NaN or infinite auroc in draw 0, seed 0"),
-        (Cell(0, 0, np.array([0.5, np.inf])), "variant: NaN or infinite auroc in draw 0, seed 0"),
+        (Cell(0, 0, (np.empty(0),)), "variant: no latents"),
+        (Cell(0, 0, (np.empty(0),), n_null=7), "variant: auroc is null for all 7 latents"),
+        (Cell(0, 0, (np.array([0.5, NAN]),)), "variant: NaN or infinite auroc in draw 0, seed 0"),
+        (
+            Cell(0, 0, (np.array([0.5, np.inf]),)),
+            "variant: NaN or infinite auroc in draw 0, seed 0",
+        ),
+        (Cell(0, 0, (np.array([0.5, 1]),), reason="no floor"), "variant: no floor"),
     ],
 )
 def test_an_arm_without_a_value_gives_nulls_with_a_reason(cell: Cell, reason: str) -> None:
-    trained, variant = estimated(arm_of(0.8, 0.9, 0.7)), estimated(Arm((cell,)))
-    found = contrast_row(trained, variant, METRIC["auroc"], SETTINGS)
-    adjust([found], SETTINGS)
+    found = contrast(arm_of(0.8, 0.9, 0.7), Arm((cell,)))
     assert found["reason"] == reason
     assert found["trained"] == pytest.approx(0.8)
-    nulls = ("value", "value_low", "difference", "difference_low", "p_value", "p_holm")
-    assert [found[name] for name in (*nulls, "p_equivalence", "probability_of_superiority")] == (
-        [None] * 8
-    )
-    assert summary_row(variant, METRIC["auroc"])["value"] is None
+    nulls = (*TESTED, "value", "value_low", "matched_value", "n_matched")
+    assert [found[name] for name in nulls] == [None] * len(nulls)
+    assert found["matched_reason"] == "an arm has no value"
+    summary = summary_row(estimated(Arm((cell,))), METRIC["auroc"])
+    assert (summary["value"], summary["reason"]) == (None, reason.removeprefix("variant: "))
     word, why = verdict(found, METRIC["auroc"], 0.95)
     assert word == "inconclusive"
     assert reason in why
 
 
 def test_one_unit_has_a_value_but_no_interval() -> None:
-    trained, variant = estimated(arm_of(0.8, 0.9)), estimated(arm_of(0.5))
-    found = contrast_row(trained, variant, METRIC["auroc"], SETTINGS)
+    found = contrast(arm_of(0.8, 0.9), arm_of(0.5))
     assert found["difference"] == pytest.approx(-0.35)
     assert (found["value"], found["value_low"], found["difference_low"]) == (0.5, None, None)
-    assert found["p_value"] is None
+    assert (found["p_value"], found["p_permutation"]) == (None, None)
     assert found["reason"] == "variant: one latent only: no interval"
 
 
 def test_constant_arms_are_not_tested() -> None:
-    trained, variant = estimated(arm_of(0.9, 0.9, 0.9)), estimated(arm_of(0.5, 0.5, 0.5))
-    found = contrast_row(trained, variant, METRIC["auroc"], SETTINGS)
+    found = contrast(arm_of(0.9, 0.9, 0.9), arm_of(0.5, 0.5, 0.5))
     assert found["difference"] == pytest.approx(-0.4)
-    assert (found["difference_low"], found["p_value"], found["p_equivalence"]) == (None,) * 3
+    assert [found[name] for name in ("difference_low", "p_value", "p_equivalence")] == [None] * 3
     assert "all 3 latents are equal" in found["reason"]
     assert "same in all resamples" in found["reason"]
+    assert verdict(found, METRIC["auroc"], 0.95)[0] == "inconclusive"
+    draws = Arm(tuple(Cell(d, 0, (np.array([0.1, 0.3]),)) for d in range(3)))
+    assert estimated(draws).reason == "all 3 draws are equal: no interval"
 
 
 def test_a_constant_arm_can_still_be_compared_with_one_that_varies() -> None:
-    trained, variant = estimated(arm_of(0.9, 0.9, 0.9)), estimated(arm_of(0.5, 0.4, 0.6))
-    found = contrast_row(trained, variant, METRIC["auroc"], SETTINGS)
-    assert found["p_value"] == pytest.approx(2 / 1000)
+    found = contrast(arm_of(0.9, 0.9, 0.9), arm_of(0.5, 0.4, 0.6))
+    assert found["df"] == pytest.approx(2)
+    assert 0 < found["p_value"] < 0.05
     assert found["trained_low"] is None
 
 
 def test_a_zero_denominator_gives_nulls_not_a_number() -> None:
-    zeros = Arm((Cell(0, 0, np.ones(3), np.zeros(3)),), units_are_shared=True)
-    found = estimated(zeros, "explained_variance")
-    assert (found.value, found.low) == (None, None)
+    found = estimated(ratio([([1.0] * 3, [0.0] * 3)]), "explained_variance")
+    assert (found.value, found.interval) == (None, None)
     assert found.reason == "squared_deviation sums to 0"
     # With one of two documents at 0, a quarter of the resamples is undefined.
-    half = Arm((Cell(0, 0, np.ones(2), np.array([0.0, 4.0])),), units_are_shared=True)
-    found = estimated(half, "explained_variance")
-    assert (found.value, found.low) == (0.5, None)
+    found = estimated(ratio([([1.0, 1.0], [0.0, 4.0])], complement=True), "explained_variance")
+    assert (found.value, found.interval) == (0.5, None)
     assert found.reason == "squared_deviation sums to 0 in some resamples: no interval"
 
 
+def test_documents_of_unequal_number_are_not_paired() -> None:
+    one, other = ([1.0, 2.0, 4.0], [5.0] * 3), ([1.0, 3.0], [5.0] * 2)
+    found = contrast(ratio([one]), ratio([other]), "cosine")
+    assert found["difference"] == pytest.approx(4 / 10 - 7 / 15, abs=1e-12)
+    assert found["p_value"] is None
+    assert "documents differ in number" in found["reason"]
+    found = contrast(ratio([one]), ratio([one, other]), "cosine")
+    assert (found["value_low"], found["p_value"]) == (None, None)
+    assert "cells differ in their documents" in found["reason"]
+
+
+def test_a_column_that_does_not_vary_has_no_correlation() -> None:
+    arms = [
+        Arm((Cell(0, 0, (np.array(x), np.array([0.5, 0.6, 0.9, 0.4]))),), "rank_correlation")
+        for x in ([1.0, 2.0, 3.0, 4.0], [1.0] * 4)
+    ]
+    found = contrast(arms[0], arms[1], "entropy_auroc_correlation")
+    assert (found["value"], found["p_value"]) == (None, None)
+    assert found["reason"] is not None
+    assert "variant: token_entropy_bits or auroc does not vary" in found["reason"]
+    assert found["matched_reason"] == "not a mean over latents"
+
+
 def test_cells_that_are_left_out_are_named() -> None:
-    cells = (Cell(0, 0, np.array([0.1, 0.2, 0.4])), Cell(0, 1, np.empty(0)))
+    cells = (Cell(0, 0, (np.array([0.1, 0.2, 0.4]),)), Cell(0, 1, (np.empty(0),)))
     found = estimated(Arm(cells))
     assert found.value == pytest.approx(0.7 / 3)
-    assert found.low is not None
+    assert found.interval is not None
     assert found.reason == "no latents in draw 0, seed 1, left out"
 
 
 def test_complement_turns_superiority_round() -> None:
     # Squared errors: the trained arm's are smaller, so its explained variance is larger.
-    below = np.full(4, 10.0)
-    trained = Arm((Cell(0, 0, np.array([1.0, 2, 3, 2]), below),), complement=True)
-    variant = Arm((Cell(0, 0, np.array([6.0, 5, 7, 6]), below),), complement=True)
-    metric = METRIC["explained_variance"]
-    settings = np.random.default_rng
-    found = contrast_row(
-        estimate(trained, metric, SETTINGS, settings(1)),
-        estimate(variant, metric, SETTINGS, settings(2)),
-        metric,
-        SETTINGS,
-    )
+    below = [10.0] * 4
+    trained = ratio([([1.0, 2, 3, 2], below)], complement=True)
+    variant = ratio([([6.0, 5, 7, 6], below)], complement=True)
+    found = contrast(trained, variant, "explained_variance")
     assert found["probability_of_superiority"] == 1.0
     assert (found["trained"], found["value"]) == (pytest.approx(0.8), pytest.approx(0.4))
+    # All 16 ways to swap; two of them give so large a difference.
+    assert found["p_permutation"] == pytest.approx(2 / 16)
+
+
+def test_matched_numbers_stand_beside_the_plain_ones() -> None:
+    rng = np.random.default_rng(5)
+
+    def arm(strata: list[int]) -> Arm:
+        numbers = 0.8 - 0.2 * (np.array(strata) == -2) + rng.normal(0, 0.01, len(strata))
+        return Arm((Cell(0, 0, (numbers,), strata=np.array(strata)),))
+
+    found = contrast(arm([-4] * 40 + [-2] * 10), arm([-4] * 10 + [-2] * 40))
+    assert found["difference"] == pytest.approx(-0.12, abs=0.01)
+    assert found["n_matched"] == 20
+    assert found["matched_difference"] == pytest.approx(0, abs=0.01)
+    assert found["matched_difference_low"] < 0 < found["matched_difference_high"]
+    assert found["p_value"] < 1e-3 < found["matched_p_value"]
+    apart = contrast(arm([-4] * 40), arm([-2] * 40))
+    assert (apart["n_matched"], apart["matched_p_value"]) == (None, None)
+    assert "no half-decade" in apart["matched_reason"]
 
 
 def test_holm_leaves_out_contrasts_without_a_p_value() -> None:
-    rows = [{"p_value": p, "p_holm": None, "reason": None} for p in (0.01, None, 0.04)]
+    numbers = {"standard_error": 0.1, "df": 20.0}
+    rows = [{"p_value": p, "p_holm": None, **numbers} for p in (0.01, None, 0.04)]
     adjust(rows, SETTINGS)
     assert [r["p_holm"] for r in rows] == [pytest.approx(0.02), None, pytest.approx(0.04)]
+    seen = Spread(0.1, 20.0).detectable(0.05 / 2)
+    assert [r.get("detectable_difference") for r in rows] == [seen, None, seen]
 
 
-def test_too_few_resamples_for_a_family_are_reported() -> None:
-    rows = [{"p_value": 2 / 1000, "p_holm": None, "reason": None} for _ in range(26)]
-    adjust(rows, SETTINGS)
-    assert rows[0]["p_holm"] == pytest.approx(0.052)
-    assert "raise statistics.n_resamples" in rows[0]["reason"]
-    rows = [{"p_value": 2 / 1000, "p_holm": None, "reason": None} for _ in range(25)]
-    adjust(rows, SETTINGS)
-    assert rows[0]["reason"] is None
+def test_power_is_oriented_by_what_the_metric_should_show() -> None:
+    def one(metric: str, difference: float, superiority: float, **more: Any) -> dict[str, Any]:
+        keys = {"subject": "s", "sae": "a", "explainer": None, "scorer": None, "metric": metric}
+        error = {"difference": difference, "standard_error": 0.1}
+        return {**keys, **error, "probability_of_superiority": superiority, **more}
+
+    rows = [
+        one("cosine", -0.2, 0.9),
+        one("cosine", 0.1, 0.3),
+        one("cosine", -0.5, 0.7),
+        one("peak_token_share", 0.3, 0.2),
+        one("l1", 0.3, 0.2),
+        one("l1", -0.4, 0.9, standard_error=None),
+        one("cosine", None, None, sae="b", standard_error=None),  # type: ignore[arg-type]
+    ]
+    words = [*("separates", "reversed", "inconclusive"), *("separates",) * 3, "inconclusive"]
+    found = discriminating_power(rows, words)
+    keys = [(row["sae"], row["metric"]) for row in found]
+    assert keys == [("a", "cosine"), ("a", "peak_token_share"), ("a", "l1"), ("b", "cosine")]
+    cosine, peak, l1, empty = found
+    counts = {f"n_{word}": cosine[f"n_{word}"] for word in VERDICT_WORDS}
+    assert list(counts.values()) == [1, 1, 0, 1]
+    assert cosine["separates_share"] == pytest.approx(1 / 3)
+    assert cosine["median_superiority"] == pytest.approx(0.7)
+    assert cosine["median_standardized_difference"] == pytest.approx(2.0)
+    assert (peak["median_superiority"], peak["median_standardized_difference"]) == (
+        pytest.approx(0.8),
+        pytest.approx(3.0),
+    )
+    assert (l1["median_superiority"], l1["median_standardized_difference"]) == (
+        pytest.approx(0.85),
+        pytest.approx(3.0),
+    )
+    assert (empty["median_superiority"], empty["median_standardized_difference"]) == (None, None)

@@ -1,65 +1,69 @@
-"""Hierarchical bootstrap over draws, seeds and units, with percentile intervals.
+"""Arms of a comparison, and the bootstrap of their units.
 
 An arm is one variant under one SAE recipe: its draws, in each draw its seeds, in each seed its
-units (documents or latents). Its value is the mean over draws of the mean over seeds of
-sum(numerator) / sum(denominator). A resample takes draws with replacement, within each drawn
-draw its seeds, and within each drawn seed its units. A level with one member is fixed: with one
-draw, an interval says nothing about what another draw would give.
+units (documents or latents). Its value is the mean over draws of the mean over seeds of each
+cell's statistic.
 
-With few members a percentile interval is too narrow: nominal 95% covers about 80% with 3 draws,
-88% with 5, 92% with 10 or with 20 latents of one draw (`benchmarks/coverage.py`).
+What is resampled: nested levels once, at the top. Where there are several draws, whole draws vary
+as their seeds and latents let them, and to resample those again would count them twice (Davison &
+Hinkley 1997, section 3.8); so draws are resampled, or the seeds of one draw, or the units of one
+cell. Of whole draws the bootstrap standard error has a closed form and is taken so
+(`nullsae.statistics.spread`). Documents are not nested: each is the same in all cells, so they are
+resampled beside the draws, once per resample for all cells and arms alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from nullsae.randomness import numpy_generator
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Statistic = Literal["mean", "ratio", "relative", "rank_correlation"]
 
-# Numbers drawn at a time: a few arrays of this size fit into a CPU's cache.
-CHUNK_NUMBERS = 1 << 16
+# Numbers drawn at a time, and numbers kept between arms.
+CHUNK_NUMBERS = 1 << 20
+CACHE_NUMBERS = 1 << 24
+# As many fit into a CPU's own cache.
+CACHED_NUMBERS = 1 << 18
+# More units are resampled in groups of equal size, in which sums do not lose any of their variance.
+MOST_UNITS = 2000
 
 
 @dataclass(frozen=True)
 class Cell:
     """The units of one draw and seed.
 
-    `numerator` and `denominator` are float64 [n_units]; no denominator means 1 for each unit.
+    `columns` are float64 [n_units] each, as the arm's statistic wants them: `mean` one; `ratio`
+    numerator and denominator; `relative` those of the cell and those of its floor;
+    `rank_correlation` two.
     """
 
     draw: int
     seed: int
-    numerator: Floats
-    denominator: Floats | None = None
+    columns: tuple[Floats, ...]
     n_null: int = 0
-    """Rows left out because their numerator is null."""
+    """Rows left out because a column is null."""
+    reason: str | None = None
+    """Why the cell has no value, though it may have units."""
+    strata: Ints | None = None
+    """[n_units], the half-decade of each latent's firing share."""
 
     @property
     def n_units(self) -> int:
-        return len(self.numerator)
+        return len(self.columns[0])
 
     @property
     def is_finite(self) -> bool:
         """Whether neither NaN nor an infinity is among the numbers."""
-        parts = [self.numerator] if self.denominator is None else [self.numerator, self.denominator]
-        return all(bool(np.isfinite(part).all()) for part in parts)
-
-    def ratio(self) -> float:
-        """Sum of numerators over sum of denominators; NaN where that is undefined."""
-        below = self.n_units if self.denominator is None else self.denominator.sum()
-        return float(self.numerator.sum() / below) if below != 0 else float("nan")
-
-    def unit_values(self) -> Floats:
-        """Each unit's own ratio, float64; units with denominator 0 have none and are left out."""
-        if self.denominator is None:
-            return self.numerator
-        has_value = self.denominator != 0
-        return np.asarray(self.numerator[has_value] / self.denominator[has_value])
+        return all(bool(np.isfinite(part).all()) for part in self.columns)
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class Arm:
     """All cells of one variant. Cells without a unit have no value and are left out of means."""
 
     cells: tuple[Cell, ...]
+    statistic: Statistic = "mean"
     complement: bool = False
-    """The value is 1 minus the mean of ratios."""
+    """The value is 1 minus the mean of the cells' statistics."""
     units_are_shared: bool = False
     """The same units, at the same positions, in all cells of all arms (documents of a split)."""
 
@@ -80,6 +85,19 @@ class Arm:
             if cell.n_units:
                 groups.setdefault(cell.draw, []).append(cell)
         return tuple(tuple(group) for group in groups.values())
+
+    @property
+    def members(self) -> tuple[tuple[Cell, ...], ...]:
+        """What is resampled whole: draws, or the seeds of the only draw."""
+        draws = self.draws
+        return tuple((cell,) for cell in draws[0]) if len(draws) == 1 else draws
+
+    @property
+    def level(self) -> Literal["draw", "seed"] | None:
+        """What `members` are; None if there is one, so that units alone are resampled."""
+        if len(self.members) < 2:
+            return None
+        return "draw" if self.n_draws > 1 else "seed"
 
     @property
     def n_draws(self) -> int:
@@ -96,125 +114,186 @@ class Arm:
         counts = [cell.n_units for draw in self.draws for cell in draw]
         return max(counts, default=0) if self.units_are_shared else sum(counts)
 
+    @property
+    def units_agree(self) -> bool:
+        """Whether all cells that have units have as many."""
+        return len({cell.n_units for draw in self.draws for cell in draw}) < 2
+
+    @cached_property
+    def member_values(self) -> Floats:
+        """Value of each of `members`, float64 [n_members]; NaN where undefined."""
+        ones = {n: np.ones((1, n)) for n in {c.n_units for m in self.members for c in m}}
+        values = [
+            np.mean([weighted(self.statistic, c.columns, ones[c.n_units])[0] for c in member])
+            for member in self.members
+        ]
+        return self.oriented(np.array(values, dtype=np.float64))
+
     def value(self) -> float:
         """Mean over draws of the mean over seeds; NaN where that is undefined."""
-        if not self.draws:
-            return float("nan")
-        means = [np.mean([cell.ratio() for cell in draw]) for draw in self.draws]
-        return self._oriented(float(np.mean(means)))
+        return float(self.member_values.mean()) if self.members else float("nan")
 
-    def unit_values(self) -> Floats:
-        """Each unit's own value, of all draws and seeds, float64."""
-        values = [cell.unit_values() for draw in self.draws for cell in draw]
-        pooled = np.concatenate(values) if values else np.empty(0)
-        return 1.0 - pooled if self.complement else pooled
+    def unit_values(self) -> Floats | None:
+        """Each unit's own value, of all draws and seeds, float64; None if units have none."""
+        if self.statistic == "rank_correlation":
+            return None
+        found = [unit_statistics(cell) for draw in self.draws for cell in draw]
+        return self.oriented(np.concatenate(found)) if found else np.empty(0)
 
-    def _oriented(self, value: float) -> float:
-        return 1.0 - value if self.complement else value
+    def oriented(self, values: Floats) -> Floats:
+        """The arm's values from its cells' statistics."""
+        return 1.0 - values if self.complement else values
 
 
-def resample(
-    arm: Arm,
-    n_resamples: int,
-    generator: np.random.Generator,
-    *,
-    shared: np.random.Generator | None = None,
-    chunk_numbers: int = CHUNK_NUMBERS,
-) -> Floats:
-    """Values of the arm in `n_resamples` bootstrap resamples, float64 [n_resamples].
+def unit_statistics(cell: Cell) -> Floats:
+    """Each unit's own ratio; units with a denominator of 0 have none and are left out."""
+    if len(cell.columns) == 1:
+        return cell.columns[0]
+    above, below = cell.columns[0], cell.columns[1]
+    if len(cell.columns) == 4:
+        above, below = above * cell.columns[3], below * cell.columns[2]
+    has_value = below != 0
+    return np.asarray(above[has_value] / below[has_value])
 
-    Units that are shared are resampled once per resample, for all cells alike: two arms that
-    get equal `shared` generators see the same documents in the same resample, so that their
-    difference is a paired one. Units that are not shared are drawn anew for each drawn seed.
-    A resample whose denominator sums to 0 gives NaN or an infinity.
+
+def weighted(statistic: Statistic, columns: tuple[Floats, ...], weights: Floats) -> Floats:
+    """A cell's statistic with each unit counted so often, float64 [n_resamples].
 
     Args:
-        arm: with at least one unit.
-        n_resamples: number of resamples.
-        generator: for the choice of draws, seeds and unshared units.
-        shared: for the choice of shared units.
-        chunk_numbers: bound on the size of temporary arrays; the result does not depend on it.
-
-    Raises:
-        ValueError: the arm has no unit, or its shared units come without `shared` or differ in
-            number between cells.
+        statistic: `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the floor's;
+            `rank_correlation`: Spearman's, ties at their mean rank.
+        columns: as in `Cell`, [n_units] each.
+        weights: [n_resamples, n_units], whole numbers.
     """
-    cells = [cell for draw in arm.draws for cell in draw]
-    if not cells:
-        raise ValueError("an arm without units cannot be resampled")
-    widest = max(cell.n_units for cell in cells)
-    if arm.units_are_shared and (shared is None or min(c.n_units for c in cells) < widest):
-        raise ValueError("shared units need a `shared` generator and equal numbers in all cells")
-
-    n_seeds = np.array([len(draw) for draw in arm.draws])
-    first_cell = np.cumsum(n_seeds) - n_seeds
-    n_draws, most_seeds = len(n_seeds), int(n_seeds.max())
-    # One stream per use: what each of them yields does not depend on the chunks.
-    of_draws, of_seeds, *of_units = generator.spawn(2 + n_draws * most_seeds)
-    is_ragged = np.arange(most_seeds) >= n_seeds[:, None]
-
-    values = np.empty(n_resamples)
-    n_rows = max(1, chunk_numbers // max(widest, n_draws * most_seeds))
-    for start in range(0, n_resamples, n_rows):
-        n = min(n_rows, n_resamples - start)
-        draw = _below(of_draws.random((n, n_draws)), n_draws)
-        seed = _below(of_seeds.random((n, n_draws, most_seeds)), n_seeds[draw][..., None])
-        chosen = first_cell[draw][..., None] + seed  # [n, n_draws, most_seeds], index in cells
-        if arm.units_are_shared:
-            assert shared is not None
-            units = _below(shared.random((n, widest)), widest)
-            per_cell = np.stack([_ratios(cell, units) for cell in cells], axis=1)
-            slots = np.take_along_axis(per_cell, chosen.reshape(n, -1), axis=1)
-        else:
-            flat = chosen.reshape(n, -1)
-            drawn = [_draw_units(cells, flat[:, i], of_units[i]) for i in range(flat.shape[1])]
-            slots = np.stack(drawn, axis=1)
-        slots = slots.reshape(n, n_draws, most_seeds)
-        # A draw with fewer seeds than the others fills fewer of its slots.
-        slots = np.where(is_ragged[draw], 0.0, slots)
-        values[start : start + n] = (slots.sum(axis=2) / n_seeds[draw]).mean(axis=1)
-    return 1.0 - values if arm.complement else values
+    if statistic == "rank_correlation":
+        return rank_correlations(columns[0], columns[1], weights)
+    sums = [weighted_sums(column, weights) for column in columns]
+    return of_sums(statistic, sums, weights.sum(axis=1))
 
 
-def percentile_interval(resamples: Floats, confidence: float) -> tuple[float, float]:
-    """The percentile interval: quantiles (1 - confidence) / 2 and (1 + confidence) / 2.
+def weighted_sums(column: Floats, weights: Floats) -> Floats:
+    """Sum over units in each row of weights, float64 [n_resamples]."""
+    # einsum, not a matrix product: the bits of BLAS depend on its number of threads.
+    return np.asarray(np.einsum("rn,n->r", weights, column))
 
-    Efron & Tibshirani (1993), An Introduction to the Bootstrap, section 13.3; quantiles are
-    interpolated linearly.
+
+def of_sums(statistic: Statistic, sums: Sequence[Floats], n_units: Floats | int) -> Floats:
+    """A statistic other than `rank_correlation` from its columns' sums over `n_units` units."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if statistic == "mean":
+            return np.asarray(sums[0] / n_units)
+        own = sums[0] / sums[1]
+        return np.asarray(own if statistic == "ratio" else own / (sums[2] / sums[3]))
+
+
+def rank_correlations(x: Floats, y: Floats, weights: Floats) -> Floats:
+    """Spearman's correlation in each row of weights; NaN where a column does not vary."""
+    n_rows = max(1, CACHED_NUMBERS // len(x))
+    found = np.empty(len(weights))
+    for start in range(0, len(weights), n_rows):
+        part = np.ascontiguousarray(weights[start : start + n_rows].T)
+        middle = (part.sum(axis=0) + 1) / 2
+        off = [_ranks(column, part) - middle for column in (x, y)]
+        heavy = [part * one for one in off]
+        xy, xx, yy = (
+            np.einsum("nr,nr->r", one, other)
+            for one, other in ((heavy[0], off[1]), (heavy[0], off[0]), (heavy[1], off[1]))
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[start : start + n_rows] = xy / np.sqrt(xx * yy)
+    return found
+
+
+def _ranks(column: Floats, weights: Floats) -> Floats:
+    """Mean ranks of a column's values where each counts by its weight, [n_units, n_resamples]."""
+    order = np.argsort(column, kind="stable")
+    ordered = column[order]
+    first = np.searchsorted(ordered, ordered, side="left")
+    last = np.searchsorted(ordered, ordered, side="right")
+    below = np.zeros((len(column) + 1, weights.shape[1]))
+    for i, unit in enumerate(order):  # np.cumsum along this axis is 10 times slower
+        np.add(below[i], weights[unit], out=below[i + 1])
+    ranks = np.empty_like(weights)
+    ranks[order] = (below[first] + below[last] + 1) / 2
+    return ranks
+
+
+def grouped(columns: tuple[Floats, ...], most: int = MOST_UNITS) -> tuple[Floats, ...]:
+    """Sums over every `most`-th unit where there are more units, so that `most` are left.
+
+    Units are independent, so sums of groups have the variance of the sums of their units.
     """
-    low, high = np.quantile(resamples, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    n_units = len(columns[0])
+    if n_units <= most:
+        return columns
+    group = np.arange(n_units) % most
+    return tuple(
+        np.asarray(np.bincount(group, weights=column, minlength=most), dtype=np.float64)
+        for column in columns
+    )
 
 
-def _below(uniform: Floats, bound: int | Ints) -> Ints:
-    """Integers in [0, bound) from numbers in [0, 1); the product never rounds up to bound."""
-    return (uniform * bound).astype(np.int64)
+class Resampler:
+    """How often each unit is drawn in each resample: the same for all arms with as many units.
 
+    So documents are paired between arms. Arms of other units share these numbers without harm:
+    their variances are computed one by one.
+    """
 
-def _ratios(cell: Cell, units: Ints) -> Floats:
-    """The cell's ratio in resamples given as unit positions [n, n_units]."""
-    above = cell.numerator[units].sum(axis=1)
-    if cell.denominator is None:
-        return np.asarray(above / cell.n_units)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(above / cell.denominator[units].sum(axis=1))
+    def __init__(self, seed: int, n_resamples: int, *, cache_numbers: int = CACHE_NUMBERS) -> None:
+        """Keyed by the config's seed; the result does not depend on `cache_numbers`."""
+        self.seed = seed
+        self.n_resamples = n_resamples
+        self._cache_numbers = cache_numbers
+        self._cached: dict[int, list[Floats]] = {}
 
+    def counts(self, n_units: int) -> Iterator[Floats]:
+        """Counts, float64 [n, n_units] with rows that sum to `n_units`, `n_resamples` in all."""
+        if n_units in self._cached:
+            yield from self._cached[n_units]
+            return
+        keep = self.n_resamples * n_units <= self._cache_numbers
+        kept: list[Floats] = []
+        rng = numpy_generator(self.seed, "bootstrap", n_units)
+        n_rows = max(1, CHUNK_NUMBERS // n_units)
+        for start in range(0, self.n_resamples, n_rows):
+            n = min(n_rows, self.n_resamples - start)
+            drawn = rng.integers(0, n_units, size=(n, n_units)) + n_units * np.arange(n)[:, None]
+            flat = np.bincount(drawn.ravel(), minlength=n * n_units)
+            counts: Floats = flat.reshape(n, n_units).astype(np.float64)
+            if keep:
+                kept.append(counts)
+            yield counts
+        if keep:
+            while self._cached and self._held() + self.n_resamples * n_units > self._cache_numbers:
+                del self._cached[next(iter(self._cached))]
+            self._cached[n_units] = kept
 
-def _draw_units(cells: list[Cell], chosen: Ints, stream: np.random.Generator) -> Floats:
-    """Ratios [n] of resampled units of the chosen cells [n], as indices in `cells`."""
-    sizes = np.array([cell.n_units for cell in cells])
-    offsets = np.cumsum(sizes) - sizes
-    widest = int(sizes.max())
-    n_units = sizes[chosen][:, None]
-    units = _below(stream.random((len(chosen), widest)), n_units) + offsets[chosen][:, None]
+    def _held(self) -> int:
+        return sum(self.n_resamples * n_units for n_units in self._cached)
 
-    def total(parts: list[Floats]) -> Floats:
-        numbers = np.concatenate(parts)[units]
-        if sizes.min() < widest:
-            numbers = np.where(np.arange(widest) < n_units, numbers, 0.0)
-        return np.asarray(numbers.sum(axis=1))
+    def members(self, arm: Arm) -> Floats:
+        """Values of the arm's members in each resample of the units, [n_resamples, n_members].
 
-    above = total([cell.numerator for cell in cells])
-    denominators = [cell.denominator for cell in cells if cell.denominator is not None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return above / (total(denominators) if denominators else n_units[:, 0])
+        Every cell is resampled by the same counts. A resample whose denominator sums to 0 gives
+        NaN or an infinity.
+
+        Raises:
+            ValueError: the arm has no unit, or its cells differ in their number.
+        """
+        if not arm.members or not arm.units_agree:
+            raise ValueError("resampling units needs some, and as many in all cells")
+        as_units = arm.statistic in ("mean", "rank_correlation")
+        parts = [
+            [cell.columns if as_units else grouped(cell.columns) for cell in member]
+            for member in arm.members
+        ]
+        n_units = len(parts[0][0][0])
+        chunks = []
+        for counts in self.counts(n_units):
+            values = [
+                np.mean([weighted(arm.statistic, c, counts) for c in member], axis=0)
+                for member in parts
+            ]
+            chunks.append(np.stack(values, axis=1))
+        return arm.oriented(np.concatenate(chunks))

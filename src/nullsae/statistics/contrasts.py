@@ -2,129 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nullsae.outputs import Statistics
-from nullsae.statistics.bootstrap import Arm, Floats, percentile_interval, resample
-from nullsae.statistics.effects import (
-    alpha_of,
-    holm,
-    p_equivalence,
-    p_two_sided,
-    probability_of_superiority,
-    smallest_p_holm,
-)
+from nullsae.statistics.bootstrap import MOST_UNITS, Arm, Floats, Resampler
+from nullsae.statistics.effects import alpha_of, holm, probability_of_superiority
+from nullsae.statistics.matching import FEWEST, Matched, matched
 from nullsae.statistics.metrics import Metric
+from nullsae.statistics.permutation import Permuter
+from nullsae.statistics.spread import Component, Spread, mean_component, unit_component
 
-# Resamples that differ by less than this share of their size differ by rounding alone.
+# A standard error below this share of the values comes from rounding alone.
 ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An arm's value with its interval; what cannot be computed is None, and `reason` says why."""
+    """An arm's value and its error; what cannot be computed is None, and `reason` says why."""
 
     arm: Arm
     value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float, float] | None = None
+    whole: tuple[Component, ...] = ()
+    """The part of draws, seeds or latents."""
     resamples: Floats | None = None
-    """Float64 [n_resamples]; None if the arm has too few units to resample."""
+    """Of shared units: the arm's value in each resample, [n_resamples]."""
+    interaction: float = 0.0
+    """Of shared units: the part of the resamples' variance that `whole` holds already."""
+    has_error: bool = False
     reason: str | None = None
 
+    @property
+    def n_resampled(self) -> int:
+        """Shared units, or groups of them, that resamples are made of."""
+        return min(self.arm.n_units, MOST_UNITS)
 
-def estimate(
-    arm: Arm,
-    metric: Metric,
-    statistics: Statistics,
-    generator: np.random.Generator,
-    shared: np.random.Generator | None = None,
-) -> Estimate:
-    """Value and percentile interval of one arm.
+
+def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resampler) -> Estimate:
+    """Value, error and interval of one arm.
 
     Args:
         arm: the units of one variant.
         metric: for the words of the reasons.
-        statistics: number of resamples and confidence.
-        generator: the arm's own.
-        shared: a fresh copy of the generator that all arms share, if the metric's units are
-            the same documents in all arms.
+        statistics: the confidence.
+        resampler: the study's.
     """
     plural = f"{metric.unit}s"
+    for cell in arm.cells:
+        if cell.reason:
+            return Estimate(arm, reason=cell.reason)
     if not arm.n_units:
         n_null = sum(cell.n_null for cell in arm.cells)
-        found = (
-            f"{metric.numerator} is null for all {n_null} {plural}" if n_null else f"no {plural}"
-        )
+        found = f"{metric.found_in} is null for all {n_null} {plural}" if n_null else f"no {plural}"
         return Estimate(arm, reason=found)
     for cell in arm.cells:
         if not cell.is_finite:
             where = f"draw {cell.draw}, seed {cell.seed}"
-            return Estimate(arm, reason=f"NaN or infinite {_columns(metric)} in {where}")
+            return Estimate(arm, reason=f"NaN or infinite {metric.found_in} in {where}")
     value = arm.value()
     if not np.isfinite(value):
-        return Estimate(arm, reason=f"{metric.denominator} sums to 0")
+        return Estimate(arm, reason=_undefined(metric))
     if arm.n_units < 2:
         return Estimate(arm, value, reason=f"one {metric.unit} only: no interval")
+    if arm.units_are_shared and not arm.units_agree:
+        return Estimate(arm, value, reason="cells differ in their documents: no interval")
 
-    resamples = resample(arm, statistics.n_resamples, generator, shared=shared)
-    if not np.isfinite(resamples).all():
-        reason = f"{metric.denominator} sums to 0 in some resamples: no interval"
-        return Estimate(arm, value, reason=reason)
-    if _is_constant(resamples, abs(value)):
-        reason = f"all {arm.n_units} {plural} are equal: no interval"
-        return Estimate(arm, value, resamples=resamples, reason=reason)
-    low, high = percentile_interval(resamples, statistics.confidence)
-    return Estimate(arm, value, low, high, resamples, _left_out(arm, plural))
+    whole: tuple[Component, ...] = ()
+    resamples, interaction = None, 0.0
+    if arm.level is not None:
+        whole = (mean_component(arm.member_values),)
+    if arm.level is None or arm.units_are_shared:
+        members = resampler.members(arm)
+        if not np.isfinite(members).all():
+            return Estimate(
+                arm, value, reason=f"{_undefined(metric)} in some resamples: no interval"
+            )
+        values = members.mean(axis=1)
+        if not arm.units_are_shared:
+            whole = (unit_component(values, arm.n_units),)
+        else:
+            resamples = values
+            if arm.level is not None:
+                own = (members - values[:, None]).var(axis=0).sum()
+                interaction = float(own) / (members.shape[1] * (members.shape[1] - 1))
+    known = Estimate(arm, value, None, whole, resamples, interaction, has_error=True)
+    spread = Spread.of(_components([known]))
+    if spread.standard_error <= ROUNDING * abs(value):
+        equal = f"{len(arm.members)} {arm.level}s" if arm.level else f"{arm.n_units} {plural}"
+        return replace(known, reason=f"all {equal} are equal: no interval")
+    interval = spread.interval(value, statistics.confidence)
+    return replace(known, interval=interval, reason=_left_out(arm, plural))
 
 
 def summary_row(estimated: Estimate, metric: Metric) -> dict[str, Any]:
     """A row of `summaries`, without its keys."""
+    low, high = estimated.interval or (None, None)
     return {
         "unit": metric.unit,
         "n_draws": estimated.arm.n_draws,
         "n_seeds": estimated.arm.n_seeds,
         "n_units": estimated.arm.n_units,
         "value": estimated.value,
-        "low": estimated.low,
-        "high": estimated.high,
+        "low": low,
+        "high": high,
+        "reason": estimated.reason,
     }
 
 
 def contrast_row(
-    trained: Estimate, variant: Estimate, metric: Metric, statistics: Statistics
+    trained: Estimate,
+    variant: Estimate,
+    metric: Metric,
+    statistics: Statistics,
+    permuter: Permuter,
+    bins: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
-    """A row of `contrasts`, without its keys; `p_holm` waits for `adjust`.
+    """A row of `contrasts`, without its keys; `adjust` fills what depends on the family.
 
-    `n_draws` and `n_seeds` are those of the variant.
+    Args:
+        trained: the arm to compare with.
+        variant: the arm that is compared; `n_draws` and `n_seeds` are its own.
+        metric: what both are estimates of.
+        statistics: margins and confidence.
+        permuter: the study's.
+        bins: from `matching.common_bins` of all variants of this comparison.
     """
     margin = float(getattr(statistics.equivalence_margins, metric.name))
     if metric.margin_is_share:
         margin *= abs(trained.value or 0.0)
+    value_low, value_high = variant.interval or (None, None)
+    trained_low, trained_high = trained.interval or (None, None)
     row: dict[str, Any] = {
         "unit": metric.unit,
         "n_draws": variant.arm.n_draws,
         "n_seeds": variant.arm.n_seeds,
         "n_units_trained": trained.arm.n_units,
         "n_units_variant": variant.arm.n_units,
+        "speaks_of": speaks_of(trained.arm, variant.arm, metric),
         "trained": trained.value,
         "value": variant.value,
-        "value_low": variant.low,
-        "value_high": variant.high,
-        "trained_low": trained.low,
-        "trained_high": trained.high,
-        "difference": None,
-        "difference_low": None,
-        "difference_high": None,
-        "probability_of_superiority": None,
-        "p_value": None,
-        "p_holm": None,
+        "value_low": value_low,
+        "value_high": value_high,
+        "trained_low": trained_low,
+        "trained_high": trained_high,
+        **dict.fromkeys(TESTED),
         "equivalence_margin": margin,
-        "p_equivalence": None,
+        **_matched_columns(trained, variant, metric, statistics, bins or {}),
     }
     reasons = [
         f"{name}: {arm.reason}"
@@ -132,48 +159,151 @@ def contrast_row(
         if arm.reason
     ]
     if trained.value is not None and variant.value is not None:
-        row["difference"] = variant.value - trained.value
-        row["probability_of_superiority"] = probability_of_superiority(
-            trained.arm.unit_values(), variant.arm.unit_values()
-        )
-        if trained.resamples is not None and variant.resamples is not None:
-            differences = variant.resamples - trained.resamples
-            if _is_constant(differences, max(abs(trained.value), abs(variant.value))):
-                reasons.append("the difference is the same in all resamples: no test")
-            else:
-                row["difference_low"], row["difference_high"] = percentile_interval(
-                    differences, statistics.confidence
-                )
-                row["p_value"] = p_two_sided(differences)
-                row["p_equivalence"] = p_equivalence(differences, margin)
+        difference = variant.value - trained.value
+        row["difference"] = difference
+        units = (trained.arm.unit_values(), variant.arm.unit_values())
+        if units[0] is not None and units[1] is not None:
+            row["probability_of_superiority"] = probability_of_superiority(units[0], units[1])
+        if trained.has_error and variant.has_error:
+            size = max(abs(trained.value), abs(variant.value))
+            problem = _test(row, trained, variant, statistics, margin, size)
+            p_permutation, why = permuter.p_value(trained.arm, variant.arm)
+            if problem is None:
+                row["p_permutation"] = p_permutation
+            reasons += [reason for reason in (problem or why,) if reason]
     row["reason"] = "; ".join(reasons) or None
     return row
 
 
-def adjust(rows: Iterable[dict[str, Any]], statistics: Statistics) -> None:
-    """Fill `p_holm` in one family of contrasts; those without a p-value do not count.
+TESTED = (
+    *("difference", "difference_low", "difference_high", "standard_error", "df"),
+    *("probability_of_superiority", "p_value", "p_holm", "p_permutation", "p_equivalence"),
+    "detectable_difference",
+)
+"""Columns of `contrasts` that are null unless both arms have a value, and most an error."""
 
-    Where the family is so large that no p can come out significant with the configured number
-    of resamples, `reason` says so.
+
+def _test(
+    row: dict[str, Any],
+    trained: Estimate,
+    variant: Estimate,
+    statistics: Statistics,
+    margin: float,
+    size: float,
+) -> str | None:
+    """Fill in what the difference's error gives; the reason where it gives nothing."""
+    if trained.arm.units_are_shared and trained.arm.n_units != variant.arm.n_units:
+        return "the arms' documents differ in number: no test"
+    spread = Spread.of(_components([trained, variant]))
+    if spread.standard_error <= ROUNDING * size:
+        return "the difference is the same in all resamples: no test"
+    difference = row["difference"]
+    row["standard_error"], row["df"] = spread.standard_error, spread.df
+    low, high = spread.interval(difference, statistics.confidence)
+    row["difference_low"], row["difference_high"] = low, high
+    row["p_value"] = spread.p_two_sided(difference)
+    row["p_equivalence"] = spread.p_equivalence(difference, margin)
+    return None
+
+
+def _components(arms: list[Estimate]) -> list[Component]:
+    """Independent parts of one arm's error, or of the second's minus the first's."""
+    *minus, plus = arms
+    parts = [*plus.whole, *(part.scaled(-1) for arm in minus for part in arm.whole)]
+    if plus.resamples is not None:
+        resamples = plus.resamples
+        for arm in minus:
+            assert arm.resamples is not None
+            resamples = resamples - arm.resamples
+        interaction = sum(arm.interaction for arm in arms)
+        parts.append(unit_component(resamples, plus.n_resampled, interaction))
+    return parts
+
+
+def _matched_columns(
+    trained: Estimate,
+    variant: Estimate,
+    metric: Metric,
+    statistics: Statistics,
+    bins: Mapping[int, int],
+) -> dict[str, Any]:
+    """The frequency-matched columns of a contrast."""
+    row: dict[str, Any] = dict.fromkeys(MATCHED)
+    if metric.unit != "latent":
+        row["matched_reason"] = "documents have no firing rate"
+    elif metric.form != "mean":
+        row["matched_reason"] = "not a mean over latents"
+    elif trained.value is None or variant.value is None:
+        row["matched_reason"] = "an arm has no value"
+    elif not bins:
+        row["matched_reason"] = (
+            f"no half-decade of the firing share holds {FEWEST} latents of every cell"
+        )
+    if row["matched_reason"]:
+        return row
+    own, other = matched(trained.arm, bins), matched(variant.arm, bins)
+    difference = other.value - own.value
+    row |= {
+        "n_matched": sum(bins.values()),
+        "matched_trained": own.value,
+        "matched_value": other.value,
+        "matched_difference": difference,
+    }
+    spread = _matched_spread(own, other)
+    if spread.standard_error <= ROUNDING * max(abs(own.value), abs(other.value)):
+        row["matched_reason"] = "the difference is the same in all resamples: no test"
+        return row
+    low, high = spread.interval(difference, statistics.confidence)
+    row["matched_difference_low"], row["matched_difference_high"] = low, high
+    row["matched_p_value"] = spread.p_two_sided(difference)
+    return row
+
+
+MATCHED = (
+    *("n_matched", "matched_trained", "matched_value", "matched_difference"),
+    *("matched_difference_low", "matched_difference_high", "matched_p_value", "matched_reason"),
+)
+"""Columns of `contrasts` at equal firing rates."""
+
+
+def _matched_spread(trained: Matched, variant: Matched) -> Spread:
+    negated = [part.scaled(-1) for part in trained.components]
+    return Spread.of([*variant.components, *negated])
+
+
+def adjust(rows: Iterable[dict[str, Any]], statistics: Statistics) -> None:
+    """Fill `p_holm` and `detectable_difference` in one family of contrasts.
+
+    Contrasts without a p-value do not count. What could have been seen is what the first step of
+    Holm's procedure, at the level over the family's size, would have found with 80% power.
     """
     tested = [row for row in rows if row["p_value"] is not None]
-    floor = smallest_p_holm(statistics.n_resamples, len(tested))
+    level = alpha_of(statistics.confidence) / max(1, len(tested))
     for row, p_holm in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
         row["p_holm"] = p_holm
-        if floor > alpha_of(statistics.confidence):
-            note = (
-                f"no p_holm below {floor:.2g} is possible with {statistics.n_resamples} resamples "
-                f"and {len(tested)} contrasts: raise statistics.n_resamples"
-            )
-            row["reason"] = f"{row['reason']}; {note}" if row["reason"] else note
+        row["detectable_difference"] = Spread(row["standard_error"], row["df"]).detectable(level)
 
 
-def _is_constant(resamples: Floats, size: float) -> bool:
-    return bool(np.ptp(resamples) <= ROUNDING * size)
+def speaks_of(trained: Arm, variant: Arm, metric: Metric) -> str:
+    """What a contrast's interval generalizes to: what is resampled in each arm, in words."""
+    own, other = (_varies(arm, metric) for arm in (trained, variant))
+    return other if own == other else f"{other} of the variant, {own} of trained"
 
 
-def _columns(metric: Metric) -> str:
-    return metric.numerator + (f" or {metric.denominator}" if metric.denominator else "")
+def _varies(arm: Arm, metric: Metric) -> str:
+    """What is resampled in one arm."""
+    plural = f"{metric.unit}s"
+    if arm.level is None:
+        return f"{plural} of one draw and seed"
+    level = "draws" if arm.level == "draw" else "seeds of one draw"
+    return f"{level} and {plural}" if arm.units_are_shared else level
+
+
+def _undefined(metric: Metric) -> str:
+    if metric.form == "rank_correlation":
+        return f"{' or '.join(metric.columns)} does not vary"
+    below = metric.columns[1] if metric.form != "recovered" else "ce_zero - ce_clean"
+    return f"{below} sums to 0"
 
 
 def _left_out(arm: Arm, plural: str) -> str | None:

@@ -1,23 +1,29 @@
-"""What a contrast says, in one of four words."""
+"""What a contrast says, in one of four words; and what a metric's verdicts say together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from nullsae.statistics.effects import alpha_of
-from nullsae.statistics.metrics import Metric
+from nullsae.statistics.metrics import METRICS, Metric
+
+RULE = (
+    "A contrast is equivalent if two one-sided tests place the difference within the margin "
+    "(p_equivalence at most 1 - confidence); else, if Holm's p is at most 1 - confidence, it "
+    "separates when trained minus null has the sign that the metric should show (or none is "
+    "expected) and is reversed when it has the other; in all other cases, and where a number is "
+    "missing, it is inconclusive."
+)
+"""The rule of `verdict` in one sentence."""
+VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive")
 
 
 def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
-    """Verdict and its reason, from a row of `contrasts` alone.
-
-    `equivalent` if p_equivalence <= 1 - confidence; else, if p_holm <= 1 - confidence,
-    `separates` when trained minus variant has the sign of `metric.direction` (or none is
-    expected) and `reversed` when it has the other; `inconclusive` in all other cases, missing
-    numbers among them.
+    """Verdict and its reason, from a row of `contrasts` alone, by `RULE`.
 
     Args:
         row: a row of `contrasts`.
@@ -25,7 +31,7 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
         confidence: level of the intervals, e.g. 0.95.
 
     Returns:
-        One of `separates`, `reversed`, `equivalent`, `inconclusive`; and one sentence.
+        One of `VERDICT_WORDS`; and one sentence.
     """
     missing = [n for n in ("difference", "p_holm", "p_equivalence") if row[n] is None]
     if missing:
@@ -44,10 +50,10 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
         return "reversed", f"{basis}, against the sign expected: {test}"
     tests = (
         f"p_holm {row['p_holm']:.2g} and p_equivalence {row['p_equivalence']:.2g} > {alpha:g} "
-        f"(margin {row['equivalence_margin']:g})"
+        f"(margin {row['equivalence_margin']:g}); could have seen "
+        f"{row['detectable_difference']:.2g} or more"
     )
-    note = f"; {row['reason']}" if row["reason"] else ""
-    return "inconclusive", f"{basis}: {tests}{note}"
+    return "inconclusive", f"{basis}: {tests}"
 
 
 def _basis(row: Mapping[str, Any]) -> str:
@@ -56,5 +62,57 @@ def _basis(row: Mapping[str, Any]) -> str:
     of = " x ".join(f"{n} {name}{'s' if n != 1 else ''}" for n, name in counts)
     return (
         f"variant minus trained {row['difference']:.4g} "
-        f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of the variant"
+        f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of the variant "
+        f"(the interval speaks of {row['speaks_of']})"
     )
+
+
+def discriminating_power(
+    contrasts: Iterable[Mapping[str, Any]], words: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Rows of `discriminating_power`: what a metric's contrasts of one SAE say together.
+
+    Over all sites and nulls of each subject, metric, explainer, scorer and SAE. Superiority and
+    standardized differences are oriented so that more is trained on the expected side; where no
+    side is expected, away from no difference.
+
+    Args:
+        contrasts: rows of `contrasts`.
+        words: the verdict of each.
+    """
+    metrics = {metric.name: metric for metric in METRICS}
+    keys = ("subject", "sae", "explainer", "scorer", "metric")
+    groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], str]]] = {}
+    for row, word in zip(contrasts, words, strict=True):
+        groups.setdefault(tuple(row[key] for key in keys), []).append((row, word))
+    found = []
+    for group, members in groups.items():
+        named = dict(zip(keys, group, strict=True))
+        direction = metrics[named["metric"]].direction
+        counts = Counter(word for _, word in members)
+        superiority = [
+            max(p, 1 - p) if direction == 0 else (p if direction == 1 else 1 - p)
+            for row, _ in members
+            if (p := row["probability_of_superiority"]) is not None
+        ]
+        standardized = [
+            abs(d) if direction == 0 else -d * direction
+            for row, _ in members
+            if row["standard_error"] is not None
+            for d in (row["difference"] / row["standard_error"],)
+        ]
+        found.append(
+            {
+                **named,
+                "n_contrasts": len(members),
+                **{f"n_{word}": counts[word] for word in VERDICT_WORDS},
+                "separates_share": counts["separates"] / len(members),
+                "median_superiority": _median(superiority),
+                "median_standardized_difference": _median(standardized),
+            }
+        )
+    return found
+
+
+def _median(numbers: list[float]) -> float | None:
+    return float(np.median(numbers)) if numbers else None

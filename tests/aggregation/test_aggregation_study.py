@@ -19,9 +19,10 @@ from nullsae.params import AggregateParams
 from nullsae.schemas.cells import CELL_TABLES
 from nullsae.schemas.study import COSTS
 from nullsae.statistics.metrics import METRICS
+from nullsae.statistics.verdicts import verdict
 from nullsae.validation import parse_config
 
-CONFIG = Path(__file__).parent.parent / "config.yaml"
+CONFIG = Path(__file__).parents[2] / "config.yaml"
 FILLERS = {pa.int64(): 1, pa.float64(): 0.5, pa.string(): "text", pa.bool_(): True}
 
 # Per draw of each variant: squared error of three documents. The deviations are 10, 20, 30.
@@ -40,7 +41,9 @@ def study(*, variants: list[str] = ["trained", "rerandomized"], **changes: Any) 
     data["subjects"]["small"]["sites"] = ["resid_post.1"]
     data["explainers"] = {"lexical": {"kind": "lexical"}}
     data["scorers"] = {"detection": {"kind": "detection"}}
+    data["evaluation"]["gaussian_floors"] = False
     data["statistics"] = {"n_resamples": 400, "confidence": 0.9}
+    data["evaluation"] = {"gaussian_floors": False}
     return parse_config(data | {"variants": variants, "draws": 2} | changes)
 
 
@@ -57,6 +60,8 @@ def filled(table: str, **values: Any) -> dict[str, Any]:
 
 
 def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
+    if "variant" not in keys:
+        return [filled(table)]
     variant, draw = keys["variant"], int(keys["draw"])
     if table == "documents":
         return [
@@ -67,6 +72,11 @@ def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
                 squared_error=error,
                 squared_deviation=10.0 * (i + 1),
                 l0=float(i),
+                # Zeroing costs 4, 3 and 2 nats a token of trained, nothing of the others.
+                fidelity_tokens=10,
+                ce_clean=20.0,
+                ce_sae=22.0 + i,
+                ce_zero=60.0 - 10 * i if variant == "trained" else 20.0,
             )
             for i, error in enumerate(SQUARED_ERRORS[variant][draw])
         ]
@@ -77,6 +87,7 @@ def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
                 table,
                 latent=i,
                 sampled=i != 3,
+                firing_share=0.02 if i < 2 else 0.2,
                 peak_token_share=0.1 * (i + 1) + (variant == "rerandomized") * 0.3 * (i + draw),
                 explain_token_entropy_bits=None,
                 token_entropy_corrected_bits=float("nan") if draw else 2.0 + i,
@@ -176,24 +187,30 @@ def test_interval_of_the_trained_arm_is_one_and_the_same(root: Path) -> None:
 
 
 def test_documents_are_paired_between_variants(root: Path) -> None:
-    # With 3 documents a resample is one of 27 outcomes, and with 2 draws one of 4 choices.
-    outcomes = []
+    # With 3 documents a resample is one of 27 outcomes; the two draws differ as well.
     error = {v: np.array(e) for v, e in SQUARED_ERRORS.items()}
+    trained, draws = [], []
     for i in np.ndindex(3, 3, 3):
         below = 10.0 * (np.array(i) + 1).sum()
-        trained = 1 - error["trained"][0, list(i)].sum() / below
-        draws = 1 - error["rerandomized"][:, list(i)].sum(axis=1) / below
-        outcomes += [draws[list(j)].mean() - trained for j in np.ndindex(2, 2)]
+        trained.append(1 - error["trained"][0, list(i)].sum() / below)
+        draws.append(1 - error["rerandomized"][:, list(i)].sum(axis=1) / below)
+    both = np.array(draws)
+    difference = both.mean(axis=1) - np.array(trained)
+    interaction = (both - both.mean(axis=1, keepdims=True)).var(axis=0).sum() / 2
+    of_documents = 3 / 2 * max(0.0, difference.var() - interaction)
+    of_draws = np.var([30 / 60, 24 / 60], ddof=1) / 2
     found = only(read(root, "contrasts"), metric="explained_variance")
-    assert found["difference_low"] >= min(outcomes) - 1e-12
-    assert found["difference_high"] <= max(outcomes) + 1e-12
-    exact = np.quantile(outcomes, [0.05, 0.95])
-    assert found["difference_low"] == pytest.approx(exact[0], abs=0.02)
-    assert found["difference_high"] == pytest.approx(exact[1], abs=0.02)
+    assert found["standard_error"] == pytest.approx(np.sqrt(of_documents + of_draws), rel=0.05)
+    assert found["difference_low"] < found["difference"] < found["difference_high"]
+    # Unpaired, the documents' own difficulty would count as well.
+    apart = 3 / 2 * (both.mean(axis=1).var() + np.var(trained))
+    assert apart > 2 * of_documents
 
 
 def test_one_row_per_comparison_in_display_order(root: Path) -> None:
-    names = [metric.name for metric in METRICS]
+    # No floors, one explainer: these have nothing to be compared with.
+    absent = {"above_gaussian_floor", "gain_over_lexical", "discrimination"}
+    names = [metric.name for metric in METRICS if metric.name not in absent]
     assert [row["metric"] for row in read(root, "contrasts")] == names
     assert [row["metric"] for row in read(root, "verdicts")] == names
     pairs = [(row["metric"], row["variant"]) for row in read(root, "summaries")]
@@ -218,11 +235,57 @@ def test_metrics_without_numbers_are_null_and_inconclusive(root: Path) -> None:
 
 
 def test_verdicts_follow_from_the_contrasts(root: Path) -> None:
-    found = only(read(root, "verdicts"), metric="explained_variance")
-    assert found["verdict"] == "separates"
-    contrast = only(read(root, "contrasts"), metric="explained_variance")
-    assert contrast["p_holm"] == pytest.approx(2 / 401)
-    assert found["difference_low"] == contrast["difference_low"]
+    metrics = {metric.name: metric for metric in METRICS}
+    contrasts, verdicts = read(root, "contrasts"), read(root, "verdicts")
+    for contrast, found in zip(contrasts, verdicts, strict=True):
+        metric = metrics[contrast["metric"]]
+        assert (found["verdict"], found["reason"]) == verdict(contrast, metric, 0.9)
+        assert found["difference_low"] == contrast["difference_low"]
+    assert any("could have seen" in row["reason"] for row in verdicts)
+
+
+def test_power_counts_the_verdicts_of_each_metric(root: Path) -> None:
+    rows = read(root, "discriminating_power")
+    verdicts = read(root, "verdicts")
+    assert [row["metric"] for row in rows] == list(dict.fromkeys(v["metric"] for v in verdicts))
+    for row in rows:
+        words = [v["verdict"] for v in verdicts if v["metric"] == row["metric"]]
+        for word in ("separates", "reversed", "equivalent", "inconclusive"):
+            assert row[f"n_{word}"] == words.count(word)
+        assert row["n_contrasts"] == len(words)
+
+
+def test_zeroing_without_harm_gives_no_ce_score(root: Path) -> None:
+    trained = only(read(root, "summaries"), metric="ce_score", variant="trained")
+    # (60 + 50 + 40 - 22 - 23 - 24) / (40 + 30 + 20)
+    assert trained["value"] == pytest.approx(81 / 90, abs=1e-12)
+    row = only(read(root, "contrasts"), metric="ce_score")
+    assert (row["value"], row["difference"], row["p_value"]) == (None, None, None)
+    assert row["reason"] == "variant: zeroing the site does no clear harm in draw 0, seed 0"
+
+
+def test_equal_firing_rates_are_compared_beside_the_plain_numbers(root: Path) -> None:
+    row = only(read(root, "contrasts"), metric="peak_token_share")
+    # Sampled latents 0, 1 fire on 2% of tokens in each cell, latent 2 alone on 20%.
+    assert row["n_matched"] == 2
+    assert row["matched_trained"] == pytest.approx(0.15, abs=1e-12)
+    assert row["matched_value"] == pytest.approx((0.3 + 0.6) / 2, abs=1e-12)
+    assert row["matched_reason"] is None
+    assert row["matched_difference_low"] < 0.3 < row["matched_difference_high"]
+    auroc = only(read(root, "contrasts"), metric="auroc")
+    # Draw 1 of rerandomized has no AUROC for latent 1.
+    assert (auroc["n_matched"], auroc["matched_value"]) == (None, None)
+    assert "no half-decade" in auroc["matched_reason"]
+    assert only(read(root, "contrasts"), metric="cosine")["matched_reason"]
+
+
+def test_what_an_interval_speaks_of_is_said(root: Path) -> None:
+    row = only(read(root, "contrasts"), metric="auroc")
+    assert row["speaks_of"] == "draws of the variant, latents of one draw and seed of trained"
+    row = only(read(root, "contrasts"), metric="cosine")
+    assert row["speaks_of"].startswith("draws and documents of the variant")
+    reason = only(read(root, "verdicts"), metric="auroc")["reason"]
+    assert "(the interval speaks of draws of the variant, latents of one draw" in reason
 
 
 def test_holm_counts_all_contrasts_of_a_metric_of_a_subject(tmp_path: Path) -> None:
@@ -243,7 +306,7 @@ def test_the_same_inputs_give_the_same_bytes_and_row_order_does_not_matter(
     config = study()
     write_tree(config, tmp_path, shuffled=True)
     aggregate(config, params(config), tmp_path)
-    computed = ("summaries", "contrasts", "verdicts")
+    computed = ("summaries", "contrasts", "verdicts", "interpretability", "discriminating_power")
     for table in computed:
         name = paths.TABLE.format(table=table)
         assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
@@ -260,12 +323,53 @@ def test_another_variant_leaves_the_numbers_of_the_first_alone(
     config = study(variants=["step0", "rerandomized", "trained"])
     write_tree(config, tmp_path)
     aggregate(config, params(config), tmp_path)
+    # These depend on how many variants there are, or which latents all of them have.
+    apart = ("p_holm", "detectable_difference", "n_matched")
     for metric in ("explained_variance", "auroc"):
         old = only(read(root, "contrasts"), metric=metric)
         new = only(read(tmp_path, "contrasts"), metric=metric, variant="rerandomized")
-        assert {k: v for k, v in new.items() if k != "p_holm"} == {
-            k: v for k, v in old.items() if k != "p_holm"
-        }
+        kept = [k for k in old if k not in apart and not k.startswith("matched")]
+        assert [new[k] for k in kept] == [old[k] for k in kept]
+
+
+def test_structure_above_the_gaussian_floor_is_that_of_each_variants_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floors = {
+        "gaussian@trained": [[4.0, 4.0, 10.0]],
+        "gaussian@rerandomized": [[6.0, 9.0, 19.0], [5.0, 10.0, 17.0]],
+    }
+    for name, errors in floors.items():
+        monkeypatch.setitem(SQUARED_ERRORS, name, errors)
+    config = study(evaluation={"gaussian_floors": True})
+    write_tree(config, tmp_path)
+    aggregate(config, params(config), tmp_path)
+    row = only(read(tmp_path, "contrasts"), metric="above_gaussian_floor")
+    # FVU 9/60 against 18/60; mean over draws of 30/60 to 34/60 and 24/60 to 32/60.
+    assert row["trained"] == pytest.approx(0.5, abs=1e-12)
+    assert row["value"] == pytest.approx(1 - (30 / 34 + 24 / 32) / 2, abs=1e-12)
+    assert row["p_value"] is not None
+    assert row["unit"] == "document"
+    # A floor is no variant: it has no row of its own anywhere.
+    for table in ("summaries", "contrasts", "verdicts"):
+        assert {r["variant"] for r in read(tmp_path, table)} <= {"trained", "rerandomized"}
+    assert {r["variant"] for r in read(tmp_path, "documents")} == {*SQUARED_ERRORS}
+    plain = only(read(tmp_path, "contrasts"), metric="explained_variance")
+    assert plain["trained"] == pytest.approx(0.85, abs=1e-12)
+
+
+def test_the_gaussian_variant_is_the_floor_of_trained_and_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SQUARED_ERRORS, "gaussian", [[4.0, 4.0, 10.0], [9.0, 9.0, 9.0]])
+    monkeypatch.setitem(AUROCS, "gaussian", [[0.5, 0.6], [0.5, 0.7]])
+    config = study(variants=["trained", "gaussian"])
+    write_tree(config, tmp_path)
+    aggregate(config, params(config), tmp_path)
+    row = only(read(tmp_path, "contrasts"), metric="above_gaussian_floor")
+    assert row["trained"] == pytest.approx(0.5, abs=1e-12)
+    assert (row["value"], row["p_value"]) == (None, None)
+    assert row["reason"] == "variant: no Gaussian floor of draw 0, seed 0"
 
 
 def along_training(config: Config, shares: list[float]) -> Config:
@@ -327,7 +431,8 @@ def test_a_study_of_the_trained_subject_alone_has_no_contrasts(tmp_path: Path) -
     write_tree(config, tmp_path)
     aggregate(config, params(config), tmp_path)
     assert read(tmp_path, "contrasts") == read(tmp_path, "verdicts") == []
-    assert len(read(tmp_path, "summaries")) == len(METRICS)
+    assert read(tmp_path, "discriminating_power") == []
+    assert len(read(tmp_path, "summaries")) == len(METRICS) - 3
 
 
 def test_a_study_without_surviving_latents_is_reported_not_refused(tmp_path: Path) -> None:

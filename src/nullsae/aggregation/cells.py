@@ -1,0 +1,124 @@
+"""The cells of a study as columns of numbers, each unit in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nullsae import paths, tables
+from nullsae.cells import Keys
+from nullsae.errors import UserError
+from nullsae.files import rebuild_command
+from nullsae.schemas.cells import CELL_TABLES
+from nullsae.statistics.bootstrap import Floats, Ints
+
+# Tables with one row per unit, and the column that names the unit.
+UNIT_COLUMN = {
+    "documents": "document",
+    "latents": "latent",
+    "scores": "latent",
+    "interpretability": "latent",
+}
+# Keys of an SAE, and of a comparison of variants.
+SAE_KEYS = ("subject", "variant", "draw", "site", "sae", "seed")
+GROUP_KEYS = ("subject", "site", "sae", "explainer", "scorer")
+
+
+class Units:
+    """A cell's table, sorted by unit."""
+
+    def __init__(self, keys: Keys, table: pa.Table, unit: str) -> None:
+        self.keys = keys
+        self.table = table.sort_by(unit)
+        self.unit = unit
+        self._columns: dict[str, tuple[Floats, npt.NDArray[np.bool_]]] = {}
+
+    @property
+    def arm(self) -> tuple[str | None, ...]:
+        """The keys of the comparison and the variant."""
+        return (*(self.keys.get(name) for name in GROUP_KEYS), self.keys["variant"])
+
+    @property
+    def sae(self) -> tuple[str, ...]:
+        """The keys of the SAE."""
+        return tuple(self.keys[name] for name in SAE_KEYS)
+
+    @cached_property
+    def ids(self) -> Ints:
+        """The units' numbers, ascending, int64."""
+        return np.asarray(self.table[self.unit].to_numpy(), dtype=np.int64)
+
+    def column(self, name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """A column as float64, NaN for nulls, and where it is not null."""
+        if name not in self._columns:
+            column = self.table[name]
+            if pa.types.is_boolean(column.type):
+                column = column.cast(pa.int8())
+            valid = np.asarray(column.is_valid().to_numpy(), dtype=bool)
+            self._columns[name] = column.cast(pa.float64()).to_numpy(), valid
+        return self._columns[name]
+
+    def looked_up(self, name: str, ids: Ints) -> Floats:
+        """A column at some units, NaN where there is none."""
+        values, _ = self.column(name)
+        place = np.searchsorted(self.ids, ids)
+        found = place < len(self.ids)
+        found[found] = self.ids[place[found]] == ids[found]
+        result = np.full(len(ids), np.nan)
+        result[found] = values[place[found]]
+        return result
+
+
+def read_cells(table: str, files: Iterable[str], root: Path) -> list[tuple[Keys, pa.Table]]:
+    """Each file of a table with its keys, in the order given.
+
+    Raises:
+        UserError: a file is missing, damaged or of another version.
+    """
+    schema = tables.cell_schema(table)
+    # Keys come from the relative path: `root` may hold a folder with = in its name.
+    return [(paths.partition_keys(f), tables.read_table(root / f, schema)) for f in files]
+
+
+def with_keys(schema: pa.Schema, keys: Keys, part: pa.Table) -> pa.Table:
+    """A cell's rows with its keys as leading columns, and no column that the schema lacks."""
+    columns = [
+        pa.repeat(pa.scalar(keys[field.name]).cast(field.type), part.num_rows)
+        if field.name in keys
+        else part[field.name]
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def whole_table(table: str, cells: list[tuple[Keys, pa.Table]]) -> pa.Table:
+    """A table of all cells, without what a clock gave."""
+    schema = tables.SCHEMAS[table]
+    leading = [name for name, _ in CELL_TABLES[table][0]]
+    parts = [with_keys(schema, {n: keys[n] for n in leading}, part) for keys, part in cells]
+    return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def check_same_documents(cells: Iterable[tuple[Keys, pa.Table]]) -> None:
+    """Contrasts of document metrics are paired: all cells of a subject must list one set.
+
+    Raises:
+        UserError: names the cell that differs.
+    """
+    first: dict[str, tuple[str, pa.Array]] = {}
+    for keys, table in cells:
+        path = paths.DOCUMENTS.format(**keys)
+        documents = table["document"].combine_chunks().sort()
+        if documents.null_count or len(documents.unique()) < len(documents):
+            problem = "a document is listed twice"
+        else:
+            reference, expected = first.setdefault(keys["subject"], (path, documents))
+            if documents.equals(expected):
+                continue
+            problem = f"{len(documents)} documents that are not the {len(expected)} of {reference}"
+        raise UserError(f"{path}: {problem}; rebuild it with: {rebuild_command(path)}")

@@ -1,0 +1,55 @@
+"""What the jobs of a study cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nullsae import paths
+from nullsae.errors import UserError
+from nullsae.files import read_json
+from nullsae.schemas.study import COSTS
+
+
+def read_costs(root: Path) -> list[dict[str, Any]]:
+    """Rows of `costs`, from the benchmark files that Snakemake wrote, sorted by rule and keys.
+
+    Raises:
+        UserError: a benchmark file that is not one of Snakemake's.
+    """
+    folder = root / Path(paths.COSTS).parent
+    rows: list[dict[str, Any]] = []
+    for path in folder.rglob("*.tsv"):
+        rule, *rest = path.relative_to(folder).with_suffix("").parts
+        try:
+            # Snakemake writes - and NA where a job ended before it could be measured.
+            frame = pd.read_csv(path, sep="\t", na_values=["-", "NA"])
+            columns = frame[["s", "cpu_time", "max_rss"]].astype("float64")
+        except (ValueError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: not a benchmark file of Snakemake ({first}); remove it"
+            ) from None
+        for wall, cpu, rss in columns.itertuples(index=False):
+            if not np.isnan(wall):
+                rows.append(
+                    {
+                        "rule": rule,
+                        "keys": "/".join(rest),
+                        "wall_seconds": wall,
+                        "cpu_seconds": None if np.isnan(cpu) else cpu,
+                        "max_rss_mib": None if np.isnan(rss) else rss,
+                        **_asked(path.with_suffix(".asked.json")),
+                    }
+                )
+    return sorted(rows, key=lambda row: (row["rule"], row["keys"]))
+
+
+def _asked(path: Path) -> dict[str, Any]:
+    """What a job asked of a language model: nulls for one that asked nothing."""
+    names = COSTS.names[COSTS.names.index("model") :]
+    found = read_json(path, rebuild="") if path.is_file() else {}
+    return {name: found.get(name) for name in names}

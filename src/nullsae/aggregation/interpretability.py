@@ -1,0 +1,142 @@
+"""Per latent: what an explanation tells beyond tokens, and beyond another latent's explanation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nullsae import paths
+from nullsae.aggregation.cells import SAE_KEYS, Units
+from nullsae.config import Config
+from nullsae.errors import UserError
+from nullsae.files import rebuild_command
+from nullsae.outputs import Statistics
+from nullsae.schemas.study import INTERPRETABILITY
+from nullsae.statistics.baselines import (
+    lexical_baseline,
+    no_discrimination,
+    no_gain,
+    swapped_baselines,
+)
+
+# Its columns without the keys, which stand apart as in a cell's file.
+COLUMNS = pa.schema(
+    [INTERPRETABILITY.field(i) for i in range(len(SAE_KEYS) + 2, len(INTERPRETABILITY))]
+)
+
+
+def interpretability(
+    config: Config, statistics: Statistics, scores: list[Units], latents: list[Units]
+) -> list[Units]:
+    """The table `interpretability`, cell by cell.
+
+    `gain_over_lexical` is AUROC minus that of `lexical_baseline` under the same scorer,
+    `discrimination` AUROC minus that of the explainer's `swapped` one: of the same latent on the
+    same windows, judged by its own explanation and by another latent's.
+
+    Args:
+        config: which explainer is compared with which.
+        statistics: what counts as abstract.
+        scores: cells of `scores`.
+        latents: cells of `latents`.
+
+    Raises:
+        UserError: a latent is scored that its SAE does not have.
+    """
+    by_sae = {cell.sae: cell for cell in latents}
+    by_judge = {(*cell.sae, cell.keys["explainer"], cell.keys["scorer"]): cell for cell in scores}
+    lexical, swapped = lexical_baseline(config), swapped_baselines(config)
+    found = []
+    for cell in scores:
+        explainer, scorer = cell.keys["explainer"], cell.keys["scorer"]
+        gain, discrimination = no_gain(config, explainer), no_discrimination(config, explainer)
+        rows = _rows(
+            cell,
+            by_sae[cell.sae],
+            (by_judge.get((*cell.sae, lexical or "", scorer)), gain),
+            (by_judge.get((*cell.sae, swapped.get(explainer, ""), scorer)), discrimination),
+            statistics,
+        )
+        found.append(Units(cell.keys, pa.Table.from_pylist(rows, schema=COLUMNS), "latent"))
+    return found
+
+
+def _rows(
+    cell: Units,
+    latents: Units,
+    lexical: tuple[Units | None, str | None],
+    swapped: tuple[Units | None, str | None],
+    statistics: Statistics,
+) -> list[dict[str, Any]]:
+    """Rows of one cell; a baseline comes with why it does not apply."""
+    shares = latents.looked_up("firing_share", cell.ids)
+    known = np.isin(cell.ids, latents.ids)
+    if not known.all():
+        path = paths.SCORES.format(**cell.keys)
+        raise UserError(
+            f"{path}: latent {cell.ids[~known][0]} is not in the table of latents; rebuild it "
+            f"with: {rebuild_command(path)}"
+        )
+    entropies = latents.looked_up("token_entropy_corrected_bits", cell.ids)
+    peaks = latents.looked_up("peak_token_share", cell.ids)
+    aurocs, _ = cell.column("auroc")
+    baselines = [_baseline(cell, *lexical), _baseline(cell, *swapped)]
+    rows = []
+    for i, latent in enumerate(cell.ids):
+        auroc, entropy = _number(aurocs[i]), _number(entropies[i])
+        row: dict[str, Any] = {
+            "latent": int(latent),
+            "auroc": auroc,
+            "token_entropy_bits": entropy,
+            "peak_token_share": _number(peaks[i]),
+            "firing_share": float(shares[i]),
+            "is_abstract": None,
+        }
+        reasons = []
+        if auroc is None:
+            reasons.append("no auroc")
+        if entropy is None:
+            reasons.append("no token entropy")
+        if auroc is not None and entropy is not None:
+            row["is_abstract"] = (
+                entropy >= statistics.abstract_min_entropy_bits
+                and auroc >= statistics.abstract_min_auroc
+            )
+        names = (("lexical_auroc", "gain_over_lexical"), ("swapped_auroc", "discrimination"))
+        for (of, difference), (values, why) in zip(names, baselines, strict=True):
+            other, reason = (None, why[i]) if values is None else (_number(values[i]), why[i])
+            row[of] = other
+            row[difference] = None if auroc is None or other is None else auroc - other
+            if reason:
+                reasons.append(f"{difference}: {reason}")
+        row["reason"] = "; ".join(reasons) or None
+        rows.append(row)
+    return rows
+
+
+def _baseline(cell: Units, other: Units | None, why: str | None) -> tuple[Any, list[str | None]]:
+    """The baseline's AUROC for each latent of a cell, NaN where there is none, and why."""
+    if why is None and other is None:
+        why = "not scored by this scorer"
+    if why is not None or other is None:
+        return None, [why] * len(cell.ids)
+    values = other.looked_up("auroc", cell.ids)
+    reasons: list[str | None] = [None] * len(cell.ids)
+    is_same = np.ones(len(cell.ids), dtype=bool)
+    for name in ("n_active", "n_silent"):
+        is_same &= other.looked_up(name, cell.ids) == cell.column(name)[0]
+    has_latent = np.isin(cell.ids, other.ids)
+    for i, value in enumerate(values):
+        if not has_latent[i]:
+            reasons[i] = "the other explanation was not scored"
+        elif not is_same[i]:
+            reasons[i], values[i] = "the two were judged on other numbers of windows", np.nan
+        elif np.isnan(value):
+            reasons[i] = "the other explanation has no auroc"
+    return values, reasons
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

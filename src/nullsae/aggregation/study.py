@@ -1,0 +1,177 @@
+"""All tables of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nullsae import paths, tables
+from nullsae.aggregation.arms import Arms
+from nullsae.aggregation.cells import (
+    GROUP_KEYS,
+    UNIT_COLUMN,
+    Units,
+    check_same_documents,
+    read_cells,
+    whole_table,
+    with_keys,
+)
+from nullsae.aggregation.costs import read_costs
+from nullsae.aggregation.interpretability import interpretability
+from nullsae.cells import Keys, cell_files, sae_names
+from nullsae.config import Config
+from nullsae.errors import UserError
+from nullsae.params import AggregateParams
+from nullsae.schemas.study import COSTS, INTERPRETABILITY, VERDICTS
+from nullsae.statistics.baselines import applies
+from nullsae.statistics.bootstrap import Resampler
+from nullsae.statistics.contrasts import adjust, contrast_row, estimate, summary_row
+from nullsae.statistics.matching import common_bins
+from nullsae.statistics.metrics import METRICS, Metric
+from nullsae.statistics.permutation import Permuter
+from nullsae.statistics.verdicts import discriminating_power, verdict
+
+Rows = list[dict[str, Any]]
+
+
+def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
+    """Write `results/tables/*.parquet` and the table of costs below `root`.
+
+    Args:
+        config: says which cells the study consists of, and their order.
+        params: seed and statistics.
+        root: the folder that holds `results/`.
+
+    Raises:
+        UserError: a cell's file is missing, damaged, or about other documents than the rest, or
+            no latent of any SAE can be scored.
+    """
+    files = cell_files(config)
+    cells: dict[str, list[tuple[Keys, pa.Table]]] = {}
+    for table in tables.AGGREGATED:
+        if table not in files:
+            continue  # computed below
+        found = read_cells(table, files[table], root)
+        whole = whole_table(table, found)
+        tables.write_table(root / paths.TABLE.format(table=table), whole, tables.SCHEMAS[table])
+        if table in UNIT_COLUMN:
+            cells[table] = found
+
+    check_same_documents(cells["documents"])
+    _check_some_latents(config, root)
+    sources = {
+        table: [Units(keys, part, UNIT_COLUMN[table]) for keys, part in found]
+        for table, found in cells.items()
+    }
+    statistics = params.statistics
+    sources["interpretability"] = interpretability(
+        config, statistics, sources["scores"], sources["latents"]
+    )
+    parts = [with_keys(INTERPRETABILITY, u.keys, u.table) for u in sources["interpretability"]]
+    summaries, contrasts = compare(config, params, sources)
+    metrics = {metric.name: metric for metric in METRICS}
+    judged = [verdict(row, metrics[row["metric"]], statistics.confidence) for row in contrasts]
+    written: dict[str, Rows | pa.Table] = {
+        "interpretability": pa.concat_tables([INTERPRETABILITY.empty_table(), *parts]),
+        "summaries": summaries,
+        "contrasts": contrasts,
+        "verdicts": _verdicts(contrasts, judged),
+        "discriminating_power": discriminating_power(contrasts, [word for word, _ in judged]),
+    }
+    for table, rows in written.items():
+        tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])
+    tables.write_table(root / paths.COSTS, read_costs(root), COSTS)
+
+
+def compare(
+    config: Config, params: AggregateParams, sources: dict[str, list[Units]]
+) -> tuple[Rows, Rows]:
+    """Rows of `summaries` and of `contrasts`.
+
+    SAEs along their training have summaries only: contrasts and verdicts are about whole SAEs,
+    and further ones would make each of these harder to show (Holm).
+
+    Args:
+        config: for the order of variants.
+        params: seed and statistics.
+        sources: cells of the tables that metrics are computed from, in config order.
+    """
+    statistics = params.statistics
+    arms = Arms(sources, statistics)
+    resampler = Resampler(params.seed, statistics.n_resamples)
+    permuter = Permuter(params.seed, statistics.n_resamples)
+    summaries: Rows = []
+    contrasts: Rows = []
+    for group in _groups(config):
+        where = tuple(group[name] for name in GROUP_KEYS)
+        for metric in METRICS:
+            if not _is_there(metric, group, config, arms):
+                continue
+            keys = {**group, "metric": metric.name}
+            estimates = {
+                variant: estimate(arms.arm(metric, where, variant), metric, statistics, resampler)
+                for variant in config.variants
+            }
+            is_whole = group["sae"] in config.saes
+            has_value = [found.arm for found in estimates.values() if found.value is not None]
+            matches = is_whole and metric.unit == "latent" and metric.form == "mean"
+            bins = common_bins(has_value) if matches else {}
+            for variant, found in estimates.items():
+                row_keys = {**keys, "variant": variant}
+                summaries.append({**row_keys, **summary_row(found, metric)})
+                if variant != "trained" and is_whole:
+                    trained = estimates["trained"]
+                    row = contrast_row(trained, found, metric, statistics, permuter, bins)
+                    contrasts.append({**row_keys, **row})
+    # One family per metric of one SAE: what is concluded about an SAE must not depend on how many
+    # other dictionaries a study holds.
+    families: dict[tuple[str, str, str], Rows] = {}
+    for row in contrasts:
+        families.setdefault((row["subject"], row["sae"], row["metric"]), []).append(row)
+    for rows in families.values():
+        adjust(rows, statistics)
+    return summaries, contrasts
+
+
+def _is_there(metric: Metric, group: dict[str, str | None], config: Config, arms: Arms) -> bool:
+    """Whether a comparison has this metric by its design, whatever its numbers are."""
+    if not applies(metric, config, group["explainer"]):
+        return False
+    if metric.form == "relative":  # looked-up and pretrained dictionaries have no floor
+        return arms.has_floor(tuple(group[name] for name in GROUP_KEYS))
+    return True
+
+
+def _groups(config: Config) -> Iterator[dict[str, str | None]]:
+    """The comparisons of a study, in display order: without an explainer first."""
+    for subject, section in config.subjects.items():
+        for site in section.sites:
+            for sae in sae_names(config):
+                where = {"subject": subject, "site": site, "sae": sae}
+                yield {**where, "explainer": None, "scorer": None}
+                for explainer, scorer in config.scored_pairs():
+                    yield {**where, "explainer": explainer, "scorer": scorer}
+
+
+def _check_some_latents(config: Config, root: Path) -> None:
+    """A study that scores latents must have some, in one cell at least."""
+    path = root / paths.TABLE.format(table="coverage")
+    sampled = tables.read_table(path, tables.SCHEMAS["coverage"], columns=["n_sampled"])
+    if config.explainers and config.scorers and not pc.sum(sampled["n_sampled"]).as_py():
+        raise UserError(
+            "config: latents.min_firings, latents.min_pool_windows: no latent of any SAE passes "
+            "this filter; lower them or raise corpora.*.eval_tokens"
+        )
+
+
+def _verdicts(contrasts: Rows, judged: list[tuple[str, str]]) -> Rows:
+    copied = set(VERDICTS.names) - {"verdict", "reason"}
+    rows = []
+    for contrast, (word, reason) in zip(contrasts, judged, strict=True):
+        row = {name: value for name, value in contrast.items() if name in copied}
+        rows.append({**row, "verdict": word, "reason": reason})
+    return rows

@@ -1,0 +1,67 @@
+"""Which explainer another is compared with. Light: the Snakefile imports it."""
+
+from __future__ import annotations
+
+from nullsae.config import NO_EXPLAINER, Config
+from nullsae.floors import GAUSSIAN
+from nullsae.judges import LexicalExplainer, SwappedExplainer
+from nullsae.statistics.metrics import Metric
+
+
+def lexical_baseline(config: Config) -> str | None:
+    """The explainer that others are compared with: the first that counts single tokens."""
+    for name, explainer in config.explainers.items():
+        if isinstance(explainer, LexicalExplainer) and explainer.context == "token":
+            return name
+    return None
+
+
+def swapped_baselines(config: Config) -> dict[str, str]:
+    """For each explainer that has one, the first that exchanges its explanations."""
+    found: dict[str, str] = {}
+    for name, explainer in config.explainers.items():
+        if isinstance(explainer, SwappedExplainer):
+            found.setdefault(explainer.of, name)
+    return found
+
+
+def no_gain(config: Config, explainer: str) -> str | None:
+    """Why an explainer has no `gain_over_lexical`; None if it has one."""
+    lexical = lexical_baseline(config)
+    if explainer == NO_EXPLAINER or lexical is None:
+        return "no lexical explanations"
+    if explainer == lexical:
+        return "the lexical explainer itself"
+    if isinstance(config.explainers[explainer], SwappedExplainer):
+        return "swapped explanations"
+    return None
+
+
+def no_discrimination(config: Config, explainer: str) -> str | None:
+    """Why an explainer has no `discrimination`; None if it has one."""
+    if explainer in swapped_baselines(config):
+        return None
+    if explainer != NO_EXPLAINER and isinstance(config.explainers[explainer], SwappedExplainer):
+        return "swapped explanations"
+    return "no swapped explanations"
+
+
+def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
+    """Whether comparisons with an explainer, or without one, have a metric by their design."""
+    if metric.is_scored != (explainer is not None):
+        return False
+    if metric.form == "relative":
+        return config.evaluation.gaussian_floors or GAUSSIAN in config.variants
+    if explainer is None:
+        return True
+    if metric.name == "gain_over_lexical":
+        return no_gain(config, explainer) is None
+    if metric.name == "discrimination":
+        return no_discrimination(config, explainer) is None
+    return True
+
+
+def study_metrics(config: Config, metrics: tuple[Metric, ...]) -> list[str]:
+    """Names of the metrics that some comparison of a study has."""
+    explainers = [None, *dict(config.scored_pairs())]
+    return [m.name for m in metrics if any(applies(m, config, e) for e in explainers)]

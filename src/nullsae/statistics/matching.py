@@ -1,0 +1,86 @@
+"""Comparison at equal firing rates: the same number of latents per half-decade in every cell.
+
+A scorer finds frequent latents easier or harder than rare ones, and variants differ in how often
+their latents fire. Drawing n_b latents of each bin b from every cell, again and again, has the
+expectation sum_b n_b mean_b / sum_b n_b, which is computed as such.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nullsae.statistics.bootstrap import Arm, Cell, Floats, Ints
+from nullsae.statistics.spread import Component, mean_component
+
+# A bin with a single latent in some cell says nothing about its spread there.
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Matched:
+    """An arm's value at the common distribution of firing rates."""
+
+    value: float
+    components: tuple[Component, ...]
+
+
+def half_decades(firing_shares: Floats) -> Ints:
+    """The bin of each latent: floor(2 log10(firing share)), int64; shares are positive."""
+    bins: Ints = np.floor(2 * np.log10(firing_shares)).astype(np.int64)
+    return bins
+
+
+def common_bins(arms: Iterable[Arm]) -> dict[int, int]:
+    """Per bin, how many latents are compared: the smallest number in any cell, sorted by bin.
+
+    Cells without a latent are left out, as in plain means. A bin counts where every cell has two
+    latents at least.
+    """
+    counts = [
+        Counter(map(int, cell.strata)) if cell.strata is not None else Counter[int]()
+        for arm in arms
+        for draw in arm.draws
+        for cell in draw
+    ]
+    if not counts:
+        return {}
+    smallest = {b: min(count[b] for count in counts) for b in sorted(counts[0])}
+    return {b: n for b, n in smallest.items() if n >= FEWEST}
+
+
+def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
+    """Value and error of one arm at the bins' weights n_b / sum n_b.
+
+    Within one cell the bootstrap draws latents within bins. Of a bin's mean its variance is known:
+    that of its latents over their number, (n - 1) / n made up for as everywhere; so is its third
+    moment.
+
+    Args:
+        arm: of means over latents; every cell that has latents has some in each bin.
+        bins: from `common_bins`, not empty.
+    """
+    total = sum(bins.values())
+    weights = {b: n / total for b, n in bins.items()}
+
+    def bin_units(cell: Cell, b: int) -> Floats:
+        assert cell.strata is not None
+        return np.asarray(cell.columns[0][cell.strata == b])
+
+    def cell_value(cell: Cell) -> float:
+        return sum(w * float(bin_units(cell, b).mean()) for b, w in weights.items())
+
+    members = np.array([np.mean([cell_value(c) for c in member]) for member in arm.members])
+    if arm.level is not None:
+        return Matched(float(members.mean()), (mean_component(members),))
+    (cell,) = arm.members[0]
+    parts = []
+    for b, weight in weights.items():
+        units = bin_units(cell, b)
+        n = len(units)
+        third = float(np.mean((units - units.mean()) ** 3)) / n**2 * (n / (n - 1)) ** 1.5
+        parts.append(Component(float(units.var(ddof=1)) / n, n - 1, third).scaled(weight))
+    return Matched(float(members.mean()), tuple(parts))

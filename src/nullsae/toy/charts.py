@@ -1,0 +1,215 @@
+"""The figures of the toy models: what SAEs keep against how sparse they are, and what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import fmean
+from typing import Any
+
+import altair as alt
+
+from nullsae.report import style
+from nullsae.toys import DATA
+
+Row = dict[str, Any]
+LABELS = {
+    "data": "input",
+    "gaussian": "Gaussian input",
+    "mlp_of_data": "random MLP of input",
+    "mlp_of_gaussian": "random MLP of Gaussian",
+}
+# The look of a variant of the main report, for its colours in both modes, shape and dash.
+_LOOK_OF = {
+    "data": "trained",
+    "gaussian": "noise_embeddings",
+    "mlp_of_data": "step0",
+    "mlp_of_gaussian": "rerandomized_keep_embeddings",
+}
+_LOOKS_OF_WIDTHS = ("trained", "step0", "rerandomized", "rerandomized_keep_embeddings", "cascade")
+MEASURE_TITLES = {
+    "l0": "L0",
+    "l1": "L1",
+    "l1_over_sqrt_l2": "L1 / √L2",
+    "hoyer": "Hoyer",
+}
+VARIANCES = {
+    "explained_variance": "about the mean of the samples",
+    "explained_variance_about_scalar": "about one scalar (the paper's)",
+}
+LOGARITHMIC = ("l0", "l1", "l1_over_sqrt_l2")
+LOWEST = -0.1
+"""Explained variance below which points are not drawn."""
+PANEL_WIDTH, PANEL_HEIGHT = 185, 190
+
+
+def averages(rows: Iterable[Row], columns: Iterable[str]) -> list[Row]:
+    """Columns averaged over seeds, a row per data, expansion and coefficient, in their order.
+
+    A column in which any seed has no value has none.
+    """
+    groups: dict[tuple[str, int, float], list[Row]] = {}
+    for row in rows:
+        key = (row["data"], row["expansion"], row["l1_coefficient"])
+        groups.setdefault(key, []).append(row)
+    found = []
+    for (data, expansion, coefficient), group in groups.items():
+        row = {"data": data, "expansion": expansion, "l1_coefficient": coefficient}
+        for column in columns:
+            values = [other[column] for other in group]
+            row[column] = None if None in values else fmean(values)
+        found.append(row)
+    return found
+
+
+def pareto(rows: list[Row], variance: str, *, title: str) -> alt.VConcatChart:
+    """Explained variance against each measure of sparsity, a line of panels per width.
+
+    Args:
+        rows: of the table `toy`, of one source.
+        variance: a key of `VARIANCES`.
+        title: of the figure.
+    """
+    n_seeds = len({row["seed"] for row in rows})
+    true_l0 = [row["true_l0"] for row in rows if row["true_l0"] is not None]
+    mean_true_l0 = fmean(true_l0) if true_l0 else None
+    mean = [{**row, "y": row[variance]} for row in averages(rows, (*MEASURE_TITLES, variance))]
+    expansions = list(dict.fromkeys(row["expansion"] for row in mean))
+    lines = []
+    for expansion in expansions:
+        own = [row for row in mean if row["expansion"] == expansion]
+        panels = [_pareto_panel(own, measure, mean_true_l0) for measure in MEASURE_TITLES]
+        width = next(row["n_latents"] for row in rows if row["expansion"] == expansion)
+        heading = alt.Title(f"{width} latents", fontSize=13, offset=4)
+        lines.append(alt.hconcat(*panels, spacing=22).properties(title=heading))
+    subtitle = (
+        f"explained variance {VARIANCES[variance]} against the sparsity of the codes; "
+        f"mean of {n_seeds} seed{'' if n_seeds == 1 else 's'}"
+    )
+    return alt.vconcat(*lines, spacing=26).properties(title=alt.Title(title, subtitle=subtitle))
+
+
+def _pareto_panel(rows: list[Row], measure: str, true_l0: float | None) -> alt.LayerChart:
+    log = measure in LOGARITHMIC
+    drawn = [
+        {
+            "data": LABELS[row["data"]],
+            "x": row[measure],
+            "y": row["y"],
+            "c": row["l1_coefficient"],
+        }
+        for row in rows
+        if row[measure] is not None
+        and row["y"] is not None
+        and row["y"] >= LOWEST
+        and (row[measure] > 0 or not log)
+    ]
+    first = measure == next(iter(MEASURE_TITLES))
+    base = alt.Chart(alt.InlineData(values=drawn)).encode(
+        x=alt.X(
+            "x:Q",
+            title=MEASURE_TITLES[measure],
+            scale=alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=6),
+            axis=alt.Axis(
+                tickCount=4, labelFlush=False, labelOverlap=True, format="~g", grid=False
+            ),
+        ),
+        y=alt.Y(
+            "y:Q",
+            title="Explained variance" if first else None,
+            scale=alt.Scale(domain=[LOWEST, 1]),
+        ),
+        color=_colour(),
+    )
+    layers: list[Any] = [
+        base.mark_line(strokeWidth=1.6).encode(order="c:Q", strokeDash=_dash()),
+        base.mark_point(filled=True, size=26, opacity=1).encode(shape=_shape()),
+    ]
+    if measure == "l0" and true_l0 is not None:
+        rule = alt.Chart(alt.InlineData(values=[{"x": true_l0}]))
+        layers.insert(0, rule.mark_rule(strokeDash=[3, 3]).encode(x="x:Q"))
+    return alt.LayerChart(layer=layers, width=PANEL_WIDTH, height=PANEL_HEIGHT)
+
+
+def _labels() -> list[str]:
+    return [LABELS[data] for data in DATA]
+
+
+def _legend() -> alt.Legend:
+    return alt.Legend(title=None, orient="top", columns=4, symbolOpacity=1, symbolStrokeWidth=0)
+
+
+def _colour() -> alt.Color:
+    colours = [style.colour(_LOOK_OF[data]) for data in DATA]
+    return alt.Color(
+        "data:N", scale=alt.Scale(domain=_labels(), range=colours), legend=_legend(), title=None
+    )
+
+
+def _shape() -> alt.Shape:
+    shapes = [style.shape(_LOOK_OF[data]) for data in DATA]
+    return alt.Shape("data:N", scale=alt.Scale(domain=_labels(), range=shapes), legend=_legend())
+
+
+def _dash() -> alt.StrokeDash:
+    dashes = [style.dash(_LOOK_OF[data]) for data in DATA]
+    return alt.StrokeDash("data:N", scale=alt.Scale(domain=_labels(), range=dashes), legend=None)
+
+
+RECOVERY = {
+    "data": ("mmcs", "mmcs_at_start", "true features, SAEs on input"),
+    "mlp_of_data": ("image_mmcs", "image_mmcs_at_start", "their images, SAEs on random MLP"),
+}
+
+
+def recovery(rows: list[Row], *, title: str) -> alt.HConcatChart:
+    """Mean max cosine to true features, and to their images, against the coefficient.
+
+    Args:
+        rows: of the table `toy`, of one source that has true features.
+        title: of the figure.
+    """
+    panels = []
+    widths = sorted({row["n_latents"] for row in rows})
+    for data, (column, at_start, name) in RECOVERY.items():
+        own = [row for row in rows if row["data"] == data]
+        latents = {row["expansion"]: row["n_latents"] for row in own}
+        drawn = [
+            {
+                "latents": str(latents[row["expansion"]]),
+                "x": row["l1_coefficient"],
+                "y": row[key],
+                "trained": key == column,
+            }
+            for row in averages(own, (column, at_start))
+            for key in (column, at_start)
+        ]
+        names = [str(width) for width in widths]
+        colours = [
+            style.colour(_LOOKS_OF_WIDTHS[i % len(_LOOKS_OF_WIDTHS)]) for i in range(len(names))
+        ]
+        base = alt.Chart(alt.InlineData(values=drawn)).encode(
+            x=alt.X(
+                "x:Q",
+                title="L1 coefficient",
+                scale=alt.Scale(type="log", nice=False, padding=6),
+                axis=alt.Axis(tickCount=5, format="~g", labelOverlap=True, grid=False),
+            ),
+            y=alt.Y(
+                "y:Q",
+                title="Mean max cosine" if data == "data" else None,
+                scale=alt.Scale(domain=[0, 1]),
+            ),
+            color=alt.Color(
+                "latents:N",
+                scale=alt.Scale(domain=names, range=colours),
+                legend=alt.Legend(title="latents", orient="top", symbolOpacity=1),
+            ),
+        )
+        layers: list[Any] = [
+            base.transform_filter("datum.trained").mark_line(strokeWidth=1.8, point=True),
+            base.transform_filter("!datum.trained").mark_line(strokeWidth=1.4, strokeDash=[3, 3]),
+        ]
+        heading = alt.Title(name, fontSize=13, offset=4)
+        panels.append(alt.LayerChart(layer=layers, width=360, height=230, title=heading))
+    subtitle = "mean over seeds; dashed: the decoder before training"
+    return alt.hconcat(*panels, spacing=28).properties(title=alt.Title(title, subtitle=subtitle))

@@ -1,0 +1,209 @@
+"""What toy SAEs are trained on: sparse sums, word vectors, Gaussian controls, random networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nullsae.errors import UserError
+from nullsae.moments import Moments
+from nullsae.params import TrainToyParams
+from nullsae.randomness import torch_generator
+from nullsae.toys import SharkeySource, WordVectorsSource
+
+MIN_VECTORS = 20
+Generators = Callable[[str], torch.Generator]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Vectors to train on, and what is known of where they came from."""
+
+    x: Tensor
+    """Float32 [n, d]."""
+    directions: Tensor | None = None
+    """The true features, float32 [n_true_features, d] with unit rows, where the vectors are sums
+    of them; None for all others."""
+    images: Tensor | None = None
+    """What the random network makes of each true feature alone, with unit rows, where the vectors
+    are its outputs. Not true features: the outputs are no sums of them."""
+    mean_active: float | None = None
+    """True features active in a sample, counted."""
+
+
+def make_samples(params: TrainToyParams) -> Samples:
+    """The vectors of one job. They depend on the source, the data and the seed alone.
+
+    Raises:
+        UserError: a file of word vectors is missing or not in GloVe's format.
+    """
+    keys, source = params.keys, params.source
+
+    def generators(purpose: str) -> torch.Generator:
+        return torch_generator(params.seed, purpose, keys.source, keys.seed)
+
+    made = (
+        sharkey(source, generators)
+        if isinstance(source, SharkeySource)
+        else Samples(read_word_vectors(source))
+    )
+    if keys.data in ("gaussian", "mlp_of_gaussian"):
+        assert params.gaussian is not None
+        made = Samples(gaussian_control(made.x, params.gaussian, generators("toy_gaussian")))
+    if keys.data in ("mlp_of_data", "mlp_of_gaussian"):
+        assert params.mlp_hidden_factor is not None
+        network = random_network(made.x.shape[1], params.mlp_hidden_factor, generators("toy_mlp"))
+        images = None if made.directions is None else F.normalize(network(made.directions), dim=1)
+        made = Samples(network(made.x), images=images, mean_active=made.mean_active)
+    return made
+
+
+def sharkey(source: SharkeySource, generators: Generators) -> Samples:
+    """Sums of sparse true features with correlated, unequal probabilities.
+
+    Sharkey, Braun and Millidge 2022, "Taking features out of superposition with sparse
+    autoencoders", as in the appendix of arXiv 2501.17727: unit directions; a sample's normals are
+    N(0, A A^T) with A of standard normals; `activation_probabilities` makes them probabilities;
+    active features have a coefficient from U[0, 1).
+    """
+    n, d, m = source.n_samples, source.d_input, source.n_true_features
+    directions = F.normalize(
+        torch.randn(m, d, dtype=torch.float64, generator=generators("toy_directions")), dim=1
+    )
+    mixing = mixing_matrix(source, generators("toy_covariance"))
+    noise = torch.randn(n, m, dtype=torch.float64, generator=generators("toy_normals"))
+    p = activation_probabilities(source, noise @ mixing.T)
+    active = torch.rand(n, m, dtype=torch.float64, generator=generators("toy_active")) < p
+    sizes = torch.rand(n, m, dtype=torch.float64, generator=generators("toy_coefficients"))
+    x = (active * sizes) @ directions
+    return Samples(
+        x=x.float(),
+        directions=directions.float(),
+        mean_active=float(active.sum(dim=1).double().mean()),
+    )
+
+
+def mixing_matrix(source: SharkeySource, generator: torch.Generator) -> Tensor:
+    """A of the covariance A A^T of the normals, float64 [n_true_features, n_true_features].
+
+    Entries are standard normal; with `normalize_covariance` rows have unit norm, so that the
+    covariance has ones on its diagonal. A g of standard normals g has that covariance.
+    """
+    m = source.n_true_features
+    mixing = torch.randn(m, m, dtype=torch.float64, generator=generator)
+    return F.normalize(mixing, dim=1) if source.normalize_covariance else mixing
+
+
+def activation_probabilities(source: SharkeySource, normals: Tensor) -> Tensor:
+    """Probability of each true feature in each sample.
+
+    Phi(z_i)^(exponent * i) with i from 0, rescaled so that each sample's probabilities add up to
+    `mean_active`, then cut off at 1, which takes from the sum what is above.
+
+    Args:
+        source: the generator's settings.
+        normals: z, float64 [n, n_true_features].
+    """
+    exponents = source.probability_exponent * torch.arange(normals.shape[1], dtype=torch.float64)
+    p = torch.special.ndtr(normals) ** exponents
+    scaled: Tensor = p * (source.mean_active / p.sum(dim=1, keepdim=True))
+    return scaled.clamp(max=1.0)
+
+
+def gaussian_control(
+    x: Tensor, how: Literal["matched", "scalar"], generator: torch.Generator
+) -> Tensor:
+    """As many normal vectors as `x` has, float32 [n, d].
+
+    Args:
+        x: float32 [n, d].
+        how: `matched` has the mean and covariance of `x`; `scalar` has i.i.d. entries with the
+            mean and standard deviation of all entries of `x`.
+        generator: on the CPU.
+    """
+    noise = torch.randn(x.shape, dtype=torch.float64, generator=generator)
+    if how == "scalar":
+        exact = x.double()
+        return torch.add(exact.mean(), exact.std(correction=0) * noise).float()
+    moments = Moments(x.shape[1])
+    moments.add(x)
+    values, vectors = torch.linalg.eigh(moments.covariance())
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt()
+    return (moments.mean() + noise @ root.T).float()
+
+
+def random_network(
+    d: int, hidden_factor: int, generator: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    """An untrained network d -> hidden_factor * d -> d with ReLU, as PyTorch initializes it.
+
+    Weights and biases of `torch.nn.Linear` are U(-b, b) with b = 1 / sqrt(inputs).
+    """
+    hidden = hidden_factor * d
+
+    def draw(n_inputs: int, *shape: int) -> Tensor:
+        return (2 * torch.rand(*shape, generator=generator) - 1) / math.sqrt(n_inputs)
+
+    inner, inner_bias = draw(d, hidden, d), draw(d, hidden)
+    outer, outer_bias = draw(hidden, d, hidden), draw(hidden, d)
+
+    def network(x: Tensor) -> Tensor:
+        return F.linear(F.relu(F.linear(x, inner, inner_bias)), outer, outer_bias)
+
+    return network
+
+
+def read_word_vectors(source: WordVectorsSource) -> Tensor:
+    """The vectors of a text file, float32 [n, d]: in each line a word and d numbers.
+
+    The first line says how many numbers there are. A word may hold spaces, as some of GloVe's do.
+
+    Raises:
+        UserError: the file is missing, too short, or a line of it is not in this format; names the
+            file and the line.
+    """
+    path = Path(source.path).expanduser()
+    rows: list[np.ndarray] = []
+    try:
+        with open(path, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if len(rows) == source.max_vectors:
+                    break
+                d = len(rows[0]) if rows else len(line.split()) - 1
+                rows.append(_vector(line, d, f"{path}: line {number}"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; toy.sources.*.path names a text file of word vectors"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: line {len(rows) + 1}: not text in UTF-8") from None
+    if len(rows) < MIN_VECTORS:
+        raise UserError(f"{path}: {len(rows)} word vectors; at least {MIN_VECTORS} are needed")
+    return torch.from_numpy(np.stack(rows))
+
+
+def _vector(line: str, d: int, where: str) -> np.ndarray:
+    if d < 2:
+        raise UserError(
+            f"{where}: {line.strip()[:40]!r} is not a word and its numbers (at least 2), "
+            f"separated by spaces"
+        )
+    word_and_numbers = line.rstrip().rsplit(" ", d)
+    if len(word_and_numbers) != d + 1 or not word_and_numbers[0]:
+        found = max(0, len(line.split()) - 1)
+        raise UserError(f"{where}: {found} numbers after the word; the first line has {d}")
+    try:
+        vector = np.array(word_and_numbers[1:], dtype=np.float32)
+    except ValueError as error:
+        raise UserError(f"{where}: not a number ({error})") from None
+    if not np.isfinite(vector).all():
+        raise UserError(f"{where}: a number that is not finite")
+    return vector

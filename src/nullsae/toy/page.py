@@ -1,0 +1,185 @@
+"""The entry: the table, the figures and the page of the toy models."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+from markupsafe import Markup, escape
+
+from nullsae import __version__, paths
+from nullsae.files import write_text
+from nullsae.params import ReportToyParams
+from nullsae.report import style
+from nullsae.report.build import TEMPLATES as REPORT_TEMPLATES
+from nullsae.report.build import number, signed
+from nullsae.report.render import inline_svg, to_svg, write_figure
+from nullsae.schemas.toy import SWEEP, TOY
+from nullsae.tables import read_table, write_table
+from nullsae.toy.charts import LABELS, VARIANCES, Row, pareto, recovery
+from nullsae.toys import DATA, SharkeySource, Toy, toy_cells
+
+TEMPLATES = Path(__file__).parent / "templates"
+LEVELS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""L0 at which explained variances are compared, as shares of the input's dimensions."""
+
+
+def report_toy(params: ReportToyParams, root: Path) -> None:
+    """Join all sweeps into `paths.TOY_TABLE`, draw the figures, write `paths.TOY_PAGE`.
+
+    Args:
+        params: the section, and the formats of figures.
+        root: the folder that holds `results`.
+
+    Raises:
+        UserError: a sweep is missing, damaged or made by another version.
+    """
+    toy = params.toy
+    rows = [
+        {**cell, "expansion": int(cell["expansion"]), "seed": int(cell["seed"]), **row}
+        for cell in toy_cells(toy)
+        for row in read_table(root / paths.TOY_SWEEP.format(**cell), SWEEP).to_pylist()
+    ]
+    write_table(root / paths.TOY_TABLE, rows, TOY)
+    sources = []
+    for name in toy.sources:
+        own = [row for row in rows if row["source"] == name]
+        figures = _figures(toy, name, own)
+        for figure, (_title, svg) in figures.items():
+            for form in params.figure_formats:
+                write_figure(root / paths.FIGURE.format(figure=figure, format=form), svg)
+        sources.append(
+            {
+                "name": name,
+                "kind": toy.sources[name].kind,
+                "d_input": own[0]["d_input"],
+                "n_samples": own[0]["n_train"] + own[0]["n_heldout"],
+                "true_l0": next((row["true_l0"] for row in own if row["true_l0"]), None),
+                "of_data": of_data(own),
+                "at_equal_l0": [
+                    (words, at_equal_l0(own, variance)) for variance, words in VARIANCES.items()
+                ],
+                "figures": [
+                    Markup(inline_svg(svg, figure, str(escape(title))))
+                    for figure, (title, svg) in figures.items()
+                ],
+            }
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([TEMPLATES, REPORT_TEMPLATES]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed}
+    page = environment.get_template("toy.html.j2").render(
+        sources=sources,
+        toy=toy,
+        labels=LABELS,
+        data=DATA,
+        config_yaml=yaml.safe_dump({"toy": toy.model_dump(mode="json")}, sort_keys=False),
+        version=__version__,
+        compact=True,
+        dark=style.DARK,
+    )
+    write_text(root / paths.TOY_PAGE, page)
+
+
+def _figures(toy: Toy, name: str, rows: list[Row]) -> dict[str, tuple[str, str]]:
+    """Title and SVG of each figure of a source, by its name as in `toys.toy_figures`."""
+    found = {}
+    for figure, variance, title in (
+        (f"toy.{name}", "explained_variance", f"What SAEs keep: {name}"),
+        (
+            f"toy.{name}_scalar",
+            "explained_variance_about_scalar",
+            f"What SAEs keep, by the paper's measure: {name}",
+        ),
+    ):
+        found[figure] = (title, to_svg(pareto(rows, variance, title=title)))
+    if isinstance(toy.sources[name], SharkeySource):
+        title = f"What SAEs find: {name}"
+        found[f"toy.{name}_mmcs"] = (title, to_svg(recovery(rows, title=title)))
+    return found
+
+
+def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1) of values; none where any is missing, or too few."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    if not found or len(known) < len(found):
+        return None, None
+    return fmean(known), stdev(known) if len(known) > 1 else None
+
+
+def of_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Sparsity of the vectors themselves, mean over seeds, a row per kind of data."""
+    found = []
+    for data in DATA:
+        # One row per seed: all of its SAEs saw the same vectors.
+        by_seed = {row["seed"]: row for row in rows if row["data"] == data}
+        columns = ("data_l0", "data_l1", "data_l1_over_sqrt_l2", "data_hoyer")
+        of_mean = mean_and_sd(row["explained_variance_of_mean"] for row in by_seed.values())
+        found.append(
+            {
+                "data": data,
+                "explained_variance_of_mean": of_mean[0],
+                **{c: mean_and_sd(row[c] for row in by_seed.values())[0] for c in columns},
+            }
+        )
+    return found
+
+
+def interpolated(l0: Sequence[float], values: Sequence[float | None], at: float) -> float | None:
+    """The value at one L0, linear in log L0 between the points of a sweep.
+
+    Args:
+        l0: of each SAE of the sweep, in any order; those of 0 and without a value are left out.
+        values: of the same SAEs.
+        at: where; None outside of the sweep.
+    """
+    points = sorted((x, y) for x, y in zip(l0, values, strict=True) if x > 0 and y is not None)
+    if not points or not points[0][0] <= at <= points[-1][0]:
+        return None
+    x, y = zip(*points, strict=True)
+    return float(np.interp(math.log(at), np.log(x), y))
+
+
+def at_equal_l0(rows: Sequence[Row], variance: str) -> list[dict[str, Any]]:
+    """A column of explained variance at the same L0, by width and level: means and two gaps.
+
+    `gap` is that of input minus Gaussian input, `mlp_gap` that of the random network's outputs for
+    either; each is taken within a seed, with its standard deviation over seeds.
+    """
+    found = []
+    for expansion in dict.fromkeys(row["expansion"] for row in rows):
+        own = [row for row in rows if row["expansion"] == expansion]
+        seeds = list(dict.fromkeys(row["seed"] for row in own))
+        for share in LEVELS:
+            level = share * own[0]["d_input"]
+            at: dict[tuple[str, int], float | None] = {}
+            for data, seed in itertools.product(DATA, seeds):
+                of_sae = [row for row in own if (row["data"], row["seed"]) == (data, seed)]
+                at[data, seed] = interpolated(
+                    [row["l0"] for row in of_sae], [row[variance] for row in of_sae], level
+                )
+            gaps = [_difference(at["data", s], at["gaussian", s]) for s in seeds]
+            mlp_gaps = [_difference(at["mlp_of_data", s], at["mlp_of_gaussian", s]) for s in seeds]
+            row: dict[str, Any] = {"n_latents": own[0]["n_latents"], "l0": level}
+            for data in DATA:
+                row[data] = mean_and_sd(at[data, seed] for seed in seeds)[0]
+            row |= {"gap": mean_and_sd(gaps), "mlp_gap": mean_and_sd(mlp_gaps)}
+            found.append(row)
+    return found
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other

@@ -1,0 +1,118 @@
+"""The entry of a job: vectors, a sweep of SAEs over sparsity coefficients, their measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nullsae.errors import UserError
+from nullsae.params import TrainToyParams
+from nullsae.randomness import torch_generator
+from nullsae.schemas.toy import SWEEP
+from nullsae.subjects.loading import pick_device
+from nullsae.tables import write_table
+from nullsae.toy.data import Samples, make_samples
+from nullsae.toy.measures import (
+    MEASURES,
+    evaluate,
+    explained_variance,
+    mmcs,
+    norms,
+    sparsity,
+)
+from nullsae.toy.training import Weights, standardize, start_weights, train_together
+
+
+def train_toy(
+    params: TrainToyParams, output: Path, *, report: Callable[[int, int, float], None]
+) -> None:
+    """Train one SAE per coefficient on one kind of data, and write a row for each.
+
+    Raises:
+        UserError: a file of word vectors is not as it should be, or no device of that name.
+    """
+    write_table(output, sweep(params, report=report), SWEEP)
+
+
+def sweep(
+    params: TrainToyParams,
+    *,
+    report: Callable[[int, int, float], None] = lambda done, total, loss: None,
+) -> list[dict[str, Any]]:
+    """The rows of one job, in the order of the coefficients."""
+    torch.set_num_threads(params.compute.threads)
+    device = pick_device(params.compute.device)
+    keys, settings = params.keys, params.training
+    samples = make_samples(params)
+    train, heldout = _split(samples.x, params)
+    n_latents = keys.expansion * train.shape[1]
+    # The same start for all data of a source, so that they differ in nothing else.
+    start = start_weights(
+        train.shape[1],
+        n_latents,
+        torch_generator(params.seed, "toy_start", keys.source, keys.expansion, keys.seed),
+    )
+
+    def order(epoch: int) -> Tensor:
+        generator = torch_generator(params.seed, "toy_order", keys.source, keys.seed, epoch)
+        return torch.randperm(len(train), generator=generator)
+
+    coefficients = settings.l1_coefficients
+    trained = train_together(
+        train.to(device), start, coefficients, settings, order=order, report=report
+    )
+    x = heldout.to(device)
+    scaled = standardize(x)
+    own = {
+        "n_latents": n_latents,
+        "d_input": train.shape[1],
+        "n_train": len(train),
+        "n_heldout": len(heldout),
+        "explained_variance_of_mean": explained_variance(x, scaled.mean.expand_as(x)),
+        "true_l0": samples.mean_active if samples.directions is not None else None,
+        **_of_data(heldout),
+    }
+    return [
+        {
+            "l1_coefficient": coefficient,
+            **own,
+            **evaluate(trained.one(index), scaled, x),
+            **_recovered(samples, trained.decoder[index].cpu(), start),
+        }
+        for index, coefficient in enumerate(coefficients)
+    ]
+
+
+def _split(x: Tensor, params: TrainToyParams) -> tuple[Tensor, Tensor]:
+    """Samples to train on and to measure on, drawn at random."""
+    keys = params.keys
+    n_heldout = max(2, round(params.training.heldout_share * len(x)))
+    if n_heldout >= len(x):
+        raise UserError(
+            f"config: toy.training.heldout_share: {params.training.heldout_share:g} of {len(x)} "
+            f"samples leaves none to train on"
+        )
+    generator = torch_generator(params.seed, "toy_split", keys.source, keys.seed)
+    order = torch.randperm(len(x), generator=generator)
+    return x[order[n_heldout:]], x[order[:n_heldout]]
+
+
+def _of_data(x: Tensor) -> dict[str, float | None]:
+    """Sparsity of the vectors themselves, in their own basis."""
+    found = sparsity(norms(x), x.shape[1])
+    return {f"data_{name}": found[name] for name in MEASURES}
+
+
+def _recovered(samples: Samples, decoder: Tensor, start: Weights) -> dict[str, float | None]:
+    """How close decoder rows come to the true features, or to their images, and at the start."""
+    true, images, first = samples.directions, samples.images, start.decoder[0]
+    return {
+        "mmcs": None if true is None else mmcs(true, decoder),
+        "mmcs_at_start": None if true is None else mmcs(true, first),
+        "image_mmcs": None if images is None else mmcs(images, decoder),
+        "image_mmcs_at_start": None if images is None else mmcs(images, first),
+    }

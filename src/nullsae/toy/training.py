@@ -1,0 +1,151 @@
+"""The SAE of the paper's toy models, trained for many sparsity coefficients side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nullsae.toys import ToyTraining
+
+# As in the authors' code: a sample whose entries are all the same is standardized to zeros.
+STD_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Weights:
+    """C SAEs of one shape, float32."""
+
+    encoder: Tensor
+    """[C, d, n_latents]."""
+    bias: Tensor
+    """Of the encoder, [C, 1, n_latents]; the decoder has none."""
+    decoder: Tensor
+    """[C, n_latents, d], unit rows when it is used."""
+
+    def __len__(self) -> int:
+        return len(self.encoder)
+
+    def repeated(self, n: int) -> Weights:
+        """The first of them, n times over, as tensors of their own."""
+        return Weights(*(t[:1].repeat(n, 1, 1) for t in self.tensors))
+
+    def one(self, index: int) -> Weights:
+        """One of them."""
+        return Weights(*(tensor[index : index + 1] for tensor in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.encoder, self.bias, self.decoder
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """Vectors, each with its own mean taken off and divided by its own standard deviation."""
+
+    z: Tensor
+    """[n, d]."""
+    mean: Tensor
+    """[n, 1]."""
+    std: Tensor
+    """[n, 1], with d - 1 in the denominator."""
+
+    def __getitem__(self, index: Tensor | slice) -> Standardized:
+        return Standardized(self.z[index], self.mean[index], self.std[index])
+
+
+def standardize(x: Tensor) -> Standardized:
+    """Standardize each row of x [n, d]."""
+    mean = x.mean(dim=1, keepdim=True)
+    centred = x - mean
+    std = centred.std(dim=1, keepdim=True)
+    return Standardized(centred / (std + STD_EPSILON), mean, std)
+
+
+def start_weights(d: int, n_latents: int, generator: torch.Generator) -> Weights:
+    """One SAE before training: encoder as `torch.nn.Linear` starts, decoder orthogonal.
+
+    Args:
+        d: dimensions of the input.
+        n_latents: width, at least d.
+        generator: on the CPU.
+    """
+    bound = 1 / math.sqrt(d)
+
+    def draw(*shape: int) -> Tensor:
+        return (2 * torch.rand(*shape, generator=generator) - 1) * bound
+
+    encoder, bias = draw(1, d, n_latents), draw(1, 1, n_latents)
+    rows = torch.nn.init.orthogonal_(torch.empty(n_latents, d), generator=generator)
+    return Weights(encoder, bias, F.normalize(rows, dim=1)[None])
+
+
+def encode(weights: Weights, x: Standardized) -> Tensor:
+    """Codes [C, n, n_latents] of standardized vectors: ReLU(z W + b)."""
+    z = x.z.expand(len(weights), *x.z.shape)
+    return F.relu(torch.baddbmm(weights.bias, z, weights.encoder))
+
+
+def decode(weights: Weights, codes: Tensor, x: Standardized) -> Tensor:
+    """Reconstructions [C, n, d] in the units of the vectors as they came."""
+    return torch.bmm(codes, weights.decoder) * x.std + x.mean
+
+
+def train_together(
+    x: Tensor,
+    start: Weights,
+    coefficients: Sequence[float],
+    settings: ToyTraining,
+    *,
+    order: Callable[[int], Tensor],
+    report: Callable[[int, int, float], None] = lambda done, total, loss: None,
+) -> Weights:
+    """Train one SAE per coefficient, all from one start and on the same batches.
+
+    The loss of each is mean |x - x^|^2 over entries plus its coefficient times mean |code|; the
+    SAEs share nothing but the data, so that each comes out as if it were alone, up to rounding.
+
+    Args:
+        x: float32 [n, d], on the device to train on.
+        start: one SAE, on the CPU or there.
+        coefficients: weights of the penalty.
+        settings: how to train.
+        order: the order of the samples in an epoch, int64 [n].
+        report: called with steps done, steps in all, and the mean loss, once an epoch.
+
+    Returns:
+        The trained SAEs, in the order of the coefficients, decoder rows of unit norm.
+    """
+    scaled = standardize(x)
+    weights = Weights(*(t.to(x.device) for t in start.repeated(len(coefficients)).tensors))
+    penalty = torch.tensor(coefficients, dtype=x.dtype, device=x.device)
+    for tensor in weights.tensors:
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.Adam(weights.tensors, lr=settings.lr, fused=True)
+    steps_in_epoch = math.ceil(len(x) / settings.batch_samples)
+    for epoch in range(settings.epochs):
+        loss = torch.zeros(())
+        for batch in torch.split(order(epoch).to(x.device), settings.batch_samples):
+            _normalize_decoder(weights)
+            some = scaled[batch]
+            codes = encode(weights, some)
+            error = decode(weights, codes, some) - x[batch]
+            losses = error.square().mean(dim=(1, 2)) + penalty * codes.mean(dim=(1, 2))
+            loss = losses.sum()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+        done = (epoch + 1) * steps_in_epoch
+        report(done, settings.epochs * steps_in_epoch, float(loss.detach()) / len(coefficients))
+    _normalize_decoder(weights)
+    return Weights(*(tensor.detach() for tensor in weights.tensors))
+
+
+@torch.no_grad()
+def _normalize_decoder(weights: Weights) -> None:
+    norms = torch.linalg.vector_norm(weights.decoder, dim=2, keepdim=True)
+    weights.decoder.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))

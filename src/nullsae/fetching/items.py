@@ -1,0 +1,244 @@
+"""Models, tokenizers, SAEs and data sets of the hub, in the caches that jobs look into."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from glob import escape
+from pathlib import Path
+from typing import Any, Protocol
+
+from nullsae.errors import UserError
+from nullsae.inputs import HubSource, PretrainedTokenizer
+from nullsae.params import pretrained_sae_path
+
+# Small files at the top of a model's repository: configs, tokenizers, chat templates.
+SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What lies on disk now."""
+
+    n_bytes: int
+    folder: Path
+    was_there: bool = False
+
+
+class Item(Protocol):
+    """One thing to fetch. Equal ones are fetched once, whatever keys of the config name them."""
+
+    @property
+    def where(self) -> str:
+        """The config key that names it."""
+
+    def describe(self) -> str:
+        """What it is, in a few words."""
+
+    def fetch(self) -> Fetched:
+        """Have it on disk. Raises a `UserError`, or what the hub's libraries raise."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the hub, as Transformers reads it: of weights, safetensors only."""
+
+    path: str
+    revision: str | None
+    runs_code: bool
+    where: str = field(compare=False)
+    revision_where: str = field(compare=False)
+
+    def describe(self) -> str:
+        """Its hub id and revision."""
+        return f"model {self.path}{at(self.revision)}"
+
+    def fetch(self) -> Fetched:
+        """Have config, weights and small files in the hub's cache; weights are not loaded."""
+        import huggingface_hub
+
+        sizes, commit = _look(self.path, self.revision, self.where, self.revision_where)
+        if "config.json" not in sizes:
+            raise UserError(f"{self.where}: {self.path!r}{at(self.revision)} has no config.json")
+        names = {n for n in sizes if "/" not in n and n.endswith(SMALL_SUFFIXES)}
+
+        def read(name: str) -> Any:
+            file = huggingface_hub.hf_hub_download(self.path, name, revision=commit)
+            return json.loads(Path(file).read_text(encoding="utf-8"))
+
+        config = read("config.json")
+        given = config.get("transformers_weights")
+        weights = [n for n in (given, WEIGHTS, WEIGHTS_INDEX) if n is not None and n in sizes][:1]
+        if not weights or ".safetensors" not in weights[0]:
+            raise UserError(
+                f"{self.where}: {self.path!r}{at(self.revision)} has no safetensors, and weights "
+                f"in other formats are not read (they can run code); convert them with "
+                f"model.save_pretrained"
+            )
+        if weights[0].endswith(".index.json"):
+            weights += sorted(set(read(weights[0])["weight_map"].values()))
+        if missing := [name for name in weights if name not in sizes]:
+            raise UserError(f"{self.where}: {self.path!r}{at(self.revision)} lacks {missing[0]}")
+        names.update(weights)
+        if self.runs_code:
+            names.update(name for name in sizes if name.endswith(".py"))
+            self._fetch_code_of_others(config)
+        return _download(self.path, self.revision, commit, names, sizes, self.where)
+
+    def _fetch_code_of_others(self, config: dict[str, Any]) -> None:
+        """A config names classes as `module.Class`, of another repository as `id--module.Class`."""
+        named = [
+            v
+            for value in config.get("auto_map", {}).values()
+            for v in (value if isinstance(value, list) else [value])
+        ]
+        for path in sorted({name.split("--")[0] for name in named if name and "--" in name}):
+            sizes, commit = _look(path, None, self.where, self.where)
+            code = {name for name in sizes if name.endswith(".py")}
+            _download(path, None, commit, code, sizes, self.where)
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer of the hub, loaded once to see that it can be used."""
+
+    given: PretrainedTokenizer
+    where: str = field(compare=False)
+
+    def describe(self) -> str:
+        """Its hub id and revision."""
+        return f"tokenizer {self.given.path}{at(self.given.revision)}"
+
+    def fetch(self) -> Fetched:
+        """Have its files in the hub's cache."""
+        from nullsae.corpus.tokenizer import load_tokenizer
+
+        path, revision, key = self.given.path, self.given.revision, f"{self.where}.path"
+        sizes, commit = _look(path, revision, key, f"{self.where}.revision")
+        names = {name for name in sizes if "/" not in name and name.endswith(SMALL_SUFFIXES)}
+        fetched = _download(path, revision, commit, names, sizes, key)
+        load_tokenizer(self.given, where=self.where)
+        return fetched
+
+
+@dataclass(frozen=True)
+class PretrainedSae:
+    """An SAE of the hub, read once to see that it can be."""
+
+    pretrained: str
+    site: str
+    where: str = field(compare=False)
+
+    def describe(self) -> str:
+        """Its hub id and the folder within."""
+        path, inside = pretrained_sae_path(self.pretrained, self.site)
+        return f"SAE {path}{'::' if inside else ''}{inside}"
+
+    def fetch(self) -> Fetched:
+        """Have its files in the hub's cache."""
+        from nullsae.sae.formats import WEIGHTS as SAE_WEIGHTS
+        from nullsae.sae.interchange import read_pretrained
+
+        path, inside = pretrained_sae_path(self.pretrained, self.site)
+        sizes, commit = _look(path, None, self.where, self.where)
+        prefix = f"{inside}/" if inside else ""
+        names = {f"{prefix}{name}" for name in ("cfg.json", *SAE_WEIGHTS.values())} & sizes.keys()
+        if not names:
+            raise UserError(f"{self.where}: {path!r} on the hub holds no SAE in {inside!r}")
+        fetched = _download(path, None, commit, names, sizes, self.where)
+        read_pretrained(self.pretrained, self.site, where=self.where)
+        return fetched
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the hub that is downloaded whole."""
+
+    source: HubSource
+    where: str = field(compare=False)
+
+    def describe(self) -> str:
+        """Its hub id and revision."""
+        return f"data set {self.source.path}{at(self.source.revision)}"
+
+    def fetch(self) -> Fetched:
+        """Have it in the cache of the library `datasets`, by reading its first document."""
+        import datasets
+        from datasets.naming import camelcase_to_snakecase
+        from huggingface_hub import constants
+
+        from nullsae.corpus.sources import documents
+
+        next(documents(self.source, where=self.where), None)
+        *owner, name = self.source.path.split("/")
+        folder = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
+        folder /= "___".join([*owner, camelcase_to_snakecase(name)])
+        # Offline the library asks for no revision: it takes the newest that it finds.
+        made = list(folder.glob(f"{escape(self.source.name or '') or '*'}/*/*/"))
+        if len(made) > 1:
+            raise UserError(
+                f"{self.where}: {folder} holds {len(made)} versions of the data set "
+                f"{self.source.path!r}, of which the newest is read without network, whatever the "
+                f"config says; delete the folder, or give another one with --into"
+            )
+        hub = Path(constants.HF_HUB_CACHE)
+        downloaded = hub / f"datasets--{self.source.path.replace('/', '--')}"
+        return Fetched(_folder_bytes(downloaded) + _folder_bytes(folder), folder)
+
+
+def _look(
+    path: str, revision: str | None, where: str, revision_where: str
+) -> tuple[dict[str, int], str]:
+    """Bytes of each file of a model's repository, by name, and the commit that `revision` is."""
+    import huggingface_hub
+
+    from nullsae.corpus.hub import check_repository
+
+    places = {"where": where, "revision_where": revision_where}
+    check_repository(path, kind="model", revision=revision, **places)
+    info = huggingface_hub.HfApi().model_info(path, revision=revision, files_metadata=True)
+    return {file.rfilename: file.size or 0 for file in info.siblings or ()}, str(info.sha)
+
+
+def _download(
+    path: str,
+    revision: str | None,
+    commit: str,
+    names: set[str],
+    sizes: dict[str, int],
+    where: str,
+) -> Fetched:
+    """Have these files of a model in the hub's cache, or refuse before the disk is full."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def cached(name: str) -> bool:
+        found = huggingface_hub.try_to_load_from_cache(path, name, revision=commit)
+        return isinstance(found, str)
+
+    missing = {name for name in names if not cached(name)}
+    cache = Path(constants.HF_HUB_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(sizes[name] for name in missing), shutil.disk_usage(cache).free
+    if needed > free:
+        raise UserError(
+            f"{where}: {path!r}{at(revision)} needs {needed / 1e9:,.1f} GB more, and {cache} has "
+            f"{free / 1e9:,.1f} GB free; free some, or give another folder with --into"
+        )
+    patterns = [escape(name) for name in sorted(names)]
+    folder = huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=patterns)
+    n_bytes = sum((Path(folder) / name).stat().st_size for name in names)
+    return Fetched(n_bytes, Path(folder), not missing)
+
+
+def at(revision: str | None) -> str:
+    """` at REVISION`, or nothing for the default branch."""
+    return f" at {revision}" if revision else ""
+
+
+def _folder_bytes(folder: Path) -> int:
+    # Snapshots are links to blobs, which would count twice.
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    return sum(file.stat().st_size for file in files)

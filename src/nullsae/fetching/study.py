@@ -1,0 +1,234 @@
+"""What a study reads from hubs, fetched thing by thing; what to do with it elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nullsae.arguments import read_merged_config
+from nullsae.config import Config
+from nullsae.errors import UserError, first_line
+from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, TokenizerFiles
+from nullsae.fetching.streams import Stream
+from nullsae.files import content_key, write_text
+from nullsae.inputs import HubSource, PretrainedSource, PretrainedTokenizer, is_local
+from nullsae.judges import AskingScorer, Endpoint, IntruderScorer, LikelihoodScorer, OpenAIExplainer
+from nullsae.params import pretrained_sae_path
+
+# What else may say where the libraries of the hub keep things; HF_HOME alone should.
+OTHER_HOMES = (
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_DATASETS_DOWNLOADED_DATASETS_PATH",
+    "HF_MODULES_CACHE",
+    "HF_ASSETS_CACHE",
+    "HF_XET_CACHE",
+)
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def fetch_study(
+    root: Path, overlays: list[Path], *, into: Path | None, models: Iterable[str] = ()
+) -> None:
+    """Download what a study reads from hubs, and print what was fetched and what to export.
+
+    Nothing of the hub's libraries may be imported before this: they read `HF_HOME` once.
+
+    Args:
+        root: the folder that holds `config.yaml`.
+        overlays: further config files, merged in their order.
+        into: folder to take as `HF_HOME`; by default what it is anyway.
+        models: further models, `ID` or `ID@REVISION`: those that jobs' own servers read.
+
+    Raises:
+        UserError: a mistake in the config, offline mode, or something that could not be fetched;
+            each such thing has a line of its own before, and the others are fetched.
+    """
+    for name in OFFLINE:
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise UserError(f"{name} is set; unset it here, and set it where there is no network")
+    if into is not None:
+        into = into.expanduser()
+        _move_home(into)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    config = read_merged_config([root / "config.yaml", *overlays])
+
+    from huggingface_hub import constants
+
+    home = into if into is not None else Path(constants.HF_HOME)
+    named, remarks = wanted(config, home / "nullsae")
+    for given in models:
+        path, _, revision = given.partition("@")
+        named.append(Model(path, revision or None, False, "--model", "--model"))
+    items = list(dict.fromkeys(named))
+    for remark in remarks:
+        print(f"{'no fetch':<10}{remark}", flush=True)
+    failed = sum(not _fetch_one(item) for item in items)
+    streams = [item for item in named if isinstance(item, Stream) and item.file.is_file()]
+    if not items:
+        print("This study reads nothing from hubs.")
+    elif failed < len(items):
+        _print_use(streams, home)
+    if failed:
+        raise UserError(
+            f"{failed} of {len(items)} could not be fetched, see above; what was fetched stays, "
+            f"and the same command goes on from here"
+        )
+
+
+def _move_home(into: Path) -> None:
+    """Have the hub's libraries keep everything in a folder, and find the user's login as before."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    before = Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+    os.environ.setdefault("HF_TOKEN_PATH", str(before / "token"))
+    for name in OTHER_HOMES:
+        os.environ.pop(name, None)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--into: {str(into)!r} is no folder: {error.strerror}") from None
+    os.environ["HF_HOME"] = str(into.resolve())
+
+
+def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
+    """What a study reads from hubs, and a line for each thing that is not to be fetched.
+
+    Args:
+        config: the merged config, with resolved sites.
+        home: where documents of streams are kept.
+    """
+    items: list[Item] = []
+    remarks: list[str] = []
+
+    def model(source: Any, where: str, *, step0: bool = False) -> None:
+        if not isinstance(source, PretrainedSource) or is_local(source.path):
+            remarks.append(f"{where}: {_local_kind(source)}")
+            return
+        key, code = f"config: {where}", source.trust_remote_code
+        places = f"{key}.path", f"{key}.revision"
+        items.append(Model(source.path, source.revision, code, *places))
+        if step0:
+            places = f"{key}.path", f"{key}.step0_revision"
+            items.append(Model(source.path, source.step0_revision, code, *places))
+
+    for name, corpus in config.corpora.items():
+        where, source, tokenizer = f"corpora.{name}", corpus.source, corpus.tokenizer
+        key = f"config: {where}.source"
+        if not isinstance(source, HubSource) or is_local(source.path):
+            remarks.append(f"{where}.source: {_local_kind(source)}")
+        elif source.streaming:
+            items.append(Stream(corpus, source, home, name, key))
+        else:
+            items.append(DataSet(source, key))
+        if isinstance(tokenizer, PretrainedTokenizer) and not is_local(tokenizer.path):
+            items.append(TokenizerFiles(tokenizer, f"config: {where}.tokenizer"))
+        else:
+            remarks.append(f"{where}.tokenizer: {_local_kind(tokenizer)}")
+    for name, subject in config.subjects.items():
+        model(subject.source, f"subjects.{name}.source", step0="step0" in config.variants)
+    for name, sae in config.saes.items():
+        if sae.pretrained is None:
+            continue
+        for site in dict.fromkeys(s for subject in config.subjects.values() for s in subject.sites):
+            if is_local(pretrained_sae_path(sae.pretrained, site)[0]):
+                remarks.append(f"saes.{name}.pretrained: local, for {site}")
+            else:
+                items.append(PretrainedSae(sae.pretrained, site, f"config: saes.{name}.pretrained"))
+    for name, scorer in config.scorers.items():
+        if isinstance(scorer, LikelihoodScorer):
+            where = f"scorers.{name}.model"
+            model(scorer.model, where)
+            if isinstance(scorer.model, PretrainedSource) and not is_local(scorer.model.path):
+                given = PretrainedTokenizer(
+                    kind="pretrained", path=scorer.model.path, revision=scorer.model.revision
+                )
+                items.append(TokenizerFiles(given, f"config: {where}"))
+    remarks += [_endpoint_remark(where, endpoint) for where, endpoint in _endpoints(config)]
+    return items, remarks
+
+
+def _local_kind(section: Any) -> str:
+    """Why there is nothing to fetch."""
+    if section.kind == "train":
+        return "trained here"
+    if section.kind == "builtin":
+        return "comes with a package"
+    if section.kind == "gguf":
+        return f"a local file, {section.path or f'of the package {section.package}'}"
+    return "local files"
+
+
+def _endpoints(config: Config) -> Iterator[tuple[str, Endpoint]]:
+    for name, explainer in config.explainers.items():
+        if isinstance(explainer, OpenAIExplainer):
+            yield f"explainers.{name}", explainer
+    for name, scorer in config.scorers.items():
+        if isinstance(scorer, AskingScorer | IntruderScorer) and scorer.judge is not None:
+            yield f"scorers.{name}.judge", scorer.judge
+
+
+def _endpoint_remark(where: str, endpoint: Endpoint) -> str:
+    if endpoint.server is None:
+        return f"{where}: asks {endpoint.name}, which the machines of the study must reach"
+    command = endpoint.server.command[0]
+    return f"{where}.server: if {command} reads a model of a hub, name that with --model"
+
+
+def _fetch_one(item: Item) -> bool:
+    """Fetch and say so on one line; whether it worked."""
+    import huggingface_hub
+
+    try:
+        fetched = item.fetch()
+    except UserError as error:
+        message = str(error)
+    except Exception as error:  # whatever foreign repositories and HTTP clients raise
+        message = f"{item.where}: {item.describe()} could not be fetched: {_reason(error)}"
+    else:
+        how = "was there" if fetched.was_there else "fetched"
+        size = f"{fetched.n_bytes / 1e6:,.1f} MB"
+        print(f"{how:<10}{item.describe()}: {size} in {fetched.folder}", flush=True)
+        return True
+    # Servers may repeat what they were sent.
+    if token := huggingface_hub.get_token():
+        message = message.replace(token, "(token)")
+    print(f"{'failed':<10}{message}", file=sys.stderr, flush=True)
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in the first place: the last to raise says only that it failed."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while True:
+        if isinstance(error, HfHubHTTPError):
+            said = error.server_message or first_line(error)
+            return f"HTTP {error.response.status_code}, {said}"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return "the disk is full"
+        if error.__cause__ is None:
+            return first_line(error)
+        error = error.__cause__
+
+
+def _print_use(streams: list[Stream], home: Path) -> None:
+    """What to export, and the overlay, written here, that replaces streams by what was saved."""
+    variables = {name: os.environ[name] for name in OTHER_HOMES if name in os.environ}
+    variables = {"HF_HOME": str(home.resolve()), **variables}
+    print("Where there is no network:")
+    for name, value in {**variables, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}.items():
+        print(f"  export {name}={value}")
+    if streams:
+        corpora = {stream.name: {"source": stream.overlay()} for stream in streams}
+        text = yaml.safe_dump({"corpora": corpora}, sort_keys=False)
+        file = home / "nullsae" / f"offline-{content_key(corpora)}.yaml"
+        write_text(file, f"# Streamed data sets, read from what `nullsae fetch` saved.\n{text}")
+        print(f"and, for streamed data sets, after your other files behind --configfile:\n  {file}")

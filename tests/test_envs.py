@@ -1,0 +1,235 @@
+"""The environments for conda and containers: what they pin, and what they hold."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import nullsae
+
+REPOSITORY = Path(__file__).parents[1]
+ENVS = REPOSITORY / "envs"
+PACKAGE = Path(nullsae.__file__).parent
+# What each environment holds beside requirements.lock.
+ADDED = {
+    "nullsae": (),
+    "nullsae-cpu": (),
+    "nullsae-gpu": ("envs/requirements-gpu.txt",),
+    "nullsae-slurm": ("envs/requirements-gpu.txt", "requirements-slurm.txt"),
+}
+
+
+def pins_of(lines: list[str]) -> dict[str, str]:
+    """Version by canonical name; each line is a pin, and no name comes twice."""
+    requirements = [Requirement(line) for line in lines]
+    found = {}
+    for requirement in requirements:
+        [specifier] = requirement.specifier
+        assert specifier.operator == "=="
+        found[str(canonicalize_name(requirement.name))] = specifier.version
+    assert len(found) == len(lines)
+    return found
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()
+    return pins_of([line for line in lines if not line.startswith("#")])
+
+
+def conda_pip(name: str) -> list[str]:
+    """The requirements that a conda environment gives to pip."""
+    described = yaml.safe_load((ENVS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert described["name"] == name
+    assert described["channels"] == ["conda-forge", "nodefaults"]
+    *conda, last = described["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    assert list(last) == ["pip"]
+    return list(last["pip"])
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_conda_environment_has_other_versions_than_the_lock(name: str) -> None:
+    expected = pins("requirements.lock")
+    for file in ADDED[name]:
+        assert not expected.keys() & pins(file).keys()
+        expected |= pins(file)
+    listed = conda_pip(name)
+    if name == "nullsae-cpu":
+        assert listed.pop(0) == "--extra-index-url https://download.pytorch.org/whl/cpu"
+        expected["torch"] += "+cpu"
+    assert pins_of(listed) == expected
+
+
+def test_there_is_an_environment_that_nobody_compares() -> None:
+    assert {file.stem for file in ENVS.glob("*.yaml")} == ADDED.keys()
+
+
+def test_the_script_that_writes_the_environments_writes_others(tmp_path: Path) -> None:
+    for name in ("requirements.lock", "requirements-slurm.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    (tmp_path / "envs").mkdir()
+    for name in ("requirements-gpu.txt", "write_envs.py"):
+        shutil.copy(ENVS / name, tmp_path / "envs")
+    subprocess.run([sys.executable, tmp_path / "envs/write_envs.py"], check=True)
+    for name in ADDED:
+        written = (tmp_path / f"envs/{name}.yaml").read_text(encoding="utf-8")
+        assert (ENVS / f"{name}.yaml").read_text(encoding="utf-8") == written
+
+
+def test_the_lock_holds_versions_that_the_package_does_not_allow() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    given = pins("requirements.lock") | pins("requirements-slurm.txt")
+    needed = [*project["dependencies"], *project["optional-dependencies"]["slurm"]]
+    for requirement in map(Requirement, needed):
+        assert given[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """Instructions with their arguments, continued lines joined."""
+    text = (ENVS / "Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [
+        (word, rest.strip())
+        for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)
+    ]
+
+
+def dockerfile_copies() -> dict[str, str]:
+    """What the image gets, by its place below /opt/nullsae."""
+    copied, folder = {}, ""
+    for word, rest in dockerfile():
+        if word == "WORKDIR":
+            folder = rest
+        if word != "COPY":
+            continue
+        assert folder == "/opt/nullsae"
+        *sources, target = shlex.split(rest)
+        for source in sources:
+            copied[f"{target}{source}" if target.endswith("/") else target] = source
+    return {place.removeprefix("./"): source for place, source in copied.items()}
+
+
+def sections() -> dict[str, list[str]]:
+    """Lines of the Apptainer definition by section, comments left out; the header is ''."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for line in (ENVS / "nullsae.def").read_text(encoding="utf-8").splitlines():
+        if line.startswith("%"):
+            name = line
+            found[name] = []
+        elif line.strip() and not line.lstrip().startswith("#"):
+            found[name].append(line.strip())
+    return found
+
+
+def installs(commands: str) -> list[list[str]]:
+    """Arguments of each `pip install` in shell commands."""
+    words = shlex.split(commands.replace("\\\n", " ").replace("&&", " ; ").replace("\n", " ; "))
+    found: list[list[str]] = []
+    for index, word in enumerate(words):
+        if word == "install" and words[index - 1] == "pip":
+            end = words.index(";", index) if ";" in words[index:] else len(words)
+            found.append(words[index + 1 : end])
+    return found
+
+
+def test_the_two_containers_differ_in_what_they_hold() -> None:
+    copied = dict(reversed(line.split()) for line in sections()["%files"])
+    assert {
+        place.removeprefix("/opt/nullsae/"): source for place, source in copied.items()
+    } == dockerfile_copies()
+    [base] = [rest for word, rest in dockerfile() if word == "FROM"]
+    assert sections()[""] == ["Bootstrap: docker", f"From: {base}"]
+    [python] = re.findall(r"python:(\d+\.\d+)-", base)
+    assert f"python={python}" in (ENVS / "nullsae.yaml").read_text(encoding="utf-8")
+
+
+def test_a_container_installs_what_the_lock_does_not_pin() -> None:
+    by_docker = installs("\n".join(rest for word, rest in dockerfile() if word == "RUN"))
+    by_apptainer = installs("\n".join(sections()["%post"]).replace("\\\n", " "))
+    quiet = {"--no-cache-dir", "--disable-pip-version-check"}
+    code = ["--no-deps", "--no-build-isolation", "."]
+    arguments = [rest for word, rest in dockerfile() if word == "ARG"]
+    assert arguments == ["GPU_REQUIREMENTS=envs/requirements-gpu.txt", "PIP_EXTRA_INDEX_URL"]
+    assert "gpu_requirements=envs/requirements-gpu.txt" in sections()["%arguments"]
+    locked = ["-r", "requirements.lock", "-r"]
+    assert [[w for w in words if w not in quiet] for words in by_docker] == [
+        [*locked, "$GPU_REQUIREMENTS"],
+        code,
+    ]
+    assert [[w for w in words if w not in quiet] for words in by_apptainer] == [
+        ["--extra-index-url", "{{", "index", "}}", *locked, "{{", "gpu_requirements", "}}"],
+        code,
+    ]
+
+
+def test_a_container_runs_as_root_or_looks_for_a_hub() -> None:
+    last = dict(dockerfile())
+    assert last["USER"].split(":")[0].isdigit()
+    assert last["USER"].split(":")[0] != "0"
+    assert {"HF_HUB_OFFLINE=1", "HF_DATASETS_OFFLINE=1"} <= set(last["ENV"].split())
+    assert last["ENTRYPOINT"] == '["snakemake", "--snakefile", "/opt/nullsae/Snakefile"]'
+    assert sections()["%runscript"] == ['exec snakemake --snakefile /opt/nullsae/Snakefile "$@"']
+    assert "HF_HUB_OFFLINE" in "".join(sections()["%environment"])
+
+
+def test_a_container_lacks_files_that_the_workflow_reads(tmp_path: Path) -> None:
+    """Its files, as they are copied, and a study in another folder: a dry run of that."""
+    image, study = tmp_path / "opt/nullsae", tmp_path / "study"
+    ignored = (ENVS / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    for place, source in dockerfile_copies().items():
+        assert f"!{Path(source).parts[0]}" in ignored
+        target = image / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (REPOSITORY / source).is_dir():
+            shutil.copytree(REPOSITORY / source, target)
+        else:
+            shutil.copy(REPOSITORY / source, target)
+    study.mkdir()
+    shutil.copy(REPOSITORY / "config.yaml", study)
+    quick = image / "config/quick.yaml"
+    command = ["snakemake", "--snakefile", image / "Snakefile", "--configfile", quick, "-n"]
+    bin_folder = Path(sys.executable).parent
+    result = subprocess.run(
+        [bin_folder / command[0], *command[1:]], cwd=study, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "train_sae" in result.stdout + result.stderr
+
+
+def test_the_package_leaves_files_out_when_it_is_not_installed_in_place(tmp_path: Path) -> None:
+    """Containers install it; everybody else runs it from the checkout, and would not notice."""
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=skipped)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--no-index", "-w", tmp_path, tmp_path], check=True)
+    [wheel] = tmp_path.glob("nullsae-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("nullsae/")}
+    source = tmp_path / "src"
+    files = {str(f.relative_to(source)) for f in source.rglob("*") if f.is_file()}
+    assert held == {name for name in files if name.startswith("nullsae/")}
+
+
+def test_snakemake_installs_the_checkout_into_its_environment_from_anywhere(tmp_path: Path) -> None:
+    script = ENVS / "nullsae.post-deploy.sh"
+    assert (ENVS / script.name.replace(".post-deploy.sh", ".yaml")).is_file()
+    result = subprocess.run(["sh", script], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"--sdm conda: start snakemake in the checkout of nullsae, not in {tmp_path}\n"
+    )

@@ -57,6 +57,14 @@ CENTRE = {
     "auprc": (0.86, 0.01),
     "f1": (0.74, -0.03),
     "balanced_accuracy": (0.75, -0.005),
+    "above_gaussian_floor": (0.45, -0.2),
+    "ce_score": (0.9, -0.1),
+    "single_token_share": (0.1, 0.2),
+    "autocorrelation": (0.08, -0.05),
+    "gain_over_lexical": (0.04, -0.02),
+    "discrimination": (0.25, -0.1),
+    "abstract_share": (0.3, -0.1),
+    "entropy_auroc_correlation": (-0.2, -0.3),
 }
 
 
@@ -111,6 +119,7 @@ def write_study(root: Path, config: Config) -> None:
         rows["reconstruction"].append(_reconstruction(cell, rng))
         if config.evaluation.cross_tokens:
             rows["cross_evaluation"] += _cross_evaluation(cell, config)
+        rows["geometry"].append(_geometry(cell))
         if sae.dictionary not in FITTED_DICTIONARIES:
             rows["history"] += _history(cell, rng)
         latents = _latents(cell, rng)
@@ -125,6 +134,8 @@ def write_study(root: Path, config: Config) -> None:
                 rows["explanations"].append(_explanation(cell, explainer, row["latent"]))
                 for scorer in config.scorers:
                     rows["scores"].append(_score(cell, explainer, scorer, row["latent"], rng))
+    _add_floors(rows, config, rng)
+    _add_overlap(rows, config)
     _add_statistics(rows, config, rng)
     for name in COLUMNS:
         _write(root, name, rows[name])
@@ -179,6 +190,48 @@ def _reconstruction(cell: dict[str, Any], rng: np.random.Generator) -> dict[str,
         "kl_zero": 2.8 if has_model else None,
         "ce_score": 0.91 if trained else None,
     }
+
+
+def _geometry(cell: dict[str, Any]) -> dict[str, Any]:
+    return cell | {
+        "n_latents": 1024,
+        "n_zero_rows": 0,
+        "decoder_norm_mean": 1.0,
+        "decoder_norm_sd": 0.0,
+        "encoder_norm_mean": 1.1,
+        "encoder_decoder_cosine_mean": 0.7,
+        "nearest_cosine_mean": 0.5 + 0.05 * LEVEL.get(cell["variant"], 0.0),
+        "nearest_cosine_median": 0.5,
+        "nearest_cosine_p95": 0.8,
+        "random_nearest_cosine_mean": 0.31,
+        "effective_rank": 110.0,
+    }
+
+
+def _add_floors(
+    rows: dict[str, list[dict[str, Any]]], config: Config, rng: np.random.Generator
+) -> None:
+    """What a Gaussian floor has: reconstruction, and no other table that the page reads."""
+    for keys in cells.floor_cells(config):
+        cell = _typed(keys)
+        like = cell | {"variant": "gaussian"}
+        rows["reconstruction"].append(_reconstruction(like, rng) | {"variant": cell["variant"]})
+
+
+def _add_overlap(rows: dict[str, list[dict[str, Any]]], config: Config) -> None:
+    for subject, section in config.subjects.items():
+        for site in section.sites:
+            for sae in config.saes:
+                for variant in config.variants:
+                    if variant == "trained":
+                        continue
+                    a = {"variant_a": variant, "draw_a": 0, "seed_a": 0}
+                    b = {"variant_b": "trained", "draw_b": 0, "seed_b": 0}
+                    found = {"mean_cosine": 0.4, "shared_share": 0.1, "n_matched": 1024}
+                    floor = {"mean_cosine_random": 0.3, "shared_share_random": 0.0}
+                    sizes = {"n_latents_a": 1024, "n_latents_b": 1024, "kind": "variants"}
+                    keys = {"subject": subject, "site": site, "sae": sae}
+                    rows["overlap"].append(keys | a | b | sizes | found | floor)
 
 
 def _level(cell: dict[str, Any]) -> float:
@@ -254,6 +307,13 @@ def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                 "peak_token_share": float(rng.random()),
                 "peak_token": int(rng.integers(300, 1400)),
                 "encoder_decoder_cosine": 0.7,
+                "document_share": 0.4,
+                "peak_document_share": 0.2,
+                "mean_position_tokens": 61.0,
+                "sd_position_tokens": 35.0,
+                "first_position_share": 0.01,
+                "autocorrelation_lag1": 0.1,
+                "autocorrelation": 0.05,
                 "explain_pool_active_windows": 60,
                 "score_pool_active_windows": 140,
                 "passes_filter": sampled,
@@ -275,6 +335,12 @@ def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, 
         "n_sampled": n_pass,
         "n_windows": 4992,
         "n_windows_across_documents": 110,
+        "n_tokens_skipped": 0,
+        "n_firings_skipped": 0,
+        "n_too_rare": len(latents) - n_pass - 2,
+        "n_few_active_windows": 1,
+        "n_few_silent_windows": 1,
+        "n_windows_too_short": 0,
     }
 
 
@@ -354,7 +420,7 @@ def _add_statistics(
 ) -> None:
     for subject, section in config.subjects.items():
         for metric in METRICS:
-            scored = metric.table == "scores"
+            scored = metric.is_scored
             pairs = [(e, s) for e in config.explainers for s in config.scorers]
             for site in section.sites:
                 for sae in cells.sae_names(config):
@@ -362,6 +428,7 @@ def _add_statistics(
                         keys = {"subject": subject, "site": site, "sae": sae, "metric": metric.name}
                         keys |= {"explainer": explainer, "scorer": scorer}
                         _add_metric(rows, config, keys, metric.unit, rng)
+    _add_power(rows)
 
 
 def _add_metric(
@@ -385,7 +452,7 @@ def _add_metric(
     trained = values["trained"]
     for variant, value in values.items():
         summary = {"unit": unit, "n_draws": config.draws, "n_seeds": 1, "n_units": 50}
-        interval = {"value": value, "low": value - width, "high": value + width}
+        interval = {"value": value, "low": value - width, "high": value + width, "reason": None}
         rows["summaries"].append(keys | {"variant": variant} | summary | interval)
         if variant == "trained" or keys["sae"] not in config.saes:
             continue
@@ -422,6 +489,37 @@ def _add_metric(
                 "p_value": shared["p_holm"] / 4,
                 "equivalence_margin": 0.05,
                 "p_equivalence": 0.2,
+                "speaks_of": f"{unit}s of these SAEs only",
+                "standard_error": 0.7 * width,
+                "df": 49.0,
+                "p_permutation": shared["p_holm"] / 4,
+                "detectable_difference": 0.07,
+                **_matched(unit, gap, width),
                 "reason": None,
             }
+        )
+
+
+def _matched(unit: str, gap: float, width: float) -> dict[str, Any]:
+    """The columns about latents of equal firing rates: null for documents."""
+    names = ("trained", "value", "difference", "difference_low", "difference_high", "p_value")
+    if unit != "latent":
+        return {"n_matched": None, "matched_reason": None} | {f"matched_{n}": None for n in names}
+    values = (0.5, 0.5 + gap, 0.9 * gap, 0.9 * gap - 1.6 * width, 0.9 * gap + 1.6 * width, 0.1)
+    found = {f"matched_{name}": value for name, value in zip(names, values, strict=True)}
+    return {"n_matched": 31, "matched_reason": None} | found
+
+
+def _add_power(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Counts of the verdicts that were made up, as `aggregate` would count them."""
+    keys = ("subject", "sae", "explainer", "scorer", "metric")
+    counted: dict[tuple[Any, ...], list[str]] = {}
+    for row in rows["verdicts"]:
+        counted.setdefault(tuple(row[key] for key in keys), []).append(row["verdict"])
+    for values, words in counted.items():
+        rows["discriminating_power"].append(
+            dict(zip(keys, values, strict=True))
+            | {"n_contrasts": len(words), "separates_share": words.count("separates") / len(words)}
+            | {f"n_{word}": words.count(word) for word in VERDICTS}
+            | {"median_superiority": 0.63, "median_standardized_difference": 1.7}
         )

@@ -15,8 +15,10 @@ from nullsae import paths, tables
 from nullsae.config import Config
 from nullsae.errors import UserError
 from nullsae.report.build import build_report
+from nullsae.report.figures import _floors
 from nullsae.report.names import figure_names
 from nullsae.report.render import inline_svg
+from nullsae.report.study import load_study
 from nullsae.schemas.study import SUMMARIES
 
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<svg"}
@@ -188,3 +190,31 @@ def test_a_missing_table_is_named_with_the_command_that_makes_it(
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_does_not_overflow_sideways(page: str, tmp_path: Path, width: int) -> None:
     assert scroll_width(page, width, tmp_path) <= width
+
+
+def test_a_floor_is_drawn_for_another_variant_or_not_at_all(tmp_path: Path) -> None:
+    evaluation = {"gaussian_floors": True}
+    config = default_config(
+        evaluation=evaluation, variants=["trained", "gaussian"], report={"figure_formats": ["svg"]}
+    )
+    write_study(tmp_path, config)
+    study = load_study(config, tmp_path)
+    rows = _floors(study, "small")
+    assert {row["variant"] for row in rows} == {"trained"}  # the other is its floor
+    config = default_config(evaluation=evaluation, report={"figure_formats": ["svg"]})
+    other = tmp_path / "other"
+    write_study(other, config)
+    study = load_study(config, other)
+    rows = _floors(study, "small")
+    assert len(rows) == len(config.variants) * 2
+    table = pq.ParquetFile(other / paths.TABLE.format(table="reconstruction")).read().to_pylist()
+    for row in rows:
+        own = [
+            r["explained_variance"]
+            for r in table
+            if (r["variant"], r["site"]) == (f"gaussian@{row['variant']}", row["panel"])
+        ]
+        assert [row["value"]] == own
+    build_report(config, other)
+    svg = (other / paths.FIGURE.format(figure="small.token_lookup", format="svg")).read_text()
+    assert "Gaussian floor" in svg

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_study import EOS, default_config, train_tokenizer
+from report_study import EOS, EXPLAINERS, default_config, train_tokenizer
 
 from nullsae import tables
 from nullsae.config import Config, VariantName
@@ -100,12 +100,22 @@ def test_the_snakefile_does_not_pay_for_altair_to_learn_the_figure_names() -> No
 
 
 def test_every_metric_has_a_figure_and_every_name_is_given_once() -> None:
-    names = figure_names(default_config())
+    # A language model's explanations, their placebo, lexical and floors: all metrics there are.
+    explainers = {
+        **EXPLAINERS,
+        "gpt": {"kind": "openai", "model": "m"},
+        "gpt_swapped": {"kind": "swapped", "of": "gpt"},
+    }
+    names = figure_names(default_config(explainers=explainers))
     assert len(names) == len(set(names))
     assert {f"small.{metric.name}" for metric in METRICS} < set(names)
     extra = {"cross_entropy", "token_lookup", "training_curves", "entropy_auroc"}
+    extra |= {"geometry", "overlap"}
     assert {f"small.{kind}" for kind in extra} < set(names)
     assert len(names) == len(METRICS) + len(extra)
+    # What no comparison of a study has is no figure of it.
+    fewer = figure_names(default_config(evaluation={"gaussian_floors": False}))
+    assert set(names) - set(fewer) == {"small.gain_over_lexical", "small.above_gaussian_floor"}
     kinds = [kind for group in GROUPS for kind in group.kinds]
     assert len(kinds) == len(set(kinds))
 
@@ -224,16 +234,15 @@ def study_of(config: Config, **loaded: Any) -> Study:
 def test_coverage_adds_counts_over_draws_instead_of_averaging_shares() -> None:
     config = default_config(draws=2)
     cell = {"subject": "small", "site": "resid_post.1", "sae": "topk", "variant": "rerandomized"}
-    counts = [(100, 90, 50, 50), (300, 200, 30, 30)]
-    rows = [
-        cell | dict(zip(("n_latents", "n_alive", "n_pass", "n_sampled"), count, strict=True))
-        for count in counts
-    ]
+    names = ("n_latents", "n_alive", "n_pass", "n_sampled", *sections.REFUSED)
+    counts = [(100, 90, 50, 50, 40, 7, 3), (300, 200, 30, 30, 260, 10, 0)]
+    rows = [cell | dict(zip(names, count, strict=True)) for count in counts]
     (grid,) = sections.coverage(study_of(config, coverage=rows), "small")
     table = dict(grid.rows)
     found = table["resid_post.1"][config.variants.index("rerandomized")]
     assert found is not None
     assert found["pass_share"] == 80 / 400
+    assert [found[name] for name in sections.REFUSED] == [300, 17, 3]
     assert table["resid_post.2"] == [None] * 5
 
 

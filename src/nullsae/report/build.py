@@ -19,6 +19,7 @@ from nullsae.report.names import GROUPS, entropy_pair
 from nullsae.report.render import inline_svg, write_figure
 from nullsae.report.study import Study, load_study
 from nullsae.report.text import TokenText, visible
+from nullsae.statistics.verdicts import RULE
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -67,6 +68,8 @@ def build_report(config: Config, root: Path) -> None:
             many_sites=sections.MAX_SITES_IN_CELL,
             confidence_percent=f"{100 * config.statistics.confidence:g}",
             pair=entropy_pair(config),
+            verdict_rule=RULE,
+            refused=sections.REFUSED,
             dark=style.DARK,
         )
     )
@@ -90,6 +93,7 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "activations": sections.activation_health(study, subject),
         "d_model": next((row["d_model"] for row in reconstruction), None),
         "matrices": sections.verdict_matrices(study, subject),
+        "power": sections.power(study, subject),
         "contrasts": sections.contrasts(study, subject),
         "n_contrasts": len(study.rows("contrasts", subject=subject)),
         "coverage": sections.coverage(study, subject),

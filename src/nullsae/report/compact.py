@@ -44,7 +44,7 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> Drawn:
     """A metric of `summaries`, a panel for each site, explainer and scorer."""
     text, config = METRIC_TEXT[metric.name], study.config
     pairs: list[tuple[str | None, str | None]] = [(None, None)]
-    if metric.table == "scores":
+    if metric.is_scored:
         pairs = list(config.scored_pairs())
     saes = list(config.saes)
     sites = drawn_sites(study, subject, len(study.variants) * len(saes) * len(pairs))
@@ -71,7 +71,7 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> Drawn:
         f"{which_sites(study, subject, sites)}"
     )
     steps = differences("minus trained, in margins")
-    return _figure(study, grid, steps, metric.title, "mean per variant and SAE", caption, sites)
+    return figure(study, grid, steps, metric.title, "mean per variant and SAE", caption, sites)
 
 
 def token_lookup_matrix(study: Study, subject: str) -> Drawn:
@@ -95,7 +95,7 @@ def token_lookup_matrix(study: Study, subject: str) -> Drawn:
     )
     steps = differences("minus token means, in margins")
     subtitle = "explained variance, mean over draws and seeds"
-    return _figure(study, grid, steps, text.title, subtitle, caption, sites, [LOOKUP_COLUMN])
+    return figure(study, grid, steps, text.title, subtitle, caption, sites, [LOOKUP_COLUMN])
 
 
 def cross_entropy_matrix(study: Study, subject: str) -> Drawn:
@@ -121,7 +121,7 @@ def cross_entropy_matrix(study: Study, subject: str) -> Drawn:
     )
     steps = differences(f"minus clean, in {LOSS_STEP_NATS:g} nats")
     subtitle = "nats per token, mean over draws and seeds"
-    return _figure(study, grid, steps, text.title, subtitle, caption, sites, list(LOSS_COLUMNS))
+    return figure(study, grid, steps, text.title, subtitle, caption, sites, list(LOSS_COLUMNS))
 
 
 def without_model(study: Study) -> str:
@@ -182,7 +182,7 @@ def _distance(value: float | None, origin: float | None, unit: float) -> float |
     return (value - origin) / unit
 
 
-def _figure(
+def figure(
     study: Study,
     grid: Grid,
     steps: Steps,
@@ -192,6 +192,7 @@ def _figure(
     sites: list[str],
     first_columns: list[str] | None = None,
 ) -> Drawn:
+    """A matrix of `grid`, with its title and caption, or a figure that says that it is empty."""
     names = [*(first_columns or []), *study.config.saes]
     if all(value is None for value, _ in grid.values()):
         return charts.nothing(title, "No values: see the coverage table"), title, caption

@@ -63,20 +63,20 @@ def strongest(windows: pa.Table, latents: Sequence[int], n: int) -> dict[int, li
     """The `n` active windows of each latent with the largest activations, strongest first.
 
     Args:
-        windows: rows of the table `windows`, of either pool.
+        windows: rows of the table `windows`, of any pool; a window may stand in two of them.
         latents: the latents wanted.
         n: windows per latent; ties go to the window that stands first in the split.
     """
     wanted = windows.filter(
         pc.field("active") & pc.field("latent").isin(pa.array(latents, type=pa.int64()))
     )
-    found: dict[int, list[Row]] = {latent: [] for latent in latents}
+    found: dict[int, dict[int, Row]] = {latent: {} for latent in latents}
     for row in wanted.to_pylist():
-        found[row["latent"]].append(row)
-    for rows in found.values():
-        rows.sort(key=lambda row: (-max(row["activations"]), row["window"]))
-        del rows[n:]
-    return found
+        found[row["latent"]][row["window"]] = row
+    return {
+        latent: sorted(rows.values(), key=lambda row: (-max(row["activations"]), row["window"]))[:n]
+        for latent, rows in found.items()
+    }
 
 
 def shown_saes(study: Study) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any
 import altair as alt
 
 from nullsae.config import NO_EXPLAINER
-from nullsae.report import charts, compact
+from nullsae.floors import GAUSSIAN, floor_name
+from nullsae.report import charts, compact, dictionaries
 from nullsae.report.along import training
 from nullsae.report.captions import CHANCE, METRIC_TEXT
 from nullsae.report.names import entropy_pair, figure_kinds, figure_name
@@ -24,7 +25,7 @@ MAX_POINTS = 6000
 """Latents in a scatter plot; beyond it every m-th is drawn, so that the page stays light."""
 CE = {"clean": "circle", "with SAE": "diamond", "mean": "square", "zero": "triangle-down"}
 CE_COLUMNS = {"clean": "ce_clean", "with SAE": "ce_sae", "mean": "ce_mean", "zero": "ce_zero"}
-LOOKUP = {"SAE": "circle", "token lookup": "diamond"}
+LOOKUP = {"SAE": "circle", "token lookup": "diamond", "Gaussian floor": "triangle-down"}
 MAX_VARIANTS_IN_A_CLOUD = 6
 """With more variants, latents are drawn in a panel for each null."""
 MAX_CURVES = 600
@@ -53,6 +54,8 @@ def _draw(study: Study, subject: str, kind: str) -> Figure:
         "token_lookup": compact.token_lookup_matrix if study.compact else _token_lookup,
         "cross_entropy": compact.cross_entropy_matrix if study.compact else _cross_entropy,
         "cross_evaluation": compact.cross_evaluation,
+        "geometry": dictionaries.geometry,
+        "overlap": dictionaries.overlap,
         "training_curves": _training_curves,
         "training": training,
         "entropy_auroc": _entropy_auroc,
@@ -178,15 +181,41 @@ def _averages(study: Study, subject: str, columns: dict[str, str]) -> list[Row]:
 def _token_lookup(study: Study, subject: str) -> tuple[Any, str, str]:
     text = METRIC_TEXT["token_lookup"]
     columns = {"SAE": "explained_variance", "token lookup": "token_lookup_r2"}
+    rows = _averages(study, subject, columns) + _floors(study, subject)
     chart = charts.ranges(
-        _averages(study, subject, columns),
+        rows,
         study.variants,
-        LOOKUP,
+        {name: LOOKUP[name] for name in LOOKUP if any(row["quantity"] == name for row in rows)},
         columns=_columns(study, subject),
         title=text.title,
         subtitle="explained variance, mean over draws and seeds",
     )
     return chart, text.title, f"{text.definition} {text.reading}"
+
+
+def _floors(study: Study, subject: str) -> list[Row]:
+    """Explained variance of each variant's Gaussian floor, where there are any."""
+    if not study.config.evaluation.gaussian_floors:
+        return []
+    found = []
+    for variant in study.variants:
+        rows = [row for row in study.floors if row["variant"] == floor_name(variant)]
+        if variant == "trained" and GAUSSIAN in study.variants:
+            rows = study.rows("reconstruction", variant=GAUSSIAN)
+        panels: dict[str, list[Row]] = {}
+        for row in sorted(rows, key=_sort_key(study, subject)):
+            if row["subject"] == subject:
+                panels.setdefault(_panel(study, row, row["site"]), []).append(row)
+        found += [
+            {
+                "panel": panel,
+                "variant": variant,
+                "quantity": "Gaussian floor",
+                "value": mean(row["explained_variance"] for row in cells),
+            }
+            for panel, cells in panels.items()
+        ]
+    return found
 
 
 def _cross_entropy(study: Study, subject: str) -> tuple[Any, str, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nullsae.config import Config
+from nullsae.statistics.baselines import study_metrics
 from nullsae.statistics.metrics import METRICS
 
-SCORED = ("auroc", "auprc", "f1", "balanced_accuracy", "entropy_auroc")
-"""Figures that exist only where explanations are scored."""
+SCORED = ("entropy_auroc",)
+"""Figures that exist only where explanations are scored, beside those of metrics."""
 CROSS = ("cross_evaluation",)
 """Figures that exist only where SAEs are evaluated on other variants."""
 ALONG = ("training",)
@@ -25,18 +26,30 @@ class Group:
 
 
 GROUPS: tuple[Group, ...] = (
-    Group("reconstruction", "Reconstruction", ("explained_variance", "cosine", "l1")),
+    Group(
+        "reconstruction",
+        "Reconstruction",
+        ("explained_variance", "above_gaussian_floor", "cosine", "l1"),
+    ),
     Group(
         "tokens",
         "Token identity and entropy",
-        ("token_lookup", "token_entropy_bits", "explain_token_entropy_bits", "peak_token_share"),
+        (
+            *("token_lookup", "token_entropy_bits", "explain_token_entropy_bits"),
+            *("peak_token_share", "single_token_share", "autocorrelation"),
+        ),
     ),
     Group(
         "interpretability",
         "Automated interpretability",
-        ("auroc", "auprc", "f1", "balanced_accuracy", "entropy_auroc"),
+        (
+            *("auroc", "auprc", "f1", "balanced_accuracy"),
+            *("gain_over_lexical", "discrimination"),
+            *("entropy_auroc", "entropy_auroc_correlation", "abstract_share"),
+        ),
     ),
-    Group("fidelity", "Fidelity", ("cross_entropy",)),
+    Group("fidelity", "Fidelity", ("cross_entropy", "ce_score")),
+    Group("dictionaries", "Dictionaries", ("geometry", "overlap")),
     Group("transfer", "Transfer between variants", ("cross_evaluation",)),
     Group("training", "Training of the SAEs", ("training_curves", "training")),
 )
@@ -49,7 +62,8 @@ def metric_group(metric: str) -> str:
 
 def figure_kinds(config: Config) -> list[str]:
     """Kinds of figure that each subject has, in display order."""
-    left_out: tuple[str, ...] = ()
+    there = study_metrics(config, METRICS)
+    left_out = tuple(metric.name for metric in METRICS if metric.name not in there)
     if not config.scored_pairs():
         left_out += SCORED
     if config.evaluation.cross_tokens is None:

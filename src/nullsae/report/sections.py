@@ -20,6 +20,13 @@ MAX_NULLS_SPELLED_OUT = 5
 MAX_CONTRASTS = 6000
 """Contrasts on the page; beyond it, those of the first SAEs only, so that it stays light."""
 MAX_CONTRASTS_WITH_REASONS = 1000
+REFUSED = {
+    "n_too_rare": "too rare",
+    "n_few_active_windows": "few active windows",
+    "n_few_silent_windows": "few silent windows",
+}
+"""Columns of `coverage` that say why latents fail the filter, in words."""
+CONTRAST_LEVELS = ("metric", "sae", "explainer", "scorer", "variant", "site")
 _TITLES = {metric.name: metric.title for metric in METRICS}
 _ORDER = {metric.name: i for i, metric in enumerate(METRICS)}
 
@@ -193,7 +200,33 @@ def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
     return found
 
 
-def _contrast_order(study: Study, subject: str) -> Any:
+def power(study: Study, subject: str) -> list[Row]:
+    """Rows of `discriminating_power`, in display order.
+
+    Each has also `title`, `detail` (the levels that tell it from its neighbours), `verdicts` (pairs
+    of verdict and count) and `expects` (whether a sign is expected of the metric).
+    """
+    rows = study.rows("discriminating_power", subject=subject)
+    order = _contrast_order(study, subject, levels=("metric", "sae", "explainer", "scorer"))
+    found = []
+    for row in sorted(rows, key=order):
+        detail = [f"{row['explainer']}, {row['scorer']}"] if row["explainer"] is not None else []
+        if len(study.config.saes) > 1:
+            detail.append(row["sae"])
+        counts = Counter({name: row[f"n_{name}"] for name in VERDICTS})
+        found.append(
+            {
+                **row,
+                "title": _TITLES[row["metric"]],
+                "detail": " \u00b7 ".join(detail),
+                "verdicts": in_order(counts),
+                "expects": next(m.direction for m in METRICS if m.name == row["metric"]) != 0,
+            }
+        )
+    return found
+
+
+def _contrast_order(study: Study, subject: str, levels: Iterable[str] = CONTRAST_LEVELS) -> Any:
     config = study.config
     orders: list[tuple[str, dict[Any, int]]] = [
         ("metric", _ORDER),
@@ -203,7 +236,7 @@ def _contrast_order(study: Study, subject: str) -> Any:
         ("variant", {name: i for i, name in enumerate(study.variants)}),
         ("site", {name: i for i, name in enumerate(config.subjects[subject].sites)}),
     ]
-    return lambda row: tuple(order.get(row[key], -1) for key, order in orders)
+    return lambda row: tuple(order.get(row[key], -1) for key, order in orders if key in levels)
 
 
 def coverage(study: Study, subject: str) -> list[Grid]:
@@ -218,7 +251,7 @@ def coverage(study: Study, subject: str) -> list[Grid]:
 
     def cell(variant: str, site: str, sae: str) -> Row | None:
         rows = study.rows("coverage", subject=subject, site=site, sae=sae, variant=variant)
-        names = ("n_latents", "n_alive", "n_pass", "n_sampled")
+        names = ("n_latents", "n_alive", "n_pass", "n_sampled", *REFUSED)
         total = {name: sum(row[name] for row in rows) for name in names}
         if not total["n_latents"]:
             return None

@@ -39,9 +39,12 @@ COLUMNS: dict[str, tuple[str, ...] | None] = {
         *("subject", "variant", "draw", "site", "sae", "seed", "explainer", "scorer"),
         *("latent", "auroc"),
     ),
+    "geometry": None,
+    "overlap": None,
     "summaries": None,
     "contrasts": None,
     "verdicts": None,
+    "discriminating_power": None,
 }
 """The tables read and, where some are left out, the columns."""
 
@@ -67,6 +70,8 @@ class Study:
     tables: dict[str, list[Row]]
     along: dict[str, list[Row]] = field(default_factory=dict)
     """Rows of `ALONG_TRAINING` about SAEs as they were along their training."""
+    floors: list[Row] = field(default_factory=list)
+    """Rows of `reconstruction` about Gaussian floors, which are no variants."""
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -116,10 +121,17 @@ def load_study(config: Config, root: Path) -> Study:
     """
     loaded: dict[str, list[Row]] = {}
     along: dict[str, list[Row]] = {}
+    floors: list[Row] = []
     whole = pc.field("sae").isin(pa.array(config.saes, type=pa.string()))
+    # Floors are no variants.
+    of_variants = pc.field("variant").isin(pa.array(config.variants, type=pa.string()))
     for name, columns in COLUMNS.items():
         path = root / paths.TABLE.format(table=name)
         table = tables.read_table(path, tables.SCHEMAS[name], columns=columns)
+        if name == "reconstruction":
+            floors = table.filter(whole & ~of_variants).to_pylist()
+        if "variant" in table.column_names:
+            table = table.filter(of_variants)
         if name in ALONG_TRAINING:
             along[name] = table.filter(~whole).to_pylist()
         if "sae" in table.column_names:
@@ -129,7 +141,7 @@ def load_study(config: Config, root: Path) -> Study:
         if name in ("explanations", "scores"):
             table = table.filter(pc.field("explainer") == (shown_explainer(config) or ""))
         loaded[name] = table.to_pylist()
-    return Study(config=config, root=root, tables=loaded, along=along)
+    return Study(config=config, root=root, tables=loaded, along=along, floors=floors)
 
 
 def thin(names: Sequence[str], n: int) -> list[str]:

@@ -51,8 +51,8 @@ def params(**keys: Any) -> SampleGaussianParams:
         "key": "own",
         "fitted_activations_key": "key",
     }
-    draw, subject = keys.pop("draw", 0), keys.pop("subject", "tiny")
-    model = ModelKeys(subject=subject, variant="gaussian", draw=draw)
+    own = {"subject": "tiny", "variant": "gaussian", "draw": 0}
+    model = ModelKeys(**{name: keys.pop(name, value) for name, value in own.items()})
     return SampleGaussianParams(keys=model, **{**plain, **keys})
 
 
@@ -217,6 +217,9 @@ def test_a_key_that_should_matter_does_not(chain: Chain, tmp_path: Path) -> None
         "draw": {"draw": 1},
         "seed": {"seed": 1},
         "subject": {"subject": "other"},
+        # Floors of two variants, here of the same moments, and `gaussian` itself.
+        "floor": {"variant": "gaussian@trained"},
+        "other floor": {"variant": "gaussian@step0"},
         "split": {"split": "sae_train"},
     }
     found = {}
@@ -233,6 +236,8 @@ def test_a_key_that_should_matter_does_not(chain: Chain, tmp_path: Path) -> None
         white = torch.linalg.inv_ex(torch.linalg.cholesky(torch.cov(x.t())))[0]
         return ((x - x.mean(dim=0)) @ white.t()).flatten()
 
+    floors = torch.stack([noise(found["floor"]), noise(found["other floor"])])
+    assert abs(float(torch.corrcoef(floors)[0, 1])) < 5 / floors.shape[1] ** 0.5
     plain = noise(found.pop("plain"))
     assert float(torch.corrcoef(torch.stack([plain, plain.roll(CONTEXT * D_MODEL)]))[0, 1]) < 0.05
     for name, x in found.items():

@@ -92,7 +92,7 @@ def test_a_shard_is_not_what_others_call_a_safetensors_file(tmp_path: Path, dtyp
     """Against their own writer: the same bytes behind the header, and a header that says so."""
     x, position = randn(1100).to(DTYPES[dtype]), torch.arange(7, 1107)
     order = torch.randperm(1100, generator=torch.Generator().manual_seed(3))
-    writer = SiteWriter(tmp_path / "ours", dtype=dtype, d_model=5)
+    writer = SiteWriter(tmp_path / "ours", dtype=dtype)
     writer.write(0, x, position, order)
     theirs = {"activations": x[order], "position": position[order]}
     save_file(theirs, tmp_path / "theirs.safetensors")
@@ -112,7 +112,7 @@ def test_a_shard_is_not_what_others_call_a_safetensors_file(tmp_path: Path, dtyp
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_activations_that_are_not_finite_are_stored(tmp_path: Path, bad: float) -> None:
-    writer = SiteWriter(tmp_path, dtype="float32", d_model=3)
+    writer = SiteWriter(tmp_path, dtype="float32")
     writer.write(0, torch.ones(4, 3), torch.arange(4))
     x = torch.ones(1300, 3)
     x[2, 1] = x[905, 0] = bad
@@ -130,7 +130,7 @@ def test_activations_that_are_not_finite_are_stored(tmp_path: Path, bad: float) 
 def write_three(folder: Path, *, key: str = "key", only: Collection[int] = (0, 1, 2)) -> SiteWriter:
     """A site of three shards, some of them not written; not finished."""
     kept = finished_shards(folder, key=key)
-    writer = SiteWriter(folder, dtype="bfloat16", d_model=5, key=key, keep=kept)
+    writer = SiteWriter(folder, dtype="bfloat16", key=key, keep=kept)
     for index, n in enumerate((600, 20, 7)):
         if index in only and index not in kept:
             writer.write(index, randn(n).bfloat16(), torch.arange(n))

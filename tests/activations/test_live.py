@@ -106,11 +106,12 @@ def test_a_stream_holds_other_bits_than_a_cache(
     assert torch.equal(one, blocks.block(2, SITES)[SITES[0]])
 
 
+@pytest.mark.parametrize("variant", ["gaussian", "gaussian@noise_embeddings"])
 def test_a_gaussian_stream_is_drawn_otherwise_than_its_cache(
-    chain: Chain, caches: dict[str, tuple[Path, Path]], tmp_path: Path
+    chain: Chain, caches: dict[str, tuple[Path, Path]], tmp_path: Path, variant: str
 ) -> None:
-    fitted = caches["trained"][1]
-    params = stream_params("gaussian")
+    fitted = caches[variant.partition("@")[2] or "trained"][1]
+    params = stream_params(variant)
     assert params.stream is not None
     sample_gaussian(
         SampleGaussianParams(
@@ -130,6 +131,7 @@ def test_a_gaussian_stream_is_drawn_otherwise_than_its_cache(
     sites = readers(tmp_path / "manifest.json")
     blocks = live_blocks(params, sites=sites, tokens=chain.train_tokens, model=None, fitted=fitted)
     same_bits(blocks, CachedBlocks(sites))
+    assert blocks.work([0, 5]) == "2 blocks sampled"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -184,8 +186,13 @@ def test_inputs_that_do_not_fit_the_cached_part_are_streamed(
         options = {**plain, **{k: v for k, v in change.items() if k != "max_tokens"}}
         with pytest.raises(UserError, match=message):
             live_blocks(params, **options)
-    with pytest.raises(UserError, match="give --fitted"):
-        live_blocks(stream_params("gaussian"), **plain)
+    for variant, fitted in (
+        ("gaussian", "trained, draw 0"),
+        ("gaussian@cascade", "cascade, draw 0"),
+    ):
+        message = f"variant {variant} in .* needs the activations of variant {fitted}: give --fitt"
+        with pytest.raises(UserError, match=message):
+            live_blocks(stream_params(variant), **plain)
     other_key = stream_params("gaussian", fitted_activations_key="another")
     with pytest.raises(UserError, match="made from another config"):
         live_blocks(other_key, **{**plain, "fitted": manifest})

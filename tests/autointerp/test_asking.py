@@ -14,82 +14,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from asked_latents import N_WINDOWS, WORDS, asked, judge_of, told
 from autointerp_cells import (
     KEYS,
-    byte_tokenizer,
-    explained,
-    explanation,
     score_params,
-    window,
     write_windows,
 )
 from scripted_server import ScriptedServer
-from tokenizers import Tokenizer
 
-from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.asking import intruder_tasks
 from nullsae.autointerp.examples import examples_of, with_marks
 from nullsae.autointerp.explainers import explain_latents
 from nullsae.autointerp.scorers import score_latents
 from nullsae.errors import UserError
-from nullsae.judges import Endpoint, IntruderScorer, Llm, OpenAIExplainer
+from nullsae.judges import Endpoint, IntruderScorer, OpenAIExplainer
 from nullsae.params import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 from nullsae.validation import parse_section
 
-WORDS = ("apple", "river", "seven")
-WINDOW_TOKENS = 16
-N_WINDOWS = 15
 Rows = list[dict[str, Any]]
-
-
-def text_window(
-    tokenizer: Tokenizer, latent: int, index: int, word: str | None, pool: str
-) -> dict[str, Any]:
-    """A window of letters, with a word at which the latent fires, if any."""
-    generator = np.random.default_rng((latent, index))
-    filler = tokenizer.encode("".join(generator.choice(list("bcdfgh "), 40))).ids
-    ids, values = filler[:WINDOW_TOKENS], [0.0] * WINDOW_TOKENS
-    if word is not None:
-        own = tokenizer.encode(f" {word} ").ids
-        start = int(generator.integers(0, WINDOW_TOKENS - len(own)))
-        ids[start : start + len(own)] = own
-        # Not on the spaces around it.
-        values[start + 1 : start + len(own) - 1] = [2.0] * (len(own) - 2)
-    return window(latent, index, ids, values, pool=pool)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
-
-
-@pytest.fixture(scope="module")
-def rows(tokenizer_file: Path) -> Rows:
-    """Three latents, each with active windows that hold its word, and as many silent ones."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    found = []
-    for latent, word in enumerate(WORDS):
-        for pool in ("explain", "score"):
-            for i in range(2 * N_WINDOWS):
-                index = latent * 1000 + i + 500 * (pool == "score")
-                row = text_window(tokenizer, latent, index, word if i % 2 else None, pool)
-                found.append({**row, "quantile": i % 3 if i % 2 else None})
-    return found
 
 
 @pytest.fixture
 def server() -> Any:
     with ScriptedServer(answers="judge_answers:oracle") as server:
         yield server
-
-
-def judge_of(server: ScriptedServer, **more: Any) -> dict[str, Any]:
-    return {"model": "m", "base_url": server.url, "api_key_env": None, **more}
-
-
-def asked(folder: Path, **settings: Any) -> Asked:
-    return Asked(lambda: Llm(**settings), root=folder, costs=folder / "asked.json")
 
 
 def explain(folder: Path, rows: Rows, tokenizer: Path, server: ScriptedServer) -> Rows:
@@ -134,17 +83,6 @@ def score(
     return (
         read_table(folder / "predictions.parquet", cell_schema("predictions")).to_pylist(),
         read_table(folder / "scores.parquet", cell_schema("scores")).to_pylist(),
-    )
-
-
-def told(words: tuple[str | None, ...] = WORDS) -> pa.Table:
-    """Explanations in words, as a language model leaves them."""
-    empty = {"base_probability": None}
-    return explained(
-        *(
-            {**explanation(i, {}, 0.0), **empty, "explanation": word and f"{word} and nothing else"}
-            for i, word in enumerate(words)
-        )
     )
 
 

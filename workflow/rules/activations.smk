@@ -2,10 +2,48 @@
 ruleorder: sample_gaussian > cache_activations
 
 
+# One of `activations.chunks` jobs that share a capture.
+rule capture_portion:
+    input:
+        model=paths.RECIPE,
+        tokens=corpus_file(paths.CORPUS_MANIFEST),
+    output:
+        paths.ACTIVATIONS_PORTION,
+    log:
+        paths.LOG.format(rule="capture_portion", keys=PORTION_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="capture_portion", keys=PORTION_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        gpu=GPUS,
+        mem_mb=megabytes(8_000),
+        runtime=minutes(240),
+    params:
+        config=job_params("cache_activations"),
+        code=stages.code_hash("cache_activations"),
+        folder=paths.ACTIVATIONS,
+    message:
+        "Subject {wildcards.subject}, {wildcards.variant}: capture {wildcards.split},"
+        " portion {wildcards.portion} of {wildcards.portions}"
+    shell:
+        "nullsae cache_activations --params {params.config:q} --split {wildcards.split}"
+        " --model {input.model} --tokens {input.tokens} --output {params.folder}"
+        " --portion {wildcards.portion}/{wildcards.portions} > {log} 2>&1"
+
+
 rule cache_activations:
     input:
         model=paths.RECIPE,
         tokens=corpus_file(paths.CORPUS_MANIFEST),
+        # Without any, this job captures; after them, it only writes what joins their shards.
+        portions=[
+            paths.ACTIVATIONS_PORTION.replace("{portion}", str(index)).replace(
+                "{portions}", str(N_PORTIONS)
+            )
+            for index in range(N_PORTIONS if N_PORTIONS > 1 else 0)
+        ],
     output:
         paths.ACTIVATIONS_MANIFEST,
     log:
@@ -16,7 +54,7 @@ rule cache_activations:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
+        gpu=GPUS if N_PORTIONS == 1 else 0,
         mem_mb=megabytes(8_000),
         runtime=minutes(240),
     params:
@@ -32,9 +70,7 @@ rule cache_activations:
 
 rule sample_gaussian:
     input:
-        fitted=paths.ACTIVATIONS_MANIFEST.format(
-            subject="{subject}", variant="trained", draw=0, split="sae_train"
-        ),
+        fitted=fitted_activations,
         tokens=corpus_file(paths.CORPUS_MANIFEST),
     output:
         paths.ACTIVATIONS_MANIFEST,
@@ -43,7 +79,7 @@ rule sample_gaussian:
     benchmark:
         paths.BENCHMARK.format(rule="sample_gaussian", keys=paths.SPLIT_KEYS)
     wildcard_constraints:
-        variant="gaussian",
+        variant="gaussian(?:@[^/]+)?",
     conda:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads

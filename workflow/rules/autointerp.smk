@@ -1,8 +1,43 @@
+# Some of the latents of an SAE, where `autointerp.latents_per_job` shares them out.
+rule explain_shard:
+    input:
+        windows=paths.WINDOWS,
+        tokenizer=corpus_file(paths.TOKENIZER_FILE),
+    output:
+        paths.EXPLANATIONS_SHARD + "/explanations.parquet",
+    log:
+        paths.LOG.format(rule="explain_shard", keys=EXPLAINER_SHARD_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="explain_shard", keys=EXPLAINER_SHARD_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        llm=1,
+        mem_mb=megabytes(1_000),
+        runtime=minutes(120),
+    params:
+        config=job_params("explain_latents"),
+        code=stages.code_hash("explain_latents"),
+        ranks=ranks_of_shard,
+        run_config=paths.RUN_CONFIG,
+        costs=paths.ASKED.format(rule="explain_shard", keys=EXPLAINER_SHARD_KEYS),
+    message:
+        "Explain by {wildcards.explainer}, latents {params.ranks}: {wildcards.variant},"
+        " {wildcards.site}"
+    shell:
+        "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
+        " --tokenizer {input.tokenizer} --ranks {params.ranks} --output {output}"
+        " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"
+
+
 rule explain_latents:
     input:
         windows=paths.WINDOWS,
         tokenizer=corpus_file(paths.TOKENIZER_FILE),
         base=base_explanations,
+        shards=explained_shards,
     output:
         paths.EXPLANATIONS,
     log:
@@ -21,13 +56,14 @@ rule explain_latents:
         config=job_params("explain_latents"),
         code=stages.code_hash("explain_latents"),
         base=lambda wildcards, input: option("base", input.base),
+        shards=lambda wildcards, input: shard_options(input.shards),
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS),
     message:
         "Explain by {wildcards.explainer}: {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
-        " --tokenizer {input.tokenizer} {params.base} --output {output}"
+        " --tokenizer {input.tokenizer} {params.base} {params.shards} --output {output}"
         " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"
 
 
@@ -54,12 +90,53 @@ rule prepare_judge:
         "nullsae prepare_judge --params {params.config:q} --output {output} > {log} 2>&1"
 
 
+rule score_shard:
+    input:
+        windows=paths.WINDOWS,
+        tokenizer=corpus_file(paths.TOKENIZER_FILE),
+        explanations=judged_explanations,
+        judge=judge_in_process,
+    output:
+        predictions=paths.SCORES_SHARD + "/predictions.parquet",
+        scores=paths.SCORES_SHARD + "/scores.parquet",
+    log:
+        paths.LOG.format(rule="score_shard", keys=SCORER_SHARD_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="score_shard", keys=SCORER_SHARD_KEYS)
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: judging_threads
+    resources:
+        gpu=judging_gpus,
+        llm=asks_a_model("score_latents"),
+        mem_mb=judging_megabytes,
+        runtime=minutes(240),
+    params:
+        config=job_params("score_latents"),
+        code=stages.code_hash("score_latents"),
+        explanations=lambda wildcards, input: option("explanations", input.explanations),
+        judge=lambda wildcards, input: option("judge", input.judge),
+        ranks=ranks_of_shard,
+        run_config=paths.RUN_CONFIG,
+        costs=paths.ASKED.format(rule="score_shard", keys=SCORER_SHARD_KEYS),
+    message:
+        "Score {wildcards.explainer} by {wildcards.scorer}, latents {params.ranks}:"
+        " {wildcards.variant}, {wildcards.site}"
+    shell:
+        "nullsae score_latents --params {params.config:q} --windows {input.windows}"
+        " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
+        " --ranks {params.ranks}"
+        " --predictions {output.predictions} --scores {output.scores}"
+        " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"
+
+
 rule score_latents:
     input:
         windows=paths.WINDOWS,
         tokenizer=corpus_file(paths.TOKENIZER_FILE),
         explanations=judged_explanations,
         judge=judge_in_process,
+        shards=scored_shards,
     output:
         predictions=paths.PREDICTIONS,
         scores=paths.SCORES,
@@ -80,6 +157,7 @@ rule score_latents:
         code=stages.code_hash("score_latents"),
         explanations=lambda wildcards, input: option("explanations", input.explanations),
         judge=lambda wildcards, input: option("judge", input.judge),
+        shards=lambda wildcards, input: shard_options(input.shards),
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="score_latents", keys=paths.SCORER_KEYS),
     message:
@@ -87,5 +165,6 @@ rule score_latents:
     shell:
         "nullsae score_latents --params {params.config:q} --windows {input.windows}"
         " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
+        " {params.shards}"
         " --predictions {output.predictions} --scores {output.scores}"
         " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"

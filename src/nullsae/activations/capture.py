@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +34,35 @@ from nullsae.validation import check_sites
 N_CHUNKS = 2
 
 
+@dataclass(frozen=True)
+class Portion:
+    """The shards that one of several jobs captures, of the same split."""
+
+    index: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> Portion:
+        """From `2/8`, the third of eight.
+
+        Raises:
+            UserError: anything else.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or not int(found[1]) < int(found[2]):
+            raise UserError(f"--portion: {text!r} is not one of 0/N to N-1/N, such as 0/4")
+        return cls(int(found[1]), int(found[2]))
+
+    @property
+    def manifest(self) -> str:
+        """Name of the file that says that the portion is done."""
+        return f"portion-{self.index}-of-{self.n}.json"
+
+    def among(self, n_shards: int) -> range:
+        """Indices of its shards, of `n_shards`; none where there are fewer shards than jobs."""
+        return range(self.index * n_shards // self.n, (self.index + 1) * n_shards // self.n)
+
+
 def cache_activations(
     params: CacheActivationsParams,
     *,
@@ -39,6 +70,7 @@ def cache_activations(
     model: Path,
     tokens: Path,
     output: Path,
+    portion: Portion | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Capture all sites of a split that are not there yet.
@@ -58,10 +90,13 @@ def cache_activations(
         model: `recipe.json` of the variant.
         tokens: manifest of the corpus' split.
         output: the split's folder; its `manifest.json` is written last.
+        portion: capture these shards only, and write no manifest but the portion's own. Jobs of
+            other portions may run at the same time. Shards that they made count like those of a
+            killed run: the job without a portion that follows them has only manifests to write.
         report: called with (tokens done, tokens in all).
 
     Returns:
-        The sites that were captured now.
+        The sites that were not complete before.
 
     Raises:
         UserError: not enough disk, a site beyond the last block, activations not finite, or a
@@ -76,7 +111,10 @@ def cache_activations(
         params = params.model_copy(update={"key": key})
     missing = [s for s, folder in folders.items() if not is_complete(folder, key=params.key)]
     if missing:
-        _capture(params, missing, split, model, tokens, output, report)
+        _capture(params, missing, split, model, tokens, output, portion, report)
+    if portion is not None:
+        write_json(output / portion.manifest, {"key": params.key, "split": split})
+        return missing
     write_split_manifest(output, params.sites, split=split, key=params.key)
     return missing
 
@@ -88,12 +126,10 @@ def _capture(
     model: Path,
     tokens: Path,
     output: Path,
+    portion: Portion | None,
     report: Callable[[int, int], None] | None,
 ) -> None:
     corpus = load_tokens(tokens)
-    subject = load_subject(model, pick_device(params.compute.device))
-    check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
-    check_sites_add_up(subject, sites, where="--params: sites")
     context_tokens = corpus.input_ids.shape[1]
     n_contexts = count_contexts(corpus, params.max_tokens)
     per_chunk = max(1, params.shard_tokens // context_tokens)
@@ -101,41 +137,45 @@ def _capture(
         range(start, min(start + per_chunk, n_contexts))
         for start in range(0, n_contexts, per_chunk)
     ]
+    own = range(len(chunks)) if portion is None else portion.among(len(chunks))
     folders = {site: output / f"site={site}" for site in sites}
-    kept = {site: finished_shards(folder, key=params.key) for site, folder in folders.items()}
+    kept = {s: finished_shards(folder, key=params.key, among=own) for s, folder in folders.items()}
     # Per chunk the sites that lack its shard.
     todo = {
-        index: [s for s in sites if kept[s].get(index) != len(contexts) * context_tokens]
-        for index, contexts in enumerate(chunks)
+        index: [s for s in sites if kept[s].get(index) != len(chunks[index]) * context_tokens]
+        for index in own
     }
     todo = {index: lacking for index, lacking in todo.items() if lacking}
-    keep = {site: [i for i in range(len(chunks)) if site not in todo.get(i, ())] for site in sites}
-
-    itemsize = DTYPES[params.dtype].itemsize
-    row_bytes = {site: subject.width(site) * itemsize + POSITION_BYTES for site in sites}
-    n_bytes = sum(
-        len(chunks[index]) * context_tokens * row_bytes[site]
-        for index, lacking in todo.items()
-        for site in lacking
-    )
-    stale = [file for site in sites for file in left_over(folders[site], keep=keep[site])]
-    check_disk(output, n_bytes, freed=sum(file.stat().st_size for file in stale))
+    keep = {site: [i for i in own if site not in todo.get(i, ())] for site in sites}
+    among = None if portion is None else own
+    if todo:
+        subject = load_subject(model, pick_device(params.compute.device))
+        check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
+        check_sites_add_up(subject, sites, where="--params: sites")
+        row_bytes = DTYPES[params.dtype].itemsize
+        n_bytes = sum(
+            len(chunks[index]) * context_tokens * (subject.width(site) * row_bytes + POSITION_BYTES)
+            for index, lacking in todo.items()
+            for site in lacking
+        )
+        stale = [f for s in sites for f in left_over(folders[s], keep=keep[s], among=among)]
+        check_disk(output, n_bytes, freed=sum(file.stat().st_size for file in stale))
     writers = {
         site: SiteWriter(
-            folders[site],
-            dtype=params.dtype,
-            d_model=subject.width(site),
-            key=params.key,
-            keep=keep[site],
+            folders[site], dtype=params.dtype, key=params.key, keep=keep[site], among=among
         )
         for site in sites
     }
-    n_todo = sum(len(chunks[index]) for index in todo) * context_tokens
-    where = f"{len(sites)} site{'s' * (len(sites) > 1)}"
-    what = f"{output}: {n_todo:,} tokens at {where}, {n_bytes / 1e9:.3f} GB to write"
-    progress = Progress(what, n_contexts * context_tokens, n_todo, subject.device, report)
-    ids = torch.from_numpy(corpus.input_ids)
-    _write_chunks(params, subject, ids, split, chunks, todo, writers, progress)
+    if todo:
+        n_todo = sum(len(chunks[index]) for index in todo) * context_tokens
+        where = f"{len(sites)} site{'s' * (len(sites) > 1)}"
+        what = f"{output}: {n_todo:,} tokens at {where}, {n_bytes / 1e9:.3f} GB to write"
+        total = sum(len(chunks[index]) for index in own) * context_tokens
+        progress = Progress(what, total, n_todo, subject.device, report)
+        ids = torch.from_numpy(corpus.input_ids)
+        _write_chunks(params, subject, ids, split, chunks, todo, writers, progress)
+    if portion is not None:
+        return
     for site, writer in writers.items():
         writer.finish(
             key=params.key,

@@ -1,4 +1,4 @@
-"""Activations without a model: mean and covariance of the trained variant's, and nothing else."""
+"""Activations without a model: mean and covariance of a variant's, and nothing else."""
 
 from __future__ import annotations
 
@@ -47,15 +47,16 @@ def sample_gaussian(
 ) -> list[str]:
     """Sample all sites of a split that are not there yet, in shards as `cache_activations` writes.
 
-    Each token's vector is drawn independently from N(mean, covariance) of the trained variant's
-    `sae_train` activations at that site. A context's samples depend on (seed, subject, draw, site,
-    split, context) alone. A site's manifest holds the gates that its samples passed, their health
-    before rounding to the storage dtype, and what they were fitted to.
+    Each token's vector is drawn independently from N(mean, covariance) of another variant's
+    `sae_train` activations at that site: the trained one's for `gaussian`, V's for `gaussian@V`. A
+    context's samples depend on (seed, subject, variant, draw, site, split, context) alone. A site's
+    manifest holds the gates that its samples passed, their health before rounding to the storage
+    dtype, and what they were fitted to.
 
     Args:
         params: the rule's slice of the config.
         split: `sae_train` (tokens permuted within shards) or `eval` (in order).
-        fitted: manifest of the trained variant's `sae_train` activations.
+        fitted: manifest of the `sae_train` activations to fit to.
         tokens: manifest of the corpus' split: as many tokens are sampled.
         output: the split's folder; its `manifest.json` is written last.
         report: called with (tokens done, tokens in all), sites counted one by one.
@@ -64,7 +65,7 @@ def sample_gaussian(
         The sites that were sampled now.
 
     Raises:
-        UserError: the trained activations are missing, damaged or of another config, not enough
+        UserError: the activations to fit to are missing, damaged or of another config, not enough
             disk, or a gate that fails; names the file, or the site and the gate.
     """
     torch.set_num_threads(params.compute.threads)
@@ -109,7 +110,7 @@ def _sample_site(
     check = SampleCheck(gaussian, int(corpus.manifest["vocab_size"]))
 
     folder = output / f"site={site}"
-    writer = SiteWriter(folder, dtype=params.dtype, d_model=reader.d_model)
+    writer = SiteWriter(folder, dtype=params.dtype)
     context_tokens = corpus.input_ids.shape[1]
     ids = torch.from_numpy(corpus.input_ids).long()
     chunk_contexts = max(1, params.shard_tokens // context_tokens)
@@ -160,7 +161,7 @@ def context_generator(
     seed: int, keys: ModelKeys, site: str, split: str, context: int
 ) -> torch.Generator:
     """What a context's samples are drawn from."""
-    return torch_generator(seed, "gaussian", keys.subject, keys.draw, site, split, context)
+    return torch_generator(seed, keys.variant, keys.subject, keys.draw, site, split, context)
 
 
 def oas_shrinkage(covariance: Tensor, n: int) -> float:

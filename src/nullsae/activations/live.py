@@ -19,6 +19,7 @@ from nullsae.activations.gaussian import Gaussian, context_generator, fit_moment
 from nullsae.activations.store import SiteReader
 from nullsae.corpus.store import load_tokens
 from nullsae.errors import UserError
+from nullsae.floors import fitted_to
 from nullsae.params import ModelKeys, TrainSaeParams
 from nullsae.subjects.loading import DTYPES, load_subject, pick_device
 
@@ -84,7 +85,7 @@ class LiveBlocks:
 
     def work(self, indices: Collection[int]) -> str:
         """What it takes to make these blocks, for messages."""
-        if self.keys.variant == "gaussian":
+        if fitted_to(self.keys.variant, self.keys.draw):
             return f"{len(indices)} blocks sampled"
         passes = sum(-(-len(self._contexts(i)) // self.batch_contexts) for i in indices)
         return f"{len(indices)} blocks computed in {passes} forward passes"
@@ -114,8 +115,8 @@ def live_blocks(
         params: of a job in stream mode.
         sites: the variant's cached part, which was made of the same tokens.
         tokens: manifest of the corpus' `sae_train` split.
-        model: `recipe.json` of the variant; `gaussian` needs none.
-        fitted: manifest of the trained variant's cached `sae_train` activations, for `gaussian`.
+        model: `recipe.json` of the variant; `gaussian` and floors need none.
+        fitted: manifest of the cached `sae_train` activations that these two are fitted to.
 
     Raises:
         UserError: a file is missing, damaged, or of another corpus or config.
@@ -136,11 +137,12 @@ def live_blocks(
     device, dtype = pick_device(params.compute.device), DTYPES[stream.dtype]
     context_tokens = int(corpus.input_ids.shape[1])
     source: Source
-    if params.keys.variant == "gaussian":
+    if fitted_keys := fitted_to(params.keys.variant, params.keys.draw):
         if fitted is None:
+            variant, draw = fitted_keys
             raise UserError(
-                "variant gaussian in stream mode needs the trained variant's activations: give "
-                "--fitted"
+                f"variant {params.keys.variant} in stream mode needs the activations of variant "
+                f"{variant}, draw {draw}: give --fitted"
             )
         key = stream.fitted_activations_key
         readers = {site: SiteReader.open(fitted, site, key=key) for site in sites}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nullsae.errors import UserError
 from nullsae.files import read_json, verify, write_json
 
 SHARD = "shard-{:05d}.safetensors"
+SHARD_FILE = re.compile(r"shard-\d+\.(safetensors|json)")
 RECORD, RECORDS = "shard-{:05d}.json", "shard-*.json"
 # Rows that are permuted, summed, hashed and written while the processor's cache holds them. The
 # sums of a shard are sums over such pieces: another number changes their last bits.
@@ -102,7 +104,9 @@ def header(tensors: dict[str, Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def finished_shards(folder: Path, *, key: str) -> dict[int, int]:
+def finished_shards(
+    folder: Path, *, key: str, among: Container[int] | None = None
+) -> dict[int, int]:
     """Tokens in each whole shard that an earlier run of the same provenance left, by index.
 
     Those are the shards with a record, and those of a manifest whose other shards are damaged or
@@ -111,6 +115,7 @@ def finished_shards(folder: Path, *, key: str) -> dict[int, int]:
     Args:
         folder: of a site.
         key: its provenance; without any, nothing is of the same one.
+        among: indices to look at, where other jobs are at work on the others; else all.
     """
     if not key:
         return {}
@@ -121,7 +126,9 @@ def finished_shards(folder: Path, *, key: str) -> dict[int, int]:
         if record.get("key") != key:
             continue
         file = folder / record["file"]
-        index = int(file.stem.removeprefix("shard-"))
+        index = shard_index(file)
+        if among is not None and index not in among:
+            continue
         try:
             verify(file, record["checksum"], rebuild="")
         except UserError:
@@ -145,11 +152,29 @@ def _read(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def left_over(folder: Path, *, keep: Collection[int]) -> list[Path]:
-    """The files of a site's folder that belong to none of these shards."""
+def shard_index(file: Path) -> int:
+    """The number of a shard, from the name of its file or of its record."""
+    return int(file.stem.removeprefix("shard-"))
+
+
+def left_over(
+    folder: Path, *, keep: Collection[int], among: Container[int] | None = None
+) -> list[Path]:
+    """The files of a site's folder that belong to none of these shards.
+
+    With `among`, the manifest and shards with such an index only: the rest is of other jobs.
+    """
     shards = [folder / SHARD.format(index) for index in keep]
     kept = {file for shard in shards for file in (shard, shard.with_suffix(".json"))}
-    return [file for file in (folder.iterdir() if folder.is_dir() else ()) if file not in kept]
+    found = [file for file in (folder.iterdir() if folder.is_dir() else ()) if file not in kept]
+    if among is None:
+        return found
+    return [
+        file
+        for file in found
+        if file.name == "manifest.json"
+        or (SHARD_FILE.fullmatch(file.name) and shard_index(file) in among)
+    ]
 
 
 def drop_records(folder: Path) -> None:

@@ -7,7 +7,7 @@ its split, and `manifest.json`, written last.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,25 +45,25 @@ class SiteWriter:
         folder: Path,
         *,
         dtype: str,
-        d_model: int,
         key: str = "",
         keep: Collection[int] = (),
+        among: Container[int] | None = None,
     ) -> None:
         """Start, or go on after what `finished_shards` found; all else in the folder is deleted.
 
         Args:
             folder: of the site.
             dtype: storage dtype, by its name in the config.
-            d_model: width of the site.
             key: provenance of the shards.
             keep: shards that are there.
+            among: shards that this job makes, where other jobs make others; else all.
         """
         self.folder = folder
         self.dtype = dtype
-        self.d_model = d_model
         self.key = key
-        for file in left_over(folder, keep=keep):
-            file.unlink()
+        for file in left_over(folder, keep=keep, among=among):
+            # Another job may have deleted a manifest that is no longer true.
+            file.unlink(missing_ok=True)
 
     def write(
         self, index: int, activations: Tensor, position: Tensor, order: Tensor | None = None
@@ -81,7 +81,7 @@ class SiteWriter:
                 cannot be written; no part of the shard stays.
         """
         path = self.folder / SHARD.format(index)
-        sums = Sums(path, self.d_model)
+        sums = Sums(path, activations.shape[1])
         # Of the bytes that are meant: what a disk makes of them is found out by readers.
         digest = xxhash.xxh3_128()
         placed = position if order is None else position[order]
@@ -111,12 +111,13 @@ class SiteWriter:
 
     def finish(self, **provenance: Any) -> None:
         """Write the site's manifest: from now on the shards count as complete."""
-        total = torch.zeros(self.d_model, dtype=torch.float64)
+        total = torch.zeros(0, dtype=torch.float64)
         norm_sum, n_tokens = 0.0, 0
         shards: list[dict[str, Any]] = []
         for index in range(sum(1 for _ in self.folder.glob(RECORDS))):
             record = read_json(self.folder / RECORD.format(index), rebuild="")
-            total += torch.tensor(record["sum"], dtype=torch.float64)
+            added = torch.tensor(record["sum"], dtype=torch.float64)
+            total = total + added if len(total) else added
             norm_sum += record["norm_sum"]
             n_tokens += record["n_tokens"]
             shards.append({name: record[name] for name in ("file", "n_tokens", "checksum")})
@@ -125,7 +126,7 @@ class SiteWriter:
             {
                 **provenance,
                 "dtype": self.dtype,
-                "d_model": self.d_model,
+                "d_model": len(total),
                 "n_tokens": n_tokens,
                 "mean": (total / n_tokens).tolist(),
                 "mean_norm": norm_sum / n_tokens,

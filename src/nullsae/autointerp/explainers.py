@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.lexical import lexical_explanations
+from nullsae.autointerp.shards import Ranks
 from nullsae.errors import UserError
 from nullsae.files import rebuild_command
 from nullsae.judges import LexicalExplainer, OpenAIExplainer
@@ -32,6 +33,7 @@ def explain_latents(
     output: Path,
     base: Path | None,
     asked: Asked | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Write one SAE's explanations, one row per latent, sorted by latent.
 
@@ -42,6 +44,7 @@ def explain_latents(
         output: where the table `explanations` goes.
         base: `swapped` only: the explanations that are exchanged.
         asked: how endpoints are asked, and what is reported of it.
+        ranks: explain these of the sampled latents only; `join_shards` makes one table of all.
 
     Raises:
         UserError: a file is missing or damaged, or an endpoint cannot be used.
@@ -50,6 +53,7 @@ def explain_latents(
     if isinstance(explainer, LexicalExplainer):
         columns = ["latent", "window", "pool", "token_ids", "activations"]
         table = read_table(windows, cell_schema("windows"), columns=columns)
+        table = ranks.take(table) if ranks else table
         rows = lexical_explanations(
             table, load_tokenizer(tokenizer), explainer.top_tokens, explainer.context
         )
@@ -58,8 +62,11 @@ def explain_latents(
         from nullsae.autointerp.written import written_explanations
 
         table = read_table(windows, cell_schema("windows"))
+        table = ranks.take(table) if ranks else table
         rows = written_explanations(table, load_tokenizer(tokenizer), explainer, asked or Asked())
     else:
+        if ranks is not None:
+            raise UserError("--ranks: an explainer of kind swapped exchanges those of all latents")
         if base is None:
             raise UserError(
                 f"{output}: an explainer of kind swapped needs the explanations of "

@@ -17,6 +17,7 @@ from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.classification import classification_scores
 from nullsae.autointerp.examples import Examples, Floats, examples_of, with_marks
 from nullsae.autointerp.explainers import load_tokenizer
+from nullsae.autointerp.shards import Ranks, of_latents
 from nullsae.autointerp.token_judge import judge_by_tokens
 from nullsae.config import Compute
 from nullsae.errors import UserError
@@ -50,6 +51,7 @@ def score_latents(
     tokenizer: Path | None = None,
     judge: Path | None = None,
     asked: Asked | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Judge the scoring windows of each explained latent; write predictions and scores.
 
@@ -62,14 +64,16 @@ def score_latents(
         tokenizer: `tokenizer.json` of the corpus, where a language model reads the windows.
         judge: manifest of the model of a scorer that runs it itself.
         asked: how endpoints are asked, and what is reported of it.
+        ranks: judge these of the sampled latents only; `join_shards` makes one table of all.
 
     Raises:
         UserError: a file is missing or damaged, or an endpoint cannot be used.
     """
     scorer = params.scorer
     table = read_table(windows, cell_schema("windows"))
+    table = ranks.take(table) if ranks else table
     # One SAE without such latents must not stop a study of many; `aggregate` stops where all are.
-    if not table.num_rows:
+    if not table.num_rows and ranks is None:
         log.warning("%s: no latent passes the filter, so no scores", windows)
     if isinstance(scorer, IntruderScorer):
         explained = pa.table({"latent": np.unique(table["latent"].to_numpy())})
@@ -77,7 +81,9 @@ def score_latents(
         if explanations is None:
             raise UserError(f"{scores}: a scorer of kind {scorer.kind} needs --explanations")
         explained = read_table(explanations, cell_schema("explanations")).sort_by("latent")
-        if not explained.num_rows:
+        if ranks is not None:
+            explained = of_latents(explained, np.unique(table["latent"].to_numpy()))
+        if not explained.num_rows and ranks is None:
             log.warning("%s: no explanations, so no scores", explanations)
     examples = examples_of(table, explained["latent"], negatives=scorer.negatives, source=windows)
     is_detection = isinstance(scorer, LikelihoodScorer) and scorer.form == "detection"

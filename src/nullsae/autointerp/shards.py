@@ -1,0 +1,73 @@
+"""Latents of one SAE shared out over several jobs, and their tables joined again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nullsae.errors import UserError
+from nullsae.files import rebuild_command
+from nullsae.tables import cell_schema, read_table, write_table
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A stretch of an SAE's sampled latents, in ascending order."""
+
+    start: int
+    stop: int
+
+    @classmethod
+    def parse(cls, text: str) -> Ranks:
+        """From `20:40`, the 21st to the 40th.
+
+        Raises:
+            UserError: anything else.
+        """
+        found = re.fullmatch(r"(\d+):(\d+)", text)
+        if found is None or not int(found[1]) < int(found[2]):
+            raise UserError(f"--ranks: {text!r} is not FIRST:END of sampled latents, such as 0:25")
+        return cls(int(found[1]), int(found[2]))
+
+    def take(self, table: pa.Table) -> pa.Table:
+        """The rows of these latents, of the table `windows`; none where there are fewer latents."""
+        latents = np.unique(table["latent"].to_numpy())[self.start : self.stop]
+        return of_latents(table, latents)
+
+
+def of_latents(table: pa.Table, latents: np.ndarray) -> pa.Table:
+    """The rows of a table that are about these latents, int64 [n]."""
+    wanted = pa.array(latents, pa.int64())
+    return table.filter(pc.is_in(table["latent"], value_set=wanted))
+
+
+def join_shards(files: Sequence[Path], table: str, output: Path) -> None:
+    """Write one table out of those of several jobs, sorted by latent.
+
+    Args:
+        files: their tables, each sorted as the whole is to be.
+        table: its name, such as `scores`.
+        output: where the whole goes.
+
+    Raises:
+        UserError: a file is missing or damaged, or two hold the same latent.
+    """
+    schema = cell_schema(table)
+    parts = [read_table(file, schema) for file in files]
+    seen: set[int] = set()
+    for file, part in zip(files, parts, strict=True):
+        own = set(part["latent"].to_pylist())
+        if twice := own & seen:
+            raise UserError(
+                f"{file}: latent {min(twice)} is in another shard too; rebuild it with: "
+                f"{rebuild_command(file)}"
+            )
+        seen |= own
+    parts.sort(key=lambda part: part["latent"][0].as_py() if part.num_rows else -1)
+    write_table(output, pa.concat_tables([schema.empty_table(), *parts]), schema)

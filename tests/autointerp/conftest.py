@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from asked_latents import N_WINDOWS, WORDS, Rows, text_window
+from autointerp_cells import byte_tokenizer
+from tokenizers import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer_file: Path) -> Rows:
+    """Three latents, each with active windows that hold its word, and as many silent ones."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    found = []
+    for latent, word in enumerate(WORDS):
+        for pool in ("explain", "score"):
+            for i in range(2 * N_WINDOWS):
+                index = latent * 1000 + i + 500 * (pool == "score")
+                row = text_window(tokenizer, latent, index, word if i % 2 else None, pool)
+                found.append({**row, "quantile": i % 3 if i % 2 else None})
+    return found

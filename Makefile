@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
 ACTIVATE := . .venv/bin/activate &&
 
-.PHONY: run test test-slow test-llm check schema lock clean
+.PHONY: run test test-slow test-llm test-slurm check schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1
@@ -12,7 +12,7 @@ run: .venv/installed
 
 test: .venv/installed-dev .venv-peers/installed
 	$(MAKE) check
-	$(BIN)/python -m pytest --ignore tests/workflow --ignore tests/llm --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --ignore tests/workflow --ignore tests/llm --ignore tests/slurm --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest tests/workflow -m "not slow"  # uses the cores itself
 
 # Every kind of edit, control and endpoint, by whole studies.
@@ -22,6 +22,11 @@ test-slow: .venv/installed-dev
 # A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.
 test-llm: .venv-llm/installed
 	. .venv-llm/bin/activate && python -m pytest tests/llm
+
+# The workflow on a real SLURM of one host with two pretend GPUs, which the tests start and stop:
+# some minutes, as root on Debian.
+test-slurm: .venv-slurm/installed
+	. .venv-slurm/bin/activate && python -m pytest tests/slurm
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks
@@ -66,7 +71,17 @@ schema: .venv/installed
 	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch .venv-llm/installed
 
-# Resolve pyproject.toml anew; the pins of envs/nullsae.yaml must follow (a test compares them).
+# Snakemake's executor for SLURM beside all that .venv has, as for .venv-peers.
+.venv-slurm/installed: requirements-slurm.txt .venv/installed-dev
+	rm -rf .venv-slurm
+	$(BIN)/python -m venv --without-pip .venv-slurm
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$(.venv-slurm/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	$(BIN)/python -m pip --python .venv-slurm/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-slurm.txt
+	$(BIN)/python -m pip --python .venv-slurm/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch .venv-slurm/installed
+
+# Resolve pyproject.toml anew, and write the pins of envs/*.yaml from that (a test compares them).
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
@@ -80,7 +95,8 @@ lock:
 	echo '# What `make test` adds to requirements.lock. `make lock` writes it anew.' > requirements-dev.lock
 	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f | comm -13 .venv-lock/run - | grep -v '^setuptools==' >> requirements-dev.lock
 	rm -rf .venv-lock
+	$(PYTHON) envs/write_envs.py
 
 clean:
-	rm -rf .venv .venv-peers .venv-llm .snakemake
+	rm -rf .venv .venv-peers .venv-llm .venv-slurm .snakemake
 	find results -mindepth 1 -not -name README.md -delete

@@ -150,7 +150,7 @@ def capture(arguments: argparse.Namespace, folder: Path) -> None:
 
 def reading(arguments: argparse.Namespace, folder: Path) -> None:
     """Print CPU ms per training step's tokens: verified once and read in batches, or by shard."""
-    writer = SiteWriter(folder / f"site={SITES[0]}", dtype="bfloat16", d_model=STEP_D_MODEL)
+    writer = SiteWriter(folder / f"site={SITES[0]}", dtype="bfloat16")
     for index in range(READ_SHARDS):
         generator = torch_generator(0, "benchmark_shard", index)
         x = torch.randn(READ_SHARD_TOKENS, STEP_D_MODEL, generator=generator)

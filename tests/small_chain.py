@@ -147,7 +147,7 @@ def write_site(
 ) -> Path:
     """A captured split with one site that holds `x` [n, d]; returns the split's manifest."""
     position = torch.arange(len(x)) if position is None else position
-    writer = SiteWriter(folder / f"site={site}", dtype=dtype, d_model=x.shape[1])
+    writer = SiteWriter(folder / f"site={site}", dtype=dtype)
     start = 0
     for index, size in enumerate(shard_sizes):
         part = slice(start, start + size)

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from nullsae import paths
-from nullsae.cells import cell_files, sae_cells, sae_names, trained_together
+from nullsae.cells import (
+    cell_files,
+    floor_cells,
+    sae_cells,
+    sae_names,
+    trained_together,
+    variant_cells,
+)
 from nullsae.config import Config
 from nullsae.errors import UserError
 from nullsae.recipes import checkpoint_name, recipe_name
@@ -68,10 +75,11 @@ def test_a_checkpoint_is_trained_as_an_sae_of_its_own() -> None:
 
 
 def test_a_later_stage_leaves_checkpoints_out() -> None:
+    none = ("models", "cross_evaluation", "overlap")
     for table, files in cell_files(study()).items():
         along = fnmatch.filter(files, "*/sae=wide@*")
         n_cells = 2 * 2 * 2 * 2  # variants, sites, checkpoints, seeds
-        assert len(along) == (0 if table in ("models", "cross_evaluation") else n_cells), table
+        assert len(along) == (0 if table in none else n_cells), table
     file = cell_files(study())["scores"][0]
     assert paths.partition_keys(file)["sae"] == "wide@0.05"
 
@@ -115,3 +123,71 @@ def test_a_checkpoint_lies_outside_the_training(share: float) -> None:
 )
 def test_what_is_not_trained_has_checkpoints(made: dict[str, Any], why: str) -> None:
     assert why in refusal(**made)
+
+
+def floored(*, floors: bool = True, **changes: Any) -> Config:
+    """Two draws, two sites, and a recipe of each kind."""
+    data = copy.deepcopy(STUDY)
+    data["evaluation"] = {"gaussian_floors": floors, "cross_tokens": 64}
+    data |= {"variants": ["trained", "step0", "rerandomized"], "draws": 2}
+    data["saes"]["components"] = {"dictionary": "pca", "k": 4}
+    data["saes"]["lookup"] = {"dictionary": "token_lookup"}
+    data["saes"]["given"] = {"pretrained": "a/b"}
+    return parse_config(data | changes)
+
+
+def test_a_variant_draw_or_recipe_has_no_floor_or_has_two() -> None:
+    cells = [tuple(cell.values()) for cell in floor_cells(floored())]
+    variants = [("trained", "0"), ("step0", "0"), ("rerandomized", "0"), ("rerandomized", "1")]
+    # No tokens to look up, nothing to train, and no floor along the training.
+    saes = [("wide", "0"), ("wide", "4"), ("plain", "0"), ("components", "0")]
+    assert cells == [
+        ("s", f"gaussian@{variant}", draw, site, *sae)
+        for variant, draw in variants
+        for site in ("embed", "resid_post.1")
+        for sae in saes
+    ]
+
+
+def test_the_floor_of_the_trained_variant_is_made_twice() -> None:
+    config = floored(variants=["gaussian", "rerandomized", "trained"])
+    floors = {(cell["variant"], cell["draw"]) for cell in floor_cells(config)}
+    assert floors == {("gaussian@rerandomized", "0"), ("gaussian@rerandomized", "1")}
+    assert {cell["variant"] for cell in sae_cells(config)} == {
+        "gaussian",
+        "rerandomized",
+        "trained",
+    }
+
+
+def test_floors_come_unasked_or_pass_for_variants() -> None:
+    assert list(floor_cells(floored(floors=False))) == []
+    for cells in (variant_cells, sae_cells):
+        assert list(cells(floored())) == list(cells(floored(floors=False)))
+
+
+def test_a_floor_goes_through_a_stage_that_it_has_no_part_in() -> None:
+    with_floors, without = cell_files(floored()), cell_files(floored(floors=False))
+    places = [paths.CELL_KEYS.format(**cell) for cell in floor_cells(floored())]
+    measured = {"reconstruction", "documents", "history", "geometry"} & with_floors.keys()
+    assert len(measured) >= 3
+    for table, files in with_floors.items():
+        # After all others: tables are about a study's variants first.
+        added = files[len(without[table]) :]
+        assert files[: len(without[table])] == without[table], table
+        expected = places if table in measured else []
+        assert len(added) == len(expected), table
+        assert all(f"/{p}/" in file for p, file in zip(expected, added, strict=True)), table
+    assert without.keys() == with_floors.keys()
+
+
+def test_a_floor_is_trained_beside_its_variant_or_not_at_all() -> None:
+    place = {"subject": "s", "draw": "1", "site": "embed"}
+    own = trained_together(floored(), {**place, "variant": "gaussian@rerandomized"})
+    assert [(cell["sae"], cell["seed"]) for cell in own] == [
+        *(("wide", "0"), ("wide", "4"), ("plain", "0"), ("components", "0"))
+    ]
+    of_variant = {**place, "variant": "rerandomized"}
+    assert trained_together(floored(), of_variant) == trained_together(
+        floored(floors=False), of_variant
+    )

@@ -44,6 +44,8 @@ def test_a_rule_calls_a_verb_that_is_not_there() -> None:
         *("prepare_corpus", "train_subject", "randomize_model", "cache_activations", "train_sae"),
         *("evaluate_sae", "collect_latents", "explain_latents", "score_latents", "aggregate"),
         *("report", "sample_gaussian", "cross_evaluate", "take_checkpoint", "prepare_judge"),
+        *("train_toy", "report_toy"),
+        "match_dictionaries",
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nullsae.config import Subject
 from nullsae.errors import UserError
-from nullsae.sites import KINDS, PATTERN, SITE, expand_sites, is_pattern, site_kind, site_layer
+from nullsae.sites import KINDS, PATTERN, SITE, expand_sites, needs_depth, site_kind, site_layer
 from nullsae.validation import check_sites, parse_section
 
 FEW = settings(max_examples=60, deadline=None)
@@ -66,7 +66,7 @@ def test_patterns_mean_other_sites_than_asking_block_by_block(
     expected = list(dict.fromkeys(s for p in patterns for s in slowly(p, n_layers)))
     found = expand_sites(patterns, n_layers)
     assert list(found) == expected
-    assert all(SITE.match(site) and not is_pattern(site) for site in found)
+    assert all(SITE.match(site) and not needs_depth(site) for site in found)
     assert expand_sites(found, n_layers) == found
     assert all(-1 <= site_layer(site) < n_layers for site in found)
 
@@ -138,7 +138,16 @@ def test_blocks_beyond_the_last_or_empty_ranges_give_a_traceback() -> None:
 
 
 def test_a_site_is_taken_for_a_pattern_or_a_pattern_for_a_site() -> None:
-    assert [is_pattern(s) for s in ("embed", "resid_post.0", "attn_out.12")] == [False] * 3
-    assert [is_pattern(s) for s in ("resid_post.*", "resid_post.-1", "mlp_out.0..1")] == [True] * 3
+    known = ("embed", "resid_post.0", "attn_out.12", "mlp_out.0..1", "resid_pre.0..28..4")
+    assert [needs_depth(s) for s in known] == [False] * 5
+    unknown = ("resid_post.*", "resid_post.-1", "mlp_out.0..-1", "embed", "attn_out.-3..2")
+    assert [needs_depth(s) for s in unknown] == [True, True, True, False, True]
+
+
+def test_a_range_with_both_ends_named_asks_for_the_depth() -> None:
+    assert expand_sites(["resid_post.0..28..4"], None) == expand_sites(["resid_post.0..28..4"], 32)
+    assert expand_sites(["embed", "mlp_out.7"], None) == ("embed", "mlp_out.7")
+    with pytest.raises(ValueError, match="names no block"):
+        expand_sites(["resid_post.3..2"], None)
     assert (site_kind("embed"), site_layer("embed")) == ("embed", -1)
     assert (site_kind("mlp_out.10"), site_layer("mlp_out.10")) == ("mlp_out", 10)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from nullsae import paths
+from nullsae.cells import cell_files, floor_cells, sae_cells
 from nullsae.config import Config, VariantName
 from nullsae.errors import UserError
 from nullsae.files import write_json
@@ -259,3 +260,147 @@ def test_an_sae_along_its_training_is_measured_by_another_slice() -> None:
         assert found["keys"].pop("sae") == "topk@0.1"
         assert whole["keys"].pop("sae") == "topk"
         assert found == whole
+
+
+def test_overlap_depends_on_other_than_its_recipe_and_the_study_s_variants() -> None:
+    of_recipe = {"subject": "s", "site": "resid_post.1", "sae": "topk"}
+    plain = params(study(), "match_dictionaries", **of_recipe)
+    # Two variants have one draw, all others two.
+    assert len(plain["cells"]) == 2 + 2 * (len(STUDY["variants"]) - 2)
+    assert plain["cells"][0] == {"variant": "trained", "draw": 0, "seed": 0}
+    assert {name: plain[name] for name in of_recipe} == of_recipe
+    for same in (
+        {"evaluation__fidelity_tokens": 512, "evaluation__gaussian_floors": True},
+        {"saes__topk__k": 5, "latents": {"n_sampled": 3}},
+        {"saes__topk__checkpoints": [0.5]},
+        {"saes__other": {"k": 4, "n_latents": 32}},
+    ):
+        assert params(study(**same), "match_dictionaries", **of_recipe) == plain, same
+    for other in (
+        {"evaluation__matching_latents": 64},
+        {"saes__topk__seeds": [0, 3]},
+        {"variants": ["trained", "step0"]},
+        {"draws": 3},
+        {"seed": 1},
+    ):
+        assert params(study(**other), "match_dictionaries", **of_recipe) != plain, other
+
+
+def test_matching_more_latents_evaluates_an_sae_again() -> None:
+    cell = {**CELL, "variant": "trained", "draw": "0"}
+    more = study(evaluation__matching_latents=64)
+    assert params(more, "evaluate_sae", **cell) == params(study(), "evaluate_sae", **cell)
+    other = study(seed=1)
+    assert params(other, "evaluate_sae", **cell)["seed"] == 1
+
+
+# Floors
+
+
+def with_floors(**changes: Any) -> Config:
+    return study(evaluation__gaussian_floors=True, **changes)
+
+
+def test_activations_of_floors_do_not_follow_those_they_are_fitted_to() -> None:
+    config = with_floors()
+    names = ["gaussian", *("gaussian@" + name for name in get_args(VariantName)[:-1])]
+    keys = {
+        (name, draw, split): activations_key(config, "s", name, draw, split)
+        for name in names
+        for draw in (0, 1)
+        for split in ("sae_train", "eval")
+    }
+    assert len(set(keys.values())) == len(names) * 4
+    # `gaussian@trained` has the moments of `gaussian`, and other samples.
+    noisy = with_floors(randomization__embedding_noise_std=2.0)
+    changed = {k for k, v in keys.items() if activations_key(noisy, "s", *k) != v}
+    assert {name for name, _, _ in changed} == {"gaussian@noise_embeddings"}
+    assert len(changed) == 4
+
+
+def test_a_job_does_not_insist_on_what_its_floor_is_fitted_to() -> None:
+    config = with_floors(activations__mode="stream")
+    place = {"subject": "s", "draw": "1"}
+    for variant, fitted in (
+        ("gaussian@cascade", ("cascade", 1)),
+        ("gaussian", ("trained", 0)),
+    ):
+        wanted = activations_key(config, "s", *fitted, "sae_train")
+        keys = {**place, "variant": variant}
+        for split in ("sae_train", "eval"):
+            sampled = params(config, "sample_gaussian", **keys, split=split)
+            assert sampled["fitted_activations_key"] == wanted
+            assert sampled["key"] == activations_key(config, "s", variant, 1, split)
+            assert sampled["keys"]["variant"] == variant
+        assert params(config, "train_sae", **keys)["stream"]["fitted_activations_key"] == wanted
+    captured = params(config, "train_sae", **place, variant="cascade")
+    assert captured["stream"]["fitted_activations_key"] == ""
+
+
+def test_floors_change_a_job_of_a_variant() -> None:
+    """Its params; what runs again is told by these."""
+    plain, config = study(), with_floors()
+    cells = list(sae_cells(plain))
+    for cell in cells:
+        judged = {"explainer": "lexical", "scorer": "detection"}
+        for rule in (
+            *("train_sae", "evaluate_sae", "cross_evaluate", "collect_latents"),
+            *("explain_latents", "score_latents"),
+        ):
+            keys = {**cell, **judged}
+            own = cell if rule == "train_sae" else keys
+            assert rule_params(config, rule, own) == rule_params(plain, rule, own), rule
+    for rule in ("aggregate", "prepare_corpus"):
+        keys = {"corpus": "c"}
+        assert rule_params(config, rule, keys) == rule_params(plain, rule, keys)
+    assert len(list(floor_cells(config))) == 4 * (1 + 9 * 2)
+    assert not list(floor_cells(plain))
+    assert cell_files(plain) != cell_files(config)
+
+
+def test_a_floor_is_trained_or_measured_by_another_slice_than_its_variant() -> None:
+    own: dict[str, Any] = {"saes__topk__checkpoints": [0.5], "evaluation__fidelity_tokens": 512}
+    place = {**CELL, "variant": "gaussian@cascade"}
+    trained = params(with_floors(), "train_sae", **place)
+    # SAEs along the training are no floors, and there is no model to measure fidelity in.
+    assert params(with_floors(**own), "train_sae", **place) == trained
+    measured = params(with_floors(), "evaluate_sae", **place)
+    assert params(with_floors(**own), "evaluate_sae", **place) == measured
+    for rule in ("train_sae", "evaluate_sae"):
+        variant = {**CELL, "variant": "cascade"}
+        assert params(with_floors(**own), rule, **variant) != params(with_floors(), rule, **variant)
+    of_variant = params(with_floors(), "train_sae", **{**CELL, "variant": "cascade"})
+    assert trained["saes"] == of_variant["saes"]
+    assert trained["cells"] == of_variant["cells"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "per_variant"), [({"mode": "stream"}, 1), ({"shared_pass": True}, 6)]
+)
+def test_jobs_that_share_a_pass_mix_or_miss_floors(
+    tmp_path: Path, mode: dict[str, Any], per_variant: int
+) -> None:
+    config = many(**mode)
+    config = config.model_copy(
+        update={
+            "evaluation": config.evaluation.model_copy(update={"gaussian_floors": True}),
+            "variants": ("trained", "rerandomized", "step0"),
+        }
+    )
+    plain = config.model_copy(update={"evaluation": many().evaluation})
+    before, jobs = shared_jobs(plain, root=tmp_path), shared_jobs(config, root=tmp_path)
+    # Trained and step0, and two draws of rerandomized.
+    assert len(before) == 4 * per_variant
+    assert len(jobs) == 2 * len(before)
+    # Those of variants are as they were, with their names.
+    assert [(job.name, job.text) for job in jobs[: len(before)]] == [
+        (job.name, job.text) for job in before
+    ]
+    floors = jobs[len(before) :]
+    for floor, job in zip(floors, before, strict=True):
+        assert floor.keys == {**job.keys, "variant": f"gaussian@{job.keys['variant']}"}
+        assert floor.params.cells == job.params.cells
+        assert floor.name.isidentifier()
+    assert len({job.name for job in jobs}) == len(jobs)
+    write_saes(tmp_path, before)
+    assert [job.name for job in shared_jobs(config, root=tmp_path)] == [f.name for f in floors]

@@ -63,6 +63,16 @@ SomeFitted = Annotated[
 Costs = Annotated[
     Path | None, typer.Option(help="Where to write what was asked of language models (JSON).")
 ]
+SomeRanks = Annotated[
+    str | None, typer.Option(help="Only these of the sampled latents, such as 0:25.")
+]
+SomeShards = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of tables made with --ranks, to be joined; repeat."),
+]
+SomePortion = Annotated[
+    str | None, typer.Option(help="One of several jobs' share of the shards, such as 0/4.")
+]
 
 # What `--params` holds, per verb: a class of `nullsae.params`.
 PARAMS = {
@@ -74,12 +84,15 @@ PARAMS = {
     "train_sae": "TrainSaeParams",
     "evaluate_sae": "EvaluateSaeParams",
     "cross_evaluate": "CrossEvaluateParams",
+    "match_dictionaries": "MatchDictionariesParams",
     "collect_latents": "CollectLatentsParams",
     "explain_latents": "ExplainLatentsParams",
     "prepare_judge": "PrepareJudgeParams",
     "score_latents": "ScoreLatentsParams",
     "aggregate": "AggregateParams",
     "report": "ReportParams",
+    "train_toy": "TrainToyParams",
+    "report_toy": "ReportToyParams",
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from nullsae import paths
 from nullsae.config import Config
+from nullsae.floors import GAUSSIAN, floor_name
 from nullsae.inputs import TrainSource
-from nullsae.recipes import checkpoint_name
+from nullsae.recipes import Sae, checkpoint_name
 
 Keys = dict[str, str]
 
@@ -23,7 +25,7 @@ def variant_cells(config: Config) -> Iterator[Keys]:
 
 def model_cells(config: Config) -> Iterator[Keys]:
     """Keys of every set of weights: `gaussian` has activations only."""
-    return (keys for keys in variant_cells(config) if keys["variant"] != "gaussian")
+    return (keys for keys in variant_cells(config) if keys["variant"] != GAUSSIAN)
 
 
 def sae_names(config: Config) -> dict[str, str]:
@@ -49,6 +51,38 @@ def sae_cells(config: Config) -> Iterator[Keys]:
                     yield {**keys, "site": site, "sae": name, "seed": str(seed)}
 
 
+def floor_recipes(config: Config) -> dict[str, Sae]:
+    """The recipes that floors are trained by: those of `saes` whose SAEs have one.
+
+    Gaussian vectors have no tokens to look up, and a pretrained SAE was trained elsewhere. A floor
+    is for whole SAEs: none along its training.
+    """
+    return {
+        name: sae.model_copy(update={"checkpoints": ()})
+        for name, sae in config.saes.items()
+        if sae.dictionary != "token_lookup" and sae.pretrained is None
+    }
+
+
+def floor_cells(config: Config) -> Iterator[Keys]:
+    """Keys of every SAE trained on Gaussian data with the moments of a variant, as `sae_cells`.
+
+    None for a variant whose floor another variant is: `gaussian` is that of `trained`.
+    """
+    if not config.evaluation.gaussian_floors:
+        return
+    recipes = floor_recipes(config)
+    given = (GAUSSIAN, "trained") if GAUSSIAN in config.variants else ()
+    for keys in variant_cells(config):
+        if keys["variant"] in given:
+            continue
+        own = {**keys, "variant": floor_name(keys["variant"])}
+        for site in config.subjects[keys["subject"]].sites:
+            for name, sae in recipes.items():
+                for seed in sae.seeds:
+                    yield {**own, "site": site, "sae": name, "seed": str(seed)}
+
+
 def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
     """Keys of the SAEs that one job trains: those that match the wildcards of its rule.
 
@@ -56,7 +90,7 @@ def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]
     """
     return [
         cell
-        for cell in sae_cells(config)
+        for cell in chain(sae_cells(config), floor_cells(config))
         if cell["sae"] in config.saes and wildcards.items() <= cell.items()
     ]
 
@@ -77,6 +111,25 @@ def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, 
     ]
 
 
+def matched_cells(config: Config, sae: str) -> list[dict[str, Any]]:
+    """Variant, draw and seed of the SAEs of one recipe that are compared with each other."""
+    return [
+        {"variant": variant, "draw": draw, "seed": seed}
+        for variant in config.variants
+        for draw in config.draws_of(variant)
+        for seed in config.saes[sae].seeds
+    ]
+
+
+def recipe_cells(config: Config) -> Iterator[Keys]:
+    """Subject, site and recipe of every set of SAEs that holds two to compare."""
+    for subject, section in config.subjects.items():
+        for site in section.sites:
+            for sae in config.saes:
+                if len(matched_cells(config, sae)) > 1:
+                    yield {"subject": subject, "site": site, "sae": sae}
+
+
 def explainer_cells(config: Config) -> Iterator[Keys]:
     """Keys of every set of explanations."""
     for keys in sae_cells(config):
@@ -94,16 +147,19 @@ def scorer_cells(config: Config) -> Iterator[Keys]:
 def cell_files(config: Config) -> dict[str, list[str]]:
     """Per table of `schemas.cells.CELL_TABLES`, the files that a finished study consists of."""
     models, saes = list(model_cells(config)), list(sae_cells(config))
+    measured = [*saes, *floor_cells(config)]
     explained, scored = list(explainer_cells(config)), list(scorer_cells(config))
     return {
         "models": [paths.MODEL_TABLE.format(**keys) for keys in models],
-        "reconstruction": [paths.RECONSTRUCTION.format(**keys) for keys in saes],
-        "documents": [paths.DOCUMENTS.format(**keys) for keys in saes],
+        "reconstruction": [paths.RECONSTRUCTION.format(**keys) for keys in measured],
+        "documents": [paths.DOCUMENTS.format(**keys) for keys in measured],
+        "geometry": [paths.GEOMETRY.format(**keys) for keys in measured],
+        "overlap": [paths.OVERLAP.format(**keys) for keys in recipe_cells(config)],
         "cross_evaluation": [
             paths.CROSS_EVALUATION.format(**keys)
             for keys in (saes if config.evaluation.cross_tokens else [])
         ],
-        "history": [paths.HISTORY.format(**keys) for keys in saes],
+        "history": [paths.HISTORY.format(**keys) for keys in measured],
         "latents": [paths.LATENTS.format(**keys) for keys in saes],
         "coverage": [paths.COVERAGE.format(**keys) for keys in saes],
         "windows": [paths.WINDOWS.format(**keys) for keys in saes],

@@ -11,7 +11,7 @@ import typer
 
 from nullsae import __version__
 from nullsae.errors import UserError
-from nullsae.verbs import latents, saes, study, subjects, tools
+from nullsae.verbs import latents, saes, study, subjects, tools, toy
 
 ABOUT = """Placebo-controlled interpretability of sparse autoencoders.
 
@@ -40,9 +40,11 @@ def start(
         print(__version__)
         raise typer.Exit
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for client in ("httpx", "httpx2"):  # a line per request, of which there are thousands
+        logging.getLogger(client).setLevel(logging.WARNING)
 
 
-for part in (subjects, saes, latents, study, tools):
+for part in (subjects, saes, latents, study, toy, tools):
     app.add_typer(part.verbs)
 
 

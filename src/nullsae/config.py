@@ -46,6 +46,7 @@ from nullsae.judges import (
 from nullsae.outputs import Report, Share, Statistics
 from nullsae.recipes import Sae
 from nullsae.sites import HOW, PATTERN
+from nullsae.toys import Toy
 
 VariantName = Literal[
     "trained",
@@ -134,6 +135,10 @@ class Activations(Section):
     fitted_tokens: PositiveInt = 1_048_576
     """`stream`: tokens of `sae_train` that are cached nevertheless, for what is fitted rather
     than trained: token-lookup floor, principal components, the `gaussian` variant."""
+    sites_together: bool = True
+    """`stream`: one job for all SAEs of a variant, whose weights and optimizers must then fit in
+    memory together; false for a job per site, each with forward passes of its own, to the same
+    bits."""
     shared_pass: bool = False
     """Train all SAEs of a site in one job that reads its activations once, to the same bits."""
     dtype: FloatType = "bfloat16"
@@ -143,6 +148,8 @@ class Activations(Section):
     are held in memory, at all sites."""
     batch_contexts: PositiveInt = 32
     """Contexts in one forward pass."""
+    chunks: PositiveInt = 1
+    """Jobs that share the capture of each split; the result is the same."""
 
     @property
     def cached_tokens(self) -> int:
@@ -153,10 +160,18 @@ class Activations(Section):
 
 class Evaluation(Section):
     fidelity_tokens: PositiveInt = 16_384
-    """Tokens of `eval` for cross-entropy and KL with the SAE spliced in (four forward passes)."""
+    """Tokens of `eval` for cross-entropy and KL with the SAE spliced in (four forward passes), in
+    whole contexts spread evenly over the split."""
     cross_tokens: PositiveInt | None = None
     """Tokens of `eval` on which each SAE is also evaluated on the other variants' activations
     (table `cross_evaluation`); null for none."""
+    matching_latents: PositiveInt = 2048
+    """Latents of an SAE, drawn at random, that are matched one to one with all those of another
+    (table `overlap`); SAEs with no more are matched whole."""
+    gaussian_floors: bool = False
+    """Train each recipe also on Gaussian data with the mean and covariance of each variant's own
+    activations (`gaussian@variant` in the tables): what an SAE explains beyond its floor is not
+    explained by the covariance. Not for `token_lookup` and `pretrained`."""
 
 
 class Latents(Section):
@@ -168,6 +183,14 @@ class Latents(Section):
     """Filter: active and silent windows in each pool (explaining, scoring)."""
     window_tokens: Annotated[int, Field(ge=2)] = 32
     """Length of a window. Windows that touch two documents are left out and counted."""
+    windows: Literal["fixed", "centred"] = "fixed"
+    """Where active windows lie. Both start from cells of a grid over each context. `fixed`: the
+    cell. `centred`: around the largest activation in the cell, shifted to stay in its context and
+    document; of two that overlap, the stronger. Silent windows are cells."""
+    skip_start_tokens: NonNegativeInt = 0
+    """Firings on so many tokens at the start of each context count as none."""
+    skip_end_of_text: bool = False
+    """Firings on the token that ends documents count as none."""
     explain_active_windows: PositiveInt = 40
     """Active windows shown to an explainer, drawn at random."""
     explain_silent_windows: PositiveInt = 40
@@ -182,11 +205,19 @@ class Latents(Section):
     of an active window, as far as they go, with this latent silent."""
     n_quantiles: PositiveInt = 10
     """Equal-count slices of the active windows, ranked by their largest activation."""
+    top_windows: NonNegativeInt = 10
+    """The strongest windows of each sampled latent, kept for people to look at."""
 
     @field_validator("silent_windows")
     @classmethod
     def kinds_are_named_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
         return unique(kinds)
+
+
+class Autointerp(Section):
+    latents_per_job: PositiveInt | None = None
+    """Latents of an SAE that one job explains or judges, where that asks or runs a language model;
+    null for all in one job. The result is the same."""
 
 
 class Config(Section):
@@ -208,9 +239,13 @@ class Config(Section):
     latents: Latents = Latents()
     explainers: dict[str, Explainer]
     scorers: dict[str, Scorer]
+    autointerp: Autointerp = Autointerp()
     llm: Llm = Llm()
     statistics: Statistics = Statistics()
     report: Report = Report()
+    toy: Toy | None = None
+    """Toy models of superposition, which `snakemake toy` alone trains; null for the small default
+    sweep."""
 
     @field_validator("corpora", "subjects", "saes", "explainers", "scorers")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -13,20 +14,48 @@ import xxhash
 
 from nullsae.errors import UserError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
+
+
+@contextmanager
+def room_for(path: Path | str) -> Iterator[None]:
+    """Say it in one line where the disk is full while the block writes `path`.
+
+    Raises:
+        UserError: in place of what the library at work raises.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # Not every library says it by the error's number, or even by its type.
+        full = getattr(error, "errno", None) in FULL_DISK
+        if not full and not any(text in str(error) for text in FULL_TEXTS):
+            raise
+        raise UserError(
+            f"{path}: the disk is full; make room and run again, what is finished stays"
+        ) from None
+
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` if the block succeeds.
 
     A reader, or a run after a kill, never sees a half-written file. The folder is made.
+
+    Raises:
+        UserError: the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: some writers choose their format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from nullsae.config import (
     VariantName,
 )
 from nullsae.files import content_key
+from nullsae.floors import FloorName
 from nullsae.inputs import (
     FloatType,
     GgufSource,
@@ -26,11 +27,12 @@ from nullsae.judges import Endpoint, Explainer, Scorer
 from nullsae.outputs import Statistics
 from nullsae.recipes import Sae
 from nullsae.sites import site_layer
+from nullsae.toys import Toy, ToyData, ToySource, ToyTraining
 
 
 class ModelKeys(Section):
     subject: str
-    variant: VariantName
+    variant: Literal[VariantName, FloorName]
     draw: NonNegativeInt
 
 
@@ -96,7 +98,7 @@ class SampleGaussianParams(Section):
     key: str = ""
     """Provenance, written into the manifests; by default made from the inputs."""
     fitted_activations_key: str = ""
-    """If given, trained activations with another key are refused."""
+    """If given, activations to fit to with another key are refused."""
 
 
 class SaeCell(Section):
@@ -119,7 +121,7 @@ class StreamParams(Section):
     dtype: FloatType
     batch_contexts: PositiveInt
     fitted_activations_key: str = ""
-    """If given, trained activations with another key are refused (variant `gaussian`)."""
+    """If given, activations to fit to with another key are refused (`gaussian`, floors)."""
 
 
 class TrainSaeParams(Section):
@@ -167,6 +169,7 @@ class TrainSaeParams(Section):
 
 
 class EvaluateSaeParams(Section):
+    seed: NonNegativeInt
     evaluation: Evaluation
     keys: CellKeys
     compute: Compute
@@ -184,6 +187,25 @@ class CrossEvaluateParams(Section):
     compute: Compute
     activations_keys: tuple[str, ...] = ()
     """If given, activations with other keys are refused."""
+
+
+class MatchedSae(Section):
+    """One SAE of a job, beside the subject, site and recipe that all of its SAEs share."""
+
+    variant: VariantName
+    draw: NonNegativeInt
+    seed: NonNegativeInt
+
+
+class MatchDictionariesParams(Section):
+    seed: NonNegativeInt
+    subject: str
+    site: str
+    sae: str
+    cells: tuple[MatchedSae, ...]
+    """The SAEs that are compared with each other."""
+    matching_latents: PositiveInt
+    compute: Compute
 
 
 class CollectLatentsParams(Section):
@@ -228,6 +250,33 @@ class AggregateParams(Section):
 class ReportParams(Section):
     study: Config
     """All of it: the page shows the config that made it."""
+
+
+class ToyKeys(Section):
+    source: str
+    data: ToyData
+    expansion: PositiveInt
+    seed: NonNegativeInt
+
+
+class TrainToyParams(Section):
+    seed: NonNegativeInt
+    """The config's seed."""
+    keys: ToyKeys
+    source: ToySource
+    gaussian: Literal["matched", "scalar"] | None = None
+    """Of Gaussian data."""
+    mlp_hidden_factor: PositiveInt | None = None
+    """Of a random network's outputs."""
+    training: ToyTraining
+    compute: Compute
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a file of word vectors."""
+
+
+class ReportToyParams(Section):
+    toy: Toy
+    figure_formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
 
 
 def describe(model: type[BaseModel], prefix: str = "") -> list[str]:

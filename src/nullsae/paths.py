@@ -15,6 +15,7 @@ CELL_KEYS = MODEL_KEYS + "/site={site}/sae={sae}/seed={seed}"
 CHECKPOINT_KEYS = CELL_KEYS.replace("{sae}", "{sae}@{share}")
 EXPLAINER_KEYS = CELL_KEYS + "/explainer={explainer}"
 SCORER_KEYS = EXPLAINER_KEYS + "/scorer={scorer}"
+RECIPE_KEYS = "subject={subject}/site={site}/sae={sae}"
 
 RUN_CONFIG = "results/run_config.yaml"
 
@@ -31,6 +32,7 @@ MODEL_TABLE = MODEL + "/model.parquet"
 
 ACTIVATIONS = "results/activations/" + SPLIT_KEYS
 ACTIVATIONS_MANIFEST = ACTIVATIONS + "/manifest.json"
+ACTIVATIONS_PORTION = ACTIVATIONS + "/portion-{portion}-of-{portions}.json"
 SITE = ACTIVATIONS + "/site={site}"
 
 SAE = "results/saes/" + CELL_KEYS
@@ -46,17 +48,29 @@ METRICS = "results/metrics/" + CELL_KEYS
 RECONSTRUCTION = METRICS + "/reconstruction.parquet"
 CROSS_EVALUATION = METRICS + "/cross_evaluation.parquet"
 DOCUMENTS = METRICS + "/documents.parquet"
+GEOMETRY = METRICS + "/geometry.parquet"
+# Of all SAEs of a recipe at a site.
+OVERLAP = "results/overlap/" + RECIPE_KEYS + "/overlap.parquet"
 
 LATENT_FOLDER = "results/latents/" + CELL_KEYS
 LATENTS = LATENT_FOLDER + "/latents.parquet"
 COVERAGE = LATENT_FOLDER + "/coverage.parquet"
 WINDOWS = LATENT_FOLDER + "/windows.parquet"
+FIRINGS = LATENT_FOLDER + "/firings.safetensors"
 
 EXPLANATIONS = "results/explanations/" + EXPLAINER_KEYS + "/explanations.parquet"
+# Where the tables of one job's latents lie until they are joined; no part of the data set.
+EXPLANATIONS_SHARD = "results/work/explanations/" + EXPLAINER_KEYS + "/shard={shard}"
+SCORES_SHARD = "results/work/scores/" + SCORER_KEYS + "/shard={shard}"
 JUDGE = "results/judges/scorer={scorer}"
 JUDGE_MANIFEST = JUDGE + "/manifest.json"
 PREDICTIONS = "results/scores/" + SCORER_KEYS + "/predictions.parquet"
 SCORES = "results/scores/" + SCORER_KEYS + "/scores.parquet"
+
+TOY_KEYS = "source={source}/data={data}/expansion={expansion}/seed={seed}"
+TOY_SWEEP = "results/toy/sweeps/" + TOY_KEYS + "/sweep.parquet"
+TOY_TABLE = "results/toy/toy.parquet"
+TOY_PAGE = "results/toy/index.html"
 
 TABLE = "results/tables/{table}.parquet"
 FIGURE = "results/figures/{figure}.{format}"

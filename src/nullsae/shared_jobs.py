@@ -62,7 +62,8 @@ def shared_jobs(
     stream = config.activations.mode == "stream"
     if not (stream or config.activations.shared_pass):
         return []
-    names = ("subject", "variant", "draw") if stream else ("subject", "variant", "draw", "site")
+    together = stream and config.activations.sites_together
+    names = ("subject", "variant", "draw", *(() if together else ("site",)))
     groups = {tuple(cell[name] for name in names): None for cell in trained_together(config, {})}
     jobs = []
     for index, values in enumerate(groups):
@@ -71,7 +72,7 @@ def shared_jobs(
         assert isinstance(params, TrainSaeParams)
         cells = [cell for cell in params.cells if not _is_made(params, cell, root, named)]
         if cells:
-            own = {"cells": tuple(cells), "saes": recipes_of(config, cells)}
+            own = {"cells": tuple(cells), "saes": recipes_of(params.saes, cells)}
             name = "_".join(["train_saes", str(index), *values])
             name = re.sub(r"[^A-Za-z0-9_]", "_", name)
             jobs.append(SharedJob(name, keys, params.model_copy(update=own)))

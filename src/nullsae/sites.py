@@ -32,17 +32,19 @@ def site_layer(site: str) -> int:
     return -1 if site == "embed" else int(site.rpartition(".")[2])
 
 
-def is_pattern(site: str) -> bool:
-    """Whether it takes the number of blocks to know which sites are meant."""
-    return SITE.match(site) is None
+def needs_depth(pattern: str) -> bool:
+    """Whether it takes the number of blocks to know which sites are meant: `*` and `-1`."""
+    blocks = pattern.partition(".")[2]
+    return "*" in blocks or "-" in blocks
 
 
-def expand_sites(patterns: Iterable[str], n_layers: int) -> tuple[str, ...]:
+def expand_sites(patterns: Iterable[str], n_layers: int | None) -> tuple[str, ...]:
     """The sites that patterns mean, each once, in the order in which they are first named.
 
     Args:
         patterns: as matched by `PATTERN`.
-        n_layers: number of blocks of the subject.
+        n_layers: number of blocks of the subject; None where it is not known, which no pattern
+            may need then (`needs_depth`).
 
     Raises:
         ValueError: a block beyond the last, or a range that is empty; names the pattern.
@@ -58,13 +60,17 @@ def expand_sites(patterns: Iterable[str], n_layers: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _blocks(pattern: str, blocks: str, n_layers: int) -> range:
+def _blocks(pattern: str, blocks: str, n_layers: int | None) -> range:
+    assert n_layers is not None or not needs_depth(pattern)
     if blocks == "*":
-        return range(n_layers)
+        return range(n_layers or 0)
     first, *rest = (int(part) for part in blocks.split(".."))
     last, step = (rest[0] if rest else first), (rest[1] if len(rest) > 1 else 1)
     ends = []
     for block in (first, last):
+        if n_layers is None:
+            ends.append(block)
+            continue
         if not -n_layers <= block < n_layers:
             raise ValueError(
                 f"{pattern} is beyond the last block; the subject has {n_layers} blocks, "

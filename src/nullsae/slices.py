@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from glob import escape
+from pathlib import Path
 from typing import Any
 
 from nullsae import stages
-from nullsae.cells import cross_cells, trained_together
-from nullsae.config import Config
+from nullsae.cells import cross_cells, floor_recipes, matched_cells, trained_together
+from nullsae.config import Autointerp, Config
 from nullsae.files import content_key
+from nullsae.floors import fitted_to, is_floor
 from nullsae.inputs import (
     FilesSource,
     GgufTokenizer,
@@ -41,19 +44,25 @@ from nullsae.params import (
     CrossEvaluateParams,
     EvaluateSaeParams,
     ExplainLatentsParams,
+    MatchDictionariesParams,
+    MatchedSae,
     ModelKeys,
     PrepareCorpusParams,
     PrepareJudgeParams,
     RandomizeModelParams,
     ReportParams,
+    ReportToyParams,
     SaeCell,
     SampleGaussianParams,
     ScoreLatentsParams,
     StreamParams,
+    ToyKeys,
     TrainSaeParams,
     TrainSubjectParams,
+    TrainToyParams,
 )
 from nullsae.recipes import Sae
+from nullsae.toys import Toy, WordVectorsSource
 
 # Variants in which norm parameters are drawn or kept, as `randomization.norm_parameters` says.
 NORM_POLICY_VARIANTS = (
@@ -65,18 +74,38 @@ NORM_POLICY_VARIANTS = (
 )
 
 
+class _Same:
+    """A config as the key of a cache: itself, whatever it holds."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.config is other.config
+
+    def __hash__(self) -> int:
+        return id(self.config)
+
+
 def activations_key(config: Config, subject: str, variant: str, draw: int, split: str) -> str:
     """Everything that determines a variant's activations at any one site, as one short key.
 
-    Sites are left out: adding one must not make the others' activations look different.
+    Sites are left out: adding one must not make the others' activations look different. Local
+    files are looked at once per config: thousands of jobs share a variant's activations.
     """
+    return _activations_key(_Same(config), subject, variant, draw, split)
+
+
+@lru_cache(maxsize=4096)
+def _activations_key(same: _Same, subject: str, variant: str, draw: int, split: str) -> str:
+    config = same.config
     corpus = config.subjects[subject].corpus
-    if variant == "gaussian":
-        fitted = activations_key(config, subject, "trained", 0, "sae_train")
+    if fitted_keys := fitted_to(variant, draw):
+        fitted = activations_key(config, subject, *fitted_keys, "sae_train")
         settings = config.activations.model_dump(mode="json", include={"dtype", "shard_tokens"})
         n_tokens = config.activations.cached_tokens if split == "sae_train" else None
         own = stages.code_hash("sample_gaussian")
-        return content_key([fitted, own, config.seed, draw, split, settings, n_tokens])
+        return content_key([fitted, own, config.seed, variant, draw, split, settings, n_tokens])
     keys = {"subject": subject, "variant": variant, "draw": str(draw)}
     upstream: list[tuple[str, Mapping[str, str]]] = [
         ("prepare_corpus", {"corpus": corpus}),
@@ -152,34 +181,58 @@ def _score_latents(
 
 def asks(config: Config, rule: str, wildcards: Mapping[str, str]) -> bool:
     """Whether a job of `explain_latents` or `score_latents` asks an endpoint."""
-    section = job_section(config, rule, wildcards)
-    if isinstance(section, ExplainLatentsParams):
-        return isinstance(section.explainer, OpenAIExplainer)
-    return isinstance(section, ScoreLatentsParams) and section.judge is not None
+    if rule == "explain_latents":
+        return isinstance(config.explainers[wildcards["explainer"]], OpenAIExplainer)
+    scorer = config.scorers[wildcards["scorer"]]
+    if isinstance(scorer, IntruderScorer | LikelihoodScorer):
+        return isinstance(scorer, IntruderScorer)
+    return isinstance(config.writer(wildcards["explainer"]), OpenAIExplainer)
 
 
-def recipes_of(config: Config, cells: Iterable[SaeCell]) -> dict[str, Sae]:
+def recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:
     """The recipes of these SAEs, with no other seeds than theirs."""
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(cell.sae, {})[cell.seed] = None
     return {
-        name: config.saes[name].model_copy(update={"seeds": tuple(found)})
+        name: recipes[name].model_copy(update={"seeds": tuple(found)})
         for name, found in seeds.items()
     }
 
 
-def _stream(config: Config, subject: str, variant: str) -> StreamParams | None:
+def _fitted_key(config: Config, subject: str, variant: str, draw: int) -> str:
+    """Key of the activations that Gaussian ones are fitted to; "" for those of a model."""
+    fitted = fitted_to(variant, draw)
+    return activations_key(config, subject, *fitted, "sae_train") if fitted else ""
+
+
+def _stream(config: Config, subject: str, variant: str, draw: int) -> StreamParams | None:
     settings = config.activations
     if settings.mode != "stream":
         return None
-    fitted = activations_key(config, subject, "trained", 0, "sae_train")
     return StreamParams(
         max_tokens=settings.sae_train_tokens,
         shard_tokens=settings.shard_tokens,
         dtype=settings.dtype,
         batch_contexts=settings.batch_contexts,
-        fitted_activations_key=fitted if variant == "gaussian" else "",
+        fitted_activations_key=_fitted_key(config, subject, variant, draw),
+    )
+
+
+def _train_toy(config: Config, w: Mapping[str, str]) -> TrainToyParams:
+    toy = config.toy or Toy()
+    keys = ToyKeys.model_validate({**w, "expansion": int(w["expansion"]), "seed": int(w["seed"])})
+    source = toy.sources[keys.source]
+    read = [source.path] if isinstance(source, WordVectorsSource) else []
+    return TrainToyParams(
+        seed=config.seed,
+        keys=keys,
+        source=source,
+        gaussian=toy.gaussian if "gaussian" in keys.data else None,
+        mlp_hidden_factor=toy.mlp_hidden_factor if "mlp" in keys.data else None,
+        training=toy.training,
+        compute=config.compute,
+        local_files=stamps(escape(str(Path(path).expanduser())) for path in read),
     )
 
 
@@ -199,8 +252,15 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
     if rule == "aggregate":
         return AggregateParams(seed=seed, statistics=config.statistics)
     if rule == "report":
-        # How endpoints are asked changes no number.
-        return ReportParams(study=config.model_copy(update={"llm": Llm()}))
+        # How endpoints are asked, and how work is shared out, changes no number.
+        alone = {"activations": config.activations.model_copy(update={"chunks": 1})}
+        other: dict[str, Any] = {"llm": Llm(), "autointerp": Autointerp(), "toy": None}
+        return ReportParams(study=config.model_copy(update={**other, **alone}))
+    if rule == "train_toy":
+        return _train_toy(config, w)
+    if rule == "report_toy":
+        formats = config.report.figure_formats
+        return ReportToyParams(toy=config.toy or Toy(), figure_formats=formats)
     if rule == "prepare_judge":
         scorer = config.scorers[w["scorer"]]
         if not isinstance(scorer, LikelihoodScorer):
@@ -215,6 +275,15 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
         if not isinstance(source, TrainSource):
             raise ValueError(f"subject {w['subject']} is not trained here")
         return TrainSubjectParams(seed=seed, subject=w["subject"], source=source, compute=compute)
+
+    if rule == "match_dictionaries":
+        return MatchDictionariesParams(
+            seed=seed,
+            **{name: w[name] for name in ("subject", "site", "sae")},
+            cells=tuple(MatchedSae(**cell) for cell in matched_cells(config, w["sae"])),
+            matching_latents=config.evaluation.matching_latents,
+            compute=compute,
+        )
 
     variant, draw = w["variant"], int(w["draw"])
     model_keys: dict[str, Any] = {"subject": w["subject"], "variant": variant, "draw": draw}
@@ -250,7 +319,7 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
             shard_tokens=settings.shard_tokens,
             compute=compute,
             key=captured[w["split"]],
-            fitted_activations_key=activations_key(config, w["subject"], "trained", 0, "sae_train"),
+            fitted_activations_key=_fitted_key(config, w["subject"], variant, draw),
         )
     if rule == "cache_activations":
         return CacheActivationsParams(
@@ -268,9 +337,9 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
         return TrainSaeParams(
             seed=seed,
             keys=ModelKeys(**model_keys),
-            saes=recipes_of(config, cells),
+            saes=recipes_of(floor_recipes(config) if is_floor(variant) else config.saes, cells),
             cells=cells,
-            stream=_stream(config, w["subject"], variant),
+            stream=_stream(config, w["subject"], variant, draw),
             compute=compute,
             activations_key=captured["sae_train"],
             eval_activations_key=captured["eval"],
@@ -278,8 +347,13 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
     keys = CellKeys(**model_keys, site=w["site"], sae=w["sae"], seed=int(w["seed"]))
     if rule == "evaluate_sae":
         return EvaluateSaeParams(
-            # Cross-evaluation is a job of its own.
-            evaluation=config.evaluation.model_copy(update={"cross_tokens": None}),
+            seed=seed,
+            # Cross-evaluation and floors are jobs of their own; without a model, no fidelity.
+            evaluation=config.evaluation.model_validate(
+                config.evaluation.model_dump(
+                    include=set() if fitted_to(variant, draw) else {"fidelity_tokens"}
+                )
+            ),
             keys=keys,
             compute=compute,
             activations_key=captured["sae_train"],

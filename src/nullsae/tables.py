@@ -17,7 +17,13 @@ from nullsae.errors import UserError
 from nullsae.files import atomic_path, rebuild_command
 from nullsae.schemas.cells import CELL_TABLES
 from nullsae.schemas.columns import schema as columns_of
-from nullsae.schemas.study import CONTRASTS, SUMMARIES, VERDICTS
+from nullsae.schemas.study import (
+    CONTRASTS,
+    DISCRIMINATING_POWER,
+    INTERPRETABILITY,
+    SUMMARIES,
+    VERDICTS,
+)
 
 # Columns that a clock gave. They stay in the cells' own files, because two runs of one config give
 # identical tables.
@@ -33,9 +39,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         )
         for name, (keys, columns) in CELL_TABLES.items()
     },
+    "interpretability": INTERPRETABILITY,
     "contrasts": CONTRASTS,
     "verdicts": VERDICTS,
     "summaries": SUMMARIES,
+    "discriminating_power": DISCRIMINATING_POWER,
 }
 # Too large to be worth copying into results/tables: read them as a data set where they lie.
 NOT_AGGREGATED = ("windows",)

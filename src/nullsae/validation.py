@@ -13,7 +13,7 @@ from nullsae.config import Config
 from nullsae.errors import UserError
 from nullsae.recipes import PENALIZED, SIGNED_DICTIONARIES, fill_in_recipe
 from nullsae.shapes import subject_shape
-from nullsae.sites import expand_sites, is_pattern
+from nullsae.sites import expand_sites, needs_depth
 
 S = TypeVar("S", bound=BaseModel)
 NAMED_SECTIONS = ("corpora", "subjects", "saes", "explainers", "scorers")
@@ -133,19 +133,18 @@ def resolve_subjects(config: Config) -> Config:
     subjects = {}
     for name, subject in config.subjects.items():
         key = f"config: subjects.{name}"
-        has_patterns = any(is_pattern(site) for site in subject.sites)
-        shape = subject_shape(subject.source, where=f"{key}.source", fetch=has_patterns)
-        sites = subject.sites
-        if shape.n_layers is not None:
-            try:
-                sites = expand_sites(sites, shape.n_layers)
-            except ValueError as error:
-                raise UserError(f"{key}.sites: {error}") from None
-        elif has_patterns:
+        # A range with both ends named, such as 0..28..4, must not make a dry run ask a hub.
+        unclear = any(needs_depth(site) for site in subject.sites)
+        shape = subject_shape(subject.source, where=f"{key}.source", fetch=unclear)
+        if unclear and shape.n_layers is None:
             raise UserError(
                 f"{key}.sites: the number of blocks is not known here, so patterns cannot be "
                 f"resolved; name each site"
             )
+        try:
+            sites = expand_sites(subject.sites, shape.n_layers)
+        except ValueError as error:
+            raise UserError(f"{key}.sites: {error}") from None
         subjects[name] = subject.model_copy(update={"sites": sites})
         for sae_name, sae in config.saes.items():
             if shape.d_model is None:

@@ -415,7 +415,10 @@ def test_token_ids_are_those_of_other_positions(tmp_path: Path) -> None:
 
 def reconstruction(chain: Chain, folder: Path) -> dict[str, Any]:
     params = EvaluateSaeParams(
-        evaluation=Evaluation(fidelity_tokens=2 * CONTEXT), keys=cell(SITE), compute=COMPUTE
+        seed=0,
+        evaluation=Evaluation(fidelity_tokens=2 * CONTEXT),
+        keys=cell(SITE),
+        compute=COMPUTE,
     )
     evaluate_sae(
         params,
@@ -427,6 +430,7 @@ def reconstruction(chain: Chain, folder: Path) -> dict[str, Any]:
         eval_tokens=chain.eval_tokens,
         reconstruction=folder / "reconstruction.parquet",
         documents=folder / "documents.parquet",
+        geometry=folder / "geometry.parquet",
     )
     (row,) = tables.read_table(
         folder / "reconstruction.parquet", tables.cell_schema("reconstruction")
@@ -458,6 +462,7 @@ def test_a_dictionary_does_not_go_through_the_chain(
         sae=tmp_path / "cfg.json",
         activations=chain.eval_activations,
         tokens=chain.eval_tokens,
+        firings=tmp_path / "firings.safetensors",
         **files,
     )
     found = {

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nullsae import tables
+from nullsae.activations.blocks import CachedBlocks
 from nullsae.errors import UserError
 from nullsae.params import ModelKeys, SaeCell, TrainSaeParams
 from nullsae.recipes import Sae
@@ -20,6 +24,7 @@ from nullsae.sae.files import load_sae
 from nullsae.sae.start import initialize
 from nullsae.sae.steps import Trainer, evaluate, learning_rate, schedule
 from nullsae.sae.trainer import train_sae
+from nullsae.stopping import StoppedError
 from small_chain import COMPUTE, flip_byte, write_site
 
 MODEL = ModelKeys(subject="tiny", variant="trained", draw=0)
@@ -247,6 +252,68 @@ def test_a_resumed_training_differs_from_an_uninterrupted_one(
         assert whole.read_bytes() == resumed.read_bytes(), file
     assert history(tmp_path / "resumed") == history(tmp_path / "whole")
     assert not list((tmp_path / "work").iterdir()), "a finished training leaves a checkpoint"
+
+
+@pytest.mark.parametrize("within", ["a step", "a block"])
+def test_sigterm_loses_steps(tmp_path: Path, within: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 128 tokens on blocks of 500 and 1000: 3, 8, 11, 14, ... are made by their ends."""
+    x, _ = planted(1500, 6)
+    sae = recipe(batch_tokens=128, epochs=2, checkpoint_every_steps=5, evaluate_every_steps=4)
+    run(tmp_path, x, sae, output="whole")
+
+    def terminate(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    fetched: list[int] = []
+    real = CachedBlocks.block
+
+    def block(self: CachedBlocks, index: int, sites: Any) -> Any:
+        fetched.append(index)
+        if len(fetched) == 4:  # one to start from, then the third that is trained on
+            terminate()
+            raise AssertionError("the block was got all the same")
+        return real(self, index, sites)
+
+    if within == "a step":
+        last = 12
+        asked: dict[str, Any] = {"report": lambda step, *_: step == last and terminate()}
+    else:
+        monkeypatch.setattr(CachedBlocks, "block", block)
+        last, asked = 11, {}
+    with pytest.raises(StoppedError, match=rf"^stopped by SIGTERM at step {last} of 22; [^\n]*$"):
+        run(tmp_path, x, sae, output="resumed", **asked)
+    monkeypatch.undo()
+    assert not (tmp_path / "resumed").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    steps: list[int] = []
+    run(tmp_path, x, sae, output="resumed", report=lambda step, *_: steps.append(step))
+    assert steps == list(range(last + 1, 23))
+    for file in ("sae.safetensors", "cfg.json"):
+        whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
+        assert whole.read_bytes() == resumed.read_bytes(), file
+    assert history(tmp_path / "resumed") == history(tmp_path / "whole")
+
+
+def test_sigterm_after_the_last_step_leaves_an_sae_unfinished(tmp_path: Path) -> None:
+    x, _ = planted(1500, 6)
+    terminate = [lambda: os.kill(os.getpid(), signal.SIGTERM)]
+    sae = recipe(batch_tokens=128)
+    run(tmp_path, x, sae, report=lambda step, steps, _: step == steps and terminate[0]())
+    load_sae(tmp_path / "sae/cfg.json")
+
+
+def test_a_missing_folder_of_checkpoints_ends_a_run(tmp_path: Path) -> None:
+    x, _ = planted(1500, 6)
+    sae = recipe(batch_tokens=128, checkpoint_every_steps=2)
+
+    def remove(step: int, *_: Any) -> None:
+        if step == 5:
+            shutil.rmtree(tmp_path / "work")
+
+    run(tmp_path, x, sae, output="one", report=remove)
+    run(tmp_path, x, sae, output="other")
+    one, other = (tmp_path / name / "sae.safetensors" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_checkpoint_of_other_params_is_resumed(tmp_path: Path) -> None:

@@ -215,6 +215,8 @@ def test_a_second_draw_of_what_is_not_drawn_is_made(study: Any, variant: str) ->
 def test_gaussian_activations_are_made_as_a_model(study: Any) -> None:
     with pytest.raises(UserError, match=r"^--params: keys\.variant: 'gaussian' is sampled from "):
         make(study, "gaussian", "gaussian")
+    with pytest.raises(UserError, match=r"'gaussian@step0' is sampled from the step0 subject's "):
+        make(study, "gaussian@step0", "gaussian@step0")
 
 
 def test_a_fresh_model_needs_the_source_or_its_weights(study: Any, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,10 @@ from torch import Tensor
 
 from nullsae.corpus.store import Tokens
 from nullsae.errors import UserError
+from nullsae.files import read_json, write_json
 from nullsae.inputs import TrainSource
+from nullsae.params import TrainSubjectParams
+from nullsae.stopping import StoppedError
 from nullsae.subjects.training import (
     LOG_ROWS,
     Muon,
@@ -19,6 +25,8 @@ from nullsae.subjects.training import (
     orthogonalize,
     train_model,
 )
+from nullsae.subjects.variants import train_subject
+from small_chain import COMPUTE, flip_byte, tokens_of, write_corpus
 
 VOCAB, CONTEXT = 50, 16
 CPU = torch.device("cpu")
@@ -190,3 +198,111 @@ def test_a_diverging_training_goes_on() -> None:
 def test_an_odd_rotary_width_is_not_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"subjects\.small\.source\.rotary_share: 0\.4 of a head"):
         train(source=tiny(rotary_share=0.4))
+
+
+# --- stopped and resumed ----------------------------------------------------------------------
+
+
+def terminate_at(step: int) -> Any:
+    return lambda done, *_: done == step and os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_at(step: int, checkpoint: Path, **keys: Any) -> None:
+    with pytest.raises(StoppedError, match=rf"^stopped by SIGTERM at step {step} of [^\n]*$"):
+        train(checkpoint=checkpoint, report=terminate_at(step), **keys)
+
+
+@pytest.mark.parametrize("last", [1, 17, 45])
+def test_a_training_that_sigterm_stopped_resumes_to_other_bits(tmp_path: Path, last: int) -> None:
+    source = tiny(steps=45)
+    whole, whole_initial, whole_log = train(source=source)
+    checkpoint = tmp_path / "work/state.safetensors"
+    stop_at(last, checkpoint, source=source)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    torch.manual_seed(123)  # the global generator is elsewhere in a new process
+    steps: list[int] = []
+    resumed, initial, log = train(
+        source=source, checkpoint=checkpoint, report=lambda step, *_: steps.append(step)
+    )
+    # Fails if resume is a no-op: the same bits could come from training all of it again.
+    assert steps == list(range(last + 1, 46))
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert same(whole_initial, initial)
+    assert log == whole_log
+
+
+def test_a_training_killed_without_a_signal_loses_more_than_the_time_between_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock by which a step takes 50 seconds, so that every third is kept."""
+    clock = 0.0
+
+    def kill(step: int, *_: Any) -> None:
+        nonlocal clock
+        clock += 50.0
+        if step == 11:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("nullsae.subjects.training.time.monotonic", lambda: clock)
+    checkpoint = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=checkpoint, report=kill)
+    steps: list[int] = []
+    train(checkpoint=checkpoint, report=lambda step, *_: steps.append(step))
+    assert steps[0] == 10
+
+
+def test_a_finished_training_is_made_again_where_what_follows_failed(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+    first, _, first_log = train(checkpoint=checkpoint)
+    steps: list[int] = []
+    second, _, log = train(checkpoint=checkpoint, report=lambda step, *_: steps.append(step))
+    assert steps == []
+    assert same(first.state_dict(), second.state_dict())
+    assert log == first_log
+
+
+def test_a_damaged_checkpoint_is_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+    stop_at(7, checkpoint)
+    flip_byte(checkpoint)
+    found, _, log = train(checkpoint=checkpoint)
+    assert f"{checkpoint}: damaged (its content differs from its checksum)" in caplog.text
+    whole, _, whole_log = train()
+    assert same(whole.state_dict(), found.state_dict())
+    assert log == whole_log
+
+
+def test_a_subject_resumes_from_the_checkpoint_of_another_recipe_or_leaves_one_behind(
+    tmp_path: Path,
+) -> None:
+    train_tokens = write_corpus(tmp_path / "sae_train", *tokens_of(12, seed=0))
+    eval_tokens = write_corpus(tmp_path / "eval", *tokens_of(6, seed=1))
+    manifest = read_json(train_tokens, rebuild="")
+    write_json(train_tokens, {**manifest, "eos_token_id": 0})
+
+    def run(name: str, steps: int, report: Any = None) -> bytes:
+        train_subject(
+            TrainSubjectParams(seed=0, subject="small", source=tiny(steps=steps), compute=COMPUTE),
+            train_tokens=train_tokens,
+            eval_tokens=eval_tokens,
+            trained=tmp_path / name / "trained",
+            step0=tmp_path / name / "step0",
+            work=tmp_path / "work",
+            report=report,
+        )
+        return (tmp_path / name / "trained/model.safetensors").read_bytes()
+
+    with pytest.raises(StoppedError):
+        run("stopped", 8, terminate_at(5))
+    assert not (tmp_path / "stopped").exists()
+    left = list((tmp_path / "work").iterdir())
+    steps: list[int] = []
+    run("other", 9, lambda step, *_: steps.append(step))
+    assert steps == list(range(1, 10))
+    assert list((tmp_path / "work").iterdir()) == left
+    steps.clear()
+    resumed = run("stopped", 8, lambda step, *_: steps.append(step))
+    assert steps == [6, 7, 8]
+    assert list((tmp_path / "work").iterdir()) == []
+    assert resumed == run("undisturbed", 8)

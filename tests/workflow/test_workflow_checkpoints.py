@@ -40,7 +40,8 @@ def test_a_checkpoint_is_trained_or_measured_by_jobs_of_another_kind(
     # The two SAEs are trained again, and then there are two more; nothing is captured.
     assert copied.jobs() == {
         **{"train_sae": 2, "take_checkpoint": 2, "evaluate_sae": 4, "collect_latents": 4},
-        **{"explain_latents": 8, "score_latents": 16, "aggregate": 1, "report": 1},
+        **{"explain_latents": 8, "score_latents": 16, "match_dictionaries": 1},
+        **{"aggregate": 1, "report": 1},
     }
 
 

@@ -13,18 +13,19 @@ pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 END = {"aggregate", "report"}
 CASES: dict[str, set[str]] = {
     "metrics/reconstruction.py": {"evaluate_sae", *END},
+    "metrics/overlap.py": {"match_dictionaries", *END},
     "latents/windows.py": {"collect_latents", "explain_latents", "score_latents", *END},
     "autointerp/scorers.py": {"score_latents", *END},
     "autointerp/explainers.py": {"explain_latents", "score_latents", *END},
     "sae/architectures/topk.py": {
         *("train_sae", "evaluate_sae", "collect_latents", "explain_latents", "score_latents"),
-        *END,
+        *("match_dictionaries", *END),
     },
     # The study has no SAEs along their training; those that it has must not be trained again.
     "sae/checkpoints.py": set(),
     "activations/store.py": {
         *("cache_activations", "train_sae", "evaluate_sae", "collect_latents"),
-        *("explain_latents", "score_latents", *END),
+        *("explain_latents", "score_latents", "match_dictionaries", *END),
     },
     "statistics/effects.py": END,
     "report/templates/index.html.j2": {"report"},

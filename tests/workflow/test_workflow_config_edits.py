@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 END = {"aggregate": 1, "report": 1}
 EXPLAIN_ON = {"explain_latents": 4, "score_latents": 8, **END}
 COLLECT_ON = {"collect_latents": 2, **EXPLAIN_ON}
-TRAIN_ON = {"train_sae": 2, "evaluate_sae": 2, **COLLECT_ON}
+TRAIN_ON = {"train_sae": 2, "evaluate_sae": 2, "match_dictionaries": 1, **COLLECT_ON}
 CAPTURE_ON = {"cache_activations": 4, **TRAIN_ON}
 # One more cell in each of the two variants.
 NEW_CELLS = TRAIN_ON
@@ -64,6 +64,10 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
     "explainer_option": (put("explainers", "lexical", "top_tokens", to=3), EXPLAIN_ON),
     "n_sampled": (put("latents", "n_sampled", to=3), COLLECT_ON),
     "fidelity_tokens": (put("evaluation", "fidelity_tokens", to=512), {"evaluate_sae": 2, **END}),
+    "matching_latents": (
+        put("evaluation", "matching_latents", to=16),
+        {"match_dictionaries": 1, **END},
+    ),
     "k": (put("saes", "topk", "k", to=5), TRAIN_ON),
     "add_sae": (
         put("saes", "wide", to={"k": 4, "n_latents": 64, "batch_tokens": 512}),
@@ -76,7 +80,7 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
         # step0 is made when the subject is trained: no randomize_model.
         {
             "cache_activations": 2,
-            **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1},
+            **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1, "match_dictionaries": 1},
             **{"explain_latents": 2, "score_latents": 4, **END},
         },
     ),
@@ -84,7 +88,7 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
         put("draws", to=2),
         {
             **{"randomize_model": 1, "cache_activations": 2},
-            **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1},
+            **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1, "match_dictionaries": 1},
             **{"explain_latents": 2, "score_latents": 4, **END},
         },
     ),
@@ -92,7 +96,7 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
         put("randomization", "norm_parameters", to="keep"),
         {
             **{"randomize_model": 1, "cache_activations": 2},
-            **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1},
+            **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1, "match_dictionaries": 1},
             **{"explain_latents": 2, "score_latents": 4, **END},
         },
     ),

@@ -9,15 +9,19 @@ import yaml
 from snakemake.io import flag
 
 from nullsae import paths, stages, tables
-from nullsae.cells import cell_files, cross_cells, trained_here
+from nullsae.cells import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.config import NO_EXPLAINER
 from nullsae.judges import LikelihoodScorer, SwappedExplainer
 from nullsae.errors import UserError
 from nullsae.files import write_text
+from nullsae.floors import fitted_to
 from nullsae.shared_jobs import shared_jobs
 from nullsae.slices import activations_key, asks, rule_params
 from nullsae.report.names import figure_names
 from nullsae.validation import resolve_subjects, parse_config
+
+# A job that is told to end keeps what it has first; its shell must not end before it.
+shell.prefix("set -euo pipefail; trap : TERM; ")
 
 try:
     STUDY = resolve_subjects(parse_config(config))
@@ -47,6 +51,11 @@ FIGURE_FILES = [
 REPORT_FILES = [paths.REPORT, *FIGURE_FILES]
 # GPUs of a job that can use one.
 GPUS = 0 if STUDY.compute.device == "cpu" else 1
+# Jobs that share the capture of a split.
+N_PORTIONS = STUDY.activations.chunks
+PORTION_KEYS = paths.SPLIT_KEYS + "/portion={portion}-of-{portions}"
+EXPLAINER_SHARD_KEYS = paths.EXPLAINER_KEYS + "/shard={shard}"
+SCORER_SHARD_KEYS = paths.SCORER_KEYS + "/shard={shard}"
 # A pattern that matches no name.
 NOTHING = "$."
 
@@ -62,6 +71,9 @@ wildcard_constraints:
     seed=r"\d+",
     explainer="[^/]+",
     scorer="[^/]+",
+    shard=r"\d+",
+    portion=r"\d+",
+    portions=r"\d+",
 
 
 def job_params(rule):
@@ -69,13 +81,21 @@ def job_params(rule):
     return lambda wildcards: rule_params(STUDY, rule, dict(wildcards))
 
 
-def megabytes(first, cap=256_000):
+def most(resource, otherwise):
+    """What no job asks more of: `max_<resource>` in a profile's `default-resources`."""
+    given = (workflow.resource_settings.default_resources or {}).get(f"max_{resource}")
+    return otherwise if given is None else int(getattr(given, "raw", given))
+
+
+def megabytes(first):
     """Memory that doubles with each attempt, up to a cap."""
+    cap = most("mem_mb", 256_000)
     return lambda wildcards, attempt: min(first * 2 ** (attempt - 1), cap)
 
 
-def minutes(first, cap=7 * 24 * 60):
+def minutes(first):
     """Run time that doubles with each attempt, up to a cap."""
+    cap = most("runtime", 7 * 24 * 60)
     return lambda wildcards, attempt: min(first * 2 ** (attempt - 1), cap)
 
 
@@ -122,6 +142,14 @@ def captured_of_all_variants(wildcards):
     ]
 
 
+def saes_of_recipe(wildcards):
+    """The SAEs that are compared with each other."""
+    return [
+        paths.SAE_CONFIG.format(**wildcards, **cell)
+        for cell in matched_cells(STUDY, wildcards.sae)
+    ]
+
+
 def captured_by(keys):
     """The manifest of one site's activations, as `captured` explains."""
     of_split = paths.ACTIVATIONS_MANIFEST.format(**keys)
@@ -153,7 +181,22 @@ def trained_recipe(wildcards):
 
 def model_recipe(wildcards):
     """The variant's weights; none where there are only activations."""
-    return [] if wildcards.variant == "gaussian" else paths.RECIPE.format(**wildcards)
+    sampled = fitted_keys(dict(wildcards)) is not None
+    return [] if sampled else paths.RECIPE.format(**wildcards)
+
+
+def fitted_keys(keys):
+    """The keys of the activations that Gaussian ones are fitted to; None for those of a model."""
+    fitted = fitted_to(keys["variant"], int(keys["draw"]))
+    if fitted is None:
+        return None
+    variant, draw = fitted
+    return {**keys, "variant": variant, "draw": draw, "split": "sae_train"}
+
+
+def fitted_activations(wildcards):
+    """The manifest of the activations that Gaussian ones are fitted to."""
+    return paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(dict(wildcards)))
 
 
 def base_explanations(wildcards):
@@ -172,8 +215,9 @@ def judged_explanations(wildcards):
 
 
 def judge_in_process(wildcards):
-    """The model that a scorer runs itself; none for others."""
-    if not isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer):
+    """The model that a job runs itself; none for scorers that ask, and where shards ran it."""
+    runs_one = isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer)
+    if not runs_one or scored_shards(wildcards):
         return []
     return paths.JUDGE_MANIFEST.format(**wildcards)
 
@@ -193,7 +237,47 @@ def judging_megabytes(wildcards, attempt):
 
 def asks_a_model(rule):
     """1 for a job that sends requests: `--resources llm=2` lets two of them run at once."""
-    return lambda wildcards: int(asks(STUDY, rule, dict(wildcards)))
+    shards = explained_shards if rule == "explain_latents" else scored_shards
+    return lambda wildcards: int(
+        asks(STUDY, rule, dict(wildcards)) and not shards(wildcards)
+    )
+
+
+def shard_folders(pattern, wildcards):
+    """The folders of the jobs that share an SAE's latents; none for such a job itself."""
+    each = STUDY.autointerp.latents_per_job
+    if each is None or "shard" in wildcards.keys():
+        return []
+    n_shards = -(-STUDY.latents.n_sampled // each)
+    return [pattern.format(**wildcards, shard=shard) for shard in range(n_shards)]
+
+
+def explained_shards(wildcards):
+    """The tables that an SAE's explanations are joined from, where they are shared out."""
+    if not asks(STUDY, "explain_latents", dict(wildcards)):
+        return []
+    folders = shard_folders(paths.EXPLANATIONS_SHARD, wildcards)
+    return [f"{folder}/explanations.parquet" for folder in folders]
+
+
+def scored_shards(wildcards):
+    """The tables that an SAE's scores are joined from, where they are shared out."""
+    is_likelihood = isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer)
+    if not (is_likelihood or asks(STUDY, "score_latents", dict(wildcards))):
+        return []
+    folders = shard_folders(paths.SCORES_SHARD, wildcards)
+    return [f"{folder}/scores.parquet" for folder in folders]
+
+
+def shard_options(tables):
+    """`--shard` for each folder of tables that are joined."""
+    return " ".join(option("shard", Path(table).parent) for table in tables)
+
+
+def ranks_of_shard(wildcards):
+    """Which of an SAE's sampled latents a job is for: FIRST:END."""
+    each = STUDY.autointerp.latents_per_job or STUDY.latents.n_sampled
+    return f"{int(wildcards.shard) * each}:{(int(wildcards.shard) + 1) * each}"
 
 
 def captured_at(sites, **keys):
@@ -211,18 +295,14 @@ def shared_inputs(job):
         split: [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]
         for split in ("sae_train", "eval")
     }
-    live = stream and keys["variant"] != "gaussian"
-    fitted = stream and keys["variant"] == "gaussian"
-    trained = {**keys, "variant": "trained", "draw": 0}
+    fitted = fitted_keys(keys)
     return {
         "train": captured_at(job.sites, split="sae_train", **keys),
         "heldout": captured_at(job.sites, split="eval", **keys),
         "train_tokens": tokens["sae_train"] if stream or looked_up else [],
         "eval_tokens": tokens["eval"] if looked_up else [],
-        "model": [paths.RECIPE.format(**keys)] if live else [],
-        "fitted": (
-            captured_at(job.sites, split="sae_train", **trained) if fitted else []
-        ),
+        "model": [paths.RECIPE.format(**keys)] if stream and not fitted else [],
+        "fitted": captured_at(job.sites, **fitted) if stream and fitted else [],
     }
 
 
@@ -231,8 +311,7 @@ def shared_options(job):
     files = shared_inputs(job)
     if files["fitted"]:
         # One site's own manifest may be what Snakemake looks at: `captured`.
-        keys = {"variant": "trained", "draw": 0, "split": "sae_train"}
-        of_split = paths.ACTIVATIONS_MANIFEST.format(**{**job.keys, **keys})
+        of_split = paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(job.keys))
         files["fitted"] = [of_split]
     named = ("train_tokens", "eval_tokens", "model", "fitted")
     return " ".join(option(n.replace("_", "-"), *files[n]) for n in named if files[n])

@@ -37,12 +37,14 @@ rule train_subject:
         code=stages.code_hash("train_subject"),
         trained=expand(paths.MODEL, variant="trained", draw=0, allow_missing=True),
         step0=expand(paths.MODEL, variant="step0", draw=0, allow_missing=True),
+        # Undeclared, so that Snakemake does not delete the checkpoint of a killed run.
+        work=paths.WORK,
     message:
         "Subject {wildcards.subject}: train, keep step 0"
     shell:
         "nullsae train_subject --params {params.config:q}"
         " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
-        " --trained {params.trained} --step0 {params.step0} > {log} 2>&1"
+        " --trained {params.trained} --step0 {params.step0} --work {params.work} > {log} 2>&1"
 
 
 rule randomize_model:

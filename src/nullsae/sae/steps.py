@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nullsae.files import atomic_path
 from nullsae.recipes import Sae
 from nullsae.sae.architectures import ARCHITECTURES, Losses, TrainedSae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import FROZEN, keep_close
+from nullsae.saved_state import load_state, save_state
 
 EVALUATION_BATCH_TOKENS = 4096
 
@@ -145,24 +142,16 @@ class Trainer:
         for name, parameter in self.trained.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
-        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         metadata = {"step": str(self.step), "history": json.dumps(self.history)}
-        metadata["checksum"] = _checksum(metadata, tensors)
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+        save_state(path, tensors, metadata)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint written by `save`.
 
         Raises:
-            SafetensorError, KeyError, ValueError: the file is damaged. What is in memory is then of
-                no use any more.
+            One of `DAMAGED`: what is in memory is then of no use any more.
         """
-        with safe_open(path, framework="pt") as stream:
-            metadata = stream.metadata()
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-        if metadata.pop("checksum") != _checksum(metadata, tensors):
-            raise ValueError("its content differs from its checksum")
+        tensors, metadata = load_state(path)
         self.step = int(metadata["step"])
         self.history = json.loads(metadata["history"])
         self.unfired_tokens = tensors["unfired_tokens"].to(self.unfired_tokens.device)
@@ -175,15 +164,6 @@ class Trainer:
                 key: tensors[f"adam.{key}.{name}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
-
-
-def _checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    """XXH3-128 of what a checkpoint holds, as hex."""
-    digest = xxhash.xxh3_128(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str, float]:

@@ -26,8 +26,10 @@ from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.dictionaries import fit_dictionary, token_ids
 from nullsae.sae.files import is_made, save_sae
 from nullsae.sae.interchange import read_pretrained
-from nullsae.sae.runs import Cell, Report, Run, Sample, enough_memory, train_together
+from nullsae.sae.runs import Cell, Run, Sample
 from nullsae.sae.steps import evaluate
+from nullsae.sae.together import Report, enough_memory, train_together
+from nullsae.stopping import on_sigterm
 from nullsae.subjects.loading import pick_device
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ def train_sae(
         The number of optimizer steps that this call ran (less than all after a resume).
 
     Raises:
+        StoppedError: SIGTERM came; the same call goes on from there.
         UserError: damaged or foreign activations, or fewer of them than one batch; a recipe or a
             pretrained SAE that does not fit them; activations or a loss that are not finite; not
             enough memory. SAEs that are finished by then stay in `work`.
@@ -109,8 +112,9 @@ def train_sae(
             else CachedBlocks(readers)
         )
         ran = _train(params, stepwise, blocks, device, report)
-    for cell in cells:
-        _publish(cell)
+    with on_sigterm():  # one that is published in part would be made again
+        for cell in cells:
+            _publish(cell)
     return ran
 
 
@@ -199,13 +203,15 @@ def _train(
         n_steps, before = sum(r.n_steps for r in runs), sum(r.trainer.step for r in runs)
         if before:
             logger.info("resumed at step %d of %d", before, n_steps)
-        train_together(
-            runs,
-            blocks,
-            seed=params.seed,
-            seconds_per_block=seconds,
-            report=report or (lambda *_: None),
-        )
+        with on_sigterm() as stop:
+            train_together(
+                runs,
+                blocks,
+                seed=params.seed,
+                seconds_per_block=seconds,
+                report=report or (lambda *_: None),
+                stop=stop,
+            )
     ran = sum(run.trainer.step for run in runs) - before
     logger.info("ran %d of %d steps", ran, n_steps)
     return ran

@@ -10,6 +10,7 @@ MODEL_KEYS = (("subject", "text"), ("variant", "text"), ("draw", "int"))
 CELL_KEYS = (*MODEL_KEYS, ("site", "text"), ("sae", "text"), ("seed", "int"))
 EXPLAINER_KEYS = (*CELL_KEYS, ("explainer", "text"))
 SCORER_KEYS = (*EXPLAINER_KEYS, ("scorer", "text"))
+RECIPE_KEYS = (("subject", "text"), ("site", "text"), ("sae", "text"))
 
 # Tables that stages write per cell: (partition keys, columns).
 CELL_TABLES: dict[str, tuple[tuple[tuple[str, str], ...], pa.Schema]] = {
@@ -77,6 +78,49 @@ CELL_TABLES: dict[str, tuple[tuple[tuple[str, str], ...], pa.Schema]] = {
             ("cosine", "float", "summed over tokens"),
             ("l0", "float", "summed over tokens"),
             ("l1", "float", "activation units, summed over tokens"),
+            ("fidelity_tokens", "int?", "predicted tokens; null outside the sample of fidelity"),
+            ("ce_clean", "float?", "nats, summed over them"),
+            ("ce_sae", "float?", "nats, summed over them"),
+            ("ce_zero", "float?", "nats, summed over them"),
+            ("ce_mean", "float?", "nats, summed over them"),
+            ("kl_sae", "float?", "nats, summed over them"),
+        ),
+    ),
+    # The dictionary by itself; null where a direction is lacking.
+    "geometry": (
+        CELL_KEYS,
+        schema(
+            ("n_latents", "int"),
+            ("n_zero_rows", "int", "decoder rows of norm 0, left out"),
+            ("decoder_norm_mean", "float?"),
+            ("decoder_norm_sd", "float?"),
+            ("encoder_norm_mean", "float?", "null without an encoder (token_lookup)"),
+            ("encoder_decoder_cosine_mean", "float?"),
+            ("nearest_cosine_mean", "float?", "decoder row to its nearest other one"),
+            ("nearest_cosine_median", "float?"),
+            ("nearest_cosine_p95", "float?", "95th percentile"),
+            ("random_nearest_cosine_mean", "float?", "as many random directions"),
+            ("effective_rank", "float?", "exp of the entropy of the decoder's spectrum"),
+        ),
+    ),
+    # Pairs of SAEs of one recipe, matched one to one by their decoder rows.
+    "overlap": (
+        RECIPE_KEYS,
+        schema(
+            ("variant_a", "text"),
+            ("draw_a", "int"),
+            ("seed_a", "int"),
+            ("variant_b", "text"),
+            ("draw_b", "int"),
+            ("seed_b", "int"),
+            ("kind", "text", "what differs: seeds, draws or variants"),
+            ("n_latents_a", "int"),
+            ("n_latents_b", "int"),
+            ("n_matched", "int"),
+            ("mean_cosine", "float?", "over matched pairs"),
+            ("shared_share", "float?", "of matched pairs, cosine 0.7 or more"),
+            ("mean_cosine_random", "float?", "as many random directions"),
+            ("shared_share_random", "float?", "as many random directions"),
         ),
     ),
     "history": (
@@ -105,11 +149,18 @@ CELL_TABLES: dict[str, tuple[tuple[tuple[str, str], ...], pa.Schema]] = {
             ("mean_activation", "float?", "activation units, over firings"),
             ("max_activation", "float", "activation units"),
             ("n_documents", "int"),
+            ("document_share", "float", "documents with a firing, of those of the split"),
+            ("peak_document_share", "float?", "largest share of the firings in one document"),
             ("n_token_types", "int"),
             ("token_entropy_bits", "float?"),
             ("token_entropy_corrected_bits", "float?", "bits, Miller-Madow"),
             ("peak_token_share", "float?"),
             ("peak_token", "int?", "token id"),
+            ("mean_position_tokens", "float?", "offset in the context, over firings"),
+            ("sd_position_tokens", "float?", "offset in the context, over firings"),
+            ("first_position_share", "float?", "firings at offset 0"),
+            ("autocorrelation_lag1", "float?", "within a context and document, zeros included"),
+            ("autocorrelation", "float?", "mean over lags of 1 to 15 tokens"),
             ("encoder_decoder_cosine", "float?"),
             ("explain_pool_active_windows", "int"),
             ("score_pool_active_windows", "int"),
@@ -123,10 +174,10 @@ CELL_TABLES: dict[str, tuple[tuple[tuple[str, str], ...], pa.Schema]] = {
         schema(
             ("latent", "int"),
             ("window", "int", "index of the window in the split"),
-            ("pool", "text", "explain or score"),
+            ("pool", "text", "explain, score, or top: the strongest of all, for people"),
             ("active", "flag"),
             ("silent_kind", "text?", "how a silent window was chosen; null for active ones"),
-            ("quantile", "int?", "0 is the strongest"),
+            ("quantile", "int?", "0 is the strongest; null in the pool top, in order of strength"),
             ("document", "int"),
             ("start", "int", "flat token index in the split"),
             ("token_ids", "ints"),
@@ -144,6 +195,12 @@ CELL_TABLES: dict[str, tuple[tuple[tuple[str, str], ...], pa.Schema]] = {
             ("n_sampled", "int"),
             ("n_windows", "int"),
             ("n_windows_across_documents", "int", "left out"),
+            ("n_tokens_skipped", "int", "tokens whose firings count as none"),
+            ("n_firings_skipped", "int"),
+            ("n_too_rare", "int", "latents with too few firings for the filter"),
+            ("n_few_active_windows", "int", "latents, of the others"),
+            ("n_few_silent_windows", "int", "latents, of the others"),
+            ("n_windows_too_short", "int", "centred: no room in the document; of all latents"),
         ),
     ),
     "explanations": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nullsae.schemas.cells import SCORER_KEYS
 from nullsae.schemas.columns import schema
 
 # One row per (subject, site, sae, explainer, scorer, metric, variant). The metric's own levels
@@ -22,6 +23,7 @@ CONTRASTS = schema(
     ("n_seeds", "int"),
     ("n_units_trained", "int"),
     ("n_units_variant", "int"),
+    ("speaks_of", "text", "what the interval generalizes to"),
     ("trained", "float?"),
     ("value", "float?", "of the variant"),
     ("value_low", "float?"),
@@ -31,11 +33,23 @@ CONTRASTS = schema(
     ("difference", "float?", "variant minus trained"),
     ("difference_low", "float?"),
     ("difference_high", "float?"),
+    ("standard_error", "float?", "of the difference, bootstrap"),
+    ("df", "float?", "degrees of freedom (Welch, Satterthwaite)"),
     ("probability_of_superiority", "float?", "P(trained > variant) + P(equal) / 2, over units"),
-    ("p_value", "float?", "two-sided, bootstrap"),
+    ("p_value", "float?", "two-sided, inverts the interval"),
     ("p_holm", "float?", "Holm within the contrasts of this metric and SAE"),
+    ("p_permutation", "float?", "two-sided, units or whole cells exchanged between the arms"),
     ("equivalence_margin", "float"),
     ("p_equivalence", "float?", "two one-sided tests"),
+    ("detectable_difference", "float?", "found with 80% power at Holm's first step"),
+    ("n_matched", "int?", "latents per cell, equal numbers per half-decade of firing share"),
+    ("matched_trained", "float?", "at equal firing rates"),
+    ("matched_value", "float?", "at equal firing rates"),
+    ("matched_difference", "float?", "variant minus trained, at equal firing rates"),
+    ("matched_difference_low", "float?"),
+    ("matched_difference_high", "float?"),
+    ("matched_p_value", "float?", "two-sided, inverts the interval"),
+    ("matched_reason", "text?", "why a matched number is null"),
     ("reason", "text?", "why a number is null"),
 )
 VERDICTS = schema(
@@ -57,6 +71,38 @@ SUMMARIES = schema(
     ("value", "float?"),
     ("low", "float?"),
     ("high", "float?"),
+    ("reason", "text?", "why a number is null"),
+)
+# What a metric's contrasts of one SAE say together, over all sites and nulls.
+DISCRIMINATING_POWER = schema(
+    ("subject", "text"),
+    ("sae", "text"),
+    ("explainer", "text?"),
+    ("scorer", "text?"),
+    ("metric", "text"),
+    ("n_contrasts", "int"),
+    ("n_separates", "int"),
+    ("n_reversed", "int"),
+    ("n_equivalent", "int"),
+    ("n_inconclusive", "int"),
+    ("separates_share", "float"),
+    ("median_superiority", "float?", "1: trained on the expected side in all pairs of units"),
+    ("median_standardized_difference", "float?", "standard errors, positive: as expected"),
+)
+# What an explanation tells beyond tokens, and beyond another latent's explanation.
+INTERPRETABILITY = schema(
+    *SCORER_KEYS,
+    ("latent", "int"),
+    ("auroc", "float?"),
+    ("token_entropy_bits", "float?", "bits, Miller-Madow, whole split"),
+    ("peak_token_share", "float?"),
+    ("firing_share", "float"),
+    ("lexical_auroc", "float?", "of token statistics, same windows and scorer"),
+    ("gain_over_lexical", "float?"),
+    ("swapped_auroc", "float?", "of another latent's explanation, same windows and scorer"),
+    ("discrimination", "float?", "auroc minus swapped_auroc"),
+    ("is_abstract", "flag?", "high entropy and high AUROC"),
+    ("reason", "text?", "why a number is null"),
 )
 COSTS = schema(
     ("rule", "text"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nullsae.errors import UserError
-from nullsae.files import checksum, read_json, rebuild_command, verify, write_json
+from nullsae.files import checksum, read_json, rebuild_command, room_for, verify, write_json
 from nullsae.inputs import GGUF_PACKAGES, GgufSource, PretrainedSource, find_gguf, is_local
 from nullsae.randomness import torch_generator
 from nullsae.sites import site_kind, site_layer
@@ -142,7 +142,8 @@ def save_subject(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
     for old in list(folder.iterdir()):
         if old.suffix in CHECKPOINT_SUFFIXES or ".safetensors" in old.name:
             old.unlink()
-    model.save_pretrained(folder)
+    with room_for(folder):
+        model.save_pretrained(folder)
     files = sorted(p.name for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES)
     config = text_config(model)
     described = {

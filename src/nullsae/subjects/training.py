@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +16,18 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from nullsae.corpus.store import Tokens
-from nullsae.errors import UserError
+from nullsae.errors import UserError, first_line
 from nullsae.inputs import TrainSource
 from nullsae.randomness import numpy_generator, seed_of
+from nullsae.saved_state import DAMAGED, load_state, save_state
+from nullsae.stopping import StoppedError, on_sigterm
+
+logger = logging.getLogger(__name__)
 
 GRAD_CLIP_NORM = 1.0
 LOG_ROWS = 20
+# Also without a warning by SIGTERM little is lost. Resuming is exact, so the clock decides nothing.
+CHECKPOINT_SECONDS = 120.0
 
 
 class Muon(torch.optim.Optimizer):
@@ -87,6 +97,57 @@ def learning_rate_scale(step: int, source: TrainSource) -> float:
     return min(1.0, (step + 1) / warmup_steps, (source.steps - step) / decay_steps)
 
 
+class Training:
+    """What the next step depends on."""
+
+    def __init__(self, model: GPTNeoXForCausalLM, source: TrainSource) -> None:
+        """At the first step, of a model with its initial weights."""
+        self.model, self.optimizers = model, _optimizers(model, source)
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+        self.losses: list[float] = []
+        """Of the steps since the last row of the log, in nats per token."""
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, atomically."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            tensors[f"parameter.{name}"] = parameter.detach()
+            for key, value in self._state(parameter).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        kept = {"step": self.step, "log": self.log, "losses": self.losses}
+        save_state(path, tensors, {"training": json.dumps(kept)})
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            One of `DAMAGED`: what is in memory is then of no use any more.
+        """
+        tensors, metadata = load_state(path)
+        kept = json.loads(metadata["training"])
+        self.step, self.log, self.losses = kept["step"], kept["log"], kept["losses"]
+        states: dict[str, dict[str, Tensor]] = {}
+        for found, value in tensors.items():
+            if found.startswith("optimizer."):
+                _, key, name = found.split(".", 2)
+                states.setdefault(name, {})[key] = value
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"parameter.{name}"])
+                state = self._state(parameter)
+                for key, value in states[name].items():
+                    # AdamW counts its steps on the CPU.
+                    state[key] = value if key == "step" else value.to(parameter.device)
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        for optimizer in self.optimizers:
+            if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
+                state: dict[str, Tensor] = optimizer.state[parameter]
+                return state
+        raise AssertionError
+
+
 def train_model(
     source: TrainSource,
     tokens: Tokens,
@@ -94,12 +155,14 @@ def train_model(
     seed: int,
     subject: str,
     device: torch.device,
+    checkpoint: Path | None = None,
     report: Callable[[int, int, float], None] | None = None,
 ) -> tuple[GPTNeoXForCausalLM, dict[str, Tensor], list[dict[str, float]]]:
     """Train a subject from scratch on the `sae_train` split.
 
     Each step reads `batch_contexts` slices of `context_tokens` from the contexts laid end to end,
-    at random offsets. The same arguments and thread count give the same bytes on a CPU.
+    at random offsets. The same arguments and thread count give the same bytes on a CPU, also where
+    a training was stopped and resumed.
 
     Args:
         source: architecture and recipe.
@@ -107,6 +170,9 @@ def train_model(
         seed: the config's seed.
         subject: name of the subject, which keys the initialization and the batches.
         device: where to train.
+        checkpoint: file for the state of the training, resumed from where it is there: written
+            every `CHECKPOINT_SECONDS`, on SIGTERM, and after the last step. Whoever calls names it
+            after all that the training depends on, and removes it.
         report: called after each step with (steps done, steps in all, loss in nats per token).
 
     Returns:
@@ -115,47 +181,116 @@ def train_model(
         `loss_nats` (mean training loss since the row before).
 
     Raises:
+        StoppedError: SIGTERM came, and there is a checkpoint.
         UserError: `rotary_share` gives an odd width, or the loss is no longer finite.
     """
-    context_tokens = tokens.input_ids.shape[1]
     model = _initial_model(source, tokens, seed=seed, subject=subject)
     initial = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.to(device).train()
-    optimizers = _optimizers(model, source)
+    training = _resumed(model, source, initial, checkpoint)
+    report = report or (lambda *_: None)
+    if checkpoint is None:
+        _run(training, source, tokens, seed=seed, subject=subject, done=report)
+        return model.eval(), initial, training.log
+
+    def leave() -> None:
+        training.save(checkpoint)
+        raise StoppedError(
+            f"stopped by SIGTERM at step {training.step} of {source.steps}; run again to go on "
+            f"from there ({checkpoint})"
+        )
+
+    with on_sigterm() as stop:
+        saved = time.monotonic()
+
+        def done(step: int, steps: int, loss: float) -> None:
+            nonlocal saved
+            report(step, steps, loss)
+            stop.here(leave)
+            if step == steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                training.save(checkpoint)
+                saved = time.monotonic()
+
+        _run(training, source, tokens, seed=seed, subject=subject, done=done)
+    return model.eval(), initial, training.log
+
+
+def _resumed(
+    model: GPTNeoXForCausalLM,
+    source: TrainSource,
+    initial: dict[str, Tensor],
+    checkpoint: Path | None,
+) -> Training:
+    """The training at its checkpoint, or, where there is none of use, at its start."""
+    training = Training(model, source)
+    if checkpoint is None or not checkpoint.is_file():
+        return training
+    try:
+        training.load(checkpoint)
+    except DAMAGED as error:
+        logger.warning(
+            "warning: %s: damaged (%s); the training starts anew", checkpoint, first_line(error)
+        )
+        model.load_state_dict(initial)
+        return Training(model, source)
+    logger.info("resumed at step %d of %d", training.step, source.steps)
+    return training
+
+
+def _run(
+    training: Training,
+    source: TrainSource,
+    tokens: Tokens,
+    *,
+    seed: int,
+    subject: str,
+    done: Callable[[int, int, float], None],
+) -> None:
+    """The steps that are left, each followed by `done`."""
+    context_tokens = tokens.input_ids.shape[1]
     flat = tokens.input_ids.reshape(-1)
     offsets = np.arange(context_tokens)
     generator = numpy_generator(seed, "subject_batches", subject)
-    log: list[dict[str, float]] = []
-    losses: list[float] = []
     for step in range(source.steps):
+        # Drawn for the steps of a run before, too: the generator has no other memory of them.
         starts = generator.integers(
             0, len(flat) - context_tokens + 1, size=(source.batch_contexts, 1)
         )
-        batch = torch.from_numpy(flat[starts + offsets].astype(np.int64)).to(device)
-        logits = model(input_ids=batch).logits[:, :-1]
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP_NORM)
-        scale = learning_rate_scale(step, source)
-        for optimizer, lr in zip(optimizers, (source.muon_lr, source.adamw_lr), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
+        if step < training.step:
+            continue
+        batch = torch.from_numpy(flat[starts + offsets].astype(np.int64))
+        training.losses.append(_step(training, source, batch))
+        training.step = step + 1
+        loss = training.losses[-1]
+        if not math.isfinite(loss):
             raise UserError(
-                f"config: subjects.{subject}.source: the loss is {losses[-1]} at step {step + 1} "
-                f"of {source.steps}; lower muon_lr ({source.muon_lr}) or adamw_lr "
-                f"({source.adamw_lr})"
+                f"config: subjects.{subject}.source: the loss is {loss} at step {step + 1} of "
+                f"{source.steps}; lower muon_lr ({source.muon_lr}) or adamw_lr ({source.adamw_lr})"
             )
-        if report is not None:
-            report(step + 1, source.steps, losses[-1])
         if (step + 1) % math.ceil(source.steps / LOG_ROWS) == 0 or step + 1 == source.steps:
             seen = (step + 1) * source.batch_contexts * context_tokens
-            log.append({"step": step + 1, "tokens": seen, "loss_nats": sum(losses) / len(losses)})
-            losses.clear()
-    return model.eval(), initial, log
+            mean = sum(training.losses) / len(training.losses)
+            training.log.append({"step": step + 1, "tokens": seen, "loss_nats": mean})
+            training.losses.clear()
+        done(step + 1, source.steps, loss)
+
+
+def _step(training: Training, source: TrainSource, batch: Tensor) -> float:
+    """One optimizer step on token ids int64 [contexts, context_tokens]; returns the loss before."""
+    model = training.model
+    batch = batch.to(model.device)
+    logits = model(input_ids=batch).logits[:, :-1]
+    loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP_NORM)
+    scale = learning_rate_scale(training.step, source)
+    rates = (source.muon_lr, source.adamw_lr)
+    for optimizer, lr in zip(training.optimizers, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * scale
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item()
 
 
 def _initial_model(

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae import tables
+from nullsae import stages, tables
 from nullsae.config import FIXED_VARIANTS
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.errors import UserError
-from nullsae.files import read_json, write_json
+from nullsae.files import content_key, read_json, write_json
+from nullsae.floors import fitted_to
 from nullsae.inputs import PretrainedSource
 from nullsae.moments import Moments
 from nullsae.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
@@ -48,6 +49,7 @@ def train_subject(
     eval_tokens: Path,
     trained: Path,
     step0: Path,
+    work: Path,
     report: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Train the small subject and publish it as `trained`, its initial weights as `step0`.
@@ -58,19 +60,27 @@ def train_subject(
         eval_tokens: manifest of the `eval` split.
         trained: folder of the trained variant.
         step0: folder of the untrained one.
+        work: folder for checkpoints; a run with the same params and tokens resumes there.
         report: called with (step, steps, loss) after each step.
+
+    Raises:
+        StoppedError: SIGTERM came; the same call goes on from there.
+        UserError: the recipe gives no model, or the training diverged.
     """
     from nullsae.subjects.training import train_model
 
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
+    made_of = [params.model_dump(mode="json"), stages.code_hash("train_subject"), tokens.manifest]
+    checkpoint = work / f"train_subject-{content_key(made_of)}.safetensors"
     model, initial, log = train_model(
         params.source,
         tokens,
         seed=params.seed,
         subject=params.subject,
         device=device,
+        checkpoint=checkpoint,
         report=report,
     )
     model = model.eval().requires_grad_(False)
@@ -86,6 +96,7 @@ def train_subject(
             "source": source,
         }
         _publish(model, folder, recipe, heldout, device, checks=[])
+    checkpoint.unlink(missing_ok=True)
 
 
 def randomize_model(
@@ -108,10 +119,10 @@ def randomize_model(
             beyond the last block, or a gate fails.
     """
     keys = params.keys
-    if keys.variant == "gaussian":
+    if fitted := fitted_to(keys.variant, keys.draw):
         raise UserError(
-            "--params: keys.variant: 'gaussian' is sampled from the trained subject's activations, "
-            "it is no model; use nullsae sample_gaussian"
+            f"--params: keys.variant: {keys.variant!r} is sampled from the {fitted[0]} subject's "
+            f"activations, it is no model; use nullsae sample_gaussian"
         )
     if keys.variant in FIXED_VARIANTS and keys.draw != 0:
         raise UserError(

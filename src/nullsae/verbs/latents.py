@@ -14,7 +14,9 @@ from nullsae.arguments import (
     SomeBase,
     SomeExplanations,
     SomeJudge,
+    SomeRanks,
     SomeRunConfig,
+    SomeShards,
     Table,
     Tokenizer,
     Verb,
@@ -36,6 +38,7 @@ def collect_latents(
     latents: Table,
     windows: Table,
     coverage: Table,
+    firings: Output,
 ) -> None:
     """Describe every latent; cut the windows of a random sample of them."""
     from nullsae.latents.collect import collect_latents
@@ -50,6 +53,7 @@ def collect_latents(
             latents=latents,
             windows=windows,
             coverage=coverage,
+            firings=firings,
             report=report,
         )
 
@@ -63,11 +67,17 @@ def explain_latents(
     base: SomeBase = None,
     run_config: SomeRunConfig = None,
     costs: Costs = None,
+    ranks: SomeRanks = None,
+    shard: SomeShards = None,
 ) -> None:
     """Write an explanation of each sampled latent."""
     from nullsae.autointerp.explainers import explain_latents
+    from nullsae.autointerp.shards import Ranks, join_shards
     from nullsae.params import ExplainLatentsParams
 
+    if shard:
+        join_shards([folder / output.name for folder in shard], "explanations", output)
+        return
     with bar("explain_latents", "latents") as report:
         explain_latents(
             read_params(ExplainLatentsParams, params),
@@ -76,6 +86,7 @@ def explain_latents(
             output=output,
             base=base,
             asked=asked_by(run_config, costs, report),
+            ranks=Ranks.parse(ranks) if ranks else None,
         )
 
 
@@ -99,11 +110,18 @@ def score_latents(
     judge: SomeJudge = None,
     run_config: SomeRunConfig = None,
     costs: Costs = None,
+    ranks: SomeRanks = None,
+    shard: SomeShards = None,
 ) -> None:
     """Judge windows by the explanations; score each latent."""
     from nullsae.autointerp.scorers import score_latents
+    from nullsae.autointerp.shards import Ranks, join_shards
     from nullsae.params import ScoreLatentsParams
 
+    if shard:
+        for table, output in (("predictions", predictions), ("scores", scores)):
+            join_shards([folder / output.name for folder in shard], table, output)
+        return
     with bar("score_latents", "questions") as report:
         score_latents(
             read_params(ScoreLatentsParams, params),
@@ -114,4 +132,5 @@ def score_latents(
             predictions=predictions,
             scores=scores,
             asked=asked_by(run_config, costs, report),
+            ranks=Ranks.parse(ranks) if ranks else None,
         )

@@ -83,9 +83,10 @@ def evaluate_sae(
     eval_tokens: Manifest,
     reconstruction: Table,
     documents: Table,
+    geometry: Table,
     model: SomeRecipe = None,
 ) -> None:
-    """Measure reconstruction, fidelity and the token-lookup floor on eval."""
+    """Measure reconstruction, fidelity and the token-lookup floor on eval, and the decoder."""
     from nullsae.metrics.evaluate import evaluate_sae
     from nullsae.params import EvaluateSaeParams
 
@@ -100,6 +101,7 @@ def evaluate_sae(
             eval_tokens=eval_tokens,
             reconstruction=reconstruction,
             documents=documents,
+            geometry=geometry,
             report=report,
         )
 
@@ -123,3 +125,21 @@ def cross_evaluate(
         tokens=tokens,
         output=output,
     )
+
+
+@verbs.command("match_dictionaries", cls=Verb)
+def match_dictionaries(
+    params: Params,
+    sae: Annotated[
+        str, typer.Option(help="cfg.json of each SAE; {variant}, {draw} and {seed} are filled in.")
+    ],
+    output: Table,
+) -> None:
+    """Match the decoders of one recipe's SAEs across seeds, draws and variants."""
+    from nullsae.metrics.overlap import match_dictionaries
+    from nullsae.params import MatchDictionariesParams
+
+    with bar("match_dictionaries", "pairs") as report:
+        match_dictionaries(
+            read_params(MatchDictionariesParams, params), sae=sae, output=output, report=report
+        )

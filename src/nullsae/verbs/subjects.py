@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nullsae import paths
 from nullsae.arguments import (
     Fitted,
     Manifest,
@@ -15,8 +16,10 @@ from nullsae.arguments import (
     Params,
     Recipe,
     Root,
+    SomePortion,
     SomeTrained,
     Verb,
+    Work,
     read_params,
 )
 from nullsae.progress import bar
@@ -44,15 +47,16 @@ def train_subject(
     eval_tokens: Manifest,
     trained: Annotated[Path, typer.Option(help="Folder of the trained variant.")],
     step0: Annotated[Path, typer.Option(help="Folder of the initial weights.")],
+    work: Work = Path(paths.WORK),
 ) -> None:
-    """Train the small subject; keep its initial weights as step0."""
+    """Train the small subject, or resume; keep its initial weights as step0."""
     from nullsae.params import TrainSubjectParams
     from nullsae.subjects.variants import train_subject
 
     given = read_params(TrainSubjectParams, params)
     with bar("train_subject", "steps") as report:
         tokens = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
-        train_subject(given, **tokens, trained=trained, step0=step0, report=report)
+        train_subject(given, **tokens, trained=trained, step0=step0, work=work, report=report)
 
 
 @verbs.command("randomize_model", cls=Verb)
@@ -81,9 +85,10 @@ def cache_activations(
     model: Recipe,
     tokens: Manifest,
     output: Output,
+    portion: SomePortion = None,
 ) -> None:
     """Capture all sites of a split in one forward pass, in checked shards."""
-    from nullsae.activations.capture import cache_activations
+    from nullsae.activations.capture import Portion, cache_activations
     from nullsae.params import CacheActivationsParams
 
     with bar("cache_activations", "tokens") as report:
@@ -93,6 +98,7 @@ def cache_activations(
             model=model,
             tokens=tokens,
             output=output,
+            portion=Portion.parse(portion) if portion else None,
             report=report,
         )
     logging.info("captured %s", ", ".join(captured) or "nothing: all sites were there")

@@ -26,17 +26,107 @@ def export_sae(
     export_sae(sae, layout, output)
 
 
+@verbs.command("fetch")
+def fetch(
+    configfile: Annotated[
+        list[Path] | None, typer.Option(help="Overlays, as for snakemake; may be repeated.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Keep it all in this folder, to be HF_HOME later.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Also this model of the hub, ID or ID@REVISION; may be repeated."),
+    ] = None,
+    root: Root = Path(),
+) -> None:
+    """Download what a study reads from hubs, for machines without network."""
+    from nullsae.fetching.study import fetch_study
+
+    fetch_study(root, configfile or [], into=into, models=model or [])
+
+
+@verbs.command("check_cluster")
+def check_cluster(
+    profile: Annotated[Path, typer.Option(help="Folder of the Snakemake profile.")] = Path(
+        "profiles/slurm"
+    ),
+) -> None:
+    """Say what of a SLURM profile does not fit this cluster, before anything is sent to it."""
+    from nullsae.cluster import check_cluster
+
+    wrong, fits = check_cluster(profile)
+    for line in (*wrong, *fits):
+        print(line)
+    if wrong:
+        raise UserError(f"--profile: {profile}: {len(wrong)} of its settings do not fit")
+
+
+@verbs.command("export_latents")
+def export_latents(
+    latents: Annotated[
+        list[Path],
+        typer.Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat."),
+    ],
+    layout: Annotated[str, typer.Option(help="delphi or neuronpedia.")],
+    output: Output,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="manifest.json of the corpus' eval split; by default the study's."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json of the corpus; by default the study's.")
+    ] = None,
+    creator: Annotated[
+        str, typer.Option(help="neuronpedia: id of the account that will own the rows.")
+    ] = "nullsae",
+) -> None:
+    """Write the firings or windows of sampled latents in the format of delphi or Neuronpedia."""
+    from nullsae.latents.exports.cell import Cell, corpus_files
+    from nullsae.latents.exports.delphi import export_delphi
+    from nullsae.latents.exports.neuronpedia import export_neuronpedia
+    from nullsae.latents.split import Split
+
+    if layout not in ("delphi", "neuronpedia"):
+        raise UserError(f"--layout: {layout!r} is not one of delphi, neuronpedia")
+    cells = [Cell.open(folder) for folder in latents]
+    if tokens is None or (tokenizer is None and layout == "neuronpedia"):
+        found = corpus_files(cells)
+        tokens, tokenizer = tokens or found[0], tokenizer or found[1]
+    split = Split.open(tokens)
+    if layout == "delphi":
+        export_delphi(cells, split, output)
+    else:
+        assert tokenizer is not None
+        export_neuronpedia(cells, split, tokenizer, creator, output)
+
+
 @verbs.command("plan")
 def plan(
     configfile: Annotated[
         list[Path] | None, typer.Option(help="Overlays, as for snakemake; may be repeated.")
     ] = None,
     root: Root = Path(),
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu, gpu (calibrated here), a100, h100, l40s, rtx4090 or a6000."),
+    ] = "auto",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to spread the jobs over.")] = 1,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores; by default this machine's, 16 per GPU.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the plan here too.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="First measure this machine, for this plan and later ones.")
+    ] = False,
 ) -> None:
-    """Say what a study will ask of language models, and what that costs, before it is asked."""
-    from nullsae.planning import print_plan
+    """Say what a study takes before it runs: jobs, time, disk, and what it asks and costs."""
+    from nullsae.planning.devices import calibrate as measure
+    from nullsae.planning.show import print_plan
 
-    print_plan(root, configfile or [])
+    if calibrate:
+        print(f"written to {measure(print)}")
+    print_plan(root, configfile or [], device=device, gpus=gpus, cores=cores, json_file=json)
 
 
 @verbs.command("serve_gguf")

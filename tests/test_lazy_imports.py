@@ -1,0 +1,100 @@
+"""What a verb loads before it looks at its first file: seconds of each of thousands of jobs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nullsae.arguments import read_merged_config
+from nullsae.slices import rule_params
+
+REPOSITORY = Path(__file__).parents[1]
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "openai",
+    "altair",
+    "pandas",
+    "scipy",
+    "huggingface_hub",
+)
+SAE = {
+    **{"subject": "small", "variant": "trained", "draw": "0", "site": "resid_post.1"},
+    **{"sae": "topk", "seed": "0"},
+}
+CELL = {**SAE, "explainer": "lexical", "scorer": "fuzzing"}
+SPLIT = {"subject": "small", "variant": "gaussian", "draw": "0", "split": "eval"}
+# Per verb: its job, the files that it is given, and what of HEAVY it may load. No file is there, so
+# that a verb ends at the first one that it opens.
+VERBS: dict[str, tuple[dict[str, str], str, set[str]]] = {
+    "sample_gaussian": (SPLIT, "fitted tokens output", {"torch"}),
+    "train_sae": (SAE, "train-activations eval-activations output", {"torch"}),
+    "cross_evaluate": (SAE, "sae tokens output" + 5 * " activations", {"torch"}),
+    "match_dictionaries": (SAE, "sae output", {"torch", "scipy"}),
+    "collect_latents": (
+        SAE,
+        "sae activations tokens latents windows coverage firings",
+        {"torch"},
+    ),
+    "explain_latents": (CELL, "windows tokenizer output", set()),
+    "score_latents": (CELL, "windows tokenizer explanations predictions scores", set()),
+}
+PROBE = """
+import json, sys
+from nullsae.cli import main
+sys.argv = ["nullsae", *json.loads(sys.argv[1])]
+try:
+    main()
+except SystemExit as end:
+    print(json.dumps([end.code, sorted({m.partition(".")[0] for m in sys.modules})]))
+"""
+
+
+def run(arguments: list[str], folder: Path) -> tuple[int, set[str], str]:
+    """Exit code, top-level modules that were loaded, and what was said."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout, done.stderr
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    return code or 0, {*modules} & {*HEAVY}, done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_loads_what_its_stage_does_not_need(verb: str, tmp_path: Path) -> None:
+    config: Any = read_merged_config([REPOSITORY / "config.yaml"])
+    config = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"cross_tokens": 1024})}
+    )
+    keys, files, allowed = VERBS[verb]
+    given = [part for name in files.split() for part in (f"--{name}", f"absent/{name}.json")]
+    if verb == "sample_gaussian":
+        given += ["--split", "eval"]
+    code, loaded, said = run([verb, "--params", rule_params(config, verb, keys), *given], tmp_path)
+    # It got as far as its files, not only as far as its params.
+    assert code == 2, said
+    assert "error: absent/" in said
+    assert loaded <= allowed
+
+
+def test_help_and_the_list_of_verbs_load_a_library(tmp_path: Path) -> None:
+    assert run(["--help"], tmp_path)[:2] == (0, set())
+    assert run(["train_sae", "--help"], tmp_path)[:2] == (0, set())
+
+
+def test_a_plan_loads_what_computes(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
+    code, loaded, said = run(["plan"], tmp_path)
+    assert code == 0, said
+    assert "transformers" not in loaded
+    assert "torch" not in loaded

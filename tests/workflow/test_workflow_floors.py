@@ -1,0 +1,280 @@
+"""A Gaussian floor for every variant: SAEs on data with its mean and covariance, and no more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+import pytest
+import torch
+from safetensors.torch import load_file
+from workflow_study import Edit, Study, cell, copy_of
+
+from nullsae import paths
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+END = {"aggregate": 1, "report": 1}
+FLOORS = ("gaussian@trained", "gaussian@rerandomized")
+MADE = (paths.SAE_WEIGHTS, paths.SAE_CONFIG, paths.HISTORY)
+
+
+def floors(config: dict[str, Any]) -> None:
+    config["evaluation"]["gaussian_floors"] = True
+
+
+def also(**changes: Any) -> Edit:
+    """An edit that merges whole sections."""
+
+    def edit(config: dict[str, Any]) -> None:
+        for key, value in changes.items():
+            merged = isinstance(value, dict)
+            config[key] = config.get(key, {}) | value if merged else value
+
+    return edit
+
+
+def with_gaussian(config: dict[str, Any]) -> None:
+    config["variants"] = ["trained", "rerandomized", "gaussian"]
+
+
+def with_lookup(config: dict[str, Any]) -> None:
+    config["saes"]["lookup"] = {"dictionary": "token_lookup"}
+    config["saes"]["components"] = {"dictionary": "pca", "k": 4}
+
+
+@pytest.fixture(scope="module")
+def floored(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The study with floors."""
+    copied = copy_of(study, tmp_path_factory.mktemp("floors") / "study")
+    copied.configure(floors).make(gpu=2)
+    return copied
+
+
+def dry_run(study: Study, folder: Path, *edits: Edit) -> dict[str, int]:
+    return copy_of(study, folder, linked=True).configure(*edits).jobs()
+
+
+def table(study: Study, name: str) -> pd.DataFrame:
+    return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
+
+
+def activations(study: Study, variant: str, split: str) -> np.ndarray[Any, Any]:
+    """All vectors of a variant at the site, read without the package."""
+    folder = study.folder / cell(paths.SITE, variant=variant, split=split)
+    shards = [load_file(path)["activations"] for path in sorted(folder.glob("*.safetensors"))]
+    return torch.cat(shards).double().numpy()
+
+
+def noise(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The standard normals behind samples, all in one row: z of mean + z R^(1/2) D."""
+    scaled = (x - x.mean(axis=0)) / x.std(axis=0)
+    eigenvalues, vectors = np.linalg.eigh(np.corrcoef(x, rowvar=False))
+    keep = eigenvalues > 1e-6
+    inverse_root = (vectors[:, keep] / eigenvalues[keep] ** 0.5) @ vectors[:, keep].T
+    found: np.ndarray[Any, Any] = (scaled @ inverse_root).ravel()
+    return found
+
+
+# What runs
+
+
+def test_floors_run_a_job_of_their_variants_or_a_later_stage(study: Study, tmp_path: Path) -> None:
+    assert dry_run(study, tmp_path / "s", floors) == {
+        **{"sample_gaussian": 4, "train_sae": 2, "evaluate_sae": 2, **END}
+    }
+
+
+def test_a_second_draw_or_the_variant_gaussian_has_another_number_of_floors(
+    study: Study, tmp_path: Path
+) -> None:
+    without = dry_run(study, tmp_path / "one", with_gaussian, also(draws=2))
+    both = dry_run(study, tmp_path / "two", with_gaussian, also(draws=2), floors)
+    # Two draws of rerandomized; `gaussian` is the floor of `trained`.
+    more = {rule: n - without.get(rule, 0) for rule, n in both.items()}
+    assert {rule: n for rule, n in more.items() if n} == {
+        **{"sample_gaussian": 4, "train_sae": 2, "evaluate_sae": 2}
+    }
+
+
+def test_an_edit_redoes_a_floor_that_it_has_no_part_in(floored: Study, tmp_path: Path) -> None:
+    cases: dict[str, tuple[list[Edit], dict[str, int]]] = {
+        "off": ([], END),
+        "nothing": ([floors], {}),
+        # Of the variants' SAEs: a floor has no model, and nothing is said of its latents.
+        "fidelity": (
+            [floors, also(evaluation={"fidelity_tokens": 512})],
+            {"evaluate_sae": 2, **END},
+        ),
+        "drop": ([floors, also(variants=["trained"])], END),
+        # A floor of components, none of token lookup.
+        "dictionaries": (
+            [floors, with_lookup],
+            {
+                # Floors are not matched with each other.
+                **{"train_sae": 4 + 2, "evaluate_sae": 4 + 2, "match_dictionaries": 2},
+                "collect_latents": 4,
+                **{"explain_latents": 8, "score_latents": 16, **END},
+            },
+        ),
+        "dtype": (
+            [floors, also(activations={"dtype": "float32"})],
+            {
+                **{"cache_activations": 4, "sample_gaussian": 4},
+                **{"train_sae": 4, "evaluate_sae": 4, "match_dictionaries": 1},
+                "collect_latents": 2,
+                **{"explain_latents": 4, "score_latents": 8, **END},
+            },
+        ),
+        # Of one variant: its own floor, and not that of the trained one.
+        "one_variant": (
+            [floors, also(randomization={"norm_parameters": "keep"})],
+            {
+                **{"randomize_model": 1, "cache_activations": 2, "sample_gaussian": 2},
+                **{"train_sae": 2, "evaluate_sae": 2, "match_dictionaries": 1},
+                "collect_latents": 1,
+                **{"explain_latents": 2, "score_latents": 4, **END},
+            },
+        ),
+    }
+    for name, (edits, expected) in cases.items():
+        assert dry_run(floored, tmp_path / name, *edits) == expected, name
+
+
+def test_a_second_run_has_something_to_do(floored: Study) -> None:
+    assert "Nothing to be done" in floored.make()
+
+
+# What is measured
+
+
+def test_a_floor_has_other_moments_than_its_variant_or_something_beside_them(
+    floored: Study,
+) -> None:
+    for floor in FLOORS:
+        variant = floor.partition("@")[2]
+        own = activations(floored, variant, "sae_train")
+        for split in ("sae_train", "eval"):
+            found = activations(floored, floor, split)
+            n, spread = len(found), own.std(axis=0)
+            assert np.abs(found.mean(axis=0) - own.mean(axis=0)).max() < 6 * spread.max() / n**0.5
+            correlation = np.corrcoef(found, rowvar=False) - np.corrcoef(own, rowvar=False)
+            # bfloat16 rounds to a relative 2^-9.
+            assert np.abs(correlation).max() < 6 / n**0.5 + 0.01, (floor, split)
+            np.testing.assert_allclose(found.std(axis=0), spread, rtol=6 / (2 * n) ** 0.5 + 0.01)
+        manifest = floored.folder / cell(paths.SITE, variant=floor, split="eval") / "manifest.json"
+        described = json.loads(manifest.read_text())["fitted"]
+        source = floored.folder / cell(paths.SITE, variant=variant, split="sae_train")
+        assert described["key"] == json.loads((source / "manifest.json").read_text())["key"]
+        assert described["n_tokens"] == len(own) == 16_384
+    first, second = (noise(activations(floored, floor, "eval")) for floor in FLOORS)
+    correlation = np.corrcoef(first, second)[0, 1]
+    assert abs(correlation) < 6 / len(first) ** 0.5, "floors are sampled together"
+
+
+def test_a_table_misses_a_floor_or_the_rows_of_variants_change(
+    study: Study, floored: Study
+) -> None:
+    for name in ("reconstruction", "documents", "geometry", "history"):
+        rows = table(floored, name)
+        assert list(rows.variant.unique()) == ["trained", "rerandomized", *FLOORS], name
+        own = rows[~rows.variant.isin(FLOORS)]
+        before = table(study, name)
+        # Whole numbers beside a null, which floors have, are read as floats.
+        pd.testing.assert_frame_equal(own, before, check_dtype=False, check_exact=True, obj=name)
+    for name in ("latents", "coverage", "windows", "explanations", "scores", "summaries", "models"):
+        file = paths.TABLE.format(table=name)
+        if (floored.folder / file).exists():
+            assert not set(FLOORS) & set(table(floored, name).variant), name
+
+
+def test_a_floor_has_another_recipe_or_a_loss(floored: Study) -> None:
+    rows = table(floored, "reconstruction").set_index("variant")
+    for floor in FLOORS:
+        own, variant = rows.loc[floor], rows.loc[floor.partition("@")[2]]
+        assert (own.draw, own.site, own.sae, own.seed) == (0, "resid_post.0", "topk", 0)
+        assert (own.n_latents, own.n_tokens) == (variant.n_latents, variant.n_tokens)
+        assert pd.isna(own.ce_clean)
+        assert not pd.isna(variant.ce_clean)
+        # A Gaussian sample knows nothing of its token.
+        assert own.token_lookup_r2 < 0.05 < variant.token_lookup_r2
+        assert 0 < own.explained_variance < variant.explained_variance
+        assert own.effective_rank == pytest.approx(variant.effective_rank, rel=0.05)
+    documents = table(floored, "documents")
+    for floor in FLOORS:
+        found, other = (
+            documents[documents.variant == name].set_index("document")
+            for name in (floor, floor.partition("@")[2])
+        )
+        assert found.index.equals(other.index)
+        assert found.n_tokens.equals(other.n_tokens)
+        share = 1 - found.squared_error.sum() / found.squared_deviation.sum()
+        assert share == pytest.approx(rows.loc[floor].explained_variance, abs=1e-9)
+
+
+def test_other_tools_read_another_variant_from_the_path(floored: Study) -> None:
+    dataset = ds.dataset(  # type: ignore[no-untyped-call]
+        [
+            str(path)
+            for path in (floored.folder / "results/metrics").rglob("reconstruction.parquet")
+        ],
+        partitioning="hive",
+    )
+    assert {*dataset.to_table()["variant"].to_pylist()} >= set(FLOORS)
+
+
+def test_the_page_shows_floors_as_variants(floored: Study) -> None:
+    page = (floored.folder / paths.REPORT).read_text(encoding="utf-8")
+    assert "gaussian_floors: true" in page
+    assert not [floor for floor in FLOORS if floor in page]
+
+
+# How it is made
+
+
+def test_a_shared_pass_or_a_stream_gives_other_floors(floored: Study, tmp_path: Path) -> None:
+    """A stream whose fit has all tokens samples what the cache holds, and trains to the bit."""
+    for name, settings in (
+        ("shared", {"shared_pass": True}),
+        ("stream", {"mode": "stream", "fitted_tokens": 16_384}),
+    ):
+        copied = copy_of(floored, tmp_path / name).configure(floors, also(activations=settings))
+        targets = [cell(paths.SAE_CONFIG, variant=floor) for floor in reversed(FLOORS)]
+        for floor in FLOORS:
+            shutil.rmtree(copied.folder / cell(paths.SAE, variant=floor))
+        output = copied.make(*targets, gpu=2)
+        for floor in FLOORS:
+            for pattern in MADE[:2] if name == "shared" else MADE[:1]:
+                file = cell(pattern, variant=floor)
+                one, two = ((s.folder / file).read_bytes() for s in (floored, copied))
+                assert one == two, (name, file)
+        assert "(Rule: train_saes_" in output
+        logs = copied.folder / "results/logs/train_sae/subject=small/variant=gaussian@trained"
+        if name == "stream":
+            assert "2 blocks sampled" in (logs / "draw=0.log").read_text()
+
+
+def test_a_damaged_floor_is_not_told_with_the_command_that_makes_it_again(
+    floored: Study, tmp_path: Path
+) -> None:
+    copied = copy_of(floored, tmp_path / "s")
+    weights = copied.folder / cell(paths.SAE_WEIGHTS, variant=FLOORS[1])
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    measured = cell(paths.RECONSTRUCTION, variant=FLOORS[1])
+    (copied.folder / measured).unlink()
+    assert copied.snakemake(measured).returncode != 0
+    log = paths.LOG.format(rule="evaluate_sae", keys=cell(paths.CELL_KEYS, variant=FLOORS[1]))
+    (line,) = (copied.folder / log).read_text().splitlines()
+    assert line.startswith("nullsae evaluate_sae: error: ")
+    command = line.partition("rebuild it with: ")[2]
+    # As a shell reads it, with this study's folder and sources.
+    here = command.replace("snakemake", " ".join(copied.command()), 1)
+    result = copied.run(["bash", "-c", here])
+    assert result.returncode == 0, result.stdout
+    assert weights.read_bytes() == whole
+    copied.make(measured)

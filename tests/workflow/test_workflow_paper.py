@@ -1,0 +1,192 @@
+"""The paper's grid, its sweeps and what its critics asked for, as dry runs without any network.
+
+What a plan counts is held against what Snakemake would run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workflow_study import REPOSITORY, freeze
+
+from nullsae.arguments import read_merged_config
+from nullsae.planning.show import make_plan
+
+pytestmark = pytest.mark.workflow
+MAX_CPU_SECONDS = 20
+GRID = "config/paper.yaml"
+# Sites of each subject, hidden states after every block, every second, every fourth.
+SITES = {"70m": 6, "160m": 12, "410m": 24, "1b": 8, "6.9b": 8}
+N_VARIANTS = 5
+
+
+def expected(sites: int, saes_per_site: int, *, explainers: int = 3, models: int) -> dict[str, int]:
+    """Jobs per rule of a study in the paper's way, worked out by hand."""
+    saes = sites * N_VARIANTS * saes_per_site
+    return {
+        "prepare_corpus": 1,
+        "randomize_model": models * N_VARIANTS,
+        "cache_activations": models * N_VARIANTS * 2,
+        "train_sae": sites * N_VARIANTS,
+        "evaluate_sae": saes,
+        "collect_latents": saes,
+        "match_dictionaries": sites * saes_per_site,
+        "explain_latents": saes * explainers,
+        "score_latents": saes * explainers * 2,
+        "aggregate": 1,
+        "report": 1,
+    }
+
+
+STUDIES: dict[str, tuple[list[str], dict[str, int]]] = {
+    "grid": ([GRID], expected(sum(SITES.values()), 1, models=5)),
+    "r-by-k": (
+        [GRID, "config/paper/r-by-k-on-160m.yaml"],
+        expected(SITES["160m"], 8, explainers=2, models=1),
+    ),
+    "seeds": (
+        [GRID, "config/paper/seeds-on-70m.yaml"],
+        # One comparison of dictionaries for the five seeds.
+        {**expected(SITES["70m"], 5, models=1), "match_dictionaries": SITES["70m"]},
+    ),
+    "r2-k4": ([GRID, "config/paper/r2-k4-on-1b.yaml"], expected(SITES["1b"], 2, models=1)),
+    "1m tokens": ([GRID, "config/paper/1m-tokens-on-1b.yaml"], expected(SITES["1b"], 1, models=1)),
+    "1b tokens": ([GRID, "config/paper/1b-tokens-on-1b.yaml"], expected(SITES["1b"], 1, models=1)),
+    "1b tokens, small": (
+        [GRID, "config/paper/1b-tokens-on-70m-410m.yaml"],
+        expected(SITES["70m"] + SITES["410m"], 1, models=2),
+    ),
+    # Four sizes; trained, step0 and three draws; three widths and two more architectures with
+    # three seeds each, and six dictionary nulls: 5 x 3 + 6 SAEs at the one site of each.
+    "plus": (
+        ["config/paper-plus.yaml"],
+        {
+            "prepare_corpus": 1,
+            "randomize_model": 4 * 5,
+            "cache_activations": 4 * 5 * 2,
+            # Gaussian floors of all but `token_lookup`.
+            "sample_gaussian": 4 * 5 * 2,
+            "train_sae": 2 * 4 * 5,
+            "evaluate_sae": 4 * 5 * (21 + 20),
+            "collect_latents": 4 * 5 * 21,
+            "match_dictionaries": 4 * 11,
+            "explain_latents": 4 * 5 * 21 * 3,
+            "score_latents": 4 * 5 * 21 * 3,
+            "aggregate": 1,
+            "report": 1,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources, frozen, with their configs."""
+    tree = freeze(tmp_path_factory.mktemp("paper"))
+    shutil.copytree(REPOSITORY / "config", tree / "config")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def nowhere() -> Iterator[str]:
+    """The address of a hub that refuses connections: a port that is taken and not listened at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int], str, float]:
+    """Jobs per rule, all that was printed, and CPU seconds. `train_saes_*` count as `train_sae`."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder / "src"),
+        "HF_ENDPOINT": hub,
+        "HF_HOME": str(folder / "hub"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--cores", "1"),
+            *("--configfile", *overlays),
+        ],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert done.returncode == 0, done.stdout[-4000:]
+    table = re.search(r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", done.stdout, re.M | re.S)
+    assert table is not None, done.stdout[-4000:]
+    jobs: dict[str, int] = {}
+    for line in table[1].splitlines():
+        rule, count = line.split()
+        name = re.sub(r"^train_saes_\d+_.*$", "train_sae", rule)
+        jobs[name] = jobs.get(name, 0) + int(count)
+    del jobs["all"]
+    return jobs, done.stdout, spent
+
+
+# The sweeps, and the largest study on this machine, with `make test-slow`.
+def named(names: Iterable[str], at_once: set[str]) -> list[Any]:
+    return [n if n in at_once else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", named(STUDIES, {"grid", "plus"}))
+def test_a_grid_has_the_jobs_counted_by_hand_within_seconds_and_without_a_hub(
+    name: str, folder: Path, nowhere: str
+) -> None:
+    overlays, counted = STUDIES[name]
+    jobs, printed, cpu_seconds = dry_run(folder, overlays, nowhere)
+    assert jobs == counted
+    assert "Ambiguous" not in printed
+    assert "ambiguous" not in printed
+    # CPU seconds: those of the wall depend on what else the machine does.
+    assert cpu_seconds < MAX_CPU_SECONDS
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_plan_of_a_grid_has_the_jobs_counted_by_hand(name: str, tmp_path: Path) -> None:
+    overlays, counted = STUDIES[name]
+    config = read_merged_config([REPOSITORY / f for f in ("config.yaml", *overlays)])
+    plan = make_plan(config, tmp_path, device="a100", gpus=8)
+    assert {row.rule: row.jobs for row in plan.rows} == counted
+
+
+CHECKPOINTS = "saes: {topk: {checkpoints: [0.1, 0.5], seeds: [0, 1]}}\ndraws: 2\n"
+ASKED = "autointerp: {latents_per_job: 7}\nevaluation: {gaussian_floors: false}\n"
+STREAM = "activations: {mode: stream, fitted_tokens: 100_000}\n"
+ON_THIS_MACHINE = {
+    "default": ([], CHECKPOINTS + "evaluation: {cross_tokens: 4096, gaussian_floors: true}\n"),
+    "all controls": (["config/all-controls.yaml"], CHECKPOINTS),
+    "chunks": (["config/llm.yaml"], ASKED + "activations: {chunks: 3}\n"),
+    "shared": (["config/quick.yaml"], "activations: {shared_pass: true}\n" + CHECKPOINTS),
+    "stream": (["config/quick.yaml"], STREAM + "variants: [trained, gaussian]\n"),
+}
+
+
+@pytest.mark.parametrize("name", named(ON_THIS_MACHINE, {"default", "chunks", "stream"}))
+def test_a_plan_has_the_jobs_that_snakemake_would_run(
+    name: str, folder: Path, nowhere: str, tmp_path: Path
+) -> None:
+    overlays, more = ON_THIS_MACHINE[name]
+    (tmp_path / "more.yaml").write_text(more)
+    files = [*overlays, str(tmp_path / "more.yaml")]
+    config = read_merged_config([REPOSITORY / f for f in ("config.yaml", *files)])
+    plan = make_plan(config, tmp_path)
+    jobs, _, _ = dry_run(folder, files, nowhere)
+    assert {row.rule: row.jobs for row in plan.rows} == jobs

@@ -1,22 +1,17 @@
-"""What a study will ask of language models, and what that costs, before anything is sent."""
+"""What a study will ask of language models, counted before anything is sent."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.table import Table
 
 from nullsae import paths
-from nullsae.arguments import read_merged_config
 from nullsae.autointerp.asking import FRAME_TOKENS, WINDOW_TOKENS
-from nullsae.autointerp.llm.cache import ReplyCache
-from nullsae.autointerp.llm.costs import cost_usd
 from nullsae.autointerp.prompting import load_prompt
 from nullsae.cells import explainer_cells, scorer_cells
 from nullsae.config import Config
@@ -145,52 +140,3 @@ def _prompt_tokens(kind: str, path: str | None) -> int:
     prompt = load_prompt(kind, path)
     messages = prompt.messages(explanation="", windows=[])
     return sum(len(m["content"]) for m in messages) // CHARACTERS_PER_TOKEN
-
-
-def print_plan(root: Path, overlays: list[Path]) -> None:
-    """Print the questions of a study with their cost, and what is in the cache.
-
-    Args:
-        root: the folder that holds `config.yaml` and `results/`.
-        overlays: further config files, merged in their order.
-
-    Raises:
-        UserError: a mistake in the config.
-    """
-    config = read_merged_config([root / "config.yaml", *overlays])
-    found, counted = bills(config, root)
-    console = Console() if Console().is_terminal else Console(width=120)
-    if not found:
-        console.print("This study asks no language model: no explainer or scorer of it does.")
-        return
-    table = Table(title="Questions to language models", title_justify="left")
-    for name in ("explainer", "scorer", "model"):
-        table.add_column(name)
-    for name in (*(field.name for field in fields(Bill)), "usd"):
-        table.add_column(name.replace("_", " "), justify="right")
-    total = 0.0
-    for (explainer, scorer, model), bill in found.items():
-        price = config.llm.prices.get(model)
-        cost = cost_usd(price, bill.prompt_tokens, bill.completion_tokens)
-        total += cost
-        numbers = [f"{getattr(bill, field.name):,}" for field in fields(Bill)]
-        table.add_row(
-            explainer, scorer, model, *numbers, f"{cost:,.2f}" if price is not None else "no price"
-        )
-    console.print(table)
-    calls = sum(bill.calls for bill in found.values())
-    limit = config.llm.max_cost_usd
-    console.print(
-        f"{calls:,} calls, about ${total:,.2f}; "
-        + (f"the limit is ${limit:,.2f}" if limit is not None else "no limit (llm.max_cost_usd)")
-        + ("." if counted else ". Calls are the most that there can be: not all latents are known.")
-    )
-    file = root / config.llm.cache
-    if file.is_file():
-        replies = ReplyCache(file)
-        n_replies, paid = replies.count(), replies.total_cost_usd()
-        replies.close()
-        console.print(
-            f"{n_replies:,} replies are in {config.llm.cache}, ${paid:,.2f} were paid for them; "
-            f"what they answer is not asked again."
-        )

@@ -1,0 +1,188 @@
+"""What passes through transformers and SAEs compute and move: the parts that jobs consist of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nullsae.cells import Keys
+from nullsae.config import Config
+from nullsae.planning.sizes import CorpusSize, Size
+from nullsae.recipes import Sae, recipe_name
+from nullsae.sites import site_kind, site_layer
+
+# Time of a step beside TopK's: measured, docs/plan.md.
+PRODUCTS = {
+    "topk": 1.0,
+    "batch_topk": 1.25,
+    "matryoshka": 1.5,
+    "jumprelu": 7.0,
+    "gated": 9.0,
+    "standard": 4.6,
+}
+# Five passes over the rows of the hits (docs/performance.md), and Adam with the norms of rows.
+HIT_PASSES, ADAM_BYTES = 5, 40
+# Calls of one optimizer step, whatever its size.
+STEP_SECONDS = 1.5e-3
+# Passes over the logits of a token in float32, for a loss.
+LOGIT_PASSES = 6
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one job takes."""
+
+    tokens: int = 0
+    """Tokens of the corpus that it goes through, each pass counted."""
+    forward_flops: float = 0.0
+    """Of transformers, in their own type."""
+    forward_elements: float = 0.0
+    """Tokens x blocks x width: what is read and written beside the products."""
+    product_flops: float = 0.0
+    """Dense products in float32, of SAEs above all."""
+    moved_bytes: float = 0.0
+    """Read and written in memory."""
+    host_seconds: float = 0.0
+    """Python and NumPy on a core of the reference CPU."""
+    imports: str = "light"
+    """What it loads first: light, torch, torch with an optimizer, transformers, or all."""
+    written_bytes: float = 0.0
+    """That stay."""
+    work_bytes: float = 0.0
+    """That it keeps in `results/work` until it ends."""
+    gpu: bool = False
+    """Whether it runs on the GPU where there is one."""
+    dtype: str = "float32"
+    """Of the transformer."""
+
+    @property
+    def flops(self) -> float:
+        """All operations."""
+        return self.forward_flops + self.product_flops
+
+
+@dataclass(frozen=True)
+class Study:
+    """A config with the sizes of what it names."""
+
+    config: Config
+    sizes: Mapping[str, Size]
+    corpora: Mapping[str, CorpusSize]
+    judges: Mapping[str, Size] = field(default_factory=dict)
+    """Of the models that `likelihood` runs, by scorer."""
+
+    def corpus(self, keys: Keys) -> CorpusSize:
+        """Of a job's subject."""
+        return self.corpora[self.config.subjects[keys["subject"]].corpus]
+
+    def context_tokens(self, keys: Keys) -> int:
+        return self.config.corpora[self.config.subjects[keys["subject"]].corpus].context_tokens
+
+    def cached(self, keys: Keys, split: str) -> int:
+        """Tokens of a split whose activations are kept."""
+        whole = self.corpus(keys)
+        if split == "eval":
+            return whole.eval_tokens
+        context = self.context_tokens(keys)
+        kept = min(self.config.activations.cached_tokens, whole.sae_train_tokens)
+        return kept // context * context
+
+    def trained_tokens(self, keys: Keys) -> int:
+        """Tokens that SAEs are trained on, in one epoch."""
+        whole = self.corpus(keys).sae_train_tokens
+        return min(self.config.activations.sae_train_tokens, whole)
+
+    def recipe(self, keys: Keys) -> Sae:
+        return self.config.saes[recipe_name(keys["sae"])]
+
+    def width(self, keys: Keys, recipe: Sae) -> int:
+        """Latents of an SAE; 16 times the site's width for a pretrained one, which alone knows."""
+        d = self.sizes[keys["subject"]].d_model
+        if recipe.dictionary == "token_lookup":
+            return self.sizes[keys["subject"]].vocab_size
+        return recipe.width(d) or 16 * d
+
+
+def blocks_to(site: str, size: Size) -> int:
+    """Blocks that a pass runs to see a site: it stops there."""
+    layer = site_layer(site)
+    return max(0, min(layer + (site_kind(site) != "resid_pre"), size.n_layers))
+
+
+def forward(
+    size: Size,
+    n_tokens: float,
+    context_tokens: int,
+    *,
+    blocks: int | None = None,
+    head: bool = False,
+) -> Work:
+    """A forward pass: 2 operations per weight and token, and 4 T d for attention over T tokens.
+
+    Kaplan et al. 2020 (arXiv 2001.08361), table 1, without the embeddings, which are looked up, and
+    with all T keys per query: masked ones are computed too.
+    """
+    n = size.n_layers if blocks is None else blocks
+    per_token = n * (2.0 * size.block_weights + 4.0 * context_tokens * size.attention_width)
+    moved = 0.0
+    if head:
+        per_token += 2.0 * size.d_model * size.vocab_size
+        moved = n_tokens * LOGIT_PASSES * 4.0 * size.vocab_size
+    return Work(
+        tokens=int(n_tokens),
+        forward_flops=n_tokens * per_token,
+        forward_elements=float(n_tokens) * n * size.d_model,
+        moved_bytes=moved,
+        dtype=size.dtype,
+    )
+
+
+def together(*parts: Work, **given: object) -> Work:
+    """The sum of several parts of one job; `given` says the rest."""
+    names = ("forward_flops", "forward_elements", "product_flops", "moved_bytes", "host_seconds")
+    sums: dict[str, object] = {name: sum(getattr(p, name) for p in parts) for name in names}
+    sums["tokens"] = sum(p.tokens for p in parts)
+    sums["dtype"] = next((p.dtype for p in parts if p.forward_flops), "float32")
+    for name in names:
+        if name in given:
+            sums[name] = float(sums[name]) + float(given.pop(name))  # type: ignore[arg-type]
+    return Work(**{**sums, **given})  # type: ignore[arg-type]
+
+
+def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
+    """Encode and decode n tokens by an SAE of m latents at a width of d.
+
+    One product, one read of its result for the choice, two passes over the rows of the hits; the
+    nulls that are not trained look up or project.
+    """
+    k = recipe.kept
+    product = 0.0 if recipe.dictionary == "token_lookup" else 2.0 * d * m
+    if recipe.dictionary in ("pca", "identity"):
+        product /= 2  # the signs share a direction
+    moved = 4.0 * m * (product > 0) + 8.0 * k * d + 16.0 * d
+    return Work(product_flops=n_tokens * product, moved_bytes=n_tokens * moved)
+
+
+def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
+    """The gradient steps of one SAE, and its evaluations along them.
+
+    The counted limit of docs/performance.md: the encoder's product, one read of its result, five
+    passes over the rows of the hits; per step one pass of Adam over encoder and decoder.
+    """
+    steps = n_tokens // recipe.batch_tokens * recipe.epochs
+    seen = float(steps * recipe.batch_tokens)
+    k, factor = recipe.kept, PRODUCTS[recipe.architecture]
+    per_token = 8.0 * m * factor + HIT_PASSES * 4.0 * k * d
+    weights = 2.0 * m * d
+    step = Work(
+        product_flops=seen * 2.0 * d * m * factor,
+        moved_bytes=seen * per_token + steps * weights * ADAM_BYTES,
+        host_seconds=steps * STEP_SECONDS,
+    )
+    measured = (steps // recipe.evaluate_every_steps + 1) * recipe.heldout_tokens
+    return together(step, encoding(recipe, d, m, measured))
+
+
+def sae_bytes(d: int, m: int) -> float:
+    """sae.safetensors: two matrices and two vectors in float32."""
+    return 4.0 * (2.0 * m * d + m + d)

@@ -1,0 +1,277 @@
+"""How fast machines are: a table of data sheets, and what `nullsae plan --calibrate` measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nullsae.errors import UserError
+from nullsae.files import write_json
+from nullsae.planning.amounts import Work
+
+
+@dataclass(frozen=True)
+class Device:
+    """What runs the jobs that compute; `rates` are those reached, not the data sheet's."""
+
+    name: str
+    forward_flops_per_second: dict[str, float]
+    """Of a transformer's passes, by its type; on a CPU, of one core."""
+    product_flops_per_second: float
+    """Of dense products in float32."""
+    bytes_per_second: float
+    """Of memory, counting both what is read and what is written."""
+    element_seconds: float
+    """Per token, block and dimension of a forward pass, beside its products."""
+    is_gpu: bool
+
+    def seconds(self, work: Work) -> float:
+        """Time of what a job does on the device."""
+        return (
+            work.forward_flops / self.forward_flops_per_second[work.dtype]
+            + work.forward_elements * self.element_seconds
+            + work.product_flops / self.product_flops_per_second
+            + work.moved_bytes / self.bytes_per_second
+        )
+
+
+@dataclass(frozen=True)
+class Host:
+    """The CPU core that runs Python."""
+
+    speed: float
+    """That of Python, the reference CPU's being 1."""
+    start_seconds: dict[str, float]
+    """CPU seconds until a verb is at work, by what it imports."""
+
+    def seconds(self, work: Work) -> float:
+        """Time of what a job does beside the device."""
+        return self.start_seconds[work.imports] + work.host_seconds / self.speed
+
+
+# Measured by `nullsae plan --calibrate` on one core of an AMD EPYC.
+REFERENCE_HOST = Host(
+    1.0, {"light": 0.6, "torch": 2.2, "optimizer": 4.4, "transformers": 6.2, "all": 8.4}
+)
+REFERENCE_LOOP_SECONDS = 0.0335
+# A forward pass reaches this share of the rate of large products: measured at widths 256 and 512.
+CPU_FORWARD_SHARE = 0.8
+REFERENCE_CPU = Device(
+    name="cpu",
+    forward_flops_per_second={"float32": 66e9, "bfloat16": 127e9, "float16": 0.7e9},
+    product_flops_per_second=82e9,
+    bytes_per_second=23e9,
+    element_seconds=25e-9,
+    is_gpu=False,
+)
+# Peak rates by the makers' data sheets (docs/plan.md): float32 without tensor cores, bfloat16 with
+# them and without sparsity, bytes per second. Shares of them that are reached: of float32 products,
+# of a transformer's passes through Transformers, of memory. Assumed, not measured.
+DATA_SHEETS = {
+    "a100": ("A100 80 GB", 19.5e12, 312e12, 2.0e12),
+    "h100": ("H100 SXM", 67e12, 989e12, 3.35e12),
+    "l40s": ("L40S", 91.6e12, 362e12, 0.864e12),
+    "rtx4090": ("RTX 4090", 82.6e12, 165e12, 1.008e12),
+    "a6000": ("RTX A6000", 38.7e12, 155e12, 0.768e12),
+}
+PRODUCT_SHARE, FORWARD_SHARE, MEMORY_SHARE = 0.8, 0.35, 0.7
+
+
+def data_sheet_device(key: str) -> Device:
+    """A GPU by its data sheet and the assumed shares."""
+    name, float32, bfloat16, memory = DATA_SHEETS[key]
+    forward = {
+        "float32": float32 * PRODUCT_SHARE,
+        "bfloat16": bfloat16 * FORWARD_SHARE,
+        "float16": bfloat16 * FORWARD_SHARE,
+    }
+    return Device(name, forward, float32 * PRODUCT_SHARE, memory * MEMORY_SHARE, 0.0, is_gpu=True)
+
+
+def calibration_file() -> Path:
+    """Where what was measured on this machine lies: it is the machine's, not a study's."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "nullsae" / "calibration.json"
+
+
+def pick_device(name: str, *, on_cpu: bool) -> tuple[Device, Host, str]:
+    """The device and host to plan for, and where their rates come from.
+
+    Args:
+        name: `auto`, `cpu`, `gpu` (this machine's, calibrated), or a key of `DATA_SHEETS`.
+        on_cpu: whether the study keeps to the CPU: no device but that counts then.
+
+    Raises:
+        UserError: a name that is none of these, a GPU for a study that keeps to the CPU, or a
+            calibration that is missing or damaged.
+    """
+    file = calibration_file()
+    found = read_calibration(file) if file.is_file() else {}
+    host = found.get("host", REFERENCE_HOST)
+    if name == "auto":
+        name = "cpu" if on_cpu else "gpu" if "gpu" in found else "a100"
+    if on_cpu and name in ("gpu", *DATA_SHEETS):
+        raise UserError(
+            f"--device: {name!r}, but the study keeps to the CPU; set compute.device: auto"
+        )
+    if name in DATA_SHEETS:
+        return data_sheet_device(name), host, "data sheet, with assumed shares of its peaks"
+    if name == "cpu":
+        source = f"measured here ({file})" if "cpu" in found else "reference CPU, not this machine"
+        return found.get("cpu", REFERENCE_CPU), host, source
+    if name == "gpu":
+        if "gpu" not in found:
+            raise UserError(
+                "--device: gpu, but none was calibrated here; run nullsae plan --calibrate on a "
+                f"machine with one, or take one of {', '.join(DATA_SHEETS)}"
+            )
+        return found["gpu"], host, f"measured here ({file})"
+    raise UserError(f"--device: {name!r} is not one of auto, cpu, gpu, {', '.join(DATA_SHEETS)}")
+
+
+def read_calibration(file: Path) -> dict[str, Any]:
+    """`host`, `cpu` and, where there was one, `gpu`, as written by `calibrate`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = {"host": Host(**given["host"])}
+        found |= {name: Device(**given[name]) for name in ("cpu", "gpu") if name in given}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: not a calibration ({error!r}); write it anew with nullsae plan --calibrate"
+        ) from None
+    return found
+
+
+def calibrate(report: Callable[[str], None], *, rounds: int = 5) -> Path:
+    """Measure this machine, a minute at most, and write what was found for later plans.
+
+    CPU rates are those of one thread, in CPU seconds, so that other work does not count.
+
+    Args:
+        report: called with a line per figure.
+        rounds: measurements of each figure, of which the least counts.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    host = Host(
+        REFERENCE_LOOP_SECONDS / _least(_python_loop, rounds), _start_seconds(min(rounds, 2))
+    )
+    found: dict[str, Any] = {
+        "host": asdict(host),
+        "cpu": asdict(_measured(torch.device("cpu"), rounds)),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = asdict(_measured(torch.device("cuda"), rounds))
+    for part, figures in found.items():
+        for name, value in figures.items():
+            report(f"{part}: {name.replace('_', ' ')}: {_shown(value)}")
+    write_json(calibration_file(), found)
+    return calibration_file()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _measured(device: Any, rounds: int) -> Device:
+    """The rates of large products and of a copy."""
+    import torch
+
+    is_gpu = device.type == "cuda"
+
+    def product_rate(dtype: torch.dtype) -> float:
+        # Many CPUs multiply float16 a hundred times slower than float32.
+        n = 8192 if is_gpu else 128 if dtype == torch.float16 else 1024
+        a = torch.ones(n, n, dtype=dtype, device=device)
+        out = torch.empty_like(a)
+
+        def multiply() -> None:
+            torch.mm(a, a, out=out)
+
+        return 2.0 * n**3 / _least(multiply, rounds, synchronize=is_gpu)
+
+    rates = {
+        name: product_rate(getattr(torch, name)) for name in ("float32", "bfloat16", "float16")
+    }
+    source = torch.ones(2**28 if is_gpu else 2**25, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    bytes_per_second = 8.0 * source.numel() / _least(copy, rounds, synchronize=is_gpu)
+    share = FORWARD_SHARE if is_gpu else CPU_FORWARD_SHARE
+    scale = REFERENCE_CPU.bytes_per_second / bytes_per_second
+    return Device(
+        name=torch.cuda.get_device_name() if is_gpu else "cpu",
+        forward_flops_per_second={name: rate * share for name, rate in rates.items()},
+        product_flops_per_second=rates["float32"],
+        bytes_per_second=bytes_per_second,
+        element_seconds=0.0 if is_gpu else REFERENCE_CPU.element_seconds * scale,
+        is_gpu=is_gpu,
+    )
+
+
+def _least(action: Callable[[], object], rounds: int, *, synchronize: bool = False) -> float:
+    """The least time of several rounds: CPU seconds, or on a GPU seconds of the clock."""
+    clock = time.perf_counter if synchronize else time.process_time
+
+    def once() -> float:
+        import torch
+
+        start = clock()
+        action()
+        if synchronize:
+            torch.cuda.synchronize()
+        return clock() - start
+
+    once()
+    return min(once() for _ in range(rounds))
+
+
+def _python_loop() -> int:
+    """Integers, a dictionary and short texts, as in the parts of a verb that are Python."""
+    counts: dict[str, int] = {}
+    for i in range(200_000):
+        key = f"t{i % 997}"
+        counts[key] = counts.get(key, 0) + i
+    return len(counts)
+
+
+def _start_seconds(rounds: int) -> dict[str, float]:
+    """CPU seconds that a verb takes before it works, by what it imports."""
+    verbs = {
+        "light": "import nullsae.autointerp.scorers, nullsae.cli, nullsae.validation",
+        "torch": "import nullsae.cli, nullsae.validation, nullsae.sae.trainer",
+        # The first optimizer of a process loads PyTorch's compiler, which nothing then uses.
+        "optimizer": "import nullsae.cli, nullsae.validation, nullsae.sae.trainer, torch._dynamo",
+        "transformers": "import nullsae.cli, nullsae.validation, nullsae.metrics.evaluate; "
+        "from transformers import AutoModelForCausalLM; "
+        "from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM",
+    }
+    found = {}
+    for name, code in verbs.items():
+        least = float("inf")
+        for _ in range(rounds):
+            before = os.times()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            after = os.times()
+            spent = after.children_user + after.children_system
+            least = min(least, spent - before.children_user - before.children_system)
+        found[name] = least
+    found["all"] = found["transformers"] + found["optimizer"] - found["torch"]
+    return found

@@ -1,0 +1,102 @@
+"""When the jobs of a plan would run on so many GPUs and cores, and what lies on disk meanwhile."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nullsae.planning.jobs import Job, Name
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A plan in time."""
+
+    start_seconds: list[float]
+    end_seconds: list[float]
+    longest_chain_seconds: float
+    """What no number of machines can shorten."""
+
+    @property
+    def seconds(self) -> float:
+        """From the first job's start to the last one's end."""
+        return max(self.end_seconds, default=0.0)
+
+
+def list_schedule(
+    jobs: Sequence[Job],
+    seconds: Sequence[float],
+    *,
+    uses_gpu: Sequence[bool],
+    gpus: int,
+    slots: int,
+) -> Schedule:
+    """Start whatever is ready and has room, the job with the longest way to the end first.
+
+    List scheduling (Graham 1969, SIAM J. Appl. Math. 17): at most twice as long as the best order.
+
+    Args:
+        jobs: each after those that it needs.
+        seconds: of each.
+        uses_gpu: whether a job takes one of the GPUs, else one of the slots.
+        gpus: how many.
+        slots: jobs at once that take no GPU.
+    """
+    n = len(jobs)
+    followers: list[list[int]] = [[] for _ in range(n)]
+    for index, job in enumerate(jobs):
+        for need in job.needs:
+            followers[need].append(index)
+    to_end = [0.0] * n
+    for index in reversed(range(n)):
+        to_end[index] = seconds[index] + max((to_end[f] for f in followers[index]), default=0.0)
+    waiting_for = [len(job.needs) for job in jobs]
+    ready: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+    for index in range(n):
+        if not waiting_for[index]:
+            heapq.heappush(ready[uses_gpu[index]], (-to_end[index], index))
+    free = {True: gpus, False: slots}
+    start, end = [0.0] * n, [0.0] * n
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while running or any(ready.values()):
+        for kind in (True, False):
+            while free[kind] and ready[kind]:
+                _, index = heapq.heappop(ready[kind])
+                free[kind] -= 1
+                start[index], end[index] = now, now + seconds[index]
+                heapq.heappush(running, (end[index], index))
+        now, done = heapq.heappop(running)
+        free[uses_gpu[done]] += 1
+        for follower in followers[done]:
+            waiting_for[follower] -= 1
+            if not waiting_for[follower]:
+                heapq.heappush(ready[uses_gpu[follower]], (-to_end[follower], follower))
+    return Schedule(start, end, max(to_end, default=0.0))
+
+
+def peak_disk_bytes(jobs: Sequence[Job], schedule: Schedule, *, keep_activations: bool) -> float:
+    """The most that lies on disk at any moment of a schedule.
+
+    What a job writes counts from its start, what it keeps for a resume until its end. Without
+    `keep_activations`, a split's activations go when the last job that reads them ends.
+    """
+    changes: list[tuple[float, int, float]] = []
+    last_read: dict[Name, float] = {}
+    for job, end in zip(jobs, schedule.end_seconds, strict=True):
+        for name in job.reads:
+            last_read[name] = max(last_read.get(name, 0.0), end)
+    for index, job in enumerate(jobs):
+        start, end = schedule.start_seconds[index], schedule.end_seconds[index]
+        changes.append((start, 1, job.work.written_bytes + job.work.work_bytes))
+        changes.append((end, 0, -job.work.work_bytes))
+        if job.activations is not None and not keep_activations:
+            gone = last_read.get(job.activations, end)
+            changes.append((gone, 0, -job.work.written_bytes))
+    held = peak = 0.0
+    # At one moment what goes makes room for what comes.
+    for _, _, change in sorted(changes):
+        held += change
+        peak = max(peak, held)
+    return peak

@@ -1,0 +1,310 @@
+"""A plan: worked out, printed, written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nullsae.arguments import read_merged_config
+from nullsae.autointerp.llm.cache import ReplyCache
+from nullsae.autointerp.llm.costs import cost_usd
+from nullsae.config import Config
+from nullsae.errors import UserError
+from nullsae.files import write_json
+from nullsae.judges import LikelihoodScorer
+from nullsae.planning.amounts import Study, Work
+from nullsae.planning.bills import Bill, bills
+from nullsae.planning.devices import Device, Host, pick_device
+from nullsae.planning.jobs import Graph
+from nullsae.planning.schedule import list_schedule, peak_disk_bytes
+from nullsae.planning.sizes import corpus_sizes, model_size, subject_sizes
+
+CORES_PER_GPU = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """What all jobs of a rule take together."""
+
+    rule: str
+    jobs: int
+    tokens: int
+    flops: float
+    gpu_seconds: float
+    core_seconds: float
+    written_bytes: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study takes."""
+
+    rows: list[Row]
+    device: str
+    rates: str
+    """Where the device's rates come from."""
+    gpus: int
+    cores: int
+    longest_chain_seconds: float
+    seconds: float
+    """From start to end on these, without waiting for language models."""
+    disk_bytes: float
+    disk_bytes_without_activations: float
+    bills: list[dict[str, Any]]
+    calls_are_counted: bool
+    tokens_are_counted: bool
+
+    def total(self, name: str) -> float:
+        """Of a column, over all rules."""
+        return float(sum(getattr(row, name) for row in self.rows))
+
+
+def make_plan(
+    config: Config, root: Path, *, device: str = "auto", gpus: int = 1, cores: int | None = None
+) -> Plan:
+    """Work out what a study takes that has no results yet.
+
+    Args:
+        config: the checked config.
+        root: the folder that holds `results/`: numbers of tokens and windows that are known from
+            there are used.
+        device: as in `pick_device`.
+        gpus: GPUs, where the device is one.
+        cores: CPU cores; by default this machine's, or 16 beside each GPU.
+
+    Raises:
+        UserError: a device that is not known, or a size that cannot be had.
+    """
+    where = "config: scorers"
+    study = Study(
+        config,
+        subject_sizes(config),
+        corpus_sizes(config, root),
+        {
+            name: model_size(scorer.model, f"{where}.{name}.model")
+            for name, scorer in config.scorers.items()
+            if isinstance(scorer, LikelihoodScorer)
+        },
+    )
+    machine, host, rates = pick_device(device, on_cpu=config.compute.device == "cpu")
+    core = pick_device("cpu", on_cpu=True)[0]
+    if cores is None:
+        cores = CORES_PER_GPU * gpus if machine.is_gpu else os.cpu_count() or 1
+    graph = Graph(study)
+    uses_gpu = [machine.is_gpu and job.work.gpu for job in graph.jobs]
+    spent = [
+        job_seconds(job.work, machine if on_gpu else core, host)
+        for job, on_gpu in zip(graph.jobs, uses_gpu, strict=True)
+    ]
+    # Threads share what a core would do alone; starting up is not shared.
+    threads = config.compute.threads
+    walls = [
+        spent[i] if uses_gpu[i] else _wall_seconds(graph.jobs[i].work, spent[i], host, threads)
+        for i in range(len(spent))
+    ]
+    schedule = list_schedule(
+        graph.jobs, walls, uses_gpu=uses_gpu, gpus=gpus, slots=max(1, cores // threads)
+    )
+    found, counted = bills(config, root)
+    calls = {"explain_latents": 0, "score_latents": 0}
+    for (_, scorer, _), bill in found.items():
+        calls["score_latents" if scorer else "explain_latents"] += bill.calls
+    rows = []
+    index = {id(job): i for i, job in enumerate(graph.jobs)}
+    for rule, jobs in graph.by_rule().items():
+        own = [index[id(job)] for job in jobs]
+        rows.append(
+            Row(
+                rule=rule,
+                jobs=len(jobs),
+                tokens=sum(job.work.tokens for job in jobs),
+                flops=sum(job.work.flops for job in jobs),
+                gpu_seconds=sum(spent[i] for i in own if uses_gpu[i]),
+                core_seconds=sum(spent[i] for i in own if not uses_gpu[i]),
+                written_bytes=sum(job.work.written_bytes for job in jobs),
+                calls=calls.get(rule, 0),
+            )
+        )
+    return Plan(
+        rows=rows,
+        device=machine.name,
+        rates=rates,
+        gpus=gpus if machine.is_gpu else 0,
+        cores=cores,
+        longest_chain_seconds=schedule.longest_chain_seconds,
+        seconds=schedule.seconds,
+        disk_bytes=peak_disk_bytes(graph.jobs, schedule, keep_activations=True),
+        disk_bytes_without_activations=peak_disk_bytes(
+            graph.jobs, schedule, keep_activations=False
+        ),
+        bills=[_bill(config, key, bill) for key, bill in found.items()],
+        calls_are_counted=counted,
+        tokens_are_counted=all(size.counted for size in study.corpora.values()),
+    )
+
+
+def job_seconds(work: Work, device: Device, host: Host) -> float:
+    """Time of a job on a GPU, or its CPU seconds."""
+    return device.seconds(work) + host.seconds(work)
+
+
+def _wall_seconds(work: Work, cpu_seconds: float, host: Host, threads: int) -> float:
+    alone = host.seconds(work)
+    return alone + (cpu_seconds - alone) / threads
+
+
+def _bill(config: Config, key: tuple[str, str, str], bill: Bill) -> dict[str, Any]:
+    explainer, scorer, model = key
+    price = config.llm.prices.get(model)
+    cost = cost_usd(price, bill.prompt_tokens, bill.completion_tokens)
+    named = {"explainer": explainer, "scorer": scorer, "model": model}
+    return {**named, **asdict(bill), "cost_usd": cost if price is not None else None}
+
+
+def print_plan(
+    root: Path,
+    overlays: list[Path],
+    *,
+    device: str = "auto",
+    gpus: int = 1,
+    cores: int | None = None,
+    json_file: Path | None = None,
+) -> None:
+    """Print what a study takes: jobs, operations, time, disk; calls and money; what was paid.
+
+    Args:
+        root: the folder that holds `config.yaml` and `results/`.
+        overlays: further config files, merged in their order.
+        device: as in `pick_device`.
+        gpus: GPUs to spread it over.
+        cores: CPU cores.
+        json_file: where to write the same as JSON.
+
+    Raises:
+        UserError: a mistake in the config, or a file that cannot be written.
+    """
+    config = read_merged_config([root / "config.yaml", *overlays])
+    plan = make_plan(config, root, device=device, gpus=gpus, cores=cores)
+    if json_file is not None:
+        try:
+            write_json(json_file, asdict(plan))
+        except OSError as error:
+            raise UserError(f"--json: {json_file} cannot be written ({error.strerror})") from None
+    console = Console() if Console().is_terminal else Console(width=120)
+    _print_rules(console, plan)
+    _print_time(console, plan)
+    _print_bills(console, plan, config, root)
+
+
+def _print_rules(console: Console, plan: Plan) -> None:
+    table = Table(title="Jobs of a study without results", title_justify="left")
+    table.add_column("rule")
+    heads = ["jobs", "tokens", "FLOPs", *(["GPU hours"] if plan.gpus else []), "core hours"]
+    for name in (*heads, "written", "LLM calls"):
+        table.add_column(name, justify="right")
+
+    def cells(row: Any) -> list[str]:
+        hours = [row("gpu_seconds")] if plan.gpus else []
+        return [
+            f"{row('jobs'):,.0f}",
+            _amount(row("tokens")),
+            _power(row("flops")),
+            *(_hours(seconds) for seconds in (*hours, row("core_seconds"))),
+            _amount(row("written_bytes")) + "B" if row("written_bytes") else "",
+            f"{row('calls'):,.0f}" if row("calls") else "",
+        ]
+
+    for row in plan.rows:
+        table.add_row(row.rule, *cells(lambda name, row=row: getattr(row, name)))
+    table.add_section()
+    table.add_row("all", *cells(plan.total))
+    console.print(table)
+
+
+def _print_time(console: Console, plan: Plan) -> None:
+    on = f"{plan.cores} cores"
+    if plan.gpus:
+        on = f"{plan.gpus} x {plan.device}, {on}"
+    console.print(
+        f"Time: {_span(plan.seconds)} on {on}; {_span(plan.longest_chain_seconds)} at least, the "
+        f"longest chain of jobs. Waiting for language models is not in it. Rates: {plan.rates}."
+    )
+    console.print(
+        f"Disk: {_amount(plan.disk_bytes)}B; {_amount(plan.disk_bytes_without_activations)}B at "
+        f"the most if activations are deleted as soon as nothing reads them any more."
+    )
+    if not plan.tokens_are_counted:
+        console.print("Tokens of the corpus are an estimate from its characters.")
+
+
+def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> None:
+    if not plan.bills:
+        console.print("This study asks no language model: no explainer or scorer of it does.")
+        return
+    table = Table(title="Questions to language models", title_justify="left")
+    for name in ("explainer", "scorer", "model"):
+        table.add_column(name)
+    numbers = ("jobs", "calls", "prompt_tokens", "completion_tokens")
+    for name in (*numbers, "usd"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for bill in plan.bills:
+        cost = bill["cost_usd"]
+        table.add_row(
+            *(bill[name] for name in ("explainer", "scorer", "model")),
+            *(f"{bill[name]:,}" for name in numbers),
+            f"{cost:,.2f}" if cost is not None else "no price",
+        )
+    console.print(table)
+    calls = sum(bill["calls"] for bill in plan.bills)
+    total = sum(bill["cost_usd"] or 0.0 for bill in plan.bills)
+    limit = config.llm.max_cost_usd
+    console.print(
+        f"{calls:,} calls, about ${total:,.2f}; "
+        + (f"the limit is ${limit:,.2f}" if limit is not None else "no limit (llm.max_cost_usd)")
+        + (
+            "."
+            if plan.calls_are_counted
+            else ". Calls are the most that there can be: not all latents are known."
+        )
+    )
+    file = root / config.llm.cache
+    if file.is_file():
+        replies = ReplyCache(file)
+        n_replies, paid = replies.count(), replies.total_cost_usd()
+        replies.close()
+        console.print(
+            f"{n_replies:,} replies are in {config.llm.cache}, ${paid:,.2f} were paid for them; "
+            f"what they answer is not asked again."
+        )
+
+
+def _amount(number: float) -> str:
+    """A number with three digits and a prefix of powers of 1000."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if number < 999.5 or prefix == "P":
+            return f"{number:.3g} {prefix}".rstrip()
+        number /= 1000
+    raise AssertionError
+
+
+def _power(number: float) -> str:
+    return f"{number:.1e}" if number else "0"
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.0f}" if hours >= 99.5 else f"{hours:.2g}"
+
+
+def _span(seconds: float) -> str:
+    """A time in the unit that fits."""
+    for unit, length in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,64 @@
+"""The plan of the default study against one run of it: tests/data/default_run.json.
+
+The run is recorded, with its config, since tests share their machine: a time measured here would
+say how busy it is. `nullsae.planning.devices.REFERENCE_CPU` is the machine of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nullsae.planning.show import Plan, make_plan
+from nullsae.validation import parse_config, resolve_subjects
+
+RECORDED: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "data/default_run.json").read_text(encoding="utf-8")
+)
+# What it was told to do, and what came after the run: a plan has rules that were not there then.
+NEW_RULES = {"match_dictionaries"}
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no calibration of another machine
+    config = resolve_subjects(parse_config(RECORDED["config"]))
+    return make_plan(config, tmp_path, device="cpu", cores=2)
+
+
+def test_the_time_of_all_jobs_is_within_a_factor_of_1_5(plan: Plan) -> None:
+    planned = {row.rule: row for row in plan.rows if row.rule not in NEW_RULES}
+    alone = RECORDED["cpu_seconds_of_one_job"]
+    assert set(planned) == set(alone)
+    measured = sum(alone[rule] * row.jobs for rule, row in planned.items())
+    total = sum(row.core_seconds for row in planned.values())
+    assert 1 / 1.5 < total / measured < 1.5
+    # What Snakemake samples misses the last moments of each job: it is less than was spent.
+    sampled = sum(RECORDED["sampled_cpu_seconds"].values())
+    assert 1 / 1.5 < total / sampled < 1.5
+
+
+def test_the_time_of_each_rule_is_within_a_factor_of_1_5(plan: Plan) -> None:
+    alone = RECORDED["cpu_seconds_of_one_job"]
+    ratios = {
+        row.rule: row.core_seconds / row.jobs / alone[row.rule]
+        for row in plan.rows
+        if row.rule not in NEW_RULES
+    }
+    assert {rule: r for rule, r in ratios.items() if not 1 / 1.5 < r < 1.5} == {}
+
+
+def test_the_disk_is_within_a_tenth(plan: Plan) -> None:
+    assert plan.disk_bytes == pytest.approx(RECORDED["all_bytes"], rel=0.1)
+    written = {row.rule: row.written_bytes for row in plan.rows}
+    models = written["train_subject"] + written["randomize_model"]
+    assert models == pytest.approx(RECORDED["bytes"]["models"], rel=0.1)
+    for rule, folder in (
+        ("prepare_corpus", "corpus"),
+        ("cache_activations", "activations"),
+        ("train_sae", "saes"),
+    ):
+        assert written[rule] == pytest.approx(RECORDED["bytes"][folder], rel=0.1), rule

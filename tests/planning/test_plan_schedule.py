@@ -1,0 +1,88 @@
+"""Schedules, against closed forms, bounds that every schedule keeps, and a slow simulation."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nullsae.planning.amounts import Work
+from nullsae.planning.jobs import Job
+from nullsae.planning.schedule import Schedule, list_schedule, peak_disk_bytes
+
+
+def jobs_of(needs: list[list[int]]) -> list[Job]:
+    return [Job("rule", {}, Work(), list(wanted)) for wanted in needs]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[list[list[int]], list[float], list[bool]]:
+    n = draw(st.integers(1, 14))
+    needs = [
+        sorted(draw(st.sets(st.integers(0, index - 1), max_size=3))) if index else []
+        for index in range(n)
+    ]
+    seconds = [float(draw(st.integers(0, 9))) for _ in range(n)]
+    return needs, seconds, [draw(st.booleans()) for _ in range(n)]
+
+
+def longest_chain(needs: list[list[int]], seconds: list[float]) -> float:
+    ends: list[float] = []
+    for index, wanted in enumerate(needs):
+        ends.append(seconds[index] + max((ends[w] for w in wanted), default=0.0))
+    return max(ends)
+
+
+@settings(max_examples=200, deadline=None)
+@given(graphs(), st.integers(1, 4), st.integers(1, 4))
+def test_a_schedule_keeps_order_and_room_and_the_bound_of_graham(
+    graph: tuple[list[list[int]], list[float], list[bool]], gpus: int, slots: int
+) -> None:
+    needs, seconds, on_gpu = graph
+    found = list_schedule(jobs_of(needs), seconds, uses_gpu=on_gpu, gpus=gpus, slots=slots)
+    for index, wanted in enumerate(needs):
+        assert found.end_seconds[index] == found.start_seconds[index] + seconds[index]
+        assert all(found.end_seconds[w] <= found.start_seconds[index] for w in wanted)
+    for moment in found.start_seconds:
+        at_work = [
+            index
+            for index in range(len(needs))
+            if found.start_seconds[index] <= moment < found.end_seconds[index]
+        ]
+        assert sum(on_gpu[index] for index in at_work) <= gpus
+        assert sum(not on_gpu[index] for index in at_work) <= slots
+    chain = longest_chain(needs, seconds)
+    assert found.longest_chain_seconds == chain
+    busy = {
+        kind: sum(s for s, uses in zip(seconds, on_gpu, strict=True) if uses is kind)
+        for kind in (True, False)
+    }
+    assert found.seconds >= max(chain, busy[True] / gpus, busy[False] / slots)
+    assert found.seconds <= chain + busy[True] / gpus + busy[False] / slots
+
+
+def test_independent_jobs_fill_the_machines() -> None:
+    found = list_schedule(jobs_of([[]] * 12), [5.0] * 12, uses_gpu=[True] * 12, gpus=4, slots=1)
+    assert found.seconds == 15.0
+    assert found.longest_chain_seconds == 5.0
+
+
+def test_the_longest_way_to_the_end_goes_last() -> None:
+    """First come, first served would begin with the two short jobs and take 12."""
+    needs: list[list[int]] = [[], [], [], [2]]
+    found = list_schedule(
+        jobs_of(needs), [2.0, 2.0, 5.0, 5.0], uses_gpu=[True] * 4, gpus=2, slots=1
+    )
+    assert found.seconds == 10.0
+
+
+def test_disk_holds_what_is_written_until_nothing_reads_it() -> None:
+    name = ("s", "v", "0", "eval")
+    capture = Job("cache_activations", {}, Work(written_bytes=100.0), [], activations=name)
+    train = Job("train_sae", {}, Work(written_bytes=10.0, work_bytes=30.0), [0], reads=(name,))
+    other = Job("evaluate_sae", {}, Work(written_bytes=1.0), [1], reads=(name,))
+    last = Job("report", {}, Work(written_bytes=120.0), [2])
+    jobs = [capture, train, other, last]
+    schedule = Schedule([0, 1, 2, 3], [1, 2, 3, 4], 4.0)
+    assert peak_disk_bytes(jobs, schedule, keep_activations=True) == 100 + 10 + 1 + 120
+    assert peak_disk_bytes(jobs, schedule, keep_activations=False) == pytest.approx(140)

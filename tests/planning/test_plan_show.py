@@ -1,0 +1,190 @@
+"""What a study will take and ask, before anything runs or is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from nullsae.arguments import read_merged_config
+from nullsae.errors import UserError
+from nullsae.planning.bills import bills
+from nullsae.planning.show import make_plan, print_plan
+
+REPOSITORY = Path(__file__).parents[2]
+# Five variants at two sites, 20 latents each.
+N_CELLS, N_LATENTS = 10, 20
+
+
+def test_calls_of_the_study_with_an_api_are_those_worked_out_by_hand(tmp_path: Path) -> None:
+    config = read_merged_config([REPOSITORY / "config.yaml", REPOSITORY / "config/llm.yaml"])
+    found, counted = bills(config, tmp_path)
+    assert not counted
+    scored = N_CELLS * N_LATENTS * (100 + 100) // 5
+    expected = {("gpt", "", "gpt-4o-mini"): N_CELLS * N_LATENTS}
+    for explainer in ("gpt", "gpt_swapped"):
+        for scorer in ("detection", "fuzzing", "fuzzing_misplaced"):
+            expected[explainer, scorer, "gpt-4o-mini"] = scored
+    assert {key: bill.calls for key, bill in found.items()} == expected
+    assert all(bill.jobs == N_CELLS for bill in found.values())
+
+
+def test_more_windows_in_a_question_cost_fewer_tokens(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("scorers: {detection: {windows_per_prompt: 25}}\n")
+    files = [REPOSITORY / "config.yaml", REPOSITORY / "config/llm.yaml"]
+    key = ("gpt", "detection", "gpt-4o-mini")
+    five = bills(read_merged_config(files), tmp_path)[0][key]
+    many = bills(read_merged_config([*files, tmp_path / "more.yaml"]), tmp_path)[0][key]
+    assert (five.calls, many.calls) == (8000, 1600)
+    assert many.prompt_tokens < 0.6 * five.prompt_tokens
+
+
+def test_the_plan_is_printed_with_its_money_and_sends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
+    print_plan(tmp_path, [REPOSITORY / "config/llm.yaml"])
+    printed = capsys.readouterr().out
+    assert "48,200 calls" in printed
+    money = re.search(r"about \$([\d.]+); the limit is \$10.00", printed)
+    assert money is not None
+    assert 1 < float(money[1]) < 10
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_study_that_asks_nobody_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
+    print_plan(tmp_path, [])
+    assert "asks no language model" in capsys.readouterr().out
+
+
+def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(UserError, match=r"list\.yaml: not a config"):
+        read_merged_config([tmp_path / "list.yaml"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the default study's config."""
+    (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
+    return tmp_path
+
+
+def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = read_merged_config([folder / "config.yaml"])
+    plan = make_plan(config, folder, device="cpu", cores=2)
+    print_plan(folder, [], device="cpu", cores=2, json_file=folder / "plans/plan.json")
+    printed = capsys.readouterr().out
+    written = json.loads((folder / "plans/plan.json").read_text())
+    assert written == json.loads(json.dumps(asdict(plan)))
+    for row in plan.rows:
+        assert re.search(rf"{row.rule} .* {row.jobs:,} ", printed), row.rule
+    assert f" {sum(row.jobs for row in plan.rows):,} " in printed
+    assert re.search(r"Time: [\d.]+ minutes on 2 cores", printed)
+    assert re.search(r"Disk: [\d.]+ GB; [\d.]+ (GB|MB) at the most", printed)
+    assert not (folder / "results").exists()
+
+
+def test_more_gpus_shorten_a_plan_and_not_its_longest_chain(folder: Path) -> None:
+    config = read_merged_config([REPOSITORY / "config.yaml", REPOSITORY / "config/paper.yaml"])
+    few, many = (make_plan(config, folder, device="a100", gpus=n) for n in (2, 16))
+    assert many.seconds < 0.3 * few.seconds
+    assert many.longest_chain_seconds == few.longest_chain_seconds <= many.seconds
+    assert many.total("gpu_seconds") == few.total("gpu_seconds") > 0
+    # No order of jobs keeps two GPUs busier than always.
+    assert few.seconds >= few.total("gpu_seconds") / 2
+
+
+def test_a_study_kept_on_the_cpu_is_planned_for_a_gpu(folder: Path) -> None:
+    config = read_merged_config([folder / "config.yaml"])
+    with pytest.raises(UserError, match=r"--device: 'a100', but the study keeps to the CPU"):
+        make_plan(config, folder, device="a100")
+    assert make_plan(config, folder).total("gpu_seconds") == 0
+    assert make_plan(config, folder).gpus == 0
+
+
+def test_a_kept_cache_counts_less_than_activations_that_are_deleted(folder: Path) -> None:
+    config = read_merged_config([folder / "config.yaml"])
+    plan = make_plan(config, folder, device="cpu", cores=1)
+    assert plan.disk_bytes_without_activations < plan.disk_bytes
+    # Results of five variants at two sites: 264 bytes for each of 390,400 tokens.
+    cached = next(row for row in plan.rows if row.rule == "cache_activations").written_bytes
+    assert cached == pytest.approx(5 * 2 * (249_984 + 140_416) * 264, rel=0.02)
+
+
+def plan_verb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nullsae.cli", "plan", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+def test_a_model_that_nobody_knows_is_planned_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(folder / "hub"))
+    (folder / "hub.yaml").write_text(
+        "corpora: {sotu: {sae_train_tokens: 300_000, eval_tokens: 100_000}}\n"
+        "subjects:\n  small: null\n  other:\n    corpus: sotu\n    sites: [resid_post.0..1]\n"
+        "    source: {kind: pretrained, path: nobody/nothing, step0_revision: step0}\n"
+    )
+    line = one_line(plan_verb(folder, "--configfile", "hub.yaml"))
+    assert "subjects.other.source.path: a plan needs the size of 'nobody/nothing'" in line
+    (folder / "hub.yaml").write_text(
+        (folder / "hub.yaml").read_text().replace("nobody/nothing", "EleutherAI/pythia-70m-deduped")
+    )
+    assert plan_verb(folder, "--configfile", "hub.yaml").returncode == 0
+
+
+def test_bad_input_ends_in_a_traceback(folder: Path) -> None:
+    line = one_line(plan_verb(folder, "--device", "b200"))
+    assert line == (
+        "nullsae plan: error: --device: 'b200' is not one of auto, cpu, gpu, a100, h100, l40s, "
+        "rtx4090, a6000"
+    )
+    (folder / "file").write_text("")
+    line = one_line(plan_verb(folder, "--json", "file/plan.json"))
+    assert "--json: file/plan.json cannot be written" in line
+    (folder / "hub.yaml").write_text(
+        "corpora: {sotu: {source: {kind: hub, path: a/b, streaming: false}}}\n"
+    )
+    line = one_line(plan_verb(folder, "--configfile", "hub.yaml"))
+    assert "corpora.sotu" in line
+    done = plan_verb(folder, "--gpus", "0")
+    assert done.returncode == 2
+    assert "--gpus" in done.stderr
+
+
+def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
+    config = read_merged_config([folder / "config.yaml"])
+    assert not make_plan(config, folder).tokens_are_counted
+    for split, n_tokens in (("sae_train", 1_000_064), ("eval", 50_048)):
+        manifest = folder / f"results/corpus/corpus=sotu/split={split}/manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"n_tokens": n_tokens}))
+    plan = make_plan(config, folder)
+    assert plan.tokens_are_counted
+    corpus = next(row for row in plan.rows if row.rule == "prepare_corpus")
+    assert corpus.tokens == 1_050_112
+    collect = next(row for row in plan.rows if row.rule == "collect_latents")
+    assert collect.tokens == 10 * 50_048

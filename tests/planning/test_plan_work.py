@@ -1,0 +1,217 @@
+"""Formulas of single jobs, against what is counted by hand or by PyTorch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from nullsae.arguments import read_merged_config
+from nullsae.errors import UserError
+from nullsae.inputs import GgufSource, PretrainedSource
+from nullsae.planning.amounts import Study, encoding, forward, sae_bytes, training
+from nullsae.planning.jobs import Graph
+from nullsae.planning.making import train_saes
+from nullsae.planning.sizes import (
+    PYTHIA,
+    CorpusSize,
+    Size,
+    corpus_sizes,
+    described_size,
+    model_size,
+    neox_size,
+    subject_sizes,
+)
+from nullsae.planning.work import NOT_PLANNED, WORK
+from nullsae.recipes import Sae
+from tiny_gguf import write_tiny_gguf
+
+REPOSITORY = Path(__file__).parents[2]
+CONTEXT = 24
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt_neox": {"intermediate_size": 128, "tie_word_embeddings": False},
+    "gpt2": {},
+    "llama": {"intermediate_size": 96, "num_key_value_heads": 2},
+    "qwen3": {"intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16},
+}
+
+
+def model(family: str) -> Any:
+    """A small model with random weights, and no attention that PyTorch would not count."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = (
+        {"n_embd": 32, "n_layer": 3, "n_head": 4}
+        if family == "gpt2"
+        else {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    )
+    config = AutoConfig.for_model(family, vocab_size=100, **sizes, **FAMILIES[family])
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_pass_has_the_operations_that_pytorch_counts(family: str) -> None:
+    subject = model(family)
+    size = described_size(subject.config.to_dict(), "float32")
+    ids = torch.zeros(2, CONTEXT, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        subject(ids, use_cache=False)
+    planned = forward(size, ids.numel(), CONTEXT, head=True).forward_flops
+    # Rotary angles are a product too, of one entry per position and pair.
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_size_has_the_parameters_of_the_model(family: str) -> None:
+    subject = model(family)
+    size = described_size(subject.config.to_dict(), "float32")
+    actual = sum(p.numel() for p in subject.parameters())
+    # Biases are left out.
+    assert size.n_parameters == pytest.approx(actual, rel=0.06)
+    assert (size.n_layers, size.d_model, size.vocab_size) == (3, 32, 100)
+
+
+def test_a_gguf_file_has_the_size_of_the_model_in_it(tmp_path: Path) -> None:
+    subject = write_tiny_gguf(tmp_path / "tiny.gguf")
+    source = GgufSource(kind="gguf", path=str(tmp_path / "tiny.gguf"))
+    size = model_size(source, "config: subjects.s.source")
+    expected = described_size(subject.config.to_dict(), "float32")
+    assert (size.n_layers, size.d_model, size.vocab_size) == (3, 16, subject.config.vocab_size)
+    assert size.block_weights == expected.block_weights
+    actual = sum(p.numel() for p in subject.parameters())
+    assert size.n_parameters == pytest.approx(actual, rel=0.06)
+
+
+def test_a_config_json_that_does_not_state_the_size_is_planned_with(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 8, "vocab_size": 10}')
+    source = PretrainedSource(kind="pretrained", path=str(tmp_path))
+    with pytest.raises(UserError, match=r"source\.path: .* does not state 'num_hidden_layers'"):
+        model_size(source, "config: subjects.s.source")
+
+
+def test_the_parameters_of_pythia_are_those_of_the_published_models() -> None:
+    published = {
+        "pythia-70m": 70_426_624,
+        "pythia-160m": 162_322_944,
+        "pythia-410m": 405_334_016,
+        "pythia-1b": 1_011_781_632,
+        "pythia-6.9b": 6_857_302_016,
+    }
+    for name, n_parameters in published.items():
+        n_layers, d, _, vocab_size = PYTHIA[name]
+        assert neox_size(n_layers, d, vocab_size, "bfloat16").n_parameters == n_parameters
+
+
+def test_a_width_of_the_table_is_that_of_its_heads() -> None:
+    assert all(d % heads == 0 for _, d, heads, _ in PYTHIA.values())
+
+
+def test_a_pass_to_an_early_site_costs_that_share_of_the_blocks() -> None:
+    size = neox_size(10, 64, 500, "float32")
+    whole, part = forward(size, 1000, 128), forward(size, 1000, 128, blocks=3)
+    assert part.forward_flops == pytest.approx(0.3 * whole.forward_flops)
+    assert forward(size, 1000, 128, head=True).forward_flops == (
+        whole.forward_flops + 1000 * 2 * 64 * 500
+    )
+
+
+def test_encoding_counts_one_product_and_training_no_second_one() -> None:
+    recipe = Sae(k=8, n_latents=512, batch_tokens=256, evaluate_every_steps=10**9, heldout_tokens=1)
+    once = encoding(recipe, 64, 512, 2560)
+    assert once.product_flops == 2560 * 2 * 64 * 512
+    steps = training(recipe, 64, 512, 2560)
+    assert steps.product_flops == once.product_flops + 2 * 64 * 512
+    doubled = training(recipe.model_copy(update={"epochs": 2}), 64, 512, 2560)
+    assert doubled.product_flops - 2 * 64 * 512 == 2 * once.product_flops
+
+
+def test_an_sae_takes_the_bytes_of_its_file(tmp_path: Path) -> None:
+    m, d = 300, 48
+    weights = {
+        "encoder.weight": torch.zeros(m, d),
+        "encoder.bias": torch.zeros(m),
+        "W_dec": torch.zeros(m, d),
+        "b_dec": torch.zeros(d),
+    }
+    save_file(weights, tmp_path / "sae.safetensors")
+    written = (tmp_path / "sae.safetensors").stat().st_size
+    assert sae_bytes(d, m) == pytest.approx(written, rel=0.01)
+
+
+def study(text: str, tmp_path: Path) -> Study:
+    floors = "" if "gaussian_floors" in text else "\nevaluation: {gaussian_floors: false}"
+    (tmp_path / "more.yaml").write_text(text + floors)
+    config = read_merged_config([REPOSITORY / "config.yaml", tmp_path / "more.yaml"])
+    corpora = {"sotu": CorpusSize(1_000_000, 100_000, 1_100_000, counted=True)}
+    return Study(config, subject_sizes(config), corpora)
+
+
+def test_a_stream_costs_its_forward_passes_and_no_disk(tmp_path: Path) -> None:
+    cached = Graph(study("seed: 0", tmp_path)).by_rule()
+    streamed = Graph(
+        study("activations: {mode: stream, fitted_tokens: 50_000}", tmp_path)
+    ).by_rule()
+    apart = Graph(
+        study("activations: {mode: stream, fitted_tokens: 50_000, sites_together: false}", tmp_path)
+    ).by_rule()
+    assert [len(rules["train_sae"]) for rules in (cached, streamed, apart)] == [10, 5, 10]
+    flops = [sum(j.work.forward_flops for j in r["train_sae"]) for r in (cached, streamed, apart)]
+    size = Size(3, 128, 2048, 12 * 128**2, 0, 128, "float32")
+    to_last = 5 * forward(size, 250_000, 128, blocks=3).forward_flops
+    to_first = 5 * forward(size, 250_000, 128, blocks=2).forward_flops
+    assert flops == [0, pytest.approx(to_last), pytest.approx(to_last + to_first)]
+    products = [
+        sum(j.work.product_flops for j in r["train_sae"]) for r in (cached, streamed, apart)
+    ]
+    assert products[0] == products[1] == products[2]
+
+
+def test_a_shared_job_sums_its_saes(tmp_path: Path) -> None:
+    found = study("saes: {topk: {seeds: [0, 1]}}", tmp_path)
+    keys = {"subject": "small", "variant": "trained", "draw": "0", "site": "resid_post.1"}
+    one = {**keys, "sae": "topk", "seed": "0"}
+    single, both = train_saes(found, [one]), train_saes(found, [one, {**one, "seed": "1"}])
+    assert both.product_flops == 2 * single.product_flops
+    assert both.written_bytes == 2 * single.written_bytes
+
+
+def test_every_rule_of_the_workflow_has_a_formula_or_is_named_as_having_none() -> None:
+    rules = {
+        name
+        for file in (REPOSITORY / "workflow/rules").glob("*.smk")
+        for name in re.findall(r"^\s*(?:rule|checkpoint) (\w+):", file.read_text(), re.M)
+    }
+    assert rules == {*WORK, *NOT_PLANNED}
+    assert not {*WORK} & {*NOT_PLANNED}
+
+
+def test_every_job_waits_for_earlier_ones_and_reads_what_these_made(tmp_path: Path) -> None:
+    text = (
+        "variants: [trained, step0, rerandomized, gaussian]\ndraws: 2\n"
+        "saes: {topk: {checkpoints: [0.5]}, pca: {dictionary: pca, k: 8}}\n"
+        "evaluation: {cross_tokens: 2048, gaussian_floors: true}\n"
+    )
+    jobs = Graph(study(text, tmp_path)).jobs
+    made: dict[tuple[str, ...], int] = {}
+    for index, job in enumerate(jobs):
+        assert all(need < index for need in job.needs)
+        assert all(made[name] in job.needs for name in job.reads)
+        if job.activations is not None:
+            made[job.activations] = index
+    # Everything but the report is waited for by another job.
+    waited_for = {need for job in jobs for need in job.needs}
+    assert waited_for == set(range(len(jobs) - 1))
+
+
+def test_the_size_of_the_builtin_corpus_is_estimated_within_a_tenth() -> None:
+    config = read_merged_config([REPOSITORY / "config.yaml"])
+    size = corpus_sizes(config, Path("/nonexistent"))["sotu"]
+    # As counted by a run: results/corpus/corpus=sotu/split=*/manifest.json.
+    assert size.sae_train_tokens == pytest.approx(3_240_576, rel=0.1)
+    assert size.eval_tokens == pytest.approx(140_416, rel=0.1)
+    assert not size.counted

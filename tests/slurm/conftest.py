@@ -1,0 +1,118 @@
+"""One cluster, a study that runs on this machine, and one that has a bad day on the cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from slurm_study import (
+    CANNOT,
+    CLUSTER,
+    BadDay,
+    SlurmStudy,
+    freeze_training,
+    queue,
+    slurm,
+    small,
+    wait_for,
+)
+from workflow_study import TIMEOUT_SECONDS, Study, freeze, new_study
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Path]:
+    """Folder of a running cluster."""
+    if find_spec("snakemake_executor_plugin_slurm") is None:
+        pytest.skip("needs Snakemake's executor for SLURM: make test-slurm")
+    # Not below pytest's folder: munged wants all folders above its socket open to everybody.
+    folder = Path(tempfile.mkdtemp(prefix="nullsae-cluster-"))
+    folder.chmod(0o755)
+    environment = {**os.environ, "NULLSAE_CLUSTER": str(folder)}
+
+    def ask(verb: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(CLUSTER), verb],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=600,
+        )
+
+    begun = ask("start")
+    if begun.returncode == CANNOT:
+        shutil.rmtree(folder)
+        pytest.skip(begun.stderr.strip())
+    try:
+        assert begun.returncode == 0, begun.stderr
+        yield folder
+    finally:
+        ended = ask("stop")
+    assert ended.returncode == 0, ended.stderr
+    assert not folder.exists()
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources, frozen."""
+    return freeze(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
+    """The study, finished on this machine without SLURM."""
+    study = new_study(tmp_path_factory.mktemp("local") / "study", tree).configure(small)
+    study.make(gpu=2)
+    return study
+
+
+@pytest.fixture(scope="session")
+def bad_day(
+    tmp_path_factory: pytest.TempPathFactory, tree: Path, cluster: Path, local: Study
+) -> BadDay:
+    """First run: a job gets too little memory; then Snakemake is killed, all jobs cancelled. Second
+    run: a second Snakemake tries the folder, a node goes down and comes back, a job runs out of
+    time.
+    """
+    folder = tmp_path_factory.mktemp("slurm") / "study"
+    new_study(folder, tree).configure(small)
+    # The corpus is known by name and time: the same file, so that the two studies are one.
+    shutil.copy2(local.folder / "docs.jsonl", folder / "docs.jsonl")
+    study = SlurmStudy(folder, tree, cluster).prepare()
+
+    starved = "train_subject:mem_mb=300 * 6 ** (attempt - 1)"
+    with study.running("--set-resources", starved, log="first.log") as first:
+        (out_of_memory,) = wait_for(
+            "a job out of memory", lambda: [e for e in study.ended() if e.state == "FAILED"], first
+        )
+        cancelled = freeze_training(study, "train_subject", first, since=out_of_memory.end)
+    jobs = [line.split() for line in slurm("squeue", "-h", "-o", "%i %j").splitlines()]
+    slurm("scancel", *(job for job, name in jobs if name.startswith("nullsae_")))
+    wait_for("an empty queue", lambda: not queue(), None)
+    day = BadDay(study, (folder / "first.log").read_text(), "", "", cancelled, cancelled)
+    log = folder / "results/logs/train_subject/subject=small.log"
+    day.logs["train_subject, cancelled"] = log.read_text()
+
+    study.make("--unlock")
+    since = time.time()
+    limit = "train_sae:runtime=1 if attempt == 1 else 60"
+    with study.running("--set-resources", limit, log="second.log") as second:
+        day.interrupted = wait_for(
+            "a capture", lambda: study.started("cache_activations", since=since), second
+        )
+        day.logs["train_subject, resumed"] = log.read_text()
+        slurm("scontrol", "update", "nodename=gpu0", "state=down", "reason=test")
+        day.beside = study.snakemake().stdout
+        slurm("scontrol", "update", "nodename=gpu0", "state=resume")
+        day.out_of_time = freeze_training(study, "train_sae", second, since, "variant=trained/")
+        code = second.wait(TIMEOUT_SECONDS)
+    day.second_log = (folder / "second.log").read_text()
+    assert code == 0, day.second_log[-6000:]
+    day.left_in_queue = queue()
+    return day

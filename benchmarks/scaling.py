@@ -29,6 +29,8 @@ from typing import Any
 
 import yaml
 
+from nullsae import paths
+
 REPOSITORY = Path(__file__).parents[1]
 VARIANTS = ["trained", "step0", "rerandomized", "rerandomized_keep_embeddings", "noise_embeddings"]
 # Sites and seeds: 5 variants x sites x seeds SAEs, of 9 jobs each.
@@ -138,9 +140,10 @@ def time_tokens(work: Path) -> None:
         )
         given["evaluation"]["fidelity_tokens"] = 8192 * scale
         folder = study_folder(work, f"tokens-{scale}", given)
-        printed = snakemake(
-            folder, "--printshellcmds", "--until", "collect_latents", "evaluate_sae"
-        )
+        cell = {"subject": "small", "variant": "rerandomized", "draw": 0}
+        cell |= {"site": "resid_post.2", "sae": "topk", "seed": 0}
+        targets = [pattern.format(**cell) for pattern in (paths.RECONSTRUCTION, paths.LATENTS)]
+        printed = snakemake(folder, "--printshellcmds", *targets)
         for name, command in stages(printed, folder).items():
             found.setdefault(name, []).append(measured(command, folder))
             print(f"  {scale:>2} x: {name}: {found[name][-1][0]:.1f} CPU s", flush=True)

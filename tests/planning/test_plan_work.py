@@ -144,10 +144,10 @@ def test_an_sae_takes_the_bytes_of_its_file(tmp_path: Path) -> None:
 
 
 def study(text: str, tmp_path: Path) -> Study:
-    floors = "" if "gaussian_floors" in text else "\nevaluation: {gaussian_floors: false}"
+    floors = "" if "evaluation" in text else "\nevaluation: {gaussian_floors: false}"
     (tmp_path / "more.yaml").write_text(text + floors)
     config = read_merged_config([REPOSITORY / "config.yaml", tmp_path / "more.yaml"])
-    corpora = {"sotu": CorpusSize(1_000_000, 100_000, 1_100_000, counted=True)}
+    corpora = {"sotu": CorpusSize(1_000_064, 99_968, 1_100_032, counted=True)}
     return Study(config, subject_sizes(config), corpora)
 
 
@@ -215,3 +215,10 @@ def test_the_size_of_the_builtin_corpus_is_estimated_within_a_tenth() -> None:
     assert size.sae_train_tokens == pytest.approx(3_240_576, rel=0.1)
     assert size.eval_tokens == pytest.approx(140_416, rel=0.1)
     assert not size.counted
+
+
+def test_evaluation_goes_through_eval_once_and_four_times_through_a_part(tmp_path: Path) -> None:
+    text = "evaluation: {fidelity_tokens: 8192, gaussian_floors: false}"
+    found = Graph(study(text, tmp_path)).by_rule()
+    assert {job.work.tokens for job in found["evaluate_sae"]} == {99_968 + 4 * 8192}
+    assert {job.work.tokens for job in found["collect_latents"]} == {99_968}

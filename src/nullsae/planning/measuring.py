@@ -30,6 +30,7 @@ def evaluate_sae(study: Study, keys: Keys) -> Work:
         parts.append(encoding(recipe, d, m, fidelity))
     return together(
         *parts,
+        tokens=n + sum(part.tokens for part in parts),
         # Nearest neighbours among the rows, and among as many random ones; two spectra.
         product_flops=2.0 * m * m * d
         + 4.0 * d * d * (min(COVARIANCE_TOKENS, n) + m)
@@ -49,7 +50,7 @@ def cross_evaluate(study: Study, keys: Keys) -> Work:
     n = min(limit, study.cached(keys, "eval")) * len(cross_cells(study.config, keys))
     part = encoding(recipe, size.d_model, study.width(keys, recipe), n)
     moved = n * 160.0 * size.d_model
-    return together(part, moved_bytes=moved, imports="torch", written_bytes=2e4, gpu=True)
+    return together(part, tokens=n, moved_bytes=moved, imports="torch", written_bytes=2e4, gpu=True)
 
 
 def match_dictionaries(study: Study, keys: Keys) -> Work:

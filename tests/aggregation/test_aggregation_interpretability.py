@@ -241,6 +241,10 @@ def test_which_metrics_a_study_has_follows_from_its_explainers() -> None:
     assert [applies(discrimination, config, e) for e in ("pairs", "tokens", "others")] == [
         *(True, False, False),
     ]
+    for name in ("abstract_share", "entropy_auroc_correlation"):
+        found = [applies(METRIC[name], config, e) for e in ("pairs", "others", "none")]
+        assert found == [True, False, True]
+    assert applies(METRIC["auroc"], config, "others")
     assert not applies(gain, config, None)
     assert not applies(METRIC["cosine"], config, "pairs")
     alone = study(explainers={"tokens": {"kind": "lexical"}})

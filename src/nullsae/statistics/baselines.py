@@ -58,7 +58,11 @@ def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
         return no_gain(config, explainer) is None
     if metric.name == "discrimination":
         return no_discrimination(config, explainer) is None
-    return True
+    # What another latent's explanation earns says nothing of the latent itself.
+    is_swapped = explainer != NO_EXPLAINER and isinstance(
+        config.explainers[explainer], SwappedExplainer
+    )
+    return metric.table == "scores" or not is_swapped
 
 
 def study_metrics(config: Config, metrics: tuple[Metric, ...]) -> list[str]:

@@ -1,6 +1,7 @@
 # `make run` and `make test` install what they need into .venv; both may be repeated at will.
 PYTHON ?= python3
 BIN := .venv/bin
+UNIT := --ignore tests/workflow --ignore tests/llm --ignore tests/slurm
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
 ACTIVATE := . .venv/bin/activate &&
 
@@ -12,11 +13,12 @@ run: .venv/installed
 
 test: .venv/installed-dev .venv-peers/installed
 	$(MAKE) check
-	$(BIN)/python -m pytest --ignore tests/workflow --ignore tests/llm --ignore tests/slurm --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest $(UNIT) -m "not slow" --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest tests/workflow -m "not slow"  # uses the cores itself
 
 # Every kind of edit, control and endpoint, by whole studies.
 test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest $(UNIT) -m slow
 	$(BIN)/python -m pytest tests/workflow -m slow
 
 # A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.

@@ -288,6 +288,7 @@ def fetch(folder: Path, home: Path, hub: TinyHub, *options: str) -> tuple[int, s
     return result.returncode, result.stdout, result.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_a_study_that_was_fetched_does_not_run_without_network(
     published: Published, tmp_path: Path
 ) -> None:
@@ -420,6 +421,7 @@ def test_a_hub_that_cannot_be_reached_ends_in_a_traceback(tmp_path: Path) -> Non
     assert not list((tmp_path / "home").rglob("stream-*"))
 
 
+@pytest.mark.slow
 def test_the_second_fetch_reads_the_stream_again_or_another_version_of_a_data_set(
     published: Published, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_four_times_the_tokens_take_more_memory(folder: Path) -> None:
     """In memory, the firings alone would take 8 MiB once and 32 MiB with four times the tokens.
 

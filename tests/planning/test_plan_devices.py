@@ -54,6 +54,7 @@ def test_a_device_is_picked_by_the_study_and_what_was_measured_here(cache: Path)
     assert pick_device("h100", on_cpu=False)[0].name == DATA_SHEETS["h100"][0]
 
 
+@pytest.mark.slow
 def test_a_calibration_measures_what_a_plan_reads(cache: Path) -> None:
     lines: list[str] = []
     file = calibrate(lines.append, rounds=1)

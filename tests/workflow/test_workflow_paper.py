@@ -141,12 +141,12 @@ def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int]
     return jobs, done.stdout, spent
 
 
-# The sweeps, and the largest study on this machine, with `make test-slow`.
+# Those that take long, with `make test-slow`.
 def named(names: Iterable[str], at_once: set[str]) -> list[Any]:
     return [n if n in at_once else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.parametrize("name", named(STUDIES, {"grid", "plus"}))
+@pytest.mark.parametrize("name", named(STUDIES, set()))
 def test_a_grid_has_the_jobs_counted_by_hand_within_seconds_and_without_a_hub(
     name: str, folder: Path, nowhere: str
 ) -> None:
@@ -179,7 +179,7 @@ ON_THIS_MACHINE = {
 }
 
 
-@pytest.mark.parametrize("name", named(ON_THIS_MACHINE, {"default", "chunks", "stream"}))
+@pytest.mark.parametrize("name", named(ON_THIS_MACHINE, {"default"}))
 def test_a_plan_has_the_jobs_that_snakemake_would_run(
     name: str, folder: Path, nowhere: str, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from nullsae import paths
 from nullsae.schemas.toy import TOY
 from nullsae.tables import read_table
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 TOY_SECTION: dict[str, Any] = {
     "sources": {
         "sharkey": {"kind": "sharkey", "n_samples": 200, "d_input": 8, "n_true_features": 12},

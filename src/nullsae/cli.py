@@ -13,20 +13,20 @@ from nullsae import __version__
 from nullsae.errors import UserError
 from nullsae.verbs import latents, saes, study, subjects, tools, toy
 
-ABOUT = """Placebo-controlled interpretability of sparse autoencoders.
-
-Each verb is one rule of the workflow, in the order in which data flows. Snakemake calls them;
-`snakemake -n -p` prints every line with its files and params, ready to be run by hand.
-
-Params are the slice of the config that the stage uses, as JSON text or as a .json or .yaml file.
-"""
+ABOUT = (
+    "Placebo-controlled interpretability of sparse autoencoders.\n\n"
+    "Each verb is one rule of the workflow, in the order in which data flows. Snakemake calls "
+    "them; `snakemake -n -p` prints every line with its files and params, ready to be run by hand.\n\n"
+    "Params are the slice of the config that the stage uses, as JSON text or as a .json or .yaml "
+    "file."
+)
 
 app = typer.Typer(
     help=ABOUT,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

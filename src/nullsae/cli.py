@@ -16,7 +16,8 @@ from nullsae.verbs import latents, saes, study, subjects, tools, toy
 ABOUT = (
     "Placebo-controlled interpretability of sparse autoencoders.\n\n"
     "Each verb is one rule of the workflow, in the order in which data flows. Snakemake calls "
-    "them; `snakemake -n -p` prints every line with its files and params, ready to be run by hand.\n\n"
+    "them; `snakemake -n -p` prints every line with its files and params, ready to be run by "
+    "hand.\n\n"
     "Params are the slice of the config that the stage uses, as JSON text or as a .json or .yaml "
     "file."
 )

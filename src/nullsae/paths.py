@@ -32,6 +32,7 @@ MODEL_TABLE = MODEL + "/model.parquet"
 
 ACTIVATIONS = "results/activations/" + SPLIT_KEYS
 ACTIVATIONS_MANIFEST = ACTIVATIONS + "/manifest.json"
+PORTION_KEYS = SPLIT_KEYS + "/portion={portion}-of-{portions}"
 ACTIVATIONS_PORTION = ACTIVATIONS + "/portion-{portion}-of-{portions}.json"
 SITE = ACTIVATIONS + "/site={site}"
 
@@ -60,8 +61,11 @@ FIRINGS = LATENT_FOLDER + "/firings.safetensors"
 
 EXPLANATIONS = "results/explanations/" + EXPLAINER_KEYS + "/explanations.parquet"
 # Where the tables of one job's latents lie until they are joined; no part of the data set.
-EXPLANATIONS_SHARD = "results/work/explanations/" + EXPLAINER_KEYS + "/shard={shard}"
-SCORES_SHARD = "results/work/scores/" + SCORER_KEYS + "/shard={shard}"
+SHARD_OF_EXPLAINER = EXPLAINER_KEYS + "/shard={shard}"
+SHARD_OF_SCORER = SCORER_KEYS + "/shard={shard}"
+EXPLANATIONS_SHARD = "results/work/explanations/" + SHARD_OF_EXPLAINER + "/explanations.parquet"
+PREDICTIONS_SHARD = "results/work/scores/" + SHARD_OF_SCORER + "/predictions.parquet"
+SCORES_SHARD = "results/work/scores/" + SHARD_OF_SCORER + "/scores.parquet"
 JUDGE = "results/judges/scorer={scorer}"
 JUDGE_MANIFEST = JUDGE + "/manifest.json"
 PREDICTIONS = "results/scores/" + SCORER_KEYS + "/predictions.parquet"

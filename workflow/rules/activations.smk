@@ -10,9 +10,9 @@ rule capture_portion:
     output:
         paths.ACTIVATIONS_PORTION,
     log:
-        paths.LOG.format(rule="capture_portion", keys=PORTION_KEYS),
+        paths.LOG.format(rule="capture_portion", keys=paths.PORTION_KEYS),
     benchmark:
-        paths.BENCHMARK.format(rule="capture_portion", keys=PORTION_KEYS)
+        paths.BENCHMARK.format(rule="capture_portion", keys=paths.PORTION_KEYS)
     conda:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads

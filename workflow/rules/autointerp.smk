@@ -4,11 +4,11 @@ rule explain_shard:
         windows=paths.WINDOWS,
         tokenizer=corpus_file(paths.TOKENIZER_FILE),
     output:
-        paths.EXPLANATIONS_SHARD + "/explanations.parquet",
+        paths.EXPLANATIONS_SHARD,
     log:
-        paths.LOG.format(rule="explain_shard", keys=EXPLAINER_SHARD_KEYS),
+        paths.LOG.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER),
     benchmark:
-        paths.BENCHMARK.format(rule="explain_shard", keys=EXPLAINER_SHARD_KEYS)
+        paths.BENCHMARK.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER)
     conda:
         "../../envs/nullsae.yaml"
     threads: 1
@@ -22,7 +22,7 @@ rule explain_shard:
         code=stages.code_hash("explain_latents"),
         ranks=ranks_of_shard,
         run_config=paths.RUN_CONFIG,
-        costs=paths.ASKED.format(rule="explain_shard", keys=EXPLAINER_SHARD_KEYS),
+        costs=paths.ASKED.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER),
     message:
         "Explain by {wildcards.explainer}, latents {params.ranks}: {wildcards.variant},"
         " {wildcards.site}"
@@ -97,12 +97,12 @@ rule score_shard:
         explanations=judged_explanations,
         judge=judge_in_process,
     output:
-        predictions=paths.SCORES_SHARD + "/predictions.parquet",
-        scores=paths.SCORES_SHARD + "/scores.parquet",
+        predictions=paths.PREDICTIONS_SHARD,
+        scores=paths.SCORES_SHARD,
     log:
-        paths.LOG.format(rule="score_shard", keys=SCORER_SHARD_KEYS),
+        paths.LOG.format(rule="score_shard", keys=paths.SHARD_OF_SCORER),
     benchmark:
-        paths.BENCHMARK.format(rule="score_shard", keys=SCORER_SHARD_KEYS)
+        paths.BENCHMARK.format(rule="score_shard", keys=paths.SHARD_OF_SCORER)
     conda:
         "../../envs/nullsae.yaml"
     threads: judging_threads
@@ -118,7 +118,7 @@ rule score_shard:
         judge=lambda wildcards, input: option("judge", input.judge),
         ranks=ranks_of_shard,
         run_config=paths.RUN_CONFIG,
-        costs=paths.ASKED.format(rule="score_shard", keys=SCORER_SHARD_KEYS),
+        costs=paths.ASKED.format(rule="score_shard", keys=paths.SHARD_OF_SCORER),
     message:
         "Score {wildcards.explainer} by {wildcards.scorer}, latents {params.ranks}:"
         " {wildcards.variant}, {wildcards.site}"

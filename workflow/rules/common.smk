@@ -53,9 +53,6 @@ REPORT_FILES = [paths.REPORT, *FIGURE_FILES]
 GPUS = 0 if STUDY.compute.device == "cpu" else 1
 # Jobs that share the capture of a split.
 N_PORTIONS = STUDY.activations.chunks
-PORTION_KEYS = paths.SPLIT_KEYS + "/portion={portion}-of-{portions}"
-EXPLAINER_SHARD_KEYS = paths.EXPLAINER_KEYS + "/shard={shard}"
-SCORER_SHARD_KEYS = paths.SCORER_KEYS + "/shard={shard}"
 # A pattern that matches no name.
 NOTHING = "$."
 
@@ -243,8 +240,8 @@ def asks_a_model(rule):
     )
 
 
-def shard_folders(pattern, wildcards):
-    """The folders of the jobs that share an SAE's latents; none for such a job itself."""
+def shard_tables(pattern, wildcards):
+    """A table of each of the jobs that share an SAE's latents; none for such a job itself."""
     each = STUDY.autointerp.latents_per_job
     if each is None or "shard" in wildcards.keys():
         return []
@@ -256,8 +253,7 @@ def explained_shards(wildcards):
     """The tables that an SAE's explanations are joined from, where they are shared out."""
     if not asks(STUDY, "explain_latents", dict(wildcards)):
         return []
-    folders = shard_folders(paths.EXPLANATIONS_SHARD, wildcards)
-    return [f"{folder}/explanations.parquet" for folder in folders]
+    return shard_tables(paths.EXPLANATIONS_SHARD, wildcards)
 
 
 def scored_shards(wildcards):
@@ -265,8 +261,7 @@ def scored_shards(wildcards):
     is_likelihood = isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer)
     if not (is_likelihood or asks(STUDY, "score_latents", dict(wildcards))):
         return []
-    folders = shard_folders(paths.SCORES_SHARD, wildcards)
-    return [f"{folder}/scores.parquet" for folder in folders]
+    return shard_tables(paths.SCORES_SHARD, wildcards)
 
 
 def shard_options(tables):

@@ -48,20 +48,26 @@ def load_tokens(manifest_path: Path | str) -> Tokens:
         raise UserError(f"{manifest_path}: not a corpus manifest; rebuild it with: {rebuild}")
     file = manifest_path.with_name(TOKENS_FILE)
     verify(file, manifest["tokens_checksum"], rebuild=rebuild)
-    arrays = _mapped(file)
-    return Tokens(arrays["input_ids"], arrays["document_id"], manifest)
+    ids, documents = (_mapped(file, name) for name in ("input_ids", "document_id"))
+    return Tokens(ids, documents, manifest)
 
 
-def _mapped(file: Path) -> dict[str, NDArray[np.int32]]:
-    """The int32 arrays of a safetensors file; the format's own reader for NumPy copies them."""
+def _mapped(file: Path, name: str) -> NDArray[np.int32]:
+    """An int32 tensor of a safetensors file; the format's own reader for NumPy copies it.
+
+    Raises:
+        UserError: there is none of that name, or it is not int32 [n_contexts, context_tokens].
+    """
     with open(file, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-    found: dict[str, NDArray[np.int32]] = {}
-    for name, entry in header.items():
-        if entry.get("dtype") == "I32":
-            start, shape = 8 + size + entry["data_offsets"][0], tuple(entry["shape"])
-            # "c": PyTorch warns of arrays that cannot be written to.
-            mapped = np.memmap(file, dtype="<i4", mode="c", offset=start, shape=shape)
-            found[name] = mapped.view(np.ndarray)
-    return found
+        entry = json.loads(stream.read(size)).get(name)
+    if entry is None:
+        raise UserError(f"{file}: holds no {name}; it is not the tokens of a corpus")
+    shape = tuple(entry["shape"])
+    if entry["dtype"] != "I32" or len(shape) != 2 or 0 in shape:
+        raise UserError(f"{file}: {name} is {entry['dtype']} {list(shape)}, wanted I32 [n, tokens]")
+    start = 8 + size + entry["data_offsets"][0]
+    # "c": PyTorch warns of arrays that cannot be written to.
+    mapped = np.memmap(file, dtype="<i4", mode="c", offset=start, shape=shape)
+    # A plain array: slices of maps cost ten times as much.
+    return mapped.view(np.ndarray)

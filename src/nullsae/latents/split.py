@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nullsae.corpus.store import TOKENS_FILE
+from nullsae.corpus.store import TOKENS_FILE, load_tokens
 from nullsae.errors import UserError
-from nullsae.files import read_json, rebuild_command, verify
+from nullsae.files import rebuild_command
 
 # Lags of the autocorrelation: 1 to so many tokens.
 LAGS = 15
@@ -43,18 +42,14 @@ class Split:
             UserError: a file is missing, damaged or not what a corpus consists of; names it and
                 the command that rebuilds it.
         """
-        rebuild = rebuild_command(manifest)
-        described = read_json(manifest, rebuild=rebuild)
-        if not isinstance(described, dict) or "tokens_checksum" not in described:
-            raise UserError(f"{manifest}: not a corpus manifest; rebuild it with: {rebuild}")
-        file = manifest.with_name(TOKENS_FILE)
-        verify(file, described["tokens_checksum"], rebuild=rebuild)
-        ids, document = (_mapped(file, name) for name in ("input_ids", "document_id"))
-        eos = described.get("eos_token_id")
+        tokens = load_tokens(manifest)
+        ids, document = tokens.input_ids, tokens.document_id
+        eos = tokens.manifest.get("eos_token_id")
         split = cls(ids.reshape(-1), document.reshape(-1), ids.shape[1], eos, manifest)
         if len(np.unique(split.document[split.bounds[:-1]])) != len(split.bounds) - 1:
             raise UserError(
-                f"{file}: the tokens of a document are not in a row; rebuild it with: {rebuild}"
+                f"{manifest.with_name(TOKENS_FILE)}: the tokens of a document are not in a row; "
+                f"rebuild it with: {rebuild_command(manifest)}"
             )
         return split
 
@@ -108,18 +103,3 @@ class Split:
         first = np.maximum(self.bounds[place], context)
         end = np.minimum(self.bounds[place + 1], context + self.context_tokens)
         return first, end
-
-
-def _mapped(file: Path, name: str) -> np.ndarray:
-    """An int32 tensor of a safetensors file as a map of its bytes."""
-    with open(file, "rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        entry = json.loads(stream.read(size)).get(name)
-    if entry is None:
-        raise UserError(f"{file}: holds no {name}; it is not the tokens of a corpus")
-    start, _ = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if entry["dtype"] != "I32" or len(shape) != 2 or 0 in shape:
-        raise UserError(f"{file}: {name} is {entry['dtype']} {list(shape)}, wanted I32 [n, tokens]")
-    # A plain array: slices of maps cost ten times as much.
-    return np.asarray(np.memmap(file, np.int32, "r", offset=8 + size + start, shape=shape))

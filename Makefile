@@ -37,7 +37,7 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 
 schema: .venv/installed
-	$(BIN)/python -m nullsae.validation > workflow/schemas/config.schema.json
+	$(BIN)/python -m nullsae.config.parse > workflow/schemas/config.schema.json
 
 .venv/installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

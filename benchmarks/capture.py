@@ -35,10 +35,10 @@ from safetensors.numpy import save_file
 
 from nullsae.activations.capture import cache_activations
 from nullsae.activations.store import SiteReader, SiteWriter
-from nullsae.config import Compute
-from nullsae.files import checksum, write_json
-from nullsae.params import CacheActivationsParams
-from nullsae.randomness import numpy_generator, torch_generator
+from nullsae.config.compute import Compute
+from nullsae.core.files import checksum, write_json
+from nullsae.core.randomness import numpy_generator, torch_generator
+from nullsae.jobs.params import CacheActivationsParams
 from nullsae.subjects.loading import load_subject, save_subject
 
 CONTEXT_TOKENS = 256

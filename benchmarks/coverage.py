@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nullsae.outputs import EquivalenceMargins, Statistics
+from nullsae.config.statistics import EquivalenceMargins, Statistics
 from nullsae.statistics.bootstrap import Arm, Cell, Floats, Resampler, weighted
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate
 from nullsae.statistics.metrics import METRICS

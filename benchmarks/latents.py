@@ -41,17 +41,18 @@ import torch.nn.functional as F
 from safetensors.numpy import save_file
 
 from nullsae.activations.store import SiteReader, SiteWriter
-from nullsae.config import Compute, Latents
-from nullsae.files import checksum, write_json
+from nullsae.config.compute import Compute
+from nullsae.config.latents import Latents
+from nullsae.core.files import checksum, write_json
+from nullsae.core.randomness import numpy_generator, torch_generator
+from nullsae.jobs.params import CellKeys, CollectLatentsParams
 from nullsae.latents.collect import Skipped, collect_latents, draw_sample, sort_firings
 from nullsae.latents.describe import describe
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, deal_documents, pools_of
-from nullsae.params import CellKeys, CollectLatentsParams
-from nullsae.randomness import numpy_generator, torch_generator
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.exchange.interchange import export_sae
 from nullsae.sae.files import load_sae, save_sae
-from nullsae.sae.interchange import export_sae
 from nullsae.sae.kernels import top_k
 
 D_MODEL, N_LATENTS, K, CONTEXT_TOKENS, VOCAB = 256, 2048, 32, 256, 4096

@@ -27,8 +27,8 @@ from synthetic import bench_like, peers_at_hand, quality, train_ours, train_peer
 from torch import Tensor
 
 from nullsae.activations.store import SiteReader
-from nullsae.randomness import torch_generator
-from nullsae.recipes import Sae, fill_in_recipe
+from nullsae.config.saes import Sae, fill_in_recipe
+from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 
 HELDOUT_TOKENS = 16_384

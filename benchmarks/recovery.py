@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from synthetic import Planted, peers_at_hand, quality, train_ours, train_peer
 from torch import Tensor
 
-from nullsae.randomness import torch_generator
-from nullsae.recipes import PENALIZED, Sae
+from nullsae.config.saes import PENALIZED, Sae
+from nullsae.core.randomness import torch_generator
 from nullsae.sae.architectures import ARCHITECTURES
 from nullsae.sae.autoencoder import Autoencoder
 

@@ -109,9 +109,9 @@ def time_start() -> None:
     """Print what verbs take before they work."""
     from nullsae.planning.devices import _start_seconds
 
-    rounds = [measured([sys.executable, "-m", "nullsae.cli", "--help"], REPOSITORY)[0]]
+    rounds = [measured([sys.executable, "-m", "nullsae.cli.main", "--help"], REPOSITORY)[0]]
     for _ in range(4):
-        rounds.append(measured([sys.executable, "-m", "nullsae.cli", "--help"], REPOSITORY)[0])
+        rounds.append(measured([sys.executable, "-m", "nullsae.cli.main", "--help"], REPOSITORY)[0])
     print(f"nullsae --help: {statistics.median(rounds):.2f} CPU s")
     for name, seconds in _start_seconds(3).items():
         print(f"{name}: {seconds:.2f} CPU s")
@@ -175,7 +175,7 @@ def stages(printed: str, folder: Path) -> dict[str, list[str]]:
             else part
             for i, part in enumerate(command)
         ]
-        found[f"{verb} {split}".strip()] = [sys.executable, "-m", "nullsae.cli", *command[1:]]
+        found[f"{verb} {split}".strip()] = [sys.executable, "-m", "nullsae.cli.main", *command[1:]]
     return found
 
 

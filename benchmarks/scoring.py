@@ -25,18 +25,21 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.asking import FRAME_TOKENS, labels_schema
 from nullsae.autointerp.asking import WINDOW_TOKENS as WINDOW_ANSWER_TOKENS
 from nullsae.autointerp.explainers import explain_latents, load_tokenizer
 from nullsae.autointerp.llm.client import Request, ask_all
+from nullsae.autointerp.llm.session import Asked
 from nullsae.autointerp.marking import window_texts
 from nullsae.autointerp.prompting import load_prompt
 from nullsae.autointerp.scorers import score_latents
+from nullsae.config.corpora import BuiltinSource
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.explainers import OpenAIExplainer
+from nullsae.config.llm import Llm
+from nullsae.config.scorers import DetectionScorer, FuzzingScorer
 from nullsae.corpus.sources import documents
-from nullsae.inputs import BuiltinSource
-from nullsae.judges import DetectionScorer, Endpoint, FuzzingScorer, Llm, OpenAIExplainer
-from nullsae.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "autointerp"))

@@ -20,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.randomness import torch_generator
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
+from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.interchange import read_pretrained
-from nullsae.sae.start import initialize
-from nullsae.sae.steps import Trainer, evaluate
+from nullsae.sae.exchange.interchange import read_pretrained
+from nullsae.sae.initialization import initialize
+from nullsae.sae.trainer import Trainer, evaluate
 
 PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 PEERS = ("sparsify", "saelens")
-SAMPLE_TOKENS = 32_768  # that a training starts from, as in `nullsae.sae.trainer`
+SAMPLE_TOKENS = 32_768  # that a training starts from, as in `nullsae.sae.train_sae`
 CHUNK_TOKENS = 8192
 
 

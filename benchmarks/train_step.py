@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from synthetic import PEERS_PYTHON, bench_like
 
-from nullsae.randomness import torch_generator
-from nullsae.recipes import Sae
-from nullsae.sae.start import initialize
-from nullsae.sae.steps import Trainer
+from nullsae.config.saes import Sae
+from nullsae.core.randomness import torch_generator
+from nullsae.sae.initialization import initialize
+from nullsae.sae.trainer import Trainer
 
 K, BATCH_TOKENS = 32, 4096
 SKIPPED_STEPS = 3  # of each training, which are not counted

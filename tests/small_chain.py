@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from nullsae.activations.store import SiteReader, SiteWriter
-from nullsae.config import Compute
-from nullsae.files import checksum, write_json
-from nullsae.inputs import PretrainedSource
-from nullsae.params import CacheActivationsParams, CellKeys, ModelKeys, RandomizeModelParams
-from nullsae.randomness import numpy_generator, torch_generator
+from nullsae.config.compute import Compute
+from nullsae.config.subjects import PretrainedSource
+from nullsae.core.files import checksum, write_json
+from nullsae.core.randomness import numpy_generator, torch_generator
+from nullsae.jobs.params import CacheActivationsParams, CellKeys, ModelKeys, RandomizeModelParams
 from nullsae.subjects.loading import DTYPES
 
 # Threads wait for each other on a busy machine, which costs such small tensors minutes.
@@ -213,7 +213,7 @@ def build_chain(root: Path) -> Chain:
 def save_tiny_sae(chain: Chain, folder: Path, *, n_latents: int = 48, k: int = 4) -> Path:
     """An untrained SAE for `resid_post.1` of the chain; returns its `cfg.json`."""
     from nullsae.sae.files import save_sae
-    from nullsae.sae.start import initialize
+    from nullsae.sae.initialization import initialize
 
     x, _ = all_rows(chain.eval_activations, "resid_post.1")
     generator = torch_generator(0, "test_sae")

@@ -1,3 +1,5 @@
+"""The house: rooms in the order in which data flows, and imports that go one way."""
+
 from __future__ import annotations
 
 import ast
@@ -7,52 +9,12 @@ import nullsae
 
 PACKAGE = Path(nullsae.__file__).parent
 MAX_LINES = 400
-# A module or folder imports only from what stands before it; within a folder anything goes.
+MAX_FUNCTION_LINES = 80
+# A module or folder imports only from what stands before it.
 ORDER = (
-    *(
-        "errors",
-        "files",
-        "stopping",
-        "cluster",
-        "saved_state",
-        "randomness",
-        "progress",
-        "sites",
-        "inputs",
-        "outputs",
-        "recipes",
-        "floors",
-        "judges",
-        "toys",
-    ),
-    *(
-        "config",
-        "paths",
-        "shapes",
-        "validation",
-        "cells",
-        "stages",
-        "params",
-        "local_files",
-        "slices",
-        "shared_jobs",
-        "schemas",
-        "tables",
-    ),
-    *("moments", "corpus", "subjects", "activations", "sae", "metrics", "latents"),
-    *(
-        "autointerp",
-        "statistics",
-        "aggregation",
-        "report",
-        "toy",
-        "terminal",
-        "arguments",
-        "planning",
-        "fetching",
-        "verbs",
-        "cli",
-    ),
+    *("core", "paths", "config", "tables", "jobs", "corpus", "subjects", "activations", "sae"),
+    *("metrics", "latents", "autointerp", "statistics", "aggregation", "report", "toy"),
+    *("planning", "fetching", "cli"),
 )
 
 
@@ -61,8 +23,13 @@ def part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def module(path: Path) -> str:
+    """The dotted name of a file, without the package's; that of a folder for its `__init__`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imported(path: Path) -> set[str]:
-    """Parts of the package that a file imports anywhere, also under TYPE_CHECKING."""
+    """What a file imports of the package anywhere, also under TYPE_CHECKING: modules and names."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -70,7 +37,7 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    inside = {name.split(".")[1] for name in names if name.startswith("nullsae.")}
+    inside = {name.removeprefix("nullsae.") for name in names if name.startswith("nullsae.")}
     return {name for name in inside if not name.startswith("__")}
 
 
@@ -78,24 +45,67 @@ def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def graph() -> dict[str, set[str]]:
+    """Which modules each module imports."""
+    modules = {module(path) for path in sources()}
+    return {
+        module(path): {
+            found
+            for name in imported(path)
+            for found in [name if name in modules else name.rpartition(".")[0]]
+            if found in modules and found != module(path)
+        }
+        for path in sources()
+    }
+
+
 def test_every_part_of_the_package_has_a_place_in_the_order() -> None:
     assert {part(path) for path in sources()} - {"__init__"} == set(ORDER)
 
 
-def test_no_module_imports_from_one_that_comes_after_it() -> None:
+def test_only_paths_stands_beside_the_rooms() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "paths.py"}
+
+
+def test_modules_import_only_from_rooms_before_their_own() -> None:
     wrong = [
         f"{path.relative_to(PACKAGE)} imports {name}"
         for path in sources()
-        for name in sorted(imported(path) - {part(path)})
+        for name in sorted({name.split(".")[0] for name in imported(path)} - {part(path)})
         if ORDER.index(name) > ORDER.index(part(path))
     ]
     assert wrong == []
 
 
-def test_the_package_itself_imports_nothing_of_its_own() -> None:
-    assert imported(PACKAGE / "__init__.py") == set()
+def test_no_modules_import_each_other_however_long_the_way_round() -> None:
+    edges, circles = graph(), []
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        if name in way:
+            circles.append(" -> ".join((*way[way.index(name) :], name)))
+        elif name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name, ())
+    assert circles == []
 
 
 def test_no_module_is_longer_than_a_reader_can_hold() -> None:
     lengths = {str(p.relative_to(PACKAGE)): len(p.read_text().splitlines()) for p in sources()}
     assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = {
+        f"{path.relative_to(PACKAGE)}: {node.name}": node.end_lineno - node.lineno + 1
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+    }
+    assert long == {}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nullsae.arguments import read_merged_config
-from nullsae.slices import rule_params
+from nullsae.cli.options import read_merged_config
+from nullsae.jobs.slices import rule_params
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = (
@@ -47,7 +47,7 @@ VERBS: dict[str, tuple[dict[str, str], str, set[str]]] = {
 }
 PROBE = """
 import json, sys
-from nullsae.cli import main
+from nullsae.cli.main import main
 sys.argv = ["nullsae", *json.loads(sys.argv[1])]
 try:
     main()

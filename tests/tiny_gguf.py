@@ -10,7 +10,7 @@ from gguf import GGUFWriter, TokenType
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nullsae.randomness import torch_generator
+from nullsae.core.randomness import torch_generator
 
 EOS, HEADS = "<|endoftext|>", 2
 MERGES = ["t h", "th e", "Ġ the", "o f"]

@@ -19,9 +19,9 @@ from torch import Tensor
 from nullsae.activations import capture as module
 from nullsae.activations.capture import cache_activations, capture_chunk
 from nullsae.activations.store import SiteReader, SiteWriter
+from nullsae.config.sites import KINDS
+from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.sites import KINDS
 from nullsae.subjects.families import Point
 from nullsae.subjects.loading import Subject, load_subject, save_subject
 from small_chain import (

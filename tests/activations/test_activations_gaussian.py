@@ -18,10 +18,10 @@ from torch import Tensor
 from nullsae.activations import gaussian as module
 from nullsae.activations.gaussian import Gaussian, SampleCheck, oas_shrinkage, sample_gaussian
 from nullsae.activations.store import SiteReader
+from nullsae.core.errors import UserError
+from nullsae.core.moments import Moments
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.moments import Moments
-from nullsae.params import ModelKeys, SampleGaussianParams
+from nullsae.jobs.params import ModelKeys, SampleGaussianParams
 from nullsae.subjects.gates import Gate
 from small_chain import (
     COMPUTE,

@@ -8,7 +8,7 @@ import pytest
 
 from nullsae.activations import capture as module
 from nullsae.activations.capture import Portion, cache_activations
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 from nullsae.subjects.loading import Subject
 from small_chain import SITES, Chain, capture_params, flip_byte
 

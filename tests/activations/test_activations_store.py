@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nullsae.activations.shards import finished_shards
 from nullsae.activations.store import SiteReader, SiteWriter, document_of, is_complete
-from nullsae.errors import UserError
-from nullsae.files import checksum
+from nullsae.core.errors import UserError
+from nullsae.core.files import checksum
 from nullsae.subjects.loading import DTYPES
 from small_chain import all_rows, flip_byte, write_site
 

@@ -12,9 +12,15 @@ from nullsae.activations.capture import cache_activations
 from nullsae.activations.gaussian import sample_gaussian
 from nullsae.activations.live import LiveBlocks, live_blocks
 from nullsae.activations.store import SiteReader
-from nullsae.errors import UserError
-from nullsae.params import ModelKeys, SaeCell, SampleGaussianParams, StreamParams, TrainSaeParams
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import (
+    ModelKeys,
+    SaeCell,
+    SampleGaussianParams,
+    StreamParams,
+    TrainSaeParams,
+)
 from nullsae.subjects.variants import randomize_model
 from small_chain import (
     COMPUTE,

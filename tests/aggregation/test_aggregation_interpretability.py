@@ -12,12 +12,12 @@ from nullsae import tables
 from nullsae.aggregation.arms import Arms
 from nullsae.aggregation.cells import Units
 from nullsae.aggregation.interpretability import interpretability
-from nullsae.config import Config
-from nullsae.errors import UserError
-from nullsae.outputs import Statistics
+from nullsae.config.parse import parse_config
+from nullsae.config.statistics import Statistics
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
 from nullsae.statistics.baselines import applies, lexical_baseline, study_metrics, swapped_baselines
 from nullsae.statistics.metrics import METRICS
-from nullsae.validation import parse_config
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
 METRIC = {metric.name: metric for metric in METRICS}

@@ -12,15 +12,15 @@ import yaml
 
 from nullsae import paths, tables
 from nullsae.aggregation import aggregate, read_costs
-from nullsae.cells import cell_files
-from nullsae.config import Config
-from nullsae.errors import UserError
-from nullsae.params import AggregateParams
-from nullsae.schemas.cells import CELL_TABLES
-from nullsae.schemas.study import COSTS
+from nullsae.config.parse import parse_config
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.jobs.grid import cell_files
+from nullsae.jobs.params import AggregateParams
 from nullsae.statistics.metrics import METRICS
 from nullsae.statistics.verdicts import verdict
-from nullsae.validation import parse_config
+from nullsae.tables.cells import CELL_TABLES
+from nullsae.tables.study import COSTS
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
 FILLERS = {pa.int64(): 1, pa.float64(): 0.5, pa.string(): "text", pa.bool_(): True}

@@ -11,8 +11,8 @@ from autointerp_cells import explained, explanation, window
 from scripted_server import ScriptedServer
 from tokenizers import Tokenizer
 
-from nullsae.autointerp.asked import Asked
-from nullsae.judges import Llm
+from nullsae.autointerp.llm.session import Asked
+from nullsae.config.llm import Llm
 
 WORDS = ("apple", "river", "seven")
 WINDOW_TOKENS = 16

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae.autointerp.examples import Examples, examples_of
 from nullsae.autointerp.scorers import score_latents
-from nullsae.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
+from nullsae.config.parse import parse_section
+from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
-from nullsae.validation import parse_section
 
 KEYS = {
     "subject": "small",

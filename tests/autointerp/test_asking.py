@@ -26,11 +26,13 @@ from nullsae.autointerp.asking import intruder_tasks
 from nullsae.autointerp.examples import examples_of, with_marks
 from nullsae.autointerp.explainers import explain_latents
 from nullsae.autointerp.scorers import score_latents
-from nullsae.errors import UserError
-from nullsae.judges import Endpoint, IntruderScorer, OpenAIExplainer
-from nullsae.params import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.explainers import OpenAIExplainer
+from nullsae.config.parse import parse_section
+from nullsae.config.scorers import IntruderScorer
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
-from nullsae.validation import parse_section
 
 Rows = list[dict[str, Any]]
 
@@ -307,7 +309,14 @@ def test_a_killed_job_goes_on_where_it_was(
     write_table(folder / "explanations.parquet", told(), cell_schema("explanations"))
     params = {"seed": 0, "keys": KEYS, "scorer": {"kind": "detection"}, "judge": judge_of(server)}
     command = [
-        *(sys.executable, "-m", "nullsae.cli", "score_latents", "--params", json.dumps(params)),
+        *(
+            sys.executable,
+            "-m",
+            "nullsae.cli.main",
+            "score_latents",
+            "--params",
+            json.dumps(params),
+        ),
         *("--windows", str(source), "--tokenizer", str(tokenizer_file)),
         *("--explanations", str(folder / "explanations.parquet")),
         *("--predictions", str(folder / "predictions.parquet")),

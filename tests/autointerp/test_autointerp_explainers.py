@@ -24,8 +24,8 @@ from tokenizers import Tokenizer, decoders, models
 
 from nullsae.autointerp.explainers import derangement, explain_latents, swap_explanations
 from nullsae.autointerp.lexical import lexical_explanations, quote_token
-from nullsae.errors import UserError
-from nullsae.randomness import numpy_generator
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import numpy_generator
 from nullsae.tables import cell_schema, read_table, write_table
 
 

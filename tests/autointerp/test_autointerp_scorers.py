@@ -28,7 +28,7 @@ from nullsae.autointerp.examples import Examples, fuzz_marks
 from nullsae.autointerp.explainers import explain_latents
 from nullsae.autointerp.scorers import Judged, predictions_table
 from nullsae.autointerp.token_judge import judge_by_tokens
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 from nullsae.tables import cell_schema, read_table, write_table
 
 FORMULA = {"n_labels": 0, "judge": None, "prompt_hash": None}

@@ -13,10 +13,10 @@ from scripted_server import ScriptedServer
 from nullsae.autointerp.explainers import explain_latents
 from nullsae.autointerp.scorers import score_latents
 from nullsae.autointerp.shards import Ranks, join_shards
-from nullsae.errors import UserError
-from nullsae.params import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.config.parse import parse_section
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, write_table
-from nullsae.validation import parse_section
 
 SHARDS = ("0:2", "2:4", "4:6")  # of three latents: two, one, none
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from nullsae.autointerp.likelihood import Likelihood, load_likelihood_prompt, probability
 from nullsae.autointerp.local_judge import LocalJudge
-from nullsae.errors import UserError
-from nullsae.randomness import torch_generator
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import torch_generator
 
 torch.set_num_threads(1)
 

@@ -11,11 +11,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from nullsae.autointerp.llm.serve_gguf import requantized, serve_gguf
 from nullsae.autointerp.local_judge import load_judge, prepare_judge
-from nullsae.autointerp.serve import requantized, serve_gguf
-from nullsae.errors import UserError
-from nullsae.inputs import GgufSource, PretrainedSource
-from nullsae.params import PrepareJudgeParams
+from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import PrepareJudgeParams
 from small_chain import CPU, flip_byte, tiny_model
 from tiny_gguf import write_tiny_gguf
 

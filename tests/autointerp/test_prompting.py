@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nullsae.autointerp.prompting import PROMPTS, check_prompt, load_prompt, one_line
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 
 VALUES = {"explanation": "the word and", "windows": ["bread << and>> butter", "no \\n thing"]}
 

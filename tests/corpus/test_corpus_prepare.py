@@ -11,16 +11,16 @@ import pytest
 from transformers import AutoTokenizer
 
 from nullsae import paths
-from nullsae.config import Corpus
+from nullsae.config.corpora import Corpus
+from nullsae.config.parse import parse_section
+from nullsae.core.errors import UserError
+from nullsae.core.files import checksum
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.prepare import Reader, check_amounts, prepare_corpus
 from nullsae.corpus.splits import Split, split_of
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.errors import UserError
-from nullsae.files import checksum
-from nullsae.params import PrepareCorpusParams
-from nullsae.validation import parse_section
+from nullsae.jobs.params import PrepareCorpusParams
 from tiny_gguf import write_tiny_gguf
 
 WORDS = (

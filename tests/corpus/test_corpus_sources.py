@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
+from nullsae.core.errors import UserError
 from nullsae.corpus.sources import describe, documents, is_streamed
-from nullsae.errors import UserError
-from nullsae.inputs import BuiltinSource, FilesSource, HubSource
 
 
 def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> Path:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
+from nullsae.core.errors import UserError
 from nullsae.corpus.tokenizer import EOS, Encoder, load_tokenizer, save_tokenizer, train_tokenizer
-from nullsae.errors import UserError
-from nullsae.inputs import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
 from tiny_gguf import EOS as GGUF_EOS
 from tiny_gguf import TOKENS, write_tiny_gguf
 

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
-from nullsae.config import Latents
+from nullsae.config.latents import Latents
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, write_json
+from nullsae.core.randomness import numpy_generator
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.files import read_json, write_json
+from nullsae.jobs.params import CollectLatentsParams
 from nullsae.latents.collect import Skipped, collect_latents, sort_firings
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, assign_pools
-from nullsae.params import CollectLatentsParams
-from nullsae.randomness import numpy_generator
 from nullsae.sae.autoencoder import Architecture, Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
 from small_chain import (

@@ -17,15 +17,15 @@ from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 from nullsae import paths, tables
-from nullsae.cli import app
-from nullsae.config import Latents
+from nullsae.cli.main import app
+from nullsae.config.latents import Latents
+from nullsae.core.errors import UserError
+from nullsae.core.files import write_text
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.files import write_text
+from nullsae.jobs.params import CellKeys, CollectLatentsParams
 from nullsae.latents.collect import collect_latents
 from nullsae.latents.exports.cell import Cell, corpus_files
 from nullsae.latents.sample import FiringReader
-from nullsae.params import CellKeys, CollectLatentsParams
 from small_chain import COMPUTE, CONTEXT, VOCAB, Chain, write_corpus
 
 PEERS = Path(__file__).parents[2] / ".venv-peers"

@@ -25,8 +25,9 @@ from pathlib import Path
 import nullsae.latents.collect as collect
 import nullsae.latents.describe, nullsae.latents.sample, nullsae.latents.silent
 from nullsae.latents import split, store, windows
-from nullsae.config import Compute, Latents
-from nullsae.params import CellKeys, CollectLatentsParams
+from nullsae.config.compute import Compute
+from nullsae.config.latents import Latents
+from nullsae.jobs.params import CellKeys, CollectLatentsParams
 
 # Small enough that they are all filled by the smaller amount.
 store.RUN_FIRINGS, store.PIECE_FIRINGS = 2**16, 2**15

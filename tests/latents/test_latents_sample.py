@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 from nullsae.latents.sample import FiringReader, activations_in, write_firings
 from nullsae.latents.store import Firings
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullsae.config import Latents
+from nullsae.config.latents import Latents
 from nullsae.latents.silent import N_COMPANIONS, HardSilence, TokenIndex
 from nullsae.latents.store import Firings
 from nullsae.latents.windows import Candidates, Draw, Grid, draw_windows

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from nullsae.core.errors import UserError
+from nullsae.core.files import checksum, read_json, write_json
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.files import checksum, read_json, write_json
 from nullsae.latents.split import LAGS, Split
 from small_chain import Chain, flip_byte, tokens_of, write_corpus
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 from nullsae.latents import store
 from nullsae.latents.store import Firings, FiringSorter, order_by, ranges
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullsae.config import Latents
+from nullsae.config.latents import Latents
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
 from nullsae.latents.windows import (

@@ -14,8 +14,8 @@ import torch
 
 from nullsae.autointerp.likelihood import Likelihood, load_likelihood_prompt
 from nullsae.autointerp.local_judge import LocalJudge, load_judge, prepare_judge
-from nullsae.inputs import GgufSource
-from nullsae.params import PrepareJudgeParams
+from nullsae.config.subjects import GgufSource
+from nullsae.jobs.params import PrepareJudgeParams
 
 pytestmark = [
     pytest.mark.llm,

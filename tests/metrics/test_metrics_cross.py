@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae import tables
-from nullsae.config import Evaluation
+from nullsae.config.evaluation import Evaluation
+from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
+from nullsae.jobs.params import CrossEvaluateParams, EvaluateSaeParams, ModelKeys
 from nullsae.metrics.cross import cross_evaluate
 from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.params import CrossEvaluateParams, EvaluateSaeParams, ModelKeys
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae, save_sae
 from small_chain import (

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.capture import cache_activations
-from nullsae.config import Evaluation
+from nullsae.config.evaluation import Evaluation
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, write_json
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.files import read_json, write_json
+from nullsae.jobs.params import EvaluateSaeParams
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity
 from nullsae.metrics.geometry import decoder_geometry
-from nullsae.params import EvaluateSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import fit_token_means
 from nullsae.sae.files import load_sae, save_sae

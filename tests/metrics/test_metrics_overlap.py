@@ -13,14 +13,14 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from nullsae import paths, tables
-from nullsae.cells import matched_cells, recipe_cells
-from nullsae.errors import UserError
+from nullsae.config.parse import parse_config
+from nullsae.core.errors import UserError
+from nullsae.jobs.grid import matched_cells, recipe_cells
+from nullsae.jobs.params import CellKeys, MatchDictionariesParams, MatchedSae
 from nullsae.metrics.geometry import unit_rows
 from nullsae.metrics.overlap import match_dictionaries, matched_cosines, pairs
-from nullsae.params import CellKeys, MatchDictionariesParams, MatchedSae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import save_sae
-from nullsae.validation import parse_config
 from small_chain import COMPUTE, flip_byte
 
 D = 24

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from nullsae.config.parse import parse_config, resolve_subjects
 from nullsae.planning.show import Plan, make_plan
-from nullsae.validation import parse_config, resolve_subjects
 
 RECORDED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "data/default_run.json").read_text(encoding="utf-8")

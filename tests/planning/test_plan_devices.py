@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 from nullsae.planning.amounts import Work
 from nullsae.planning.devices import (
     DATA_SHEETS,

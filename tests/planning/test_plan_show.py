@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nullsae.arguments import read_merged_config
-from nullsae.errors import UserError
+from nullsae.cli.options import read_merged_config
+from nullsae.core.errors import UserError
 from nullsae.planning.bills import bills
 from nullsae.planning.show import make_plan, print_plan
 
@@ -124,7 +124,7 @@ def test_a_kept_cache_counts_less_than_activations_that_are_deleted(folder: Path
 
 def plan_verb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "nullsae.cli", "plan", *arguments],
+        [sys.executable, "-m", "nullsae.cli.main", "plan", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullsae.arguments import read_merged_config
-from nullsae.errors import UserError
-from nullsae.inputs import GgufSource, PretrainedSource
+from nullsae.cli.options import read_merged_config
+from nullsae.config.saes import Sae
+from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.core.errors import UserError
 from nullsae.planning.amounts import Study, encoding, forward, sae_bytes, training
 from nullsae.planning.jobs import Graph
 from nullsae.planning.making import train_saes
@@ -28,7 +29,6 @@ from nullsae.planning.sizes import (
     subject_sizes,
 )
 from nullsae.planning.work import NOT_PLANNED, WORK
-from nullsae.recipes import Sae
 from tiny_gguf import write_tiny_gguf
 
 REPOSITORY = Path(__file__).parents[2]

@@ -11,13 +11,15 @@ import numpy as np
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nullsae import cells, paths, tables
-from nullsae.config import Config, VariantName
-from nullsae.recipes import FITTED_DICTIONARIES, Dictionary, recipe_name
+from nullsae import paths, tables
+from nullsae.config.parse import parse_config
+from nullsae.config.saes import FITTED_DICTIONARIES, Dictionary, recipe_name
+from nullsae.config.study import Config
+from nullsae.config.variants import VariantName
+from nullsae.jobs import grid as cells
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
 from nullsae.statistics.metrics import METRICS
-from nullsae.validation import parse_config
 
 DEFAULT = Path(__file__).parents[2] / "config.yaml"
 EOS = "<|endoftext|>"

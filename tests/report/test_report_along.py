@@ -12,14 +12,14 @@ from report_page import Elements
 from report_study import EXPLAINERS, default_config, write_study
 
 from nullsae import paths, tables
-from nullsae.config import Config
+from nullsae.config.study import Config
 from nullsae.report import style
 from nullsae.report.along import training
 from nullsae.report.build import build_report
 from nullsae.report.captions import METRIC_TEXT
 from nullsae.report.names import figure_names
 from nullsae.report.study import load_study
-from nullsae.schemas.study import SUMMARIES
+from nullsae.tables.study import SUMMARIES
 
 NAME = "small.training"
 SHARES = [0.1, 0.3]

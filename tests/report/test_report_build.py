@@ -12,14 +12,14 @@ from report_page import Elements, scroll_width
 from report_study import EVIL, default_config, write_study
 
 from nullsae import paths, tables
-from nullsae.config import Config
-from nullsae.errors import UserError
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
 from nullsae.report.build import build_report
 from nullsae.report.figures import _floors
 from nullsae.report.names import figure_names
 from nullsae.report.render import inline_svg
 from nullsae.report.study import load_study
-from nullsae.schemas.study import SUMMARIES
+from nullsae.tables.study import SUMMARIES
 
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<svg"}
 REPORT = {"title": f"A {EVIL} study", "figure_formats": ["png", "pdf", "svg"]}

@@ -21,8 +21,9 @@ from report_study import (
 )
 
 from nullsae import paths, tables
-from nullsae.config import Config, VariantName
-from nullsae.recipes import Dictionary
+from nullsae.config.saes import Dictionary
+from nullsae.config.study import Config
+from nullsae.config.variants import VariantName
 from nullsae.report import sections, style
 from nullsae.report.build import build_report
 from nullsae.report.compact import CLEAN

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from report_study import EOS, EXPLAINERS, default_config, train_tokenizer
 
 from nullsae import tables
-from nullsae.config import Config, VariantName
-from nullsae.errors import UserError
+from nullsae.config.study import Config
+from nullsae.config.variants import VariantName
+from nullsae.core.errors import UserError
 from nullsae.report import sections, style
 from nullsae.report.build import number, p_value, percent, signed
 from nullsae.report.examples import pick, strongest

@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullsae.params import ModelKeys, SaeCell, TrainSaeParams
-from nullsae.randomness import torch_generator
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
+from nullsae.core.randomness import torch_generator
+from nullsae.jobs.params import ModelKeys, SaeCell, TrainSaeParams
 from nullsae.sae.architectures import ARCHITECTURES, Losses, TrainedSae, batch_topk
 from nullsae.sae.architectures.batch_topk import THRESHOLD_DECAY, batch_top_k
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import FROZEN
+from nullsae.sae.exchange.interchange import export_sae, read_pretrained
 from nullsae.sae.files import load_sae, save_sae
-from nullsae.sae.interchange import export_sae, read_pretrained
+from nullsae.sae.initialization import initialize
 from nullsae.sae.kernels import Hits
-from nullsae.sae.start import initialize
-from nullsae.sae.steps import Trainer, evaluate
-from nullsae.sae.trainer import train_sae
+from nullsae.sae.train_sae import train_sae
+from nullsae.sae.trainer import Trainer, evaluate
 from small_chain import COMPUTE, cell, write_site
 
 TOKENS, D, WIDTH, K = 40, 6, 20, 3

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from nullsae import tables
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
-from nullsae.params import CellKeys, ModelKeys, SaeCell, TrainSaeParams
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
+from nullsae.jobs.params import CellKeys, ModelKeys, SaeCell, TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder, take_checkpoint
 from nullsae.sae.files import load_sae, save_sae
-from nullsae.sae.steps import evaluate
-from nullsae.sae.trainer import train_sae
+from nullsae.sae.train_sae import train_sae
+from nullsae.sae.trainer import evaluate
 from small_chain import COMPUTE, SITES, Chain, all_rows, cell, flip_byte
 
 SHARE = 0.25

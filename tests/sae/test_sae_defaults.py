@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.randomness import torch_generator
-from nullsae.recipes import Sae, fill_in_recipe
-from nullsae.sae.start import initialize
-from nullsae.sae.steps import Trainer, evaluate, learning_rate, schedule
+from nullsae.config.saes import Sae, fill_in_recipe
+from nullsae.core.randomness import torch_generator
+from nullsae.sae.initialization import initialize
+from nullsae.sae.trainer import Trainer, evaluate, learning_rate, schedule
 
 D, N_PLANTED, K, BATCH = 32, 512, 6, 512
 

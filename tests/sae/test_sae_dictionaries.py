@@ -14,20 +14,21 @@ from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
-from nullsae.config import Evaluation, Latents
+from nullsae.config.evaluation import Evaluation
+from nullsae.config.latents import Latents
+from nullsae.config.saes import Sae
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.latents.collect import collect_latents
-from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.params import (
+from nullsae.jobs.params import (
     CollectLatentsParams,
     EvaluateSaeParams,
     ModelKeys,
     SaeCell,
     TrainSaeParams,
 )
-from nullsae.randomness import torch_generator
-from nullsae.recipes import Sae
+from nullsae.latents.collect import collect_latents
+from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.architectures import Losses
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import (
@@ -39,10 +40,10 @@ from nullsae.sae.dictionaries import (
     token_lookup,
 )
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
-from nullsae.sae.runs import INIT_TOKENS
-from nullsae.sae.start import initialize
-from nullsae.sae.steps import Trainer, evaluate
-from nullsae.sae.trainer import train_sae
+from nullsae.sae.initialization import initialize
+from nullsae.sae.train_sae import train_sae
+from nullsae.sae.trainer import Trainer, evaluate
+from nullsae.sae.training_run import INIT_TOKENS
 from small_chain import (
     COMPUTE,
     CONTEXT,

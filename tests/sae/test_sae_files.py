@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nullsae.errors import UserError
-from nullsae.files import checksum
-from nullsae.recipes import Dictionary
+from nullsae.config.saes import Dictionary
+from nullsae.core.errors import UserError
+from nullsae.core.files import checksum
 from nullsae.sae.autoencoder import Architecture, Autoencoder
 from nullsae.sae.files import load_sae, save_sae
 from small_chain import cell, flip_byte

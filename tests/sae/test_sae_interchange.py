@@ -15,13 +15,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from nullsae import paths
-from nullsae.cli import app
-from nullsae.errors import UserError
-from nullsae.files import write_json
-from nullsae.randomness import torch_generator
+from nullsae.cli.main import app
+from nullsae.core.errors import UserError
+from nullsae.core.files import write_json
+from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Architecture, Autoencoder
+from nullsae.sae.exchange.interchange import export_sae, read_pretrained
 from nullsae.sae.files import save_sae
-from nullsae.sae.interchange import export_sae, read_pretrained
 from small_chain import cell
 
 D, WIDTH, K = 12, 40, 5

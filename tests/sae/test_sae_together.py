@@ -19,14 +19,20 @@ from nullsae.activations.blocks import CachedBlocks, ahead
 from nullsae.activations.capture import cache_activations
 from nullsae.activations.gaussian import sample_gaussian
 from nullsae.activations.store import SiteReader
-from nullsae.errors import UserError
-from nullsae.files import checksum, read_json, write_json
-from nullsae.params import ModelKeys, SaeCell, SampleGaussianParams, StreamParams, TrainSaeParams
-from nullsae.recipes import Sae
-from nullsae.sae import trainer as module
+from nullsae.config.saes import Sae
+from nullsae.core.errors import UserError
+from nullsae.core.files import checksum, read_json, write_json
+from nullsae.jobs.params import (
+    ModelKeys,
+    SaeCell,
+    SampleGaussianParams,
+    StreamParams,
+    TrainSaeParams,
+)
+from nullsae.sae import train_sae as module
 from nullsae.sae.files import load_sae
-from nullsae.sae.steps import Trainer, evaluate
-from nullsae.sae.trainer import train_sae
+from nullsae.sae.train_sae import train_sae
+from nullsae.sae.trainer import Trainer, evaluate
 from small_chain import COMPUTE, CONTEXT, SITES, Chain, all_rows, capture_params, flip_byte
 
 TOKENS = 60 * CONTEXT
@@ -501,8 +507,8 @@ def test_tokens_per_second_count_evaluation_or_other_saes(
         return real_evaluate(*arguments)
 
     monkeypatch.setattr(Trainer, "train_step", step)
-    monkeypatch.setattr("nullsae.sae.runs.evaluate", slow)
-    monkeypatch.setattr("nullsae.sae.runs.time.perf_counter", lambda: clock)
+    monkeypatch.setattr("nullsae.sae.training_run.evaluate", slow)
+    monkeypatch.setattr("nullsae.sae.training_run.time.perf_counter", lambda: clock)
     fresh.run("x", [*CELLS[:2], (SITES[0], "long", 0)])
     for cell, rate in ((CELLS[0], 96.0), ((SITES[0], "long", 0), 130.0)):
         file = fresh.folder("x", cell) / "history.parquet"

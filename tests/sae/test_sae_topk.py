@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
 from nullsae.sae.architectures import ARCHITECTURES, Losses
 from nullsae.sae.architectures.topk import TopK
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import FROZEN
-from nullsae.sae.start import geometric_median, initialize
+from nullsae.sae.initialization import geometric_median, initialize
 
 TOKENS, D, WIDTH, K = 40, 6, 20, 3
 
@@ -149,9 +149,9 @@ def test_gradients_depend_on_the_number_of_threads() -> None:
 GROWTH = """
 import json, sys
 import torch
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.steps import Trainer
+from nullsae.sae.trainer import Trainer
 
 def bytes_of(key):
     lines = open("/proc/self/status").read().splitlines()

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.blocks import CachedBlocks
-from nullsae.errors import UserError
-from nullsae.params import ModelKeys, SaeCell, TrainSaeParams
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
+from nullsae.core.errors import UserError
+from nullsae.core.sigterm import StoppedError
+from nullsae.jobs.params import ModelKeys, SaeCell, TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
-from nullsae.sae.start import initialize
-from nullsae.sae.steps import Trainer, evaluate, learning_rate, schedule
-from nullsae.sae.trainer import train_sae
-from nullsae.stopping import StoppedError
+from nullsae.sae.initialization import initialize
+from nullsae.sae.train_sae import train_sae
+from nullsae.sae.trainer import Trainer, evaluate, learning_rate, schedule
 from small_chain import COMPUTE, flip_byte, write_site
 
 MODEL = ModelKeys(subject="tiny", variant="trained", draw=0)

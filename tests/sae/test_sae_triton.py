@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import nullsae
-from nullsae.randomness import torch_generator
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
+from nullsae.core.randomness import torch_generator
 from nullsae.sae.architectures import ARCHITECTURES
 from nullsae.sae.autoencoder import PARAMETERS, Autoencoder
 from nullsae.sae.kernels import Hits, HitsByLatent

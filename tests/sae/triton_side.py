@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
 from nullsae.sae import kernels, triton_kernels
 from nullsae.sae.architectures import ARCHITECTURES
 from nullsae.sae.autoencoder import Autoencoder

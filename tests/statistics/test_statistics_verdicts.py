@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nullsae.outputs import EquivalenceMargins, Statistics
+from nullsae.config.statistics import EquivalenceMargins, Statistics
 from nullsae.statistics.bootstrap import Arm, Cell, Resampler
 from nullsae.statistics.contrasts import (
     TESTED,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from nullsae.randomness import torch_generator
+from nullsae.core.randomness import torch_generator
 
 VOCAB, D_MODEL, N_LAYERS, MAX_TOKENS = 96, 16, 3, 32
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}

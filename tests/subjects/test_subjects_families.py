@@ -20,17 +20,11 @@ from family_models import (
 from torch import Tensor, nn
 from transformers import Gemma3Config, PretrainedConfig
 
-from nullsae.errors import UserError
-from nullsae.inputs import PretrainedSource
-from nullsae.sites import KINDS
+from nullsae.config.sites import KINDS
+from nullsae.config.subjects import PretrainedSource
+from nullsae.core.errors import UserError
 from nullsae.subjects.families import find_blocks, find_site
-from nullsae.subjects.loading import (
-    Subject,
-    check_sites_add_up,
-    fetch,
-    load_subject,
-    save_subject,
-)
+from nullsae.subjects.loading import Subject, check_sites_add_up, fetch, load_subject, save_subject
 from small_chain import CPU
 
 LAST = N_LAYERS - 1

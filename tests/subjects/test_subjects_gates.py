@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nullsae.errors import UserError
-from nullsae.randomness import torch_generator
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import torch_generator
 from nullsae.subjects import gates
 from nullsae.subjects.randomize import (
     DRAWS,

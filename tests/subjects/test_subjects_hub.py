@@ -18,9 +18,9 @@ import torch
 import transformers
 from family_models import N_LAYERS, SHAPE, random_model
 
-from nullsae.errors import UserError
-from nullsae.inputs import PretrainedSource
-from nullsae.shapes import Shape, subject_shape
+from nullsae.config.model_size import Shape, subject_shape
+from nullsae.config.subjects import PretrainedSource
+from nullsae.core.errors import UserError
 from nullsae.subjects.loading import fetch
 
 PYTHIA = "someone/pythia-tiny"
@@ -94,9 +94,9 @@ def test_the_environment_that_users_set_is_not_obeyed_or_a_parse_loads_torch(cac
     """Offline by HF_HUB_OFFLINE and HF_HUB_CACHE alone; each Snakemake job parses the config."""
     program = f"""
 import sys
-import nullsae.validation
-from nullsae.inputs import PretrainedSource
-from nullsae.shapes import subject_shape
+import nullsae.config.parse
+from nullsae.config.subjects import PretrainedSource
+from nullsae.config.model_size import subject_shape
 source = PretrainedSource(kind="pretrained", path="{PYTHIA}")
 for fetch in (False, True):
     print(subject_shape(source, where="here", fetch=fetch))

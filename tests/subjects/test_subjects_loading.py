@@ -13,17 +13,10 @@ from family_models import VOCAB, family_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.errors import UserError
-from nullsae.inputs import GgufSource, PretrainedSource
-from nullsae.subjects.loading import (
-    Subject,
-    fetch,
-    load_subject,
-    pick_device,
-    place,
-    save_subject,
-)
+from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
 from nullsae.subjects.variants import heldout_loss
 from small_chain import CPU, SITES, Chain, flip_byte, tiny_model
 from tiny_gguf import write_tiny_gguf

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nullsae.randomness import seed_of, torch_generator
+from nullsae.core.randomness import seed_of, torch_generator
 from nullsae.subjects import gates
 from nullsae.subjects.orthogonal import haar_frame
 from nullsae.subjects.randomize import (

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nullsae import tables
+from nullsae.config.subjects import PretrainedSource
+from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.inputs import PretrainedSource
 from nullsae.subjects import variants
 from nullsae.subjects.loading import load_subject
 from nullsae.subjects.randomize import PURPOSES, randomize

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from nullsae.config.subjects import TrainSource
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, write_json
+from nullsae.core.sigterm import StoppedError
 from nullsae.corpus.store import Tokens
-from nullsae.errors import UserError
-from nullsae.files import read_json, write_json
-from nullsae.inputs import TrainSource
-from nullsae.params import TrainSubjectParams
-from nullsae.stopping import StoppedError
+from nullsae.jobs.params import TrainSubjectParams
 from nullsae.subjects.training import (
     LOG_ROWS,
     Muon,

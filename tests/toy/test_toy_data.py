@@ -10,10 +10,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from nullsae.config import Compute
-from nullsae.errors import UserError
-from nullsae.params import ToyKeys, TrainToyParams
-from nullsae.randomness import torch_generator
+from nullsae.config.compute import Compute
+from nullsae.config.toy import SharkeySource, ToyTraining, WordVectorsSource
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import torch_generator
+from nullsae.jobs.params import ToyKeys, TrainToyParams
 from nullsae.toy.data import (
     activation_probabilities,
     gaussian_control,
@@ -23,7 +24,6 @@ from nullsae.toy.data import (
     read_word_vectors,
     sharkey,
 )
-from nullsae.toys import SharkeySource, ToyTraining, WordVectorsSource
 
 
 def source(**changes: Any) -> SharkeySource:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from nullsae.randomness import torch_generator
+from nullsae.core.randomness import torch_generator
 from nullsae.toy import measures
 from nullsae.toy.measures import evaluate, explained_variance, mmcs, norms, sparsity
 from nullsae.toy.training import standardize, start_weights

@@ -9,15 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nullsae import paths
-from nullsae.config import Compute
-from nullsae.errors import UserError
-from nullsae.params import ReportToyParams, ToyKeys, TrainToyParams
-from nullsae.schemas.toy import SWEEP, TOY
-from nullsae.tables import read_table
-from nullsae.toy.charts import averages
-from nullsae.toy.page import at_equal_l0, interpolated, mean_and_sd, of_data, report_toy
-from nullsae.toy.sweep import sweep, train_toy
-from nullsae.toys import (
+from nullsae.config.compute import Compute
+from nullsae.config.toy import (
     DATA,
     SharkeySource,
     Toy,
@@ -26,6 +19,13 @@ from nullsae.toys import (
     toy_cells,
     toy_figures,
 )
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import ReportToyParams, ToyKeys, TrainToyParams
+from nullsae.tables import read_table
+from nullsae.tables.toy import SWEEP, TOY
+from nullsae.toy.charts import averages
+from nullsae.toy.page import at_equal_l0, interpolated, mean_and_sd, of_data, report_toy
+from nullsae.toy.sweep import sweep, train_toy
 
 SOURCE = SharkeySource(
     kind="sharkey", n_samples=600, d_input=16, n_true_features=24, mean_active=2.0

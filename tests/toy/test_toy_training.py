@@ -8,16 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nullsae.randomness import torch_generator
-from nullsae.toy.training import (
-    Weights,
-    decode,
-    encode,
-    standardize,
-    start_weights,
-    train_together,
-)
-from nullsae.toys import ToyTraining
+from nullsae.config.toy import ToyTraining
+from nullsae.core.randomness import torch_generator
+from nullsae.toy.training import Weights, decode, encode, standardize, start_weights, train_together
 
 COEFFICIENTS = (0.003, 0.03, 0.3)
 SETTINGS = ToyTraining(epochs=4, batch_samples=32)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from nullsae.arguments import read_merged_config
-from nullsae.config import Config
-from nullsae.errors import UserError
-from nullsae.slices import rule_params
-from nullsae.toys import DATA, Toy, toy_cells, toy_figures
-from nullsae.validation import parse_config
+from nullsae.cli.options import read_merged_config
+from nullsae.config.parse import parse_config
+from nullsae.config.study import Config
+from nullsae.config.toy import DATA, Toy, toy_cells, toy_figures
+from nullsae.core.errors import UserError
+from nullsae.jobs.slices import rule_params
 
 REPOSITORY = Path(__file__).parents[2]
 CELL = {"source": "sharkey", "data": "data", "expansion": "2", "seed": "0"}

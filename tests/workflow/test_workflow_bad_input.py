@@ -16,10 +16,10 @@ from workflow_study import Edit, Study, cell, copy_of, edited, new_study, replac
 
 from nullsae import paths
 from nullsae.activations.capture import cache_activations
-from nullsae.errors import UserError
-from nullsae.params import CacheActivationsParams
-from nullsae.slices import rule_params
-from nullsae.validation import parse_config
+from nullsae.config.parse import parse_config
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import CacheActivationsParams
+from nullsae.jobs.slices import rule_params
 
 pytestmark = pytest.mark.workflow
 CPU_SECONDS = 5.0

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from workflow_study import Study, copy_of
 
-from nullsae import stages
+from nullsae.jobs import code_hash
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 END = {"aggregate", "report"}
@@ -68,25 +68,25 @@ def test_an_edit_of_a_module_reruns_its_stage_and_what_follows(
 
 def test_every_module_belongs_to_a_rule_or_is_listed_as_shared() -> None:
     files = {
-        path.relative_to(stages.PACKAGE).as_posix()
-        for path in stages.PACKAGE.rglob("*")
+        path.relative_to(code_hash.PACKAGE).as_posix()
+        for path in code_hash.PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     owned = {
-        path.relative_to(stages.PACKAGE).as_posix()
-        for rule in stages.OWNED
-        for path in stages.modules(rule)
+        path.relative_to(code_hash.PACKAGE).as_posix()
+        for rule in code_hash.OWNED
+        for path in code_hash.modules(rule)
     }
-    shared = {file for file in files if {file, file.split("/")[0]} & set(stages.SHARED)}
+    shared = {file for file in files if {file, file.split("/")[0]} & set(code_hash.SHARED)}
     assert files - owned - shared == set()
     assert owned & shared == set()
 
 
 def test_every_listed_module_exists() -> None:
-    listed = [name for names in stages.OWNED.values() for name in names] + list(stages.SHARED)
-    assert [name for name in listed if not (stages.PACKAGE / name).exists()] == []
+    listed = [name for names in code_hash.OWNED.values() for name in names] + list(code_hash.SHARED)
+    assert [name for name in listed if not (code_hash.PACKAGE / name).exists()] == []
 
 
 def test_every_rule_of_the_workflow_owns_code(study: Study) -> None:
     rules = set(study.make("--list-rules").split())
-    assert rules >= set(stages.OWNED)
+    assert rules >= set(code_hash.OWNED)

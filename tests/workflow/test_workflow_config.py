@@ -13,8 +13,8 @@ from snakemake.utils import update_config
 from workflow_study import REPOSITORY, Study, copy_of, edited
 
 from nullsae import paths
-from nullsae.inputs import GgufSource
-from nullsae.validation import config_schema, parse_config, resolve_subjects
+from nullsae.config.parse import config_schema, parse_config, resolve_subjects
+from nullsae.config.subjects import GgufSource
 
 pytestmark = pytest.mark.workflow
 SCHEMA = REPOSITORY / "workflow/schemas/config.schema.json"

@@ -10,7 +10,7 @@ import pytest
 from workflow_study import Study, cell, copy_of
 
 from nullsae import paths
-from nullsae.files import checksum
+from nullsae.core.files import checksum
 
 pytestmark = pytest.mark.workflow
 

@@ -7,9 +7,9 @@ import yaml
 from workflow_study import Study, edited
 
 from nullsae import paths, tables
-from nullsae.cells import cell_files
+from nullsae.config.parse import parse_config
+from nullsae.jobs.grid import cell_files
 from nullsae.report.names import figure_names
-from nullsae.validation import parse_config
 
 pytestmark = pytest.mark.workflow
 

@@ -9,8 +9,8 @@ import pytest
 from workflow_study import Study, new_study, replace
 
 from nullsae import paths
-from nullsae.schemas.toy import TOY
 from nullsae.tables import read_table
+from nullsae.tables.toy import TOY
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 TOY_SECTION: dict[str, Any] = {

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from nullsae.config.corpora import BuiltinSource
 from nullsae.corpus.sources import documents
-from nullsae.inputs import BuiltinSource
 
 REPOSITORY = Path(__file__).parents[2]
 N_DOCUMENTS = 60

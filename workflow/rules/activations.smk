@@ -22,7 +22,7 @@ rule capture_portion:
         runtime=minutes(240),
     params:
         config=job_params("cache_activations"),
-        code=stages.code_hash("cache_activations"),
+        code=code_hash("cache_activations"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: capture {wildcards.split},"
@@ -59,7 +59,7 @@ rule cache_activations:
         runtime=minutes(240),
     params:
         config=job_params("cache_activations"),
-        code=stages.code_hash("cache_activations"),
+        code=code_hash("cache_activations"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: capture {wildcards.split}"
@@ -89,7 +89,7 @@ rule sample_gaussian:
         runtime=minutes(60),
     params:
         config=job_params("sample_gaussian"),
-        code=stages.code_hash("sample_gaussian"),
+        code=code_hash("sample_gaussian"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: sample {wildcards.split}"

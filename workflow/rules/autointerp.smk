@@ -19,7 +19,7 @@ rule explain_shard:
         runtime=minutes(120),
     params:
         config=job_params("explain_latents"),
-        code=stages.code_hash("explain_latents"),
+        code=code_hash("explain_latents"),
         ranks=ranks_of_shard,
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER),
@@ -54,7 +54,7 @@ rule explain_latents:
         runtime=minutes(120),
     params:
         config=job_params("explain_latents"),
-        code=stages.code_hash("explain_latents"),
+        code=code_hash("explain_latents"),
         base=lambda wildcards, input: option("base", input.base),
         shards=lambda wildcards, input: shard_options(input.shards),
         run_config=paths.RUN_CONFIG,
@@ -83,7 +83,7 @@ rule prepare_judge:
         runtime=minutes(120),
     params:
         config=job_params("prepare_judge"),
-        code=stages.code_hash("prepare_judge"),
+        code=code_hash("prepare_judge"),
     message:
         "The model of scorer {wildcards.scorer}"
     shell:
@@ -113,7 +113,7 @@ rule score_shard:
         runtime=minutes(240),
     params:
         config=job_params("score_latents"),
-        code=stages.code_hash("score_latents"),
+        code=code_hash("score_latents"),
         explanations=lambda wildcards, input: option("explanations", input.explanations),
         judge=lambda wildcards, input: option("judge", input.judge),
         ranks=ranks_of_shard,
@@ -154,7 +154,7 @@ rule score_latents:
         runtime=minutes(240),
     params:
         config=job_params("score_latents"),
-        code=stages.code_hash("score_latents"),
+        code=code_hash("score_latents"),
         explanations=lambda wildcards, input: option("explanations", input.explanations),
         judge=lambda wildcards, input: option("judge", input.judge),
         shards=lambda wildcards, input: shard_options(input.shards),

@@ -21,7 +21,7 @@ rule take_checkpoint:
         mem_mb=megabytes(1_000),
         runtime=minutes(30),
     params:
-        code=stages.code_hash("take_checkpoint"),
+        code=code_hash("take_checkpoint"),
         folder=paths.TAKEN,
     message:
         "SAE {wildcards.sae} at {wildcards.share} of its training: {wildcards.variant},"

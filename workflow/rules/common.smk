@@ -8,17 +8,19 @@ from pathlib import Path
 import yaml
 from snakemake.io import flag
 
-from nullsae import paths, stages, tables
-from nullsae.cells import cell_files, cross_cells, matched_cells, trained_here
-from nullsae.config import NO_EXPLAINER
-from nullsae.judges import LikelihoodScorer, SwappedExplainer
-from nullsae.errors import UserError
-from nullsae.files import write_text
-from nullsae.floors import fitted_to
-from nullsae.shared_jobs import shared_jobs
-from nullsae.slices import activations_key, asks, rule_params
+from nullsae import paths, tables
+from nullsae.jobs.code_hash import code_hash
+from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
+from nullsae.config.study import NO_EXPLAINER
+from nullsae.config.scorers import LikelihoodScorer
+from nullsae.config.explainers import SwappedExplainer
+from nullsae.core.errors import UserError
+from nullsae.core.files import write_text
+from nullsae.config.variants import fitted_to
+from nullsae.jobs.shared_training import shared_jobs
+from nullsae.jobs.slices import activations_key, asks, rule_params
 from nullsae.report.names import figure_names
-from nullsae.validation import resolve_subjects, parse_config
+from nullsae.config.parse import resolve_subjects, parse_config
 
 # A job that is told to end keeps what it has first; its shell must not end before it.
 shell.prefix("set -euo pipefail; trap : TERM; ")

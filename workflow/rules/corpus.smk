@@ -18,7 +18,7 @@ rule prepare_corpus:
         runtime=minutes(60),
     params:
         config=job_params("prepare_corpus"),
-        code=stages.code_hash("prepare_corpus"),
+        code=code_hash("prepare_corpus"),
     message:
         "Corpus {wildcards.corpus}: split, tokenize, pack"
     shell:

@@ -21,7 +21,7 @@ rule collect_latents:
         runtime=minutes(120),
     params:
         config=job_params("collect_latents"),
-        code=stages.code_hash("collect_latents"),
+        code=code_hash("collect_latents"),
         activations=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
     message:
         "Latents of {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"

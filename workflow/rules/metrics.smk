@@ -23,7 +23,7 @@ rule evaluate_sae:
         runtime=minutes(120),
     params:
         config=job_params("evaluate_sae"),
-        code=stages.code_hash("evaluate_sae"),
+        code=code_hash("evaluate_sae"),
         model=lambda wildcards, input: option("model", input.model),
         train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
         heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
@@ -57,7 +57,7 @@ rule cross_evaluate:
         runtime=minutes(120),
     params:
         config=job_params("cross_evaluate"),
-        code=stages.code_hash("cross_evaluate"),
+        code=code_hash("cross_evaluate"),
         activations=lambda wildcards: " ".join(
             f"--activations {paths.ACTIVATIONS_MANIFEST.format(split='eval', **cell)}"
             for cell in cross_cells(STUDY, dict(wildcards))
@@ -87,7 +87,7 @@ rule match_dictionaries:
         runtime=minutes(60),
     params:
         config=job_params("match_dictionaries"),
-        code=stages.code_hash("match_dictionaries"),
+        code=code_hash("match_dictionaries"),
         # One path for all of them: a shell line has no room for hundreds.
         sae=lambda wildcards: paths.SAE_CONFIG.format(
             **wildcards, variant="{variant}", draw="{draw}", seed="{seed}"

@@ -43,7 +43,7 @@ rule report:
         runtime=minutes(30),
     params:
         config=job_params("report"),
-        code=stages.code_hash("report"),
+        code=code_hash("report"),
     message:
         "Figures and report"
     shell:

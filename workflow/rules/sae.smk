@@ -26,7 +26,7 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
             runtime=minutes(240),
         params:
             config=job_params("train_sae"),
-            code=stages.code_hash("train_sae"),
+            code=code_hash("train_sae"),
             train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
             heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
             train_tokens=lambda wildcards, input: option(
@@ -75,7 +75,7 @@ for job in shared_jobs(STUDY, named=is_named):
             ),
         params:
             config=fixed(job.text),
-            code=stages.code_hash("train_sae"),
+            code=code_hash("train_sae"),
             train=fixed(
                 paths.ACTIVATIONS_MANIFEST.format(split="sae_train", **job.keys)
             ),

@@ -34,7 +34,7 @@ rule train_subject:
         runtime=minutes(60),
     params:
         config=job_params("train_subject"),
-        code=stages.code_hash("train_subject"),
+        code=code_hash("train_subject"),
         trained=expand(paths.MODEL, variant="trained", draw=0, allow_missing=True),
         step0=expand(paths.MODEL, variant="step0", draw=0, allow_missing=True),
         # Undeclared, so that Snakemake does not delete the checkpoint of a killed run.
@@ -68,7 +68,7 @@ rule randomize_model:
         runtime=minutes(60),
     params:
         config=job_params("randomize_model"),
-        code=stages.code_hash("randomize_model"),
+        code=code_hash("randomize_model"),
         trained=lambda wildcards, input: option("trained", input.trained),
         folder=paths.MODEL,
     message:

@@ -26,7 +26,7 @@ rule aggregate:
         runtime=minutes(60),
     params:
         config=job_params("aggregate"),
-        code=stages.code_hash("aggregate"),
+        code=code_hash("aggregate"),
         run_config=paths.RUN_CONFIG,
     message:
         "Tables, contrasts, verdicts"

@@ -1,5 +1,5 @@
 # Toy models of superposition: `snakemake toy` makes them, and no other target does.
-from nullsae.toys import Toy, toy_cells, toy_figures
+from nullsae.config.toy import Toy, toy_cells, toy_figures
 
 TOY = STUDY.toy or Toy()
 TOY_SWEEPS = [paths.TOY_SWEEP.format(**cell) for cell in toy_cells(TOY)]
@@ -37,7 +37,7 @@ rule train_toy:
         runtime=minutes(240),
     params:
         config=job_params("train_toy"),
-        code=stages.code_hash("train_toy"),
+        code=code_hash("train_toy"),
     message:
         "Toy SAEs on {wildcards.data} of {wildcards.source}, {wildcards.expansion} times as wide,"
         " seed {wildcards.seed}"
@@ -65,7 +65,7 @@ rule report_toy:
         runtime=minutes(30),
     params:
         config=job_params("report_toy"),
-        code=stages.code_hash("report_toy"),
+        code=code_hash("report_toy"),
     message:
         "Figures and page of the toy models"
     shell:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.store import SiteReader
-from nullsae.randomness import torch_generator
+from nullsae.core.randomness import torch_generator
 
 T = TypeVar("T")
 R = TypeVar("R")

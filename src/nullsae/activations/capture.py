@@ -16,19 +16,13 @@ from torch import Tensor
 from nullsae.activations.preflight import POSITION_BYTES, Progress, check_disk
 from nullsae.activations.shards import drop_records, finished_shards, left_over
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
+from nullsae.config.parse import check_sites
+from nullsae.core.errors import UserError
+from nullsae.core.files import content_key, read_json, rebuild_command, write_json
+from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.errors import UserError
-from nullsae.files import content_key, read_json, rebuild_command, write_json
-from nullsae.params import CacheActivationsParams
-from nullsae.randomness import torch_generator
-from nullsae.subjects.loading import (
-    DTYPES,
-    Subject,
-    check_sites_add_up,
-    load_subject,
-    pick_device,
-)
-from nullsae.validation import check_sites
+from nullsae.jobs.params import CacheActivationsParams
+from nullsae.subjects.loading import DTYPES, Subject, check_sites_add_up, load_subject, pick_device
 
 # Chunks in memory: one is captured while the one before it is written.
 N_CHUNKS = 2

@@ -13,11 +13,11 @@ from torch import Tensor
 from nullsae.activations.capture import count_contexts, shard_order, write_split_manifest
 from nullsae.activations.preflight import POSITION_BYTES, check_disk
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
+from nullsae.core.files import content_key, read_json, rebuild_command
+from nullsae.core.moments import Moments
+from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.files import content_key, read_json, rebuild_command
-from nullsae.moments import Moments
-from nullsae.params import ModelKeys, SampleGaussianParams
-from nullsae.randomness import torch_generator
+from nullsae.jobs.params import ModelKeys, SampleGaussianParams
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from nullsae.activations.capture import capture_chunk, count_contexts, shard_order
 from nullsae.activations.gaussian import Gaussian, context_generator, fit_moments
 from nullsae.activations.store import SiteReader
+from nullsae.config.variants import fitted_to
+from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.errors import UserError
-from nullsae.floors import fitted_to
-from nullsae.params import ModelKeys, TrainSaeParams
+from nullsae.jobs.params import ModelKeys, TrainSaeParams
 from nullsae.subjects.loading import DTYPES, load_subject, pick_device
 
 SPLIT = "sae_train"

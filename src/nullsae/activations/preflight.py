@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nullsae.errors import UserError
-from nullsae.files import read_json, verify, write_json
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, verify, write_json
 
 SHARD = "shard-{:05d}.safetensors"
 SHARD_FILE = re.compile(r"shard-\d+\.(safetensors|json)")

@@ -29,8 +29,8 @@ from nullsae.activations.shards import (
     left_over,
     pieces,
 )
-from nullsae.errors import UserError
-from nullsae.files import atomic_path, read_json, rebuild_command, verify, write_json
+from nullsae.core.errors import UserError
+from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
 
 
 class SiteWriter:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nullsae.aggregation.cells import Units
-from nullsae.floors import GAUSSIAN, floor_name
+from nullsae.config.statistics import Statistics
+from nullsae.config.variants import GAUSSIAN, floor_name
 from nullsae.metrics.ce_score import is_clear
-from nullsae.outputs import Statistics
 from nullsae.statistics.bootstrap import Arm, Cell, Floats, Statistic
 from nullsae.statistics.matching import half_decades
 from nullsae.statistics.metrics import Form, Metric

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nullsae import paths, tables
-from nullsae.cells import Keys
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
-from nullsae.schemas.cells import CELL_TABLES
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
+from nullsae.jobs.grid import Keys
 from nullsae.statistics.bootstrap import Floats, Ints
+from nullsae.tables.cells import CELL_TABLES
 
 # Tables with one row per unit, and the column that names the unit.
 UNIT_COLUMN = {

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from nullsae import paths
-from nullsae.errors import UserError
-from nullsae.files import read_json
-from nullsae.schemas.study import COSTS
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json
+from nullsae.tables.study import COSTS
 
 
 def read_costs(root: Path) -> list[dict[str, Any]]:

@@ -9,17 +9,17 @@ import pyarrow as pa
 
 from nullsae import paths
 from nullsae.aggregation.cells import SAE_KEYS, Units
-from nullsae.config import Config
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
-from nullsae.outputs import Statistics
-from nullsae.schemas.study import INTERPRETABILITY
+from nullsae.config.statistics import Statistics
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
 from nullsae.statistics.baselines import (
     lexical_baseline,
     no_discrimination,
     no_gain,
     swapped_baselines,
 )
+from nullsae.tables.study import INTERPRETABILITY
 
 # Its columns without the keys, which stand apart as in a cell's file.
 COLUMNS = pa.schema(

@@ -22,11 +22,10 @@ from nullsae.aggregation.cells import (
 )
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
-from nullsae.cells import Keys, cell_files, sae_names
-from nullsae.config import Config
-from nullsae.errors import UserError
-from nullsae.params import AggregateParams
-from nullsae.schemas.study import COSTS, INTERPRETABILITY, VERDICTS
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.jobs.grid import Keys, cell_files, sae_names
+from nullsae.jobs.params import AggregateParams
 from nullsae.statistics.baselines import applies
 from nullsae.statistics.bootstrap import Resampler
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate, summary_row
@@ -34,6 +33,7 @@ from nullsae.statistics.matching import common_bins
 from nullsae.statistics.metrics import METRICS, Metric
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.verdicts import discriminating_power, verdict
+from nullsae.tables.study import COSTS, INTERPRETABILITY, VERDICTS
 
 Rows = list[dict[str, Any]]
 

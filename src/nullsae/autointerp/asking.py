@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.examples import Examples, Ints
 from nullsae.autointerp.llm.client import LanguageModel, Request
+from nullsae.autointerp.llm.session import Asked
 from nullsae.autointerp.marking import mark, window_texts
 from nullsae.autointerp.prompting import Prompt, check_prompt, load_prompt, one_line
 from nullsae.autointerp.replies import Judgement, choice, judgements
-from nullsae.judges import DetectionScorer, Endpoint, FuzzingScorer, IntruderScorer
-from nullsae.params import ScoreLatentsParams
-from nullsae.randomness import numpy_generator
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.scorers import DetectionScorer, FuzzingScorer, IntruderScorer
+from nullsae.core.randomness import numpy_generator
+from nullsae.jobs.params import ScoreLatentsParams
 
 # Questions about the same windows, the first one included, before they count as failed.
 MAX_ATTEMPTS = 3

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nullsae.autointerp.marking import misplaced_marks, strong
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
-from nullsae.randomness import Key, numpy_generator
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
+from nullsae.core.randomness import Key, numpy_generator
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

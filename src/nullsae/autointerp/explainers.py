@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.lexical import lexical_explanations
+from nullsae.autointerp.llm.session import Asked
 from nullsae.autointerp.shards import Ranks
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
-from nullsae.judges import LexicalExplainer, OpenAIExplainer
-from nullsae.params import ExplainLatentsParams
-from nullsae.randomness import numpy_generator
+from nullsae.config.explainers import LexicalExplainer, OpenAIExplainer
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
+from nullsae.core.randomness import numpy_generator
+from nullsae.jobs.params import ExplainLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 log = logging.getLogger(__name__)

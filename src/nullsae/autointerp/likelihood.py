@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nullsae.autointerp.local_judge import LocalJudge
 from nullsae.autointerp.prompting import read_parts
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 
 _PLACE = re.compile(r"\{\{ *explanation *\}\}")
 # Tokenizers that put a space before a text by themselves show it as one of these.

@@ -9,13 +9,13 @@ import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 
-from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.examples import Examples, Floats
 from nullsae.autointerp.likelihood import Likelihood, load_likelihood_prompt, probability
+from nullsae.autointerp.llm.session import Asked
 from nullsae.autointerp.local_judge import load_judge
 from nullsae.autointerp.marking import window_texts
-from nullsae.config import Compute
-from nullsae.judges import LikelihoodScorer
+from nullsae.config.compute import Compute
+from nullsae.config.scorers import LikelihoodScorer
 from nullsae.subjects.loading import pick_device
 
 

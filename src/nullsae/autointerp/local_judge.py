@@ -12,17 +12,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer
+from nullsae.config.model_files import find_gguf
+from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.core.errors import UserError
+from nullsae.core.files import checksum, read_json, rebuild_command, verify, write_json
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer
-from nullsae.errors import UserError
-from nullsae.files import checksum, read_json, rebuild_command, verify, write_json
-from nullsae.inputs import (
-    GgufSource,
-    GgufTokenizer,
-    PretrainedSource,
-    PretrainedTokenizer,
-    find_gguf,
-)
-from nullsae.params import PrepareJudgeParams
+from nullsae.jobs.params import PrepareJudgeParams
 from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import DTYPES, fetch, place
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from nullsae.randomness import Key, numpy_generator
+from nullsae.core.randomness import Key, numpy_generator
 
 if TYPE_CHECKING:
     from nullsae.autointerp.examples import Examples

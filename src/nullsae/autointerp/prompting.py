@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from nullsae.errors import UserError, first_line
+from nullsae.core.errors import UserError, first_line
 
 PROMPTS = Path(__file__).parent / "prompts"
 _PART = re.compile(r"^=== *(\w+) *$", re.MULTILINE)

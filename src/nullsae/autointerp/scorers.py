@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.classification import classification_scores
 from nullsae.autointerp.examples import Examples, Floats, examples_of, with_marks
 from nullsae.autointerp.explainers import load_tokenizer
+from nullsae.autointerp.llm.session import Asked
 from nullsae.autointerp.shards import Ranks, of_latents
 from nullsae.autointerp.token_judge import judge_by_tokens
-from nullsae.config import Compute
-from nullsae.errors import UserError
-from nullsae.judges import DetectionScorer, FuzzingScorer, IntruderScorer, LikelihoodScorer
-from nullsae.params import ScoreLatentsParams
+from nullsae.config.compute import Compute
+from nullsae.config.scorers import DetectionScorer, FuzzingScorer, IntruderScorer, LikelihoodScorer
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 log = logging.getLogger(__name__)

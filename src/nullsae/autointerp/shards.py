@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
 from nullsae.tables import cell_schema, read_table, write_table
 
 

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from nullsae.autointerp.asked import Asked
 from nullsae.autointerp.llm.client import LanguageModel, Request
+from nullsae.autointerp.llm.session import Asked
 from nullsae.autointerp.marking import Shown, activation_scale, mark, strong, window_texts
 from nullsae.autointerp.prompting import Prompt, check_prompt, load_prompt, one_line
 from nullsae.autointerp.replies import explanation
-from nullsae.judges import OpenAIExplainer
+from nullsae.config.explainers import OpenAIExplainer
 from nullsae.tables import cell_schema
 
 log = logging.getLogger(__name__)

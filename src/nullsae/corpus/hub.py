@@ -13,8 +13,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from nullsae.errors import UserError, first_line
-from nullsae.inputs import is_local
+from nullsae.config.model_files import is_local
+from nullsae.core.errors import UserError, first_line
 
 TIMEOUT_SECONDS = 10.0
 

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from nullsae import paths
-from nullsae.config import Corpus
+from nullsae.config.corpora import BuiltinSource, Corpus, TrainedTokenizer
+from nullsae.core.errors import UserError
+from nullsae.core.files import atomic_path, checksum, write_json
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.sources import describe, documents, is_streamed
 from nullsae.corpus.splits import Split, split_of_digest, text_digest
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
-from nullsae.errors import UserError
-from nullsae.files import atomic_path, checksum, write_json
-from nullsae.inputs import BuiltinSource, TrainedTokenizer
-from nullsae.params import PrepareCorpusParams
+from nullsae.jobs.params import PrepareCorpusParams
 
 SPLITS: tuple[Split, ...] = ("sae_train", "eval")
 MAX_NGRAM_FIT_TOKENS = 10_000_000

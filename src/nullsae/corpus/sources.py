@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
+from nullsae.core.errors import UserError, first_line
 from nullsae.corpus.hub import check_repository
-from nullsae.errors import UserError, first_line
-from nullsae.inputs import BuiltinSource, FilesSource, HubSource
 
 Source = BuiltinSource | HubSource | FilesSource
 

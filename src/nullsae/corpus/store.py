@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nullsae.errors import UserError
-from nullsae.files import read_json, rebuild_command, verify
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, rebuild_command, verify
 
 TOKENS_FILE = "tokens.safetensors"
 

@@ -16,16 +16,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
+from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
+from nullsae.core.errors import UserError, first_line
 from nullsae.corpus.hub import check_repository
-from nullsae.errors import UserError, first_line
-from nullsae.inputs import (
-    GGUF_PACKAGES,
-    GgufTokenizer,
-    PretrainedTokenizer,
-    TrainedTokenizer,
-    find_gguf,
-    is_local,
-)
 
 EOS = "<|endoftext|>"
 

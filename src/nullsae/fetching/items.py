@@ -9,9 +9,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any, Protocol
 
-from nullsae.errors import UserError
-from nullsae.inputs import HubSource, PretrainedTokenizer
-from nullsae.params import pretrained_sae_path
+from nullsae.config.corpora import HubSource, PretrainedTokenizer
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import pretrained_sae_path
 
 # Small files at the top of a model's repository: configs, tokenizers, chat templates.
 SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
@@ -138,8 +138,8 @@ class PretrainedSae:
 
     def fetch(self) -> Fetched:
         """Have its files in the hub's cache."""
-        from nullsae.sae.formats import WEIGHTS as SAE_WEIGHTS
-        from nullsae.sae.interchange import read_pretrained
+        from nullsae.sae.exchange.formats import WEIGHTS as SAE_WEIGHTS
+        from nullsae.sae.exchange.interchange import read_pretrained
 
         path, inside = pretrained_sae_path(self.pretrained, self.site)
         sizes, commit = _look(path, None, self.where, self.where)

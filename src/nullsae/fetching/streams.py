@@ -11,11 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nullsae.config import Corpus
+from nullsae.config.corpora import Corpus, HubSource
+from nullsae.core.files import atomic_path, content_key
+from nullsae.core.progress import bar
 from nullsae.fetching.items import Fetched, at
-from nullsae.files import atomic_path, content_key
-from nullsae.inputs import HubSource
-from nullsae.progress import bar
 
 STREAM_FILE = "train.parquet"
 STREAM_BATCH_DOCUMENTS = 1024

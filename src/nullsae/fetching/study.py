@@ -11,15 +11,19 @@ from typing import Any
 
 import yaml
 
-from nullsae.arguments import read_merged_config
-from nullsae.config import Config
-from nullsae.errors import UserError, first_line
+from nullsae.cli.options import read_merged_config
+from nullsae.config.corpora import HubSource, PretrainedTokenizer
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.explainers import OpenAIExplainer
+from nullsae.config.model_files import is_local
+from nullsae.config.scorers import AskingScorer, IntruderScorer, LikelihoodScorer
+from nullsae.config.study import Config
+from nullsae.config.subjects import PretrainedSource
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.files import content_key, write_text
 from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, TokenizerFiles
 from nullsae.fetching.streams import Stream
-from nullsae.files import content_key, write_text
-from nullsae.inputs import HubSource, PretrainedSource, PretrainedTokenizer, is_local
-from nullsae.judges import AskingScorer, Endpoint, IntruderScorer, LikelihoodScorer, OpenAIExplainer
-from nullsae.params import pretrained_sae_path
+from nullsae.jobs.params import pretrained_sae_path
 
 # What else may say where the libraries of the hub keep things; HF_HOME alone should.
 OTHER_HOMES = (

@@ -18,17 +18,17 @@ import torch
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
-from nullsae.config import Latents
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
+from nullsae.config.latents import Latents
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
+from nullsae.core.randomness import numpy_generator
+from nullsae.jobs.params import CollectLatentsParams
 from nullsae.latents.describe import Described, describe
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings, FiringSorter
 from nullsae.latents.windows import Grid, deal_documents, draw_windows, pools_of, top_windows
-from nullsae.params import CollectLatentsParams
-from nullsae.randomness import numpy_generator
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import pick_device

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nullsae.config import Latents
+from nullsae.config.latents import Latents
 from nullsae.latents.split import Split
 from nullsae.latents.statistics import Sums
 from nullsae.latents.store import Columns, Firings, offsets_of

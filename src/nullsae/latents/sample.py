@@ -13,8 +13,8 @@ import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
 from nullsae import tables
-from nullsae.errors import UserError
-from nullsae.files import atomic_path, rebuild_command
+from nullsae.core.errors import UserError
+from nullsae.core.files import atomic_path, rebuild_command
 from nullsae.latents.statistics import entropy_bits
 from nullsae.latents.store import PIECE_FIRINGS, Firings, offsets_of
 from nullsae.latents.windows import Draw

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nullsae.config import Latents
+from nullsae.config.latents import Latents
 from nullsae.latents.store import PIECE_FIRINGS, Firings, order_by
 from nullsae.latents.windows import POOLS, Draw, Grid, silent_of_each_kind
 

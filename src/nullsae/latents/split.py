@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
 from nullsae.corpus.store import TOKENS_FILE, load_tokens
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
 
 # Lags of the autocorrelation: 1 to so many tokens.
 LAGS = 15

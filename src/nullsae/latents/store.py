@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 
 # Firings that are sorted in memory before they are written.
 RUN_FIRINGS = 2**20

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nullsae.config import Latents
-from nullsae.judges import SilentKind
+from nullsae.config.latents import Latents, SilentKind
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
 

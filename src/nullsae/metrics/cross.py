@@ -10,11 +10,11 @@ import torch
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
+from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.errors import UserError
+from nullsae.jobs.params import CrossEvaluateParams
 from nullsae.metrics.evaluate import BATCH_TOKENS, check_width
 from nullsae.metrics.reconstruction import ReconstructionSums
-from nullsae.params import CrossEvaluateParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import token_ids
 from nullsae.sae.files import load_sae

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader, document_of
+from nullsae.core.errors import UserError
+from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.errors import UserError
+from nullsae.jobs.params import EvaluateSaeParams
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.metrics.token_lookup import token_lookup_r2
-from nullsae.moments import Moments
-from nullsae.params import EvaluateSaeParams
 from nullsae.sae.dictionaries import fit_token_means, token_ids
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import load_subject, pick_device

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullsae.randomness import torch_generator
+from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 
 # Rows of a block of cosines: 16 MiB in float32.

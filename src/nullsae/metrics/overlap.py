@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nullsae import tables
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import numpy_generator
+from nullsae.jobs.params import MatchDictionariesParams, MatchedSae
 from nullsae.metrics.geometry import random_directions, unit_rows
-from nullsae.params import MatchDictionariesParams, MatchedSae
-from nullsae.randomness import numpy_generator
 from nullsae.sae.files import load_sae
 
 # Matched latents count as shared from this cosine on (Paulo and Belrose 2025).

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nullsae.cells import Keys
-from nullsae.config import Config
+from nullsae.config.saes import Sae, recipe_name
+from nullsae.config.sites import site_kind, site_layer
+from nullsae.config.study import Config
+from nullsae.jobs.grid import Keys
 from nullsae.planning.sizes import CorpusSize, Size
-from nullsae.recipes import Sae, recipe_name
-from nullsae.sites import site_kind, site_layer
 
 # Time of a step beside TopK's: measured, docs/plan.md.
 PRODUCTS = {

@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 from nullsae import paths
 from nullsae.autointerp.asking import FRAME_TOKENS, WINDOW_TOKENS
 from nullsae.autointerp.prompting import load_prompt
-from nullsae.cells import explainer_cells, scorer_cells
-from nullsae.config import Config
-from nullsae.judges import IntruderScorer, OpenAIExplainer
-from nullsae.params import ExplainLatentsParams, ScoreLatentsParams
-from nullsae.slices import job_section
+from nullsae.config.explainers import OpenAIExplainer
+from nullsae.config.scorers import IntruderScorer
+from nullsae.config.study import Config
+from nullsae.jobs.grid import explainer_cells, scorer_cells
+from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.slices import job_section
 from nullsae.tables import cell_schema, read_table
 
 # English text, for models with some 100,000 tokens in their vocabulary.

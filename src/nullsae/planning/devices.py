@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nullsae.errors import UserError
-from nullsae.files import write_json
+from nullsae.core.errors import UserError
+from nullsae.core.files import write_json
 from nullsae.planning.amounts import Work
 
 
@@ -255,11 +255,12 @@ def _python_loop() -> int:
 def _start_seconds(rounds: int) -> dict[str, float]:
     """CPU seconds that a verb takes before it works, by what it imports."""
     verbs = {
-        "light": "import nullsae.autointerp.scorers, nullsae.cli, nullsae.validation",
-        "torch": "import nullsae.cli, nullsae.validation, nullsae.sae.trainer",
+        "light": "import nullsae.autointerp.scorers, nullsae.cli.main, nullsae.config.parse",
+        "torch": "import nullsae.cli.main, nullsae.config.parse, nullsae.sae.train_sae",
         # The first optimizer of a process loads PyTorch's compiler, which nothing then uses.
-        "optimizer": "import nullsae.cli, nullsae.validation, nullsae.sae.trainer, torch._dynamo",
-        "transformers": "import nullsae.cli, nullsae.validation, nullsae.metrics.evaluate; "
+        "optimizer": "import nullsae.cli.main, nullsae.config.parse, nullsae.sae.train_sae, "
+        "torch._dynamo",
+        "transformers": "import nullsae.cli.main, nullsae.config.parse, nullsae.metrics.evaluate; "
         "from transformers import AutoModelForCausalLM; "
         "from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM",
     }

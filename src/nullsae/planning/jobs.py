@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from nullsae.cells import (
+from nullsae.config.explainers import SwappedExplainer
+from nullsae.config.saes import AT, recipe_name
+from nullsae.config.scorers import LikelihoodScorer
+from nullsae.config.study import NO_EXPLAINER
+from nullsae.config.variants import GAUSSIAN, fitted_to, is_floor
+from nullsae.jobs.grid import (
     Keys,
     cell_files,
     cross_cells,
@@ -20,14 +25,10 @@ from nullsae.cells import (
     trained_together,
     variant_cells,
 )
-from nullsae.config import NO_EXPLAINER
-from nullsae.floors import GAUSSIAN, fitted_to, is_floor
-from nullsae.judges import LikelihoodScorer, SwappedExplainer
 from nullsae.planning.amounts import Study, Work
 from nullsae.planning.making import train_saes
 from nullsae.planning.measuring import n_shards
 from nullsae.planning.work import WORK
-from nullsae.recipes import AT, recipe_name
 
 SPLITS = ("sae_train", "eval")
 # Of all SAEs' files, those that only a job which trains several makes.

@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nullsae.cells import Keys
-from nullsae.floors import GAUSSIAN, is_floor
-from nullsae.inputs import BuiltinSource, TrainedTokenizer, TrainSource
-from nullsae.planning.amounts import (
-    Study,
-    Work,
-    blocks_to,
-    forward,
-    sae_bytes,
-    together,
-    training,
-)
+from nullsae.config.corpora import BuiltinSource, TrainedTokenizer
+from nullsae.config.saes import FITTED_DICTIONARIES
+from nullsae.config.subjects import TrainSource
+from nullsae.config.variants import GAUSSIAN, is_floor
+from nullsae.jobs.grid import Keys
+from nullsae.planning.amounts import Study, Work, blocks_to, forward, sae_bytes, together, training
 from nullsae.planning.sizes import BYTES
-from nullsae.recipes import FITTED_DICTIONARIES
 
 # Bytes beside each stored activation: its position, int64.
 POSITION_BYTES = 8

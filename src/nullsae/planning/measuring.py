@@ -5,12 +5,12 @@ Constants in seconds are of one core of the reference CPU.
 
 from __future__ import annotations
 
-from nullsae.cells import Keys, cross_cells, matched_cells
-from nullsae.floors import GAUSSIAN, is_floor
-from nullsae.judges import IntruderScorer, LikelihoodScorer
+from nullsae.config.scorers import IntruderScorer, LikelihoodScorer
+from nullsae.config.variants import GAUSSIAN, is_floor
+from nullsae.jobs.grid import Keys, cross_cells, matched_cells
+from nullsae.jobs.slices import asks
 from nullsae.planning.amounts import Study, Work, encoding, forward, sae_bytes, together
 from nullsae.planning.making import shared
-from nullsae.slices import asks
 
 COVARIANCE_TOKENS = 65_536
 # Tokens of the instruction and explanation in front of each window that `likelihood` reads twice.

@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nullsae.arguments import read_merged_config
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.costs import cost_usd
-from nullsae.config import Config
-from nullsae.errors import UserError
-from nullsae.files import write_json
-from nullsae.judges import LikelihoodScorer
+from nullsae.cli.options import read_merged_config
+from nullsae.config.scorers import LikelihoodScorer
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.core.files import write_json
 from nullsae.planning.amounts import Study, Work
 from nullsae.planning.bills import Bill, bills
 from nullsae.planning.devices import Device, Host, pick_device

@@ -11,22 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from nullsae import paths
-from nullsae.config import Config, Corpus
+from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource, HubSource, TrainedTokenizer
+from nullsae.config.model_files import find_gguf, is_local
+from nullsae.config.model_size import LAYER_KEYS, WIDTH_KEYS
+from nullsae.config.study import Config
+from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
+from nullsae.core.errors import UserError, first_line
 from nullsae.corpus.sources import documents
 from nullsae.corpus.splits import split_of_digest, text_digest
-from nullsae.errors import UserError, first_line
-from nullsae.inputs import (
-    BuiltinSource,
-    FilesSource,
-    GgufSource,
-    HubSource,
-    PretrainedSource,
-    TrainedTokenizer,
-    TrainSource,
-    find_gguf,
-    is_local,
-)
-from nullsae.shapes import LAYER_KEYS, WIDTH_KEYS
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Layers, width, heads and rows of the embedding of Pythia (Biderman et al. 2023, table 1, and the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nullsae.cells import Keys
+from nullsae.jobs.grid import Keys
 from nullsae.planning.amounts import Study, Work
 from nullsae.planning.making import (
     cache_activations,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nullsae.recipes import recipe_name
+from nullsae.config.saes import recipe_name
 from nullsae.report import charts, compact
 from nullsae.report.captions import CHANCE, METRIC_TEXT
 from nullsae.report.names import shown_explainer

@@ -10,8 +10,8 @@ import yaml
 from markupsafe import Markup, escape
 
 from nullsae import __version__, paths
-from nullsae.config import Config
-from nullsae.files import write_text
+from nullsae.config.study import Config
+from nullsae.core.files import write_text
 from nullsae.report import examples, sections, style
 from nullsae.report.controls import controls
 from nullsae.report.figures import Figure, draw_figures

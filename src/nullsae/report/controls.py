@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nullsae.config import Config
-from nullsae.judges import (
+from nullsae.config.explainers import Explainer, OpenAIExplainer, SwappedExplainer
+from nullsae.config.saes import Sae
+from nullsae.config.scorers import (
     DetectionScorer,
-    Explainer,
     FuzzingScorer,
     IntruderScorer,
     LikelihoodScorer,
-    OpenAIExplainer,
     Scorer,
-    SwappedExplainer,
 )
-from nullsae.recipes import Sae
+from nullsae.config.study import Config
 
 VARIANT_KINDS = {
     "the real thing": ("trained",),

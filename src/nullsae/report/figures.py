@@ -8,15 +8,15 @@ from typing import Any
 
 import altair as alt
 
-from nullsae.config import NO_EXPLAINER
-from nullsae.floors import GAUSSIAN, floor_name
+from nullsae.config.sites import site_kind, site_layer
+from nullsae.config.study import NO_EXPLAINER
+from nullsae.config.variants import GAUSSIAN, floor_name
 from nullsae.report import charts, compact, dictionaries
 from nullsae.report.along import training
 from nullsae.report.captions import CHANCE, METRIC_TEXT
 from nullsae.report.names import entropy_pair, figure_kinds, figure_name
 from nullsae.report.render import to_svg
 from nullsae.report.study import Row, Study, mean, thin
-from nullsae.sites import site_kind, site_layer
 from nullsae.statistics.metrics import METRICS, Metric
 
 MAX_SITES_SIDE_BY_SIDE = 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nullsae.config import Config
+from nullsae.config.study import Config
 from nullsae.statistics.baselines import study_metrics
 from nullsae.statistics.metrics import METRICS
 

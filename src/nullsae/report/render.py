@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from nullsae.files import atomic_path
+from nullsae.core.files import atomic_path
 from nullsae.report import style
 
 PIXEL_RATIO = 2.0

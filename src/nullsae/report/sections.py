@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nullsae.config import FIXED_VARIANTS, NO_EXPLAINER
+from nullsae.config.study import NO_EXPLAINER
+from nullsae.config.variants import FIXED_VARIANTS
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
 from nullsae.statistics.metrics import METRICS

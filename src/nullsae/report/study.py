@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths, tables
-from nullsae.config import Config
+from nullsae.config.study import Config
 from nullsae.report.names import shown_explainer
 
 Row = dict[str, Any]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from nullsae.errors import UserError
-from nullsae.files import rebuild_command
+from nullsae.core.errors import UserError
+from nullsae.core.files import rebuild_command
 
 # Named marks for what has no ink; other control characters get their Unicode pictures.
 _MARKS = {"\n": "¶", "\t": "⇥", "\r": "␍", "\x7f": "␡"}

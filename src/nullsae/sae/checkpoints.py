@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 from nullsae import tables
-from nullsae.errors import UserError
-from nullsae.files import atomic_path, read_json, rebuild_command, verify
-from nullsae.recipes import checkpoint_name
+from nullsae.config.parse import parse_section
+from nullsae.config.saes import checkpoint_name
+from nullsae.core.errors import UserError
+from nullsae.core.files import atomic_path, read_json, rebuild_command, verify
 from nullsae.sae.files import SaeConfig
-from nullsae.validation import parse_section
 
 # What an SAE has in common with itself at an earlier step.
 CONSTANT = (

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae.activations.store import SiteReader
+from nullsae.config.saes import Sae
+from nullsae.core.errors import UserError
+from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens
-from nullsae.errors import UserError
-from nullsae.moments import Moments
-from nullsae.recipes import Sae
 from nullsae.sae.autoencoder import Autoencoder
 
 BATCH_TOKENS = 4096

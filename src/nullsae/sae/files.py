@@ -10,13 +10,13 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nullsae.errors import UserError
-from nullsae.files import atomic_path, checksum, rebuild_command, verify, write_json
-from nullsae.inputs import Section
-from nullsae.params import CellKeys
-from nullsae.recipes import Dictionary
+from nullsae.config.parse import parse_section
+from nullsae.config.saes import Dictionary
+from nullsae.config.section import Section
+from nullsae.core.errors import UserError
+from nullsae.core.files import atomic_path, checksum, rebuild_command, verify, write_json
+from nullsae.jobs.params import CellKeys
 from nullsae.sae.autoencoder import PARAMETERS, Architecture, Autoencoder
-from nullsae.validation import parse_section
 
 
 class SaeConfig(Section):

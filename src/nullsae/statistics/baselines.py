@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nullsae.config import NO_EXPLAINER, Config
-from nullsae.floors import GAUSSIAN
-from nullsae.judges import LexicalExplainer, SwappedExplainer
+from nullsae.config.explainers import LexicalExplainer, SwappedExplainer
+from nullsae.config.study import NO_EXPLAINER, Config
+from nullsae.config.variants import GAUSSIAN
 from nullsae.statistics.metrics import Metric
 
 

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from nullsae.randomness import numpy_generator
+from nullsae.core.randomness import numpy_generator
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nullsae.outputs import Statistics
+from nullsae.config.statistics import Statistics
 from nullsae.statistics.bootstrap import MOST_UNITS, Arm, Floats, Resampler
 from nullsae.statistics.effects import alpha_of, holm, probability_of_superiority
 from nullsae.statistics.matching import FEWEST, Matched, matched

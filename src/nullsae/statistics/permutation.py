@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from nullsae.randomness import numpy_generator
+from nullsae.core.randomness import numpy_generator
 from nullsae.statistics.bootstrap import (
     Arm,
     Cell,

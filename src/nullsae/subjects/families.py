@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nullsae.errors import UserError
-from nullsae.sites import site_kind, site_layer
+from nullsae.config.sites import site_kind, site_layer
+from nullsae.core.errors import UserError
 
 # Names of a block's children, the first that is there. What is wanted is the module whose output
 # is added to the residual stream: a norm behind a part comes before the part itself.

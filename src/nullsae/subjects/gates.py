@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 
 # A gate that fails by chance once in some 10^9 normal draws.
 STANDARD_ERRORS = 6.0

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nullsae.errors import UserError
-from nullsae.files import checksum, read_json, rebuild_command, room_for, verify, write_json
-from nullsae.inputs import GGUF_PACKAGES, GgufSource, PretrainedSource, find_gguf, is_local
-from nullsae.randomness import torch_generator
-from nullsae.sites import site_kind, site_layer
+from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
+from nullsae.config.sites import site_kind, site_layer
+from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.core.errors import UserError
+from nullsae.core.files import checksum, read_json, rebuild_command, room_for, verify, write_json
+from nullsae.core.randomness import torch_generator
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nullsae.randomness import seed_of, torch_generator
+from nullsae.core.randomness import seed_of, torch_generator
 from nullsae.subjects.families import find_blocks
 from nullsae.subjects.orthogonal import haar_frame, with_spectrum_of
 

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from nullsae.config.subjects import TrainSource
+from nullsae.core.checkpoint import DAMAGED, load_state, save_state
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.randomness import numpy_generator, seed_of
+from nullsae.core.sigterm import StoppedError, on_sigterm
 from nullsae.corpus.store import Tokens
-from nullsae.errors import UserError, first_line
-from nullsae.inputs import TrainSource
-from nullsae.randomness import numpy_generator, seed_of
-from nullsae.saved_state import DAMAGED, load_state, save_state
-from nullsae.stopping import StoppedError, on_sigterm
 
 logger = logging.getLogger(__name__)
 

@@ -12,25 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae import stages, tables
-from nullsae.config import FIXED_VARIANTS
+from nullsae import tables
+from nullsae.config.subjects import PretrainedSource
+from nullsae.config.variants import FIXED_VARIANTS, fitted_to
+from nullsae.core.errors import UserError
+from nullsae.core.files import content_key, read_json, write_json
+from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.errors import UserError
-from nullsae.files import content_key, read_json, write_json
-from nullsae.floors import fitted_to
-from nullsae.inputs import PretrainedSource
-from nullsae.moments import Moments
-from nullsae.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
+from nullsae.jobs.code_hash import code_hash
+from nullsae.jobs.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
 from nullsae.subjects.families import find_blocks, text_config
-from nullsae.subjects.loading import (
-    Subject,
-    fetch,
-    load_subject,
-    pick_device,
-    place,
-    save_subject,
-)
+from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
 from nullsae.subjects.randomize import PURPOSES, Change, initial_parameters, randomize
 
 PROBE_CONTEXTS = 4
@@ -72,7 +65,7 @@ def train_subject(
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
-    made_of = [params.model_dump(mode="json"), stages.code_hash("train_subject"), tokens.manifest]
+    made_of = [params.model_dump(mode="json"), code_hash("train_subject"), tokens.manifest]
     checkpoint = work / f"train_subject-{content_key(made_of)}.safetensors"
     model, initial, log = train_model(
         params.source,

@@ -8,8 +8,8 @@ from typing import Any
 
 import altair as alt
 
+from nullsae.config.toy import DATA
 from nullsae.report import style
-from nullsae.toys import DATA
 
 Row = dict[str, Any]
 LABELS = {

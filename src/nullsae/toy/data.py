@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.errors import UserError
-from nullsae.moments import Moments
-from nullsae.params import TrainToyParams
-from nullsae.randomness import torch_generator
-from nullsae.toys import SharkeySource, WordVectorsSource
+from nullsae.config.toy import SharkeySource, WordVectorsSource
+from nullsae.core.errors import UserError
+from nullsae.core.moments import Moments
+from nullsae.core.randomness import torch_generator
+from nullsae.jobs.params import TrainToyParams
 
 MIN_VECTORS = 20
 Generators = Callable[[str], torch.Generator]

@@ -15,16 +15,16 @@ import yaml
 from markupsafe import Markup, escape
 
 from nullsae import __version__, paths
-from nullsae.files import write_text
-from nullsae.params import ReportToyParams
+from nullsae.config.toy import DATA, SharkeySource, Toy, toy_cells
+from nullsae.core.files import write_text
+from nullsae.jobs.params import ReportToyParams
 from nullsae.report import style
 from nullsae.report.build import TEMPLATES as REPORT_TEMPLATES
 from nullsae.report.build import number, signed
 from nullsae.report.render import inline_svg, to_svg, write_figure
-from nullsae.schemas.toy import SWEEP, TOY
 from nullsae.tables import read_table, write_table
+from nullsae.tables.toy import SWEEP, TOY
 from nullsae.toy.charts import LABELS, VARIANCES, Row, pareto, recovery
-from nullsae.toys import DATA, SharkeySource, Toy, toy_cells
 
 TEMPLATES = Path(__file__).parent / "templates"
 LEVELS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)

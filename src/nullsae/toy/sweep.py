@@ -9,21 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nullsae.errors import UserError
-from nullsae.params import TrainToyParams
-from nullsae.randomness import torch_generator
-from nullsae.schemas.toy import SWEEP
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import torch_generator
+from nullsae.jobs.params import TrainToyParams
 from nullsae.subjects.loading import pick_device
 from nullsae.tables import write_table
+from nullsae.tables.toy import SWEEP
 from nullsae.toy.data import Samples, make_samples
-from nullsae.toy.measures import (
-    MEASURES,
-    evaluate,
-    explained_variance,
-    mmcs,
-    norms,
-    sparsity,
-)
+from nullsae.toy.measures import MEASURES, evaluate, explained_variance, mmcs, norms, sparsity
 from nullsae.toy.training import Weights, standardize, start_weights, train_together
 
 

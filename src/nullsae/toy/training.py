@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.toys import ToyTraining
+from nullsae.config.toy import ToyTraining
 
 # As in the authors' code: a sample whose entries are all the same is standardized to zeros.
 STD_EPSILON = 1e-8

@@ -11,7 +11,8 @@ from typing import Any
 from scripted_server import detection
 
 from nullsae.autointerp.llm.client import Reply, Request, Usage, ask_all
-from nullsae.judges import Endpoint, Llm
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm
 
 # Requests that find out what the endpoint can do, with nothing but a plain question allowed.
 PLAIN: dict[str, Any] = {"structured_output": "never", "logprobs": "never"}

@@ -10,7 +10,7 @@ import pytest
 
 from nullsae.autointerp.llm.cache import Kept, ReplyCache, reply_key
 from nullsae.autointerp.llm.messages import AnswerToken, Reply
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 
 LONG = Reply(
     "é\ud800 1" * 200, (AnswerToken("1", (("1", -0.1), ("0", -1 / 3))), AnswerToken("", ())), "stop"

@@ -14,8 +14,9 @@ from scripted_server import Options, ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.client import LanguageModel, Usage, ask_all
-from nullsae.errors import UserError
-from nullsae.judges import Endpoint, Llm, Price
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm, Price
+from nullsae.core.errors import UserError
 
 N = 60
 

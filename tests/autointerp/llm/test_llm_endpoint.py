@@ -12,7 +12,8 @@ from scripted_server import Options, ScriptedServer
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.endpoint import Abilities, abilities_key, request_body
 from nullsae.autointerp.llm.messages import Request
-from nullsae.judges import Endpoint, Llm
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm
 
 SCHEMA = {"type": "object", "properties": {}}
 

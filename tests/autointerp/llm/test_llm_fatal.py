@@ -18,8 +18,8 @@ from scripted_server import Options, ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.client import Reply
-from nullsae.errors import UserError
-from nullsae.judges import Llm
+from nullsae.config.llm import Llm
+from nullsae.core.errors import UserError
 
 KEY = "sk-planted-5up3rs3cr3t"
 

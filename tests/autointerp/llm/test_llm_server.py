@@ -15,8 +15,9 @@ import scripted_server
 from llm_asking import PLAIN, ask, contents, expected
 
 from nullsae.autointerp.llm.client import LanguageModel, ask_all
-from nullsae.errors import UserError
-from nullsae.judges import Endpoint, Llm
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm
+from nullsae.core.errors import UserError
 
 
 def settings(tmp_path: Path, *, ready_seconds: float = 60.0, **options: Any) -> dict[str, Any]:

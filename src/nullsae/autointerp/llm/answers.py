@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from nullsae.autointerp.llm.messages import AnswerToken, Reply, parse_json
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 
 SHOWN_CHARACTERS = 300
 # A Retry-After beyond this is taken as this: a job that stands still for hours helps nobody.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nullsae.autointerp.llm.messages import Reply, from_plain, parse_json, to_plain
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 
 # Both stand in the header of the file: whose it is, and which layout it has.
 APPLICATION_ID = 0x6E73_6165

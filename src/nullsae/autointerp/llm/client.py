@@ -14,17 +14,12 @@ from typing import Any, Self
 from nullsae.autointerp.llm.answers import RefusedError
 from nullsae.autointerp.llm.cache import Kept, ReplyCache, reply_key
 from nullsae.autointerp.llm.costs import Usage
-from nullsae.autointerp.llm.endpoint import (
-    Abilities,
-    Probe,
-    abilities_key,
-    find_out,
-    request_body,
-)
+from nullsae.autointerp.llm.endpoint import Abilities, Probe, abilities_key, find_out, request_body
 from nullsae.autointerp.llm.messages import AnswerToken, Reply, Request
 from nullsae.autointerp.llm.sending import Sending
-from nullsae.errors import UserError
-from nullsae.judges import Endpoint, Llm
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm
+from nullsae.core.errors import UserError
 
 __all__ = ["AnswerToken", "LanguageModel", "Reply", "Request", "Usage", "ask_all"]
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from nullsae.autointerp.llm.addresses import is_local, without_password
 from nullsae.autointerp.llm.answers import Asked, AttemptError, Valid, read_answer
-from nullsae.errors import UserError
-from nullsae.judges import OPENAI_URL, Endpoint, Llm
+from nullsae.config.endpoints import OPENAI_URL, Endpoint
+from nullsae.config.llm import Llm
+from nullsae.core.errors import UserError
 
 if TYPE_CHECKING:
     from nullsae.autointerp.llm.server import RunningServer

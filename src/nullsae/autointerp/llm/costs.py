@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nullsae.judges import Price
+from nullsae.config.llm import Price
 
 # A token of a prompt is at least this long on average, so that an estimate made with it is a bound.
 BYTES_PER_TOKEN = 3

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from nullsae.autointerp.llm.addresses import without_password
 from nullsae.autointerp.llm.answers import RefusedError
 from nullsae.autointerp.llm.messages import Reply, Request
-from nullsae.errors import UserError
-from nullsae.judges import Endpoint
+from nullsae.config.endpoints import Endpoint
+from nullsae.core.errors import UserError
 
 # Alternatives per token: what OpenAI gives at most, and what Fireworks and others do.
 TOP_LOGPROBS = (20, 5)

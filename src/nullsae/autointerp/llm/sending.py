@@ -14,8 +14,9 @@ from nullsae.autointerp.llm.cache import Kept, ReplyCache
 from nullsae.autointerp.llm.connection import Connection
 from nullsae.autointerp.llm.costs import BYTES_PER_TOKEN, Usage, cost_usd, worst_cost_usd
 from nullsae.autointerp.llm.limiter import Limiter
-from nullsae.errors import UserError
-from nullsae.judges import Endpoint, Llm
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm
+from nullsae.core.errors import UserError
 
 # Waits are drawn from 0 to this, doubled with each attempt ("full jitter").
 FIRST_WAIT_SECONDS = 0.5

@@ -17,8 +17,8 @@ import aiohttp
 
 from nullsae.autointerp.llm import guard
 from nullsae.autointerp.llm.answers import shortened
-from nullsae.errors import UserError
-from nullsae.judges import ManagedServer
+from nullsae.config.endpoints import ManagedServer
+from nullsae.core.errors import UserError
 
 POLL_SECONDS = 0.1
 

@@ -19,7 +19,7 @@ from yarl import URL
 
 from nullsae.autointerp.llm.addresses import proxy_of
 from nullsae.autointerp.llm.answers import Answer
-from nullsae.errors import first_line
+from nullsae.core.errors import first_line
 
 # Headers of statistics that the package adds to each request.
 STATISTICS_HEADERS = (

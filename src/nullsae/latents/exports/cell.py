@@ -13,10 +13,10 @@ import pyarrow as pa
 import yaml
 
 from nullsae import paths, tables
-from nullsae.errors import UserError
+from nullsae.core.errors import UserError
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
-from nullsae.schemas.cells import CELL_KEYS
+from nullsae.tables.cells import CELL_KEYS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from nullsae.files import write_json
+from nullsae.core.files import write_json
 from nullsae.latents.exports.cell import Cell, whole_folder
 from nullsae.latents.split import Split
 from nullsae.latents.store import offsets_of, ranges

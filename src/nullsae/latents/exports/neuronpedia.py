@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from nullsae.errors import UserError
+from nullsae.config.sites import site_kind, site_layer
+from nullsae.core.errors import UserError
 from nullsae.latents.exports.cell import Cell, whole_folder
 from nullsae.latents.split import Split
-from nullsae.sites import site_kind, site_layer
 
 HISTOGRAM_BARS = 50
 # Features in a file, as Neuronpedia's own exporter has it.

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
 from nullsae.sae.autoencoder import PARAMETERS, Autoencoder
 from nullsae.sae.dictionaries import FROZEN
 from nullsae.sae.kernels import Hits, HitsByLatent, chunk_rows, encode_top_k, top_k

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
 from nullsae.sae.architectures.base import (
     Gradients,
     Losses,

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from nullsae.recipes import Sae
+from nullsae.config.saes import Sae
 from nullsae.sae.architectures.base import (
     Gradients,
     Losses,

@@ -1,0 +1,98 @@
+"""Asking endpoints from inside a job: settings in, answers and their cost out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm
+from nullsae.core.files import write_json
+
+if TYPE_CHECKING:
+    from nullsae.autointerp.llm.client import LanguageModel, Usage
+
+T = TypeVar("T")
+
+
+@dataclass
+class Asked:
+    """How a job asks endpoints, and what it has asked so far."""
+
+    settings: Callable[[], Llm] = Llm
+    """Called when something is asked: most jobs of a study ask nobody."""
+    root: Path = Path()
+    """The folder of the study: the cache's path is relative to it."""
+    report: Callable[[int, int, str], None] | None = None
+    """Called with (questions done, questions in all, calls, tokens, money and failures so far)."""
+    costs: Path | None = None
+    """Where to write what it cost."""
+
+    def all(
+        self,
+        endpoint: Endpoint,
+        work: Callable[[LanguageModel], Sequence[Coroutine[Any, Any, T]]],
+        n_questions: int,
+    ) -> list[T]:
+        """Run coroutines that ask one endpoint; write what they cost.
+
+        Args:
+            endpoint: whom to ask.
+            work: makes the coroutines.
+            n_questions: how many there are.
+
+        Returns:
+            Their results, in order.
+
+        Raises:
+            UserError: the endpoint cannot be used, or the budget is spent.
+        """
+        if not n_questions:
+            return []
+        # Lazy: it imports a client of HTTP.
+        from nullsae.autointerp.llm.client import ask_all
+
+        done = 0
+
+        async def counted(model: LanguageModel, one: Coroutine[Any, Any, T]) -> T:
+            nonlocal done
+            result = await one
+            done += 1
+            if self.report is not None:
+                self.report(done, n_questions, describe(model.usage))
+            return result
+
+        def all_counted(model: LanguageModel) -> list[Coroutine[Any, Any, T]]:
+            return [counted(model, one) for one in work(model)]
+
+        results, usage = ask_all(endpoint, self.settings(), all_counted, root=self.root)
+        if self.costs is not None:
+            write_json(self.costs, {"model": endpoint.model, **costs_row(usage)})
+        return results
+
+
+def costs_row(usage: Usage) -> dict[str, float]:
+    """The columns of the table `costs` that say what was asked."""
+    return {
+        "calls": usage.calls,
+        "cached_calls": usage.cached_calls,
+        "attempts_failed": usage.attempts_failed,
+        "failed_calls": usage.failed,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cost_usd": usage.cost_usd + usage.cached_cost_usd,
+        "paid_usd": usage.cost_usd,
+    }
+
+
+def describe(usage: Usage) -> str:
+    """What was asked so far, in a few words."""
+    tokens = usage.prompt_tokens + usage.completion_tokens
+    parts = [f"{usage.calls:,} calls, {usage.cached_calls:,} cached, {tokens:,} tokens"]
+    if usage.cost_usd:
+        parts.append(f"${usage.cost_usd:.2f}")
+    if usage.attempts_failed:
+        parts.append(f"{usage.attempts_failed} asked again, {usage.failed} failed")
+    return ", ".join(parts)

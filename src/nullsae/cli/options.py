@@ -1,0 +1,178 @@
+"""What is given on the command line: the params of a verb, their help, the merged config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+import typer.core
+import yaml
+
+from nullsae.core.errors import UserError
+
+if TYPE_CHECKING:
+    from nullsae.autointerp.llm.session import Asked
+    from nullsae.config.section import Section
+    from nullsae.config.study import Config
+    from nullsae.core.progress import Bar
+
+    S = TypeVar("S", bound=Section)
+
+Params = Annotated[
+    str, typer.Option(help="The stage's slice of the config: JSON text, or a .json or .yaml file.")
+]
+Manifest = Annotated[Path, typer.Option(help="manifest.json of that split of the corpus.")]
+Captured = Annotated[Path, typer.Option(help="manifest.json of that split's activations.")]
+ManyCaptured = Annotated[
+    list[Path], typer.Option(help="manifest.json of one variant's eval activations; repeat.")
+]
+Fitted = Annotated[
+    Path, typer.Option(help="manifest.json of the trained variant's sae_train activations.")
+]
+SaeFile = Annotated[Path, typer.Option(help="cfg.json of the SAE.")]
+Recipe = Annotated[Path, typer.Option(help="recipe.json of the variant.")]
+SomeTokens = Annotated[
+    Path | None,
+    typer.Option(help="Corpus manifest of that split (token_lookup; sae_train for a stream)."),
+]
+SomeRecipe = Annotated[Path | None, typer.Option(help="recipe.json; gaussian has none.")]
+Output = Annotated[Path, typer.Option(help="Where the result goes.")]
+Table = Annotated[Path, typer.Option(help="The Parquet table to write.")]
+Root = Annotated[Path, typer.Option(help="The folder that holds results/.")]
+RunConfig = Annotated[Path, typer.Option(help="The merged config of the study.")]
+Windows = Annotated[Path, typer.Option(help="windows.parquet of the SAE.")]
+Work = Annotated[Path, typer.Option(help="Folder for checkpoints.")]
+Tokenizer = Annotated[Path, typer.Option(help="tokenizer.json of the corpus.")]
+SomeRunConfig = Annotated[
+    Path | None, typer.Option(help="Merged config of the study, for its section llm.")
+]
+SomeBase = Annotated[Path | None, typer.Option(help="explanations.parquet to exchange (swapped).")]
+SomeExplanations = Annotated[
+    Path | None, typer.Option(help="explanations.parquet to judge by; intruder needs none.")
+]
+SomeJudge = Annotated[
+    Path | None, typer.Option(help="manifest.json of prepare_judge (likelihood).")
+]
+SomeTrained = Annotated[Path | None, typer.Option(help="recipe.json of the trained variant.")]
+SomeFitted = Annotated[
+    Path | None,
+    typer.Option(help="The trained variant's sae_train activations (stream of gaussian)."),
+]
+Costs = Annotated[
+    Path | None, typer.Option(help="Where to write what was asked of language models (JSON).")
+]
+SomeRanks = Annotated[
+    str | None, typer.Option(help="Only these of the sampled latents, such as 0:25.")
+]
+SomeShards = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of tables made with --ranks, to be joined; repeat."),
+]
+SomePortion = Annotated[
+    str | None, typer.Option(help="One of several jobs' share of the shards, such as 0/4.")
+]
+
+# What `--params` holds, per verb: a class of `nullsae.jobs.params`.
+PARAMS = {
+    "prepare_corpus": "PrepareCorpusParams",
+    "train_subject": "TrainSubjectParams",
+    "randomize_model": "RandomizeModelParams",
+    "cache_activations": "CacheActivationsParams",
+    "sample_gaussian": "SampleGaussianParams",
+    "train_sae": "TrainSaeParams",
+    "evaluate_sae": "EvaluateSaeParams",
+    "cross_evaluate": "CrossEvaluateParams",
+    "match_dictionaries": "MatchDictionariesParams",
+    "collect_latents": "CollectLatentsParams",
+    "explain_latents": "ExplainLatentsParams",
+    "prepare_judge": "PrepareJudgeParams",
+    "score_latents": "ScoreLatentsParams",
+    "aggregate": "AggregateParams",
+    "report": "ReportParams",
+    "train_toy": "TrainToyParams",
+    "report_toy": "ReportToyParams",
+}
+
+
+class Verb(typer.core.TyperCommand):
+    """A command whose help also lists the fields of its `--params`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the usual help, then the fields."""
+        super().format_help(ctx, formatter)
+        if self.name in PARAMS:
+            from nullsae.jobs import params as params
+
+            print("Fields of --params:\n")
+            for line in params.describe(getattr(params, PARAMS[self.name])):
+                print(f"  {line}")
+
+
+def read_params(model: type[S], given: str) -> S:
+    """Parse `--params`: JSON text, or the path of a .json or .yaml file.
+
+    Raises:
+        UserError: not readable, or not what the verb takes; names the file or the key.
+    """
+    from nullsae.config.parse import parse_section
+
+    is_file = given.endswith((".json", ".yaml", ".yml"))
+    where = given if is_file else "--params"
+    return parse_section(model, _read_yaml(Path(given)) if is_file else _json(given), where=where)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--params: not JSON ({error}), nor a .json or .yaml file") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not text in UTF-8") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def read_merged_config(files: list[Path]) -> Config:
+    """Merge config files as Snakemake does, key by key, and check the result."""
+    from nullsae.config.parse import parse_config, resolve_subjects
+
+    merged: Any = {}
+    for file in files:
+        given = _read_yaml(file)
+        if not isinstance(given, dict):
+            raise UserError(f"{file}: not a config; it has keys such as `subjects:`")
+        merged = _merge(merged, given)
+    return resolve_subjects(parse_config(merged))
+
+
+def _merge(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _merge(below.get(key), value) for key, value in above.items()}
+
+
+def read_config(path: Path) -> Config:
+    """Read and check the merged config of a study."""
+    from nullsae.config.parse import parse_config
+
+    return parse_config(_read_yaml(path))
+
+
+def asked_by(run_config: Path | None, costs: Path | None, report: Bar) -> Asked:
+    """How endpoints are asked: as the study's section `llm` says, else by default."""
+    from nullsae.autointerp.llm.session import Asked
+    from nullsae.config.llm import Llm
+
+    def settings() -> Llm:
+        return Llm() if run_config is None else read_config(run_config).llm
+
+    return Asked(settings, report=report, costs=costs)

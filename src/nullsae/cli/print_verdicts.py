@@ -1,0 +1,92 @@
+"""The verdicts of a study as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nullsae import paths, tables
+from nullsae.statistics.verdicts import RULE, VERDICT_WORDS
+from nullsae.tables.study import DISCRIMINATING_POWER, VERDICTS
+
+STYLES = {
+    "separates": "green",
+    "reversed": "red",
+    "equivalent": "yellow",
+    "inconclusive": "dim",
+}
+
+
+def print_verdicts(root: Path) -> None:
+    """Print the verdicts, what each metric's say together, and the report's path.
+
+    Verdicts: one row per metric, site and judge, one column per variant.
+
+    Raises:
+        UserError: a table is missing or damaged.
+    """
+    rows = tables.read_table(root / paths.TABLE.format(table="verdicts"), VERDICTS).to_pylist()
+    power = tables.read_table(
+        root / paths.TABLE.format(table="discriminating_power"), DISCRIMINATING_POWER
+    ).to_pylist()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(_verdicts(rows))
+    console.print("The number is the difference, variant minus trained.")
+    console.print(RULE)
+    console.print(_power(power))
+    console.print(
+        "Over all sites and nulls. Superiority: the chance that a latent or document of trained "
+        "is on the expected side of one of the null. Difference: in standard errors, positive on "
+        "the expected side."
+    )
+    console.print(f"Report: {(root / paths.REPORT).resolve()}", soft_wrap=True)
+
+
+def _verdicts(rows: list[dict[str, Any]]) -> Table:
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    keys = ("subject", "site", "sae", "metric", "explainer", "scorer")
+    table = Table(title="Verdicts: does the metric tell trained from ...?", title_justify="left")
+    for name in ("subject", "site", "sae", "metric"):
+        table.add_column(name)
+    for variant in variants:
+        table.add_column(variant.replace("_", " "), max_width=16)
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        key = tuple(row[name] or "" for name in keys)
+        verdict, difference = row["verdict"], row["difference"]
+        number = "" if difference is None else f" {difference:+.2f}"
+        text = f"[{STYLES[verdict]}]{verdict}{number}[/]"
+        cells.setdefault(key, {})[row["variant"]] = text
+    for (subject, site, sae, metric, explainer, scorer), found in cells.items():
+        judge = f" ({explainer}, {scorer})" if scorer else ""
+        table.add_row(
+            subject, site, sae, metric + judge, *(found.get(name, "") for name in variants)
+        )
+    return table
+
+
+def _power(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="What each metric's verdicts say together", title_justify="left")
+    for name in ("subject", "sae", "metric"):
+        table.add_column(name)
+    for word in VERDICT_WORDS:
+        table.add_column(word, justify="right")
+    for name in ("superiority", "difference"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        judge = f" ({row['explainer']}, {row['scorer']})" if row["scorer"] else ""
+        counts = [
+            f"[{STYLES[word]}]{row[f'n_{word}']}[/]" if row[f"n_{word}"] else ""
+            for word in VERDICT_WORDS
+        ]
+        medians = [
+            "" if row[name] is None else f"{row[name]:.{digits}f}"
+            for name, digits in (("median_superiority", 2), ("median_standardized_difference", 1))
+        ]
+        table.add_row(row["subject"], row["sae"], row["metric"] + judge, *counts, *medians)
+    return table

@@ -1,0 +1,171 @@
+"""Verbs that are no rules: for people, before, beside and after a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nullsae import paths
+from nullsae.cli.options import Output, Root, SaeFile
+from nullsae.core.errors import UserError
+
+verbs = typer.Typer()
+
+
+@verbs.command("export_sae")
+def export_sae(
+    sae: SaeFile,
+    layout: Annotated[str, typer.Option(help="saelens or sparsify.")],
+    output: Output,
+) -> None:
+    """Write an SAE in the format of SAELens or sparsify."""
+    from nullsae.sae.exchange.interchange import export_sae
+
+    export_sae(sae, layout, output)
+
+
+@verbs.command("fetch")
+def fetch(
+    configfile: Annotated[
+        list[Path] | None, typer.Option(help="Overlays, as for snakemake; may be repeated.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Keep it all in this folder, to be HF_HOME later.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Also this model of the hub, ID or ID@REVISION; may be repeated."),
+    ] = None,
+    root: Root = Path(),
+) -> None:
+    """Download what a study reads from hubs, for machines without network."""
+    from nullsae.fetching.study import fetch_study
+
+    fetch_study(root, configfile or [], into=into, models=model or [])
+
+
+@verbs.command("check_cluster")
+def check_cluster(
+    profile: Annotated[Path, typer.Option(help="Folder of the Snakemake profile.")] = Path(
+        "profiles/slurm"
+    ),
+) -> None:
+    """Say what of a SLURM profile does not fit this cluster, before anything is sent to it."""
+    from nullsae.planning.slurm_profile import check_cluster
+
+    wrong, fits = check_cluster(profile)
+    for line in (*wrong, *fits):
+        print(line)
+    if wrong:
+        raise UserError(f"--profile: {profile}: {len(wrong)} of its settings do not fit")
+
+
+@verbs.command("export_latents")
+def export_latents(
+    latents: Annotated[
+        list[Path],
+        typer.Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat."),
+    ],
+    layout: Annotated[str, typer.Option(help="delphi or neuronpedia.")],
+    output: Output,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="manifest.json of the corpus' eval split; by default the study's."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json of the corpus; by default the study's.")
+    ] = None,
+    creator: Annotated[
+        str, typer.Option(help="neuronpedia: id of the account that will own the rows.")
+    ] = "nullsae",
+) -> None:
+    """Write the firings or windows of sampled latents in the format of delphi or Neuronpedia."""
+    from nullsae.latents.exports.cell import Cell, corpus_files
+    from nullsae.latents.exports.delphi import export_delphi
+    from nullsae.latents.exports.neuronpedia import export_neuronpedia
+    from nullsae.latents.split import Split
+
+    if layout not in ("delphi", "neuronpedia"):
+        raise UserError(f"--layout: {layout!r} is not one of delphi, neuronpedia")
+    cells = [Cell.open(folder) for folder in latents]
+    if tokens is None or (tokenizer is None and layout == "neuronpedia"):
+        found = corpus_files(cells)
+        tokens, tokenizer = tokens or found[0], tokenizer or found[1]
+    split = Split.open(tokens)
+    if layout == "delphi":
+        export_delphi(cells, split, output)
+    else:
+        assert tokenizer is not None
+        export_neuronpedia(cells, split, tokenizer, creator, output)
+
+
+@verbs.command("plan")
+def plan(
+    configfile: Annotated[
+        list[Path] | None, typer.Option(help="Overlays, as for snakemake; may be repeated.")
+    ] = None,
+    root: Root = Path(),
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu, gpu (calibrated here), a100, h100, l40s, rtx4090 or a6000."),
+    ] = "auto",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to spread the jobs over.")] = 1,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores; by default this machine's, 16 per GPU.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the plan here too.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="First measure this machine, for this plan and later ones.")
+    ] = False,
+) -> None:
+    """Say what a study takes before it runs: jobs, time, disk, and what it asks and costs."""
+    from nullsae.planning.devices import calibrate as measure
+    from nullsae.planning.show import print_plan
+
+    if calibrate:
+        print(f"written to {measure(print)}")
+    print_plan(root, configfile or [], device=device, gpus=gpus, cores=cores, json_file=json)
+
+
+@verbs.command("serve_gguf")
+def serve_gguf(
+    port: Annotated[int, typer.Option(help="Port of the loopback interface.")],
+    package: Annotated[
+        str | None, typer.Option(help="Installed Python package that holds one .gguf file.")
+    ] = None,
+    path: Annotated[Path | None, typer.Option(help="The .gguf file.")] = None,
+    quantize: Annotated[
+        str, typer.Option(help="none, or q4_0 or q8_0: a copy that reads prompts faster.")
+    ] = "none",
+    context_tokens: Annotated[int, typer.Option(help="Prompt and answer, of one request.")] = 4096,
+    slots: Annotated[int, typer.Option(help="Requests answered at the same time.")] = 4,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    work: Annotated[Path, typer.Option(help="Folder for the copy.")] = Path(paths.WORK),
+) -> None:
+    """Serve a GGUF file by llama.cpp, as an endpoint for explainers and judges."""
+    from nullsae.autointerp.llm.serve_gguf import serve_gguf
+    from nullsae.config.model_files import find_gguf
+    from nullsae.config.subjects import GgufSource
+
+    if (package is None) == (path is None):
+        raise UserError("give either --package or --path")
+    source = GgufSource(kind="gguf", package=package, path=str(path) if path else None)
+    serve_gguf(
+        find_gguf(source, where="serve_gguf"),
+        port=port,
+        quantize=quantize,
+        context_tokens=context_tokens,
+        slots=slots,
+        threads=threads,
+        work=work,
+    )
+
+
+@verbs.command("verdicts")
+def verdicts(root: Root = Path()) -> None:
+    """Print the verdict table of a finished study."""
+    from nullsae.cli.print_verdicts import print_verdicts
+
+    print_verdicts(root)

@@ -1,0 +1,1 @@
+"""The study as its config says it: one module per key of `config.yaml`."""

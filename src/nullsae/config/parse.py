@@ -1,0 +1,172 @@
+"""From a merged YAML file to a checked config; each mistake becomes one line that names its key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from nullsae.config.model_size import subject_shape
+from nullsae.config.saes import PENALIZED, SIGNED_DICTIONARIES, fill_in_recipe
+from nullsae.config.sites import expand_sites, needs_depth
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+
+S = TypeVar("S", bound=BaseModel)
+NAMED_SECTIONS = ("corpora", "subjects", "saes", "explainers", "scorers")
+
+
+def parse_config(data: Any) -> Config:
+    """Check a merged config.
+
+    Raises:
+        UserError: one line per mistake, each naming the key, the value and what would be right.
+    """
+    # An overlay drops an entry by setting it to null; the entry is as if it never stood there.
+    if isinstance(data, dict):
+        data = {
+            key: {name: entry for name, entry in value.items() if entry is not None}
+            if key in NAMED_SECTIONS and isinstance(value, dict)
+            else value
+            for key, value in data.items()
+        }
+        if isinstance(data.get("saes"), dict):
+            data["saes"] = {name: fill_in_recipe(sae) for name, sae in data["saes"].items()}
+    return parse_section(Config, data, where="config")
+
+
+def parse_section(model: type[S], data: Any, *, where: str) -> S:
+    """Validate plain data against a model; mistakes become a `UserError` that names the key."""
+    try:
+        # JSON mode: lists may fill tuples, but text never passes for a number. `str` is for what
+        # YAML makes of a bare 2024-01-31, which can be a revision.
+        return model.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        lines = [_explain(detail, data, model) for detail in error.errors()]
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
+    """One line for one mistake found by pydantic."""
+    key, current = [], data
+    for part in detail["loc"]:
+        if isinstance(current, dict) and part not in current and part == current.get("kind"):
+            continue  # the tag of a union, not a key of the file
+        key.append(str(part))
+        if isinstance(current, dict):
+            current = current.get(part)
+        elif isinstance(current, list) and isinstance(part, int) and part < len(current):
+            current = current[part]
+    name, kind, value = ".".join(key), detail["type"], detail["input"]
+    prefix = f"{name}: " if name else ""
+    if kind == "extra_forbidden":
+        return f"{prefix}unknown key{_suggest(key[-1], _known_keys(model, detail['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{prefix}missing"
+    if kind == "union_tag_not_found":
+        return f"{prefix}kind: missing"
+    if kind == "union_tag_invalid":
+        options = re.findall(r"'([^']+)'", detail["ctx"]["expected_tags"])
+        tag = detail["ctx"]["tag"]
+        return f"{prefix}kind: {tag!r} is not one of {', '.join(options)}{_suggest(tag, options)}"
+    if kind == "literal_error":
+        options = re.findall(r"'([^']+)'", detail["ctx"]["expected"])
+        return (
+            f"{prefix}{value!r} is not one of {', '.join(options)}{_suggest(str(value), options)}"
+        )
+    if isinstance(value, str) and kind in {"float_type", "int_type", "float_parsing"}:
+        hint = ""
+        if exponent := re.fullmatch(r"([+-]?\d+)(e[+-]?\d+)", value, re.IGNORECASE):
+            hint = f"; YAML reads {value} as text, write {exponent[1]}.0{exponent[2]}"
+        return f"{prefix}{value!r} is text, not a number{hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{prefix}{message}"
+    return f"{prefix}{value!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `loc` of a model may have."""
+    node: Any = model.model_json_schema()
+    definitions = node.get("$defs", {})
+
+    def resolve(node: Any) -> list[Any]:
+        if "$ref" in node:
+            return resolve(definitions[node["$ref"].rsplit("/", 1)[1]])
+        options = node.get("oneOf", node.get("anyOf"))
+        return [end for option in options for end in resolve(option)] if options else [node]
+
+    nodes = resolve(node)
+    for part in loc:
+        if tagged := [
+            n for n in nodes if n.get("properties", {}).get("kind", {}).get("const") == part
+        ]:
+            nodes = tagged  # a union's tag is no step, but says which option
+            continue
+        inner = [n.get("properties", {}).get(part) or n.get("additionalProperties") for n in nodes]
+        step = [end for n in inner if isinstance(n, dict) for end in resolve(n)]
+        nodes = step or nodes
+    return [key for n in nodes for key in n.get("properties", {})]
+
+
+def _suggest(word: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(word, options, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def config_schema() -> str:
+    """The JSON schema of the config, as text, for editors and for `workflow/schemas/`."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(schema | Config.model_json_schema(), indent=2) + "\n"
+
+
+def resolve_subjects(config: Config) -> Config:
+    """Replace patterns of sites by the sites they mean; check what the subjects' files tell.
+
+    Raises:
+        UserError: a path that looks local but is no model folder, a site beyond the last block, or
+            a k that is larger than the dictionary.
+    """
+    subjects = {}
+    for name, subject in config.subjects.items():
+        key = f"config: subjects.{name}"
+        # A range with both ends named, such as 0..28..4, must not make a dry run ask a hub.
+        unclear = any(needs_depth(site) for site in subject.sites)
+        shape = subject_shape(subject.source, where=f"{key}.source", fetch=unclear)
+        if unclear and shape.n_layers is None:
+            raise UserError(
+                f"{key}.sites: the number of blocks is not known here, so patterns cannot be "
+                f"resolved; name each site"
+            )
+        try:
+            sites = expand_sites(subject.sites, shape.n_layers)
+        except ValueError as error:
+            raise UserError(f"{key}.sites: {error}") from None
+        subjects[name] = subject.model_copy(update={"sites": sites})
+        for sae_name, sae in config.saes.items():
+            if shape.d_model is None:
+                continue
+            signed = sae.dictionary in SIGNED_DICTIONARIES
+            most = sae.n_directions(shape.d_model) if signed else sae.width(shape.d_model)
+            limited = sae.architecture not in PENALIZED
+            if most is not None and limited and sae.kept > most:
+                raise UserError(
+                    f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of latents "
+                    f"that can be active at once, {most}, at {shape.d_model} dimensions"
+                )
+    return config.model_copy(update={"subjects": subjects})
+
+
+def check_sites(sites: tuple[str, ...], n_layers: int, *, where: str) -> None:
+    """Raise a `UserError` for a site beyond the last of `n_layers` blocks."""
+    try:
+        expand_sites(sites, n_layers)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+if __name__ == "__main__":
+    print(config_schema(), end="")

@@ -1,0 +1,19 @@
+"""Config key `randomization`: settings of the variants."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat
+
+from nullsae.config.section import Section
+
+
+class Randomization(Section):
+    norm_parameters: Literal["rerandomize", "keep"] = "rerandomize"
+    """What `rerandomized*`, `permuted_weights`, `spectrum_matched` and `cascade` do with the gains
+    and biases of the normalization layers."""
+    embedding_noise_std: PositiveFloat = 1.0
+    """Standard deviation of the noise that replaces embeddings in `noise_embeddings`."""
+    first_random_block: NonNegativeInt | None = None
+    """`cascade` keeps the blocks before this one; by default the first half of them."""

@@ -1,0 +1,183 @@
+"""The config: frozen models, unknown keys forbidden, units in names.
+
+The line below each field says what it means; it becomes the field's description in
+`workflow/schemas/config.schema.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from nullsae.config.activations import Activations
+from nullsae.config.autointerp import Autointerp
+from nullsae.config.compute import Compute
+from nullsae.config.corpora import Corpus
+from nullsae.config.evaluation import Evaluation
+from nullsae.config.explainers import Explainer, LexicalExplainer, OpenAIExplainer, SwappedExplainer
+from nullsae.config.latents import Latents
+from nullsae.config.llm import Llm
+from nullsae.config.randomization import Randomization
+from nullsae.config.report import Report
+from nullsae.config.saes import Sae
+from nullsae.config.scorers import AskingScorer, IntruderScorer, Scorer
+from nullsae.config.section import Section, unique
+from nullsae.config.statistics import Statistics
+from nullsae.config.subjects import Subject, TrainSource
+from nullsae.config.toy import Toy
+from nullsae.config.variants import FIXED_VARIANTS, VariantName
+
+# Stands in paths and tables for the explainer of a scorer that needs none.
+NO_EXPLAINER = "none"
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+
+
+class Config(Section):
+    """A study."""
+
+    seed: NonNegativeInt = 0
+    """The root of all randomness."""
+    compute: Compute = Compute()
+    corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
+    subjects: Annotated[dict[str, Subject], Field(min_length=1)]
+    variants: Annotated[tuple[VariantName, ...], Field(min_length=1)]
+    """What stands beside the trained subject. `trained` must be among them."""
+    draws: PositiveInt = 1
+    """Independent randomizations of each random variant."""
+    randomization: Randomization = Randomization()
+    activations: Activations
+    saes: Annotated[dict[str, Sae], Field(min_length=1)]
+    evaluation: Evaluation = Evaluation()
+    latents: Latents = Latents()
+    explainers: dict[str, Explainer]
+    scorers: dict[str, Scorer]
+    autointerp: Autointerp = Autointerp()
+    llm: Llm = Llm()
+    statistics: Statistics = Statistics()
+    report: Report = Report()
+    toy: Toy | None = None
+    """Toy models of superposition, which `snakemake toy` alone trains; null for the small default
+    sweep."""
+
+    @field_validator("corpora", "subjects", "saes", "explainers", "scorers")
+    @classmethod
+    def names_fit_into_paths(cls, section: dict[str, Any]) -> dict[str, Any]:
+        for name in section:
+            if not NAME.match(name):
+                raise ValueError(
+                    f"{name!r} is not a name; use letters, digits, '_', '.', '-': "
+                    f"it becomes a folder"
+                )
+        return section
+
+    @field_validator("variants")
+    @classmethod
+    def variants_include_trained(cls, variants: tuple[str, ...]) -> tuple[str, ...]:
+        if "trained" not in variants:
+            raise ValueError("'trained' is missing; every contrast is against it")
+        return unique(variants)
+
+    @field_validator("explainers")
+    @classmethod
+    def none_is_taken(cls, explainers: dict[str, Any]) -> dict[str, Any]:
+        if NO_EXPLAINER in explainers:
+            raise ValueError(
+                f"{NO_EXPLAINER!r} stands for scorers that need no explainer; take another name"
+            )
+        return explainers
+
+    @model_validator(mode="after")
+    def references_exist(self) -> Self:
+        for name, subject in self.subjects.items():
+            if subject.corpus not in self.corpora:
+                raise ValueError(
+                    f"subjects.{name}.corpus: {subject.corpus!r} is not one of corpora "
+                    f"({', '.join(self.corpora)})"
+                )
+            if (
+                not isinstance(subject.source, TrainSource)
+                and "step0" in self.variants
+                and getattr(subject.source, "step0_revision", None) is None
+            ):
+                raise ValueError(
+                    f"subjects.{name}.source.step0_revision: missing, and variants names step0; "
+                    f"give the revision of the untrained weights, or fresh_init instead of step0"
+                )
+            corpus = self.corpora[subject.corpus]
+            available = corpus.sae_train_tokens
+            if available is not None and self.activations.sae_train_tokens > available:
+                raise ValueError(
+                    f"activations.sae_train_tokens: {self.activations.sae_train_tokens} is more "
+                    f"than corpora.{subject.corpus}.sae_train_tokens {available}"
+                )
+            if self.latents.window_tokens > corpus.context_tokens:
+                raise ValueError(
+                    f"latents.window_tokens: {self.latents.window_tokens} is more than "
+                    f"corpora.{subject.corpus}.context_tokens {corpus.context_tokens}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def explainers_and_scorers_fit(self) -> Self:
+        for name, explainer in self.explainers.items():
+            if isinstance(explainer, SwappedExplainer):
+                base = self.explainers.get(explainer.of)
+                if base is None or isinstance(base, SwappedExplainer):
+                    raise ValueError(
+                        f"explainers.{name}.of: {explainer.of!r} is not an explainer that writes "
+                        f"explanations"
+                    )
+        for name, scorer in self.scorers.items():
+            kinds = self.latents.silent_windows
+            if scorer.negatives not in (*kinds, "misplaced"):
+                raise ValueError(
+                    f"scorers.{name}.negatives: {scorer.negatives!r} is not one of "
+                    f"latents.silent_windows ({', '.join(kinds)})"
+                )
+        if self.llm.max_cost_usd is not None:
+            for key, model in self.asked_models().items():
+                if model not in self.llm.prices:
+                    raise ValueError(
+                        f"llm.prices: no price for {model!r} ({key}), and llm.max_cost_usd is set"
+                    )
+        return self
+
+    def writer(self, explainer: str) -> LexicalExplainer | OpenAIExplainer:
+        """Who wrote an explainer's explanations: itself, or whose it exchanges."""
+        found = self.explainers[explainer]
+        if isinstance(found, SwappedExplainer):
+            found = self.explainers[found.of]
+        assert not isinstance(found, SwappedExplainer)
+        return found
+
+    def asked_models(self) -> dict[str, str]:
+        """Names of the models behind endpoints, by the config key that names them."""
+        found = {
+            f"explainers.{name}.model": explainer.model
+            for name, explainer in self.explainers.items()
+            if isinstance(explainer, OpenAIExplainer)
+        }
+        for name, scorer in self.scorers.items():
+            if isinstance(scorer, AskingScorer | IntruderScorer) and scorer.judge is not None:
+                found[f"scorers.{name}.judge.model"] = scorer.judge.model
+        return found
+
+    def scored_pairs(self) -> list[tuple[str, str]]:
+        """Every (explainer, scorer), in display order; scorers that need none come once."""
+        pairs = [
+            (explainer, name)
+            for explainer in self.explainers
+            for name, scorer in self.scorers.items()
+            if not isinstance(scorer, IntruderScorer)
+        ]
+        return pairs + [
+            (NO_EXPLAINER, name)
+            for name, scorer in self.scorers.items()
+            if isinstance(scorer, IntruderScorer)
+        ]
+
+    def draws_of(self, variant: str) -> range:
+        """The draws of a variant: fixed variants have draw 0 only."""
+        return range(1 if variant in FIXED_VARIANTS else self.draws)

@@ -1,0 +1,87 @@
+"""Config key `subjects`: the transformers under study and where their weights come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from nullsae.config.model_files import GgufFile
+from nullsae.config.section import FloatType, Section, unique
+from nullsae.config.sites import HOW, PATTERN
+
+
+class TrainSource(Section):
+    """A small GPT-NeoX trained inside the workflow on the corpus' `sae_train` split."""
+
+    kind: Literal["train"]
+    n_layers: PositiveInt = 3
+    d_model: PositiveInt = 128
+    n_heads: PositiveInt = 4
+    rotary_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each head that is rotated (Pythia: 0.25)."""
+    steps: PositiveInt = 1000
+    """Optimizer steps. A count, not a time: the same on every machine."""
+    batch_contexts: PositiveInt = 16
+    muon_lr: PositiveFloat = 8.0e-3
+    """Learning rate of Muon, for the matrices of the blocks."""
+    adamw_lr: PositiveFloat = 4.0e-3
+    """Learning rate of AdamW, for embeddings, norms and biases."""
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    decay_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self) -> Self:
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"d_model {self.d_model} over n_heads {self.n_heads} is not an even whole number"
+            )
+        return self
+
+
+class GgufSource(GgufFile):
+    """Weights in a GGUF file, converted once to a checkpoint folder (`pip install gguf`)."""
+
+    dtype: FloatType = "float32"
+    """Precision of the subject's weights and forward passes."""
+
+
+class PretrainedSource(Section):
+    kind: Literal["pretrained"]
+    path: str
+    """Hub id or local folder of any `AutoModelForCausalLM`."""
+    revision: str | None = None
+    step0_revision: str | None = None
+    """Revision of the untrained weights (Pythia: `step0`); needed by the variant `step0`."""
+    dtype: FloatType = "float32"
+    """Precision of the subject's weights and forward passes."""
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    """How to spread a subject over several GPUs (Accelerate); by default it lies on one device."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Leave it off unless you have read that code."""
+
+
+class Subject(Section):
+    corpus: str
+    """Name of the corpus (key of `corpora`) whose tokens the subject reads."""
+    source: TrainSource | PretrainedSource | GgufSource = Field(discriminator="kind")
+    sites: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Where activations are read: `resid_post.L` (output of block L, counted from 0),
+    `resid_pre.L`, `attn_out.L`, `mlp_out.L`, `embed`. In the place of L: `*` for all blocks, `-1`
+    for the last, `0..8` for a range with both ends, `0..-1..4` for every fourth."""
+
+    @field_validator("sites")
+    @classmethod
+    def sites_are_known(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        for site in sites:
+            if not PATTERN.match(site):
+                raise ValueError(f"{site!r} is not a site; {HOW}")
+        return unique(sites)

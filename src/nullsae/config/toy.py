@@ -1,0 +1,158 @@
+"""The config section of the toy models of superposition, which `snakemake toy` trains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from nullsae.config.section import Section, unique
+
+ToyData = Literal["data", "gaussian", "mlp_of_data", "mlp_of_gaussian"]
+"""What SAEs are trained on: a source's own vectors, their Gaussian control, and what a random
+network makes of either."""
+DATA: tuple[ToyData, ...] = ("data", "gaussian", "mlp_of_data", "mlp_of_gaussian")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*\Z")
+
+
+class SharkeySource(Section):
+    """Sums of sparse true features, by the generator of Sharkey, Braun and Millidge (2022)."""
+
+    kind: Literal["sharkey"]
+    n_samples: Annotated[int, Field(ge=20)] = 10_000
+    d_input: Annotated[int, Field(ge=2)] = 64
+    """Dimensions; fewer than `n_true_features` puts them in superposition."""
+    n_true_features: PositiveInt = 128
+    mean_active: PositiveFloat = 5.0
+    """True features active in a sample, before probabilities above 1 are cut off at 1."""
+    probability_exponent: PositiveFloat = 0.99
+    """The probability of true feature i (from 0) is raised to the power of this times i, so that
+    later ones are rarer."""
+    normalize_covariance: bool = True
+    """Give the correlated normals unit variance before the normal CDF makes probabilities of them;
+    without it, as in the paper, nearly all of these are 0 or 1."""
+
+    @model_validator(mode="after")
+    def as_many_can_be_active(self) -> Self:
+        if self.mean_active > self.n_true_features:
+            raise ValueError(
+                f"mean_active {self.mean_active:g} is more than n_true_features "
+                f"{self.n_true_features}"
+            )
+        return self
+
+
+class WordVectorsSource(Section):
+    """Word vectors in a text file in GloVe's format: a word and its numbers in each line."""
+
+    kind: Literal["word_vectors"]
+    path: Annotated[str, Field(min_length=1)]
+    max_vectors: Annotated[int, Field(ge=20)] | None = None
+    """Read only the first so many; null for all."""
+
+
+ToySource = Annotated[SharkeySource | WordVectorsSource, Field(discriminator="kind")]
+
+
+class ToyTraining(Section):
+    """How each of the SAEs is trained."""
+
+    min_l1_coefficient: PositiveFloat = 1e-4
+    max_l1_coefficient: PositiveFloat = 1.0
+    n_l1_coefficients: Annotated[int, Field(ge=2)] = 13
+    """Weights of mean |code| beside the mean squared error, evenly spaced by their logarithm."""
+    epochs: PositiveInt = 50
+    batch_samples: PositiveInt = 256
+    lr: PositiveFloat = 1e-3
+    heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the samples that SAEs are measured on, not trained on."""
+
+    @model_validator(mode="after")
+    def coefficients_rise(self) -> Self:
+        if self.max_l1_coefficient <= self.min_l1_coefficient:
+            raise ValueError(
+                f"max_l1_coefficient {self.max_l1_coefficient:g} is not above "
+                f"min_l1_coefficient {self.min_l1_coefficient:g}"
+            )
+        return self
+
+    @property
+    def l1_coefficients(self) -> tuple[float, ...]:
+        """All of them, rising."""
+        low, ratio = self.min_l1_coefficient, self.max_l1_coefficient / self.min_l1_coefficient
+        last = self.n_l1_coefficients - 1
+        return tuple(low * ratio ** (i / last) for i in range(last + 1))
+
+
+class Toy(Section):
+    """Toy models of superposition: SAEs on vectors whose sparse origin is known or assumed."""
+
+    sources: dict[str, ToySource] = Field(
+        default={"sharkey": SharkeySource(kind="sharkey")}, min_length=1
+    )
+    """Vectors to start from, by names that become folders."""
+    gaussian: Literal["matched", "scalar"] = "matched"
+    """The control has the mean and covariance of the source's vectors (`matched`), or, as in the
+    paper, one mean and one standard deviation for all dimensions (`scalar`)."""
+    mlp_hidden_factor: PositiveInt = 4
+    """Hidden units of the random network, per dimension."""
+    expansion_factors: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2, 4)
+    """Widths of the SAEs as multiples of the number of dimensions."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
+    """Each makes its own vectors, network, split and SAEs."""
+    training: ToyTraining = ToyTraining()
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def null_drops_an_entry(cls, sources: Any) -> Any:
+        if not isinstance(sources, dict):
+            return sources
+        return {name: source for name, source in sources.items() if source is not None}
+
+    @field_validator("sources")
+    @classmethod
+    def names_fit_into_paths(cls, sources: dict[str, Any]) -> dict[str, Any]:
+        for name in sources:
+            if not NAME.match(name):
+                raise ValueError(
+                    f"{name!r} is not a name; use letters, digits, '_', '-': it becomes a folder"
+                )
+        return sources
+
+    @field_validator("expansion_factors", "seeds")
+    @classmethod
+    def each_is_named_once(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        return unique(values)
+
+
+def toy_cells(toy: Toy) -> Iterator[dict[str, str]]:
+    """Keys of every sweep, in display order: source, data, expansion, seed."""
+    for source in toy.sources:
+        for data in DATA:
+            for expansion in toy.expansion_factors:
+                for seed in toy.seeds:
+                    yield {
+                        "source": source,
+                        "data": data,
+                        "expansion": str(expansion),
+                        "seed": str(seed),
+                    }
+
+
+def toy_figures(toy: Toy) -> list[str]:
+    """Names of all figures, without their formats, in display order."""
+    names = []
+    for name, source in toy.sources.items():
+        names += [f"toy.{name}", f"toy.{name}_scalar"]
+        if isinstance(source, SharkeySource):
+            names.append(f"toy.{name}_mmcs")
+    return names

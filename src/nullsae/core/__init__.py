@@ -1,0 +1,1 @@
+"""What knows nothing of the study: errors, files, randomness, moments, progress, checkpoints."""

@@ -1,0 +1,122 @@
+"""Files that are either whole or absent, and how their content is checked."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from nullsae.core.errors import UserError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
+
+
+@contextmanager
+def room_for(path: Path | str) -> Iterator[None]:
+    """Say it in one line where the disk is full while the block writes `path`.
+
+    Raises:
+        UserError: in place of what the library at work raises.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # Not every library says it by the error's number, or even by its type.
+        full = getattr(error, "errno", None) in FULL_DISK
+        if not full and not any(text in str(error) for text in FULL_TEXTS):
+            raise
+        raise UserError(
+            f"{path}: the disk is full; make room and run again, what is finished stays"
+        ) from None
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` if the block succeeds.
+
+    A reader, or a run after a kill, never sees a half-written file. The folder is made.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    path = Path(path)
+    # The suffix stays last: some writers choose their format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        with room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as sorted, indented JSON, atomically. The same value gives the same bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path | str, *, rebuild: str) -> Any:
+    """Read a JSON file written by an earlier stage.
+
+    Raises:
+        UserError: the file is missing or is not JSON; names it and the `rebuild` command.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}") from None
+    except ValueError as error:
+        message = f"{path}: not readable as JSON ({error}); rebuild it with: {rebuild}"
+        raise UserError(message) from None
+
+
+def checksum(path: Path | str) -> str:
+    """XXH3-128 of the file's bytes as hex: guards against corruption, not against malice."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify(path: Path | str, expected: str, *, rebuild: str) -> None:
+    """Compare a file with the checksum that its manifest states.
+
+    Raises:
+        UserError: the file is missing or its bytes differ; names it and the `rebuild` command.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}")
+    if checksum(path) != expected:
+        size = Path(path).stat().st_size
+        raise UserError(
+            f"{path}: damaged ({size} bytes, checksum differs from the manifest's); "
+            f"rebuild it with: {rebuild}"
+        )
+
+
+def rebuild_command(target: Path | str) -> str:
+    """The command that makes Snakemake produce one file again."""
+    return f"snakemake --cores all --resources gpu=1 --forcerun {target} -- {target}"
+
+
+def content_key(value: Any) -> str:
+    """A short stable key (16 hex digits) of a JSON-serializable value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_64_hexdigest(text.encode())

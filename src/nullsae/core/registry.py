@@ -1,0 +1,114 @@
+"""Things of one kind, each in a file of its own: found, not listed.
+
+A registry reads the folder of the package that holds its kind, and the entry points of other
+packages. It names what it reads by text, so that a module may ask it for what stands further down
+the house: a config model, a table's columns, a code hash. It imports nothing by itself: files of
+things load torch only when they compute.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from nullsae.core.errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, type[T]], Generic[T]):
+    """Classes of one kind by name, in display order."""
+
+    def __init__(self, kind: str, base: type[T], folder: str) -> None:
+        """Describe a kind; nothing is imported before it is asked for.
+
+        Args:
+            kind: plural name, such as `variants`; other packages' group is `nullsae.variants`.
+            base: the class that all of them extend. A class counts if it gives `name` a text, in
+                its own body: those that only share code leave it out. `position` orders them.
+            folder: dotted name of the package whose modules hold nullsae's own.
+        """
+        self.kind, self.base, self.folder = kind, base, folder
+
+    @property
+    def group(self) -> str:
+        """The group of other packages' entry points."""
+        return f"nullsae.{self.kind}"
+
+    @cached_property
+    def _found(self) -> dict[str, type[T]]:
+        package = import_module(self.folder)
+        own = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
+        classes = [
+            thing for name in own for thing in self._classes(import_module(f"{self.folder}.{name}"))
+        ]
+        classes += [self._loaded(point) for point in entry_points(group=self.group)]
+        found: dict[str, type[T]] = {}
+        for thing in sorted(classes, key=_order):
+            name = str(thing.name)  # type: ignore[attr-defined]
+            if found.setdefault(name, thing) is not thing:
+                raise UserError(
+                    f"{self.kind}: {name!r} is defined twice, in {found[name].__module__} and in "
+                    f"{thing.__module__}; rename one"
+                )
+        return found
+
+    def _classes(self, module: ModuleType) -> list[type[T]]:
+        """The classes of this kind that a module defines itself."""
+        return [
+            thing
+            for thing in vars(module).values()
+            if inspect.isclass(thing)
+            and issubclass(thing, self.base)
+            and thing.__module__ == module.__name__
+            and isinstance(vars(thing).get("name"), str)
+        ]
+
+    def _loaded(self, point: Any) -> type[T]:
+        thing = point.load()
+        if not (inspect.isclass(thing) and issubclass(thing, self.base)):
+            raise UserError(
+                f"{point.value}: entry point {point.name!r} of {self.group} is no subclass of "
+                f"{self.base.__module__}.{self.base.__qualname__}"
+            )
+        return thing
+
+    def __getitem__(self, name: str) -> type[T]:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def file(self, name: str) -> Path:
+        """The file that defines one of them, which the hash of a rule's code counts."""
+        return Path(inspect.getfile(self._found[name]))
+
+
+class _Lazy(ModuleType):
+    """A module that is imported when something of it is first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
+def lazy(name: str) -> Any:
+    """A module that costs nothing until it is used.
+
+    For files that hold both a config model and what computes: parsing a config must not load
+    torch. Type checkers see the real import: put this under `else` of `if TYPE_CHECKING`.
+    """
+    return _Lazy(name)
+
+
+def _order(thing: type) -> tuple[int, str]:
+    return getattr(thing, "position", 1_000), str(getattr(thing, "name", ""))

@@ -1,0 +1,65 @@
+"""SIGTERM, which a cluster sends some seconds before it kills a job, at a moment of our choice."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nullsae.core.errors import UserError
+
+
+class StoppedError(UserError):
+    """A job that ended before its time, and what running it again goes on from."""
+
+
+class Stop:
+    """Whether an end was asked for, and what to do then.
+
+    `leave` saves what the next run needs and raises `StoppedError`, or returns where nothing worth
+    saving is left to do.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._leave: Callable[[], None] | None = None
+
+    def here(self, leave: Callable[[], None]) -> None:
+        """A moment at which state is whole: leave now, if that was asked for."""
+        if self.asked:
+            leave()
+
+    @contextmanager
+    def anywhere(self, leave: Callable[[], None]) -> Iterator[None]:
+        """Work of some time that leaves the state alone: leave at any moment of it."""
+        self.here(leave)
+        self._leave = leave
+        try:
+            yield
+        finally:
+            self._leave = None
+
+    def _ask(self, *_: Any) -> None:
+        first, self.asked = not self.asked, True
+        # A second signal must not cut off what the first one began to save.
+        if first and self._leave is not None:
+            self._leave()
+
+
+@contextmanager
+def on_sigterm() -> Iterator[Stop]:
+    """Within the block SIGTERM ends nothing by itself; it is kept for `Stop`.
+
+    Outside the main thread, where Python takes no signals, it stays what it was.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, stop._ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""SAEs of other programs' formats, read and written."""

@@ -1,0 +1,246 @@
+"""SAEs in the formats of other packages, SAELens and EleutherAI's sparsify: read and written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Collection
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nullsae import paths
+from nullsae.config.model_files import is_local
+from nullsae.config.parse import parse_section
+from nullsae.config.sites import site_kind, site_layer
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.files import atomic_path, read_json, rebuild_command, write_json
+from nullsae.jobs.params import CellKeys, pretrained_sae_path
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.exchange.formats import (
+    CONFIGS,
+    HOLDS,
+    WEIGHTS,
+    SaeLensConfig,
+    Shapes,
+    SparsifyConfig,
+)
+from nullsae.sae.files import load_sae
+
+log = logging.getLogger(__name__)
+
+HOOK = re.compile(r"^(?:hook_embed|blocks\.\d+\.hook_(?:resid_pre|attn_out|mlp_out|resid_post))$")
+
+
+def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
+    """Read an SAE that was made elsewhere, in nullsae's, SAELens' or sparsify's format.
+
+    What such a file says beyond plain weights is folded into them: a b_dec that the encoder does
+    not subtract, and codes scaled by the norms of decoder rows. Weights come back as float32.
+
+    Args:
+        pretrained: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}`
+            are filled in.
+        site: the site that it is for.
+        where: the config key that a message names.
+
+    Raises:
+        UserError: it cannot be had, or a file or a key of it is missing, unknown, damaged or asks
+            for something that is not supported; names the file and the key.
+    """
+    folder = _folder(pretrained, site, where)
+    weights, config_file = _weights_file(folder, where), folder / "cfg.json"
+    config = _read_config(config_file)
+    described: SaeLensConfig | SparsifyConfig
+    if weights.name == WEIGHTS["saelens"]:
+        _refuse_saelens(config_file, config)
+        described = parse_section(
+            SaeLensConfig, SaeLensConfig.upgrade(config), where=str(config_file)
+        )
+        _warn_of_another_site(config_file, described.metadata.get("hook_name"), site)
+        # SAELens before version 6 wrote a factor per latent, all ones if it was not used.
+        tensors = _read_tensors(weights, described.shapes(), ones=("scaling_factor",))
+        return described.autoencoder(tensors)
+    if "d_in" in config:
+        described = parse_section(SparsifyConfig, config, where=str(config_file))
+        return described.autoencoder(_read_tensors(weights, described.shapes()))
+    if "d_model" in config:
+        return load_sae(config_file)[0]
+    raise UserError(
+        f"{config_file}: an unknown format: beside {weights.name}, sparsify has a key d_in here "
+        f"and nullsae a key d_model"
+    )
+
+
+def _folder(pretrained: str, site: str, where: str) -> Path:
+    """The folder that holds the SAE; a hub's is downloaded into its cache."""
+    path, inside = pretrained_sae_path(pretrained, site)
+    if is_local(path):
+        folder = Path(path).expanduser() / inside
+        if not folder.is_dir():
+            raise UserError(
+                f"{where}: {str(folder)!r} is no folder; give one that holds an SAE, or a hub id "
+                f"such as EleutherAI/sae-pythia-70m-32k::layers.3"
+            )
+        return folder
+    import huggingface_hub
+
+    from nullsae.corpus.hub import check_repository
+
+    check_repository(path, kind="model", revision=None, where=where)
+    prefix = f"{escape(inside)}/" if inside else ""
+    wanted = [prefix + name for name in ("cfg.json", *WEIGHTS.values())]
+    try:
+        folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=wanted)) / inside
+    except Exception as error:  # the HTTP client differs between versions of huggingface_hub
+        raise UserError(
+            f"{where}: {path!r} could not be fetched from the hub: {first_line(error)}"
+        ) from None
+    if not folder.is_dir():
+        raise UserError(f"{where}: {path!r} on the hub holds no SAE in {inside!r}")
+    return folder
+
+
+def _weights_file(folder: Path, where: str) -> Path:
+    there = sorted(file.name for file in folder.iterdir())
+    found = [name for name in WEIGHTS.values() if name in there]
+    if found and "cfg.json" in there:
+        return folder / found[0]
+    missing = " or ".join(WEIGHTS.values()) if "cfg.json" in there else "cfg.json"
+    raise UserError(
+        f"{where}: {str(folder)!r} holds no {missing} but {', '.join(there) or 'nothing'}; an SAE "
+        f"is read from a cfg.json and safetensors"
+    )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not readable as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return config
+
+
+def _refuse_saelens(config_file: Path, config: dict[str, Any]) -> None:
+    """Refuse what the keys of an SAE for inference cannot say."""
+    if "metadata" in config and "decoder_init_norm" in config:
+        raise UserError(
+            f"{config_file}: decoder_init_norm is a key of training checkpoints; save the SAE with "
+            f"SAELens' save_inference_model"
+        )
+    activation = SaeLensConfig.old_activation(config)
+    if activation not in ("relu", "topk"):
+        raise UserError(f"{config_file}: activation_fn: {activation!r} is not one of relu, topk")
+
+
+def _read_tensors(weights: Path, shapes: Shapes, ones: Collection[str] = ()) -> dict[str, Tensor]:
+    """All tensors of a file as float32, if they are those of `shapes`.
+
+    Args:
+        weights: the file.
+        shapes: shape by name.
+        ones: names of tensors that may be there too, and say nothing if they hold ones only.
+    """
+    try:
+        stored = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights}: not readable as safetensors ({error})") from None
+    tensors = {
+        name: tensor
+        for name, tensor in stored.items()
+        if name not in ones or bool((tensor != 1).any())
+    }
+    for name in sorted(shapes.keys() | tensors.keys()):
+        if name not in tensors:
+            raise UserError(f"{weights}: {name} is missing")
+        if name not in shapes:
+            raise UserError(f"{weights}: {name} is unknown; it should hold {', '.join(shapes)}")
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shapes[name]:
+            raise UserError(
+                f"{weights}: {name} is {tuple(tensor.shape)}, should be {shapes[name]} by cfg.json"
+            )
+        if not tensor.is_floating_point():
+            raise UserError(f"{weights}: {name} is {tensor.dtype}, not floating point")
+        tensors[name] = tensor.float()
+        if bool(tensors[name].isnan().any()):
+            raise UserError(f"{weights}: {name} holds NaN")
+    return tensors
+
+
+def _hook_name(site: str) -> str:
+    """TransformerLens' name of a site."""
+    return "hook_embed" if site == "embed" else f"blocks.{site_layer(site)}.hook_{site_kind(site)}"
+
+
+def _warn_of_another_site(config_file: Path, hook: Any, site: str) -> None:
+    """Say so if an SAE was trained elsewhere in the model than it is used."""
+    same, layer = {_hook_name(site)}, site_layer(site)
+    if site_kind(site) == "resid_post":
+        same.add(_hook_name(f"resid_pre.{layer + 1}"))
+    if site_kind(site) == "resid_pre":
+        same.add(_hook_name(f"resid_post.{layer - 1}"))
+    # Names of other libraries' modules cannot be compared.
+    if isinstance(hook, str) and HOOK.match(hook) and hook not in same:
+        log.warning("%s: trained at %s, used at %s", config_file, hook, site)
+
+
+def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
+    """Write an SAE in the format of SAELens or sparsify.
+
+    Args:
+        cfg_json: the SAE's `cfg.json`.
+        layout: `saelens` or `sparsify`.
+        output: folder for the two files; it is made.
+
+    Raises:
+        UserError: no such layout, one that cannot hold this SAE, or a folder that holds another.
+    """
+    if layout not in CONFIGS:
+        raise UserError(f"--layout: {layout!r} is not one of {', '.join(CONFIGS)}")
+    sae, described = load_sae(cfg_json)
+    if sae.architecture == "token_lookup":
+        raise UserError(
+            f"{cfg_json}: a token_lookup dictionary reads token ids, not activations, which "
+            f"neither format can say; it cannot be exported"
+        )
+    if sae.architecture not in HOLDS[layout]:
+        raise UserError(
+            f"{cfg_json}: {layout} holds {', '.join(HOLDS[layout])} SAEs only, and this is a "
+            f"{sae.architecture} one; give --layout saelens"
+        )
+    others = [output / name for other, name in WEIGHTS.items() if other != layout]
+    own = output.resolve() == cfg_json.parent.resolve()
+    if own or any(file.exists() for file in others):
+        raise UserError(f"--output: {str(output)!r} holds an SAE already; give another folder")
+    config, tensors = CONFIGS[layout].describe(sae)
+    if layout == "saelens":
+        config["metadata"] |= {
+            "hook_name": _hook_name(described.keys.site),
+            **_model_name(cfg_json, described.keys),
+            "nullsae": described.model_dump(mode="json", include={"keys", "dictionary", "seed"}),
+        }
+    # The config makes the folder complete: an old one never stands beside new weights.
+    (output / "cfg.json").unlink(missing_ok=True)
+    with atomic_path(output / WEIGHTS[layout]) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    write_json(output / "cfg.json", config)
+
+
+def _model_name(cfg_json: Path, keys: CellKeys) -> dict[str, str]:
+    """The hub id of the model that an SAE reads, if the results beside it say so."""
+    depth, parents = len(Path(paths.SAE_CONFIG).parts), cfg_json.resolve().parents
+    if keys.variant != "trained" or len(parents) < depth:
+        return {}
+    recipe = parents[depth - 1] / paths.RECIPE.format(**keys.model_dump())
+    if not recipe.is_file():
+        return {}
+    name = read_json(recipe, rebuild=rebuild_command(recipe))["source"].get("path")
+    return {} if name is None or is_local(name) else {"model_name": name}

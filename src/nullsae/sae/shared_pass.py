@@ -1,0 +1,205 @@
+"""The SAEs of a job, trained on one stream of blocks, each with its own batches and steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nullsae.activations.blocks import Blocks, ahead, block_order, order_within
+from nullsae.activations.live import bad_row
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.sigterm import Stop, StoppedError
+from nullsae.sae.training_run import Cell, DivergedError, Run
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[int, int, float | None], None]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A block in an epoch, and whom it is for."""
+
+    epoch: int
+    index: int
+    start: int
+    """Tokens of the epoch before it."""
+    runs: tuple[Run, ...]
+
+    @property
+    def sites(self) -> list[str]:
+        return sorted({run.cell.keys.site for run in self.runs})
+
+
+def plan(runs: Sequence[Run], sizes: Sequence[int], seed: int) -> list[Visit]:
+    """The blocks to come, in order, without those that no run needs any more."""
+    visits = []
+    for epoch in range(max(run.cell.recipe.epochs for run in runs)):
+        start = 0
+        for index in block_order(seed, epoch, len(sizes)):
+            stop = start + sizes[index]
+            wanting = tuple(
+                run
+                for run in runs
+                if epoch < run.cell.recipe.epochs and run.batches.want(epoch, start, stop)
+            )
+            if wanting:
+                visits.append(Visit(epoch, index, start, wanting))
+            start = stop
+    return visits
+
+
+def train_together(
+    runs: Sequence[Run],
+    blocks: Blocks,
+    *,
+    seed: int,
+    seconds_per_block: float,
+    report: Report,
+    stop: Stop,
+) -> None:
+    """Train all to their end, each block got once per epoch for all of them.
+
+    A run that diverges is left behind; the others go on.
+
+    Args:
+        runs: SAEs of one variant.
+        blocks: the stream.
+        seed: the config's.
+        seconds_per_block: what one took to get, for the estimate.
+        report: called with (step, steps, FVU of the batch), counted over all runs.
+        stop: asks for an end before that.
+
+    Raises:
+        StoppedError: an end was asked for; each run has a checkpoint of its last step.
+        UserError: NaN or infinite activations, not enough memory, or, once all others are
+            finished, a loss that was not finite.
+    """
+    visits, n_steps = plan(runs, blocks.sizes, seed), sum(run.n_steps for run in runs)
+    _announce(runs, blocks, visits, seconds_per_block)
+    diverged: dict[int, UserError] = {}
+    on_cuda = runs[0].heldout.device.type == "cuda"
+    started = time.perf_counter()
+
+    def get(visit: Visit) -> dict[str, Tensor]:
+        return blocks.block(visit.index, visit.sites)
+
+    def leave() -> None:
+        _leave([run for run in runs if not run.done and id(run) not in diverged], runs)
+
+    def done(fvu: float) -> None:
+        report(sum(run.trainer.step for run in runs), n_steps, fvu)
+        stop.here(leave)
+
+    stream = ahead(get, visits, in_background=on_cuda)
+    for at, visit in enumerate(visits):
+        with stop.anywhere(leave):
+            found = next(stream)
+        order = order_within(seed, visit.epoch, visit.index, blocks.sizes[visit.index])
+        for site in visit.sites:
+            # Permuted once for all runs; nobody else keeps it.
+            x = found.pop(site)[order]
+            for run in visit.runs:
+                if run.cell.keys.site != site or id(run) in diverged:
+                    continue
+                try:
+                    _train_on(run, x, blocks, visits[: at + 1], done)
+                except DivergedError as error:
+                    logger.warning("%s", error)
+                    diverged[id(run)] = error
+            del x
+        if at == 0 and len(visits) > 1:
+            hours = (time.perf_counter() - started) * len(visits) / 3600
+            logger.info("about %.2g hours, from the time of the first block", hours)
+    if diverged:
+        raise next(iter(diverged.values()))
+
+
+def _leave(unfinished: Sequence[Run], runs: Sequence[Run]) -> None:
+    """Checkpoint what is unfinished and say so; where nothing is, the rest takes no time."""
+    if not unfinished:
+        return
+    for run in unfinished:
+        run.save()
+    step, n_steps = sum(run.trainer.step for run in runs), sum(run.n_steps for run in runs)
+    raise StoppedError(
+        f"stopped by SIGTERM at step {step} of {n_steps}; run again to go on from there "
+        f"({unfinished[0].cell.checkpoint.parent}: {len(unfinished)} SAEs unfinished)"
+    )
+
+
+def _train_on(
+    run: Run, x: Tensor, blocks: Blocks, visits: Sequence[Visit], done: Callable[[float], None]
+) -> None:
+    """The steps that a block completes; `visits` are those up to it, `x` its activations."""
+    for batch in run.batches.cut(visits[-1].start, x):
+        try:
+            done(run.step(batch))
+        except DivergedError:
+            if bad_row(batch) is None:
+                raise
+            raise _not_finite(run.cell.keys.site, blocks, visits) from None
+
+
+def _not_finite(site: str, blocks: Blocks, visits: Sequence[Visit]) -> UserError:
+    """Names the last row so far that no SAE can be trained on."""
+    for visit in reversed(visits):
+        row = bad_row(blocks.block(visit.index, [site])[site])
+        if row is not None:
+            break
+    return UserError(
+        f"{blocks.name(visit.index, site)}: row {row} is NaN or infinite; SAEs cannot be trained "
+        f"on it"
+    )
+
+
+@contextmanager
+def enough_memory(cells: Sequence[Cell], n_bytes: Callable[[], int]) -> Iterator[None]:
+    """Say what to lower where memory runs out.
+
+    Args:
+        cells: SAEs that are trained together.
+        n_bytes: what they need, as far as it is known when memory runs out.
+
+    Raises:
+        UserError: in place of an error of the allocator.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        out = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not out and "can't allocate memory" not in str(error):
+            raise
+        names = ", ".join(dict.fromkeys(f"saes.{cell.keys.sae}" for cell in cells))
+        raise UserError(
+            f"config: {names}: out of memory ({first_line(error)}); training takes "
+            f"{n_bytes() / 2**30:.2f} GiB for the {len(cells)} SAEs of this job, the activations "
+            f"not counted: lower n_latents, batch_tokens or activations.shard_tokens; finished "
+            f"SAEs and checkpoints stay"
+        ) from None
+
+
+def _announce(
+    runs: Sequence[Run], blocks: Blocks, visits: Sequence[Visit], seconds_per_block: float
+) -> None:
+    """What is to come, before it begins."""
+    widths = {run.cell.keys.site: run.cell.train.d_model for run in runs}
+    logger.info(
+        "%d SAEs at %d sites: %s steps on %s tokens, %s (%.2g hours), at most %s tokens of %d "
+        "dimensions each; weights, optimizers and codes take %.2f GiB",
+        len(runs),
+        len(widths),
+        f"{sum(run.n_steps - run.trainer.step for run in runs):,}",
+        f"{sum(blocks.sizes):,}",
+        blocks.work([visit.index for visit in visits]),
+        seconds_per_block * len(visits) / 3600,
+        f"{max(blocks.sizes):,}",
+        sum(widths.values()),
+        sum(run.step_bytes for run in runs) / 2**30,
+    )

@@ -1,0 +1,351 @@
+"""Making of SAEs: trained, computed, or made elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nullsae import tables
+from nullsae.activations.blocks import Blocks, CachedBlocks
+from nullsae.activations.live import live_blocks
+from nullsae.activations.store import SiteReader
+from nullsae.config.saes import FITTED_DICTIONARIES, PENALIZED
+from nullsae.core.errors import UserError
+from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
+from nullsae.core.sigterm import on_sigterm
+from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.jobs.code_hash import code_hash
+from nullsae.jobs.params import CellKeys, TrainSaeParams
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.checkpoints import checkpoint_folder
+from nullsae.sae.dictionaries import fit_dictionary, token_ids
+from nullsae.sae.exchange.interchange import read_pretrained
+from nullsae.sae.files import is_made, save_sae
+from nullsae.sae.shared_pass import Report, enough_memory, train_together
+from nullsae.sae.trainer import evaluate
+from nullsae.sae.training_run import Cell, Run, Sample
+from nullsae.subjects.loading import pick_device
+
+logger = logging.getLogger(__name__)
+
+
+def train_sae(
+    params: TrainSaeParams,
+    *,
+    train_activations: Path,
+    eval_activations: Path,
+    output: Path,
+    work: Path,
+    train_tokens: Path | None = None,
+    eval_tokens: Path | None = None,
+    model: Path | None = None,
+    fitted: Path | None = None,
+    report: Report | None = None,
+) -> int:
+    """Make SAEs; each gets `sae.safetensors`, `history.parquet`, `cfg.json` in its folder.
+
+    By gradient steps, all in one pass over the activations, or without any: a dictionary that is
+    computed (`fit_dictionary`), or, where a recipe names a `pretrained` SAE and the variant is
+    `trained`, that SAE as it is. Those have one row of history, at step 0. With `params.stream`,
+    gradient steps run on live activations and only what is computed uses the cached ones; the
+    trained SAE is the same, to the bit, as on a cache of as many tokens.
+
+    An SAE whose `cfg.json` says that it was made of just this is left as it is. The others wait in
+    `work` until all are made: a job that fails, or is killed, finds them there when it runs again.
+    An SAE as it was along its training lies in `checkpoints/<share>/` of its folder.
+
+    Args:
+        params: the rule's slice of the config.
+        train_activations: manifest of the variant's `sae_train` activations.
+        eval_activations: manifest of its `eval` activations, for the held-out curve.
+        output: folder of each SAE; `{site}`, `{sae}` and `{seed}` are filled in.
+        work: folder for checkpoints; a run with the same params and activations resumes there.
+        train_tokens: corpus manifest of `sae_train`, for `token_lookup` and for a stream.
+        eval_tokens: corpus manifest of `eval`, for `token_lookup`.
+        model: `recipe.json` of the variant, for a stream.
+        fitted: manifest of the trained variant's `sae_train` activations, for a stream of the
+            variant `gaussian`.
+        report: called with (step, steps, FVU of the batch), counted over all SAEs, or with
+            (tokens, tokens in all, None) where there are no steps.
+
+    Returns:
+        The number of optimizer steps that this call ran (less than all after a resume).
+
+    Raises:
+        StoppedError: SIGTERM came; the same call goes on from there.
+        UserError: damaged or foreign activations, or fewer of them than one batch; a recipe or a
+            pretrained SAE that does not fit them; activations or a loss that are not finite; not
+            enough memory. SAEs that are finished by then stay in `work`.
+    """
+    torch.set_num_threads(params.compute.threads)
+    device = pick_device(params.compute.device)
+    cells = _open(params, train_activations, eval_activations, output, work, model, fitted)
+    stepwise: list[tuple[Cell, Autoencoder | None]] = []
+    for cell in cells:
+        if _is_whole(cell, cell.work):
+            continue
+        given = _pretrained(cell) if cell.recipe.pretrained else None
+        if given is not None and cell.keys.variant == "trained":
+            sae = given.to(device)
+            _finish(cell, cell.work, cell.keys, sae, [_only_row(sae, cell, tokens=0)], 0)
+        elif cell.recipe.dictionary in FITTED_DICTIONARIES:
+            corpora = _corpora(cell, train_tokens, eval_tokens)
+            sae = fit_dictionary(
+                cell.recipe, cell.train, corpora[0], where=cell.where, report=report
+            ).to(device)
+            row = _only_row(sae, cell, corpora, tokens=cell.train.n_tokens)
+            _finish(cell, cell.work, cell.keys, sae, [row], 0)
+        else:
+            stepwise.append((cell, given))
+    ran = 0
+    if stepwise:
+        readers = {cell.keys.site: cell.train for cell, _ in stepwise}
+        blocks: Blocks = (
+            live_blocks(params, sites=readers, tokens=train_tokens, model=model, fitted=fitted)
+            if params.stream
+            else CachedBlocks(readers)
+        )
+        ran = _train(params, stepwise, blocks, device, report)
+    with on_sigterm():  # one that is published in part would be made again
+        for cell in cells:
+            _publish(cell)
+    return ran
+
+
+def _open(
+    params: TrainSaeParams,
+    train_activations: Path,
+    eval_activations: Path,
+    output: Path,
+    work: Path,
+    model: Path | None,
+    fitted: Path | None,
+) -> list[Cell]:
+    """The cells that are not made yet, each site's activations verified once."""
+    readers = {}
+    for site in dict.fromkeys(cell.site for cell in params.cells):
+        train = SiteReader.open(train_activations, site, key=params.activations_key)
+        heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
+        train.check()
+        heldout.check()
+        readers[site] = (train, heldout)
+    live = [file for file in (model, fitted) if file is not None]
+    sources = [read_json(file, rebuild=rebuild_command(file)) for file in live]
+    cells = []
+    for cell in params.cells:
+        train, heldout = readers[cell.site]
+        keys, recipe = params.cell_keys(cell), params.recipe(cell)
+        key = params.cell_key(cell, code_hash("train_sae"))
+        if not (params.activations_key and params.eval_activations_key):
+            # By hand: what is on disk counts only if it came from just these inputs.
+            key = content_key([key, train.manifest, heldout.manifest, sources])
+        folder = sae_folder(output, keys)
+        to = work / f"train_sae-{key}"
+        new = Cell(keys, recipe, folder, params.seed, train, heldout, key, to)
+        if _is_whole(new, folder):
+            logger.info("%s: already there", folder)
+        else:
+            cells.append(new)
+    folders = [cell.output for cell in cells]
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"--output: {output} is one folder for several SAEs; write {{site}}, {{sae}} and "
+            f"{{seed}} where they differ"
+        )
+    return cells
+
+
+def sae_folder(pattern: Path, keys: CellKeys) -> Path:
+    """The folder of an SAE: `{site}`, `{sae}` and `{seed}` of the pattern filled in."""
+    text = str(pattern)
+    for name in ("site", "sae", "seed"):
+        text = text.replace(f"{{{name}}}", str(getattr(keys, name)))
+    return Path(text)
+
+
+def _is_whole(cell: Cell, folder: Path) -> bool:
+    """Whether the folder holds just this SAE, and the SAEs along its training."""
+    along = [checkpoint_folder(folder, share) for share in cell.recipe.checkpoints]
+    return all(is_made(found, key=cell.key) for found in (folder, *along))
+
+
+def _train(
+    params: TrainSaeParams,
+    cells: Sequence[tuple[Cell, Autoencoder | None]],
+    blocks: Blocks,
+    device: torch.device,
+    report: Report | None,
+) -> int:
+    """Make the gradient steps of these SAEs; returns how many."""
+    runs: list[Run] = []
+    n_tokens = sum(blocks.sizes)
+    with enough_memory([c for c, _ in cells], lambda: sum(run.step_bytes for run in runs)):
+        start = time.perf_counter()
+        first = blocks.block(0, {cell.keys.site for cell, _ in cells})
+        samples = {site: Sample.of(first.pop(site), device) for site in list(first)}
+        seconds = time.perf_counter() - start
+        for cell, given in cells:
+            runs.append(
+                Run(
+                    cell,
+                    samples[cell.keys.site],
+                    n_tokens=n_tokens,
+                    shape=_shape(cell, given),
+                    write=_finish,
+                )
+            )
+        n_steps, before = sum(r.n_steps for r in runs), sum(r.trainer.step for r in runs)
+        if before:
+            logger.info("resumed at step %d of %d", before, n_steps)
+        with on_sigterm() as stop:
+            train_together(
+                runs,
+                blocks,
+                seed=params.seed,
+                seconds_per_block=seconds,
+                report=report or (lambda *_: None),
+                stop=stop,
+            )
+    ran = sum(run.trainer.step for run in runs) - before
+    logger.info("ran %d of %d steps", ran, n_steps)
+    return ran
+
+
+def _finish(
+    cell: Cell,
+    folder: Path,
+    keys: CellKeys,
+    sae: Autoencoder,
+    history: list[dict[str, Any]],
+    n_steps: int,
+) -> None:
+    """Write the folder of an SAE, `cfg.json` last."""
+    schema = tables.cell_schema("history")
+    tables.write_table(folder / "history.parquet", history, schema)
+    given = cell.recipe.pretrained is not None and keys.variant == "trained"
+    save_sae(
+        sae,
+        folder,
+        dictionary="pretrained" if given else cell.recipe.dictionary,
+        keys=keys,
+        key=cell.key,
+        seed=cell.seed,
+        activations_key=cell.train.manifest["key"],
+        input_norm=float(cell.train.manifest["mean_norm"]),
+        training=cell.recipe.model_dump(mode="json"),
+        n_steps=n_steps,
+    )
+
+
+def _publish(cell: Cell) -> None:
+    """Move a finished SAE from `work` to its folder, the `cfg.json` of the whole last."""
+    files = [file for file in cell.work.rglob("*") if file.is_file()]
+    files.sort(key=lambda file: (file == cell.work / "cfg.json", file))
+    shutil.rmtree(cell.output / "checkpoints", ignore_errors=True)
+    for file in files:
+        target = cell.output / file.relative_to(cell.work)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(file, target)
+        except OSError:  # on another file system
+            with atomic_path(target) as temporary:
+                shutil.copyfile(file, temporary)
+    shutil.rmtree(cell.work)
+
+
+def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
+    """(n_latents, k) of an SAE that is trained: the recipe's, or those of the SAE it matches."""
+    recipe, d_model, where = cell.recipe, cell.train.d_model, cell.where
+    if given is None:
+        n_latents, k = recipe.width(d_model), recipe.kept
+        assert n_latents is not None
+    else:
+        n_latents = given.n_latents
+        chosen = given.k or recipe.k
+        if chosen is None and recipe.architecture in PENALIZED:
+            chosen = min(recipe.kept, n_latents)
+        if chosen is None:
+            raise UserError(
+                f"{where}.k: missing; the pretrained SAE is of architecture "
+                f"{given.architecture!r} and has none, but its nulls are {recipe.architecture} "
+                f"SAEs: give the number of latents that they keep per token"
+            )
+        k = chosen
+    if k > n_latents:
+        raise UserError(
+            f"{where}.k: {k} is larger than the number of latents, {n_latents}, at {d_model} "
+            f"dimensions"
+        )
+    return n_latents, k
+
+
+def _pretrained(cell: Cell) -> Autoencoder:
+    """The recipe's SAE that was made elsewhere, if it fits the site."""
+    recipe, reader, site, where = cell.recipe, cell.train, cell.keys.site, cell.where
+    assert recipe.pretrained is not None
+    sae = read_pretrained(recipe.pretrained, site, where=f"{where}.pretrained")
+    if sae.architecture == "token_lookup":
+        raise UserError(
+            f"{where}.pretrained: {recipe.pretrained} looks up tokens and reads no activations; "
+            f"give dictionary 'token_lookup' instead"
+        )
+    if sae.d_model != reader.d_model:
+        raise UserError(
+            f"{where}.pretrained: {recipe.pretrained} is an SAE for {sae.d_model} dimensions, but "
+            f"{site} has {reader.d_model}"
+        )
+    if None not in (sae.k, recipe.k) and sae.k != recipe.k:
+        raise UserError(
+            f"{where}.k: {recipe.k} is not the k of the pretrained SAE, {sae.k}: leave it out"
+        )
+    return sae
+
+
+def _corpora(
+    cell: Cell, train_tokens: Path | None, eval_tokens: Path | None
+) -> tuple[Tokens | None, Tokens | None]:
+    """The tokens of `sae_train` and `eval`, where codes depend on them."""
+    if cell.recipe.dictionary != "token_lookup":
+        return None, None
+    if train_tokens is None or eval_tokens is None:
+        raise UserError(
+            f"{cell.where}.dictionary: 'token_lookup' needs the tokens under the activations: give "
+            f"--train-tokens and --eval-tokens"
+        )
+    return load_tokens(train_tokens), load_tokens(eval_tokens)
+
+
+def _only_row(
+    sae: Autoencoder,
+    cell: Cell,
+    corpora: tuple[Tokens | None, Tokens | None] = (None, None),
+    *,
+    tokens: int,
+) -> dict[str, Any]:
+    """The history of an SAE that took no steps. FVU is over one batch of `sae_train`, and latents
+    count as dead that do not fire on the held-out tokens.
+    """
+    found = []
+    sizes = (cell.recipe.batch_tokens, cell.recipe.heldout_tokens)
+    for split, size, corpus in zip((cell.train, cell.heldout), sizes, corpora, strict=True):
+        x, position = next(split.batches(size))
+        ids = None if corpus is None else token_ids(corpus, position)
+        found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
+    return {
+        "step": 0,
+        "tokens": tokens,
+        "lr": 0.0,
+        "fvu_loss": 1.0 - found[0]["heldout_explained_variance"],
+        "auxk_loss": 0.0,
+        "sparsity_loss": 0.0,
+        **found[1],
+        "dead_share": 1.0 - found[1]["heldout_alive_share"],
+        "tokens_per_second": None,
+    }

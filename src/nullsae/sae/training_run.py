@@ -1,0 +1,238 @@
+"""An SAE in training: where it starts, its steps, and what is written on the way."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nullsae.activations.blocks import Batches
+from nullsae.activations.store import SiteReader
+from nullsae.config.saes import Sae, checkpoint_name
+from nullsae.core.checkpoint import DAMAGED
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.randomness import torch_generator
+from nullsae.jobs.params import CellKeys
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.checkpoints import checkpoint_folder
+from nullsae.sae.files import load_sae
+from nullsae.sae.initialization import initialize
+from nullsae.sae.trainer import Trainer, evaluate
+
+logger = logging.getLogger(__name__)
+
+INIT_TOKENS = 32_768
+
+
+class DivergedError(UserError):
+    """A loss that is not finite."""
+
+
+@dataclass
+class Cell:
+    """One SAE of the job, while it is made."""
+
+    keys: CellKeys
+    recipe: Sae
+    output: Path
+    """Where it belongs."""
+    seed: int
+    """The config's."""
+    train: SiteReader
+    heldout: SiteReader
+    key: str
+    """Hash of all that determines the SAE."""
+    work: Path
+    """Folder that it is written to; it goes to `output` once all SAEs of the job are made."""
+
+    @property
+    def where(self) -> str:
+        """Its key in the config, for messages."""
+        return f"config: saes.{self.keys.sae}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What a killed training resumes from."""
+        return self.work.with_name(f"{self.work.name}.safetensors")
+
+
+@dataclass
+class Sample:
+    """What the SAEs of a site share: where they start, and what they are measured on."""
+
+    x: Tensor
+    """Scaled activations of the first block, float32 [INIT_TOKENS or fewer, d_model]."""
+    scale: float
+    """Factor that brings activations to a mean norm of sqrt(d_model)."""
+    heldout: dict[int, Tensor] = field(default_factory=dict)
+    """Scaled activations of `eval`, by their number."""
+
+    @classmethod
+    def of(cls, block: Tensor, device: torch.device) -> Sample:
+        """From the first block [n, d_model]: a stream has seen no more when training starts."""
+        x = block[:INIT_TOKENS].to("cpu", torch.float32)
+        scale = math.sqrt(x.shape[1]) / float(x.norm(dim=1).mean())
+        return cls((x * scale).to(device), scale)
+
+    def heldout_of(self, reader: SiteReader, n_tokens: int) -> Tensor:
+        """Activations of `eval` for the curve along training, float32 [n_tokens, d_model]."""
+        if n_tokens not in self.heldout:
+            x, _ = next(reader.batches(n_tokens))
+            self.heldout[n_tokens] = x.to(self.x.device) * self.scale
+        return self.heldout[n_tokens]
+
+
+class Run:
+    """One SAE in training."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        sample: Sample,
+        *,
+        n_tokens: int,
+        shape: tuple[int, int],
+        write: Callable[[Cell, Path, CellKeys, Autoencoder, list[dict[str, Any]], int], None],
+    ) -> None:
+        """At its first step, or at that of its checkpoint.
+
+        Args:
+            cell: what is made.
+            sample: of the cell's site.
+            n_tokens: length of the stream.
+            shape: (n_latents, k).
+            write: writes an SAE: (cell, folder, keys, SAE for activations as captured, history,
+                steps).
+
+        Raises:
+            UserError: fewer tokens than one batch.
+        """
+        recipe = cell.recipe
+        if n_tokens < recipe.batch_tokens:
+            raise UserError(
+                f"{cell.where}.batch_tokens: {recipe.batch_tokens} is more than the {n_tokens} "
+                f"tokens to train on (activations.sae_train_tokens)"
+            )
+        self.cell, self.sample, self.write = cell, sample, write
+        self.n_steps = n_tokens // recipe.batch_tokens * recipe.epochs
+        self.heldout = sample.heldout_of(cell.heldout, recipe.heldout_tokens)
+        # In a short training several shares may fall on one step.
+        self.due: dict[int, list[float]] = {}
+        for share in recipe.checkpoints:
+            self.due.setdefault(math.ceil(share * self.n_steps), []).append(share)
+
+        def fresh() -> Trainer:
+            generator = torch_generator(cell.seed, "sae_init", *cell.keys.parts())
+            start = initialize(sample.x, n_latents=shape[0], k=shape[1], generator=generator)
+            return Trainer.of(recipe, self.n_steps, start, k=shape[1])
+
+        self.trainer = fresh()
+        if cell.checkpoint.is_file() and not self._resume():
+            self.trainer = fresh()
+        self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
+        self.timed_tokens, self.timed_seconds = 0, 0.0
+
+    def _resume(self) -> bool:
+        """Go on at the checkpoint; false, with a warning, where there is no going on from it."""
+        try:
+            self.trainer.load(self.cell.checkpoint)
+            for step, shares in self.due.items():
+                for share in shares if step <= self.trainer.step else ():
+                    load_sae(checkpoint_folder(self.cell.work, share) / "cfg.json")
+        except (UserError, *DAMAGED) as error:
+            logger.warning(
+                "warning: %s: damaged (%s); the training starts anew",
+                self.cell.checkpoint,
+                first_line(error),
+            )
+            return False
+        return True
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made."""
+        return self.trainer.step == self.n_steps
+
+    @property
+    def step_bytes(self) -> int:
+        """Memory of a step."""
+        model = self.trainer.model
+        return type(model).step_bytes(
+            self.cell.recipe,
+            d_model=model.d_model,
+            n_latents=model.n_latents,
+            k=model.k,
+            device=self.heldout.device.type,
+        )
+
+    def step(self, batch: Tensor) -> float:
+        """One optimizer step, and what is due after it; returns the batch's FVU.
+
+        Args:
+            batch: activations as captured, [batch_tokens, d_model].
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        trainer, recipe = self.trainer, self.cell.recipe
+        lr, start = trainer.lr(), time.perf_counter()
+        x = batch.to(self.heldout.device, torch.float32) * self.sample.scale
+        losses = trainer.train_step(x)
+        if not math.isfinite(losses.fvu):
+            raise DivergedError(
+                f"{self.cell.where}: the loss is {losses.fvu} at step {trainer.step}; lower lr"
+            )
+        self.timed_seconds += time.perf_counter() - start
+        self.timed_tokens += recipe.batch_tokens
+        if trainer.step % recipe.evaluate_every_steps == 0 or self.done or trainer.step in self.due:
+            found = evaluate(trainer.sae, self.heldout)
+            trainer.history.append(
+                {
+                    "step": trainer.step,
+                    "tokens": trainer.step * recipe.batch_tokens,
+                    "lr": lr,
+                    "fvu_loss": losses.fvu,
+                    "auxk_loss": losses.auxk,
+                    "sparsity_loss": losses.sparsity,
+                    **found,
+                    "dead_share": float(trainer.dead.double().mean()),
+                    "tokens_per_second": self.timed_tokens / self.timed_seconds,
+                }
+            )
+            self.timed_tokens, self.timed_seconds = 0, 0.0
+            logger.info(
+                "%s, seed %d, %s: step %d of %d: FVU %.4f, held-out explained variance %.4f",
+                self.cell.keys.sae,
+                self.cell.keys.seed,
+                self.cell.keys.site,
+                trainer.step,
+                self.n_steps,
+                losses.fvu,
+                found["heldout_explained_variance"],
+            )
+        for share in self.due.get(trainer.step, ()):
+            name = checkpoint_name(self.cell.keys.sae, share)
+            keys = self.cell.keys.model_copy(update={"sae": name})
+            self._write(checkpoint_folder(self.cell.work, share), keys)
+        if self.done:
+            self._write(self.cell.work, self.cell.keys)
+            self.cell.checkpoint.unlink(missing_ok=True)
+        elif trainer.step % recipe.checkpoint_every_steps == 0:
+            self.save()
+        return losses.fvu
+
+    def save(self) -> None:
+        """Write the checkpoint that a later run resumes from."""
+        self.trainer.save(self.cell.checkpoint)
+
+    def _write(self, folder: Path, keys: CellKeys) -> None:
+        """The SAE as it stands, for activations as captured."""
+        sae = self.trainer.sae.scaled(1.0 / self.sample.scale)
+        self.write(self.cell, folder, keys, sae, self.trainer.history, self.trainer.step)

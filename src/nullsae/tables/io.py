@@ -1,0 +1,110 @@
+"""The tables of a study, and the only way to write or read one.
+
+Per-cell files hold a table without its partition keys (they are in the path); `results/tables`
+holds it with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nullsae.core.errors import UserError
+from nullsae.core.files import atomic_path, rebuild_command
+from nullsae.tables.cells import CELL_TABLES
+from nullsae.tables.columns import schema as columns_of
+from nullsae.tables.study import (
+    CONTRASTS,
+    DISCRIMINATING_POWER,
+    INTERPRETABILITY,
+    SUMMARIES,
+    VERDICTS,
+)
+
+# Columns that a clock gave. They stay in the cells' own files, because two runs of one config give
+# identical tables.
+MEASURED: dict[str, tuple[str, ...]] = {"history": ("tokens_per_second",)}
+
+SCHEMAS: dict[str, pa.Schema] = {
+    **{
+        name: pa.schema(
+            [
+                *columns_of(*keys),
+                *(field for field in columns if field.name not in MEASURED.get(name, ())),
+            ]
+        )
+        for name, (keys, columns) in CELL_TABLES.items()
+    },
+    "interpretability": INTERPRETABILITY,
+    "contrasts": CONTRASTS,
+    "verdicts": VERDICTS,
+    "summaries": SUMMARIES,
+    "discriminating_power": DISCRIMINATING_POWER,
+}
+# Too large to be worth copying into results/tables: read them as a data set where they lie.
+NOT_AGGREGATED = ("windows",)
+AGGREGATED = tuple(name for name in SCHEMAS if name not in NOT_AGGREGATED)
+
+
+def cell_schema(table: str) -> pa.Schema:
+    """The schema of one cell's file of `table`, without partition keys."""
+    return CELL_TABLES[table][1]
+
+
+def write_table(
+    path: Path | str, rows: Iterable[dict[str, Any]] | pa.Table, schema: pa.Schema
+) -> None:
+    """Write rows as Parquet, atomically, in exactly this schema. The same rows give the same bytes.
+
+    Raises:
+        ValueError: a column is missing or unknown, or a null stands where none may (a defect of
+            nullsae, not of its user).
+    """
+    if isinstance(rows, pa.Table):
+        if different := set(rows.column_names) ^ set(schema.names):
+            raise ValueError(f"{path}: columns {sorted(different)}")
+        table = rows.select(schema.names).cast(schema)
+    else:
+        rows = list(rows)
+        for row in rows:
+            if row.keys() != set(schema.names):
+                raise ValueError(f"{path}: columns {sorted(row.keys() ^ set(schema.names))}")
+        table = pa.Table.from_pylist(rows, schema=schema)
+    for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise ValueError(f"{path}: column {field.name} holds a null")
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(
+    path: Path | str,
+    schema: pa.Schema,
+    *,
+    columns: Sequence[str] | None = None,
+    rebuild: str | None = None,
+) -> pa.Table:
+    """Read a Parquet file and check its columns against the schema.
+
+    `rebuild` is the command that makes a file that is no output of a rule.
+
+    Raises:
+        UserError: missing, unreadable or of another schema; names the file and the rebuild command.
+    """
+    rebuild = rebuild or rebuild_command(path)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}")
+    try:
+        # ParquetFile, not read_table: the latter would add partition columns from the path.
+        table = pq.ParquetFile(path).read(columns=list(columns) if columns else None)
+    except (pa.ArrowInvalid, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{path}: not readable ({first}); rebuild it with: {rebuild}") from None
+    wanted = pa.schema([schema.field(name) for name in columns]) if columns else schema
+    if not table.schema.equals(wanted):
+        raise UserError(f"{path}: made by another version of nullsae; rebuild it with: {rebuild}")
+    return table

@@ -1,0 +1,122 @@
+"""Tables that are computed from those of all cells."""
+
+from __future__ import annotations
+
+from nullsae.tables.cells import SCORER_KEYS
+from nullsae.tables.columns import schema
+
+# One row per (subject, site, sae, explainer, scorer, metric, variant). The metric's own levels
+# that do not apply (an explainer, for explained variance) are null.
+CONTRAST_KEYS = (
+    ("subject", "text"),
+    ("site", "text"),
+    ("sae", "text"),
+    ("explainer", "text?"),
+    ("scorer", "text?"),
+    ("metric", "text"),
+    ("variant", "text"),
+)
+CONTRASTS = schema(
+    *CONTRAST_KEYS,
+    ("unit", "text", "what is resampled within draw and seed: document or latent"),
+    ("n_draws", "int"),
+    ("n_seeds", "int"),
+    ("n_units_trained", "int"),
+    ("n_units_variant", "int"),
+    ("speaks_of", "text", "what the interval generalizes to"),
+    ("trained", "float?"),
+    ("value", "float?", "of the variant"),
+    ("value_low", "float?"),
+    ("value_high", "float?"),
+    ("trained_low", "float?"),
+    ("trained_high", "float?"),
+    ("difference", "float?", "variant minus trained"),
+    ("difference_low", "float?"),
+    ("difference_high", "float?"),
+    ("standard_error", "float?", "of the difference, bootstrap"),
+    ("df", "float?", "degrees of freedom (Welch, Satterthwaite)"),
+    ("probability_of_superiority", "float?", "P(trained > variant) + P(equal) / 2, over units"),
+    ("p_value", "float?", "two-sided, inverts the interval"),
+    ("p_holm", "float?", "Holm within the contrasts of this metric and SAE"),
+    ("p_permutation", "float?", "two-sided, units or whole cells exchanged between the arms"),
+    ("equivalence_margin", "float"),
+    ("p_equivalence", "float?", "two one-sided tests"),
+    ("detectable_difference", "float?", "found with 80% power at Holm's first step"),
+    ("n_matched", "int?", "latents per cell, equal numbers per half-decade of firing share"),
+    ("matched_trained", "float?", "at equal firing rates"),
+    ("matched_value", "float?", "at equal firing rates"),
+    ("matched_difference", "float?", "variant minus trained, at equal firing rates"),
+    ("matched_difference_low", "float?"),
+    ("matched_difference_high", "float?"),
+    ("matched_p_value", "float?", "two-sided, inverts the interval"),
+    ("matched_reason", "text?", "why a matched number is null"),
+    ("reason", "text?", "why a number is null"),
+)
+VERDICTS = schema(
+    *CONTRAST_KEYS,
+    ("verdict", "text", "separates, reversed, equivalent or inconclusive"),
+    ("difference", "float?"),
+    ("difference_low", "float?"),
+    ("difference_high", "float?"),
+    ("p_holm", "float?"),
+    ("reason", "text", "the rule that gave the verdict, with its numbers"),
+)
+# Means per cell with intervals: what figures are drawn from. `variant` includes `trained`.
+SUMMARIES = schema(
+    *CONTRAST_KEYS,
+    ("unit", "text"),
+    ("n_draws", "int"),
+    ("n_seeds", "int"),
+    ("n_units", "int"),
+    ("value", "float?"),
+    ("low", "float?"),
+    ("high", "float?"),
+    ("reason", "text?", "why a number is null"),
+)
+# What a metric's contrasts of one SAE say together, over all sites and nulls.
+DISCRIMINATING_POWER = schema(
+    ("subject", "text"),
+    ("sae", "text"),
+    ("explainer", "text?"),
+    ("scorer", "text?"),
+    ("metric", "text"),
+    ("n_contrasts", "int"),
+    ("n_separates", "int"),
+    ("n_reversed", "int"),
+    ("n_equivalent", "int"),
+    ("n_inconclusive", "int"),
+    ("separates_share", "float"),
+    ("median_superiority", "float?", "1: trained on the expected side in all pairs of units"),
+    ("median_standardized_difference", "float?", "standard errors, positive: as expected"),
+)
+# What an explanation tells beyond tokens, and beyond another latent's explanation.
+INTERPRETABILITY = schema(
+    *SCORER_KEYS,
+    ("latent", "int"),
+    ("auroc", "float?"),
+    ("token_entropy_bits", "float?", "bits, Miller-Madow, whole split"),
+    ("peak_token_share", "float?"),
+    ("firing_share", "float"),
+    ("lexical_auroc", "float?", "of token statistics, same windows and scorer"),
+    ("gain_over_lexical", "float?"),
+    ("swapped_auroc", "float?", "of another latent's explanation, same windows and scorer"),
+    ("discrimination", "float?", "auroc minus swapped_auroc"),
+    ("is_abstract", "flag?", "high entropy and high AUROC"),
+    ("reason", "text?", "why a number is null"),
+)
+COSTS = schema(
+    ("rule", "text"),
+    ("keys", "text"),
+    ("wall_seconds", "float"),
+    ("cpu_seconds", "float?"),
+    ("max_rss_mib", "float?"),
+    ("model", "text?", "the language model that was asked; null for jobs that asked none"),
+    ("calls", "int?", "answered in the last run of the job"),
+    ("cached_calls", "int?", "answered before, and read from the cache"),
+    ("attempts_failed", "int?", "asked again or given up"),
+    ("failed_calls", "int?", "never answered"),
+    ("prompt_tokens", "int?", "of the calls"),
+    ("completion_tokens", "int?", "of the calls"),
+    ("cost_usd", "float?", "of all answers, whenever they were paid for"),
+    ("paid_usd", "float?", "by the last run of the job"),
+)

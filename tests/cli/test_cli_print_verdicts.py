@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nullsae import paths, tables
+from nullsae.cli.print_verdicts import print_verdicts
+from nullsae.core.errors import UserError
+from nullsae.statistics.verdicts import RULE
+
+KEYS = {"subject": "small", "sae": "topk", "metric": "auroc"}
+JUDGED: dict[str, Any] = {"explainer": "lexical", "scorer": "detection"}
+
+
+def write(root: Path, table: str, rows: list[dict[str, Any]]) -> None:
+    path = root / paths.TABLE.format(table=table)
+    schema = tables.SCHEMAS[table]
+    empty = dict.fromkeys(schema.names)
+    tables.write_table(path, [empty | row for row in rows], schema)
+
+
+def test_verdicts_are_followed_by_what_they_say_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"verdict": "reversed", "difference": 0.0712, "reason": "because"}
+    write(
+        tmp_path,
+        "verdicts",
+        [
+            {**KEYS, **JUDGED, "site": "embed", "variant": "step0", **found},
+            {
+                **{**KEYS, "metric": "cosine"},
+                **{"site": "embed", "variant": "cascade", "verdict": "inconclusive", "reason": ""},
+            },
+        ],
+    )
+    counts = {"n_contrasts": 9, "n_separates": 0, "n_reversed": 7, "n_equivalent": 0}
+    shares = {"separates_share": 0.0, "median_superiority": 0.314, "n_inconclusive": 2}
+    medians = {"median_standardized_difference": -2.26}
+    write(
+        tmp_path,
+        "discriminating_power",
+        [
+            {**KEYS, **JUDGED, **counts, **shares, **medians},
+            {**{**KEYS, "metric": "cosine"}, **counts, **shares, "median_superiority": None},
+        ],
+    )
+    print_verdicts(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    judged = "auroc (lexical, detection)"
+    assert ["small", "embed", "topk", judged, "reversed +0.07", ""] in cells
+    assert ["small", "embed", "topk", "cosine", "", "inconclusive"] in cells
+    assert ["small", "topk", judged, "", "7", "", "2", "0.31", "-2.3"] in cells
+    assert ["small", "topk", "cosine", "", "7", "", "2", "", ""] in cells
+    assert RULE in " ".join(" ".join(lines).split())
+    first = next(i for i, line in enumerate(lines) if line.startswith("Verdicts"))
+    assert first < next(i for i, line in enumerate(lines) if line.startswith("What each metric"))
+
+
+def test_a_study_without_tables_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the file is missing"):
+        print_verdicts(tmp_path)

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nullsae.config.model_files import is_local
+from nullsae.config.parse import config_schema, parse_config, parse_section, resolve_subjects
+from nullsae.config.sites import site_layer
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import TrainSaeParams
+from small_chain import tiny_model
+
+STUDY: dict[str, Any] = {
+    "corpora": {
+        "text": {
+            "source": {"kind": "builtin"},
+            "tokenizer": {"kind": "train"},
+            "context_tokens": 64,
+            "sae_train_tokens": 10_000,
+            "eval_tokens": 1_000,
+        }
+    },
+    "subjects": {
+        "small": {
+            "corpus": "text",
+            "source": {"kind": "train", "d_model": 64},
+            "sites": ["resid_post.1"],
+        }
+    },
+    "variants": ["trained", "step0"],
+    "activations": {"sae_train_tokens": 5_000},
+    "saes": {"topk": {"n_latents": 256, "k": 8}},
+    "explainers": {"lexical": {"kind": "lexical"}, "swapped": {"kind": "swapped", "of": "lexical"}},
+    "scorers": {"fuzzing": {"kind": "fuzzing"}},
+}
+DROP = object()
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The study with one key set, or dropped."""
+    study = copy.deepcopy(STUDY)
+    section: Any = study
+    *path, last = key.split("/")
+    for part in path:
+        section = section.setdefault(part, {})
+    if value is DROP:
+        del section[last]
+    else:
+        section[last] = value
+    return study
+
+
+def refusal(data: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_config(data)
+    return str(caught.value)
+
+
+MISTAKES: list[tuple[str, Any, str]] = [
+    # unknown and missing keys
+    ("seeed", 1, "seeed: unknown key; did you mean 'seed'?"),
+    ("saes/topk/n_latent", 1, "saes.topk.n_latent: unknown key; did you mean 'n_latents'?"),
+    ("saes/topk/zzz", 1, "saes.topk.zzz: unknown key"),
+    (
+        "subjects/small/source/n_layer",
+        3,
+        "subjects.small.source.n_layer: unknown key; did you mean 'n_layers'?",
+    ),
+    (
+        "subjects/small/source/revision",
+        "main",
+        "subjects.small.source.revision: unknown key",  # it belongs to the other kind
+    ),
+    ("subjects/small/corpus", DROP, "subjects.small.corpus: missing"),
+    ("activations", DROP, "activations: missing"),
+    ("corpora/text/source", {}, "corpora.text.source: kind: missing"),
+    (
+        "subjects/small/source/kind",
+        "trian",
+        "subjects.small.source: kind: 'trian' is not one of train, pretrained, gguf; "
+        "did you mean 'train'?",
+    ),
+    # types and ranges
+    ("saes/topk/k", "16", "saes.topk.k: '16' is text, not a number"),
+    (
+        "saes/topk/lr",
+        "2e-3",
+        "saes.topk.lr: '2e-3' is text, not a number; YAML reads 2e-3 as text, write 2.0e-3",
+    ),
+    ("saes/topk/lr", -1.0, "saes.topk.lr: -1.0: input should be greater than 0"),
+    ("compute/threads", 1.5, "compute.threads: 1.5: input should be a valid integer"),
+    ("compute/threads", True, "compute.threads: True: input should be a valid integer"),
+    ("statistics/confidence", 95, "statistics.confidence: 95: input should be less than 1"),
+    ("saes", None, "saes: None: input should be an object"),
+    (
+        "activations/dtype",
+        "fp16",
+        "activations.dtype: 'fp16' is not one of float32, bfloat16, float16",
+    ),
+    (
+        "variants",
+        ["trained", "rerandomised"],
+        "variants.1: 'rerandomised' is not one of trained, step0, fresh_init, rerandomized, "
+        "rerandomized_keep_embeddings, permuted_weights, spectrum_matched, cascade, "
+        "permuted_embeddings, rotated_embeddings, noise_embeddings, gaussian; "
+        "did you mean 'rerandomized'?",
+    ),
+    (
+        "saes/topk/dictionary",
+        "frozen_decodr",
+        "saes.topk.dictionary: 'frozen_decodr' is not one of learned, frozen_decoder, "
+        "soft_frozen_decoder, frozen_encoder, token_lookup, pca, identity; "
+        "did you mean 'frozen_decoder'?",
+    ),
+    (
+        "saes/topk",
+        {"dictionary": "pca", "n_latents": 512},
+        "saes.topk: dictionary 'pca' has its own width: drop n_latents and expansion_factor",
+    ),
+    (
+        "saes/topk",
+        {"dictionary": "token_lookup", "k": 16},
+        "saes.topk: k 16 does not fit dictionary 'token_lookup', which has one latent per token: "
+        "give k 1 or leave it out",
+    ),
+    (
+        "saes/topk",
+        {"n_components": 8, "n_latents": 64},
+        "saes.topk: n_components is for dictionary pca only",
+    ),
+    (
+        "saes/topk",
+        {"pretrained": "a/b", "dictionary": "pca"},
+        "saes.topk: pretrained does not go with dictionary 'pca'",
+    ),
+    (
+        "saes/topk",
+        {"pretrained": "a/b", "n_latents": 64},
+        "saes.topk: a pretrained SAE has its own width: drop n_latents and expansion_factor",
+    ),
+    # names
+    (
+        "saes/a b",
+        {"k": 1, "n_latents": 2},
+        "saes: 'a b' is not a name; use letters, digits, '_', '.', '-': it becomes a folder",
+    ),
+    (
+        "subjects/small/sites",
+        ["mlp.1"],
+        "subjects.small.sites: 'mlp.1' is not a site; "
+        "write embed, or one of resid_pre, attn_out, mlp_out, resid_post with a block: "
+        "resid_post.3, resid_post.-1 (the last), resid_post.* (all), resid_post.0..8 (both ends) "
+        "or resid_post.0..-1..4 (every fourth)",
+    ),
+    (
+        "subjects/small/sites",
+        ["resid_post.01"],
+        "subjects.small.sites: 'resid_post.01' is not a site; "
+        "write embed, or one of resid_pre, attn_out, mlp_out, resid_post with a block: "
+        "resid_post.3, resid_post.-1 (the last), resid_post.* (all), resid_post.0..8 (both ends) "
+        "or resid_post.0..-1..4 (every fourth)",
+    ),
+    (
+        "subjects/small/sites",
+        ["resid_post.1", "resid_post.1"],
+        "subjects.small.sites: 'resid_post.1' is named twice",
+    ),
+    ("variants", ["trained", "trained"], "variants: 'trained' is named twice"),
+    ("saes/topk/seeds", [0, 1, 0], "saes.topk.seeds: '0' is named twice"),
+    # what does not fit together
+    ("variants", ["step0"], "variants: 'trained' is missing; every contrast is against it"),
+    (
+        "subjects/small/corpus",
+        "txt",
+        "subjects.small.corpus: 'txt' is not one of corpora (text)",
+    ),
+    (
+        "subjects/small/source/n_heads",
+        5,
+        "subjects.small.source: d_model 64 over n_heads 5 is not an even whole number",
+    ),
+    ("saes/topk/expansion_factor", 4, "saes.topk: give either n_latents or expansion_factor"),
+    ("saes/topk/n_latents", DROP, "saes.topk: give either n_latents or expansion_factor"),
+    (
+        "saes/topk/k",
+        257,
+        "saes.topk: k 257 is larger than n_latents 256; k is the number of latents kept per "
+        "token, at most n_latents",
+    ),
+    (
+        "activations/sae_train_tokens",
+        10_001,
+        "activations.sae_train_tokens: 10001 is more than corpora.text.sae_train_tokens 10000",
+    ),
+    (
+        "latents/window_tokens",
+        65,
+        "latents.window_tokens: 65 is more than corpora.text.context_tokens 64",
+    ),
+    (
+        "explainers/swapped/of",
+        "swapped",
+        "explainers.swapped.of: 'swapped' is not an explainer that writes explanations",
+    ),
+    (
+        "subjects/small/source",
+        {"kind": "pretrained", "path": "a/b"},
+        "subjects.small.source.step0_revision: missing, and variants names step0; give the "
+        "revision of the untrained weights, or fresh_init instead of step0",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"), MISTAKES, ids=lambda v: "DROP" if v is DROP else str(v)[:40]
+)
+def test_a_mistake_is_accepted_or_its_line_misleads(key: str, value: Any, line: str) -> None:
+    assert refusal(changed(key, value)) == f"config: {line}"
+
+
+def test_the_study_of_these_tests_is_itself_a_mistake() -> None:
+    config = parse_config(STUDY)
+    assert config.saes["topk"].width(64) == 256
+    assert config.variants == ("trained", "step0")
+
+
+def test_only_the_first_of_several_mistakes_is_told() -> None:
+    study = changed("seeed", 1)
+    study["saes"]["topk"]["k"] = 0
+    assert sorted(refusal(study).splitlines()) == [
+        "config: saes.topk.k: 0: input should be greater than 0",
+        "config: seeed: unknown key; did you mean 'seed'?",
+    ]
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3])
+def test_a_file_that_is_no_mapping_gives_a_traceback(data: Any) -> None:
+    assert refusal(data) == f"config: {data!r}: input should be an object"
+
+
+def test_a_bare_date_of_yaml_gives_a_traceback() -> None:
+    source = {"kind": "pretrained", "path": "a/b", "step0_revision": datetime.date(2024, 1, 31)}
+    found = parse_config(changed("subjects/small/source", source)).subjects["small"].source
+    assert getattr(found, "step0_revision", None) == "2024-01-31"
+
+
+def test_an_entry_set_to_null_is_kept() -> None:
+    config = parse_config(changed("saes/other", None))
+    assert list(config.saes) == ["topk"]
+    empty = "saes: {}: dictionary should have at least 1 item after validation, not 0"
+    assert refusal(changed("saes/topk", None)) == f"config: {empty}"
+
+
+def test_a_suggestion_comes_from_another_section() -> None:
+    """Keys of params are those of the params' model, not of the config."""
+    with pytest.raises(UserError) as caught:
+        parse_section(TrainSaeParams, {"activation_key": ""}, where="--params")
+    assert (
+        "--params: activation_key: unknown key; did you mean 'activations_key'?"
+        in str(caught.value).splitlines()
+    )
+
+
+def test_the_config_can_be_changed_after_its_check() -> None:
+    config = parse_config(STUDY)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_the_merged_config_does_not_read_back_the_same() -> None:
+    config = parse_config(STUDY)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    assert parse_config(yaml.safe_load(text)) == config
+
+
+def test_the_default_study_is_refused() -> None:
+    root = Path(__file__).parents[2]
+    config = parse_config(yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8")))
+    resolve_subjects(config)
+    assert "trained" in config.variants
+
+
+def test_the_schema_misses_a_section_or_lets_unknown_keys_through() -> None:
+    schema = json.loads(config_schema())
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert schema["additionalProperties"] is False
+    for name, definition in schema["$defs"].items():
+        assert definition["additionalProperties"] is False, name
+
+
+def test_draws_multiply_variants_that_are_not_random() -> None:
+    study = changed("draws", 3)
+    config = parse_config(study)
+    assert config.draws_of("trained") == config.draws_of("step0") == range(1)
+    assert config.draws_of("rerandomized") == config.draws_of("noise_embeddings") == range(3)
+
+
+def test_site_names_lead_to_other_blocks() -> None:
+    assert [site_layer(s) for s in ("resid_post.0", "resid_post.1", "resid_post.10")] == [0, 1, 10]
+
+
+@pytest.mark.parametrize(
+    ("path", "local"),
+    [
+        ("gpt2", False),
+        ("a/b", False),
+        ("./a", True),
+        ("/a/b", True),
+        ("~/a", True),
+        ("a/b/c", True),
+    ],
+)
+def test_a_folder_is_taken_for_a_hub_id(path: str, local: bool) -> None:
+    assert is_local(path) == local
+
+
+def subject_at(path: Path, **keys: Any) -> Config:
+    study = changed("subjects/small/source", {"kind": "pretrained", "path": str(path)})
+    study["variants"] = ["trained"]
+    study["subjects"]["small"] |= keys
+    return parse_config(study)
+
+
+def test_a_local_model_is_not_looked_at_before_the_study(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_subjects(subject_at(tmp_path))
+    assert str(caught.value) == (
+        f"config: subjects.small.source.path: '{tmp_path}' holds no config.json; give a local "
+        f"model folder or a hub id such as EleutherAI/pythia-70m"
+    )
+    for kind in ("gpt2", "llama"):  # n_layer and num_hidden_layers
+        tiny_model(kind).config.save_pretrained(tmp_path)
+        resolve_subjects(subject_at(tmp_path, sites=["resid_post.2"]))
+        with pytest.raises(UserError) as caught:
+            resolve_subjects(subject_at(tmp_path, sites=["resid_post.3"]))
+        assert str(caught.value) == (
+            "config: subjects.small.sites: resid_post.3 is beyond the last block; the subject "
+            "has 3 blocks, 0 to 2"
+        )
+
+
+def test_k_beyond_an_expansion_passes() -> None:
+    study = changed("saes/topk", {"k": 129, "expansion_factor": 2})
+    with pytest.raises(UserError) as caught:
+        resolve_subjects(parse_config(study))
+    assert str(caught.value) == (
+        "config: saes.topk.k: 129 is larger than the number of latents that can be active at "
+        "once, 128, at 64 dimensions"
+    )
+    # Of the plus and minus of a direction only one is active.
+    for k, dictionary in ((64, "pca"), (64, "identity")):
+        resolve_subjects(parse_config(changed("saes/topk", {"k": k, "dictionary": dictionary})))
+        study = changed("saes/topk", {"k": k + 1, "dictionary": dictionary})
+        with pytest.raises(UserError, match="active at once, 64, at 64"):
+            resolve_subjects(parse_config(study))

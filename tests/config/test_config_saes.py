@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nullsae.config.parse import parse_section
+from nullsae.config.saes import Sae
+from nullsae.core.errors import UserError
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"architecture": "gated", "k": 32},
+        "k is for architecture topk or batch_topk or matryoshka or jumprelu, not 'gated'",
+    ),
+    (
+        {"architecture": "standard", "k": 32},
+        "k is for architecture topk or batch_topk or matryoshka or jumprelu, not 'standard'",
+    ),
+    (
+        {"l1_coefficient": 1.0},
+        "l1_coefficient is for architecture gated or standard, not 'topk'",
+    ),
+    (
+        {"architecture": "standard", "initial_threshold": 0.5},
+        "initial_threshold is for architecture jumprelu, not 'standard'",
+    ),
+    (
+        {"architecture": "batch_topk", "multi_topk": True},
+        "multi_topk is for architecture topk, not 'batch_topk'",
+    ),
+    (
+        {"architecture": "jumprelu", "auxk_k": 3},
+        "auxk_k is for architecture topk or batch_topk or matryoshka, not 'jumprelu'",
+    ),
+    (
+        {"architecture": "matryoshka", "prefix_shares": [0.5, 0.25, 1.0]},
+        "prefix_shares: [0.5, 0.25, 1.0] must rise, and end at 1",
+    ),
+    (
+        {"architecture": "matryoshka", "prefix_shares": [0.5]},
+        "prefix_shares: [0.5] must rise, and end at 1",
+    ),
+    *(
+        (
+            {"architecture": architecture, "dictionary": "frozen_encoder"},
+            "dictionary 'frozen_encoder' needs an architecture whose k is kept without learning "
+            f"(topk, batch_topk, matryoshka), not '{architecture}'",
+        )
+        for architecture in ("jumprelu", "gated", "standard")
+    ),
+    (
+        {"architecture": "batch_topk", "dictionary": "pca", "n_latents": None},
+        "dictionary 'pca' is not trained: leave out architecture 'batch_topk'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "line"), MISTAKES, ids=lambda v: str(v)[:60])
+def test_a_mistaken_recipe_is_accepted_or_its_line_misleads(
+    keys: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_section(Sae, {"n_latents": 64, **keys}, where="saes.one")
+    assert str(caught.value) == f"saes.one: {line}"
+
+
+def test_a_narrow_sae_without_k_is_refused_for_its_k() -> None:
+    """The default k of 32 is not for those that a penalty keeps sparse."""
+    for architecture in ("gated", "standard"):
+        assert Sae(architecture=architecture, n_latents=16).kept == 16
+        assert Sae(architecture=architecture, n_latents=64).kept == 32
+    with pytest.raises(ValueError, match="k 32 is larger than n_latents 16"):
+        Sae(architecture="batch_topk", n_latents=16)
+
+
+def test_a_null_is_refused_for_an_architecture_that_it_goes_with() -> None:
+    every = ("topk", "batch_topk", "matryoshka", "jumprelu", "gated", "standard")
+    for architecture in every:
+        for dictionary in ("learned", "frozen_decoder", "soft_frozen_decoder"):
+            Sae(architecture=architecture, dictionary=dictionary, n_latents=64)
+    for architecture in every[:3]:
+        Sae(architecture=architecture, dictionary="frozen_encoder", n_latents=64)

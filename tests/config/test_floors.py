@@ -1,0 +1,39 @@
+"""Names of Gaussian data, and which activations they are fitted to."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from nullsae.config.parse import parse_section
+from nullsae.config.variants import FloorName, VariantName, fitted_to, floor_name, is_floor
+from nullsae.core.errors import UserError
+from nullsae.jobs.params import ModelKeys
+
+
+def test_a_variant_lacks_the_name_of_a_floor() -> None:
+    captured = [name for name in get_args(VariantName) if name != "gaussian"]
+    assert list(get_args(FloorName)) == [floor_name(name) for name in captured]
+
+
+def test_a_floor_is_fitted_to_another_draw_than_its_variants() -> None:
+    for floor in get_args(FloorName):
+        assert is_floor(floor)
+        assert fitted_to(floor, 3) == (floor.partition("@")[2], 3)
+    # Two samples of one fit: there is no second draw of what was trained.
+    assert fitted_to("gaussian", 0) == fitted_to("gaussian", 3) == ("trained", 0)
+    for variant in get_args(VariantName):
+        assert not is_floor(variant)
+        assert variant == "gaussian" or fitted_to(variant, 3) is None
+
+
+@pytest.mark.parametrize("name", ["gaussian@gaussian", "gaussian@", "gaussian@step1", "step0@"])
+def test_params_name_a_floor_that_there_is_none_of(name: str) -> None:
+    keys = {"subject": "s", "draw": 0}
+    known = parse_section(ModelKeys, {**keys, "variant": "gaussian@step0"}, where="--params")
+    assert known.variant == "gaussian@step0"
+    with pytest.raises(UserError) as caught:
+        parse_section(ModelKeys, {**keys, "variant": name}, where="--params")
+    assert str(caught.value).startswith(f"--params: variant: {name!r} is not one of trained, step0")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullsae.core.errors import UserError
+from nullsae.core.files import (
+    atomic_path,
+    checksum,
+    content_key,
+    read_json,
+    rebuild_command,
+    verify,
+    write_json,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def write_and_fail(path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("hal")
+        raise RuntimeError("killed")
+
+
+def test_a_failed_write_leaves_half_a_file_or_loses_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "table.parquet"
+    for old in (None, "whole"):
+        if old is not None:
+            write_text(path, old)
+        with pytest.raises(RuntimeError, match="killed"):
+            write_and_fail(path)
+        assert (path.read_text() if path.exists() else None) == old
+        assert names(path.parent) == ([] if old is None else ["table.parquet"])
+
+
+def test_a_reader_sees_the_file_before_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text("{}")
+        assert not path.exists()
+        assert temporary.parent == tmp_path  # a rename must not cross file systems
+        assert temporary.suffix == ".json"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_the_same_value_gives_other_bytes(tmp_path: Path) -> None:
+    write_json(tmp_path / "one", {"b": [1, 2.5], "a": None})
+    write_json(tmp_path / "two", {"a": None, "b": [1, 2.5]})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert read_json(tmp_path / "one", rebuild="make") == {"a": None, "b": [1, 2.5]}
+
+
+def test_a_missing_or_broken_json_file_gives_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    with pytest.raises(UserError) as caught:
+        read_json(path, rebuild="make it")
+    assert str(caught.value) == f"{path}: the file is missing; rebuild it with: make it"
+    path.write_bytes(b'{"a": 1')
+    with pytest.raises(UserError) as caught:
+        read_json(path, rebuild="make it")
+    assert str(caught.value).startswith(f"{path}: not readable as JSON (")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        read_json(path, rebuild="make it")
+
+
+def test_the_checksum_skips_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    data = bytearray(b"\x01" * ((1 << 22) + 17))  # more than one block
+    path.write_bytes(data)
+    expected = checksum(path)
+    assert expected == xxhash.xxh3_128_hexdigest(bytes(data))
+    verify(path, expected, rebuild="make")
+    for offset in (0, 1 << 22, len(data) - 1):
+        data[offset] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            verify(path, expected, rebuild="make")
+        assert str(caught.value) == (
+            f"{path}: damaged ({len(data)} bytes, checksum differs from the manifest's); "
+            f"rebuild it with: make"
+        )
+        data[offset] ^= 1
+    path.unlink()
+    with pytest.raises(UserError, match="the file is missing; rebuild it with: make"):
+        verify(path, expected, rebuild="make")
+
+
+def test_the_rebuild_command_names_another_file() -> None:
+    assert rebuild_command("results/a.json") == (
+        "snakemake --cores all --resources gpu=1 --forcerun results/a.json -- results/a.json"
+    )
+
+
+values = st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4), max_size=4)
+
+
+@given(values, values)
+def test_content_keys_depend_on_the_order_or_collide(
+    one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    key = content_key(one)
+    assert key == content_key(dict(reversed(one.items())))
+    assert key == content_key(json.loads(json.dumps(one)))
+    assert (key == content_key(two)) == (one == two)
+    assert len(key) == 16

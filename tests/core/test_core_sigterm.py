@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from nullsae.core.errors import UserError
+from nullsae.core.sigterm import Stop, StoppedError, on_sigterm
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def leave() -> None:
+    raise StoppedError("left")
+
+
+def test_sigterm_ends_the_block_before_it_says_so() -> None:
+    passed = []
+    with on_sigterm() as stop:
+        stop.here(leave)
+        terminate()
+        passed.append(stop.asked)
+        with pytest.raises(StoppedError):
+            stop.here(leave)
+    assert passed == [True]
+
+
+def test_work_that_may_be_cut_off_is_waited_for() -> None:
+    begun, ended = [], []
+
+    def work(stop: Stop) -> None:
+        with stop.anywhere(leave):
+            begun.append(1)
+            terminate()
+            ended.append(1)
+
+    with on_sigterm() as stop, pytest.raises(StoppedError):
+        work(stop)
+    assert (begun, ended) == ([1], [])
+
+
+def test_work_begins_though_an_end_was_asked_for_before() -> None:
+    with on_sigterm() as stop:
+        terminate()
+        with pytest.raises(StoppedError), stop.anywhere(leave):
+            raise AssertionError("begun")
+
+
+def test_a_second_signal_cuts_off_what_the_first_one_saves() -> None:
+    saved = []
+
+    def save() -> None:
+        terminate()
+        saved.append(1)
+        raise StoppedError("left")
+
+    with on_sigterm() as stop, pytest.raises(StoppedError), stop.anywhere(save):
+        terminate()
+    assert saved == [1]
+
+
+def test_signals_outside_of_the_work_are_taken_as_within() -> None:
+    with on_sigterm() as stop:
+        with stop.anywhere(leave):
+            pass
+        terminate()
+        assert stop.asked
+
+
+def test_the_handler_from_before_is_lost() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with pytest.raises(StoppedError), on_sigterm():
+            leave()
+        terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
+
+
+def test_a_thread_cannot_use_it() -> None:
+    found: list[Any] = []
+
+    def work() -> None:
+        with on_sigterm() as stop:
+            found.append(stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert isinstance(found[0], Stop)
+    assert not found[0].asked
+
+
+def test_it_is_no_line_for_the_user() -> None:
+    assert issubclass(StoppedError, UserError)

@@ -1,0 +1,137 @@
+"""Writers on a real file system that has no room left."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from nullsae import tables
+from nullsae.config.saes import Sae
+from nullsae.core.checkpoint import save_state
+from nullsae.core.errors import UserError
+from nullsae.core.files import write_json
+from nullsae.jobs.params import SaeCell, TrainSaeParams
+from nullsae.sae.train_sae import train_sae
+from small_chain import COMPUTE, Chain, build_chain, capture_params, model_params
+
+DISK_KIB = 40
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 KiB, empty."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs root, to mount a disk that is soon full")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def write_text_file(path: Path) -> None:
+    write_json(path, list(range(40_000)))
+
+
+def write_state(path: Path) -> None:
+    save_state(path, {"x": torch.zeros(100_000)}, {})
+
+
+def write_rows(path: Path) -> None:
+    numbers = torch.randn(60_000, dtype=torch.float64).numpy()
+    tables.write_table(path, pa.table({"x": numbers}), pa.schema([("x", pa.float64())]))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("write", [write_text_file, write_state, write_rows])
+def test_a_full_disk_gets_more_than_a_line_or_leaves_half_a_file(
+    disk: Path, write: Callable[[Path], None]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        write(disk / "folder/file.parquet")
+    expected = "the disk is full; make room and run again, what is finished stays"
+    assert str(caught.value) == f"{disk / 'folder/file.parquet'}: {expected}"
+    assert files(disk) == []
+
+
+def test_the_file_from_before_is_lost_on_a_full_disk(disk: Path) -> None:
+    write_json(disk / "kept.json", 1)
+    with pytest.raises(UserError):
+        write_text_file(disk / "kept.json")
+    assert (disk / "kept.json").read_text() == "1\n"
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    return build_chain(tmp_path_factory.mktemp("chain"))
+
+
+def stages(chain: Chain, root: Path) -> dict[str, Callable[[], Any]]:
+    """Stages that write more than the disk holds."""
+    from nullsae.activations.capture import cache_activations
+    from nullsae.subjects.variants import randomize_model
+
+    cells = (SaeCell(site="resid_post.1", sae="topk", seed=0),)
+    recipe = Sae(k=3, n_latents=1_000, batch_tokens=64, checkpoint_every_steps=2)
+    params = TrainSaeParams(
+        seed=0,
+        keys=model_params(chain.source).keys,
+        saes={"topk": recipe},
+        cells=cells,
+        compute=COMPUTE,
+    )
+    return {
+        "randomize_model": lambda: randomize_model(
+            model_params(chain.source),
+            trained=None,
+            eval_tokens=chain.eval_tokens,
+            output=root / "model",
+        ),
+        "cache_activations": lambda: cache_activations(
+            capture_params(shard_tokens=256),
+            split="sae_train",
+            model=chain.recipe,
+            tokens=chain.train_tokens,
+            output=root / "activations",
+        ),
+        "train_sae": lambda: train_sae(
+            params,
+            train_activations=chain.train_activations,
+            eval_activations=chain.eval_activations,
+            output=root / "sae",
+            work=root / "work",
+        ),
+    }
+
+
+@pytest.mark.parametrize("stage", ["randomize_model", "cache_activations", "train_sae"])
+def test_a_stage_on_a_full_disk_loses_what_is_whole(
+    chain: Chain, disk: Path, tmp_path: Path, stage: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        stages(chain, disk)[stage]()
+    said = str(caught.value)
+    assert "\n" not in said
+    assert said.startswith(str(disk))
+    assert [name for name in files(disk) if "partial" in name] == []
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    stages(chain, disk)[stage]()
+    stages(chain, tmp_path / "roomy")[stage]()
+    made = {
+        n: (tmp_path / "roomy" / n).read_bytes()
+        for n in files(tmp_path / "roomy")
+        if n.endswith((".safetensors", "manifest.json"))
+    }
+    assert made
+    assert {name: (disk / name).read_bytes() for name in made} == made

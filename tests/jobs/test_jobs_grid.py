@@ -1,0 +1,193 @@
+"""SAEs along their training are cells of their own, and no work of a training job."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from typing import Any
+
+import pytest
+
+from nullsae import paths
+from nullsae.config.parse import parse_config
+from nullsae.config.saes import checkpoint_name, recipe_name
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.jobs.grid import (
+    cell_files,
+    floor_cells,
+    sae_cells,
+    sae_names,
+    trained_together,
+    variant_cells,
+)
+
+STUDY: dict[str, Any] = {
+    "corpora": {
+        "c": {"source": {"kind": "builtin"}, "tokenizer": {"kind": "train", "vocab_size": 300}}
+    },
+    "subjects": {
+        "s": {"corpus": "c", "source": {"kind": "train"}, "sites": ["embed", "resid_post.1"]}
+    },
+    "variants": ["trained", "step0"],
+    "activations": {"sae_train_tokens": 4096},
+    "saes": {
+        "wide": {"n_latents": 128, "checkpoints": [0.3, 0.05], "seeds": [0, 4]},
+        "plain": {"n_latents": 64},
+    },
+    "explainers": {"lexical": {"kind": "lexical"}},
+    "scorers": {"detection": {"kind": "detection"}},
+}
+NAMES = ["wide@0.05", "wide@0.3", "wide", "plain"]
+
+
+def study(**wide: Any) -> Config:
+    data = copy.deepcopy(STUDY)
+    data["saes"]["wide"] |= wide
+    return parse_config(data)
+
+
+def refusal(**wide: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        study(**wide)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_sae_along_its_training_is_no_cell_or_stands_after_the_whole_one() -> None:
+    assert list(sae_names(study())) == NAMES
+    assert sae_names(study())["wide@0.05"] == "wide"
+    first = [
+        (cell["sae"], cell["seed"])
+        for cell in sae_cells(study())
+        if (cell["variant"], cell["site"]) == ("step0", "embed")
+    ]
+    seeds = {name: ("0", "4") if name.startswith("wide") else ("0",) for name in NAMES}
+    assert first == [(name, seed) for name in NAMES for seed in seeds[name]]
+
+
+def test_a_checkpoint_is_trained_as_an_sae_of_its_own() -> None:
+    whole = {"subject": "s", "variant": "trained", "draw": "0", "site": "embed"}
+    assert [cell["sae"] for cell in trained_together(study(), whole)] == ["wide", "wide", "plain"]
+    one = {**whole, "sae": "wide", "seed": "4"}
+    assert trained_together(study(), one) == [one]
+    assert trained_together(study(), {**one, "sae": "wide@0.3"}) == []
+
+
+def test_a_later_stage_leaves_checkpoints_out() -> None:
+    none = ("models", "cross_evaluation", "overlap")
+    for table, files in cell_files(study()).items():
+        along = fnmatch.filter(files, "*/sae=wide@*")
+        n_cells = 2 * 2 * 2 * 2  # variants, sites, checkpoints, seeds
+        assert len(along) == (0 if table in none else n_cells), table
+    file = cell_files(study())["scores"][0]
+    assert paths.partition_keys(file)["sae"] == "wide@0.05"
+
+
+def test_the_path_of_a_checkpoint_is_not_that_of_a_cell() -> None:
+    keys = next(cell for cell in sae_cells(study()) if cell["sae"] == "wide@0.3")
+    taken = paths.TAKEN.format(**{**keys, "sae": "wide"}, share="0.3")
+    assert taken == paths.SAE.format(**keys)
+
+
+@pytest.mark.parametrize("share", [0.1, 1e-5, 0.123456])
+def test_the_name_of_a_checkpoint_does_not_lead_back_to_its_recipe(share: float) -> None:
+    name = checkpoint_name("a-b.c_d", share)
+    assert recipe_name(name) == recipe_name("a-b.c_d") == "a-b.c_d"
+    assert float(name.partition("@")[2]) == share
+
+
+def test_a_recipe_has_the_name_of_a_checkpoint() -> None:
+    data = copy.deepcopy(STUDY)
+    data["saes"]["wide@0.3"] = {"n_latents": 64}
+    with pytest.raises(UserError, match=r"'wide@0\.3' is not a name"):
+        parse_config(data)
+
+
+@pytest.mark.parametrize("shares", [[0.3, 0.3], [0.3, 0.30000001]])
+def test_two_checkpoints_have_one_name(shares: list[float]) -> None:
+    assert refusal(checkpoints=shares) == "config: saes.wide.checkpoints: '0.3' is named twice"
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, 7])
+def test_a_checkpoint_lies_outside_the_training(share: float) -> None:
+    assert refusal(checkpoints=[share]).startswith("config: saes.wide.checkpoints.0: ")
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        ({"dictionary": "pca", "n_latents": None}, "'pca' is not trained"),
+        ({"pretrained": "a/b", "n_latents": None}, "how a pretrained SAE was trained"),
+    ],
+)
+def test_what_is_not_trained_has_checkpoints(made: dict[str, Any], why: str) -> None:
+    assert why in refusal(**made)
+
+
+def floored(*, floors: bool = True, **changes: Any) -> Config:
+    """Two draws, two sites, and a recipe of each kind."""
+    data = copy.deepcopy(STUDY)
+    data["evaluation"] = {"gaussian_floors": floors, "cross_tokens": 64}
+    data |= {"variants": ["trained", "step0", "rerandomized"], "draws": 2}
+    data["saes"]["components"] = {"dictionary": "pca", "k": 4}
+    data["saes"]["lookup"] = {"dictionary": "token_lookup"}
+    data["saes"]["given"] = {"pretrained": "a/b"}
+    return parse_config(data | changes)
+
+
+def test_a_variant_draw_or_recipe_has_no_floor_or_has_two() -> None:
+    cells = [tuple(cell.values()) for cell in floor_cells(floored())]
+    variants = [("trained", "0"), ("step0", "0"), ("rerandomized", "0"), ("rerandomized", "1")]
+    # No tokens to look up, nothing to train, and no floor along the training.
+    saes = [("wide", "0"), ("wide", "4"), ("plain", "0"), ("components", "0")]
+    assert cells == [
+        ("s", f"gaussian@{variant}", draw, site, *sae)
+        for variant, draw in variants
+        for site in ("embed", "resid_post.1")
+        for sae in saes
+    ]
+
+
+def test_the_floor_of_the_trained_variant_is_made_twice() -> None:
+    config = floored(variants=["gaussian", "rerandomized", "trained"])
+    floors = {(cell["variant"], cell["draw"]) for cell in floor_cells(config)}
+    assert floors == {("gaussian@rerandomized", "0"), ("gaussian@rerandomized", "1")}
+    assert {cell["variant"] for cell in sae_cells(config)} == {
+        "gaussian",
+        "rerandomized",
+        "trained",
+    }
+
+
+def test_floors_come_unasked_or_pass_for_variants() -> None:
+    assert list(floor_cells(floored(floors=False))) == []
+    for cells in (variant_cells, sae_cells):
+        assert list(cells(floored())) == list(cells(floored(floors=False)))
+
+
+def test_a_floor_goes_through_a_stage_that_it_has_no_part_in() -> None:
+    with_floors, without = cell_files(floored()), cell_files(floored(floors=False))
+    places = [paths.CELL_KEYS.format(**cell) for cell in floor_cells(floored())]
+    measured = {"reconstruction", "documents", "history", "geometry"} & with_floors.keys()
+    assert len(measured) >= 3
+    for table, files in with_floors.items():
+        # After all others: tables are about a study's variants first.
+        added = files[len(without[table]) :]
+        assert files[: len(without[table])] == without[table], table
+        expected = places if table in measured else []
+        assert len(added) == len(expected), table
+        assert all(f"/{p}/" in file for p, file in zip(expected, added, strict=True)), table
+    assert without.keys() == with_floors.keys()
+
+
+def test_a_floor_is_trained_beside_its_variant_or_not_at_all() -> None:
+    place = {"subject": "s", "draw": "1", "site": "embed"}
+    own = trained_together(floored(), {**place, "variant": "gaussian@rerandomized"})
+    assert [(cell["sae"], cell["seed"]) for cell in own] == [
+        *(("wide", "0"), ("wide", "4"), ("plain", "0"), ("components", "0"))
+    ]
+    of_variant = {**place, "variant": "rerandomized"}
+    assert trained_together(floored(), of_variant) == trained_together(
+        floored(floors=False), of_variant
+    )

@@ -1,0 +1,407 @@
+"""Each job's slice of the config holds what the job uses, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from nullsae import paths
+from nullsae.config.parse import parse_config, parse_section, resolve_subjects
+from nullsae.config.study import Config
+from nullsae.config.variants import VariantName
+from nullsae.core.errors import UserError
+from nullsae.core.files import write_json
+from nullsae.jobs.code_hash import code_hash
+from nullsae.jobs.grid import cell_files, floor_cells, sae_cells
+from nullsae.jobs.params import TrainSaeParams, pretrained_sae_path
+from nullsae.jobs.shared_training import SharedJob, shared_jobs
+from nullsae.jobs.slices import activations_key, cross_cells, rule_params
+
+STUDY: dict[str, Any] = {
+    "corpora": {
+        "c": {"source": {"kind": "builtin"}, "tokenizer": {"kind": "train", "vocab_size": 300}}
+    },
+    "subjects": {
+        "s": {"corpus": "c", "source": {"kind": "train", "n_layers": 4}, "sites": ["resid_post.*"]}
+    },
+    "variants": list(get_args(VariantName)),
+    "draws": 2,
+    "activations": {"sae_train_tokens": 4096},
+    "saes": {"topk": {"k": 4, "n_latents": 64}},
+    "evaluation": {"cross_tokens": 1024},
+    "explainers": {"lexical": {"kind": "lexical"}},
+    "scorers": {"detection": {"kind": "detection"}},
+}
+CELL = {"subject": "s", "draw": "1", "site": "resid_post.1", "sae": "topk", "seed": "0"}
+
+
+def study(**changes: Any) -> Config:
+    """The study with values at keys such as `saes__topk__k` replaced, subjects resolved."""
+    data = copy.deepcopy(STUDY)
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        inner = data
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
+    return resolve_subjects(parse_config(data))
+
+
+def params(config: Config, rule: str, **wildcards: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(rule_params(config, rule, wildcards))
+    return found
+
+
+def test_patterns_of_sites_do_not_reach_the_jobs() -> None:
+    config = study(subjects__s__sites=["embed", "resid_post.0..-1..2", "mlp_out.-1"])
+    assert config.subjects["s"].sites == ("embed", "resid_post.0", "resid_post.2", "mlp_out.3")
+
+
+@pytest.mark.parametrize("variant", STUDY["variants"][2:-1])
+def test_a_randomization_depends_on_settings_of_another(variant: str) -> None:
+    key = {"subject": "s", "variant": variant, "draw": "1"}
+    plain = params(study(), "randomize_model", **key)
+    changed = {
+        name: params(study(**{f"randomization__{name}": value}), "randomize_model", **key) != plain
+        for name, value in (
+            ("norm_parameters", "keep"),
+            ("embedding_noise_std", 2.0),
+            ("first_random_block", 1),
+        )
+    }
+    redrawn = variant.startswith(("rerandomized", "permuted_w", "spectrum", "cascade"))
+    assert changed == {
+        "norm_parameters": redrawn,
+        "embedding_noise_std": variant == "noise_embeddings",
+        "first_random_block": variant == "cascade",
+    }
+
+
+def test_gaussian_activations_do_not_follow_the_trained_ones() -> None:
+    config = study()
+    keys = {
+        (draw, split): activations_key(config, "s", "gaussian", draw, split)
+        for draw in (0, 1)
+        for split in ("sae_train", "eval")
+    }
+    assert len(set(keys.values())) == 4
+    longer = study(subjects__s__source={"kind": "train", "n_layers": 4, "steps": 7})
+    assert activations_key(longer, "s", "gaussian", 0, "eval") != keys[0, "eval"]
+    same = study(saes__topk__k=8, randomization__embedding_noise_std=2.0)
+    assert activations_key(same, "s", "gaussian", 0, "eval") == keys[0, "eval"]
+
+
+@pytest.mark.parametrize("variant", ["trained", "gaussian"])
+def test_another_site_makes_the_activations_look_different(variant: str) -> None:
+    fewer = study(subjects__s__sites=["resid_post.1"])
+    found = activations_key(fewer, "s", variant, 0, "eval")
+    assert found == activations_key(study(), "s", variant, 0, "eval")
+
+
+def test_cross_evaluation_uses_draw_0_of_its_own_variant() -> None:
+    config = study()
+    cells = cross_cells(config, {**CELL, "variant": "rerandomized"})
+    assert [cell["variant"] for cell in cells] == STUDY["variants"]
+    assert {cell["variant"]: cell["draw"] for cell in cells if cell["draw"]} == {"rerandomized": 1}
+    found = params(config, "cross_evaluate", **CELL, variant="rerandomized")
+    assert [v["variant"] for v in found["variants"]] == STUDY["variants"]
+    assert found["activations_keys"] == [
+        activations_key(config, "s", c["variant"], c["draw"], "eval") for c in cells
+    ]
+
+
+def test_cross_evaluation_runs_unasked() -> None:
+    without = study(evaluation__cross_tokens=None)
+    with pytest.raises(ValueError, match="cross_tokens"):
+        rule_params(without, "cross_evaluate", {**CELL, "variant": "trained"})
+
+
+def test_a_pretrained_sae_is_sought_in_the_same_place_for_each_site() -> None:
+    assert pretrained_sae_path("org/name::{site}", "mlp_out.11") == ("org/name", "mlp_out.11")
+    assert pretrained_sae_path("/x/{layer}/sae", "resid_post.3") == ("/x/3/sae", "")
+    assert pretrained_sae_path("org/name::layers.{layer}", "resid_post.10")[1] == "layers.10"
+
+
+@pytest.mark.parametrize("pretrained", ["{folder}/{{site}}", "{folder}::{{site}}"])
+def test_an_edit_of_a_local_pretrained_sae_goes_unnoticed(tmp_path: Path, pretrained: str) -> None:
+    folder = tmp_path / "resid_post.1"
+    folder.mkdir()
+    (folder / "cfg.json").write_text("{}")
+    config = study(saes__topk={"pretrained": pretrained.format(folder=tmp_path)})
+    cell = {**CELL, "variant": "trained", "draw": "0"}
+    before = params(config, "train_sae", **cell)
+    assert len(before["cells"][0]["local_files"]) == 1
+    (folder / "cfg.json").write_text("{ }")
+    assert params(config, "train_sae", **cell) != before
+
+
+def many(**activations: Any) -> Config:
+    """Six sites, five SAEs of five seeds each."""
+    saes = {
+        name: {"k": 4, "n_latents": 64, "seeds": list(range(5))}
+        for name in ("topk", "matryoshka_wide", "frozen_decoder", "soft_frozen", "jumprelu")
+    }
+    return study(
+        subjects__s__sites=[f"resid_post.{layer}" for layer in range(4)] + ["embed", "mlp_out.1"],
+        saes=saes,
+        variants=["trained", "gaussian"],
+        activations={"sae_train_tokens": 4096, **activations},
+    )
+
+
+def write_saes(root: Path, jobs: list[SharedJob]) -> None:
+    """What these jobs leave behind, as far as the workflow looks at it."""
+    for job in jobs:
+        keys = [job.params.cell_key(cell, code_hash("train_sae")) for cell in job.params.cells]
+        for key, file in zip(keys, job.files(paths.SAE_CONFIG), strict=True):
+            write_json(root / file, {"key": key})
+        for file in (*job.files(paths.SAE_WEIGHTS), *job.files(paths.HISTORY)):
+            (root / file).touch()
+
+
+@pytest.mark.parametrize(
+    ("mode", "n_jobs"), [({"mode": "stream"}, 3), ({"shared_pass": True}, 18), ({}, 0)]
+)
+def test_jobs_that_share_a_pass_miss_or_repeat_an_sae(
+    tmp_path: Path, mode: dict[str, Any], n_jobs: int
+) -> None:
+    config = many(**mode)
+    jobs = shared_jobs(config, root=tmp_path)
+    files = [file for job in jobs for file in job.files(paths.SAE_CONFIG)]
+    # Trained, and two draws of gaussian.
+    assert len(jobs) == n_jobs
+    assert len(set(files)) == len(files) == (3 * 6 * 25 if n_jobs else 0)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    assert all(name.isidentifier() for name in names)
+    for job in jobs:
+        # The shell gets all of a command as one argument.
+        assert len(job.text) < 131_072 / 2
+        parsed = TrainSaeParams.model_validate_json(job.text)
+        assert parsed == job.params
+        recipe = parsed.recipe(parsed.cells[-1])
+        assert recipe == config.saes["jumprelu"].model_copy(update={"seeds": (4,)})
+
+
+@pytest.mark.parametrize("mode", [{"mode": "stream"}, {"shared_pass": True}])
+def test_a_finished_sae_is_made_again_beside_a_new_one(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    config = many(**mode)
+    first = shared_jobs(config, root=tmp_path)
+    write_saes(tmp_path, first)
+    assert shared_jobs(config, root=tmp_path) == []
+    edited = config.saes["topk"].model_copy(update={"lr": 1e-3})
+    grown = config.saes["topk"].model_copy(update={"seeds": (*range(5), 7)})
+    for saes in ({"new": edited}, {"topk": edited}, {"topk": grown}):
+        changed = config.model_copy(update={"saes": {**config.saes, **saes}})
+        jobs = shared_jobs(changed, root=tmp_path)
+        assert len(jobs) == len(first)
+        cells = [cell for job in jobs for cell in job.params.cells]
+        expected = {("new", s) for s in range(5)} if "new" in saes else {("topk", 7)}
+        if saes == {"topk": edited}:
+            expected = {("topk", s) for s in range(5)}
+        assert {(cell.sae, cell.seed) for cell in cells} == expected
+        assert len(cells) == 18 * len(expected)
+        assert {name for job in jobs for name in job.params.saes} == {n for n, _ in expected}
+
+
+def test_an_sae_that_is_lost_or_named_has_no_job(tmp_path: Path) -> None:
+    config = many(mode="stream")
+    (job, *others) = shared_jobs(config, root=tmp_path)
+    write_saes(tmp_path, [job, *others])
+    weights, history = job.files(paths.SAE_WEIGHTS)[3], job.files(paths.HISTORY)[9]
+    for file in (weights, history):
+        (tmp_path / file).unlink()
+    config_file = job.files(paths.SAE_CONFIG)[20]
+    (tmp_path / config_file).write_text('{"key": ')
+    named = job.files(paths.SAE_CONFIG)[30]
+    (found,) = shared_jobs(config, root=tmp_path, named=lambda file: file == named)
+    assert (found.name, found.keys) == (job.name, job.keys)
+    assert found.params.cells == tuple(job.params.cells[i] for i in (3, 9, 20, 30))
+
+
+def test_the_mode_or_what_is_trained_beside_it_changes_an_sae(tmp_path: Path) -> None:
+    """Seen by a change of its key, which would train it again."""
+    shared = shared_jobs(many(shared_pass=True), root=tmp_path)
+    wildcards = {**CELL, "draw": "0", "variant": "trained"}
+    one = TrainSaeParams.model_validate_json(rule_params(many(), "train_sae", wildcards))
+    (of_site,) = (
+        job for job in shared if job.keys["site"] == CELL["site"] and "trained" in job.name
+    )
+    cell = next(cell for cell in of_site.params.cells if (cell.sae, cell.seed) == ("topk", 0))
+    assert of_site.params.cell_key(cell, "code") == one.cell_key(one.cells[0], "code")
+    assert len({of_site.params.cell_key(c, "code") for c in of_site.params.cells}) == 25
+    assert one.cell_key(one.cells[0], "other code") != one.cell_key(one.cells[0], "code")
+
+
+def test_a_cell_without_a_recipe_is_trained() -> None:
+    text = params(many(), "train_sae", **{**CELL, "draw": "0", "variant": "trained"})
+    text["cells"][0]["sae"] = "topic"
+    with pytest.raises(UserError, match=r"--params: .*'topic' is not one of saes \(topk\)"):
+        parse_section(TrainSaeParams, text, where="--params")
+
+
+def test_the_page_lists_saes_by_the_alphabet() -> None:
+    saes = {name: {"k": 4, "n_latents": 64} for name in ("topk", "frozen", "pca")}
+    assert list(params(study(saes=saes), "report")["study"]["saes"]) == list(saes)
+
+
+def test_an_sae_along_its_training_is_measured_by_another_slice() -> None:
+    config = study(saes__topk__checkpoints=[0.1])
+    along = {**CELL, "variant": "trained", "draw": "0", "sae": "topk@0.1"}
+    for rule in ("evaluate_sae", "cross_evaluate", "collect_latents", "explain_latents"):
+        own = {"explainer": "lexical"} if rule == "explain_latents" else {}
+        found = params(config, rule, **along, **own)
+        whole = params(study(), rule, **{**along, "sae": "topk"}, **own)
+        assert found["keys"].pop("sae") == "topk@0.1"
+        assert whole["keys"].pop("sae") == "topk"
+        assert found == whole
+
+
+def test_overlap_depends_on_other_than_its_recipe_and_the_study_s_variants() -> None:
+    of_recipe = {"subject": "s", "site": "resid_post.1", "sae": "topk"}
+    plain = params(study(), "match_dictionaries", **of_recipe)
+    # Two variants have one draw, all others two.
+    assert len(plain["cells"]) == 2 + 2 * (len(STUDY["variants"]) - 2)
+    assert plain["cells"][0] == {"variant": "trained", "draw": 0, "seed": 0}
+    assert {name: plain[name] for name in of_recipe} == of_recipe
+    for same in (
+        {"evaluation__fidelity_tokens": 512, "evaluation__gaussian_floors": True},
+        {"saes__topk__k": 5, "latents": {"n_sampled": 3}},
+        {"saes__topk__checkpoints": [0.5]},
+        {"saes__other": {"k": 4, "n_latents": 32}},
+    ):
+        assert params(study(**same), "match_dictionaries", **of_recipe) == plain, same
+    for other in (
+        {"evaluation__matching_latents": 64},
+        {"saes__topk__seeds": [0, 3]},
+        {"variants": ["trained", "step0"]},
+        {"draws": 3},
+        {"seed": 1},
+    ):
+        assert params(study(**other), "match_dictionaries", **of_recipe) != plain, other
+
+
+def test_matching_more_latents_evaluates_an_sae_again() -> None:
+    cell = {**CELL, "variant": "trained", "draw": "0"}
+    more = study(evaluation__matching_latents=64)
+    assert params(more, "evaluate_sae", **cell) == params(study(), "evaluate_sae", **cell)
+    other = study(seed=1)
+    assert params(other, "evaluate_sae", **cell)["seed"] == 1
+
+
+# Floors
+
+
+def with_floors(**changes: Any) -> Config:
+    return study(evaluation__gaussian_floors=True, **changes)
+
+
+def test_activations_of_floors_do_not_follow_those_they_are_fitted_to() -> None:
+    config = with_floors()
+    names = ["gaussian", *("gaussian@" + name for name in get_args(VariantName)[:-1])]
+    keys = {
+        (name, draw, split): activations_key(config, "s", name, draw, split)
+        for name in names
+        for draw in (0, 1)
+        for split in ("sae_train", "eval")
+    }
+    assert len(set(keys.values())) == len(names) * 4
+    # `gaussian@trained` has the moments of `gaussian`, and other samples.
+    noisy = with_floors(randomization__embedding_noise_std=2.0)
+    changed = {k for k, v in keys.items() if activations_key(noisy, "s", *k) != v}
+    assert {name for name, _, _ in changed} == {"gaussian@noise_embeddings"}
+    assert len(changed) == 4
+
+
+def test_a_job_does_not_insist_on_what_its_floor_is_fitted_to() -> None:
+    config = with_floors(activations__mode="stream")
+    place = {"subject": "s", "draw": "1"}
+    for variant, fitted in (
+        ("gaussian@cascade", ("cascade", 1)),
+        ("gaussian", ("trained", 0)),
+    ):
+        wanted = activations_key(config, "s", *fitted, "sae_train")
+        keys = {**place, "variant": variant}
+        for split in ("sae_train", "eval"):
+            sampled = params(config, "sample_gaussian", **keys, split=split)
+            assert sampled["fitted_activations_key"] == wanted
+            assert sampled["key"] == activations_key(config, "s", variant, 1, split)
+            assert sampled["keys"]["variant"] == variant
+        assert params(config, "train_sae", **keys)["stream"]["fitted_activations_key"] == wanted
+    captured = params(config, "train_sae", **place, variant="cascade")
+    assert captured["stream"]["fitted_activations_key"] == ""
+
+
+def test_floors_change_a_job_of_a_variant() -> None:
+    """Its params; what runs again is told by these."""
+    plain, config = study(), with_floors()
+    cells = list(sae_cells(plain))
+    for cell in cells:
+        judged = {"explainer": "lexical", "scorer": "detection"}
+        for rule in (
+            *("train_sae", "evaluate_sae", "cross_evaluate", "collect_latents"),
+            *("explain_latents", "score_latents"),
+        ):
+            keys = {**cell, **judged}
+            own = cell if rule == "train_sae" else keys
+            assert rule_params(config, rule, own) == rule_params(plain, rule, own), rule
+    for rule in ("aggregate", "prepare_corpus"):
+        keys = {"corpus": "c"}
+        assert rule_params(config, rule, keys) == rule_params(plain, rule, keys)
+    assert len(list(floor_cells(config))) == 4 * (1 + 9 * 2)
+    assert not list(floor_cells(plain))
+    assert cell_files(plain) != cell_files(config)
+
+
+def test_a_floor_is_trained_or_measured_by_another_slice_than_its_variant() -> None:
+    own: dict[str, Any] = {"saes__topk__checkpoints": [0.5], "evaluation__fidelity_tokens": 512}
+    place = {**CELL, "variant": "gaussian@cascade"}
+    trained = params(with_floors(), "train_sae", **place)
+    # SAEs along the training are no floors, and there is no model to measure fidelity in.
+    assert params(with_floors(**own), "train_sae", **place) == trained
+    measured = params(with_floors(), "evaluate_sae", **place)
+    assert params(with_floors(**own), "evaluate_sae", **place) == measured
+    for rule in ("train_sae", "evaluate_sae"):
+        variant = {**CELL, "variant": "cascade"}
+        assert params(with_floors(**own), rule, **variant) != params(with_floors(), rule, **variant)
+    of_variant = params(with_floors(), "train_sae", **{**CELL, "variant": "cascade"})
+    assert trained["saes"] == of_variant["saes"]
+    assert trained["cells"] == of_variant["cells"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "per_variant"), [({"mode": "stream"}, 1), ({"shared_pass": True}, 6)]
+)
+def test_jobs_that_share_a_pass_mix_or_miss_floors(
+    tmp_path: Path, mode: dict[str, Any], per_variant: int
+) -> None:
+    config = many(**mode)
+    config = config.model_copy(
+        update={
+            "evaluation": config.evaluation.model_copy(update={"gaussian_floors": True}),
+            "variants": ("trained", "rerandomized", "step0"),
+        }
+    )
+    plain = config.model_copy(update={"evaluation": many().evaluation})
+    before, jobs = shared_jobs(plain, root=tmp_path), shared_jobs(config, root=tmp_path)
+    # Trained and step0, and two draws of rerandomized.
+    assert len(before) == 4 * per_variant
+    assert len(jobs) == 2 * len(before)
+    # Those of variants are as they were, with their names.
+    assert [(job.name, job.text) for job in jobs[: len(before)]] == [
+        (job.name, job.text) for job in before
+    ]
+    floors = jobs[len(before) :]
+    for floor, job in zip(floors, before, strict=True):
+        assert floor.keys == {**job.keys, "variant": f"gaussian@{job.keys['variant']}"}
+        assert floor.params.cells == job.params.cells
+        assert floor.name.isidentifier()
+    assert len({job.name for job in jobs}) == len(jobs)
+    write_saes(tmp_path, before)
+    assert [job.name for job in shared_jobs(config, root=tmp_path)] == [f.name for f in floors]

@@ -307,7 +307,7 @@ def scatter(
     title: str,
     subtitle: str,
     x_title: str,
-    reference: float,
+    reference: float | None,
     height: int = 260,
     legend: bool = True,
 ) -> alt.FacetChart:
@@ -320,7 +320,7 @@ def scatter(
         title: of the figure.
         subtitle: of the figure.
         x_title: what stands on the x axis, with its unit.
-        reference: where to draw a dashed line across.
+        reference: where to draw a dashed line across, if anywhere.
         height: of a panel, in pixels.
         legend: False where the titles of the panels say whose marks they hold.
     """
@@ -334,8 +334,10 @@ def scatter(
             shape=_shape_of(variants, legend=legend),
         )
     )
-    rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
-    layers = [rule.encode(y=alt.YDatum(reference)), mark]
+    layers: list[Any] = [mark]
+    if reference is not None:
+        rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
+        layers.insert(0, rule.encode(y=alt.YDatum(reference)))
     panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=height)
     return _facet(panel, rows, columns, title, subtitle)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from nullsae.config.explainers import LexicalExplainer, SwappedExplainer
+from nullsae.config.metrics import Metric, all_metrics
 from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.config.variants import GAUSSIAN
-from nullsae.statistics.metrics import Metric
 
 
 def lexical_baseline(config: Config) -> str | None:
@@ -54,10 +54,9 @@ def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
         return config.evaluation.gaussian_floors or GAUSSIAN in config.variants
     if explainer is None:
         return True
-    if metric.name == "gain_over_lexical":
-        return no_gain(config, explainer) is None
-    if metric.name == "discrimination":
-        return no_discrimination(config, explainer) is None
+    reasons = {"gain_over_lexical": no_gain, "discrimination": no_discrimination}
+    if any(reasons[c](config, explainer) is not None for c in metric.columns if c in reasons):
+        return False
     # What another latent's explanation earns says nothing of the latent itself.
     is_swapped = explainer != NO_EXPLAINER and isinstance(
         config.explainers[explainer], SwappedExplainer
@@ -65,7 +64,7 @@ def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
     return metric.table == "scores" or not is_swapped
 
 
-def study_metrics(config: Config, metrics: tuple[Metric, ...]) -> list[str]:
-    """Names of the metrics that some comparison of a study has."""
+def study_metrics(config: Config) -> list[str]:
+    """Names of the metrics that some comparison of a study has, in display order."""
     explainers = [None, *dict(config.scored_pairs())]
-    return [m.name for m in metrics if any(applies(m, config, e) for e in explainers)]
+    return [m.name for m in all_metrics() if any(applies(m, config, e) for e in explainers)]

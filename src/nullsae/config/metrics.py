@@ -134,7 +134,9 @@ class Metric:
     place: int | None = None
     """Of its figure in that section; by default `position`."""
     definition: str
-    """What its figure says it is, with the formula."""
+    """What its figure says it is."""
+    formula: str = ""
+    """The same for docs/metrics.md, where it says more in fewer words."""
     reading: str
     """What its figure says of how to read it."""
     values: str = ""

@@ -30,10 +30,11 @@ class Figure:
 
 def draw_figures(study: Study, subject: str) -> list[Figure]:
     """All figures of a subject, in display order."""
-    return [_draw(study, subject, kind) for kind in figure_kinds(study.config)]
+    return [draw_figure(study, subject, kind) for kind in figure_kinds(study.config)]
 
 
-def _draw(study: Study, subject: str, kind: str) -> Figure:
+def draw_figure(study: Study, subject: str, kind: str) -> Figure:
+    """One figure of a subject."""
     if kind in FIGURES:
         figure = FIGURES[kind]()
         title, (chart, caption) = figure.title, figure.draw(study, subject)

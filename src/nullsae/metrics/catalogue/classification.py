@@ -24,6 +24,7 @@ class Auroc(_OfScores):
     title = "AUROC"
     columns = ("auroc",)
     chance = 0.5
+    formula = "P(judge ranks an active window above a silent one), ties ½"
     definition = (
         "Chance that the judge, given the explanation, ranks an active window above a silent one. "
         + _SCORE
@@ -43,6 +44,7 @@ class Auprc(_OfScores):
     title = "AUPRC"
     columns = ("auprc",)
     floor = "share of active windows"
+    formula = "Σ (R_n - R_{n-1}) P_n over the distinct probabilities"
     definition = "Area under the precision-recall curve of the judge's probabilities. " + _SCORE
     reading = "Its floor is the share of active windows, not 0; compare it with the nulls."
 
@@ -55,6 +57,7 @@ class F1(_OfScores):
     title = "F1"
     columns = ("f1",)
     floor = '⅔ for "always yes" at equal numbers'
+    formula = "2 TP / (2 TP + FP + FN) at probability ≥ 0.5"
     definition = "Harmonic mean of precision and recall of the judge's yes or no. " + _SCORE
     reading = (
         "A judge that always says yes already scores high where half of the windows are active."
@@ -69,6 +72,7 @@ class BalancedAccuracy(_OfScores):
     title = "Balanced accuracy"
     columns = ("balanced_accuracy",)
     chance = 0.5
+    formula = "mean of TPR and TNR at ≥ 0.5"
     definition = (
         "Mean of the shares of active and of silent windows that the judge gets right. " + _SCORE
     )

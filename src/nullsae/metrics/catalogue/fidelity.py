@@ -23,6 +23,7 @@ class CeScore(Metric):
     denominator = "ce_zero - ce_clean"
     margin = 0.05
     section = "fidelity"
+    formula = "(ce_zero - ce_sae) / (ce_zero - ce_clean)"
     definition = (
         "(zero - with SAE) / (zero - clean) of the losses above: 1 is no harm, 0 as bad as zeros."
     )

@@ -22,6 +22,7 @@ class ExplainedVariance(_OfDocuments):
     title = "Explained variance"
     columns = ("squared_error", "squared_deviation")
     complement = True
+    formula = "1 - Σ‖x - x̂‖² / Σ‖x - x̄‖²"
     definition = (
         "1 - Σ‖x - x̂‖² / Σ‖x - x̄‖² over the whole evaluation split: predicting the mean gives 0, "
         "a perfect copy 1."
@@ -43,6 +44,7 @@ class AboveGaussianFloor(_OfDocuments):
     columns = ("squared_error", "squared_deviation")
     form = "relative"
     complement = True
+    formula = "1 - FVU / FVU_G, FVU = 1 - explained variance"
     definition = (
         "1 - FVU / FVU of an SAE of the same recipe on Gaussian data with this variant's own "
         "mean and covariance; FVU is 1 - explained variance."
@@ -62,6 +64,7 @@ class Cosine(_OfDocuments):
     position = 30
     title = "Cosine similarity"
     columns = ("cosine", "n_tokens")
+    formula = "mean of x·x̂ / (‖x‖‖x̂‖)"
     definition = "Cosine between an activation and its reconstruction, mean over tokens."
     reading = "It does not subtract the mean, so a large common direction is enough to raise it."
     values = "[-1, 1]"
@@ -77,6 +80,7 @@ class L1(_OfDocuments):
     direction = 0
     margin = 0.1
     margin_is_share = True
+    formula = "mean of Σ_j |a_j|"
     definition = "Sum of the absolute latent activations of a token, mean over tokens."
     reading = (
         "It follows the scale of the activations, which differs by site: compare variants within "

@@ -20,6 +20,7 @@ class TokenEntropy(_OfLatents):
     title = "Token entropy, whole split (bits)"
     columns = ("token_entropy_corrected_bits",)
     margin = 0.25
+    formula = "H + (types - 1) / (2 N ln 2) for N firings (Miller 1955), H below"
     definition = (
         "Entropy of the token ids on which a latent fires, weighted by activation, over the whole "
         "evaluation split, with the Miller-Madow correction."
@@ -39,6 +40,7 @@ class ExplainTokenEntropy(_OfLatents):
     title = "Token entropy, explainer's windows (bits)"
     columns = ("explain_token_entropy_bits",)
     margin = 0.25
+    formula = "H over the active windows of explainers, as in the paper"
     definition = "The same entropy over the windows that the explainer saw, as in arXiv 2501.17727."
     reading = "With few windows it is bounded by their number; prefer the whole split."
     values = "[0, ∞)"
@@ -52,6 +54,7 @@ class PeakTokenShare(_OfLatents):
     title = "Peak token share"
     columns = ("peak_token_share",)
     direction = -1
+    formula = "max p_t"
     definition = "The largest share of a latent's activation that falls on one token id."
     reading = (
         "1 is a latent of one token; a null above trained has latents closer to token detectors."
@@ -69,6 +72,7 @@ class SingleTokenShare(_OfLatents):
     at_least = "single_token_share"
     direction = -1
     margin = 0.1
+    formula = "share of latents with `peak_token_share` ≥ 0.9 (`statistics.single_token_share`)"
     definition = (
         "Share of the sampled latents of which one token id has most of the activation "
         "(statistics.single_token_share)."
@@ -88,6 +92,7 @@ class Autocorrelation(_OfLatents):
     title = "Autocorrelation of activations"
     columns = ("autocorrelation",)
     direction = 0
+    formula = "(S_l / N_l - μ²) / σ², mean over lags l of 1 to 15 tokens"
     definition = (
         "Correlation of a latent's activation with itself 1 to 15 tokens later, within a "
         "document, silent tokens counting as 0; mean over these distances."

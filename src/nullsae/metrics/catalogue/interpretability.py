@@ -40,7 +40,7 @@ class Discrimination(_OfExplanations):
     title = "AUROC gained over another latent's explanation"
     columns = ("discrimination",)
     margin = 0.05
-    formula = "AUROC minus that of `swapped`: explanations of other latents on the windows of this one"
+    formula = "AUROC minus that of `swapped`: other explanations on this latent's windows"
     definition = "AUROC minus that of another latent's explanation (swapped) on the same windows."
     reading = (
         "It takes away what any explanation earns by the protocol alone; near 0, an explanation "
@@ -57,7 +57,7 @@ class AbstractShare(_OfExplanations):
     title = "Share of abstract latents"
     columns = ("is_abstract",)
     margin = 0.1
-    formula = "share of latents with corrected entropy ≥ 4 bits and AUROC ≥ 0.8 (`statistics.abstract_*`)"
+    formula = "share with corrected entropy ≥ 4 bits and AUROC ≥ 0.8 (`statistics.abstract_*`)"
     definition = (
         "Share of the scored latents that fire on many tokens and are explained well: entropy "
         "and AUROC above statistics.abstract_min_entropy_bits and abstract_min_auroc."
@@ -78,6 +78,6 @@ class EntropyAurocCorrelation(_OfExplanations):
     columns = ("token_entropy_bits", "auroc")
     form = "rank_correlation"
     margin = 0.1
-    formula = "Spearman"s ρ of corrected entropy and AUROC over latents"
+    formula = "Spearman's ρ of corrected entropy and AUROC over latents"
     definition = "Spearman's rank correlation of token entropy and AUROC over scored latents."
     reading = "Below 0, latents of few tokens score best, as in the paper's random transformers."

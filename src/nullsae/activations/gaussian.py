@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nullsae.activations.capture import count_contexts, shard_order, write_split_manifest
 from nullsae.activations.preflight import POSITION_BYTES, check_disk
-from nullsae.activations.store import SiteReader, SiteWriter, is_complete
+from nullsae.activations.store import BATCH_TOKENS, SiteReader, SiteWriter, is_complete
 from nullsae.core.files import content_key, read_json, rebuild_command
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
@@ -21,7 +21,6 @@ from nullsae.jobs.params import ModelKeys, SampleGaussianParams
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 
-BATCH_TOKENS = 4096
 # With fewer tokens per dimension the sample covariance is shrunk.
 ENOUGH_TOKENS = 10
 # Below these shares of the largest one, an eigenvalue of the correlation matrix is rounding, or

@@ -32,6 +32,9 @@ from nullsae.activations.shards import (
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
 
+BATCH_TOKENS = 4096
+"""Tokens that an SAE is run on at a time; no result depends on it."""
+
 
 class SiteWriter:
     """Writes the shards of one site, each with a record of its checksum and sums beside it.

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from nullsae import tables
-from nullsae.activations.store import SiteReader
+from nullsae.activations.store import BATCH_TOKENS, SiteReader
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.params import CrossEvaluateParams
-from nullsae.metrics.evaluate import BATCH_TOKENS, check_width
+from nullsae.metrics.evaluate import check_width
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import token_ids

@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.activations.store import SiteReader
+from nullsae.activations.store import BATCH_TOKENS, SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens
 from nullsae.sae.autoencoder import Autoencoder
 
-BATCH_TOKENS = 4096
 # What gradient steps leave as it was drawn (Korznikov et al. 2026, arXiv 2602.14111).
 # b_dec belongs to the encoder too, which subtracts it: only with b_dec fixed are the codes of
 # `frozen_encoder` a fixed random function of the activations.

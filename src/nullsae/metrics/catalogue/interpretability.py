@@ -78,6 +78,5 @@ class EntropyAurocCorrelation(_OfExplanations):
     columns = ("token_entropy_bits", "auroc")
     form = "rank_correlation"
     margin = 0.1
-    formula = "Spearman's ρ of corrected entropy and AUROC over latents"
     definition = "Spearman's rank correlation of token entropy and AUROC over scored latents."
     reading = "Below 0, latents of few tokens score best, as in the paper's random transformers."

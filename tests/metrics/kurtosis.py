@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nullsae.config.metrics import Column, Direction, Firings, Metric, Split
+from nullsae.config.metrics import Column, Direction, Metric
+
+if TYPE_CHECKING:
+    from nullsae.latents.split import Split
+    from nullsae.latents.store import Firings
 
 Numbers = NDArray[np.float64]
 
@@ -33,7 +38,7 @@ class Kurtosis(Metric):
         }
 
     def latent_column(
-        self, sums: Mapping[str, Numbers], counts: NDArray[np.generic], split: Split
+        self, sums: Mapping[str, Numbers], counts: NDArray[np.int64], split: Split
     ) -> Numbers:
         """From moments about 0 to those about the mean."""
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -9,7 +9,7 @@ nullsae, only this module, `core`, and what imports no more than that.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from nullsae.core.registry import Registry
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Numbers = NDArray[np.float64]
-    Array = NDArray[np.generic]
+    Counts = NDArray[np.int64]
 
 Level = Literal["document", "latent", "cell"]
 Form = Literal["mean", "ratio", "relative", "rank_correlation"]
@@ -54,41 +54,6 @@ class Column(NamedTuple):
     """Its unit, or what must be said of it, as in `tables.cells`."""
     kind: str = "float?"
     """Its type, as in `tables.columns`. Where it may be null, NaN is written as null."""
-
-
-class Firings(Protocol):
-    """The firings of some latents, sorted by latent, then by position: `latents.store.Firings`."""
-
-    @property
-    def n_latents(self) -> int: ...
-    @property
-    def latent(self) -> Array:
-        """int64 [n], the latent of each firing, counted from the first of these latents."""
-
-    @property
-    def position(self) -> Array:
-        """uint32 or int64 [n], flat token index in the split."""
-
-    @property
-    def value(self) -> Array:
-        """float32 [n], the activation, above 0."""
-
-
-class Split(Protocol):
-    """The tokens of the `eval` split: `latents.split.Split`."""
-
-    @property
-    def ids(self) -> Array:
-        """int32 [n_tokens]."""
-
-    @property
-    def document(self) -> Array:
-        """int32 [n_tokens], the document of each token."""
-
-    @property
-    def context_tokens(self) -> int: ...
-    @property
-    def n_tokens(self) -> int: ...
 
 
 class Metric:
@@ -207,25 +172,25 @@ class Metric:
         """Why a draw and seed has no value in spite of its numbers; None if it has one."""
         return None
 
-    def latent_sums(self, firings: Firings, split: Split) -> dict[str, Numbers]:
+    def latent_sums(self, firings: Any, split: Any) -> dict[str, Numbers]:
         """What `latent_column` is made of: sums over firings, [n_latents, ...] each.
 
         The firings of one latent may come in several pieces, each of whole contexts; sums of
         pieces are added up.
 
         Args:
-            firings: of some latents, or some of one latent.
-            split: its tokens.
+            firings: `latents.store.Firings` of some latents, or some of one latent.
+            split: `latents.split.Split`, its tokens.
         """
         raise NotImplementedError(f"metric {self.name!r} has a column, but no latent_sums")
 
-    def latent_column(self, sums: Mapping[str, Numbers], counts: Array, split: Split) -> Numbers:
+    def latent_column(self, sums: Mapping[str, Numbers], counts: Counts, split: Any) -> Numbers:
         """The values of `column`, [n_latents]; NaN where undefined.
 
         Args:
             sums: of all firings of some latents, as `latent_sums` names them.
             counts: int64 [n_latents], their firings.
-            split: its tokens.
+            split: `latents.split.Split`, its tokens.
         """
         raise NotImplementedError(f"metric {self.name!r} has a column, but no latent_column")
 

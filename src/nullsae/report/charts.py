@@ -6,12 +6,16 @@ Rows carry `variant`, `panel` (what stands above a panel) and, for depth profile
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import altair as alt
-
+from nullsae.core.registry import lazy
 from nullsae.report import style
 from nullsae.report.study import Row
+
+if TYPE_CHECKING:
+    import altair as alt
+else:  # what asks for the names of figures draws none
+    alt = lazy("altair")
 
 PLOT_WIDTH = 700
 """Pixels shared by the panels of one row, without the labels at their left."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import altair as alt
-
 from nullsae.config.metrics import Metric
 from nullsae.report import charts
 from nullsae.report.matrix import Steps, cells, columns_for, differences, matrix
@@ -82,7 +80,7 @@ def figure(
     subtitle: str,
     sites: list[str],
     first_columns: list[str] | None = None,
-) -> alt.TopLevelMixin:
+) -> Any:
     """A matrix of `grid`, or a figure that says that it is empty."""
     names = [*(first_columns or []), *study.config.saes]
     if all(value is None for value, _ in grid.values()):

@@ -1,8 +1,8 @@
 """What a figure that is no metric's is: caption and drawing stand together.
 
 Each is a class in a file of `report/drawings`, or of another package under the entry point group
-`nullsae.figures`. The Snakefile asks for their names, so that such a file imports Altair, pyarrow
-and what needs them only to draw (`core.registry.lazy`).
+`nullsae.figures`. The Snakefile asks for their names, so that such a file loads Altair and pyarrow
+only to draw (`core.registry.lazy`).
 """
 
 from __future__ import annotations

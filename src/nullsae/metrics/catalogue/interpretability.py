@@ -22,7 +22,6 @@ class GainOverLexical(_OfExplanations):
     title = "AUROC gained over token statistics"
     columns = ("gain_over_lexical",)
     margin = 0.05
-    formula = "AUROC minus that of `lexical`, same latent, same windows"
     definition = (
         "AUROC minus that of token statistics (lexical), latent by latent on the same windows. "
     )
@@ -40,7 +39,6 @@ class Discrimination(_OfExplanations):
     title = "AUROC gained over another latent's explanation"
     columns = ("discrimination",)
     margin = 0.05
-    formula = "AUROC minus that of `swapped`: other explanations on this latent's windows"
     definition = "AUROC minus that of another latent's explanation (swapped) on the same windows."
     reading = (
         "It takes away what any explanation earns by the protocol alone; near 0, an explanation "

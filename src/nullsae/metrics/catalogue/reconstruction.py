@@ -22,7 +22,6 @@ class ExplainedVariance(_OfDocuments):
     title = "Explained variance"
     columns = ("squared_error", "squared_deviation")
     complement = True
-    formula = "1 - Σ‖x - x̂‖² / Σ‖x - x̄‖²"
     definition = (
         "1 - Σ‖x - x̂‖² / Σ‖x - x̄‖² over the whole evaluation split: predicting the mean gives 0, "
         "a perfect copy 1."
@@ -44,7 +43,6 @@ class AboveGaussianFloor(_OfDocuments):
     columns = ("squared_error", "squared_deviation")
     form = "relative"
     complement = True
-    formula = "1 - FVU / FVU_G, FVU = 1 - explained variance"
     definition = (
         "1 - FVU / FVU of an SAE of the same recipe on Gaussian data with this variant's own "
         "mean and covariance; FVU is 1 - explained variance."

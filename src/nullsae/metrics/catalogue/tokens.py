@@ -54,7 +54,6 @@ class PeakTokenShare(_OfLatents):
     title = "Peak token share"
     columns = ("peak_token_share",)
     direction = -1
-    formula = "max p_t"
     definition = "The largest share of a latent's activation that falls on one token id."
     reading = (
         "1 is a latent of one token; a null above trained has latents closer to token detectors."

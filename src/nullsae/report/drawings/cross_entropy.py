@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nullsae.core.registry import lazy
+from nullsae.report import charts, compact, matrix, panels
 from nullsae.report.kinds import FigureKind
 from nullsae.report.study import Study, mean
-
-if TYPE_CHECKING:
-    from nullsae.report import charts, compact, matrix, panels
-else:
-    charts = lazy("nullsae.report.charts")
-    compact = lazy("nullsae.report.compact")
-    matrix = lazy("nullsae.report.matrix")
-    panels = lazy("nullsae.report.panels")
 
 SHAPES = {"clean": "circle", "with SAE": "diamond", "mean": "square", "zero": "triangle-down"}
 COLUMNS = {"clean": "ce_clean", "with SAE": "ce_sae", "mean": "ce_mean", "zero": "ce_zero"}

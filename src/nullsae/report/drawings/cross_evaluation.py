@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nullsae.config.study import Config
-from nullsae.core.registry import lazy
+from nullsae.report import charts, compact, matrix
 from nullsae.report.kinds import FigureKind
 from nullsae.report.study import Row, Study, mean, thin
-
-if TYPE_CHECKING:
-    from nullsae.report import charts, compact, matrix
-else:
-    charts = lazy("nullsae.report.charts")
-    compact = lazy("nullsae.report.compact")
-    matrix = lazy("nullsae.report.matrix")
 
 
 class CrossEvaluation(FigureKind):

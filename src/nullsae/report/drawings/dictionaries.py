@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nullsae.core.registry import lazy
+from nullsae.report import charts, compact, matrix
 from nullsae.report.kinds import FigureKind
 from nullsae.report.study import Row, Study, mean
-
-if TYPE_CHECKING:
-    from nullsae.report import charts, compact, matrix
-else:
-    charts = lazy("nullsae.report.charts")
-    compact = lazy("nullsae.report.compact")
-    matrix = lazy("nullsae.report.matrix")
 
 SHAPES = {"decoder rows": "circle", "random directions": "diamond"}
 GEOMETRY_COLUMNS = {

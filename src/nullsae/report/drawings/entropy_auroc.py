@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nullsae.config.metrics import METRICS
 from nullsae.config.study import Config
-from nullsae.core.registry import lazy
+from nullsae.report import charts, compact, panels
 from nullsae.report.kinds import FigureKind
 from nullsae.report.names import entropy_pair
 from nullsae.report.study import Row, Study, thin
-
-if TYPE_CHECKING:
-    from nullsae.report import charts, compact, panels
-else:
-    charts = lazy("nullsae.report.charts")
-    compact = lazy("nullsae.report.compact")
-    panels = lazy("nullsae.report.panels")
 
 MAX_POINTS = 6000
 """Latents in a scatter plot; beyond it every m-th is drawn, so that the page stays light."""

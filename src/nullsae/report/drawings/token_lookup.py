@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nullsae.config.variants import GAUSSIAN, floor_name
-from nullsae.core.registry import lazy
+from nullsae.report import charts, compact, matrix, panels
 from nullsae.report.kinds import FigureKind
 from nullsae.report.study import Row, Study, mean
-
-if TYPE_CHECKING:
-    from nullsae.report import charts, compact, matrix, panels
-else:
-    charts = lazy("nullsae.report.charts")
-    compact = lazy("nullsae.report.compact")
-    matrix = lazy("nullsae.report.matrix")
-    panels = lazy("nullsae.report.panels")
 
 LOOKUP = {"SAE": "circle", "token lookup": "diamond", "Gaussian floor": "triangle-down"}
 COLUMN = "token means"

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nullsae.config.metrics import METRICS, all_metrics
 from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
-from nullsae.core.registry import lazy
+from nullsae.report import charts, compact, panels
 from nullsae.report.kinds import FigureKind
 from nullsae.report.names import shown_explainer
 from nullsae.report.study import Row, Study, thin
-
-if TYPE_CHECKING:
-    from nullsae.report import charts, compact, panels
-else:
-    charts = lazy("nullsae.report.charts")
-    compact = lazy("nullsae.report.compact")
-    panels = lazy("nullsae.report.panels")
 
 MAX_CURVES = 600
 """Lines in the figure of training curves; with more, fewer sites are drawn."""

@@ -7,13 +7,10 @@ only to draw (`core.registry.lazy`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nullsae.config.study import Config
 from nullsae.core.registry import Registry
-
-if TYPE_CHECKING:
-    from nullsae.report.study import Study
 
 
 class FigureKind:
@@ -37,8 +34,13 @@ class FigureKind:
         """Whether a study has it."""
         return True
 
-    def draw(self, study: Study, subject: str) -> tuple[Any, str]:
-        """Chart and caption."""
+    def draw(self, study: Any, subject: str) -> tuple[Any, str]:
+        """Chart and caption.
+
+        Args:
+            study: a `report.study.Study`.
+            subject: one of its subjects.
+        """
         raise NotImplementedError
 
 

@@ -20,7 +20,7 @@ class Arms:
     """All cells of a study by the arm that they belong to."""
 
     def __init__(self, sources: Mapping[str, Sequence[Units]], statistics: Statistics) -> None:
-        """Cells by table, in config order; of `documents` those of floors among them."""
+        """Cells by table, in config order, those of floors among them."""
         self._statistics = statistics
         self._cells: dict[str, dict[ArmKeys, list[Units]]] = {}
         for table, cells in sources.items():
@@ -29,9 +29,9 @@ class Arms:
                 arms.setdefault(cell.arm, []).append(cell)
         self._latents = {cell.sae: cell for cell in sources.get("latents", ())}
 
-    def has_floor(self, keys: ArmKeys) -> bool:
+    def has_floor(self, metric: Metric, keys: ArmKeys) -> bool:
         """Whether the trained arm of a comparison has a Gaussian floor to compare with."""
-        return bool(self._floors((*keys, "trained")))
+        return bool(self._floors(metric, (*keys, "trained")))
 
     def arm(self, metric: Metric, keys: ArmKeys, variant: str) -> Arm:
         """The arm of one variant in one comparison (subject, site, sae, explainer, scorer)."""
@@ -43,13 +43,13 @@ class Arms:
             units_are_shared=metric.unit == "document",
         )
 
-    def _floors(self, arm: ArmKeys) -> dict[tuple[int, int], Units]:
+    def _floors(self, metric: Metric, arm: ArmKeys) -> dict[tuple[int, int], Units]:
         """The floors of a variant's cells by draw and seed; `gaussian` is that of `trained`."""
         *group, variant = arm
         assert variant is not None
         names = [floor_name(variant), *([GAUSSIAN] if variant == "trained" else [])]
         for name in names:
-            cells = self._cells["documents"].get((*group, name))
+            cells = self._cells[metric.table].get((*group, name))
             if cells:
                 return {(int(c.keys["draw"]), int(c.keys["seed"])): c for c in cells}
         return {}
@@ -67,7 +67,7 @@ class Arms:
         where = f"draw {draw}, seed {seed}"
         reason = undefined and f"{undefined} in {where}"
         if reason is None and metric.form == "relative":
-            floor = self._floors(cell.arm).get((draw, seed))
+            floor = self._floors(metric, cell.arm).get((draw, seed))
             if floor is None:
                 reason = f"no Gaussian floor of {where}"
             else:

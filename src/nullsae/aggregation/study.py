@@ -140,7 +140,7 @@ def _is_there(metric: Metric, group: dict[str, str | None], config: Config, arms
     if not applies(metric, config, group["explainer"]):
         return False
     if metric.form == "relative":  # looked-up and pretrained dictionaries have no floor
-        return arms.has_floor(tuple(group[name] for name in GROUP_KEYS))
+        return arms.has_floor(metric, tuple(group[name] for name in GROUP_KEYS))
     return True
 
 

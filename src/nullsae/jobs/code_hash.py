@@ -99,8 +99,8 @@ OWNED: dict[str, tuple[str, ...]] = {
         "autointerp/shards.py",
         "autointerp/token_judge.py",
     ),
-    "aggregate": ("statistics", "aggregation", "metrics/ce_score.py"),
-    "report": ("report",),
+    "aggregate": ("statistics", "aggregation", "metrics/catalogue", "metrics/ce_score.py"),
+    "report": ("metrics/catalogue", "report"),
     "train_toy": (
         "core/moments.py",
         "toy/data.py",

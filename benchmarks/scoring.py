@@ -25,19 +25,20 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nullsae.autointerp.asking import FRAME_TOKENS, labels_schema
-from nullsae.autointerp.asking import WINDOW_TOKENS as WINDOW_ANSWER_TOKENS
-from nullsae.autointerp.explainers import explain_latents, load_tokenizer
+from nullsae.autointerp.explain import explain_latents
+from nullsae.autointerp.explainers.language_model import OpenAIExplainer
 from nullsae.autointerp.llm.client import Request, ask_all
-from nullsae.autointerp.llm.session import Asked
+from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.marking import window_texts
 from nullsae.autointerp.prompting import load_prompt
-from nullsae.autointerp.scorers import score_latents
+from nullsae.autointerp.score import score_latents
+from nullsae.autointerp.scorers.asking import FRAME_TOKENS, labels_schema
+from nullsae.autointerp.scorers.asking import WINDOW_TOKENS as WINDOW_ANSWER_TOKENS
+from nullsae.autointerp.scorers.detection import DetectionScorer
+from nullsae.autointerp.scorers.fuzzing import FuzzingScorer
 from nullsae.config.corpora import BuiltinSource
 from nullsae.config.endpoints import Endpoint
-from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.llm import Llm
-from nullsae.config.scorers import DetectionScorer, FuzzingScorer
 from nullsae.corpus.sources import documents
 from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
@@ -103,7 +104,7 @@ def write_windows(folder: Path, tokens: np.ndarray) -> Path:
     return folder / "windows.parquet"
 
 
-class Timed(Asked):
+class Timed(Session):
     """Sums up the time between the first request of a job and its last answer."""
 
     seconds = 0.0
@@ -161,7 +162,7 @@ def ask_only(
     table = read_table(folder / "windows.parquet", cell_schema("windows"))
     texts = [
         shown.text
-        for shown in window_texts(load_tokenizer(tokenizer), table["token_ids"].to_pylist())
+        for shown in window_texts(read_tokenizer(tokenizer), table["token_ids"].to_pylist())
     ]
     requests = [
         Request(

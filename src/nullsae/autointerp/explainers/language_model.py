@@ -1,0 +1,193 @@
+"""Explanations that a language model writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from nullsae.autointerp.examples import strong
+from nullsae.autointerp.explain import ExplainJob
+from nullsae.autointerp.llm.messages import Request
+from nullsae.autointerp.marking import Shown, activation_scale, mark, window_texts
+from nullsae.autointerp.prompting import (
+    EXPLANATION_TOKENS,
+    TOKENS_AROUND_WINDOW,
+    Prompt,
+    check_prompt,
+    load_prompt,
+    one_line,
+    prompt_tokens,
+)
+from nullsae.autointerp.replies import explanation
+from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
+from nullsae.config.explainers import Explainer
+from nullsae.tables import cell_schema
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from nullsae.autointerp.llm.client import LanguageModel
+
+log = logging.getLogger(__name__)
+
+# Questions about one latent, the first one included, before its explanation counts as missing.
+MAX_ATTEMPTS = 3
+# Tokens of a window's list of strengths.
+TOKENS_OF_STRENGTHS = 12
+
+
+class OpenAIExplainer(Endpoint, Explainer):
+    """A language model that is shown a latent's active windows."""
+
+    name: ClassVar[str] = "openai"
+    position: ClassVar[int] = 1
+    shown_first: ClassVar[bool] = True
+
+    kind: Literal["openai"]
+    shown_windows: PositiveInt = 40
+    """Active windows in the prompt, strongest first; no more than
+    `latents.explain_active_windows`."""
+    mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """A token is marked when it is active above this share of its window's maximum."""
+    max_completion_tokens: PositiveInt = 500
+    """Length of an answer; a model that reasons needs more."""
+    prompt: str | None = None
+    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self
+
+    @property
+    def text(self) -> str:
+        return f"{self.model} is shown the latent's active windows and says what they share."
+
+    def questions(self, counts: WindowCounts) -> Questions:
+        shown = [min(n, self.shown_windows) for n in counts.explain_active]
+        each = counts.window_tokens + TOKENS_AROUND_WINDOW + TOKENS_OF_STRENGTHS
+        fixed = prompt_tokens("explain", self.prompt)
+        return Questions(
+            len(shown), len(shown) * fixed + sum(shown) * each, len(shown) * EXPLANATION_TOKENS
+        )
+
+    def explain(self, job: ExplainJob) -> pa.Table:
+        """Have the model explain each latent by its active explaining windows.
+
+        An answer without an explanation is asked for again, in other words, up to `MAX_ATTEMPTS`
+        times in all; what never comes is a row with a reason.
+        """
+        windows, tokenizer = job.windows(), job.tokenizer
+        prompt = load_prompt("explain", self.prompt)
+        check_prompt(prompt, self.prompt, windows=[ShownWindow("", "")])
+        shown = shown_windows(windows, tokenizer, self)
+
+        def work(model: LanguageModel) -> list[Coroutine[Any, Any, str | None]]:
+            return [_ask(model, prompt, mine, self) for mine in shown.values()]
+
+        texts = job.session.all(self, work, len(shown))
+        if missing := sum(text is None for text in texts):
+            log.warning("%d of %d latents have no explanation", missing, len(texts))
+        rows: list[dict[str, Any]] = [
+            {
+                "latent": latent,
+                "explanation": text,
+                "reason": None if text else "the model gave no explanation",
+                "source_latent": latent,
+                "model": self.model,
+                "prompt_hash": prompt.hash,
+                "base_probability": None,
+                "token_ids": [],
+                "token_probabilities": [],
+                "pair_previous_ids": [],
+                "pair_token_ids": [],
+                "pair_probabilities": [],
+            }
+            for latent, text in zip(shown, texts, strict=True)
+        ]
+        return pa.Table.from_pylist(rows, schema=cell_schema("explanations"))
+
+
+@dataclass(frozen=True)
+class ShownWindow:
+    """A window in the prompt."""
+
+    text: str
+    """With marks around the tokens at which the latent is strongly active."""
+    strengths: str
+    """Those tokens with their strength from 1 to 10."""
+
+
+def shown_window(
+    shown: Shown, activations: NDArray[np.float32], threshold: float, maximum: float
+) -> ShownWindow:
+    """A window as an explainer sees it.
+
+    Args:
+        shown: its text.
+        activations: float32 [n_tokens].
+        threshold: share of the window's largest activation above which a token is marked.
+        maximum: the latent's largest activation among the windows of the prompt: 10.
+    """
+    marked = strong(activations, activations.max(), threshold)
+    scale = activation_scale(activations, maximum)
+    strengths = [
+        f"{json.dumps(shown.text[start:stop], ensure_ascii=False)} {scale[i]}"
+        for i, (start, stop) in enumerate(shown.spans)
+        if marked[i]
+    ]
+    return ShownWindow(one_line(mark(shown, marked)), ", ".join(strengths))
+
+
+def shown_windows(
+    windows: pa.Table, tokenizer: Tokenizer, explainer: OpenAIExplainer
+) -> dict[int, list[ShownWindow]]:
+    """The windows to show of each latent, strongest first, by ascending latent.
+
+    Args:
+        windows: the table `windows` of one SAE.
+        tokenizer: the corpus' tokenizer.
+        explainer: how many, and what is marked.
+    """
+    wanted = pc.and_(pc.equal(windows["pool"], "explain"), windows["active"])
+    windows = windows.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
+    latents = windows["latent"].to_numpy()
+    rows = [np.asarray(row, np.float32) for row in windows["activations"].to_pylist()]
+    peaks = np.array([row.max() for row in rows])
+    chosen = {}
+    for latent in np.unique(latents).tolist():
+        mine = np.flatnonzero(latents == latent)
+        order = np.argsort(-peaks[mine], kind="stable")[: explainer.shown_windows]
+        chosen[latent] = mine[order].tolist()
+    ids = windows["token_ids"].to_pylist()
+    # All at once: decoding a token's piece is done once per call.
+    every = [i for mine in chosen.values() for i in mine]
+    texts = dict(zip(every, window_texts(tokenizer, [ids[i] for i in every]), strict=True))
+    return {
+        latent: [
+            shown_window(texts[i], rows[i], explainer.mark_threshold, float(peaks[mine[0]]))
+            for i in mine
+        ]
+        for latent, mine in chosen.items()
+    }
+
+
+async def _ask(
+    model: LanguageModel, prompt: Prompt, windows: list[ShownWindow], explainer: OpenAIExplainer
+) -> str | None:
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        messages = prompt.messages(attempt, windows=windows)
+        reply = await model.ask(Request(messages, explainer.max_completion_tokens))
+        if reply is None:
+            return None
+        if text := explanation(reply):
+            return text
+    return None

@@ -40,6 +40,7 @@ from nullsae.config.corpora import BuiltinSource
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.corpus.sources import documents
+from nullsae.corpus.token_text import read_tokenizer
 from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
@@ -122,7 +123,7 @@ def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) ->
     """Explain and judge; wall and CPU seconds of this process, and what is missing."""
     windows = folder / "windows.parquet"
     endpoint: dict[str, Any] = {"model": "m", "base_url": server.url, "api_key_env": None}
-    asked = Timed(lambda: settings, root=folder)
+    session = Timed(lambda: settings, root=folder)
     wall, cpu = time.perf_counter(), time.process_time()
     explainer = OpenAIExplainer(kind="openai", **endpoint)
     explain_latents(
@@ -131,7 +132,7 @@ def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) ->
         tokenizer,
         folder / "explanations.parquet",
         None,
-        asked,
+        session,
     )
     for scorer in (DetectionScorer(kind="detection"), FuzzingScorer(kind="fuzzing")):
         score_latents(
@@ -141,14 +142,14 @@ def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) ->
             tokenizer=tokenizer,
             predictions=folder / f"{scorer.kind}.predictions.parquet",
             scores=folder / f"{scorer.kind}.parquet",
-            asked=asked,
+            session=session,
         )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     failed = sum(
         sum(read_table(folder / f"{kind}.parquet", cell_schema("scores"))["n_failed"].to_pylist())
         for kind in ("detection", "fuzzing")
     )
-    return {"wall": wall, "cpu": cpu, "failed": failed, "asking": asked.seconds}
+    return {"wall": wall, "cpu": cpu, "failed": failed, "asking": session.seconds}
 
 
 def ask_only(

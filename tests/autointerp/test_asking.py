@@ -26,10 +26,9 @@ from nullsae.autointerp.examples import examples_of, with_marks
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.explainers.language_model import OpenAIExplainer
 from nullsae.autointerp.score import score_latents
-from nullsae.autointerp.scorers.intruder import intruder_tasks
+from nullsae.autointerp.scorers.intruder import IntruderScorer, intruder_tasks
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.parse import parse_section
-from nullsae.config.scorers import IntruderScorer
 from nullsae.core.errors import UserError
 from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table

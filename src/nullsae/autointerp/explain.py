@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,3 +79,35 @@ def explain_latents(
     """
     job = ExplainJob(params, windows, tokenizer, output, base, session or Session(), ranks)
     write_table(output, params.explainer.explain(job), cell_schema("explanations"))
+
+
+def explained_in_words(
+    texts: Mapping[int, str | None],
+    reason: str,
+    model: str | None = None,
+    prompt_hash: str | None = None,
+) -> pa.Table:
+    """The table `explanations` of an explainer that writes texts and has no statistics.
+
+    Args:
+        texts: by latent, ascending; None or "" where there is none.
+        reason: why there is none.
+        model: the language model that wrote them.
+        prompt_hash: of the prompt that it answered.
+    """
+    lists = ("token_ids", "token_probabilities")
+    pairs = ("pair_previous_ids", "pair_token_ids", "pair_probabilities")
+    rows = [
+        {
+            "latent": latent,
+            "explanation": text,
+            "reason": None if text else reason,
+            "source_latent": latent,
+            "model": model,
+            "prompt_hash": prompt_hash,
+            "base_probability": None,
+            **{name: [] for name in (*lists, *pairs)},
+        }
+        for latent, text in texts.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=cell_schema("explanations"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from nullsae.autointerp.examples import strong
-from nullsae.autointerp.explain import ExplainJob
+from nullsae.autointerp.explain import ExplainJob, explained_in_words
 from nullsae.autointerp.llm.messages import Request
 from nullsae.autointerp.marking import Shown, activation_scale, mark, window_texts
 from nullsae.autointerp.prompting import (
@@ -30,7 +30,6 @@ from nullsae.autointerp.prompting import (
 from nullsae.autointerp.replies import explanation
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
-from nullsae.tables import cell_schema
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -96,24 +95,8 @@ class OpenAIExplainer(Endpoint, Explainer):
         texts = job.session.all(self, work, len(shown))
         if missing := sum(text is None for text in texts):
             log.warning("%d of %d latents have no explanation", missing, len(texts))
-        rows: list[dict[str, Any]] = [
-            {
-                "latent": latent,
-                "explanation": text,
-                "reason": None if text else "the model gave no explanation",
-                "source_latent": latent,
-                "model": self.model,
-                "prompt_hash": prompt.hash,
-                "base_probability": None,
-                "token_ids": [],
-                "token_probabilities": [],
-                "pair_previous_ids": [],
-                "pair_token_ids": [],
-                "pair_probabilities": [],
-            }
-            for latent, text in zip(shown, texts, strict=True)
-        ]
-        return pa.Table.from_pylist(rows, schema=cell_schema("explanations"))
+        found = dict(zip(shown, texts, strict=True))
+        return explained_in_words(found, "the model gave no explanation", self.model, prompt.hash)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from nullsae.config.endpoints import Endpoint
 from nullsae.config.evaluation import Evaluation
 from nullsae.config.explainers import Explainer
 from nullsae.config.latents import Latents
+from nullsae.config.randomization import Settings
 from nullsae.config.saes import Sae
 from nullsae.config.scorers import Scorer
 from nullsae.config.section import FloatType, Section
@@ -20,13 +21,13 @@ from nullsae.config.statistics import Statistics
 from nullsae.config.study import Config
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.config.toy import Toy, ToyData, ToySource, ToyTraining
-from nullsae.config.variants import FloorName, VariantName
+from nullsae.config.variants import ModelName, VariantName
 from nullsae.core.files import content_key
 
 
 class ModelKeys(Section):
     subject: str
-    variant: Literal[VariantName, FloorName]
+    variant: ModelName
     draw: NonNegativeInt
 
 
@@ -54,16 +55,13 @@ class TrainSubjectParams(Section):
     compute: Compute
 
 
-class RandomizeModelParams(Section):
+class RandomizeModelParams(Settings):
     seed: NonNegativeInt
     keys: ModelKeys
     source: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")] | None = None
     """Where the weights come from; without it, `--trained` names the trained ones' folder."""
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a subject in a local folder."""
-    norm_parameters: Literal["rerandomize", "keep"] | None = None
-    embedding_noise_std: float | None = None
-    first_random_block: NonNegativeInt | None = None
     compute: Compute
 
 

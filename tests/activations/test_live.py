@@ -21,7 +21,7 @@ from nullsae.jobs.params import (
     StreamParams,
     TrainSaeParams,
 )
-from nullsae.subjects.variants import randomize_model
+from nullsae.subjects.publish import randomize_model
 from small_chain import (
     COMPUTE,
     CONTEXT,

@@ -16,7 +16,7 @@ from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.explainers import SwappedExplainer
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
-from nullsae.config.variants import VARIANTS, fitted_to, has_model
+from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
 from nullsae.jobs.shared_training import shared_jobs
 from nullsae.jobs.slices import activations_key, asks, rule_params
 from nullsae.report.names import figure_names
@@ -57,6 +57,10 @@ GPUS = 0 if STUDY.compute.device == "cpu" else 1
 N_PORTIONS = STUDY.activations.chunks
 # A pattern that matches no name.
 NOTHING = "$."
+# Variants without a model, and floors.
+SAMPLED = "|".join(
+    [*(name for name in VARIANTS if not has_model(name)), f"{FLOOR_PREFIX}[^/]+"]
+)
 
 
 wildcard_constraints:

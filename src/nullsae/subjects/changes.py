@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nullsae.config.randomization import Settings
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nullsae.subjects import families, gates, orthogonal
+
+    State = Mapping[str, Tensor]
 else:
     torch, nn = lazy("torch"), lazy("torch.nn")
     families, gates = lazy("nullsae.subjects.families"), lazy("nullsae.subjects.gates")
@@ -60,8 +62,8 @@ class Change:
 
     def gate(
         self,
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
+        before: State,
+        after: State,
         names: set[str],
         *,
         model: Any,
@@ -97,7 +99,7 @@ class Redrawn(Change):
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
         return redraw(tensor, generator)
 
-    def gate(self, before: Any, after: Any, names: set[str], **_: Any) -> gates.Gate:
+    def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.moments(before, after, names)
 
 
@@ -111,11 +113,9 @@ class Initialized(Change):
                 parameter.copy_(fresh[name])
 
     def gate(
-        self, before: Any, after: Any, names: set[str], *, model: Any, draw: Draw
+        self, before: State, after: State, names: set[str], *, model: Any, draw: Draw
     ) -> gates.Gate:
-        other = initial_parameters(
-            model, Draw(draw.seed, draw.purpose, draw.subject, draw.draw + 1)
-        )
+        other = initial_parameters(model, replace(draw, draw=draw.draw + 1))
         return gates.initializer({name: after[name] for name in names}, other)
 
 
@@ -129,7 +129,7 @@ class Permuted(Change):
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
         return permute(tensor, generator)
 
-    def gate(self, before: Any, after: Any, names: set[str], **_: Any) -> gates.Gate:
+    def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.entries(before, after, names)
 
     def limit(self, a: Tensor, b: Tensor) -> float:
@@ -144,7 +144,7 @@ class RowsPermuted(Permuted):
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
         return permute_rows(tensor, generator)
 
-    def gate(self, before: Any, after: Any, names: set[str], **_: Any) -> gates.Gate:
+    def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.rows_permuted(before, after, names)
 
 
@@ -159,7 +159,7 @@ class RowsRotated(Change):
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
         return rotate(tensor, generator)
 
-    def gate(self, before: Any, after: Any, names: set[str], **_: Any) -> gates.Gate:
+    def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.rows_rotated(before, after, names)
 
     def limit(self, a: Tensor, b: Tensor) -> float:
@@ -175,7 +175,7 @@ class Matched(Change):
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
         return match_spectrum(tensor, generator)
 
-    def gate(self, before: Any, after: Any, names: set[str], **_: Any) -> gates.Gate:
+    def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.spectrum(before, after, names)
 
     def limit(self, a: Tensor, b: Tensor) -> float:

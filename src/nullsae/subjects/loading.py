@@ -203,7 +203,7 @@ class Subject:
 
         Args:
             input_ids: [batch, tokens] integers.
-            split: the split that the contexts belong to; keys the noise of `noise_embeddings`.
+            split: the split that the contexts belong to; keys what is drawn per context.
             contexts: index of each row in the split.
             sites: names of sites.
             see: called with a site's name and [batch, tokens, width of the site] in the subject's

@@ -101,8 +101,8 @@ def randomize_model(
         output: folder of the variant.
 
     Raises:
-        UserError: the source cannot be loaded, the variant has no such draw, `cascade` starts
-            beyond the last block, or a gate fails.
+        UserError: the source cannot be loaded, the variant has no such draw, its settings do
+            not fit the model, or a gate fails.
     """
     keys = params.keys
     if fitted := fitted_to(keys.variant, keys.draw):

@@ -19,7 +19,8 @@ from nullsae.sae.architectures import ARCHITECTURES, Losses, TrainedSae, batch_t
 from nullsae.sae.architectures.batch_topk import THRESHOLD_DECAY, batch_top_k
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries import FROZEN
-from nullsae.sae.exchange.interchange import export_sae, read_pretrained
+from nullsae.sae.exchange.export import export_sae
+from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.files import load_sae, save_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.kernels import Hits

@@ -20,7 +20,8 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Architecture, Autoencoder
-from nullsae.sae.exchange.interchange import export_sae, read_pretrained
+from nullsae.sae.exchange.export import export_sae
+from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.files import save_sae
 from small_chain import cell
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
@@ -20,6 +21,11 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """The keys that sections of this kind may have, with their types and defaults."""
+        return cls.model_fields
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:

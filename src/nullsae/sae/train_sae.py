@@ -67,7 +67,7 @@ def train_sae(
         eval_activations: manifest of its `eval` activations, for the held-out curve.
         output: folder of each SAE; `{site}`, `{sae}` and `{seed}` are filled in.
         work: folder for checkpoints; a run with the same params and activations resumes there.
-        train_tokens: corpus manifest of `sae_train`, for a stream, and where codes depend on tokens.
+        train_tokens: corpus manifest of `sae_train`, for a stream or where codes depend on tokens.
         eval_tokens: corpus manifest of `eval`, where codes depend on tokens.
         model: `recipe.json` of the variant, for a stream.
         fitted: manifest of the trained variant's `sae_train` activations, for a stream of the

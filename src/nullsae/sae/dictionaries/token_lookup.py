@@ -31,9 +31,8 @@ class TokenLookup(Dictionary):
         "One latent per token id, whose direction is that token's mean activation: it reads the "
         "token and not the activation."
     )
-    coding = reads_tokens = True
-    trained = has_encoder = False
-    default_k, product_share = 1, 0.0
+    coding, reads_tokens, has_encoder = True, True, False
+    trained, default_k, product_share = False, 1, 0.0
 
     def check(self, k: int | None) -> None:
         if k not in (None, 1):

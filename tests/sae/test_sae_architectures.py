@@ -16,7 +16,7 @@ from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.params import ModelKeys, SaeCell, TrainSaeParams
-from nullsae.sae.architectures import batch_topk
+from nullsae.sae import kernels
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.architectures.batch_topk import THRESHOLD_DECAY, batch_top_k
 from nullsae.sae.autoencoder import Autoencoder
@@ -327,7 +327,7 @@ def test_another_entry_is_kept_than_by_sorting(
     pre = (pre * levels).round() / levels
     n = max(1, int(share * pre.numel()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch_topk, "chunk_rows", lambda *_: chunk)
+        patch.setattr(kernels, "chunk_rows", lambda *_: chunk)
         hits = batch_top_k(pre, torch.eye(n_latents), torch.zeros(n_latents), n)
     assert entries(hits) == by_sorting(pre, n)
     assert len(hits.values) == min(n, int((pre > 0).sum()))

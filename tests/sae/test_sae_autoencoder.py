@@ -111,8 +111,9 @@ def test_names_on_disk_lead_to_other_tensors(architecture: str) -> None:
     for again in (Autoencoder.of(named, architecture, sae.k), sae.to(torch.device("cpu"))):
         assert again.architecture == architecture
         assert again.k == sae.k
-        for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold"):
-            assert getattr(again, name) is getattr(sae, name)
+        for name in (*names, *sae.own):
+            assert again.parameters()[name] is named[name]
+        assert list(again.parameters()) == list(named)
 
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])

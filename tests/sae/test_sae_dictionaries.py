@@ -523,7 +523,7 @@ def given_sae(d_model: int = D_MODEL, *, k: int | None = None) -> Autoencoder:
         rows,
         torch.randn(d_model, generator=g),
         k,
-        torch.rand(20, generator=g) if k is None else None,
+        {"threshold": torch.rand(20, generator=g)} if k is None else {},
     )
 
 

@@ -49,9 +49,9 @@ def gradients(
     **keys: Any,
 ) -> tuple[dict[str, Tensor], Losses]:
     assert sae.k is not None
-    settings = {"auxk_k": auxk_k, "auxk_coefficient": auxk_coefficient, **keys}
-    recipe = Sae.of(n_latents=WIDTH, k=sae.k, **settings)
+    recipe = Sae.of(n_latents=WIDTH, k=sae.k, auxk_k=auxk_k, **keys)
     model = recipe.training()(recipe, sae.k, sae)
+    model.auxk_coefficient = auxk_coefficient
     return model.gradients(x, dead)
 
 

@@ -17,6 +17,8 @@ class Coding:
 
     name: ClassVar[str]
     """The name in the config and on disk; without one, a class only shares code."""
+    summary: ClassVar[str] = ""
+    """What it is, after its name, in the config's schema and in help texts."""
     position: ClassVar[int] = 1_000
     """Rank in display order."""
     coding: ClassVar[bool] = False

@@ -87,15 +87,12 @@ class Sae(Section, Coding):
     recipe: Literal["paper"] | None = None
     """`paper`: the settings of Heap et al. for all keys that are not given here."""
     architecture: str = "topk"
-    """`topk` keeps the k largest pre-activations of each token, `batch_topk` and `matryoshka`
-    (nested prefixes of the dictionary) k per token on average; `jumprelu` learns a threshold per
-    latent, with k as the target; `gated` and `standard` pay for activity by `l1_coefficient`."""
+    """Which latents are active, and what is paid for it."""
     dictionary: str = "learned"
-    """`learned`, or a null: decoder or encoder `frozen` at its random start, one direction per
-    token (`token_lookup`), principal components (`pca`), the neuron basis (`identity`)."""
+    """Where the directions come from: training, or a null."""
     n_latents: PositiveInt | None = None
-    """Width of the dictionary; give this or `expansion_factor`. `token_lookup` has as many latents
-    as there are tokens, `pca` and `identity` two (plus and minus) per direction."""
+    """Width of the dictionary; give this or `expansion_factor`, but for a dictionary that is
+    computed, which has its own."""
     expansion_factor: PositiveInt | None = None
     """Width of the dictionary as a multiple of the site's width."""
     pretrained: str | None = None
@@ -326,7 +323,10 @@ def _section(
     fields: Any = {n: (field.annotation, field) for n, field in dictionary.model_fields.items()}
     for kind, names in (("architecture", architectures), ("dictionary", dictionaries)):
         known: Any = Literal[names]
-        fields[kind] = (known, Sae.model_fields[kind])
+        each = "; ".join(f"`{name}` {_registry(kind)[name].summary}" for name in names)
+        field = Sae.model_fields[kind]
+        text = f"{field.description} {each}."
+        fields[kind] = (known, Field(default=field.default, description=text))
     return create_model(
         architecture.__name__, __base__=architecture, __module__=architecture.__module__, **fields
     )

@@ -93,15 +93,13 @@ def train_sae(
             continue
         given = _pretrained(cell) if cell.recipe.pretrained else None
         if given is not None and cell.keys.variant == "trained":
-            sae = given.to(device)
-            _finish(cell, cell.work, cell.keys, sae, [_only_row(sae, cell, tokens=0)], 0)
+            _finish_without_steps(cell, given.to(device), tokens=0)
         elif not cell.recipe.origin.trained:
             corpora = _corpora(cell, train_tokens, eval_tokens)
             sae = fit_dictionary(
                 cell.recipe, cell.train, corpora[0], where=cell.where, report=report
-            ).to(device)
-            row = _only_row(sae, cell, corpora, tokens=cell.train.n_tokens)
-            _finish(cell, cell.work, cell.keys, sae, [row], 0)
+            )
+            _finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
         else:
             stepwise.append((cell, given))
     ran = 0
@@ -322,15 +320,15 @@ def _corpora(
     return load_tokens(train_tokens), load_tokens(eval_tokens)
 
 
-def _only_row(
-    sae: Autoencoder,
+def _finish_without_steps(
     cell: Cell,
+    sae: Autoencoder,
     corpora: tuple[Tokens | None, Tokens | None] = (None, None),
     *,
     tokens: int,
-) -> dict[str, Any]:
-    """The history of an SAE that took no steps. FVU is over one batch of `sae_train`, and latents
-    count as dead that do not fire on the held-out tokens.
+) -> None:
+    """Write an SAE that took no steps, with one row of history. FVU is over one batch of
+    `sae_train`, and latents count as dead that do not fire on the held-out tokens.
     """
     found = []
     sizes = (cell.recipe.batch_tokens, cell.recipe.heldout_tokens)
@@ -338,7 +336,7 @@ def _only_row(
         x, position = next(split.batches(size))
         ids = None if corpus is None else token_ids(corpus, position)
         found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
-    return {
+    row = {
         "step": 0,
         "tokens": tokens,
         "lr": 0.0,
@@ -349,3 +347,4 @@ def _only_row(
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
         "tokens_per_second": None,
     }
+    _finish(cell, cell.work, cell.keys, sae, [row], 0)

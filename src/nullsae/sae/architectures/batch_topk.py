@@ -48,6 +48,7 @@ class BatchTopKSae(AveragedSae):
     """A recipe; finished SAEs are `jumprelu`."""
 
     name, position, step_cost = "batch_topk", 2, 1.25
+    summary = "keeps k per token on average"
 
     @classmethod
     def training(cls) -> type[TrainedSae[Any]]:

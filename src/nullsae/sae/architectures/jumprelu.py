@@ -28,6 +28,7 @@ class JumpReluSae(LimitedSae):
     """A recipe, and how finished SAEs encode: what exceeds a positive threshold per latent."""
 
     name, position, step_cost = "jumprelu", 4, 7.0
+    summary = "learns a threshold per latent, with k as the target"
     coding, own_tensors = True, ("threshold",)
 
     l0_coefficient: PositiveFloat = 3.0

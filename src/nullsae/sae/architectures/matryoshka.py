@@ -38,6 +38,7 @@ class MatryoshkaSae(AveragedSae):
     """A recipe; finished SAEs are `jumprelu`."""
 
     name, position, step_cost = "matryoshka", 3, 1.5
+    summary = "does so too, with nested prefixes of the dictionary"
 
     prefix_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
         0.0625,

@@ -35,6 +35,7 @@ class StandardSae(PayingSae):
     """A recipe, and how finished SAEs encode: rectified."""
 
     name, position, step_cost, coding = "standard", 6, 4.6, True
+    summary = "pays for activity by `l1_coefficient`"
 
     @classmethod
     def training(cls) -> type[TrainedSae[StandardSae]]:

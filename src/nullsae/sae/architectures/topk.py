@@ -25,6 +25,7 @@ class TopKSae(AuxKSae):
     """A recipe, and how finished SAEs encode: the k largest, rectified."""
 
     name, position = "topk", 1
+    summary = "keeps the k largest pre-activations of each token"
     keeps_k = coding = has_k = True
 
     multi_topk: bool = False

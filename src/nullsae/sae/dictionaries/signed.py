@@ -68,6 +68,7 @@ class Pca(Signed):
     """Principal components, strongest first."""
 
     name, position = "pca", 6
+    summary = "has the principal components"
     caption = "Principal components of the activations, plus and minus; nothing is trained."
 
     n_components: PositiveInt | None = None
@@ -93,6 +94,7 @@ class Identity(Signed):
     """The neuron basis."""
 
     name, position = "identity", 7
+    summary = "has the neuron basis"
     caption = "The neuron basis: each dimension, plus and minus, is a latent; nothing is trained."
 
     def directions(

@@ -24,6 +24,7 @@ class Learned(Dictionary):
     """The real thing."""
 
     name, position = "learned", 1
+    summary = "is trained"
     caption = "Encoder and decoder are trained."
 
 
@@ -31,6 +32,7 @@ class FrozenDecoder(Dictionary):
     """Random directions, and the best way to encode by them."""
 
     name, position = "frozen_decoder", 2
+    summary = "keeps the decoder at its random start"
     caption = "The decoder stays at its random start; the encoder is trained."
     frozen = ("W_dec",)
 
@@ -39,6 +41,7 @@ class SoftFrozenDecoder(Dictionary):
     """Directions that stay near random ones."""
 
     name, position = "soft_frozen_decoder", 3
+    summary = "keeps the decoder near it"
     caption = (
         "Both are trained, but each decoder row stays near its random start (cosine at least "
         "{min_decoder_cosine:g})."
@@ -59,6 +62,7 @@ class FrozenEncoder(Dictionary):
     """
 
     name, position = "frozen_encoder", 4
+    summary = "keeps the encoder at its random start"
     caption = "The encoder stays at its random start; the decoder is trained."
     frozen = ("encoder.weight", "encoder.bias", "b_dec")
 

@@ -27,6 +27,7 @@ class TokenLookup(Dictionary):
     """
 
     name, position = "token_lookup", 5
+    summary = "has one direction per token"
     caption = (
         "One latent per token id, whose direction is that token's mean activation: it reads the "
         "token and not the activation."

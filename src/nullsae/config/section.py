@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 FloatType = Literal["float32", "bfloat16", "float16"]
@@ -23,6 +24,11 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """The keys that sections of this kind may have, with their types and defaults."""
+        return cls.model_fields
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from nullsae.config.compute import Compute
 from nullsae.config.corpora import Corpus
@@ -271,10 +271,10 @@ class ReportToyParams(Section):
     figure_formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
 
 
-def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
+def describe(model: type[Section], prefix: str = "") -> list[str]:
     """One line per field of a params class, nested sections included, for help texts."""
     lines = []
-    for name, field in model.model_fields.items():
+    for name, field in model.known_keys().items():
         key = f"{prefix}{name}"
         needed = "required" if field.is_required() else f"default {field.get_default()!r}"
         inner = _sections(field.annotation)
@@ -288,9 +288,9 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
     return lines
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def _sections(annotation: Any) -> list[type[Section]]:
     """The sections that an annotation names, through unions and optionals."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
 

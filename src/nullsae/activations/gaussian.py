@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nullsae.activations.capture import count_contexts, shard_order, write_split_manifest
 from nullsae.activations.preflight import POSITION_BYTES, check_disk
-from nullsae.activations.store import BATCH_TOKENS, SiteReader, SiteWriter, is_complete
+from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.core.files import content_key, read_json, rebuild_command
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
@@ -151,7 +151,7 @@ def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
     """
     reader.check()
     fit = Moments(reader.d_model, device=device)
-    for x, _ in reader.batches(BATCH_TOKENS):
+    for x, _ in reader.batches():
         fit.add(x)
     return fit
 

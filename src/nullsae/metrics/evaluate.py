@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nullsae import tables
-from nullsae.activations.store import BATCH_TOKENS, SiteReader, document_of
+from nullsae.activations.store import SiteReader, document_of
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens, load_tokens
@@ -19,8 +19,8 @@ from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.metrics.token_lookup import token_lookup_r2
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.dictionaries import fit_token_means, token_ids
 from nullsae.sae.files import load_sae
+from nullsae.sae.token_means import fit_token_means, token_ids
 from nullsae.subjects.loading import load_subject, pick_device
 
 # Tokens of eval, from its start, that the covariance is taken over.
@@ -126,7 +126,7 @@ def _reconstruct(
     device = coder.b_dec.device
     moments = Moments(heldout.d_model, device=device)
     done = 0
-    for x, position in heldout.batches(BATCH_TOKENS):
+    for x, position in heldout.batches():
         values, indices = coder.encode(x.to(device), token_ids(tokens, position))
         output = coder.decode(values, indices)
         sums.add(x, output, values, indices, document_of(position, tokens.document_id))
@@ -166,5 +166,5 @@ def check_width(reader: SiteReader, d_model: int, sae: Path) -> None:
 
 def _with_ids(reader: SiteReader, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of activations with the token ids at their positions."""
-    for x, position in reader.batches(BATCH_TOKENS):
+    for x, position in reader.batches():
         yield x, token_ids(tokens, position)

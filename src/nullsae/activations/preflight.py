@@ -43,7 +43,7 @@ class Progress:
         self.since = 0.0
 
     def start(self, position: int) -> None:
-        """A chunk begins, with this token."""
+        """A shard begins, with this token."""
         self.position = position
         self.since = time.perf_counter()
 

@@ -53,7 +53,7 @@ def training(study: Study, subject: str) -> compact.Drawn:
     if any(row["scorer"] for row in rows):
         caption += f" Explanations are those of {explainer}; the dashed line is chance."
     drawn = ("title", "panel", "variant", "tokens", "value", "low", "high")
-    chart = charts.progress(
+    chart = charts.along_training(
         [{key: row[key] for key in drawn} for row in rows],
         study.variants,
         {row["title"]: CHANCE[row["metric"]] for row in rows if row["metric"] in CHANCE},

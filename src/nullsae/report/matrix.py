@@ -12,7 +12,9 @@ from typing import Any
 import altair as alt
 
 from nullsae.report import style
+from nullsae.report.charts import facet
 from nullsae.report.study import Row
+from nullsae.report.text import NONE
 
 WIDTH = 740
 """Pixels shared by the panels of one row, without the labels at their left."""
@@ -20,8 +22,6 @@ SPACING = 18
 MIN_CELL, MAX_CELL = 29, 52
 """Bounds on the width of a cell, in pixels."""
 MAX_COLUMNS = 3
-NONE = "\u2013"
-"""Stands in a cell without a value."""
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,35 @@ def matrix(
         second: whether a cell has a second, smaller line.
     """
     width = _drawn_width(columns, len(column_names))
-    height = 30 if second else 21
-    y = alt.Y(
+    base = alt.Chart().encode(x=_x(column_names, column_title), y=_y(row_names, row_title))
+    panel = alt.LayerChart(
+        layer=_layers(base, steps, width, second=second),
+        width=width * len(column_names),
+        height=(30 if second else 21) * len(row_names),
+    )
+    # Each panel says its columns: the figure can be higher than a screen.
+    chart: alt.FacetChart = facet(panel, rows, columns, title, subtitle, SPACING).resolve_axis(
+        x="independent"
+    )
+    return chart
+
+
+def _y(names: Sequence[str], title: str | None) -> alt.Y:
+    return alt.Y(
         "row:N",
-        sort=list(row_names),
-        title=row_title,
-        scale=alt.Scale(domain=list(row_names), padding=0),
+        sort=list(names),
+        title=title,
+        scale=alt.Scale(domain=list(names), padding=0),
         axis=alt.Axis(grid=False, labelColor=_trained_in_colour()),
     )
-    x = alt.X(
+
+
+def _x(names: Sequence[str], title: str | None) -> alt.X:
+    return alt.X(
         "column:N",
-        sort=list(column_names),
-        title=column_title,
-        scale=alt.Scale(domain=list(column_names), padding=0),
+        sort=list(names),
+        title=title,
+        scale=alt.Scale(domain=list(names), padding=0),
         axis=alt.Axis(
             orient="top",
             grid=False,
@@ -151,7 +167,10 @@ def matrix(
             labelColor=_trained_in_colour(),
         ),
     )
-    scale = alt.Scale(domain=list(steps.labels), range=list(steps.colours))
+
+
+def _layers(base: alt.Chart, steps: Steps, width: int, *, second: bool) -> list[Any]:
+    """Grounds and numbers and, with `second`, frames and second lines."""
     legend = alt.Legend(
         title=steps.title,
         orient="top",
@@ -161,40 +180,20 @@ def matrix(
         symbolStrokeColor=style.GRID,
         values=list(steps.labels),
     )
-    base = alt.Chart().encode(x=x, y=y)
+    scale = alt.Scale(domain=list(steps.labels), range=list(steps.colours))
     ground = (
         base.transform_filter("isValid(datum.step)")
         .mark_rect(xOffset=0.5, yOffset=0.5, x2Offset=-0.5, y2Offset=-0.5)
         .encode(fill=alt.Fill("step:N", scale=scale, legend=legend))
     )
-    size = 11 if width >= 36 else 10
-    lift = -5 if second else 0
-    layers: list[Any] = [
-        ground,
-        base.mark_text(fontSize=size, dy=lift).encode(text="text:N"),
-    ]
+    size, lift = 11 if width >= 36 else 10, -5 if second else 0
+    layers: list[Any] = [ground, base.mark_text(fontSize=size, dy=lift).encode(text="text:N")]
     if second:
         frame = base.transform_filter("datum.own").mark_rect(
             filled=False, stroke=style.INK, strokeWidth=1.2
         )
         layers += [frame, base.mark_text(fontSize=9, dy=8).encode(text="second:N")]
-    panel = alt.LayerChart(
-        layer=layers, width=width * len(column_names), height=height * len(row_names)
-    )
-    panels = list(dict.fromkeys(row["panel"] for row in rows))
-    facet = alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6))
-    chart: alt.FacetChart = (
-        panel.facet(
-            facet,
-            data=alt.InlineData(values=rows),
-            columns=min(columns, len(panels)),
-            spacing=SPACING,
-        )
-        # Each panel says its columns: the figure can be higher than a screen.
-        .resolve_axis(x="independent")
-        .properties(title=alt.Title(title, subtitle=subtitle))
-    )
-    return chart
+    return layers
 
 
 def _trained_in_colour() -> Any:

@@ -21,6 +21,8 @@ _PICTURES = str.maketrans(
 _UNFINISHED = "\ufffd"
 """What decoding gives for a token that holds a part of a character only."""
 _MAX_UTF8_BYTES = 4
+NONE = "\u2013"
+"""Stands where there is no number."""
 _METASPACE = "\u2581"
 
 

@@ -18,7 +18,7 @@ from nullsae.core.files import checksum
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.prepare import Reader, check_amounts, prepare_corpus
-from nullsae.corpus.splits import Split, split_of
+from nullsae.corpus.splits import Split, split_of_digest, text_digest
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.params import PrepareCorpusParams
 from tiny_gguf import write_tiny_gguf
@@ -37,6 +37,10 @@ WORDS = (
     "war",
 )
 CONTEXT = 16
+
+
+def split_of(text: str, eval_share: float) -> Split:
+    return split_of_digest(text_digest(text), eval_share)
 
 
 def speeches(n: int, seed: int = 0) -> list[str]:

@@ -26,7 +26,7 @@ class HardSilence:
     a map of files."""
     grid: Grid
     pools: np.ndarray
-    """int8 [n_windows], as from `assign_pools`."""
+    """int8 [n_windows], the pool of each cell as from `pools_of`."""
     token_ids: np.ndarray
     """Integers [n_tokens] of the split; may be a map of a file."""
 

@@ -82,15 +82,6 @@ def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
     return pool_of
 
 
-def assign_pools(grid: Grid, generator: np.random.Generator) -> np.ndarray:
-    """The pool of each cell by its document (`deal_documents`).
-
-    Returns:
-        int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents.
-    """
-    return pools_of(grid.document, deal_documents(grid, generator))
-
-
 def pools_of(document: np.ndarray, dealt: np.ndarray) -> np.ndarray:
     """The pool of each of the given documents, int8 [n]; -1 for none.
 

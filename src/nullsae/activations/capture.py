@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.layout import (
+    finish_site,
     shard_contexts,
     shard_rows,
     with_key,
@@ -167,13 +168,7 @@ def _capture(
     if portion is not None:
         return
     for site, writer in writers.items():
-        writer.finish(
-            key=params.key,
-            site=site,
-            split=split,
-            context_tokens=context_tokens,
-            tokens_checksum=corpus.manifest["tokens_checksum"],
-        )
+        finish_site(writer, params.key, site, split, corpus)
 
 
 def _write_shards(

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.layout import (
+    finish_site,
     shard_contexts,
     shard_rows,
     with_key,
     write_split_manifest,
 )
 from nullsae.activations.preflight import POSITION_BYTES, check_disk
-from nullsae.activations.store import SiteReader, SiteWriter, is_complete
+from nullsae.activations.store import BATCH_TOKENS, SiteReader, SiteWriter, is_complete
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
@@ -25,7 +26,6 @@ from nullsae.jobs.params import ModelKeys, SampleGaussianParams
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 
-BATCH_TOKENS = 4096
 # With fewer tokens per dimension the sample covariance is shrunk.
 ENOUGH_TOKENS = 10
 # Below these shares of the largest one, an eigenvalue of the correlation matrix is rounding, or
@@ -124,12 +124,12 @@ def _sample_site(
         report(contexts.stop * context_tokens)
     gates = check.gates()
     require(gates, str(folder))
-    writer.finish(
-        key=params.key,
-        site=site,
-        split=split,
-        context_tokens=context_tokens,
-        tokens_checksum=corpus.manifest["tokens_checksum"],
+    finish_site(
+        writer,
+        params.key,
+        site,
+        split,
+        corpus,
         fitted={
             "key": reader.manifest["key"],
             "n_tokens": fit.n,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nullsae.activations.shards import drop_records
-from nullsae.activations.store import SiteReader
+from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key, read_json, rebuild_command, write_json
 from nullsae.core.randomness import torch_generator
@@ -78,6 +78,20 @@ def shard_rows(
     """Positions of a shard's captured rows in its split, and `shard_order`: int64 [n] each."""
     position = torch.arange(contexts.start * context_tokens, contexts.stop * context_tokens)
     return position, shard_order(seed, split, index, len(position))
+
+
+def finish_site(
+    writer: SiteWriter, key: str, site: str, split: str, corpus: Tokens, **more: Any
+) -> None:
+    """Write a site's manifest, with its provenance and what else its maker knows."""
+    writer.finish(
+        key=key,
+        site=site,
+        split=split,
+        context_tokens=corpus.input_ids.shape[1],
+        tokens_checksum=corpus.manifest["tokens_checksum"],
+        **more,
+    )
 
 
 def write_split_manifest(output: Path, sites: tuple[str, ...], *, split: str, key: str) -> None:

@@ -7,7 +7,6 @@ after a kill knows which shards are whole, and holds what they add to the manife
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Container, Iterator
@@ -83,25 +82,6 @@ def pieces(n: int) -> Iterator[slice]:
     """Rows of a shard of `n`, in pieces that `Sums` adds."""
     for start in range(0, n, PIECE_ROWS):
         yield slice(start, start + PIECE_ROWS)
-
-
-def header(tensors: dict[str, Tensor]) -> bytes:
-    """What a safetensors file begins with: the length of a JSON text, then this text.
-
-    Tensors follow in the order given, which must be that of falling alignment.
-    """
-    described, start = {}, 0
-    for name, tensor in tensors.items():
-        stop = start + tensor.numel() * tensor.itemsize
-        described[name] = {
-            "dtype": TYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, stop],
-        }
-        start = stop
-    text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def finished_shards(

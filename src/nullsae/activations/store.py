@@ -23,14 +23,18 @@ from nullsae.activations.shards import (
     RECORD,
     RECORDS,
     SHARD,
+    TYPE_NAMES,
     Sums,
     drop_records,
-    header,
     left_over,
     pieces,
 )
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
+from nullsae.core.tensor_files import header
+
+# Tokens that are read and added up together: another number changes the last bits of sums.
+BATCH_TOKENS = 4096
 
 
 class SiteWriter:
@@ -93,13 +97,14 @@ class SiteWriter:
                     stream.write(data)
 
                 # In the order in which safetensors wants them: by falling alignment.
-                put(header({"position": placed, "activations": activations}))
+                rows = (("position", placed), ("activations", activations))
+                put(header((name, TYPE_NAMES[x.dtype], x.shape) for name, x in rows))
                 put(placed.contiguous().numpy().data)
-                for rows in pieces(len(placed)):
-                    piece = activations[rows]
+                for part in pieces(len(placed)):
+                    piece = activations[part]
                     if order is not None:
                         # Copies whole rows; indexing goes through them number by number.
-                        piece = activations.index_select(0, order[rows])
+                        piece = activations.index_select(0, order[part])
                     sums.add(piece, placed)
                     put(piece.contiguous().view(torch.uint8).numpy().data)
             sums.save_record(self.key, digest.hexdigest())

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from nullsae import tables
-from nullsae.activations.store import SiteReader
+from nullsae.activations.store import BATCH_TOKENS, SiteReader
 from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
@@ -33,7 +33,6 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import pick_device
 
-BATCH_TOKENS = 4096
 # Rows of the encoder and decoder that are compared at a time.
 GEOMETRY_ROWS = 4096
 

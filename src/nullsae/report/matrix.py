@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import altair as alt
 
@@ -16,6 +16,7 @@ from nullsae.report.charts import facet
 from nullsae.report.study import Row
 from nullsae.report.text import NONE
 
+A = TypeVar("A", alt.X, alt.Y)
 WIDTH = 740
 """Pixels shared by the panels of one row, without the labels at their left."""
 SPACING = 18
@@ -124,7 +125,15 @@ def matrix(
         second: whether a cell has a second, smaller line.
     """
     width = _drawn_width(columns, len(column_names))
-    base = alt.Chart().encode(x=_x(column_names, column_title), y=_y(row_names, row_title))
+    across: dict[str, Any] = {
+        **{"orient": "top", "domain": False, "ticks": False, "labelAngle": -35},
+        **{"labelAlign": "left", "labelBaseline": "bottom", "labelOffset": -2},
+        **{"labelPadding": 3, "labelFontSize": 11},
+    }
+    base = alt.Chart().encode(
+        x=_axis(alt.X, "column", column_names, column_title, **across),
+        y=_axis(alt.Y, "row", row_names, row_title),
+    )
     panel = alt.LayerChart(
         layer=_layers(base, steps, width, second=second),
         width=width * len(column_names),
@@ -137,36 +146,12 @@ def matrix(
     return chart
 
 
-def _y(names: Sequence[str], title: str | None) -> alt.Y:
-    return alt.Y(
-        "row:N",
-        sort=list(names),
-        title=title,
-        scale=alt.Scale(domain=list(names), padding=0),
-        axis=alt.Axis(grid=False, labelColor=_trained_in_colour()),
-    )
-
-
-def _x(names: Sequence[str], title: str | None) -> alt.X:
-    return alt.X(
-        "column:N",
-        sort=list(names),
-        title=title,
-        scale=alt.Scale(domain=list(names), padding=0),
-        axis=alt.Axis(
-            orient="top",
-            grid=False,
-            domain=False,
-            ticks=False,
-            labelAngle=-35,
-            labelAlign="left",
-            labelBaseline="bottom",
-            labelOffset=-2,
-            labelPadding=3,
-            labelFontSize=11,
-            labelColor=_trained_in_colour(),
-        ),
-    )
+def _axis(
+    channel: type[A], field: str, names: Sequence[str], title: str | None, **options: Any
+) -> A:
+    scale = alt.Scale(domain=list(names), padding=0)
+    axis = alt.Axis(grid=False, labelColor=_trained_in_colour(), **options)
+    return channel(f"{field}:N", sort=list(names), title=title, scale=scale, axis=axis)
 
 
 def _layers(base: alt.Chart, steps: Steps, width: int, *, second: bool) -> list[Any]:

@@ -56,7 +56,13 @@ class WindowRows:
     def add(
         self, latent: int, draws: Sequence[Draw], position: np.ndarray, value: np.ndarray
     ) -> float | None:
-        """Add the windows drawn for one latent, whose firings are given.
+        """Add the windows drawn for one latent.
+
+        Args:
+            latent: its number.
+            draws: its windows.
+            position: integers [n_firings], ascending, where it fires.
+            value: float32 [n_firings], its activations there.
 
         Returns:
             Entropy in bits of its activation over the token ids of the explaining windows.

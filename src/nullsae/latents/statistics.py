@@ -27,7 +27,7 @@ class TokenMass:
 
     @classmethod
     def of(cls, latent: np.ndarray, token: np.ndarray, mass: np.ndarray) -> TokenMass:
-        """Sum up what falls on the same pair; `latent` is ascending."""
+        """Sum up the mass of each pair, all [n]: `latent` (ascending) and `token` ids, float64 `mass`."""
         order = order_by(token.astype(np.uint32))
         order = order[order_by(latent[order].astype(np.uint32))]
         latent, token = latent[order], token[order]
@@ -132,7 +132,7 @@ class Sums:
         )
 
     def columns(self, split: Split) -> dict[str, np.ndarray]:
-        """The statistics by their names in the table `latents`; NaN (or -1) where undefined."""
+        """The statistics [n] by their names in the table `latents`; NaN (or -1) where undefined."""
         n, counts = split.n_tokens, self.counts
         alive = counts > 0
         each = np.where(alive, counts, 1)

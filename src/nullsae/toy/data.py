@@ -145,6 +145,8 @@ def random_network(
 ) -> Callable[[Tensor], Tensor]:
     """An untrained network d -> hidden_factor * d -> d with ReLU, as PyTorch initializes it.
 
+    It takes and returns float32 [n, d].
+
     Weights and biases of `torch.nn.Linear` are U(-b, b) with b = 1 / sqrt(inputs).
     """
     hidden = hidden_factor * d

@@ -40,6 +40,7 @@ class Weights:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoders, biases and decoders, in the shapes given above."""
         return self.encoder, self.bias, self.decoder
 
 

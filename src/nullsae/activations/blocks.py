@@ -65,7 +65,7 @@ class CachedBlocks:
         return str(reader.folder / reader.manifest["shards"][index]["file"])
 
     def work(self, indices: Collection[int]) -> str:
-        """Shards are read."""
+        """How many shards are read."""
         return f"{len(indices)} blocks read"
 
 
@@ -77,7 +77,7 @@ def block_order(seed: int, epoch: int, n_blocks: int) -> list[int]:
 
 
 def order_within(seed: int, epoch: int, index: int, n_tokens: int) -> Tensor | slice:
-    """Which row of a block stands where in an epoch, int64 [n_tokens]; unchanged in the first."""
+    """Indices of a block's rows in an epoch's order, int64 [n_tokens]; the first keeps them."""
     if epoch == 0:
         return slice(None)
     generator = torch_generator(seed, "order_within_block", epoch, index)

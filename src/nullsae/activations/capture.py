@@ -1,4 +1,4 @@
-"""One forward pass over a split feeds the stores of all sites."""
+"""Captures the activations of all sites in one forward pass over a split."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def _write_shards(
 
 
 class _Behind:
-    """A thread that writes what was captured while the next shard is."""
+    """A thread that writes one shard while the next is captured."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")

@@ -182,9 +182,9 @@ class Gaussian:
     scale: Tensor
     """Diagonal of D, [d_model]: standard deviations, 0 where a dimension is constant."""
     eigenvalues: Tensor
-    """Of R, ascending, [d_model]; rounding is set to 0."""
+    """Eigenvalues of R, ascending, [d_model]; those due to rounding are 0."""
     eigenvectors: Tensor
-    """Of R, as columns, [d_model, d_model]."""
+    """Eigenvectors of R as columns, [d_model, d_model]."""
     root: Tensor
     """R^(1/2) D, [d_model, d_model], R^(1/2) symmetric: no eigenvector's sign matters."""
     shrinkage: float
@@ -317,7 +317,7 @@ class SampleCheck:
 
 
 def _standard_errors(chi_square: Tensor | float, degrees: int) -> Tensor:
-    """Standard errors from what is expected (Wilson and Hilferty 1931)."""
+    """Deviation of a chi-square value from its mean, in standard errors (Wilson, Hilferty 1931)."""
     spread = 2 / (9 * degrees)
     ratio = torch.as_tensor(chi_square, dtype=torch.float64) / degrees
     return (ratio.pow(1 / 3) - (1 - spread)) / math.sqrt(spread)

@@ -64,7 +64,7 @@ def shard_contexts(corpus: Tokens, max_tokens: int | None, shard_tokens: int) ->
 
 
 def shard_order(seed: int, split: str, index: int, n_tokens: int) -> Tensor:
-    """Which captured row stands where in a shard, int64 [n_tokens]: `eval` keeps the order."""
+    """Indices of the captured rows in their order in a shard, int64 [n_tokens]; `eval` keeps it."""
     if split != "sae_train":
         return torch.arange(n_tokens)
     # The same order at every site and variant: SAEs differ by what they see, not when.

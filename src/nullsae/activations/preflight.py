@@ -1,4 +1,4 @@
-"""What a capture will take, said before it takes it: disk and time."""
+"""Checks disk space and estimates time before a capture begins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POSITION_BYTES = 8
 
 
 class Progress:
-    """Counts tokens; says after the second batch, the first to run warm, how long all will take."""
+    """Counts tokens; logs an estimate of the total time after the second, first warm, batch."""
 
     def __init__(
         self,

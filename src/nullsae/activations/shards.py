@@ -49,7 +49,7 @@ class Sums:
         self.norm_sum = 0.0
 
     def add(self, piece: Tensor, position: Tensor) -> None:
-        """Add rows [PIECE_ROWS or what is left, d_model] with the positions of all of the shard."""
+        """Add the next rows [at most PIECE_ROWS, d_model]; `position` int64 [n] is of all rows."""
         values = piece.double()
         norms = torch.linalg.vector_norm(values, dim=1)
         norm_sum = float(norms.sum())
@@ -79,7 +79,7 @@ class Sums:
 
 
 def pieces(n: int) -> Iterator[slice]:
-    """Rows of a shard of `n`, in pieces that `Sums` adds."""
+    """Slices of a shard of `n` rows, in the pieces that `Sums` adds."""
     for start in range(0, n, PIECE_ROWS):
         yield slice(start, start + PIECE_ROWS)
 

@@ -255,7 +255,7 @@ class SiteReader:
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Parts of shards in a row, activations in float32."""
+    """Concatenate parts of shards, activations as float32."""
     if len(parts) == 1:
         return parts[0][0].float(), parts[0][1]
     return torch.cat([x for x, _ in parts]).float(), torch.cat([at for _, at in parts])

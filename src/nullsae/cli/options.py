@@ -168,7 +168,7 @@ def read_config(path: Path) -> Config:
 
 
 def asked_by(run_config: Path | None, costs: Path | None, report: Bar) -> Asked:
-    """How endpoints are asked: as the study's section `llm` says, else by default."""
+    """Settings for asking endpoints: the study's section `llm`, or its defaults."""
     from nullsae.autointerp.llm.session import Asked
     from nullsae.config.llm import Llm
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nullsae.core.files import atomic_path
 
-# Whatever the reading of a damaged file raises.
+# What reading a damaged file may raise.
 DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError)
 
 

@@ -131,7 +131,7 @@ def _folder(beside: Path) -> Iterator[Path]:
 
 
 class Skipped:
-    """Tokens whose firings count as none, and how many of both there were."""
+    """Skips tokens whose firings do not count, and counts tokens and firings skipped."""
 
     def __init__(self, start_tokens: int, context_tokens: int, token_id: int | None) -> None:
         """Skip the first `start_tokens` of each context, and all tokens with that id."""

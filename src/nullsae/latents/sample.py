@@ -1,4 +1,4 @@
-"""What is kept of the latents that were sampled: their windows and their firings."""
+"""Windows and firings of the sampled latents."""
 
 from __future__ import annotations
 

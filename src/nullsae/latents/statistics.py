@@ -27,7 +27,7 @@ class TokenMass:
 
     @classmethod
     def of(cls, latent: np.ndarray, token: np.ndarray, mass: np.ndarray) -> TokenMass:
-        """Sum up the mass of each pair, all [n]: `latent` (ascending) and `token` ids, float64 `mass`."""
+        """Sum float64 `mass` over equal pairs of `latent` (ascending) and `token` ids, all [n]."""
         order = order_by(token.astype(np.uint32))
         order = order[order_by(latent[order].astype(np.uint32))]
         latent, token = latent[order], token[order]
@@ -101,7 +101,7 @@ class Sums:
         )
 
     def then(self, later: Sums) -> Sums:
-        """Of one latent, whose later firings, in other contexts, are summed in `later`."""
+        """Add the sums of the same latent's later firings, which lie in other contexts."""
         (_, (last, n_last)), (_, (end, n_end)) = self.ends[0], later.ends[0]
         first, n_first = later.ends[0, 0]
         same = int(last == first)

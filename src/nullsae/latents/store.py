@@ -41,7 +41,7 @@ class Firings:
     def sort(
         cls, latent: np.ndarray, position: np.ndarray, value: np.ndarray, n_latents: int
     ) -> Firings:
-        """From firings in any order, in memory: integers `latent` and `position`, float32 `value`, [n]."""
+        """Sort firings in memory: integers `latent` and `position`, float32 `value`, each [n]."""
         order = np.lexsort((position, latent))
         return cls(
             offsets_of(np.bincount(latent, minlength=n_latents)), position[order], value[order]
@@ -182,7 +182,7 @@ class Columns:
 
 
 class FiringSorter:
-    """Takes firings token by token; gives them back sorted by latent, then by position."""
+    """Sorts firings that arrive token by token, by latent and then by position."""
 
     def __init__(self, folder: Path, *, n_latents: int, n_tokens: int) -> None:
         """Start empty; the folder is the caller's to delete."""

@@ -135,7 +135,7 @@ def active_cells(firings: Firings, grid: Grid) -> tuple[Candidates, np.ndarray]:
 
 
 def whole_cells(cells: Candidates, grid: Grid) -> Candidates:
-    """Those inside one document: the candidates of `latents.windows: fixed`."""
+    """Cells that lie in one document: the candidates for `latents.windows: fixed`."""
     return _kept(cells, grid.document[cells.window] >= 0)
 
 
@@ -231,7 +231,7 @@ class Draw:
     quantile: np.ndarray | None = None
     """int64 [n] for active windows of the two pools."""
     silent_kind: SilentKind | None = None
-    """Of silent windows: how they were chosen."""
+    """How silent windows were chosen; None for active ones."""
 
 
 def draw_windows(

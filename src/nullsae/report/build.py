@@ -1,4 +1,4 @@
-"""The entry: figures and page of a study."""
+"""Entry point: the figures and the page of a study."""
 
 from __future__ import annotations
 

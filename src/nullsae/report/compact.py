@@ -19,11 +19,11 @@ MAX_CELLS = 1800
 """Cells of a figure; with more, fewer sites are drawn, so that the page stays light."""
 MAX_PANELS_OF_LATENTS = 12
 LOSS_STEP_NATS = 0.1
-"""A rise of the loss that is drawn as none."""
+"""The largest rise of the loss that is drawn as zero."""
 LOOKUP_COLUMN = "token means"
 CLEAN = "no SAE (clean)"
 LOSS_COLUMNS = {CLEAN: "ce_clean", "mean ablated": "ce_mean", "zero ablated": "ce_zero"}
-"""Names with a space: no SAE can have them."""
+"""The names have spaces, so no SAE can share one."""
 
 
 def drawn_sites(study: Study, subject: str, cells_per_site: int) -> list[str]:
@@ -33,7 +33,7 @@ def drawn_sites(study: Study, subject: str, cells_per_site: int) -> list[str]:
 
 
 def which_sites(study: Study, subject: str, drawn: list[str]) -> str:
-    """A sentence on the sites that are not drawn, if any."""
+    """A sentence that names the drawn sites, if some are left out."""
     n_sites = len(study.config.subjects[subject].sites)
     if len(drawn) == n_sites:
         return ""
@@ -99,7 +99,7 @@ def token_lookup_matrix(study: Study, subject: str) -> Drawn:
 
 
 def cross_entropy_matrix(study: Study, subject: str) -> Drawn:
-    """The subject's loss: untouched, with mean or zero in the place of the site, with each SAE."""
+    """The subject's loss: clean, with the site mean- or zero-ablated, and with each SAE."""
     text, config = METRIC_TEXT["cross_entropy"], study.config
     sites = drawn_sites(study, subject, len(study.variants) * (len(config.saes) + 3))
     grid: Grid = {}
@@ -171,7 +171,7 @@ def cross_evaluation(study: Study, subject: str) -> Drawn:
 
 
 def latents_of(study: Study, subject: str) -> tuple[str, list[str]]:
-    """The SAE and the sites whose latents are drawn one by one, a panel for each null and site."""
+    """The SAE and sites whose latents are plotted individually, one panel per null and site."""
     n_sites = max(1, MAX_PANELS_OF_LATENTS // max(1, len(study.nulls)))
     return next(iter(study.config.saes)), thin(study.config.subjects[subject].sites, n_sites)
 
@@ -192,7 +192,7 @@ def figure(
     sites: list[str],
     first_columns: list[str] | None = None,
 ) -> Drawn:
-    """A matrix of `grid`, with its title and caption, or a figure that says that it is empty."""
+    """The matrix of a grid with its title and caption; an empty grid gives a note instead."""
     names = [*(first_columns or []), *study.config.saes]
     if all(value is None for value, _ in grid.values()):
         return charts.nothing(title, "No values: see the coverage table"), title, caption

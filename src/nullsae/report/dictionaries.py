@@ -1,4 +1,4 @@
-"""The figures of dictionaries by themselves: how their directions lie, and how many they share."""
+"""Figures of dictionaries alone: the geometry of their directions, and their overlap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GEOMETRY_COLUMNS = {
 }
 OVERLAP_COLUMNS = {"decoder rows": "mean_cosine", "random directions": "mean_cosine_random"}
 COSINE_STEP = 0.05
-"""A difference of cosines that is drawn as none."""
+"""The largest difference of cosines that is drawn as zero."""
 
 
 def geometry(study: Study, subject: str) -> compact.Drawn:

@@ -41,7 +41,7 @@ class Steps:
 
 
 def differences(title: str) -> Steps:
-    """Steps for a difference given in units of what counts as none: 1, 2 and 4 of them."""
+    """Steps for a difference in units of the largest negligible one, cut at 1, 2 and 4."""
     labels = (
         *("< \u22124", "\u22124 to \u22122", "\u22122 to \u22121", "within \u00b11"),
         *("1 to 2", "2 to 4", "> 4"),
@@ -50,7 +50,7 @@ def differences(title: str) -> Steps:
 
 
 def shares(title: str) -> Steps:
-    """Steps for a share of which 1 is all and 0, or less, nothing."""
+    """Steps for a share between 0 (or less) and 1."""
     labels = ("0 or less", "0 to 0.25", "0.25 to 0.5", "0.5 to 0.75", "> 0.75")
     return Steps(title, (0, 0.25, 0.5, 0.75), labels, (style.STEPS[3], *style.SHARES))
 

@@ -63,7 +63,7 @@ def write_figures(root: Path, name: str, formats: Iterable[str], svg: str) -> No
 
 
 def in_page(svg: str, name: str, title: str) -> Markup:
-    """A figure to stand in a page; `title` is read out where it cannot be seen."""
+    """A figure as part of a page; screen readers read out its `title`."""
     # Vega escapes text itself; the label is the only thing that enters here.
     return Markup(inline_svg(svg, name, str(escape(title))))
 

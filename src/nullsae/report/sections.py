@@ -43,7 +43,7 @@ class MatrixRow:
     """For each null, its verdict rows, in the order of the sites."""
 
     def by_site(self) -> list[tuple[str, list[Row | None]]]:
-        """The same rows, site by site: for each null its row, if there is one."""
+        """The same rows by site: for each null, its row or None."""
         sites = dict.fromkeys(row["site"] for cell in self.cells for row in cell)
         rows = [{row["site"]: row for row in cell} for cell in self.cells]
         return [(site, [found.get(site) for found in rows]) for site in sites]
@@ -76,7 +76,7 @@ class Grid:
     rows: list[tuple[str, list[Row | None]]]
     """Name and cells."""
     variants_down: bool = True
-    """Else they stand across."""
+    """Whether variants are the rows; otherwise they are the columns."""
 
 
 def health(study: Study, subject: str) -> list[Row]:

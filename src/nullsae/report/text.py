@@ -22,7 +22,7 @@ _UNFINISHED = "\ufffd"
 """What decoding gives for a token that holds a part of a character only."""
 _MAX_UTF8_BYTES = 4
 NONE = "\u2013"
-"""Stands where there is no number."""
+"""Shown in place of a missing number."""
 _METASPACE = "\u2581"
 
 

@@ -25,7 +25,7 @@ Generators = Callable[[str], torch.Generator]
 
 @dataclass(frozen=True)
 class Samples:
-    """Vectors to train on, and what is known of where they came from."""
+    """Vectors to train on, with their true features where these are known."""
 
     x: Tensor
     """Float32 [n, d]."""

@@ -1,4 +1,4 @@
-"""The entry: the table, the figures and the page of the toy models."""
+"""Entry point: the table, figures and page of the toy models."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def report_toy(params: ReportToyParams, root: Path) -> None:
 
 
 def _figures(toy: Toy, name: str, rows: list[Row]) -> dict[str, tuple[str, str]]:
-    """Title and SVG of each figure of a source, by its name as in `toys.toy_figures`."""
+    """Title and SVG of each figure of a source, by its name in `config.toy.toy_figures`."""
     found = {}
     for figure, variance, title in (
         (f"toy.{name}", "explained_variance", f"What SAEs keep: {name}"),

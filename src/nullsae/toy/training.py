@@ -31,11 +31,11 @@ class Weights:
         return len(self.encoder)
 
     def repeated(self, n: int) -> Weights:
-        """The first of them, n times over, as tensors of their own."""
+        """n copies of the first SAE's weights."""
         return Weights(*(t[:1].repeat(n, 1, 1) for t in self.tensors))
 
     def one(self, index: int) -> Weights:
-        """One of them."""
+        """The weights of one SAE."""
         return Weights(*(tensor[index : index + 1] for tensor in self.tensors))
 
     @property

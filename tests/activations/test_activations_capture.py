@@ -39,8 +39,13 @@ from small_chain import (
 BATCH = 8
 
 
-def capture(chain: Chain, output: Path, split: str = "eval", **keys: Any) -> list[str]:
-    report: Callable[[int, int], None] | None = keys.pop("report", None)
+def capture(
+    chain: Chain,
+    output: Path,
+    split: str = "eval",
+    report: Callable[[int, int], None] | None = None,
+    **keys: Any,
+) -> list[str]:
     return cache_activations(
         capture_params(**keys),
         split=split,

@@ -20,7 +20,7 @@ from nullsae.activations.layout import (
     with_key,
     write_split_manifest,
 )
-from nullsae.activations.preflight import POSITION_BYTES, Progress, check_disk
+from nullsae.activations.preflight import POSITION_BYTES, CaptureClock, check_disk
 from nullsae.activations.shards import finished_shards, left_over
 from nullsae.activations.store import SiteWriter, is_complete
 from nullsae.config.parse import check_sites
@@ -162,9 +162,9 @@ def _capture(
         where = f"{len(sites)} site{'s' * (len(sites) > 1)}"
         what = f"{output}: {n_todo:,} tokens at {where}, {n_bytes / 1e9:.3f} GB to write"
         total = sum(len(shards[index]) for index in own) * context_tokens
-        progress = Progress(what, total, n_todo, subject.device, report)
+        clock = CaptureClock(what, total, n_todo, subject.device, report)
         ids = torch.from_numpy(corpus.input_ids)
-        _write_shards(params, subject, ids, split, shards, todo, writers, progress)
+        _write_shards(params, subject, ids, split, shards, todo, writers, clock)
     if portion is not None:
         return
     for site, writer in writers.items():
@@ -179,7 +179,7 @@ def _write_shards(
     shards: list[range],
     todo: dict[int, list[str]],
     writers: dict[str, SiteWriter],
-    progress: Progress,
+    clock: CaptureClock,
 ) -> None:
     """Capture shards, and write each while the next one is captured."""
     context_tokens, dtype = ids.shape[1], DTYPES[params.dtype]
@@ -197,12 +197,12 @@ def _write_shards(
 
         def after_batch(context: int) -> None:
             behind.check(at_most=N_HELD)
-            progress.reach(context * context_tokens)
+            clock.reach(context * context_tokens)
 
         for turn, (index, lacking) in enumerate(todo.items()):
             # The shard that was last in this room must be written by now.
             behind.check(at_most=N_HELD - 1)
-            progress.start(shards[index].start * context_tokens)
+            clock.start(shards[index].start * context_tokens)
             found = capture_contexts(
                 subject,
                 ids,

@@ -85,11 +85,11 @@ def sample_gaussian(
         check_disk(output, n_tokens * sum(row_bytes))
         for index, (site, reader) in enumerate(zip(missing, readers, strict=True)):
 
-            def progress(done: int, before: int = index * n_tokens) -> None:
+            def of_site(done: int, before: int = index * n_tokens) -> None:
                 if report is not None:
                     report(before + done, len(missing) * n_tokens)
 
-            _sample_site(params, site, split, reader, corpus, shards, output, progress)
+            _sample_site(params, site, split, reader, corpus, shards, output, of_site)
     write_split_manifest(output, params.sites, split=split, key=params.key)
     return missing
 

@@ -21,7 +21,7 @@ DISK_OVERHEAD = 1.02
 POSITION_BYTES = 8
 
 
-class Progress:
+class CaptureClock:
     """Counts tokens; logs an estimate of the total time after the second, first warm, batch."""
 
     def __init__(

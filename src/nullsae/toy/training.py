@@ -31,7 +31,7 @@ class Weights:
         return len(self.encoder)
 
     def repeated(self, n: int) -> Weights:
-        """n copies of the first SAE's weights."""
+        """The weights of the first SAE, n times."""
         return Weights(*(t[:1].repeat(n, 1, 1) for t in self.tensors))
 
     def one(self, index: int) -> Weights:

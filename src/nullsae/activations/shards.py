@@ -35,7 +35,7 @@ TYPE_NAMES = {
 }
 
 
-class Sums:
+class ShardSums:
     """What a record says about a shard's values; they are added in the order of its rows.
 
     In float64, in which neither the values nor, in any storage dtype, their squares overflow. A
@@ -79,7 +79,7 @@ class Sums:
 
 
 def pieces(n: int) -> Iterator[slice]:
-    """Slices of a shard of `n` rows, in the pieces that `Sums` adds."""
+    """Slices of a shard of `n` rows, in the pieces that `ShardSums` adds."""
     for start in range(0, n, PIECE_ROWS):
         yield slice(start, start + PIECE_ROWS)
 
@@ -115,7 +115,7 @@ def finished_shards(
             continue
         if "sum" not in record:
             tensors = load_file(file)
-            sums = Sums(file, tensors["activations"].shape[1])
+            sums = ShardSums(file, tensors["activations"].shape[1])
             for rows in pieces(len(tensors["position"])):
                 sums.add(tensors["activations"][rows], tensors["position"])
             sums.save_record(key, record["checksum"])

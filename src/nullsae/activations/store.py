@@ -24,7 +24,7 @@ from nullsae.activations.shards import (
     RECORDS,
     SHARD,
     TYPE_NAMES,
-    Sums,
+    ShardSums,
     drop_records,
     left_over,
     pieces,
@@ -85,7 +85,7 @@ class SiteWriter:
                 cannot be written; no part of the shard stays.
         """
         path = self.folder / SHARD.format(index)
-        sums = Sums(path, activations.shape[1])
+        sums = ShardSums(path, activations.shape[1])
         # Of the bytes that are meant: what a disk makes of them is found out by readers.
         digest = xxhash.xxh3_128()
         placed = position if order is None else position[order]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-Split = Literal["eval", "sae_train"]
+SplitName = Literal["eval", "sae_train"]
 
 
 def text_digest(text: str) -> bytes:
@@ -13,7 +13,7 @@ def text_digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def split_of_digest(digest: bytes, eval_share: float) -> Split:
+def split_of_digest(digest: bytes, eval_share: float) -> SplitName:
     """The split of a document.
 
     A document keeps its split whatever documents are added, removed or reordered, and equal texts

@@ -12,7 +12,7 @@ from nullsae.statistics.metrics import Metric
 
 Drawn = tuple[Any, str, str]
 """Chart, title, caption."""
-Grid = dict[tuple[str, str, str], tuple[float | None, float | None]]
+CellValues = dict[tuple[str, str, str], tuple[float | None, float | None]]
 
 MAX_SITES = 6
 MAX_CELLS = 1800
@@ -53,7 +53,7 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> Drawn:
         tuple(row[key] for key in ("explainer", "scorer", "site", "sae", "variant")): row["value"]
         for row in study.rows("summaries", subject=subject, metric=metric.name)
     }
-    grid: Grid = {}
+    grid: CellValues = {}
     for pair in pairs:
         for site in sites:
             panel = site if pair[0] is None else f"{site} · {pair[0]}, {pair[1]}"
@@ -79,7 +79,7 @@ def token_lookup_matrix(study: Study, subject: str) -> Drawn:
     text, config = METRIC_TEXT["token_lookup"], study.config
     sites = drawn_sites(study, subject, len(study.variants) * (len(config.saes) + 1))
     margin = config.statistics.equivalence_margins.explained_variance
-    grid: Grid = {}
+    grid: CellValues = {}
     for site in sites:
         for variant in study.variants:
             rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
@@ -102,7 +102,7 @@ def cross_entropy_matrix(study: Study, subject: str) -> Drawn:
     """The subject's loss: clean, with the site mean- or zero-ablated, and with each SAE."""
     text, config = METRIC_TEXT["cross_entropy"], study.config
     sites = drawn_sites(study, subject, len(study.variants) * (len(config.saes) + 3))
-    grid: Grid = {}
+    grid: CellValues = {}
     for site in sites:
         for variant in study.variants:
             rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
@@ -149,7 +149,7 @@ def cross_evaluation(study: Study, subject: str) -> Drawn:
             for other in study.variants:
                 rows = [row for row in found if row["evaluated_on"] == other]
                 rescaled = mean(row["explained_variance_rescaled"] for row in rows)
-                grid: Grid = {(site, variant, other): (rescaled, rescaled)}
+                grid: CellValues = {(site, variant, other): (rescaled, rescaled)}
                 plain = short(mean(row["explained_variance"] for row in rows))
                 own = {"second": plain, "own": other == variant}
                 data += [cell | own for cell in cells(grid, steps)]
@@ -184,7 +184,7 @@ def _distance(value: float | None, origin: float | None, unit: float) -> float |
 
 def figure(
     study: Study,
-    grid: Grid,
+    grid: CellValues,
     steps: Steps,
     title: str,
     subtitle: str,

@@ -78,7 +78,7 @@ def _beside_random(
     if study.compact:
         drawn = compact.drawn_sites(study, subject, len(study.variants) * len(saes))
         own, floor = columns.values()
-        grid: compact.Grid = {}
+        grid: compact.CellValues = {}
         for site in drawn:
             for variant in study.variants:
                 for sae in saes:

@@ -12,13 +12,11 @@ from nullsae import paths, tables
 from nullsae.jobs.code_hash import code_hash
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.config.study import NO_EXPLAINER
-from nullsae.config.scorers import LikelihoodScorer
-from nullsae.config.explainers import SwappedExplainer
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
-from nullsae.config.variants import fitted_to
+from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
 from nullsae.jobs.shared_training import shared_jobs
-from nullsae.jobs.slices import activations_key, asks, rule_params
+from nullsae.jobs.slices import activations_key, asks, is_shared_out, rule_params
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
 
@@ -57,6 +55,10 @@ GPUS = 0 if STUDY.compute.device == "cpu" else 1
 N_PORTIONS = STUDY.activations.chunks
 # A pattern that matches no name.
 NOTHING = "$."
+# Variants without a model, and floors.
+SAMPLED = "|".join(
+    [*(name for name in VARIANTS if not has_model(name)), f"{FLOOR_PREFIX}[^/]+"]
+)
 
 
 wildcard_constraints:
@@ -112,7 +114,7 @@ def looked_up_tokens(split):
     """The corpus' tokens of a split where an SAE's codes depend on them; else none."""
 
     def path(wildcards):
-        if STUDY.saes[wildcards.sae].dictionary != "token_lookup":
+        if not STUDY.saes[wildcards.sae].origin.reads_tokens:
             return []
         return corpus_file(paths.CORPUS_MANIFEST, split=split)(wildcards)
 
@@ -173,15 +175,14 @@ def key_of(manifest):
 def trained_recipe(wildcards):
     """The trained variant that a randomization starts from; none if it is read from its source."""
     own = wildcards.subject in trained_here(STUDY)
-    if not own and wildcards.variant in ("trained", "step0"):
+    if not own and VARIANTS[wildcards.variant].origin == "source":
         return []
     return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
 
 
 def model_recipe(wildcards):
     """The variant's weights; none where there are only activations."""
-    sampled = fitted_keys(dict(wildcards)) is not None
-    return [] if sampled else paths.RECIPE.format(**wildcards)
+    return paths.RECIPE.format(**wildcards) if has_model(wildcards.variant) else []
 
 
 def fitted_keys(keys):
@@ -199,11 +200,11 @@ def fitted_activations(wildcards):
 
 
 def base_explanations(wildcards):
-    """The explanations that a `swapped` explainer exchanges; none for others."""
-    explainer = STUDY.explainers[wildcards.explainer]
-    if not isinstance(explainer, SwappedExplainer):
+    """The explanations that an explainer exchanges; none for one that writes its own."""
+    base = STUDY.explainers[wildcards.explainer].exchanges
+    if base is None:
         return []
-    return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": explainer.of})
+    return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": base})
 
 
 def judged_explanations(wildcards):
@@ -215,8 +216,8 @@ def judged_explanations(wildcards):
 
 def judge_in_process(wildcards):
     """The model that a job runs itself; none for scorers that ask, and where shards ran it."""
-    runs_one = isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer)
-    if not runs_one or scored_shards(wildcards):
+    model = STUDY.scorers[wildcards.scorer].model_in_job
+    if model is None or scored_shards(wildcards):
         return []
     return paths.JUDGE_MANIFEST.format(**wildcards)
 
@@ -253,15 +254,14 @@ def shard_tables(pattern, wildcards):
 
 def explained_shards(wildcards):
     """The tables that an SAE's explanations are joined from, where they are shared out."""
-    if not asks(STUDY, "explain_latents", dict(wildcards)):
+    if not is_shared_out(STUDY, "explain_latents", dict(wildcards)):
         return []
     return shard_tables(paths.EXPLANATIONS_SHARD, wildcards)
 
 
 def scored_shards(wildcards):
     """The tables that an SAE's scores are joined from, where they are shared out."""
-    is_likelihood = isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer)
-    if not (is_likelihood or asks(STUDY, "score_latents", dict(wildcards))):
+    if not is_shared_out(STUDY, "score_latents", dict(wildcards)):
         return []
     return shard_tables(paths.SCORES_SHARD, wildcards)
 
@@ -286,7 +286,7 @@ def shared_inputs(job):
     """What a job reads that trains several SAEs, by the names of its rule's inputs."""
     keys = {name: job.keys[name] for name in ("subject", "variant", "draw")}
     stream = STUDY.activations.mode == "stream"
-    looked_up = any(sae.dictionary == "token_lookup" for sae in job.recipes)
+    looked_up = any(sae.origin.reads_tokens for sae in job.recipes)
     corpus = STUDY.subjects[keys["subject"]].corpus
     tokens = {
         split: [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]

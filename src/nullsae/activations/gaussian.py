@@ -18,7 +18,7 @@ from nullsae.activations.layout import (
     write_split_manifest,
 )
 from nullsae.activations.preflight import POSITION_BYTES, check_disk
-from nullsae.activations.store import BATCH_TOKENS, SiteReader, SiteWriter, is_complete
+from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
@@ -148,7 +148,7 @@ def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
     """
     reader.check()
     fit = Moments(reader.d_model, device=device)
-    for x, _ in reader.batches(BATCH_TOKENS):
+    for x, _ in reader.batches():
         fit.add(x)
     return fit
 

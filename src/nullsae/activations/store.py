@@ -36,6 +36,9 @@ from nullsae.core.tensor_files import header
 # Tokens that are read and added up together: another number changes the last bits of sums.
 BATCH_TOKENS = 4096
 
+# Tokens that are worked on at once, by whatever goes through a split.
+BATCH_TOKENS = 4096
+
 
 class SiteWriter:
     """Writes the shards of one site, each with a record of its checksum and sums beside it.
@@ -223,9 +226,11 @@ class SiteReader:
         return x.float(), position
 
     def batches(
-        self, batch_tokens: int, *, max_tokens: int | None = None
+        self, batch_tokens: int | None = None, *, max_tokens: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """All tokens in stored order, in batches of exactly `batch_tokens` but for the last.
+
+        Without a number, they are of `BATCH_TOKENS`.
 
         Batches do not stop at the ends of shards, so shard sizes never change a result.
 
@@ -237,7 +242,8 @@ class SiteReader:
         """
         rest = self.n_tokens if max_tokens is None else min(max_tokens, self.n_tokens)
         held: list[tuple[Tensor, Tensor]] = []
-        lacking = batch_tokens
+        size = batch_tokens or BATCH_TOKENS
+        lacking = size
         for index in range(self.n_shards):
             if rest <= 0:
                 break
@@ -249,7 +255,7 @@ class SiteReader:
                 lacking -= len(held[-1][1])
                 if not lacking:
                     yield _joined(held)
-                    held, lacking = [], batch_tokens
+                    held, lacking = [], size
         if held:
             yield _joined(held)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import yaml
 from nullsae.cli.options import read_merged_config
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.config.endpoints import Endpoint
-from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.model_files import is_local
-from nullsae.config.scorers import AskingScorer, IntruderScorer, LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
+from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, write_text
 from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, TokenizerFiles
@@ -112,16 +111,15 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
     items: list[Item] = []
     remarks: list[str] = []
 
-    def model(source: Any, where: str, *, step0: bool = False) -> None:
+    def model(source: Any, where: str, variants: Iterable[str] = ("trained",)) -> None:
         if not isinstance(source, PretrainedSource) or is_local(source.path):
             remarks.append(f"{where}: {_local_kind(source)}")
             return
         key, code = f"config: {where}", source.trust_remote_code
-        places = f"{key}.path", f"{key}.revision"
-        items.append(Model(source.path, source.revision, code, *places))
-        if step0:
-            places = f"{key}.path", f"{key}.step0_revision"
-            items.append(Model(source.path, source.step0_revision, code, *places))
+        for variant in variants:
+            revision, revision_key = VARIANTS[variant].revision(source)
+            places = f"{key}.path", f"{key}.{revision_key}"
+            items.append(Model(source.path, revision, code, *places))
 
     for name, corpus in config.corpora.items():
         where, source, tokenizer = f"corpora.{name}", corpus.source, corpus.tokenizer
@@ -136,8 +134,9 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
             items.append(TokenizerFiles(tokenizer, f"config: {where}.tokenizer"))
         else:
             remarks.append(f"{where}.tokenizer: {_local_kind(tokenizer)}")
+    read = [v for v in VARIANTS if v in config.variants and VARIANTS[v].origin == "source"]
     for name, subject in config.subjects.items():
-        model(subject.source, f"subjects.{name}.source", step0="step0" in config.variants)
+        model(subject.source, f"subjects.{name}.source", read)
     for name, sae in config.saes.items():
         if sae.pretrained is None:
             continue
@@ -147,15 +146,16 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
             else:
                 items.append(PretrainedSae(sae.pretrained, site, f"config: saes.{name}.pretrained"))
     for name, scorer in config.scorers.items():
-        if isinstance(scorer, LikelihoodScorer):
+        judge = scorer.model_in_job
+        if judge is not None:
             where = f"scorers.{name}.model"
-            model(scorer.model, where)
-            if isinstance(scorer.model, PretrainedSource) and not is_local(scorer.model.path):
+            model(judge, where)
+            if isinstance(judge, PretrainedSource) and not is_local(judge.path):
                 given = PretrainedTokenizer(
-                    kind="pretrained", path=scorer.model.path, revision=scorer.model.revision
+                    kind="pretrained", path=judge.path, revision=judge.revision
                 )
                 items.append(TokenizerFiles(given, f"config: {where}"))
-    remarks += [_endpoint_remark(where, endpoint) for where, endpoint in _endpoints(config)]
+    remarks += [_endpoint_remark(*named) for named in config.endpoints().items()]
     return items, remarks
 
 
@@ -170,18 +170,9 @@ def _local_kind(section: Any) -> str:
     return "local files"
 
 
-def _endpoints(config: Config) -> Iterator[tuple[str, Endpoint]]:
-    for name, explainer in config.explainers.items():
-        if isinstance(explainer, OpenAIExplainer):
-            yield f"explainers.{name}", explainer
-    for name, scorer in config.scorers.items():
-        if isinstance(scorer, AskingScorer | IntruderScorer) and scorer.judge is not None:
-            yield f"scorers.{name}.judge", scorer.judge
-
-
 def _endpoint_remark(where: str, endpoint: Endpoint) -> str:
     if endpoint.server is None:
-        return f"{where}: asks {endpoint.name}, which the machines of the study must reach"
+        return f"{where}: asks {endpoint.address}, which the machines of the study must reach"
     command = endpoint.server.command[0]
     return f"{where}.server: if {command} reads a model of a hub, name that with --model"
 

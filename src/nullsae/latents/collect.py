@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from nullsae import tables
-from nullsae.activations.store import BATCH_TOKENS, SiteReader
+from nullsae.activations.store import SiteReader
 from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
@@ -179,7 +179,7 @@ def sort_firings(
     sorter = FiringSorter(folder, n_latents=sae.n_latents, n_tokens=split.n_tokens)
     done = 0
     with torch.no_grad():
-        for x, at in reader.batches(BATCH_TOKENS):
+        for x, at in reader.batches():
             position = at.numpy()
             ids = split.ids[position]
             token_ids = torch.from_numpy(ids.astype(np.int64))

@@ -51,7 +51,7 @@ def write_page(
     }
     environment.globals |= in_macros or {}
     page = environment.get_template(template).render(
-        version=__version__, dark=style.DARK, **context
+        version=__version__, dark=style.dark(), **context
     )
     write_text(path, page)
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
+from nullsae.corpus.token_text import token_text
 
 # Named marks for what has no ink; other control characters get their Unicode pictures.
 _MARKS = {"\n": "¶", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
@@ -23,7 +24,6 @@ _UNFINISHED = "\ufffd"
 _MAX_UTF8_BYTES = 4
 NONE = "\u2013"
 """Shown in place of a missing number."""
-_METASPACE = "\u2581"
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,7 @@ class TokenText:
         return self._one(token_id)
 
     def _decode_one(self, token_id: int) -> str:
-        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
-        raw = self._tokenizer.id_to_token(token_id)
-        if raw is not None and raw.startswith(_METASPACE) and not text.startswith(" "):
-            text = " " + text  # SentencePiece decoders drop the space of a first token
-        return text or f"⟨{token_id}⟩"
+        return token_text(self._tokenizer, token_id) or f"⟨{token_id}⟩"
 
     def run(self, token_ids: Sequence[int]) -> str:
         """The text of consecutive tokens; characters split between tokens come out whole."""

@@ -56,8 +56,13 @@ def params(**keys: Any) -> SampleGaussianParams:
     return SampleGaussianParams(keys=model, **{**plain, **keys})
 
 
-def sample(chain: Chain, output: Path, split: str = "eval", **keys: Any) -> list[str]:
-    report: Callable[[int, int], None] | None = keys.pop("report", None)
+def sample(
+    chain: Chain,
+    output: Path,
+    split: str = "eval",
+    report: Callable[[int, int], None] | None = None,
+    **keys: Any,
+) -> list[str]:
     tokens = chain.train_tokens if split == "sae_train" else chain.eval_tokens
     return sample_gaussian(
         params(**keys),

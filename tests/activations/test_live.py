@@ -149,11 +149,11 @@ def test_activations_that_are_not_finite_are_passed_on(value: float) -> None:
         return {site: x.clone() for site in sites}
 
     keys = ModelKeys(subject="tiny", variant="step0", draw=0)
-    blocks = LiveBlocks(0, keys, 4, 9, 3, 2, source)
+    blocks = LiveBlocks(0, keys, 4, [range(0, 3), range(3, 6), range(6, 9)], 2, source)
     blocks.block(0, ["resid_post.1"])
     with pytest.raises(UserError) as caught:
         blocks.block(1, ["resid_post.1"])
-    from nullsae.activations.capture import shard_order
+    from nullsae.activations.layout import shard_order
 
     row = shard_order(0, "sae_train", 1, 12).tolist().index((5 - 3) * 4 + 2)
     assert str(caught.value).startswith(
@@ -166,7 +166,7 @@ def test_large_but_finite_activations_are_refused() -> None:
     """Their sum overflows float32."""
     keys = ModelKeys(subject="tiny", variant="trained", draw=0)
     large = torch.full((8, 3), 3e38)
-    blocks = LiveBlocks(0, keys, 4, 2, 2, 2, lambda contexts, sites: {"resid_post.0": large})
+    blocks = LiveBlocks(0, keys, 4, [range(2)], 2, lambda contexts, sites: {"resid_post.0": large})
     assert torch.equal(blocks.block(0, ["resid_post.0"])["resid_post.0"], large)
 
 

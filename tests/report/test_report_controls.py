@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +21,7 @@ from report_study import (
 )
 
 from nullsae import paths, tables
-from nullsae.config.saes import Dictionary
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS
 from nullsae.report import sections, style
@@ -94,9 +94,7 @@ def test_each_control_present_has_its_line(config: Config, page: str) -> None:
         assert entry.text in text
         assert not re.search(r"[{}]", entry.text)
     assert len({entry.text for entry in entries}) == len(entries)
-    assert {sae["dictionary"] for sae in SAES.values() if "dictionary" in sae} == set(
-        get_args(Dictionary)
-    )
+    assert {sae["dictionary"] for sae in SAES.values() if "dictionary" in sae} == set(DICTIONARIES)
 
 
 def test_controls_say_what_the_config_says() -> None:

@@ -170,7 +170,7 @@ def read_config(path: Path) -> Config:
 
 
 def session_of(run_config: Path | None, costs: Path | None, report: Bar) -> Session:
-    """How endpoints are asked: as the study's section `llm` says, else by default."""
+    """Settings for asking endpoints: the study's section `llm`, or its defaults."""
     from nullsae.autointerp.llm.session import Session
     from nullsae.config.llm import Llm
 

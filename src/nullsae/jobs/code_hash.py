@@ -41,16 +41,24 @@ OWNED: dict[str, tuple[str, ...]] = {
     ),
     "cache_activations": (
         "activations/capture.py",
+        "activations/layout.py",
         "activations/shards.py",
         "activations/store.py",
     ),
     "sample_gaussian": (
         "activations/gaussian.py",
+        "activations/layout.py",
         "activations/shards.py",
         "activations/store.py",
         "core/moments.py",
     ),
-    "train_sae": ("activations/blocks.py", "activations/live.py", "core/moments.py", "sae"),
+    "train_sae": (
+        "activations/blocks.py",
+        "activations/layout.py",
+        "activations/live.py",
+        "core/moments.py",
+        "sae",
+    ),
     "take_checkpoint": ("sae/checkpoints.py",),
     "evaluate_sae": (
         "metrics/ce_score.py",

@@ -21,7 +21,7 @@ from report_study import (
 )
 
 from nullsae import paths, tables
-from nullsae.config.saes import Dictionary
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.study import Config
 from nullsae.config.variants import VariantName
 from nullsae.report import sections, style
@@ -95,9 +95,7 @@ def test_each_control_present_has_its_line(config: Config, page: str) -> None:
         assert entry.text in text
         assert not re.search(r"[{}]", entry.text)
     assert len({entry.text for entry in entries}) == len(entries)
-    assert {sae["dictionary"] for sae in SAES.values() if "dictionary" in sae} == set(
-        get_args(Dictionary)
-    )
+    assert {sae["dictionary"] for sae in SAES.values() if "dictionary" in sae} == {*DICTIONARIES}
 
 
 def test_controls_say_what_the_config_says() -> None:

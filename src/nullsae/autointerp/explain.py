@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -97,7 +97,7 @@ def explained_in_words(
     """
     lists = ("token_ids", "token_probabilities")
     pairs = ("pair_previous_ids", "pair_token_ids", "pair_probabilities")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "latent": latent,
             "explanation": text,

@@ -39,7 +39,8 @@ from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.llm import Llm
 from nullsae.config.scorers import DetectionScorer, FuzzingScorer
 from nullsae.corpus.sources import documents
-from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.keys import CellKeys
 from nullsae.tables import cell_schema, read_table, write_table
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "autointerp"))

@@ -31,7 +31,7 @@ from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.parse import parse_section
 from nullsae.config.scorers import IntruderScorer
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 Rows = list[dict[str, Any]]

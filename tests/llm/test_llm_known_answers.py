@@ -15,7 +15,7 @@ import torch
 from nullsae.autointerp.likelihood import Likelihood, load_likelihood_prompt
 from nullsae.autointerp.local_judge import LocalJudge, load_judge, prepare_judge
 from nullsae.config.subjects import GgufSource
-from nullsae.jobs.params import PrepareJudgeParams
+from nullsae.jobs.autointerp import PrepareJudgeParams
 
 pytestmark = [
     pytest.mark.llm,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nullsae.config.saes import Sae
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.params import ModelKeys, SaeCell, TrainSaeParams
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.architectures import ARCHITECTURES, Losses, TrainedSae, batch_topk
 from nullsae.sae.architectures.batch_topk import THRESHOLD_DECAY, batch_top_k
 from nullsae.sae.autoencoder import Autoencoder

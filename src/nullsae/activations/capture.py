@@ -21,7 +21,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import content_key, read_json, rebuild_command, write_json
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import CacheActivationsParams
+from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.subjects.loading import DTYPES, Subject, check_sites_add_up, load_subject, pick_device
 
 # Chunks in memory: one is captured while the one before it is written.

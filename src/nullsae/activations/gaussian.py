@@ -17,7 +17,8 @@ from nullsae.core.files import content_key, read_json, rebuild_command
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import ModelKeys, SampleGaussianParams
+from nullsae.jobs.activations import SampleGaussianParams
+from nullsae.jobs.keys import ModelKeys
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 

@@ -19,7 +19,7 @@ from nullsae.autointerp.replies import Judgement, choice, judgements
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.scorers import DetectionScorer, FuzzingScorer, IntruderScorer
 from nullsae.core.randomness import numpy_generator
-from nullsae.jobs.params import ScoreLatentsParams
+from nullsae.jobs.autointerp import ScoreLatentsParams
 
 # Questions about the same windows, the first one included, before they count as failed.
 MAX_ATTEMPTS = 3

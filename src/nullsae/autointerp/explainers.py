@@ -18,7 +18,7 @@ from nullsae.config.explainers import LexicalExplainer, OpenAIExplainer
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import numpy_generator
-from nullsae.jobs.params import ExplainLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 log = logging.getLogger(__name__)

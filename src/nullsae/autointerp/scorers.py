@@ -22,7 +22,7 @@ from nullsae.autointerp.token_judge import judge_by_tokens
 from nullsae.config.compute import Compute
 from nullsae.config.scorers import DetectionScorer, FuzzingScorer, IntruderScorer, LikelihoodScorer
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import ScoreLatentsParams
+from nullsae.jobs.autointerp import ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from nullsae.activations.store import SiteReader, document_of
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import EvaluateSaeParams
+from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums
@@ -105,7 +105,9 @@ def evaluate_sae(
     if model is not None:
         subject = load_subject(model, device)
         n_contexts, context_tokens = tokens.input_ids.shape
-        contexts = spread(n_contexts, params.evaluation.fidelity_tokens, context_tokens)
+        contexts = spread(
+            n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens
+        )
         spliced = fidelity(
             subject,
             coder,

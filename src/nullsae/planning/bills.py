@@ -16,9 +16,8 @@ from nullsae.autointerp.prompting import load_prompt
 from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.scorers import IntruderScorer
 from nullsae.config.study import Config
+from nullsae.jobs.autointerp import explain_latents, score_latents
 from nullsae.jobs.grid import explainer_cells, scorer_cells
-from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
-from nullsae.jobs.slices import job_section
 from nullsae.tables import cell_schema, read_table
 
 # English text, for models with some 100,000 tokens in their vocabulary.
@@ -68,9 +67,7 @@ def bills(config: Config, root: Path) -> tuple[dict[tuple[str, str, str], Bill],
     found: dict[tuple[str, str, str], Bill] = {}
     all_counted = True
     for keys in explainer_cells(config):
-        section = job_section(config, "explain_latents", keys)
-        assert isinstance(section, ExplainLatentsParams)
-        explainer = section.explainer
+        explainer = explain_latents(config, keys).explainer
         if isinstance(explainer, OpenAIExplainer):
             windows = _windows(config, root, keys, "random")
             all_counted &= windows.counted
@@ -82,8 +79,7 @@ def bills(config: Config, root: Path) -> tuple[dict[tuple[str, str, str], Bill],
                 len(shown), len(shown) * fixed + sum(shown) * each, len(shown) * EXPLANATION_TOKENS
             )
     for keys in scorer_cells(config):
-        section = job_section(config, "score_latents", keys)
-        assert isinstance(section, ScoreLatentsParams)
+        section = score_latents(config, keys)
         if section.judge is None:
             continue
         scorer: Any = section.scorer

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from nullsae.config.scorers import IntruderScorer, LikelihoodScorer
 from nullsae.config.variants import GAUSSIAN, is_floor
+from nullsae.jobs.autointerp import asks
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells
-from nullsae.jobs.slices import asks
 from nullsae.planning.amounts import Study, Work, encoding, forward, sae_bytes, together
 from nullsae.planning.making import shared
 

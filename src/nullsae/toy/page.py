@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from nullsae import __version__, paths
 from nullsae.config.toy import DATA, SharkeySource, Toy, toy_cells
 from nullsae.core.files import write_text
-from nullsae.jobs.params import ReportToyParams
+from nullsae.jobs.toy import ReportToyParams
 from nullsae.report import style
 from nullsae.report.build import TEMPLATES as REPORT_TEMPLATES
 from nullsae.report.build import number, signed

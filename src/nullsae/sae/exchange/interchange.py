@@ -20,7 +20,8 @@ from nullsae.config.parse import parse_section
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import atomic_path, read_json, rebuild_command, write_json
-from nullsae.jobs.params import CellKeys, pretrained_sae_path
+from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.saes import pretrained_sae_path
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.formats import (
     CONFIGS,

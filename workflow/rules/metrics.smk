@@ -86,7 +86,15 @@ rule match_dictionaries:
         mem_mb=megabytes(8_000),
         runtime=minutes(60),
     params:
-        config=job_params("match_dictionaries", "seed", "compute", "variants", "draws", "saes", "evaluation"),
+        config=job_params(
+            "match_dictionaries",
+            "seed",
+            "compute",
+            "variants",
+            "draws",
+            "saes",
+            "evaluation",
+        ),
         code=job_code("match_dictionaries"),
         # One path for all of them: a shell line has no room for hundreds.
         sae=lambda wildcards: paths.SAE_CONFIG.format(

@@ -25,7 +25,9 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
             mem_mb=megabytes(8_000),
             runtime=minutes(240),
         params:
-            config=job_params("train_sae", *ACTIVATIONS, "variants", "draws", "saes", "evaluation"),
+            config=job_params(
+                "train_sae", *ACTIVATIONS, "variants", "draws", "saes", "evaluation"
+            ),
             code=job_code("train_sae"),
             train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
             heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),

@@ -67,7 +67,9 @@ rule randomize_model:
         mem_mb=megabytes(8_000),
         runtime=minutes(60),
     params:
-        config=job_params("randomize_model", "seed", "compute", "subjects", "randomization"),
+        config=job_params(
+            "randomize_model", "seed", "compute", "subjects", "randomization"
+        ),
         code=job_code("randomize_model"),
         trained=lambda wildcards, input: option("trained", input.trained),
         folder=paths.MODEL,

@@ -21,6 +21,9 @@ from nullsae.jobs.subjects import model_key
 # Config keys that decide a variant's activations.
 ACTIVATIONS = ("seed", "compute", "corpora", "subjects", "randomization", "activations")
 
+# How SAEs are fed, and what is checked before any work.
+_OF_TRAINING = ("activations/blocks.py", "activations/live.py", "activations/preflight.py")
+
 
 class CacheActivationsParams(Section):
     """What `nullsae cache_activations` takes."""
@@ -37,7 +40,7 @@ class CacheActivationsParams(Section):
     """Provenance, written into the manifests; by default made from the inputs."""
 
 
-@rule("activations/capture.py", "activations/shards.py", "activations/store.py")
+@rule("activations", but=(*_OF_TRAINING, "activations/gaussian.py"))
 def cache_activations(config: Config, wildcards: Wildcards) -> CacheActivationsParams:
     """A variant's activations of one split at all sites, or a portion of them."""
     settings = config.activations
@@ -70,10 +73,7 @@ class SampleGaussianParams(Section):
     """If given, activations to fit to with another key are refused."""
 
 
-@rule(
-    *("activations/gaussian.py", "activations/shards.py", "activations/store.py"),
-    "core/moments.py",
-)
+@rule("activations", "core/moments.py", but=(*_OF_TRAINING, "activations/capture.py"))
 def sample_gaussian(config: Config, wildcards: Wildcards) -> SampleGaussianParams:
     """Gaussian data in the place of a variant's activations, of one split at all sites."""
     settings, keys = config.activations, ModelKeys.of(wildcards)

@@ -114,7 +114,12 @@ def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
     """What makes the SAEs of a recipe and no others: the architecture, or the reader of a file."""
     if recipe.pretrained is not None and variant == "trained":
         return tuple(files_in(["sae/exchange"]))
-    return with_siblings(PACKAGE / f"sae/architectures/{recipe.architecture}.py")
+    return architecture_files(recipe.architecture)
+
+
+def architecture_files(name: str) -> tuple[Path, ...]:
+    """The file of an architecture, and those that it shares code with."""
+    return with_siblings(PACKAGE / f"sae/architectures/{name}.py")
 
 
 def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:

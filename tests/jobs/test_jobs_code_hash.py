@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import tokenize
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
+from nullsae.core.registry import Registry
 from nullsae.jobs import code_hash
-from nullsae.jobs.code_hash import PACKAGE, code_tokens, files_in, with_siblings
+from nullsae.jobs.code_hash import PACKAGE, code_tokens, files_in, thing_files, with_siblings
 
 TEXT = '''"""What it does."""
 
@@ -122,3 +123,20 @@ def test_files_of_a_folder_leave_out_what_is_named() -> None:
     found = files_in(["sae"], but=["sae/exchange", "sae/kernels.py"])
     assert PACKAGE / "sae/trainer.py" in found
     assert not [file for file in found if file.stem == "kernels" or "exchange" in file.parts]
+
+
+def test_a_thing_of_a_registry_counts_by_its_file_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "hashed_things"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "shared.py").write_text("HALF = 0.5\n")
+    (folder / "round.py").write_text(
+        "from hashed_things.shared import HALF\n"
+        "from pathlib import PurePath\n\n\n"
+        "class Round(PurePath):\n    name = 'round'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry("things", PurePath, "hashed_things")
+    assert thing_files(registry, "round") == (folder / "round.py", folder / "shared.py")

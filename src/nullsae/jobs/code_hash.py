@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from functools import cache
 from keyword import iskeyword
 from pathlib import Path
+from typing import Any
+
+from nullsae.core.registry import Registry
 
 PACKAGE = Path(__file__).parents[1]
 _QUOTED = (
@@ -59,6 +62,11 @@ def with_siblings(file: Path) -> tuple[Path, ...]:
             found.add(path)
             new += [p for p in _files(file.parent, deep=False) if p.stem in _imported(path)]
     return tuple(sorted(found))
+
+
+def thing_files(registry: Registry[Any], *names: str) -> tuple[Path, ...]:
+    """The files that define things of a registry, other packages' too, each `with_siblings`."""
+    return tuple(file for name in names for file in with_siblings(registry.file(name)))
 
 
 @cache

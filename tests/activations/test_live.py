@@ -17,7 +17,7 @@ from nullsae.core.errors import UserError
 from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import SaeCell, StreamParams, TrainSaeParams
-from nullsae.subjects.variants import randomize_model
+from nullsae.subjects.publish import randomize_model
 from small_chain import (
     COMPUTE,
     CONTEXT,

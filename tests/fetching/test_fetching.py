@@ -68,11 +68,11 @@ found = {}
 for name, corpus in config.corpora.items():
     prepare_corpus(PrepareCorpusParams(corpus=corpus), name, root)
 for name, subject in config.subjects.items():
-    model = fetch(subject.source, step0=False)
+    model = fetch(subject.source)
     found[f"{name} trained"] = digest(model.state_dict())
     found[f"{name} class"] = type(model).__name__
     if subject.source.step0_revision:
-        found[f"{name} step0"] = digest(fetch(subject.source, step0=True).state_dict())
+        found[f"{name} step0"] = digest(fetch(subject.source, variant="step0").state_dict())
     found[f"{name} sites"] = subject.sites
 for site in config.subjects["pythia"].sites:
     sae = read_pretrained(config.saes["theirs"].pretrained, site, where="here")

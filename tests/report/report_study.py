@@ -15,7 +15,7 @@ from nullsae import paths, tables
 from nullsae.config.parse import parse_config
 from nullsae.config.saes import FITTED_DICTIONARIES, Dictionary, recipe_name
 from nullsae.config.study import Config
-from nullsae.config.variants import VariantName
+from nullsae.config.variants import VARIANTS
 from nullsae.jobs import grid as cells
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
@@ -80,7 +80,7 @@ def all_controls_config(**sections: Any) -> Config:
     subject = default_config().model_dump(mode="json")["subjects"]["small"]
     wanted = {
         "subjects": {"small": subject | {"sites": ["resid_post.1", "mlp_out.1"]}},
-        "variants": list(get_args(VariantName)),
+        "variants": list(VARIANTS),
         "saes": SAES,
         "explainers": EXPLAINERS,
         "evaluation": {"cross_tokens": 4096},

@@ -18,7 +18,7 @@ from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.explainers import SwappedExplainer
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
-from nullsae.config.variants import fitted_to
+from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
 from nullsae.jobs.shared_training import shared_jobs
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
@@ -58,6 +58,10 @@ GPUS = 0 if STUDY.compute.device == "cpu" else 1
 N_PORTIONS = STUDY.activations.chunks
 # A pattern that matches no name.
 NOTHING = "$."
+# Variants without a model, and floors.
+SAMPLED = "|".join(
+    [*(name for name in VARIANTS if not has_model(name)), f"{FLOOR_PREFIX}[^/]+"]
+)
 
 
 wildcard_constraints:
@@ -183,15 +187,14 @@ def key_of(manifest):
 def trained_recipe(wildcards):
     """The trained variant that a randomization starts from; none if it is read from its source."""
     own = wildcards.subject in trained_here(STUDY)
-    if not own and wildcards.variant in ("trained", "step0"):
+    if not own and VARIANTS[wildcards.variant].origin == "source":
         return []
     return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
 
 
 def model_recipe(wildcards):
     """The variant's weights; none where there are only activations."""
-    sampled = fitted_keys(dict(wildcards)) is not None
-    return [] if sampled else paths.RECIPE.format(**wildcards)
+    return paths.RECIPE.format(**wildcards) if has_model(wildcards.variant) else []
 
 
 def fitted_keys(keys):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import NonNegativeInt, PositiveInt
 
 from nullsae.config.section import Section
 from nullsae.config.toy import ToyData
-from nullsae.config.variants import FloorName, VariantName
+from nullsae.config.variants import ModelName
 
 
 class _FromWildcards(Section):
@@ -24,7 +24,7 @@ class ModelKeys(_FromWildcards):
     """A set of weights, or Gaussian data in their place."""
 
     subject: str
-    variant: Literal[VariantName, FloorName]
+    variant: ModelName
     draw: NonNegativeInt
 
 

@@ -8,7 +8,7 @@ from nullsae.config.compute import Compute
 from nullsae.config.evaluation import Evaluation
 from nullsae.config.section import Section
 from nullsae.config.study import Config
-from nullsae.config.variants import VariantName, fitted_to
+from nullsae.config.variants import VariantName, has_model
 from nullsae.jobs.activations import key_of
 from nullsae.jobs.grid import cross_cells, matched_cells
 from nullsae.jobs.keys import CellKeys, ModelKeys
@@ -33,11 +33,10 @@ class EvaluateSaeParams(Section):
 def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaeParams:
     """An SAE on its own variant's activations, or a floor on its own."""
     keys = CellKeys.of(wildcards)
-    has_model = fitted_to(keys.variant, keys.draw) is None
     return EvaluateSaeParams(
         seed=config.seed,
         keys=keys,
-        fidelity_tokens=config.evaluation.fidelity_tokens if has_model else None,
+        fidelity_tokens=config.evaluation.fidelity_tokens if has_model(keys.variant) else None,
         compute=config.compute,
         activations_key=key_of(config, keys.model, "sae_train"),
         eval_activations_key=key_of(config, keys.model, "eval"),

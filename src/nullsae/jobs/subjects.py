@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt
 
 from nullsae.config.compute import Compute
-from nullsae.config.randomization import Randomization
+from nullsae.config.randomization import Randomization, Settings
 from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
-from nullsae.config.variants import NORM_POLICY_VARIANTS
+from nullsae.config.variants import VARIANTS
 from nullsae.core.files import content_key
+from nullsae.jobs.code_hash import thing_files
 from nullsae.jobs.file_stamps import model_files, stamps
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
@@ -29,7 +31,19 @@ class TrainSubjectParams(Section):
     compute: Compute
 
 
-@rule("subjects", "core/moments.py", but=("subjects/orthogonal.py", "subjects/randomize.py"))
+def _made_by_training(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
+    made = (name for name, variant in VARIANTS.items() if variant.by_training)
+    return thing_files(VARIANTS, *made)
+
+
+@rule(
+    *("subjects", "core/moments.py"),
+    but=(
+        *("subjects/changes.py", "subjects/orthogonal.py", "subjects/randomize.py"),
+        "subjects/variants",
+    ),
+    things=_made_by_training,
+)
 def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
     """A subject that is trained here."""
     name = wildcards["subject"]
@@ -39,7 +53,7 @@ def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
     return TrainSubjectParams(seed=config.seed, subject=name, source=source, compute=config.compute)
 
 
-class RandomizeModelParams(Section):
+class RandomizeModelParams(Settings):
     """What `nullsae randomize_model` takes."""
 
     seed: NonNegativeInt
@@ -48,13 +62,14 @@ class RandomizeModelParams(Section):
     """Where the weights come from; without it, `--trained` names the trained ones' folder."""
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a subject in a local folder."""
-    norm_parameters: Literal["rerandomize", "keep"] | None = None
-    embedding_noise_std: float | None = None
-    first_random_block: NonNegativeInt | None = None
     compute: Compute
 
 
-@rule("subjects", "core/moments.py", but=("subjects/training.py",))
+@rule(
+    *("subjects", "core/moments.py"),
+    but=("subjects/training.py", "subjects/variants"),
+    things=lambda _, wildcards: thing_files(VARIANTS, wildcards["variant"]),
+)
 def randomize_model(config: Config, wildcards: Wildcards) -> RandomizeModelParams:
     """A variant of a subject, with the settings that this variant reads."""
     keys = ModelKeys.of(wildcards)
@@ -69,20 +84,13 @@ def _randomize(
     seed: int, compute: Compute, keys: ModelKeys, source: Source, settings: Randomization
 ) -> RandomizeModelParams:
     given = None if isinstance(source, TrainSource) else source
-    own: dict[str, Any] = {}
-    if keys.variant in NORM_POLICY_VARIANTS:
-        own["norm_parameters"] = settings.norm_parameters
-    if keys.variant == "noise_embeddings":
-        own["embedding_noise_std"] = settings.embedding_noise_std
-    if keys.variant == "cascade":
-        own["first_random_block"] = settings.first_random_block
     return RandomizeModelParams(
         seed=seed,
         keys=keys,
         source=given,
         local_files=stamps(model_files(given, f"config: subjects.{keys.subject}.source")),
         compute=compute,
-        **own,
+        **VARIANTS[keys.variant].settings(settings),
     )
 
 
@@ -95,7 +103,7 @@ def model_key(
     Local files are looked at once.
     """
     params: list[Section] = [_randomize(seed, compute, keys, source, settings)]
-    code = [randomize_model.code()]
+    code = [randomize_model.code(*thing_files(VARIANTS, keys.variant))]
     if isinstance(source, TrainSource):
         params.append(
             TrainSubjectParams(seed=seed, subject=keys.subject, source=source, compute=compute)

@@ -9,7 +9,7 @@ from nullsae.config.explainers import SwappedExplainer
 from nullsae.config.saes import AT, recipe_name
 from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.study import NO_EXPLAINER
-from nullsae.config.variants import GAUSSIAN, fitted_to, is_floor
+from nullsae.config.variants import VARIANTS, fitted_to, has_model
 from nullsae.jobs.grid import (
     Keys,
     cell_files,
@@ -78,14 +78,14 @@ class Graph:
         own = trained_here(config)
         for subject in own:
             job = self._add("train_subject", {"subject": subject}, [self._corpus(subject)])
-            for variant in ("trained", "step0"):
+            for variant in (name for name in VARIANTS if VARIANTS[name].by_training):
                 self._made_by["model", subject, variant, "0"] = job
         for keys in model_cells(config):
             name = ("model", *_variant(keys))
             if name in self._made_by:
                 continue
             needs = [self._corpus(keys["subject"])]
-            if keys["variant"] not in ("trained", "step0"):
+            if VARIANTS[keys["variant"]].origin == "trained":
                 needs.append(self._made_by["model", keys["subject"], "trained", "0"])
             self._made_by[name] = self._add("randomize_model", keys, needs)
 
@@ -99,7 +99,7 @@ class Graph:
             *({k: keys[k] for k in ("subject", "variant", "draw")} for keys in floors.values()),
         ]
         # What Gaussian data are fitted to comes first.
-        for keys in sorted(wanted, key=lambda keys: keys["variant"].startswith(GAUSSIAN)):
+        for keys in sorted(wanted, key=lambda keys: not has_model(keys["variant"])):
             for split in SPLITS:
                 cell = {**keys, "split": split}
                 name = (*_variant(keys), split)
@@ -137,7 +137,7 @@ class Graph:
         for cells in grouped.values():
             keys = cells[0]
             needs, reads = self._captured(keys)
-            if stream and not _has_no_model(keys):
+            if stream and has_model(keys["variant"]):
                 needs.append(self._made_by["model", *_variant(keys)])
             elif stream and (fitted := fitted_to(keys["variant"], int(keys["draw"]))):
                 source = (keys["subject"], fitted[0], str(fitted[1]), "sae_train")
@@ -158,7 +158,7 @@ class Graph:
         for cell in (*sae_cells(config), *floor_cells(config)):
             needs, reads = self._captured(cell)
             needs.append(self._made_by["sae", *_sae(cell)])
-            if not _has_no_model(cell):
+            if has_model(cell["variant"]):
                 needs.append(self._made_by["model", *_variant(cell)])
             job = self._add("evaluate_sae", cell, needs)
             self.jobs[job].reads = reads
@@ -235,7 +235,3 @@ def _variant(keys: Keys) -> Name:
 
 def _sae(keys: Keys) -> Name:
     return (*_variant(keys), keys["site"], keys["sae"], str(keys["seed"]))
-
-
-def _has_no_model(keys: Keys) -> bool:
-    return keys["variant"] == GAUSSIAN or is_floor(keys["variant"])

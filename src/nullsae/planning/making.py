@@ -10,7 +10,7 @@ from dataclasses import replace
 from nullsae.config.corpora import BuiltinSource, TrainedTokenizer
 from nullsae.config.saes import FITTED_DICTIONARIES
 from nullsae.config.subjects import TrainSource
-from nullsae.config.variants import GAUSSIAN, is_floor
+from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys
 from nullsae.planning.amounts import Study, Work, blocks_to, forward, sae_bytes, together, training
 from nullsae.planning.sizes import BYTES
@@ -88,7 +88,7 @@ def randomize_model(study: Study, keys: Keys) -> Work:
     """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread."""
     size = study.sizes[keys["subject"]]
     published = publishing(study, keys)
-    drawn = keys["variant"] not in ("trained", "step0", "noise_embeddings")
+    drawn = VARIANTS[keys["variant"]].changes_weights
     gates = size.n_parameters * (GATE_SECONDS if drawn else 0.0)
     return together(
         published,
@@ -182,7 +182,7 @@ def train_saes(study: Study, cells: list[Keys]) -> Work:
     if settings.mode == "stream" and stepwise:
         sites = list(dict.fromkeys(cell["site"] for cell in cells))
         epochs = max(study.recipe(cell).epochs for cell in cells)
-        if keys["variant"] == GAUSSIAN or is_floor(keys["variant"]):
+        if not has_model(keys["variant"]):
             drawn = float(n * epochs * len(sites))
             live = Work(product_flops=2.0 * d * d * drawn, host_seconds=drawn * d * NORMAL_SECONDS)
         else:

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from nullsae.config.section import Choice
 from nullsae.config.study import Config
 
 
@@ -15,7 +16,8 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         needed = "required" if field.is_required() else f"default {field.get_default()!r}"
-        inner = _sections(field.annotation)
+        chosen = [section for m in field.metadata if isinstance(m, Choice) for section in m.all()]
+        inner = chosen or _sections(field.annotation)
         if inner and inner != [Config]:
             lines += [line for section in inner for line in describe(section, f"{key}.")]
             continue

@@ -8,11 +8,12 @@ from pydantic import Field, NonNegativeInt
 
 from nullsae.config.compute import Compute
 from nullsae.config.endpoints import Endpoint
-from nullsae.config.explainers import Explainer, OpenAIExplainer
-from nullsae.config.scorers import AskingScorer, IntruderScorer, LikelihoodScorer, Scorer
-from nullsae.config.section import Section
+from nullsae.config.explainers import EXPLAINERS, AnyExplainer
+from nullsae.config.scorers import SCORERS, AnyScorer
+from nullsae.config.section import Kind, Section
 from nullsae.config.study import Config
 from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.jobs.code_hash import thing_files
 from nullsae.jobs.file_stamps import model_files, named_file, stamps
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.rules import Wildcards, rule
@@ -23,19 +24,18 @@ class ExplainLatentsParams(Section):
 
     seed: NonNegativeInt
     keys: CellKeys
-    explainer: Explainer
+    explainer: AnyExplainer
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a prompt of the user's own."""
 
 
 @rule(
-    *(
-        f"autointerp/{name}"
-        for name in (
-            *("explainers.py", "lexical.py", "marking.py", "prompting.py", "replies.py"),
-            *("shards.py", "written.py", "prompts/explain.txt"),
-        )
-    )
+    *("autointerp/examples.py", "autointerp/explain.py", "autointerp/marking.py"),
+    *("autointerp/prompting.py", "autointerp/replies.py", "autointerp/shards.py"),
+    *("autointerp/prompts/explain.txt", "corpus/token_text.py"),
+    things=lambda config, wildcards: thing_files(
+        EXPLAINERS, config.explainers[wildcards["explainer"]].name
+    ),
 )
 def explain_latents(config: Config, wildcards: Wildcards) -> ExplainLatentsParams:
     """An SAE's latents and who explains them."""
@@ -44,7 +44,7 @@ def explain_latents(config: Config, wildcards: Wildcards) -> ExplainLatentsParam
         seed=config.seed,
         keys=CellKeys.of(wildcards),
         explainer=explainer,
-        local_files=_prompt_stamps(explainer),
+        local_files=_own_files(explainer),
     )
 
 
@@ -56,15 +56,16 @@ class PrepareJudgeParams(Section):
     """As in `PrepareCorpusParams`, of a model in a local folder or file."""
 
 
-@rule("autointerp/local_judge.py")
+@rule("autointerp/local_model.py")
 def prepare_judge(config: Config, wildcards: Wildcards) -> PrepareJudgeParams:
     """The model of a scorer that runs one itself."""
     name = wildcards["scorer"]
     scorer = config.scorers[name]
-    if not isinstance(scorer, LikelihoodScorer):
+    model = scorer.model_in_job
+    if model is None:
         raise ValueError(f"scorer {name} runs no model itself")
-    read = model_files(scorer.model, f"config: scorers.{name}.model")
-    return PrepareJudgeParams(model=scorer.model, local_files=stamps(read))
+    read = model_files(model, f"config: scorers.{name}.model")
+    return PrepareJudgeParams(model=model, local_files=stamps(read))
 
 
 class ScoreLatentsParams(Section):
@@ -72,7 +73,7 @@ class ScoreLatentsParams(Section):
 
     seed: NonNegativeInt
     keys: CellKeys
-    scorer: Scorer
+    scorer: AnyScorer
     judge: Endpoint | None = None
     """Whom the scorer asks; without one, explanations are judged by their token statistics."""
     compute: Compute | None = None
@@ -86,51 +87,41 @@ class ScoreLatentsParams(Section):
     but=(
         # Replies are kept by what was asked, so asking again after an edit of it costs no call.
         *("autointerp/llm/serve_gguf.py", "autointerp/llm/session.py"),
-        *("autointerp/explainers.py", "autointerp/lexical.py", "autointerp/written.py"),
-        *("autointerp/prompts/explain.txt", "autointerp/local_judge.py"),
+        *("autointerp/explain.py", "autointerp/explainers", "autointerp/prompts/explain.txt"),
+        *("autointerp/local_model.py", "autointerp/scorers"),
     ),
+    things=lambda config, wildcards: thing_files(SCORERS, config.scorers[wildcards["scorer"]].name),
 )
 def score_latents(config: Config, wildcards: Wildcards) -> ScoreLatentsParams:
     """An SAE's latents, who explained them and who scores."""
-    scorer = config.scorers[wildcards["scorer"]]
-    judge, compute = None, None
-    if isinstance(scorer, IntruderScorer):
-        judge = scorer.judge
-    elif isinstance(scorer, LikelihoodScorer):
-        compute = config.compute
-    else:
-        writer = config.writer(wildcards["explainer"])
-        if isinstance(writer, OpenAIExplainer):
-            own = writer.model_dump(include=set(Endpoint.model_fields))
-            judge = scorer.judge or Endpoint(**own)
-            scorer = scorer.model_copy(update={"judge": None})
-        else:
-            # Token statistics are judged by a formula: how a model is asked is no business of it.
-            default = {
-                name: field.get_default() for name, field in AskingScorer.model_fields.items()
-            }
-            scorer = scorer.model_copy(update=default)
+    explainer, name = wildcards["explainer"], wildcards["scorer"]
+    scorer = config.scorers[name].for_job(config.writer(explainer))
     return ScoreLatentsParams(
         seed=config.seed,
         keys=CellKeys.of(wildcards),
         scorer=scorer,
-        judge=judge,
-        compute=compute,
-        local_files=_prompt_stamps(scorer),
+        judge=config.asked(explainer, name),
+        compute=None if scorer.model_in_job is None else config.compute,
+        local_files=_own_files(scorer),
     )
 
 
-def _prompt_stamps(section: Section) -> tuple[str, ...]:
-    """The stamp of a prompt of the user's own."""
-    prompt = getattr(section, "prompt", None)
-    return stamps([named_file(prompt)]) if prompt else ()
+def _own_files(section: Kind) -> tuple[str, ...]:
+    """The stamps of the user's own files that an explainer or scorer reads, such as a prompt."""
+    return stamps(map(named_file, section.local_files))
 
 
 def asks(config: Config, rule: str, wildcards: Wildcards) -> bool:
     """Whether a job of `explain_latents` or `score_latents` asks an endpoint."""
+    explainer = wildcards["explainer"]
     if rule == "explain_latents":
-        return isinstance(config.explainers[wildcards["explainer"]], OpenAIExplainer)
-    scorer = config.scorers[wildcards["scorer"]]
-    if isinstance(scorer, IntruderScorer | LikelihoodScorer):
-        return isinstance(scorer, IntruderScorer)
-    return isinstance(config.writer(wildcards["explainer"]), OpenAIExplainer)
+        return config.explainers[explainer].endpoint is not None
+    return config.asked(explainer, wildcards["scorer"]) is not None
+
+
+def is_shared_out(config: Config, rule: str, wildcards: Wildcards) -> bool:
+    """Whether several jobs may share an SAE's latents: those that ask or run a language model."""
+    runs_one = (
+        rule == "score_latents" and config.scorers[wildcards["scorer"]].model_in_job is not None
+    )
+    return runs_one or asks(config, rule, wildcards)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from nullsae.config.explainers import SwappedExplainer
 from nullsae.config.saes import AT, recipe_name
-from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.study import NO_EXPLAINER
 from nullsae.config.variants import VARIANTS, fitted_to, has_model
 from nullsae.jobs.grid import (
@@ -193,15 +191,15 @@ class Graph:
     def _judging(self) -> None:
         config = self.study.config
         for name, scorer in config.scorers.items():
-            if isinstance(scorer, LikelihoodScorer):
+            if scorer.model_in_job is not None:
                 self._made_by["judge", name] = self._add("prepare_judge", {"scorer": name}, [])
         # A placebo waits for what it exchanges, wherever the config names it.
-        placebos = [n for n, e in config.explainers.items() if isinstance(e, SwappedExplainer)]
+        placebos = [n for n, e in config.explainers.items() if e.exchanges is not None]
         for cell in sorted(explainer_cells(config), key=lambda cell: cell["explainer"] in placebos):
             needs = [self._made_by["latents", *_sae(cell)]]
             explainer = config.explainers[cell["explainer"]]
-            if isinstance(explainer, SwappedExplainer):
-                needs.append(self._made_by["explanations", *_sae(cell), explainer.of])
+            if explainer.exchanges is not None:
+                needs.append(self._made_by["explanations", *_sae(cell), explainer.exchanges])
             job = self._shared("explain", cell, needs)
             self._made_by["explanations", *_sae(cell), cell["explainer"]] = job
         for cell in scorer_cells(config):

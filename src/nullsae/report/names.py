@@ -86,7 +86,7 @@ def figure_names(config: Config) -> list[str]:
 
 def shown_explainer(config: Config) -> str | None:
     """Whose explanations the page shows: those that a language model wrote, else the first ones."""
-    written = [name for name, explainer in config.explainers.items() if explainer.kind == "openai"]
+    written = [name for name, explainer in config.explainers.items() if explainer.shown_first]
     return next(iter([*written, *config.explainers]), None)
 
 
@@ -100,8 +100,8 @@ def entropy_pair(config: Config) -> tuple[str, str] | None:
     scorers = [scorer for name, scorer in config.scored_pairs() if name == explainer]
     if explainer is None or not scorers:
         return None
-    detection = [name for name in scorers if config.scorers[name].kind == "detection"]
-    return explainer, (detection or scorers)[0]
+    first = [name for name in scorers if config.scorers[name].shown_first]
+    return explainer, (first or scorers)[0]
 
 
 def _complete() -> bool:

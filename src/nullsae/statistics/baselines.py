@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nullsae.config.explainers import LexicalExplainer, SwappedExplainer
 from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.config.variants import GAUSSIAN
 from nullsae.statistics.metrics import Metric
@@ -11,7 +10,7 @@ from nullsae.statistics.metrics import Metric
 def lexical_baseline(config: Config) -> str | None:
     """The explainer that others are compared with: the first that counts single tokens."""
     for name, explainer in config.explainers.items():
-        if isinstance(explainer, LexicalExplainer) and explainer.context == "token":
+        if explainer.is_baseline:
             return name
     return None
 
@@ -20,8 +19,8 @@ def swapped_baselines(config: Config) -> dict[str, str]:
     """For each explainer that has one, the first that exchanges its explanations."""
     found: dict[str, str] = {}
     for name, explainer in config.explainers.items():
-        if isinstance(explainer, SwappedExplainer):
-            found.setdefault(explainer.of, name)
+        if explainer.exchanges is not None:
+            found.setdefault(explainer.exchanges, name)
     return found
 
 
@@ -32,7 +31,7 @@ def no_gain(config: Config, explainer: str) -> str | None:
         return "no lexical explanations"
     if explainer == lexical:
         return "the lexical explainer itself"
-    if isinstance(config.explainers[explainer], SwappedExplainer):
+    if _is_swapped(config, explainer):
         return "swapped explanations"
     return None
 
@@ -41,7 +40,7 @@ def no_discrimination(config: Config, explainer: str) -> str | None:
     """Why an explainer has no `discrimination`; None if it has one."""
     if explainer in swapped_baselines(config):
         return None
-    if explainer != NO_EXPLAINER and isinstance(config.explainers[explainer], SwappedExplainer):
+    if _is_swapped(config, explainer):
         return "swapped explanations"
     return "no swapped explanations"
 
@@ -59,10 +58,11 @@ def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
     if metric.name == "discrimination":
         return no_discrimination(config, explainer) is None
     # What another latent's explanation earns says nothing of the latent itself.
-    is_swapped = explainer != NO_EXPLAINER and isinstance(
-        config.explainers[explainer], SwappedExplainer
-    )
-    return metric.table == "scores" or not is_swapped
+    return metric.table == "scores" or not _is_swapped(config, explainer)
+
+
+def _is_swapped(config: Config, explainer: str) -> bool:
+    return explainer != NO_EXPLAINER and config.explainers[explainer].exchanges is not None
 
 
 def study_metrics(config: Config, metrics: tuple[Metric, ...]) -> list[str]:

@@ -41,7 +41,7 @@ def stream_params(variant: Any = "trained", **keys: Any) -> TrainSaeParams:
     return TrainSaeParams(
         seed=0,
         keys=ModelKeys(subject="tiny", variant=variant, draw=0),
-        saes={"topk": Sae(k=2, n_latents=8)},
+        saes={"topk": Sae.of(k=2, n_latents=8)},
         cells=(SaeCell(site=SITES[1], sae="topk", seed=0),),
         stream=StreamParams(**{**plain, **keys}),
         compute=COMPUTE,

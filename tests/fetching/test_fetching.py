@@ -55,7 +55,7 @@ from nullsae.autointerp.local_model import load_judge, prepare_judge
 from nullsae.corpus.prepare import prepare_corpus
 from nullsae.jobs.autointerp import PrepareJudgeParams
 from nullsae.jobs.corpus import PrepareCorpusParams
-from nullsae.sae.exchange.interchange import read_pretrained
+from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.subjects.loading import fetch
 
 def digest(tensors):

@@ -18,7 +18,7 @@ from nullsae.activations.capture import cache_activations
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.sae.exchange.interchange import export_sae
+from nullsae.sae.exchange.export import export_sae
 from nullsae.subjects.loading import load_subject
 from small_chain import COMPUTE, CONTEXT, CPU, Chain, capture_params, cell, write_corpus
 

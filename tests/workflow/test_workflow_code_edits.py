@@ -3,15 +3,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import get_args
+from typing import Any
 
 import pytest
 from workflow_study import Study, copy_of
 
-from nullsae.config.saes import Architecture
-from nullsae.jobs.code_hash import PACKAGE, code_tokens, files_in
+from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.explainers import EXPLAINERS
+from nullsae.config.saes import ARCHITECTURES
+from nullsae.config.scorers import SCORERS
+from nullsae.config.variants import VARIANTS
+from nullsae.core.registry import Registry
+from nullsae.jobs.code_hash import PACKAGE, code_tokens, files_in, thing_files
 from nullsae.jobs.rules import NO_RULES, rules
-from nullsae.jobs.saes import architecture_files
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 END = {"aggregate", "report"}
@@ -19,8 +23,8 @@ CASES: dict[str, set[str]] = {
     "metrics/reconstruction.py": {"evaluate_sae", *END},
     "metrics/overlap.py": {"match_dictionaries", *END},
     "latents/windows.py": {"collect_latents", "explain_latents", "score_latents", *END},
-    "autointerp/scorers.py": {"score_latents", *END},
-    "autointerp/explainers.py": {"explain_latents", "score_latents", *END},
+    "autointerp/score.py": {"score_latents", *END},
+    "autointerp/explain.py": {"explain_latents", "score_latents", *END},
     "sae/architectures/topk.py": {
         *("train_sae", "evaluate_sae", "collect_latents", "explain_latents", "score_latents"),
         *("match_dictionaries", *END),
@@ -85,7 +89,8 @@ def test_an_edit_of_docstrings_and_comments_reruns_nothing(
 
 def test_every_module_belongs_to_a_rule_or_is_listed_as_computing_for_none() -> None:
     owned = {file for rule in rules().values() for file in rule.files}
-    owned |= {file for name in get_args(Architecture) for file in architecture_files(name)}
+    kinds: tuple[Registry[Any], ...] = (VARIANTS, ARCHITECTURES, DICTIONARIES, EXPLAINERS, SCORERS)
+    owned |= {file for kind in kinds for name in kind for file in thing_files(kind, name)}
     shared = set(files_in(NO_RULES))
     # What is named as no part of a rule's folder computes for another rule, or for none.
     apart = {file for rule in rules().values() for file in files_in(rule.but)}

@@ -124,7 +124,7 @@ def looked_up_tokens(split):
     """The corpus' tokens of a split where an SAE's codes depend on them; else none."""
 
     def path(wildcards):
-        if STUDY.saes[wildcards.sae].dictionary != "token_lookup":
+        if not STUDY.saes[wildcards.sae].origin.reads_tokens:
             return []
         return corpus_file(paths.CORPUS_MANIFEST, split=split)(wildcards)
 
@@ -296,7 +296,7 @@ def shared_inputs(job):
     """What a job reads that trains several SAEs, by the names of its rule's inputs."""
     keys = {name: job.keys[name] for name in ("subject", "variant", "draw")}
     stream = STUDY.activations.mode == "stream"
-    looked_up = any(sae.dictionary == "token_lookup" for sae in job.recipes)
+    looked_up = any(sae.origin.reads_tokens for sae in job.recipes)
     corpus = STUDY.subjects[keys["subject"]].corpus
     tokens = {
         split: [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]

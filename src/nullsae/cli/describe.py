@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
-
-from nullsae.config.section import Choice
+from nullsae.config.section import Choice, Section
 from nullsae.config.study import Config
 
 
-def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
+def describe(model: type[Section], prefix: str = "") -> list[str]:
     """One line per field of a params class, nested sections included, for help texts."""
     lines = []
-    for name, field in model.model_fields.items():
+    for name, field in model.known_keys().items():
         key = f"{prefix}{name}"
         needed = "required" if field.is_required() else f"default {field.get_default()!r}"
         chosen = [section for m in field.metadata if isinstance(m, Choice) for section in m.all()]
@@ -28,8 +26,8 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
     return lines
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def _sections(annotation: Any) -> list[type[Section]]:
     """The sections that an annotation names, through unions and optionals."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]

@@ -9,6 +9,7 @@ from operator import or_
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from nullsae.core.registry import Registry
@@ -29,6 +30,11 @@ class Section(BaseModel):
         # Kinds that other packages define are looked up at the first use, not at the import.
         defer_build=True,
     )
+
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """The keys that sections of this kind may have, with their types and defaults."""
+        return cls.model_fields
 
 
 @dataclass(frozen=True)

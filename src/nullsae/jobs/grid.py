@@ -54,13 +54,12 @@ def sae_cells(config: Config) -> Iterator[Keys]:
 def floor_recipes(config: Config) -> dict[str, Sae]:
     """The recipes that floors are trained by: those of `saes` whose SAEs have one.
 
-    Gaussian vectors have no tokens to look up, and a pretrained SAE was trained elsewhere. A floor
-    is for whole SAEs: none along its training.
+    A pretrained SAE was trained elsewhere. A floor is for whole SAEs: none along its training.
     """
     return {
         name: sae.model_copy(update={"checkpoints": ()})
         for name, sae in config.saes.items()
-        if sae.dictionary != "token_lookup" and sae.pretrained is None
+        if sae.origin.has_floor and sae.pretrained is None
     }
 
 

@@ -29,7 +29,12 @@ class EvaluateSaeParams(Section):
     """The same for those of `eval`."""
 
 
-@rule("metrics", "core/moments.py", but=("metrics/cross.py", "metrics/overlap.py"))
+@rule(
+    "metrics",
+    "core/moments.py",
+    "sae/token_means.py",
+    but=("metrics/cross.py", "metrics/overlap.py"),
+)
 def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaeParams:
     """An SAE on its own variant's activations, or a floor on its own."""
     keys = CellKeys.of(wildcards)

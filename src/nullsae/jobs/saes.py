@@ -9,15 +9,16 @@ from typing import Annotated, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from nullsae.config.compute import Compute
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.model_files import is_local
-from nullsae.config.saes import Sae
+from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.config.section import FloatType, Section
 from nullsae.config.sites import site_layer
 from nullsae.config.study import Config
 from nullsae.config.variants import is_floor
 from nullsae.core.files import content_key
 from nullsae.jobs.activations import fitted_key, key_of
-from nullsae.jobs.code_hash import PACKAGE, files_in, with_siblings
+from nullsae.jobs.code_hash import files_in, thing_files
 from nullsae.jobs.file_stamps import folder_files, stamps
 from nullsae.jobs.grid import floor_recipes, trained_together
 from nullsae.jobs.keys import CellKeys, ModelKeys
@@ -113,13 +114,9 @@ def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
 def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
     """What makes the SAEs of a recipe and no others: the architecture, or the reader of a file."""
     if recipe.pretrained is not None and variant == "trained":
-        return tuple(files_in(["sae/exchange"]))
-    return architecture_files(recipe.architecture)
-
-
-def architecture_files(name: str) -> tuple[Path, ...]:
-    """The file of an architecture, and those that it shares code with."""
-    return with_siblings(PACKAGE / f"sae/architectures/{name}.py")
+        return tuple(files_in(["sae/exchange"], but=["sae/exchange/export.py"]))
+    made_by = thing_files(ARCHITECTURES, recipe.architecture)
+    return made_by + thing_files(DICTIONARIES, recipe.dictionary)
 
 
 def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
@@ -129,7 +126,7 @@ def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
 
 @rule(
     *("activations/blocks.py", "activations/live.py", "core/moments.py", "sae"),
-    but=("sae/architectures", "sae/checkpoints.py", "sae/exchange"),
+    but=("sae/architectures", "sae/checkpoints.py", "sae/dictionaries", "sae/exchange"),
     things=_things,
 )
 def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nullsae.config.corpora import BuiltinSource, TrainedTokenizer
-from nullsae.config.saes import FITTED_DICTIONARIES
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys
@@ -171,9 +170,9 @@ def train_saes(study: Study, cells: list[Keys]) -> Work:
         m = study.width(cell, recipe)
         written += sae_bytes(d, m) * (1 + len(recipe.checkpoints))
         fetched = recipe.pretrained is not None and cell["variant"] == "trained"
-        if recipe.dictionary in FITTED_DICTIONARIES or fetched:
-            moments = 4.0 * d * d * cached + 20.0 * d**3 if recipe.dictionary == "pca" else 0.0
-            parts.append(Work(product_flops=moments, moved_bytes=cached * 16.0 * d))
+        if fetched or not recipe.origin.trained:
+            fitted = recipe.origin.fit_flops(d, cached)
+            parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
             continue
         stepwise = True
         held += 3 * sae_bytes(d, m)

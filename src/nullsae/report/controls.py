@@ -8,19 +8,6 @@ from nullsae.config.saes import Sae
 from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS
 
-_DICTIONARIES = {
-    "learned": "Encoder and decoder are trained.",
-    "frozen_decoder": "The decoder stays at its random start; the encoder is trained.",
-    "soft_frozen_decoder": "Both are trained, but each decoder row stays near its random start "
-    "(cosine at least {cosine}).",
-    "frozen_encoder": "The encoder stays at its random start; the decoder is trained.",
-    "token_lookup": "One latent per token id, whose direction is that token's mean activation: it "
-    "reads the token and not the activation.",
-    "pca": "Principal components of the activations, plus and minus; nothing is trained.",
-    "identity": "The neuron basis: each dimension, plus and minus, is a latent; nothing is "
-    "trained.",
-}
-
 
 @dataclass(frozen=True)
 class Control:
@@ -72,4 +59,4 @@ def sae_text(sae: Sae) -> str:
             f"Made elsewhere ({sae.pretrained}) and used for trained; the nulls' SAEs have the "
             f"same width and are trained here."
         )
-    return _DICTIONARIES[sae.dictionary].format(cosine=f"{sae.min_decoder_cosine:g}")
+    return sae.origin.text()

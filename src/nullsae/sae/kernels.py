@@ -244,6 +244,17 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values.relu_(), indices
 
 
+def positive(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The positive entries of rectified codes [n, n_latents], as values and int64 indices [n, m].
+
+    m is the largest number in one row, at least 1; shorter rows are padded with values of 0.
+    """
+    most = int((codes > 0).sum(dim=1).max()) if len(codes) else 0
+    # Sorted: then `decode` adds in an order that does not depend on the other tokens.
+    values, indices = torch.topk(codes, max(1, most), dim=1, sorted=True)
+    return values, indices
+
+
 def largest_entries(rows: Tensor, k: int, *, out: tuple[Tensor, Tensor]) -> None:
     """The k largest entries per row, not rectified, in the order of their columns.
 

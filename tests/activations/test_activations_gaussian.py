@@ -21,7 +21,8 @@ from nullsae.activations.store import SiteReader
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import ModelKeys, SampleGaussianParams
+from nullsae.jobs.activations import SampleGaussianParams
+from nullsae.jobs.keys import ModelKeys
 from nullsae.subjects.gates import Gate
 from small_chain import (
     COMPUTE,

@@ -14,13 +14,9 @@ from nullsae.activations.live import LiveBlocks, live_blocks
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import (
-    ModelKeys,
-    SaeCell,
-    SampleGaussianParams,
-    StreamParams,
-    TrainSaeParams,
-)
+from nullsae.jobs.activations import SampleGaussianParams
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import SaeCell, StreamParams, TrainSaeParams
 from nullsae.subjects.publish import randomize_model
 from small_chain import (
     COMPUTE,

@@ -20,7 +20,7 @@ from nullsae.corpus.packing import Packer
 from nullsae.corpus.prepare import Reader, check_amounts, prepare_corpus
 from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import PrepareCorpusParams
+from nullsae.jobs.corpus import PrepareCorpusParams
 from tiny_gguf import write_tiny_gguf
 
 WORDS = (

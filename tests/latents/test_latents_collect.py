@@ -19,7 +19,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.core.randomness import numpy_generator
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import CollectLatentsParams
+from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.collect import Skipped, collect_latents, sort_firings
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split

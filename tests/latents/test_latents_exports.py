@@ -22,7 +22,8 @@ from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import CellKeys, CollectLatentsParams
+from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.collect import collect_latents
 from nullsae.latents.exports.cell import LatentFolder, corpus_files
 from nullsae.latents.sample import FiringReader

@@ -21,8 +21,8 @@ rule capture_portion:
         mem_mb=megabytes(8_000),
         runtime=minutes(240),
     params:
-        config=job_params("cache_activations"),
-        code=code_hash("cache_activations"),
+        config=job_params("cache_activations", *ACTIVATIONS),
+        code=job_code("cache_activations"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: capture {wildcards.split},"
@@ -58,8 +58,8 @@ rule cache_activations:
         mem_mb=megabytes(8_000),
         runtime=minutes(240),
     params:
-        config=job_params("cache_activations"),
-        code=code_hash("cache_activations"),
+        config=job_params("cache_activations", *ACTIVATIONS),
+        code=job_code("cache_activations"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: capture {wildcards.split}"
@@ -88,8 +88,8 @@ rule sample_gaussian:
         mem_mb=megabytes(8_000),
         runtime=minutes(60),
     params:
-        config=job_params("sample_gaussian"),
-        code=code_hash("sample_gaussian"),
+        config=job_params("sample_gaussian", *ACTIVATIONS),
+        code=job_code("sample_gaussian"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: sample {wildcards.split}"

@@ -18,8 +18,8 @@ rule explain_shard:
         mem_mb=megabytes(1_000),
         runtime=minutes(120),
     params:
-        config=job_params("explain_latents"),
-        code=code_hash("explain_latents"),
+        config=job_params("explain_latents", "seed", "explainers"),
+        code=job_code("explain_latents"),
         ranks=ranks_of_shard,
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER),
@@ -53,8 +53,8 @@ rule explain_latents:
         mem_mb=megabytes(1_000),
         runtime=minutes(120),
     params:
-        config=job_params("explain_latents"),
-        code=code_hash("explain_latents"),
+        config=job_params("explain_latents", "seed", "explainers"),
+        code=job_code("explain_latents"),
         base=lambda wildcards, input: option("base", input.base),
         shards=lambda wildcards, input: shard_options(input.shards),
         run_config=paths.RUN_CONFIG,
@@ -82,8 +82,8 @@ rule prepare_judge:
         mem_mb=megabytes(8_000),
         runtime=minutes(120),
     params:
-        config=job_params("prepare_judge"),
-        code=code_hash("prepare_judge"),
+        config=job_params("prepare_judge", "scorers"),
+        code=job_code("prepare_judge"),
     message:
         "The model of scorer {wildcards.scorer}"
     shell:
@@ -112,8 +112,8 @@ rule score_shard:
         mem_mb=judging_megabytes,
         runtime=minutes(240),
     params:
-        config=job_params("score_latents"),
-        code=code_hash("score_latents"),
+        config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
+        code=job_code("score_latents"),
         explanations=lambda wildcards, input: option("explanations", input.explanations),
         judge=lambda wildcards, input: option("judge", input.judge),
         ranks=ranks_of_shard,
@@ -153,8 +153,8 @@ rule score_latents:
         mem_mb=judging_megabytes,
         runtime=minutes(240),
     params:
-        config=job_params("score_latents"),
-        code=code_hash("score_latents"),
+        config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
+        code=job_code("score_latents"),
         explanations=lambda wildcards, input: option("explanations", input.explanations),
         judge=lambda wildcards, input: option("judge", input.judge),
         shards=lambda wildcards, input: shard_options(input.shards),

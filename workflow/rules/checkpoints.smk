@@ -21,7 +21,7 @@ rule take_checkpoint:
         mem_mb=megabytes(1_000),
         runtime=minutes(30),
     params:
-        code=code_hash("take_checkpoint"),
+        code=job_code("take_checkpoint"),
         folder=paths.TAKEN,
     message:
         "SAE {wildcards.sae} at {wildcards.share} of its training: {wildcards.variant},"

@@ -17,8 +17,8 @@ rule prepare_corpus:
         mem_mb=megabytes(4_000),
         runtime=minutes(60),
     params:
-        config=job_params("prepare_corpus"),
-        code=code_hash("prepare_corpus"),
+        config=job_params("prepare_corpus", "corpora"),
+        code=job_code("prepare_corpus"),
     message:
         "Corpus {wildcards.corpus}: split, tokenize, pack"
     shell:

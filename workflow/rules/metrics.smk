@@ -22,8 +22,8 @@ rule evaluate_sae:
         mem_mb=megabytes(8_000),
         runtime=minutes(120),
     params:
-        config=job_params("evaluate_sae"),
-        code=code_hash("evaluate_sae"),
+        config=job_params("evaluate_sae", *ACTIVATIONS, "evaluation"),
+        code=job_code("evaluate_sae"),
         model=lambda wildcards, input: option("model", input.model),
         train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
         heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
@@ -56,8 +56,8 @@ rule cross_evaluate:
         mem_mb=megabytes(8_000),
         runtime=minutes(120),
     params:
-        config=job_params("cross_evaluate"),
-        code=code_hash("cross_evaluate"),
+        config=job_params("cross_evaluate", *ACTIVATIONS, "variants", "evaluation"),
+        code=job_code("cross_evaluate"),
         activations=lambda wildcards: " ".join(
             f"--activations {paths.ACTIVATIONS_MANIFEST.format(split='eval', **cell)}"
             for cell in cross_cells(STUDY, dict(wildcards))
@@ -86,8 +86,16 @@ rule match_dictionaries:
         mem_mb=megabytes(8_000),
         runtime=minutes(60),
     params:
-        config=job_params("match_dictionaries"),
-        code=code_hash("match_dictionaries"),
+        config=job_params(
+            "match_dictionaries",
+            "seed",
+            "compute",
+            "variants",
+            "draws",
+            "saes",
+            "evaluation",
+        ),
+        code=job_code("match_dictionaries"),
         # One path for all of them: a shell line has no room for hundreds.
         sae=lambda wildcards: paths.SAE_CONFIG.format(
             **wildcards, variant="{variant}", draw="{draw}", seed="{seed}"

@@ -43,7 +43,7 @@ rule report:
         runtime=minutes(30),
     params:
         config=job_params("report"),
-        code=code_hash("report"),
+        code=job_code("report"),
     message:
         "Figures and report"
     shell:

@@ -33,8 +33,8 @@ rule train_subject:
         mem_mb=megabytes(4_000),
         runtime=minutes(60),
     params:
-        config=job_params("train_subject"),
-        code=code_hash("train_subject"),
+        config=job_params("train_subject", "seed", "compute", "subjects"),
+        code=job_code("train_subject"),
         trained=expand(paths.MODEL, variant="trained", draw=0, allow_missing=True),
         step0=expand(paths.MODEL, variant="step0", draw=0, allow_missing=True),
         # Undeclared, so that Snakemake does not delete the checkpoint of a killed run.
@@ -67,8 +67,10 @@ rule randomize_model:
         mem_mb=megabytes(8_000),
         runtime=minutes(60),
     params:
-        config=job_params("randomize_model"),
-        code=code_hash("randomize_model"),
+        config=job_params(
+            "randomize_model", "seed", "compute", "subjects", "randomization"
+        ),
+        code=job_code("randomize_model"),
         trained=lambda wildcards, input: option("trained", input.trained),
         folder=paths.MODEL,
     message:

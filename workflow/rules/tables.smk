@@ -25,8 +25,8 @@ rule aggregate:
         mem_mb=megabytes(4_000),
         runtime=minutes(60),
     params:
-        config=job_params("aggregate"),
-        code=code_hash("aggregate"),
+        config=job_params("aggregate", "seed", "statistics"),
+        code=job_code("aggregate"),
         run_config=paths.RUN_CONFIG,
     message:
         "Tables, contrasts, verdicts"

@@ -27,7 +27,7 @@ from nullsae.config.parse import check_sites
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import CacheActivationsParams
+from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.subjects.loading import DTYPES, Subject, check_sites_add_up, load_subject, pick_device
 
 # Shards in memory: one is captured while the one before it is written.

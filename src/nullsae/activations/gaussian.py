@@ -22,7 +22,8 @@ from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import ModelKeys, SampleGaussianParams
+from nullsae.jobs.activations import SampleGaussianParams
+from nullsae.jobs.keys import ModelKeys
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 

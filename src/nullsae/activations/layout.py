@@ -14,7 +14,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import content_key, read_json, rebuild_command, write_json
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens
-from nullsae.jobs.params import CacheActivationsParams, SampleGaussianParams
+from nullsae.jobs.activations import CacheActivationsParams, SampleGaussianParams
 
 P = TypeVar("P", CacheActivationsParams, SampleGaussianParams)
 

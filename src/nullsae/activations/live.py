@@ -21,7 +21,8 @@ from nullsae.activations.store import SiteReader
 from nullsae.config.variants import fitted_to
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import ModelKeys, TrainSaeParams
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import TrainSaeParams
 from nullsae.subjects.loading import DTYPES, load_subject, pick_device
 
 SPLIT = "sae_train"

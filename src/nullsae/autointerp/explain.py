@@ -13,7 +13,7 @@ import pyarrow as pa
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks
 from nullsae.corpus.token_text import read_tokenizer
-from nullsae.jobs.params import ExplainLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from nullsae.corpus.packing import Packer
 from nullsae.corpus.sources import describe, documents, is_streamed
 from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
-from nullsae.jobs.params import PrepareCorpusParams
+from nullsae.jobs.corpus import PrepareCorpusParams
 
 SPLITS: tuple[SplitName, ...] = ("sae_train", "eval")
 MAX_NGRAM_FIT_TOKENS = 10_000_000

@@ -22,7 +22,7 @@ from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import numpy_generator
-from nullsae.jobs.params import CollectLatentsParams
+from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.describe import Described, describe
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence

@@ -17,7 +17,7 @@ from nullsae.config.toy import SharkeySource, WordVectorsSource
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.params import TrainToyParams
+from nullsae.jobs.toy import TrainToyParams
 
 MIN_VECTORS = 20
 Generators = Callable[[str], torch.Generator]

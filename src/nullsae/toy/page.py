@@ -14,7 +14,7 @@ import yaml
 
 from nullsae import paths
 from nullsae.config.toy import DATA, SharkeySource, Toy, toy_cells
-from nullsae.jobs.params import ReportToyParams
+from nullsae.jobs.toy import ReportToyParams
 from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.render import to_svg
 from nullsae.tables import read_table, write_table

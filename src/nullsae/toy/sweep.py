@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.params import TrainToyParams
+from nullsae.jobs.toy import TrainToyParams
 from nullsae.subjects.loading import pick_device
 from nullsae.tables import write_table
 from nullsae.tables.toy import SWEEP

@@ -1,6 +1,7 @@
 """The checked config, and what all rules share. No rules here."""
 
 import json
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from nullsae.config.explainers import SwappedExplainer
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.config.variants import fitted_to
-from nullsae.jobs.shared_training import shared_jobs
+from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
 from nullsae.jobs.slices import activations_key, asks, rule_params
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
@@ -35,7 +36,7 @@ RUN_CONFIG_TEXT = yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False)
 # A dry run of another config must not change what a run at work will read.
 if (
     workflow.is_main_process
-    and not workflow.dryrun
+    and not workflow.output_settings.dryrun
     and not (
         Path(paths.RUN_CONFIG).is_file()
         and Path(paths.RUN_CONFIG).read_text() == RUN_CONFIG_TEXT
@@ -164,6 +165,8 @@ def captured_by(keys):
 @cache
 def key_of(manifest):
     """The provenance that a manifest states; None where there is none."""
+    if NO_RESULTS in os.environ:
+        return None
     try:
         return json.loads(manifest.read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError):
@@ -326,8 +329,10 @@ def hive(keys):
 
 
 def is_named(file):
-    """Whether the command line names a file, which Snakemake then wants a rule for."""
-    return file in sys.argv
+    """Whether the command line names a file, which Snakemake then wants a rule for, or a plan asks
+    for the jobs of all.
+    """
+    return file in sys.argv or NO_RESULTS in os.environ
 
 
 def fixed(text):

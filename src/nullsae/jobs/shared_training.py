@@ -16,6 +16,16 @@ from nullsae.jobs.grid import trained_together
 from nullsae.jobs.params import SaeCell, TrainSaeParams
 from nullsae.jobs.slices import as_json, job_section, recipes_of
 
+# Names of these jobs' rules begin so.
+PREFIX = "train_saes_"
+# In the environment while a plan asks for the jobs of a study as if it had no results.
+NO_RESULTS = "NULLSAE_NO_RESULTS"
+
+
+def rule_of(name: str) -> str:
+    """The rule of a job by the name that Snakemake gives: `train_sae` for those made here."""
+    return "train_sae" if name.startswith(PREFIX) else name
+
 
 @dataclass(frozen=True)
 class SharedJob:
@@ -74,8 +84,7 @@ def shared_jobs(
         cells = [cell for cell in params.cells if not _is_made(params, cell, root, named)]
         if cells:
             own = {"cells": tuple(cells), "saes": recipes_of(params.saes, cells)}
-            name = "_".join(["train_saes", str(index), *values])
-            name = re.sub(r"[^A-Za-z0-9_]", "_", name)
+            name = PREFIX + re.sub(r"[^A-Za-z0-9_]", "_", "_".join([str(index), *values]))
             jobs.append(SharedJob(name, keys, params.model_copy(update=own)))
     return jobs
 

@@ -62,7 +62,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Study:
+class SizedStudy:
     """A config with the sizes of what it names."""
 
     config: Config

@@ -17,10 +17,10 @@ from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.planning.amounts import Study, Work
+from nullsae.planning.amounts import SizedStudy, Work
 from nullsae.planning.bills import Bill, bills
 from nullsae.planning.devices import Device, Host, pick_device
-from nullsae.planning.jobs import Graph
+from nullsae.planning.dag import Graph
 from nullsae.planning.schedule import list_schedule, peak_disk_bytes
 from nullsae.planning.sizes import corpus_sizes, model_size, subject_sizes
 
@@ -82,7 +82,7 @@ def make_plan(
         UserError: a device that is not known, or a size that cannot be had.
     """
     where = "config: scorers"
-    study = Study(
+    study = SizedStudy(
         config,
         subject_sizes(config),
         corpus_sizes(config, root),
@@ -96,7 +96,7 @@ def make_plan(
     core = pick_device("cpu", on_cpu=True)[0]
     if cores is None:
         cores = CORES_PER_GPU * gpus if machine.is_gpu else os.cpu_count() or 1
-    graph = Graph(study)
+    graph = Graph(study, root)
     uses_gpu = [machine.is_gpu and job.work.gpu for job in graph.jobs]
     spent = [
         job_seconds(job.work, machine if on_gpu else core, host)

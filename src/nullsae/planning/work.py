@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nullsae.jobs.grid import Keys
-from nullsae.planning.amounts import Study, Work
+from nullsae.planning.amounts import SizedStudy, Work
 from nullsae.planning.making import (
     cache_activations,
     capture_portion,
@@ -34,7 +34,7 @@ from nullsae.planning.measuring import (
 )
 
 # In the order in which data flows.
-WORK: dict[str, Callable[[Study, Keys], Work]] = {
+WORK: dict[str, Callable[[SizedStudy, Keys], Work]] = {
     "prepare_corpus": prepare_corpus,
     "train_subject": train_subject,
     "randomize_model": randomize_model,

@@ -11,24 +11,16 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullsae.cli.options import read_merged_config
+from nullsae.config.model_size import PYTHIA, Size, described_size, model_size, neox_size
+from nullsae.config.read import read_merged_config
 from nullsae.config.saes import Sae
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
-from nullsae.planning.amounts import SizedStudy, encoding, forward, sae_bytes, training
+from nullsae.jobs.work import NOT_PLANNED, WORK
+from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, encoding, forward, sae_bytes, training
+from nullsae.jobs.work.making import train_saes
 from nullsae.planning.dag import Graph
-from nullsae.planning.making import train_saes
-from nullsae.planning.sizes import (
-    PYTHIA,
-    CorpusSize,
-    Size,
-    corpus_sizes,
-    described_size,
-    model_size,
-    neox_size,
-    subject_sizes,
-)
-from nullsae.planning.work import NOT_PLANNED, WORK
+from nullsae.planning.sizes import corpus_sizes, subject_sizes
 from tiny_gguf import write_tiny_gguf
 
 REPOSITORY = Path(__file__).parents[2]

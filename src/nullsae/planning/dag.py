@@ -17,10 +17,10 @@ from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.shared_training import NO_RESULTS, rule_of
+from nullsae.jobs.work import WORK
+from nullsae.jobs.work.amounts import SizedStudy, Work
+from nullsae.jobs.work.making import train_saes
 from nullsae.paths import partition_keys
-from nullsae.planning.amounts import SizedStudy, Work
-from nullsae.planning.making import train_saes
-from nullsae.planning.work import WORK
 
 Name = tuple[str, ...]
 CAPTURES = ("cache_activations", "sample_gaussian")

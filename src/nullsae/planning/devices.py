@@ -14,7 +14,7 @@ from typing import Any
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.planning.amounts import Work
+from nullsae.jobs.work.amounts import Work
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,18 @@ from rich.table import Table
 
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.costs import cost_usd
-from nullsae.cli.options import read_merged_config
+from nullsae.config.model_size import model_size
+from nullsae.config.read import read_merged_config
 from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.planning.amounts import SizedStudy, Work
+from nullsae.jobs.work.amounts import SizedStudy, Work
 from nullsae.planning.bills import Bill, bills
-from nullsae.planning.devices import Device, Host, pick_device
 from nullsae.planning.dag import Graph
+from nullsae.planning.devices import Device, Host, pick_device
 from nullsae.planning.schedule import list_schedule, peak_disk_bytes
-from nullsae.planning.sizes import corpus_sizes, model_size, subject_sizes
+from nullsae.planning.sizes import corpus_sizes, subject_sizes
 
 CORES_PER_GPU = 16
 

@@ -9,8 +9,8 @@ from nullsae.config.scorers import IntruderScorer, LikelihoodScorer
 from nullsae.config.variants import GAUSSIAN, is_floor
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells
 from nullsae.jobs.slices import asks
-from nullsae.planning.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
-from nullsae.planning.making import shared
+from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
+from nullsae.jobs.work.making import shared
 
 COVARIANCE_TOKENS = 65_536
 # Tokens of the instruction and explanation in front of each window that `likelihood` reads twice.

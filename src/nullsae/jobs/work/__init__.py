@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nullsae.jobs.grid import Keys
-from nullsae.planning.amounts import SizedStudy, Work
-from nullsae.planning.making import (
+from nullsae.jobs.work.amounts import SizedStudy, Work
+from nullsae.jobs.work.making import (
     cache_activations,
     capture_portion,
     prepare_corpus,
@@ -19,7 +19,7 @@ from nullsae.planning.making import (
     train_sae,
     train_subject,
 )
-from nullsae.planning.measuring import (
+from nullsae.jobs.work.measuring import (
     aggregate,
     collect_latents,
     cross_evaluate,

@@ -8,12 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nullsae.config.corpora import BuiltinSource, TrainedTokenizer
+from nullsae.config.model_size import BYTES
 from nullsae.config.saes import FITTED_DICTIONARIES
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import GAUSSIAN, is_floor
 from nullsae.jobs.grid import Keys
-from nullsae.planning.amounts import SizedStudy, Work, blocks_to, forward, sae_bytes, together, training
-from nullsae.planning.sizes import BYTES
+from nullsae.jobs.work.amounts import (
+    SizedStudy,
+    Work,
+    blocks_to,
+    forward,
+    sae_bytes,
+    together,
+    training,
+)
 
 # Bytes beside each stored activation: its position, int64.
 POSITION_BYTES = 8

@@ -19,6 +19,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.config.variants import fitted_to
 from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
+from nullsae.jobs.resources import Needs
 from nullsae.jobs.slices import activations_key, asks, rule_params
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
@@ -44,6 +45,8 @@ if (
 ):
     write_text(paths.RUN_CONFIG, RUN_CONFIG_TEXT)
 
+# What each job asks of its machine.
+NEEDS = Needs(STUDY)
 CELL_FILES = cell_files(STUDY)
 TABLE_FILES = [paths.TABLE.format(table=table) for table in tables.AGGREGATED]
 FIGURE_FILES = [
@@ -87,16 +90,24 @@ def most(resource, otherwise):
     return otherwise if given is None else int(getattr(given, "raw", given))
 
 
-def megabytes(first):
-    """Memory that doubles with each attempt, up to a cap."""
-    cap = most("mem_mb", 256_000)
-    return lambda wildcards, attempt: min(first * 2 ** (attempt - 1), cap)
+def doubled(resource, first, cap):
+    """What a job asks for, twice as much with each attempt, up to a cap.
+
+    `first` gives the `Asked` of a job's wildcards.
+    """
+    return lambda wildcards, attempt: min(
+        getattr(first(wildcards), resource) * 2 ** (attempt - 1), cap
+    )
 
 
-def minutes(first):
-    """Run time that doubles with each attempt, up to a cap."""
-    cap = most("runtime", 7 * 24 * 60)
-    return lambda wildcards, attempt: min(first * 2 ** (attempt - 1), cap)
+def needed(rule, cells=None):
+    """Memory, run time and disk of a rule's jobs; of one job, if `cells` names what it makes."""
+    first = lambda wildcards: NEEDS.asked(rule, cells or [dict(wildcards)])
+    return {
+        "mem_mb": doubled("megabytes", first, most("mem_mb", 256_000)),
+        "runtime": doubled("minutes", first, most("runtime", 7 * 24 * 60)),
+        "disk_mb": lambda wildcards: first(wildcards).disk_megabytes,
+    }
 
 
 def corpus_file(pattern, **keys):
@@ -232,11 +243,6 @@ def judging_gpus(wildcards):
     return GPUS if judge_in_process(wildcards) else 0
 
 
-def judging_megabytes(wildcards, attempt):
-    first = 8_000 if judge_in_process(wildcards) else 1_000
-    return megabytes(first)(wildcards, attempt)
-
-
 def asks_a_model(rule):
     """1 for a job that sends requests: `--resources llm=2` lets two of them run at once."""
     shards = explained_shards if rule == "explain_latents" else scored_shards
@@ -304,6 +310,11 @@ def shared_inputs(job):
         "model": [paths.RECIPE.format(**keys)] if stream and not fitted else [],
         "fitted": captured_at(job.sites, **fitted) if stream and fitted else [],
     }
+
+
+def cells_of(job):
+    """The keys of each SAE that a job trains."""
+    return [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
 
 
 def shared_options(job):

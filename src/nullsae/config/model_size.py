@@ -9,9 +9,10 @@ from typing import Any
 
 from nullsae.config.corpora import Corpus, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
-from nullsae.config.subjects import GgufSource, PretrainedSource, Subject, TrainSource
+from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError, first_line
 
+Source = TrainSource | PretrainedSource | GgufSource
 HUB_TIMEOUT_SECONDS = 10.0
 # What families call the number of blocks and the width in their config.json.
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -88,9 +89,7 @@ PATTERNS = Need(
 )
 
 
-def subject_shape(
-    source: TrainSource | PretrainedSource | GgufSource, *, where: str, fetch: bool
-) -> Shape:
+def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
     """The size of a subject.
 
     Args:
@@ -163,29 +162,27 @@ def described_size(described: dict[str, Any], dtype: str) -> Size:
     return Size(n_layers, d, vocab_size, block, n, width, dtype)
 
 
-def subject_size(subject: Subject, corpus: Corpus, where: str) -> Size:
+def subject_size(source: Source, corpus: Corpus, where: str) -> Size:
     """The size of a subject; `model_size` says more.
 
     Args:
-        subject: its section.
+        source: where it comes from.
         corpus: the section of its corpus, whose vocabulary one that is trained here has.
         where: key of its source in the config, for messages.
     """
-    source = subject.source
     if isinstance(source, TrainSource):
         return neox_size(source.n_layers, source.d_model, vocabulary(corpus), "float32")
     return model_size(source, where)
 
 
-def known_size(subject: Subject, corpus: Corpus) -> Size | None:
+def known_size(source: Source, corpus: Corpus) -> Size | None:
     """The size of a subject as far as it is known in no time, without a hub; None where it is not.
 
     A hub's config.json counts where it lies in the hub's cache; a GGUF file takes seconds to read.
     """
-    source = subject.source
     if isinstance(source, GgufSource):
         return None
-    if isinstance(source, PretrainedSource) and not is_local(source.path) and not _pythia(source):
+    if isinstance(source, PretrainedSource) and not (is_local(source.path) or _pythia(source)):
         import huggingface_hub
 
         found = huggingface_hub.try_to_load_from_cache(
@@ -194,7 +191,7 @@ def known_size(subject: Subject, corpus: Corpus) -> Size | None:
         if not isinstance(found, str):
             return None
     try:
-        return subject_size(subject, corpus, "")
+        return subject_size(source, corpus, "")
     except UserError:
         return None
 

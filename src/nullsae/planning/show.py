@@ -18,10 +18,11 @@ from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.jobs.work.amounts import SizedStudy, Work
+from nullsae.jobs.work.amounts import SizedStudy
+from nullsae.jobs.work.rates import job_seconds, wall_seconds
 from nullsae.planning.bills import Bill, bills
 from nullsae.planning.dag import Graph
-from nullsae.planning.devices import Device, Host, pick_device
+from nullsae.planning.devices import pick_device
 from nullsae.planning.schedule import list_schedule, peak_disk_bytes
 from nullsae.planning.sizes import corpus_sizes, subject_sizes
 
@@ -103,10 +104,9 @@ def make_plan(
         job_seconds(job.work, machine if on_gpu else core, host)
         for job, on_gpu in zip(graph.jobs, uses_gpu, strict=True)
     ]
-    # Threads share what a core would do alone; starting up is not shared.
     threads = config.compute.threads
     walls = [
-        spent[i] if uses_gpu[i] else _wall_seconds(graph.jobs[i].work, spent[i], host, threads)
+        spent[i] if uses_gpu[i] else wall_seconds(graph.jobs[i].work, spent[i], host, threads)
         for i in range(len(spent))
     ]
     schedule = list_schedule(
@@ -148,16 +148,6 @@ def make_plan(
         calls_are_counted=counted,
         tokens_are_counted=all(size.counted for size in study.corpora.values()),
     )
-
-
-def job_seconds(work: Work, device: Device, host: Host) -> float:
-    """Time of a job on a GPU, or its CPU seconds."""
-    return device.seconds(work) + host.seconds(work)
-
-
-def _wall_seconds(work: Work, cpu_seconds: float, host: Host, threads: int) -> float:
-    alone = host.seconds(work)
-    return alone + (cpu_seconds - alone) / threads
 
 
 def _bill(config: Config, key: tuple[str, str, str], bill: Bill) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def subject_sizes(config: Config) -> dict[str, Size]:
     """
     return {
         name: subject_size(
-            subject, config.corpora[subject.corpus], f"config: subjects.{name}.source"
+            subject.source, config.corpora[subject.corpus], f"config: subjects.{name}.source"
         )
         for name, subject in config.subjects.items()
     }

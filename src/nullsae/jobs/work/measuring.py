@@ -79,7 +79,7 @@ def collect_latents(study: SizedStudy, keys: Keys) -> Work:
     """Encode `eval`, sort all firings, cut windows for the sampled latents."""
     size, recipe, settings = study.sizes[keys["subject"]], study.recipe(keys), study.config.latents
     n, m = study.cached(keys, "eval"), study.width(keys, study.recipe(keys))
-    rows = settings.n_sampled * _windows_of(study)
+    rows = settings.n_sampled * windows_of(study)
     return together(
         encoding(recipe, size.d_model, m, n),
         tokens=n,
@@ -90,7 +90,7 @@ def collect_latents(study: SizedStudy, keys: Keys) -> Work:
     )
 
 
-def _windows_of(study: SizedStudy) -> int:
+def windows_of(study: SizedStudy) -> int:
     """Windows that are cut for a latent."""
     s = study.config.latents
     silent = s.score_silent_windows * len(s.silent_windows)

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +42,8 @@ class Job:
     """What it captures or samples: variant's keys and split."""
     reads: tuple[Name, ...] = ()
     """The activations that it reads."""
+    cells: list[Keys] = field(default_factory=list)
+    """Keys of all that it makes."""
 
 
 class Graph:
@@ -67,7 +70,7 @@ class Graph:
             captured = tuple(keys.values()) if rule in CAPTURES else None
             named = [self.jobs[need].activations for need in needs]
             reads = tuple(name for name in named if name is not None)
-            self.jobs.append(Job(rule, keys, work, needs, captured, reads))
+            self.jobs.append(Job(rule, keys, work, needs, captured, reads, cells))
 
     def by_rule(self) -> dict[str, list[Job]]:
         """The jobs of each rule, in the order in which data flows."""
@@ -130,8 +133,9 @@ def _ask_snakemake(config: Config, root: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def print_jobs(snakefile: Path, root: Path, file: Path) -> None:
-    """Print Snakemake's jobs as JSON: rule, outputs, indices of the jobs that it waits for."""
+@contextmanager
+def opened_dag(snakefile: Path, root: Path, file: Path) -> Iterator[Any]:
+    """Snakemake's DAG of all jobs of a config file, in its working folder."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import (
         ConfigSettings,
@@ -154,20 +158,19 @@ def print_jobs(snakefile: Path, root: Path, file: Path) -> None:
         workflow = given._workflow
         workflow._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)
         workflow._build_dag()
-        jobs = [job for job in workflow.dag.jobs if job.output]
+        yield workflow.dag
+
+
+def print_jobs(snakefile: Path, root: Path, file: Path) -> None:
+    """Print Snakemake's jobs as JSON: rule, outputs, indices of the jobs that it waits for."""
+    with opened_dag(snakefile, root, file) as dag:
+        jobs = [job for job in dag.jobs if job.output]
         places = {job: index for index, job in enumerate(jobs)}
-        print(
-            json.dumps(
-                [
-                    (
-                        job.rule.name,
-                        [str(file) for file in job.output],
-                        [places[need] for need in workflow.dag.dependencies[job]],
-                    )
-                    for job in jobs
-                ]
-            )
-        )
+        found = [
+            (job.rule.name, list(map(str, job.output)), [places[n] for n in dag.dependencies[job]])
+            for job in jobs
+        ]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

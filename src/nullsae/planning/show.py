@@ -18,6 +18,7 @@ from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
+from nullsae.jobs.resources import Needs
 from nullsae.jobs.work.amounts import SizedStudy
 from nullsae.jobs.work.rates import job_seconds, wall_seconds
 from nullsae.planning.bills import Bill, bills
@@ -41,6 +42,14 @@ class Row:
     core_seconds: float
     written_bytes: float
     calls: int
+    megabytes: int
+    """Memory that the largest job asks for."""
+    minutes: int
+    """Run time that the longest job asks for."""
+    disk_megabytes: int
+    """Disk that the job that writes most asks for."""
+    sizes_are_known: bool
+    """Whether what jobs ask for is worked out from sizes, not what they ask for without any."""
 
 
 @dataclass(frozen=True)
@@ -116,24 +125,8 @@ def make_plan(
     calls = {"explain_latents": 0, "score_latents": 0}
     for (_, scorer, _), bill in found.items():
         calls["score_latents" if scorer else "explain_latents"] += bill.calls
-    rows = []
-    index = {id(job): i for i, job in enumerate(graph.jobs)}
-    for rule, jobs in graph.by_rule().items():
-        own = [index[id(job)] for job in jobs]
-        rows.append(
-            Row(
-                rule=rule,
-                jobs=len(jobs),
-                tokens=sum(job.work.tokens for job in jobs),
-                flops=sum(job.work.flops for job in jobs),
-                gpu_seconds=sum(spent[i] for i in own if uses_gpu[i]),
-                core_seconds=sum(spent[i] for i in own if not uses_gpu[i]),
-                written_bytes=sum(job.work.written_bytes for job in jobs),
-                calls=calls.get(rule, 0),
-            )
-        )
     return Plan(
-        rows=rows,
+        rows=_rows(graph, config, spent, uses_gpu, calls),
         device=machine.name,
         rates=rates,
         gpus=gpus if machine.is_gpu else 0,
@@ -148,6 +141,38 @@ def make_plan(
         calls_are_counted=counted,
         tokens_are_counted=all(size.counted for size in study.corpora.values()),
     )
+
+
+def _rows(
+    graph: Graph,
+    config: Config,
+    spent: list[float],
+    uses_gpu: list[bool],
+    calls: dict[str, int],
+) -> list[Row]:
+    """A row per rule, from seconds and device of each job and calls of rules."""
+    rows, needs = [], Needs(config)
+    index = {id(job): i for i, job in enumerate(graph.jobs)}
+    for rule, jobs in graph.by_rule().items():
+        own = [index[id(job)] for job in jobs]
+        asked = [needs.asked(rule, job.cells) for job in jobs]
+        rows.append(
+            Row(
+                rule=rule,
+                jobs=len(jobs),
+                tokens=sum(job.work.tokens for job in jobs),
+                flops=sum(job.work.flops for job in jobs),
+                gpu_seconds=sum(spent[i] for i in own if uses_gpu[i]),
+                core_seconds=sum(spent[i] for i in own if not uses_gpu[i]),
+                written_bytes=sum(job.work.written_bytes for job in jobs),
+                calls=calls.get(rule, 0),
+                megabytes=max(each.megabytes for each in asked),
+                minutes=max(each.minutes for each in asked),
+                disk_megabytes=max(each.disk_megabytes for each in asked),
+                sizes_are_known=all(each.known for each in asked),
+            )
+        )
+    return rows
 
 
 def _bill(config: Config, key: tuple[str, str, str], bill: Bill) -> dict[str, Any]:
@@ -197,7 +222,7 @@ def _print_rules(console: Console, plan: Plan) -> None:
     table = Table(title="Jobs of a study without results", title_justify="left")
     table.add_column("rule")
     heads = ["jobs", "tokens", "FLOPs", *(["GPU hours"] if plan.gpus else []), "core hours"]
-    for name in (*heads, "written", "LLM calls"):
+    for name in (*heads, "written", "LLM calls", "memory", "time"):
         table.add_column(name, justify="right")
 
     def cells(row: Any) -> list[str]:
@@ -212,10 +237,18 @@ def _print_rules(console: Console, plan: Plan) -> None:
         ]
 
     for row in plan.rows:
-        table.add_row(row.rule, *cells(lambda name, row=row: getattr(row, name)))
+        asked = (_amount(row.megabytes * 1e6) + "B", f"{row.minutes:,} min")
+        table.add_row(row.rule, *cells(lambda name, row=row: getattr(row, name)), *asked)
     table.add_section()
     table.add_row("all", *cells(plan.total))
     console.print(table)
+    unknown = [row.rule for row in plan.rows if not row.sizes_are_known]
+    console.print("Memory and time: what a rule's largest job asks for, at its first attempt.")
+    if unknown:
+        console.print(
+            f"Not all sizes are known without a network or in no time, so jobs of "
+            f"{', '.join(unknown)} ask for what fits most."
+        )
 
 
 def _print_time(console: Console, plan: Plan) -> None:

@@ -51,7 +51,7 @@ from nullsae.latents.describe import describe
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, deal_documents, pools_of
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.exchange.interchange import export_sae
+from nullsae.sae.exchange.export import export_sae
 from nullsae.sae.files import load_sae, save_sae
 from nullsae.sae.kernels import top_k
 

@@ -25,9 +25,8 @@ import torch.nn.functional as F
 from synthetic import Planted, peers_at_hand, quality, train_ours, train_peer
 from torch import Tensor
 
-from nullsae.config.saes import PENALIZED, Sae
+from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.core.randomness import torch_generator
-from nullsae.sae.architectures import ARCHITECTURES
 from nullsae.sae.autoencoder import Autoencoder
 
 HELDOUT_TOKENS = 16_384
@@ -127,8 +126,8 @@ def trainings(regime: Regime, seed: int) -> dict[str, Callable[[Tensor], Autoenc
     sizes = Sae.model_validate(shape)
 
     def ours(architecture: str) -> Callable[[Tensor], Autoencoder]:
-        unread = {"k"} if architecture in PENALIZED else set()
-        keys = {key: value for key, value in shape.items() if key not in unread}
+        read = ARCHITECTURES[architecture].model_fields
+        keys = {key: value for key, value in shape.items() if key in read}
         recipe = Sae.model_validate({**keys, "architecture": architecture})
         return lambda x: train_ours(x, recipe, seed=seed)
 

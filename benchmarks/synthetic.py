@@ -23,7 +23,7 @@ from torch import Tensor
 from nullsae.config.saes import Sae
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.exchange.interchange import read_pretrained
+from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.initialization import initialize
 from nullsae.sae.trainer import Trainer, evaluate
 

@@ -63,7 +63,7 @@ SHAPES = {
 def step_ours(rows: Path, shape: Shape) -> dict[str, object]:
     """Time steps of our trainer."""
     x = torch.from_numpy(np.load(rows))
-    recipe = Sae(n_latents=shape.n_latents, k=K, batch_tokens=BATCH_TOKENS)
+    recipe = Sae.of(n_latents=shape.n_latents, k=K, batch_tokens=BATCH_TOKENS)
     generator = torch_generator(0, "sae_init", "benchmark")
     start = initialize(x[:BATCH_TOKENS], n_latents=shape.n_latents, k=K, generator=generator)
     trainer = Trainer.of(recipe, shape.steps, start, k=K)

@@ -188,7 +188,7 @@ class Chain:
 def build_chain(root: Path) -> Chain:
     """Corpus, the trained variant of a GPT-NeoX, and its activations in float32."""
     from nullsae.activations.capture import cache_activations
-    from nullsae.subjects.variants import randomize_model
+    from nullsae.subjects.publish import randomize_model
 
     train = write_corpus(root / "corpus/sae_train", *tokens_of(64, seed=1))
     heldout = write_corpus(root / "corpus/eval", *tokens_of(60, seed=2))

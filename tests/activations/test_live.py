@@ -21,7 +21,7 @@ from nullsae.jobs.params import (
     StreamParams,
     TrainSaeParams,
 )
-from nullsae.subjects.variants import randomize_model
+from nullsae.subjects.publish import randomize_model
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -45,7 +45,7 @@ def stream_params(variant: Any = "trained", **keys: Any) -> TrainSaeParams:
     return TrainSaeParams(
         seed=0,
         keys=ModelKeys(subject="tiny", variant=variant, draw=0),
-        saes={"topk": Sae(k=2, n_latents=8)},
+        saes={"topk": Sae.of(k=2, n_latents=8)},
         cells=(SaeCell(site=SITES[1], sae="topk", seed=0),),
         stream=StreamParams(**{**plain, **keys}),
         compute=COMPUTE,

@@ -21,6 +21,33 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"l1_coefficient": 1.0},
         "l1_coefficient is for architecture gated or standard, not 'topk'",
     ),
+    # Whatever its value: also the one that it has where it is not given.
+    (
+        {"l1_coefficient": 0.2},
+        "l1_coefficient is for architecture gated or standard, not 'topk'",
+    ),
+    (
+        {"architecture": "gated", "k": None},
+        "k is for architecture topk or batch_topk or matryoshka or jumprelu, not 'gated'",
+    ),
+    (
+        {"architecture": "batch_topk", "multi_topk": False},
+        "multi_topk is for architecture topk, not 'batch_topk'",
+    ),
+    ({"n_components": None}, "n_components is for dictionary pca only"),
+    (
+        {"dictionary": "frozen_decoder", "min_decoder_cosine": 0.8},
+        "min_decoder_cosine is for dictionary soft_frozen_decoder only",
+    ),
+    (
+        {"architecture": "jumprelu", "auxk_coefficient": 0.25},
+        "auxk_coefficient is for architecture topk or batch_topk or matryoshka, not 'jumprelu'",
+    ),
+    (
+        {"architecture": "jumprellu", "bandwidth": 0.1},
+        "architecture: 'jumprellu' is not one of topk, batch_topk, matryoshka, jumprelu, gated, "
+        "standard; did you mean 'jumprelu'?",
+    ),
     (
         {"architecture": "standard", "initial_threshold": 0.5},
         "initial_threshold is for architecture jumprelu, not 'standard'",
@@ -68,16 +95,16 @@ def test_a_mistaken_recipe_is_accepted_or_its_line_misleads(
 def test_a_narrow_sae_without_k_is_refused_for_its_k() -> None:
     """The default k of 32 is not for those that a penalty keeps sparse."""
     for architecture in ("gated", "standard"):
-        assert Sae(architecture=architecture, n_latents=16).kept == 16
-        assert Sae(architecture=architecture, n_latents=64).kept == 32
+        assert Sae.of(architecture=architecture, n_latents=16).kept == 16
+        assert Sae.of(architecture=architecture, n_latents=64).kept == 32
     with pytest.raises(ValueError, match="k 32 is larger than n_latents 16"):
-        Sae(architecture="batch_topk", n_latents=16)
+        Sae.of(architecture="batch_topk", n_latents=16)
 
 
 def test_a_null_is_refused_for_an_architecture_that_it_goes_with() -> None:
     every = ("topk", "batch_topk", "matryoshka", "jumprelu", "gated", "standard")
     for architecture in every:
         for dictionary in ("learned", "frozen_decoder", "soft_frozen_decoder"):
-            Sae(architecture=architecture, dictionary=dictionary, n_latents=64)
+            Sae.of(architecture=architecture, dictionary=dictionary, n_latents=64)
     for architecture in every[:3]:
-        Sae(architecture=architecture, dictionary="frozen_encoder", n_latents=64)
+        Sae.of(architecture=architecture, dictionary="frozen_encoder", n_latents=64)

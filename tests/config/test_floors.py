@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 
 from nullsae.config.parse import parse_section
-from nullsae.config.variants import FloorName, VariantName, fitted_to, floor_name, is_floor
+from nullsae.config.variants import VARIANTS, fitted_to, floor_name, has_model, is_floor
 from nullsae.core.errors import UserError
 from nullsae.jobs.params import ModelKeys
 
 
 def test_a_variant_lacks_the_name_of_a_floor() -> None:
-    captured = [name for name in get_args(VariantName) if name != "gaussian"]
-    assert list(get_args(FloorName)) == [floor_name(name) for name in captured]
+    captured = [name for name in VARIANTS if name != "gaussian"]
+    assert captured == [name for name in VARIANTS if has_model(name)]
+    for name in (*VARIANTS, *map(floor_name, captured)):
+        keys = {"subject": "s", "draw": 0, "variant": name}
+        assert parse_section(ModelKeys, keys, where="--params").variant == name
 
 
 def test_a_floor_is_fitted_to_another_draw_than_its_variants() -> None:
-    for floor in get_args(FloorName):
+    for floor in (floor_name(name) for name in VARIANTS if name != "gaussian"):
         assert is_floor(floor)
+        assert not has_model(floor)
         assert fitted_to(floor, 3) == (floor.partition("@")[2], 3)
     # Two samples of one fit: there is no second draw of what was trained.
     assert fitted_to("gaussian", 0) == fitted_to("gaussian", 3) == ("trained", 0)
-    for variant in get_args(VariantName):
+    for variant in VARIANTS:
         assert not is_floor(variant)
         assert variant == "gaussian" or fitted_to(variant, 3) is None
 

@@ -80,10 +80,10 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 def stages(chain: Chain, root: Path) -> dict[str, Callable[[], Any]]:
     """Stages that write more than the disk holds."""
     from nullsae.activations.capture import cache_activations
-    from nullsae.subjects.variants import randomize_model
+    from nullsae.subjects.publish import randomize_model
 
     cells = (SaeCell(site="resid_post.1", sae="topk", seed=0),)
-    recipe = Sae(k=3, n_latents=1_000, batch_tokens=64, checkpoint_every_steps=2)
+    recipe = Sae.of(k=3, n_latents=1_000, batch_tokens=64, checkpoint_every_steps=2)
     params = TrainSaeParams(
         seed=0,
         keys=model_params(chain.source).keys,

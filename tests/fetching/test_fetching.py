@@ -54,7 +54,7 @@ from nullsae.config.read import read_merged_config
 from nullsae.autointerp.local_judge import load_judge, prepare_judge
 from nullsae.corpus.prepare import prepare_corpus
 from nullsae.jobs.params import PrepareCorpusParams, PrepareJudgeParams
-from nullsae.sae.exchange.interchange import read_pretrained
+from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.subjects.loading import fetch
 
 def digest(tensors):
@@ -67,11 +67,11 @@ found = {}
 for name, corpus in config.corpora.items():
     prepare_corpus(PrepareCorpusParams(corpus=corpus), name, root)
 for name, subject in config.subjects.items():
-    model = fetch(subject.source, step0=False)
+    model = fetch(subject.source)
     found[f"{name} trained"] = digest(model.state_dict())
     found[f"{name} class"] = type(model).__name__
     if subject.source.step0_revision:
-        found[f"{name} step0"] = digest(fetch(subject.source, step0=True).state_dict())
+        found[f"{name} step0"] = digest(fetch(subject.source, variant="step0").state_dict())
     found[f"{name} sites"] = subject.sites
 for site in config.subjects["pythia"].sites:
     sae = read_pretrained(config.saes["theirs"].pretrained, site, where="here")

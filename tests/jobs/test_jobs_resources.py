@@ -5,20 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nullsae.config.model_size import neox_size
 from nullsae.config.read import read_merged_config
-from nullsae.config.saes import Sae
 from nullsae.config.study import Config
 from nullsae.jobs.grid import floor_cells, recipe_cells, sae_cells, scorer_cells, variant_cells
-from nullsae.jobs.memory import MEMORY, step_bytes
+from nullsae.jobs.memory import MEMORY
 from nullsae.jobs.resources import OTHERWISE, Needs
 from nullsae.jobs.work import NOT_PLANNED, WORK
 from nullsae.jobs.work.amounts import sae_bytes
-from nullsae.sae.architectures import ARCHITECTURES
 
 REPOSITORY = Path(__file__).parents[2]
 LARGE = {"subject": "pythia-6.9b", "variant": "rerandomized", "draw": "0", "site": "resid_post.31"}
@@ -58,18 +55,6 @@ def test_small_studies_ask_for_no_more_than_a_laptop_has(overlays: list[str]) ->
 def test_every_rule_with_a_formula_of_work_has_one_of_memory() -> None:
     assert set(MEMORY) == set(WORK)
     assert set(OTHERWISE) - set(WORK) == set(NOT_PLANNED) - {"toy"}
-
-
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-@pytest.mark.parametrize("on_cpu", [True, False])
-def test_a_step_is_as_large_as_the_training_states(architecture: str, on_cpu: bool) -> None:
-    penalized = architecture in ("standard", "gated", "jumprelu")
-    keys: dict[str, Any] = {} if penalized else {"k": 16}
-    recipe = Sae(architecture=architecture, n_latents=4096, batch_tokens=512, **keys)
-    stated = ARCHITECTURES[architecture].step_bytes(
-        recipe, d_model=256, n_latents=4096, k=recipe.kept, device="cpu" if on_cpu else "cuda"
-    )
-    assert step_bytes(recipe, 256, 4096, on_cpu=on_cpu) == pytest.approx(stated, rel=0.01)
 
 
 def test_the_largest_sae_of_the_paper_is_asked_room_for_its_checkpoint() -> None:

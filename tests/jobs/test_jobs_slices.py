@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from nullsae import paths
 from nullsae.config.parse import parse_config, parse_section, resolve_subjects
 from nullsae.config.study import Config
-from nullsae.config.variants import VariantName
+from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.jobs.code_hash import code_hash
@@ -28,7 +28,7 @@ STUDY: dict[str, Any] = {
     "subjects": {
         "s": {"corpus": "c", "source": {"kind": "train", "n_layers": 4}, "sites": ["resid_post.*"]}
     },
-    "variants": list(get_args(VariantName)),
+    "variants": list(VARIANTS),
     "draws": 2,
     "activations": {"sae_train_tokens": 4096},
     "saes": {"topk": {"k": 4, "n_latents": 64}},
@@ -304,7 +304,7 @@ def with_floors(**changes: Any) -> Config:
 
 def test_activations_of_floors_do_not_follow_those_they_are_fitted_to() -> None:
     config = with_floors()
-    names = ["gaussian", *("gaussian@" + name for name in get_args(VariantName)[:-1])]
+    names = ["gaussian", *("gaussian@" + name for name in list(VARIANTS)[:-1])]
     keys = {
         (name, draw, split): activations_key(config, "s", name, draw, split)
         for name in names

@@ -24,7 +24,7 @@ from nullsae.latents.collect import Skipped, collect_latents, sort_firings
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, assign_pools
-from nullsae.sae.autoencoder import Architecture, Autoencoder
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
 from small_chain import (
     COMPUTE,
@@ -319,16 +319,16 @@ def test_other_batches_pieces_or_an_order_of_tokens_give_other_tables(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     batch: int,
-    architecture: Architecture,
+    architecture: str,
 ) -> None:
     plain, config = load_sae(tiny_sae)
     sae = replace(plain, architecture=architecture)
     if architecture == "jumprelu":
-        sae = replace(sae, k=None, threshold=torch.linspace(0.01, 2.0, 48))
+        sae = replace(sae, k=None, own={"threshold": torch.linspace(0.01, 2.0, 48)})
     save_sae(sae, tmp_path / "sae", **described(config))
     kinds: dict[str, Any] = {"silent_windows": KINDS, "windows": "centred"}
     collect(chain, tmp_path / "sae/cfg.json", tmp_path / "one", **kinds)
-    monkeypatch.setattr("nullsae.latents.collect.BATCH_TOKENS", batch)
+    monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", batch)
     monkeypatch.setattr("nullsae.latents.store.RUN_FIRINGS", 77)
     x, _ = all_rows(chain.eval_activations, SITE)
     order = torch.from_numpy(np.random.default_rng(batch).permutation(len(x)))
@@ -369,10 +369,10 @@ def test_an_architecture_fires_other_than_a_dense_recomputation(
     tiny_sae: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    architecture: Architecture,
+    architecture: str,
 ) -> None:
     """Codes of these are padded with zeros, or do not look at the activations at all."""
-    monkeypatch.setattr("nullsae.latents.collect.BATCH_TOKENS", 100)
+    monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 100)
     plain, config = load_sae(tiny_sae)
     x, _ = all_rows(chain.eval_activations, SITE)
     ids = load_tokens(chain.eval_tokens).input_ids.ravel()
@@ -380,8 +380,8 @@ def test_an_architecture_fires_other_than_a_dense_recomputation(
     codes = pre.relu()
     sae = replace(plain, architecture=architecture, k=None)
     if architecture == "jumprelu":
-        sae.threshold = torch.linspace(0.01, 2.0, 48)
-        codes = codes * (pre > sae.threshold)
+        sae.own["threshold"] = torch.linspace(0.01, 2.0, 48)
+        codes = codes * (pre > sae.own["threshold"])
     if architecture == "token_lookup":
         wide = torch.cat([sae.w_dec, sae.w_dec])  # a latent per token id: VOCAB is 96
         sae = replace(sae, w_enc=torch.zeros(0, 16), b_enc=torch.arange(96.0), w_dec=wide)

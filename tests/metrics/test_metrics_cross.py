@@ -185,7 +185,7 @@ def test_shards_change_the_table(study: Study, tmp_path: Path) -> None:
 def test_a_lookup_by_token_does_not_see_the_tokens(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nullsae.metrics.cross.BATCH_TOKENS", 300)
+    monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 300)
     table = torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(0)) * 2
     length = table.norm(dim=1)
     sae = Autoencoder(

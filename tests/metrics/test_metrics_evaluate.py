@@ -21,8 +21,8 @@ from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.dictionaries import fit_token_means
 from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.token_means import fit_token_means
 from nullsae.subjects.loading import load_subject
 from small_chain import (
     COMPUTE,
@@ -169,7 +169,7 @@ def test_health_is_taken_over_other_tokens_than_the_first(
     chain: Chain, tiny_sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nullsae.metrics.evaluate.HEALTH_TOKENS", 100)
-    monkeypatch.setattr("nullsae.metrics.evaluate.BATCH_TOKENS", 64)
+    monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 64)
     (row,), _ = run(chain, tiny_sae, tmp_path)
     x = all_rows(chain.eval_activations, SITE)[0].double()
     assert row["n_tokens"] == len(x) > 100
@@ -216,7 +216,7 @@ def test_a_lookup_by_token_does_not_see_the_tokens(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dictionary of the token means explains what the floor `token_lookup_r2` says."""
-    monkeypatch.setattr("nullsae.metrics.evaluate.BATCH_TOKENS", 300)
+    monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 300)
     x, at = all_rows(chain.train_activations, SITE)
     ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids).flatten().long()[at]
     means, _ = fit_token_means([(x, ids)], VOCAB, D_MODEL)

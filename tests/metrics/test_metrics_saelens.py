@@ -19,7 +19,7 @@ from nullsae.config.evaluation import Evaluation
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.params import EvaluateSaeParams
 from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.sae.exchange.interchange import export_sae
+from nullsae.sae.exchange.export import export_sae
 from nullsae.subjects.loading import load_subject
 from small_chain import COMPUTE, CONTEXT, CPU, Chain, capture_params, cell, write_corpus
 

@@ -113,7 +113,9 @@ def test_a_pass_to_an_early_site_costs_that_share_of_the_blocks() -> None:
 
 
 def test_encoding_counts_one_product_and_training_no_second_one() -> None:
-    recipe = Sae(k=8, n_latents=512, batch_tokens=256, evaluate_every_steps=10**9, heldout_tokens=1)
+    recipe = Sae.of(
+        k=8, n_latents=512, batch_tokens=256, evaluate_every_steps=10**9, heldout_tokens=1
+    )
     once = encoding(recipe, 64, 512, 2560)
     assert once.product_flops == 2560 * 2 * 64 * 512
     steps = training(recipe, 64, 512, 2560)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae import paths, tables
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.parse import parse_config
-from nullsae.config.saes import FITTED_DICTIONARIES, Dictionary, recipe_name
+from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
-from nullsae.config.variants import VariantName
+from nullsae.config.variants import VARIANTS
 from nullsae.jobs import grid as cells
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
@@ -40,8 +41,8 @@ LEVEL = {
     "gaussian": 2.5,
 }
 SAES = {
-    name: {"dictionary": name} | ({} if name in FITTED_DICTIONARIES else {"n_latents": 1024})
-    for name in get_args(Dictionary)
+    name: {"dictionary": name} | ({"n_latents": 1024} if kind.trained else {})
+    for name, kind in DICTIONARIES.items()
 } | {"elsewhere": {"pretrained": "someone/their-sae"}}
 EXPLAINERS = {
     "lexical": {"kind": "lexical"},
@@ -80,7 +81,7 @@ def all_controls_config(**sections: Any) -> Config:
     subject = default_config().model_dump(mode="json")["subjects"]["small"]
     wanted = {
         "subjects": {"small": subject | {"sites": ["resid_post.1", "mlp_out.1"]}},
-        "variants": list(get_args(VariantName)),
+        "variants": list(VARIANTS),
         "saes": SAES,
         "explainers": EXPLAINERS,
         "evaluation": {"cross_tokens": 4096},
@@ -122,7 +123,7 @@ def write_study(root: Path, config: Config) -> None:
         if config.evaluation.cross_tokens:
             rows["cross_evaluation"] += _cross_evaluation(cell, config)
         rows["geometry"].append(_geometry(cell))
-        if sae.dictionary not in FITTED_DICTIONARIES:
+        if sae.origin.trained:
             rows["history"] += _history(cell, rng)
         latents = _latents(cell, rng)
         rows["latents"] += latents

@@ -4,7 +4,7 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from report_study import EOS, EXPLAINERS, default_config, train_tokenizer
 
 from nullsae import tables
 from nullsae.config.study import Config
-from nullsae.config.variants import VariantName
+from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.report import sections, style
 from nullsae.report.build import number, p_value, percent, signed
@@ -24,8 +24,6 @@ from nullsae.report.names import GROUPS, entropy_pair, figure_names
 from nullsae.report.study import Study
 from nullsae.report.text import TokenText, visible
 from nullsae.statistics.metrics import METRICS
-
-VARIANTS = get_args(VariantName)
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear sRGB.
 SIGHT = {
@@ -66,11 +64,11 @@ def test_variants_stay_apart_for_every_kind_of_sight_and_from_the_ground(dark: b
     colours = [style.colour(variant) for variant in VARIANTS]
     assert len(set(colours)) == len(VARIANTS)
     if dark:
-        colours = [style.DARK[colour] for colour in colours]
+        colours = [style.dark()[colour] for colour in colours]
     ground = "#15181e" if dark else "#ffffff"
     assert min(contrast(colour, ground) for colour in colours) > 3
-    ink = style.DARK[style.INK] if dark else style.INK
-    muted = style.DARK[style.MUTED] if dark else style.MUTED
+    ink = style.dark()[style.INK] if dark else style.INK
+    muted = style.dark()[style.MUTED] if dark else style.MUTED
     assert contrast(ink, ground) > 7
     assert contrast(muted, ground) > 4.5
     for sight, matrix in SIGHT.items():
@@ -86,9 +84,9 @@ def test_no_two_variants_share_a_shape_or_a_dash() -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_numbers_can_be_read_on_the_ground_of_every_step(dark: bool) -> None:
-    ink = style.DARK[style.INK] if dark else style.INK
+    ink = style.dark()[style.INK] if dark else style.INK
     for colour in (*style.STEPS, *style.SHARES):
-        assert contrast(ink, style.DARK[colour] if dark else colour) > 4.5
+        assert contrast(ink, style.dark()[colour] if dark else colour) > 4.5
 
 
 def test_the_snakefile_does_not_pay_for_altair_to_learn_the_figure_names() -> None:

@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullsae.config.saes import Sae
+from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.params import ModelKeys, SaeCell, TrainSaeParams
-from nullsae.sae.architectures import ARCHITECTURES, Losses, TrainedSae, batch_topk
+from nullsae.sae import kernels
+from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.architectures.batch_topk import THRESHOLD_DECAY, batch_top_k
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.dictionaries import FROZEN
-from nullsae.sae.exchange.interchange import export_sae, read_pretrained
+from nullsae.sae.exchange.export import export_sae
+from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.files import load_sae, save_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.kernels import Hits
@@ -48,10 +50,10 @@ def recipe(architecture: Any, **keys: Any) -> Sae:
         plain["prefix_shares"] = SHARES
     if architecture == "jumprelu":
         plain |= {"l0_coefficient": 0.3, "bandwidth": 0.4 / UNIT, "initial_threshold": 0.5 / UNIT}
-    return Sae(architecture=architecture, **{**plain, **keys})
+    return Sae.of(architecture=architecture, **{**plain, **keys})
 
 
-def model_of(sae: Sae, *, auxk_coefficient: float = 0.0) -> TrainedSae:
+def model_of(sae: Sae, *, auxk_coefficient: float = 0.0) -> TrainedSae[Any]:
     """An SAE in float64 with no weight at a special value."""
     start = Autoencoder(
         "topk",
@@ -61,7 +63,9 @@ def model_of(sae: Sae, *, auxk_coefficient: float = 0.0) -> TrainedSae:
         randn(D, key="b_dec") * 0.5,
         k=K,
     )
-    model = ARCHITECTURES[sae.architecture](sae, K, start, auxk_coefficient=auxk_coefficient)
+    if sae.architecture in ("topk", *WITH_AUXK):
+        sae = sae.model_copy(update={"auxk_coefficient": auxk_coefficient})
+    model: TrainedSae[Any] = sae.training()(sae, K, start)
     for name in ("log_threshold", "r_mag", "b_gate"):
         if name in model.parameters:
             model.parameters[name] += randn(WIDTH, key=name) * 0.4
@@ -236,8 +240,8 @@ def test_fired_differs_from_the_latents_with_a_positive_code(architecture: str) 
     _, losses = model.gradients(x, NONE_DEAD)
     # For these, `autoencoder` has the batch's own threshold, which it takes inclusively.
     sae = model.autoencoder()
-    if sae.threshold is not None:
-        sae.threshold *= 1 - 1e-9
+    for threshold in sae.own.values():
+        threshold *= 1 - 1e-9
     values, indices = sae.encode(x)
     dense = torch.zeros(len(x), WIDTH, dtype=torch.float64).scatter(1, indices, values)
     assert torch.equal(losses.fired, (dense > 0).any(dim=0))
@@ -323,7 +327,7 @@ def test_another_entry_is_kept_than_by_sorting(
     pre = (pre * levels).round() / levels
     n = max(1, int(share * pre.numel()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch_topk, "chunk_rows", lambda *_: chunk)
+        patch.setattr(kernels, "chunk_rows", lambda *_: chunk)
         hits = batch_top_k(pre, torch.eye(n_latents), torch.zeros(n_latents), n)
     assert entries(hits) == by_sorting(pre, n)
     assert len(hits.values) == min(n, int((pre > 0).sum()))
@@ -351,8 +355,7 @@ def test_a_batch_without_a_positive_entry_breaks_training(architecture: str) -> 
     assert losses.fvu == pytest.approx(float(expected))
     assert not bool(losses.fired.any())
     assert not bool(found["W_dec"].any())
-    assert model.autoencoder().threshold is not None
-    assert not bool(model.autoencoder().threshold.any())  # type: ignore[union-attr]
+    assert not bool(model.autoencoder().own["threshold"].any())
 
 
 def test_the_saved_threshold_is_not_the_mean_of_those_of_the_batches() -> None:
@@ -364,7 +367,7 @@ def test_the_saved_threshold_is_not_the_mean_of_those_of_the_batches() -> None:
         seen.append(float(batch_threshold(x)) / (1 - THRESHOLD_DECAY))
     weights = [THRESHOLD_DECAY**age for age in (4, 3, 2, 1, 0)]
     mean = sum(w * t for w, t in zip(weights, seen, strict=True)) / sum(weights)
-    threshold = model.autoencoder().threshold
+    threshold = model.autoencoder().own["threshold"]
     assert threshold is not None
     assert threshold.tolist() == pytest.approx([mean] * WIDTH, rel=1e-12)
 
@@ -400,14 +403,10 @@ def test_thresholds_do_not_start_at_k_active_latents() -> None:
     started = model.parameters["log_threshold"].clone()
     model.gradients(batch("other", n=200) * 3.0, NONE_DEAD)
     assert torch.equal(model.parameters["log_threshold"], started)
-    given_one = ARCHITECTURES["jumprelu"](
-        recipe("jumprelu", initial_threshold=0.25 / UNIT),
-        K,
-        model.autoencoder(),
-        auxk_coefficient=0.0,
-    )
+    given = recipe("jumprelu", initial_threshold=0.25 / UNIT)
+    given_one = given.training()(given, K, model.autoencoder())
     given_one.gradients(x, NONE_DEAD)
-    threshold = given_one.autoencoder().threshold
+    threshold = given_one.autoencoder().own["threshold"]
     assert threshold is not None
     assert threshold.tolist() == pytest.approx([0.25] * WIDTH)
 
@@ -440,7 +439,7 @@ def small(architecture: Any, **keys: Any) -> Sae:
     }
     if architecture not in PENALIZED:
         plain["k"] = ACTIVE
-    return Sae(architecture=architecture, **{**plain, **keys})
+    return Sae.of(architecture=architecture, **{**plain, **keys})
 
 
 def trainer_of(sae: Sae, x: Tensor, n_steps: int) -> Trainer:
@@ -526,7 +525,7 @@ def test_a_null_trains_what_it_must_keep_or_keeps_what_it_must_train(
         for name, t in trainer.model.parameters.items()
         if torch.equal(t, start.parameters().get(name, before[name]))
     }
-    assert found == set(FROZEN.get(dictionary, ()))
+    assert found == set(DICTIONARIES[dictionary].frozen)
     if dictionary == "soft_frozen_decoder":
         cosine = (trainer.sae.w_dec * start.w_dec).sum(dim=1)
         assert float(cosine.min()) >= sae.min_decoder_cosine - 1e-6

@@ -39,7 +39,7 @@ def write(folder: Path, name: str, n_steps: int, **changes: Any) -> Path:
         **{"key": "made of", "input_norm": 2.5, "training": {"k": 3}, "n_steps": n_steps},
     }
     rows = torch.randn(WIDTH, D, generator=g)
-    sae = Autoencoder("topk", rows, rows.sum(1), rows.clone(), rows.sum(0), k=3, threshold=None)
+    sae = Autoencoder("topk", rows, rows.sum(1), rows.clone(), rows.sum(0), k=3)
     tables.write_table(
         folder / "history.parquet", [{**ROW, "step": n_steps}], tables.cell_schema("history")
     )
@@ -132,7 +132,7 @@ def test_a_missing_whole_sae_gives_a_traceback(whole: Path, tmp_path: Path) -> N
 def test_a_real_training_leaves_what_cannot_be_taken_or_is_not_of_that_step(
     chain: Chain, tmp_path: Path
 ) -> None:
-    recipe = Sae(k=4, n_latents=32, lr=1e-2, batch_tokens=64, checkpoints=(SHARE,))
+    recipe = Sae.of(k=4, n_latents=32, lr=1e-2, batch_tokens=64, checkpoints=(SHARE,))
     params = TrainSaeParams(
         seed=0,
         keys=ModelKeys(subject="tiny", variant="trained", draw=0),

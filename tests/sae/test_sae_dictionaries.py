@@ -29,18 +29,15 @@ from nullsae.jobs.params import (
 )
 from nullsae.latents.collect import collect_latents
 from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.sae.architectures import Losses
+from nullsae.sae.architectures.base import Losses
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.dictionaries import (
-    fit_dictionary,
-    fit_token_means,
-    keep_close,
-    principal_components,
-    token_ids,
-    token_lookup,
-)
+from nullsae.sae.dictionaries.signed import principal_components
+from nullsae.sae.dictionaries.stepwise import keep_close
+from nullsae.sae.dictionaries.token_lookup import token_lookup
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
+from nullsae.sae.fitting import fit_dictionary
 from nullsae.sae.initialization import initialize
+from nullsae.sae.token_means import fit_token_means, token_ids
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import Trainer, evaluate
 from nullsae.sae.training_run import INIT_TOKENS
@@ -67,7 +64,7 @@ def recipe(dictionary: Any, **keys: Any) -> Sae:
         plain |= {"n_latents": WIDTH}
     if dictionary != "token_lookup" and "pretrained" not in keys:
         plain |= {"k": K}
-    return Sae(dictionary=dictionary, **{**plain, **keys})
+    return Sae.of(dictionary=dictionary, **{**plain, **keys})
 
 
 def make(
@@ -369,8 +366,8 @@ def test_the_lookup_is_not_the_mean_of_each_token(
     """R2 on the split it was fitted on is the share of the variance between tokens; on the other
     split it is what `reconstruction` holds as `token_lookup_r2`.
     """
-    for batch in ("dictionaries.BATCH_TOKENS", "steps.EVALUATION_BATCH_TOKENS"):
-        monkeypatch.setattr(f"nullsae.sae.{batch}", 100)
+    for batch in ("activations.store.BATCH_TOKENS", "sae.trainer.BATCH_TOKENS"):
+        monkeypatch.setattr(f"nullsae.{batch}", 100)
     sae, config = make(chain, tmp_path, recipe("token_lookup"))
     assert (config.architecture, config.n_latents, config.k) == ("token_lookup", VOCAB, None)
     assert sae.w_enc.shape == (0, D_MODEL)
@@ -526,7 +523,7 @@ def given_sae(d_model: int = D_MODEL, *, k: int | None = None) -> Autoencoder:
         rows,
         torch.randn(d_model, generator=g),
         k,
-        torch.rand(20, generator=g) if k is None else None,
+        {"threshold": torch.rand(20, generator=g)} if k is None else {},
     )
 
 

@@ -19,8 +19,9 @@ from nullsae.cli.main import app
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.core.randomness import torch_generator
-from nullsae.sae.autoencoder import Architecture, Autoencoder
-from nullsae.sae.exchange.interchange import export_sae, read_pretrained
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.exchange.export import export_sae
+from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.files import save_sae
 from small_chain import cell
 
@@ -41,7 +42,7 @@ def inputs() -> Tensor:
     return torch.randn(64, D, generator=torch_generator(0, "interchange_inputs")) + 0.5
 
 
-def our_sae(architecture: Architecture) -> Autoencoder:
+def our_sae(architecture: str) -> Autoencoder:
     g = torch_generator(0, "interchange_sae", architecture)
     return Autoencoder(
         architecture,
@@ -50,11 +51,11 @@ def our_sae(architecture: Architecture) -> Autoencoder:
         F.normalize(torch.randn(WIDTH, D, generator=g), dim=1),
         torch.randn(D, generator=g),
         k=K if architecture == "topk" else None,
-        threshold=torch.rand(WIDTH, generator=g) if architecture == "jumprelu" else None,
+        own={"threshold": torch.rand(WIDTH, generator=g)} if architecture == "jumprelu" else {},
     )
 
 
-def saved(architecture: Architecture, folder: Path) -> Path:
+def saved(architecture: str, folder: Path) -> Path:
     """An SAE of ours on disk; returns its `cfg.json`."""
     save_sae(
         our_sae(architecture),
@@ -455,7 +456,7 @@ def test_a_hub_that_cannot_be_reached_is_not_named(
     ],
 )
 def test_what_a_layout_cannot_hold_is_written(
-    tmp_path: Path, architecture: Architecture, layout: str, says: str
+    tmp_path: Path, architecture: str, layout: str, says: str
 ) -> None:
     config = saved(architecture, tmp_path / "sae")
     assert says in refusal(lambda: export_sae(config, layout, tmp_path / "out"))

@@ -43,7 +43,7 @@ KEY = "activations"
 def recipe(**keys: Any) -> Sae:
     plain: dict[str, Any] = {"k": 3, "n_latents": 40, "batch_tokens": 96, "lr": 5e-3}
     plain |= {"evaluate_every_steps": 3, "checkpoint_every_steps": 2, "heldout_tokens": 300}
-    return Sae(**{**plain, **keys})
+    return Sae.of(**{**plain, **keys})
 
 
 # Steps of 96 and 130 tokens, of which neither ends with a block of 128; one and three epochs.
@@ -51,8 +51,8 @@ RECIPES = {
     "topk": recipe(seeds=(0, 3)),
     "long": recipe(batch_tokens=130, epochs=3, dead_after_tokens=200, checkpoint_every_steps=5),
     "frozen": recipe(dictionary="soft_frozen_decoder", k=5),
-    "pca": Sae(dictionary="pca", k=3, n_components=6),
-    "lookup": Sae(dictionary="token_lookup"),
+    "pca": Sae.of(dictionary="pca", k=3, n_components=6),
+    "lookup": Sae.of(dictionary="token_lookup"),
 }
 CELLS = [
     (site, name, seed)

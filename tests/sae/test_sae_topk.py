@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import Sae
-from nullsae.sae.architectures import ARCHITECTURES, Losses
+from nullsae.sae.architectures.base import Losses
 from nullsae.sae.architectures.topk import TopK
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.dictionaries import FROZEN
 from nullsae.sae.initialization import geometric_median, initialize
 
 TOKENS, D, WIDTH, K = 40, 6, 20, 3
@@ -49,8 +49,9 @@ def gradients(
     **keys: Any,
 ) -> tuple[dict[str, Tensor], Losses]:
     assert sae.k is not None
-    recipe = Sae(n_latents=WIDTH, k=sae.k, auxk_k=auxk_k, **keys)
-    model = ARCHITECTURES["topk"](recipe, sae.k, sae, auxk_coefficient=auxk_coefficient)
+    recipe = Sae.of(n_latents=WIDTH, k=sae.k, auxk_k=auxk_k, **keys)
+    model = recipe.training()(recipe, sae.k, sae)
+    model.auxk_coefficient = auxk_coefficient
     return model.gradients(x, dead)
 
 
@@ -116,7 +117,7 @@ def test_gradients_of_the_rest_change_where_a_part_is_frozen(dictionary: str, au
     }
     whole, _ = gradients(sae, x, **settings)
     part, _ = gradients(sae, x, **settings, dictionary=dictionary)
-    for name in whole.keys() - FROZEN[dictionary]:
+    for name in whole.keys() - {*DICTIONARIES[dictionary].frozen}:
         assert torch.equal(part[name], whole[name])
 
 
@@ -149,6 +150,7 @@ def test_gradients_depend_on_the_number_of_threads() -> None:
 GROWTH = """
 import json, sys
 import torch
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import Sae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.trainer import Trainer
@@ -158,7 +160,7 @@ def bytes_of(key):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 def train(d, n, keys):
-    recipe = Sae(n_latents=n, **keys)
+    recipe = Sae.of(n_latents=n, **keys)
     w_dec = torch.nn.functional.normalize(torch.randn(n, d), dim=1)
     b_enc = torch.zeros(n)
     b_enc[n // 2 :] = -100.0
@@ -198,7 +200,7 @@ def test_a_step_takes_other_memory_than_its_formula_says(
         # Give back what is freed: what the allocator keeps depends on the order of requests.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
     )
-    stated = TopK.step_bytes(Sae(n_latents=n, **keys), d_model=d, n_latents=n, k=keys["k"])
+    stated = TopK.step_bytes(Sae.of(n_latents=n, **keys), d_model=d, n_latents=n, k=keys["k"])
     assert 0.75 * stated < int(done.stdout) < 1.1 * stated
 
 

@@ -33,7 +33,7 @@ D, N_PLANTED, K = 24, 32, 3
 
 def recipe(**keys: Any) -> Sae:
     plain: dict[str, Any] = {"k": K, "n_latents": 64, "batch_tokens": 256, "lr": 1e-2}
-    return Sae(**{**plain, **keys})
+    return Sae.of(**{**plain, **keys})
 
 
 def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ from torch import Tensor
 import nullsae
 from nullsae.config.saes import Sae
 from nullsae.core.randomness import torch_generator
-from nullsae.sae.architectures import ARCHITECTURES
 from nullsae.sae.autoencoder import PARAMETERS, Autoencoder
 from nullsae.sae.kernels import Hits, HitsByLatent
 
@@ -227,8 +226,8 @@ def test_addresses_wrap_at_32_bits(interpreted: Path) -> None:
 def test_a_gradient_of_topk_differs_by_the_kernels(interpreted: Path) -> None:
     given, found = step(), load_file(interpreted / "step.safetensors")
     sae = Autoencoder.of(given, "topk", 3)
-    recipe = Sae(n_latents=sae.n_latents, k=3, auxk_k=1)
-    model = ARCHITECTURES["topk"](recipe, 3, sae, auxk_coefficient=0.5)
+    recipe = Sae.of(n_latents=sae.n_latents, k=3, auxk_k=1, auxk_coefficient=0.5)
+    model = recipe.training()(recipe, 3, sae)
     expected, losses = model.gradients(given["x"], given["dead"])
     assert set(found) == {*expected, "losses"}
     for name, gradient in expected.items():

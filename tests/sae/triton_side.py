@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves
 
 from nullsae.config.saes import Sae
 from nullsae.sae import kernels, triton_kernels
-from nullsae.sae.architectures import ARCHITECTURES
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.kernels import Hits, HitsByLatent
 
@@ -93,8 +92,8 @@ def far_rows(folder: Path) -> dict[str, Tensor]:
 def gradients(step: dict[str, Tensor]) -> dict[str, Tensor]:
     """One TopK step with AuxK, all sparse products by Triton."""
     sae = Autoencoder.of(step, "topk", 3)
-    recipe = Sae(n_latents=sae.n_latents, k=3, auxk_k=1)
-    model = ARCHITECTURES["topk"](recipe, 3, sae, auxk_coefficient=0.5)
+    recipe = Sae.of(n_latents=sae.n_latents, k=3, auxk_k=1, auxk_coefficient=0.5)
+    model = recipe.training()(recipe, 3, sae)
     found, losses = model.gradients(step["x"], step["dead"])
     return {**found, "losses": torch.tensor([losses.fvu, losses.auxk], dtype=torch.float64)}
 

@@ -95,7 +95,7 @@ def through_disk(name: str, folder: Path, **keys: Any) -> Subject:
     family_model(name).save_pretrained(folder / "source")
     source = PretrainedSource(kind="pretrained", path=str(folder / "source"), **keys)
     recipe = {"seed": 0, "draw": 0, "variant": "trained", "source": source.model_dump(mode="json")}
-    save_subject(fetch(source, step0=False), folder / "saved", recipe)
+    save_subject(fetch(source), folder / "saved", recipe)
     return load_subject(folder / "saved/recipe.json", CPU)
 
 

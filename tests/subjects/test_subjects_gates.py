@@ -10,8 +10,12 @@ from torch import Tensor
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.subjects import gates
-from nullsae.subjects.randomize import (
-    DRAWS,
+from nullsae.subjects.changes import (
+    MATCHED,
+    PERMUTED,
+    REDRAWN,
+    ROWS_PERMUTED,
+    ROWS_ROTATED,
     Change,
     match_spectrum,
     permute,
@@ -21,7 +25,8 @@ from nullsae.subjects.randomize import (
 )
 
 NAMES = {"layers.1.w", "layers.10.w"}
-CHANGES = dict.fromkeys(NAMES, "redrawn")
+CHANGES = dict.fromkeys(NAMES, REDRAWN)
+DRAWN = (REDRAWN, PERMUTED, MATCHED, ROWS_PERMUTED, ROWS_ROTATED)
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -225,7 +230,7 @@ def test_weights_that_are_not_numbers_pass(bad: float) -> None:
 
 def test_a_constant_that_is_no_binary_fraction_counts_as_correlated() -> None:
     constant = {"w": torch.full((1000,), 0.1)}
-    assert gates.uncorrelated(constant, constant, {"w": "redrawn"})["passed"]
+    assert gates.uncorrelated(constant, constant, {"w": REDRAWN})["passed"]
     assert gates.moments(constant, constant, {"w"})["passed"]
 
 
@@ -302,7 +307,7 @@ def test_smallest_numbers_of_a_precision_fail_a_gate() -> None:
         assert gates.moments(old, redone, {"embed"})["passed"]
 
 
-@pytest.mark.parametrize("change", sorted(DRAWS))
+@pytest.mark.parametrize("change", DRAWN)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_a_good_draw_is_called_correlated(change: Change, dtype: torch.dtype) -> None:
     """Also of tensors that one entry, one row or one direction dominates."""
@@ -314,7 +319,7 @@ def test_a_good_draw_is_called_correlated(change: Change, dtype: torch.dtype) ->
     for name, tensor in {"table": table(), "line": line, "spiked": spiked, "long": long}.items():
         old = {name: tensor.to(dtype)}
         for draw in range(5):
-            new = {name: DRAWS[change](old[name], generator(str(draw)))}
+            new = {name: change.new(old[name], generator(str(draw)))}
             gate = gates.uncorrelated(old, new, {name: change})
             assert gate["passed"], gate["detail"]
 
@@ -325,7 +330,7 @@ def test_an_outlier_that_stays_in_its_place_fails_the_gate() -> None:
     old[5] = 30.0
     rest = permute(torch.cat([old[:5], old[6:]]), generator())
     new = torch.cat([rest[:5], old[5:6], rest[5:]])
-    gate = gates.uncorrelated({"w": old}, {"w": new}, {"w": "permuted"})
+    gate = gates.uncorrelated({"w": old}, {"w": new}, {"w": PERMUTED})
     assert gate["passed"]
     assert gate["detail"].startswith("largest |correlation| 0.99")
 
@@ -335,7 +340,7 @@ def test_a_long_row_that_stays_in_its_place_fails_the_gate() -> None:
     old[7] *= 500
     rest = permute_rows(torch.cat([old[:7], old[8:]]), generator())
     new = torch.cat([rest[:7], old[7:8], rest[7:]])
-    gate = gates.uncorrelated({"w": old}, {"w": new}, {"w": "rows"})
+    gate = gates.uncorrelated({"w": old}, {"w": new}, {"w": ROWS_PERMUTED})
     assert gate["passed"]
     assert gate["detail"].startswith("largest |correlation| 0.99")
 
@@ -349,21 +354,21 @@ def test_chance_in_both_singular_vectors_of_a_line_fails_the_gate() -> None:
         cosine = 3 / math.sqrt(n)
         sides.append((x, cosine * x + math.sqrt(1 - cosine**2) * other / other.norm()))
     old, new = ({"w": torch.outer(sides[0][i], sides[1][i])} for i in (0, 1))
-    assert gates.uncorrelated(old, new, {"w": "matched"})["passed"]
-    assert not gates.uncorrelated(old, new, {"w": "redrawn"})["passed"]
+    assert gates.uncorrelated(old, new, {"w": MATCHED})["passed"]
+    assert not gates.uncorrelated(old, new, {"w": REDRAWN})["passed"]
 
 
-@pytest.mark.parametrize("change", sorted(DRAWS))
+@pytest.mark.parametrize("change", DRAWN)
 def test_a_draw_that_holds_much_of_the_original_passes(change: Change) -> None:
     """For each change, one that is done to a part of the tensor only."""
     old = table(rows=2000)
-    new = DRAWS[change](old, generator())
+    new = change.new(old, generator())
     assert gates.uncorrelated({"w": old}, {"w": new}, {"w": change})["passed"]
     half = len(old) // 2
-    if change == "rotated":  # by a rotation that leaves half of the dimensions alone
+    if change is ROWS_ROTATED:  # by a rotation that leaves half of the dimensions alone
         part = torch.cat([rotate(old[:, :32], generator()), old[:, 32:]], dim=1)
     else:
-        part = torch.cat([DRAWS[change](old[:half], generator()), old[half:]])
+        part = torch.cat([change.new(old[:half], generator()), old[half:]])
     gate = gates.uncorrelated({"w": old}, {"w": part}, {"w": change})
     assert not gate["passed"]
     assert gate["detail"].startswith("w: correlation 0.")

@@ -77,16 +77,16 @@ def same(model: Any, other: Any) -> bool:
 @pytest.mark.usefixtures("offline")
 def test_step0_is_another_revision_than_configured() -> None:
     pair = source(step0_revision="step0")
-    assert same(fetch(pair, step0=False), pythia("trained"))
-    assert same(fetch(pair, step0=True), pythia("step0"))
+    assert same(fetch(pair), pythia("trained"))
+    assert same(fetch(pair, variant="step0"), pythia("step0"))
     for revision in ("step0", STEP0):
-        assert same(fetch(source(revision=revision), step0=False), pythia("step0"))
+        assert same(fetch(source(revision=revision)), pythia("step0"))
 
 
 @pytest.mark.usefixtures("offline")
 def test_a_subject_of_the_hub_is_in_another_dtype_than_configured() -> None:
     for dtype in ("bfloat16", "float16"):
-        model = fetch(source(dtype=dtype), step0=False)
+        model = fetch(source(dtype=dtype))
         assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
 
 
@@ -124,7 +124,7 @@ def refusal(given: PretrainedSource, *, step0: bool = False) -> str:
 @pytest.mark.usefixtures("offline")
 def test_a_revision_that_is_not_there_gives_a_traceback(cache: Path) -> None:
     ends = f"is not in the hub's cache ({cache}), and HF_HUB_OFFLINE is set; unset it, or "
-    said = refusal(source(step0_revision="step9"), step0=True)
+    said = refusal(source(step0_revision="step9"), variant="step0")
     key = "config: subjects.*.source"
     assert said.startswith(f"{key}.step0_revision: 'step9' of {PYTHIA!r} {ends}")
     said = refusal(source(revision="v2"))
@@ -223,7 +223,7 @@ def test_the_hub_is_not_asked_for_what_is_not_cached(
 
 @pytest.mark.usefixtures("online")
 def test_a_step0_that_the_hub_does_not_have_is_reported_as_a_wrong_path() -> None:
-    said = refusal(source(path="someone/online", step0_revision="step9"), step0=True)
+    said = refusal(source(path="someone/online", step0_revision="step9"), variant="step0")
     assert said == (
         "config: subjects.*.source.step0_revision: the model 'someone/online' has no revision "
         "'step9'"

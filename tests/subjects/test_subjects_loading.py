@@ -16,8 +16,8 @@ from torch import Tensor
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.subjects.health import heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
-from nullsae.subjects.variants import heldout_loss
 from small_chain import CPU, SITES, Chain, flip_byte, tiny_model
 from tiny_gguf import write_tiny_gguf
 
@@ -33,7 +33,8 @@ def ids(chain: Chain) -> Tensor:
 def noisy(chain: Chain) -> Subject:
     recipe = json.loads(chain.recipe.read_text())
     model = load_subject(chain.recipe, CPU).model
-    return Subject(model, {**recipe, "embedding_noise_std": 0.5, "draw": 1}, CPU)
+    noise = {"variant": "noise_embeddings", "embedding_noise_std": 0.5, "draw": 1}
+    return Subject(model, {**recipe, **noise}, CPU)
 
 
 def embeddings(subject: Subject, ids: Tensor, contexts: list[int], split: str = "eval") -> Tensor:
@@ -63,7 +64,7 @@ def test_a_damaged_subject_is_loaded(chain: Chain, tmp_path: Path, damage: str) 
 
 def refusal(source: PretrainedSource | GgufSource) -> str:
     with pytest.raises(UserError) as caught:
-        fetch(source, step0=False)
+        fetch(source)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -128,7 +129,7 @@ def test_code_of_a_model_runs_unasked_or_unchecked(
         f"source.trust_remote_code allows"
     )
     assert not marker.exists()
-    model = fetch(local(folder, trust_remote_code=True), step0=False)
+    model = fetch(local(folder, trust_remote_code=True))
     assert marker.exists()
     saved = tmp_path / "saved"
     save_subject(model, saved, {"trust_remote_code": True, "seed": 0, "draw": 0})
@@ -176,7 +177,7 @@ def test_a_gguf_file_becomes_another_model_or_one_that_cannot_be_saved(
     gguf: tuple[Path, Any], tmp_path: Path
 ) -> None:
     file, model = gguf
-    converted = fetch(GgufSource(kind="gguf", path=str(file)), step0=False)
+    converted = fetch(GgufSource(kind="gguf", path=str(file)))
     mine, others = converted.state_dict(), model.state_dict()
     assert mine.keys() == others.keys()
     assert [name for name in mine if not torch.equal(mine[name], others[name])] == []
@@ -186,7 +187,7 @@ def test_a_gguf_file_becomes_another_model_or_one_that_cannot_be_saved(
     with torch.inference_mode():
         expected = model(ids).logits
     assert torch.equal(subject.logits(ids, **EVAL, contexts=[0, 1]), expected)
-    half = fetch(GgufSource(kind="gguf", path=str(file), dtype="bfloat16"), step0=False)
+    half = fetch(GgufSource(kind="gguf", path=str(file), dtype="bfloat16"))
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
 

@@ -16,20 +16,24 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nullsae.config.randomization import Settings
+from nullsae.config.variants import VARIANTS
 from nullsae.core.randomness import seed_of, torch_generator
 from nullsae.subjects import gates
-from nullsae.subjects.orthogonal import haar_frame
-from nullsae.subjects.randomize import (
-    PURPOSES,
-    changes_of,
+from nullsae.subjects.changes import (
+    MATCHED,
+    PERMUTED,
+    REDRAWN,
+    Draw,
     embedding_parameters,
     initial_parameters,
     match_spectrum,
     norm_parameters,
     permute,
-    randomize,
     redraw,
 )
+from nullsae.subjects.orthogonal import haar_frame
+from nullsae.subjects.randomize import randomize
 
 torch.set_num_threads(1)
 N_LAYERS, D_MODEL, VOCAB = 3, 16, 96
@@ -50,7 +54,7 @@ INPUTS = {
 }
 BLOCKS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-RANDOM = sorted(PURPOSES)
+RANDOM = sorted(name for name, variant in VARIANTS.items() if variant.changes_weights)
 NORM_POLICY = [v for v in RANDOM if v not in ("fresh_init", *(v for v in RANDOM if "ed_emb" in v))]
 KEYS: dict[str, Any] = {"seed": 0, "subject": "tiny", "draw": 0}
 
@@ -123,8 +127,9 @@ class Case:
         model = changes.pop("model", None) or self.model()
         before = gates.state(model)
         keys: dict[str, Any] = {"seed": self.seed, "subject": "tiny", "draw": self.draw}
-        keys["norm_policy"] = self.norms if variant in NORM_POLICY else None
-        found = randomize(model, variant, **{**keys, **changes})
+        settings = {"norm_parameters": self.norms if variant in NORM_POLICY else None}
+        settings |= {key: changes.pop(key) for key in [*changes] if key in Settings.model_fields}
+        found = randomize(model, variant, Settings(**settings), **{**keys, **changes})
         return before, gates.state(model), found
 
 
@@ -184,7 +189,7 @@ def test_moments_leave_six_standard_errors(mean: float, std: float, draw: int) -
 @few(12)
 def test_rerandomized_weights_keep_more_than_two_moments(case: Case) -> None:
     before, after, changes = case.run("rerandomized")
-    assert set(changes.values()) == {"redrawn"}
+    assert set(changes.values()) == {REDRAWN}
     for name in changes:
         old, new = before[name].double(), after[name].double()
         n, std = old.numel(), float(old.std(correction=0))
@@ -218,10 +223,10 @@ def test_matched_spectra_differ_or_keep_entries(case: Case) -> None:
         old, new = before[name], after[name]
         if old.ndim == 1:
             # The singular values of diag(gain) are its entries, those of a column its norm.
-            assert change == "permuted"
+            assert change is PERMUTED
             assert same_entries(old, new), name
             continue
-        assert change == "matched"
+        assert change is MATCHED
         # One rounding to the subject's precision, and nothing else.
         assert spectra_apart(old, new) < math.sqrt(old.numel()) * torch.finfo(case.dtype).eps
         assert not same_entries(old, new), name
@@ -301,7 +306,7 @@ def test_a_fresh_model_is_not_what_from_config_makes_or_knows_the_weights(case: 
 def test_a_fresh_model_takes_the_precision_of_the_subjects_config_or_changes_it() -> None:
     model = model_of("llama", False, torch.bfloat16)
     model.config.dtype = torch.bfloat16
-    drawn = initial_parameters(model, **KEYS)
+    drawn = initial_parameters(model, Draw(purpose="fresh_init", **KEYS))
     assert {tensor.dtype for tensor in drawn.values()} == {torch.float32}
     assert model.config.dtype == torch.bfloat16
     assert not all(torch.equal(t, t.bfloat16().float()) for t in drawn.values())
@@ -337,7 +342,7 @@ def test_a_draw_repeats_another_or_does_not_repeat_itself(case: Case, variant: s
 def test_kept_norms_change_or_others_are_kept(case: Case, variant: str) -> None:
     changed = {}
     for policy in ("keep", "rerandomize"):
-        before, after, found = case.run(variant, norm_policy=policy)
+        before, after, found = case.run(variant, norm_parameters=policy)
         changed[policy] = {name for name in before if not torch.equal(before[name], after[name])}
         assert changed[policy] == set(found)
     norms = norm_parameters(case.model())
@@ -369,7 +374,7 @@ def test_keep_embeddings_keeps_other_tensors_or_redraws_an_embedding(kind: str, 
         embeddings = embeddings | {"lm_head.weight"}
     assert embedding_parameters(model) == embeddings
     names = {name for name, _ in model.named_parameters()}
-    changes = changes_of(model, "rerandomized_keep_embeddings", norm_policy="rerandomize")
+    changes = VARIANTS["rerandomized_keep_embeddings"].changes(model, Settings())
     assert names - set(changes) == embeddings
 
 
@@ -388,9 +393,10 @@ def test_the_norm_policy_misses_a_norm_or_takes_more(kind: str, tied: bool) -> N
 
 
 def test_variants_share_their_random_numbers() -> None:
-    shared = [v for v, purpose in PURPOSES.items() if purpose == "rerandomize"]
+    purposes = {name: VARIANTS[name].purpose or name for name in RANDOM}
+    shared = [v for v, purpose in purposes.items() if purpose == "rerandomize"]
     assert shared == ["rerandomized", "rerandomized_keep_embeddings"]
-    assert len(set(PURPOSES.values())) == len(PURPOSES) - 1
+    assert len(set(purposes.values())) == len(purposes) - 1
     case = Case("gpt_neox", False, torch.float32, 0, 0, "rerandomize")
     _, one, changes = case.run("cascade")
     _, other, _ = case.run("rerandomized")

@@ -15,10 +15,11 @@ from nullsae import tables
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.subjects import variants
+from nullsae.subjects import health, publish
+from nullsae.subjects.health import activation_health, heldout_loss
 from nullsae.subjects.loading import load_subject
-from nullsae.subjects.randomize import PURPOSES, randomize
-from nullsae.subjects.variants import activation_health, heldout_loss, randomize_model
+from nullsae.subjects.publish import randomize_model
+from nullsae.subjects.randomize import randomize
 from small_chain import (
     CPU,
     N_LAYERS,
@@ -142,7 +143,7 @@ def test_noise_variant_changes_the_weights_or_sees_the_text(study: Any) -> None:
     assert all(torch.equal(one[site], other[site]) for site in SITES)
 
 
-@pytest.mark.parametrize("variant", sorted(PURPOSES))
+@pytest.mark.parametrize("variant", sorted(GATES))
 def test_a_variant_skips_a_gate_or_does_not_reload(study: Any, variant: str) -> None:
     folders = [make(study, variant, f"{variant} {draw}", draw=draw) for draw in (0, 1)]
     assert gate_names(folders[0]) == [
@@ -166,7 +167,7 @@ def test_a_variant_skips_a_gate_or_does_not_reload(study: Any, variant: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("variant", sorted(PURPOSES))
+@pytest.mark.parametrize("variant", sorted(GATES))
 def test_a_gate_fails_for_rounding_alone(variant: str, dtype: Any, tmp_path: Path) -> None:
     """A subject of half precision, made from its source at once."""
     source = save_source("gpt_neox", tmp_path / "source")
@@ -252,8 +253,8 @@ def test_health_differs_from_numpy_by_hand(chain: Chain, monkeypatch: pytest.Mon
     assert written["n_tokens"] == tokens.input_ids.size == 960
     subject = load_subject(chain.recipe, CPU)
     assert activation_health(subject, tokens) == written
-    monkeypatch.setattr(variants, "HEALTH_TOKENS", 100)
-    monkeypatch.setattr(variants, "HEALTH_BATCH_TOKENS", 33)
+    monkeypatch.setattr(health, "HEALTH_TOKENS", 100)
+    monkeypatch.setattr(health, "HEALTH_BATCH_TOKENS", 33)
     part = activation_health(subject, tokens)
     seen: dict[str, list[Tensor]] = {site: [] for site in SITES}
     with torch.inference_mode():
@@ -265,15 +266,15 @@ def test_health_differs_from_numpy_by_hand(chain: Chain, monkeypatch: pytest.Mon
                 )
             )
         subject.model(torch.from_numpy(tokens.input_ids).long())
-    for health, n in ((written, 960), (part, 100)):
-        assert health["n_tokens"] == n
-        assert list(health["sites"]) == list(SITES)
+    for found, n in ((written, 960), (part, 100)):
+        assert found["n_tokens"] == n
+        assert list(found["sites"]) == list(SITES)
         for site in SITES:
             x = seen[site][0].double().flatten(0, 1)[:n].numpy()
             eigenvalues = np.linalg.svd(x - x.mean(axis=0), compute_uv=False) ** 2
             p = eigenvalues / eigenvalues.sum()
             variances = x.var(axis=0)
-            assert health["sites"][site] == {
+            assert found["sites"][site] == {
                 "mean_norm": pytest.approx(np.linalg.norm(x, axis=1).mean()),
                 "max_variance_share": pytest.approx(variances.max() / variances.sum()),
                 "effective_rank": pytest.approx(math.exp(-(p * np.log(p)).sum())),
@@ -296,7 +297,7 @@ def test_health_of_a_noisy_variant_depends_on_the_batch(
 ) -> None:
     folder = make(study, "noise_embeddings", "batched noise", embedding_noise_std=2.0)
     written = json.loads((folder / "gates.json").read_text())["health"]["sites"]
-    monkeypatch.setattr(variants, "HEALTH_BATCH_TOKENS", 1)
+    monkeypatch.setattr(health, "HEALTH_BATCH_TOKENS", 1)
     subject = load_subject(folder / "recipe.json", CPU)
     alone = activation_health(subject, load_tokens(study[1]))["sites"]
     for site in SITES:
@@ -353,7 +354,7 @@ def test_a_failed_gate_lets_the_variant_pass(
         assert name in changes
         return changes
 
-    monkeypatch.setattr(variants, "randomize", forgetful)
+    monkeypatch.setattr(publish, "randomize", forgetful)
     with pytest.raises(UserError, match=r"gate 'changed' failed: .*weight: should have changed"):
         make(study, "rerandomized", "forgetful", norm_parameters="rerandomize")
     folder = study[2] / "forgetful"
@@ -369,7 +370,7 @@ def test_a_draw_that_depends_on_more_than_its_key_passes(
     def moody(model: Any, *args: Any, draw: int, **keys: Any) -> Any:
         return randomize(model, *args, draw=draw + next(calls), **keys)
 
-    monkeypatch.setattr(variants, "randomize", moody)
+    monkeypatch.setattr(publish, "randomize", moody)
     with pytest.raises(UserError, match=r"gate 'repeatable' failed: .*weight: a second draw with"):
         make(study, "permuted_weights", "moody")
 
@@ -400,6 +401,6 @@ def test_a_variant_is_not_held_to_its_own_gate(
                     parameter.mul_(1.5)
         return changes
 
-    monkeypatch.setattr(variants, "randomize", wrong)
+    monkeypatch.setattr(publish, "randomize", wrong)
     with pytest.raises(UserError, match=f"gate '{gate}' failed: .*weight: "):
         make(study, variant, f"wrong {variant}")

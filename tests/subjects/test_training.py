@@ -18,6 +18,7 @@ from nullsae.core.files import read_json, write_json
 from nullsae.core.sigterm import StoppedError
 from nullsae.corpus.store import Tokens
 from nullsae.jobs.params import TrainSubjectParams
+from nullsae.subjects.publish import train_subject
 from nullsae.subjects.training import (
     LOG_ROWS,
     Muon,
@@ -25,7 +26,6 @@ from nullsae.subjects.training import (
     orthogonalize,
     train_model,
 )
-from nullsae.subjects.variants import train_subject
 from small_chain import COMPUTE, flip_byte, tokens_of, write_corpus
 
 VOCAB, CONTEXT = 50, 16

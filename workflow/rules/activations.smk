@@ -77,7 +77,7 @@ rule sample_gaussian:
     benchmark:
         paths.BENCHMARK.format(rule="sample_gaussian", keys=paths.SPLIT_KEYS)
     wildcard_constraints:
-        variant="gaussian(?:@[^/]+)?",
+        variant=SAMPLED,
     conda:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads

@@ -17,9 +17,9 @@ from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.explainers import SwappedExplainer
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
-from nullsae.config.variants import fitted_to
-from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
+from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
 from nullsae.jobs.resources import Needs
+from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
 from nullsae.jobs.slices import activations_key, asks, rule_params
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
@@ -61,6 +61,10 @@ GPUS = 0 if STUDY.compute.device == "cpu" else 1
 N_PORTIONS = STUDY.activations.chunks
 # A pattern that matches no name.
 NOTHING = "$."
+# Variants without a model, and floors.
+SAMPLED = "|".join(
+    [*(name for name in VARIANTS if not has_model(name)), f"{FLOOR_PREFIX}[^/]+"]
+)
 
 
 wildcard_constraints:
@@ -124,7 +128,7 @@ def looked_up_tokens(split):
     """The corpus' tokens of a split where an SAE's codes depend on them; else none."""
 
     def path(wildcards):
-        if STUDY.saes[wildcards.sae].dictionary != "token_lookup":
+        if not STUDY.saes[wildcards.sae].origin.reads_tokens:
             return []
         return corpus_file(paths.CORPUS_MANIFEST, split=split)(wildcards)
 
@@ -187,15 +191,14 @@ def key_of(manifest):
 def trained_recipe(wildcards):
     """The trained variant that a randomization starts from; none if it is read from its source."""
     own = wildcards.subject in trained_here(STUDY)
-    if not own and wildcards.variant in ("trained", "step0"):
+    if not own and VARIANTS[wildcards.variant].origin == "source":
         return []
     return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
 
 
 def model_recipe(wildcards):
     """The variant's weights; none where there are only activations."""
-    sampled = fitted_keys(dict(wildcards)) is not None
-    return [] if sampled else paths.RECIPE.format(**wildcards)
+    return paths.RECIPE.format(**wildcards) if has_model(wildcards.variant) else []
 
 
 def fitted_keys(keys):
@@ -295,7 +298,7 @@ def shared_inputs(job):
     """What a job reads that trains several SAEs, by the names of its rule's inputs."""
     keys = {name: job.keys[name] for name in ("subject", "variant", "draw")}
     stream = STUDY.activations.mode == "stream"
-    looked_up = any(sae.dictionary == "token_lookup" for sae in job.recipes)
+    looked_up = any(sae.origin.reads_tokens for sae in job.recipes)
     corpus = STUDY.subjects[keys["subject"]].corpus
     tokens = {
         split: [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]

@@ -21,7 +21,6 @@ from nullsae.jobs.params import ModelKeys, SampleGaussianParams
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 
-BATCH_TOKENS = 4096
 # With fewer tokens per dimension the sample covariance is shrunk.
 ENOUGH_TOKENS = 10
 # Below these shares of the largest one, an eigenvalue of the correlation matrix is rounding, or
@@ -152,7 +151,7 @@ def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
     """
     reader.check()
     fit = Moments(reader.d_model, device=device)
-    for x, _ in reader.batches(BATCH_TOKENS):
+    for x, _ in reader.batches():
         fit.add(x)
     return fit
 

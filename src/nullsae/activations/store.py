@@ -32,6 +32,9 @@ from nullsae.activations.shards import (
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
 
+# Tokens that are worked on at once, by whatever goes through a split.
+BATCH_TOKENS = 4096
+
 
 class SiteWriter:
     """Writes the shards of one site, each with a record of its checksum and sums beside it.
@@ -218,9 +221,11 @@ class SiteReader:
         return x.float(), position
 
     def batches(
-        self, batch_tokens: int, *, max_tokens: int | None = None
+        self, batch_tokens: int | None = None, *, max_tokens: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """All tokens in stored order, in batches of exactly `batch_tokens` but for the last.
+
+        Without a number, they are of `BATCH_TOKENS`.
 
         Batches do not stop at the ends of shards, so shard sizes never change a result.
 
@@ -232,7 +237,8 @@ class SiteReader:
         """
         rest = self.n_tokens if max_tokens is None else min(max_tokens, self.n_tokens)
         held: list[tuple[Tensor, Tensor]] = []
-        lacking = batch_tokens
+        size = batch_tokens or BATCH_TOKENS
+        lacking = size
         for index in range(self.n_shards):
             if rest <= 0:
                 break
@@ -244,7 +250,7 @@ class SiteReader:
                 lacking -= len(held[-1][1])
                 if not lacking:
                     yield _joined(held)
-                    held, lacking = [], batch_tokens
+                    held, lacking = [], size
         if held:
             yield _joined(held)
 

@@ -106,7 +106,7 @@ def load_judge(manifest: Path, device: torch.device) -> LocalJudge:
 
 def _fetch_model(source: PretrainedSource | GgufSource) -> Any:
     try:
-        return fetch(source, step0=False)
+        return fetch(source)
     except UserError as error:
         said = str(error).replace("config: subjects.*.source", WHERE).replace("subject ", "judge ")
         raise UserError(said) from None

@@ -51,7 +51,7 @@ def train_subject(
 ) -> None:
     """Train the small subject, or resume; keep its initial weights as step0."""
     from nullsae.jobs.params import TrainSubjectParams
-    from nullsae.subjects.variants import train_subject
+    from nullsae.subjects.publish import train_subject
 
     given = read_params(TrainSubjectParams, params)
     with bar("train_subject", "steps") as report:
@@ -68,7 +68,7 @@ def randomize_model(
 ) -> None:
     """Make one variant of a subject and run its gates."""
     from nullsae.jobs.params import RandomizeModelParams
-    from nullsae.subjects.variants import randomize_model
+    from nullsae.subjects.publish import randomize_model
 
     randomize_model(
         read_params(RandomizeModelParams, params),

@@ -21,7 +21,7 @@ def export_sae(
     output: Output,
 ) -> None:
     """Write an SAE in the format of SAELens or sparsify."""
-    from nullsae.sae.exchange.interchange import export_sae
+    from nullsae.sae.exchange.export import export_sae
 
     export_sae(sae, layout, output)
 

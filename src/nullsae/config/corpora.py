@@ -35,9 +35,12 @@ class HubSource(Section):
 class FilesSource(Section):
     kind: Literal["files"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Local files or glob patterns: .parquet, .jsonl, or .txt (one document each)."""
+    """Local files or glob patterns: .parquet, .jsonl (or .ndjson), or .txt (one document each);
+    text may be compressed (.gz, .bz2, .lz4, .zst). Text is UTF-8, or what its byte order mark
+    says."""
     column: str = "text"
-    """The column or key that holds the text; .txt files have none."""
+    """The column or key that holds the text, `meta.text` for one inside another; .txt files have
+    none."""
 
 
 class TrainedTokenizer(Section):

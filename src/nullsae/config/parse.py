@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nullsae.config.model_size import subject_shape
-from nullsae.config.saes import PENALIZED, SIGNED_DICTIONARIES, fill_in_recipe
 from nullsae.config.sites import expand_sites, needs_depth
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
@@ -33,8 +32,6 @@ def parse_config(data: Any) -> Config:
             else value
             for key, value in data.items()
         }
-        if isinstance(data.get("saes"), dict):
-            data["saes"] = {name: fill_in_recipe(sae) for name, sae in data["saes"].items()}
     return parse_section(Config, data, where="config")
 
 
@@ -149,10 +146,8 @@ def resolve_subjects(config: Config) -> Config:
         for sae_name, sae in config.saes.items():
             if shape.d_model is None:
                 continue
-            signed = sae.dictionary in SIGNED_DICTIONARIES
-            most = sae.n_directions(shape.d_model) if signed else sae.width(shape.d_model)
-            limited = sae.architecture not in PENALIZED
-            if most is not None and limited and sae.kept > most:
+            most = sae.origin.most_active(shape.d_model) or sae.width(shape.d_model)
+            if most is not None and sae.limited and sae.kept > most:
                 raise UserError(
                     f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of latents "
                     f"that can be active at once, {most}, at {shape.d_model} dimensions"

@@ -11,9 +11,17 @@ from nullsae.config.section import Section
 
 class Randomization(Section):
     norm_parameters: Literal["rerandomize", "keep"] = "rerandomize"
-    """What `rerandomized*`, `permuted_weights`, `spectrum_matched` and `cascade` do with the gains
-    and biases of the normalization layers."""
+    """What variants whose weights are redrawn or rearranged do with the gains and biases of the
+    normalization layers."""
     embedding_noise_std: PositiveFloat = 1.0
     """Standard deviation of the noise that replaces embeddings in `noise_embeddings`."""
     first_random_block: NonNegativeInt | None = None
     """`cascade` keeps the blocks before this one; by default the first half of them."""
+
+
+class Settings(Section):
+    """What one variant depends on of `randomization`; None for what it does not."""
+
+    norm_parameters: Literal["rerandomize", "keep"] | None = None
+    embedding_noise_std: float | None = None
+    first_random_block: NonNegativeInt | None = None

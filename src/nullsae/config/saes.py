@@ -1,51 +1,39 @@
-"""The recipe of an SAE: what it is, and how it is trained."""
+"""The recipe of an SAE: what it is, and how it is trained.
+
+The keys that all SAEs have stand here. Those of one architecture stand in its file of
+`sae/architectures/`, those of one dictionary in its file of `sae/dictionaries/`: a recipe is a
+section of both, and refuses the keys of others.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import json
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
+from nullsae.config.codes import Coding
+from nullsae.config.dictionaries import DICTIONARIES, Dictionary
 from nullsae.config.section import Section, unique
+from nullsae.core.registry import Registry
 
-Dictionary = Literal[
-    "learned",
-    "frozen_decoder",
-    "soft_frozen_decoder",
-    "frozen_encoder",
-    "token_lookup",
-    "pca",
-    "identity",
-]
-# Dictionaries that are computed, not trained by gradient steps.
-FITTED_DICTIONARIES = ("token_lookup", "pca", "identity")
-# Of these, those that hold each direction with both signs.
-SIGNED_DICTIONARIES = ("pca", "identity")
-DEFAULT_K = 32
-Architecture = Literal["topk", "batch_topk", "matryoshka", "jumprelu", "gated", "standard"]
-# Architectures whose activity follows from a penalty, not from k.
-PENALIZED = ("gated", "standard")
 Beta = Annotated[float, Field(ge=0, lt=1)]
-# Keys of a recipe that only some architectures read.
-ARCHITECTURE_KEYS: dict[str, tuple[str, ...]] = {
-    "multi_topk": ("topk",),
-    "prefix_shares": ("matryoshka",),
-    "l1_coefficient": PENALIZED,
-    "l0_coefficient": ("jumprelu",),
-    "bandwidth": ("jumprelu",),
-    "initial_threshold": ("jumprelu",),
-    "auxk_coefficient": ("topk", "batch_topk", "matryoshka"),
-    "auxk_k": ("topk", "batch_topk", "matryoshka"),
-    "k": ("topk", "batch_topk", "matryoshka", "jumprelu"),
-}
 # Between the name of a recipe and a share of its training; names of the config have none.
 AT = "@"
 # Settings of a named `recipe`, for the keys that are not given.
@@ -76,40 +64,37 @@ def recipe_name(sae: str) -> str:
     return sae.partition(AT)[0]
 
 
-def fill_in_recipe(given: Any) -> Any:
+def fill_in_recipe(given: dict[str, Any]) -> dict[str, Any]:
     """What a recipe's `recipe` stands for, filled in where a key is not given."""
-    if not isinstance(given, dict) or given.get("recipe") not in RECIPES:
-        return given
-    filled = {k: v for k, v in RECIPES[given["recipe"]].items() if given.get(k) is None}
+    settings = RECIPES.get(str(given.get("recipe")), {})
+    filled = {k: v for k, v in settings.items() if given.get(k) is None}
     if given.get("n_latents") is not None:
         filled.pop("expansion_factor", None)
     return {**given, **filled}
 
 
-class Sae(Section):
-    """How one kind of SAE is made."""
+class Sae(Section, Coding):
+    """How one kind of SAE is made.
+
+    Parsing an `Sae` gives a section of the architecture and the dictionary that it names.
+    """
+
+    step_cost: ClassVar[float] = 1.0
+    """Time of a training step beside that of `topk`, at the same width: measured."""
+    keeps_k: ClassVar[bool] = False
+    """Whether k of the latents are active whatever the weights are."""
 
     recipe: Literal["paper"] | None = None
     """`paper`: the settings of Heap et al. for all keys that are not given here."""
-    architecture: Architecture = "topk"
-    """`topk` keeps the k largest pre-activations of each token, `batch_topk` and `matryoshka`
-    (nested prefixes of the dictionary) k per token on average; `jumprelu` learns a threshold per
-    latent, with k as the target; `gated` and `standard` pay for activity by `l1_coefficient`."""
-    dictionary: Dictionary = "learned"
-    """`learned`, or a null: decoder or encoder `frozen` at its random start, one direction per
-    token (`token_lookup`), principal components (`pca`), the neuron basis (`identity`)."""
-    k: PositiveInt | None = None
-    """Latents active per token: exactly (`topk`), on average (`batch_topk`, `matryoshka`) or as
-    the target of the penalty (`jumprelu`); by default 32, and 1 for `token_lookup`."""
+    architecture: str = "topk"
+    """Which latents are active, and what is paid for it."""
+    dictionary: str = "learned"
+    """Where the directions come from: training, or a null."""
     n_latents: PositiveInt | None = None
-    """Width of the dictionary; give this or `expansion_factor`. `token_lookup` has as many latents
-    as there are tokens, `pca` and `identity` two (plus and minus) per direction."""
+    """Width of the dictionary; give this or `expansion_factor`, but for a dictionary that is
+    computed, which has its own."""
     expansion_factor: PositiveInt | None = None
     """Width of the dictionary as a multiple of the site's width."""
-    n_components: PositiveInt | None = None
-    """Directions of `pca`, strongest first; by default all."""
-    min_decoder_cosine: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """`soft_frozen_decoder` keeps each decoder row at least this close to its random start."""
     pretrained: str | None = None
     """An SAE made elsewhere (nullsae, SAELens or sparsify format) that stands for the trained
     variant: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}` are
@@ -132,33 +117,6 @@ class Sae(Section):
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of the optimizer steps in which it falls linearly to 0, at the end; 1 stands for all
     that follow the warm-up."""
-    multi_topk: bool = False
-    """Add the loss of 4k latents per token, with weight 1/8, so that more latents learn."""
-    prefix_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
-        0.0625,
-        0.125,
-        0.25,
-        0.5,
-        1.0,
-    )
-    """`matryoshka`: shares of the dictionary that reconstruct on their own, rising, the last 1;
-    rounded up to whole latents."""
-    l1_coefficient: PositiveFloat = 0.2
-    """`gated`, `standard`: weight of the sum of the codes beside the squared error, for inputs
-    scaled to a mean norm of 1."""
-    l0_coefficient: PositiveFloat = 3.0
-    """`jumprelu`: weight of (active latents per token / k - 1)^2 beside the share of variance
-    that is not explained."""
-    bandwidth: PositiveFloat = 0.01
-    """`jumprelu`: width of the kernel that gives thresholds a gradient, for inputs scaled to a mean
-    norm of 1."""
-    initial_threshold: PositiveFloat | None = None
-    """`jumprelu`: every latent's threshold at the start, for inputs scaled to a mean norm of 1; by
-    default the one that gives k active latents per token in the first batch."""
-    auxk_coefficient: NonNegativeFloat = 0.25
-    """Weight of the AuxK loss, which lets dead latents model the residual."""
-    auxk_k: PositiveInt | None = None
-    """Dead latents used per token by AuxK; by default half the site's width."""
     dead_after_tokens: PositiveInt | None = None
     """A latent is dead after so many tokens without firing; by default 1% of those that the SAE is
     trained on, at least 100 n_latents / k and at most 10 million."""
@@ -173,6 +131,11 @@ class Sae(Section):
     """Shares of the training after which the SAE as it then is goes through all later stages too,
     as the SAE `name@share`."""
 
+    @classmethod
+    def of(cls, **keys: Any) -> Sae:
+        """A recipe with these keys."""
+        return Sae.model_validate(keys)
+
     @field_validator("seeds")
     @classmethod
     def seeds_are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -184,40 +147,28 @@ class Sae(Section):
         unique(tuple(f"{share:g}" for share in shares))
         return tuple(sorted(shares))
 
-    @field_validator("prefix_shares")
-    @classmethod
-    def prefixes_are_nested(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        if list(shares) != sorted(set(shares)) or shares[-1] != 1.0:
-            raise ValueError(f"{list(shares)} must rise, and end at 1")
-        return shares
-
     @model_validator(mode="after")
-    def keys_fit_the_architecture(self) -> Self:
-        for key, architectures in ARCHITECTURE_KEYS.items():
-            changed = getattr(self, key) != type(self).model_fields[key].default
-            if changed and self.architecture not in architectures:
+    def architecture_and_dictionary_fit(self) -> Self:
+        if not self.origin.trained:
+            if self.architecture != Sae.model_fields["architecture"].default:
                 raise ValueError(
-                    f"{key} is for architecture {' or '.join(architectures)}, "
-                    f"not {self.architecture!r}"
+                    f"dictionary {self.dictionary!r} is not trained: leave out architecture "
+                    f"{self.architecture!r}"
                 )
-        if self.dictionary in FITTED_DICTIONARIES and self.architecture != "topk":
+            if self.checkpoints:
+                raise ValueError(f"checkpoints: dictionary {self.dictionary!r} is not trained")
+        if "encoder.weight" in self.origin.frozen and not self.keeps_k:
+            fitting = ", ".join(name for name, other in ARCHITECTURES.items() if other.keeps_k)
             raise ValueError(
-                f"dictionary {self.dictionary!r} is not trained: leave out architecture "
-                f"{self.architecture!r}"
+                f"dictionary {self.dictionary!r} needs an architecture whose k is kept without "
+                f"learning ({fitting}), not {self.architecture!r}"
             )
-        if self.dictionary == "frozen_encoder" and self.architecture in (*PENALIZED, "jumprelu"):
-            raise ValueError(
-                f"dictionary 'frozen_encoder' needs an architecture whose k is kept without "
-                f"learning (topk, batch_topk, matryoshka), not {self.architecture!r}"
-            )
-        if self.checkpoints and self.dictionary in FITTED_DICTIONARIES:
-            raise ValueError(f"checkpoints: dictionary {self.dictionary!r} is not trained")
         return self
 
     @model_validator(mode="after")
     def width_is_clear(self) -> Self:
         if self.pretrained is not None:
-            if self.dictionary != "learned":
+            if self.dictionary != Sae.model_fields["dictionary"].default:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
             if self.checkpoints:
                 raise ValueError(
@@ -229,19 +180,13 @@ class Sae(Section):
                     "a pretrained SAE has its own width: drop n_latents and expansion_factor"
                 )
             return self
-        if self.n_components is not None and self.dictionary != "pca":
-            raise ValueError("n_components is for dictionary pca only")
-        if self.dictionary in FITTED_DICTIONARIES:
+        if not self.origin.trained:
             if self.n_latents is not None or self.expansion_factor is not None:
                 raise ValueError(
                     f"dictionary {self.dictionary!r} has its own width: "
                     f"drop n_latents and expansion_factor"
                 )
-            if self.dictionary == "token_lookup" and self.k not in (None, 1):
-                raise ValueError(
-                    f"k {self.k} does not fit dictionary 'token_lookup', which has one latent per "
-                    f"token: give k 1 or leave it out"
-                )
+            self.origin.check(self.given_k)
             return self
         if (self.n_latents is None) == (self.expansion_factor is None):
             raise ValueError("give either n_latents or expansion_factor")
@@ -253,22 +198,135 @@ class Sae(Section):
         return self
 
     @property
+    def origin(self) -> Dictionary:
+        """Its dictionary, with the keys of that alone."""
+        kind = DICTIONARIES[self.dictionary]
+        return kind(**{name: getattr(self, name) for name in kind.model_fields})
+
+    @property
+    def given_k(self) -> int | None:
+        """The recipe's own k, if its architecture has one and it is given."""
+        return None
+
+    @property
+    def limited(self) -> bool:
+        """Whether k sets the activity, exactly, on average or as a target; else a penalty does."""
+        return "k" in type(self).model_fields
+
+    @property
     def kept(self) -> int:
         """Latents kept per token; where a penalty decides, those that the encoder's scale at the
         start is fitted for.
         """
-        if self.architecture in PENALIZED:
-            return min(DEFAULT_K, self.n_latents or DEFAULT_K)
-        return self.k or (1 if self.dictionary == "token_lookup" else DEFAULT_K)
+        return min(self.origin.default_k, self.n_latents or self.origin.default_k)
 
-    def n_directions(self, d_model: int) -> int:
-        """Directions of `pca` or `identity`: each is two latents, of which one is active."""
-        return min(d_model, self.n_components or d_model)
-
-    def width(self, d_model: int) -> int | None:
+    def width(self, d_model: int, vocab_size: int | None = None) -> int | None:
         """Number of latents for a site of `d_model` dimensions; None if a file or a corpus says."""
-        if self.pretrained is not None or self.dictionary == "token_lookup":
+        if self.pretrained is not None:
             return None
-        if self.dictionary in SIGNED_DICTIONARIES:
-            return 2 * self.n_directions(d_model)
+        if not self.origin.trained:
+            return self.origin.width(d_model, vocab_size)
         return self.n_latents or (self.expansion_factor or 1) * d_model
+
+    @classmethod
+    def training(cls) -> Any:
+        """The class that trains it: a subclass of `nullsae.sae.architectures.base.TrainedSae`."""
+        raise NotImplementedError
+
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        return every_key() if cls is Sae else super().known_keys()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if Section not in cls.__bases__:
+            return handler(source)
+        return core_schema.with_info_plain_validator_function(
+            lambda given, info: chosen(given, info)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        if Section not in cls.__bases__:
+            return handler(schema)
+        fields: Any = {name: (field.annotation, field) for name, field in every_key().items()}
+        whole = create_model(
+            "Sae", __base__=Section, __doc__="How one kind of SAE is made.", **fields
+        )
+        return handler(whole.__pydantic_core_schema__)
+
+
+ARCHITECTURES = Registry("architectures", Sae, "nullsae.sae.architectures")
+
+
+def chosen(given: Any, info: ValidationInfo) -> Sae:
+    """The section of the architecture and the dictionary that a recipe names.
+
+    Raises:
+        ValueError: a key that only others read.
+    """
+    if isinstance(given, Sae):
+        return given
+    names = {name: Sae.model_fields[name].default for name in ("architecture", "dictionary")}
+    if isinstance(given, dict):
+        given = fill_in_recipe(given)
+        names |= {name: given[name] for name in names if given.get(name) in _registry(name)}
+    architecture, dictionary = (_registry(kind)[name] for kind, name in names.items())
+    section = _section(architecture, dictionary, *_all_names())
+    if isinstance(given, dict):
+        for key in [key for key in given if key not in section.model_fields]:
+            for kind, name in names.items():
+                owners = [o for o, other in _registry(kind).items() if key in other.model_fields]
+                if owners and given.get(kind, name) != name:
+                    given = {k: v for k, v in given.items() if k != key}
+                elif owners and kind == "architecture":
+                    raise ValueError(f"{key} is for {kind} {' or '.join(owners)}, not {name!r}")
+                elif owners:
+                    raise ValueError(f"{key} is for {kind} {' or '.join(owners)} only")
+    if info.mode == "json":
+        # As text, where lists may fill tuples.
+        return section.model_validate_json(json.dumps(given))
+    return section.model_validate(given)
+
+
+def every_key() -> dict[str, FieldInfo]:
+    """The keys that some recipe has: those of all, of each architecture, of each dictionary."""
+    sections = [_section(a, d, *_all_names()) for a, d in _pairs()]
+    return {name: field for section in sections for name, field in section.model_fields.items()}
+
+
+def _pairs() -> Iterator[tuple[type[Sae], type[Dictionary]]]:
+    """Each architecture and each dictionary at least once."""
+    first = next(iter(DICTIONARIES.values()))
+    yield from ((architecture, first) for architecture in ARCHITECTURES.values())
+    yield from ((next(iter(ARCHITECTURES.values())), other) for other in DICTIONARIES.values())
+
+
+def _registry(kind: str) -> Registry[Any]:
+    return ARCHITECTURES if kind == "architecture" else DICTIONARIES
+
+
+def _all_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(ARCHITECTURES), tuple(DICTIONARIES)
+
+
+@cache
+def _section(
+    architecture: type[Sae],
+    dictionary: type[Dictionary],
+    architectures: tuple[str, ...],
+    dictionaries: tuple[str, ...],
+) -> type[Sae]:
+    """The section of an architecture that also has the keys of a dictionary."""
+    fields: Any = {n: (field.annotation, field) for n, field in dictionary.model_fields.items()}
+    for kind, names in (("architecture", architectures), ("dictionary", dictionaries)):
+        known: Any = Literal[names]
+        each = "; ".join(f"`{name}` {_registry(kind)[name].summary}" for name in names)
+        field = Sae.model_fields[kind]
+        text = f"{field.description} {each}."
+        fields[kind] = (known, Field(default=field.default, description=text))
+    return create_model(
+        architecture.__name__, __base__=architecture, __module__=architecture.__module__, **fields
+    )

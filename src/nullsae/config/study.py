@@ -25,9 +25,9 @@ from nullsae.config.saes import Sae
 from nullsae.config.scorers import AskingScorer, IntruderScorer, Scorer
 from nullsae.config.section import Section, unique
 from nullsae.config.statistics import Statistics
-from nullsae.config.subjects import Subject, TrainSource
+from nullsae.config.subjects import Subject
 from nullsae.config.toy import Toy
-from nullsae.config.variants import FIXED_VARIANTS, VariantName
+from nullsae.config.variants import VARIANTS, VariantName
 
 # Stands in paths and tables for the explainer of a scorer that needs none.
 NO_EXPLAINER = "none"
@@ -96,15 +96,9 @@ class Config(Section):
                     f"subjects.{name}.corpus: {subject.corpus!r} is not one of corpora "
                     f"({', '.join(self.corpora)})"
                 )
-            if (
-                not isinstance(subject.source, TrainSource)
-                and "step0" in self.variants
-                and getattr(subject.source, "step0_revision", None) is None
-            ):
-                raise ValueError(
-                    f"subjects.{name}.source.step0_revision: missing, and variants names step0; "
-                    f"give the revision of the untrained weights, or fresh_init instead of step0"
-                )
+            for variant in self.variants:
+                if lacking := VARIANTS[variant].lacks(subject.source):
+                    raise ValueError(f"subjects.{name}.source.{lacking}")
             corpus = self.corpora[subject.corpus]
             available = corpus.sae_train_tokens
             if available is not None and self.activations.sae_train_tokens > available:
@@ -180,4 +174,4 @@ class Config(Section):
 
     def draws_of(self, variant: str) -> range:
         """The draws of a variant: fixed variants have draw 0 only."""
-        return range(1 if variant in FIXED_VARIANTS else self.draws)
+        return range(1 if VARIANTS[variant].fixed else self.draws)

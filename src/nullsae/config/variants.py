@@ -1,5 +1,6 @@
-"""Gaussian data: whose mean and covariance they have, and the names of what is fitted to whom.
+"""Variants: what stands beside the trained subject, each a class in a file of its own.
 
+Also Gaussian data: whose mean and covariance they have, and the names of what is fitted to whom.
 The variant `gaussian` has the moments of the trained variant. A floor, `gaussian@V`, has those of
 another variant V: it is no variant of a study, but what SAEs on V's activations are measured
 against.
@@ -7,25 +8,125 @@ against.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
+from nullsae.config.randomization import Randomization, Settings
 from nullsae.config.saes import AT
+from nullsae.config.section import OneOf
+from nullsae.core.registry import Registry
 
 GAUSSIAN = "gaussian"
 FLOOR_PREFIX = GAUSSIAN + AT
-FloorName = Literal[
-    "gaussian@trained",
-    "gaussian@step0",
-    "gaussian@fresh_init",
-    "gaussian@rerandomized",
-    "gaussian@rerandomized_keep_embeddings",
-    "gaussian@permuted_weights",
-    "gaussian@spectrum_matched",
-    "gaussian@cascade",
-    "gaussian@permuted_embeddings",
-    "gaussian@rotated_embeddings",
-    "gaussian@noise_embeddings",
-]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one variant is drawn."""
+
+    light: str
+    """Colour on a light ground, as `#rrggbb`."""
+    dark: str
+    """Colour on a dark ground."""
+    shape: str
+    """A Vega symbol, or an SVG path within a box from -1 to 1."""
+    dash: tuple[int, ...]
+
+
+class Variant:
+    """Base of all variants: what is done to a subject, and all that is said of it.
+
+    A variant is a class that is never made an object of. It changes the weights (`changes`), or
+    what runs on them (`install`), or both.
+    """
+
+    name: ClassVar[str]
+    """As in the config key `variants`, in paths and in tables."""
+    position: ClassVar[int]
+    """Place among all variants, in lists and messages."""
+    group: ClassVar[str] = "other"
+    """What of the subject is exchanged, for the report's list of controls."""
+    text: ClassVar[str] = ""
+    """What it keeps of the trained subject and what it destroys, in one sentence."""
+    look: ClassVar[Look | None] = None
+    """Colours, shape and dash in figures; by default they are made from the name."""
+    origin: ClassVar[Literal["source", "trained"]] = "trained"
+    """Whether its weights are read from the subject's source or made from the trained ones."""
+    sampled_from: ClassVar[str] = ""
+    """Of a variant without weights: the one whose activations give it its mean and covariance."""
+    by_training: ClassVar[bool] = False
+    """Whether training a subject here makes it, too."""
+    fixed: ClassVar[bool] = False
+    """Whether nothing in it is drawn, so that it has draw 0 only."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """The keys of `randomization` that it depends on."""
+    purpose: ClassVar[str] = ""
+    """What keys its random numbers; by default its name."""
+    changes_weights: ClassVar[bool] = True
+    """Whether `changes` names any."""
+
+    @classmethod
+    def settings(cls, randomization: Randomization) -> dict[str, Any]:
+        """What it depends on of `randomization`, by key."""
+        return {key: getattr(randomization, key) for key in cls.reads}
+
+    @classmethod
+    def describe(cls, randomization: Randomization) -> str:
+        """`text` under these settings."""
+        keeps = "norm_parameters" in cls.reads and randomization.norm_parameters == "keep"
+        return cls.text + (" Normalization layers are kept." if keeps else "")
+
+    @classmethod
+    def revision(cls, source: Any) -> tuple[str | None, str]:
+        """Revision of a pretrained source that holds its weights, and the key that names it."""
+        return source.revision, "revision"
+
+    @classmethod
+    def lacks(cls, source: Any) -> str | None:
+        """What it needs and a subject's source does not give; None if all is there.
+
+        Returns:
+            The key below `source`, a colon, and what is wrong with it.
+        """
+        made = source.kind == "pretrained" or (cls.by_training and source.kind == "train")
+        if cls.origin != "source" or made:
+            return None
+        return f"kind: {source.kind!r} has no weights of {cls.name}"
+
+    @classmethod
+    def resolve(cls, model: Any, settings: Settings, subject: str) -> Settings:
+        """The settings for one model, with its own defaults filled in.
+
+        Raises:
+            UserError: they do not fit the model; names the config key and the subject.
+        """
+        return settings
+
+    @classmethod
+    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Any]:
+        """The `nullsae.subjects.changes.Change` of each parameter that is changed, by its name.
+
+        Tied tensors appear once in `named_parameters`, so they are drawn once and stay tied.
+        """
+        return {}
+
+    @classmethod
+    def install(cls, subject: Any) -> None:
+        """Change what runs on the weights of a loaded `nullsae.subjects.loading.Subject`."""
+
+    @classmethod
+    def gates(cls, subject: Any, probe: Any) -> list[Any]:
+        """Gates on what `install` does.
+
+        Args:
+            subject: the variant as it was saved and loaded again.
+            probe: token ids [contexts, tokens], the first ones of `eval`.
+        """
+        return []
+
+
+VARIANTS = Registry("variants", Variant, "nullsae.subjects.variants")
 
 
 def floor_name(variant: str) -> str:
@@ -38,40 +139,29 @@ def is_floor(variant: str) -> bool:
     return variant.startswith(FLOOR_PREFIX)
 
 
+def has_model(variant: str) -> bool:
+    """Whether a variant has weights, and so forward passes and a loss; floors have none."""
+    return not is_floor(variant) and not VARIANTS[variant].sampled_from
+
+
 def fitted_to(variant: str, draw: int) -> tuple[str, int] | None:
     """Variant and draw whose activations Gaussian ones are fitted to; None for what is captured.
 
     The draws of `gaussian` are independent samples of one fit, since `trained` has one draw. A
     draw of a floor is fitted to the same draw of its variant.
     """
-    if variant == GAUSSIAN:
-        return "trained", 0
     if is_floor(variant):
         return variant.removeprefix(FLOOR_PREFIX), draw
-    return None
+    if has_model(variant):
+        return None
+    source = VARIANTS[variant].sampled_from
+    return source, 0 if VARIANTS[source].fixed else draw
 
 
-VariantName = Literal[
-    "trained",
-    "step0",
-    "fresh_init",
-    "rerandomized",
-    "rerandomized_keep_embeddings",
-    "permuted_weights",
-    "spectrum_matched",
-    "cascade",
-    "permuted_embeddings",
-    "rotated_embeddings",
-    "noise_embeddings",
-    "gaussian",
-]
-# Variants that are as they are: of the others, `draws` says how many independent ones are made.
-FIXED_VARIANTS = ("trained", "step0")
-# Variants in which norm parameters are drawn or kept, as `randomization.norm_parameters` says.
-NORM_POLICY_VARIANTS = (
-    "rerandomized",
-    "rerandomized_keep_embeddings",
-    "permuted_weights",
-    "spectrum_matched",
-    "cascade",
-)
+def _with_floors() -> list[str]:
+    return [*VARIANTS, *(floor_name(name) for name in VARIANTS if has_model(name))]
+
+
+VariantName = Annotated[str, OneOf(lambda: VARIANTS)]
+ModelName = Annotated[str, OneOf(_with_floors)]
+"""A variant, or a floor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from nullsae.config.corpora import BuiltinSource, Corpus, TrainedTokenizer
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, write_json
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
+from nullsae.corpus.normalize import Replaced, normalize
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.sources import describe, documents, is_streamed
 from nullsae.corpus.splits import Split, split_of_digest, text_digest
@@ -40,17 +42,19 @@ class Document(NamedTuple):
 
 
 class Reader:
-    """Reads a source once, skips what is empty or repeated, and counts."""
+    """Reads a source once, normalizes it, skips what is empty or repeated, and counts."""
 
     def __init__(self, texts: Iterable[str], eval_share: float) -> None:
         self._texts, self._eval_share = texts, eval_share
         self._digests: set[bytes] = set()
         self.n_read = self.n_empty = self.n_repeated = 0
+        self.replaced = Replaced()
         self.n_kept: dict[Split, int] = dict.fromkeys(SPLITS, 0)
 
     def __iter__(self) -> Iterator[Document]:
         for text in self._texts:
             self.n_read += 1
+            text = normalize(text, self.replaced)
             if not text.strip():
                 self.n_empty += 1
                 continue
@@ -235,6 +239,7 @@ def _write(
             "n_documents_read": reader.n_read,
             "n_documents_empty": reader.n_empty,
             "n_documents_repeated": reader.n_repeated,
+            "n_characters_replaced": asdict(reader.replaced),
             **(baselines if split == "eval" else {}),
         }
         write_json(root / paths.CORPUS_MANIFEST.format(corpus=name, split=split), manifest)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import glob
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import platform
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
@@ -29,6 +33,15 @@ NOT_DOCUMENTATION = frozenset(
 )
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
+# Byte order marks; that of UTF-32 starts with that of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def documents(source: Source, *, where: str = "source") -> Iterator[str]:
@@ -124,6 +137,7 @@ def _files(source: FilesSource, where: str) -> Iterator[str]:
         ".parquet": lambda file: _parquet(file, source.column, where),
         ".jsonl": lambda file: _jsonl(file, source.column, where),
         ".txt": lambda file: iter([_read_text(file)]),
+        ".ndjson": lambda file: _jsonl(file, source.column, where),
     }
     files: set[Path] = set()
     for pattern in source.paths:
@@ -138,46 +152,100 @@ def _files(source: FilesSource, where: str) -> Iterator[str]:
             )
         files.update(matched)
     for file in sorted(files):
-        if file.suffix not in readers:
+        if _suffix(file) not in readers:
             raise UserError(
-                f"{where}.paths: {file} has the suffix {file.suffix!r}; "
-                f"known are {', '.join(readers)}"
+                f"{where}.paths: {file} has the suffix {file.suffix!r}; known are "
+                f"{', '.join(readers)}, and but for .parquet these with {', '.join(COMPRESSED)}"
             )
     for file in sorted(files):
-        yield from readers[file.suffix](file)
+        yield from readers[_suffix(file)](file)
+
+
+def _suffix(file: Path) -> str:
+    """What kind of file it is, whatever its case and compression."""
+    name = file.name.lower()
+    inner = name.removesuffix(next((end for end in COMPRESSED if name.endswith(end)), ""))
+    suffix = Path(inner).suffix
+    return "" if suffix == ".parquet" and inner != name else suffix
 
 
 def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
     try:
         with pq.ParquetFile(file) as table:
             schema = table.schema_arrow
-            if column not in schema.names:
+            top, *inside = [column] if column in schema.names else column.split(".")
+            if top not in schema.names:
                 raise _no_column(str(file), column, schema.names, where)
-            kind = schema.field(column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            kind = schema.field(top).type
+            for key in inside:
+                if not pa.types.is_struct(kind) or kind.get_field_index(key) < 0:
+                    raise _no_column(str(file), column, schema.names, where)
+                kind = kind.field(key).type
+            if not _is_text(kind):
                 raise UserError(f"{where}.column: {column!r} in {file} holds {kind}, not text")
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
+            for batch in table.iter_batches(batch_size=1024, columns=[top]):
+                values = batch.column(batch.schema.get_field_index(top))
+                if inside:
+                    values = pc.struct_field(values, inside)
+                yield from (text or "" for text in values.cast(pa.large_string()).to_pylist())
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file}: not readable as Parquet ({first_line(error)})") from None
+        reason = first_line(error)
+        if "UTF8" in reason:
+            raise UserError(f"{where}.column: {column!r} in {file} holds no UTF-8 text") from None
+        raise UserError(f"{file}: not readable as Parquet ({reason})") from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text, under whichever name a program writes it."""
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+    # All documents are empty where a column has nothing but nulls.
+    return str(kind) in (*names, "null")
 
 
 def _jsonl(file: Path, column: str, where: str) -> Iterator[str]:
+    with _opened(file) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            at = f"{file}, line {number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError(f"{at}: not JSON; a .jsonl file has one per line") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{at}: not a JSON object")
+            yield _text_of(record, column, at, where)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+    """A text file, decompressed, in the encoding that its first bytes say: UTF-8 if nothing else.
+
+    Line ends of all kinds are read as one line feed.
+
+    Raises:
+        UserError: it is not in that encoding, or damaged; also while it is read.
+    """
+    encoding = "utf-8"
+    compression = COMPRESSED.get(file.suffix.lower())
     try:
-        with open(file, encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                at = f"{file}, line {number}"
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    raise UserError(f"{at}: not JSON; a .jsonl file has one per line") from None
-                if not isinstance(record, dict):
-                    raise UserError(f"{at}: not a JSON object")
-                yield _text_of(record, column, at, where)
+        with pa.input_stream(str(file), compression=compression) as raw:
+            start = raw.read(4)
+        encoding = next((name for mark, name in MARKS if start.startswith(mark)), encoding)
+        with (
+            pa.input_stream(str(file), compression=compression) as raw,
+            io.TextIOWrapper(raw, encoding=encoding) as stream,
+        ):
+            yield stream
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        raise UserError(
+            f"{file}: not {encoding.upper()} ({error.reason} at byte {error.start}); convert it, "
+            f"for example by iconv -f windows-1252 -t utf-8"
+        ) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: not readable ({first_line(error)})") from None
 
 
 def _hub(source: HubSource, where: str) -> Iterator[str]:
@@ -207,9 +275,11 @@ def _hub(source: HubSource, where: str) -> Iterator[str]:
 
 
 def _text_of(row: dict[str, Any], column: str, at: str, where: str) -> str:
-    if column not in row:
-        raise _no_column(at, column, list(row), where)
-    text = row[column]
+    text: Any = row
+    for key in [column] if column in row else column.split("."):
+        if not isinstance(text, dict) or key not in text:
+            raise _no_column(at, column, list(row), where)
+        text = text[key]
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -224,7 +294,5 @@ def _no_column(what: str, column: str, present: list[str], where: str) -> UserEr
 
 
 def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    with _opened(file) as stream:
+        return stream.read()

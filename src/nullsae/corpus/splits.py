@@ -9,9 +9,8 @@ Split = Literal["eval", "sae_train"]
 
 
 def text_digest(text: str) -> bytes:
-    """16 bytes of BLAKE2b over the UTF-8 text: decides the split, the order, and what is equal."""
-    # Lone surrogates can come out of JSON; they are legal in a str.
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """16 bytes of BLAKE2b over a normalized text: decides its split, its place, what equals it."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def split_of(text: str, eval_share: float) -> Split:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,18 @@ class Encoder:
         Returns:
             One int32 array [n_tokens] per text.
         """
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    @cached_property
+    def _backend(self) -> Tokenizer:
+        """A copy for encoding, made once: to parse a large vocabulary takes longer than a batch."""
         backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         # A text that spells out "<|endoftext|>" must not end a document.
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return backend
 
 
 def train_tokenizer(texts: Iterable[str], config: TrainedTokenizer) -> Encoder:

@@ -139,7 +139,7 @@ class PretrainedSae:
     def fetch(self) -> Fetched:
         """Have its files in the hub's cache."""
         from nullsae.sae.exchange.formats import WEIGHTS as SAE_WEIGHTS
-        from nullsae.sae.exchange.interchange import read_pretrained
+        from nullsae.sae.exchange.pretrained import read_pretrained
 
         path, inside = pretrained_sae_path(self.pretrained, self.site)
         sizes, commit = _look(path, None, self.where, self.where)

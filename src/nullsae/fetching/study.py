@@ -19,6 +19,7 @@ from nullsae.config.read import read_merged_config
 from nullsae.config.scorers import AskingScorer, IntruderScorer, LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
+from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, write_text
 from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, TokenizerFiles
@@ -112,16 +113,15 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
     items: list[Item] = []
     remarks: list[str] = []
 
-    def model(source: Any, where: str, *, step0: bool = False) -> None:
+    def model(source: Any, where: str, variants: Iterable[str] = ("trained",)) -> None:
         if not isinstance(source, PretrainedSource) or is_local(source.path):
             remarks.append(f"{where}: {_local_kind(source)}")
             return
         key, code = f"config: {where}", source.trust_remote_code
-        places = f"{key}.path", f"{key}.revision"
-        items.append(Model(source.path, source.revision, code, *places))
-        if step0:
-            places = f"{key}.path", f"{key}.step0_revision"
-            items.append(Model(source.path, source.step0_revision, code, *places))
+        for variant in variants:
+            revision, revision_key = VARIANTS[variant].revision(source)
+            places = f"{key}.path", f"{key}.{revision_key}"
+            items.append(Model(source.path, revision, code, *places))
 
     for name, corpus in config.corpora.items():
         where, source, tokenizer = f"corpora.{name}", corpus.source, corpus.tokenizer
@@ -136,8 +136,9 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
             items.append(TokenizerFiles(tokenizer, f"config: {where}.tokenizer"))
         else:
             remarks.append(f"{where}.tokenizer: {_local_kind(tokenizer)}")
+    read = [v for v in VARIANTS if v in config.variants and VARIANTS[v].origin == "source"]
     for name, subject in config.subjects.items():
-        model(subject.source, f"subjects.{name}.source", step0="step0" in config.variants)
+        model(subject.source, f"subjects.{name}.source", read)
     for name, sae in config.saes.items():
         if sae.pretrained is None:
             continue

@@ -10,7 +10,7 @@ from nullsae import paths
 from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
-from nullsae.config.variants import GAUSSIAN, floor_name
+from nullsae.config.variants import GAUSSIAN, floor_name, has_model
 
 Keys = dict[str, str]
 
@@ -24,8 +24,8 @@ def variant_cells(config: Config) -> Iterator[Keys]:
 
 
 def model_cells(config: Config) -> Iterator[Keys]:
-    """Keys of every set of weights: `gaussian` has activations only."""
-    return (keys for keys in variant_cells(config) if keys["variant"] != GAUSSIAN)
+    """Keys of every set of weights."""
+    return (keys for keys in variant_cells(config) if has_model(keys["variant"]))
 
 
 def sae_names(config: Config) -> dict[str, str]:
@@ -54,27 +54,26 @@ def sae_cells(config: Config) -> Iterator[Keys]:
 def floor_recipes(config: Config) -> dict[str, Sae]:
     """The recipes that floors are trained by: those of `saes` whose SAEs have one.
 
-    Gaussian vectors have no tokens to look up, and a pretrained SAE was trained elsewhere. A floor
-    is for whole SAEs: none along its training.
+    A pretrained SAE was trained elsewhere. A floor is for whole SAEs: none along its training.
     """
     return {
         name: sae.model_copy(update={"checkpoints": ()})
         for name, sae in config.saes.items()
-        if sae.dictionary != "token_lookup" and sae.pretrained is None
+        if sae.origin.has_floor and sae.pretrained is None
     }
 
 
 def floor_cells(config: Config) -> Iterator[Keys]:
     """Keys of every SAE trained on Gaussian data with the moments of a variant, as `sae_cells`.
 
-    None for a variant whose floor another variant is: `gaussian` is that of `trained`.
+    None for what is sampled itself, nor for `trained` where `gaussian` is its floor.
     """
     if not config.evaluation.gaussian_floors:
         return
     recipes = floor_recipes(config)
-    given = (GAUSSIAN, "trained") if GAUSSIAN in config.variants else ()
+    given = ("trained",) if GAUSSIAN in config.variants else ()
     for keys in variant_cells(config):
-        if keys["variant"] in given:
+        if keys["variant"] in given or not has_model(keys["variant"]):
             continue
         own = {**keys, "variant": floor_name(keys["variant"])}
         for site in config.subjects[keys["subject"]].sites:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from nullsae.config.corpora import HubSource
 from nullsae.config.model_size import BYTES, Size
-from nullsae.config.saes import FITTED_DICTIONARIES, Sae
+from nullsae.config.saes import Sae
 from nullsae.config.subjects import TrainSource
-from nullsae.config.variants import FIXED_VARIANTS, fitted_to
+from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys, sae_cells
 from nullsae.jobs.work.amounts import SizedStudy, sae_bytes
 from nullsae.jobs.work.measuring import windows_of
@@ -36,7 +36,7 @@ LOSS_CONTEXTS, LOSS_LOGIT_BYTES, FIDELITY_CONTEXTS = 32, 2**28, 16
 # Activations of a chunk: one captured, one written, both permuted or pinned.
 CHUNK_COPIES = 4
 # An SAE's batch outside training, and the entries of its pre-activations at once.
-BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS = 4096, {True: 2**20, False: 2**28}, 256
+BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS = 4096, 2**20, 256
 SAMPLE_TOKENS = 32_768
 SORTED_BYTES = 150 * 2**19
 NGRAM_TOKENS = 10_000_000
@@ -53,23 +53,7 @@ def forward_bytes(study: SizedStudy, keys: Keys, n_contexts: int, *, head: bool)
 def coding_bytes(recipe: Sae, d: int, m: int) -> float:
     """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
     batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
-    return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(2**20, CHUNK_ROWS * m)
-
-
-def step_bytes(recipe: Sae, d: int, m: int, *, on_cpu: bool) -> float:
-    """Weights, gradients, moments and a batch: `TrainedSae.step_bytes`, which counts tensors."""
-    batch, n = recipe.batch_tokens, m
-    rows = min(batch, max(CHUNK_ROWS, CHUNK_ENTRIES[on_cpu] // n))
-    dense = 0 if recipe.architecture == "topk" else 8
-    hits = recipe.kept * (5 if recipe.multi_topk else 1)
-    total = 16.0 * (2 * d * n + d + n) + 4.0 * d * n + 4.0 * dense * batch * n
-    total += 5.0 * rows * n + 20.0 * batch * d + 56.0 * batch * min(hits, n + recipe.kept)
-    if recipe.dictionary == "soft_frozen_decoder":
-        total += 4.0 * d * n
-    if recipe.auxk_coefficient:
-        chosen = min(recipe.auxk_k or max(1, d // 2), n)
-        total += 8.0 * d * n + batch * max(56 * chosen, 9 * min(n, 4 * chosen))
-    return total
+    return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)
 
 
 def prepare_corpus(study: SizedStudy, cells: list[Keys], on_cpu: bool) -> float:
@@ -104,7 +88,7 @@ def randomize_model(study: SizedStudy, cells: list[Keys], on_cpu: bool) -> float
     """
     keys = cells[0]
     size = study.sizes[keys["subject"]]
-    drawn = keys["variant"] not in FIXED_VARIANTS
+    drawn = not VARIANTS[keys["variant"]].fixed
     context = study.context_tokens(keys)
     logits = min(LOSS_LOGIT_BYTES, LOSS_CONTEXTS * context * size.vocab_size * 4)
     return 2.0 * size.weight_bytes + max(49.0 * size.largest_tensor * drawn, 4.0 * logits)
@@ -146,15 +130,17 @@ def train_saes(study: SizedStudy, cells: list[Keys], on_cpu: bool) -> float:
     for cell in cells:
         recipe = study.recipe(cell)
         m = study.width(cell, recipe)
-        if recipe.dictionary in FITTED_DICTIONARIES or recipe.pretrained is not None:
+        if not recipe.origin.trained or recipe.pretrained is not None:
             fitted = max(fitted, 3 * sae_bytes(d, m) + 32.0 * d * d)
             continue
         copies = max(copies, sae_bytes(d, m) * (1 if on_cpu else 3))
-        steps += step_bytes(recipe, d, m, on_cpu=on_cpu) if on_cpu else 0.0
+        if on_cpu:
+            one = recipe.training()
+            steps += one.step_bytes(recipe, d_model=d, n_latents=m, k=recipe.kept)
     sites = len({cell["site"] for cell in cells})
     start = sites * d * 4.0 * (SAMPLE_TOKENS + max(study.recipe(c).heldout_tokens for c in cells))
     blocks = 2.0 * sites * _chunk(study, keys) * d * BYTES[settings.dtype]
-    live = settings.mode == "stream" and _has_model(keys)
+    live = settings.mode == "stream" and has_model(keys["variant"])
     passes = forward_bytes(study, keys, settings.batch_contexts, head=False) if live else 0.0
     return max(steps + copies, fitted) + start + blocks + passes
 
@@ -174,7 +160,11 @@ def evaluate_sae(study: SizedStudy, cells: list[Keys], on_cpu: bool) -> float:
     d, m = size.d_model, study.width(keys, recipe)
     means = 12.0 * size.vocab_size * d
     geometry = 8.0 * m * d + 2**24 + 24.0 * d * d
-    passes = forward_bytes(study, keys, FIDELITY_CONTEXTS, head=True) if _has_model(keys) else 0.0
+    passes = (
+        forward_bytes(study, keys, FIDELITY_CONTEXTS, head=True)
+        if has_model(keys["variant"])
+        else 0.0
+    )
     return coding_bytes(recipe, d, m) + means + max(geometry, passes)
 
 
@@ -250,10 +240,6 @@ def _chunk(study: SizedStudy, keys: Keys) -> int:
 def _windows(study: SizedStudy) -> float:
     settings = study.config.latents
     return settings.n_sampled * windows_of(study) * (8.0 * settings.window_tokens + 60)
-
-
-def _has_model(keys: Keys) -> bool:
-    return fitted_to(keys["variant"], int(keys["draw"])) is None
 
 
 MEMORY: dict[str, Memory] = {

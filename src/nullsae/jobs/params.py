@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from nullsae.config.compute import Compute
 from nullsae.config.corpora import Corpus
@@ -12,6 +12,7 @@ from nullsae.config.endpoints import Endpoint
 from nullsae.config.evaluation import Evaluation
 from nullsae.config.explainers import Explainer
 from nullsae.config.latents import Latents
+from nullsae.config.randomization import Settings
 from nullsae.config.saes import Sae
 from nullsae.config.scorers import Scorer
 from nullsae.config.section import FloatType, Section
@@ -20,13 +21,13 @@ from nullsae.config.statistics import Statistics
 from nullsae.config.study import Config
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.config.toy import Toy, ToyData, ToySource, ToyTraining
-from nullsae.config.variants import FloorName, VariantName
+from nullsae.config.variants import ModelName, VariantName
 from nullsae.core.files import content_key
 
 
 class ModelKeys(Section):
     subject: str
-    variant: Literal[VariantName, FloorName]
+    variant: ModelName
     draw: NonNegativeInt
 
 
@@ -54,16 +55,13 @@ class TrainSubjectParams(Section):
     compute: Compute
 
 
-class RandomizeModelParams(Section):
+class RandomizeModelParams(Settings):
     seed: NonNegativeInt
     keys: ModelKeys
     source: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")] | None = None
     """Where the weights come from; without it, `--trained` names the trained ones' folder."""
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a subject in a local folder."""
-    norm_parameters: Literal["rerandomize", "keep"] | None = None
-    embedding_noise_std: float | None = None
-    first_random_block: NonNegativeInt | None = None
     compute: Compute
 
 
@@ -273,10 +271,10 @@ class ReportToyParams(Section):
     figure_formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
 
 
-def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
+def describe(model: type[Section], prefix: str = "") -> list[str]:
     """One line per field of a params class, nested sections included, for help texts."""
     lines = []
-    for name, field in model.model_fields.items():
+    for name, field in model.known_keys().items():
         key = f"{prefix}{name}"
         needed = "required" if field.is_required() else f"default {field.get_default()!r}"
         inner = _sections(field.annotation)
@@ -290,9 +288,9 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
     return lines
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def _sections(annotation: Any) -> list[type[Section]]:
     """The sections that an annotation names, through unions and optionals."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
 

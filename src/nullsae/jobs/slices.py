@@ -25,7 +25,7 @@ from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
 from nullsae.config.toy import Toy, WordVectorsSource
-from nullsae.config.variants import NORM_POLICY_VARIANTS, fitted_to, is_floor
+from nullsae.config.variants import VARIANTS, fitted_to, has_model, is_floor
 from nullsae.core.files import content_key
 from nullsae.jobs.code_hash import code_hash
 from nullsae.jobs.file_stamps import folder_files, model_files, prompt_stamps, sae_files, stamps
@@ -270,7 +270,6 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
 
     variant, draw = w["variant"], int(w["draw"])
     model_keys: dict[str, Any] = {"subject": w["subject"], "variant": variant, "draw": draw}
-    randomization = config.randomization
     if rule == "randomize_model":
         given = None if isinstance(source, TrainSource) else source
         read = model_files(given, f"config: subjects.{w['subject']}.source")
@@ -279,14 +278,8 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
             keys=ModelKeys(**model_keys),
             source=given,
             local_files=stamps(read),
-            norm_parameters=(
-                randomization.norm_parameters if variant in NORM_POLICY_VARIANTS else None
-            ),
-            embedding_noise_std=(
-                randomization.embedding_noise_std if variant == "noise_embeddings" else None
-            ),
-            first_random_block=randomization.first_random_block if variant == "cascade" else None,
             compute=compute,
+            **VARIANTS[variant].settings(config.randomization),
         )
     captured = {
         split: activations_key(config, w["subject"], variant, draw, split)
@@ -334,7 +327,7 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
             # Cross-evaluation and floors are jobs of their own; without a model, no fidelity.
             evaluation=config.evaluation.model_validate(
                 config.evaluation.model_dump(
-                    include=set() if fitted_to(variant, draw) else {"fidelity_tokens"}
+                    include={"fidelity_tokens"} if has_model(variant) else set()
                 )
             ),
             keys=keys,

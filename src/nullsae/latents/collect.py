@@ -33,7 +33,6 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import pick_device
 
-BATCH_TOKENS = 4096
 # Rows of the encoder and decoder that are compared at a time.
 GEOMETRY_ROWS = 4096
 
@@ -180,7 +179,7 @@ def sort_firings(
     sorter = FiringSorter(folder, n_latents=sae.n_latents, n_tokens=split.n_tokens)
     done = 0
     with torch.no_grad():
-        for x, at in reader.batches(BATCH_TOKENS):
+        for x, at in reader.batches():
             position = at.numpy()
             ids = split.ids[position]
             token_ids = torch.from_numpy(ids.astype(np.int64))

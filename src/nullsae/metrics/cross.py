@@ -13,11 +13,11 @@ from nullsae.activations.store import SiteReader
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.params import CrossEvaluateParams
-from nullsae.metrics.evaluate import BATCH_TOKENS, check_width
+from nullsae.metrics.evaluate import check_width
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.dictionaries import token_ids
 from nullsae.sae.files import load_sae
+from nullsae.sae.token_means import token_ids
 from nullsae.subjects.loading import pick_device
 
 
@@ -81,7 +81,7 @@ def _measure(
 ) -> dict[str, Any]:
     """The columns of one variant."""
     n, total, norms = 0, torch.zeros(reader.d_model, dtype=torch.float64), 0.0
-    for x, _ in reader.batches(BATCH_TOKENS, max_tokens=max_tokens):
+    for x, _ in reader.batches(max_tokens=max_tokens):
         exact = x.double()
         n, total, norms = (
             n + len(x),
@@ -93,7 +93,7 @@ def _measure(
         name: ReconstructionSums(mean=total / n * factor, n_documents=1, n_latents=coder.n_latents)
         for name, factor in factors.items()
     }
-    for x, position in reader.batches(BATCH_TOKENS, max_tokens=max_tokens):
+    for x, position in reader.batches(max_tokens=max_tokens):
         ids = token_ids(corpus, position)
         for name, factor in factors.items():
             scaled = (x.double() * factor).float()

@@ -18,11 +18,10 @@ from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fideli
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.metrics.token_lookup import token_lookup_r2
-from nullsae.sae.dictionaries import fit_token_means, token_ids
 from nullsae.sae.files import load_sae
+from nullsae.sae.token_means import fit_token_means, token_ids
 from nullsae.subjects.loading import load_subject, pick_device
 
-BATCH_TOKENS = 4096
 # Tokens of eval, from its start, that the covariance is taken over.
 HEALTH_TOKENS = 65_536
 
@@ -89,7 +88,7 @@ def evaluate_sae(
     )
     moments = Moments(heldout.d_model, device=device)
     done = 0
-    for x, position in heldout.batches(BATCH_TOKENS):
+    for x, position in heldout.batches():
         values, indices = coder.encode(x.to(device), token_ids(tokens, position))
         output = coder.decode(values, indices)
         sums.add(x, output, values, indices, document_of(position, tokens.document_id))
@@ -153,5 +152,5 @@ def check_width(reader: SiteReader, d_model: int, sae: Path) -> None:
 
 def _with_ids(reader: SiteReader, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of activations with the token ids at their positions."""
-    for x, position in reader.batches(BATCH_TOKENS):
+    for x, position in reader.batches():
         yield x, token_ids(tokens, position)

@@ -70,7 +70,7 @@ def build_report(config: Config, root: Path) -> None:
             pair=entropy_pair(config),
             verdict_rule=RULE,
             refused=sections.REFUSED,
-            dark=style.DARK,
+            dark=style.dark(),
         )
     )
     write_text(root / paths.REPORT, page)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nullsae.config.variants import has_model
 from nullsae.report import charts
 from nullsae.report.captions import METRIC_TEXT
 from nullsae.report.matrix import Steps, cells, columns_for, differences, matrix, shares, short
@@ -125,8 +126,9 @@ def cross_entropy_matrix(study: Study, subject: str) -> Drawn:
 
 
 def without_model(study: Study) -> str:
-    """A sentence on the variant that has no loss, if the study has it."""
-    return " gaussian has no model, and so no loss." if "gaussian" in study.variants else ""
+    """A sentence on each variant of the study that has no loss."""
+    sampled = [variant for variant in study.variants if not has_model(variant)]
+    return "".join(f" {variant} has no model, and so no loss." for variant in sampled)
 
 
 def cross_evaluation(study: Study, subject: str) -> Drawn:

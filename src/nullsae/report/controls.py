@@ -14,48 +14,7 @@ from nullsae.config.scorers import (
     Scorer,
 )
 from nullsae.config.study import Config
-
-VARIANT_KINDS = {
-    "the real thing": ("trained",),
-    "initial weights": ("step0", "fresh_init"),
-    "redrawn weights": ("rerandomized", "rerandomized_keep_embeddings", "cascade"),
-    "rearranged weights": ("permuted_weights", "spectrum_matched"),
-    "embeddings": ("permuted_embeddings", "rotated_embeddings", "noise_embeddings"),
-    "activations": ("gaussian",),
-}
-_VARIANTS = {
-    "trained": "The subject as it was trained: what every null is compared with.",
-    "step0": "The subject's own weights before the first training step.",
-    "fresh_init": "New weights from the architecture's own initializer.",
-    "rerandomized": "Each tensor redrawn from a normal distribution with its own mean and "
-    "variance; all else is lost. {norms}",
-    "rerandomized_keep_embeddings": "Each tensor redrawn as in rerandomized, but for the input and "
-    "output embeddings, which stay as trained. {norms}",
-    "cascade": "The first {kept} as trained, the blocks above redrawn as in rerandomized. {norms}",
-    "permuted_weights": "The entries of each tensor change places: their exact distribution stays, "
-    "their arrangement is lost. {norms}",
-    "spectrum_matched": "Each matrix keeps its singular values; its singular vectors are random. "
-    "{norms}",
-    "permuted_embeddings": "All weights as trained, but tokens exchange their embeddings.",
-    "rotated_embeddings": "All weights as trained, but the embeddings are turned by one random "
-    "rotation: lengths and angles among them stay.",
-    "noise_embeddings": "All weights as trained, but each occurrence of a token has an embedding "
-    "of fresh noise (standard deviation {noise}): no token has one of its own.",
-    "gaussian": "No model at all: activations drawn from a normal distribution with the mean and "
-    "covariance of trained's at the site.",
-}
-_DICTIONARIES = {
-    "learned": "Encoder and decoder are trained.",
-    "frozen_decoder": "The decoder stays at its random start; the encoder is trained.",
-    "soft_frozen_decoder": "Both are trained, but each decoder row stays near its random start "
-    "(cosine at least {cosine}).",
-    "frozen_encoder": "The encoder stays at its random start; the decoder is trained.",
-    "token_lookup": "One latent per token id, whose direction is that token's mean activation: it "
-    "reads the token and not the activation.",
-    "pca": "Principal components of the activations, plus and minus; nothing is trained.",
-    "identity": "The neuron basis: each dimension, plus and minus, is a latent; nothing is "
-    "trained.",
-}
+from nullsae.config.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -70,11 +29,14 @@ class Control:
 
 def controls(config: Config) -> list[tuple[str, list[Control]]]:
     """Title and entries of each stage of the chain that a study has, in display order."""
-    kinds = {name: kind for kind, names in VARIANT_KINDS.items() for name in names}
+    variants = [(name, VARIANTS[name]) for name in config.variants]
     stages = [
         (
             "Model and activations",
-            [Control(v, kinds[v], variant_text(v, config), True) for v in config.variants],
+            [
+                Control(name, variant.group, variant.describe(config.randomization), True)
+                for name, variant in variants
+            ],
         ),
         (
             "Dictionary",
@@ -98,22 +60,6 @@ def controls(config: Config) -> list[tuple[str, list[Control]]]:
     return [(title, entries) for title, entries in stages if entries]
 
 
-def variant_text(variant: str, config: Config) -> str:
-    """What a variant keeps and loses, under this config."""
-    settings = config.randomization
-    first = settings.first_random_block
-    keeps = settings.norm_parameters == "keep"
-    return (
-        _VARIANTS[variant]
-        .format(
-            norms="Normalization layers are kept." if keeps else "",
-            kept="half of the blocks" if first is None else f"{first} blocks",
-            noise=f"{settings.embedding_noise_std:g}",
-        )
-        .strip()
-    )
-
-
 def sae_text(sae: Sae) -> str:
     """Where the latents of a recipe come from."""
     if sae.pretrained is not None:
@@ -121,7 +67,7 @@ def sae_text(sae: Sae) -> str:
             f"Made elsewhere ({sae.pretrained}) and used for trained; the nulls' SAEs have the "
             f"same width and are trained here."
         )
-    return _DICTIONARIES[sae.dictionary].format(cosine=f"{sae.min_decoder_cosine:g}")
+    return sae.origin.text()
 
 
 def explainer_text(explainer: Explainer) -> str:

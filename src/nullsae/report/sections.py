@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nullsae.config.study import NO_EXPLAINER
-from nullsae.config.variants import FIXED_VARIANTS
+from nullsae.config.variants import VARIANTS, has_model
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
 from nullsae.statistics.metrics import METRICS
@@ -82,14 +82,14 @@ class Grid:
 def health(study: Study, subject: str) -> list[Row]:
     """Rows of `models`, in display order, with `gap_nats`: held-out loss minus the bigram's.
 
-    `gaussian` has no model, so that its row has `variant` and `draw` only and `gap_nats` None.
+    A variant without a model has a row with `variant` and `draw` only and `gap_nats` None.
     """
     found: list[Row] = []
     for variant in study.variants:
         rows = [row for row in study.rows("models", subject=subject) if row["variant"] == variant]
         for row in sorted(rows, key=lambda row: int(row["draw"])):
             found.append({**row, "gap_nats": row["heldout_loss_nats"] - row["bigram_loss_nats"]})
-        if variant == "gaussian":
+        if not has_model(variant):
             found.append({"variant": variant, "draw": 0, "gap_nats": None})
     return found
 
@@ -117,7 +117,7 @@ def activation_health(study: Study, subject: str) -> list[Row]:
 
 def is_drawn(variant: str) -> bool:
     """Whether a variant has draws worth naming."""
-    return variant not in FIXED_VARIANTS
+    return not VARIANTS[variant].fixed
 
 
 def is_tight(study: Study) -> bool:

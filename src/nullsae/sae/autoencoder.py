@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.sae.kernels import chunk_rows, decode, encoder, packs, top_k
+from nullsae.config.codes import Coding
+from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.saes import ARCHITECTURES
+from nullsae.sae.kernels import chunk_rows, decode, encoder, packs
 
-Architecture = Literal["topk", "jumprelu", "standard", "token_lookup"]
 PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
@@ -20,29 +21,31 @@ PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 class Autoencoder:
     """Weights of an SAE and what they do to activations.
 
-    The pre-activations are W_enc (x - b_dec) + b_enc. `topk` keeps the k largest, rectified;
-    `standard` rectifies; `jumprelu` keeps those above a threshold per latent (Rajamanoharan et al.
-    2024), which is also what a BatchTopK SAE does after training. `token_lookup` does not look at
-    x: the latent of the token's id is active, by the length of that token's direction, its
-    `encoder.bias`.
+    The pre-activations are W_enc (x - b_dec) + b_enc; the architecture says which of them are
+    codes. One that reads tokens does not look at x.
 
     Attributes:
-        architecture: which of these.
-        w_enc: encoder rows, [n_latents, d_model]; `token_lookup` has none, [0, d_model].
+        architecture: one of `codings()`.
+        w_enc: encoder rows, [n_latents, d_model]; [0, d_model] where there is no encoder.
         b_enc: [n_latents].
         w_dec: decoder rows, [n_latents, d_model].
         b_dec: [d_model], subtracted from the input once and added to the output once.
-        k: latents kept per token, `topk` only.
-        threshold: [n_latents], `jumprelu` only.
+        k: latents kept per token, of an architecture that `has_k`.
+        own: the architecture's `own_tensors` by their names, [n_latents] each.
     """
 
-    architecture: Architecture
+    architecture: str
     w_enc: Tensor
     b_enc: Tensor
     w_dec: Tensor
     b_dec: Tensor
     k: int | None = None
-    threshold: Tensor | None = None
+    own: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def coding(self) -> type[Coding]:
+        """How codes come about."""
+        return codings()[self.architecture]
 
     @property
     def n_latents(self) -> int:
@@ -55,15 +58,14 @@ class Autoencoder:
     def parameters(self) -> dict[str, Tensor]:
         """The tensors by their names on disk."""
         named = dict(zip(PARAMETERS, (self.w_enc, self.b_enc, self.w_dec, self.b_dec), strict=True))
-        return named if self.threshold is None else {**named, "threshold": self.threshold}
+        return {**named, **self.own}
 
     @classmethod
-    def of(
-        cls, tensors: Mapping[str, Tensor], architecture: Architecture, k: int | None
-    ) -> Autoencoder:
-        """From tensors by their names on disk."""
+    def of(cls, tensors: Mapping[str, Tensor], architecture: str, k: int | None) -> Autoencoder:
+        """From tensors by their names on disk; others than the architecture's are left out."""
         w_enc, b_enc, w_dec, b_dec = (tensors[name] for name in PARAMETERS)
-        return cls(architecture, w_enc, b_enc, w_dec, b_dec, k, tensors.get("threshold"))
+        own = {name: tensors[name] for name in codings()[architecture].own_tensors}
+        return cls(architecture, w_enc, b_enc, w_dec, b_dec, k, own)
 
     def to(self, device: torch.device) -> Autoencoder:
         """The same SAE on another device."""
@@ -73,26 +75,26 @@ class Autoencoder:
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Activations to codes, of some tokens after the others, whatever their number.
 
-        A token's code does not depend on the tokens beside it, but for the padding of an SAE that
-        is not `topk`: to the bit on a CPU, whose float32 products are oneDNN's.
+        A token's code does not depend on the tokens beside it, but for the padding of an SAE
+        without a k: to the bit on a CPU, whose float32 products are oneDNN's.
 
         Args:
             x: [tokens, d_model].
-            token_ids: int64 [tokens]; only `token_lookup` reads them.
+            token_ids: int64 [tokens], where the architecture `reads_tokens`.
 
         Returns:
             Values and int64 indices, both [tokens, m]. A value of 0 means that the latent did not
             fire. m is k, or the largest number of active latents among these tokens.
 
         Raises:
-            ValueError: `token_lookup` without token ids.
+            ValueError: token ids are missing.
         """
-        if self.architecture == "token_lookup":
+        if self.coding.reads_tokens:
             if token_ids is None:
-                raise ValueError("a token_lookup dictionary needs the tokens' ids")
-            indices = token_ids.to(x.device, torch.int64)[:, None]
-            return self.b_enc[indices], indices
-        parts = [self._select(pre) for pre in self._pre_activations(x - self.b_dec)]
+                raise ValueError(f"a {self.architecture} dictionary needs the tokens' ids")
+            return self.coding.look_up(self, token_ids.to(x.device, torch.int64))
+        select = self.coding.select
+        parts = [select(self, pre) for pre in self._pre_activations(x - self.b_dec)]
         # Room for the token with the most; what is added has the value 0.
         width = max(values.shape[1] for values, _ in parts)
         values, indices = (
@@ -112,19 +114,6 @@ class Autoencoder:
         for start in range(0, max(1, len(centred)), rows):
             yield product(centred[start : start + rows])
 
-    def _select(self, pre: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes from pre-activations: values and indices, both [n, m]."""
-        if self.architecture == "topk":
-            assert self.k is not None
-            return top_k(pre, self.k)
-        post = pre.relu()
-        if self.threshold is not None:
-            post *= pre > self.threshold
-        most = int((post > 0).sum(dim=1).max()) if len(post) else 0
-        # Sorted: then `decode` adds in an order that does not depend on the other tokens.
-        values, indices = torch.topk(post, max(1, most), dim=1, sorted=True)
-        return values, indices
-
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
         """Codes to reconstructions [tokens, d_model]."""
         return decode(values, indices, self.w_dec) + self.b_dec
@@ -132,9 +121,13 @@ class Autoencoder:
     def scaled(self, factor: float) -> Autoencoder:
         """The SAE for inputs that are `factor` times as large, with codes to match.
 
-        Encoder and decoder rows are homogeneous; only biases and thresholds carry the scale.
+        Encoder and decoder rows are homogeneous; only biases and `own` tensors carry the scale.
         """
-        threshold = None if self.threshold is None else self.threshold * factor
-        return replace(
-            self, b_enc=self.b_enc * factor, b_dec=self.b_dec * factor, threshold=threshold
-        )
+        own = {name: tensor * factor for name, tensor in self.own.items()}
+        return replace(self, b_enc=self.b_enc * factor, b_dec=self.b_dec * factor, own=own)
+
+
+def codings() -> dict[str, type[Coding]]:
+    """What finished SAEs can be of, by name: architectures, then dictionaries."""
+    kinds: list[type[Coding]] = [*ARCHITECTURES.values(), *DICTIONARIES.values()]
+    return {kind.name: kind for kind in kinds if kind.coding}

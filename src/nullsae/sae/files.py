@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.parse import parse_section
-from nullsae.config.saes import Dictionary
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, rebuild_command, verify, write_json
 from nullsae.jobs.params import CellKeys
-from nullsae.sae.autoencoder import PARAMETERS, Architecture, Autoencoder
+from nullsae.sae.autoencoder import PARAMETERS, Autoencoder, codings
+
+PRETRAINED = "pretrained"
 
 
 class SaeConfig(Section):
     """Content of `cfg.json`."""
 
-    architecture: Architecture
+    architecture: str
     """What the codes are made of: `nullsae.sae.autoencoder`."""
-    dictionary: Literal[Dictionary, "pretrained"]
+    dictionary: str
     """How it came about; `pretrained` was made elsewhere."""
     d_model: PositiveInt
     n_latents: PositiveInt
     k: PositiveInt | None
-    """Latents kept per token; null but for `topk`."""
+    """Latents kept per token; null where the architecture has no k."""
     keys: CellKeys
     key: str
     """Hash of all that it was made of."""
@@ -44,11 +53,22 @@ class SaeConfig(Section):
     """Optimizer steps; 0 for what is computed or was made elsewhere."""
     weights_checksum: str
 
+    @field_validator("architecture")
+    @classmethod
+    def architecture_is_known(cls, name: str) -> str:
+        return _one_of(name, codings())
+
+    @field_validator("dictionary")
+    @classmethod
+    def dictionary_is_known(cls, name: str) -> str:
+        return _one_of(name, (*DICTIONARIES, PRETRAINED))
+
     @model_validator(mode="after")
     def k_fits(self) -> Self:
-        if self.k is None and self.architecture == "topk":
-            raise ValueError("k: null; a topk SAE has a number there")
-        if self.k is not None and (self.architecture != "topk" or self.k > self.n_latents):
+        has_k = codings()[self.architecture].has_k
+        if self.k is None and has_k:
+            raise ValueError(f"k: null; a {self.architecture} SAE has a number there")
+        if self.k is not None and (not has_k or self.k > self.n_latents):
             raise ValueError(
                 f"k {self.k} does not fit architecture {self.architecture!r} with "
                 f"{self.n_latents} latents"
@@ -57,10 +77,17 @@ class SaeConfig(Section):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors in `sae.safetensors`."""
-        wide = (self.n_latents, self.d_model)
-        encoder = (0, self.d_model) if self.architecture == "token_lookup" else wide
+        wide, coding = (self.n_latents, self.d_model), codings()[self.architecture]
+        encoder = wide if coding.has_encoder else (0, self.d_model)
         found = dict(zip(PARAMETERS, (encoder, wide[:1], wide, wide[1:]), strict=True))
-        return {**found, "threshold": wide[:1]} if self.architecture == "jumprelu" else found
+        return found | dict.fromkeys(coding.own_tensors, wide[:1])
+
+
+def _one_of(name: str, known: Iterable[str]) -> str:
+    names = tuple(known)
+    if name not in names:
+        raise ValueError(f"{name!r} is not one of {', '.join(names)}")
+    return name
 
 
 def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:

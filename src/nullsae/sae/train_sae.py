@@ -16,7 +16,6 @@ from nullsae import tables
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
 from nullsae.activations.store import SiteReader
-from nullsae.config.saes import FITTED_DICTIONARIES, PENALIZED
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
 from nullsae.core.sigterm import on_sigterm
@@ -25,10 +24,11 @@ from nullsae.jobs.code_hash import code_hash
 from nullsae.jobs.params import CellKeys, TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
-from nullsae.sae.dictionaries import fit_dictionary, token_ids
-from nullsae.sae.exchange.interchange import read_pretrained
-from nullsae.sae.files import is_made, save_sae
+from nullsae.sae.exchange.pretrained import read_pretrained
+from nullsae.sae.files import PRETRAINED, is_made, save_sae
+from nullsae.sae.fitting import fit_dictionary
 from nullsae.sae.shared_pass import Report, enough_memory, train_together
+from nullsae.sae.token_means import token_ids
 from nullsae.sae.trainer import evaluate
 from nullsae.sae.training_run import Cell, Run, Sample
 from nullsae.subjects.loading import pick_device
@@ -67,8 +67,8 @@ def train_sae(
         eval_activations: manifest of its `eval` activations, for the held-out curve.
         output: folder of each SAE; `{site}`, `{sae}` and `{seed}` are filled in.
         work: folder for checkpoints; a run with the same params and activations resumes there.
-        train_tokens: corpus manifest of `sae_train`, for `token_lookup` and for a stream.
-        eval_tokens: corpus manifest of `eval`, for `token_lookup`.
+        train_tokens: corpus manifest of `sae_train`, for a stream or where codes depend on tokens.
+        eval_tokens: corpus manifest of `eval`, where codes depend on tokens.
         model: `recipe.json` of the variant, for a stream.
         fitted: manifest of the trained variant's `sae_train` activations, for a stream of the
             variant `gaussian`.
@@ -93,15 +93,13 @@ def train_sae(
             continue
         given = _pretrained(cell) if cell.recipe.pretrained else None
         if given is not None and cell.keys.variant == "trained":
-            sae = given.to(device)
-            _finish(cell, cell.work, cell.keys, sae, [_only_row(sae, cell, tokens=0)], 0)
-        elif cell.recipe.dictionary in FITTED_DICTIONARIES:
+            _finish_without_steps(cell, given.to(device), tokens=0)
+        elif not cell.recipe.origin.trained:
             corpora = _corpora(cell, train_tokens, eval_tokens)
             sae = fit_dictionary(
                 cell.recipe, cell.train, corpora[0], where=cell.where, report=report
-            ).to(device)
-            row = _only_row(sae, cell, corpora, tokens=cell.train.n_tokens)
-            _finish(cell, cell.work, cell.keys, sae, [row], 0)
+            )
+            _finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
         else:
             stepwise.append((cell, given))
     ran = 0
@@ -233,7 +231,7 @@ def _finish(
     save_sae(
         sae,
         folder,
-        dictionary="pretrained" if given else cell.recipe.dictionary,
+        dictionary=PRETRAINED if given else cell.recipe.dictionary,
         keys=keys,
         key=cell.key,
         seed=cell.seed,
@@ -268,8 +266,8 @@ def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
         assert n_latents is not None
     else:
         n_latents = given.n_latents
-        chosen = given.k or recipe.k
-        if chosen is None and recipe.architecture in PENALIZED:
+        chosen = given.k or recipe.given_k
+        if chosen is None and not recipe.limited:
             chosen = min(recipe.kept, n_latents)
         if chosen is None:
             raise UserError(
@@ -291,19 +289,19 @@ def _pretrained(cell: Cell) -> Autoencoder:
     recipe, reader, site, where = cell.recipe, cell.train, cell.keys.site, cell.where
     assert recipe.pretrained is not None
     sae = read_pretrained(recipe.pretrained, site, where=f"{where}.pretrained")
-    if sae.architecture == "token_lookup":
+    if sae.coding.reads_tokens:
         raise UserError(
             f"{where}.pretrained: {recipe.pretrained} looks up tokens and reads no activations; "
-            f"give dictionary 'token_lookup' instead"
+            f"give dictionary {sae.architecture!r} instead"
         )
     if sae.d_model != reader.d_model:
         raise UserError(
             f"{where}.pretrained: {recipe.pretrained} is an SAE for {sae.d_model} dimensions, but "
             f"{site} has {reader.d_model}"
         )
-    if None not in (sae.k, recipe.k) and sae.k != recipe.k:
+    if None not in (sae.k, recipe.given_k) and sae.k != recipe.given_k:
         raise UserError(
-            f"{where}.k: {recipe.k} is not the k of the pretrained SAE, {sae.k}: leave it out"
+            f"{where}.k: {recipe.given_k} is not the k of the pretrained SAE, {sae.k}: leave it out"
         )
     return sae
 
@@ -312,25 +310,25 @@ def _corpora(
     cell: Cell, train_tokens: Path | None, eval_tokens: Path | None
 ) -> tuple[Tokens | None, Tokens | None]:
     """The tokens of `sae_train` and `eval`, where codes depend on them."""
-    if cell.recipe.dictionary != "token_lookup":
+    if not cell.recipe.origin.reads_tokens:
         return None, None
     if train_tokens is None or eval_tokens is None:
         raise UserError(
-            f"{cell.where}.dictionary: 'token_lookup' needs the tokens under the activations: give "
-            f"--train-tokens and --eval-tokens"
+            f"{cell.where}.dictionary: {cell.recipe.dictionary!r} needs the tokens under the "
+            f"activations: give --train-tokens and --eval-tokens"
         )
     return load_tokens(train_tokens), load_tokens(eval_tokens)
 
 
-def _only_row(
-    sae: Autoencoder,
+def _finish_without_steps(
     cell: Cell,
+    sae: Autoencoder,
     corpora: tuple[Tokens | None, Tokens | None] = (None, None),
     *,
     tokens: int,
-) -> dict[str, Any]:
-    """The history of an SAE that took no steps. FVU is over one batch of `sae_train`, and latents
-    count as dead that do not fire on the held-out tokens.
+) -> None:
+    """Write an SAE that took no steps, with one row of history. FVU is over one batch of
+    `sae_train`, and latents count as dead that do not fire on the held-out tokens.
     """
     found = []
     sizes = (cell.recipe.batch_tokens, cell.recipe.heldout_tokens)
@@ -338,7 +336,7 @@ def _only_row(
         x, position = next(split.batches(size))
         ids = None if corpus is None else token_ids(corpus, position)
         found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
-    return {
+    row = {
         "step": 0,
         "tokens": tokens,
         "lr": 0.0,
@@ -349,3 +347,4 @@ def _only_row(
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
         "tokens_per_second": None,
     }
+    _finish(cell, cell.work, cell.keys, sae, [row], 0)

@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nullsae.activations.store import BATCH_TOKENS
 from nullsae.config.saes import Sae
 from nullsae.core.checkpoint import load_state, save_state
-from nullsae.sae.architectures import ARCHITECTURES, Losses, TrainedSae
+from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.dictionaries import FROZEN, keep_close
-
-EVALUATION_BATCH_TOKENS = 4096
 
 
 def learning_rate(sae: Sae, n_latents: int) -> float:
@@ -57,13 +55,13 @@ def dead_after(n_tokens: int, n_latents: int, k: int) -> int:
 class Trainer:
     """State of one training run, in the scaled space where activations have mean norm sqrt(d).
 
-    It is made with the initial weights, to which `soft_frozen_decoder` is held, also where `load`
+    It is made with the initial weights, to which some dictionaries are held, also where `load`
     then puts a checkpoint's in their place.
     """
 
     recipe: Sae
     n_steps: int
-    model: TrainedSae
+    model: TrainedSae[Any]
     step: int
     unfired_tokens: Tensor
     """int64 [n_latents]: tokens since a latent last fired."""
@@ -72,17 +70,17 @@ class Trainer:
     @classmethod
     def of(cls, recipe: Sae, n_steps: int, start: Autoencoder, *, k: int) -> Trainer:
         """A training run at its start; `start` is not copied."""
-        # What is dead under a frozen encoder stays dead, whatever its decoder row learns.
-        revivable = "encoder.weight" not in FROZEN.get(recipe.dictionary, ())
-        model = ARCHITECTURES[recipe.architecture](
-            recipe, k, start, auxk_coefficient=recipe.auxk_coefficient if revivable else 0.0
-        )
+        model = recipe.training()(recipe, k, start)
         unfired = torch.zeros(start.n_latents, dtype=torch.int64, device=start.w_dec.device)
         return cls(recipe, n_steps, model, 0, unfired, [])
 
     def __post_init__(self) -> None:
-        frozen = FROZEN.get(self.recipe.dictionary, ())
-        self.trained = {n: t for n, t in self.model.parameters.items() if n not in frozen}
+        self.origin = self.recipe.origin
+        self.trained = {
+            name: tensor
+            for name, tensor in self.model.parameters.items()
+            if name not in self.origin.frozen
+        }
         self.optimizer = torch.optim.Adam(
             list(self.trained.values()), lr=1.0, betas=self.recipe.adam_betas, fused=True
         )
@@ -90,8 +88,7 @@ class Trainer:
         self.dead_after_tokens = self.recipe.dead_after_tokens or dead_after(
             self.n_steps * self.recipe.batch_tokens, self.model.n_latents, self.model.k
         )
-        soft = self.recipe.dictionary == "soft_frozen_decoder"
-        self.start = self.model.w_dec.clone() if soft else None
+        self.start = self.model.w_dec.clone() if self.origin.held else None
 
     @property
     def sae(self) -> Autoencoder:
@@ -125,7 +122,7 @@ class Trainer:
         if "W_dec" in gradient:
             w_dec /= w_dec.norm(dim=1, keepdim=True)
         if self.start is not None:
-            w_dec.copy_(keep_close(w_dec, self.start, recipe.min_decoder_cosine))
+            w_dec.copy_(self.origin.hold(w_dec, self.start))
         self.unfired_tokens += len(x)
         self.unfired_tokens[losses.fired] = 0
         self.step += 1
@@ -169,12 +166,12 @@ class Trainer:
 def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str, float]:
     """Explained variance, mean cosine and share of latents that fired on x [tokens, d_model].
 
-    `ids` are the token ids int64 [tokens], which only `token_lookup` needs.
+    `ids` are the token ids int64 [tokens], where the architecture reads them.
     """
     error, cosine = 0.0, 0.0
     fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=x.device)
-    for start in range(0, len(x), EVALUATION_BATCH_TOKENS):
-        part = slice(start, start + EVALUATION_BATCH_TOKENS)
+    for start in range(0, len(x), BATCH_TOKENS):
+        part = slice(start, start + BATCH_TOKENS)
         batch = x[part]
         values, indices = sae.encode(batch, None if ids is None else ids[part])
         output = sae.decode(values, indices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 import xxhash
@@ -32,6 +32,17 @@ class Gate(TypedDict):
     detail: str
 
 
+class Chance(Protocol):
+    """What chance makes of the correlation of a changed tensor with the original."""
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the units that are drawn are rows; else they are entries."""
+
+    def limit(self, a: Tensor, b: Tensor) -> float:
+        """The largest that chance explains, of two centred tensors of norm 1 [units, d]."""
+
+
 def passed(gate: str, detail: str) -> Gate:
     """A gate that holds."""
     return {"gate": gate, "passed": True, "detail": detail}
@@ -52,13 +63,20 @@ def inventory(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Gate
 
 
 def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]) -> Gate:
-    """Every tensor in `names` differs from the original (unless constant), no other does."""
+    """Every tensor in `names` differs from the original (unless constant), no other does.
+
+    At least one does: with none, the variant would be the original under another name.
+    """
+    n_changed = 0
     for name, old in before.items():
         same = torch.equal(old, after[name])
+        n_changed += not same
         if name in names and same and not _is_constant(old):
             return failed("changed", f"{name}: should have changed and did not")
         if name not in names and not same:
             return failed("changed", f"{name}: changed and should not have")
+    if n_changed == 0:
+        return failed("changed", "no tensor differs from the original's")
     return passed("changed", f"{len(names)} of {len(before)} tensors")
 
 
@@ -237,14 +255,14 @@ def rows_rotated(
 
 
 def uncorrelated(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], changes: Mapping[str, str]
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], changes: Mapping[str, Chance]
 ) -> Gate:
     """|correlation| of each changed tensor with the original is no larger than chance makes it.
 
     Args:
         before: the original tensors.
         after: the changed ones.
-        changes: what was done to which tensor, as in `nullsae.subjects.randomize.Change`.
+        changes: what was done to which tensor; a `nullsae.subjects.changes.Change`.
     """
     largest = 0.0
     for name in sorted(changes):
@@ -258,29 +276,14 @@ def uncorrelated(
     return passed("uncorrelated", f"largest |correlation| {largest:.4f}")
 
 
-def _correlation(old: Tensor, new: Tensor, change: str) -> tuple[float, float]:
-    """|correlation| of two tensors, and what chance leaves below it.
-
-    Independent entries or permuted ones: standard deviation 1 / sqrt(n). Permuted rows: what all
-    rows share stays, so columns are centred, and a row is one unit. Chance can also leave a unit
-    in its place: one that dominates the tensor then makes a correlation of its share of the
-    squares, by which the bound of permutations is raised. Rotated rows, centred alike: <E, EQ> has
-    the variance |E^T E|^2 / d for a Haar-random Q [d, d] and |E| = 1. Random singular vectors:
-    1 / sqrt(n) too, but with the tail of a product of two normals if one singular value dominates.
-    """
-    if change in {"rows", "rotated"}:
+def _correlation(old: Tensor, new: Tensor, chance: Chance) -> tuple[float, float]:
+    """|correlation| of two tensors, and what chance leaves below it."""
+    if chance.by_row:
         a, b = old - old.mean(dim=0), new - new.mean(dim=0)
     else:
         a, b = (old - old.mean()).reshape(-1, 1), (new - new.mean()).reshape(-1, 1)
     a, b = a / a.norm(), b / b.norm()
-    found = abs(float((a * b).sum()))
-    if change == "rotated":
-        return found, STANDARD_ERRORS * float((a.T @ a).norm()) / math.sqrt(a.shape[1])
-    errors = PRODUCT_ERRORS if change == "matched" else STANDARD_ERRORS
-    limit = errors / math.sqrt(len(a))
-    if change in {"permuted", "rows"}:
-        limit += float(a.norm(dim=1).max() * b.norm(dim=1).max())
-    return found, limit
+    return abs(float((a * b).sum())), chance.limit(a, b)
 
 
 def repeatable(first: Mapping[str, str], again: Mapping[str, str]) -> Gate:
@@ -307,7 +310,7 @@ def finite(activations: Mapping[str, Tensor], logits: Tensor) -> Gate:
     return passed("finite", f"{len(activations)} sites and the logits")
 
 
-def noise(first: Tensor, other_batch: Tensor, plain: Tensor, std: float) -> Sequence[Gate]:
+def noise(first: Tensor, other_batch: Tensor, plain: Tensor, std: float) -> list[Gate]:
     """The embedding noise is N(0, std^2), the same in any batch, and replaces the embedding.
 
     Args:

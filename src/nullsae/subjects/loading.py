@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, read_json, rebuild_command, room_for, verify, write_json
-from nullsae.core.randomness import torch_generator
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def fetch(source: PretrainedSource | GgufSource, *, step0: bool) -> nn.Module:
+def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") -> nn.Module:
     """Load a causal language model from a hub id, a local folder or a GGUF file, onto the CPU.
 
     Of checkpoints only safetensors are read, memory-mapped by Transformers: what is not converted
@@ -55,7 +55,7 @@ def fetch(source: PretrainedSource | GgufSource, *, step0: bool) -> nn.Module:
 
     Args:
         source: where it comes from.
-        step0: whether the untrained weights are meant.
+        variant: whose weights of the source are meant.
 
     Raises:
         UserError: the model cannot be had, has no safetensors or lacks weights; names the config
@@ -65,9 +65,8 @@ def fetch(source: PretrainedSource | GgufSource, *, step0: bool) -> nn.Module:
     if isinstance(source, GgufSource):
         model = _fetch_gguf(source, key)
     else:
-        revision = source.step0_revision if step0 else source.revision
-        revision_key = f"{key}.{'step0_revision' if step0 else 'revision'}"
-        model = _fetch_checkpoint(source, revision, key, revision_key)
+        revision, revision_key = VARIANTS[variant].revision(source)
+        model = _fetch_checkpoint(source, revision, key, f"{key}.{revision_key}")
     return model.eval().requires_grad_(False)
 
 
@@ -172,11 +171,11 @@ class Subject:
     def __post_init__(self) -> None:
         self.blocks = find_blocks(self.model)
         self._points: dict[str, Point] = {}
-        self._contexts: Sequence[int] = ()
-        self._split = ""
-        # Registered before any other hook, so that the site `embed` shows the noise too.
-        if self.recipe.get("embedding_noise_std") is not None:
-            self.model.get_input_embeddings().register_forward_hook(self._noise)
+        self.contexts: Sequence[int] = ()
+        self.split = ""
+        # Its hooks come before all others, so that sites show what they do.
+        if name := self.recipe.get("variant"):
+            VARIANTS[name].install(self)
 
     def width(self, site: str) -> int:
         """Dimensions of a site: those of the residual stream, but for embeddings projected up."""
@@ -184,26 +183,10 @@ class Subject:
             return int(self.model.get_input_embeddings().weight.shape[1])
         return int(text_config(self.model).hidden_size)
 
-    def _noise(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        """Replace embeddings [batch, tokens, d] by noise keyed by (draw, split, context)."""
-        recipe = self.recipe
-        rows = [
-            torch.randn(
-                output.shape[1:],
-                generator=torch_generator(
-                    recipe["seed"], "embedding_noise", recipe["draw"], self._split, context
-                ),
-            )
-            for context in self._contexts
-        ]
-        noise = torch.stack(rows) * recipe["embedding_noise_std"]
-        placed: Tensor = noise.to(device=output.device, dtype=output.dtype)
-        return placed
-
     def _place(self, input_ids: Tensor, split: str, contexts: Sequence[int]) -> Tensor:
         if len(contexts) != len(input_ids):
             raise ValueError(f"{len(contexts)} context indices for {len(input_ids)} contexts")
-        self._split, self._contexts = split, contexts
+        self.split, self.contexts = split, contexts
         return input_ids.to(self.model.get_input_embeddings().weight.device, torch.int64)
 
     @torch.inference_mode()
@@ -220,7 +203,7 @@ class Subject:
 
         Args:
             input_ids: [batch, tokens] integers.
-            split: the split that the contexts belong to; keys the noise of `noise_embeddings`.
+            split: the split that the contexts belong to; keys what is drawn per context.
             contexts: index of each row in the split.
             sites: names of sites.
             see: called with a site's name and [batch, tokens, width of the site] in the subject's
@@ -383,7 +366,8 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     The file stays mapped: on the CPU, nothing is copied.
 
     Raises:
-        UserError: a file is missing or damaged; names it and the command that rebuilds it.
+        UserError: a file is missing or damaged (names it and the command that rebuilds it), or
+            the variant is not known here.
     """
     from transformers import AutoModelForCausalLM
 
@@ -391,6 +375,11 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     recipe = read_json(recipe_file, rebuild=rebuild)
     for name, expected in recipe["files"].items():
         verify(recipe_file.parent / name, expected, rebuild=rebuild)
+    if recipe["variant"] not in VARIANTS:
+        raise UserError(
+            f"{recipe_file}: variant {recipe['variant']!r} is not one of {', '.join(VARIANTS)}; "
+            f"install the package that it comes from"
+        )
     model = AutoModelForCausalLM.from_pretrained(
         recipe_file.parent,
         dtype=DTYPES[recipe["dtype"]],

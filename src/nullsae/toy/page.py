@@ -88,7 +88,7 @@ def report_toy(params: ReportToyParams, root: Path) -> None:
         config_yaml=yaml.safe_dump({"toy": toy.model_dump(mode="json")}, sort_keys=False),
         version=__version__,
         compact=True,
-        dark=style.DARK,
+        dark=style.dark(),
     )
     write_text(root / paths.TOY_PAGE, page)
 

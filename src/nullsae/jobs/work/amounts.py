@@ -11,15 +11,6 @@ from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.study import Config
 from nullsae.jobs.grid import Keys
 
-# Time of a step beside TopK's: measured, docs/plan.md.
-PRODUCTS = {
-    "topk": 1.0,
-    "batch_topk": 1.25,
-    "matryoshka": 1.5,
-    "jumprelu": 7.0,
-    "gated": 9.0,
-    "standard": 4.6,
-}
 # Five passes over the rows of the hits (docs/performance.md), and Adam with the norms of rows.
 HIT_PASSES, ADAM_BYTES = 5, 40
 # Calls of one optimizer step, whatever its size.
@@ -113,10 +104,8 @@ class SizedStudy:
 
     def width(self, keys: Keys, recipe: Sae) -> int:
         """Latents of an SAE; 16 times the site's width for a pretrained one, which alone knows."""
-        d = self.sizes[keys["subject"]].d_model
-        if recipe.dictionary == "token_lookup":
-            return self.sizes[keys["subject"]].vocab_size
-        return recipe.width(d) or 16 * d
+        size = self.sizes[keys["subject"]]
+        return recipe.width(size.d_model, size.vocab_size) or 16 * size.d_model
 
 
 def blocks_to(site: str, size: Size) -> int:
@@ -172,9 +161,7 @@ def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
     nulls that are not trained look up or project.
     """
     k = recipe.kept
-    product = 0.0 if recipe.dictionary == "token_lookup" else 2.0 * d * m
-    if recipe.dictionary in ("pca", "identity"):
-        product /= 2  # the signs share a direction
+    product = 2.0 * d * m * recipe.origin.product_share
     moved = 4.0 * m * (product > 0) + 8.0 * k * d + 16.0 * d
     return Work(product_flops=n_tokens * product, moved_bytes=n_tokens * moved)
 
@@ -187,7 +174,7 @@ def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
     """
     steps = n_tokens // recipe.batch_tokens * recipe.epochs
     seen = float(steps * recipe.batch_tokens)
-    k, factor = recipe.kept, PRODUCTS[recipe.architecture]
+    k, factor = recipe.kept, recipe.step_cost
     per_token = 8.0 * m * factor + HIT_PASSES * 4.0 * k * d
     weights = 2.0 * m * d
     step = Work(

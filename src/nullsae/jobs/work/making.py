@@ -9,9 +9,8 @@ from dataclasses import replace
 
 from nullsae.config.corpora import BuiltinSource, TrainedTokenizer
 from nullsae.config.model_size import BYTES
-from nullsae.config.saes import FITTED_DICTIONARIES
 from nullsae.config.subjects import TrainSource
-from nullsae.config.variants import GAUSSIAN, is_floor
+from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.work.amounts import (
     SizedStudy,
@@ -96,7 +95,7 @@ def randomize_model(study: SizedStudy, keys: Keys) -> Work:
     """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread."""
     size = study.sizes[keys["subject"]]
     published = publishing(study, keys)
-    drawn = keys["variant"] not in ("trained", "step0", "noise_embeddings")
+    drawn = VARIANTS[keys["variant"]].changes_weights
     gates = size.n_parameters * (GATE_SECONDS if drawn else 0.0)
     return together(
         published,
@@ -179,9 +178,9 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
         m = study.width(cell, recipe)
         written += sae_bytes(d, m) * (1 + len(recipe.checkpoints))
         fetched = recipe.pretrained is not None and cell["variant"] == "trained"
-        if recipe.dictionary in FITTED_DICTIONARIES or fetched:
-            moments = 4.0 * d * d * cached + 20.0 * d**3 if recipe.dictionary == "pca" else 0.0
-            parts.append(Work(product_flops=moments, moved_bytes=cached * 16.0 * d))
+        if fetched or not recipe.origin.trained:
+            fitted = recipe.origin.fit_flops(d, cached)
+            parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
             continue
         stepwise = True
         held += 3 * sae_bytes(d, m)
@@ -190,7 +189,7 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     if settings.mode == "stream" and stepwise:
         sites = list(dict.fromkeys(cell["site"] for cell in cells))
         epochs = max(study.recipe(cell).epochs for cell in cells)
-        if keys["variant"] == GAUSSIAN or is_floor(keys["variant"]):
+        if not has_model(keys["variant"]):
             drawn = float(n * epochs * len(sites))
             live = Work(product_flops=2.0 * d * d * drawn, host_seconds=drawn * d * NORMAL_SECONDS)
         else:

@@ -6,7 +6,7 @@ Constants in seconds are of one core of the reference CPU.
 from __future__ import annotations
 
 from nullsae.config.scorers import IntruderScorer, LikelihoodScorer
-from nullsae.config.variants import GAUSSIAN, is_floor
+from nullsae.config.variants import has_model
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells
 from nullsae.jobs.slices import asks
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
@@ -23,8 +23,8 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
     d, n, cached = size.d_model, study.cached(keys, "eval"), study.cached(keys, "sae_train")
     m = study.width(keys, recipe)
     parts = [encoding(recipe, d, m, n)]
-    has_model = keys["variant"] != GAUSSIAN and not is_floor(keys["variant"])
-    if has_model:
+    with_model = has_model(keys["variant"])
+    if with_model:
         fidelity = min(study.config.evaluation.fidelity_tokens, n)
         parts += 4 * [forward(size, fidelity, study.context_tokens(keys), head=True)]
         parts.append(encoding(recipe, d, m, fidelity))
@@ -37,7 +37,7 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         + 20.0 * float(d) ** 3,
         # Sums in float64 over what goes in and comes out, and over what means are fitted to.
         moved_bytes=(n * 160.0 + (n + cached) * 80.0) * d,
-        imports="transformers" if has_model else "torch",
+        imports="transformers" if with_model else "torch",
         written_bytes=2e4,
         gpu=True,
     )

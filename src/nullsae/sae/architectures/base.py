@@ -4,22 +4,44 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
-from torch import Tensor
+from pydantic import PositiveInt
 
 from nullsae.config.saes import Sae
-from nullsae.sae.autoencoder import PARAMETERS, Autoencoder
-from nullsae.sae.dictionaries import FROZEN
-from nullsae.sae.kernels import Hits, HitsByLatent, chunk_rows, encode_top_k, top_k
+from nullsae.core.registry import lazy
+from nullsae.sae.chunks import rows_at_once
 
-Gradients = dict[str, Tensor]
-# AuxK computes with all dead latents as matrices as long as they are so few for each one that is
-# chosen: a product's operation costs this much less than one on a gathered row.
-DENSE_PER_CHOSEN = 4
-# Multi-TopK's second loss: with so many times k latents, and this weight (Gao et al. 2024, 4.2).
-MULTI, MULTI_WEIGHT = 4, 1.0 / 8.0
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.sae import autoencoder, kernels
+    from nullsae.sae.autoencoder import Autoencoder
+    from nullsae.sae.kernels import Hits
+
+    Gradients = dict[str, Tensor]
+else:
+    torch = lazy("torch")
+    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+
+R = TypeVar("R", bound=Sae)
+
+
+class LimitedSae(Sae):
+    """Keys of an architecture whose activity is set by k."""
+
+    k: PositiveInt | None = None
+    """Latents active per token: exactly (`topk`), on average (`batch_topk`, `matryoshka`) or as
+    the target of the penalty (`jumprelu`); by default 32, and 1 for `token_lookup`."""
+
+    @property
+    def given_k(self) -> int | None:
+        return self.k
+
+    @property
+    def kept(self) -> int:
+        return self.k or self.origin.default_k
 
 
 @dataclass(frozen=True)
@@ -36,7 +58,7 @@ class Losses:
     """bool [n_latents]."""
 
 
-class TrainedSae(ABC):
+class TrainedSae(ABC, Generic[R]):
     """An SAE while it is trained: its weights, its loss and the loss' gradients.
 
     Inputs have a mean norm of sqrt(d_model). Decoder rows have unit norm: the trainer restores it
@@ -51,21 +73,19 @@ class TrainedSae(ABC):
     DENSE_TENSORS: ClassVar[int] = 8
     """Tensors [tokens, n_latents] that `gradients` holds at once, at most."""
 
-    def __init__(self, recipe: Sae, k: int, start: Autoencoder, *, auxk_coefficient: float) -> None:
+    def __init__(self, recipe: R, k: int, start: Autoencoder) -> None:
         """Start from these weights.
 
         Args:
             recipe: of this architecture.
             k: latents active per token: exactly, on average, or as the target of a penalty.
             start: weights to start from; they are not copied.
-            auxk_coefficient: weight of AuxK, where the architecture has it; 0 turns it off.
         """
         self.recipe, self.k = recipe, k
-        self.parameters = {name: start.parameters()[name] for name in PARAMETERS}
+        named = start.parameters()
+        self.parameters = {name: named[name] for name in autoencoder.PARAMETERS}
         self.buffers: dict[str, Tensor] = {}
-        self.frozen = FROZEN.get(recipe.dictionary, ())
-        self.auxk_k = auxk_latents(recipe, start.d_model)
-        self.auxk_coefficient = auxk_coefficient
+        self.frozen = recipe.origin.frozen
 
     @property
     def w_enc(self) -> Tensor:
@@ -93,38 +113,33 @@ class TrainedSae(ABC):
 
     @classmethod
     def step_bytes(
-        cls, recipe: Sae, *, d_model: int, n_latents: int, k: int, device: str = "cpu"
+        cls, recipe: R, *, d_model: int, n_latents: int, k: int, device: str = "cpu"
     ) -> int:
         """The most memory that a training in float32 holds during a step, by its tensors.
 
         What the interpreter takes, and what an allocator keeps for later, comes on top. With B
         tokens in a batch, d = d_model, n = n_latents, D = `DENSE_TENSORS`, C tokens whose
-        pre-activations are held at once (`chunk_rows`), K hits per token (k, and 4k more with
-        `multi_topk`) and a = min(auxk_k, n), it is
+        pre-activations are held at once (`chunk_rows`) and K hits per token (`hits`), it is
 
             16 (2 d n + d + n)              weights, gradients, Adam's two moments
           + 4 d n                           the encoder once more, packed for the product
           + 4 D B n + 5 C n                 pre-activations of all tokens, of a chunk
           + 20 B d                          batch, centred, residual, target, error
           + 56 B K                          hits, in two orders
-          + 8 d n + B max(56 a, 9 min(n, 4a))
-                                            with AuxK, if all latents are dead
 
-        bytes; `soft_frozen_decoder` adds 4 d n for the start that it is held to. Nothing grows with
-        B K d.
+        bytes, and what an architecture adds; a dictionary that is held to its start adds 4 d n for
+        that. Nothing grows with B K d.
         """
         batch, d, n = recipe.batch_tokens, d_model, n_latents
-        hits = k + (min(MULTI * k, n) if recipe.multi_topk else 0)
-        rows = min(batch, chunk_rows(n, torch.device(device)))
+        rows = min(batch, rows_at_once(n, device))
         total = 16 * (2 * d * n + d + n) + 4 * d * n + 4 * cls.DENSE_TENSORS * batch * n
-        total += 5 * rows * n + 20 * batch * d + 56 * batch * hits
-        if recipe.dictionary == "soft_frozen_decoder":
-            total += 4 * d * n
-        if recipe.auxk_coefficient:
-            chosen = min(auxk_latents(recipe, d), n)
-            few = min(n, DENSE_PER_CHOSEN * chosen)
-            total += 8 * d * n + batch * max(56 * chosen, 9 * few)
-        return total
+        total += 5 * rows * n + 20 * batch * d + 56 * batch * cls.hits(recipe, k, n)
+        return total + 4 * d * n * recipe.origin.held
+
+    @classmethod
+    def hits(cls, recipe: R, k: int, n_latents: int) -> int:
+        """Hits per token that a step works with."""
+        return k
 
     @abstractmethod
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
@@ -138,11 +153,6 @@ class TrainedSae(ABC):
     @abstractmethod
     def autoencoder(self) -> Autoencoder:
         """The SAE as it stands, for use; it shares memory with the weights where it can."""
-
-
-def auxk_latents(recipe: Sae, d_model: int) -> int:
-    """Dead latents that AuxK chooses per token, if there are so many."""
-    return recipe.auxk_k or max(1, d_model // 2)
 
 
 def variance(x: Tensor) -> Tensor:
@@ -162,7 +172,7 @@ def fired(hits: Hits, n_latents: int) -> Tensor:
 
 
 def add_gradients(
-    gradients: Gradients, sae: TrainedSae, centred: Tensor, hits: Hits, out: Tensor
+    gradients: Gradients, sae: TrainedSae[Any], centred: Tensor, hits: Hits, out: Tensor
 ) -> None:
     """Add the derivatives of sum(out * decode(hits)), through the hits alone.
 
@@ -176,7 +186,7 @@ def add_gradients(
         hits: rectified; those with a value of 0 pass no gradient to the encoder.
         out: derivative of the loss by the decoded hits, [tokens, d_model].
     """
-    by_latent = HitsByLatent(hits, sae.n_latents)
+    by_latent = kernels.HitsByLatent(hits, sae.n_latents)
     if "W_dec" not in sae.frozen:
         add(gradients, "W_dec", by_latent.row_gradient(hits.values, out))
     if "encoder.weight" not in sae.frozen:
@@ -189,7 +199,7 @@ def add_gradients(
 
 def add_fvu(
     gradients: Gradients,
-    sae: TrainedSae,
+    sae: TrainedSae[Any],
     x: Tensor,
     centred: Tensor,
     hits: Hits,
@@ -219,59 +229,3 @@ def add_fvu(
 def add(gradients: Gradients, name: str, value: Tensor) -> None:
     """Add to a gradient, or set the one that is missing."""
     gradients[name] = gradients[name].add_(value) if name in gradients else value
-
-
-def add_auxk(
-    gradients: Gradients,
-    sae: TrainedSae,
-    pre: Tensor | None,
-    centred: Tensor,
-    target: Tensor,
-    scale: Tensor,
-    dead: Tensor,
-) -> float:
-    """Add AuxK's gradients; returns its value.
-
-    AuxK is |e - e^|^2 / variance for the residual e (held constant) as modelled by the `auxk_k`
-    most active dead latents without b_dec. Its weight in the loss is
-    auxk_coefficient * min(1, dead latents / auxk_k) (Gao et al. 2024, appendix A.2).
-
-    Args:
-        gradients: what they are added to, all of them there.
-        sae: the weights.
-        pre: pre-activations, [tokens, n_latents], or None: then those of the dead latents are
-            computed.
-        centred: x - b_dec.
-        target: e, [tokens, d_model].
-        scale: the batch's variance.
-        dead: bool [n_latents].
-    """
-    rows = dead.nonzero().squeeze(1)
-    if not sae.auxk_coefficient or not len(rows):
-        return 0.0
-    k = min(sae.auxk_k, len(rows))
-    if pre is None:
-        values, local = encode_top_k(centred, sae.w_enc[rows], sae.b_enc[rows], k)
-    else:
-        values, local = top_k(pre[:, rows], k)
-    weight = 2.0 * sae.auxk_coefficient * min(1.0, len(rows) / sae.auxk_k) / scale
-    if len(rows) > DENSE_PER_CHOSEN * k:
-        hits = Hits.of(values, rows[local])
-        error = hits.decode(sae.w_dec).sub_(target)
-        value = float(square_sum(error) / scale)
-        add_gradients(gradients, sae, centred, hits, error.mul_(weight))
-        return value
-    codes = values.new_zeros(len(centred), len(rows)).scatter_(1, local, values)
-    w_dec = sae.w_dec[rows]
-    error = torch.addmm(target, codes, w_dec, beta=-1)
-    value = float(square_sum(error) / scale)
-    out = error.mul_(weight)
-    if "W_dec" not in sae.frozen:
-        gradients["W_dec"].index_add_(0, rows, codes.t() @ out)
-    if "encoder.weight" not in sae.frozen:
-        slopes = (out @ w_dec.t()).mul_(codes > 0)
-        bias = slopes.sum(dim=0)
-        gradients["b_dec"] -= bias @ sae.w_enc[rows]
-        gradients["encoder.weight"].index_add_(0, rows, slopes.t() @ centred)
-        gradients["encoder.bias"].index_add_(0, rows, bias)
-    return value

@@ -7,23 +7,25 @@ has a threshold instead: the average of the smallest value that was kept.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from nullsae.config.saes import Sae
-from nullsae.sae.architectures.base import (
-    Gradients,
-    Losses,
-    TrainedSae,
-    add_auxk,
-    add_fvu,
-    fired,
-    variance,
-)
-from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.kernels import GROUPS_PER_ENTRY, Hits, chunk_rows
+from nullsae.core.registry import lazy
+from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae, add_auxk
+from nullsae.sae.architectures.base import Losses, TrainedSae, add_fvu, fired, variance
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.sae import autoencoder, kernels
+    from nullsae.sae.architectures.base import Gradients
+    from nullsae.sae.autoencoder import Autoencoder
+    from nullsae.sae.kernels import Hits
+else:
+    torch = lazy("torch")
+    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
 
 # Of the running average of the threshold: it looks back over some 10 steps. The weights move: over
 # 50 steps, an SAE of 244 steps was left with 6% fewer active latents than k.
@@ -33,15 +35,35 @@ THRESHOLD_DECAY = 0.9
 SLACK, SAMPLED = 1.5, 4
 
 
-class BatchTopK(TrainedSae):
+class AveragedSae(AuxKSae):
+    """What a recipe of BatchTopK shares with those that choose as it does."""
+
+    keeps_k = True
+
+
+B = TypeVar("B", bound=AveragedSae)
+
+
+class BatchTopKSae(AveragedSae):
+    """A recipe; finished SAEs are `jumprelu`."""
+
+    name, position, step_cost = "batch_topk", 2, 1.25
+    summary = "keeps k per token on average"
+
+    @classmethod
+    def training(cls) -> type[TrainedSae[Any]]:
+        return BatchTopK
+
+
+class BatchTopK(RevivingSae[B]):
     """loss = FVU + weighted AuxK, gradients through the kept values only, both as in TopK.
 
     `buffers` hold the average of the smallest kept value and the weight behind it, by which it is
     divided: both start at 0.
     """
 
-    def __init__(self, recipe: Sae, k: int, start: Autoencoder, *, auxk_coefficient: float) -> None:
-        super().__init__(recipe, k, start, auxk_coefficient=auxk_coefficient)
+    def __init__(self, recipe: B, k: int, start: Autoencoder) -> None:
+        super().__init__(recipe, k, start)
         self.buffers = {
             "threshold": start.b_enc.new_zeros(()),
             "threshold_weight": start.b_enc.new_zeros(()),
@@ -68,7 +90,7 @@ class BatchTopK(TrainedSae):
         average, weight = self.buffers["threshold"], self.buffers["threshold_weight"]
         threshold = average / weight if weight > 0 else average
         tensors = {**self.parameters, "threshold": threshold.expand(self.n_latents).clone()}
-        return Autoencoder.of(tensors, "jumprelu", None)
+        return autoencoder.Autoencoder.of(tensors, "jumprelu", None)
 
 
 def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> Hits:
@@ -89,7 +111,7 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
         Hits token by token, in the order of the latents.
     """
     n_tokens, n_latents = len(centred), len(b_enc)
-    rows = min(n_tokens, chunk_rows(n_latents, centred.device))
+    rows = min(n_tokens, kernels.chunk_rows(n_latents, centred.device))
     buffer = centred.new_empty(rows, n_latents)
 
     def above(start: int, cut: float | None) -> tuple[float, Tensor, Tensor]:
@@ -117,7 +139,7 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
         keep = larger | (equal & (equal.cumsum(0) <= n_hits - larger.sum()))
         places, values = places[keep], values[keep]
     counts = torch.bincount(places // n_latents, minlength=n_tokens)
-    return Hits(values, places % n_latents, counts.cumsum(0) - counts)
+    return kernels.Hits(values, places % n_latents, counts.cumsum(0) - counts)
 
 
 def lower_bound_of_all(pre: Tensor, n: int) -> float:
@@ -131,7 +153,7 @@ def lower_bound_of_all(pre: Tensor, n: int) -> float:
     """
     n_tokens, n_latents = pre.shape
     n = min(n, pre.numel())
-    size = max(1, min(n_latents, pre.numel() // (GROUPS_PER_ENTRY * n)))
+    size = max(1, min(n_latents, pre.numel() // (kernels.GROUPS_PER_ENTRY * n)))
     groups = n_latents // size
     maxima = pre[:, : groups * size].view(n_tokens, size, groups).amax(dim=1)
     return nth_largest(maxima.flatten(), n)

@@ -6,17 +6,35 @@ Rajamanoharan et al. 2024, arXiv 2404.16014.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from nullsae.core.registry import lazy
+from nullsae.sae.architectures.base import Losses, TrainedSae, square_sum, variance
+from nullsae.sae.architectures.standard import PayingSae, dense_gradients
 
-from nullsae.config.saes import Sae
-from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
-from nullsae.sae.architectures.standard import dense_gradients
-from nullsae.sae.autoencoder import Autoencoder
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.sae import autoencoder
+    from nullsae.sae.architectures.base import Gradients
+    from nullsae.sae.autoencoder import Autoencoder
+else:
+    torch, autoencoder = lazy("torch"), lazy("nullsae.sae.autoencoder")
 
 
-class Gated(TrainedSae):
+class GatedSae(PayingSae):
+    """A recipe; finished SAEs are `jumprelu`."""
+
+    name, position, step_cost = "gated", 5, 9.0
+    summary = "pays for activity by `l1_coefficient`, with a gate beside the codes"
+
+    @classmethod
+    def training(cls) -> type[TrainedSae[GatedSae]]:
+        return Gated
+
+
+class Gated(TrainedSae[GatedSae]):
     """Two encoders with the same directions W.
 
     With u = W (x - b_dec),
@@ -31,8 +49,8 @@ class Gated(TrainedSae):
     codes. W is `encoder.weight`, b_mag is `encoder.bias`, r_mag and b_gate have names of their own.
     """
 
-    def __init__(self, recipe: Sae, k: int, start: Autoencoder, *, auxk_coefficient: float) -> None:
-        super().__init__(recipe, k, start, auxk_coefficient=auxk_coefficient)
+    def __init__(self, recipe: GatedSae, k: int, start: Autoencoder) -> None:
+        super().__init__(recipe, k, start)
         self.parameters["r_mag"] = torch.zeros_like(start.b_enc)
         self.parameters["b_gate"] = start.b_enc.clone()
 
@@ -68,4 +86,4 @@ class Gated(TrainedSae):
             "encoder.weight": self.w_enc * stretch[:, None],
             "threshold": threshold,
         }
-        return Autoencoder.of(tensors, "jumprelu", None)
+        return autoencoder.Autoencoder.of(tensors, "jumprelu", None)

@@ -3,18 +3,54 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from pydantic import PositiveFloat
 
-from nullsae.config.saes import Sae
-from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
+from nullsae.core.registry import lazy
+from nullsae.sae.architectures.base import LimitedSae, Losses, TrainedSae, square_sum, variance
 from nullsae.sae.architectures.batch_topk import batch_top_k
 from nullsae.sae.architectures.standard import dense_gradients
-from nullsae.sae.autoencoder import Autoencoder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.sae import autoencoder, kernels
+    from nullsae.sae.architectures.base import Gradients
+    from nullsae.sae.autoencoder import Autoencoder
+else:
+    torch = lazy("torch")
+    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
 
 
-class JumpReLU(TrainedSae):
+class JumpReluSae(LimitedSae):
+    """A recipe, and how finished SAEs encode: what exceeds a positive threshold per latent."""
+
+    name, position, step_cost = "jumprelu", 4, 7.0
+    summary = "learns a threshold per latent, with k as the target"
+    coding, own_tensors = True, ("threshold",)
+
+    l0_coefficient: PositiveFloat = 3.0
+    """`jumprelu`: weight of (active latents per token / k - 1)^2 beside the share of variance
+    that is not explained."""
+    bandwidth: PositiveFloat = 0.01
+    """`jumprelu`: width of the kernel that gives thresholds a gradient, for inputs scaled to a mean
+    norm of 1."""
+    initial_threshold: PositiveFloat | None = None
+    """`jumprelu`: every latent's threshold at the start, for inputs scaled to a mean norm of 1; by
+    default the one that gives k active latents per token in the first batch."""
+
+    @classmethod
+    def training(cls) -> type[TrainedSae[JumpReluSae]]:
+        return JumpReLU
+
+    @classmethod
+    def select(cls, sae: Autoencoder, pre: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.positive(pre.relu().mul_(pre > sae.own["threshold"]))
+
+
+class JumpReLU(TrainedSae[JumpReluSae]):
     """loss = FVU + l0_coefficient * (L0 / k - 1)^2, with L0 the active latents per token.
 
     codes = z where z > theta, else 0, for pre-activations z and theta = exp(log_threshold). The
@@ -32,8 +68,8 @@ class JumpReLU(TrainedSae):
     active latents per token, since log_threshold moves by no more than the learning rate in a step.
     """
 
-    def __init__(self, recipe: Sae, k: int, start: Autoencoder, *, auxk_coefficient: float) -> None:
-        super().__init__(recipe, k, start, auxk_coefficient=auxk_coefficient)
+    def __init__(self, recipe: JumpReluSae, k: int, start: Autoencoder) -> None:
+        super().__init__(recipe, k, start)
         given = recipe.initial_threshold
         threshold = (given or 1.0) * math.sqrt(self.d_model)
         self.parameters["log_threshold"] = torch.full_like(start.b_enc, math.log(threshold))
@@ -70,4 +106,4 @@ class JumpReLU(TrainedSae):
 
     def autoencoder(self) -> Autoencoder:
         tensors = {**self.parameters, "threshold": self.parameters["log_threshold"].exp()}
-        return Autoencoder.of(tensors, "jumprelu", None)
+        return autoencoder.Autoencoder.of(tensors, "jumprelu", None)

@@ -6,26 +6,63 @@ Bussmann et al. 2025, arXiv 2503.17547.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
+from pydantic import Field, PositiveFloat, field_validator
 
-from nullsae.config.saes import Sae
+from nullsae.core.registry import lazy
+from nullsae.sae.architectures.auxk import add_auxk
 from nullsae.sae.architectures.base import (
-    Gradients,
     Losses,
-    add_auxk,
+    TrainedSae,
     add_gradients,
     fired,
     square_sum,
     variance,
 )
-from nullsae.sae.architectures.batch_topk import BatchTopK, batch_top_k
-from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.kernels import Hits
+from nullsae.sae.architectures.batch_topk import AveragedSae, BatchTopK, batch_top_k
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.sae import kernels
+    from nullsae.sae.architectures.base import Gradients
+    from nullsae.sae.autoencoder import Autoencoder
+    from nullsae.sae.kernels import Hits
+else:
+    torch, kernels = lazy("torch"), lazy("nullsae.sae.kernels")
 
 
-class Matryoshka(BatchTopK):
+class MatryoshkaSae(AveragedSae):
+    """A recipe; finished SAEs are `jumprelu`."""
+
+    name, position, step_cost = "matryoshka", 3, 1.5
+    summary = "does so too, with nested prefixes of the dictionary"
+
+    prefix_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+        0.0625,
+        0.125,
+        0.25,
+        0.5,
+        1.0,
+    )
+    """`matryoshka`: shares of the dictionary that reconstruct on their own, rising, the last 1;
+    rounded up to whole latents."""
+
+    @field_validator("prefix_shares")
+    @classmethod
+    def prefixes_are_nested(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if list(shares) != sorted(set(shares)) or shares[-1] != 1.0:
+            raise ValueError(f"{list(shares)} must rise, and end at 1")
+        return shares
+
+    @classmethod
+    def training(cls) -> type[TrainedSae[MatryoshkaSae]]:
+        return Matryoshka
+
+
+class Matryoshka(BatchTopK[MatryoshkaSae]):
     """loss = mean over prefixes of their FVU + weighted AuxK on the residual of all latents.
 
     A prefix is the first `prefix_shares` of the latents, rounded up; its reconstruction is b_dec
@@ -39,8 +76,8 @@ class Matryoshka(BatchTopK):
     this takes beyond BatchTopK.
     """
 
-    def __init__(self, recipe: Sae, k: int, start: Autoencoder, *, auxk_coefficient: float) -> None:
-        super().__init__(recipe, k, start, auxk_coefficient=auxk_coefficient)
+    def __init__(self, recipe: MatryoshkaSae, k: int, start: Autoencoder) -> None:
+        super().__init__(recipe, k, start)
         ends = [math.ceil(share * start.n_latents) for share in recipe.prefix_shares]
         self.ends = torch.tensor(ends, device=start.b_enc.device)
 
@@ -75,4 +112,4 @@ def by_ring(hits: Hits, ends: Tensor) -> Hits:
     row = torch.bucketize(hits.latents, ends, right=True) * len(hits.offsets) + hits.tokens()
     order = row.argsort(stable=True)
     counts = torch.bincount(row, minlength=len(ends) * len(hits.offsets))
-    return Hits(hits.values[order], hits.latents[order], counts.cumsum(0) - counts)
+    return kernels.Hits(hits.values[order], hits.latents[order], counts.cumsum(0) - counts)

@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from pydantic import PositiveFloat
 
-from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
-from nullsae.sae.autoencoder import Autoencoder
+from nullsae.config.saes import Sae
+from nullsae.core.registry import lazy
+from nullsae.sae.architectures.base import Losses, TrainedSae, square_sum, variance
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.sae import autoencoder, kernels
+    from nullsae.sae.architectures.base import Gradients
+    from nullsae.sae.autoencoder import Autoencoder
+else:
+    torch = lazy("torch")
+    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
 
 
-class Standard(TrainedSae):
+class PayingSae(Sae):
+    """Keys of an architecture that pays for its activity."""
+
+    l1_coefficient: PositiveFloat = 0.2
+    """`gated`, `standard`: weight of the sum of the codes beside the squared error, for inputs
+    scaled to a mean norm of 1."""
+
+
+class StandardSae(PayingSae):
+    """A recipe, and how finished SAEs encode: rectified."""
+
+    name, position, step_cost, coding = "standard", 6, 4.6, True
+    summary = "pays for activity by `l1_coefficient`"
+
+    @classmethod
+    def training(cls) -> type[TrainedSae[StandardSae]]:
+        return Standard
+
+    @classmethod
+    def select(cls, sae: Autoencoder, pre: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.positive(pre.relu())
+
+
+class Standard(TrainedSae[StandardSae]):
     """loss = (sum |x - x^|^2 + l1_coefficient * sqrt(d_model) * sum of codes) / variance.
 
     The first part is FVU. sqrt(d_model) is the mean norm of inputs: the coefficient is the one for
@@ -33,11 +68,11 @@ class Standard(TrainedSae):
         return gradients, Losses(fvu, 0.0, penalty, active.any(dim=0))
 
     def autoencoder(self) -> Autoencoder:
-        return Autoencoder.of(self.parameters, "standard", None)
+        return autoencoder.Autoencoder.of(self.parameters, "standard", None)
 
 
 def dense_gradients(
-    sae: TrainedSae, centred: Tensor, by_pre: Tensor, codes: Tensor, out: Tensor
+    sae: TrainedSae[Any], centred: Tensor, by_pre: Tensor, codes: Tensor, out: Tensor
 ) -> Gradients:
     """Derivatives by encoder, decoder and biases, W_dec left out where it is frozen.
 

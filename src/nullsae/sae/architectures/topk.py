@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from nullsae.core.registry import lazy
+from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae, add_auxk
+from nullsae.sae.architectures.base import Losses, TrainedSae, add_fvu, fired, variance
 
-from nullsae.sae.architectures.base import (
-    MULTI,
-    MULTI_WEIGHT,
-    Gradients,
-    Losses,
-    TrainedSae,
-    add_auxk,
-    add_fvu,
-    fired,
-    variance,
-)
-from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.kernels import Hits, encode_top_k, top_k
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nullsae.sae import autoencoder, kernels
+    from nullsae.sae.architectures.base import Gradients
+    from nullsae.sae.autoencoder import Autoencoder
+else:
+    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+
+# Multi-TopK's second loss: with so many times k latents, and this weight (Gao et al. 2024, 4.2).
+MULTI, MULTI_WEIGHT = 4, 1.0 / 8.0
 
 
-class TopK(TrainedSae):
+class TopKSae(AuxKSae):
+    """A recipe, and how finished SAEs encode: the k largest, rectified."""
+
+    name, position = "topk", 1
+    summary = "keeps the k largest pre-activations of each token"
+    keeps_k = coding = has_k = True
+
+    multi_topk: bool = False
+    """Add the loss of 4k latents per token, with weight 1/8, so that more latents learn."""
+
+    @classmethod
+    def training(cls) -> type[TrainedSae[TopKSae]]:
+        return TopK
+
+    @classmethod
+    def select(cls, sae: Autoencoder, pre: Tensor) -> tuple[Tensor, Tensor]:
+        assert sae.k is not None
+        return kernels.top_k(pre, sae.k)
+
+
+class TopK(RevivingSae[TopKSae]):
     """loss = FVU + weighted AuxK, gradients through the selected latents only.
 
     FVU = sum |x - x^|^2 / sum |x - mean(x)|^2 over the batch, as in EleutherAI's sparsify. With
@@ -31,16 +51,20 @@ class TopK(TrainedSae):
 
     DENSE_TENSORS: ClassVar[int] = 0
 
+    @classmethod
+    def hits(cls, recipe: TopKSae, k: int, n_latents: int) -> int:
+        return k + (min(MULTI * k, n_latents) if recipe.multi_topk else 0)
+
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
         centred = x - self.b_dec
         multi = self.recipe.multi_topk
         most = min(MULTI * self.k, self.n_latents) if multi else self.k
-        values, indices = encode_top_k(centred, self.w_enc, self.b_enc, most)
-        wide = Hits.of(values, indices)
+        values, indices = kernels.encode_top_k(centred, self.w_enc, self.b_enc, most)
+        wide = kernels.Hits.of(values, indices)
         if multi:
-            values, places = top_k(values, self.k)
+            values, places = kernels.top_k(values, self.k)
             indices = indices.gather(1, places)
-        hits = Hits.of(values, indices)
+        hits = kernels.Hits.of(values, indices)
         scale = variance(x)
         gradients: Gradients = {}
         fvu, error = add_fvu(gradients, self, x, centred, hits, scale)
@@ -50,4 +74,4 @@ class TopK(TrainedSae):
         return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
 
     def autoencoder(self) -> Autoencoder:
-        return Autoencoder.of(self.parameters, "topk", self.k)
+        return autoencoder.Autoencoder.of(self.parameters, "topk", self.k)

@@ -8,11 +8,10 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from nullsae.config.section import Section
-from nullsae.sae.autoencoder import PARAMETERS, Architecture, Autoencoder
+from nullsae.config.sites import site_kind, site_layer
+from nullsae.sae.autoencoder import PARAMETERS, Autoencoder
 
 Shapes = dict[str, tuple[int, ...]]
-# SAELens reads a file without a version, or of one below 6, as those of its older versions.
-SAELENS_VERSION = "6.54.12"
 LEAST_NORM = 1e-8
 PLAIN = "which is not supported: only plain SAEs are"
 
@@ -54,19 +53,6 @@ class SparsifyConfig(Section):
     def autoencoder(self, tensors: dict[str, Tensor]) -> Autoencoder:
         """The SAE that these tensors are."""
         return Autoencoder.of(tensors, "topk", self.k)
-
-    @classmethod
-    def describe(cls, sae: Autoencoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """`cfg.json` and tensors of a `topk` SAE."""
-        assert sae.k is not None
-        config = cls(
-            d_in=sae.d_model,
-            k=sae.k,
-            expansion_factor=max(1, sae.n_latents // sae.d_model),
-            num_latents=sae.n_latents,
-            normalize_decoder=bool((sae.w_dec.norm(dim=1) - 1).abs().max() < 1e-4),
-        )
-        return config.model_dump(exclude={"signed"}), sae.parameters()
 
 
 class SaeLensConfig(Section):
@@ -157,40 +143,14 @@ class SaeLensConfig(Section):
         if not self.apply_b_dec_to_input:
             # Here b_dec is always subtracted: W x + b = W (x - b_dec) + (b + W b_dec).
             b_enc = (b_enc.double() + w_enc.double() @ b_dec.double()).float()
-        threshold = tensors.get("threshold")
-        return Autoencoder(self.architecture, w_enc, b_enc, w_dec, b_dec, self.k, threshold)
-
-    @classmethod
-    def describe(cls, sae: Autoencoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """`cfg.json` and tensors of an SAE of one of its architectures."""
-        assert sae.architecture != "token_lookup"
-        config = cls(
-            architecture=sae.architecture,
-            d_in=sae.d_model,
-            d_sae=sae.n_latents,
-            apply_b_dec_to_input=True,
-            k=sae.k,
-            metadata={"sae_lens_version": SAELENS_VERSION, "sae_lens_training_version": None},
-        )
-        tensors = {
-            "W_enc": sae.w_enc.t(),
-            "b_enc": sae.b_enc,
-            "W_dec": sae.w_dec,
-            "b_dec": sae.b_dec,
-        }
-        if sae.threshold is not None:
-            tensors["threshold"] = sae.threshold
-        of_topk = {"k", "rescale_acts_by_decoder_norm"}
-        return config.model_dump(exclude=set() if sae.k is not None else of_topk), tensors
+        ours = dict(zip(PARAMETERS, (w_enc, b_enc, w_dec, b_dec), strict=True))
+        return Autoencoder.of({**tensors, **ours}, self.architecture, self.k)
 
 
-# Per layout: its config, the name of its weights beside `cfg.json`, what it can hold.
-CONFIGS: dict[str, type[SaeLensConfig] | type[SparsifyConfig]] = {
-    "saelens": SaeLensConfig,
-    "sparsify": SparsifyConfig,
-}
+# The name of a layout's weights beside `cfg.json`.
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
-HOLDS: dict[str, tuple[Architecture, ...]] = {
-    "saelens": ("topk", "jumprelu", "standard"),
-    "sparsify": ("topk",),
-}
+
+
+def hook_name(site: str) -> str:
+    """TransformerLens' name of a site."""
+    return "hook_embed" if site == "embed" else f"blocks.{site_layer(site)}.hook_{site_kind(site)}"

@@ -1,4 +1,4 @@
-"""SAEs in the formats of other packages, SAELens and EleutherAI's sparsify: read and written."""
+"""SAEs made elsewhere: read from nullsae's, SAELens' and EleutherAI's sparsify's formats."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from nullsae import paths
 from nullsae.config.model_files import is_local
 from nullsae.config.parse import parse_section
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.files import atomic_path, read_json, rebuild_command, write_json
-from nullsae.jobs.params import CellKeys, pretrained_sae_path
+from nullsae.jobs.params import pretrained_sae_path
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.formats import (
-    CONFIGS,
-    HOLDS,
     WEIGHTS,
     SaeLensConfig,
     Shapes,
     SparsifyConfig,
+    hook_name,
 )
 from nullsae.sae.files import load_sae
 
@@ -175,72 +172,13 @@ def _read_tensors(weights: Path, shapes: Shapes, ones: Collection[str] = ()) -> 
     return tensors
 
 
-def _hook_name(site: str) -> str:
-    """TransformerLens' name of a site."""
-    return "hook_embed" if site == "embed" else f"blocks.{site_layer(site)}.hook_{site_kind(site)}"
-
-
 def _warn_of_another_site(config_file: Path, hook: Any, site: str) -> None:
     """Say so if an SAE was trained elsewhere in the model than it is used."""
-    same, layer = {_hook_name(site)}, site_layer(site)
+    same, layer = {hook_name(site)}, site_layer(site)
     if site_kind(site) == "resid_post":
-        same.add(_hook_name(f"resid_pre.{layer + 1}"))
+        same.add(hook_name(f"resid_pre.{layer + 1}"))
     if site_kind(site) == "resid_pre":
-        same.add(_hook_name(f"resid_post.{layer - 1}"))
+        same.add(hook_name(f"resid_post.{layer - 1}"))
     # Names of other libraries' modules cannot be compared.
     if isinstance(hook, str) and HOOK.match(hook) and hook not in same:
         log.warning("%s: trained at %s, used at %s", config_file, hook, site)
-
-
-def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
-    """Write an SAE in the format of SAELens or sparsify.
-
-    Args:
-        cfg_json: the SAE's `cfg.json`.
-        layout: `saelens` or `sparsify`.
-        output: folder for the two files; it is made.
-
-    Raises:
-        UserError: no such layout, one that cannot hold this SAE, or a folder that holds another.
-    """
-    if layout not in CONFIGS:
-        raise UserError(f"--layout: {layout!r} is not one of {', '.join(CONFIGS)}")
-    sae, described = load_sae(cfg_json)
-    if sae.architecture == "token_lookup":
-        raise UserError(
-            f"{cfg_json}: a token_lookup dictionary reads token ids, not activations, which "
-            f"neither format can say; it cannot be exported"
-        )
-    if sae.architecture not in HOLDS[layout]:
-        raise UserError(
-            f"{cfg_json}: {layout} holds {', '.join(HOLDS[layout])} SAEs only, and this is a "
-            f"{sae.architecture} one; give --layout saelens"
-        )
-    others = [output / name for other, name in WEIGHTS.items() if other != layout]
-    own = output.resolve() == cfg_json.parent.resolve()
-    if own or any(file.exists() for file in others):
-        raise UserError(f"--output: {str(output)!r} holds an SAE already; give another folder")
-    config, tensors = CONFIGS[layout].describe(sae)
-    if layout == "saelens":
-        config["metadata"] |= {
-            "hook_name": _hook_name(described.keys.site),
-            **_model_name(cfg_json, described.keys),
-            "nullsae": described.model_dump(mode="json", include={"keys", "dictionary", "seed"}),
-        }
-    # The config makes the folder complete: an old one never stands beside new weights.
-    (output / "cfg.json").unlink(missing_ok=True)
-    with atomic_path(output / WEIGHTS[layout]) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    write_json(output / "cfg.json", config)
-
-
-def _model_name(cfg_json: Path, keys: CellKeys) -> dict[str, str]:
-    """The hub id of the model that an SAE reads, if the results beside it say so."""
-    depth, parents = len(Path(paths.SAE_CONFIG).parts), cfg_json.resolve().parents
-    if keys.variant != "trained" or len(parents) < depth:
-        return {}
-    recipe = parents[depth - 1] / paths.RECIPE.format(**keys.model_dump())
-    if not recipe.is_file():
-        return {}
-    name = read_json(recipe, rebuild=rebuild_command(recipe))["source"].get("path")
-    return {} if name is None or is_local(name) else {"model_name": name}

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae import tables
+from nullsae.config.randomization import Settings
 from nullsae.config.subjects import PretrainedSource
-from nullsae.config.variants import FIXED_VARIANTS, fitted_to
+from nullsae.config.variants import VARIANTS, fitted_to
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key, read_json, write_json
-from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.code_hash import code_hash
 from nullsae.jobs.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
-from nullsae.subjects.families import find_blocks, text_config
+from nullsae.subjects.families import text_config
+from nullsae.subjects.health import activation_health, heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
-from nullsae.subjects.randomize import PURPOSES, Change, initial_parameters, randomize
+from nullsae.subjects.randomize import by_change, draw_of, randomize
 
 PROBE_CONTEXTS = 4
-LOSS_BATCH_CONTEXTS = 32
-# Logits of a batch in bytes: with a large vocabulary fewer contexts go into it.
-MAX_LOGIT_BYTES = 2**28
-# Tokens of `eval`, from its start, whose activations give the health of a variant.
-HEALTH_TOKENS = 8192
-HEALTH_BATCH_TOKENS = 2048
 
 
 def train_subject(
@@ -108,8 +101,8 @@ def randomize_model(
         output: folder of the variant.
 
     Raises:
-        UserError: the source cannot be loaded, the variant has no such draw, `cascade` starts
-            beyond the last block, or a gate fails.
+        UserError: the source cannot be loaded, the variant has no such draw, its settings do
+            not fit the model, or a gate fails.
     """
     keys = params.keys
     if fitted := fitted_to(keys.variant, keys.draw):
@@ -117,7 +110,8 @@ def randomize_model(
             f"--params: keys.variant: {keys.variant!r} is sampled from the {fitted[0]} subject's "
             f"activations, it is no model; use nullsae sample_gaussian"
         )
-    if keys.variant in FIXED_VARIANTS and keys.draw != 0:
+    variant = VARIANTS[keys.variant]
+    if variant.fixed and keys.draw != 0:
         raise UserError(
             f"--params: keys.draw: {keys.draw}, but nothing in {keys.variant!r} is drawn; it has "
             f"draw 0 only"
@@ -128,100 +122,58 @@ def randomize_model(
     if trained is None:
         if params.source is None:
             raise UserError("--params: source is missing, and --trained is not given")
-        model: Any = fetch(params.source, step0=keys.variant == "step0")
+        if lacking := variant.lacks(params.source):
+            raise UserError(f"--params: source.{lacking}")
+        model: Any = fetch(params.source, variant=keys.variant)
         source: dict[str, Any] = params.source.model_dump(mode="json")
     else:
+        if variant.origin == "source" and keys.variant != "trained":
+            raise UserError(
+                f"--trained: {keys.variant!r} is not made from the trained weights; leave it out"
+            )
         original = load_subject(trained, torch.device("cpu"))
         model, source = original.model, original.recipe["source"]
     where = f"config: subjects.{keys.subject}"
     _check_tokens(model, heldout, where=where)
 
+    given = Settings(**params.model_dump(include=set(Settings.model_fields)))
+    settings = variant.resolve(model, given, keys.subject)
     recipe: dict[str, Any] = {
         **keys.model_dump(),
+        **settings.model_dump(),
         "seed": params.seed,
         "source": source,
-        "embedding_noise_std": params.embedding_noise_std,
-        "norm_parameters": params.norm_parameters,
-        "first_random_block": _first_random_block(model, params),
     }
     if isinstance(params.source, PretrainedSource):
         recipe["trust_remote_code"] = params.source.trust_remote_code
-    checks: list[gates.Gate] = []
-    if keys.variant in PURPOSES:
-        checks = _randomize(model, params, recipe["first_random_block"])
+    checks = _randomize(model, params, settings) if variant.changes_weights else []
     _publish(model, output, recipe, heldout, device, checks=checks)
 
 
-def _first_random_block(model: Any, params: RandomizeModelParams) -> int | None:
-    """Where `cascade` begins: as configured, else at the second half; None for other variants.
-
-    Raises:
-        UserError: beyond the last block; names the config key.
-    """
-    if params.keys.variant != "cascade":
-        return None
-    n_layers, first = len(find_blocks(model)), params.first_random_block
-    if first is None:
-        return n_layers // 2
-    if first >= n_layers:
-        raise UserError(
-            f"config: randomization.first_random_block: {first} is beyond the last block; subject "
-            f"{params.keys.subject!r} has {n_layers} blocks, 0 to {n_layers - 1}"
-        )
-    return first
-
-
-def _randomize(
-    model: Any, params: RandomizeModelParams, first_random_block: int | None
-) -> list[gates.Gate]:
+def _randomize(model: Any, params: RandomizeModelParams, settings: Settings) -> list[gates.Gate]:
     """Change in place, twice from the same original, and check what came out."""
     keys: ModelKeys = params.keys
     before = gates.state(model)
-    key: dict[str, Any] = {"seed": params.seed, "subject": keys.subject}
-
-    def draw() -> dict[str, Change]:
-        return randomize(
-            model,
-            keys.variant,
-            **key,
-            draw=keys.draw,
-            norm_policy=params.norm_parameters,
-            first_random_block=first_random_block or 0,
-        )
+    key: dict[str, Any] = {"seed": params.seed, "subject": keys.subject, "draw": keys.draw}
 
     def drawn() -> dict[str, Tensor]:
         return {name: p.detach().cpu() for name, p in model.named_parameters()}
 
-    draw()
+    randomize(model, keys.variant, settings, **key)
     first = gates.fingerprints(drawn())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
-    changes = draw()
+    changes = randomize(model, keys.variant, settings, **key)
     after = drawn()
-
-    def names(change: Change) -> set[str]:
-        return {name for name, found in changes.items() if found == change}
-
-    checks = [
+    own = [
+        change.gate(before, after, names, model=model, draw=draw_of(keys.variant, **key))
+        for change, names in by_change(changes).items()
+    ]
+    return [
         gates.inventory(before, after),
         gates.changed(before, after, set(changes)),
-    ]
-    if redrawn := names("redrawn"):
-        checks.append(gates.moments(before, after, redrawn))
-    if names("initialized"):
-        other = initial_parameters(model, **key, draw=keys.draw + 1)
-        checks.append(gates.initializer(after, other))
-    if permuted := names("permuted"):
-        checks.append(gates.entries(before, after, permuted))
-    if matched := names("matched"):
-        checks.append(gates.spectrum(before, after, matched))
-    if rows := names("rows"):
-        checks.append(gates.rows_permuted(before, after, rows))
-    if rotated := names("rotated"):
-        checks.append(gates.rows_rotated(before, after, rotated))
-    return [
-        *checks,
+        *sorted(own, key=itemgetter("gate")),
         gates.uncorrelated(before, after, changes),
         gates.repeatable(first, gates.fingerprints(after)),
     ]
@@ -247,9 +199,11 @@ def _publish(
     logits = subject.logits(probe, split="eval", contexts=contexts)
     sites = [f"resid_post.{layer}" for layer in range(len(subject.blocks))]
     activations = subject.activations(probe, split="eval", contexts=contexts, sites=sites)
-    checks = [*checks, gates.reloads(saved, logits), gates.finite(activations, logits)]
-    if written.get("embedding_noise_std") is not None:
-        checks += _noise_gates(subject, probe)
+    variant = VARIANTS[written["variant"]]
+    own = variant.gates(subject, probe)
+    if variant.origin == "trained" and not (checks or own):
+        own = [gates.failed("changed", "no gate tells it from the trained variant")]
+    checks = [*checks, gates.reloads(saved, logits), gates.finite(activations, logits), *own]
     gates.require(checks, str(folder))
 
     loss, n_predicted = heldout_loss(subject, heldout)
@@ -267,66 +221,6 @@ def _publish(
         "gates_passed": True,
     }
     tables.write_table(folder / "model.parquet", [row], tables.cell_schema("models"))
-
-
-def _noise_gates(subject: Subject, probe: Tensor) -> Sequence[gates.Gate]:
-    """Look at the embeddings that the subject really sees, in two batch orders."""
-    seen: list[Tensor] = []
-    embedding = subject.model.get_input_embeddings()
-    handle = embedding.register_forward_hook(lambda _m, _i, output: seen.append(output.cpu()))
-    order = list(reversed(range(len(probe))))
-    subject.logits(probe, split="eval", contexts=range(len(probe)))
-    subject.logits(probe[order], split="eval", contexts=order)
-    handle.remove()
-    plain = embedding.weight[probe.to(subject.device, torch.int64)].cpu()
-    std = subject.recipe["embedding_noise_std"]
-    return gates.noise(seen[0], seen[1][order], plain, std)
-
-
-def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
-    """Mean next-token loss over a split, in nats, and the number of predicted tokens.
-
-    The first token of a context has no predecessor and is not predicted.
-    """
-    ids = torch.from_numpy(tokens.input_ids)
-    context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
-    n_batch = min(LOSS_BATCH_CONTEXTS, max(1, MAX_LOGIT_BYTES // context_bytes))
-    total = 0.0
-    for start in range(0, len(ids), n_batch):
-        batch = ids[start : start + n_batch]
-        contexts = range(start, start + len(batch))
-        logits = subject.logits(batch, split="eval", contexts=contexts)[:, :-1].float()
-        target = batch[:, 1:].to(logits.device, torch.int64)
-        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-        total += float(losses.double().sum())
-    n = int(np.prod(tokens.input_ids[:, 1:].shape))
-    loss = total / n
-    if not math.isfinite(loss):
-        raise UserError(f"{subject.recipe['variant']}: the held-out loss is {loss}")
-    return loss, n
-
-
-def activation_health(subject: Subject, tokens: Tokens) -> dict[str, Any]:
-    """How the output of each block looks over the first `HEALTH_TOKENS` tokens of a split.
-
-    Returns:
-        `n_tokens`, and in `sites`, by name, the figures of `Moments.health`.
-    """
-    ids = torch.from_numpy(tokens.input_ids)
-    context_tokens = ids.shape[1]
-    n_tokens = min(HEALTH_TOKENS, ids.numel())
-    n_contexts = math.ceil(n_tokens / context_tokens)
-    batch_contexts = max(1, HEALTH_BATCH_TOKENS // context_tokens)
-    sites = [f"resid_post.{layer}" for layer in range(len(subject.blocks))]
-    moments: dict[str, Moments] = {}
-    for start in range(0, n_contexts, batch_contexts):
-        batch = ids[start : min(start + batch_contexts, n_contexts)]
-        contexts = range(start, start + len(batch))
-        found = subject.activations(batch, split="eval", contexts=contexts, sites=sites)
-        for site in sites:
-            x = found[site].flatten(0, 1)[: n_tokens - start * context_tokens]
-            moments.setdefault(site, Moments(x.shape[1])).add(x)
-    return {"n_tokens": n_tokens, "sites": {site: moments[site].health() for site in sites}}
 
 
 def _check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:

@@ -1,0 +1,44 @@
+"""One text, however a program wrote it down: the same document."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+MARK = "\ufeff"
+
+
+@dataclass
+class Replaced:
+    """What `normalize` changed, in characters of all documents so far."""
+
+    line_ends: int = 0
+    """Carriage returns, alone or before a line feed, that became one line feed."""
+    surrogates: int = 0
+    """Halves of a surrogate pair, which no encoding of Unicode can hold, that became U+FFFD."""
+    byte_order_marks: int = 0
+    """Those at the start of a document, which were left out."""
+
+
+def normalize(text: str, replaced: Replaced) -> str:
+    """A document as it is tokenized: line feeds only, no lone surrogate, no byte order mark first.
+
+    Letters stay as they are: composed and decomposed forms are different texts to a tokenizer.
+
+    Args:
+        text: as its file has it.
+        replaced: counts what changes.
+    """
+    if text.startswith(MARK):
+        text = text[1:]
+        replaced.byte_order_marks += 1
+    if "\r" in text:
+        replaced.line_ends += text.count("\r")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii() and SURROGATE.search(text):
+        # Halves that stand together are one character; what is then left is none.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        text, n_lone = SURROGATE.subn("\ufffd", text)
+        replaced.surrogates += n_lone
+    return text

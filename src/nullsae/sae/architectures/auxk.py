@@ -1,0 +1,121 @@
+"""AuxK: latents that are dead model the residual, and so come to life (Gao et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from nullsae.core.registry import lazy
+from nullsae.sae.architectures.base import LimitedSae, TrainedSae, add_gradients, square_sum
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.sae import kernels
+    from nullsae.sae.architectures.base import Gradients
+    from nullsae.sae.autoencoder import Autoencoder
+else:
+    torch, kernels = lazy("torch"), lazy("nullsae.sae.kernels")
+
+# AuxK computes with all dead latents as matrices as long as they are so few for each one that is
+# chosen: a product's operation costs this much less than one on a gathered row.
+DENSE_PER_CHOSEN = 4
+
+
+class AuxKSae(LimitedSae):
+    """Keys of an architecture with AuxK."""
+
+    auxk_coefficient: NonNegativeFloat = 0.25
+    """Weight of the AuxK loss, which lets dead latents model the residual."""
+    auxk_k: PositiveInt | None = None
+    """Dead latents used per token by AuxK; by default half the site's width."""
+
+    def auxk_latents(self, d_model: int) -> int:
+        """Dead latents that AuxK chooses per token, if there are so many."""
+        return self.auxk_k or max(1, d_model // 2)
+
+
+A = TypeVar("A", bound=AuxKSae)
+
+
+class RevivingSae(TrainedSae[A]):
+    """An SAE in training whose dead latents are revived."""
+
+    def __init__(self, recipe: A, k: int, start: Autoencoder) -> None:
+        super().__init__(recipe, k, start)
+        self.auxk_k = recipe.auxk_latents(start.d_model)
+        # What is dead under a frozen encoder stays dead, whatever its decoder row learns.
+        revivable = "encoder.weight" not in self.frozen
+        self.auxk_coefficient = recipe.auxk_coefficient if revivable else 0.0
+
+    @classmethod
+    def step_bytes(
+        cls, recipe: A, *, d_model: int, n_latents: int, k: int, device: str = "cpu"
+    ) -> int:
+        """As for all, and with AuxK, if all latents are dead, 8 d n + B max(56 a, 9 min(n, 4a))
+        more for a = min(auxk_k, n).
+        """
+        total = super().step_bytes(recipe, d_model=d_model, n_latents=n_latents, k=k, device=device)
+        if recipe.auxk_coefficient:
+            chosen = min(recipe.auxk_latents(d_model), n_latents)
+            few = min(n_latents, DENSE_PER_CHOSEN * chosen)
+            total += 8 * d_model * n_latents + recipe.batch_tokens * max(56 * chosen, 9 * few)
+        return total
+
+
+def add_auxk(
+    gradients: Gradients,
+    sae: RevivingSae[Any],
+    pre: Tensor | None,
+    centred: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    dead: Tensor,
+) -> float:
+    """Add AuxK's gradients; returns its value.
+
+    AuxK is |e - e^|^2 / variance for the residual e (held constant) as modelled by the `auxk_k`
+    most active dead latents without b_dec. Its weight in the loss is
+    auxk_coefficient * min(1, dead latents / auxk_k) (Gao et al. 2024, appendix A.2).
+
+    Args:
+        gradients: what they are added to, all of them there.
+        sae: the weights.
+        pre: pre-activations, [tokens, n_latents], or None: then those of the dead latents are
+            computed.
+        centred: x - b_dec.
+        target: e, [tokens, d_model].
+        scale: the batch's variance.
+        dead: bool [n_latents].
+    """
+    rows = dead.nonzero().squeeze(1)
+    if not sae.auxk_coefficient or not len(rows):
+        return 0.0
+    k = min(sae.auxk_k, len(rows))
+    if pre is None:
+        values, local = kernels.encode_top_k(centred, sae.w_enc[rows], sae.b_enc[rows], k)
+    else:
+        values, local = kernels.top_k(pre[:, rows], k)
+    weight = 2.0 * sae.auxk_coefficient * min(1.0, len(rows) / sae.auxk_k) / scale
+    if len(rows) > DENSE_PER_CHOSEN * k:
+        hits = kernels.Hits.of(values, rows[local])
+        error = hits.decode(sae.w_dec).sub_(target)
+        value = float(square_sum(error) / scale)
+        add_gradients(gradients, sae, centred, hits, error.mul_(weight))
+        return value
+    codes = values.new_zeros(len(centred), len(rows)).scatter_(1, local, values)
+    w_dec = sae.w_dec[rows]
+    error = torch.addmm(target, codes, w_dec, beta=-1)
+    value = float(square_sum(error) / scale)
+    out = error.mul_(weight)
+    if "W_dec" not in sae.frozen:
+        gradients["W_dec"].index_add_(0, rows, codes.t() @ out)
+    if "encoder.weight" not in sae.frozen:
+        slopes = (out @ w_dec.t()).mul_(codes > 0)
+        bias = slopes.sum(dim=0)
+        gradients["b_dec"] -= bias @ sae.w_enc[rows]
+        gradients["encoder.weight"].index_add_(0, rows, slopes.t() @ centred)
+        gradients["encoder.bias"].index_add_(0, rows, bias)
+    return value

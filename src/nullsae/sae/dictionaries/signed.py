@@ -1,0 +1,126 @@
+"""Orthonormal directions, each with both signs, so that codes are not negative.
+
+They keep the k largest coefficients and have b_dec at the mean: a dimension with a large offset
+does not use up one of the k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PositiveInt
+
+from nullsae.config.dictionaries import Dictionary
+from nullsae.core.errors import UserError
+from nullsae.core.registry import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.core import moments
+    from nullsae.sae import autoencoder
+    from nullsae.sae.autoencoder import Autoencoder
+else:
+    torch, moments = lazy("torch"), lazy("nullsae.core.moments")
+    autoencoder = lazy("nullsae.sae.autoencoder")
+
+
+class Signed(Dictionary):
+    """Directions and their opposites; one of the two is active."""
+
+    trained: ClassVar[bool] = False
+    product_share: ClassVar[float] = 0.5
+
+    def most_active(self, d_model: int) -> int:
+        return d_model
+
+    def width(self, d_model: int, vocab_size: int | None) -> int:
+        return 2 * self.most_active(d_model)
+
+    def fit(
+        self,
+        k: int,
+        reader: Any,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        corpus: Any,
+        *,
+        where: str,
+    ) -> Autoencoder:
+        n_directions = self.most_active(reader.d_model)
+        if k > n_directions:
+            raise UserError(
+                f"{where}.k: {k} is larger than the number of directions, {n_directions}, "
+                f"of dictionary {self.name!r} at {reader.d_model} dimensions"
+            )
+        directions, mean = self.directions(reader, batches)
+        return signed(directions[:n_directions], mean, k)
+
+    def directions(
+        self, reader: Any, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Directions float64 [n, d_model], and the mean [d_model], of what `fit` is given."""
+        raise NotImplementedError
+
+
+class Pca(Signed):
+    """Principal components, strongest first."""
+
+    name, position = "pca", 6
+    summary = "has the principal components"
+    caption = "Principal components of the activations, plus and minus; nothing is trained."
+
+    n_components: PositiveInt | None = None
+    """Directions of `pca`, strongest first; by default all."""
+
+    def most_active(self, d_model: int) -> int:
+        return min(d_model, self.n_components or d_model)
+
+    def directions(
+        self, reader: Any, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        found = moments.Moments(reader.d_model)
+        for x, _ in batches:
+            found.add(x)
+        return principal_components(found.covariance()), found.mean()
+
+    def fit_flops(self, d_model: int, n_tokens: int) -> float:
+        """The covariance, and its eigenvectors."""
+        return 4.0 * d_model * d_model * n_tokens + 20.0 * d_model**3
+
+
+class Identity(Signed):
+    """The neuron basis."""
+
+    name, position = "identity", 7
+    summary = "has the neuron basis"
+    caption = "The neuron basis: each dimension, plus and minus, is a latent; nothing is trained."
+
+    def directions(
+        self, reader: Any, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        return torch.eye(reader.d_model, dtype=torch.float64), reader.mean()
+
+
+def principal_components(covariance: Tensor) -> Tensor:
+    """Unit eigenvectors as rows, strongest first, each with its largest entry positive."""
+    rows: Tensor = torch.linalg.eigh(covariance).eigenvectors.flip(1).t()
+    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+    return rows * largest.sign()
+
+
+def signed(directions: Tensor, mean: Tensor, k: int) -> Autoencoder:
+    """The TopK dictionary of orthonormal directions [n, d_model] and their opposites.
+
+    Latent i is direction i, latent n + i its opposite; codes are coefficients about `mean`.
+    """
+    rows = torch.cat([directions, -directions]).float()
+    return autoencoder.Autoencoder(
+        "topk",
+        w_enc=rows,
+        b_enc=torch.zeros(len(rows)),
+        w_dec=rows.clone(),
+        b_dec=mean.float(),
+        k=k,
+    )

@@ -1,0 +1,87 @@
+"""Dictionaries made by gradient steps, of which the nulls leave a part as it was drawn.
+
+Korznikov et al. 2026, arXiv 2602.14111.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from nullsae.config.dictionaries import Dictionary
+from nullsae.core.registry import lazy
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+    torch, F = lazy("torch"), lazy("torch.nn.functional")
+
+
+class Learned(Dictionary):
+    """The real thing."""
+
+    name, position = "learned", 1
+    summary = "is trained"
+    caption = "Encoder and decoder are trained."
+
+
+class FrozenDecoder(Dictionary):
+    """Random directions, and the best way to encode by them."""
+
+    name, position = "frozen_decoder", 2
+    summary = "keeps the decoder at its random start"
+    caption = "The decoder stays at its random start; the encoder is trained."
+    frozen = ("W_dec",)
+
+
+class SoftFrozenDecoder(Dictionary):
+    """Directions that stay near random ones."""
+
+    name, position = "soft_frozen_decoder", 3
+    summary = "keeps the decoder near it"
+    caption = (
+        "Both are trained, but each decoder row stays near its random start (cosine at least "
+        "{min_decoder_cosine:g})."
+    )
+    held = True
+
+    min_decoder_cosine: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """`soft_frozen_decoder` keeps each decoder row at least this close to its random start."""
+
+    def hold(self, rows: Tensor, start: Tensor) -> Tensor:
+        return keep_close(rows, start, self.min_decoder_cosine)
+
+
+class FrozenEncoder(Dictionary):
+    """A fixed random function of the activations, and the best way to decode it.
+
+    b_dec belongs to the encoder too, which subtracts it.
+    """
+
+    name, position = "frozen_encoder", 4
+    summary = "keeps the encoder at its random start"
+    caption = "The encoder stays at its random start; the decoder is trained."
+    frozen = ("encoder.weight", "encoder.bias", "b_dec")
+
+
+def keep_close(rows: Tensor, start: Tensor, min_cosine: float) -> Tensor:
+    """The unit rows nearest to `rows` whose cosine to those of `start` is at least `min_cosine`.
+
+    A row within the cone is left as it is. One outside goes to the cone's edge, in the plane of
+    the row and its start: c r0 + sqrt(1 - c^2) u, with u the unit part of the row across r0.
+
+    Args:
+        rows: [n, d], of unit norm.
+        start: [n, d], of unit norm.
+        min_cosine: c, between 0 and 1.
+    """
+    cosine = (rows * start).sum(dim=1, keepdim=True)
+    across = F.normalize(rows - cosine * start, dim=1)
+    # Again: near the opposite of a start, what is across it is mostly rounding. Such a row may
+    # land within the cone, but never outside.
+    across = across - (across * start).sum(dim=1, keepdim=True) * start
+    edge = F.normalize(min_cosine * start + (1.0 - min_cosine**2) ** 0.5 * across, dim=1)
+    return torch.where(cosine >= min_cosine, rows, edge)

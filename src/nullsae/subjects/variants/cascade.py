@@ -1,0 +1,50 @@
+"""Trained blocks below, random ones above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nullsae.config.randomization import Randomization, Settings
+from nullsae.config.variants import Look, Variant
+from nullsae.core.errors import UserError
+from nullsae.subjects.changes import REDRAWN, Change, block_parameters, change_weights, n_blocks
+
+
+class Cascade(Variant):
+    """By default the second half of the blocks is redrawn; what is outside the blocks is kept."""
+
+    name = "cascade"
+    position = 8
+    group = "redrawn weights"
+    text = "The first {kept} as trained, the blocks above redrawn as in rerandomized."
+    look = Look(
+        "#483c00",
+        "#e4e490",
+        "M0,-1L0.25,-0.3L1,-0.3L0.4,0.15L0.6,0.9L0,0.45L-0.6,0.9L-0.4,0.15L-1,-0.3L-0.25,-0.3Z",
+        (3, 1),
+    )
+    reads = ("norm_parameters", "first_random_block")
+
+    @classmethod
+    def describe(cls, randomization: Randomization) -> str:
+        first = randomization.first_random_block
+        kept = "half of the blocks" if first is None else f"{first} blocks"
+        return super().describe(randomization).format(kept=kept)
+
+    @classmethod
+    def resolve(cls, model: Any, settings: Settings, subject: str) -> Settings:
+        n_layers, first = n_blocks(model), settings.first_random_block
+        if first is None:
+            return settings.model_copy(update={"first_random_block": n_layers // 2})
+        if first >= n_layers:
+            raise UserError(
+                f"config: randomization.first_random_block: {first} is beyond the last block; "
+                f"subject {subject!r} has {n_layers} blocks, 0 to {n_layers - 1}"
+            )
+        return settings
+
+    @classmethod
+    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
+        names = block_parameters(model, settings.first_random_block or 0)
+        return change_weights(model, settings, REDRAWN, names=names)

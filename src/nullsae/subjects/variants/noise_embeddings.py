@@ -1,0 +1,70 @@
+"""A trained subject that sees noise in place of tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nullsae.config.randomization import Randomization
+from nullsae.config.variants import Look, Variant
+from nullsae.core.randomness import torch_generator
+from nullsae.core.registry import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nullsae.subjects import gates
+    from nullsae.subjects.loading import Subject
+else:
+    torch, gates = lazy("torch"), lazy("nullsae.subjects.gates")
+
+
+class NoiseEmbeddings(Variant):
+    """The weights are the trained ones; the noise is drawn anew for each context of a split."""
+
+    name = "noise_embeddings"
+    position = 11
+    group = "embeddings"
+    text = (
+        "All weights as trained, but each occurrence of a token has an embedding of fresh noise "
+        "(standard deviation {noise}): no token has one of its own."
+    )
+    look = Look("#555b66", "#7f8794", "cross", (4, 4))
+    reads = ("embedding_noise_std",)
+    purpose = "embedding_noise"
+    changes_weights = False
+
+    @classmethod
+    def describe(cls, randomization: Randomization) -> str:
+        return cls.text.format(noise=f"{randomization.embedding_noise_std:g}")
+
+    @classmethod
+    def install(cls, subject: Subject) -> None:
+        """Replace embeddings [batch, tokens, d] by noise keyed by (draw, split, context)."""
+        recipe = subject.recipe
+
+        def noise(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+            rows = []
+            for context in subject.contexts:
+                key = (recipe["draw"], subject.split, context)
+                generator = torch_generator(recipe["seed"], cls.purpose, *key)
+                rows.append(torch.randn(output.shape[1:], generator=generator))
+            drawn = torch.stack(rows) * recipe["embedding_noise_std"]
+            placed: Tensor = drawn.to(device=output.device, dtype=output.dtype)
+            return placed
+
+        subject.model.get_input_embeddings().register_forward_hook(noise)
+
+    @classmethod
+    def gates(cls, subject: Subject, probe: Tensor) -> list[gates.Gate]:
+        """Look at the embeddings that the subject really sees, in two batch orders."""
+        seen: list[Tensor] = []
+        embedding = subject.model.get_input_embeddings()
+        handle = embedding.register_forward_hook(lambda _m, _i, output: seen.append(output.cpu()))
+        order = list(reversed(range(len(probe))))
+        subject.logits(probe, split="eval", contexts=range(len(probe)))
+        subject.logits(probe[order], split="eval", contexts=order)
+        handle.remove()
+        plain = embedding.weight[probe.to(subject.device, torch.int64)].cpu()
+        std = subject.recipe["embedding_noise_std"]
+        return gates.noise(seen[0], seen[1][order], plain, std)

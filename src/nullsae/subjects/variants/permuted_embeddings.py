@@ -1,0 +1,31 @@
+"""A trained subject that reads other tokens than there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nullsae.config.randomization import Settings
+from nullsae.config.variants import Look, Variant
+from nullsae.subjects.changes import ROWS_PERMUTED, Change, change_embeddings
+
+
+class PermutedEmbeddings(Variant):
+    """The rows of the input embedding change places; the output embedding does if it is tied."""
+
+    name = "permuted_embeddings"
+    position = 9
+    group = "embeddings"
+    text = "All weights as trained, but tokens exchange their embeddings."
+    look = Look(
+        "#6c3c84",
+        "#9060a8",
+        "M-0.9,-0.55L-0.55,-0.9L0,-0.35L0.55,-0.9L0.9,-0.55L0.35,0"
+        "L0.9,0.55L0.55,0.9L0,0.35L-0.55,0.9L-0.9,0.55L-0.35,0Z",
+        (6, 2, 1, 2, 1, 2),
+    )
+    purpose = "permute_embeddings"
+
+    @classmethod
+    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
+        return change_embeddings(model, ROWS_PERMUTED)

@@ -1,0 +1,147 @@
+"""One text gives one corpus, whichever program wrote the file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullsae.config.corpora import FilesSource
+from nullsae.core.errors import UserError
+from nullsae.corpus.normalize import Replaced, normalize
+from nullsae.corpus.prepare import Reader
+from nullsae.corpus.sources import documents
+
+TEXTS = ["a line\nand another", "Grüße, 世界 \U0001f600", "", "plain"]
+
+
+def read(file: Path, column: str = "text") -> list[str]:
+    source = FilesSource(kind="files", paths=(str(file),), column=column)
+    return list(documents(source, where="config: corpora.c.source"))
+
+
+ARRAYS: dict[str, Callable[[], pa.Array]] = {
+    "string": lambda: pa.array(TEXTS),
+    "large_string": lambda: pa.array(TEXTS, pa.large_string()),
+    "string_view": lambda: pa.array(TEXTS, pa.string_view()),
+    "binary": lambda: pa.array([t.encode() for t in TEXTS], pa.binary()),
+    "large_binary": lambda: pa.array([t.encode() for t in TEXTS], pa.large_binary()),
+    "binary_view": lambda: pa.array([t.encode() for t in TEXTS], pa.binary_view()),
+    "category": lambda: pa.array(TEXTS).dictionary_encode(),
+    "category of large strings": lambda: pa.array(TEXTS, pa.large_string()).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_every_parquet_type_of_text_is_read_alike(kind: str, tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"text.lang": ["en"] * 4, "text": ARRAYS[kind]()}), tmp_path / "a.parquet"
+    )
+    assert read(tmp_path / "a.parquet") == TEXTS
+
+
+def test_a_column_may_have_dots_in_its_name_or_lie_in_a_struct(tmp_path: Path) -> None:
+    nested = pa.array([{"text": t, "n": 1} for t in TEXTS])
+    pq.write_table(pa.table({"doc.text": TEXTS, "meta": nested}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", "doc.text") == TEXTS
+    assert read(tmp_path / "a.parquet", "meta.text") == TEXTS
+    with pytest.raises(UserError, match=r"column: .*no column 'meta.other'; it has doc.text, meta"):
+        read(tmp_path / "a.parquet", "meta.other")
+    with pytest.raises(UserError, match=r"'meta' in .* holds struct<.*>, not text"):
+        read(tmp_path / "a.parquet", "meta")
+    lines = "\n".join(json.dumps({"meta": {"text": t}}) for t in TEXTS)
+    (tmp_path / "a.jsonl").write_text(lines)
+    assert read(tmp_path / "a.jsonl", "meta.text") == TEXTS
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([b"\xff\xfe"], pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"'text' in .* holds no UTF-8 text"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_column_of_nulls_alone_holds_empty_documents(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.nulls(2)}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
+def test_a_byte_order_mark_says_the_encoding(encoding: str, tmp_path: Path) -> None:
+    mark = "\ufeff" if encoding.endswith(("-le", "-be")) else ""
+    (tmp_path / "a.txt").write_bytes((mark + TEXTS[1]).encode(encoding))
+    lines = mark + "".join(json.dumps({"text": t}, ensure_ascii=False) + "\r\n" for t in TEXTS)
+    (tmp_path / "a.jsonl").write_bytes(lines.encode(encoding))
+    assert read(tmp_path / "a.txt") == [TEXTS[1]]
+    assert read(tmp_path / "a.jsonl") == TEXTS
+
+
+def test_text_in_an_encoding_without_a_mark_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Grüße".encode("cp1252"))
+    with pytest.raises(UserError, match=r"a.txt: not UTF-8 .*iconv -f windows-1252 -t utf-8"):
+        read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".GZ"])
+def test_compressed_text_is_read_as_if_it_were_not(suffix: str, tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": t}) + "\n" for t in TEXTS)
+    (tmp_path / f"a.JSONL{suffix}").write_bytes(gzip.compress(lines.encode()))
+    assert read(tmp_path / f"a.JSONL{suffix}") == TEXTS
+    for codec in ("zstd", "bz2", "lz4"):
+        end = {"zstd": "zst"}.get(codec, codec)
+        with pa.output_stream(str(tmp_path / f"b.txt.{end}"), compression=codec) as stream:
+            stream.write(TEXTS[0].encode())
+        assert read(tmp_path / f"b.txt.{end}") == [TEXTS[0]]
+    (tmp_path / "c.txt.gz").write_bytes(b"no gzip at all")
+    with pytest.raises(UserError, match=r"c.txt.gz: not readable"):
+        read(tmp_path / "c.txt.gz")
+
+
+def test_deep_json_is_one_line_that_names_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match=r"a.jsonl, line 1: not JSON"):
+        read(tmp_path / "a.jsonl")
+
+
+# --- what stands in the text
+
+
+def test_lone_surrogates_become_the_replacement_character_and_are_counted() -> None:
+    replaced = Replaced()
+    assert normalize("cut \ud83d here", replaced) == "cut \ufffd here"
+    assert normalize("\udc00\udc00", replaced) == "\ufffd\ufffd"
+    assert normalize("whole \ud83d\ude00, half \ude00", replaced) == "whole \U0001f600, half \ufffd"
+    assert replaced.surrogates == 4
+
+
+def test_line_ends_and_leading_marks_are_normalized_and_counted() -> None:
+    replaced = Replaced()
+    assert normalize("\ufeffa\r\nb\rc\n", replaced) == "a\nb\nc\n"
+    assert normalize("a\ufeffb", replaced) == "a\ufeffb"
+    assert (replaced.line_ends, replaced.byte_order_marks, replaced.surrogates) == (2, 1, 0)
+
+
+@given(st.text(st.characters(codec=None)))
+def test_a_normalized_text_can_be_encoded_and_stays_as_it_is(text: str) -> None:
+    once = normalize(text, Replaced())
+    once.encode()
+    again = Replaced()
+    if not once.startswith("\ufeff"):
+        assert normalize(once, again) == once
+        assert again == Replaced()
+
+
+def test_copies_that_differ_in_line_ends_or_marks_are_one_document() -> None:
+    copies = ["a\nb", "a\r\nb", "\ufeffa\nb", "a\rb"]
+    reader = Reader([*copies, "other"], 0.5)
+    assert [document.text for document in reader] == ["a\nb", "other"]
+    assert reader.n_repeated == 3
+    assert reader.replaced == Replaced(line_ends=2, byte_order_marks=1)

@@ -5,7 +5,7 @@ UNIT := --ignore tests/workflow --ignore tests/llm --ignore tests/slurm
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
 ACTIVATE := . .venv/bin/activate &&
 
-.PHONY: run test test-slow test-llm test-slurm check schema lock clean
+.PHONY: run test test-slow test-llm test-slurm check docs schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1
@@ -35,6 +35,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff check src tests benchmarks
 	$(ACTIVATE) snakefmt --check Snakefile workflow
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python -m nullsae.report.metrics_page docs/metrics.md
 
 schema: .venv/installed
 	$(BIN)/python -m nullsae.config.parse > workflow/schemas/config.schema.json

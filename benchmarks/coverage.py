@@ -16,15 +16,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nullsae.config.metrics import all_metrics
 from nullsae.config.statistics import EquivalenceMargins, Statistics
-from nullsae.statistics.bootstrap import Arm, Cell, Floats, Resampler, weighted
+from nullsae.statistics.bootstrap import Arm, ArmCell, Floats, Resampler, weighted
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate
-from nullsae.statistics.metrics import METRICS
 from nullsae.statistics.permutation import Permuter
 
 N_TRIALS = 2000
 N_RESAMPLES = 1000
-METRIC = {metric.name: metric for metric in METRICS}
+METRIC = {metric.name: metric for metric in all_metrics()}
 SETTINGS = Statistics(n_resamples=N_RESAMPLES, equivalence_margins=EquivalenceMargins(auroc=0.5))
 RESAMPLER = Resampler(0, N_RESAMPLES)
 PERMUTER = Permuter(0, 100)
@@ -62,7 +62,7 @@ def latents(kind: Callable[..., Floats], n_latents: int, n_windows: int = 40) ->
         own = kind(rng, n_latents)
         spread = 2 * kind(rng, 10_000).std()
         windows = own[:, None] + spread * rng.normal(size=(n_latents, n_windows))
-        return Arm((Cell(0, 0, (windows.mean(axis=1),)),)), windows.ravel()
+        return Arm((ArmCell(0, 0, (windows.mean(axis=1),)),)), windows.ravel()
 
     return make
 
@@ -76,7 +76,7 @@ def draws(n_draws: int, n_seeds: int, n_latents: int, of_draws: float = 0.5) -> 
             + 0.5 * of_draws * rng.normal(size=(n_draws, n_seeds, 1))
             + rng.normal(size=(n_draws, n_seeds, n_latents))
         )
-        cells = (Cell(d, s, (data[d, s],)) for d in range(n_draws) for s in range(n_seeds))
+        cells = (ArmCell(d, s, (data[d, s],)) for d in range(n_draws) for s in range(n_seeds))
         return Arm(tuple(cells)), data.ravel()
 
     return make
@@ -95,7 +95,7 @@ def documents(n_documents: int, n_draws: int = 1, of_draws: float = 0.02) -> Num
         for draw in range(n_draws):
             own = of_draws * rng.normal() if n_draws > 1 else 0.0
             noise = 0.03 * rng.normal(size=n_documents)
-            cells.append(Cell(draw, 0, (lengths * (difficulty + own + noise), lengths)))
+            cells.append(ArmCell(draw, 0, (lengths * (difficulty + own + noise), lengths)))
         return Arm(tuple(cells), "ratio", units_are_shared=True), None
 
     return make
@@ -105,7 +105,7 @@ def shares(share: float, n_latents: int) -> Numbers:
     """The share of latents that have a property."""
 
     def make(rng: np.random.Generator) -> tuple[Arm, None]:
-        return Arm((Cell(0, 0, ((rng.random(n_latents) < share).astype(np.float64),)),)), None
+        return Arm((ArmCell(0, 0, ((rng.random(n_latents) < share).astype(np.float64),)),)), None
 
     return make
 
@@ -115,7 +115,9 @@ def correlations(rho: float, n_latents: int) -> Numbers:
 
     def make(rng: np.random.Generator) -> tuple[Arm, None]:
         x, e = rng.normal(size=(2, n_latents))
-        return Arm((Cell(0, 0, (x, rho * x + np.sqrt(1 - rho**2) * e)),), "rank_correlation"), None
+        return Arm(
+            (ArmCell(0, 0, (x, rho * x + np.sqrt(1 - rho**2) * e)),), "rank_correlation"
+        ), None
 
     return make
 
@@ -218,7 +220,7 @@ def two_arms(n_latents: int) -> Callable[..., tuple[Arm, Arm]]:
 
     def make(rng: np.random.Generator, shift: float) -> tuple[Arm, Arm]:
         one, other = aurocs(rng, n_latents), aurocs(rng, n_latents) + shift
-        return Arm((Cell(0, 0, (one,)),)), Arm((Cell(0, 0, (other,)),))
+        return Arm((ArmCell(0, 0, (one,)),)), Arm((ArmCell(0, 0, (other,)),))
 
     return make
 
@@ -228,8 +230,8 @@ def trained_and_draws(n_draws: int, n_latents: int) -> Callable[..., tuple[Arm, 
 
     def make(rng: np.random.Generator, shift: float) -> tuple[Arm, Arm]:
         arm, _ = draws(n_draws, 1, n_latents)(rng)
-        cells = tuple(Cell(c.draw, 0, (c.columns[0] + shift,)) for c in arm.cells)
-        return Arm((Cell(0, 0, (rng.normal(size=n_latents),)),)), Arm(cells)
+        cells = tuple(ArmCell(c.draw, 0, (c.columns[0] + shift,)) for c in arm.cells)
+        return Arm((ArmCell(0, 0, (rng.normal(size=n_latents),)),)), Arm(cells)
 
     return make
 
@@ -239,7 +241,7 @@ def seeds_and_seeds(n_seeds: int, n_latents: int) -> Callable[..., tuple[Arm, Ar
 
     def one(rng: np.random.Generator, shift: float) -> Arm:
         data = 0.25 * rng.normal(size=(n_seeds, 1)) + rng.normal(size=(n_seeds, n_latents)) + shift
-        return Arm(tuple(Cell(0, s, (data[s],)) for s in range(n_seeds)))
+        return Arm(tuple(ArmCell(0, s, (data[s],)) for s in range(n_seeds)))
 
     def make(rng: np.random.Generator, shift: float) -> tuple[Arm, Arm]:
         return one(rng, 0.0), one(rng, shift)
@@ -257,11 +259,13 @@ def paired_documents(n_documents: int, n_draws: int) -> Callable[..., tuple[Arm,
         if n_draws > 1:
             own = np.mean([c.columns[0] / lengths for c in arm.cells], axis=0)
             own = own - own @ lengths / lengths.sum() + 0.3
-        cells = tuple(Cell(c.draw, 0, (c.columns[0] + shift * lengths, lengths)) for c in arm.cells)
+        cells = tuple(
+            ArmCell(c.draw, 0, (c.columns[0] + shift * lengths, lengths)) for c in arm.cells
+        )
         if n_draws == 1:
             noise = 0.03 * rng.normal(size=n_documents)
-            cells = (Cell(0, 0, (lengths * (own + noise + shift), lengths)),)
-        trained = Arm((Cell(0, 0, (lengths * own, lengths)),), "ratio", units_are_shared=True)
+            cells = (ArmCell(0, 0, (lengths * (own + noise + shift), lengths)),)
+        trained = Arm((ArmCell(0, 0, (lengths * own, lengths)),), "ratio", units_are_shared=True)
         return trained, Arm(cells, "ratio", units_are_shared=True)
 
     return make

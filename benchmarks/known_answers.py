@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from nullsae.autointerp.explainers import swap_explanations
-from nullsae.autointerp.llm.session import Asked
-from nullsae.autointerp.local_judge import CHECKPOINT, prepare_judge
-from nullsae.autointerp.scorers import score_latents
+from nullsae.autointerp.explainers.swapped import swap_explanations
+from nullsae.autointerp.llm.session import Session
+from nullsae.autointerp.local_model import CHECKPOINT, prepare_judge
+from nullsae.autointerp.score import score_latents
 from nullsae.config.endpoints import Endpoint, ManagedServer
 from nullsae.config.llm import Llm
 from nullsae.config.subjects import GgufSource
@@ -127,7 +127,9 @@ def main() -> None:
                         judge=manifest,
                         predictions=folder / "predictions.parquet",
                         scores=folder / "scores.parquet",
-                        asked=Asked(lambda: Llm(concurrency=4, timeout_seconds=600.0), root=folder),
+                        session=Session(
+                            lambda: Llm(concurrency=4, timeout_seconds=600.0), root=folder
+                        ),
                     )
                     predictions = read_table(
                         folder / "predictions.parquet", cell_schema("predictions")

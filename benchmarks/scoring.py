@@ -25,20 +25,22 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nullsae.autointerp.asking import FRAME_TOKENS, labels_schema
-from nullsae.autointerp.asking import WINDOW_TOKENS as WINDOW_ANSWER_TOKENS
-from nullsae.autointerp.explainers import explain_latents, load_tokenizer
+from nullsae.autointerp.explain import explain_latents
+from nullsae.autointerp.explainers.language_model import OpenAIExplainer
 from nullsae.autointerp.llm.client import Request, ask_all
-from nullsae.autointerp.llm.session import Asked
+from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.marking import window_texts
 from nullsae.autointerp.prompting import load_prompt
-from nullsae.autointerp.scorers import score_latents
+from nullsae.autointerp.score import score_latents
+from nullsae.autointerp.scorers.asking import FRAME_TOKENS, labels_schema
+from nullsae.autointerp.scorers.asking import WINDOW_TOKENS as WINDOW_ANSWER_TOKENS
+from nullsae.autointerp.scorers.detection import DetectionScorer
+from nullsae.autointerp.scorers.fuzzing import FuzzingScorer
 from nullsae.config.corpora import BuiltinSource
 from nullsae.config.endpoints import Endpoint
-from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.llm import Llm
-from nullsae.config.scorers import DetectionScorer, FuzzingScorer
 from nullsae.corpus.sources import documents
+from nullsae.corpus.token_text import read_tokenizer
 from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
@@ -103,7 +105,7 @@ def write_windows(folder: Path, tokens: np.ndarray) -> Path:
     return folder / "windows.parquet"
 
 
-class Timed(Asked):
+class Timed(Session):
     """Sums up the time between the first request of a job and its last answer."""
 
     seconds = 0.0
@@ -121,7 +123,7 @@ def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) ->
     """Explain and judge; wall and CPU seconds of this process, and what is missing."""
     windows = folder / "windows.parquet"
     endpoint: dict[str, Any] = {"model": "m", "base_url": server.url, "api_key_env": None}
-    asked = Timed(lambda: settings, root=folder)
+    session = Timed(lambda: settings, root=folder)
     wall, cpu = time.perf_counter(), time.process_time()
     explainer = OpenAIExplainer(kind="openai", **endpoint)
     explain_latents(
@@ -130,7 +132,7 @@ def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) ->
         tokenizer,
         folder / "explanations.parquet",
         None,
-        asked,
+        session,
     )
     for scorer in (DetectionScorer(kind="detection"), FuzzingScorer(kind="fuzzing")):
         score_latents(
@@ -140,14 +142,14 @@ def run(folder: Path, server: ScriptedServer, settings: Llm, tokenizer: Path) ->
             tokenizer=tokenizer,
             predictions=folder / f"{scorer.kind}.predictions.parquet",
             scores=folder / f"{scorer.kind}.parquet",
-            asked=asked,
+            session=session,
         )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     failed = sum(
         sum(read_table(folder / f"{kind}.parquet", cell_schema("scores"))["n_failed"].to_pylist())
         for kind in ("detection", "fuzzing")
     )
-    return {"wall": wall, "cpu": cpu, "failed": failed, "asking": asked.seconds}
+    return {"wall": wall, "cpu": cpu, "failed": failed, "asking": session.seconds}
 
 
 def ask_only(
@@ -161,7 +163,7 @@ def ask_only(
     table = read_table(folder / "windows.parquet", cell_schema("windows"))
     texts = [
         shown.text
-        for shown in window_texts(load_tokenizer(tokenizer), table["token_ids"].to_pylist())
+        for shown in window_texts(read_tokenizer(tokenizer), table["token_ids"].to_pylist())
     ]
     requests = [
         Request(

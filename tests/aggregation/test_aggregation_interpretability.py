@@ -12,15 +12,15 @@ from nullsae import tables
 from nullsae.aggregation.arms import Arms
 from nullsae.aggregation.cells import Units
 from nullsae.aggregation.interpretability import interpretability
+from nullsae.config.metrics import all_metrics
 from nullsae.config.parse import parse_config
 from nullsae.config.statistics import Statistics
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.statistics.baselines import applies, lexical_baseline, study_metrics, swapped_baselines
-from nullsae.statistics.metrics import METRICS
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
-METRIC = {metric.name: metric for metric in METRICS}
+METRIC = {metric.name: metric for metric in all_metrics()}
 SAE = {
     "subject": "small",
     "variant": "trained",
@@ -230,10 +230,10 @@ def test_which_metrics_a_study_has_follows_from_its_explainers() -> None:
     config = study()
     assert lexical_baseline(config) == "tokens"
     assert swapped_baselines(config) == {"pairs": "others"}
-    names = study_metrics(config, METRICS)
-    assert [m.name for m in METRICS if m.name not in names] == ["above_gaussian_floor"]
+    names = study_metrics(config)
+    assert [m.name for m in all_metrics() if m.name not in names] == ["above_gaussian_floor"]
     floors = study(evaluation={"gaussian_floors": True})
-    assert "above_gaussian_floor" in study_metrics(floors, METRICS)
+    assert "above_gaussian_floor" in study_metrics(floors)
     gain, discrimination = METRIC["gain_over_lexical"], METRIC["discrimination"]
     assert [applies(gain, config, e) for e in ("pairs", "tokens", "others", "none")] == [
         *(True, False, False, False),
@@ -248,8 +248,8 @@ def test_which_metrics_a_study_has_follows_from_its_explainers() -> None:
     assert not applies(gain, config, None)
     assert not applies(METRIC["cosine"], config, "pairs")
     alone = study(explainers={"tokens": {"kind": "lexical"}})
-    assert {"gain_over_lexical", "discrimination"}.isdisjoint(study_metrics(alone, METRICS))
-    unscored = study_metrics(study(explainers={}, scorers={}), METRICS)
+    assert {"gain_over_lexical", "discrimination"}.isdisjoint(study_metrics(alone))
+    unscored = study_metrics(study(explainers={}, scorers={}))
     assert "cosine" in unscored
     assert "auroc" not in unscored
 

@@ -12,12 +12,12 @@ import yaml
 
 from nullsae import paths, tables
 from nullsae.aggregation import aggregate, read_costs
+from nullsae.config.metrics import all_metrics
 from nullsae.config.parse import parse_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import cell_files
 from nullsae.jobs.params import AggregateParams
-from nullsae.statistics.metrics import METRICS
 from nullsae.statistics.verdicts import verdict
 from nullsae.tables.cells import CELL_TABLES
 from nullsae.tables.study import COSTS
@@ -210,7 +210,7 @@ def test_documents_are_paired_between_variants(root: Path) -> None:
 def test_one_row_per_comparison_in_display_order(root: Path) -> None:
     # No floors, one explainer: these have nothing to be compared with.
     absent = {"above_gaussian_floor", "gain_over_lexical", "discrimination"}
-    names = [metric.name for metric in METRICS if metric.name not in absent]
+    names = [metric.name for metric in all_metrics() if metric.name not in absent]
     assert [row["metric"] for row in read(root, "contrasts")] == names
     assert [row["metric"] for row in read(root, "verdicts")] == names
     pairs = [(row["metric"], row["variant"]) for row in read(root, "summaries")]
@@ -235,7 +235,7 @@ def test_metrics_without_numbers_are_null_and_inconclusive(root: Path) -> None:
 
 
 def test_verdicts_follow_from_the_contrasts(root: Path) -> None:
-    metrics = {metric.name: metric for metric in METRICS}
+    metrics = {metric.name: metric for metric in all_metrics()}
     contrasts, verdicts = read(root, "contrasts"), read(root, "verdicts")
     for contrast, found in zip(contrasts, verdicts, strict=True):
         metric = metrics[contrast["metric"]]
@@ -432,7 +432,7 @@ def test_a_study_of_the_trained_subject_alone_has_no_contrasts(tmp_path: Path) -
     aggregate(config, params(config), tmp_path)
     assert read(tmp_path, "contrasts") == read(tmp_path, "verdicts") == []
     assert read(tmp_path, "discriminating_power") == []
-    assert len(read(tmp_path, "summaries")) == len(METRICS) - 3
+    assert len(read(tmp_path, "summaries")) == len(all_metrics()) - 3
 
 
 def test_a_study_without_surviving_latents_is_reported_not_refused(tmp_path: Path) -> None:

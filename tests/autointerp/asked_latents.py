@@ -11,7 +11,7 @@ from autointerp_cells import explained, explanation, window
 from scripted_server import ScriptedServer
 from tokenizers import Tokenizer
 
-from nullsae.autointerp.llm.session import Asked
+from nullsae.autointerp.llm.session import Session
 from nullsae.config.llm import Llm
 
 WORDS = ("apple", "river", "seven")
@@ -40,8 +40,8 @@ def judge_of(server: ScriptedServer, **more: Any) -> dict[str, Any]:
     return {"model": "m", "base_url": server.url, "api_key_env": None, **more}
 
 
-def asked(folder: Path, **settings: Any) -> Asked:
-    return Asked(lambda: Llm(**settings), root=folder, costs=folder / "asked.json")
+def asked(folder: Path, **settings: Any) -> Session:
+    return Session(lambda: Llm(**settings), root=folder, costs=folder / "asked.json")
 
 
 def told(words: tuple[str | None, ...] = WORDS) -> pa.Table:

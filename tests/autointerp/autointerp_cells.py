@@ -10,7 +10,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae.autointerp.examples import Examples, examples_of
-from nullsae.autointerp.scorers import score_latents
+from nullsae.autointerp.score import score_latents
 from nullsae.config.parse import parse_section
 from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table

@@ -22,14 +22,13 @@ from autointerp_cells import (
 )
 from scripted_server import ScriptedServer
 
-from nullsae.autointerp.asking import intruder_tasks
 from nullsae.autointerp.examples import examples_of, with_marks
-from nullsae.autointerp.explainers import explain_latents
-from nullsae.autointerp.scorers import score_latents
+from nullsae.autointerp.explain import explain_latents
+from nullsae.autointerp.explainers.language_model import OpenAIExplainer
+from nullsae.autointerp.score import score_latents
+from nullsae.autointerp.scorers.intruder import IntruderScorer, intruder_tasks
 from nullsae.config.endpoints import Endpoint
-from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.parse import parse_section
-from nullsae.config.scorers import IntruderScorer
 from nullsae.core.errors import UserError
 from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
@@ -80,7 +79,7 @@ def score(
         tokenizer=tokenizer,
         predictions=folder / "predictions.parquet",
         scores=folder / "scores.parquet",
-        asked=asked(folder, **(settings or {})),
+        session=asked(folder, **(settings or {})),
     )
     return (
         read_table(folder / "predictions.parquet", cell_schema("predictions")).to_pylist(),

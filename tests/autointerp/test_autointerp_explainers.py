@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from nullsae.autointerp.explainers import derangement, explain_latents, swap_explanations
-from nullsae.autointerp.lexical import lexical_explanations, quote_token
+from nullsae.autointerp.explain import explain_latents
+from nullsae.autointerp.explainers.lexical import lexical_explanations, quote_token
+from nullsae.autointerp.explainers.swapped import derangement, swap_explanations
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
 from nullsae.tables import cell_schema, read_table, write_table

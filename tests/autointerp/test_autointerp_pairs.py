@@ -29,9 +29,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from nullsae.autointerp import examples
-from nullsae.autointerp.explainers import explain_latents, swap_explanations
-from nullsae.autointerp.lexical import lexical_explanations
-from nullsae.autointerp.token_judge import judge_by_tokens
+from nullsae.autointerp.explain import explain_latents
+from nullsae.autointerp.explainers.lexical import lexical_explanations
+from nullsae.autointerp.explainers.swapped import swap_explanations
+from nullsae.autointerp.token_statistics import judge_by_tokens
 from nullsae.tables import cell_schema, read_table
 
 MAX_ID = 2**31 - 1  # what the tables' int32 can hold
@@ -565,7 +566,7 @@ def test_a_latent_of_one_token_is_explained_by_it_and_told_perfectly(
 
 def test_a_job_of_half_a_second_imports_nothing_heavy() -> None:
     code = (
-        "import sys, nullsae.autointerp.explainers, nullsae.autointerp.scorers;"
+        "import sys, nullsae.autointerp.explain, nullsae.autointerp.score;"
         "heavy = {'torch', 'pandas', 'sklearn', 'transformers', 'scipy', 'openai', 'aiohttp'};"
         "print(*heavy & sys.modules.keys())"
     )

@@ -25,9 +25,9 @@ from sklearn import metrics as sklearn_metrics
 
 from nullsae.autointerp.classification import classification_scores
 from nullsae.autointerp.examples import Examples, fuzz_marks
-from nullsae.autointerp.explainers import explain_latents
-from nullsae.autointerp.scorers import Judged, predictions_table
-from nullsae.autointerp.token_judge import judge_by_tokens
+from nullsae.autointerp.explain import explain_latents
+from nullsae.autointerp.score import Judged, predictions_table
+from nullsae.autointerp.token_statistics import judge_by_tokens
 from nullsae.core.errors import UserError
 from nullsae.tables import cell_schema, read_table, write_table
 

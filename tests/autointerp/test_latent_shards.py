@@ -10,8 +10,8 @@ from asked_latents import Rows, asked, judge_of, told
 from autointerp_cells import KEYS, explain_params, explained, explanation, write_windows
 from scripted_server import ScriptedServer
 
-from nullsae.autointerp.explainers import explain_latents
-from nullsae.autointerp.scorers import score_latents
+from nullsae.autointerp.explain import explain_latents
+from nullsae.autointerp.score import score_latents
 from nullsae.autointerp.shards import Ranks, join_shards
 from nullsae.config.parse import parse_section
 from nullsae.core.errors import UserError
@@ -69,7 +69,7 @@ def score(
         tokenizer=tokenizer,
         predictions=found[0],
         scores=found[1],
-        asked=asked(folder),
+        session=asked(folder),
         ranks=Ranks.parse(ranks) if ranks else None,
     )
     return found

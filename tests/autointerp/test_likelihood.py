@@ -14,8 +14,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
-from nullsae.autointerp.likelihood import Likelihood, load_likelihood_prompt, probability
-from nullsae.autointerp.local_judge import LocalJudge
+from nullsae.autointerp.local_model import LocalJudge
+from nullsae.autointerp.log_odds import Likelihood, load_likelihood_prompt, probability
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 

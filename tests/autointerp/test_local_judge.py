@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nullsae.autointerp.llm.serve_gguf import requantized, serve_gguf
-from nullsae.autointerp.local_judge import load_judge, prepare_judge
+from nullsae.autointerp.local_model import load_judge, prepare_judge
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.jobs.params import PrepareJudgeParams

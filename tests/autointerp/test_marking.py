@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nullsae.autointerp.examples import Examples
+from nullsae.autointerp.examples import Examples, misplaced_marks
 from nullsae.autointerp.marking import (
     BYTE_LETTERS,
     Shown,
     activation_scale,
     mark,
-    misplaced_marks,
     window_texts,
 )
 

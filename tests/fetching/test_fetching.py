@@ -51,7 +51,7 @@ from hashlib import sha256
 from pathlib import Path
 import torch
 from nullsae.config.read import read_merged_config
-from nullsae.autointerp.local_judge import load_judge, prepare_judge
+from nullsae.autointerp.local_model import load_judge, prepare_judge
 from nullsae.corpus.prepare import prepare_corpus
 from nullsae.jobs.params import PrepareCorpusParams, PrepareJudgeParams
 from nullsae.sae.exchange.pretrained import read_pretrained

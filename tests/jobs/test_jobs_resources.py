@@ -94,8 +94,7 @@ start = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 model = AutoModelForCausalLM.from_config(config).eval()
 before = gates.state(model)
-changes = randomize(model, "rerandomized", seed=0, subject="s", draw=0, norm_policy="rerandomize",
-    first_random_block=0)
+changes = randomize(model, "rerandomized", seed=0, subject="s", draw=0)
 after = {name: p.detach() for name, p in model.named_parameters()}
 gates.moments(before, after, set(changes))
 gates.uncorrelated(before, after, changes)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from nullsae.autointerp.likelihood import Likelihood, load_likelihood_prompt
-from nullsae.autointerp.local_judge import LocalJudge, load_judge, prepare_judge
+from nullsae.autointerp.local_model import LocalJudge, load_judge, prepare_judge
+from nullsae.autointerp.log_odds import Likelihood, load_likelihood_prompt
 from nullsae.config.subjects import GgufSource
 from nullsae.jobs.params import PrepareJudgeParams
 

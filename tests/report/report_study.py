@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae import paths, tables
 from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.metrics import all_metrics
 from nullsae.config.parse import parse_config
 from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
@@ -20,7 +21,6 @@ from nullsae.config.variants import VARIANTS
 from nullsae.jobs import grid as cells
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
-from nullsae.statistics.metrics import METRICS
 
 DEFAULT = Path(__file__).parents[2] / "config.yaml"
 EOS = "<|endoftext|>"
@@ -422,7 +422,7 @@ def _add_statistics(
     rows: dict[str, list[dict[str, Any]]], config: Config, rng: np.random.Generator
 ) -> None:
     for subject, section in config.subjects.items():
-        for metric in METRICS:
+        for metric in all_metrics():
             scored = metric.is_scored
             pairs = [(e, s) for e in config.explainers for s in config.scorers]
             for site in section.sites:

@@ -14,9 +14,9 @@ from report_study import EXPLAINERS, default_config, write_study
 from nullsae import paths, tables
 from nullsae.config.study import Config
 from nullsae.report import style
-from nullsae.report.along import training
 from nullsae.report.build import build_report
-from nullsae.report.captions import METRIC_TEXT
+from nullsae.report.drawings.training import Training
+from nullsae.report.kinds import FIGURES
 from nullsae.report.names import figure_names
 from nullsae.report.study import load_study
 from nullsae.tables.study import SUMMARIES
@@ -125,7 +125,7 @@ def test_each_variant_has_a_line_and_an_interval_in_each_panel(built: Path) -> N
 
 def test_the_page_says_that_latents_are_not_the_same_along_the_line(built: Path) -> None:
     page = (built / paths.REPORT).read_text(encoding="utf-8")
-    assert "samples its own latents" in METRIC_TEXT["training"].reading
+    assert "samples its own latents" in FIGURES["training"].reading
     assert "samples its own latents" in page
     ids = [attributes.get("id") for _, attributes in Elements(page).tags]
     assert ids.count(NAME) == 1
@@ -177,12 +177,12 @@ def test_many_sites_are_thinned_and_early_checkpoints_get_a_logarithmic_axis(
     config = along(subjects={"small": subject}, saes=saes, scorers={})
     write_study(tmp_path, config)
     study = load_study(config, tmp_path)
-    _, _, caption = training(study, "small")
+    _, caption = Training().draw(study, "small")
     assert "Drawn for 4 of 12 sites: resid_post.0, resid_post.3" in caption
     assert "chance" not in caption
 
     def scales() -> str:
-        return str(training(study, "small")[0].to_dict())
+        return str(Training().draw(study, "small")[0].to_dict())
 
     assert "'log'" not in scales()
     for row in study.along["history"]:
@@ -195,6 +195,6 @@ def test_an_sae_without_latents_still_has_its_figure(tmp_path: Path, config: Con
     path = tmp_path / paths.TABLE.format(table="summaries")
     rows = [row | {"value": None, "low": None, "high": None} for row in summaries(tmp_path)]
     tables.write_table(path, rows, SUMMARIES)
-    chart, title, _ = training(load_study(config, tmp_path), "small")
-    assert title == "Metrics along training"
+    chart, _ = Training().draw(load_study(config, tmp_path), "small")
+    assert Training.title == "Metrics along training"
     assert "No values along training" in str(chart.to_dict())

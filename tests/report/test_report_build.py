@@ -15,7 +15,7 @@ from nullsae import paths, tables
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.report.build import build_report
-from nullsae.report.figures import _floors
+from nullsae.report.drawings.token_lookup import _floors
 from nullsae.report.names import figure_names
 from nullsae.report.render import inline_svg
 from nullsae.report.study import load_study

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from report_study import EOS, EXPLAINERS, default_config, train_tokenizer
 
 from nullsae import tables
+from nullsae.config.metrics import all_metrics
 from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
@@ -23,7 +24,6 @@ from nullsae.report.examples import pick, strongest
 from nullsae.report.names import GROUPS, entropy_pair, figure_names
 from nullsae.report.study import Study
 from nullsae.report.text import TokenText, visible
-from nullsae.statistics.metrics import METRICS
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear sRGB.
 SIGHT = {
@@ -107,11 +107,11 @@ def test_every_metric_has_a_figure_and_every_name_is_given_once() -> None:
     }
     names = figure_names(default_config(explainers=explainers))
     assert len(names) == len(set(names))
-    assert {f"small.{metric.name}" for metric in METRICS} < set(names)
+    assert {f"small.{metric.name}" for metric in all_metrics()} < set(names)
     extra = {"cross_entropy", "token_lookup", "training_curves", "entropy_auroc"}
     extra |= {"geometry", "overlap"}
     assert {f"small.{kind}" for kind in extra} < set(names)
-    assert len(names) == len(METRICS) + len(extra)
+    assert len(names) == len(all_metrics()) + len(extra)
     # What no comparison of a study has is no figure of it.
     fewer = figure_names(default_config(evaluation={"gaussian_floors": False}))
     assert set(names) - set(fewer) == {"small.gain_over_lexical", "small.above_gaussian_floor"}

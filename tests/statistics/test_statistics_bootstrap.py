@@ -9,7 +9,7 @@ import scipy.stats
 from nullsae.statistics.bootstrap import (
     MOST_UNITS,
     Arm,
-    Cell,
+    ArmCell,
     Resampler,
     grouped,
     unit_statistics,
@@ -20,7 +20,7 @@ GENERATOR = np.random.default_rng
 
 
 def one_cell(*columns: np.ndarray, statistic: str = "mean", **keywords: bool) -> Arm:
-    return Arm((Cell(0, 0, columns),), statistic, **keywords)  # type: ignore[arg-type]
+    return Arm((ArmCell(0, 0, columns),), statistic, **keywords)  # type: ignore[arg-type]
 
 
 def resampled(arm: Arm, n_resamples: int = 20_000) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_a_column_that_does_not_vary_has_no_rank_correlation() -> None:
 def test_shared_units_are_drawn_once_for_all_cells() -> None:
     rng = GENERATOR(6)
     of_draw, of_unit = rng.normal(size=3), rng.normal(size=30)
-    cells = tuple(Cell(d, 0, (of_draw[d] + of_unit,)) for d in range(3))
+    cells = tuple(ArmCell(d, 0, (of_draw[d] + of_unit,)) for d in range(3))
     arm = Arm(cells, units_are_shared=True)
     members = Resampler(1, 20_000).members(arm)
     # What differs between draws is no part of it: they all see the same documents.
@@ -137,9 +137,9 @@ def test_arms_are_paired_in_their_shared_units() -> None:
 
 def test_draws_with_unequal_seeds_and_units_weigh_the_same() -> None:
     cells = (
-        Cell(0, 0, (np.full(10, 1.0),)),
-        Cell(0, 1, (np.full(2, 3.0),)),
-        Cell(1, 0, (np.full(5, 10.0),)),
+        ArmCell(0, 0, (np.full(10, 1.0),)),
+        ArmCell(0, 1, (np.full(2, 3.0),)),
+        ArmCell(1, 0, (np.full(5, 10.0),)),
     )
     arm = Arm(cells)
     assert arm.value() == 6.0  # ((1 + 3) / 2 + 10) / 2
@@ -155,9 +155,9 @@ def test_draws_with_unequal_seeds_and_units_weigh_the_same() -> None:
 def test_the_order_of_cells_and_the_cache_do_not_matter(statistic: str) -> None:
     rng = GENERATOR(18)
     n_columns = 1 if statistic == "mean" else 2
-    cells = [Cell(d, 0, tuple(rng.gamma(2.0, size=(n_columns, 12)))) for d in range(4)]
+    cells = [ArmCell(d, 0, tuple(rng.gamma(2.0, size=(n_columns, 12)))) for d in range(4)]
 
-    def run(order: list[Cell], cache: int) -> bytes:
+    def run(order: list[ArmCell], cache: int) -> bytes:
         resampler = Resampler(7, 300, cache_numbers=cache)
         arm = Arm(tuple(order), statistic, units_are_shared=True)  # type: ignore[arg-type]
         resampler.members(arm)
@@ -185,21 +185,21 @@ def test_many_documents_are_resampled_in_groups_without_loss_of_variance() -> No
 
 
 def test_units_without_a_denominator_have_no_value_of_their_own() -> None:
-    cell = Cell(0, 0, (np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, 4.0])))
+    cell = ArmCell(0, 0, (np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, 4.0])))
     assert list(unit_statistics(cell)) == [0.5, 0.75]
 
 
 def test_cells_without_units_do_not_count() -> None:
-    full = Cell(0, 0, (np.array([1.0, 2.0]),))
-    arm = Arm((full, Cell(0, 1, (np.empty(0),)), Cell(1, 0, (np.empty(0),))))
+    full = ArmCell(0, 0, (np.array([1.0, 2.0]),))
+    arm = Arm((full, ArmCell(0, 1, (np.empty(0),)), ArmCell(1, 0, (np.empty(0),))))
     assert (arm.value(), arm.n_draws, arm.n_seeds, arm.n_units) == (1.5, 1, 1, 2)
-    assert np.isnan(Arm((Cell(0, 0, (np.empty(0),)),)).value())
+    assert np.isnan(Arm((ArmCell(0, 0, (np.empty(0),)),)).value())
     with pytest.raises(ValueError, match="needs some"):
         Resampler(0, 10).members(Arm(()))
 
 
 def test_shared_units_of_unequal_number_are_refused() -> None:
-    cells = (Cell(0, 0, (np.ones(3),)), Cell(1, 0, (np.ones(4),)))
+    cells = (ArmCell(0, 0, (np.ones(3),)), ArmCell(1, 0, (np.ones(4),)))
     with pytest.raises(ValueError, match="as many in all cells"):
         Resampler(0, 10).members(Arm(cells, units_are_shared=True))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nullsae.statistics.bootstrap import Arm, Cell
+from nullsae.statistics.bootstrap import Arm, ArmCell
 from nullsae.statistics.matching import common_bins, half_decades, matched
 from nullsae.statistics.spread import Spread
 
@@ -12,8 +12,8 @@ GENERATOR = np.random.default_rng
 
 def cell(
     numbers: list[float] | np.ndarray, strata: list[int], draw: int = 0, seed: int = 0
-) -> Cell:
-    return Cell(draw, seed, (np.array(numbers, dtype=float),), strata=np.array(strata))
+) -> ArmCell:
+    return ArmCell(draw, seed, (np.array(numbers, dtype=float),), strata=np.array(strata))
 
 
 def test_bins_are_half_decades() -> None:
@@ -31,7 +31,7 @@ def test_each_bin_takes_the_smallest_number_of_any_cell() -> None:
     assert common_bins([one, Arm((cell([], []),))]) == {-3: 3, -2: 4}
     assert common_bins([one, Arm((cell([1.0, 2.0], [0, 0]),))]) == {}
     assert common_bins([]) == {}
-    assert common_bins([one, Arm((Cell(0, 0, (np.ones(3),)),))]) == {}
+    assert common_bins([one, Arm((ArmCell(0, 0, (np.ones(3),)),))]) == {}
 
 
 def test_the_value_is_the_expectation_of_resampling_equal_numbers() -> None:

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nullsae.statistics.bootstrap import Arm, Cell
+from nullsae.statistics.bootstrap import Arm, ArmCell
 from nullsae.statistics.permutation import Permuter
 
 GENERATOR = np.random.default_rng
 
 
 def units(numbers: np.ndarray) -> Arm:
-    return Arm((Cell(0, 0, (numbers,)),))
+    return Arm((ArmCell(0, 0, (numbers,)),))
 
 
 def paired(above: np.ndarray, below: np.ndarray) -> Arm:
-    return Arm((Cell(0, 0, (above, below)),), "ratio", units_are_shared=True)
+    return Arm((ArmCell(0, 0, (above, below)),), "ratio", units_are_shared=True)
 
 
 def size_of_difference(x: np.ndarray, y: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_seeds_change_arms_whole() -> None:
     rng = GENERATOR(6)
     one = [rng.normal(0.5, 1, 5) for _ in range(3)]
     other = [rng.normal(0, 1, 8) for _ in range(3)]
-    arms = [Arm(tuple(Cell(0, s, (x,)) for s, x in enumerate(cells))) for cells in (one, other)]
+    arms = [Arm(tuple(ArmCell(0, s, (x,)) for s, x in enumerate(cells))) for cells in (one, other)]
     means = [np.array([x.mean() for x in cells]) for cells in (one, other)]
     theirs = scipy.stats.permutation_test(
         means, size_of_difference, vectorized=True, alternative="greater", n_resamples=np.inf
@@ -113,8 +113,8 @@ def test_seeds_change_arms_whole() -> None:
 
 def test_too_few_draws_give_a_reason_instead() -> None:
     rng = GENERATOR(7)
-    draws = Arm(tuple(Cell(d, s, (rng.normal(size=9),)) for d in range(3) for s in range(2)))
-    trained = Arm(tuple(Cell(0, s, (rng.normal(size=9),)) for s in range(2)))
+    draws = Arm(tuple(ArmCell(d, s, (rng.normal(size=9),)) for d in range(3) for s in range(2)))
+    trained = Arm(tuple(ArmCell(0, s, (rng.normal(size=9),)) for s in range(2)))
     p, reason = Permuter(0, 1000).p_value(trained, draws)
     assert p is None
     # Seeds of one draw are no exchangeable with those of another: draws count.
@@ -126,7 +126,7 @@ def test_too_few_draws_give_a_reason_instead() -> None:
 def test_rank_correlations_are_permuted_by_latent() -> None:
     rng = GENERATOR(8)
     data = rng.normal(size=(2, 2, 6))
-    arms = [Arm((Cell(0, 0, (x, y)),), "rank_correlation") for x, y in data]
+    arms = [Arm((ArmCell(0, 0, (x, y)),), "rank_correlation") for x, y in data]
 
     def statistic(i: np.ndarray, j: np.ndarray) -> float:
         pooled = np.concatenate(list(data), axis=1)
@@ -148,8 +148,8 @@ def test_rank_correlations_are_permuted_by_latent() -> None:
 
 def test_an_undefined_permutation_is_no_number() -> None:
     # A document without a denominator, alone in one arm in some divisions.
-    one = Arm((Cell(0, 0, (np.array([1.0, 1.0]), np.array([1.0, 2.0]))),), "rank_correlation")
-    other = Arm((Cell(0, 0, (np.array([2.0, 3.0]), np.array([1.0, 2.0]))),), "rank_correlation")
+    one = Arm((ArmCell(0, 0, (np.array([1.0, 1.0]), np.array([1.0, 2.0]))),), "rank_correlation")
+    other = Arm((ArmCell(0, 0, (np.array([2.0, 3.0]), np.array([1.0, 2.0]))),), "rank_correlation")
     p, reason = Permuter(0, 1000).p_value(one, other)
     assert p is None
     assert reason is not None

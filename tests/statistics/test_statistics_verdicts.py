@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from nullsae.config.metrics import all_metrics
 from nullsae.config.statistics import EquivalenceMargins, Statistics
-from nullsae.statistics.bootstrap import Arm, Cell, Resampler
+from nullsae.statistics.bootstrap import Arm, ArmCell, Resampler
 from nullsae.statistics.contrasts import (
     TESTED,
     Estimate,
@@ -17,12 +18,11 @@ from nullsae.statistics.contrasts import (
     summary_row,
 )
 from nullsae.statistics.matching import common_bins
-from nullsae.statistics.metrics import METRICS
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.spread import Spread
 from nullsae.statistics.verdicts import RULE, VERDICT_WORDS, discriminating_power, verdict
 
-METRIC = {metric.name: metric for metric in METRICS}
+METRIC = {metric.name: metric for metric in all_metrics()}
 SETTINGS = Statistics(n_resamples=999)
 NAN = float("nan")
 
@@ -38,6 +38,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "p_equivalence": 1.0,
         "equivalence_margin": 0.05,
         "detectable_difference": 0.0712,
+        "variant": "rerandomized",
         "speaks_of": "seeds of one draw",
         "reason": None,
     }
@@ -45,11 +46,11 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def arm_of(*numbers: float, **keywords: Any) -> Arm:
-    return Arm((Cell(0, 0, (np.array(numbers),)),), **keywords)
+    return Arm((ArmCell(0, 0, (np.array(numbers),)),), **keywords)
 
 
 def ratio(cells: list[tuple[list[float], list[float]]], **keywords: Any) -> Arm:
-    parts = [Cell(i, 0, (np.array(a), np.array(b))) for i, (a, b) in enumerate(cells)]
+    parts = [ArmCell(i, 0, (np.array(a), np.array(b))) for i, (a, b) in enumerate(cells)]
     return Arm(tuple(parts), "ratio", units_are_shared=True, **keywords)
 
 
@@ -63,7 +64,10 @@ def contrast(
     arms = [estimated(arm, name, settings) for arm in (trained, variant)]
     bins = common_bins([trained, variant])
     permuter = Permuter(0, settings.n_resamples)
-    found = contrast_row(arms[0], arms[1], METRIC[name], settings, permuter, bins)
+    found = {
+        "variant": "rerandomized",
+        **contrast_row(arms[0], arms[1], METRIC[name], settings, permuter, bins),
+    }
     adjust([found], settings)
     return found
 
@@ -154,7 +158,7 @@ def test_draws_are_compared_whole() -> None:
     """Latents within draws vary less than draws do: pooling them would find a difference."""
     rng = np.random.default_rng(3)
     means = [0.5, 0.7, 0.9]
-    cells = [Cell(d, 0, (rng.normal(mean, 0.02, 50),)) for d, mean in enumerate(means)]
+    cells = [ArmCell(d, 0, (rng.normal(mean, 0.02, 50),)) for d, mean in enumerate(means)]
     trained = rng.normal(0.75, 0.02, 50)
     found = contrast(arm_of(*trained), Arm(tuple(cells)))
     own = np.array([cell.columns[0].mean() for cell in cells])
@@ -196,17 +200,20 @@ def test_documents_and_draws_add_up_without_counting_twice() -> None:
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        (Cell(0, 0, (np.empty(0),)), "variant: no latents"),
-        (Cell(0, 0, (np.empty(0),), n_null=7), "variant: auroc is null for all 7 latents"),
-        (Cell(0, 0, (np.array([0.5, NAN]),)), "variant: NaN or infinite auroc in draw 0, seed 0"),
+        (ArmCell(0, 0, (np.empty(0),)), "variant: no latents"),
+        (ArmCell(0, 0, (np.empty(0),), n_null=7), "variant: auroc is null for all 7 latents"),
         (
-            Cell(0, 0, (np.array([0.5, np.inf]),)),
+            ArmCell(0, 0, (np.array([0.5, NAN]),)),
             "variant: NaN or infinite auroc in draw 0, seed 0",
         ),
-        (Cell(0, 0, (np.array([0.5, 1]),), reason="no floor"), "variant: no floor"),
+        (
+            ArmCell(0, 0, (np.array([0.5, np.inf]),)),
+            "variant: NaN or infinite auroc in draw 0, seed 0",
+        ),
+        (ArmCell(0, 0, (np.array([0.5, 1]),), reason="no floor"), "variant: no floor"),
     ],
 )
-def test_an_arm_without_a_value_gives_nulls_with_a_reason(cell: Cell, reason: str) -> None:
+def test_an_arm_without_a_value_gives_nulls_with_a_reason(cell: ArmCell, reason: str) -> None:
     found = contrast(arm_of(0.8, 0.9, 0.7), Arm((cell,)))
     assert found["reason"] == reason
     assert found["trained"] == pytest.approx(0.8)
@@ -235,7 +242,7 @@ def test_constant_arms_are_not_tested() -> None:
     assert "all 3 latents are equal" in found["reason"]
     assert "same in all resamples" in found["reason"]
     assert verdict(found, METRIC["auroc"], 0.95)[0] == "inconclusive"
-    draws = Arm(tuple(Cell(d, 0, (np.array([0.1, 0.3]),)) for d in range(3)))
+    draws = Arm(tuple(ArmCell(d, 0, (np.array([0.1, 0.3]),)) for d in range(3)))
     assert estimated(draws).reason == "all 3 draws are equal: no interval"
 
 
@@ -269,7 +276,7 @@ def test_documents_of_unequal_number_are_not_paired() -> None:
 
 def test_a_column_that_does_not_vary_has_no_correlation() -> None:
     arms = [
-        Arm((Cell(0, 0, (np.array(x), np.array([0.5, 0.6, 0.9, 0.4]))),), "rank_correlation")
+        Arm((ArmCell(0, 0, (np.array(x), np.array([0.5, 0.6, 0.9, 0.4]))),), "rank_correlation")
         for x in ([1.0, 2.0, 3.0, 4.0], [1.0] * 4)
     ]
     found = contrast(arms[0], arms[1], "entropy_auroc_correlation")
@@ -280,7 +287,7 @@ def test_a_column_that_does_not_vary_has_no_correlation() -> None:
 
 
 def test_cells_that_are_left_out_are_named() -> None:
-    cells = (Cell(0, 0, (np.array([0.1, 0.2, 0.4]),)), Cell(0, 1, (np.empty(0),)))
+    cells = (ArmCell(0, 0, (np.array([0.1, 0.2, 0.4]),)), ArmCell(0, 1, (np.empty(0),)))
     found = estimated(Arm(cells))
     assert found.value == pytest.approx(0.7 / 3)
     assert found.interval is not None
@@ -304,7 +311,7 @@ def test_matched_numbers_stand_beside_the_plain_ones() -> None:
 
     def arm(strata: list[int]) -> Arm:
         numbers = 0.8 - 0.2 * (np.array(strata) == -2) + rng.normal(0, 0.01, len(strata))
-        return Arm((Cell(0, 0, (numbers,), strata=np.array(strata)),))
+        return Arm((ArmCell(0, 0, (numbers,), strata=np.array(strata)),))
 
     found = contrast(arm([-4] * 40 + [-2] * 10), arm([-4] * 10 + [-2] * 40))
     assert found["difference"] == pytest.approx(-0.12, abs=0.01)
@@ -329,7 +336,7 @@ def test_holm_leaves_out_contrasts_without_a_p_value() -> None:
 def test_power_is_oriented_by_what_the_metric_should_show() -> None:
     def one(metric: str, difference: float, superiority: float, **more: Any) -> dict[str, Any]:
         keys = {"subject": "s", "sae": "a", "explainer": None, "scorer": None, "metric": metric}
-        error = {"difference": difference, "standard_error": 0.1}
+        error = {"variant": "step0", "difference": difference, "standard_error": 0.1}
         return {**keys, **error, "probability_of_superiority": superiority, **more}
 
     rows = [

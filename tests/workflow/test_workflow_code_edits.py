@@ -15,8 +15,8 @@ CASES: dict[str, set[str]] = {
     "metrics/reconstruction.py": {"evaluate_sae", *END},
     "metrics/overlap.py": {"match_dictionaries", *END},
     "latents/windows.py": {"collect_latents", "explain_latents", "score_latents", *END},
-    "autointerp/scorers.py": {"score_latents", *END},
-    "autointerp/explainers.py": {"explain_latents", "score_latents", *END},
+    "autointerp/score.py": {"score_latents", *END},
+    "autointerp/explain.py": {"explain_latents", "score_latents", *END},
     "sae/architectures/topk.py": {
         *("train_sae", "evaluate_sae", "collect_latents", "explain_latents", "score_latents"),
         *("match_dictionaries", *END),

@@ -13,14 +13,12 @@ from nullsae import paths, tables
 from nullsae.jobs.code_hash import code_hash
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.config.study import NO_EXPLAINER
-from nullsae.config.scorers import LikelihoodScorer
-from nullsae.config.explainers import SwappedExplainer
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
-from nullsae.jobs.slices import activations_key, asks, rule_params
+from nullsae.jobs.slices import activations_key, asks, is_shared_out, rule_params
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
 
@@ -216,11 +214,11 @@ def fitted_activations(wildcards):
 
 
 def base_explanations(wildcards):
-    """The explanations that a `swapped` explainer exchanges; none for others."""
-    explainer = STUDY.explainers[wildcards.explainer]
-    if not isinstance(explainer, SwappedExplainer):
+    """The explanations that an explainer exchanges; none for one that writes its own."""
+    base = STUDY.explainers[wildcards.explainer].exchanges
+    if base is None:
         return []
-    return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": explainer.of})
+    return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": base})
 
 
 def judged_explanations(wildcards):
@@ -232,8 +230,8 @@ def judged_explanations(wildcards):
 
 def judge_in_process(wildcards):
     """The model that a job runs itself; none for scorers that ask, and where shards ran it."""
-    runs_one = isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer)
-    if not runs_one or scored_shards(wildcards):
+    model = STUDY.scorers[wildcards.scorer].model_in_job
+    if model is None or scored_shards(wildcards):
         return []
     return paths.JUDGE_MANIFEST.format(**wildcards)
 
@@ -265,15 +263,14 @@ def shard_tables(pattern, wildcards):
 
 def explained_shards(wildcards):
     """The tables that an SAE's explanations are joined from, where they are shared out."""
-    if not asks(STUDY, "explain_latents", dict(wildcards)):
+    if not is_shared_out(STUDY, "explain_latents", dict(wildcards)):
         return []
     return shard_tables(paths.EXPLANATIONS_SHARD, wildcards)
 
 
 def scored_shards(wildcards):
     """The tables that an SAE's scores are joined from, where they are shared out."""
-    is_likelihood = isinstance(STUDY.scorers[wildcards.scorer], LikelihoodScorer)
-    if not (is_likelihood or asks(STUDY, "score_latents", dict(wildcards))):
+    if not is_shared_out(STUDY, "score_latents", dict(wildcards)):
         return []
     return shard_tables(paths.SCORES_SHARD, wildcards)
 

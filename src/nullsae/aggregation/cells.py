@@ -11,19 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nullsae import paths, tables
+from nullsae.config.metrics import Level
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.jobs.grid import Keys
 from nullsae.statistics.bootstrap import Floats, Ints
 from nullsae.tables.cells import CELL_TABLES
 
-# Tables with one row per unit, and the column that names the unit.
-UNIT_COLUMN = {
-    "documents": "document",
-    "latents": "latent",
-    "scores": "latent",
-    "interpretability": "latent",
-}
 # Keys of an SAE, and of a comparison of variants.
 SAE_KEYS = ("subject", "variant", "draw", "site", "sae", "seed")
 GROUP_KEYS = ("subject", "site", "sae", "explainer", "scorer")
@@ -32,10 +26,17 @@ GROUP_KEYS = ("subject", "site", "sae", "explainer", "scorer")
 class Units:
     """A cell's table, sorted by unit."""
 
-    def __init__(self, keys: Keys, table: pa.Table, unit: str) -> None:
+    def __init__(self, keys: Keys, table: pa.Table, unit: Level) -> None:
+        """Sort the rows of a table.
+
+        Args:
+            keys: of the cell.
+            table: without its keys; a column named as `unit` numbers the units.
+            unit: what a row is about; the table of whole cells has one row.
+        """
         self.keys = keys
-        self.table = table.sort_by(unit)
         self.unit = unit
+        self.table = table if unit == "cell" else table.sort_by(unit)
         self._columns: dict[str, tuple[Floats, npt.NDArray[np.bool_]]] = {}
 
     @property
@@ -50,11 +51,13 @@ class Units:
 
     @cached_property
     def ids(self) -> Ints:
-        """The units' numbers, ascending, int64."""
+        """The units' numbers, ascending, int64 [n_units]; 0 for a whole cell."""
+        if self.unit == "cell":
+            return np.zeros(len(self.table), dtype=np.int64)
         return np.asarray(self.table[self.unit].to_numpy(), dtype=np.int64)
 
     def column(self, name: str) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """A column as float64, NaN for nulls, and where it is not null."""
+        """A column as float64 [n_units], NaN for nulls, and where it has a value, bool."""
         if name not in self._columns:
             column = self.table[name]
             if pa.types.is_boolean(column.type):
@@ -64,7 +67,12 @@ class Units:
         return self._columns[name]
 
     def looked_up(self, name: str, ids: Ints) -> Floats:
-        """A column at some units, NaN where there is none."""
+        """A column at some units, float64 [n_ids], NaN where there is none.
+
+        Args:
+            name: of the column.
+            ids: int64 [n_ids], numbers of units.
+        """
         values, _ = self.column(name)
         place = np.searchsorted(self.ids, ids)
         found = place < len(self.ids)

@@ -13,7 +13,6 @@ from nullsae import paths, tables
 from nullsae.aggregation.arms import Arms
 from nullsae.aggregation.cells import (
     GROUP_KEYS,
-    UNIT_COLUMN,
     Units,
     check_same_documents,
     read_cells,
@@ -22,6 +21,7 @@ from nullsae.aggregation.cells import (
 )
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
+from nullsae.config.metrics import LEVELS, METRICS, Metric, all_metrics
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import Keys, cell_files, sae_names
@@ -30,7 +30,6 @@ from nullsae.statistics.baselines import applies
 from nullsae.statistics.bootstrap import Resampler
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate, summary_row
 from nullsae.statistics.matching import common_bins
-from nullsae.statistics.metrics import METRICS, Metric
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.verdicts import discriminating_power, verdict
 from nullsae.tables.study import COSTS, INTERPRETABILITY, VERDICTS
@@ -58,13 +57,13 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
         found = read_cells(table, files[table], root)
         whole = whole_table(table, found)
         tables.write_table(root / paths.TABLE.format(table=table), whole, tables.SCHEMAS[table])
-        if table in UNIT_COLUMN:
+        if table in LEVELS:
             cells[table] = found
 
     check_same_documents(cells["documents"])
     _check_some_latents(config, root)
     sources = {
-        table: [Units(keys, part, UNIT_COLUMN[table]) for keys, part in found]
+        table: [Units(keys, part, LEVELS[table]) for keys, part in found]
         for table, found in cells.items()
     }
     statistics = params.statistics
@@ -73,8 +72,7 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
     )
     parts = [with_keys(INTERPRETABILITY, u.keys, u.table) for u in sources["interpretability"]]
     summaries, contrasts = compare(config, params, sources)
-    metrics = {metric.name: metric for metric in METRICS}
-    judged = [verdict(row, metrics[row["metric"]], statistics.confidence) for row in contrasts]
+    judged = [verdict(row, METRICS[row["metric"]](), statistics.confidence) for row in contrasts]
     written: dict[str, Rows | pa.Table] = {
         "interpretability": pa.concat_tables([INTERPRETABILITY.empty_table(), *parts]),
         "summaries": summaries,
@@ -108,7 +106,7 @@ def compare(
     contrasts: Rows = []
     for group in _groups(config):
         where = tuple(group[name] for name in GROUP_KEYS)
-        for metric in METRICS:
+        for metric in all_metrics():
             if not _is_there(metric, group, config, arms):
                 continue
             keys = {**group, "metric": metric.name}
@@ -142,7 +140,7 @@ def _is_there(metric: Metric, group: dict[str, str | None], config: Config, arms
     if not applies(metric, config, group["explainer"]):
         return False
     if metric.form == "relative":  # looked-up and pretrained dictionaries have no floor
-        return arms.has_floor(tuple(group[name] for name in GROUP_KEYS))
+        return arms.has_floor(metric, tuple(group[name] for name in GROUP_KEYS))
     return True
 
 

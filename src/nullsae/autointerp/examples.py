@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nullsae.autointerp.marking import misplaced_marks, strong
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import Key, numpy_generator
@@ -206,3 +205,48 @@ def fuzz_marks(
             chosen = generator.choice(int(n_tokens[i]), size, replace=False)
             marked[examples.starts[i] + chosen] = True
     return marked
+
+
+def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
+    """Marks on wrong tokens of active windows: where the latent is silent.
+
+    A window has as many as true marks (one if it has none), or fewer where it has fewer silent
+    tokens, drawn without replacement by a generator of its own, keyed by (seed, "misplaced_marks",
+    key, latent, window). What stays without any mark cannot be shown with misplaced ones: silent
+    windows, and those in which the latent fires at every token.
+
+    Args:
+        examples: windows, with their true marks.
+        seed: the config's.
+        key: the keys of the SAE.
+
+    Returns:
+        bool [n_positions].
+    """
+    wrong = np.zeros(len(examples.marked), dtype=np.bool_)
+    n_marked = examples.n_marked
+    for i in np.flatnonzero(examples.active).tolist():
+        start, stop = examples.starts[i], examples.starts[i + 1]
+        silent = start + np.flatnonzero(examples.activations[start:stop] <= 0)
+        latent, window = int(examples.latent[i]), int(examples.window[i])
+        generator = numpy_generator(seed, "misplaced_marks", *key, latent, window)
+        size = min(max(1, int(n_marked[i])), len(silent))
+        wrong[generator.choice(silent, size, replace=False)] = True
+    return wrong
+
+
+def strong(
+    activations: NDArray[np.float32], maximum: NDArray[np.float32] | np.float32, threshold: float
+) -> Flags:
+    """Which tokens are active above a share of their window's largest activation.
+
+    The largest itself always is: float32 rounds a share of its smallest numbers up to the whole.
+
+    Args:
+        activations: float32, of any shape.
+        maximum: each one's window's largest, of that shape or one for all.
+        threshold: the share.
+    """
+    found: Flags = activations > threshold * maximum
+    found |= (activations == maximum) & (maximum > 0)
+    return found

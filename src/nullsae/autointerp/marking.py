@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-
-from nullsae.core.randomness import Key, numpy_generator
 
 if TYPE_CHECKING:
-    from nullsae.autointerp.examples import Examples
+    from tokenizers import Tokenizer
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 LEFT, RIGHT = "<<", ">>"
@@ -206,23 +202,6 @@ def _stretches(shown: Shown, marked: Flags) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def strong(
-    activations: NDArray[np.float32], maximum: NDArray[np.float32] | np.float32, threshold: float
-) -> Flags:
-    """Which tokens are active above a share of their window's largest activation.
-
-    The largest itself always is: float32 rounds a share of its smallest numbers up to the whole.
-
-    Args:
-        activations: float32, of any shape.
-        maximum: each one's window's largest, of that shape or one for all.
-        threshold: the share.
-    """
-    found: Flags = activations > threshold * maximum
-    found |= (activations == maximum) & (maximum > 0)
-    return found
-
-
 def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
     """Activations as whole numbers from 0 to 10: ceil(10 a / maximum), as delphi shows them.
 
@@ -237,31 +216,3 @@ def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
         return np.zeros(len(activations), dtype=np.int64)
     scaled = np.ceil(10 * np.asarray(activations, dtype=np.float64) / maximum)
     return np.minimum(scaled, 10).astype(np.int64)
-
-
-def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
-    """Marks on wrong tokens of active windows: where the latent is silent.
-
-    A window has as many as true marks (one if it has none), or fewer where it has fewer silent
-    tokens, drawn without replacement by a generator of its own, keyed by (seed, "misplaced_marks",
-    key, latent, window). What stays without any mark cannot be shown with misplaced ones: silent
-    windows, and those in which the latent fires at every token.
-
-    Args:
-        examples: windows, with their true marks.
-        seed: the config's.
-        key: the keys of the SAE.
-
-    Returns:
-        bool [n_positions].
-    """
-    wrong = np.zeros(len(examples.marked), dtype=np.bool_)
-    n_marked = examples.n_marked
-    for i in np.flatnonzero(examples.active).tolist():
-        start, stop = examples.starts[i], examples.starts[i + 1]
-        silent = start + np.flatnonzero(examples.activations[start:stop] <= 0)
-        latent, window = int(examples.latent[i]), int(examples.window[i])
-        generator = numpy_generator(seed, "misplaced_marks", *key, latent, window)
-        size = min(max(1, int(n_marked[i])), len(silent))
-        wrong[generator.choice(silent, size, replace=False)] = True
-    return wrong

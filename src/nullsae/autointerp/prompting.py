@@ -7,15 +7,20 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from nullsae.core.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import jinja2
 
 PROMPTS = Path(__file__).parent / "prompts"
 _PART = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
 ROLES = ("system", "user", "assistant", "again")
+
+# Estimates for `nullsae plan`, of English text, for models with some 100,000 tokens in their
+# vocabulary. Around a window stand its number, marks and line breaks.
+CHARACTERS_PER_TOKEN, TOKENS_AROUND_WINDOW, EXPLANATION_TOKENS = 4, 10, 60
 
 Message = dict[str, str]
 
@@ -85,6 +90,9 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
     Raises:
         UserError: the file is missing or not such a file; names it and the line that is wrong.
     """
+    # Lazy: the modules of explainers and scorers are loaded to check a config.
+    import jinja2
+
     file, before, turns, digest = read_parts(kind, path)
     if unknown := [role for role, _ in turns if role not in ROLES]:
         raise UserError(f"{file}: '=== {unknown[0]}' is not one of {', '.join(ROLES)}")
@@ -112,11 +120,20 @@ def check_prompt(prompt: Prompt, source: str | None, **values: Any) -> None:
     Raises:
         UserError: it names something that this kind of prompt does not have.
     """
+    import jinja2
+
     try:
         prompt.messages(2, **values)
     except jinja2.UndefinedError as error:
         known = ", ".join([*values, "attempt (in again)"])
         raise UserError(f"{source}: {first_line(error)}; what there is: {known}") from None
+
+
+@cache
+def prompt_tokens(kind: str, path: str | None) -> int:
+    """About how many tokens a prompt has without windows."""
+    messages = load_prompt(kind, path).messages(explanation="", windows=[])
+    return sum(len(message["content"]) for message in messages) // CHARACTERS_PER_TOKEN
 
 
 def one_line(text: str) -> str:

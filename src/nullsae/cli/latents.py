@@ -21,8 +21,8 @@ from nullsae.cli.options import (
     Tokenizer,
     Verb,
     Windows,
-    asked_by,
     read_params,
+    session_of,
 )
 from nullsae.core.progress import bar
 
@@ -71,7 +71,7 @@ def explain_latents(
     shard: SomeShards = None,
 ) -> None:
     """Write an explanation of each sampled latent."""
-    from nullsae.autointerp.explainers import explain_latents
+    from nullsae.autointerp.explain import explain_latents
     from nullsae.autointerp.shards import Ranks, join_shards
     from nullsae.jobs.params import ExplainLatentsParams
 
@@ -85,15 +85,15 @@ def explain_latents(
             tokenizer=tokenizer,
             output=output,
             base=base,
-            asked=asked_by(run_config, costs, report),
+            session=session_of(run_config, costs, report),
             ranks=Ranks.parse(ranks) if ranks else None,
         )
 
 
 @verbs.command("prepare_judge", cls=Verb)
 def prepare_judge(params: Params, output: Output) -> None:
-    """Fetch or convert the model that a scorer of kind likelihood runs."""
-    from nullsae.autointerp.local_judge import prepare_judge
+    """Fetch or convert the model that a scorer runs itself."""
+    from nullsae.autointerp.local_model import prepare_judge
     from nullsae.jobs.params import PrepareJudgeParams
 
     prepare_judge(read_params(PrepareJudgeParams, params), output)
@@ -114,7 +114,7 @@ def score_latents(
     shard: SomeShards = None,
 ) -> None:
     """Judge windows by the explanations; score each latent."""
-    from nullsae.autointerp.scorers import score_latents
+    from nullsae.autointerp.score import score_latents
     from nullsae.autointerp.shards import Ranks, join_shards
     from nullsae.jobs.params import ScoreLatentsParams
 
@@ -131,6 +131,6 @@ def score_latents(
             judge=judge,
             predictions=predictions,
             scores=scores,
-            asked=asked_by(run_config, costs, report),
+            session=session_of(run_config, costs, report),
             ranks=Ranks.parse(ranks) if ranks else None,
         )

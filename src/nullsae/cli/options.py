@@ -12,7 +12,7 @@ import typer.core
 from nullsae.core.errors import UserError
 
 if TYPE_CHECKING:
-    from nullsae.autointerp.llm.session import Asked
+    from nullsae.autointerp.llm.session import Session
     from nullsae.config.section import Section
     from nullsae.core.progress import Bar
 
@@ -46,12 +46,14 @@ Tokenizer = Annotated[Path, typer.Option(help="tokenizer.json of the corpus.")]
 SomeRunConfig = Annotated[
     Path | None, typer.Option(help="Merged config of the study, for its section llm.")
 ]
-SomeBase = Annotated[Path | None, typer.Option(help="explanations.parquet to exchange (swapped).")]
+SomeBase = Annotated[
+    Path | None, typer.Option(help="explanations.parquet that an explainer exchanges.")
+]
 SomeExplanations = Annotated[
-    Path | None, typer.Option(help="explanations.parquet to judge by; intruder needs none.")
+    Path | None, typer.Option(help="explanations.parquet to judge by, if the scorer does.")
 ]
 SomeJudge = Annotated[
-    Path | None, typer.Option(help="manifest.json of prepare_judge (likelihood).")
+    Path | None, typer.Option(help="manifest.json of prepare_judge, if the scorer runs a model.")
 ]
 SomeTrained = Annotated[Path | None, typer.Option(help="recipe.json of the trained variant.")]
 SomeFitted = Annotated[
@@ -129,13 +131,13 @@ def _json(text: str) -> Any:
         raise UserError(f"--params: not JSON ({error}), nor a .json or .yaml file") from None
 
 
-def asked_by(run_config: Path | None, costs: Path | None, report: Bar) -> Asked:
+def session_of(run_config: Path | None, costs: Path | None, report: Bar) -> Session:
     """How endpoints are asked: as the study's section `llm` says, else by default."""
-    from nullsae.autointerp.llm.session import Asked
+    from nullsae.autointerp.llm.session import Session
     from nullsae.config.llm import Llm
     from nullsae.config.read import read_config
 
     def settings() -> Llm:
         return Llm() if run_config is None else read_config(run_config).llm
 
-    return Asked(settings, report=report, costs=costs)
+    return Session(settings, report=report, costs=costs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -70,8 +71,32 @@ class Endpoint(Section):
         return self
 
     @property
-    def name(self) -> str:
+    def address(self) -> str:
         """What replies are kept under: the address, or for a job's own server its command."""
         if self.server is not None:
             return "server: " + " ".join(self.server.command)
         return (self.base_url or OPENAI_URL).rstrip("/")
+
+
+@dataclass(frozen=True)
+class WindowCounts:
+    """How many windows of one SAE there are to ask about."""
+
+    explain_active: list[int]
+    """Per latent."""
+    score: list[int]
+    """Active and silent, per latent."""
+    score_active: list[int]
+    """Per latent."""
+    window_tokens: int
+    counted: bool
+    """Counted in the SAE's windows, or the most that the config allows."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What one job asks an endpoint, answers that were kept included."""
+
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int

@@ -1,48 +1,64 @@
-"""Config key `explainers`: who explains latents."""
+"""Config key `explainers`: who explains latents. The kinds are in `autointerp/explainers`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, PositiveInt
+from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
+from nullsae.config.section import Choice, Kind
+from nullsae.core.registry import Registry
 
-from nullsae.config.endpoints import Endpoint
-from nullsae.config.section import Section
-
-
-class LexicalExplainer(Section):
-    """Token statistics; needs no language model."""
-
-    kind: Literal["lexical"]
-    context: Literal["token", "bigram"] = "token"
-    """What the judge looks at: each token, or each token with its predecessor."""
-    top_tokens: PositiveInt = 10
-    """Tokens named in the text of an explanation; the judge uses the statistics of all."""
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-class OpenAIExplainer(Endpoint):
-    """A language model that is shown a latent's active windows."""
+class Explainer(Kind):
+    """Explains the latents of an SAE. A subclass is all that a study knows of a kind."""
 
-    kind: Literal["openai"]
-    shown_windows: PositiveInt = 40
-    """Active windows in the prompt, strongest first; no more than
-    `latents.explain_active_windows`."""
-    mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum."""
-    max_completion_tokens: PositiveInt = 500
-    """Length of an answer; a model that reasons needs more."""
-    prompt: str | None = None
-    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
+    has_statistics: ClassVar[bool] = False
+    """Whether its explanations hold token statistics, by which a formula judges them. Others are
+    text, which a language model judges."""
+
+    @property
+    def exchanges(self) -> str | None:
+        """The explainer whose explanations this placebo exchanges; None for one that writes."""
+        return None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether `gain_over_lexical` is measured from it: it knows single tokens only."""
+        return False
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Whom a job asks; None if it asks nobody."""
+        return None
+
+    @property
+    def judge(self) -> Endpoint | None:
+        """Who judges its explanations where a scorer names nobody: by default who wrote them."""
+        if self.endpoint is None:
+            return None
+        return Endpoint(**self.endpoint.model_dump(include=set(Endpoint.model_fields)))
+
+    def questions(self, counts: WindowCounts) -> Questions:
+        """What a job asks its endpoint."""
+        raise NotImplementedError(f"{type(self).__name__}.questions")
+
+    def explain(self, job: Any) -> pa.Table:
+        """Explain the latents of a job.
+
+        Args:
+            job: an `autointerp.explain.ExplainJob`.
+
+        Returns:
+            The columns of the table `explanations`, sorted by latent.
+
+        Raises:
+            UserError: a file is missing or damaged, or an endpoint cannot be used.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.explain")
 
 
-class SwappedExplainer(Section):
-    """The placebo: another latent's explanation."""
-
-    kind: Literal["swapped"]
-    of: str
-    """The explainer whose explanations are exchanged among the latents of an SAE."""
-
-
-Explainer = Annotated[
-    LexicalExplainer | OpenAIExplainer | SwappedExplainer, Field(discriminator="kind")
-]
+EXPLAINERS = Registry("explainers", Explainer, "nullsae.autointerp.explainers")
+AnyExplainer = Annotated[Explainer, Choice(EXPLAINERS)]

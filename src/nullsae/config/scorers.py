@@ -1,99 +1,95 @@
-"""Config key `scorers`: who judges explanations."""
+"""Config key `scorers`: who judges explanations. The kinds are in `autointerp/scorers`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
-
-from nullsae.config.endpoints import Endpoint
+from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
+from nullsae.config.explainers import Explainer
 from nullsae.config.latents import SilentKind
-from nullsae.config.section import Section
+from nullsae.config.section import Choice, Kind
 from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.core.registry import Registry
+
+_NEGATIVES = {
+    "random": "",
+    "co_occurring": " Negatives: windows in which latents fire that often fire with this one.",
+    "nearest": " Negatives: windows of much the same tokens in which the latent is silent.",
+    "misplaced": " Negatives: the same windows with marks on tokens where the latent is silent.",
+}
 
 
-class AskingScorer(Section):
-    """What scorers that ask a language model share."""
+class Scorer(Kind):
+    """Judges windows by explanations. A subclass is all that a study knows of a kind."""
 
-    judge: Endpoint | None = None
-    """Who judges explanations that are text; by default the model that wrote them. Explanations
-    of kind `lexical` are judged by their token statistics, without a model."""
-    windows_per_prompt: PositiveInt = 5
-    """Windows in one question to a language model. More are cheaper; `docs/llm.md` measures what
-    they cost in quality."""
-    max_completion_tokens: PositiveInt | None = None
-    """Length of an answer, by default what the windows need; a model that reasons needs more."""
-    prompt: str | None = None
-    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
-
-
-class DetectionScorer(AskingScorer):
-    """Is the latent active in this window?"""
-
-    kind: Literal["detection"]
-    negatives: SilentKind = "random"
+    needs_explanations: ClassVar[bool] = True
+    """A scorer that needs none runs once per SAE, under no explainer."""
+    relative_seconds: ClassVar[float] = 1.0
+    """A job's time on the CPU per window, of that of a formula."""
+    negatives: SilentKind | Literal["misplaced"] = "random"
     """The silent windows to tell from active ones; one of `latents.silent_windows`."""
 
+    @property
+    def marks_above(self) -> float | None:
+        """A token is marked when it is active above this share of its window's maximum; None if
+        windows are shown without marks.
+        """
+        return None
 
-class FuzzingScorer(AskingScorer):
-    """Are these the tokens that the latent is active at?"""
+    @property
+    def model_in_job(self) -> PretrainedSource | GgufSource | None:
+        """The model that a job runs in its own process, which `prepare_judge` makes ready."""
+        return None
 
-    kind: Literal["fuzzing"]
-    mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum."""
-    negatives: SilentKind | Literal["misplaced"] = "random"
-    """What wrong marks stand in: silent windows (one of `latents.silent_windows`), or, `misplaced`,
-    the active windows themselves, at tokens where the latent is silent."""
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Whom the config names as the judge; None for nobody."""
+        return None
 
+    @property
+    def negatives_text(self) -> str:
+        """The end of `text`: what negatives are, where they are not random windows."""
+        return _NEGATIVES[self.negatives]
 
-class IntruderScorer(Section):
-    """Which of a few windows does not belong? Says how alike a latent's windows are, without any
-    explanation.
-    """
+    def asked(self, writer: Explainer | None) -> Endpoint | None:
+        """Whom a job asks that judges explanations of this writer; None if it asks nobody.
 
-    kind: Literal["intruder"]
-    judge: Endpoint
-    """Who is asked."""
-    n_tasks: PositiveInt = 25
-    """Questions per latent, at most: each quantile holds so many active windows."""
-    active_per_task: Annotated[int, Field(ge=2)] = 4
-    """Active windows of one quantile beside the one silent window."""
-    negatives: SilentKind = "random"
-    """The silent windows to draw intruders from; one of `latents.silent_windows`."""
-    mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum. Tokens of the
-    intruder are marked at random, as many as in an active window."""
-    max_completion_tokens: PositiveInt | None = None
-    """Length of an answer, by default what the windows need; a model that reasons needs more."""
-    prompt: str | None = None
-    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
+        Args:
+            writer: None for a scorer that needs no explanations.
 
+        Raises:
+            ValueError: it must ask somebody, and nobody is named; begins with the key.
+        """
+        return None
 
-class LikelihoodScorer(Section):
-    """How much likelier an explanation makes a window, to a language model in the job itself."""
-
-    kind: Literal["likelihood"]
-    model: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")]
-    """Any causal language model; of 100 million parameters and more it is better than chance."""
-    form: Literal["detection", "fuzzing"] = "detection"
-    """`detection` weighs all tokens of a window, `fuzzing` the marked ones only."""
-    negatives: SilentKind | Literal["misplaced"] = "random"
-    """As in the scorer of that form."""
-    mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum."""
-    batch_windows: PositiveInt = 16
-    """Windows in one forward pass."""
-    prompt: str | None = None
-    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
-
-    @model_validator(mode="after")
-    def marks_are_shown(self) -> Self:
-        if self.form == "detection" and self.negatives == "misplaced":
-            raise ValueError("negatives: 'misplaced' needs form: fuzzing, which alone shows marks")
+    def for_job(self, writer: Explainer | None) -> Self:
+        """What of this section a job uses that judges explanations of this writer."""
         return self
 
+    def questions(self, counts: WindowCounts) -> Questions:
+        """What a job asks its endpoint."""
+        raise NotImplementedError(f"{type(self).__name__}.questions")
 
-Scorer = Annotated[
-    DetectionScorer | FuzzingScorer | IntruderScorer | LikelihoodScorer,
-    Field(discriminator="kind"),
-]
+    def tokens_read(self, window_tokens: int) -> tuple[int, int]:
+        """What `model_in_job` reads for a window of so many tokens: tokens in all passes, and the
+        most at once.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.tokens_read")
+
+    def predict(self, job: Any) -> Any:
+        """Judge the windows of a job.
+
+        Args:
+            job: an `autointerp.score.ScoreJob`.
+
+        Returns:
+            An `autointerp.score.Judged`.
+
+        Raises:
+            UserError: a file is missing or damaged, or an endpoint cannot be used.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.predict")
+
+
+SCORERS = Registry("scorers", Scorer, "nullsae.autointerp.scorers")
+AnyScorer = Annotated[Scorer, Choice(SCORERS)]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+
+from nullsae.core.registry import Registry
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
@@ -23,6 +27,8 @@ class Section(BaseModel):
         strict=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
+        # Kinds that other packages define are looked up at the first use, not at the import.
+        defer_build=True,
     )
 
     @classmethod
@@ -54,6 +60,45 @@ class OneOf:
         self, _schema: CoreSchema, _handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"enum": [*self.names()], "type": "string"}
+
+
+class Kind(Section):
+    """A section whose key `kind` says which of the classes of a registry it is.
+
+    A class holds all that a study knows of its kind. Its field `kind` is a `Literal` of `name`.
+    """
+
+    name: ClassVar[str]
+    shown_first: ClassVar[bool] = False
+    """Whether the page prefers it where it shows one of several."""
+
+    @property
+    def text(self) -> str:
+        """What it does, for the page's list of controls: one sentence or two."""
+        raise NotImplementedError(f"{type(self).__name__}.text")
+
+    @property
+    def local_files(self) -> tuple[str, ...]:
+        """Files of the user's that a job reads; an edit of one runs the job again."""
+        prompt = getattr(self, "prompt", None)
+        return (prompt,) if prompt else ()
+
+
+class Choice:
+    """Annotates the base class of a registry: a value is a section of one of its classes."""
+
+    def __init__(self, registry: Registry[Any], key: str = "kind") -> None:
+        self.registry, self.key = registry, key
+
+    def all(self) -> tuple[type[Section], ...]:
+        """The classes that there are to choose from."""
+        return tuple(self.registry.values())
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        union: Any = reduce(or_, self.all())
+        return handler.generate_schema(Annotated[union, Field(discriminator=self.key)])
 
 
 def unique(values: tuple[T, ...]) -> tuple[T, ...]:

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, create_model
 
+from nullsae.config.metrics import METRICS
 from nullsae.config.section import Section, Share
 
+if TYPE_CHECKING:
 
-class EquivalenceMargins(Section):
-    """Differences smaller than these count as none (two one-sided tests)."""
+    class EquivalenceMargins(Section):
+        """A positive number for each metric, by its name."""
 
-    explained_variance: PositiveFloat = 0.05
-    above_gaussian_floor: PositiveFloat = 0.05
-    cosine: PositiveFloat = 0.05
-    l1: PositiveFloat = 0.1
-    """As a share of the trained value: its unit is the subject's own."""
-    ce_score: PositiveFloat = 0.05
-    token_entropy_bits: PositiveFloat = 0.25
-    explain_token_entropy_bits: PositiveFloat = 0.25
-    peak_token_share: PositiveFloat = 0.05
-    single_token_share: PositiveFloat = 0.1
-    autocorrelation: PositiveFloat = 0.05
-    auroc: PositiveFloat = 0.05
-    auprc: PositiveFloat = 0.05
-    f1: PositiveFloat = 0.05
-    balanced_accuracy: PositiveFloat = 0.05
-    gain_over_lexical: PositiveFloat = 0.05
-    discrimination: PositiveFloat = 0.05
-    abstract_share: PositiveFloat = 0.1
-    entropy_auroc_correlation: PositiveFloat = 0.1
+        def __init__(self, **margins: float) -> None: ...
+
+else:
+    _SHARE = "As a share of the trained value: its unit is the subject's own."
+    EquivalenceMargins = create_model(
+        "EquivalenceMargins",
+        __base__=Section,
+        __module__=__name__,
+        __doc__="Differences smaller than these count as none (two one-sided tests).",
+        **{
+            name: (
+                PositiveFloat,
+                Field(metric.margin, description=_SHARE if metric.margin_is_share else None),
+            )
+            for name, metric in METRICS.items()
+        },
+    )
 
 
 class Statistics(Section):
@@ -48,3 +48,7 @@ class Statistics(Section):
     least `abstract_min_auroc` is abstract."""
     abstract_min_auroc: Share = 0.8
     """See `abstract_min_entropy_bits`."""
+
+    def margin(self, metric: str) -> float:
+        """The equivalence margin of a metric, in its unit or as a share of the trained value."""
+        return float(getattr(self.equivalence_margins, metric))

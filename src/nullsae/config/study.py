@@ -15,14 +15,15 @@ from nullsae.config.activations import Activations
 from nullsae.config.autointerp import Autointerp
 from nullsae.config.compute import Compute
 from nullsae.config.corpora import Corpus
+from nullsae.config.endpoints import Endpoint
 from nullsae.config.evaluation import Evaluation
-from nullsae.config.explainers import Explainer, LexicalExplainer, OpenAIExplainer, SwappedExplainer
+from nullsae.config.explainers import AnyExplainer, Explainer
 from nullsae.config.latents import Latents
 from nullsae.config.llm import Llm
 from nullsae.config.randomization import Randomization
 from nullsae.config.report import Report
 from nullsae.config.saes import Sae
-from nullsae.config.scorers import AskingScorer, IntruderScorer, Scorer
+from nullsae.config.scorers import AnyScorer
 from nullsae.config.section import Section, unique
 from nullsae.config.statistics import Statistics
 from nullsae.config.subjects import Subject
@@ -51,8 +52,8 @@ class Config(Section):
     saes: Annotated[dict[str, Sae], Field(min_length=1)]
     evaluation: Evaluation = Evaluation()
     latents: Latents = Latents()
-    explainers: dict[str, Explainer]
-    scorers: dict[str, Scorer]
+    explainers: dict[str, AnyExplainer]
+    scorers: dict[str, AnyScorer]
     autointerp: Autointerp = Autointerp()
     llm: Llm = Llm()
     statistics: Statistics = Statistics()
@@ -116,12 +117,12 @@ class Config(Section):
     @model_validator(mode="after")
     def explainers_and_scorers_fit(self) -> Self:
         for name, explainer in self.explainers.items():
-            if isinstance(explainer, SwappedExplainer):
-                base = self.explainers.get(explainer.of)
-                if base is None or isinstance(base, SwappedExplainer):
+            if explainer.exchanges is not None:
+                base = self.explainers.get(explainer.exchanges)
+                if base is None or base.exchanges is not None:
                     raise ValueError(
-                        f"explainers.{name}.of: {explainer.of!r} is not an explainer that writes "
-                        f"explanations"
+                        f"explainers.{name}.of: {explainer.exchanges!r} is not an explainer that "
+                        f"writes explanations"
                     )
         for name, scorer in self.scorers.items():
             kinds = self.latents.silent_windows
@@ -130,6 +131,11 @@ class Config(Section):
                     f"scorers.{name}.negatives: {scorer.negatives!r} is not one of "
                     f"latents.silent_windows ({', '.join(kinds)})"
                 )
+        for explainer_name, name in self.scored_pairs():
+            try:
+                self.asked(explainer_name, name)
+            except ValueError as error:
+                raise ValueError(f"scorers.{name}.{error}") from None
         if self.llm.max_cost_usd is not None:
             for key, model in self.asked_models().items():
                 if model not in self.llm.prices:
@@ -138,39 +144,34 @@ class Config(Section):
                     )
         return self
 
-    def writer(self, explainer: str) -> LexicalExplainer | OpenAIExplainer:
-        """Who wrote an explainer's explanations: itself, or whose it exchanges."""
+    def writer(self, explainer: str) -> Explainer | None:
+        """Who wrote an explainer's explanations: itself, or whose it exchanges; None for none."""
+        if explainer == NO_EXPLAINER:
+            return None
         found = self.explainers[explainer]
-        if isinstance(found, SwappedExplainer):
-            found = self.explainers[found.of]
-        assert not isinstance(found, SwappedExplainer)
-        return found
+        return found if found.exchanges is None else self.explainers[found.exchanges]
+
+    def asked(self, explainer: str, scorer: str) -> Endpoint | None:
+        """Whom a scorer asks about an explainer's explanations; None if it asks nobody."""
+        return self.scorers[scorer].asked(self.writer(explainer))
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """All endpoints, by the config key that names them."""
+        named = {f"explainers.{name}": found.endpoint for name, found in self.explainers.items()}
+        named |= {f"scorers.{name}.judge": found.endpoint for name, found in self.scorers.items()}
+        return {key: endpoint for key, endpoint in named.items() if endpoint is not None}
 
     def asked_models(self) -> dict[str, str]:
         """Names of the models behind endpoints, by the config key that names them."""
-        found = {
-            f"explainers.{name}.model": explainer.model
-            for name, explainer in self.explainers.items()
-            if isinstance(explainer, OpenAIExplainer)
-        }
-        for name, scorer in self.scorers.items():
-            if isinstance(scorer, AskingScorer | IntruderScorer) and scorer.judge is not None:
-                found[f"scorers.{name}.judge.model"] = scorer.judge.model
-        return found
+        return {f"{key}.model": endpoint.model for key, endpoint in self.endpoints().items()}
 
     def scored_pairs(self) -> list[tuple[str, str]]:
         """Every (explainer, scorer), in display order; scorers that need none come once."""
+        needs = {name: scorer.needs_explanations for name, scorer in self.scorers.items()}
         pairs = [
-            (explainer, name)
-            for explainer in self.explainers
-            for name, scorer in self.scorers.items()
-            if not isinstance(scorer, IntruderScorer)
+            (explainer, name) for explainer in self.explainers for name in needs if needs[name]
         ]
-        return pairs + [
-            (NO_EXPLAINER, name)
-            for name, scorer in self.scorers.items()
-            if isinstance(scorer, IntruderScorer)
-        ]
+        return pairs + [(NO_EXPLAINER, name) for name in needs if not needs[name]]
 
     def draws_of(self, variant: str) -> range:
         """The draws of a variant: fixed variants have draw 0 only."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,8 @@ import yaml
 
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.config.endpoints import Endpoint
-from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.model_files import is_local
 from nullsae.config.read import read_merged_config
-from nullsae.config.scorers import AskingScorer, IntruderScorer, LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS
@@ -148,15 +146,16 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
             else:
                 items.append(PretrainedSae(sae.pretrained, site, f"config: saes.{name}.pretrained"))
     for name, scorer in config.scorers.items():
-        if isinstance(scorer, LikelihoodScorer):
+        judge = scorer.model_in_job
+        if judge is not None:
             where = f"scorers.{name}.model"
-            model(scorer.model, where)
-            if isinstance(scorer.model, PretrainedSource) and not is_local(scorer.model.path):
+            model(judge, where)
+            if isinstance(judge, PretrainedSource) and not is_local(judge.path):
                 given = PretrainedTokenizer(
-                    kind="pretrained", path=scorer.model.path, revision=scorer.model.revision
+                    kind="pretrained", path=judge.path, revision=judge.revision
                 )
                 items.append(TokenizerFiles(given, f"config: {where}"))
-    remarks += [_endpoint_remark(where, endpoint) for where, endpoint in _endpoints(config)]
+    remarks += [_endpoint_remark(*named) for named in config.endpoints().items()]
     return items, remarks
 
 
@@ -171,18 +170,9 @@ def _local_kind(section: Any) -> str:
     return "local files"
 
 
-def _endpoints(config: Config) -> Iterator[tuple[str, Endpoint]]:
-    for name, explainer in config.explainers.items():
-        if isinstance(explainer, OpenAIExplainer):
-            yield f"explainers.{name}", explainer
-    for name, scorer in config.scorers.items():
-        if isinstance(scorer, AskingScorer | IntruderScorer) and scorer.judge is not None:
-            yield f"scorers.{name}.judge", scorer.judge
-
-
 def _endpoint_remark(where: str, endpoint: Endpoint) -> str:
     if endpoint.server is None:
-        return f"{where}: asks {endpoint.name}, which the machines of the study must reach"
+        return f"{where}: asks {endpoint.address}, which the machines of the study must reach"
     command = endpoint.server.command[0]
     return f"{where}.server: if {command} reads a model of a hub, name that with --model"
 

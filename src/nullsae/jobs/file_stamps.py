@@ -7,7 +7,7 @@ from glob import escape, glob
 from pathlib import Path
 
 from nullsae.config.model_files import find_gguf, is_local
-from nullsae.config.section import Section
+from nullsae.config.section import Kind
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.jobs.params import pretrained_sae_path
 
@@ -41,7 +41,6 @@ def model_files(
     return folder_files(source.path) if isinstance(source, PretrainedSource) else []
 
 
-def prompt_stamps(section: Section) -> tuple[str, ...]:
-    """The stamp of a prompt of the user's own."""
-    prompt = getattr(section, "prompt", None)
-    return stamps([escape(str(Path(prompt).expanduser()))]) if prompt else ()
+def prompt_stamps(section: Kind) -> tuple[str, ...]:
+    """The stamps of the user's own files that an explainer or scorer reads, such as a prompt."""
+    return stamps(escape(str(Path(file).expanduser())) for file in section.local_files)

@@ -10,12 +10,12 @@ from nullsae.config.compute import Compute
 from nullsae.config.corpora import Corpus
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.evaluation import Evaluation
-from nullsae.config.explainers import Explainer
+from nullsae.config.explainers import AnyExplainer
 from nullsae.config.latents import Latents
 from nullsae.config.randomization import Settings
 from nullsae.config.saes import Sae
-from nullsae.config.scorers import Scorer
-from nullsae.config.section import FloatType, Section
+from nullsae.config.scorers import AnyScorer
+from nullsae.config.section import Choice, FloatType, Section
 from nullsae.config.sites import site_layer
 from nullsae.config.statistics import Statistics
 from nullsae.config.study import Config
@@ -211,7 +211,7 @@ class CollectLatentsParams(Section):
 class ExplainLatentsParams(Section):
     seed: NonNegativeInt
     keys: CellKeys
-    explainer: Explainer
+    explainer: AnyExplainer
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a prompt of the user's own."""
 
@@ -225,7 +225,7 @@ class PrepareJudgeParams(Section):
 class ScoreLatentsParams(Section):
     seed: NonNegativeInt
     keys: CellKeys
-    scorer: Scorer
+    scorer: AnyScorer
     judge: Endpoint | None = None
     """Whom the scorer asks; without one, explanations are judged by their token statistics."""
     compute: Compute | None = None
@@ -277,7 +277,8 @@ def describe(model: type[Section], prefix: str = "") -> list[str]:
     for name, field in model.known_keys().items():
         key = f"{prefix}{name}"
         needed = "required" if field.is_required() else f"default {field.get_default()!r}"
-        inner = _sections(field.annotation)
+        chosen = [section for m in field.metadata if isinstance(m, Choice) for section in m.all()]
+        inner = chosen or _sections(field.annotation)
         if inner and inner != [Config]:
             lines += [line for section in inner for line in describe(section, f"{key}.")]
             continue

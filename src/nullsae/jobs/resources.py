@@ -13,7 +13,6 @@ from pathlib import Path
 
 from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource
 from nullsae.config.model_size import known_size
-from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.memory import LIBRARIES, MEMORY
@@ -92,9 +91,9 @@ class Needs:
             for name, subject in config.subjects.items()
         }
         judges = {
-            name: known_size(scorer.model, next(iter(config.corpora.values())))
+            name: known_size(scorer.model_in_job, next(iter(config.corpora.values())))
             for name, scorer in config.scorers.items()
-            if isinstance(scorer, LikelihoodScorer)
+            if scorer.model_in_job is not None
         }
         self._study = SizedStudy(
             config,
@@ -156,7 +155,7 @@ class Needs:
             return SHARED_MEGABYTES, minutes * len(cells)
         if rule in ("score_latents", "score_shard"):
             scorer = self._study.config.scorers[cells[0]["scorer"]]
-            if isinstance(scorer, LikelihoodScorer):
+            if scorer.model_in_job is not None:
                 return JUDGING_MEGABYTES, minutes
         return megabytes, minutes
 
@@ -168,7 +167,7 @@ class Needs:
         if rule in ("aggregate", "report"):
             return set(study.sizes) == set(study.config.subjects)
         scorer = keys.get("scorer")
-        if scorer and isinstance(study.config.scorers[scorer], LikelihoodScorer):
+        if scorer and study.config.scorers[scorer].model_in_job is not None:
             return scorer in study.judges
         if "subject" not in keys:
             return keys["corpus"] in study.corpora

@@ -15,12 +15,9 @@ from typing import Any
 
 from nullsae.config.autointerp import Autointerp
 from nullsae.config.corpora import FilesSource, GgufTokenizer, PretrainedTokenizer
-from nullsae.config.endpoints import Endpoint
-from nullsae.config.explainers import OpenAIExplainer
 from nullsae.config.llm import Llm
 from nullsae.config.model_files import find_gguf
 from nullsae.config.saes import Sae
-from nullsae.config.scorers import AskingScorer, IntruderScorer, LikelihoodScorer, Scorer
 from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
@@ -133,43 +130,33 @@ def _sae_cell(config: Config, cell: Mapping[str, str]) -> SaeCell:
 
 
 def _score_latents(
-    config: Config, keys: CellKeys, explainer: str, scorer: Scorer
+    config: Config, keys: CellKeys, explainer: str, scorer: str
 ) -> ScoreLatentsParams:
-    judge, compute = None, None
-    if isinstance(scorer, IntruderScorer):
-        judge = scorer.judge
-    elif isinstance(scorer, LikelihoodScorer):
-        compute = config.compute
-    else:
-        writer = config.writer(explainer)
-        if isinstance(writer, OpenAIExplainer):
-            own = writer.model_dump(include=set(Endpoint.model_fields))
-            judge = scorer.judge or Endpoint(**own)
-            scorer = scorer.model_copy(update={"judge": None})
-        else:
-            # Token statistics are judged by a formula: how a model is asked is no business of it.
-            default = {
-                name: field.get_default() for name, field in AskingScorer.model_fields.items()
-            }
-            scorer = scorer.model_copy(update=default)
+    section = config.scorers[scorer].for_job(config.writer(explainer))
     return ScoreLatentsParams(
         seed=config.seed,
         keys=keys,
-        scorer=scorer,
-        judge=judge,
-        compute=compute,
-        local_files=prompt_stamps(scorer),
+        scorer=section,
+        judge=config.asked(explainer, scorer),
+        compute=None if section.model_in_job is None else config.compute,
+        local_files=prompt_stamps(section),
     )
 
 
 def asks(config: Config, rule: str, wildcards: Mapping[str, str]) -> bool:
     """Whether a job of `explain_latents` or `score_latents` asks an endpoint."""
+    explainer = wildcards["explainer"]
     if rule == "explain_latents":
-        return isinstance(config.explainers[wildcards["explainer"]], OpenAIExplainer)
-    scorer = config.scorers[wildcards["scorer"]]
-    if isinstance(scorer, IntruderScorer | LikelihoodScorer):
-        return isinstance(scorer, IntruderScorer)
-    return isinstance(config.writer(wildcards["explainer"]), OpenAIExplainer)
+        return config.explainers[explainer].endpoint is not None
+    return config.asked(explainer, wildcards["scorer"]) is not None
+
+
+def is_shared_out(config: Config, rule: str, wildcards: Mapping[str, str]) -> bool:
+    """Whether several jobs may share an SAE's latents: those that ask or run a language model."""
+    runs_one = (
+        rule == "score_latents" and config.scorers[wildcards["scorer"]].model_in_job is not None
+    )
+    return runs_one or asks(config, rule, wildcards)
 
 
 def recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:
@@ -246,10 +233,10 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
         return ReportToyParams(toy=config.toy or Toy(), figure_formats=formats)
     if rule == "prepare_judge":
         scorer = config.scorers[w["scorer"]]
-        if not isinstance(scorer, LikelihoodScorer):
+        if scorer.model_in_job is None:
             raise ValueError(f"scorer {w['scorer']} runs no model itself")
-        read = model_files(scorer.model, f"config: scorers.{w['scorer']}.model")
-        return PrepareJudgeParams(model=scorer.model, local_files=stamps(read))
+        read = model_files(scorer.model_in_job, f"config: scorers.{w['scorer']}.model")
+        return PrepareJudgeParams(model=scorer.model_in_job, local_files=stamps(read))
 
     subject = config.subjects[w["subject"]]
     source = subject.source
@@ -363,5 +350,5 @@ def job_section(config: Config, rule: str, wildcards: Mapping[str, str]) -> Sect
             seed=seed, keys=keys, explainer=explainer, local_files=prompt_stamps(explainer)
         )
     if rule == "score_latents":
-        return _score_latents(config, keys, w["explainer"], config.scorers[w["scorer"]])
+        return _score_latents(config, keys, w["explainer"], w["scorer"])
     raise ValueError(f"no rule {rule!r}")

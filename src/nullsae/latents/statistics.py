@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nullsae.config.metrics import with_column
 from nullsae.latents.split import LAGS, Split
 from nullsae.latents.store import Firings, order_by
 
@@ -40,7 +41,9 @@ class TokenMass:
 
 @dataclass(frozen=True)
 class Sums:
-    """What the statistics of n latents are made of. All arrays have length n but for `tokens`."""
+    """What the statistics of n latents are made of. All arrays have length n but for `tokens`
+    and the metrics' own.
+    """
 
     counts: np.ndarray
     total: np.ndarray
@@ -60,6 +63,8 @@ class Sums:
     """int64 [n, 2, 2]: the first and the last document with a firing, and the firings in it; -1
     and 0 without any."""
     tokens: TokenMass
+    of_metrics: dict[str, dict[str, np.ndarray]]
+    """By metric, the sums of those that add a column."""
 
     @classmethod
     def of(cls, firings: Firings, split: Split) -> Sums:
@@ -98,6 +103,7 @@ class Sums:
             most_in_document=most,
             ends=ends,
             tokens=TokenMass.of(latent, split.ids[position], value),
+            of_metrics={m.name: m.latent_sums(firings, split) for m, _ in with_column()},
         )
 
     def then(self, later: Sums) -> Sums:
@@ -129,6 +135,10 @@ class Sums:
             ),
             ends=ends,
             tokens=TokenMass.of(latent, token, mass),
+            of_metrics={
+                metric: {name: own + later.of_metrics[metric][name] for name, own in sums.items()}
+                for metric, sums in self.of_metrics.items()
+            },
         )
 
     def columns(self, split: Split) -> dict[str, np.ndarray]:
@@ -162,6 +172,10 @@ class Sums:
             "first_position_share": of_firings(self.at_start / each),
             "autocorrelation_lag1": correlation[:, 0],
             "autocorrelation": correlation.mean(axis=1),
+            **{
+                column.name: metric.latent_column(self.of_metrics[metric.name], counts, split)
+                for metric, column in with_column()
+            },
         }
 
 

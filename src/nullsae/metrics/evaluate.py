@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fideli
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.metrics.token_lookup import token_lookup_r2
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.sae.token_means import fit_token_means, token_ids
 from nullsae.subjects.loading import load_subject, pick_device
@@ -72,6 +73,35 @@ def evaluate_sae(
     for reader in (heldout, fitted):
         check_width(reader, config.d_model, sae)
         reader.check()
+    _check_model(model, heldout)
+    tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
+    sums, health = _reconstruct(coder, heldout, tokens, report)
+    vocab_size = int(tokens.manifest["vocab_size"])
+    means, _ = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
+    lookup = token_lookup_r2(means, _with_ids(heldout, tokens), heldout.mean())
+    spliced = None if model is None else _spliced(params, model, coder, heldout.mean(), tokens)
+    row = {
+        "n_latents": coder.n_latents,
+        "d_model": config.d_model,
+        **sums.totals(),
+        "max_variance_share": health["max_variance_share"],
+        "effective_rank": health["effective_rank"],
+        "token_lookup_r2": lookup,
+        **(dict.fromkeys(COLUMNS) if spliced is None else spliced.totals()),
+    }
+    without = dict.fromkeys(DOCUMENT_COLUMNS)
+    of_documents = [
+        own | (without if spliced is None else spliced.of_document(own["document"]))
+        for own in sums.documents()
+    ]
+    shape = decoder_geometry(coder, params.seed)
+    tables.write_table(reconstruction, [row], tables.cell_schema("reconstruction"))
+    tables.write_table(documents, of_documents, tables.cell_schema("documents"))
+    tables.write_table(geometry, [shape], tables.cell_schema("geometry"))
+
+
+def _check_model(model: Path | None, heldout: SiteReader) -> None:
+    """Activations of a model go with that model, and sampled ones with none."""
     # What was sampled names the activations that it is fitted to.
     if (model is None) != ("fitted" in heldout.manifest):
         raise UserError(
@@ -79,13 +109,21 @@ def evaluate_sae(
             f"{'captured from a model; give its recipe.json' if model is None else 'sampled'}"
             f"{'' if model is None else ', from no model; leave it out'}"
         )
-    tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
 
+
+def _reconstruct(
+    coder: Autoencoder,
+    heldout: SiteReader,
+    tokens: Tokens,
+    report: Callable[[int, int], None] | None,
+) -> tuple[ReconstructionSums, Mapping[str, float]]:
+    """Sums over all tokens, and the health of the activations."""
     sums = ReconstructionSums(
         mean=heldout.mean(),
         n_documents=int(tokens.document_id.max()) + 1,
         n_latents=coder.n_latents,
     )
+    device = coder.b_dec.device
     moments = Moments(heldout.d_model, device=device)
     done = 0
     for x, position in heldout.batches():
@@ -96,49 +134,25 @@ def evaluate_sae(
         done += len(x)
         if report is not None:
             report(done, heldout.n_tokens)
+    return sums, moments.health()
 
-    vocab_size = int(tokens.manifest["vocab_size"])
-    means, _ = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
-    lookup = token_lookup_r2(means, _with_ids(heldout, tokens), heldout.mean())
-    spliced: Fidelity | None = None
-    if model is not None:
-        subject = load_subject(model, device)
-        n_contexts, context_tokens = tokens.input_ids.shape
-        contexts = spread(n_contexts, params.evaluation.fidelity_tokens, context_tokens)
-        spliced = fidelity(
-            subject,
-            coder,
-            site,
-            torch.from_numpy(tokens.input_ids[contexts]),
-            tokens.document_id[contexts],
-            heldout.mean(),
-            contexts=contexts,
-        )
-    health = moments.health()
-    row = {
-        "n_latents": coder.n_latents,
-        "d_model": config.d_model,
-        **sums.totals(),
-        "max_variance_share": health["max_variance_share"],
-        "effective_rank": health["effective_rank"],
-        "token_lookup_r2": lookup,
-        **(dict.fromkeys(COLUMNS) if spliced is None else spliced.totals()),
-    }
-    of_documents = [
-        {
-            **summed,
-            **(
-                dict.fromkeys(DOCUMENT_COLUMNS)
-                if spliced is None
-                else spliced.of_document(summed["document"])
-            ),
-        }
-        for summed in sums.documents()
-    ]
-    shape = decoder_geometry(coder, params.seed)
-    tables.write_table(reconstruction, [row], tables.cell_schema("reconstruction"))
-    tables.write_table(documents, of_documents, tables.cell_schema("documents"))
-    tables.write_table(geometry, [shape], tables.cell_schema("geometry"))
+
+def _spliced(
+    params: EvaluateSaeParams, model: Path, coder: Autoencoder, mean: Tensor, tokens: Tokens
+) -> Fidelity:
+    """Fidelity over contexts spread over the split."""
+    subject = load_subject(model, coder.b_dec.device)
+    n_contexts, context_tokens = tokens.input_ids.shape
+    contexts = spread(n_contexts, params.evaluation.fidelity_tokens, context_tokens)
+    return fidelity(
+        subject,
+        coder,
+        params.keys.site,
+        torch.from_numpy(tokens.input_ids[contexts]),
+        tokens.document_id[contexts],
+        mean,
+        contexts=contexts,
+    )
 
 
 def check_width(reader: SiteReader, d_model: int, sae: Path) -> None:

@@ -60,35 +60,20 @@ def match_dictionaries(
             the site.
     """
     torch.set_num_threads(params.compute.threads)
-
-    @lru_cache(maxsize=2)
-    def directions(cell: MatchedSae) -> tuple[Tensor, int]:
-        """The decoder's unit rows, and its number of latents."""
-        coder, _ = load_sae(_file(sae, cell))
-        return unit_rows(coder.w_dec), coder.n_latents
-
-    @lru_cache(maxsize=1)
-    def sampled(cell: MatchedSae) -> Tensor:
-        key = (params.subject, params.site, params.sae, cell.variant, cell.draw, cell.seed)
-        rows, most = directions(cell)[0], params.matching_latents
-        if len(rows) <= most:
-            return rows
-        generator = numpy_generator(params.seed, "matching_latents", *key)
-        chosen = np.sort(generator.choice(len(rows), most, replace=False))
-        return rows[torch.from_numpy(chosen)]
+    directions = _Directions(params, sae)
 
     @lru_cache
     def floor(n_a: int, n_b: int, d_model: int) -> NDArray[np.float64]:
-        drawn = {
-            side: random_directions(n, d_model, params.seed, f"matching_{side}")
+        drawn = [
+            random_directions(n, d_model, params.seed, f"matching_{side}")
             for side, n in (("a", n_a), ("b", n_b))
-        }
-        return matched_cosines(drawn["a"], drawn["b"])
+        ]
+        return matched_cosines(*drawn)
 
     rows: list[dict[str, Any]] = []
     found = list(pairs(params.cells))
     for kind, a, b in found:
-        ours, (all_of_b, n_b) = sampled(a), directions(b)
+        ours, (all_of_b, n_b) = directions.sampled(a), directions.of(b)
         if ours.shape[1] != all_of_b.shape[1]:
             raise UserError(
                 f"{_file(sae, b)}: an SAE for {all_of_b.shape[1]} dimensions, but "
@@ -100,7 +85,7 @@ def match_dictionaries(
                 **{f"{name}_a": value for name, value in a.model_dump().items()},
                 **{f"{name}_b": value for name, value in b.model_dump().items()},
                 "kind": kind,
-                "n_latents_a": directions(a)[1],
+                "n_latents_a": directions.of(a)[1],
                 "n_latents_b": n_b,
                 "n_matched": len(cosines),
                 **_shares(cosines, ""),
@@ -110,6 +95,31 @@ def match_dictionaries(
         if report is not None:
             report(len(rows), len(found))
     tables.write_table(output, rows, tables.cell_schema("overlap"))
+
+
+class _Directions:
+    """Decoder rows of SAEs, of which the last two stay in memory."""
+
+    def __init__(self, params: MatchDictionariesParams, sae: str) -> None:
+        self._params, self._sae = params, sae
+        self.of = lru_cache(maxsize=2)(self._of)
+        self.sampled = lru_cache(maxsize=1)(self._sampled)
+
+    def _of(self, cell: MatchedSae) -> tuple[Tensor, int]:
+        """The decoder's unit rows, and its number of latents."""
+        coder, _ = load_sae(_file(self._sae, cell))
+        return unit_rows(coder.w_dec), coder.n_latents
+
+    def _sampled(self, cell: MatchedSae) -> Tensor:
+        """Those that are matched into all of another SAE."""
+        p = self._params
+        rows = self.of(cell)[0]
+        if len(rows) <= p.matching_latents:
+            return rows
+        key = (p.subject, p.site, p.sae, cell.variant, cell.draw, cell.seed)
+        generator = numpy_generator(p.seed, "matching_latents", *key)
+        chosen = np.sort(generator.choice(len(rows), p.matching_latents, replace=False))
+        return rows[torch.from_numpy(chosen)]
 
 
 def pairs(cells: Sequence[MatchedSae]) -> Iterator[Pair]:

@@ -187,7 +187,7 @@ def _python_loop() -> int:
 def _start_seconds(rounds: int) -> dict[str, float]:
     """CPU seconds that a verb takes before it works, by what it imports."""
     verbs = {
-        "light": "import nullsae.autointerp.scorers, nullsae.cli.main, nullsae.config.parse",
+        "light": "import nullsae.autointerp.score, nullsae.cli.main, nullsae.config.parse",
         "torch": "import nullsae.cli.main, nullsae.config.parse, nullsae.sae.train_sae",
         # The first optimizer of a process loads PyTorch's compiler, which nothing then uses.
         "optimizer": "import nullsae.cli.main, nullsae.config.parse, nullsae.sae.train_sae, "

@@ -14,7 +14,6 @@ from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.costs import cost_usd
 from nullsae.config.model_size import model_size
 from nullsae.config.read import read_merged_config
-from nullsae.config.scorers import LikelihoodScorer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
@@ -98,9 +97,9 @@ def make_plan(
         subject_sizes(config),
         corpus_sizes(config, root),
         {
-            name: model_size(scorer.model, f"{where}.{name}.model")
+            name: model_size(scorer.model_in_job, f"{where}.{name}.model")
             for name, scorer in config.scorers.items()
-            if isinstance(scorer, LikelihoodScorer)
+            if scorer.model_in_job is not None
         },
     )
     machine, host, rates = pick_device(device, on_cpu=config.compute.device == "cpu")

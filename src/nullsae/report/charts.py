@@ -6,12 +6,16 @@ Rows carry `variant`, `panel` (what stands above a panel) and, for depth profile
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import altair as alt
-
+from nullsae.core.registry import lazy
 from nullsae.report import style
 from nullsae.report.study import Row
+
+if TYPE_CHECKING:
+    import altair as alt
+else:  # what asks for the names of figures draws none
+    alt = lazy("altair")
 
 PLOT_WIDTH = 700
 """Pixels shared by the panels of one row, without the labels at their left."""
@@ -307,7 +311,7 @@ def scatter(
     title: str,
     subtitle: str,
     x_title: str,
-    reference: float,
+    reference: float | None,
     height: int = 260,
     legend: bool = True,
 ) -> alt.FacetChart:
@@ -320,7 +324,7 @@ def scatter(
         title: of the figure.
         subtitle: of the figure.
         x_title: what stands on the x axis, with its unit.
-        reference: where to draw a dashed line across.
+        reference: where to draw a dashed line across, if anywhere.
         height: of a panel, in pixels.
         legend: False where the titles of the panels say whose marks they hold.
     """
@@ -334,8 +338,10 @@ def scatter(
             shape=_shape_of(variants, legend=legend),
         )
     )
-    rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
-    layers = [rule.encode(y=alt.YDatum(reference)), mark]
+    layers: list[Any] = [mark]
+    if reference is not None:
+        rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
+        layers.insert(0, rule.encode(y=alt.YDatum(reference)))
     panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=height)
     return _facet(panel, rows, columns, title, subtitle)
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import altair as alt
-
+from nullsae.core.registry import lazy
 from nullsae.report import style
 from nullsae.report.study import Row
+
+if TYPE_CHECKING:
+    import altair as alt
+else:  # what asks for the names of figures draws none
+    alt = lazy("altair")
 
 WIDTH = 740
 """Pixels shared by the panels of one row, without the labels at their left."""

@@ -4,73 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nullsae.config.metrics import METRICS, SECTIONS, Metric
 from nullsae.config.study import Config
+from nullsae.report.kinds import FIGURES, FigureKind
 from nullsae.statistics.baselines import study_metrics
-from nullsae.statistics.metrics import METRICS
-
-SCORED = ("entropy_auroc",)
-"""Figures that exist only where explanations are scored, beside those of metrics."""
-CROSS = ("cross_evaluation",)
-"""Figures that exist only where SAEs are evaluated on other variants."""
-ALONG = ("training",)
-"""Figures that exist only where some SAE has checkpoints."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A section of the report and the kinds of figure in it."""
+    """A section of the report."""
 
     key: str
     title: str
-    kinds: tuple[str, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of figure in it, in display order."""
+        things: list[Metric | FigureKind] = [thing() for thing in METRICS.values()]
+        things += [thing() for thing in FIGURES.values()]
+        things = [thing for thing in things if thing.section == self.key]
+        return tuple(thing.name for thing in sorted(things, key=_place))
 
 
-GROUPS: tuple[Group, ...] = (
-    Group(
-        "reconstruction",
-        "Reconstruction",
-        ("explained_variance", "above_gaussian_floor", "cosine", "l1"),
-    ),
-    Group(
-        "tokens",
-        "Token identity and entropy",
-        (
-            *("token_lookup", "token_entropy_bits", "explain_token_entropy_bits"),
-            *("peak_token_share", "single_token_share", "autocorrelation"),
-        ),
-    ),
-    Group(
-        "interpretability",
-        "Automated interpretability",
-        (
-            *("auroc", "auprc", "f1", "balanced_accuracy"),
-            *("gain_over_lexical", "discrimination"),
-            *("entropy_auroc", "entropy_auroc_correlation", "abstract_share"),
-        ),
-    ),
-    Group("fidelity", "Fidelity", ("cross_entropy", "ce_score")),
-    Group("dictionaries", "Dictionaries", ("geometry", "overlap")),
-    Group("transfer", "Transfer between variants", ("cross_evaluation",)),
-    Group("training", "Training of the SAEs", ("training_curves", "training")),
-)
+GROUPS = tuple(Group(key, title) for key, title in SECTIONS.items())
 
 
 def metric_group(metric: str) -> str:
     """Title of the section that a metric belongs to."""
-    return next(group.title for group in GROUPS if metric in group.kinds)
+    return SECTIONS[METRICS[metric].section]
 
 
 def figure_kinds(config: Config) -> list[str]:
     """Kinds of figure that each subject has, in display order."""
-    there = study_metrics(config, METRICS)
-    left_out = tuple(metric.name for metric in METRICS if metric.name not in there)
-    if not config.scored_pairs():
-        left_out += SCORED
-    if config.evaluation.cross_tokens is None:
-        left_out += CROSS
-    if not any(sae.checkpoints for sae in config.saes.values()):
-        left_out += ALONG
-    return [kind for group in GROUPS for kind in group.kinds if kind not in left_out]
+    there = {*study_metrics(config)}
+    there |= {name for name, figure in FIGURES.items() if figure().is_there(config)}
+    return [kind for group in GROUPS for kind in group.kinds if kind in there]
 
 
 def figure_name(subject: str, kind: str) -> str:
@@ -86,7 +54,7 @@ def figure_names(config: Config) -> list[str]:
 
 def shown_explainer(config: Config) -> str | None:
     """Whose explanations the page shows: those that a language model wrote, else the first ones."""
-    written = [name for name, explainer in config.explainers.items() if explainer.kind == "openai"]
+    written = [name for name, explainer in config.explainers.items() if explainer.shown_first]
     return next(iter([*written, *config.explainers]), None)
 
 
@@ -100,13 +68,11 @@ def entropy_pair(config: Config) -> tuple[str, str] | None:
     scorers = [scorer for name, scorer in config.scored_pairs() if name == explainer]
     if explainer is None or not scorers:
         return None
-    detection = [name for name in scorers if config.scorers[name].kind == "detection"]
-    return explainer, (detection or scorers)[0]
+    first = [name for name in scorers if config.scorers[name].shown_first]
+    return explainer, (first or scorers)[0]
 
 
-def _complete() -> bool:
-    return {metric.name for metric in METRICS} <= {kind for g in GROUPS for kind in g.kinds}
-
-
-if not _complete():  # a metric added to statistics.metrics needs a place in the report
-    raise AssertionError("a metric of statistics.metrics is in no group of report.names")
+def _place(thing: Metric | FigureKind) -> int:
+    if isinstance(thing, Metric):
+        return thing.position if thing.place is None else thing.place
+    return thing.place

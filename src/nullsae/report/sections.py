@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from nullsae.config.metrics import METRICS
 from nullsae.config.study import NO_EXPLAINER
 from nullsae.config.variants import VARIANTS, has_model
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
-from nullsae.statistics.metrics import METRICS
 
 VERDICTS = ("separates", "equivalent", "inconclusive", "reversed")
 MAX_SITES_IN_CELL = 4
@@ -28,8 +28,6 @@ REFUSED = {
 }
 """Columns of `coverage` that say why latents fail the filter, in words."""
 CONTRAST_LEVELS = ("metric", "sae", "explainer", "scorer", "variant", "site")
-_TITLES = {metric.name: metric.title for metric in METRICS}
-_ORDER = {metric.name: i for i, metric in enumerate(METRICS)}
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def _matrix(study: Study, sae: str | None, ordered: list[Row]) -> Matrix:
         if sae is None and len(study.config.saes) > 1:
             detail.append(name)
         matrix_row = MatrixRow(
-            title=_TITLES[metric],
+            title=METRICS[metric].title,
             detail=" · ".join(detail),
             cells=[by_null.get(null, []) for null in study.nulls],
         )
@@ -188,7 +186,7 @@ def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
         by_sae[row["sae"]].append(
             {
                 **row,
-                "title": _TITLES[row["metric"]],
+                "title": METRICS[row["metric"]].title,
                 "verdict": verdict.get("verdict"),
                 "why": (verdict.get("reason") if spelled_out else None) or row["reason"],
             }
@@ -211,6 +209,7 @@ def power(study: Study, subject: str) -> list[Row]:
     order = _contrast_order(study, subject, levels=("metric", "sae", "explainer", "scorer"))
     found = []
     for row in sorted(rows, key=order):
+        metric = METRICS[row["metric"]]()
         detail = [f"{row['explainer']}, {row['scorer']}"] if row["explainer"] is not None else []
         if len(study.config.saes) > 1:
             detail.append(row["sae"])
@@ -218,10 +217,10 @@ def power(study: Study, subject: str) -> list[Row]:
         found.append(
             {
                 **row,
-                "title": _TITLES[row["metric"]],
+                "title": metric.title,
                 "detail": " \u00b7 ".join(detail),
                 "verdicts": in_order(counts),
-                "expects": next(m.direction for m in METRICS if m.name == row["metric"]) != 0,
+                "expects": any(metric.direction_against(null) for null in study.nulls),
             }
         )
     return found
@@ -230,7 +229,7 @@ def power(study: Study, subject: str) -> list[Row]:
 def _contrast_order(study: Study, subject: str, levels: Iterable[str] = CONTRAST_LEVELS) -> Any:
     config = study.config
     orders: list[tuple[str, dict[Any, int]]] = [
-        ("metric", _ORDER),
+        ("metric", {name: i for i, name in enumerate(METRICS)}),
         ("sae", {name: i for i, name in enumerate(config.saes)}),
         ("explainer", {name: i for i, name in enumerate([*config.explainers, NO_EXPLAINER])}),
         ("scorer", {name: i for i, name in enumerate(config.scorers)}),

@@ -8,10 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from nullsae import paths, tables
+from nullsae import paths
 from nullsae.config.study import Config
 from nullsae.report.names import shown_explainer
 
@@ -119,6 +116,12 @@ def load_study(config: Config, root: Path) -> Study:
     Raises:
         UserError: a table is missing, damaged or made by another version.
     """
+    # What asks for the names of figures reads no table.
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from nullsae import tables
+
     loaded: dict[str, list[Row]] = {}
     along: dict[str, list[Row]] = {}
     floors: list[Row] = []

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
+from nullsae.corpus.token_text import token_text
 
 # Named marks for what has no ink; other control characters get their Unicode pictures.
 _MARKS = {"\n": "¶", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
@@ -21,7 +22,6 @@ _PICTURES = str.maketrans(
 _UNFINISHED = "\ufffd"
 """What decoding gives for a token that holds a part of a character only."""
 _MAX_UTF8_BYTES = 4
-_METASPACE = "\u2581"
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,7 @@ class TokenText:
         return self._one(token_id)
 
     def _decode_one(self, token_id: int) -> str:
-        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
-        raw = self._tokenizer.id_to_token(token_id)
-        if raw is not None and raw.startswith(_METASPACE) and not text.startswith(" "):
-            text = " " + text  # SentencePiece decoders drop the space of a first token
-        return text or f"⟨{token_id}⟩"
+        return token_text(self._tokenizer, token_id) or f"⟨{token_id}⟩"
 
     def run(self, token_ids: Sequence[int]) -> str:
         """The text of consecutive tokens; characters split between tokens come out whole."""

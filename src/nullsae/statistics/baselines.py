@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from nullsae.config.explainers import LexicalExplainer, SwappedExplainer
+from nullsae.config.metrics import Metric, all_metrics
 from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.config.variants import GAUSSIAN
-from nullsae.statistics.metrics import Metric
 
 
 def lexical_baseline(config: Config) -> str | None:
     """The explainer that others are compared with: the first that counts single tokens."""
     for name, explainer in config.explainers.items():
-        if isinstance(explainer, LexicalExplainer) and explainer.context == "token":
+        if explainer.is_baseline:
             return name
     return None
 
@@ -20,8 +19,8 @@ def swapped_baselines(config: Config) -> dict[str, str]:
     """For each explainer that has one, the first that exchanges its explanations."""
     found: dict[str, str] = {}
     for name, explainer in config.explainers.items():
-        if isinstance(explainer, SwappedExplainer):
-            found.setdefault(explainer.of, name)
+        if explainer.exchanges is not None:
+            found.setdefault(explainer.exchanges, name)
     return found
 
 
@@ -32,7 +31,7 @@ def no_gain(config: Config, explainer: str) -> str | None:
         return "no lexical explanations"
     if explainer == lexical:
         return "the lexical explainer itself"
-    if isinstance(config.explainers[explainer], SwappedExplainer):
+    if _is_swapped(config, explainer):
         return "swapped explanations"
     return None
 
@@ -41,7 +40,7 @@ def no_discrimination(config: Config, explainer: str) -> str | None:
     """Why an explainer has no `discrimination`; None if it has one."""
     if explainer in swapped_baselines(config):
         return None
-    if explainer != NO_EXPLAINER and isinstance(config.explainers[explainer], SwappedExplainer):
+    if _is_swapped(config, explainer):
         return "swapped explanations"
     return "no swapped explanations"
 
@@ -54,18 +53,18 @@ def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
         return config.evaluation.gaussian_floors or GAUSSIAN in config.variants
     if explainer is None:
         return True
-    if metric.name == "gain_over_lexical":
-        return no_gain(config, explainer) is None
-    if metric.name == "discrimination":
-        return no_discrimination(config, explainer) is None
+    reasons = {"gain_over_lexical": no_gain, "discrimination": no_discrimination}
+    if any(reasons[c](config, explainer) is not None for c in metric.columns if c in reasons):
+        return False
     # What another latent's explanation earns says nothing of the latent itself.
-    is_swapped = explainer != NO_EXPLAINER and isinstance(
-        config.explainers[explainer], SwappedExplainer
-    )
-    return metric.table == "scores" or not is_swapped
+    return metric.table == "scores" or not _is_swapped(config, explainer)
 
 
-def study_metrics(config: Config, metrics: tuple[Metric, ...]) -> list[str]:
-    """Names of the metrics that some comparison of a study has."""
+def _is_swapped(config: Config, explainer: str) -> bool:
+    return explainer != NO_EXPLAINER and config.explainers[explainer].exchanges is not None
+
+
+def study_metrics(config: Config) -> list[str]:
+    """Names of the metrics that some comparison of a study has, in display order."""
     explainers = [None, *dict(config.scored_pairs())]
-    return [m.name for m in metrics if any(applies(m, config, e) for e in explainers)]
+    return [m.name for m in all_metrics() if any(applies(m, config, e) for e in explainers)]

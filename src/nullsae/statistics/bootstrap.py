@@ -22,11 +22,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from nullsae.config.metrics import Form
 from nullsae.core.randomness import numpy_generator
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Statistic = Literal["mean", "ratio", "relative", "rank_correlation"]
 
 # Numbers drawn at a time, and numbers kept between arms.
 CHUNK_NUMBERS = 1 << 20
@@ -38,7 +38,7 @@ MOST_UNITS = 2000
 
 
 @dataclass(frozen=True)
-class Cell:
+class ArmCell:
     """The units of one draw and seed.
 
     `columns` are float64 [n_units] each, as the arm's statistic wants them: `mean` one; `ratio`
@@ -70,24 +70,24 @@ class Cell:
 class Arm:
     """All cells of one variant. Cells without a unit have no value and are left out of means."""
 
-    cells: tuple[Cell, ...]
-    statistic: Statistic = "mean"
+    cells: tuple[ArmCell, ...]
+    statistic: Form = "mean"
     complement: bool = False
     """The value is 1 minus the mean of the cells' statistics."""
     units_are_shared: bool = False
     """The same units, at the same positions, in all cells of all arms (documents of a split)."""
 
     @cached_property
-    def draws(self) -> tuple[tuple[Cell, ...], ...]:
+    def draws(self) -> tuple[tuple[ArmCell, ...], ...]:
         """Cells that have units, grouped by draw, sorted by (draw, seed)."""
-        groups: dict[int, list[Cell]] = {}
+        groups: dict[int, list[ArmCell]] = {}
         for cell in sorted(self.cells, key=lambda cell: (cell.draw, cell.seed)):
             if cell.n_units:
                 groups.setdefault(cell.draw, []).append(cell)
         return tuple(tuple(group) for group in groups.values())
 
     @property
-    def members(self) -> tuple[tuple[Cell, ...], ...]:
+    def members(self) -> tuple[tuple[ArmCell, ...], ...]:
         """What is resampled whole: draws, or the seeds of the only draw."""
         draws = self.draws
         return tuple((cell,) for cell in draws[0]) if len(draws) == 1 else draws
@@ -145,7 +145,7 @@ class Arm:
         return 1.0 - values if self.complement else values
 
 
-def unit_statistics(cell: Cell) -> Floats:
+def unit_statistics(cell: ArmCell) -> Floats:
     """Each unit's own ratio; units with a denominator of 0 have none and are left out."""
     if len(cell.columns) == 1:
         return cell.columns[0]
@@ -156,13 +156,13 @@ def unit_statistics(cell: Cell) -> Floats:
     return np.asarray(above[has_value] / below[has_value])
 
 
-def weighted(statistic: Statistic, columns: tuple[Floats, ...], weights: Floats) -> Floats:
+def weighted(statistic: Form, columns: tuple[Floats, ...], weights: Floats) -> Floats:
     """A cell's statistic with each unit counted so often, float64 [n_resamples].
 
     Args:
         statistic: `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the floor's;
             `rank_correlation`: Spearman's, ties at their mean rank.
-        columns: as in `Cell`, [n_units] each.
+        columns: as in `ArmCell`, [n_units] each.
         weights: [n_resamples, n_units], whole numbers.
     """
     if statistic == "rank_correlation":
@@ -177,7 +177,7 @@ def weighted_sums(column: Floats, weights: Floats) -> Floats:
     return np.asarray(np.einsum("rn,n->r", weights, column))
 
 
-def of_sums(statistic: Statistic, sums: Sequence[Floats], n_units: Floats | int) -> Floats:
+def of_sums(statistic: Form, sums: Sequence[Floats], n_units: Floats | int) -> Floats:
     """A statistic other than `rank_correlation` from its columns' sums over `n_units` units."""
     with np.errstate(divide="ignore", invalid="ignore"):
         if statistic == "mean":

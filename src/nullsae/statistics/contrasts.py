@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from nullsae.config.metrics import Metric
 from nullsae.config.statistics import Statistics
 from nullsae.statistics.bootstrap import MOST_UNITS, Arm, Floats, Resampler
 from nullsae.statistics.effects import alpha_of, holm, probability_of_superiority
 from nullsae.statistics.matching import FEWEST, Matched, matched
-from nullsae.statistics.metrics import Metric
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.spread import Component, Spread, mean_component, unit_component
 
@@ -131,7 +131,7 @@ def contrast_row(
         permuter: the study's.
         bins: from `matching.common_bins` of all variants of this comparison.
     """
-    margin = float(getattr(statistics.equivalence_margins, metric.name))
+    margin = statistics.margin(metric.name)
     if metric.margin_is_share:
         margin *= abs(trained.value or 0.0)
     value_low, value_high = variant.interval or (None, None)
@@ -230,7 +230,7 @@ def _matched_columns(
     """The frequency-matched columns of a contrast."""
     row: dict[str, Any] = dict.fromkeys(MATCHED)
     if metric.unit != "latent":
-        row["matched_reason"] = "documents have no firing rate"
+        row["matched_reason"] = f"{metric.unit}s have no firing rate"
     elif metric.form != "mean":
         row["matched_reason"] = "not a mean over latents"
     elif trained.value is None or variant.value is None:
@@ -302,8 +302,7 @@ def _varies(arm: Arm, metric: Metric) -> str:
 def _undefined(metric: Metric) -> str:
     if metric.form == "rank_correlation":
         return f"{' or '.join(metric.columns)} does not vary"
-    below = metric.columns[1] if metric.form != "recovered" else "ce_zero - ce_clean"
-    return f"{below} sums to 0"
+    return f"{metric.denominator} sums to 0"
 
 
 def _left_out(arm: Arm, plural: str) -> str | None:

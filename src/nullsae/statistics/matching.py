@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nullsae.statistics.bootstrap import Arm, Cell, Floats, Ints
+from nullsae.statistics.bootstrap import Arm, ArmCell, Floats, Ints
 from nullsae.statistics.spread import Component, mean_component
 
 # A bin with a single latent in some cell says nothing about its spread there.
@@ -66,11 +66,11 @@ def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
     total = sum(bins.values())
     weights = {b: n / total for b, n in bins.items()}
 
-    def bin_units(cell: Cell, b: int) -> Floats:
+    def bin_units(cell: ArmCell, b: int) -> Floats:
         assert cell.strata is not None
         return np.asarray(cell.columns[0][cell.strata == b])
 
-    def cell_value(cell: Cell) -> float:
+    def cell_value(cell: ArmCell) -> float:
         return sum(w * float(bin_units(cell, b).mean()) for b, w in weights.items())
 
     members = np.array([np.mean([cell_value(c) for c in member]) for member in arm.members])

@@ -10,7 +10,7 @@ import numpy as np
 from nullsae.core.randomness import numpy_generator
 from nullsae.statistics.bootstrap import (
     Arm,
-    Cell,
+    ArmCell,
     Floats,
     grouped,
     of_sums,
@@ -69,7 +69,7 @@ class Permuter:
         differences = _means(1 - is_trained, values) - _means(is_trained, values)
         return _share(differences)
 
-    def _of_units(self, arm: Arm, one: Cell, other: Cell) -> tuple[float | None, str | None]:
+    def _of_units(self, arm: Arm, one: ArmCell, other: ArmCell) -> tuple[float | None, str | None]:
         pairs = zip(one.columns, other.columns, strict=True)
         pooled = tuple(np.concatenate(pair) for pair in pairs)
         is_trained = self._divisions(one.n_units, other.n_units)
@@ -85,7 +85,9 @@ class Permuter:
             ]
         return _share(values[1] - values[0])
 
-    def _of_documents(self, arm: Arm, one: Cell, other: Cell) -> tuple[float | None, str | None]:
+    def _of_documents(
+        self, arm: Arm, one: ArmCell, other: ArmCell
+    ) -> tuple[float | None, str | None]:
         if one.n_units != other.n_units:
             return None, "no permutation test: the arms' documents differ in number"
         own, others = grouped(_without_scale(one.columns)), grouped(_without_scale(other.columns))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from nullsae.config.metrics import METRICS, Metric
 from nullsae.statistics.effects import alpha_of
-from nullsae.statistics.metrics import METRICS, Metric
 
 RULE = (
     "A contrast is equivalent if two one-sided tests place the difference within the margin "
@@ -43,9 +43,10 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
         return "equivalent", f"{basis}, within +-{row['equivalence_margin']:g}: {test}"
     if row["p_holm"] <= alpha:
         test = f"p_holm {row['p_holm']:.2g} <= {alpha:g}"
-        if metric.direction == 0:
+        direction = metric.direction_against(row["variant"])
+        if direction == 0:
             return "separates", f"{basis}, no sign expected: {test}"
-        if np.sign(-row["difference"]) == metric.direction:
+        if np.sign(-row["difference"]) == direction:
             return "separates", f"{basis}, the sign expected: {test}"
         return "reversed", f"{basis}, against the sign expected: {test}"
     tests = (
@@ -80,7 +81,6 @@ def discriminating_power(
         contrasts: rows of `contrasts`.
         words: the verdict of each.
     """
-    metrics = {metric.name: metric for metric in METRICS}
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], str]]] = {}
     for row, word in zip(contrasts, words, strict=True):
@@ -88,16 +88,17 @@ def discriminating_power(
     found = []
     for group, members in groups.items():
         named = dict(zip(keys, group, strict=True))
-        direction = metrics[named["metric"]].direction
+        metric = METRICS[named["metric"]]()
+        directed = [(row, metric.direction_against(row["variant"])) for row, _ in members]
         counts = Counter(word for _, word in members)
         superiority = [
             max(p, 1 - p) if direction == 0 else (p if direction == 1 else 1 - p)
-            for row, _ in members
+            for row, direction in directed
             if (p := row["probability_of_superiority"]) is not None
         ]
         standardized = [
             abs(d) if direction == 0 else -d * direction
-            for row, _ in members
+            for row, direction in directed
             if row["standard_error"] is not None
             for d in (row["difference"] / row["standard_error"],)
         ]

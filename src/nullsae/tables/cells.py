@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from nullsae.config.metrics import with_column
 from nullsae.tables.columns import schema
 
 MODEL_KEYS = (("subject", "text"), ("variant", "text"), ("draw", "int"))
@@ -167,6 +168,7 @@ CELL_TABLES: dict[str, tuple[tuple[tuple[str, str], ...], pa.Schema]] = {
             ("passes_filter", "flag"),
             ("sampled", "flag"),
             ("explain_token_entropy_bits", "float?", "bits, over the explainer's windows"),
+            *((c.name, c.kind, c.unit) for _, c in with_column()),
         ),
     ),
     "windows": (

@@ -19,7 +19,7 @@ def schema(*columns: tuple[str, str] | tuple[str, str, str]) -> pa.Schema:
     """Columns as (name, type) or (name, type, unit); a type ending in `?` may be null."""
     fields = []
     for name, kind, *unit in columns:
-        metadata = {"unit": unit[0]} if unit else None
+        metadata = {"unit": unit[0]} if any(unit) else None
         fields.append(
             pa.field(name, _TYPES[kind.rstrip("?")], nullable=kind.endswith("?"), metadata=metadata)
         )

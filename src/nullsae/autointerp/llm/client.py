@@ -162,7 +162,7 @@ class LanguageModel:
 
     async def _reply_to(self, body: bytes, max_completion_tokens: int) -> Kept | None:
         """What the cache has, what the same request in flight gets, or what the endpoint says."""
-        key = reply_key(self._endpoint.name, body)
+        key = reply_key(self._endpoint.address, body)
         kept = self._cache.get(key)
         if kept is None and key not in self._asking:
             future = asyncio.get_running_loop().create_future()

@@ -64,7 +64,7 @@ def abilities_key(endpoint: Endpoint) -> bytes:
     settings = endpoint.model_dump(
         include={"model", "structured_output", "logprobs", "temperature", "extra_body"}
     )
-    text = json.dumps([endpoint.name, settings], sort_keys=True)
+    text = json.dumps([endpoint.address, settings], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -161,7 +161,7 @@ async def _plain(
     while True:
         probe = await send(request, abilities)
         if probe.refusal is None and probe.reply is None:
-            address = without_password(endpoint.base_url) if endpoint.base_url else endpoint.name
+            address = without_password(endpoint.base_url) if endpoint.base_url else endpoint.address
             raise UserError(
                 f"{endpoint.model} at {address}: no valid reply to a first, plain question; "
                 f"the last attempt: {probe.failure}"

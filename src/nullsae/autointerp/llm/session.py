@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Asked:
+class Session:
     """How a job asks endpoints, and what it has asked so far."""
 
     settings: Callable[[], Llm] = Llm

@@ -76,7 +76,7 @@ class SizedStudy:
     sizes: Mapping[str, Size]
     corpora: Mapping[str, CorpusSize]
     judges: Mapping[str, Size] = field(default_factory=dict)
-    """Of the models that `likelihood` runs, by scorer."""
+    """Of the models that scorers run in their jobs, by scorer."""
 
     def corpus(self, keys: Keys) -> CorpusSize:
         """Of a job's subject."""

@@ -5,16 +5,13 @@ Constants in seconds are of one core of the reference CPU.
 
 from __future__ import annotations
 
-from nullsae.config.scorers import IntruderScorer, LikelihoodScorer
 from nullsae.config.variants import has_model
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells
-from nullsae.jobs.slices import asks
+from nullsae.jobs.slices import is_shared_out
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 from nullsae.jobs.work.making import shared
 
 COVARIANCE_TOKENS = 65_536
-# Tokens of the instruction and explanation in front of each window that `likelihood` reads twice.
-LIKELIHOOD_PROMPT_TOKENS = 60
 
 
 def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
@@ -111,17 +108,15 @@ EXPLANATION_SECONDS = 4e-3
 
 
 def score_latents(study: SizedStudy, keys: Keys) -> Work:
-    """A formula or questions; `likelihood` runs a model twice over each window."""
+    """A formula, questions, or passes of a model that the job runs itself."""
     settings, scorer = study.config.latents, study.config.scorers[keys["scorer"]]
     n = settings.n_sampled * (settings.score_active_windows + settings.score_silent_windows)
-    if isinstance(scorer, LikelihoodScorer):
-        judge = study.judges[keys["scorer"]]
-        read = n * (2 * settings.window_tokens + 2 * LIKELIHOOD_PROMPT_TOKENS)
-        context = settings.window_tokens + LIKELIHOOD_PROMPT_TOKENS
-        passes = forward(judge, read, context, head=True)
+    if scorer.model_in_job is not None:
+        read, context = scorer.tokens_read(settings.window_tokens)
+        passes = forward(study.judges[keys["scorer"]], n * read, context, head=True)
         return together(passes, imports="transformers", written_bytes=n * 30.0, gpu=True)
-    factor = 5.0 if isinstance(scorer, IntruderScorer) else 1.0
-    return Work(host_seconds=n * JUDGED_SECONDS * factor, written_bytes=n * 30.0)
+    seconds = n * JUDGED_SECONDS * scorer.relative_seconds
+    return Work(host_seconds=seconds, written_bytes=n * 30.0)
 
 
 JUDGED_SECONDS = 4.5e-5
@@ -132,9 +127,8 @@ def n_shards(study: SizedStudy, keys: Keys) -> int:
     each = study.config.autointerp.latents_per_job
     if each is None:
         return 0
-    scorer = study.config.scorers.get(keys.get("scorer", ""))
-    rule = "score_latents" if scorer is not None else "explain_latents"
-    if not (isinstance(scorer, LikelihoodScorer) or asks(study.config, rule, keys)):
+    rule = "score_latents" if "scorer" in keys else "explain_latents"
+    if not is_shared_out(study.config, rule, keys):
         return 0
     return -(-study.config.latents.n_sampled // each)
 

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError
+from nullsae.corpus.token_text import token_text
 from nullsae.latents.exports.cell import Cell, whole_folder
 from nullsae.latents.split import Split
 
@@ -189,9 +190,7 @@ class Source:
                 "id": f"c{digest.hexdigest()}",
                 **{"modelId": self.model, "layer": self.id, "index": str(window["latent"])},
                 **{"creatorId": self._creator, "createdAt": self._created},
-                "tokens": [
-                    text.decode([token], skip_special_tokens=False) for token in window["token_ids"]
-                ],
+                "tokens": [token_text(text, token) for token in window["token_ids"]],
                 "values": values,
                 **{"maxValue": max(values), "maxValueTokenIndex": int(np.argmax(values))},
                 "minValue": min(values),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from nullsae.autointerp.local_judge import LocalJudge
+from nullsae.autointerp.local_model import LocalJudge
 from nullsae.autointerp.prompting import read_parts
 from nullsae.core.errors import UserError
 

@@ -6,26 +6,97 @@ import json
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from pydantic import Field, PositiveInt
 
-from nullsae.autointerp.llm.client import LanguageModel, Request
-from nullsae.autointerp.llm.session import Asked
-from nullsae.autointerp.marking import Shown, activation_scale, mark, strong, window_texts
-from nullsae.autointerp.prompting import Prompt, check_prompt, load_prompt, one_line
+from nullsae.autointerp.examples import strong
+from nullsae.autointerp.explain import ExplainJob, explained_in_words
+from nullsae.autointerp.llm.messages import Request
+from nullsae.autointerp.marking import Shown, activation_scale, mark, window_texts
+from nullsae.autointerp.prompting import (
+    EXPLANATION_TOKENS,
+    TOKENS_AROUND_WINDOW,
+    Prompt,
+    check_prompt,
+    load_prompt,
+    one_line,
+    prompt_tokens,
+)
 from nullsae.autointerp.replies import explanation
-from nullsae.config.explainers import OpenAIExplainer
-from nullsae.tables import cell_schema
+from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
+from nullsae.config.explainers import Explainer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from nullsae.autointerp.llm.client import LanguageModel
 
 log = logging.getLogger(__name__)
 
 # Questions about one latent, the first one included, before its explanation counts as missing.
 MAX_ATTEMPTS = 3
+# Tokens of a window's list of strengths.
+TOKENS_OF_STRENGTHS = 12
+
+
+class OpenAIExplainer(Endpoint, Explainer):
+    """A language model that is shown a latent's active windows."""
+
+    name: ClassVar[str] = "openai"
+    position: ClassVar[int] = 1
+    shown_first: ClassVar[bool] = True
+
+    kind: Literal["openai"]
+    shown_windows: PositiveInt = 40
+    """Active windows in the prompt, strongest first; no more than
+    `latents.explain_active_windows`."""
+    mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """A token is marked when it is active above this share of its window's maximum."""
+    max_completion_tokens: PositiveInt = 500
+    """Length of an answer; a model that reasons needs more."""
+    prompt: str | None = None
+    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self
+
+    @property
+    def text(self) -> str:
+        return f"{self.model} is shown the latent's active windows and says what they share."
+
+    def questions(self, counts: WindowCounts) -> Questions:
+        shown = [min(n, self.shown_windows) for n in counts.explain_active]
+        each = counts.window_tokens + TOKENS_AROUND_WINDOW + TOKENS_OF_STRENGTHS
+        fixed = prompt_tokens("explain", self.prompt)
+        return Questions(
+            len(shown), len(shown) * fixed + sum(shown) * each, len(shown) * EXPLANATION_TOKENS
+        )
+
+    def explain(self, job: ExplainJob) -> pa.Table:
+        """Have the model explain each latent by its active explaining windows.
+
+        An answer without an explanation is asked for again, in other words, up to `MAX_ATTEMPTS`
+        times in all; what never comes is a row with a reason.
+        """
+        windows, tokenizer = job.windows(), job.tokenizer
+        prompt = load_prompt("explain", self.prompt)
+        check_prompt(prompt, self.prompt, windows=[ShownWindow("", "")])
+        shown = shown_windows(windows, tokenizer, self)
+
+        def work(model: LanguageModel) -> list[Coroutine[Any, Any, str | None]]:
+            return [_ask(model, prompt, mine, self) for mine in shown.values()]
+
+        texts = job.session.all(self, work, len(shown))
+        if missing := sum(text is None for text in texts):
+            log.warning("%d of %d latents have no explanation", missing, len(texts))
+        found = dict(zip(shown, texts, strict=True))
+        return explained_in_words(found, "the model gave no explanation", self.model, prompt.hash)
 
 
 @dataclass(frozen=True)
@@ -59,7 +130,7 @@ def shown_window(
     return ShownWindow(one_line(mark(shown, marked)), ", ".join(strengths))
 
 
-def questions(
+def shown_windows(
     windows: pa.Table, tokenizer: Tokenizer, explainer: OpenAIExplainer
 ) -> dict[int, list[ShownWindow]]:
     """The windows to show of each latent, strongest first, by ascending latent.
@@ -90,56 +161,6 @@ def questions(
         ]
         for latent, mine in chosen.items()
     }
-
-
-def written_explanations(
-    windows: pa.Table, tokenizer: Tokenizer, explainer: OpenAIExplainer, asked: Asked
-) -> pa.Table:
-    """Have a language model explain each latent by its active explaining windows.
-
-    An answer without an explanation is asked for again, in other words, up to `MAX_ATTEMPTS` times
-    in all; what never comes is a row with a reason.
-
-    Args:
-        windows: the table `windows` of one SAE.
-        tokenizer: the corpus' tokenizer.
-        explainer: whom to ask, and how.
-        asked: how endpoints are asked.
-
-    Returns:
-        The columns of the table `explanations`, sorted by latent.
-
-    Raises:
-        UserError: the endpoint or the prompt's file cannot be used.
-    """
-    prompt = load_prompt("explain", explainer.prompt)
-    check_prompt(prompt, explainer.prompt, windows=[ShownWindow("", "")])
-    shown = questions(windows, tokenizer, explainer)
-
-    def work(model: LanguageModel) -> list[Coroutine[Any, Any, str | None]]:
-        return [_ask(model, prompt, mine, explainer) for mine in shown.values()]
-
-    texts = asked.all(explainer, work, len(shown))
-    rows: list[dict[str, Any]] = [
-        {
-            "latent": latent,
-            "explanation": text,
-            "reason": None if text else "the model gave no explanation",
-            "source_latent": latent,
-            "model": explainer.model,
-            "prompt_hash": prompt.hash,
-            "base_probability": None,
-            "token_ids": [],
-            "token_probabilities": [],
-            "pair_previous_ids": [],
-            "pair_token_ids": [],
-            "pair_probabilities": [],
-        }
-        for latent, text in zip(shown, texts, strict=True)
-    ]
-    if missing := sum(text is None for text in texts):
-        log.warning("%d of %d latents have no explanation", missing, len(texts))
-    return pa.Table.from_pylist(rows, schema=cell_schema("explanations"))
 
 
 async def _ask(

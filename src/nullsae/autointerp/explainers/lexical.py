@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from pydantic import PositiveInt
 
+from nullsae.autointerp.explain import ExplainJob
+from nullsae.config.explainers import Explainer
+from nullsae.corpus.token_text import token_text
 from nullsae.tables import cell_schema
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -20,6 +26,37 @@ Context = Literal["token", "bigram"]
 
 # Stands for the token before a window's first.
 NO_TOKEN = -1
+
+
+class LexicalExplainer(Explainer):
+    """Token statistics; needs no language model."""
+
+    name: ClassVar[str] = "lexical"
+    position: ClassVar[int] = 0
+    has_statistics: ClassVar[bool] = True
+
+    kind: Literal["lexical"]
+    context: Context = "token"
+    """What the judge looks at: each token, or each token with its predecessor."""
+    top_tokens: PositiveInt = 10
+    """Tokens named in the text of an explanation; the judge uses the statistics of all."""
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.context == "token"
+
+    @property
+    def text(self) -> str:
+        after = " after its predecessor" if self.context == "bigram" else ""
+        only = "" if after else "only "
+        return (
+            f"No language model: the judge knows {only}how often the latent fires on each "
+            f"token{after}."
+        )
+
+    def explain(self, job: ExplainJob) -> pa.Table:
+        windows = job.windows("latent", "window", "pool", "token_ids", "activations")
+        return lexical_explanations(windows, job.tokenizer, self.top_tokens, self.context)
 
 
 @dataclass(frozen=True)
@@ -86,46 +123,15 @@ def lexical_explanations(
     windows = windows.filter(pc.equal(windows["pool"], "explain"))
     # Sums of floats then do not depend on the order of the rows.
     windows = windows.sort_by([("latent", "ascending"), ("window", "ascending")])
-    lists = windows["token_ids"].combine_chunks()
-    n_tokens = lists.value_lengths().to_numpy()
-    token_ids = lists.flatten().to_numpy().astype(np.int64)
-    activations = windows["activations"].combine_chunks().flatten().to_numpy().astype(np.float64)
     latents, of_window = np.unique(windows["latent"].to_numpy(), return_inverse=True)
-    previous_ids = np.full_like(token_ids, NO_TOKEN)
-    if context == "bigram":
-        previous_ids[1:] = token_ids[:-1]
-        previous_ids[np.cumsum(n_tokens) - n_tokens] = NO_TOKEN
-
-    # A key holds a rank and one id, never two ids: int64 is enough for any vocabulary.
-    stride = int(token_ids.max(initial=0)) + 2
-    tokens = Counts.of(np.repeat(of_window, n_tokens) * stride + token_ids, activations)
-    row, token = np.divmod(tokens.key, stride)
-    base = np.bincount(row, weights=tokens.active) / np.bincount(row, weights=tokens.n)
-    p_token = (tokens.active + base[row]) / (tokens.n + 1)
-    # What the judge tells apart: pairs, and tokens that are shown without a predecessor.
-    units = Counts.of(tokens.place * stride + (previous_ids - NO_TOKEN), activations)
-    of_token, previous = np.divmod(units.key, stride)
-    previous += NO_TOKEN
-    is_pair = previous != NO_TOKEN
-    prior = p_token[of_token]
-    p_unit = np.where(is_pair, (units.active + prior) / (units.n + 1), prior)
-
-    rows_from = np.searchsorted(row, np.arange(len(latents) + 1))
-    units_from = np.searchsorted(of_token, rows_from)
-    texts = []
-    for rate, start, stop in zip(base, units_from[:-1], units_from[1:], strict=True):
-        n, a, mass = (x[start:stop] for x in (units.n, units.active, units.mass))
-        order = np.argsort(-mass, kind="stable")
-        named = order[a[order] > 0][:top_tokens]
-        other = np.setdiff1d(order, named)
-        rest = float((a[other].sum() + rate) / (n[other].sum() + 1))
-        quoted = [
-            quote_unit(tokenizer, int(token[of_token[i]]), int(previous[i]), context)
-            for i in start + named
-        ]
-        share = mass[named] / mass.sum()
-        texts.append(describe(quoted, p_unit[start:stop][named], share, rest, context))
-
+    found = TokenStatistics.of(windows, of_window, context)
+    rows_from = np.searchsorted(found.row, np.arange(len(latents) + 1))
+    units_from = np.searchsorted(found.of_token, rows_from)
+    texts = [
+        found.described(tokenizer, slice(start, stop), float(rate), top_tokens, context)
+        for rate, start, stop in zip(found.base, units_from[:-1], units_from[1:], strict=True)
+    ]
+    is_pair = found.previous != NO_TOKEN
     pairs_from = np.concatenate([[0], np.cumsum(is_pair)])[units_from]
     columns = {
         "latent": latents,
@@ -134,14 +140,78 @@ def lexical_explanations(
         "source_latent": latents,
         "model": pa.nulls(len(texts), pa.string()),
         "prompt_hash": pa.nulls(len(texts), pa.string()),
-        "base_probability": base,
-        "token_ids": lists_of(rows_from, token, pa.int32()),
-        "token_probabilities": lists_of(rows_from, p_token, pa.float32()),
-        "pair_previous_ids": lists_of(pairs_from, previous[is_pair], pa.int32()),
-        "pair_token_ids": lists_of(pairs_from, token[of_token[is_pair]], pa.int32()),
-        "pair_probabilities": lists_of(pairs_from, p_unit[is_pair], pa.float32()),
+        "base_probability": found.base,
+        "token_ids": lists_of(rows_from, found.token, pa.int32()),
+        "token_probabilities": lists_of(rows_from, found.p_token, pa.float32()),
+        "pair_previous_ids": lists_of(pairs_from, found.previous[is_pair], pa.int32()),
+        "pair_token_ids": lists_of(pairs_from, found.token[found.of_token[is_pair]], pa.int32()),
+        "pair_probabilities": lists_of(pairs_from, found.p_unit[is_pair], pa.float32()),
     }
     return pa.table(columns, schema=cell_schema("explanations"))
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What `lexical_explanations` knows of all latents of an SAE."""
+
+    base: Floats
+    """r of each latent, [n_latents]."""
+    row: Ints
+    """Each token's latent, as an index into `base`, ascending, [n_tokens]."""
+    token: Ints
+    """Its id, [n_tokens]."""
+    p_token: Floats
+    """P(active | token), [n_tokens]."""
+    units: Counts
+    """What the judge tells apart: pairs, and tokens that are shown without a predecessor."""
+    of_token: Ints
+    """Each unit's token, as an index into `token`, ascending, [n_units]."""
+    previous: Ints
+    """The id before it, or `NO_TOKEN`, [n_units]."""
+    p_unit: Floats
+    """P(active | unit), [n_units]."""
+
+    @classmethod
+    def of(cls, windows: pa.Table, of_window: Ints, context: Context) -> TokenStatistics:
+        """Count the tokens of windows, int64 [n_windows] being the latent of each."""
+        lists = windows["token_ids"].combine_chunks()
+        n_tokens = lists.value_lengths().to_numpy()
+        token_ids = lists.flatten().to_numpy().astype(np.int64)
+        values = windows["activations"].combine_chunks().flatten().to_numpy().astype(np.float64)
+        previous_ids = np.full_like(token_ids, NO_TOKEN)
+        if context == "bigram":
+            previous_ids[1:] = token_ids[:-1]
+            previous_ids[np.cumsum(n_tokens) - n_tokens] = NO_TOKEN
+
+        # A key holds a rank and one id, never two ids: int64 is enough for any vocabulary.
+        stride = int(token_ids.max(initial=0)) + 2
+        tokens = Counts.of(np.repeat(of_window, n_tokens) * stride + token_ids, values)
+        row, token = np.divmod(tokens.key, stride)
+        base = np.bincount(row, weights=tokens.active) / np.bincount(row, weights=tokens.n)
+        p_token = (tokens.active + base[row]) / (tokens.n + 1)
+        units = Counts.of(tokens.place * stride + (previous_ids - NO_TOKEN), values)
+        of_token, previous = np.divmod(units.key, stride)
+        previous += NO_TOKEN
+        prior = p_token[of_token]
+        p_pair = (units.active + prior) / (units.n + 1)
+        p_unit = np.where(previous != NO_TOKEN, p_pair, prior)
+        return cls(base, row, token, p_token, units, of_token, previous, p_unit)
+
+    def described(
+        self, tokenizer: Tokenizer, mine: slice, rate: float, top_tokens: int, context: Context
+    ) -> str:
+        """The text about one latent, whose units are `mine` and whose r is `rate`."""
+        n, a, mass = (x[mine] for x in (self.units.n, self.units.active, self.units.mass))
+        order = np.argsort(-mass, kind="stable")
+        named = order[a[order] > 0][:top_tokens]
+        other = np.setdiff1d(order, named)
+        rest = float((a[other].sum() + rate) / (n[other].sum() + 1))
+        quoted = [
+            quote_unit(tokenizer, int(self.token[self.of_token[i]]), int(self.previous[i]), context)
+            for i in mine.start + named
+        ]
+        share = mass[named] / mass.sum()
+        return describe(quoted, self.p_unit[mine][named], share, rest, context)
 
 
 def lists_of(bounds: Ints, values: Ints | Floats, kind: pa.DataType) -> pa.ListArray:
@@ -193,9 +263,7 @@ def quote_token(tokenizer: Tokenizer, token_id: int) -> str:
     name = tokenizer.id_to_token(token_id)
     if name is None:
         return f"token {token_id}"
-    text = tokenizer.decode([token_id], skip_special_tokens=False)
-    if name.startswith("▁"):  # SentencePiece: a decoder drops the space of a text's first token
-        text = name.replace("▁", " ")
-    elif not text or "�" in text:
+    text = token_text(tokenizer, token_id)
+    if not text or "\ufffd" in text:
         text = name
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -1,0 +1,113 @@
+"""Explanations of the latents of one SAE: a job of `explain_latents`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from nullsae.autointerp.llm.session import Session
+from nullsae.autointerp.shards import Ranks
+from nullsae.corpus.token_text import read_tokenizer
+from nullsae.jobs.params import ExplainLatentsParams
+from nullsae.tables import cell_schema, read_table, write_table
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class ExplainJob:
+    """What an explainer explains, and with what."""
+
+    params: ExplainLatentsParams
+    windows_file: Path
+    """The SAE's table `windows`."""
+    tokenizer_file: Path
+    """`tokenizer.json` of the corpus."""
+    output: Path
+    """Where the table `explanations` goes, for messages."""
+    base: Path | None
+    """The explanations that are exchanged, for an explainer that does so."""
+    session: Session
+    """How endpoints are asked, and what is reported of it."""
+    ranks: Ranks | None
+    """Explain these of the sampled latents only."""
+
+    def windows(self, *columns: str) -> pa.Table:
+        """The rows of the table `windows` that are about these latents; by default all columns.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        schema = cell_schema("windows")
+        table = read_table(self.windows_file, schema, columns=list(columns) or None)
+        return self.ranks.take(table) if self.ranks else table
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The corpus' tokenizer; a `UserError` if the file is missing or damaged."""
+        return read_tokenizer(self.tokenizer_file)
+
+
+def explain_latents(
+    params: ExplainLatentsParams,
+    windows: Path,
+    tokenizer: Path,
+    output: Path,
+    base: Path | None,
+    session: Session | None = None,
+    ranks: Ranks | None = None,
+) -> None:
+    """Write one SAE's explanations, one row per latent, sorted by latent.
+
+    Args:
+        params: the rule's params.
+        windows: the SAE's table `windows`.
+        tokenizer: `tokenizer.json` of the corpus, for the text of tokens.
+        output: where the table `explanations` goes.
+        base: the explanations that an explainer exchanges, if it does.
+        session: how endpoints are asked, and what is reported of it.
+        ranks: explain these of the sampled latents only; `join_shards` makes one table of all.
+
+    Raises:
+        UserError: a file is missing or damaged, or an endpoint cannot be used.
+    """
+    job = ExplainJob(params, windows, tokenizer, output, base, session or Session(), ranks)
+    write_table(output, params.explainer.explain(job), cell_schema("explanations"))
+
+
+def explained_in_words(
+    texts: Mapping[int, str | None],
+    reason: str,
+    model: str | None = None,
+    prompt_hash: str | None = None,
+) -> pa.Table:
+    """The table `explanations` of an explainer that writes texts and has no statistics.
+
+    Args:
+        texts: by latent, ascending; None or "" where there is none.
+        reason: why there is none.
+        model: the language model that wrote them.
+        prompt_hash: of the prompt that it answered.
+    """
+    lists = ("token_ids", "token_probabilities")
+    pairs = ("pair_previous_ids", "pair_token_ids", "pair_probabilities")
+    rows = [
+        {
+            "latent": latent,
+            "explanation": text,
+            "reason": None if text else reason,
+            "source_latent": latent,
+            "model": model,
+            "prompt_hash": prompt_hash,
+            "base_probability": None,
+            **{name: [] for name in (*lists, *pairs)},
+        }
+        for latent, text in texts.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=cell_schema("explanations"))

@@ -1,0 +1,1 @@
+"""Explainers: one class in one file each. `Explainer` says what a class can answer."""

@@ -1,0 +1,151 @@
+"""Scores of explanations: how well a judge who has one tells active windows from silent ones."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from nullsae.autointerp.classification import classification_scores
+from nullsae.autointerp.examples import Examples, Floats, Ints, examples_of, with_marks
+from nullsae.autointerp.llm.session import Session
+from nullsae.autointerp.shards import Ranks, of_latents
+from nullsae.core.errors import UserError
+from nullsae.corpus.token_text import read_tokenizer
+from nullsae.jobs.params import ScoreLatentsParams
+from nullsae.tables import cell_schema, read_table, write_table
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of each example."""
+
+    probability: Floats
+    """Of being active, [n_examples]; NaN where no valid reply came."""
+    evidence: list[str | None]
+    """statistics, logprobs, label or likelihood, [n_examples]; None where no reply came."""
+    judge: str | None = None
+    """The language model."""
+    prompt_hash: str | None = None
+    rows: Ints | None = None
+    """Which examples were judged, ascending; None for all."""
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What a scorer judges, and with what."""
+
+    params: ScoreLatentsParams
+    examples: Examples
+    """Windows, marked if the scorer shows marks."""
+    explained: pa.Table
+    """The table `explanations`, sorted by latent; only its column `latent` for a scorer that needs
+    no explanations."""
+    session: Session
+    """How endpoints are asked, and what is reported of it."""
+    tokenizer_file: Path | None = None
+    """`tokenizer.json` of the corpus."""
+    model: Path | None = None
+    """Manifest of the model that the job runs itself, as `prepare_judge` wrote it."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The corpus' tokenizer; a `UserError` if the file is missing or damaged."""
+        if self.tokenizer_file is None:
+            kind = self.params.scorer.name
+            raise UserError(f"--tokenizer: missing; a judge of kind {kind} reads windows as text")
+        return read_tokenizer(self.tokenizer_file)
+
+
+def score_latents(
+    params: ScoreLatentsParams,
+    *,
+    windows: Path,
+    predictions: Path,
+    scores: Path,
+    explanations: Path | None = None,
+    tokenizer: Path | None = None,
+    judge: Path | None = None,
+    session: Session | None = None,
+    ranks: Ranks | None = None,
+) -> None:
+    """Judge the scoring windows of each explained latent; write predictions and scores.
+
+    Args:
+        params: the rule's params.
+        windows: the SAE's table `windows`.
+        predictions: where the table `predictions` goes, sorted by (latent, window).
+        scores: where the table `scores` goes, sorted by latent.
+        explanations: one explainer's table `explanations`, if the scorer needs it.
+        tokenizer: `tokenizer.json` of the corpus, where a language model reads the windows.
+        judge: manifest of the model of a scorer that runs it itself.
+        session: how endpoints are asked, and what is reported of it.
+        ranks: judge these of the sampled latents only; `join_shards` makes one table of all.
+
+    Raises:
+        UserError: a file is missing or damaged, or an endpoint cannot be used.
+    """
+    scorer = params.scorer
+    table = read_table(windows, cell_schema("windows"))
+    table = ranks.take(table) if ranks else table
+    # One SAE without such latents must not stop a study of many; `aggregate` stops where all are.
+    if not table.num_rows and ranks is None:
+        log.warning("%s: no latent passes the filter, so no scores", windows)
+    if not scorer.needs_explanations:
+        explained = pa.table({"latent": np.unique(table["latent"].to_numpy())})
+    else:
+        if explanations is None:
+            raise UserError(f"{scores}: a scorer of kind {scorer.name} needs --explanations")
+        explained = read_table(explanations, cell_schema("explanations")).sort_by("latent")
+        if ranks is not None:
+            explained = of_latents(explained, np.unique(table["latent"].to_numpy()))
+        if not explained.num_rows and ranks is None:
+            log.warning("%s: no explanations, so no scores", explanations)
+    examples = examples_of(table, explained["latent"], negatives=scorer.negatives, source=windows)
+    if scorer.marks_above is not None and len(examples.latent):
+        keys = params.keys.parts()
+        examples = with_marks(examples, scorer.marks_above, scorer.negatives, params.seed, *keys)
+    job = ScoreJob(params, examples, explained, session or Session(), tokenizer, judge)
+    judged = scorer.predict(job)
+    if judged.rows is not None:
+        examples = examples.take(judged.rows)
+    rows = [
+        {
+            "latent": latent,
+            **classification_scores(examples.active[mine], judged.probability[mine]),
+            "n_labels": sum(judged.evidence[i] == "label" for i in np.flatnonzero(mine)),
+            "judge": judged.judge,
+            "prompt_hash": judged.prompt_hash,
+        }
+        for latent in explained["latent"].to_pylist()
+        for mine in [examples.latent == latent]
+    ]
+    write_table(predictions, predictions_table(examples, judged), cell_schema("predictions"))
+    write_table(scores, rows, cell_schema("scores"))
+
+
+def predictions_table(examples: Examples, judged: Judged) -> pa.Table:
+    """The columns of the table `predictions`; a NaN probability becomes null."""
+    n_examples = len(examples.latent)
+    return pa.table(
+        {
+            "latent": examples.latent,
+            "window": examples.window,
+            "active": examples.active,
+            "silent_kind": examples.silent_kind,
+            "quantile": examples.quantile,
+            "n_marked": examples.n_marked if n_examples else np.empty(0, np.int64),
+            "probability": pa.array(judged.probability, mask=np.isnan(judged.probability)),
+            "evidence": pa.array(judged.evidence, pa.string()),
+        }
+    )

@@ -1,0 +1,1 @@
+"""The metrics that variants are compared by, one file for each close family."""

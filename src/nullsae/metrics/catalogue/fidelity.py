@@ -1,0 +1,51 @@
+"""What the subject loses when an SAE stands in the place of a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nullsae.config.metrics import Metric
+
+if TYPE_CHECKING:
+    from nullsae.config.metrics import Numbers
+
+
+class CeScore(Metric):
+    """The share of the loss that an SAE recovers."""
+
+    name = "ce_score"
+    position = 50
+    title = "Cross-entropy score"
+    table = "documents"
+    columns = ("ce_clean", "ce_sae", "ce_zero", "fidelity_tokens")
+    form = "ratio"
+    denominator = "ce_zero - ce_clean"
+    margin = 0.05
+    section = "fidelity"
+    formula = "(ce_zero - ce_sae) / (ce_zero - ce_clean)"
+    definition = (
+        "(zero - with SAE) / (zero - clean) of the losses above: 1 is no harm, 0 as bad as zeros."
+    )
+    reading = (
+        "No value where zero does no clear harm: a random network predicts no better with its "
+        "activations than without."
+    )
+    values = "(-∞, ∞)"
+
+    def value(self, columns: Mapping[str, Numbers]) -> tuple[Numbers, ...]:
+        """What the SAE recovers of the harm that zeros do, and that harm, in nats."""
+        zero = columns["ce_zero"]
+        return zero - columns["ce_sae"], zero - columns["ce_clean"]
+
+    def undefined(self, columns: Mapping[str, Numbers]) -> str | None:
+        """A ratio over what is no clear harm is noise."""
+        import numpy as np
+
+        from nullsae.metrics.ce_score import is_clear
+
+        _, harm = self.value(columns)
+        clear = is_clear(harm, columns["fidelity_tokens"])
+        if len(harm) and np.isfinite(harm).all() and not clear:
+            return "zeroing the site does no clear harm"
+        return None

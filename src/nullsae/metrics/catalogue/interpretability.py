@@ -1,0 +1,80 @@
+"""What an explanation tells beyond tokens, and beyond another latent's explanation."""
+
+from __future__ import annotations
+
+from nullsae.config.metrics import Metric
+
+
+class _OfExplanations(Metric):
+    """A statistic of scored latents and what their tokens alone would score."""
+
+    table = "interpretability"
+    section = "interpretability"
+    values = "[-1, 1]"
+    floor = "0"
+
+
+class GainOverLexical(_OfExplanations):
+    """AUROC beyond that of token statistics."""
+
+    name = "gain_over_lexical"
+    position = 150
+    title = "AUROC gained over token statistics"
+    columns = ("gain_over_lexical",)
+    margin = 0.05
+    definition = (
+        "AUROC minus that of token statistics (lexical), latent by latent on the same windows. "
+    )
+    reading = (
+        "Above 0, the explanation says more than which tokens the latent fires on; what is "
+        "alike in trained and nulls is no sign of training."
+    )
+
+
+class Discrimination(_OfExplanations):
+    """AUROC beyond that of another latent's explanation."""
+
+    name = "discrimination"
+    position = 160
+    title = "AUROC gained over another latent's explanation"
+    columns = ("discrimination",)
+    margin = 0.05
+    definition = "AUROC minus that of another latent's explanation (swapped) on the same windows."
+    reading = (
+        "It takes away what any explanation earns by the protocol alone; near 0, an explanation "
+        "says nothing of this latent in particular."
+    )
+
+
+class AbstractShare(_OfExplanations):
+    """How many latents are explained well without naming a token."""
+
+    name = "abstract_share"
+    position = 170
+    place = 190
+    title = "Share of abstract latents"
+    columns = ("is_abstract",)
+    margin = 0.1
+    formula = "share with corrected entropy ≥ 4 bits and AUROC ≥ 0.8 (`statistics.abstract_*`)"
+    definition = (
+        "Share of the scored latents that fire on many tokens and are explained well: entropy "
+        "and AUROC above statistics.abstract_min_entropy_bits and abstract_min_auroc."
+    )
+    reading = (
+        "What critics of the paper asked for: latents that are explained well without naming a "
+        "token. A null as high as trained has them too."
+    )
+    values = "[0, 1]"
+
+
+class EntropyAurocCorrelation(_OfExplanations):
+    """Whether latents of few tokens score best."""
+
+    name = "entropy_auroc_correlation"
+    position = 180
+    title = "Rank correlation of token entropy and AUROC"
+    columns = ("token_entropy_bits", "auroc")
+    form = "rank_correlation"
+    margin = 0.1
+    definition = "Spearman's rank correlation of token entropy and AUROC over scored latents."
+    reading = "Below 0, latents of few tokens score best, as in the paper's random transformers."

@@ -1,0 +1,88 @@
+"""How well an SAE copies activations."""
+
+from __future__ import annotations
+
+from nullsae.config.metrics import Form, Metric
+
+
+class _OfDocuments(Metric):
+    """A ratio of sums over documents."""
+
+    table = "documents"
+    form: Form = "ratio"
+    margin = 0.05
+    section = "reconstruction"
+
+
+class ExplainedVariance(_OfDocuments):
+    """1 minus the fraction of variance unexplained (FVU)."""
+
+    name = "explained_variance"
+    position = 10
+    title = "Explained variance"
+    columns = ("squared_error", "squared_deviation")
+    complement = True
+    definition = (
+        "1 - Σ‖x - x̂‖² / Σ‖x - x̄‖² over the whole evaluation split: predicting the mean gives 0, "
+        "a perfect copy 1."
+    )
+    reading = (
+        "A null as high as trained means that the SAE reconstructs activations that no training "
+        "shaped just as well."
+    )
+    values = "(-∞, 1]"
+    along_training = 1
+
+
+class AboveGaussianFloor(_OfDocuments):
+    """1 minus FVU over that of the Gaussian floor."""
+
+    name = "above_gaussian_floor"
+    position = 20
+    title = "Share of structure above the Gaussian floor"
+    columns = ("squared_error", "squared_deviation")
+    form = "relative"
+    complement = True
+    definition = (
+        "1 - FVU / FVU of an SAE of the same recipe on Gaussian data with this variant's own "
+        "mean and covariance; FVU is 1 - explained variance."
+    )
+    reading = (
+        "0 means that the SAE found nothing beyond what the covariance alone allows; a null "
+        "near trained has as much structure to find, learned or not."
+    )
+    values = "(-∞, 1]"
+    floor = "0"
+
+
+class Cosine(_OfDocuments):
+    """Mean cosine of an activation and its reconstruction."""
+
+    name = "cosine"
+    position = 30
+    title = "Cosine similarity"
+    columns = ("cosine", "n_tokens")
+    formula = "mean of x·x̂ / (‖x‖‖x̂‖)"
+    definition = "Cosine between an activation and its reconstruction, mean over tokens."
+    reading = "It does not subtract the mean, so a large common direction is enough to raise it."
+    values = "[-1, 1]"
+
+
+class L1(_OfDocuments):
+    """Mean sum of the absolute activations of a token."""
+
+    name = "l1"
+    position = 40
+    title = "L1 norm of the latents (activation units)"
+    columns = ("l1", "n_tokens")
+    direction = 0
+    margin = 0.1
+    margin_is_share = True
+    formula = "mean of Σ_j |a_j|"
+    definition = "Sum of the absolute latent activations of a token, mean over tokens."
+    reading = (
+        "It follows the scale of the activations, which differs by site: compare variants within "
+        "a panel only, and expect no direction."
+    )
+    values = "[0, ∞)"
+    sites_share_scale = False

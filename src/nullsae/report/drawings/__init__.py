@@ -1,0 +1,1 @@
+"""Figures of a subject that are no metric's, one file for each or for a close pair."""

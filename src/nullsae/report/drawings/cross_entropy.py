@@ -1,0 +1,79 @@
+"""What the subject loses with an SAE, its mean or zeros in the place of a site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nullsae.config.variants import has_model
+from nullsae.report import charts, compact, matrix, panels
+from nullsae.report.kinds import FigureKind
+from nullsae.report.study import Study, mean
+
+SHAPES = {"clean": "circle", "with SAE": "diamond", "mean": "square", "zero": "triangle-down"}
+COLUMNS = {"clean": "ce_clean", "with SAE": "ce_sae", "mean": "ce_mean", "zero": "ce_zero"}
+STEP_NATS = 0.1
+"""A rise of the loss that is drawn as none."""
+CLEAN = "no SAE (clean)"
+WITHOUT_SAE = {CLEAN: "ce_clean", "mean ablated": "ce_mean", "zero ablated": "ce_zero"}
+"""Names with a space: no SAE can have them."""
+
+
+class CrossEntropy(FigureKind):
+    """The subject's loss: untouched, with mean or zero in the place of the site, with each SAE."""
+
+    name = "cross_entropy"
+    section, place = "fidelity", 45
+    title = "Cross-entropy"
+    definition = (
+        "Loss of the subject on its next token: untouched (clean), with the activation replaced by "
+        "its reconstruction, by its mean, or by zero."
+    )
+    reading = (
+        "Fidelity is how close the SAE comes to clean on the way from zero; where clean and zero "
+        "coincide, as in random networks, there is nothing to be faithful to."
+    )
+
+    def draw(self, study: Study, subject: str) -> tuple[Any, str]:
+        """Chart and caption: the losses on one scale, or a matrix of SAEs."""
+        if study.compact:
+            return self._matrix(study, subject)
+        chart = charts.ranges(
+            panels.averages(study, subject, COLUMNS),
+            study.variants,
+            SHAPES,
+            columns=panels.columns(study, subject),
+            title=self.title,
+            subtitle="nats per token, mean over draws and seeds",
+        )
+        return chart, f"{self.caption}{_without_model(study)}"
+
+    def _matrix(self, study: Study, subject: str) -> tuple[Any, str]:
+        saes = study.config.saes
+        sites = compact.drawn_sites(study, subject, len(study.variants) * (len(saes) + 3))
+        grid: compact.Grid = {}
+        for site in sites:
+            for variant in study.variants:
+                rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
+                losses = {
+                    name: mean(row[column] for row in rows) for name, column in WITHOUT_SAE.items()
+                }
+                for sae in saes:
+                    losses[sae] = mean(row["ce_sae"] for row in rows if row["sae"] == sae)
+                for name, value in losses.items():
+                    shade = compact.distance(value, losses[CLEAN], STEP_NATS)
+                    grid[site, variant, name] = value, shade
+        caption = (
+            f"{self.caption} The ground is the loss minus clean of the same row, in "
+            f"steps of {STEP_NATS:g} nats.{_without_model(study)}"
+            f"{compact.which_sites(study, subject, sites)}"
+        )
+        steps = matrix.differences(f"minus clean, in {STEP_NATS:g} nats")
+        subtitle = "nats per token, mean over draws and seeds"
+        names = list(WITHOUT_SAE)
+        return compact.figure(study, grid, steps, self.title, subtitle, sites, names), caption
+
+
+def _without_model(study: Study) -> str:
+    """A sentence on each variant of the study that has no loss."""
+    sampled = [variant for variant in study.variants if not has_model(variant)]
+    return "".join(f" {variant} has no model, and so no loss." for variant in sampled)

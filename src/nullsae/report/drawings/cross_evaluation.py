@@ -1,0 +1,72 @@
+"""SAEs on the activations of other variants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nullsae.config.study import Config
+from nullsae.report import charts, compact, matrix
+from nullsae.report.kinds import FigureKind
+from nullsae.report.study import Row, Study, mean, thin
+
+
+class CrossEvaluation(FigureKind):
+    """The first SAE of each variant on the activations of every variant."""
+
+    name = "cross_evaluation"
+    section, place = "transfer", 10
+    title = "SAEs on other variants"
+    definition = (
+        "The SAE of one variant (row) reconstructs the activations of another (column); framed "
+        "cells are SAEs at home. Large: the inputs are brought to the mean norm of the SAE's own "
+        "activations first. Small: as they are."
+    )
+    reading = (
+        "An SAE of a null that does as well on trained as trained's own has found directions that "
+        "training did not make; the ground shows the rescaled number."
+    )
+
+    def is_there(self, config: Config) -> bool:
+        """Where SAEs are evaluated on other variants."""
+        return config.evaluation.cross_tokens is not None
+
+    def draw(self, study: Study, subject: str) -> tuple[Any, str]:
+        """Chart and caption: a matrix of variants for each site."""
+        config = study.config
+        sae = next(iter(config.saes))
+        sites = thin(config.subjects[subject].sites, compact.MAX_SITES)
+        caption = (
+            f"{self.caption} SAE: {sae}; mean over draws and seeds."
+            f"{' Other SAEs stand in the table cross_evaluation.' if len(config.saes) > 1 else ''}"
+            f"{compact.which_sites(study, subject, sites)}"
+        )
+        steps = matrix.shares("explained variance, rescaled")
+        data: list[Row] = []
+        for site in sites:
+            for variant in study.variants:
+                found = study.rows(
+                    "cross_evaluation", subject=subject, site=site, variant=variant, sae=sae
+                )
+                for other in study.variants:
+                    rows = [row for row in found if row["evaluated_on"] == other]
+                    rescaled = mean(row["explained_variance_rescaled"] for row in rows)
+                    grid: compact.Grid = {(site, variant, other): (rescaled, rescaled)}
+                    plain = matrix.short(mean(row["explained_variance"] for row in rows))
+                    own = {"second": plain, "own": other == variant}
+                    data += [cell | own for cell in matrix.cells(grid, steps)]
+        if all(row["step"] is None for row in data):
+            return charts.nothing(self.title, "No cross evaluations"), caption
+        chart = matrix.matrix(
+            data,
+            study.variants,
+            study.variants,
+            steps,
+            columns=matrix.columns_for(len(sites), len(study.variants)),
+            title=self.title,
+            subtitle="explained variance: large, inputs rescaled to the SAE's mean norm; "
+            "small, as is",
+            row_title="SAE trained on",
+            column_title="evaluated on",
+            second=True,
+        )
+        return chart, caption

@@ -1,0 +1,105 @@
+"""Scores of single latents against how many tokens they fire on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nullsae.config.metrics import METRICS
+from nullsae.config.study import Config
+from nullsae.report import charts, compact, panels
+from nullsae.report.kinds import FigureKind
+from nullsae.report.names import entropy_pair
+from nullsae.report.study import Row, Study, thin
+
+MAX_POINTS = 6000
+"""Latents in a scatter plot; beyond it every m-th is drawn, so that the page stays light."""
+MAX_VARIANTS = 6
+"""With more variants, latents are drawn in a panel for each null."""
+MAX_PANELS = 12
+
+
+class EntropyAuroc(FigureKind):
+    """A mark for each sampled latent: token entropy against AUROC."""
+
+    name = "entropy_auroc"
+    section, place = "interpretability", 165
+    title = "Score against token entropy"
+    definition = (
+        "Each mark is one sampled latent: how many tokens it fires on against how well its "
+        "explanation predicts it."
+    )
+    reading = (
+        "If high scores stand at the left, they come from token identity; a cloud of trained above "
+        "the nulls at the same entropy is what the metric should show."
+    )
+
+    def is_there(self, config: Config) -> bool:
+        """Where explanations are scored."""
+        return bool(config.scored_pairs())
+
+    def draw(self, study: Study, subject: str) -> tuple[Any, str]:
+        """Chart and caption: a cloud of latents for each site."""
+        pair = entropy_pair(study.config)
+        assert pair is not None  # the figure exists only where something is scored
+        explainer, scorer = pair
+        caption = self.caption
+        by_null = study.compact or len(study.variants) > MAX_VARIANTS
+        rows = _scored_latents(study, subject, explainer, scorer)
+        if by_null:
+            sae, sites = _drawn(study, subject)
+            rows = [row for row in rows if row["sae"] == sae and row["site"] in sites]
+            rows = [
+                {**row, "panel": null if len(sites) == 1 else f"{null} · {row['site']}"}
+                for null in study.nulls
+                for row in sorted(rows, key=lambda row: sites.index(row["site"]))
+                if row["variant"] in ("trained", null)
+            ]
+            caption += f" Each panel has one null, and trained in red; SAE: {sae}."
+            caption += compact.which_sites(study, subject, sites)
+        if not rows:
+            return charts.nothing(self.title, "No scored latents"), caption
+        step = -(-len(rows) // MAX_POINTS)
+        if step > 1:
+            caption += f" One latent in {step} is drawn ({len(rows)} in all)."
+        chart = charts.scatter(
+            [{key: row[key] for key in ("panel", "variant", "x", "value")} for row in rows[::step]],
+            study.variants,
+            columns=3 if by_null else panels.columns(study, subject),
+            height=130 if by_null else 260,
+            legend=not by_null,
+            title=self.title,
+            subtitle=f"AUROC of {scorer} with explanations of {explainer}, "
+            "one mark per sampled latent",
+            x_title=METRICS["token_entropy_bits"].title,
+            reference=METRICS["auroc"].chance,
+        )
+        return chart, caption
+
+
+def _drawn(study: Study, subject: str) -> tuple[str, list[str]]:
+    """The SAE and the sites whose latents are drawn one by one, a panel for each null and site."""
+    n_sites = max(1, MAX_PANELS // max(1, len(study.nulls)))
+    return next(iter(study.config.saes)), thin(study.config.subjects[subject].sites, n_sites)
+
+
+def _scored_latents(study: Study, subject: str, explainer: str, scorer: str) -> list[Row]:
+    """Token entropy (`x`) and AUROC (`value`) of each sampled latent that has both."""
+    keys = ("variant", "draw", "site", "sae", "seed", "latent")
+    entropy = {
+        tuple(row[key] for key in keys): row["token_entropy_corrected_bits"]
+        for row in study.rows("latents", subject=subject)
+    }
+    scores = study.rows("scores", subject=subject, explainer=explainer, scorer=scorer)
+    return [
+        {
+            "panel": panels.panel(study, {**row, "explainer": None}, row["site"]),
+            "variant": row["variant"],
+            "site": row["site"],
+            "sae": row["sae"],
+            "x": x,
+            "value": row["auroc"],
+        }
+        for row in sorted(scores, key=panels.sort_key(study, subject))
+        if row["auroc"] is not None
+        and (x := entropy.get(tuple(row[key] for key in keys))) is not None
+    ]

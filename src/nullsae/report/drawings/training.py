@@ -1,0 +1,167 @@
+"""How SAEs came about along their training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nullsae.config.metrics import METRICS, all_metrics
+from nullsae.config.saes import recipe_name
+from nullsae.config.study import Config
+from nullsae.report import charts, compact, panels
+from nullsae.report.kinds import FigureKind
+from nullsae.report.names import shown_explainer
+from nullsae.report.study import Row, Study, thin
+
+MAX_CURVES = 600
+"""Lines in the figure of training curves; with more, fewer sites are drawn."""
+MAX_PANELS = 8
+"""Sites and SAEs per metric along training; with more, fewer sites are drawn."""
+LOG_RATIO = 20.0
+"""Beyond this ratio of most to fewest tokens their axis is logarithmic."""
+
+
+class TrainingCurves(FigureKind):
+    """Explained variance on held-out tokens, a line for each SAE."""
+
+    name = "training_curves"
+    section, place = "training", 10
+    title = "Training curves"
+    definition = "Explained variance on held-out tokens along the training of each SAE."
+    reading = (
+        "A curve that still rises at its end was stopped early: compare variants only where all "
+        "are flat."
+    )
+
+    def draw(self, study: Study, subject: str) -> tuple[Any, str]:
+        """Chart and caption: a panel for each site and SAE."""
+        caption = self.caption
+        history = study.rows("history", subject=subject)
+        sites = list(study.config.subjects[subject].sites)
+        if study.compact:
+            runs = {(row["site"], row["sae"], row["variant"], row["draw"]) for row in history}
+            most = max((sum(run[0] == site for run in runs) for site in sites), default=0)
+            sites = thin(sites, max(1, min(compact.MAX_SITES, MAX_CURVES // max(1, most))))
+            caption += (
+                f" Dictionaries that are computed, not trained, have no curve."
+                f"{compact.which_sites(study, subject, sites)}"
+            )
+        rows = [
+            {
+                "panel": panels.panel(study, row, row["site"]),
+                "variant": row["variant"],
+                "run": f"{row['draw']}/{row['seed']}/{row['variant']}",
+                "tokens": row["tokens"],
+                "value": row["heldout_explained_variance"],
+            }
+            for row in sorted(history, key=panels.sort_key(study, subject))
+            if row["site"] in sites
+        ]
+        if not rows:
+            return charts.nothing(self.title, "No evaluations along training"), caption
+        chart = charts.curves(
+            rows,
+            study.variants,
+            columns=charts.MAX_COLUMNS if study.compact else panels.columns(study, subject),
+            height=120 if study.compact else 230,
+            title=self.title,
+            subtitle="explained variance on held-out tokens, one line per draw and seed",
+        )
+        return chart, caption
+
+
+class Training(FigureKind):
+    """Some metrics of each SAE against the tokens that it had seen."""
+
+    name = "training"
+    section, place = "training", 20
+    title = "Metrics along training"
+    definition = (
+        "Metrics of each SAE as it was along its training and at its end, on the same evaluation "
+        "split."
+    )
+    reading = (
+        "A gap between trained and a null that opens with training is what a metric of learned "
+        "structure should show; where lines lie together all along, more training of the SAE would "
+        "not tell them apart. SAEs along the way are steps of one schedule, their learning rate "
+        "not yet decayed. Each samples its own latents by the usual rule: scores and entropy "
+        "follow the SAE, not one set of latents."
+    )
+
+    def is_there(self, config: Config) -> bool:
+        """Where some SAE has checkpoints."""
+        return any(sae.checkpoints for sae in config.saes.values())
+
+    def draw(self, study: Study, subject: str) -> tuple[Any, str]:
+        """Chart and caption: the metrics that are drawn so, one below the other."""
+        config = study.config
+        shown = [metric for metric in all_metrics() if metric.along_training is not None]
+        recipes = [name for name, sae in config.saes.items() if sae.checkpoints]
+        sites = thin(config.subjects[subject].sites, max(1, MAX_PANELS // len(recipes)))
+        explainer = shown_explainer(config)
+        caption = f"{self.caption}{compact.which_sites(study, subject, sites)}"
+        orders: dict[str, list[Any]] = {
+            "metric": [m.name for m in sorted(shown, key=lambda m: m.along_training or 0)],
+            "scorer": [None, *config.scorers],
+            "site": sites,
+            "recipe": recipes,
+            "variant": list(study.variants),
+        }
+        rows = [
+            row
+            for row in _values(study, subject)
+            if all(row[key] in order for key, order in orders.items())
+            and row["explainer"] in (None, explainer)
+        ]
+        if not rows:
+            return charts.nothing(self.title, "No values along training"), caption
+        rows.sort(key=lambda row: [order.index(row[key]) for key, order in orders.items()])
+        for row in rows:
+            judge = f" of {row['scorer']}" if row["scorer"] else ""
+            row["title"] = METRICS[row["metric"]].title + judge
+            row["panel"] = row["site"] + (f" · {row['recipe']}" if len(recipes) > 1 else "")
+        seen = [row["tokens"] for row in rows]
+        level = f"{100 * config.statistics.confidence:g} % bootstrap interval"
+        banded = " of trained" if len(study.variants) > charts.MAX_BANDS else ""
+        caption += f" Shaded: the {level}{banded}."
+        if any(row["scorer"] for row in rows):
+            caption += f" Explanations are those of {explainer}; the dashed line is chance."
+        drawn = ("title", "panel", "variant", "tokens", "value", "low", "high")
+        chart = charts.progress(
+            [{key: row[key] for key in drawn} for row in rows],
+            study.variants,
+            {
+                r["title"]: chance
+                for r in rows
+                if (chance := METRICS[r["metric"]].chance) is not None
+            },
+            columns=min(charts.MAX_COLUMNS, len(sites) * len(recipes)),
+            title=self.title,
+            subtitle="mean over draws and seeds, one mark for each SAE along the training",
+            log=max(seen) > LOG_RATIO * min(seen),
+        )
+        return chart, caption
+
+
+def _values(study: Study, subject: str) -> list[Row]:
+    """Rows of `summaries` that have a value, about SAEs along their training and whole ones.
+
+    Each has also the name of its `recipe`, and `tokens`, those that the SAE had been trained on.
+    """
+    seen: dict[tuple[str, ...], int] = {}
+    for row in _all(study, "history", subject):
+        key = (row["variant"], row["site"], row["sae"])
+        seen[key] = max(seen.get(key, 0), row["tokens"])
+    found = [
+        row
+        | {
+            "recipe": recipe_name(row["sae"]),
+            "tokens": seen.get((row["variant"], row["site"], row["sae"])),
+        }
+        for row in _all(study, "summaries", subject)
+    ]
+    return [row for row in found if row["value"] is not None and row["tokens"] is not None]
+
+
+def _all(study: Study, table: str, subject: str) -> list[Row]:
+    along = [row for row in study.along[table] if row["subject"] == subject]
+    return [*along, *study.rows(table, subject=subject)]

@@ -1,0 +1,47 @@
+"""What a figure that is no metric's is: caption and drawing stand together.
+
+Each is a class in a file of `report/drawings`, or of another package under the entry point group
+`nullsae.figures`. The Snakefile asks for their names, so that such a file loads Altair and pyarrow
+only to draw (`core.registry.lazy`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nullsae.config.study import Config
+from nullsae.core.registry import Registry
+
+
+class FigureKind:
+    """A figure that each subject has."""
+
+    name: str
+    section: str
+    """Its section of the report, one of `config.metrics.SECTIONS`."""
+    place: int
+    """In that section, among metrics and other figures."""
+    title: str
+    definition: str
+    reading: str
+
+    @property
+    def caption(self) -> str:
+        """What it shows, and how to read it."""
+        return f"{self.definition} {self.reading}"
+
+    def is_there(self, config: Config) -> bool:
+        """Whether a study has it."""
+        return True
+
+    def draw(self, study: Any, subject: str) -> tuple[Any, str]:
+        """Chart and caption.
+
+        Args:
+            study: a `report.study.Study`.
+            subject: one of its subjects.
+        """
+        raise NotImplementedError
+
+
+FIGURES = Registry("figures", FigureKind, "nullsae.report.drawings")

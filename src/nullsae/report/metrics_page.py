@@ -1,0 +1,52 @@
+"""The tables of docs/metrics.md: `python -m nullsae.report.metrics_page docs/metrics.md`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from nullsae.config.metrics import METRICS, Metric, all_metrics
+
+HEAD = ("Metric", "Formula", "Taken from", "Range", "Floor", "Direction", "Margin")
+SIGNS = {1: "+", -1: "−", 0: "0"}  # noqa: RUF001
+BLOCK = re.compile(r"(?<=<!-- metrics: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def with_tables(page: str) -> str:
+    """A page with the table of a section of the report after each `<!-- metrics: SECTION -->`.
+
+    What stands there until the next `<!-- end -->` is replaced. Metrics of other packages are left
+    out.
+    """
+    return BLOCK.sub(lambda found: f"{found[1]}{found[2]}{table(found[1])}", page)
+
+
+def table(section: str) -> str:
+    """The metrics of one section in Markdown, in display order."""
+    rows = [HEAD, ("---",) * len(HEAD)]
+    rows += [_row(m) for m in all_metrics() if m.section == section and _is_own(m)]
+    return "".join(f"| {' | '.join(cells)} |\n".replace("|  |", "| |") for cells in rows)
+
+
+def _is_own(metric: Metric) -> bool:
+    return type(metric).__module__.startswith(METRICS.folder)
+
+
+def _row(metric: Metric) -> tuple[str, ...]:
+    against = [f"{SIGNS[sign]} ({variant})" for variant, sign in metric.directions.items()]
+    return (
+        f"`{metric.name}`",
+        (metric.formula or metric.definition).strip().replace("|", "\\|"),
+        f"`{metric.table}`: {', '.join(f'`{name}`' for name in metric.columns)}",
+        metric.values,
+        metric.floor_text,
+        ", ".join([SIGNS[metric.direction], *against]),
+        f"{metric.margin:g}{' of trained' if metric.margin_is_share else ''}",
+    )
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        file = Path(name)
+        file.write_text(with_tables(file.read_text(encoding="utf-8")), encoding="utf-8")

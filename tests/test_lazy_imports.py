@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nullsae.cli.options import read_merged_config
+from nullsae.config.read import read_merged_config
 from nullsae.jobs.rules import rule_params
 
 REPOSITORY = Path(__file__).parents[1]

@@ -50,7 +50,7 @@ import json, sys
 from hashlib import sha256
 from pathlib import Path
 import torch
-from nullsae.cli.options import read_merged_config
+from nullsae.config.read import read_merged_config
 from nullsae.autointerp.local_model import load_judge, prepare_judge
 from nullsae.corpus.prepare import prepare_corpus
 from nullsae.jobs.autointerp import PrepareJudgeParams

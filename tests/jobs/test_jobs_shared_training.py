@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nullsae.cli.options import read_merged_config
+from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.jobs.shared_training import shared_jobs
 

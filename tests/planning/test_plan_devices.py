@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nullsae.core.errors import UserError
-from nullsae.planning.amounts import Work
+from nullsae.jobs.work.amounts import Work
 from nullsae.planning.devices import (
     DATA_SHEETS,
     REFERENCE_CPU,

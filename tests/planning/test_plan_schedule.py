@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullsae.planning.amounts import Work
-from nullsae.planning.jobs import Job
+from nullsae.jobs.work.amounts import Work
+from nullsae.planning.dag import Job
 from nullsae.planning.schedule import Schedule, list_schedule, peak_disk_bytes
 
 

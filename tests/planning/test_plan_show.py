@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nullsae.cli.options import read_merged_config
+from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.planning.bills import bills
 from nullsae.planning.show import make_plan, print_plan

@@ -11,24 +11,16 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from nullsae.cli.options import read_merged_config
+from nullsae.config.model_size import PYTHIA, Size, described_size, model_size, neox_size
+from nullsae.config.read import read_merged_config
 from nullsae.config.saes import Sae
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
-from nullsae.planning.amounts import Study, encoding, forward, sae_bytes, training
-from nullsae.planning.jobs import Graph
-from nullsae.planning.making import train_saes
-from nullsae.planning.sizes import (
-    PYTHIA,
-    CorpusSize,
-    Size,
-    corpus_sizes,
-    described_size,
-    model_size,
-    neox_size,
-    subject_sizes,
-)
-from nullsae.planning.work import NOT_PLANNED, WORK
+from nullsae.jobs.work import NOT_PLANNED, WORK
+from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, encoding, forward, sae_bytes, training
+from nullsae.jobs.work.making import train_saes
+from nullsae.planning.dag import Graph
+from nullsae.planning.sizes import corpus_sizes, subject_sizes
 from tiny_gguf import write_tiny_gguf
 
 REPOSITORY = Path(__file__).parents[2]
@@ -145,12 +137,12 @@ def test_an_sae_takes_the_bytes_of_its_file(tmp_path: Path) -> None:
     assert sae_bytes(d, m) == pytest.approx(written, rel=0.01)
 
 
-def study(text: str, tmp_path: Path) -> Study:
+def study(text: str, tmp_path: Path) -> SizedStudy:
     floors = "" if "evaluation" in text else "\nevaluation: {gaussian_floors: false}"
     (tmp_path / "more.yaml").write_text(text + floors)
     config = read_merged_config([REPOSITORY / "config.yaml", tmp_path / "more.yaml"])
     corpora = {"sotu": CorpusSize(1_000_064, 99_968, 1_100_032, counted=True)}
-    return Study(config, subject_sizes(config), corpora)
+    return SizedStudy(config, subject_sizes(config), corpora)
 
 
 def test_a_stream_costs_its_forward_passes_and_no_disk(tmp_path: Path) -> None:

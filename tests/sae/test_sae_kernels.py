@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullsae.sae import kernels
+from nullsae.sae import chunks, kernels
 from nullsae.sae.kernels import Hits, HitsByLatent, decode, encode_top_k, stable_order, top_k
 
 
@@ -157,7 +157,7 @@ def test_results_depend_on_how_many_rows_are_held_at_once(
     centred, w_enc = (torch.randint(-3, 4, (n, 16), generator=g).double() for n in (41, 300))
     b_enc = torch.randint(-3, 4, (300,), generator=g).double()
     expected = top_k(centred @ w_enc.T + b_enc, 6)
-    monkeypatch.setitem(kernels.CHUNK_ENTRIES, "cpu", entries)
+    monkeypatch.setitem(chunks.CHUNK_ENTRIES, "cpu", entries)
     monkeypatch.setattr(kernels, "MIN_CHUNK_ROWS", 1)
     for found in (encode_top_k(centred, w_enc, b_enc, 6), top_k(centred @ w_enc.T + b_enc, 6)):
         assert torch.equal(found[0], expected[0])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from nullsae.cli.options import read_merged_config
 from nullsae.config.parse import parse_config
+from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.config.toy import DATA, Toy, toy_cells, toy_figures
 from nullsae.core.errors import UserError

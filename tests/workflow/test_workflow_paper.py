@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from workflow_study import REPOSITORY, freeze
 
-from nullsae.cli.options import read_merged_config
+from nullsae.config.read import read_merged_config
 from nullsae.planning.show import make_plan
 
 pytestmark = pytest.mark.workflow

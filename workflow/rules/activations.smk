@@ -18,8 +18,7 @@ rule capture_portion:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(240),
+        **needed("capture_portion"),
     params:
         config=job_params("cache_activations", *ACTIVATIONS),
         code=job_code("cache_activations"),
@@ -55,8 +54,7 @@ rule cache_activations:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS if N_PORTIONS == 1 else 0,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(240),
+        **needed("cache_activations"),
     params:
         config=job_params("cache_activations", *ACTIVATIONS),
         code=job_code("cache_activations"),
@@ -85,8 +83,7 @@ rule sample_gaussian:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(60),
+        **needed("sample_gaussian"),
     params:
         config=job_params("sample_gaussian", *ACTIVATIONS),
         code=job_code("sample_gaussian"),

@@ -15,8 +15,7 @@ rule explain_shard:
     resources:
         gpu=0,
         llm=1,
-        mem_mb=megabytes(1_000),
-        runtime=minutes(120),
+        **needed("explain_shard"),
     params:
         config=job_params("explain_latents", "seed", "explainers"),
         code=job_code("explain_latents"),
@@ -50,8 +49,7 @@ rule explain_latents:
     resources:
         gpu=0,
         llm=asks_a_model("explain_latents"),
-        mem_mb=megabytes(1_000),
-        runtime=minutes(120),
+        **needed("explain_latents"),
     params:
         config=job_params("explain_latents", "seed", "explainers"),
         code=job_code("explain_latents"),
@@ -79,8 +77,7 @@ rule prepare_judge:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(120),
+        **needed("prepare_judge"),
     params:
         config=job_params("prepare_judge", "scorers"),
         code=job_code("prepare_judge"),
@@ -109,8 +106,7 @@ rule score_shard:
     resources:
         gpu=judging_gpus,
         llm=asks_a_model("score_latents"),
-        mem_mb=judging_megabytes,
-        runtime=minutes(240),
+        **needed("score_shard"),
     params:
         config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
         code=job_code("score_latents"),
@@ -150,8 +146,7 @@ rule score_latents:
     resources:
         gpu=judging_gpus,
         llm=asks_a_model("score_latents"),
-        mem_mb=judging_megabytes,
-        runtime=minutes(240),
+        **needed("score_latents"),
     params:
         config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
         code=job_code("score_latents"),

@@ -18,8 +18,7 @@ rule take_checkpoint:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=megabytes(1_000),
-        runtime=minutes(30),
+        **needed("take_checkpoint"),
     params:
         code=job_code("take_checkpoint"),
         folder=paths.TAKEN,

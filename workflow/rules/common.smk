@@ -1,6 +1,7 @@
 """The checked config, and what all rules share. No rules here."""
 
 import json
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from nullsae.config.study import NO_EXPLAINER
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
-from nullsae.jobs.shared_training import shared_jobs
+from nullsae.jobs.resources import Needs
+from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
 
@@ -34,7 +36,7 @@ RUN_CONFIG_TEXT = yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False)
 # A dry run of another config must not change what a run at work will read.
 if (
     workflow.is_main_process
-    and not workflow.dryrun
+    and not workflow.output_settings.dryrun
     and not (
         Path(paths.RUN_CONFIG).is_file()
         and Path(paths.RUN_CONFIG).read_text() == RUN_CONFIG_TEXT
@@ -42,6 +44,8 @@ if (
 ):
     write_text(paths.RUN_CONFIG, RUN_CONFIG_TEXT)
 
+# What each job asks of its machine.
+NEEDS = Needs(STUDY)
 CELL_FILES = cell_files(STUDY)
 TABLE_FILES = [paths.TABLE.format(table=table) for table in tables.AGGREGATED]
 FIGURE_FILES = [
@@ -98,16 +102,24 @@ def most(resource, otherwise):
     return otherwise if given is None else int(getattr(given, "raw", given))
 
 
-def megabytes(first):
-    """Memory that doubles with each attempt, up to a cap."""
-    cap = most("mem_mb", 256_000)
-    return lambda wildcards, attempt: min(first * 2 ** (attempt - 1), cap)
+def doubled(resource, first, cap):
+    """What a job asks for, twice as much with each attempt, up to a cap.
+
+    `first` gives the `Asked` of a job's wildcards.
+    """
+    return lambda wildcards, attempt: min(
+        getattr(first(wildcards), resource) * 2 ** (attempt - 1), cap
+    )
 
 
-def minutes(first):
-    """Run time that doubles with each attempt, up to a cap."""
-    cap = most("runtime", 7 * 24 * 60)
-    return lambda wildcards, attempt: min(first * 2 ** (attempt - 1), cap)
+def needed(rule, cells=None):
+    """Memory, run time and disk of a rule's jobs; of one job, if `cells` names what it makes."""
+    first = lambda wildcards: NEEDS.asked(rule, cells or [dict(wildcards)])
+    return {
+        "mem_mb": doubled("megabytes", first, most("mem_mb", 256_000)),
+        "runtime": doubled("minutes", first, most("runtime", 7 * 24 * 60)),
+        "disk_mb": lambda wildcards: first(wildcards).disk_megabytes,
+    }
 
 
 def corpus_file(pattern, **keys):
@@ -176,6 +188,8 @@ def captured_by(keys):
 @cache
 def key_of(manifest):
     """The provenance that a manifest states; None where there is none."""
+    if NO_RESULTS in os.environ:
+        return None
     try:
         return json.loads(manifest.read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError):
@@ -238,11 +252,6 @@ def judging_threads(wildcards):
 
 def judging_gpus(wildcards):
     return GPUS if judge_in_process(wildcards) else 0
-
-
-def judging_megabytes(wildcards, attempt):
-    first = 8_000 if judge_in_process(wildcards) else 1_000
-    return megabytes(first)(wildcards, attempt)
 
 
 def asks_a_model(rule):
@@ -313,6 +322,11 @@ def shared_inputs(job):
     }
 
 
+def cells_of(job):
+    """The keys of each SAE that a job trains."""
+    return [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
+
+
 def shared_options(job):
     """The options for the inputs that only some of these jobs have."""
     files = shared_inputs(job)
@@ -336,8 +350,10 @@ def hive(keys):
 
 
 def is_named(file):
-    """Whether the command line names a file, which Snakemake then wants a rule for."""
-    return file in sys.argv
+    """Whether the command line names a file, which Snakemake then wants a rule for, or a plan asks
+    for the jobs of all.
+    """
+    return file in sys.argv or NO_RESULTS in os.environ
 
 
 def fixed(text):

@@ -14,8 +14,7 @@ rule prepare_corpus:
         "../../envs/nullsae.yaml"
     threads: 2
     resources:
-        mem_mb=megabytes(4_000),
-        runtime=minutes(60),
+        **needed("prepare_corpus"),
     params:
         config=job_params("prepare_corpus", "corpora"),
         code=job_code("prepare_corpus"),

@@ -17,8 +17,7 @@ rule collect_latents:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(120),
+        **needed("collect_latents"),
     params:
         config=job_params("collect_latents", *ACTIVATIONS, "latents"),
         code=job_code("collect_latents"),

@@ -19,8 +19,7 @@ rule evaluate_sae:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(120),
+        **needed("evaluate_sae"),
     params:
         config=job_params("evaluate_sae", *ACTIVATIONS, "evaluation"),
         code=job_code("evaluate_sae"),
@@ -53,8 +52,7 @@ rule cross_evaluate:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(120),
+        **needed("cross_evaluate"),
     params:
         config=job_params("cross_evaluate", *ACTIVATIONS, "variants", "evaluation"),
         code=job_code("cross_evaluate"),
@@ -83,8 +81,7 @@ rule match_dictionaries:
     threads: STUDY.compute.threads
     resources:
         gpu=0,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(60),
+        **needed("match_dictionaries"),
     params:
         config=job_params(
             "match_dictionaries",

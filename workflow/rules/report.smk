@@ -39,8 +39,7 @@ rule report:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=megabytes(4_000),
-        runtime=minutes(30),
+        **needed("report"),
     params:
         config=job_params("report"),
         code=job_code("report"),

@@ -22,8 +22,7 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
         threads: STUDY.compute.threads
         resources:
             gpu=GPUS,
-            mem_mb=megabytes(8_000),
-            runtime=minutes(240),
+            **needed("train_sae"),
         params:
             config=job_params(
                 "train_sae", *ACTIVATIONS, "variants", "draws", "saes", "evaluation"
@@ -72,8 +71,7 @@ for job in shared_jobs(STUDY, named=is_named):
             **as_set_for(
                 "train_sae",
                 gpu=GPUS,
-                mem_mb=megabytes(16_000),
-                runtime=minutes(240 * len(job.params.cells)),
+                **needed("train_sae", cells_of(job)),
             ),
         params:
             config=fixed(job.text),

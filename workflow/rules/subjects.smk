@@ -30,8 +30,7 @@ rule train_subject:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS,
-        mem_mb=megabytes(4_000),
-        runtime=minutes(60),
+        **needed("train_subject"),
     params:
         config=job_params("train_subject", "seed", "compute", "subjects"),
         code=job_code("train_subject"),
@@ -64,8 +63,7 @@ rule randomize_model:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS,
-        mem_mb=megabytes(8_000),
-        runtime=minutes(60),
+        **needed("randomize_model"),
     params:
         config=job_params(
             "randomize_model", "seed", "compute", "subjects", "randomization"

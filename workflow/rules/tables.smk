@@ -22,8 +22,7 @@ rule aggregate:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=megabytes(4_000),
-        runtime=minutes(60),
+        **needed("aggregate"),
     params:
         config=job_params("aggregate", "seed", "statistics"),
         code=job_code("aggregate"),

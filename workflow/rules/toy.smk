@@ -33,8 +33,7 @@ rule train_toy:
     threads: STUDY.compute.threads
     resources:
         gpu=GPUS,
-        mem_mb=megabytes(4_000),
-        runtime=minutes(240),
+        **needed("train_toy"),
     params:
         config=job_params("train_toy", "seed", "compute", "toy"),
         code=job_code("train_toy"),
@@ -61,8 +60,7 @@ rule report_toy:
     threads: 1
     resources:
         gpu=0,
-        mem_mb=megabytes(2_000),
-        runtime=minutes(30),
+        **needed("report_toy"),
     params:
         config=job_params("report_toy", "toy", "report"),
         code=job_code("report_toy"),

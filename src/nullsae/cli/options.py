@@ -1,4 +1,4 @@
-"""What is given on the command line: the params of a verb, their help, the merged config."""
+"""What is given on the command line: the params of a verb, and their help."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 import typer.core
-import yaml
 
 from nullsae.core.errors import UserError
 
 if TYPE_CHECKING:
     from nullsae.autointerp.llm.session import Session
     from nullsae.config.section import Section
-    from nullsae.config.study import Config
     from nullsae.core.progress import Bar
 
     S = TypeVar("S", bound=Section)
@@ -99,10 +97,11 @@ def read_params(model: type[S], given: str) -> S:
         UserError: not readable, or not what the verb takes; names the file or the key.
     """
     from nullsae.config.parse import parse_section
+    from nullsae.config.read import read_yaml
 
     is_file = given.endswith((".json", ".yaml", ".yml"))
     where = given if is_file else "--params"
-    return parse_section(model, _read_yaml(Path(given)) if is_file else _json(given), where=where)
+    return parse_section(model, read_yaml(Path(given)) if is_file else _json(given), where=where)
 
 
 def _json(text: str) -> Any:
@@ -112,47 +111,11 @@ def _json(text: str) -> Any:
         raise UserError(f"--params: not JSON ({error}), nor a .json or .yaml file") from None
 
 
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not text in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-
-
-def read_merged_config(files: list[Path]) -> Config:
-    """Merge config files as Snakemake does, key by key, and check the result."""
-    from nullsae.config.parse import parse_config, resolve_subjects
-
-    merged: Any = {}
-    for file in files:
-        given = _read_yaml(file)
-        if not isinstance(given, dict):
-            raise UserError(f"{file}: not a config; it has keys such as `subjects:`")
-        merged = _merge(merged, given)
-    return resolve_subjects(parse_config(merged))
-
-
-def _merge(below: Any, above: Any) -> Any:
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {key: _merge(below.get(key), value) for key, value in above.items()}
-
-
-def read_config(path: Path) -> Config:
-    """Read and check the merged config of a study."""
-    from nullsae.config.parse import parse_config
-
-    return parse_config(_read_yaml(path))
-
-
 def session_of(run_config: Path | None, costs: Path | None, report: Bar) -> Session:
     """Settings for asking endpoints: the study's section `llm`, or its defaults."""
     from nullsae.autointerp.llm.session import Session
     from nullsae.config.llm import Llm
+    from nullsae.config.read import read_config
 
     def settings() -> Llm:
         return Llm() if run_config is None else read_config(run_config).llm

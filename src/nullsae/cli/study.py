@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from nullsae import paths
-from nullsae.cli.options import Params, Root, RunConfig, Verb, read_config, read_params
+from nullsae.cli.options import Params, Root, RunConfig, Verb, read_params
 
 verbs = typer.Typer()
 
@@ -18,6 +18,7 @@ def aggregate(
 ) -> None:
     """Join all cells into tables; compute summaries, contrasts and verdicts."""
     from nullsae.aggregation import aggregate
+    from nullsae.config.read import read_config
     from nullsae.jobs.tables import AggregateParams
 
     aggregate(read_config(run_config), read_params(AggregateParams, params), root)

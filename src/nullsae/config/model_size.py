@@ -1,4 +1,4 @@
-"""What a subject's own files say about its size, without loading it."""
+"""What a model's own files say about its size, without loading it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nullsae.config.corpora import Corpus, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError, first_line
 
+Source = TrainSource | PretrainedSource | GgufSource
 HUB_TIMEOUT_SECONDS = 10.0
 # What families call the number of blocks and the width in their config.json.
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "n_embed", "d_model", "model_dim")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Layers, width, heads and rows of the embedding of Pythia (Biderman et al. 2023, table 1, and the
+# config.json of each): a plan of the paper's grid must not need a hub.
+PYTHIA = {
+    "pythia-14m": (6, 128, 4, 50304),
+    "pythia-31m": (6, 256, 8, 50304),
+    "pythia-70m": (6, 512, 8, 50304),
+    "pythia-160m": (12, 768, 12, 50304),
+    "pythia-410m": (24, 1024, 16, 50304),
+    "pythia-1b": (16, 2048, 8, 50304),
+    "pythia-1.4b": (24, 2048, 16, 50304),
+    "pythia-2.8b": (32, 2560, 32, 50304),
+    "pythia-6.9b": (32, 4096, 32, 50432),
+    "pythia-12b": (36, 5120, 40, 50688),
+}
+# Families whose MLP has two matrices; the others gate it by a third.
+TWO_MATRICES = ("gpt_neox", "gpt2", "opt", "gptj", "gpt_neo", "bloom", "falcon", "phi", "codegen")
+LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo")
 
 
 @dataclass(frozen=True)
@@ -25,9 +45,51 @@ class Shape:
     d_model: int | None = None
 
 
-def subject_shape(
-    source: TrainSource | PretrainedSource | GgufSource, *, where: str, fetch: bool
-) -> Shape:
+@dataclass(frozen=True)
+class Size:
+    """What a model is made of."""
+
+    n_layers: int
+    d_model: int
+    vocab_size: int
+    block_weights: int
+    """Entries of the matrices of one block, which each token is multiplied with."""
+    n_parameters: int
+    """All, embeddings and norms included."""
+    attention_width: int
+    """Heads times their width: d_model in most families."""
+    dtype: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of a checkpoint."""
+        return self.n_parameters * BYTES[self.dtype]
+
+    @property
+    def largest_tensor(self) -> int:
+        """Entries of the largest tensor: the embedding, or a matrix of a usual MLP."""
+        return self.d_model * max(self.vocab_size, 4 * self.d_model)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a size is wanted for, in the words of a message."""
+
+    what: str
+    otherwise: str = ""
+    """What to do where it cannot be had from a hub."""
+    without_gguf: str = ""
+    """What to do where gguf is not installed."""
+
+
+PATTERNS = Need(
+    "patterns of sites need the number of blocks",
+    "; name each site instead, or give a local folder",
+    "; or name each site",
+)
+
+
+def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
     """The size of a subject.
 
     Args:
@@ -44,7 +106,7 @@ def subject_shape(
         return Shape(source.n_layers, source.d_model)
     if isinstance(source, GgufSource):
         file = find_gguf(source, where=where)
-        return _gguf_shape(file, where) if fetch else Shape()
+        return shape_of(_gguf_header(file, where, PATTERNS)) if fetch else Shape()
     if is_local(source.path):
         file = Path(source.path).expanduser() / "config.json"
         if not file.is_file():
@@ -53,7 +115,7 @@ def subject_shape(
                 f"folder or a hub id such as EleutherAI/pythia-70m"
             )
     elif fetch:
-        file = _hub_config(source, where)
+        file = _hub_config(source, where, PATTERNS)
     else:
         return Shape()
     return shape_of(json.loads(file.read_text(encoding="utf-8")))
@@ -62,14 +124,121 @@ def subject_shape(
 def shape_of(described: dict[str, Any]) -> Shape:
     """The size that a Hugging Face `config.json` states; multimodal models nest the text's."""
     described = described.get("text_config", described)
-
-    def first(keys: tuple[str, ...]) -> int | None:
-        return next((described[key] for key in keys if isinstance(described.get(key), int)), None)
-
-    return Shape(first(LAYER_KEYS), first(WIDTH_KEYS))
+    return Shape(_first(described, LAYER_KEYS), _first(described, WIDTH_KEYS))
 
 
-def _hub_config(source: PretrainedSource, where: str) -> Path:
+def _first(described: dict[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((described[key] for key in keys if isinstance(described.get(key), int)), None)
+
+
+def neox_size(n_layers: int, d: int, vocab_size: int, dtype: str) -> Size:
+    """A GPT-NeoX: 12 d^2 weights and 13 d biases and gains in a block, two embeddings, a norm."""
+    n = n_layers * (12 * d * d + 13 * d) + 2 * vocab_size * d + 2 * d
+    return Size(n_layers, d, vocab_size, 12 * d * d, n, d, dtype)
+
+
+def described_size(described: dict[str, Any], dtype: str) -> Size:
+    """The size that a Hugging Face `config.json` states.
+
+    Raises:
+        KeyError: it does not say how many blocks, how wide, or how many tokens.
+    """
+    text = described.get("text_config", described)
+    shape = shape_of(text)
+    n_layers, d = shape.n_layers, shape.d_model
+    if n_layers is None or d is None:
+        raise KeyError((LAYER_KEYS if n_layers is None else WIDTH_KEYS)[0])
+    vocab_size = int(text["vocab_size"])
+    heads = text.get("num_attention_heads", text.get("n_head"))
+    width = int(text.get("head_dim") or (d // heads if heads else d)) * (heads or 1)
+    values = width * text.get("num_key_value_heads", heads or 1) // (heads or 1)
+    inner = text.get("intermediate_size") or text.get("n_inner") or text.get("ffn_dim") or 4 * d
+    matrices = 2 if text.get("model_type") in TWO_MATRICES else 3
+    block = d * (2 * width + 2 * values) + matrices * d * inner
+    tied = text.get("tie_word_embeddings", text.get("model_type") in ("gpt2", "opt"))
+    learned = text.get("n_positions") or text.get("max_position_embeddings") or 0
+    positions = learned if text.get("model_type") in LEARNED_POSITIONS else 0
+    n = n_layers * (block + 4 * d) + ((1 if tied else 2) * vocab_size + positions) * d
+    return Size(n_layers, d, vocab_size, block, n, width, dtype)
+
+
+def subject_size(source: Source, corpus: Corpus, where: str) -> Size:
+    """The size of a subject; `model_size` says more.
+
+    Args:
+        source: where it comes from.
+        corpus: the section of its corpus, whose vocabulary one that is trained here has.
+        where: key of its source in the config, for messages.
+    """
+    if isinstance(source, TrainSource):
+        return neox_size(source.n_layers, source.d_model, vocabulary(corpus), "float32")
+    return model_size(source, where)
+
+
+def known_size(source: Source, corpus: Corpus) -> Size | None:
+    """The size of a subject as far as it is known in no time, without a hub; None where it is not.
+
+    A hub's config.json counts where it lies in the hub's cache; a GGUF file takes seconds to read.
+    """
+    if isinstance(source, GgufSource):
+        return None
+    if isinstance(source, PretrainedSource) and not (is_local(source.path) or _pythia(source)):
+        import huggingface_hub
+
+        found = huggingface_hub.try_to_load_from_cache(
+            source.path, "config.json", revision=source.revision
+        )
+        if not isinstance(found, str):
+            return None
+    try:
+        return subject_size(source, corpus, "")
+    except UserError:
+        return None
+
+
+def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
+    """The size of a model that was trained elsewhere.
+
+    Pythia's are known; of other hub models the `config.json` is read, from the cache or the hub.
+
+    Raises:
+        UserError: a file that is missing or does not say; names the config key.
+    """
+    if isinstance(source, GgufSource):
+        file = find_gguf(source, where=where)
+        name, described = str(file), _gguf_header(file, where, Need("a plan needs the size"))
+    elif (pythia := _pythia(source)) is not None:
+        n_layers, d, _, vocab_size = pythia
+        return neox_size(n_layers, d, vocab_size, source.dtype)
+    else:
+        name, where = f"the config.json of {source.path!r}", f"{where}.path"
+        described = _described(source, where.removesuffix(".path"))
+    try:
+        return described_size(described, source.dtype)
+    except KeyError as error:
+        raise UserError(f"{where}: {name} does not state {error}, which a plan needs") from None
+
+
+def _pythia(source: PretrainedSource) -> tuple[int, int, int, int] | None:
+    """The row of `PYTHIA` that a hub id means."""
+    name = source.path.rsplit("/", 1)[-1].removesuffix("-deduped")
+    return None if is_local(source.path) else PYTHIA.get(name)
+
+
+def _described(source: PretrainedSource, where: str) -> Any:
+    """A model's config.json: a local folder's, the hub cache's, else the hub's."""
+    need = Need(f"a plan needs the size of {source.path!r}")
+    if not is_local(source.path):
+        file = _hub_config(source, where, need)
+    else:
+        file = Path(source.path).expanduser() / "config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}.path: {need.what}, and {file}: {first_line(error)}") from None
+
+
+def _hub_config(source: PretrainedSource, where: str, need: Need) -> Path:
     """The subject's config.json: what the hub's cache has, else downloaded into it."""
     import huggingface_hub
 
@@ -84,28 +253,47 @@ def _hub_config(source: PretrainedSource, where: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
         raise UserError(
-            f"{where}.path: patterns of sites need the number of blocks, and the config.json of "
-            f"{path!r} can be had neither from the hub nor from its cache ({first_line(error)}); "
-            f"name each site instead, or give a local folder"
+            f"{where}.path: {need.what}, and the config.json of {path!r} can be had neither from "
+            f"the hub nor from its cache ({first_line(error)}){need.otherwise}"
         ) from None
 
 
-def _gguf_shape(file: Path, where: str) -> Shape:
+def _gguf_header(file: Path, where: str, need: Need) -> dict[str, Any]:
+    """What the header of a GGUF file says, as a `config.json` would."""
     try:
         from gguf import GGUFReader
     except ImportError:
         raise UserError(
-            f"{where}: patterns of sites need the number of blocks, and reading it from a GGUF "
-            f"file needs gguf (pip install {GGUF_PACKAGES}); or name each site"
+            f"{where}: {need.what}, and reading it from a GGUF file needs gguf "
+            f"(pip install {GGUF_PACKAGES}){need.without_gguf}"
         ) from None
     try:
-        fields = GGUFReader(file).fields
-        family = fields["general.architecture"].contents()
-        return Shape(
-            int(fields[f"{family}.block_count"].contents()),
-            int(fields[f"{family}.embedding_length"].contents()),
-        )
+        reader = GGUFReader(file)
+        family = reader.fields["general.architecture"].contents()
+        keys = {
+            "num_hidden_layers": "block_count",
+            "hidden_size": "embedding_length",
+            "num_attention_heads": "attention.head_count",
+            "num_key_value_heads": "attention.head_count_kv",
+            "intermediate_size": "feed_forward_length",
+        }
+        required = ("block_count", "embedding_length")
+        described = {
+            key: int(reader.fields[f"{family}.{name}"].contents())
+            for key, name in keys.items()
+            if name in required or f"{family}.{name}" in reader.fields
+        }
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"{where}: {file} is not a GGUF file of a language model: {error}"
         ) from None
+    untied = any(tensor.name == "output.weight" for tensor in reader.tensors)
+    if tokens := reader.fields.get("tokenizer.ggml.tokens"):
+        described["vocab_size"] = len(tokens.data)
+    return {**described, "tie_word_embeddings": not untied, "model_type": family}
+
+
+def vocabulary(corpus: Corpus) -> int:
+    """Token ids of a corpus; about that of Pythia for a tokenizer that was not read yet."""
+    tokenizer = corpus.tokenizer
+    return tokenizer.vocab_size if isinstance(tokenizer, TrainedTokenizer) else 50_304

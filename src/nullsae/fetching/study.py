@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from nullsae.cli.options import read_merged_config
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.model_files import is_local
+from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS

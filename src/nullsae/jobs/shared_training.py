@@ -16,6 +16,16 @@ from nullsae.jobs.grid import trained_together
 from nullsae.jobs.rules import as_json
 from nullsae.jobs.saes import SaeCell, TrainSaeParams, train_sae
 
+# Names of these jobs' rules begin so.
+PREFIX = "train_saes_"
+# In the environment while a plan asks for the jobs of a study as if it had no results.
+NO_RESULTS = "NULLSAE_NO_RESULTS"
+
+
+def rule_of(name: str) -> str:
+    """The rule of a job by the name that Snakemake gives: `train_sae` for those made here."""
+    return "train_sae" if name.startswith(PREFIX) else name
+
 
 @dataclass(frozen=True)
 class SharedJob:
@@ -77,8 +87,7 @@ def shared_jobs(
         params = train_sae(config, keys)
         cells = [cell for cell in params.cells if not _is_made(params, cell, root, named)]
         if cells:
-            name = "_".join(["train_saes", str(index), *values])
-            name = re.sub(r"[^A-Za-z0-9_]", "_", name)
+            name = PREFIX + re.sub(r"[^A-Za-z0-9_]", "_", "_".join([str(index), *values]))
             jobs.append(SharedJob(name, keys, params.only(tuple(cells))))
     return jobs
 

@@ -1,4 +1,4 @@
-"""How fast machines are: a table of data sheets, and what `nullsae plan --calibrate` measures."""
+"""The machine to plan for: one of a table, or what `nullsae plan --calibrate` measures."""
 
 from __future__ import annotations
 
@@ -8,91 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.planning.amounts import Work
-
-
-@dataclass(frozen=True)
-class Device:
-    """What runs the jobs that compute; `rates` are those reached, not the data sheet's."""
-
-    name: str
-    forward_flops_per_second: dict[str, float]
-    """Of a transformer's passes, by its type; on a CPU, of one core."""
-    product_flops_per_second: float
-    """Of dense products in float32."""
-    bytes_per_second: float
-    """Of memory, counting both what is read and what is written."""
-    element_seconds: float
-    """Per token, block and dimension of a forward pass, beside its products."""
-    is_gpu: bool
-
-    def seconds(self, work: Work) -> float:
-        """Time of what a job does on the device."""
-        return (
-            work.forward_flops / self.forward_flops_per_second[work.dtype]
-            + work.forward_elements * self.element_seconds
-            + work.product_flops / self.product_flops_per_second
-            + work.moved_bytes / self.bytes_per_second
-        )
-
-
-@dataclass(frozen=True)
-class Host:
-    """The CPU core that runs Python."""
-
-    speed: float
-    """That of Python, the reference CPU's being 1."""
-    start_seconds: dict[str, float]
-    """CPU seconds until a verb is at work, by what it imports."""
-
-    def seconds(self, work: Work) -> float:
-        """Time of what a job does beside the device."""
-        return self.start_seconds[work.imports] + work.host_seconds / self.speed
-
-
-# Measured by `nullsae plan --calibrate` on one core of an AMD EPYC.
-REFERENCE_HOST = Host(
-    1.0, {"light": 0.6, "torch": 2.2, "optimizer": 4.4, "transformers": 6.2, "all": 8.4}
+from nullsae.jobs.work.rates import (
+    CPU_FORWARD_SHARE,
+    DATA_SHEETS,
+    FORWARD_SHARE,
+    REFERENCE_CPU,
+    REFERENCE_HOST,
+    REFERENCE_LOOP_SECONDS,
+    Device,
+    Host,
+    data_sheet_device,
 )
-REFERENCE_LOOP_SECONDS = 0.0335
-# A forward pass reaches this share of the rate of large products: measured at widths 256 and 512.
-CPU_FORWARD_SHARE = 0.8
-REFERENCE_CPU = Device(
-    name="cpu",
-    forward_flops_per_second={"float32": 66e9, "bfloat16": 127e9, "float16": 0.7e9},
-    product_flops_per_second=82e9,
-    bytes_per_second=23e9,
-    element_seconds=25e-9,
-    is_gpu=False,
-)
-# Peak rates by the makers' data sheets (docs/plan.md): float32 without tensor cores, bfloat16 with
-# them and without sparsity, bytes per second. Shares of them that are reached: of float32 products,
-# of a transformer's passes through Transformers, of memory. Assumed, not measured.
-DATA_SHEETS = {
-    "a100": ("A100 80 GB", 19.5e12, 312e12, 2.0e12),
-    "h100": ("H100 SXM", 67e12, 989e12, 3.35e12),
-    "l40s": ("L40S", 91.6e12, 362e12, 0.864e12),
-    "rtx4090": ("RTX 4090", 82.6e12, 165e12, 1.008e12),
-    "a6000": ("RTX A6000", 38.7e12, 155e12, 0.768e12),
-}
-PRODUCT_SHARE, FORWARD_SHARE, MEMORY_SHARE = 0.8, 0.35, 0.7
-
-
-def data_sheet_device(key: str) -> Device:
-    """A GPU by its data sheet and the assumed shares."""
-    name, float32, bfloat16, memory = DATA_SHEETS[key]
-    forward = {
-        "float32": float32 * PRODUCT_SHARE,
-        "bfloat16": bfloat16 * FORWARD_SHARE,
-        "float16": bfloat16 * FORWARD_SHARE,
-    }
-    return Device(name, forward, float32 * PRODUCT_SHARE, memory * MEMORY_SHARE, 0.0, is_gpu=True)
 
 
 def calibration_file() -> Path:

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nullsae.planning.jobs import Job, Name
+from nullsae.planning.dag import Job, Name
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,19 @@ from rich.table import Table
 
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.costs import cost_usd
-from nullsae.cli.options import read_merged_config
+from nullsae.config.model_size import model_size
+from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.planning.amounts import Study, Work
+from nullsae.jobs.resources import Needs
+from nullsae.jobs.work.amounts import SizedStudy
+from nullsae.jobs.work.rates import job_seconds, wall_seconds
 from nullsae.planning.bills import Bill, bills
-from nullsae.planning.devices import Device, Host, pick_device
-from nullsae.planning.jobs import Graph
+from nullsae.planning.dag import Graph
+from nullsae.planning.devices import pick_device
 from nullsae.planning.schedule import list_schedule, peak_disk_bytes
-from nullsae.planning.sizes import corpus_sizes, model_size, subject_sizes
+from nullsae.planning.sizes import corpus_sizes, subject_sizes
 
 CORES_PER_GPU = 16
 
@@ -38,6 +41,14 @@ class Row:
     core_seconds: float
     written_bytes: float
     calls: int
+    megabytes: int
+    """Memory that the largest job asks for."""
+    minutes: int
+    """Run time that the longest job asks for."""
+    disk_megabytes: int
+    """Disk that the job that writes most asks for."""
+    sizes_are_known: bool
+    """Whether what jobs ask for is worked out from sizes, not what they ask for without any."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def make_plan(
         UserError: a device that is not known, or a size that cannot be had.
     """
     where = "config: scorers"
-    study = Study(
+    study = SizedStudy(
         config,
         subject_sizes(config),
         corpus_sizes(config, root),
@@ -95,16 +106,15 @@ def make_plan(
     core = pick_device("cpu", on_cpu=True)[0]
     if cores is None:
         cores = CORES_PER_GPU * gpus if machine.is_gpu else os.cpu_count() or 1
-    graph = Graph(study)
+    graph = Graph(study, root)
     uses_gpu = [machine.is_gpu and job.work.gpu for job in graph.jobs]
     spent = [
         job_seconds(job.work, machine if on_gpu else core, host)
         for job, on_gpu in zip(graph.jobs, uses_gpu, strict=True)
     ]
-    # Threads share what a core would do alone; starting up is not shared.
     threads = config.compute.threads
     walls = [
-        spent[i] if uses_gpu[i] else _wall_seconds(graph.jobs[i].work, spent[i], host, threads)
+        spent[i] if uses_gpu[i] else wall_seconds(graph.jobs[i].work, spent[i], host, threads)
         for i in range(len(spent))
     ]
     schedule = list_schedule(
@@ -114,24 +124,8 @@ def make_plan(
     calls = {"explain_latents": 0, "score_latents": 0}
     for (_, scorer, _), bill in found.items():
         calls["score_latents" if scorer else "explain_latents"] += bill.calls
-    rows = []
-    index = {id(job): i for i, job in enumerate(graph.jobs)}
-    for rule, jobs in graph.by_rule().items():
-        own = [index[id(job)] for job in jobs]
-        rows.append(
-            Row(
-                rule=rule,
-                jobs=len(jobs),
-                tokens=sum(job.work.tokens for job in jobs),
-                flops=sum(job.work.flops for job in jobs),
-                gpu_seconds=sum(spent[i] for i in own if uses_gpu[i]),
-                core_seconds=sum(spent[i] for i in own if not uses_gpu[i]),
-                written_bytes=sum(job.work.written_bytes for job in jobs),
-                calls=calls.get(rule, 0),
-            )
-        )
     return Plan(
-        rows=rows,
+        rows=_rows(graph, config, spent, uses_gpu, calls),
         device=machine.name,
         rates=rates,
         gpus=gpus if machine.is_gpu else 0,
@@ -148,14 +142,36 @@ def make_plan(
     )
 
 
-def job_seconds(work: Work, device: Device, host: Host) -> float:
-    """Time of a job on a GPU, or its CPU seconds."""
-    return device.seconds(work) + host.seconds(work)
-
-
-def _wall_seconds(work: Work, cpu_seconds: float, host: Host, threads: int) -> float:
-    alone = host.seconds(work)
-    return alone + (cpu_seconds - alone) / threads
+def _rows(
+    graph: Graph,
+    config: Config,
+    spent: list[float],
+    uses_gpu: list[bool],
+    calls: dict[str, int],
+) -> list[Row]:
+    """A row per rule, from seconds and device of each job and calls of rules."""
+    rows, needs = [], Needs(config)
+    index = {id(job): i for i, job in enumerate(graph.jobs)}
+    for rule, jobs in graph.by_rule().items():
+        own = [index[id(job)] for job in jobs]
+        asked = [needs.asked(rule, job.cells) for job in jobs]
+        rows.append(
+            Row(
+                rule=rule,
+                jobs=len(jobs),
+                tokens=sum(job.work.tokens for job in jobs),
+                flops=sum(job.work.flops for job in jobs),
+                gpu_seconds=sum(spent[i] for i in own if uses_gpu[i]),
+                core_seconds=sum(spent[i] for i in own if not uses_gpu[i]),
+                written_bytes=sum(job.work.written_bytes for job in jobs),
+                calls=calls.get(rule, 0),
+                megabytes=max(each.megabytes for each in asked),
+                minutes=max(each.minutes for each in asked),
+                disk_megabytes=max(each.disk_megabytes for each in asked),
+                sizes_are_known=all(each.known for each in asked),
+            )
+        )
+    return rows
 
 
 def _bill(config: Config, key: tuple[str, str, str], bill: Bill) -> dict[str, Any]:
@@ -205,7 +221,7 @@ def _print_rules(console: Console, plan: Plan) -> None:
     table = Table(title="Jobs of a study without results", title_justify="left")
     table.add_column("rule")
     heads = ["jobs", "tokens", "FLOPs", *(["GPU hours"] if plan.gpus else []), "core hours"]
-    for name in (*heads, "written", "LLM calls"):
+    for name in (*heads, "written", "LLM calls", "memory", "time"):
         table.add_column(name, justify="right")
 
     def cells(row: Any) -> list[str]:
@@ -220,10 +236,18 @@ def _print_rules(console: Console, plan: Plan) -> None:
         ]
 
     for row in plan.rows:
-        table.add_row(row.rule, *cells(lambda name, row=row: getattr(row, name)))
+        asked = (_amount(row.megabytes * 1e6) + "B", f"{row.minutes:,} min")
+        table.add_row(row.rule, *cells(lambda name, row=row: getattr(row, name)), *asked)
     table.add_section()
     table.add_row("all", *cells(plan.total))
     console.print(table)
+    unknown = [row.rule for row in plan.rows if not row.sizes_are_known]
+    console.print("Memory and time: what a rule's largest job asks for, at its first attempt.")
+    if unknown:
+        console.print(
+            f"Not all sizes are known without a network or in no time, so jobs of "
+            f"{', '.join(unknown)} ask for what fits most."
+        )
 
 
 def _print_time(console: Console, plan: Plan) -> None:

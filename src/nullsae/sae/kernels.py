@@ -19,11 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Pre-activations that are held at once: 4 MiB in float32, which stay in the cache between product
-# and selection. On a GPU enough rows to fill it.
-CHUNK_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
-# With fewer rows the product slows down more than the selection gains.
-MIN_CHUNK_ROWS = 256
+from nullsae.sae.chunks import MIN_CHUNK_ROWS, rows_at_once
+
 # Groups of columns in the selection of the k largest: so many times k, rounded up to a multiple of
 # what is compared at once. More cost a longer ranking of their maxima, fewer let more candidates
 # through; with 4 one in seven is too many.
@@ -217,8 +214,7 @@ def packs(weight: Tensor) -> bool:
 
 def chunk_rows(n_latents: int, device: torch.device) -> int:
     """Tokens whose pre-activations are held at once."""
-    entries = CHUNK_ENTRIES.get(device.type, CHUNK_ENTRIES["cuda"])
-    return max(MIN_CHUNK_ROWS, entries // n_latents)
+    return rows_at_once(n_latents, device.type, MIN_CHUNK_ROWS)
 
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 
 from nullsae.config.saes import Sae
 from nullsae.core.registry import lazy
+from nullsae.sae.chunks import rows_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ class TrainedSae(ABC, Generic[R]):
         that. Nothing grows with B K d.
         """
         batch, d, n = recipe.batch_tokens, d_model, n_latents
-        rows = min(batch, kernels.chunk_rows(n, torch.device(device)))
+        rows = min(batch, rows_at_once(n, device))
         total = 16 * (2 * d * n + d + n) + 4 * d * n + 4 * cls.DENSE_TENSORS * batch * n
         total += 5 * rows * n + 20 * batch * d + 56 * batch * cls.hits(recipe, k, n)
         return total + 4 * d * n * recipe.origin.held

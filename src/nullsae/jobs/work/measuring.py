@@ -8,13 +8,13 @@ from __future__ import annotations
 from nullsae.config.variants import has_model
 from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells
-from nullsae.planning.amounts import Study, Work, encoding, forward, sae_bytes, together
-from nullsae.planning.making import shared
+from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
+from nullsae.jobs.work.making import shared
 
 COVARIANCE_TOKENS = 65_536
 
 
-def evaluate_sae(study: Study, keys: Keys) -> Work:
+def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
     """Reconstruct `eval`; means per token; geometry of the decoder; four passes for fidelity."""
     size, recipe = study.sizes[keys["subject"]], study.recipe(keys)
     d, n, cached = size.d_model, study.cached(keys, "eval"), study.cached(keys, "sae_train")
@@ -40,7 +40,7 @@ def evaluate_sae(study: Study, keys: Keys) -> Work:
     )
 
 
-def cross_evaluate(study: Study, keys: Keys) -> Work:
+def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
     """Reconstruct some of `eval` of each variant."""
     size, recipe = study.sizes[keys["subject"]], study.recipe(keys)
     limit = study.config.evaluation.cross_tokens or 0
@@ -50,7 +50,7 @@ def cross_evaluate(study: Study, keys: Keys) -> Work:
     return together(part, tokens=n, moved_bytes=moved, imports="torch", written_bytes=2e4, gpu=True)
 
 
-def match_dictionaries(study: Study, keys: Keys) -> Work:
+def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
     """Cosines of each pair, and the assignment, whose time is near m n in practice."""
     recipe = study.config.saes[keys["sae"]]
     n_saes = len(matched_cells(study.config, keys["sae"]))
@@ -72,11 +72,11 @@ def match_dictionaries(study: Study, keys: Keys) -> Work:
 ASSIGNMENT_SECONDS = 4e-8
 
 
-def collect_latents(study: Study, keys: Keys) -> Work:
+def collect_latents(study: SizedStudy, keys: Keys) -> Work:
     """Encode `eval`, sort all firings, cut windows for the sampled latents."""
     size, recipe, settings = study.sizes[keys["subject"]], study.recipe(keys), study.config.latents
     n, m = study.cached(keys, "eval"), study.width(keys, study.recipe(keys))
-    rows = settings.n_sampled * _windows_of(study)
+    rows = settings.n_sampled * windows_of(study)
     return together(
         encoding(recipe, size.d_model, m, n),
         tokens=n,
@@ -87,7 +87,7 @@ def collect_latents(study: Study, keys: Keys) -> Work:
     )
 
 
-def _windows_of(study: Study) -> int:
+def windows_of(study: SizedStudy) -> int:
     """Windows that are cut for a latent."""
     s = study.config.latents
     silent = s.score_silent_windows * len(s.silent_windows)
@@ -98,7 +98,7 @@ FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
 LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
 
 
-def explain_latents(study: Study, keys: Keys) -> Work:
+def explain_latents(study: SizedStudy, keys: Keys) -> Work:
     """Token statistics, or questions, whose answers are awaited elsewhere."""
     n = study.config.latents.n_sampled
     return Work(host_seconds=n * EXPLANATION_SECONDS, written_bytes=n * 2_000.0)
@@ -107,7 +107,7 @@ def explain_latents(study: Study, keys: Keys) -> Work:
 EXPLANATION_SECONDS = 4e-3
 
 
-def score_latents(study: Study, keys: Keys) -> Work:
+def score_latents(study: SizedStudy, keys: Keys) -> Work:
     """A formula, questions, or passes of a model that the job runs itself."""
     settings, scorer = study.config.latents, study.config.scorers[keys["scorer"]]
     n = settings.n_sampled * (settings.score_active_windows + settings.score_silent_windows)
@@ -122,7 +122,7 @@ def score_latents(study: Study, keys: Keys) -> Work:
 JUDGED_SECONDS = 4.5e-5
 
 
-def n_shards(study: Study, keys: Keys) -> int:
+def n_shards(study: SizedStudy, keys: Keys) -> int:
     """Jobs that share an SAE's latents among them; 0 where one job has them all."""
     each = study.config.autointerp.latents_per_job
     if each is None:
@@ -133,23 +133,23 @@ def n_shards(study: Study, keys: Keys) -> int:
     return -(-study.config.latents.n_sampled // each)
 
 
-def explain_shard(study: Study, keys: Keys) -> Work:
+def explain_shard(study: SizedStudy, keys: Keys) -> Work:
     """Explanations of some latents."""
     return shared(explain_latents(study, keys), n_shards(study, keys))
 
 
-def score_shard(study: Study, keys: Keys) -> Work:
+def score_shard(study: SizedStudy, keys: Keys) -> Work:
     """Scores of some latents."""
     return shared(score_latents(study, keys), n_shards(study, keys))
 
 
-def prepare_judge(study: Study, keys: Keys) -> Work:
+def prepare_judge(study: SizedStudy, keys: Keys) -> Work:
     """Load a model and save it."""
     written = study.judges[keys["scorer"]].weight_bytes
     return Work(moved_bytes=20.0 * written, written_bytes=written, imports="transformers")
 
 
-def aggregate(study: Study, keys: Keys) -> Work:
+def aggregate(study: SizedStudy, keys: Keys) -> Work:
     """Read all cells; resample the units of each metric and variant."""
     config = study.config
     saes = sum(
@@ -172,7 +172,7 @@ METRICS_PER_SAE, METRICS_PER_SCORE = 8, 4
 ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
 
 
-def report(study: Study, keys: Keys) -> Work:
+def report(study: SizedStudy, keys: Keys) -> Work:
     """Figures, in each format, and the page."""
     config = study.config
     figures = 12 * len(config.subjects) * len(config.report.figure_formats)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nullsae.config.model_size import Size
 from nullsae.config.saes import Sae, recipe_name
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.study import Config
 from nullsae.jobs.grid import Keys
-from nullsae.planning.sizes import CorpusSize, Size
 
 # Five passes over the rows of the hits (docs/performance.md), and Adam with the norms of rows.
 HIT_PASSES, ADAM_BYTES = 5, 40
@@ -53,7 +53,23 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Study:
+class CorpusSize:
+    """Tokens of a corpus."""
+
+    sae_train_tokens: int
+    eval_tokens: int
+    read_tokens: int
+    """That have to be read to find these."""
+    counted: bool
+    """Counted in `results/`, or by the config; else estimated from the number of characters."""
+
+    def of(self, split: str) -> int:
+        """Tokens of a split."""
+        return self.sae_train_tokens if split == "sae_train" else self.eval_tokens
+
+
+@dataclass(frozen=True)
+class SizedStudy:
     """A config with the sizes of what it names."""
 
     config: Config

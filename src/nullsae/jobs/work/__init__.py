@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nullsae.jobs.grid import Keys
-from nullsae.planning.amounts import Study, Work
-from nullsae.planning.making import (
+from nullsae.jobs.work.amounts import SizedStudy, Work
+from nullsae.jobs.work.making import (
     cache_activations,
     capture_portion,
     prepare_corpus,
@@ -19,7 +19,7 @@ from nullsae.planning.making import (
     train_sae,
     train_subject,
 )
-from nullsae.planning.measuring import (
+from nullsae.jobs.work.measuring import (
     aggregate,
     collect_latents,
     cross_evaluate,
@@ -34,7 +34,7 @@ from nullsae.planning.measuring import (
 )
 
 # In the order in which data flows.
-WORK: dict[str, Callable[[Study, Keys], Work]] = {
+WORK: dict[str, Callable[[SizedStudy, Keys], Work]] = {
     "prepare_corpus": prepare_corpus,
     "train_subject": train_subject,
     "randomize_model": randomize_model,

@@ -8,11 +8,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nullsae.config.corpora import BuiltinSource, TrainedTokenizer
+from nullsae.config.model_size import BYTES
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys
-from nullsae.planning.amounts import Study, Work, blocks_to, forward, sae_bytes, together, training
-from nullsae.planning.sizes import BYTES
+from nullsae.jobs.work.amounts import (
+    SizedStudy,
+    Work,
+    blocks_to,
+    forward,
+    sae_bytes,
+    together,
+    training,
+)
 
 # Bytes beside each stored activation: its position, int64.
 POSITION_BYTES = 8
@@ -22,7 +30,7 @@ NEWTON_SCHULZ_STEPS = 5
 EVALUATED_LAYERS_TOKENS = 8_192
 
 
-def prepare_corpus(study: Study, keys: Keys) -> Work:
+def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
     """Read, hash, tokenize, pack, and count pairs of tokens for the bigram's loss."""
     corpus, size = study.config.corpora[keys["corpus"]], study.corpora[keys["corpus"]]
     seconds = size.read_tokens * TOKENIZE_SECONDS
@@ -42,7 +50,7 @@ TOKENIZE_SECONDS, TRAIN_TOKENIZER_SECONDS, NGRAM_SECONDS = 1.0e-6, 1.0e-6, 0.7e-
 STDLIB_SECONDS, NGRAM_TOKENS = 4.3, 10_000_000
 
 
-def publishing(study: Study, keys: Keys) -> Work:
+def publishing(study: SizedStudy, keys: Keys) -> Work:
     """Save a variant, load it again, its loss on all of `eval`, its health on some of it."""
     size, context = study.sizes[keys["subject"]], study.context_tokens(keys)
     n_eval = study.corpus(keys).eval_tokens
@@ -58,7 +66,7 @@ def publishing(study: Study, keys: Keys) -> Work:
     )
 
 
-def train_subject(study: Study, keys: Keys) -> Work:
+def train_subject(study: SizedStudy, keys: Keys) -> Work:
     """Forward and backward, three forward passes (Kaplan et al. 2020), and Muon's iteration."""
     source, size = study.config.subjects[keys["subject"]].source, study.sizes[keys["subject"]]
     assert isinstance(source, TrainSource)
@@ -83,7 +91,7 @@ def train_subject(study: Study, keys: Keys) -> Work:
 BLOCK_STEP_SECONDS = 4e-3
 
 
-def randomize_model(study: Study, keys: Keys) -> Work:
+def randomize_model(study: SizedStudy, keys: Keys) -> Work:
     """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread."""
     size = study.sizes[keys["subject"]]
     published = publishing(study, keys)
@@ -102,7 +110,7 @@ def randomize_model(study: Study, keys: Keys) -> Work:
 GATE_SECONDS = 1.2e-7
 
 
-def capture(study: Study, keys: Keys) -> Work:
+def capture(study: SizedStudy, keys: Keys) -> Work:
     """One pass as far as the deepest site, and all sites written with their checksums."""
     n, size = study.cached(keys, keys["split"]), study.sizes[keys["subject"]]
     sites = study.config.subjects[keys["subject"]].sites
@@ -117,12 +125,12 @@ def capture(study: Study, keys: Keys) -> Work:
     )
 
 
-def capture_portion(study: Study, keys: Keys) -> Work:
+def capture_portion(study: SizedStudy, keys: Keys) -> Work:
     """An equal part of a capture."""
     return shared(capture(study, keys), study.config.activations.chunks)
 
 
-def cache_activations(study: Study, keys: Keys) -> Work:
+def cache_activations(study: SizedStudy, keys: Keys) -> Work:
     """A capture, or the manifest of one that other jobs shared: what is kept counts here."""
     whole = capture(study, keys)
     if study.config.activations.chunks == 1:
@@ -137,7 +145,7 @@ def shared(whole: Work, n_jobs: int) -> Work:
     return replace(whole, **parts, tokens=whole.tokens // n_jobs, written_bytes=0.0)
 
 
-def sample_gaussian(study: Study, keys: Keys) -> Work:
+def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     """Covariance in float64, its root, and a product for each vector; noise is drawn on the CPU."""
     n, d = study.cached(keys, keys["split"]), float(study.sizes[keys["subject"]].d_model)
     fitted = study.cached(keys, "sae_train")
@@ -157,7 +165,7 @@ def sample_gaussian(study: Study, keys: Keys) -> Work:
 NORMAL_SECONDS = 6e-9
 
 
-def train_saes(study: Study, cells: list[Keys]) -> Work:
+def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     """The SAEs of one job, on cached or live activations."""
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
@@ -193,12 +201,12 @@ def train_saes(study: Study, cells: list[Keys]) -> Work:
     return together(*parts, written_bytes=written, work_bytes=held, imports=imports, gpu=True)
 
 
-def train_sae(study: Study, keys: Keys) -> Work:
+def train_sae(study: SizedStudy, keys: Keys) -> Work:
     """One SAE."""
     return train_saes(study, [keys])
 
 
-def take_checkpoint(study: Study, keys: Keys) -> Work:
+def take_checkpoint(study: SizedStudy, keys: Keys) -> Work:
     """A copy."""
     size = study.sizes[keys["subject"]]
     written = sae_bytes(size.d_model, study.width(keys, study.recipe(keys)))

@@ -1,0 +1,201 @@
+"""What a job asks of its machine: memory, run time, disk, worked out from its sizes.
+
+Rules ask for these numbers, and `nullsae plan` prints them. Of a subject, corpus or judge whose
+size cannot be known offline, jobs ask for what `OTHERWISE` says.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource
+from nullsae.config.model_size import known_size
+from nullsae.config.study import Config
+from nullsae.jobs.autointerp import asks
+from nullsae.jobs.grid import Keys
+from nullsae.jobs.memory import LIBRARIES, MEMORY
+from nullsae.jobs.work import WORK
+from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, Work
+from nullsae.jobs.work.making import train_saes
+from nullsae.jobs.work.measuring import n_shards
+from nullsae.jobs.work.rates import (
+    REFERENCE_CPU,
+    REFERENCE_HOST,
+    data_sheet_device,
+    job_seconds,
+    wall_seconds,
+)
+
+# Megabytes and minutes of a job whose sizes are unknown.
+OTHERWISE = {
+    "prepare_corpus": (4_000, 60),
+    "train_subject": (4_000, 60),
+    "randomize_model": (8_000, 60),
+    "capture_portion": (8_000, 240),
+    "cache_activations": (8_000, 240),
+    "sample_gaussian": (8_000, 60),
+    "train_sae": (8_000, 240),
+    "take_checkpoint": (1_000, 30),
+    "evaluate_sae": (8_000, 120),
+    "cross_evaluate": (8_000, 120),
+    "match_dictionaries": (8_000, 60),
+    "collect_latents": (8_000, 120),
+    "explain_shard": (1_000, 120),
+    "explain_latents": (1_000, 120),
+    "prepare_judge": (8_000, 120),
+    "score_shard": (1_000, 240),
+    "score_latents": (1_000, 240),
+    "aggregate": (4_000, 60),
+    "report": (4_000, 30),
+    "train_toy": (4_000, 240),
+    "report_toy": (2_000, 30),
+}
+# For a job that trains several SAEs, and one that runs a judge.
+SHARED_MEGABYTES, JUDGING_MEGABYTES = 16_000, 8_000
+# More than the tensors that formulas count: what an allocator keeps, and pages of mapped files.
+MEMORY_MARGIN, DISK_MARGIN = 1.3, 1.1
+# Runs took up to 1.6 times the plan of an idle machine (docs/plan.md); others are slower.
+TIME_MARGIN, MIN_MINUTES = 3.0, 30
+# Jobs that differ in nothing else ask for the same.
+ALIKE = ("draw", "seed", "shard", "portion")
+# Characters in a token of a small vocabulary, and in the larger builtin corpus.
+CHARACTERS_PER_TOKEN, BUILTIN_CHARACTERS = 3, 12_200_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job asks for at its first attempt."""
+
+    megabytes: int
+    minutes: int
+    disk_megabytes: int
+    known: bool
+    """Whether it is worked out from sizes."""
+
+
+class Needs:
+    """What the jobs of a study ask for."""
+
+    def __init__(self, config: Config) -> None:
+        """Look up what sizes are known without a network.
+
+        Args:
+            config: the checked config, sites resolved.
+        """
+        corpora = {name: known_corpus(corpus) for name, corpus in config.corpora.items()}
+        sizes = {
+            name: known_size(subject.source, config.corpora[subject.corpus])
+            for name, subject in config.subjects.items()
+        }
+        judges = {
+            name: known_size(scorer.model_in_job, next(iter(config.corpora.values())))
+            for name, scorer in config.scorers.items()
+            if scorer.model_in_job is not None
+        }
+        self._study = SizedStudy(
+            config,
+            {name: size for name, size in sizes.items() if size is not None},
+            {name: corpus for name, corpus in corpora.items() if corpus is not None},
+            {name: judge for name, judge in judges.items() if judge is not None},
+        )
+        self._on_cpu = config.compute.device == "cpu"
+        self._device = REFERENCE_CPU if self._on_cpu else data_sheet_device("a100")
+        self._found: dict[tuple[object, ...], Asked] = {}
+
+    def asked(self, rule: str, cells: list[Keys]) -> Asked:
+        """What a job asks for.
+
+        Args:
+            rule: of the workflow.
+            cells: the job's keys; of one that trains several SAEs, the keys of each.
+        """
+        same = [tuple((k, v) for k, v in cell.items() if k not in ALIKE) for cell in cells]
+        key = (rule, *same)
+        if key not in self._found:
+            self._found[key] = self._work_out(rule, cells)
+        return self._found[key]
+
+    def _work_out(self, rule: str, cells: list[Keys]) -> Asked:
+        keys, study = cells[0], self._study
+        megabytes, minutes = self._otherwise(rule, cells)
+        if not self._knows(rule, keys):
+            return Asked(megabytes, minutes, 1_000, known=False)
+        work = train_saes(study, cells) if rule == "train_sae" else WORK[rule](study, keys)
+        joins = rule in ("explain_latents", "score_latents") and n_shards(study, keys) > 0
+        if joins:
+            work = Work(written_bytes=work.written_bytes)
+        held = 0.0 if joins else MEMORY[rule](study, cells, self._on_cpu)
+        libraries = LIBRARIES[work.imports]
+        if work.gpu and not self._on_cpu:
+            libraries += LIBRARIES["cuda"]
+        disk = math.ceil((work.written_bytes + work.work_bytes) * DISK_MARGIN / 1e6)
+        # How long an endpoint takes to answer is not known.
+        if not (joins or ("explainer" in keys and asks(study.config, _whole(rule), keys))):
+            minutes = self._minutes(work)
+        return Asked(
+            math.ceil((libraries + held * MEMORY_MARGIN) / 1e8) * 100, minutes, disk, known=True
+        )
+
+    def _minutes(self, work: Work) -> int:
+        """Run time, with a margin."""
+        if work.gpu and not self._on_cpu:
+            seconds = job_seconds(work, self._device, REFERENCE_HOST)
+        else:
+            spent = job_seconds(work, REFERENCE_CPU, REFERENCE_HOST)
+            threads = self._study.config.compute.threads
+            seconds = wall_seconds(work, spent, REFERENCE_HOST, threads)
+        return max(MIN_MINUTES, math.ceil(seconds * TIME_MARGIN / 60))
+
+    def _otherwise(self, rule: str, cells: list[Keys]) -> tuple[int, int]:
+        megabytes, minutes = OTHERWISE[rule]
+        if rule == "train_sae" and len(cells) > 1:
+            return SHARED_MEGABYTES, minutes * len(cells)
+        if rule in ("score_latents", "score_shard"):
+            scorer = self._study.config.scorers[cells[0]["scorer"]]
+            if scorer.model_in_job is not None:
+                return JUDGING_MEGABYTES, minutes
+        return megabytes, minutes
+
+    def _knows(self, rule: str, keys: Keys) -> bool:
+        """Whether all sizes that a job's formulas need are there."""
+        study = self._study
+        if rule not in WORK:
+            return False
+        if rule in ("aggregate", "report"):
+            return set(study.sizes) == set(study.config.subjects)
+        scorer = keys.get("scorer")
+        if scorer and study.config.scorers[scorer].model_in_job is not None:
+            return scorer in study.judges
+        if "subject" not in keys:
+            return keys["corpus"] in study.corpora
+        corpus = study.config.subjects[keys["subject"]].corpus
+        return keys["subject"] in study.sizes and corpus in study.corpora
+
+
+def _whole(rule: str) -> str:
+    """The rule whose work a job of `explain_shard` or `score_shard` has a share of."""
+    return rule.replace("_shard", "_latents")
+
+
+def known_corpus(corpus: Corpus) -> CorpusSize | None:
+    """The most tokens that a corpus has, without reading it; None for a hub's of unknown size."""
+    wanted = (corpus.sae_train_tokens, corpus.eval_tokens)
+    source = corpus.source
+    if isinstance(source, BuiltinSource):
+        held = BUILTIN_CHARACTERS // CHARACTERS_PER_TOKEN
+    elif isinstance(source, FilesSource):
+        files = [Path(file) for pattern in source.paths for file in glob.glob(pattern)]
+        held = sum(file.stat().st_size for file in files) // CHARACTERS_PER_TOKEN
+    elif None in wanted:
+        return None
+    else:
+        share = (1 - corpus.eval_share, corpus.eval_share)
+        read = max((n or 0) / part for n, part in zip(wanted, share, strict=True))
+        return CorpusSize(wanted[0] or 0, wanted[1] or 0, int(read), counted=False)
+    train, heldout = (held if n is None else n for n in wanted)
+    if corpus.eval_tokens is None:
+        heldout = math.ceil(held * min(1.0, 2 * corpus.eval_share))
+    return CorpusSize(train, heldout, held, counted=False)

@@ -1,0 +1,177 @@
+"""The jobs of a study and what each waits for, as Snakemake works them out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nullsae
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.jobs.grid import Keys
+from nullsae.jobs.shared_training import NO_RESULTS, rule_of
+from nullsae.jobs.work import WORK
+from nullsae.jobs.work.amounts import SizedStudy, Work
+from nullsae.jobs.work.making import train_saes
+from nullsae.paths import partition_keys
+
+Name = tuple[str, ...]
+CAPTURES = ("cache_activations", "sample_gaussian")
+# Rules whose jobs may only join what others made.
+SHARDED = {"explain_latents": "explain_shard", "score_latents": "score_shard"}
+
+
+@dataclass
+class Job:
+    """One job."""
+
+    rule: str
+    keys: Keys
+    work: Work
+    needs: list[int] = field(default_factory=list)
+    """Indices of the jobs that it waits for, all before its own."""
+    activations: Name | None = None
+    """What it captures or samples: variant's keys and split."""
+    reads: tuple[Name, ...] = ()
+    """The activations that it reads."""
+    cells: list[Keys] = field(default_factory=list)
+    """Keys of all that it makes."""
+
+
+class Graph:
+    """Jobs in an order in which they can run."""
+
+    def __init__(self, study: SizedStudy, root: Path = Path()) -> None:
+        """Ask Snakemake for all jobs of a study, as if it had no results.
+
+        Args:
+            study: the config with its sizes.
+            root: the folder that the study's local files are relative to. Nothing is written below
+                its `results/`, and no lock is taken.
+
+        Raises:
+            UserError: there is no Snakefile, or Snakemake finds a mistake.
+        """
+        self.jobs: list[Job] = []
+        for rule, cells, needs in _ordered(_ask_snakemake(study.config, root)):
+            keys = cells[0]
+            work = train_saes(study, cells) if rule == "train_sae" else WORK[rule](study, keys)
+            rules = {self.jobs[need].rule for need in needs}
+            if SHARDED.get(rule) in rules:
+                work = Work(written_bytes=work.written_bytes)
+            captured = tuple(keys.values()) if rule in CAPTURES else None
+            named = [self.jobs[need].activations for need in needs]
+            reads = tuple(name for name in named if name is not None)
+            self.jobs.append(Job(rule, keys, work, needs, captured, reads, cells))
+
+    def by_rule(self) -> dict[str, list[Job]]:
+        """The jobs of each rule, in the order in which data flows."""
+        found: dict[str, list[Job]] = {rule: [] for rule in WORK}
+        for job in self.jobs:
+            found[job.rule].append(job)
+        return {rule: jobs for rule, jobs in found.items() if jobs}
+
+
+def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:
+    """Rule, keys of what is made, and needs of each job; by rule and keys, but after its needs."""
+    flow = list(WORK)
+    jobs = []
+    for name, outputs, needs in answer:
+        cells = [*{output: partition_keys(output) for output in outputs}.values()]
+        jobs.append((rule_of(name), [c for i, c in enumerate(cells) if c not in cells[:i]], needs))
+    places: dict[int, int] = {}
+    found: list[tuple[str, list[Keys], list[int]]] = []
+
+    def place(index: int) -> None:
+        if index not in places:
+            rule, cells, needs = jobs[index]
+            for need in needs:
+                place(need)
+            places[index] = len(found)
+            found.append((rule, cells, sorted(places[need] for need in needs)))
+
+    for index in sorted(range(len(jobs)), key=lambda i: (flow.index(jobs[i][0]), i)):
+        place(index)
+    return found
+
+
+def snakefile_of(root: Path) -> Path:
+    """The Snakefile of a folder, else of the checkout that this package is imported from.
+
+    Raises:
+        UserError: neither has one.
+    """
+    for folder in (root, Path(nullsae.__file__).parents[2]):
+        if (folder / "Snakefile").is_file():
+            return (folder / "Snakefile").resolve()
+    raise UserError(f"{root}: no Snakefile here; go to the folder of the workflow, or name it")
+
+
+def _ask_snakemake(config: Config, root: Path) -> Any:
+    """Rule, outputs and needs of each job of a study without results, from a process of its own."""
+    snakefile = snakefile_of(root)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "nullsae.planning.dag", snakefile, root.resolve(), file],
+            env={**os.environ, NO_RESULTS: "1"},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UserError(f"{snakefile}: Snakemake found no jobs: {said[-1]}")
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def opened_dag(snakefile: Path, root: Path, file: Path) -> Iterator[Any]:
+    """Snakemake's DAG of all jobs of a config file, in its working folder."""
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import (
+        ConfigSettings,
+        DAGSettings,
+        OutputSettings,
+        Quietness,
+        ResourceSettings,
+    )
+
+    quiet = OutputSettings(dryrun=True, quiet={Quietness.ALL})
+    with SnakemakeApi(quiet) as api:
+        given = api.workflow(
+            ResourceSettings(),
+            ConfigSettings(configfiles=[file], replace_workflow_config=True),
+            snakefile=snakefile,
+            workdir=root,
+        )
+        given.dag(DAGSettings(forceall=True))
+        # What `snakemake --dag` does before it draws; nothing public hands out the jobs.
+        workflow = given._workflow
+        workflow._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)
+        workflow._build_dag()
+        yield workflow.dag
+
+
+def print_jobs(snakefile: Path, root: Path, file: Path) -> None:
+    """Print Snakemake's jobs as JSON: rule, outputs, indices of the jobs that it waits for."""
+    with opened_dag(snakefile, root, file) as dag:
+        jobs = [job for job in dag.jobs if job.output]
+        places = {job: index for index, job in enumerate(jobs)}
+        found = [
+            (job.rule.name, list(map(str, job.output)), [places[n] for n in dag.dependencies[job]])
+            for job in jobs
+        ]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    print_jobs(*map(Path, sys.argv[1:]))

@@ -1,0 +1,14 @@
+"""How many tokens' pre-activations are held at once."""
+
+from __future__ import annotations
+
+# Entries: 4 MiB in float32, which stay in the cache between product and selection. On a GPU enough
+# rows to fill it.
+CHUNK_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
+# With fewer rows the product slows down more than the selection gains.
+MIN_CHUNK_ROWS = 256
+
+
+def rows_at_once(n_latents: int, device: str, least: int = MIN_CHUNK_ROWS) -> int:
+    """Tokens whose pre-activations are held at once on a kind of device."""
+    return max(least, CHUNK_ENTRIES.get(device, CHUNK_ENTRIES["cuda"]) // n_latents)

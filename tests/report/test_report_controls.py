@@ -26,8 +26,8 @@ from nullsae.config.study import Config
 from nullsae.config.variants import VariantName
 from nullsae.report import sections, style
 from nullsae.report.build import build_report
-from nullsae.report.compact import CLEAN
 from nullsae.report.controls import VARIANT_KINDS, controls
+from nullsae.report.drawings.cross_entropy import CLEAN
 from nullsae.report.matrix import NONE, differences, shares, short
 from nullsae.report.names import figure_names
 from nullsae.report.study import Study, thin

@@ -43,7 +43,7 @@ def capture(
     chain: Chain,
     output: Path,
     split: str = "eval",
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **keys: Any,
 ) -> list[str]:
     return cache_activations(
@@ -52,7 +52,7 @@ def capture(
         model=chain.recipe,
         tokens=chain.train_tokens if split == "sae_train" else chain.eval_tokens,
         output=output,
-        report=report,
+        progress=progress,
     )
 
 
@@ -197,7 +197,7 @@ def test_the_token_limit_is_kept(chain: Chain, tmp_path: Path) -> None:
         "sae_train",
         max_tokens=limit,
         sites=SITES[:1],
-        report=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total: seen.append((done, total)),
     )
     found, position = all_rows(tmp_path / "manifest.json", SITES[0])
     assert len(found) == 10 * CONTEXT
@@ -332,7 +332,7 @@ def test_an_error_of_the_writer_is_raised_and_ends_its_thread(
             raise UserError("the disk broke")
         plain(self, index, *arguments)
 
-    def report(done: int, _: int) -> None:
+    def progress(done: int, _: int) -> None:
         passes.append(done)
         if done > (broken + 1) * 8 * CONTEXT:
             assert broke.wait(30)
@@ -340,7 +340,7 @@ def test_an_error_of_the_writer_is_raised_and_ends_its_thread(
 
     monkeypatch.setattr(SiteWriter, "write", write)
     with pytest.raises(UserError, match=r"^the disk broke$"):
-        capture(chain, tmp_path, batch_contexts=1, report=report)
+        capture(chain, tmp_path, batch_contexts=1, progress=progress)
     assert max(passes) <= ((broken + 1) * 8 + 1) * CONTEXT, "batches went on after the error"
     assert "writer" not in "".join(thread.name for thread in threading.enumerate())
     assert not list(tmp_path.rglob("manifest.json"))
@@ -430,7 +430,7 @@ def test_a_chunk_equals_its_shard(chain: Chain, tmp_path: Path) -> None:
     keys: dict[str, Any] = {"split": "sae_train", "batch_contexts": 3, "sites": sites}
     into = {site: torch.full((200, D_MODEL), torch.nan) for site in sites}
     plain = capture_contexts(
-        subject, ids, contexts=range(16, 24), dtype=torch.float32, report=seen.append, **keys
+        subject, ids, contexts=range(16, 24), dtype=torch.float32, progress=seen.append, **keys
     )
     found = capture_contexts(
         subject, ids, contexts=range(16, 24), dtype=torch.float32, into=into, **keys

@@ -61,7 +61,7 @@ def sample(
     chain: Chain,
     output: Path,
     split: str = "eval",
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **keys: Any,
 ) -> list[str]:
     tokens = chain.train_tokens if split == "sae_train" else chain.eval_tokens
@@ -71,7 +71,7 @@ def sample(
         fitted=keys.get("fitted", chain.train_activations),
         tokens=tokens,
         output=output,
-        report=report,
+        progress=progress,
     )
 
 

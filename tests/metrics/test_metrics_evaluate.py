@@ -280,7 +280,7 @@ def test_progress_reaches_the_end_of_the_split(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     seen: list[tuple[int, int]] = []
-    run(chain, tiny_sae, tmp_path, report=lambda done, total: seen.append((done, total)))
+    run(chain, tiny_sae, tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (60 * CONTEXT, 60 * CONTEXT)
 
 
@@ -329,7 +329,7 @@ def test_memory_does_not_grow_with_the_tokens(tiny_sae: Path, tmp_path: Path) ->
             eval_activations=captured,
             train_tokens=tokens,
             eval_tokens=tokens,
-            report=lambda done, total, seen=seen: seen.append(anonymous_bytes()),
+            progress=lambda done, total, seen=seen: seen.append(anonymous_bytes()),
         )
         seen.append(anonymous_bytes())
         peaks[n_contexts] = max(seen) - seen[0]

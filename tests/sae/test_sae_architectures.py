@@ -531,7 +531,7 @@ def test_a_null_keeps_its_frozen_parts_and_trains_the_rest(
 # --- whole trainings --------------------------------------------------------------------------
 
 
-def run(folder: Path, sae: Sae, name: str = "sae", report: Any = None) -> Path:
+def run(folder: Path, sae: Sae, name: str = "sae", progress: Any = None) -> Path:
     """`train_sae` on planted activations, which are written once; returns the SAE's folder."""
     if not (folder / "train").exists():
         write_site(folder / "train", planted(1500, "train")[0] * 3.0, [500, 1000])
@@ -550,7 +550,7 @@ def run(folder: Path, sae: Sae, name: str = "sae", report: Any = None) -> Path:
         eval_activations=folder / "eval/manifest.json",
         output=folder / name,
         work=folder / "work",
-        report=report,
+        progress=progress,
     )
     return folder / name
 

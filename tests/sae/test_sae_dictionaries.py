@@ -273,9 +273,9 @@ def test_a_resumed_training_of_a_null_equals_an_uninterrupted_one(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(chain, tmp_path / "resumed", sae, report=kill)
+        make(chain, tmp_path / "resumed", sae, progress=kill)
     steps: list[int] = []
-    make(chain, tmp_path / "resumed", sae, report=lambda step, *_: steps.append(step))
+    make(chain, tmp_path / "resumed", sae, progress=lambda step, *_: steps.append(step))
     assert steps == list(range(7, 17))
     for file in ("sae.safetensors", "cfg.json"):
         whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
@@ -485,7 +485,7 @@ def test_a_dictionary_goes_through_the_chain(chain: Chain, tmp_path: Path, dicti
 
 def test_progress_of_a_fit_is_shown(chain: Chain, tmp_path: Path) -> None:
     seen: list[tuple[int, int, float | None]] = []
-    make(chain, tmp_path, recipe("pca"), report=lambda *shown: seen.append(shown))
+    make(chain, tmp_path, recipe("pca"), progress=lambda *shown: seen.append(shown))
     assert seen[-1] == (64 * CONTEXT, 64 * CONTEXT, None)
 
 

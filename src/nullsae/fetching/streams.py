@@ -102,16 +102,19 @@ class _Recorder:
 
 def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> None:
     """Write the documents that `prepare_corpus` takes from a stream, by reading as it does."""
+    from nullsae.corpus.documents import SplitName
     from nullsae.corpus.packing import Packer
-    from nullsae.corpus.prepare import Reader, check_amounts, fill, tokenizer_and_order
+    from nullsae.corpus.prepare import (
+        Reader,
+        check_amounts,
+        fill,
+        tokenizer_and_order,
+        wanted_tokens,
+    )
     from nullsae.corpus.sources import documents
-    from nullsae.corpus.splits import SplitName
 
     where = f"config: corpora.{name}"
-    wanted: dict[SplitName, int | None] = {
-        "sae_train": corpus.sae_train_tokens,
-        "eval": corpus.eval_tokens,
-    }
+    wanted = wanted_tokens(corpus)
     total = sum(n_tokens or 0 for n_tokens in wanted.values())
     packers: dict[SplitName, Packer] = {}
     with bar(f"corpus {name}", "tokens") as progress:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -215,8 +216,8 @@ def capture_contexts(
 ) -> dict[str, Tensor]:
     """Run contexts through the subject, batch by batch, each batch once for all sites.
 
-    Each site's values go straight from the pass to their rows, cast on the way; on CUDA they are
-    cast there and copied while the next batch runs, if the rows are pinned.
+    Values go straight from the pass to their rows, cast on the way; on CUDA they are cast there and
+    copied while the next batch runs, if the rows are pinned.
 
     Args:
         subject: any variant.
@@ -262,8 +263,5 @@ def buffers(
     subject: Subject, n_tokens: int, sites: Sequence[str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Room for captured rows, per site [n_tokens, width]; pinned where a GPU fills it."""
-    pinned = subject.device.type == "cuda"
-    return {
-        site: torch.empty(n_tokens, subject.width(site), dtype=dtype, pin_memory=pinned)
-        for site in sites
-    }
+    keys: dict[str, Any] = {"dtype": dtype, "pin_memory": subject.device.type == "cuda"}
+    return {site: torch.empty(n_tokens, subject.width(site), **keys) for site in sites}

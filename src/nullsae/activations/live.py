@@ -50,7 +50,6 @@ class LiveBlocks:
 
     @property
     def sizes(self) -> list[int]:
-        """Tokens in each block, those of the shards of a cache."""
         return [len(contexts) * self.context_tokens for contexts in self.shards]
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
@@ -76,7 +75,6 @@ class LiveBlocks:
         return found
 
     def name(self, index: int, site: str) -> str:
-        """Where a block's activations come from, for messages."""
         keys = self.keys
         return (
             f"live activations of subject {keys.subject}, variant {keys.variant}, draw "
@@ -84,7 +82,6 @@ class LiveBlocks:
         )
 
     def work(self, indices: Collection[int]) -> str:
-        """What it takes to make these blocks, for messages."""
         if fitted_to(self.keys.variant, self.keys.draw):
             return f"{len(indices)} blocks sampled"
         passes = sum(-(-len(self.shards[i]) // self.batch_contexts) for i in indices)

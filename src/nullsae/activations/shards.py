@@ -43,10 +43,8 @@ class ShardSums:
     """
 
     def __init__(self, path: Path, d_model: int) -> None:
-        self.path = path
-        self.n_tokens = 0
+        self.path, self.n_tokens, self.norm_sum = path, 0, 0.0
         self.total = torch.zeros(d_model, dtype=torch.float64)
-        self.norm_sum = 0.0
 
     def add(self, piece: Tensor, position: Tensor) -> None:
         """Add the next rows [at most PIECE_ROWS, d_model]; `position` int64 [n] is of all rows."""
@@ -65,17 +63,9 @@ class ShardSums:
 
     def save_record(self, key: str, checksum: str) -> None:
         """Vouch for the shard, which must be whole by now."""
-        write_json(
-            self.path.with_suffix(".json"),
-            {
-                "key": key,
-                "file": self.path.name,
-                "n_tokens": self.n_tokens,
-                "checksum": checksum,
-                "sum": self.total.tolist(),
-                "norm_sum": self.norm_sum,
-            },
-        )
+        record = {"key": key, "file": self.path.name, "checksum": checksum}
+        sums = {"n_tokens": self.n_tokens, "sum": self.total.tolist(), "norm_sum": self.norm_sum}
+        write_json(self.path.with_suffix(".json"), record | sums)
 
 
 def pieces(n: int) -> Iterator[slice]:
@@ -106,8 +96,7 @@ def finished_shards(
         if record.get("key") != key:
             continue
         file = folder / record["file"]
-        index = shard_index(file)
-        if among is not None and index not in among:
+        if among is not None and shard_index(file) not in among:
             continue
         try:
             verify(file, record["checksum"], rebuild="")
@@ -119,7 +108,7 @@ def finished_shards(
             for rows in pieces(len(tensors["position"])):
                 sums.add(tensors["activations"][rows], tensors["position"])
             sums.save_record(key, record["checksum"])
-        found[index] = record["n_tokens"]
+        found[shard_index(file)] = record["n_tokens"]
     return found
 
 
@@ -144,17 +133,15 @@ def left_over(
 
     With `among`, the manifest and shards with such an index only: the rest is of other jobs.
     """
-    shards = [folder / SHARD.format(index) for index in keep]
-    kept = {file for shard in shards for file in (shard, shard.with_suffix(".json"))}
-    found = [file for file in (folder.iterdir() if folder.is_dir() else ()) if file not in kept]
-    if among is None:
-        return found
-    return [
-        file
-        for file in found
-        if file.name == "manifest.json"
-        or (SHARD_FILE.fullmatch(file.name) and shard_index(file) in among)
-    ]
+    kept = {name.format(index) for index in keep for name in (SHARD, RECORD)}
+
+    def own(file: Path) -> bool:
+        if among is None or file.name == "manifest.json":
+            return True
+        return bool(SHARD_FILE.fullmatch(file.name)) and shard_index(file) in among
+
+    files = folder.iterdir() if folder.is_dir() else ()
+    return [file for file in files if file.name not in kept and own(file)]
 
 
 def drop_records(folder: Path) -> None:

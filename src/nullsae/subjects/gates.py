@@ -258,8 +258,8 @@ def uncorrelated(before: State, after: State, changes: Mapping[str, Chance]) -> 
 
 def repeatable(first: Mapping[str, str], again: Mapping[str, str]) -> Gate:
     """A second draw with the same key gives identical bits; both as `fingerprints`."""
-    for name, digest in first.items():
-        if digest != again[name]:
+    for name in first:
+        if first[name] != again[name]:
             return failed("repeatable", f"{name}: a second draw with the same key differs")
     return passed("repeatable", f"{len(first)} tensors bit-identical")
 

@@ -116,9 +116,8 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         raise UserError(f"{what}: cannot be loaded: {reason}") from None
     # Transformers would draw what is missing at random, and call the result pretrained.
     if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{what}: cannot be loaded: {len(missing)} weights are missing, {missing[0]} for one"
-        )
+        reason = f"{len(missing)} weights are missing, {missing[0]} for one"
+        raise UserError(f"{what}: cannot be loaded: {reason}")
     return model  # type: ignore[no-any-return]
 
 
@@ -215,8 +214,7 @@ class Subject:
         input_ids = self._place(input_ids, split, contexts)
         with ExitStack() as stack:
             for site in sites:
-                handle = attach(self._point(site), partial(passes, site))
-                stack.callback(handle.remove)
+                stack.callback(attach(self._point(site), partial(passes, site)).remove)
             with suppress(_StopForward):
                 self.model(input_ids=input_ids, use_cache=False)
         if waiting:
@@ -266,8 +264,7 @@ class Subject:
                     seen = x.to(self.device).reshape(*input_ids.shape, -1)
                     return replace(seen).to(x.device).reshape(x.shape)
 
-                handle = attach(self._point(site), splice)
-                stack.callback(handle.remove)
+                stack.callback(attach(self._point(site), splice).remove)
             logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
             return logits.to(self.device)
 
@@ -276,16 +273,11 @@ def check_sites_add_up(subject: Subject, sites: Sequence[str], *, where: str) ->
     """Make sure that `attn_out` and `mlp_out` are what their blocks add to the residual stream.
 
     On a short probe, resid_pre + attn_out + mlp_out must equal resid_post up to the rounding of
-    two additions, for each block of which one of the two is wanted. This holds for parallel and
-    sequential residuals, and not where a block scales its parts or normalizes the sum.
-
-    Args:
-        subject: any variant.
-        sites: the sites that are wanted.
-        where: the config key that a message names.
+    two additions, for each block of which one of the two is among `sites`. This holds for parallel
+    and sequential residuals, and not where a block scales its parts or normalizes the sum.
 
     Raises:
-        UserError: a block in which it does not hold.
+        UserError: a block in which it does not hold; names the config key `where`.
     """
     kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
     layers = {site_layer(s) for s in sites if site_kind(s) in ("attn_out", "mlp_out")}
@@ -312,10 +304,9 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
         UserError: the GPUs together are too small for it.
     """
     device_map = recipe.get("source", {}).get("device_map")
-    if device_map is None:
-        return model.to(device)
-    if device.type != "cuda":
-        log.info("device_map %s is for GPUs; the subject lies on the %s", device_map, device)
+    if device_map is None or device.type != "cuda":
+        if device_map is not None:
+            log.info("device_map %s is for GPUs; the subject lies on the %s", device_map, device)
         return model.to(device)
     if find_spec("accelerate") is None:
         raise UserError(
@@ -325,16 +316,12 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
     import accelerate
 
     # A block's parts stay together: what it adds to must be on its device.
-    whole = list(model._no_split_modules or ())
+    whole = {"no_split_module_classes": list(model._no_split_modules or ())}
     memory = accelerate.utils.get_max_memory()
     memory.pop("cpu", None)
     if device_map != "sequential":
-        memory = accelerate.utils.get_balanced_memory(
-            model, max_memory=memory, no_split_module_classes=whole
-        )
-    spread = accelerate.infer_auto_device_map(
-        model, max_memory=memory, no_split_module_classes=whole
-    )
+        memory = accelerate.utils.get_balanced_memory(model, max_memory=memory, **whole)
+    spread = accelerate.infer_auto_device_map(model, max_memory=memory, **whole)
     if {"cpu", "disk"} & {str(at) for at in spread.values()}:
         raise UserError(
             f"config: subjects.*.source.device_map: the subject does not fit into the "

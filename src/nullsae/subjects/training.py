@@ -70,11 +70,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """Bring all singular values of a matrix near 1, keeping its singular vectors.
 
     Quintic Newton-Schulz iteration with Jordan's coefficients, which ends between about 0.7 and
-    1.2 instead of converging to 1.
-
-    Args:
-        matrix: float [rows, columns].
-        steps: iterations.
+    1.2 instead of converging to 1. The matrix is float [rows, columns].
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x: Tensor = matrix.T if tall else matrix
@@ -86,12 +82,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def learning_rate_scale(step: int, source: TrainSource) -> float:
-    """Factor on both learning rates at a step: linear rise, constant, linear fall.
-
-    Args:
-        step: counted from 0.
-        source: its `steps`, `warmup_share` and `decay_share`.
-    """
+    """Factor on both learning rates at a step, from 0: linear rise, constant, linear fall."""
     warmup_steps = max(1, round(source.warmup_share * source.steps))
     decay_steps = max(1, round(source.decay_share * source.steps))
     return min(1.0, (step + 1) / warmup_steps, (source.steps - step) / decay_steps)

@@ -29,8 +29,8 @@ from nullsae.subjects.changes import (
     haar_frame,
     initial_parameters,
     norm_parameters,
+    randomize,
 )
-from nullsae.subjects.randomize import randomize
 
 torch.set_num_threads(1)
 redraw, permute, match_spectrum = REDRAWN.new, PERMUTED.new, MATCHED.new

@@ -36,11 +36,7 @@ class Portion:
 
     @classmethod
     def parse(cls, text: str) -> Portion:
-        """From `2/8`, the third of eight.
-
-        Raises:
-            UserError: anything else.
-        """
+        """From `2/8`, the third of eight; `UserError` for anything else."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or not int(found[1]) < int(found[2]):
             raise UserError(f"--portion: {text!r} is not one of 0/N to N-1/N, such as 0/4")

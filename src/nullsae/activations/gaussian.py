@@ -109,11 +109,7 @@ def _sample_site(
 
 
 def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
-    """Mean and covariance of a site's activations, after a check of their shards.
-
-    Raises:
-        UserError: a shard is missing or damaged.
-    """
+    """Mean and covariance of a site's activations, after `SiteReader.check`."""
     reader.check()
     fit = Moments(reader.d_model, device=device)
     for x, _ in reader.batches():
@@ -124,9 +120,7 @@ def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
 def oas_shrinkage(covariance: Tensor, n: int) -> float:
     """Weight of the target tr(S)/p * I that approximates the oracle (Chen et al. 2010, eq. 23).
 
-    Args:
-        covariance: S, the sample covariance [p, p] with n in the denominator.
-        n: samples behind it.
+    S is the sample covariance [p, p] of n samples, with n in the denominator.
     """
     p = len(covariance)
     square, trace = float(covariance.square().sum()), float(covariance.trace())

@@ -7,9 +7,11 @@ same `shard_tokens`, and 100 million tokens need no disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,11 +25,15 @@ from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import StreamParams, TrainSaeParams
-from nullsae.subjects.loading import DTYPES, Subject, load_subject, pick_device
+from nullsae.subjects.loading import DTYPES, load_subject, pick_device
 
 SPLIT = "sae_train"
-# What activations of some contexts are made by, per site [tokens, width] in the storage type.
-Source = Callable[[range, Sequence[str]], dict[str, Tensor]]
+
+
+class Source(Protocol):
+    """What makes activations of some contexts, per site [tokens, width] in the storage type."""
+
+    def __call__(self, *, contexts: range, sites: Sequence[str]) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class LiveBlocks:
             UserError: NaN or infinite activations; names subject, variant, site, block and row.
         """
         contexts = self.shards[index]
-        found = self.source(contexts, sorted(sites))
+        found = self.source(contexts=contexts, sites=sorted(sites))
         order = shard_order(self.seed, SPLIT, index, len(contexts) * self.context_tokens)
         for site in found:
             x = found[site] = found[site][order.to(found[site].device)]
@@ -129,6 +135,7 @@ def live_blocks(
             )
     context_tokens = int(corpus.input_ids.shape[1])
     device = pick_device(params.compute.device)
+    source: Source
     if fitted_keys := fitted_to(keys.variant, keys.draw):
         if fitted is None:
             variant, draw = fitted_keys
@@ -143,7 +150,14 @@ def live_blocks(
     else:
         if model is None:
             raise UserError("activations.mode stream needs the variant's weights: give --model")
-        source = _captured(stream, load_subject(model, device), torch.from_numpy(corpus.input_ids))
+        source = partial(
+            capture_contexts,
+            load_subject(model, device),
+            torch.from_numpy(corpus.input_ids),
+            split=SPLIT,
+            batch_contexts=stream.batch_contexts,
+            dtype=DTYPES[stream.dtype],
+        )
     shards = shard_contexts(corpus, stream.max_tokens, stream.shard_tokens)
     return LiveBlocks(params.seed, keys, context_tokens, shards, stream.batch_contexts, source)
 
@@ -162,28 +176,11 @@ def _sampled(
         for site, reader in readers.items()
     }
 
-    def sample(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def sample(*, contexts: range, sites: Sequence[str]) -> dict[str, Tensor]:
         found = {}
-        for site in wanted:
+        for site in sites:
             samples = gaussians[site].contexts(contexts, context_tokens, seed, keys, site, SPLIT)
             found[site] = torch.cat([x.to("cpu", dtype) for x in samples])
         return found
 
     return sample
-
-
-def _captured(stream: StreamParams, subject: Subject, ids: Tensor) -> Source:
-    """Activations of a model's forward passes over `ids`, integers [n_contexts, context_tokens]."""
-
-    def forward(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
-        return capture_contexts(
-            subject,
-            ids,
-            split=SPLIT,
-            contexts=contexts,
-            batch_contexts=stream.batch_contexts,
-            sites=wanted,
-            dtype=DTYPES[stream.dtype],
-        )
-
-    return forward

@@ -58,12 +58,9 @@ class CaptureClock:
 
 
 def check_disk(output: Path, n_bytes: int, *, freed: int = 0) -> None:
-    """Stop before writing what the disk will not hold.
+    """Stop before writing `n_bytes` of tensors to a disk that will not hold them.
 
-    Args:
-        output: folder below which is written.
-        n_bytes: of tensors.
-        freed: bytes of files that are deleted first.
+    `freed` are bytes of files that are deleted first.
 
     Raises:
         UserError: names the folder, what is needed and what is free.

@@ -80,12 +80,8 @@ def finished_shards(
     """Tokens in each whole shard that an earlier run of the same provenance left, by index.
 
     Those are the shards with a record, and those of a manifest whose other shards are damaged or
-    missing: these get their records back.
-
-    Args:
-        folder: of a site.
-        key: its provenance; without any, nothing is of the same one.
-        among: indices to look at, where other jobs are at work on the others; else all.
+    missing: these get their records back. Without a key, nothing is of the same provenance.
+    With `among`, only these indices are looked at: other jobs are at work on the others.
     """
     if not key:
         return {}

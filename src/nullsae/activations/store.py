@@ -90,12 +90,10 @@ class SiteWriter:
                 put(header((name, shards.TYPE_NAMES[x.dtype], x.shape) for name, x in rows))
                 put(placed.contiguous().numpy().data)
                 for part in shards.pieces(len(placed)):
-                    # It copies whole rows; indexing goes through them number by number.
-                    piece = (
-                        activations[part]
-                        if order is None
-                        else activations.index_select(0, order[part])
-                    )
+                    piece = activations[part]
+                    if order is not None:
+                        # Copies whole rows; indexing goes through them number by number.
+                        piece = activations.index_select(0, order[part])
                     sums.add(piece, placed)
                     put(piece.contiguous().view(torch.uint8).numpy().data)
             sums.save_record(self.key, digest.hexdigest())

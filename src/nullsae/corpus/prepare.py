@@ -9,6 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from nullsae import paths
@@ -17,10 +19,11 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, write_json
 from nullsae.corpus.documents import Replaced, SplitName, normalize, split_of_digest, text_digest
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
-from nullsae.corpus.packing import Packer
 from nullsae.corpus.sources import describe, documents, is_streamed
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from nullsae.jobs.corpus import PrepareCorpusParams
+
+IntArray = NDArray[np.int32]
 
 SPLITS: tuple[SplitName, ...] = ("sae_train", "eval")
 MAX_NGRAM_FIT_TOKENS = 10_000_000
@@ -68,6 +71,49 @@ class Reader:
     def digest(self) -> str:
         """One digest of the set of documents read so far."""
         return hashlib.blake2b(b"".join(sorted(self._digests)), digest_size=16).hexdigest()
+
+
+class Packer:
+    """Joins documents of one split by EOS, in order, and cuts them into contexts of one length."""
+
+    def __init__(self, n_contexts: int | None, context_tokens: int, eos_token_id: int) -> None:
+        """Start empty; with `n_contexts` None everything is kept."""
+        self.n_contexts, self.context_tokens = n_contexts, context_tokens
+        self._eos = np.array([eos_token_id], dtype=np.int32)
+        self._pieces: list[IntArray] = []
+        self._lengths: list[int] = []
+        self.n_tokens = 0
+        """Tokens collected, EOS included."""
+
+    @property
+    def full(self) -> bool:
+        """Whether another document would be dropped whole."""
+        wanted = self.n_contexts
+        return wanted is not None and self.n_tokens >= wanted * self.context_tokens
+
+    def add(self, ids: IntArray) -> None:
+        """Add one document's token ids, [n_tokens]; its EOS is added here."""
+        self._pieces += [ids, self._eos]
+        self._lengths.append(len(ids) + 1)
+        self.n_tokens += len(ids) + 1
+
+    def contexts(self) -> tuple[IntArray, IntArray]:
+        """The first `n_contexts` contexts, or all whole ones; what is left over is dropped.
+
+        Returns:
+            input_ids and document_id, both int32 [n_contexts, context_tokens]. An EOS has the
+            document_id of the document that it ends.
+
+        Raises:
+            ValueError: fewer tokens than `n_contexts` need.
+        """
+        whole = self.n_tokens // self.context_tokens
+        shape = (whole if self.n_contexts is None else self.n_contexts, self.context_tokens)
+        if self.n_tokens < (size := shape[0] * shape[1]):
+            raise ValueError(f"{self.n_tokens} tokens, {size} needed")
+        documents = np.repeat(np.arange(len(self._lengths), dtype=np.int32), self._lengths)
+        tokens = np.concatenate(self._pieces)
+        return tokens[:size].reshape(shape), documents[:size].reshape(shape)
 
 
 def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:

@@ -103,8 +103,8 @@ class _Recorder:
 def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> None:
     """Write the documents that `prepare_corpus` takes from a stream, by reading as it does."""
     from nullsae.corpus.documents import SplitName
-    from nullsae.corpus.packing import Packer
     from nullsae.corpus.prepare import (
+        Packer,
         Reader,
         check_amounts,
         fill,

@@ -19,10 +19,10 @@ from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs import subjects as jobs
 from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
+from nullsae.subjects.changes import by_change, draw_of, randomize
 from nullsae.subjects.families import text_config
 from nullsae.subjects.health import activation_health, heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
-from nullsae.subjects.randomize import by_change, draw_of, randomize
 
 PROBE_CONTEXTS = 4
 

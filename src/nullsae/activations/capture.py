@@ -64,14 +64,13 @@ def cache_activations(
 ) -> list[str]:
     """Capture all sites of a split that are not there yet.
 
-    A site whose manifest has this provenance and whose shards are whole is left alone, and so is a
-    whole shard of a site that a killed run, or a damage to other shards, left incomplete: adding a
-    site, or running again, computes only what is missing, to the same bytes.
+    Whole shards of this provenance are left alone, also where a killed run, or a damage to others,
+    left their site incomplete: adding a site, or running again, computes only what is missing, to
+    the same bytes.
 
     In memory are two shards, 2 * n * (sum of the sites' widths) * bytes of the storage type with
-    n = `shard_tokens`, beside what one forward pass takes, whatever the number of tokens: one is
-    captured while a thread writes the other. After two batches a line is logged with tokens, bytes
-    and the time that all of it will take.
+    n = `shard_tokens`, beside what one forward pass takes: one is captured while a thread writes
+    the other. After two batches a line is logged with tokens, bytes and the time of all of it.
 
     Args:
         params: the rule's slice of the config.

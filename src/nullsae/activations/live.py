@@ -67,12 +67,11 @@ class LiveBlocks:
         contexts = self.shards[index]
         found = self.source(contexts=contexts, sites=sorted(sites))
         order = shard_order(self.seed, SPLIT, index, len(contexts) * self.context_tokens)
-        for site in found:
-            x = found[site] = found[site][order.to(found[site].device)]
+        for site, captured in found.items():
+            x = found[site] = captured[order.to(captured.device)]
             # One pass without a copy; only what it finds is looked at row by row.
-            if bool(torch.isfinite(x.sum(dtype=torch.float32))):
-                continue
-            if (row := bad_row(x)) is not None:
+            finite = bool(torch.isfinite(x.sum(dtype=torch.float32)))
+            if not finite and (row := bad_row(x)) is not None:
                 position = contexts.start * self.context_tokens + int(order[row])
                 raise UserError(
                     f"{self.name(index, site)}: row {row} (token {position}) is NaN or infinite; "

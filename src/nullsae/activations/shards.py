@@ -27,12 +27,7 @@ RECORD, RECORDS = "shard-{:05d}.json", "shard-*.json"
 # sums of a shard are sums over such pieces: another number changes their last bits.
 PIECE_ROWS = 512
 # Names of the storage types in safetensors.
-TYPE_NAMES = {
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-}
+TYPES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class ShardSums:

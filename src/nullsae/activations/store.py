@@ -87,7 +87,7 @@ class SiteWriter:
 
                 # In the order in which safetensors wants them: by falling alignment.
                 rows = (("position", placed), ("activations", activations))
-                put(header((name, shards.TYPE_NAMES[x.dtype], x.shape) for name, x in rows))
+                put(header((name, shards.TYPES[x.dtype], x.shape) for name, x in rows))
                 put(placed.contiguous().numpy().data)
                 for part in shards.pieces(len(placed)):
                     piece = activations[part]

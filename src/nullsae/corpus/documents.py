@@ -28,10 +28,7 @@ def normalize(text: str, replaced: Replaced) -> str:
     """A document as it is tokenized: line feeds only, no lone surrogate, no byte order mark first.
 
     Letters stay as they are: composed and decomposed forms are different texts to a tokenizer.
-
-    Args:
-        text: as its file has it.
-        replaced: counts what changes.
+    `replaced` counts what changes.
     """
     if text.startswith(MARK):
         text = text[1:]
@@ -56,10 +53,6 @@ def split_of_digest(digest: bytes, eval_share: float) -> SplitName:
     """The split of a document.
 
     A document keeps its split whatever documents are added, removed or reordered, and equal texts
-    share one. A larger `eval_share` moves documents to `eval` only.
-
-    Args:
-        digest: of the whole text, as from `text_digest`.
-        eval_share: probability of `eval`, between 0 and 1.
+    share one. A larger `eval_share`, the probability of `eval`, moves documents to `eval` only.
     """
     return "eval" if int.from_bytes(digest[:8], "big") < eval_share * 2**64 else "sae_train"

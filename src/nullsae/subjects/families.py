@@ -46,8 +46,7 @@ def text_config(model: Any) -> Any:
 def find_blocks(model: Any) -> nn.ModuleList:
     """The list of transformer blocks: the outermost `ModuleList` with one entry per layer.
 
-    Raises:
-        UserError: the model has no such list; says what was looked for.
+    `UserError` says what was looked for if there is none.
     """
     n_layers = getattr(text_config(model), "num_hidden_layers", None)
     lists = [
@@ -66,8 +65,7 @@ def find_blocks(model: Any) -> nn.ModuleList:
 def find_site(model: Any, site: str) -> Point:
     """The place in a model where a site's tensor passes.
 
-    Raises:
-        UserError: the block has no such part; says which names were looked for.
+    `UserError` says which names were looked for if the block has no such part.
     """
     kind = site_kind(site)
     if kind == "embed":

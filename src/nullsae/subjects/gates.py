@@ -73,15 +73,13 @@ def changed(before: State, after: State, names: set[str]) -> Gate:
 
     At least one does: with none, the variant would be the original under another name.
     """
-    n_changed = 0
+    same = {name: torch.equal(old, after[name]) for name, old in before.items()}
     for name, old in before.items():
-        same = torch.equal(old, after[name])
-        n_changed += not same
-        if name in names and same and not _is_constant(old):
+        if name in names and same[name] and not _is_constant(old):
             return failed("changed", f"{name}: should have changed and did not")
-        if name not in names and not same:
+        if name not in names and not same[name]:
             return failed("changed", f"{name}: changed and should not have")
-    if n_changed == 0:
+    if all(same.values()):
         return failed("changed", "no tensor differs from the original's")
     return passed("changed", f"{len(names)} of {len(before)} tensors")
 
@@ -307,11 +305,7 @@ def noise(first: Tensor, other_batch: Tensor, plain: Tensor, std: float) -> list
 
 
 def require(gates: Sequence[Gate], where: str) -> None:
-    """Stop at the first failed gate.
-
-    Raises:
-        UserError: names the folder, the gate and the tensor.
-    """
+    """Stop at the first failed gate by a `UserError` that names the folder, gate and tensor."""
     for gate in gates:
         if not gate["passed"]:
             raise UserError(f"{where}: gate {gate['gate']!r} failed: {gate['detail']}")

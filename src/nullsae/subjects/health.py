@@ -23,10 +23,7 @@ HEALTH_BATCH_TOKENS = 2048
 
 
 def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
-    """Mean next-token loss over a split, in nats, and the number of predicted tokens.
-
-    The first token of a context has no predecessor and is not predicted.
-    """
+    """Mean next-token loss over a split, in nats, and the number of tokens that are predicted."""
     ids = torch.from_numpy(tokens.input_ids)
     context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
     n_batch = min(LOSS_BATCH_CONTEXTS, max(1, MAX_LOGIT_BYTES // context_bytes))

@@ -31,11 +31,7 @@ PROBE_TOKENS = 8
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that `compute.device` means on this machine.
-
-    Raises:
-        UserError: CUDA is asked for where there is none.
-    """
+    """The device that `compute.device` means here; `UserError` for CUDA where there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -300,8 +296,7 @@ def check_sites_add_up(subject: Subject, sites: Sequence[str], *, where: str) ->
 def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
     """Move a subject to its device, or spread it over the GPUs as its `device_map` says.
 
-    Raises:
-        UserError: the GPUs together are too small for it.
+    `UserError` if the GPUs together are too small for it.
     """
     device_map = recipe.get("source", {}).get("device_map")
     if device_map is None or device.type != "cuda":
@@ -359,4 +354,4 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
         use_safetensors=True,
     )
     model = place(model.eval().requires_grad_(False), recipe, device)
-    return Subject(model=model, recipe=recipe, device=device)
+    return Subject(model, recipe, device)

@@ -38,7 +38,7 @@ from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.config.compute import Compute
 from nullsae.core.files import checksum, write_json
 from nullsae.core.randomness import numpy_generator, torch_generator
-from nullsae.jobs.params import CacheActivationsParams
+from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.subjects.loading import load_subject, save_subject
 
 CONTEXT_TOKENS = 256

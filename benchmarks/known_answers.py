@@ -30,7 +30,8 @@ from nullsae.autointerp.score import score_latents
 from nullsae.config.endpoints import Endpoint, ManagedServer
 from nullsae.config.llm import Llm
 from nullsae.config.subjects import GgufSource
-from nullsae.jobs.params import CellKeys, PrepareJudgeParams, ScoreLatentsParams
+from nullsae.jobs.autointerp import PrepareJudgeParams, ScoreLatentsParams
+from nullsae.jobs.keys import CellKeys
 from nullsae.tables import cell_schema, read_table, write_table
 
 KNOWN = Path(__file__).parents[1] / "tests" / "data" / "known_answers.jsonl"

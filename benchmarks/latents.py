@@ -45,7 +45,8 @@ from nullsae.config.compute import Compute
 from nullsae.config.latents import Latents
 from nullsae.core.files import checksum, write_json
 from nullsae.core.randomness import numpy_generator, torch_generator
-from nullsae.jobs.params import CellKeys, CollectLatentsParams
+from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.collect import Skipped, collect_latents, draw_sample, sort_firings
 from nullsae.latents.describe import describe
 from nullsae.latents.split import Split

@@ -41,7 +41,8 @@ from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.corpus.sources import documents
 from nullsae.corpus.token_text import read_tokenizer
-from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.keys import CellKeys
 from nullsae.tables import cell_schema, read_table, write_table
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "autointerp"))

@@ -20,7 +20,9 @@ from nullsae.config.compute import Compute
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.files import checksum, write_json
 from nullsae.core.randomness import numpy_generator, torch_generator
-from nullsae.jobs.params import CacheActivationsParams, CellKeys, ModelKeys, RandomizeModelParams
+from nullsae.jobs.activations import CacheActivationsParams
+from nullsae.jobs.keys import CellKeys, ModelKeys
+from nullsae.jobs.subjects import RandomizeModelParams
 from nullsae.subjects.loading import DTYPES
 
 # Threads wait for each other on a busy machine, which costs such small tensors minutes.

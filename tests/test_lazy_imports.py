@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nullsae.config.read import read_merged_config
-from nullsae.jobs.slices import rule_params
+from nullsae.jobs.rules import rule_params
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = (

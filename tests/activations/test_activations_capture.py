@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nullsae.activations import capture as module
-from nullsae.activations.capture import cache_activations, capture_chunk
+from nullsae.activations.capture import cache_activations, capture_contexts
 from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.config.sites import KINDS
 from nullsae.core.errors import UserError
@@ -39,8 +39,13 @@ from small_chain import (
 BATCH = 8
 
 
-def capture(chain: Chain, output: Path, split: str = "eval", **keys: Any) -> list[str]:
-    report: Callable[[int, int], None] | None = keys.pop("report", None)
+def capture(
+    chain: Chain,
+    output: Path,
+    split: str = "eval",
+    report: Callable[[int, int], None] | None = None,
+    **keys: Any,
+) -> list[str]:
     return cache_activations(
         capture_params(**keys),
         split=split,
@@ -365,9 +370,9 @@ def test_an_error_of_the_pass_leaves_the_writer_at_work(
 def test_the_pass_waits_for_the_writer_or_runs_away_from_it(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two chunks in memory, and the same memory for all of them."""
+    """Two shards in memory, and the same memory for all of them."""
     begun, written, ahead, rooms = [0], [0], [], set()
-    plain_chunk, plain_write = module.capture_chunk, SiteWriter.write
+    plain_chunk, plain_write = module.capture_contexts, SiteWriter.write
 
     def chunk(*arguments: Any, **keys: Any) -> dict[str, Tensor]:
         begun[0] += 1
@@ -381,7 +386,7 @@ def test_the_pass_waits_for_the_writer_or_runs_away_from_it(
         plain_write(self, *arguments)
         written[0] += 1
 
-    monkeypatch.setattr(module, "capture_chunk", chunk)
+    monkeypatch.setattr(module, "capture_contexts", chunk)
     monkeypatch.setattr(SiteWriter, "write", write)
     capture(chain, tmp_path, sites=SITES[:1])
     assert begun == written == [8]
@@ -420,10 +425,10 @@ def test_a_chunk_is_another_than_its_shard(chain: Chain, tmp_path: Path) -> None
     seen: list[int] = []
     keys: dict[str, Any] = {"split": "sae_train", "batch_contexts": 3, "sites": sites}
     into = {site: torch.full((200, D_MODEL), torch.nan) for site in sites}
-    plain = capture_chunk(
+    plain = capture_contexts(
         subject, ids, contexts=range(16, 24), dtype=torch.float32, report=seen.append, **keys
     )
-    found = capture_chunk(
+    found = capture_contexts(
         subject, ids, contexts=range(16, 24), dtype=torch.float32, into=into, **keys
     )
     assert seen == [19, 22, 24]
@@ -432,8 +437,8 @@ def test_a_chunk_is_another_than_its_shard(chain: Chain, tmp_path: Path) -> None
         x, position = reader.shard(2)
         assert torch.equal(plain[site], found[site])
         torch.testing.assert_close(found[site][position - 16 * CONTEXT], x, rtol=1e-5, atol=1e-6)
-        assert bool(into[site][8 * CONTEXT :].isnan().all()), "wrote beyond the chunk"
-    half = capture_chunk(subject, ids, contexts=range(16, 24), dtype=torch.bfloat16, **keys)
+        assert bool(into[site][8 * CONTEXT :].isnan().all()), "wrote beyond the contexts"
+    half = capture_contexts(subject, ids, contexts=range(16, 24), dtype=torch.bfloat16, **keys)
     assert torch.equal(half[SITES[0]], plain[SITES[0]].bfloat16())
 
 
@@ -442,7 +447,7 @@ def test_a_site_that_nothing_passes_is_filled_with_what_memory_held(chain: Chain
     subject._points["mlp_out.1"] = Point(torch.nn.Identity())
     ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids)
     with pytest.raises(UserError, match=r"^site mlp_out.1: nothing passes there"):
-        capture_chunk(
+        capture_contexts(
             subject,
             ids,
             split="eval",

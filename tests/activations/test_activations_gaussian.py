@@ -21,7 +21,8 @@ from nullsae.activations.store import SiteReader
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import ModelKeys, SampleGaussianParams
+from nullsae.jobs.activations import SampleGaussianParams
+from nullsae.jobs.keys import ModelKeys
 from nullsae.subjects.gates import Gate
 from small_chain import (
     COMPUTE,
@@ -56,8 +57,13 @@ def params(**keys: Any) -> SampleGaussianParams:
     return SampleGaussianParams(keys=model, **{**plain, **keys})
 
 
-def sample(chain: Chain, output: Path, split: str = "eval", **keys: Any) -> list[str]:
-    report: Callable[[int, int], None] | None = keys.pop("report", None)
+def sample(
+    chain: Chain,
+    output: Path,
+    split: str = "eval",
+    report: Callable[[int, int], None] | None = None,
+    **keys: Any,
+) -> list[str]:
     tokens = chain.train_tokens if split == "sae_train" else chain.eval_tokens
     return sample_gaussian(
         params(**keys),

@@ -14,13 +14,9 @@ from nullsae.activations.live import LiveBlocks, live_blocks
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import (
-    ModelKeys,
-    SaeCell,
-    SampleGaussianParams,
-    StreamParams,
-    TrainSaeParams,
-)
+from nullsae.jobs.activations import SampleGaussianParams
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import SaeCell, StreamParams, TrainSaeParams
 from nullsae.subjects.publish import randomize_model
 from small_chain import (
     COMPUTE,
@@ -149,11 +145,11 @@ def test_activations_that_are_not_finite_are_passed_on(value: float) -> None:
         return {site: x.clone() for site in sites}
 
     keys = ModelKeys(subject="tiny", variant="step0", draw=0)
-    blocks = LiveBlocks(0, keys, 4, 9, 3, 2, source)
+    blocks = LiveBlocks(0, keys, 4, [range(0, 3), range(3, 6), range(6, 9)], 2, source)
     blocks.block(0, ["resid_post.1"])
     with pytest.raises(UserError) as caught:
         blocks.block(1, ["resid_post.1"])
-    from nullsae.activations.capture import shard_order
+    from nullsae.activations.layout import shard_order
 
     row = shard_order(0, "sae_train", 1, 12).tolist().index((5 - 3) * 4 + 2)
     assert str(caught.value).startswith(
@@ -166,7 +162,7 @@ def test_large_but_finite_activations_are_refused() -> None:
     """Their sum overflows float32."""
     keys = ModelKeys(subject="tiny", variant="trained", draw=0)
     large = torch.full((8, 3), 3e38)
-    blocks = LiveBlocks(0, keys, 4, 2, 2, 2, lambda contexts, sites: {"resid_post.0": large})
+    blocks = LiveBlocks(0, keys, 4, [range(2)], 2, lambda contexts, sites: {"resid_post.0": large})
     assert torch.equal(blocks.block(0, ["resid_post.0"])["resid_post.0"], large)
 
 

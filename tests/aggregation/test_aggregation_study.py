@@ -17,7 +17,7 @@ from nullsae.config.parse import parse_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import cell_files
-from nullsae.jobs.params import AggregateParams
+from nullsae.jobs.tables import AggregateParams
 from nullsae.statistics.verdicts import verdict
 from nullsae.tables.cells import CELL_TABLES
 from nullsae.tables.study import COSTS

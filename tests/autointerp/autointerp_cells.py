@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from nullsae.autointerp.examples import Examples, examples_of
 from nullsae.autointerp.score import score_latents
 from nullsae.config.parse import parse_section
-from nullsae.jobs.params import CellKeys, ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.keys import CellKeys
 from nullsae.tables import cell_schema, read_table, write_table
 
 KEYS = {

@@ -30,7 +30,7 @@ from nullsae.autointerp.scorers.intruder import IntruderScorer, intruder_tasks
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.parse import parse_section
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 Rows = list[dict[str, Any]]

@@ -82,7 +82,8 @@ from pathlib import Path
 from nullsae.config.parse import config_schema, parse_config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import cell_files, scorer_cells
-from nullsae.jobs.slices import asks, rule_params
+from nullsae.jobs.autointerp import asks
+from nullsae.jobs.rules import rule_params
 from nullsae.planning.bills import bills
 from nullsae.report.controls import controls
 from nullsae.report.names import figure_names

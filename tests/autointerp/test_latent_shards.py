@@ -15,7 +15,7 @@ from nullsae.autointerp.score import score_latents
 from nullsae.autointerp.shards import Ranks, join_shards
 from nullsae.config.parse import parse_section
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import ExplainLatentsParams, ScoreLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, write_table
 
 SHARDS = ("0:2", "2:4", "4:6")  # of three latents: two, one, none

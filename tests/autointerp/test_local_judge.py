@@ -15,7 +15,7 @@ from nullsae.autointerp.llm.serve_gguf import requantized, serve_gguf
 from nullsae.autointerp.local_model import load_judge, prepare_judge
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import PrepareJudgeParams
+from nullsae.jobs.autointerp import PrepareJudgeParams
 from small_chain import CPU, flip_byte, tiny_model
 from tiny_gguf import write_tiny_gguf
 

@@ -11,9 +11,8 @@ import typer.main
 from typer.testing import CliRunner
 
 from nullsae import __version__
-from nullsae.cli import options as arguments
 from nullsae.cli.main import app, main
-from nullsae.jobs import params as params
+from nullsae.jobs.rules import rules
 from small_chain import COMPUTE, SITES, Chain, all_rows, capture_params
 
 RULES = Path(__file__).parents[2] / "workflow" / "rules"
@@ -171,11 +170,11 @@ def test_a_verb_by_hand_differs_from_its_function(chain: Chain, tmp_path: Path) 
     assert found.equal(all_rows(chain.eval_activations, SITES[0])[0])
 
 
-@pytest.mark.parametrize("verb", sorted(arguments.PARAMS))
+@pytest.mark.parametrize("verb", sorted(rules()))
 def test_help_is_silent_about_the_params(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         app([verb, "--help"], prog_name="nullsae")
     shown = capsys.readouterr().out.split("Fields of --params:")[1]
-    model = getattr(params, arguments.PARAMS[verb])
+    model = rules()[verb].params
     missing = [name for name in model.model_fields if f"\n  {name}" not in shown]
     assert missing == []

@@ -14,7 +14,7 @@ from nullsae.config.parse import config_schema, parse_config, parse_section, res
 from nullsae.config.sites import site_layer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import TrainSaeParams
+from nullsae.jobs.saes import TrainSaeParams
 from small_chain import tiny_model
 
 STUDY: dict[str, Any] = {

@@ -7,7 +7,7 @@ import pytest
 from nullsae.config.parse import parse_section
 from nullsae.config.variants import VARIANTS, fitted_to, floor_name, has_model, is_floor
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import ModelKeys
+from nullsae.jobs.keys import ModelKeys
 
 
 def test_a_variant_lacks_the_name_of_a_floor() -> None:

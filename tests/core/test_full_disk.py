@@ -16,7 +16,7 @@ from nullsae.config.saes import Sae
 from nullsae.core.checkpoint import save_state
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.jobs.params import SaeCell, TrainSaeParams
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.train_sae import train_sae
 from small_chain import COMPUTE, Chain, build_chain, capture_params, model_params
 

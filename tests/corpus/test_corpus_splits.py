@@ -7,9 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullsae.corpus.prepare import Reader
-from nullsae.corpus.splits import split_of, text_digest
+from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
 
 texts = st.lists(st.text(), max_size=30)
+
+
+def split_of(text: str, eval_share: float) -> SplitName:
+    return split_of_digest(text_digest(text), eval_share)
 
 
 @settings(max_examples=40, deadline=None)

@@ -53,7 +53,8 @@ import torch
 from nullsae.config.read import read_merged_config
 from nullsae.autointerp.local_model import load_judge, prepare_judge
 from nullsae.corpus.prepare import prepare_corpus
-from nullsae.jobs.params import PrepareCorpusParams, PrepareJudgeParams
+from nullsae.jobs.autointerp import PrepareJudgeParams
+from nullsae.jobs.corpus import PrepareCorpusParams
 from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.subjects.loading import fetch
 

@@ -15,11 +15,11 @@ from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.jobs.code_hash import code_hash
-from nullsae.jobs.grid import cell_files, floor_cells, sae_cells
-from nullsae.jobs.params import TrainSaeParams, pretrained_sae_path
+from nullsae.jobs.activations import activations_key
+from nullsae.jobs.grid import cell_files, cross_cells, floor_cells, sae_cells
+from nullsae.jobs.rules import rule_params
+from nullsae.jobs.saes import TrainSaeParams, pretrained_sae_path
 from nullsae.jobs.shared_training import SharedJob, shared_jobs
-from nullsae.jobs.slices import activations_key, cross_cells, rule_params
 
 STUDY: dict[str, Any] = {
     "corpora": {
@@ -156,7 +156,7 @@ def many(**activations: Any) -> Config:
 def write_saes(root: Path, jobs: list[SharedJob]) -> None:
     """What these jobs leave behind, as far as the workflow looks at it."""
     for job in jobs:
-        keys = [job.params.cell_key(cell, code_hash("train_sae")) for cell in job.params.cells]
+        keys = [job.params.cell_key(cell, job.params.code(cell)) for cell in job.params.cells]
         for key, file in zip(keys, job.files(paths.SAE_CONFIG), strict=True):
             write_json(root / file, {"key": key})
         for file in (*job.files(paths.SAE_WEIGHTS), *job.files(paths.HISTORY)):

@@ -19,11 +19,11 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.core.randomness import numpy_generator
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import CollectLatentsParams
+from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.collect import Skipped, collect_latents, sort_firings
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
-from nullsae.latents.windows import Grid, assign_pools
+from nullsae.latents.windows import Grid, deal_documents, pools_of
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
 from small_chain import (
@@ -42,6 +42,11 @@ LENGTH, MIN_FIRINGS, MIN_WINDOWS = 4, 20, 8
 KINDS = ("random", "co_occurring", "nearest")
 FILES = ("latents.parquet", "windows.parquet", "coverage.parquet", "firings.safetensors")
 Rows = list[dict[str, Any]]
+
+
+def pool_of_cells(grid: Grid, generator: np.random.Generator) -> np.ndarray:
+    """int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents."""
+    return pools_of(grid.document, deal_documents(grid, generator))
 
 
 def settings(**keys: Any) -> Latents:
@@ -227,7 +232,7 @@ def test_another_kind_of_silent_window_fires_or_moves_what_was_drawn(
         assert row["document"] not in explain
     # Latents with few silent windows share them out among the kinds; of others nothing moves.
     grid = Grid.cut(load_tokens(chain.eval_tokens).document_id, LENGTH)
-    n_windows = int((assign_pools(grid, numpy_generator(0, "pools")) == 1).sum())
+    n_windows = int((pool_of_cells(grid, numpy_generator(0, "pools")) == 1).sum())
     ample = {
         row["latent"]
         for row in found["latents"]
@@ -284,7 +289,7 @@ def test_the_filter_forgets_a_pool_or_the_silent_windows(
     chain: Chain, tiny_sae: Path, tmp_path: Path, dense: NDArray[np.float64], least: int
 ) -> None:
     grid = Grid.cut(load_tokens(chain.eval_tokens).document_id, LENGTH)
-    pools = assign_pools(grid, numpy_generator(0, "pools"))
+    pools = pool_of_cells(grid, numpy_generator(0, "pools"))
     active = dense.reshape(-1, LENGTH, 48).max(axis=1) > 0
     enough = (dense > 0).sum(axis=0) >= MIN_FIRINGS
     by_kind = [

@@ -22,9 +22,10 @@ from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import CellKeys, CollectLatentsParams
+from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.collect import collect_latents
-from nullsae.latents.exports.cell import Cell, corpus_files
+from nullsae.latents.exports.cell import LatentFolder, corpus_files
 from nullsae.latents.sample import FiringReader
 from small_chain import COMPUTE, CONTEXT, VOCAB, Chain, write_corpus
 
@@ -164,7 +165,7 @@ def test_neuronpedia_reads_other_rows(root: Path, seen: dict[str, Any]) -> None:
         layer = site.removeprefix("resid_post.")
         source = f"{layer}-trained-0-topk-0-{site.replace('.', '_')}"
         features = {int(f["index"]): f for f in seen["neuronpedia"][f"tiny/{source}"]}
-        cell = Cell.open(folder_of(root, site))
+        cell = LatentFolder.open(folder_of(root, site))
         rows = [row for row in cell.latents.to_pylist() if row["sampled"]]
         assert sorted(features) == [row["latent"] for row in rows]
         windows = [w for w in cell.windows().to_pylist() if w["active"] and w["pool"] != "explain"]
@@ -267,7 +268,7 @@ def test_a_mistake_gives_a_traceback_or_half_an_export(root: Path, tmp_path: Pat
 
 
 def test_a_corpus_is_guessed(root: Path, tmp_path: Path) -> None:
-    cells = [Cell.open(folder_of(root, site)) for site in SITES]
+    cells = [LatentFolder.open(folder_of(root, site)) for site in SITES]
     tokens, tokenizer = corpus_files(cells)
     assert tokens.is_file()
     assert tokenizer.is_file()

@@ -27,7 +27,8 @@ import nullsae.latents.describe, nullsae.latents.sample, nullsae.latents.silent
 from nullsae.latents import split, store, windows
 from nullsae.config.compute import Compute
 from nullsae.config.latents import Latents
-from nullsae.jobs.params import CellKeys, CollectLatentsParams
+from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.latents import CollectLatentsParams
 
 # Small enough that they are all filled by the smaller amount.
 store.RUN_FIRINGS, store.PIECE_FIRINGS = 2**16, 2**15

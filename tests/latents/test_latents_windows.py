@@ -16,7 +16,6 @@ from nullsae.latents.windows import (
     Draw,
     Grid,
     active_cells,
-    assign_pools,
     centred,
     deal_documents,
     draw_windows,
@@ -25,6 +24,11 @@ from nullsae.latents.windows import (
     top_windows,
     whole_cells,
 )
+
+
+def pool_of_cells(grid: Grid, generator: np.random.Generator) -> np.ndarray:
+    """int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents."""
+    return pools_of(grid.document, deal_documents(grid, generator))
 
 
 def documents_of(seed: int, n_contexts: int = 40, context: int = 19) -> np.ndarray:
@@ -88,7 +92,7 @@ def test_the_pool_of_a_document_without_a_whole_cell_is_unknown() -> None:
     found = pools_of(np.array([0, 1, 2, 3, -1]), dealt)
     assert found.tolist() == [*dealt.tolist(), 0, 1, -1]
     np.testing.assert_array_equal(
-        assign_pools(grid, np.random.default_rng(0)), [*dealt.tolist(), -1]
+        pool_of_cells(grid, np.random.default_rng(0)), [*dealt.tolist(), -1]
     )
 
 
@@ -200,7 +204,7 @@ def test_the_strongest_windows_are_not_the_first_ones() -> None:
 def test_a_document_is_in_both_pools_or_the_pools_are_unequal(seed: int) -> None:
     """delphi: 10 of 50 test windows were explainer windows."""
     grid = Grid.cut(documents_of(seed), 4)
-    pools = assign_pools(grid, np.random.default_rng(seed))
+    pools = pool_of_cells(grid, np.random.default_rng(seed))
     inside = grid.document >= 0
     assert set(pools[~inside].tolist()) <= {-1}
     assert set(pools[inside].tolist()) <= {0, 1}
@@ -213,17 +217,17 @@ def test_a_document_is_in_both_pools_or_the_pools_are_unequal(seed: int) -> None
 
 def test_pools_depend_on_something_other_than_documents_and_generator() -> None:
     grid = Grid.cut(documents_of(1), 4)
-    one, same, other = (assign_pools(grid, np.random.default_rng(s)) for s in (0, 0, 1))
+    one, same, other = (pool_of_cells(grid, np.random.default_rng(s)) for s in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
     # Which pool a document lands in is chance: neither the first nor the longest is fixed.
-    first = [int(assign_pools(grid, np.random.default_rng(s))[0]) for s in range(40)]
+    first = [int(pool_of_cells(grid, np.random.default_rng(s))[0]) for s in range(40)]
     assert 8 <= sum(first) <= 32
 
 
 def test_a_split_without_whole_windows_gives_a_traceback() -> None:
     grid = Grid.cut(np.arange(12).reshape(2, 6), 3)
-    assert assign_pools(grid, np.random.default_rng(0)).tolist() == [-1] * 4
+    assert pool_of_cells(grid, np.random.default_rng(0)).tolist() == [-1] * 4
 
 
 # --- the draws --------------------------------------------------------------------------------

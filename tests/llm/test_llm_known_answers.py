@@ -15,7 +15,7 @@ import torch
 from nullsae.autointerp.local_model import LocalJudge, load_judge, prepare_judge
 from nullsae.autointerp.log_odds import Likelihood, load_likelihood_prompt
 from nullsae.config.subjects import GgufSource
-from nullsae.jobs.params import PrepareJudgeParams
+from nullsae.jobs.autointerp import PrepareJudgeParams
 
 pytestmark = [
     pytest.mark.llm,

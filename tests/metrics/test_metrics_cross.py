@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae import tables
-from nullsae.config.evaluation import Evaluation
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import CrossEvaluateParams, EvaluateSaeParams, ModelKeys
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.metrics import CrossEvaluateParams, EvaluateSaeParams
 from nullsae.metrics.cross import cross_evaluate
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.autoencoder import Autoencoder
@@ -113,7 +113,7 @@ def test_the_own_variant_differs_from_its_evaluation(study: Study, tmp_path: Pat
     evaluate_sae(
         EvaluateSaeParams(
             seed=0,
-            evaluation=Evaluation(fidelity_tokens=CONTEXT),
+            fidelity_tokens=CONTEXT,
             keys=cell(SITE),
             compute=COMPUTE,
         ),

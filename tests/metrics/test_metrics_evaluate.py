@@ -12,11 +12,10 @@ from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.capture import cache_activations
-from nullsae.config.evaluation import Evaluation
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import EvaluateSaeParams
+from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity
 from nullsae.metrics.geometry import decoder_geometry
@@ -62,7 +61,7 @@ def measure(sae: Path, folder: Path, **arguments: Any) -> tuple[Any, Any]:
     """The same, all arguments given."""
     params = EvaluateSaeParams(
         seed=3,
-        evaluation=Evaluation(fidelity_tokens=20 * CONTEXT + 3),
+        fidelity_tokens=20 * CONTEXT + 3,
         keys=cell(SITE),
         compute=COMPUTE,
         activations_key=arguments.pop("activations_key", "key"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nullsae.config.metrics import METRICS, Metric, all_metrics
-from nullsae.config.variants import FIXED_VARIANTS
+from nullsae.config.variants import VARIANTS
 
 HERE = Path(__file__).parent
 POINTS = """[nullsae.metrics]
@@ -48,7 +48,7 @@ def test_metrics_of_the_package_stand_in_the_order_of_their_positions() -> None:
 
 def test_one_null_may_have_a_direction_of_its_own() -> None:
     metric = METRICS["peak_token_share"]()
-    assert {metric.direction_against(variant) for variant in FIXED_VARIANTS} == {-1}
+    assert {metric.direction_against(variant) for variant in VARIANTS} == {-1}
 
     class Other(type(metric)):  # type: ignore[misc]
         directions = {"step0": 1}  # noqa: RUF012

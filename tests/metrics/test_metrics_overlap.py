@@ -16,7 +16,8 @@ from nullsae import paths, tables
 from nullsae.config.parse import parse_config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import matched_cells, recipe_cells
-from nullsae.jobs.params import CellKeys, MatchDictionariesParams, MatchedSae
+from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.metrics import MatchDictionariesParams, MatchedSae
 from nullsae.metrics.geometry import unit_rows
 from nullsae.metrics.overlap import match_dictionaries, matched_cosines, pairs
 from nullsae.sae.autoencoder import Autoencoder

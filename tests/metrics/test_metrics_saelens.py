@@ -15,9 +15,8 @@ from safetensors.numpy import save_file
 
 from nullsae import tables
 from nullsae.activations.capture import cache_activations
-from nullsae.config.evaluation import Evaluation
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import EvaluateSaeParams
+from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.exchange.export import export_sae
 from nullsae.subjects.loading import load_subject
@@ -55,7 +54,7 @@ def sides(
     evaluate_sae(
         EvaluateSaeParams(
             seed=0,
-            evaluation=Evaluation(fidelity_tokens=N_CONTEXTS * CONTEXT),
+            fidelity_tokens=N_CONTEXTS * CONTEXT,
             keys=cell(SITE),
             compute=COMPUTE,
         ),

@@ -21,17 +21,18 @@ from report_study import (
 )
 
 from nullsae import paths, tables
-from nullsae.config.saes import Dictionary
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.study import Config
-from nullsae.config.variants import VARIANTS
+from nullsae.config.variants import VariantName
 from nullsae.report import sections, style
 from nullsae.report.build import build_report
-from nullsae.report.controls import controls
-from nullsae.report.drawings.cross_entropy import CLEAN
+from nullsae.report.compact import CLEAN
+from nullsae.report.controls import VARIANT_KINDS, controls
 from nullsae.report.matrix import NONE, differences, shares, short
 from nullsae.report.names import figure_names
 from nullsae.report.study import Study, thin
 
+VARIANTS = get_args(VariantName)
 MOST_BYTES = 6_000_000
 GROUND = r'<path[^>]*fill="({})"'
 TEXT = re.compile(r'<text[^>]*transform="translate\(([\d.]+),([\d.]+)\)"[^>]*>([^<]*)</text>')
@@ -85,7 +86,7 @@ def test_the_full_page_fits_a_phone(page: str, tmp_path: Path) -> None:
 
 
 def test_each_control_present_has_its_line(config: Config, page: str) -> None:
-    assert sorted(config.variants) == sorted(VARIANTS)
+    assert sorted(v for names in VARIANT_KINDS.values() for v in names) == sorted(VARIANTS)
     text = "".join(Elements(page).text)
     entries = [entry for _, entries in controls(config) for entry in entries]
     names = [*config.variants, *config.saes, *config.explainers, *config.scorers]
@@ -94,9 +95,7 @@ def test_each_control_present_has_its_line(config: Config, page: str) -> None:
         assert entry.text in text
         assert not re.search(r"[{}]", entry.text)
     assert len({entry.text for entry in entries}) == len(entries)
-    assert {sae["dictionary"] for sae in SAES.values() if "dictionary" in sae} == set(
-        get_args(Dictionary)
-    )
+    assert {sae["dictionary"] for sae in SAES.values() if "dictionary" in sae} == {*DICTIONARIES}
 
 
 def test_controls_say_what_the_config_says() -> None:

@@ -19,9 +19,9 @@ from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.report import sections, style
-from nullsae.report.build import number, p_value, percent, signed
 from nullsae.report.examples import pick, strongest
 from nullsae.report.names import GROUPS, entropy_pair, figure_names
+from nullsae.report.page import number, p_value, percent, signed
 from nullsae.report.study import Study
 from nullsae.report.text import TokenText, visible
 

@@ -10,12 +10,14 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
+from nullsae.cli.describe import describe
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.parse import config_schema, parse_section
 from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.core.errors import UserError
 from nullsae.core.registry import Registry
-from nullsae.jobs.params import ModelKeys, SaeCell, TrainSaeParams, describe
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.architectures.base import Losses, TrainedSae, square_sum, variance
 from nullsae.sae.architectures.standard import dense_gradients
 from nullsae.sae.autoencoder import Autoencoder

@@ -15,7 +15,8 @@ from torch import Tensor
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.params import ModelKeys, SaeCell, TrainSaeParams
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae import kernels
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.architectures.batch_topk import THRESHOLD_DECAY, batch_top_k

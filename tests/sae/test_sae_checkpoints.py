@@ -13,7 +13,8 @@ from nullsae import tables
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
-from nullsae.jobs.params import CellKeys, ModelKeys, SaeCell, TrainSaeParams
+from nullsae.jobs.keys import CellKeys, ModelKeys
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder, take_checkpoint
 from nullsae.sae.files import load_sae, save_sae

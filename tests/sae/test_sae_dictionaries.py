@@ -20,13 +20,10 @@ from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import (
-    CollectLatentsParams,
-    EvaluateSaeParams,
-    ModelKeys,
-    SaeCell,
-    TrainSaeParams,
-)
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.jobs.metrics import EvaluateSaeParams
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.latents.collect import collect_latents
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.architectures.base import Losses

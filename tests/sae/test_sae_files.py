@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nullsae.config.saes import Dictionary
+from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum
 from nullsae.sae.autoencoder import Autoencoder
@@ -138,7 +138,7 @@ def test_a_topk_sae_without_k_is_read_as_standard(tmp_path: Path) -> None:
 
 
 def test_a_dictionary_of_no_known_kind_is_read(tmp_path: Path) -> None:
-    for name in (*get_args(Dictionary), "pretrained"):
+    for name in (*DICTIONARIES, "pretrained"):
         _, config = written(tmp_path, dictionary=name)
         assert load_sae(config)[1].dictionary == name
     edit_config(config, dictionary="learnt")

@@ -22,13 +22,9 @@ from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, read_json, write_json
-from nullsae.jobs.params import (
-    ModelKeys,
-    SaeCell,
-    SampleGaussianParams,
-    StreamParams,
-    TrainSaeParams,
-)
+from nullsae.jobs.activations import SampleGaussianParams
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import SaeCell, StreamParams, TrainSaeParams
 from nullsae.sae import train_sae as module
 from nullsae.sae.files import load_sae
 from nullsae.sae.train_sae import train_sae

@@ -19,7 +19,8 @@ from nullsae.activations.blocks import CachedBlocks
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.sigterm import StoppedError
-from nullsae.jobs.params import ModelKeys, SaeCell, TrainSaeParams
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.sae.initialization import initialize

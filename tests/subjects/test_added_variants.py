@@ -20,7 +20,7 @@ from nullsae.config.subjects import GgufSource, TrainSource
 from nullsae.config.variants import VARIANTS, Variant, fitted_to, floor_name, has_model
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import model_cells
-from nullsae.jobs.slices import rule_params
+from nullsae.jobs.rules import rule_params
 from nullsae.report import style
 from nullsae.report.controls import controls
 from nullsae.subjects.changes import REDRAWN, Change, change_weights

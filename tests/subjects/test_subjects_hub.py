@@ -114,9 +114,9 @@ for fetch in (False, True):
     ]
 
 
-def refusal(given: PretrainedSource, *, step0: bool = False) -> str:
+def refusal(given: PretrainedSource, *, variant: str = "trained") -> str:
     with pytest.raises(UserError) as caught:
-        fetch(given, step0=step0)
+        fetch(given, variant=variant)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

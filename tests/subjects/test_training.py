@@ -17,7 +17,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.core.sigterm import StoppedError
 from nullsae.corpus.store import Tokens
-from nullsae.jobs.params import TrainSubjectParams
+from nullsae.jobs.subjects import TrainSubjectParams
 from nullsae.subjects.publish import train_subject
 from nullsae.subjects.training import (
     LOG_ROWS,

@@ -14,7 +14,8 @@ from nullsae.config.compute import Compute
 from nullsae.config.toy import SharkeySource, ToyTraining, WordVectorsSource
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.params import ToyKeys, TrainToyParams
+from nullsae.jobs.keys import ToyKeys
+from nullsae.jobs.toy import TrainToyParams
 from nullsae.toy.data import (
     activation_probabilities,
     gaussian_control,

@@ -20,7 +20,8 @@ from nullsae.config.toy import (
     toy_figures,
 )
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import ReportToyParams, ToyKeys, TrainToyParams
+from nullsae.jobs.keys import ToyKeys
+from nullsae.jobs.toy import ReportToyParams, TrainToyParams
 from nullsae.tables import read_table
 from nullsae.tables.toy import SWEEP, TOY
 from nullsae.toy.charts import averages

@@ -16,7 +16,7 @@ from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.config.toy import DATA, Toy, toy_cells, toy_figures
 from nullsae.core.errors import UserError
-from nullsae.jobs.slices import rule_params
+from nullsae.jobs.rules import rule_params
 
 REPOSITORY = Path(__file__).parents[2]
 CELL = {"source": "sharkey", "data": "data", "expansion": "2", "seed": "0"}

@@ -18,8 +18,8 @@ from nullsae import paths
 from nullsae.activations.capture import cache_activations
 from nullsae.config.parse import parse_config
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import CacheActivationsParams
-from nullsae.jobs.slices import rule_params
+from nullsae.jobs.activations import CacheActivationsParams
+from nullsae.jobs.rules import rule_params
 
 pytestmark = pytest.mark.workflow
 CPU_SECONDS = 5.0

@@ -20,8 +20,8 @@ rule capture_portion:
         gpu=GPUS,
         **needed("capture_portion"),
     params:
-        config=job_params("cache_activations"),
-        code=code_hash("cache_activations"),
+        config=job_params("cache_activations", *ACTIVATIONS),
+        code=job_code("cache_activations"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: capture {wildcards.split},"
@@ -56,8 +56,8 @@ rule cache_activations:
         gpu=GPUS if N_PORTIONS == 1 else 0,
         **needed("cache_activations"),
     params:
-        config=job_params("cache_activations"),
-        code=code_hash("cache_activations"),
+        config=job_params("cache_activations", *ACTIVATIONS),
+        code=job_code("cache_activations"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: capture {wildcards.split}"
@@ -85,8 +85,8 @@ rule sample_gaussian:
         gpu=GPUS,
         **needed("sample_gaussian"),
     params:
-        config=job_params("sample_gaussian"),
-        code=code_hash("sample_gaussian"),
+        config=job_params("sample_gaussian", *ACTIVATIONS),
+        code=job_code("sample_gaussian"),
         folder=paths.ACTIVATIONS,
     message:
         "Subject {wildcards.subject}, {wildcards.variant}: sample {wildcards.split}"

@@ -17,8 +17,8 @@ rule explain_shard:
         llm=1,
         **needed("explain_shard"),
     params:
-        config=job_params("explain_latents"),
-        code=code_hash("explain_latents"),
+        config=job_params("explain_latents", "seed", "explainers"),
+        code=job_code("explain_latents"),
         ranks=ranks_of_shard,
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER),
@@ -51,8 +51,8 @@ rule explain_latents:
         llm=asks_a_model("explain_latents"),
         **needed("explain_latents"),
     params:
-        config=job_params("explain_latents"),
-        code=code_hash("explain_latents"),
+        config=job_params("explain_latents", "seed", "explainers"),
+        code=job_code("explain_latents"),
         base=lambda wildcards, input: option("base", input.base),
         shards=lambda wildcards, input: shard_options(input.shards),
         run_config=paths.RUN_CONFIG,
@@ -79,8 +79,8 @@ rule prepare_judge:
         gpu=0,
         **needed("prepare_judge"),
     params:
-        config=job_params("prepare_judge"),
-        code=code_hash("prepare_judge"),
+        config=job_params("prepare_judge", "scorers"),
+        code=job_code("prepare_judge"),
     message:
         "The model of scorer {wildcards.scorer}"
     shell:
@@ -108,8 +108,8 @@ rule score_shard:
         llm=asks_a_model("score_latents"),
         **needed("score_shard"),
     params:
-        config=job_params("score_latents"),
-        code=code_hash("score_latents"),
+        config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
+        code=job_code("score_latents"),
         explanations=lambda wildcards, input: option("explanations", input.explanations),
         judge=lambda wildcards, input: option("judge", input.judge),
         ranks=ranks_of_shard,
@@ -148,8 +148,8 @@ rule score_latents:
         llm=asks_a_model("score_latents"),
         **needed("score_latents"),
     params:
-        config=job_params("score_latents"),
-        code=code_hash("score_latents"),
+        config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
+        code=job_code("score_latents"),
         explanations=lambda wildcards, input: option("explanations", input.explanations),
         judge=lambda wildcards, input: option("judge", input.judge),
         shards=lambda wildcards, input: shard_options(input.shards),

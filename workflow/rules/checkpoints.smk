@@ -20,7 +20,7 @@ rule take_checkpoint:
         gpu=0,
         **needed("take_checkpoint"),
     params:
-        code=code_hash("take_checkpoint"),
+        code=job_code("take_checkpoint"),
         folder=paths.TAKEN,
     message:
         "SAE {wildcards.sae} at {wildcards.share} of its training: {wildcards.variant},"

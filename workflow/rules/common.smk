@@ -10,7 +10,9 @@ import yaml
 from snakemake.io import flag
 
 from nullsae import paths, tables
-from nullsae.jobs.code_hash import code_hash
+from nullsae.jobs import rules as jobs
+from nullsae.jobs.activations import ACTIVATIONS, activations_key
+from nullsae.jobs.autointerp import asks, is_shared_out
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.config.study import NO_EXPLAINER
 from nullsae.core.errors import UserError
@@ -18,7 +20,6 @@ from nullsae.core.files import write_text
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
-from nullsae.jobs.slices import activations_key, asks, is_shared_out, rule_params
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
 
@@ -81,9 +82,18 @@ wildcard_constraints:
     portions=r"\d+",
 
 
-def job_params(rule):
-    """A function of wildcards: the job's slice of the config, as sorted JSON."""
-    return lambda wildcards: rule_params(STUDY, rule, dict(wildcards))
+def job_params(rule, *keys):
+    """A function of wildcards: what a job uses of these keys of the config, as JSON.
+
+    Without keys, of all. A builder of params that reads another key fails.
+    """
+    config = jobs.only(STUDY, keys) if keys else STUDY
+    return lambda wildcards: jobs.rule_params(config, rule, dict(wildcards))
+
+
+def job_code(rule):
+    """A function of wildcards: the hash of the code that the job runs."""
+    return lambda wildcards: jobs.job_code(STUDY, rule, dict(wildcards))
 
 
 def most(resource, otherwise):

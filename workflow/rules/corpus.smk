@@ -16,8 +16,8 @@ rule prepare_corpus:
     resources:
         **needed("prepare_corpus"),
     params:
-        config=job_params("prepare_corpus"),
-        code=code_hash("prepare_corpus"),
+        config=job_params("prepare_corpus", "corpora"),
+        code=job_code("prepare_corpus"),
     message:
         "Corpus {wildcards.corpus}: split, tokenize, pack"
     shell:

@@ -19,8 +19,8 @@ rule collect_latents:
         gpu=GPUS,
         **needed("collect_latents"),
     params:
-        config=job_params("collect_latents"),
-        code=code_hash("collect_latents"),
+        config=job_params("collect_latents", *ACTIVATIONS, "latents"),
+        code=job_code("collect_latents"),
         activations=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
     message:
         "Latents of {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"

@@ -21,8 +21,8 @@ rule evaluate_sae:
         gpu=GPUS,
         **needed("evaluate_sae"),
     params:
-        config=job_params("evaluate_sae"),
-        code=code_hash("evaluate_sae"),
+        config=job_params("evaluate_sae", *ACTIVATIONS, "evaluation"),
+        code=job_code("evaluate_sae"),
         model=lambda wildcards, input: option("model", input.model),
         train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
         heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
@@ -54,8 +54,8 @@ rule cross_evaluate:
         gpu=GPUS,
         **needed("cross_evaluate"),
     params:
-        config=job_params("cross_evaluate"),
-        code=code_hash("cross_evaluate"),
+        config=job_params("cross_evaluate", *ACTIVATIONS, "variants", "evaluation"),
+        code=job_code("cross_evaluate"),
         activations=lambda wildcards: " ".join(
             f"--activations {paths.ACTIVATIONS_MANIFEST.format(split='eval', **cell)}"
             for cell in cross_cells(STUDY, dict(wildcards))
@@ -83,8 +83,16 @@ rule match_dictionaries:
         gpu=0,
         **needed("match_dictionaries"),
     params:
-        config=job_params("match_dictionaries"),
-        code=code_hash("match_dictionaries"),
+        config=job_params(
+            "match_dictionaries",
+            "seed",
+            "compute",
+            "variants",
+            "draws",
+            "saes",
+            "evaluation",
+        ),
+        code=job_code("match_dictionaries"),
         # One path for all of them: a shell line has no room for hundreds.
         sae=lambda wildcards: paths.SAE_CONFIG.format(
             **wildcards, variant="{variant}", draw="{draw}", seed="{seed}"

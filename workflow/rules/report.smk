@@ -42,7 +42,7 @@ rule report:
         **needed("report"),
     params:
         config=job_params("report"),
-        code=code_hash("report"),
+        code=job_code("report"),
     message:
         "Figures and report"
     shell:

@@ -24,8 +24,10 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
             gpu=GPUS,
             **needed("train_sae"),
         params:
-            config=job_params("train_sae"),
-            code=code_hash("train_sae"),
+            config=job_params(
+                "train_sae", *ACTIVATIONS, "variants", "draws", "saes", "evaluation"
+            ),
+            code=job_code("train_sae"),
             train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
             heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
             train_tokens=lambda wildcards, input: option(
@@ -73,7 +75,7 @@ for job in shared_jobs(STUDY, named=is_named):
             ),
         params:
             config=fixed(job.text),
-            code=code_hash("train_sae"),
+            code=fixed(job.code),
             train=fixed(
                 paths.ACTIVATIONS_MANIFEST.format(split="sae_train", **job.keys)
             ),

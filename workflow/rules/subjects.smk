@@ -32,8 +32,8 @@ rule train_subject:
         gpu=GPUS,
         **needed("train_subject"),
     params:
-        config=job_params("train_subject"),
-        code=code_hash("train_subject"),
+        config=job_params("train_subject", "seed", "compute", "subjects"),
+        code=job_code("train_subject"),
         trained=expand(paths.MODEL, variant="trained", draw=0, allow_missing=True),
         step0=expand(paths.MODEL, variant="step0", draw=0, allow_missing=True),
         # Undeclared, so that Snakemake does not delete the checkpoint of a killed run.
@@ -65,8 +65,10 @@ rule randomize_model:
         gpu=GPUS,
         **needed("randomize_model"),
     params:
-        config=job_params("randomize_model"),
-        code=code_hash("randomize_model"),
+        config=job_params(
+            "randomize_model", "seed", "compute", "subjects", "randomization"
+        ),
+        code=job_code("randomize_model"),
         trained=lambda wildcards, input: option("trained", input.trained),
         folder=paths.MODEL,
     message:

@@ -24,8 +24,8 @@ rule aggregate:
         gpu=0,
         **needed("aggregate"),
     params:
-        config=job_params("aggregate"),
-        code=code_hash("aggregate"),
+        config=job_params("aggregate", "seed", "statistics"),
+        code=job_code("aggregate"),
         run_config=paths.RUN_CONFIG,
     message:
         "Tables, contrasts, verdicts"

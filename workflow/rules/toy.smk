@@ -35,8 +35,8 @@ rule train_toy:
         gpu=GPUS,
         **needed("train_toy"),
     params:
-        config=job_params("train_toy"),
-        code=code_hash("train_toy"),
+        config=job_params("train_toy", "seed", "compute", "toy"),
+        code=job_code("train_toy"),
     message:
         "Toy SAEs on {wildcards.data} of {wildcards.source}, {wildcards.expansion} times as wide,"
         " seed {wildcards.seed}"
@@ -62,8 +62,8 @@ rule report_toy:
         gpu=0,
         **needed("report_toy"),
     params:
-        config=job_params("report_toy"),
-        code=code_hash("report_toy"),
+        config=job_params("report_toy", "toy", "report"),
+        code=job_code("report_toy"),
     message:
         "Figures and page of the toy models"
     shell:

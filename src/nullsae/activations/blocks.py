@@ -56,7 +56,7 @@ class CachedBlocks:
         return [int(shard["n_tokens"]) for shard in reader.manifest["shards"]]
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
-        """One shard of each of these sites, as stored."""
+        """One shard of each of these sites, [n, width] in the storage dtype."""
         return {site: self.readers[site].stored(index)[0] for site in sites}
 
     def name(self, index: int, site: str) -> str:
@@ -65,7 +65,7 @@ class CachedBlocks:
         return str(reader.folder / reader.manifest["shards"][index]["file"])
 
     def work(self, indices: Collection[int]) -> str:
-        """Shards are read."""
+        """How many shards are read."""
         return f"{len(indices)} blocks read"
 
 
@@ -77,7 +77,7 @@ def block_order(seed: int, epoch: int, n_blocks: int) -> list[int]:
 
 
 def order_within(seed: int, epoch: int, index: int, n_tokens: int) -> Tensor | slice:
-    """Which row of a block stands where in an epoch; as it is in the first."""
+    """Indices of a block's rows in an epoch's order, int64 [n_tokens]; the first keeps them."""
     if epoch == 0:
         return slice(None)
     generator = torch_generator(seed, "order_within_block", epoch, index)

@@ -1,4 +1,4 @@
-"""One forward pass over a split feeds the stores of all sites."""
+"""Captures the activations of all sites in one forward pass over a split."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from nullsae.activations.preflight import POSITION_BYTES, Progress, check_disk
-from nullsae.activations.shards import drop_records, finished_shards, left_over
-from nullsae.activations.store import SiteReader, SiteWriter, is_complete
+from nullsae.activations.layout import (
+    finish_site,
+    shard_contexts,
+    shard_rows,
+    with_key,
+    write_split_manifest,
+)
+from nullsae.activations.preflight import POSITION_BYTES, CaptureClock, check_disk
+from nullsae.activations.shards import finished_shards, left_over
+from nullsae.activations.store import SiteWriter, is_complete
 from nullsae.config.parse import check_sites
 from nullsae.core.errors import UserError
-from nullsae.core.files import content_key, read_json, rebuild_command, write_json
-from nullsae.core.randomness import torch_generator
-from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import CacheActivationsParams
+from nullsae.core.files import write_json
+from nullsae.corpus.store import load_tokens
+from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.subjects.loading import DTYPES, Subject, check_sites_add_up, load_subject, pick_device
 
-# Chunks in memory: one is captured while the one before it is written.
-N_CHUNKS = 2
+# Shards in memory: one is captured while the one before it is written.
+N_HELD = 2
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def cache_activations(
     whole shard of a site that a killed run, or a damage to other shards, left incomplete: adding a
     site, or running again, computes only what is missing, to the same bytes.
 
-    In memory are two chunks, 2 * n * (sum of the sites' widths) * bytes of the storage type with
+    In memory are two shards, 2 * n * (sum of the sites' widths) * bytes of the storage type with
     n = `shard_tokens`, beside what one forward pass takes, whatever the number of tokens: one is
     captured while a thread writes the other. After two batches a line is logged with tokens, bytes
     and the time that all of it will take.
@@ -98,11 +104,7 @@ def cache_activations(
     """
     torch.set_num_threads(params.compute.threads)
     folders = {site: output / f"site={site}" for site in params.sites}
-    if not params.key:
-        # By hand: what is on disk counts only if it came from just these inputs.
-        sources = [read_json(file, rebuild=rebuild_command(file)) for file in (model, tokens)]
-        key = content_key([params.model_dump(mode="json", exclude={"sites"}), sources])
-        params = params.model_copy(update={"key": key})
+    params = with_key(params, split, (model, tokens))
     missing = [s for s, folder in folders.items() if not is_complete(folder, key=params.key)]
     if missing:
         _capture(params, missing, split, model, tokens, output, portion, report)
@@ -125,18 +127,13 @@ def _capture(
 ) -> None:
     corpus = load_tokens(tokens)
     context_tokens = corpus.input_ids.shape[1]
-    n_contexts = count_contexts(corpus, params.max_tokens)
-    per_chunk = max(1, params.shard_tokens // context_tokens)
-    chunks = [
-        range(start, min(start + per_chunk, n_contexts))
-        for start in range(0, n_contexts, per_chunk)
-    ]
-    own = range(len(chunks)) if portion is None else portion.among(len(chunks))
+    shards = shard_contexts(corpus, params.max_tokens, params.shard_tokens)
+    own = range(len(shards)) if portion is None else portion.among(len(shards))
     folders = {site: output / f"site={site}" for site in sites}
     kept = {s: finished_shards(folder, key=params.key, among=own) for s, folder in folders.items()}
-    # Per chunk the sites that lack its shard.
+    # Per shard the sites that lack it.
     todo = {
-        index: [s for s in sites if kept[s].get(index) != len(chunks[index]) * context_tokens]
+        index: [s for s in sites if kept[s].get(index) != len(shards[index]) * context_tokens]
         for index in own
     }
     todo = {index: lacking for index, lacking in todo.items() if lacking}
@@ -148,7 +145,7 @@ def _capture(
         check_sites_add_up(subject, sites, where="--params: sites")
         row_bytes = DTYPES[params.dtype].itemsize
         n_bytes = sum(
-            len(chunks[index]) * context_tokens * (subject.width(site) * row_bytes + POSITION_BYTES)
+            len(shards[index]) * context_tokens * (subject.width(site) * row_bytes + POSITION_BYTES)
             for index, lacking in todo.items()
             for site in lacking
         )
@@ -161,76 +158,68 @@ def _capture(
         for site in sites
     }
     if todo:
-        n_todo = sum(len(chunks[index]) for index in todo) * context_tokens
+        n_todo = sum(len(shards[index]) for index in todo) * context_tokens
         where = f"{len(sites)} site{'s' * (len(sites) > 1)}"
         what = f"{output}: {n_todo:,} tokens at {where}, {n_bytes / 1e9:.3f} GB to write"
-        total = sum(len(chunks[index]) for index in own) * context_tokens
-        progress = Progress(what, total, n_todo, subject.device, report)
+        total = sum(len(shards[index]) for index in own) * context_tokens
+        clock = CaptureClock(what, total, n_todo, subject.device, report)
         ids = torch.from_numpy(corpus.input_ids)
-        _write_chunks(params, subject, ids, split, chunks, todo, writers, progress)
+        _write_shards(params, subject, ids, split, shards, todo, writers, clock)
     if portion is not None:
         return
     for site, writer in writers.items():
-        writer.finish(
-            key=params.key,
-            site=site,
-            split=split,
-            context_tokens=context_tokens,
-            tokens_checksum=corpus.manifest["tokens_checksum"],
-        )
+        finish_site(writer, params.key, site, split, corpus)
 
 
-def _write_chunks(
+def _write_shards(
     params: CacheActivationsParams,
     subject: Subject,
     ids: Tensor,
     split: str,
-    chunks: list[range],
+    shards: list[range],
     todo: dict[int, list[str]],
     writers: dict[str, SiteWriter],
-    progress: Progress,
+    clock: CaptureClock,
 ) -> None:
-    """Capture chunks, and write each while the next one is captured."""
+    """Capture shards, and write each while the next one is captured."""
     context_tokens, dtype = ids.shape[1], DTYPES[params.dtype]
 
     def write(index: int, found: dict[str, Tensor]) -> None:
-        first, last = chunks[index].start, chunks[index].stop
-        position = torch.arange(first * context_tokens, last * context_tokens)
-        order = shard_order(params.seed, split, index, len(position))
+        position, order = shard_rows(params.seed, split, index, shards[index], context_tokens)
         for site, values in found.items():
             writers[site].write(index, values, position, order)
 
     rooms = [
-        chunk_buffers(subject, len(chunks[0]) * context_tokens, list(writers), dtype)
-        for _ in range(min(N_CHUNKS, len(todo)))
+        buffers(subject, len(shards[0]) * context_tokens, list(writers), dtype)
+        for _ in range(min(N_HELD, len(todo)))
     ]
     with _Behind() as behind:
 
         def after_batch(context: int) -> None:
-            behind.check(at_most=N_CHUNKS)
-            progress.reach(context * context_tokens)
+            behind.check(at_most=N_HELD)
+            clock.reach(context * context_tokens)
 
         for turn, (index, lacking) in enumerate(todo.items()):
-            # The chunk that was last in this room must be written by now.
-            behind.check(at_most=N_CHUNKS - 1)
-            progress.start(chunks[index].start * context_tokens)
-            found = capture_chunk(
+            # The shard that was last in this room must be written by now.
+            behind.check(at_most=N_HELD - 1)
+            clock.start(shards[index].start * context_tokens)
+            found = capture_contexts(
                 subject,
                 ids,
                 split=split,
-                contexts=chunks[index],
+                contexts=shards[index],
                 batch_contexts=params.batch_contexts,
                 sites=lacking,
                 dtype=dtype,
                 report=after_batch,
-                into=rooms[turn % N_CHUNKS],
+                into=rooms[turn % N_HELD],
             )
             behind.begin(write, index, found)
         behind.check(at_most=0)
 
 
 class _Behind:
-    """A thread that writes what was captured while the next chunk is."""
+    """A thread that writes one shard while the next is captured."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -244,16 +233,16 @@ class _Behind:
         self._pool.shutdown()
 
     def begin(self, write: Callable[[int, dict[str, Tensor]], None], *of: Any) -> None:
-        """Queue one chunk."""
+        """Queue one shard."""
         self._jobs.append(self._pool.submit(write, *of))
 
     def check(self, *, at_most: int) -> None:
-        """Wait until so many chunks or fewer are not written; raise what the writer raised."""
+        """Wait until at most so many shards are not yet written; raise what the writer raised."""
         while self._jobs and (len(self._jobs) > at_most or self._jobs[0].done()):
             self._jobs.popleft().result()
 
 
-def capture_chunk(
+def capture_contexts(
     subject: Subject,
     ids: Tensor,
     *,
@@ -265,7 +254,7 @@ def capture_chunk(
     report: Callable[[int], None] | None = None,
     into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Run a chunk's contexts through the subject, batch by batch, each batch once for all sites.
+    """Run contexts through the subject, batch by batch, each batch once for all sites.
 
     Each site's values go straight from the pass to their rows, cast on the way; on CUDA they are
     cast there and copied while the next batch runs, if the rows are pinned.
@@ -275,7 +264,7 @@ def capture_chunk(
         ids: integers [contexts of the split, context_tokens].
         split: the split that they belong to.
         contexts: which of them, as consecutive indices.
-        batch_contexts: contexts in one forward pass, counted from the first of the chunk.
+        batch_contexts: contexts in one forward pass, counted from the first of `contexts`.
         sites: names of sites.
         dtype: what is stored.
         report: called after each batch with the index of the context that follows it.
@@ -288,7 +277,7 @@ def capture_chunk(
     context_tokens = ids.shape[1]
     n_tokens = len(contexts) * context_tokens
     if into is None:
-        into = chunk_buffers(subject, n_tokens, sites, dtype)
+        into = buffers(subject, n_tokens, sites, dtype)
     found = {site: into[site][:n_tokens] for site in sites}
     devices: set[torch.device] = set()
     for first in range(contexts.start, contexts.stop, batch_contexts):
@@ -310,60 +299,12 @@ def capture_chunk(
     return found
 
 
-def chunk_buffers(
+def buffers(
     subject: Subject, n_tokens: int, sites: Sequence[str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Room for a chunk, per site [n_tokens, width of the site]; pinned where a GPU fills it."""
+    """Room for captured rows, per site [n_tokens, width]; pinned where a GPU fills it."""
     pinned = subject.device.type == "cuda"
     return {
         site: torch.empty(n_tokens, subject.width(site), dtype=dtype, pin_memory=pinned)
         for site in sites
     }
-
-
-def write_split_manifest(output: Path, sites: tuple[str, ...], *, split: str, key: str) -> None:
-    """Write the split's `manifest.json` over the sites' own, once these are complete."""
-    manifest = output / "manifest.json"
-    for site in sites:  # of a run that was killed between a site's manifest and their deletion
-        drop_records(output / f"site={site}")
-    write_json(
-        manifest,
-        {
-            "key": key,
-            "split": split,
-            "sites": {
-                site: {
-                    "n_tokens": (reader := SiteReader.open(manifest, site)).n_tokens,
-                    "shards": [shard["checksum"] for shard in reader.manifest["shards"]],
-                }
-                for site in sites
-            },
-        },
-    )
-
-
-def count_contexts(corpus: Tokens, max_tokens: int | None) -> int:
-    """How many of the split's contexts are stored: all, or those that `max_tokens` holds.
-
-    Raises:
-        UserError: less than one context, or more than the split has.
-    """
-    n_contexts, context_tokens = map(int, corpus.input_ids.shape)
-    if max_tokens is None:
-        return n_contexts
-    wanted = max_tokens // context_tokens
-    if not 1 <= wanted <= n_contexts:
-        raise UserError(
-            f"config: activations.sae_train_tokens: {max_tokens} is not between one "
-            f"context ({context_tokens} tokens) and the corpus' {corpus.input_ids.size}"
-        )
-    return wanted
-
-
-def shard_order(seed: int, split: str, chunk: int, n_tokens: int) -> Tensor:
-    """Which row of a chunk stands where in its shard, int64 [n_tokens]: `eval` keeps the order."""
-    if split != "sae_train":
-        return torch.arange(n_tokens)
-    # The same order at every site and variant: SAEs differ by what they see, not when.
-    generator = torch_generator(seed, "shard_permutation", split, chunk)
-    return torch.randperm(n_tokens, generator=generator)

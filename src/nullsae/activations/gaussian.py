@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nullsae.activations.capture import count_contexts, shard_order, write_split_manifest
+from nullsae.activations.layout import (
+    finish_site,
+    shard_contexts,
+    shard_rows,
+    with_key,
+    write_split_manifest,
+)
 from nullsae.activations.preflight import POSITION_BYTES, check_disk
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
-from nullsae.core.files import content_key, read_json, rebuild_command
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import ModelKeys, SampleGaussianParams
+from nullsae.jobs.activations import SampleGaussianParams
+from nullsae.jobs.keys import ModelKeys
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 
@@ -68,27 +74,23 @@ def sample_gaussian(
             disk, or a gate that fails; names the file, or the site and the gate.
     """
     torch.set_num_threads(params.compute.threads)
-    if not params.key:
-        # By hand: what is on disk counts only if it came from just these inputs.
-        sources = [read_json(file, rebuild=rebuild_command(file)) for file in (fitted, tokens)]
-        key = content_key([params.model_dump(mode="json", exclude={"sites"}), split, sources])
-        params = params.model_copy(update={"key": key})
+    params = with_key(params, split, (fitted, tokens))
     missing = [s for s in params.sites if not is_complete(output / f"site={s}", key=params.key)]
     if missing:
         corpus = load_tokens(tokens)
-        n_contexts = count_contexts(corpus, params.max_tokens)
-        n_tokens = n_contexts * corpus.input_ids.shape[1]
+        shards = shard_contexts(corpus, params.max_tokens, params.shard_tokens)
+        n_tokens = shards[-1].stop * corpus.input_ids.shape[1]
         readers = [SiteReader.open(fitted, s, key=params.fitted_activations_key) for s in missing]
         itemsize = DTYPES[params.dtype].itemsize
         row_bytes = (reader.d_model * itemsize + POSITION_BYTES for reader in readers)
         check_disk(output, n_tokens * sum(row_bytes))
         for index, (site, reader) in enumerate(zip(missing, readers, strict=True)):
 
-            def progress(done: int, before: int = index * n_tokens) -> None:
+            def of_site(done: int, before: int = index * n_tokens) -> None:
                 if report is not None:
                     report(before + done, len(missing) * n_tokens)
 
-            _sample_site(params, site, split, reader, corpus, n_contexts, output, progress)
+            _sample_site(params, site, split, reader, corpus, shards, output, of_site)
     write_split_manifest(output, params.sites, split=split, key=params.key)
     return missing
 
@@ -99,7 +101,7 @@ def _sample_site(
     split: str,
     reader: SiteReader,
     corpus: Tokens,
-    n_contexts: int,
+    shards: list[range],
     output: Path,
     report: Callable[[int], None],
 ) -> None:
@@ -112,27 +114,23 @@ def _sample_site(
     writer = SiteWriter(folder, dtype=params.dtype)
     context_tokens = corpus.input_ids.shape[1]
     ids = torch.from_numpy(corpus.input_ids).long()
-    chunk_contexts = max(1, params.shard_tokens // context_tokens)
-    for chunk, start in enumerate(range(0, n_contexts, chunk_contexts)):
-        stop = min(start + chunk_contexts, n_contexts)
+    for index, contexts in enumerate(shards):
         parts = []
-        for context in range(start, stop):
-            generator = context_generator(params.seed, keys, site, split, context)
-            x = gaussian.sample(context_tokens, generator)
+        samples = gaussian.contexts(contexts, context_tokens, params.seed, keys, site, split)
+        for context, x in zip(contexts, samples, strict=True):
             check.add(x, ids[context])
             parts.append(x.to("cpu", dtype))
-        position = torch.arange(start * context_tokens, stop * context_tokens)
-        order = shard_order(params.seed, split, chunk, len(position))
-        writer.write(chunk, torch.cat(parts), position, order)
-        report(stop * context_tokens)
+        position, order = shard_rows(params.seed, split, index, contexts, context_tokens)
+        writer.write(index, torch.cat(parts), position, order)
+        report(contexts.stop * context_tokens)
     gates = check.gates()
     require(gates, str(folder))
-    writer.finish(
-        key=params.key,
-        site=site,
-        split=split,
-        context_tokens=context_tokens,
-        tokens_checksum=corpus.manifest["tokens_checksum"],
+    finish_site(
+        writer,
+        params.key,
+        site,
+        split,
+        corpus,
         fitted={
             "key": reader.manifest["key"],
             "n_tokens": fit.n,
@@ -154,13 +152,6 @@ def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
     for x, _ in reader.batches():
         fit.add(x)
     return fit
-
-
-def context_generator(
-    seed: int, keys: ModelKeys, site: str, split: str, context: int
-) -> torch.Generator:
-    """What a context's samples are drawn from."""
-    return torch_generator(seed, keys.variant, keys.subject, keys.draw, site, split, context)
 
 
 def oas_shrinkage(covariance: Tensor, n: int) -> float:
@@ -192,9 +183,9 @@ class Gaussian:
     scale: Tensor
     """Diagonal of D, [d_model]: standard deviations, 0 where a dimension is constant."""
     eigenvalues: Tensor
-    """Of R, ascending, [d_model]; rounding is set to 0."""
+    """Eigenvalues of R, ascending, [d_model]; those due to rounding are 0."""
     eigenvectors: Tensor
-    """Of R, as columns, [d_model, d_model]."""
+    """Eigenvectors of R as columns, [d_model, d_model]."""
     root: Tensor
     """R^(1/2) D, [d_model, d_model], R^(1/2) symmetric: no eigenvector's sign matters."""
     shrinkage: float
@@ -229,6 +220,23 @@ class Gaussian:
         """Independent samples, float64 [n, d_model]; drawn on the CPU, the same on any device."""
         noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
         return self.mean + noise.to(self.mean.device) @ self.root
+
+    def contexts(
+        self,
+        contexts: range,
+        context_tokens: int,
+        seed: int,
+        keys: ModelKeys,
+        site: str,
+        split: str,
+    ) -> Iterator[Tensor]:
+        """Samples of each context, float64 [context_tokens, d_model].
+
+        They depend on the context's index and the other arguments alone.
+        """
+        for context in contexts:
+            of = (keys.variant, keys.subject, keys.draw, site, split, context)
+            yield self.sample(context_tokens, torch_generator(seed, *of))
 
 
 class SampleCheck:
@@ -310,7 +318,7 @@ class SampleCheck:
 
 
 def _standard_errors(chi_square: Tensor | float, degrees: int) -> Tensor:
-    """Standard errors from what is expected (Wilson and Hilferty 1931)."""
+    """Deviation of a chi-square value from its mean, in standard errors (Wilson, Hilferty 1931)."""
     spread = 2 / (9 * degrees)
     ratio = torch.as_tensor(chi_square, dtype=torch.float64) / degrees
     return (ratio.pow(1 / 3) - (1 - spread)) / math.sqrt(spread)

@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nullsae.activations.capture import capture_chunk, count_contexts, shard_order
-from nullsae.activations.gaussian import Gaussian, context_generator, fit_moments
+from nullsae.activations.capture import capture_contexts
+from nullsae.activations.gaussian import Gaussian, fit_moments
+from nullsae.activations.layout import shard_contexts, shard_order
 from nullsae.activations.store import SiteReader
 from nullsae.config.variants import fitted_to
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.params import ModelKeys, TrainSaeParams
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import TrainSaeParams
 from nullsae.subjects.loading import DTYPES, load_subject, pick_device
 
 SPLIT = "sae_train"
@@ -40,9 +42,8 @@ class LiveBlocks:
     seed: int
     keys: ModelKeys
     context_tokens: int
-    n_contexts: int
-    chunk_contexts: int
-    """Contexts in a block; the last may have fewer."""
+    shards: list[range]
+    """Contexts of each block."""
     batch_contexts: int
     """Contexts in a forward pass."""
     source: Source
@@ -50,8 +51,7 @@ class LiveBlocks:
     @property
     def sizes(self) -> list[int]:
         """Tokens in each block, those of the shards of a cache."""
-        starts = range(0, self.n_contexts, self.chunk_contexts)
-        return [len(self._contexts(i)) * self.context_tokens for i in range(len(starts))]
+        return [len(contexts) * self.context_tokens for contexts in self.shards]
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
         """Activations of one block, all sites by one pass: each [n, width], in the storage type.
@@ -59,7 +59,7 @@ class LiveBlocks:
         Raises:
             UserError: NaN or infinite activations; names subject, variant, site, block and row.
         """
-        contexts = self._contexts(index)
+        contexts = self.shards[index]
         found = self.source(contexts, sorted(sites))
         order = shard_order(self.seed, SPLIT, index, len(contexts) * self.context_tokens)
         for site in found:
@@ -87,12 +87,8 @@ class LiveBlocks:
         """What it takes to make these blocks, for messages."""
         if fitted_to(self.keys.variant, self.keys.draw):
             return f"{len(indices)} blocks sampled"
-        passes = sum(-(-len(self._contexts(i)) // self.batch_contexts) for i in indices)
+        passes = sum(-(-len(self.shards[i]) // self.batch_contexts) for i in indices)
         return f"{len(indices)} blocks computed in {passes} forward passes"
-
-    def _contexts(self, index: int) -> range:
-        start = index * self.chunk_contexts
-        return range(start, min(start + self.chunk_contexts, self.n_contexts))
 
 
 def bad_row(x: Tensor) -> int | None:
@@ -134,64 +130,74 @@ def live_blocks(
                 f"{tokens}: not the tokens that site {site} of the cached activations was made of "
                 f"({reader.folder})"
             )
-    device, dtype = pick_device(params.compute.device), DTYPES[stream.dtype]
     context_tokens = int(corpus.input_ids.shape[1])
-    source: Source
     if fitted_keys := fitted_to(params.keys.variant, params.keys.draw):
-        if fitted is None:
-            variant, draw = fitted_keys
-            raise UserError(
-                f"variant {params.keys.variant} in stream mode needs the activations of variant "
-                f"{variant}, draw {draw}: give --fitted"
-            )
-        key = stream.fitted_activations_key
-        readers = {site: SiteReader.open(fitted, site, key=key) for site in sites}
-        gaussians = {
-            site: Gaussian.fitted_to(fit_moments(reader, device), device)
-            for site, reader in readers.items()
-        }
-
-        def sample(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
-            return {
-                site: torch.cat(
-                    [
-                        gaussians[site]
-                        .sample(
-                            context_tokens,
-                            context_generator(params.seed, params.keys, site, SPLIT, context),
-                        )
-                        .to("cpu", dtype)
-                        for context in contexts
-                    ]
-                )
-                for site in wanted
-            }
-
-        source = sample
+        source = _sampled(params, sites, fitted, fitted_keys, context_tokens)
     else:
-        if model is None:
-            raise UserError("activations.mode stream needs the variant's weights: give --model")
-        subject = load_subject(model, device)
-        ids = torch.from_numpy(corpus.input_ids)
-
-        def forward(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
-            return capture_chunk(
-                subject,
-                ids,
-                split=SPLIT,
-                contexts=contexts,
-                batch_contexts=stream.batch_contexts,
-                sites=wanted,
-                dtype=dtype,
-            )
-
-        source = forward
+        source = _captured(params, model, torch.from_numpy(corpus.input_ids))
     return LiveBlocks(
         seed=params.seed,
         keys=params.keys,
         context_tokens=context_tokens,
-        n_contexts=count_contexts(corpus, stream.max_tokens),
-        chunk_contexts=max(1, stream.shard_tokens // context_tokens),
+        shards=shard_contexts(corpus, stream.max_tokens, stream.shard_tokens),
         batch_contexts=stream.batch_contexts,
         source=source,
     )
+
+
+def _sampled(
+    params: TrainSaeParams,
+    sites: Collection[str],
+    fitted: Path | None,
+    fitted_keys: tuple[str, int],
+    context_tokens: int,
+) -> Source:
+    """Activations from Gaussians fitted to the cached ones of another variant and draw."""
+    keys, stream = params.keys, params.stream
+    assert stream is not None
+    if fitted is None:
+        variant, draw = fitted_keys
+        raise UserError(
+            f"variant {keys.variant} in stream mode needs the activations of variant "
+            f"{variant}, draw {draw}: give --fitted"
+        )
+    device, dtype = pick_device(params.compute.device), DTYPES[stream.dtype]
+    # All are opened before any is read.
+    readers = [SiteReader.open(fitted, site, key=stream.fitted_activations_key) for site in sites]
+    gaussians = {
+        site: Gaussian.fitted_to(fit_moments(reader, device), device)
+        for site, reader in zip(sites, readers, strict=True)
+    }
+
+    def sample(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
+        found = {}
+        for site in wanted:
+            samples = gaussians[site].contexts(
+                contexts, context_tokens, params.seed, keys, site, SPLIT
+            )
+            found[site] = torch.cat([x.to("cpu", dtype) for x in samples])
+        return found
+
+    return sample
+
+
+def _captured(params: TrainSaeParams, model: Path | None, ids: Tensor) -> Source:
+    """Activations of a model's forward passes over `ids`, integers [n_contexts, context_tokens]."""
+    stream = params.stream
+    assert stream is not None
+    if model is None:
+        raise UserError("activations.mode stream needs the variant's weights: give --model")
+    subject = load_subject(model, pick_device(params.compute.device))
+
+    def forward(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
+        return capture_contexts(
+            subject,
+            ids,
+            split=SPLIT,
+            contexts=contexts,
+            batch_contexts=stream.batch_contexts,
+            sites=wanted,
+            dtype=DTYPES[stream.dtype],
+        )
+
+    return forward

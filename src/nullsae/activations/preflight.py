@@ -1,4 +1,4 @@
-"""What a capture will take, said before it takes it: disk and time."""
+"""Checks disk space and estimates time before a capture begins."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DISK_OVERHEAD = 1.02
 POSITION_BYTES = 8
 
 
-class Progress:
-    """Counts tokens; says after the second batch, the first to run warm, how long all will take."""
+class CaptureClock:
+    """Counts tokens; logs an estimate of the total time after the second, first warm, batch."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Progress:
         self.since = 0.0
 
     def start(self, position: int) -> None:
-        """A chunk begins, with this token."""
+        """A shard begins, with this token."""
         self.position = position
         self.since = time.perf_counter()
 

@@ -7,7 +7,6 @@ after a kill knows which shards are whole, and holds what they add to the manife
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Container, Iterator
@@ -36,7 +35,7 @@ TYPE_NAMES = {
 }
 
 
-class Sums:
+class ShardSums:
     """What a record says about a shard's values; they are added in the order of its rows.
 
     In float64, in which neither the values nor, in any storage dtype, their squares overflow. A
@@ -50,7 +49,7 @@ class Sums:
         self.norm_sum = 0.0
 
     def add(self, piece: Tensor, position: Tensor) -> None:
-        """Add rows [PIECE_ROWS or what is left, d_model] with the positions of all of the shard."""
+        """Add the next rows [at most PIECE_ROWS, d_model]; `position` int64 [n] is of all rows."""
         values = piece.double()
         norms = torch.linalg.vector_norm(values, dim=1)
         norm_sum = float(norms.sum())
@@ -80,28 +79,9 @@ class Sums:
 
 
 def pieces(n: int) -> Iterator[slice]:
-    """Rows of a shard of `n`, in pieces that `Sums` adds."""
+    """Slices of a shard of `n` rows, in the pieces that `ShardSums` adds."""
     for start in range(0, n, PIECE_ROWS):
         yield slice(start, start + PIECE_ROWS)
-
-
-def header(tensors: dict[str, Tensor]) -> bytes:
-    """What a safetensors file begins with: the length of a JSON text, then this text.
-
-    Tensors follow in the order given, which must be that of falling alignment.
-    """
-    described, start = {}, 0
-    for name, tensor in tensors.items():
-        stop = start + tensor.numel() * tensor.itemsize
-        described[name] = {
-            "dtype": TYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, stop],
-        }
-        start = stop
-    text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def finished_shards(
@@ -135,7 +115,7 @@ def finished_shards(
             continue
         if "sum" not in record:
             tensors = load_file(file)
-            sums = Sums(file, tensors["activations"].shape[1])
+            sums = ShardSums(file, tensors["activations"].shape[1])
             for rows in pieces(len(tensors["position"])):
                 sums.add(tensors["activations"][rows], tensors["position"])
             sums.save_record(key, record["checksum"])

@@ -23,14 +23,18 @@ from nullsae.activations.shards import (
     RECORD,
     RECORDS,
     SHARD,
-    Sums,
+    TYPE_NAMES,
+    ShardSums,
     drop_records,
-    header,
     left_over,
     pieces,
 )
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
+from nullsae.core.tensor_files import header
+
+# Tokens that are read and added up together: another number changes the last bits of sums.
+BATCH_TOKENS = 4096
 
 # Tokens that are worked on at once, by whatever goes through a split.
 BATCH_TOKENS = 4096
@@ -84,7 +88,7 @@ class SiteWriter:
                 cannot be written; no part of the shard stays.
         """
         path = self.folder / SHARD.format(index)
-        sums = Sums(path, activations.shape[1])
+        sums = ShardSums(path, activations.shape[1])
         # Of the bytes that are meant: what a disk makes of them is found out by readers.
         digest = xxhash.xxh3_128()
         placed = position if order is None else position[order]
@@ -96,13 +100,14 @@ class SiteWriter:
                     stream.write(data)
 
                 # In the order in which safetensors wants them: by falling alignment.
-                put(header({"position": placed, "activations": activations}))
+                rows = (("position", placed), ("activations", activations))
+                put(header((name, TYPE_NAMES[x.dtype], x.shape) for name, x in rows))
                 put(placed.contiguous().numpy().data)
-                for rows in pieces(len(placed)):
-                    piece = activations[rows]
+                for part in pieces(len(placed)):
+                    piece = activations[part]
                     if order is not None:
                         # Copies whole rows; indexing goes through them number by number.
-                        piece = activations.index_select(0, order[rows])
+                        piece = activations.index_select(0, order[part])
                     sums.add(piece, placed)
                     put(piece.contiguous().view(torch.uint8).numpy().data)
             sums.save_record(self.key, digest.hexdigest())
@@ -256,7 +261,7 @@ class SiteReader:
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Parts of shards in a row, activations in float32."""
+    """Concatenate parts of shards, activations as float32."""
     if len(parts) == 1:
         return parts[0][0].float(), parts[0][1]
     return torch.cat([x for x, _ in parts]).float(), torch.cat([at for _, at in parts])

@@ -25,7 +25,7 @@ from nullsae.config.metrics import LEVELS, METRICS, Metric, all_metrics
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import Keys, cell_files, sae_names
-from nullsae.jobs.params import AggregateParams
+from nullsae.jobs.tables import AggregateParams
 from nullsae.statistics.baselines import applies
 from nullsae.statistics.bootstrap import Resampler
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate, summary_row

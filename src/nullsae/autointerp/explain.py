@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks
 from nullsae.corpus.token_text import read_tokenizer
-from nullsae.jobs.params import ExplainLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def explained_in_words(
     """
     lists = ("token_ids", "token_probabilities")
     pairs = ("pair_previous_ids", "pair_token_ids", "pair_probabilities")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "latent": latent,
             "explanation": text,

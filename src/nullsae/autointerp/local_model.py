@@ -18,7 +18,7 @@ from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, read_json, rebuild_command, verify, write_json
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer
-from nullsae.jobs.params import PrepareJudgeParams
+from nullsae.jobs.autointerp import PrepareJudgeParams
 from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import DTYPES, fetch, place
 

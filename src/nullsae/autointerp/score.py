@@ -17,7 +17,7 @@ from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks, of_latents
 from nullsae.core.errors import UserError
 from nullsae.corpus.token_text import read_tokenizer
-from nullsae.jobs.params import ScoreLatentsParams
+from nullsae.jobs.autointerp import ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def collect_latents(
     firings: Output,
 ) -> None:
     """Describe every latent; cut the windows of a random sample of them."""
-    from nullsae.jobs.params import CollectLatentsParams
+    from nullsae.jobs.latents import CollectLatentsParams
     from nullsae.latents.collect import collect_latents
 
     with bar("collect_latents", "tokens") as report:
@@ -73,7 +73,7 @@ def explain_latents(
     """Write an explanation of each sampled latent."""
     from nullsae.autointerp.explain import explain_latents
     from nullsae.autointerp.shards import Ranks, join_shards
-    from nullsae.jobs.params import ExplainLatentsParams
+    from nullsae.jobs.autointerp import ExplainLatentsParams
 
     if shard:
         join_shards([folder / output.name for folder in shard], "explanations", output)
@@ -94,7 +94,7 @@ def explain_latents(
 def prepare_judge(params: Params, output: Output) -> None:
     """Fetch or convert the model that a scorer runs itself."""
     from nullsae.autointerp.local_model import prepare_judge
-    from nullsae.jobs.params import PrepareJudgeParams
+    from nullsae.jobs.autointerp import PrepareJudgeParams
 
     prepare_judge(read_params(PrepareJudgeParams, params), output)
 
@@ -116,7 +116,7 @@ def score_latents(
     """Judge windows by the explanations; score each latent."""
     from nullsae.autointerp.score import score_latents
     from nullsae.autointerp.shards import Ranks, join_shards
-    from nullsae.jobs.params import ScoreLatentsParams
+    from nullsae.jobs.autointerp import ScoreLatentsParams
 
     if shard:
         for table, output in (("predictions", predictions), ("scores", scores)):

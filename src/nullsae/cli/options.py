@@ -74,27 +74,6 @@ SomePortion = Annotated[
     str | None, typer.Option(help="One of several jobs' share of the shards, such as 0/4.")
 ]
 
-# What `--params` holds, per verb: a class of `nullsae.jobs.params`.
-PARAMS = {
-    "prepare_corpus": "PrepareCorpusParams",
-    "train_subject": "TrainSubjectParams",
-    "randomize_model": "RandomizeModelParams",
-    "cache_activations": "CacheActivationsParams",
-    "sample_gaussian": "SampleGaussianParams",
-    "train_sae": "TrainSaeParams",
-    "evaluate_sae": "EvaluateSaeParams",
-    "cross_evaluate": "CrossEvaluateParams",
-    "match_dictionaries": "MatchDictionariesParams",
-    "collect_latents": "CollectLatentsParams",
-    "explain_latents": "ExplainLatentsParams",
-    "prepare_judge": "PrepareJudgeParams",
-    "score_latents": "ScoreLatentsParams",
-    "aggregate": "AggregateParams",
-    "report": "ReportParams",
-    "train_toy": "TrainToyParams",
-    "report_toy": "ReportToyParams",
-}
-
 
 class Verb(typer.core.TyperCommand):
     """A command whose help also lists the fields of its `--params`."""
@@ -102,11 +81,12 @@ class Verb(typer.core.TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the usual help, then the fields."""
         super().format_help(ctx, formatter)
-        if self.name in PARAMS:
-            from nullsae.jobs import params as params
+        from nullsae.cli.describe import describe
+        from nullsae.jobs.rules import rules
 
+        if self.name in rules():
             print("Fields of --params:\n")
-            for line in params.describe(getattr(params, PARAMS[self.name])):
+            for line in describe(rules()[self.name].params):
                 print(f"  {line}")
 
 
@@ -132,7 +112,7 @@ def _json(text: str) -> Any:
 
 
 def session_of(run_config: Path | None, costs: Path | None, report: Bar) -> Session:
-    """How endpoints are asked: as the study's section `llm` says, else by default."""
+    """Settings for asking endpoints: the study's section `llm`, or its defaults."""
     from nullsae.autointerp.llm.session import Session
     from nullsae.config.llm import Llm
     from nullsae.config.read import read_config

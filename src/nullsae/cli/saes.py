@@ -43,7 +43,7 @@ def train_sae(
     work: Work = Path(paths.WORK),
 ) -> None:
     """Train SAEs, or fit dictionary nulls; resume where a killed run left off."""
-    from nullsae.jobs.params import TrainSaeParams
+    from nullsae.jobs.saes import TrainSaeParams
     from nullsae.sae.train_sae import train_sae
 
     with bar("train_sae", "steps") as report:
@@ -87,7 +87,7 @@ def evaluate_sae(
     model: SomeRecipe = None,
 ) -> None:
     """Measure reconstruction, fidelity and the token-lookup floor on eval, and the decoder."""
-    from nullsae.jobs.params import EvaluateSaeParams
+    from nullsae.jobs.metrics import EvaluateSaeParams
     from nullsae.metrics.evaluate import evaluate_sae
 
     with bar("evaluate_sae", "tokens") as report:
@@ -115,7 +115,7 @@ def cross_evaluate(
     output: Table,
 ) -> None:
     """Reconstruct other variants' activations by one variant's SAE."""
-    from nullsae.jobs.params import CrossEvaluateParams
+    from nullsae.jobs.metrics import CrossEvaluateParams
     from nullsae.metrics.cross import cross_evaluate
 
     cross_evaluate(
@@ -136,7 +136,7 @@ def match_dictionaries(
     output: Table,
 ) -> None:
     """Match the decoders of one recipe's SAEs across seeds, draws and variants."""
-    from nullsae.jobs.params import MatchDictionariesParams
+    from nullsae.jobs.metrics import MatchDictionariesParams
     from nullsae.metrics.overlap import match_dictionaries
 
     with bar("match_dictionaries", "pairs") as report:

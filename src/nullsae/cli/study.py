@@ -19,7 +19,7 @@ def aggregate(
     """Join all cells into tables; compute summaries, contrasts and verdicts."""
     from nullsae.aggregation import aggregate
     from nullsae.config.read import read_config
-    from nullsae.jobs.params import AggregateParams
+    from nullsae.jobs.tables import AggregateParams
 
     aggregate(read_config(run_config), read_params(AggregateParams, params), root)
 
@@ -27,7 +27,7 @@ def aggregate(
 @verbs.command("report", cls=Verb)
 def report(params: Params, root: Root = Path()) -> None:
     """Draw the figures and write results/report/index.html."""
-    from nullsae.jobs.params import ReportParams
+    from nullsae.jobs.report import ReportParams
     from nullsae.report.build import build_report
 
     build_report(read_params(ReportParams, params).study, root)

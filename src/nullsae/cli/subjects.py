@@ -35,7 +35,7 @@ def prepare_corpus(
 ) -> None:
     """Read documents, split them, train or load the tokenizer, pack contexts."""
     from nullsae.corpus.prepare import prepare_corpus
-    from nullsae.jobs.params import PrepareCorpusParams
+    from nullsae.jobs.corpus import PrepareCorpusParams
 
     prepare_corpus(read_params(PrepareCorpusParams, params), name, root)
 
@@ -50,7 +50,7 @@ def train_subject(
     work: Work = Path(paths.WORK),
 ) -> None:
     """Train the small subject, or resume; keep its initial weights as step0."""
-    from nullsae.jobs.params import TrainSubjectParams
+    from nullsae.jobs.subjects import TrainSubjectParams
     from nullsae.subjects.publish import train_subject
 
     given = read_params(TrainSubjectParams, params)
@@ -67,7 +67,7 @@ def randomize_model(
     trained: SomeTrained = None,
 ) -> None:
     """Make one variant of a subject and run its gates."""
-    from nullsae.jobs.params import RandomizeModelParams
+    from nullsae.jobs.subjects import RandomizeModelParams
     from nullsae.subjects.publish import randomize_model
 
     randomize_model(
@@ -89,7 +89,7 @@ def cache_activations(
 ) -> None:
     """Capture all sites of a split in one forward pass, in checked shards."""
     from nullsae.activations.capture import Portion, cache_activations
-    from nullsae.jobs.params import CacheActivationsParams
+    from nullsae.jobs.activations import CacheActivationsParams
 
     with bar("cache_activations", "tokens") as report:
         captured = cache_activations(
@@ -114,7 +114,7 @@ def sample_gaussian(
 ) -> None:
     """Sample activations with the trained variant's mean and covariance, and nothing else."""
     from nullsae.activations.gaussian import sample_gaussian
-    from nullsae.jobs.params import SampleGaussianParams
+    from nullsae.jobs.activations import SampleGaussianParams
 
     with bar("sample_gaussian", "tokens") as report:
         sample_gaussian(

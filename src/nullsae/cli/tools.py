@@ -82,14 +82,14 @@ def export_latents(
     ] = "nullsae",
 ) -> None:
     """Write the firings or windows of sampled latents in the format of delphi or Neuronpedia."""
-    from nullsae.latents.exports.cell import Cell, corpus_files
+    from nullsae.latents.exports.cell import LatentFolder, corpus_files
     from nullsae.latents.exports.delphi import export_delphi
     from nullsae.latents.exports.neuronpedia import export_neuronpedia
     from nullsae.latents.split import Split
 
     if layout not in ("delphi", "neuronpedia"):
         raise UserError(f"--layout: {layout!r} is not one of delphi, neuronpedia")
-    cells = [Cell.open(folder) for folder in latents]
+    cells = [LatentFolder.open(folder) for folder in latents]
     if tokens is None or (tokenizer is None and layout == "neuronpedia"):
         found = corpus_files(cells)
         tokens, tokenizer = tokens or found[0], tokenizer or found[1]

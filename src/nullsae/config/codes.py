@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from nullsae.config.section import Section
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Coding:
+class Coding(Section):
     """What is asked of those architectures and dictionaries that a finished SAE can be of.
 
     Many architectures turn into another one when they are finished: a BatchTopK SAE has a

@@ -9,14 +9,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nullsae.config.codes import Coding
-from nullsae.config.section import Section
 from nullsae.core.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Dictionary(Section, Coding):
+class Dictionary(Coding):
     """One kind of dictionary. Its fields are the keys of a recipe that only it reads."""
 
     caption: ClassVar[str]

@@ -73,7 +73,7 @@ def fill_in_recipe(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, **filled}
 
 
-class Sae(Section, Coding):
+class Sae(Coding):
     """How one kind of SAE is made.
 
     Parsing an `Sae` gives a section of the architecture and the dictionary that it names.
@@ -239,7 +239,7 @@ class Sae(Section, Coding):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        if Section not in cls.__bases__:
+        if Coding not in cls.__bases__:
             return handler(source)
         return core_schema.with_info_plain_validator_function(
             lambda given, info: chosen(given, info)
@@ -249,7 +249,7 @@ class Sae(Section, Coding):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        if Section not in cls.__bases__:
+        if Coding not in cls.__bases__:
             return handler(schema)
         fields: Any = {name: (field.annotation, field) for name, field in every_key().items()}
         whole = create_model(
@@ -274,7 +274,7 @@ def chosen(given: Any, info: ValidationInfo) -> Sae:
         given = fill_in_recipe(given)
         names |= {name: given[name] for name in names if given.get(name) in _registry(name)}
     architecture, dictionary = (_registry(kind)[name] for kind, name in names.items())
-    section = _section(architecture, dictionary, *_all_names())
+    section: type[Sae] = _section(architecture, dictionary, *_all_names())  # type: ignore[arg-type]
     if isinstance(given, dict):
         for key in [key for key in given if key not in section.model_fields]:
             for kind, name in names.items():

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from nullsae.core.files import atomic_path
 
-# Whatever the reading of a damaged file raises.
+# What reading a damaged file may raise.
 DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError)
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write named tensors and texts, atomically."""
+    """Write named tensors of any shape and dtype, and texts, atomically."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, "checksum": _checksum(metadata, tensors)}
     with atomic_path(path) as temporary:
@@ -26,7 +26,7 @@ def save_state(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str])
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_state` wrote, on the CPU.
+    """What `save_state` wrote: the tensors in their shapes and dtypes, on the CPU, and the texts.
 
     Raises:
         One of `DAMAGED`: the file is not what was written.

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and what others said."""
+"""The exception whose message is meant for users, and the first line of any other."""
 
 from __future__ import annotations
 

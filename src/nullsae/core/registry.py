@@ -95,7 +95,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
 
 class _Lazy(ModuleType):
-    """A module that is imported when something of it is first asked for."""
+    """A module that is imported when one of its attributes is first read."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module(self.__name__), name)

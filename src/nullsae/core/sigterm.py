@@ -1,4 +1,4 @@
-"""SIGTERM, which a cluster sends some seconds before it kills a job, at a moment of our choice."""
+"""Delays a SIGTERM, a cluster's warning before it kills a job, until state is consistent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nullsae.core.errors import UserError
 
 
 class StoppedError(UserError):
-    """A job that ended before its time, and what running it again goes on from."""
+    """A job that was stopped early; the message says where a rerun will resume."""
 
 
 class Stop:
@@ -27,7 +27,7 @@ class Stop:
         self._leave: Callable[[], None] | None = None
 
     def here(self, leave: Callable[[], None]) -> None:
-        """A moment at which state is whole: leave now, if that was asked for."""
+        """Leave now if that was asked for: the state is consistent here."""
         if self.asked:
             leave()
 

@@ -1,4 +1,4 @@
-"""One quick look whether the hub has a repository, before libraries that retry for a minute."""
+"""A quick check that the hub has a repository, before libraries retry for a minute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unigram and bigram baselines: what a model that only counts would lose per token."""
+"""Unigram and bigram baselines: the loss per token of a model that only counts."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ IntArray = NDArray[np.int32]
 
 
 class Packer:
-    """Collects the documents of one split, in order, until there are enough tokens, if ever."""
+    """Collects the documents of one split, in order, up to the number of tokens wanted."""
 
     def __init__(self, n_contexts: int | None, context_tokens: int, eos_token_id: int) -> None:
         """Start empty; with `n_contexts` None everything is kept."""

@@ -21,11 +21,11 @@ from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.normalize import Replaced, normalize
 from nullsae.corpus.packing import Packer
 from nullsae.corpus.sources import describe, documents, is_streamed
-from nullsae.corpus.splits import Split, split_of_digest, text_digest
+from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
-from nullsae.jobs.params import PrepareCorpusParams
+from nullsae.jobs.corpus import PrepareCorpusParams
 
-SPLITS: tuple[Split, ...] = ("sae_train", "eval")
+SPLITS: tuple[SplitName, ...] = ("sae_train", "eval")
 MAX_NGRAM_FIT_TOKENS = 10_000_000
 ENCODE_BATCH_DOCUMENTS = 64
 MISSING_SOTU = ("auto", "stdlib")
@@ -37,7 +37,7 @@ class Document(NamedTuple):
     """One text with its place; documents sort by digest."""
 
     digest: bytes
-    split: Split
+    split: SplitName
     text: str
 
 
@@ -49,7 +49,7 @@ class Reader:
         self._digests: set[bytes] = set()
         self.n_read = self.n_empty = self.n_repeated = 0
         self.replaced = Replaced()
-        self.n_kept: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+        self.n_kept: dict[SplitName, int] = dict.fromkeys(SPLITS, 0)
 
     def __iter__(self) -> Iterator[Document]:
         for text in self._texts:
@@ -91,7 +91,7 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             config key. Nothing is written then.
     """
     corpus, where = params.corpus, f"config: corpora.{name}"
-    wanted: dict[Split, int | None] = {
+    wanted: dict[SplitName, int | None] = {
         "sae_train": corpus.sae_train_tokens,
         "eval": corpus.eval_tokens,
     }
@@ -151,7 +151,7 @@ def tokenizer_and_order(
     return encoder, chain(head, stream)
 
 
-def fill(packers: dict[Split, Packer], ordered: Iterable[Document], encoder: Encoder) -> None:
+def fill(packers: dict[SplitName, Packer], ordered: Iterable[Document], encoder: Encoder) -> None:
     """Encode documents in order until each split is full or the documents end."""
     ordered = iter(ordered)
     while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
@@ -165,9 +165,9 @@ def fill(packers: dict[Split, Packer], ordered: Iterable[Document], encoder: Enc
 
 
 def check_amounts(
-    packers: dict[Split, Packer],
+    packers: dict[SplitName, Packer],
     reader: Reader,
-    wanted: dict[Split, int | None],
+    wanted: dict[SplitName, int | None],
     corpus: Corpus,
     where: str,
 ) -> None:
@@ -203,7 +203,7 @@ def check_amounts(
 
 
 def _write(
-    packed: dict[Split, tuple[NDArray[np.int32], NDArray[np.int32]]],
+    packed: dict[SplitName, tuple[NDArray[np.int32], NDArray[np.int32]]],
     reader: Reader,
     encoder: Encoder,
     corpus: Corpus,

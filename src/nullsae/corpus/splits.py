@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-Split = Literal["eval", "sae_train"]
+SplitName = Literal["eval", "sae_train"]
 
 
 def text_digest(text: str) -> bytes:
@@ -13,19 +13,14 @@ def text_digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def split_of(text: str, eval_share: float) -> Split:
+def split_of_digest(digest: bytes, eval_share: float) -> SplitName:
     """The split of a document.
 
     A document keeps its split whatever documents are added, removed or reordered, and equal texts
     share one. A larger `eval_share` moves documents to `eval` only.
 
     Args:
-        text: the whole document.
+        digest: of the whole text, as from `text_digest`.
         eval_share: probability of `eval`, between 0 and 1.
     """
-    return split_of_digest(text_digest(text), eval_share)
-
-
-def split_of_digest(digest: bytes, eval_share: float) -> Split:
-    """As `split_of`, from the text's digest."""
     return "eval" if int.from_bytes(digest[:8], "big") < eval_share * 2**64 else "sae_train"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, rebuild_command, verify
+from nullsae.core.tensor_files import read_header
 
 TOKENS_FILE = "tokens.safetensors"
 
@@ -58,16 +58,16 @@ def _mapped(file: Path, name: str) -> NDArray[np.int32]:
     Raises:
         UserError: there is none of that name, or it is not int32 [n_contexts, context_tokens].
     """
-    with open(file, "rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        entry = json.loads(stream.read(size)).get(name)
+    tensors, begin = read_header(file)
+    entry = tensors.get(name)
     if entry is None:
         raise UserError(f"{file}: holds no {name}; it is not the tokens of a corpus")
     shape = tuple(entry["shape"])
     if entry["dtype"] != "I32" or len(shape) != 2 or 0 in shape:
         raise UserError(f"{file}: {name} is {entry['dtype']} {list(shape)}, wanted I32 [n, tokens]")
-    start = 8 + size + entry["data_offsets"][0]
     # "c": PyTorch warns of arrays that cannot be written to.
-    mapped = np.memmap(file, dtype="<i4", mode="c", offset=start, shape=shape)
+    mapped = np.memmap(
+        file, dtype="<i4", mode="c", offset=begin + entry["data_offsets"][0], shape=shape
+    )
     # A plain array: slices of maps cost ten times as much.
     return mapped.view(np.ndarray)

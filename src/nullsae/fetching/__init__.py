@@ -1,1 +1,5 @@
-"""Everything that a study reads from hubs, downloaded ahead, for machines without network."""
+"""Everything that a study reads from hubs, downloaded ahead of it.
+
+In: a config. Out: the hub's cache on this machine, complete enough to run offline. Nothing here
+may do a job of the study.
+"""

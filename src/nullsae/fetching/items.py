@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.core.errors import UserError
-from nullsae.jobs.params import pretrained_sae_path
+from nullsae.jobs.saes import pretrained_sae_path
 
 # Small files at the top of a model's repository: configs, tokenizers, chat templates.
 SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")

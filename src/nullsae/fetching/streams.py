@@ -105,15 +105,15 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
     from nullsae.corpus.packing import Packer
     from nullsae.corpus.prepare import Reader, check_amounts, fill, tokenizer_and_order
     from nullsae.corpus.sources import documents
-    from nullsae.corpus.splits import Split
+    from nullsae.corpus.splits import SplitName
 
     where = f"config: corpora.{name}"
-    wanted: dict[Split, int | None] = {
+    wanted: dict[SplitName, int | None] = {
         "sae_train": corpus.sae_train_tokens,
         "eval": corpus.eval_tokens,
     }
     total = sum(n_tokens or 0 for n_tokens in wanted.values())
-    packers: dict[Split, Packer] = {}
+    packers: dict[SplitName, Packer] = {}
     with bar(f"corpus {name}", "tokens") as report:
 
         def show() -> None:

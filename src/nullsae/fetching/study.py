@@ -22,7 +22,7 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, write_text
 from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, TokenizerFiles
 from nullsae.fetching.streams import Stream
-from nullsae.jobs.params import pretrained_sae_path
+from nullsae.jobs.saes import pretrained_sae_path
 
 # What else may say where the libraries of the hub keep things; HF_HOME alone should.
 OTHER_HOMES = (

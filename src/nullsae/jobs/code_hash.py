@@ -1,160 +1,151 @@
-"""Which modules each rule runs, and a hash of their text.
+"""A hash of source files that only what they compute changes.
 
-Snakemake does not see a change inside an imported package. The hash stands in each rule's
-params: an edit re-runs the stage that owns the module, and what depends on its output.
+Comments, docstrings, line breaks, indentation widths and the places that names are imported from
+leave it as it is, and so does a move of a file. It reads tokens by rules of its own, so that all
+versions of Python give the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from functools import cache
+from keyword import iskeyword
 from pathlib import Path
+from typing import Any
+
+from nullsae.core.registry import Registry
 
 PACKAGE = Path(__file__).parents[1]
-
-# A rule owns the modules that decide what it computes. What another rule made for it (tokens,
-# weights, shards) changes through that rule's own hash. A module that one rule names is not
-# another's that names its folder.
-OWNED: dict[str, tuple[str, ...]] = {
-    "prepare_corpus": ("corpus",),
-    "train_subject": (
-        "core/moments.py",
-        "subjects/training.py",
-        "subjects/health.py",
-        "subjects/publish.py",
-        "subjects/variants",
-        "subjects/loading.py",
-        "subjects/families.py",
-        "subjects/gates.py",
-    ),
-    "randomize_model": (
-        "core/moments.py",
-        "subjects/changes.py",
-        "subjects/health.py",
-        "subjects/orthogonal.py",
-        "subjects/publish.py",
-        "subjects/randomize.py",
-        "subjects/variants",
-        "subjects/loading.py",
-        "subjects/families.py",
-        "subjects/gates.py",
-    ),
-    "cache_activations": (
-        "activations/capture.py",
-        "activations/shards.py",
-        "activations/store.py",
-    ),
-    "sample_gaussian": (
-        "activations/gaussian.py",
-        "activations/shards.py",
-        "activations/store.py",
-        "core/moments.py",
-    ),
-    "train_sae": ("activations/blocks.py", "activations/live.py", "core/moments.py", "sae"),
-    "take_checkpoint": ("sae/checkpoints.py",),
-    "evaluate_sae": (
-        "metrics/ce_score.py",
-        "metrics/evaluate.py",
-        "metrics/fidelity.py",
-        "metrics/geometry.py",
-        "core/moments.py",
-        "metrics/reconstruction.py",
-        "metrics/token_lookup.py",
-    ),
-    "cross_evaluate": ("metrics/cross.py", "metrics/reconstruction.py"),
-    "match_dictionaries": ("metrics/geometry.py", "metrics/overlap.py"),
-    "collect_latents": (
-        "latents/__init__.py",
-        "latents/collect.py",
-        "latents/describe.py",
-        "latents/sample.py",
-        "latents/silent.py",
-        "latents/split.py",
-        "latents/statistics.py",
-        "latents/store.py",
-        "latents/windows.py",
-    ),
-    "explain_latents": (
-        "autointerp/examples.py",
-        "autointerp/explain.py",
-        "autointerp/explainers",
-        "autointerp/marking.py",
-        "autointerp/prompting.py",
-        "autointerp/replies.py",
-        "autointerp/shards.py",
-        "autointerp/prompts/explain.txt",
-        "corpus/token_text.py",
-    ),
-    "prepare_judge": ("autointerp/local_model.py",),
-    "score_latents": (
-        "autointerp/classification.py",
-        "autointerp/examples.py",
-        # Replies are kept by what was asked, so running again after an edit of it costs no call.
-        "autointerp/llm",
-        "autointerp/log_odds.py",
-        "autointerp/marking.py",
-        "autointerp/prompting.py",
-        "autointerp/prompts",
-        "autointerp/replies.py",
-        "autointerp/score.py",
-        "autointerp/scorers",
-        "autointerp/shards.py",
-        "autointerp/token_statistics.py",
-    ),
-    "aggregate": ("statistics", "aggregation", "metrics/catalogue", "metrics/ce_score.py"),
-    # Texts and looks of variants stand with the variants.
-    "report": ("metrics/catalogue", "report", "subjects/variants"),
-    "train_toy": (
-        "core/moments.py",
-        "toy/data.py",
-        "toy/measures.py",
-        "toy/sweep.py",
-        "toy/training.py",
-    ),
-    "report_toy": ("toy/charts.py", "toy/page.py", "toy/templates"),
-}
-# Modules that carry no results: wiring, checks of input, file formats' containers.
-SHARED = (
-    "__init__.py",
-    "activations/__init__.py",
-    "activations/preflight.py",
-    "metrics/__init__.py",
-    "subjects/__init__.py",
-    "autointerp/__init__.py",
-    "autointerp/llm/serve_gguf.py",
-    "autointerp/llm/session.py",
-    "cli",
-    "config",
-    "core",
-    "fetching",
-    "jobs",
-    "latents/exports/__init__.py",
-    "latents/exports/cell.py",
-    "latents/exports/delphi.py",
-    "latents/exports/neuronpedia.py",
-    "paths.py",
-    "planning",
-    "py.typed",
-    "tables",
-    "toy/__init__.py",
+_QUOTED = (
+    r'"""(?:[^\\]|\\.)*?"""',
+    r"'''(?:[^\\]|\\.)*?'''",
+    r'"(?:[^\\\n"]|\\.)*"',
+    r"'(?:[^\\\n']|\\.)*'",
 )
-
-
-def modules(rule: str) -> list[Path]:
-    """The files that a rule owns, sorted: Python, templates, prompts."""
-    named = {PACKAGE / name for names in OWNED.values() for name in names}
-    found: set[Path] = set()
-    for path in (PACKAGE / name for name in OWNED[rule]):
-        inside = set(path.rglob("*")) - named if path.is_dir() else [path]
-        found.update(f for f in inside if f.is_file() and "__pycache__" not in f.parts)
-    return sorted(found)
+_TOKEN = re.compile(
+    rf"[A-Za-z]{{0,2}}(?:{'|'.join(_QUOTED)})|#[^\n]*|\\\n|\n[ \t]*|\w+|[^\w\s]", re.DOTALL
+)
+_PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
 @cache
-def code_hash(rule: str) -> str:
-    """16 hex digits over the names and bytes of the rule's modules."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in modules(rule):
-        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0")
-        digest.update(path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def code_hash(*files: Path) -> str:
+    """16 hex digits over what these files compute: Python, and templates and prompts as they are.
+
+    Their order, their names and files without any code make no difference.
+    """
+    found = sorted(digest for file in set(files) if (digest := _digest(file)))
+    return hashlib.blake2b(b"".join(found), digest_size=8).hexdigest()
+
+
+def files_in(names: Iterable[str], but: Iterable[str] = ()) -> list[Path]:
+    """The files of the package that these paths name, those in folders too, sorted.
+
+    Args:
+        names: files and folders, relative to the package.
+        but: files and folders that are left out.
+    """
+    found = {file for name in names for file in _files(PACKAGE / name)}
+    return sorted(found - {file for name in but for file in _files(PACKAGE / name)})
+
+
+@cache
+def with_siblings(file: Path) -> tuple[Path, ...]:
+    """A file and those of its own folder that it imports, however long the way round, sorted."""
+    found: set[Path] = set()
+    new = [file]
+    while new:
+        path = new.pop()
+        if path not in found:
+            found.add(path)
+            new += [p for p in _files(file.parent, deep=False) if p.stem in _imported(path)]
+    return tuple(sorted(found))
+
+
+def thing_files(registry: Registry[Any], *names: str) -> tuple[Path, ...]:
+    """The files that define things of a registry, other packages' too, each `with_siblings`."""
+    return tuple(file for name in names for file in with_siblings(registry.file(name)))
+
+
+@cache
+def _files(path: Path, *, deep: bool = True) -> tuple[Path, ...]:
+    inside = [path] if path.is_file() else path.glob("**/*" if deep else "*.py")
+    return tuple(p for p in inside if p.is_file() and "__pycache__" not in p.parts)
+
+
+@cache
+def _imported(path: Path) -> frozenset[str]:
+    """Each name in the import statements of a file, those of modules part by part."""
+    text = path.read_text(encoding="utf-8")
+    statements = re.findall(r"^\s*(?:from|import)\b[^(\n]*(?:\([^)]*\))?", text, re.MULTILINE)
+    return frozenset(re.findall(r"\w+", " ".join(statements)))
+
+
+@cache
+def _digest(file: Path) -> bytes:
+    """Hash of a file's code; empty if it has none."""
+    data = file.read_bytes()
+    if file.suffix == ".py":
+        data = "\0".join(code_tokens(data.decode())).encode()
+    return hashlib.blake2b(data, digest_size=8).digest() if data else b""
+
+
+def code_tokens(text: str) -> list[str]:
+    """The tokens of a Python file that decide what it computes.
+
+    Without comments, text that stands alone (docstrings), line breaks in brackets and the comma
+    before a bracket that closes, where it says nothing. Of each import from nullsae only the names
+    are kept, sorted, at the end: where they lie computes nothing.
+    """
+    kept: list[str] = []
+    imported: set[str] = set()
+    widths = [0]
+    for width, line in _lines(text):
+        if all(token[-1] in "\"'" for token in line):
+            continue
+        if line[:2] == ["from", "nullsae"]:
+            names = (token for token in line[line.index("import") + 1 :] if token not in "()")
+            imported |= set(" ".join(names).rstrip(" ,").split(" , "))
+            continue
+        if width > widths[-1]:
+            widths.append(width)
+            kept.append("\t")
+        while width < widths[-1]:
+            widths.pop()
+            kept.append("\b")
+        kept += [*line, "\n"]
+    return kept + sorted(imported)
+
+
+def _lines(text: str) -> list[tuple[int, list[str]]]:
+    """Each logical line that holds a token: the width of its indentation, and its tokens."""
+    lines: list[tuple[int, list[str]]] = []
+    line: list[str] = []
+    width = 0
+    # Of each open bracket: whether it calls, defines or subscripts, and its commas so far.
+    brackets: list[tuple[bool, int]] = []
+    for token in _TOKEN.findall("\n" + text.replace("\r\n", "\n") + "\n"):
+        first = token[0]
+        if first == "\n":
+            if not brackets:
+                if line:
+                    lines.append((width, line))
+                    line = []
+                width = len(token) - 1
+        elif first not in "#\\":
+            if token in "([{":
+                before = line[-1] if line else ""
+                joined = (before[-1:].isalnum() or before[-1:] in "_)]") and not iskeyword(before)
+                brackets.append((joined, 0))
+            elif token == "," and brackets:
+                brackets[-1] = (brackets[-1][0], brackets[-1][1] + 1)
+            elif token in _PAIRS and brackets:
+                joined, commas = brackets.pop()
+                # (x,) is no (x), and y[x,] no y[x]; all other commas before a bracket say nothing.
+                alone = joined if token == "]" else token == ")" and not joined
+                if line and line[-1] == "," and not (alone and commas == 1):
+                    line.pop()
+            line.append(token)
+    return lines

@@ -7,9 +7,7 @@ from glob import escape, glob
 from pathlib import Path
 
 from nullsae.config.model_files import find_gguf, is_local
-from nullsae.config.section import Kind
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
-from nullsae.jobs.params import pretrained_sae_path
 
 
 def stamps(patterns: Iterable[str]) -> tuple[str, ...]:
@@ -19,17 +17,14 @@ def stamps(patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)
 
 
+def named_file(path: str | Path) -> str:
+    """The pattern of one file."""
+    return escape(str(Path(path).expanduser()))
+
+
 def folder_files(path: str) -> list[str]:
     """The pattern of all files in a local model or tokenizer folder; none for a hub id."""
-    return [f"{escape(str(Path(path).expanduser()))}/*"] if is_local(path) else []
-
-
-def sae_files(pretrained: str | None, site: str) -> list[str]:
-    """Patterns of a local pretrained SAE's files."""
-    if pretrained is None:
-        return []
-    path, inside = pretrained_sae_path(pretrained, site)
-    return folder_files(str(Path(path) / inside)) if is_local(path) else []
+    return [f"{named_file(path)}/*"] if is_local(path) else []
 
 
 def model_files(
@@ -37,10 +32,5 @@ def model_files(
 ) -> list[str]:
     """Patterns of the local files that a model is read from."""
     if isinstance(source, GgufSource):
-        return [escape(str(find_gguf(source, where=where)))]
+        return [named_file(find_gguf(source, where=where))]
     return folder_files(source.path) if isinstance(source, PretrainedSource) else []
-
-
-def prompt_stamps(section: Kind) -> tuple[str, ...]:
-    """The stamps of the user's own files that an explainer or scorer reads, such as a prompt."""
-    return stamps(escape(str(Path(file).expanduser())) for file in section.local_files)

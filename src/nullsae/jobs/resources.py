@@ -14,9 +14,9 @@ from pathlib import Path
 from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource
 from nullsae.config.model_size import known_size
 from nullsae.config.study import Config
+from nullsae.jobs.autointerp import asks
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.memory import LIBRARIES, MEMORY
-from nullsae.jobs.slices import asks
 from nullsae.jobs.work import WORK
 from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, Work
 from nullsae.jobs.work.making import train_saes

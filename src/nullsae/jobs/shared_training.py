@@ -11,10 +11,10 @@ from pathlib import Path
 from nullsae import paths
 from nullsae.config.saes import Sae
 from nullsae.config.study import Config
-from nullsae.jobs.code_hash import code_hash
+from nullsae.core.files import content_key
 from nullsae.jobs.grid import trained_together
-from nullsae.jobs.params import SaeCell, TrainSaeParams
-from nullsae.jobs.slices import as_json, job_section, recipes_of
+from nullsae.jobs.rules import as_json
+from nullsae.jobs.saes import SaeCell, TrainSaeParams, train_sae
 
 # Names of these jobs' rules begin so.
 PREFIX = "train_saes_"
@@ -50,6 +50,11 @@ class SharedJob:
     def recipes(self) -> list[Sae]:
         return list(self.params.saes.values())
 
+    @property
+    def code(self) -> str:
+        """Hash of the code that makes its SAEs."""
+        return content_key(sorted({self.params.code(cell) for cell in self.params.cells}))
+
     def files(self, pattern: str) -> list[str]:
         """A pattern of `nullsae.paths` filled in for each SAE."""
         return [
@@ -79,13 +84,11 @@ def shared_jobs(
     jobs = []
     for index, values in enumerate(groups):
         keys = dict(zip(names, values, strict=True))
-        params = job_section(config, "train_sae", keys)
-        assert isinstance(params, TrainSaeParams)
+        params = train_sae(config, keys)
         cells = [cell for cell in params.cells if not _is_made(params, cell, root, named)]
         if cells:
-            own = {"cells": tuple(cells), "saes": recipes_of(params.saes, cells)}
             name = PREFIX + re.sub(r"[^A-Za-z0-9_]", "_", "_".join([str(index), *values]))
-            jobs.append(SharedJob(name, keys, params.model_copy(update=own)))
+            jobs.append(SharedJob(name, keys, params.only(tuple(cells))))
     return jobs
 
 
@@ -103,4 +106,4 @@ def _is_made(
         found = json.loads((root / config).read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(found == params.cell_key(cell, code_hash("train_sae")))
+    return bool(found == params.cell_key(cell, params.code(cell)))

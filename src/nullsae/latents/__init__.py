@@ -1,1 +1,6 @@
-"""Latents: statistics of all, windows of a sample, from one pass over the `eval` split."""
+"""Single latents: statistics of all, windows and firings of a random sample.
+
+In: an SAE, activations and tokens of the `eval` split, read in one pass. Out: the tables `latents`,
+`windows` and `coverage`, and all firings of the sampled latents. Windows for explaining and for
+scoring never share a document. Nothing here may know who explains or judges.
+"""

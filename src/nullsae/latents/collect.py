@@ -22,7 +22,7 @@ from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import numpy_generator
-from nullsae.jobs.params import CollectLatentsParams
+from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.describe import Described, describe
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
@@ -131,7 +131,7 @@ def _folder(beside: Path) -> Iterator[Path]:
 
 
 class Skipped:
-    """Tokens whose firings count as none, and how many of both there were."""
+    """Skips tokens whose firings do not count, and counts tokens and firings skipped."""
 
     def __init__(self, start_tokens: int, context_tokens: int, token_id: int | None) -> None:
         """Skip the first `start_tokens` of each context, and all tokens with that id."""
@@ -208,7 +208,20 @@ def draw_sample(
     dealt: np.ndarray,
     params: CollectLatentsParams,
 ) -> tuple[WindowRows, dict[int, float | None]]:
-    """The windows of the sampled latents, and the entropy over each one's explaining windows."""
+    """Draw the windows of the sampled latents.
+
+    Args:
+        sampled: int64 [n], the sampled latents, ascending.
+        firings: of all latents.
+        known: what is known of all latents.
+        split: the tokens.
+        pools: int8 [n_windows], the pool of each grid cell.
+        dealt: int8 [n_documents], the pool of each document.
+        params: of the job.
+
+    Returns:
+        Rows of the table `windows`, and by latent the entropy in bits over its explaining windows.
+    """
     settings, parts, grid = params.latents, params.keys.parts(), known.grid
     silence = HardSilence(known.cells, grid, pools, split.ids)
     rows = WindowRows(split.ids, split.document, settings.window_tokens)

@@ -1,8 +1,7 @@
-"""What is kept of the latents that were sampled: their windows and their firings."""
+"""Windows and firings of the sampled latents."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from nullsae import tables
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, rebuild_command
+from nullsae.core.tensor_files import header
 from nullsae.latents.statistics import entropy_bits
 from nullsae.latents.store import PIECE_FIRINGS, Firings, offsets_of
 from nullsae.latents.windows import Draw
 
-_TYPES = {"<i8": "I64", "<i4": "I32", "<u4": "U32", "<f4": "F32"}
+# Of positions, by their dtype.
+_TYPES = {"<i8": "I64", "<u4": "U32"}
 
 
 def activations_in(
@@ -55,7 +56,13 @@ class WindowRows:
     def add(
         self, latent: int, draws: Sequence[Draw], position: np.ndarray, value: np.ndarray
     ) -> float | None:
-        """Add the windows drawn for one latent, whose firings are given.
+        """Add the windows drawn for one latent.
+
+        Args:
+            latent: its number.
+            draws: its windows.
+            position: integers [n_firings], ascending, where it fires.
+            value: float32 [n_firings], its activations there.
 
         Returns:
             Entropy in bits of its activation over the token ids of the explaining windows.
@@ -120,23 +127,15 @@ def write_firings(path: Path, latents: np.ndarray, firings: Firings) -> None:
     slices = [firings.of(latent) for latent in latents.tolist()]
     offset = offsets_of(np.array([part.stop - part.start for part in slices], dtype=np.int64))
     total = int(offset[-1])
-    # Eight bytes each come first, as readers want data to be aligned.
-    columns: list[tuple[str, np.dtype[Any], int]] = [
-        ("offset", np.dtype("<i8"), len(offset)),
-        ("position", firings.position.dtype.newbyteorder("<"), total),
-        ("value", np.dtype("<f4"), total),
-        ("latent", np.dtype("<i4"), len(latents)),
-    ]
-    entries, place = {}, 0
-    for name, dtype, n in columns:
-        end = place + n * dtype.itemsize
-        entries[name] = {"dtype": _TYPES[dtype.str], "shape": [n], "data_offsets": [place, end]}
-        place = end
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
+    columns = (
+        ("offset", "I64", [len(offset)]),
+        ("position", _TYPES[firings.position.dtype.newbyteorder("<").str], [total]),
+        ("value", "F32", [total]),
+        ("latent", "I32", [len(latents)]),
+    )
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.write(header(columns))
             stream.write(offset.astype("<i8").data)
             for given in (firings.position, firings.value):
                 for part in slices:

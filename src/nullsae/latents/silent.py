@@ -1,4 +1,4 @@
-"""Hard silent windows: a latent is silent there, although its tokens or its company are."""
+"""Hard silent windows, where a latent's usual tokens or companions occur but it does not fire."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ N_COMPANIONS = 10
 
 @dataclass(frozen=True)
 class HardSilence:
-    """Draws the silent scoring windows that are not random, for one latent after the other."""
+    """Draws the silent scoring windows that are not random, one latent at a time."""
 
     active: Firings
     """The cells in which each latent fires, none across documents; `position` is the cell. May be
     a map of files."""
     grid: Grid
     pools: np.ndarray
-    """int8 [n_windows], as from `assign_pools`."""
+    """int8 [n_windows], the pool of each cell as from `pools_of`."""
     token_ids: np.ndarray
     """Integers [n_tokens] of the split; may be a map of a file."""
 

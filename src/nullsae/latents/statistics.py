@@ -28,7 +28,7 @@ class TokenMass:
 
     @classmethod
     def of(cls, latent: np.ndarray, token: np.ndarray, mass: np.ndarray) -> TokenMass:
-        """Sum up what falls on the same pair; `latent` is ascending."""
+        """Sum float64 `mass` over equal pairs of `latent` (ascending) and `token` ids, all [n]."""
         order = order_by(token.astype(np.uint32))
         order = order[order_by(latent[order].astype(np.uint32))]
         latent, token = latent[order], token[order]
@@ -107,7 +107,7 @@ class Sums:
         )
 
     def then(self, later: Sums) -> Sums:
-        """Of one latent, whose later firings, in other contexts, are summed in `later`."""
+        """Add the sums of the same latent's later firings, which lie in other contexts."""
         (_, (last, n_last)), (_, (end, n_end)) = self.ends[0], later.ends[0]
         first, n_first = later.ends[0, 0]
         same = int(last == first)
@@ -142,7 +142,7 @@ class Sums:
         )
 
     def columns(self, split: Split) -> dict[str, np.ndarray]:
-        """The statistics by their names in the table `latents`; NaN (or -1) where undefined."""
+        """The statistics [n] by their names in the table `latents`; NaN (or -1) where undefined."""
         n, counts = split.n_tokens, self.counts
         alive = counts > 0
         each = np.where(alive, counts, 1)

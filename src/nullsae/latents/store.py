@@ -41,7 +41,7 @@ class Firings:
     def sort(
         cls, latent: np.ndarray, position: np.ndarray, value: np.ndarray, n_latents: int
     ) -> Firings:
-        """From firings in any order, in memory."""
+        """Sort firings in memory: integers `latent` and `position`, float32 `value`, each [n]."""
         order = np.lexsort((position, latent))
         return cls(
             offsets_of(np.bincount(latent, minlength=n_latents)), position[order], value[order]
@@ -101,7 +101,12 @@ def offsets_of(counts: np.ndarray) -> np.ndarray:
 
 
 def ranges(offsets: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Latents cut into ranges [first, end) of at most `most` firings, or of one latent."""
+    """Latents cut into ranges [first, end) of at most `most` firings, or of one latent.
+
+    Args:
+        offsets: int64 [n_latents + 1], where the firings of each latent begin.
+        most: firings in a range.
+    """
     first, n = 0, len(offsets) - 1
     while first < n:
         end = int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1
@@ -154,7 +159,7 @@ class Columns:
                 ) from None
 
     def mapped(self) -> dict[str, np.ndarray]:
-        """The columns as maps of their files; nothing is appended after that."""
+        """The columns, [n] each, as maps of their files; nothing is appended after that."""
         self.close()
         return {
             # Plain arrays: slices of maps cost ten times as much.
@@ -177,7 +182,7 @@ class Columns:
 
 
 class FiringSorter:
-    """Takes firings token by token; gives them back sorted by latent, then by position."""
+    """Sorts firings that arrive token by token, by latent and then by position."""
 
     def __init__(self, folder: Path, *, n_latents: int, n_tokens: int) -> None:
         """Start empty; the folder is the caller's to delete."""

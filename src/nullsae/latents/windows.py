@@ -43,14 +43,14 @@ class Grid:
         return len(self.document)
 
     def cell_of(self, position: np.ndarray) -> np.ndarray:
-        """Cell of each flat token position, int64; -1 in the rest of a context."""
+        """Cell of each flat token position [n], int64 [n]; -1 in the rest of a context."""
         context, offset = np.divmod(position.astype(np.int64), self.context_tokens)
         per_context = self.context_tokens // self.window_tokens
         inside = offset < per_context * self.window_tokens
         return np.where(inside, context * per_context + offset // self.window_tokens, -1)
 
     def start(self, window: np.ndarray) -> np.ndarray:
-        """Flat position of each cell's first token."""
+        """Flat position of the first token of each cell [n], int64 [n]."""
         per_context = self.context_tokens // self.window_tokens
         context, index = np.divmod(window.astype(np.int64), per_context)
         starts: np.ndarray = context * self.context_tokens + index * self.window_tokens
@@ -69,7 +69,7 @@ def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
     and scoring windows therefore never share a document.
 
     Returns:
-        int8: 0 explain, 1 score, for each document up to the last that holds a whole cell.
+        int8 [n_documents]: 0 explain, 1 score, up to the last document that holds a whole cell.
     """
     n_documents = int(grid.document.max(initial=-1)) + 1
     size = np.bincount(grid.document[grid.document >= 0], minlength=n_documents)
@@ -80,15 +80,6 @@ def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
         pool_of[document] = pool
         filled[pool] += int(size[document])
     return pool_of
-
-
-def assign_pools(grid: Grid, generator: np.random.Generator) -> np.ndarray:
-    """The pool of each cell by its document (`deal_documents`).
-
-    Returns:
-        int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents.
-    """
-    return pools_of(grid.document, deal_documents(grid, generator))
 
 
 def pools_of(document: np.ndarray, dealt: np.ndarray) -> np.ndarray:
@@ -144,7 +135,7 @@ def active_cells(firings: Firings, grid: Grid) -> tuple[Candidates, np.ndarray]:
 
 
 def whole_cells(cells: Candidates, grid: Grid) -> Candidates:
-    """Those inside one document: the candidates of `latents.windows: fixed`."""
+    """Cells that lie in one document: the candidates for `latents.windows: fixed`."""
     return _kept(cells, grid.document[cells.window] >= 0)
 
 
@@ -240,7 +231,7 @@ class Draw:
     quantile: np.ndarray | None = None
     """int64 [n] for active windows of the two pools."""
     silent_kind: SilentKind | None = None
-    """Of silent windows: how they were chosen."""
+    """How silent windows were chosen; None for active ones."""
 
 
 def draw_windows(

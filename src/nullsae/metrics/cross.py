@@ -12,7 +12,7 @@ from nullsae import tables
 from nullsae.activations.store import SiteReader
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import CrossEvaluateParams
+from nullsae.jobs.metrics import CrossEvaluateParams
 from nullsae.metrics.evaluate import check_width
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder

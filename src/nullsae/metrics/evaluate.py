@@ -13,7 +13,7 @@ from nullsae.activations.store import SiteReader, document_of
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.params import EvaluateSaeParams
+from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums
@@ -143,7 +143,7 @@ def _spliced(
     """Fidelity over contexts spread over the split."""
     subject = load_subject(model, coder.b_dec.device)
     n_contexts, context_tokens = tokens.input_ids.shape
-    contexts = spread(n_contexts, params.evaluation.fidelity_tokens, context_tokens)
+    contexts = spread(n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens)
     return fidelity(
         subject,
         coder,

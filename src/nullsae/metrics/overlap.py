@@ -16,7 +16,7 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
-from nullsae.jobs.params import MatchDictionariesParams, MatchedSae
+from nullsae.jobs.metrics import MatchDictionariesParams, MatchedSae
 from nullsae.metrics.geometry import random_directions, unit_rows
 from nullsae.sae.files import load_sae
 

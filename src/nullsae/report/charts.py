@@ -5,8 +5,8 @@ Rows carry `variant`, `panel` (what stands above a panel) and, for depth profile
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nullsae.core.registry import lazy
 from nullsae.report import style
@@ -14,6 +14,8 @@ from nullsae.report.study import Row
 
 if TYPE_CHECKING:
     import altair as alt
+
+    C = TypeVar("C", alt.Color, alt.Shape, alt.StrokeDash)
 else:  # what asks for the names of figures draws none
     alt = lazy("altair")
 
@@ -26,14 +28,41 @@ ROW_HEIGHT = 28
 MAX_COLUMNS = 4
 MAX_BANDS = 6
 """Variants that each have a shaded interval in a depth profile."""
-Scale = tuple[float, float]
+
+
+def by_look(
+    channel: type[C],
+    look: Callable[[str], Any],
+    names: Sequence[str],
+    *,
+    field: str = "variant",
+    looks: Sequence[str] | None = None,
+    legend: alt.Legend | None = None,
+) -> C:
+    """A channel that tells the values of a field apart as `style` does.
+
+    Args:
+        channel: `alt.Color`, `alt.Shape` or `alt.StrokeDash`.
+        look: the function of `style` that says how a variant looks in it.
+        names: all values of the field, in the order of the legend.
+        field: of the rows.
+        looks: the variant whose look each of the values has; by default its own.
+        legend: of the channel; none by default.
+    """
+    scale = alt.Scale(domain=list(names), range=[look(name) for name in looks or names])
+    return channel(f"{field}:N", scale=scale, legend=legend)
 
 
 def _colour(variants: Sequence[str], *, legend: bool) -> alt.Color:
-    scale = alt.Scale(domain=list(variants), range=[style.colour(v) for v in variants])
-    if not legend:
-        return alt.Color("variant:N", scale=scale, legend=None)
-    return alt.Color("variant:N", scale=scale, legend=_legend(variants))
+    return by_look(alt.Color, style.colour, variants, legend=_legend(variants) if legend else None)
+
+
+def _shape(variants: Sequence[str], *, legend: bool) -> alt.Shape:
+    return by_look(alt.Shape, style.shape, variants, legend=_legend(variants) if legend else None)
+
+
+def _dash(variants: Sequence[str]) -> alt.StrokeDash:
+    return by_look(alt.StrokeDash, style.dash, variants, legend=_legend(variants))
 
 
 def _legend(variants: Sequence[str]) -> alt.Legend:
@@ -46,21 +75,35 @@ def _y(variants: Sequence[str]) -> alt.Y:
     return alt.Y("variant:N", sort=list(variants), title=None, axis=alt.Axis(grid=False))
 
 
-def _facet(
-    layers: alt.LayerChart, rows: list[Row], columns: int, title: str, subtitle: str
+def facet(
+    panel: alt.LayerChart,
+    rows: list[Row],
+    columns: int,
+    title: str,
+    subtitle: str,
+    spacing: int = SPACING,
 ) -> alt.FacetChart:
+    """One panel for each `panel` of the rows, in their order, under one title."""
     panels = list(dict.fromkeys(row["panel"] for row in rows))
-    facet = alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6))
-    data = alt.InlineData(values=rows)
-    return layers.facet(
-        facet, data=data, columns=min(columns, len(panels)), spacing=SPACING
+    chart: alt.FacetChart = panel.facet(
+        alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6)),
+        data=alt.InlineData(values=rows),
+        columns=min(columns, len(panels)),
+        spacing=spacing,
     ).properties(title=alt.Title(title, subtitle=subtitle))
+    return chart
 
 
 def _panel_width(columns: int, *, labelled: bool = True) -> int:
     # Names of variants stand at the left of some charts; the others use that room.
     total = PLOT_WIDTH if labelled else PLOT_WIDTH + NAME_WIDTH
     return min(480, (total - SPACING * (columns - 1)) // columns)
+
+
+def _rule() -> alt.Chart:
+    """A dashed line, drawn once a panel: with the full data it would be drawn once a row."""
+    rule: alt.Chart = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
+    return rule
 
 
 def _x_axis() -> alt.Axis:
@@ -115,13 +158,11 @@ def dot_whisker(
     )
     layers: list[Any] = [band, whisker, dot, number]
     if reference is not None:
-        # Drawn once a panel: with the full data it would be drawn once a row, ever darker.
-        rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
-        layers.insert(1, rule.encode(x=alt.XDatum(reference)))
+        layers.insert(1, _rule().encode(x=alt.XDatum(reference)))
     panel = alt.LayerChart(
         layer=layers, width=_panel_width(columns), height=ROW_HEIGHT * len(variants)
     )
-    chart = _facet(panel, rows, columns, title, subtitle)
+    chart = facet(panel, rows, columns, title, subtitle)
     return chart if shared_scale else chart.resolve_scale(x="independent")
 
 
@@ -156,7 +197,7 @@ def depth_profile(
     )
     layers = _lines(x, variants, reference)
     panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=210)
-    return _facet(panel, rows, columns, title, subtitle)
+    return facet(panel, rows, columns, title, subtitle)
 
 
 def _lines(x: alt.X, variants: Sequence[str], reference: float | None) -> list[Any]:
@@ -173,18 +214,17 @@ def _lines(x: alt.X, variants: Sequence[str], reference: float | None) -> list[A
     )
     line = base.mark_line(strokeWidth=2).encode(y=y)
     if many:
-        line = line.encode(strokeDash=_dash_of(variants))
+        line = line.encode(strokeDash=_dash(variants))
     point = base.mark_point(filled=True, size=45, opacity=1).encode(
-        y=y, shape=_shape_of(variants, legend=True), color=_colour(variants, legend=True)
+        y=y, shape=_shape(variants, legend=True), color=_colour(variants, legend=True)
     )
     layers: list[Any] = [band, line, point]
     if reference is not None:
-        rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
-        layers.insert(0, rule.encode(y=alt.YDatum(reference)))
+        layers.insert(0, _rule().encode(y=alt.YDatum(reference)))
     return layers
 
 
-def progress(
+def along_training(
     rows: list[Row],
     variants: Sequence[str],
     references: dict[str, float],
@@ -222,7 +262,7 @@ def progress(
         panel = alt.LayerChart(layer=layers, width=width, height=150)
         own = [row for row in rows if row["title"] == name]
         heading = alt.Title(name, fontSize=14, offset=6, frame="group")
-        parts.append(_facet(panel, own, columns, name, "").properties(title=heading))
+        parts.append(facet(panel, own, columns, name, "").properties(title=heading))
     return alt.vconcat(*parts, spacing=SPACING).properties(
         title=alt.Title(title, subtitle=subtitle)
     )
@@ -262,7 +302,7 @@ def ranges(
     panel = alt.LayerChart(
         layer=[span, mark], width=_panel_width(columns), height=ROW_HEIGHT * len(variants)
     )
-    return _facet(panel, rows, columns, title, subtitle)
+    return facet(panel, rows, columns, title, subtitle)
 
 
 def curves(
@@ -295,12 +335,12 @@ def curves(
             ),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
             color=_colour(variants, legend=True),
-            strokeDash=_dash_of(variants),
+            strokeDash=_dash(variants),
             detail="run:N",
         )
     )
     panel = alt.LayerChart(layer=[line], width=_panel_width(columns, labelled=False), height=height)
-    return _facet(panel, rows, columns, title, subtitle)
+    return facet(panel, rows, columns, title, subtitle)
 
 
 def scatter(
@@ -335,25 +375,14 @@ def scatter(
             x=alt.X("x:Q", title=x_title, axis=_x_axis()),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
             color=_colour(variants, legend=legend),
-            shape=_shape_of(variants, legend=legend),
+            shape=_shape(variants, legend=legend),
         )
     )
     layers: list[Any] = [mark]
     if reference is not None:
-        rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
-        layers.insert(0, rule.encode(y=alt.YDatum(reference)))
+        layers.insert(0, _rule().encode(y=alt.YDatum(reference)))
     panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=height)
-    return _facet(panel, rows, columns, title, subtitle)
-
-
-def _shape_of(variants: Sequence[str], *, legend: bool) -> alt.Shape:
-    scale = alt.Scale(domain=list(variants), range=[style.shape(v) for v in variants])
-    return alt.Shape("variant:N", scale=scale, legend=_legend(variants) if legend else None)
-
-
-def _dash_of(variants: Sequence[str]) -> alt.StrokeDash:
-    scale = alt.Scale(domain=list(variants), range=[style.dash(v) for v in variants])
-    return alt.StrokeDash("variant:N", scale=scale, legend=_legend(variants))
+    return facet(panel, rows, columns, title, subtitle)
 
 
 def nothing(title: str, reason: str) -> alt.Chart:

@@ -9,7 +9,7 @@ from nullsae.report import charts
 from nullsae.report.matrix import Steps, cells, columns_for, differences, matrix
 from nullsae.report.study import Study, thin
 
-Grid = dict[tuple[str, str, str], tuple[float | None, float | None]]
+CellValues = dict[tuple[str, str, str], tuple[float | None, float | None]]
 
 MAX_SITES = 6
 MAX_CELLS = 1800
@@ -23,7 +23,7 @@ def drawn_sites(study: Study, subject: str, cells_per_site: int) -> list[str]:
 
 
 def which_sites(study: Study, subject: str, drawn: list[str]) -> str:
-    """A sentence on the sites that are not drawn, if any."""
+    """A sentence that names the drawn sites, if some are left out."""
     n_sites = len(study.config.subjects[subject].sites)
     if len(drawn) == n_sites:
         return ""
@@ -43,7 +43,7 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> tuple[Any, str]
         tuple(row[key] for key in ("explainer", "scorer", "site", "sae", "variant")): row["value"]
         for row in study.rows("summaries", subject=subject, metric=metric.name)
     }
-    grid: Grid = {}
+    grid: CellValues = {}
     for pair in pairs:
         for site in sites:
             panel = site if pair[0] is None else f"{site} · {pair[0]}, {pair[1]}"
@@ -74,14 +74,14 @@ def distance(value: float | None, origin: float | None, unit: float) -> float | 
 
 def figure(
     study: Study,
-    grid: Grid,
+    grid: CellValues,
     steps: Steps,
     title: str,
     subtitle: str,
     sites: list[str],
     first_columns: list[str] | None = None,
 ) -> Any:
-    """A matrix of `grid`, or a figure that says that it is empty."""
+    """The matrix of a grid; an empty grid gives a note instead."""
     names = [*(first_columns or []), *study.config.saes]
     if all(value is None for value, _ in grid.values()):
         return charts.nothing(title, "No values: see the coverage table")

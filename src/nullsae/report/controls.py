@@ -1,4 +1,4 @@
-"""One line on each control of a study: what it keeps of the real thing, and what it destroys."""
+"""One line on each control of a study: what it preserves and what it destroys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Control:
 
 
 def controls(config: Config) -> list[tuple[str, list[Control]]]:
-    """Title and entries of each stage of the chain that a study has, in display order."""
+    """Title and entries of each stage that a study has, in display order."""
     variants = [(name, VARIANTS[name]) for name in config.variants]
     stages = [
         (

@@ -15,7 +15,7 @@ from nullsae.report.study import Row, Study, thin
 from nullsae.report.text import Piece, TokenText
 
 MAX_SAES = 2
-"""SAEs of which examples are shown: the first ones of the config."""
+"""Number of SAEs with examples on the page: the first ones of the config."""
 MAX_CELLS = 96
 """Variants, sites and SAEs with examples; with more, fewer sites are shown."""
 RULE = (

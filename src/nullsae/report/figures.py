@@ -97,7 +97,7 @@ def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str
 
 
 def _place(site: str, kinds: list[str]) -> str:
-    """The kind of a site, of which each has a panel of its own; nothing where there is one."""
+    """The kind of a site if there are several, since each has its own panel; else nothing."""
     return site_kind(site) if len(kinds) > 1 else ""
 
 

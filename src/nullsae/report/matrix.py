@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nullsae.core.registry import lazy
 from nullsae.report import style
+from nullsae.report.charts import facet
 from nullsae.report.study import Row
+from nullsae.report.text import NONE
 
 if TYPE_CHECKING:
     import altair as alt
+
+    A = TypeVar("A", alt.X, alt.Y)
 else:  # what asks for the names of figures draws none
     alt = lazy("altair")
 
@@ -24,8 +28,6 @@ SPACING = 18
 MIN_CELL, MAX_CELL = 29, 52
 """Bounds on the width of a cell, in pixels."""
 MAX_COLUMNS = 3
-NONE = "\u2013"
-"""Stands in a cell without a value."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Steps:
 
 
 def differences(title: str) -> Steps:
-    """Steps for a difference given in units of what counts as none: 1, 2 and 4 of them."""
+    """Steps for a difference in units of the largest negligible one, cut at 1, 2 and 4."""
     labels = (
         *("< \u22124", "\u22124 to \u22122", "\u22122 to \u22121", "within \u00b11"),
         *("1 to 2", "2 to 4", "> 4"),
@@ -53,7 +55,7 @@ def differences(title: str) -> Steps:
 
 
 def shares(title: str) -> Steps:
-    """Steps for a share of which 1 is all and 0, or less, nothing."""
+    """Steps for a share between 0 (or less) and 1."""
     labels = ("0 or less", "0 to 0.25", "0.25 to 0.5", "0.5 to 0.75", "> 0.75")
     return Steps(title, (0, 0.25, 0.5, 0.75), labels, (style.STEPS[3], *style.SHARES))
 
@@ -128,34 +130,37 @@ def matrix(
         second: whether a cell has a second, smaller line.
     """
     width = _drawn_width(columns, len(column_names))
-    height = 30 if second else 21
-    y = alt.Y(
-        "row:N",
-        sort=list(row_names),
-        title=row_title,
-        scale=alt.Scale(domain=list(row_names), padding=0),
-        axis=alt.Axis(grid=False, labelColor=_trained_in_colour()),
+    across: dict[str, Any] = {
+        **{"orient": "top", "domain": False, "ticks": False, "labelAngle": -35},
+        **{"labelAlign": "left", "labelBaseline": "bottom", "labelOffset": -2},
+        **{"labelPadding": 3, "labelFontSize": 11},
+    }
+    base = alt.Chart().encode(
+        x=_axis(alt.X, "column", column_names, column_title, **across),
+        y=_axis(alt.Y, "row", row_names, row_title),
     )
-    x = alt.X(
-        "column:N",
-        sort=list(column_names),
-        title=column_title,
-        scale=alt.Scale(domain=list(column_names), padding=0),
-        axis=alt.Axis(
-            orient="top",
-            grid=False,
-            domain=False,
-            ticks=False,
-            labelAngle=-35,
-            labelAlign="left",
-            labelBaseline="bottom",
-            labelOffset=-2,
-            labelPadding=3,
-            labelFontSize=11,
-            labelColor=_trained_in_colour(),
-        ),
+    panel = alt.LayerChart(
+        layer=_layers(base, steps, width, second=second),
+        width=width * len(column_names),
+        height=(30 if second else 21) * len(row_names),
     )
-    scale = alt.Scale(domain=list(steps.labels), range=list(steps.colours))
+    # Each panel says its columns: the figure can be higher than a screen.
+    chart: alt.FacetChart = facet(panel, rows, columns, title, subtitle, SPACING).resolve_axis(
+        x="independent"
+    )
+    return chart
+
+
+def _axis(
+    channel: type[A], field: str, names: Sequence[str], title: str | None, **options: Any
+) -> A:
+    scale = alt.Scale(domain=list(names), padding=0)
+    axis = alt.Axis(grid=False, labelColor=_trained_in_colour(), **options)
+    return channel(f"{field}:N", sort=list(names), title=title, scale=scale, axis=axis)
+
+
+def _layers(base: alt.Chart, steps: Steps, width: int, *, second: bool) -> list[Any]:
+    """Grounds and numbers and, with `second`, frames and second lines."""
     legend = alt.Legend(
         title=steps.title,
         orient="top",
@@ -165,40 +170,20 @@ def matrix(
         symbolStrokeColor=style.GRID,
         values=list(steps.labels),
     )
-    base = alt.Chart().encode(x=x, y=y)
+    scale = alt.Scale(domain=list(steps.labels), range=list(steps.colours))
     ground = (
         base.transform_filter("isValid(datum.step)")
         .mark_rect(xOffset=0.5, yOffset=0.5, x2Offset=-0.5, y2Offset=-0.5)
         .encode(fill=alt.Fill("step:N", scale=scale, legend=legend))
     )
-    size = 11 if width >= 36 else 10
-    lift = -5 if second else 0
-    layers: list[Any] = [
-        ground,
-        base.mark_text(fontSize=size, dy=lift).encode(text="text:N"),
-    ]
+    size, lift = 11 if width >= 36 else 10, -5 if second else 0
+    layers: list[Any] = [ground, base.mark_text(fontSize=size, dy=lift).encode(text="text:N")]
     if second:
         frame = base.transform_filter("datum.own").mark_rect(
             filled=False, stroke=style.INK, strokeWidth=1.2
         )
         layers += [frame, base.mark_text(fontSize=9, dy=8).encode(text="second:N")]
-    panel = alt.LayerChart(
-        layer=layers, width=width * len(column_names), height=height * len(row_names)
-    )
-    panels = list(dict.fromkeys(row["panel"] for row in rows))
-    facet = alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6))
-    chart: alt.FacetChart = (
-        panel.facet(
-            facet,
-            data=alt.InlineData(values=rows),
-            columns=min(columns, len(panels)),
-            spacing=SPACING,
-        )
-        # Each panel says its columns: the figure can be higher than a screen.
-        .resolve_axis(x="independent")
-        .properties(title=alt.Title(title, subtitle=subtitle))
-    )
-    return chart
+    return layers
 
 
 def _trained_in_colour() -> Any:

@@ -41,7 +41,7 @@ class MatrixRow:
     """For each null, its verdict rows, in the order of the sites."""
 
     def by_site(self) -> list[tuple[str, list[Row | None]]]:
-        """The same rows, site by site: for each null its row, if there is one."""
+        """The same rows by site: for each null, its row or None."""
         sites = dict.fromkeys(row["site"] for cell in self.cells for row in cell)
         rows = [{row["site"]: row for row in cell} for cell in self.cells]
         return [(site, [found.get(site) for found in rows]) for site in sites]
@@ -66,7 +66,7 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Grid:
+class CoverageTable:
     """A table of cells."""
 
     title: str
@@ -74,7 +74,7 @@ class Grid:
     rows: list[tuple[str, list[Row | None]]]
     """Name and cells."""
     variants_down: bool = True
-    """Else they stand across."""
+    """Whether variants are the rows; otherwise they are the columns."""
 
 
 def health(study: Study, subject: str) -> list[Row]:
@@ -239,7 +239,7 @@ def _contrast_order(study: Study, subject: str, levels: Iterable[str] = CONTRAST
     return lambda row: tuple(order.get(row[key], -1) for key, order in orders if key in levels)
 
 
-def coverage(study: Study, subject: str) -> list[Grid]:
+def coverage(study: Study, subject: str) -> list[CoverageTable]:
     """What passed the filter, summed over draws and seeds: sites (and SAEs) down, variants across.
 
     Of many variants, the other way round; of many SAEs, a grid for each site.
@@ -260,12 +260,18 @@ def coverage(study: Study, subject: str) -> list[Grid]:
     variants = list(study.variants)
     if study.compact:
         return [
-            Grid(site, saes, [(v, [cell(v, site, sae) for sae in saes]) for v in variants])
+            CoverageTable(site, saes, [(v, [cell(v, site, sae) for sae in saes]) for v in variants])
             for site in sites
         ]
     places = [(site, sae) for site in sites for sae in saes]
     labels = [label(*place) for place in places]
     if is_tight(study):
-        return [Grid("", labels, [(v, [cell(v, *place) for place in places]) for v in variants])]
+        return [
+            CoverageTable(
+                "", labels, [(v, [cell(v, *place) for place in places]) for v in variants]
+            )
+        ]
     across = [[cell(v, *place) for v in variants] for place in places]
-    return [Grid("", variants, list(zip(labels, across, strict=True)), variants_down=False)]
+    return [
+        CoverageTable("", variants, list(zip(labels, across, strict=True)), variants_down=False)
+    ]

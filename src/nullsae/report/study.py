@@ -157,6 +157,6 @@ def thin(names: Sequence[str], n: int) -> list[str]:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there; None if none is."""
+    """The mean of the values that are not None; None if there are none."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None

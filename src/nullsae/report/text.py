@@ -22,6 +22,8 @@ _PICTURES = str.maketrans(
 _UNFINISHED = "\ufffd"
 """What decoding gives for a token that holds a part of a character only."""
 _MAX_UTF8_BYTES = 4
+NONE = "\u2013"
+"""Shown in place of a missing number."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from nullsae.config.parse import parse_section
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, rebuild_command, verify, write_json
-from nullsae.jobs.params import CellKeys
+from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import PARAMETERS, Autoencoder, codings
 
 PRETRAINED = "pretrained"

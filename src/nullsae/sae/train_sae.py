@@ -20,8 +20,8 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
 from nullsae.core.sigterm import on_sigterm
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.code_hash import code_hash
-from nullsae.jobs.params import CellKeys, TrainSaeParams
+from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.exchange.pretrained import read_pretrained
@@ -140,7 +140,7 @@ def _open(
     for cell in params.cells:
         train, heldout = readers[cell.site]
         keys, recipe = params.cell_keys(cell), params.recipe(cell)
-        key = params.cell_key(cell, code_hash("train_sae"))
+        key = params.cell_key(cell, params.code(cell))
         if not (params.activations_key and params.eval_activations_key):
             # By hand: what is on disk counts only if it came from just these inputs.
             key = content_key([key, train.manifest, heldout.manifest, sources])

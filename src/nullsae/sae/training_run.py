@@ -19,7 +19,7 @@ from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.core.checkpoint import DAMAGED
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.params import CellKeys
+from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.files import load_sae

@@ -375,9 +375,9 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     recipe = read_json(recipe_file, rebuild=rebuild)
     for name, expected in recipe["files"].items():
         verify(recipe_file.parent / name, expected, rebuild=rebuild)
-    if recipe["variant"] not in VARIANTS:
+    if (variant := recipe.get("variant", "trained")) not in VARIANTS:
         raise UserError(
-            f"{recipe_file}: variant {recipe['variant']!r} is not one of {', '.join(VARIANTS)}; "
+            f"{recipe_file}: variant {variant!r} is not one of {', '.join(VARIANTS)}; "
             f"install the package that it comes from"
         )
     model = AutoModelForCausalLM.from_pretrained(

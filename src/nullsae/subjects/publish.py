@@ -17,8 +17,9 @@ from nullsae.config.variants import VARIANTS, fitted_to
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key, read_json, write_json
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.code_hash import code_hash
-from nullsae.jobs.params import ModelKeys, RandomizeModelParams, TrainSubjectParams
+from nullsae.jobs import subjects as jobs
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
 from nullsae.subjects.families import text_config
 from nullsae.subjects.health import activation_health, heldout_loss
@@ -58,7 +59,7 @@ def train_subject(
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
-    made_of = [params.model_dump(mode="json"), code_hash("train_subject"), tokens.manifest]
+    made_of = [params.model_dump(mode="json"), jobs.train_subject.code(), tokens.manifest]
     checkpoint = work / f"train_subject-{content_key(made_of)}.safetensors"
     model, initial, log = train_model(
         params.source,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import cycle, islice
 from statistics import fmean
 from typing import Any
 
@@ -10,6 +11,7 @@ import altair as alt
 
 from nullsae.config.toy import DATA
 from nullsae.report import style
+from nullsae.report.charts import C, by_look
 
 Row = dict[str, Any]
 LABELS = {
@@ -118,11 +120,15 @@ def _pareto_panel(rows: list[Row], measure: str, true_l0: float | None) -> alt.L
             title="Explained variance" if first else None,
             scale=alt.Scale(domain=[LOWEST, 1]),
         ),
-        color=_colour(),
+        color=_by_look(alt.Color, style.colour, legend=True),
     )
     layers: list[Any] = [
-        base.mark_line(strokeWidth=1.6).encode(order="c:Q", strokeDash=_dash()),
-        base.mark_point(filled=True, size=26, opacity=1).encode(shape=_shape()),
+        base.mark_line(strokeWidth=1.6).encode(
+            order="c:Q", strokeDash=_by_look(alt.StrokeDash, style.dash, legend=False)
+        ),
+        base.mark_point(filled=True, size=26, opacity=1).encode(
+            shape=_by_look(alt.Shape, style.shape, legend=True)
+        ),
     ]
     if measure == "l0" and true_l0 is not None:
         rule = alt.Chart(alt.InlineData(values=[{"x": true_l0}]))
@@ -130,29 +136,17 @@ def _pareto_panel(rows: list[Row], measure: str, true_l0: float | None) -> alt.L
     return alt.LayerChart(layer=layers, width=PANEL_WIDTH, height=PANEL_HEIGHT)
 
 
-def _labels() -> list[str]:
-    return [LABELS[data] for data in DATA]
-
-
-def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", columns=4, symbolOpacity=1, symbolStrokeWidth=0)
-
-
-def _colour() -> alt.Color:
-    colours = [style.colour(_LOOK_OF[data]) for data in DATA]
-    return alt.Color(
-        "data:N", scale=alt.Scale(domain=_labels(), range=colours), legend=_legend(), title=None
+def _by_look(channel: type[C], look: Callable[[str], Any], *, legend: bool) -> C:
+    return by_look(
+        channel,
+        look,
+        [LABELS[data] for data in DATA],
+        field="data",
+        looks=[_LOOK_OF[data] for data in DATA],
+        legend=alt.Legend(title=None, orient="top", columns=4, symbolOpacity=1, symbolStrokeWidth=0)
+        if legend
+        else None,
     )
-
-
-def _shape() -> alt.Shape:
-    shapes = [style.shape(_LOOK_OF[data]) for data in DATA]
-    return alt.Shape("data:N", scale=alt.Scale(domain=_labels(), range=shapes), legend=_legend())
-
-
-def _dash() -> alt.StrokeDash:
-    dashes = [style.dash(_LOOK_OF[data]) for data in DATA]
-    return alt.StrokeDash("data:N", scale=alt.Scale(domain=_labels(), range=dashes), legend=None)
 
 
 RECOVERY = {
@@ -184,9 +178,7 @@ def recovery(rows: list[Row], *, title: str) -> alt.HConcatChart:
             for key in (column, at_start)
         ]
         names = [str(width) for width in widths]
-        colours = [
-            style.colour(_LOOKS_OF_WIDTHS[i % len(_LOOKS_OF_WIDTHS)]) for i in range(len(names))
-        ]
+        looks = list(islice(cycle(_LOOKS_OF_WIDTHS), len(names)))
         base = alt.Chart(alt.InlineData(values=drawn)).encode(
             x=alt.X(
                 "x:Q",
@@ -199,9 +191,12 @@ def recovery(rows: list[Row], *, title: str) -> alt.HConcatChart:
                 title="Mean max cosine" if data == "data" else None,
                 scale=alt.Scale(domain=[0, 1]),
             ),
-            color=alt.Color(
-                "latents:N",
-                scale=alt.Scale(domain=names, range=colours),
+            color=by_look(
+                alt.Color,
+                style.colour,
+                names,
+                field="latents",
+                looks=looks,
                 legend=alt.Legend(title="latents", orient="top", symbolOpacity=1),
             ),
         )

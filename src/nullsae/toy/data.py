@@ -17,7 +17,7 @@ from nullsae.config.toy import SharkeySource, WordVectorsSource
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.params import TrainToyParams
+from nullsae.jobs.toy import TrainToyParams
 
 MIN_VECTORS = 20
 Generators = Callable[[str], torch.Generator]
@@ -25,7 +25,7 @@ Generators = Callable[[str], torch.Generator]
 
 @dataclass(frozen=True)
 class Samples:
-    """Vectors to train on, and what is known of where they came from."""
+    """Vectors to train on, with their true features where these are known."""
 
     x: Tensor
     """Float32 [n, d]."""
@@ -144,6 +144,8 @@ def random_network(
     d: int, hidden_factor: int, generator: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
     """An untrained network d -> hidden_factor * d -> d with ReLU, as PyTorch initializes it.
+
+    It takes and returns float32 [n, d].
 
     Weights and biases of `torch.nn.Linear` are U(-b, b) with b = 1 / sqrt(inputs).
     """

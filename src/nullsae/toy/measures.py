@@ -1,4 +1,4 @@
-"""How sparse codes are and how much they keep: norms of each sample first, averages then."""
+"""Sparsity of codes and explained variance: norms are taken per sample, then averaged."""
 
 from __future__ import annotations
 

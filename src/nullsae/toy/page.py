@@ -1,4 +1,4 @@
-"""The entry: the table, the figures and the page of the toy models."""
+"""Entry point: the table, figures and page of the toy models."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
-from markupsafe import Markup, escape
 
-from nullsae import __version__, paths
+from nullsae import paths
 from nullsae.config.toy import DATA, SharkeySource, Toy, toy_cells
-from nullsae.core.files import write_text
-from nullsae.jobs.params import ReportToyParams
-from nullsae.report import style
-from nullsae.report.build import TEMPLATES as REPORT_TEMPLATES
-from nullsae.report.build import number, signed
-from nullsae.report.render import inline_svg, to_svg, write_figure
+from nullsae.jobs.toy import ReportToyParams
+from nullsae.report.page import in_page, write_figures, write_page
+from nullsae.report.render import to_svg
 from nullsae.tables import read_table, write_table
 from nullsae.tables.toy import SWEEP, TOY
 from nullsae.toy.charts import LABELS, VARIANCES, Row, pareto, recovery
@@ -53,8 +48,7 @@ def report_toy(params: ReportToyParams, root: Path) -> None:
         own = [row for row in rows if row["source"] == name]
         figures = _figures(toy, name, own)
         for figure, (_title, svg) in figures.items():
-            for form in params.figure_formats:
-                write_figure(root / paths.FIGURE.format(figure=figure, format=form), svg)
+            write_figures(root, figure, params.figure_formats, svg)
         sources.append(
             {
                 "name": name,
@@ -67,34 +61,25 @@ def report_toy(params: ReportToyParams, root: Path) -> None:
                     (words, at_equal_l0(own, variance)) for variance, words in VARIANCES.items()
                 ],
                 "figures": [
-                    Markup(inline_svg(svg, figure, str(escape(title))))
-                    for figure, (title, svg) in figures.items()
+                    in_page(svg, figure, title) for figure, (title, svg) in figures.items()
                 ],
             }
         )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([TEMPLATES, REPORT_TEMPLATES]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "signed": signed}
-    page = environment.get_template("toy.html.j2").render(
+    write_page(
+        root / paths.TOY_PAGE,
+        "toy.html.j2",
+        folders=[TEMPLATES],
         sources=sources,
         toy=toy,
         labels=LABELS,
         data=DATA,
         config_yaml=yaml.safe_dump({"toy": toy.model_dump(mode="json")}, sort_keys=False),
-        version=__version__,
         compact=True,
-        dark=style.dark(),
     )
-    write_text(root / paths.TOY_PAGE, page)
 
 
 def _figures(toy: Toy, name: str, rows: list[Row]) -> dict[str, tuple[str, str]]:
-    """Title and SVG of each figure of a source, by its name as in `toys.toy_figures`."""
+    """Title and SVG of each figure of a source, by its name in `config.toy.toy_figures`."""
     found = {}
     for figure, variance, title in (
         (f"toy.{name}", "explained_variance", f"What SAEs keep: {name}"),

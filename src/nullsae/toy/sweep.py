@@ -1,4 +1,4 @@
-"""The entry of a job: vectors, a sweep of SAEs over sparsity coefficients, their measures."""
+"""Entry point: a sweep of toy SAEs over sparsity coefficients, and their measures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.params import TrainToyParams
+from nullsae.jobs.toy import TrainToyParams
 from nullsae.subjects.loading import pick_device
 from nullsae.tables import write_table
 from nullsae.tables.toy import SWEEP
@@ -101,7 +101,7 @@ def _of_data(x: Tensor) -> dict[str, float | None]:
 
 
 def _recovered(samples: Samples, decoder: Tensor, start: Weights) -> dict[str, float | None]:
-    """How close decoder rows come to the true features, or to their images, and at the start."""
+    """Mean max cosine of decoder rows to true features or images, before and after training."""
     true, images, first = samples.directions, samples.images, start.decoder[0]
     return {
         "mmcs": None if true is None else mmcs(true, decoder),

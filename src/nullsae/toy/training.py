@@ -31,15 +31,16 @@ class Weights:
         return len(self.encoder)
 
     def repeated(self, n: int) -> Weights:
-        """The first of them, n times over, as tensors of their own."""
+        """The weights of the first SAE, n times."""
         return Weights(*(t[:1].repeat(n, 1, 1) for t in self.tensors))
 
     def one(self, index: int) -> Weights:
-        """One of them."""
+        """The weights of one SAE."""
         return Weights(*(tensor[index : index + 1] for tensor in self.tensors))
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoders, biases and decoders, in the shapes given above."""
         return self.encoder, self.bias, self.decoder
 
 

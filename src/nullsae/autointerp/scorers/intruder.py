@@ -28,7 +28,7 @@ from nullsae.config.latents import SilentKind
 from nullsae.config.scorers import Scorer
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
-from nullsae.jobs.params import ScoreLatentsParams
+from nullsae.jobs.autointerp import ScoreLatentsParams
 
 if TYPE_CHECKING:
     from nullsae.autointerp.llm.client import LanguageModel

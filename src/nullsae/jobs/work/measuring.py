@@ -6,8 +6,8 @@ Constants in seconds are of one core of the reference CPU.
 from __future__ import annotations
 
 from nullsae.config.variants import has_model
+from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells
-from nullsae.jobs.slices import is_shared_out
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 from nullsae.jobs.work.making import shared
 

@@ -20,7 +20,7 @@ from nullsae.tables.cells import CELL_KEYS
 
 
 @dataclass(frozen=True)
-class Cell:
+class LatentFolder:
     """One SAE's tables, and its keys, which stand in the folder's path."""
 
     folder: Path
@@ -29,7 +29,7 @@ class Cell:
     firings: FiringReader
 
     @classmethod
-    def open(cls, folder: Path) -> Cell:
+    def open(cls, folder: Path) -> LatentFolder:
         """Read what lies in `results/latents/subject=.../seed=...`.
 
         Raises:
@@ -72,7 +72,7 @@ class Cell:
             )
 
 
-def corpus_files(cells: Sequence[Cell]) -> tuple[Path, Path]:
+def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
     """Manifest of the `eval` split and tokenizer of the corpus that all cells were collected on.
 
     Looked up in the study's `results/run_config.yaml`.

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from nullsae.core.files import write_json
-from nullsae.latents.exports.cell import Cell, whole_folder
+from nullsae.latents.exports.cell import LatentFolder, whole_folder
 from nullsae.latents.split import Split
 from nullsae.latents.store import offsets_of, ranges
 
@@ -26,7 +26,7 @@ from nullsae.latents.store import offsets_of, ranges
 FILE_FIRINGS = 2**23
 
 
-def export_delphi(cells: Sequence[Cell], split: Split, output: Path) -> None:
+def export_delphi(cells: Sequence[LatentFolder], split: Split, output: Path) -> None:
     """Write the firings of the sampled latents of each cell.
 
     Args:
@@ -46,7 +46,7 @@ def export_delphi(cells: Sequence[Cell], split: Split, output: Path) -> None:
             _write_cell(cell, split, folder / run / "latents" / cell.keys["site"])
 
 
-def _write_cell(cell: Cell, split: Split, folder: Path) -> None:
+def _write_cell(cell: LatentFolder, split: Split, folder: Path) -> None:
     folder.mkdir(parents=True)
     firings = cell.firings
     counts = np.zeros(cell.n_latents, dtype=np.int64)

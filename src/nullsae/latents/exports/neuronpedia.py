@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError
 from nullsae.corpus.token_text import token_text
-from nullsae.latents.exports.cell import Cell, whole_folder
+from nullsae.latents.exports.cell import LatentFolder, whole_folder
 from nullsae.latents.split import Split
 
 HISTOGRAM_BARS = 50
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 
 
 def export_neuronpedia(
-    cells: Sequence[Cell], split: Split, tokenizer: Path, creator: str, output: Path
+    cells: Sequence[LatentFolder], split: Split, tokenizer: Path, creator: str, output: Path
 ) -> None:
     """Write the sampled latents of each cell, a source each.
 
@@ -82,7 +82,7 @@ def export_neuronpedia(
 class Source:
     """The rows of one cell, which Neuronpedia calls a source."""
 
-    def __init__(self, cell: Cell, creator: str) -> None:
+    def __init__(self, cell: LatentFolder, creator: str) -> None:
         keys = cell.keys
         self._cell, self._creator = cell, creator
         # The embedding is what the first block reads.

@@ -50,7 +50,7 @@ class CrossEntropy(FigureKind):
     def _matrix(self, study: Study, subject: str) -> tuple[Any, str]:
         saes = study.config.saes
         sites = compact.drawn_sites(study, subject, len(study.variants) * (len(saes) + 3))
-        grid: compact.Grid = {}
+        grid: compact.CellValues = {}
         for site in sites:
             for variant in study.variants:
                 rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)

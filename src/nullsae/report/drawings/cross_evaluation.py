@@ -50,7 +50,7 @@ class CrossEvaluation(FigureKind):
                 for other in study.variants:
                     rows = [row for row in found if row["evaluated_on"] == other]
                     rescaled = mean(row["explained_variance_rescaled"] for row in rows)
-                    grid: compact.Grid = {(site, variant, other): (rescaled, rescaled)}
+                    grid: compact.CellValues = {(site, variant, other): (rescaled, rescaled)}
                     plain = matrix.short(mean(row["explained_variance"] for row in rows))
                     own = {"second": plain, "own": other == variant}
                     data += [cell | own for cell in matrix.cells(grid, steps)]

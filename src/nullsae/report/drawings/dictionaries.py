@@ -46,7 +46,7 @@ class _BesideRandom(FigureKind):
         if study.compact:
             drawn = compact.drawn_sites(study, subject, len(study.variants) * len(saes))
             own, floor = self.columns.values()
-            grid: compact.Grid = {}
+            grid: compact.CellValues = {}
             for site in drawn:
                 for variant in study.variants:
                     for sae in saes:

@@ -49,7 +49,7 @@ class TokenLookup(FigureKind):
         config = study.config
         sites = compact.drawn_sites(study, subject, len(study.variants) * (len(config.saes) + 1))
         margin = config.statistics.margin("explained_variance")
-        grid: compact.Grid = {}
+        grid: compact.CellValues = {}
         for site in sites:
             for variant in study.variants:
                 rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)

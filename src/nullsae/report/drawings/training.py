@@ -126,7 +126,7 @@ class Training(FigureKind):
         if any(row["scorer"] for row in rows):
             caption += f" Explanations are those of {explainer}; the dashed line is chance."
         drawn = ("title", "panel", "variant", "tokens", "value", "low", "high")
-        chart = charts.progress(
+        chart = charts.along_training(
             [{key: row[key] for key in drawn} for row in rows],
             study.variants,
             {

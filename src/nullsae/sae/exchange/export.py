@@ -13,7 +13,7 @@ from nullsae import paths
 from nullsae.config.model_files import is_local
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, write_json
-from nullsae.jobs.params import CellKeys
+from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.formats import WEIGHTS, SaeLensConfig, SparsifyConfig, hook_name
 from nullsae.sae.files import load_sae

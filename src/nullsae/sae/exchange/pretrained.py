@@ -18,7 +18,7 @@ from nullsae.config.model_files import is_local
 from nullsae.config.parse import parse_section
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError, first_line
-from nullsae.jobs.params import pretrained_sae_path
+from nullsae.jobs.saes import pretrained_sae_path
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.formats import (
     WEIGHTS,

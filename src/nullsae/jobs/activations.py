@@ -1,0 +1,139 @@
+"""Jobs of workflow/rules/activations.smk, and what activations are known by to later jobs."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from nullsae.config.activations import Activations
+from nullsae.config.compute import Compute
+from nullsae.config.section import FloatType, Section
+from nullsae.config.study import Config
+from nullsae.config.variants import fitted_to
+from nullsae.core.files import content_key
+from nullsae.jobs.corpus import corpus_key
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.rules import Wildcards, rule
+from nullsae.jobs.subjects import model_key
+
+# Config keys that decide a variant's activations.
+ACTIVATIONS = ("seed", "compute", "corpora", "subjects", "randomization", "activations")
+
+# How SAEs are fed, and what is checked before any work.
+_OF_TRAINING = ("activations/blocks.py", "activations/live.py", "activations/preflight.py")
+
+
+class CacheActivationsParams(Section):
+    """What `nullsae cache_activations` takes."""
+
+    sites: tuple[str, ...]
+    max_tokens: PositiveInt | None = None
+    """Tokens to capture; all of the split by default."""
+    seed: NonNegativeInt
+    dtype: FloatType
+    shard_tokens: PositiveInt
+    batch_contexts: PositiveInt
+    compute: Compute
+    key: str = ""
+    """Provenance, written into the manifests; by default made from the inputs."""
+
+
+@rule("activations", but=(*_OF_TRAINING, "activations/gaussian.py"))
+def cache_activations(config: Config, wildcards: Wildcards) -> CacheActivationsParams:
+    """A variant's activations of one split at all sites, or a portion of them."""
+    settings = config.activations
+    return CacheActivationsParams(
+        sites=config.subjects[wildcards["subject"]].sites,
+        max_tokens=_max_tokens(settings, wildcards["split"]),
+        seed=config.seed,
+        dtype=settings.dtype,
+        shard_tokens=settings.shard_tokens,
+        batch_contexts=settings.batch_contexts,
+        compute=config.compute,
+        key=key_of(config, ModelKeys.of(wildcards), wildcards["split"]),
+    )
+
+
+class SampleGaussianParams(Section):
+    """What `nullsae sample_gaussian` takes."""
+
+    sites: tuple[str, ...]
+    max_tokens: PositiveInt | None = None
+    """Tokens to sample; as many as the split has by default."""
+    seed: NonNegativeInt
+    keys: ModelKeys
+    dtype: FloatType
+    shard_tokens: PositiveInt
+    compute: Compute
+    key: str = ""
+    """Provenance, written into the manifests; by default made from the inputs."""
+    fitted_activations_key: str = ""
+    """If given, activations to fit to with another key are refused."""
+
+
+@rule("activations", "core/moments.py", but=(*_OF_TRAINING, "activations/capture.py"))
+def sample_gaussian(config: Config, wildcards: Wildcards) -> SampleGaussianParams:
+    """Gaussian data in the place of a variant's activations, of one split at all sites."""
+    settings, keys = config.activations, ModelKeys.of(wildcards)
+    return SampleGaussianParams(
+        sites=config.subjects[keys.subject].sites,
+        max_tokens=_max_tokens(settings, wildcards["split"]),
+        seed=config.seed,
+        keys=keys,
+        dtype=settings.dtype,
+        shard_tokens=settings.shard_tokens,
+        compute=config.compute,
+        key=key_of(config, keys, wildcards["split"]),
+        fitted_activations_key=fitted_key(config, keys),
+    )
+
+
+def _max_tokens(settings: Activations, split: str) -> int | None:
+    return settings.cached_tokens if split == "sae_train" else None
+
+
+def activations_key(config: Config, subject: str, variant: str, draw: int, split: str) -> str:
+    """Everything that determines a variant's activations at any one site, as one short key.
+
+    Sites are left out: adding one must not make the others' activations look different.
+    """
+    keys: dict[str, Any] = {"subject": subject, "variant": variant, "draw": draw}
+    return key_of(config, ModelKeys(**keys), split)
+
+
+def key_of(config: Config, keys: ModelKeys, split: str) -> str:
+    """`activations_key` of a model's keys."""
+    seed, settings = config.seed, config.activations
+    if fitted := fitted_key(config, keys):
+        return _sampled(fitted, seed, keys, settings, split)
+    subject = config.subjects[keys.subject]
+    corpus = corpus_key(subject.corpus, config.corpora[subject.corpus])
+    model = model_key(seed, config.compute, keys, subject.source, config.randomization)
+    return _captured(corpus, model, seed, settings, split)
+
+
+def fitted_key(config: Config, keys: ModelKeys) -> str:
+    """Key of the activations that Gaussian ones are fitted to; "" for those of a model."""
+    fitted = fitted_to(keys.variant, keys.draw)
+    if fitted is None:
+        return ""
+    variant, draw = fitted
+    own = keys.model_copy(update={"variant": variant, "draw": draw})
+    return key_of(config, own, "sae_train")
+
+
+@cache
+def _captured(corpus: str, model: str, seed: int, settings: Activations, split: str) -> str:
+    # How SAEs are trained on them says nothing about them.
+    used = settings.model_dump(mode="json", include={"dtype", "shard_tokens", "batch_contexts"})
+    code = cache_activations.code()
+    return content_key([corpus, model, seed, code, split, used, _max_tokens(settings, split)])
+
+
+@cache
+def _sampled(fitted: str, seed: int, keys: ModelKeys, settings: Activations, split: str) -> str:
+    used = settings.model_dump(mode="json", include={"dtype", "shard_tokens"})
+    own = [keys.variant, keys.draw, split, used, _max_tokens(settings, split)]
+    return content_key([fitted, seed, sample_gaussian.code(), own])

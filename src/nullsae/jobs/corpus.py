@@ -1,0 +1,43 @@
+"""Jobs of workflow/rules/corpus.smk."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from nullsae.config.corpora import Corpus, FilesSource, GgufTokenizer, PretrainedTokenizer
+from nullsae.config.model_files import find_gguf
+from nullsae.config.section import Section
+from nullsae.config.study import Config
+from nullsae.core.files import content_key
+from nullsae.jobs.file_stamps import folder_files, named_file, stamps
+from nullsae.jobs.rules import Wildcards, rule
+
+
+class PrepareCorpusParams(Section):
+    """What `nullsae prepare_corpus` takes."""
+
+    corpus: Corpus
+    local_files: tuple[str, ...] = ()
+    """Name, size and time of each local file that is read: an edit of one counts as a change."""
+
+
+@rule("corpus")
+def prepare_corpus(config: Config, wildcards: Wildcards) -> PrepareCorpusParams:
+    """A corpus, and the files that it is read from."""
+    return _params(wildcards["corpus"], config.corpora[wildcards["corpus"]])
+
+
+def _params(name: str, corpus: Corpus) -> PrepareCorpusParams:
+    read = list(corpus.source.paths) if isinstance(corpus.source, FilesSource) else []
+    if isinstance(corpus.tokenizer, PretrainedTokenizer):
+        read += folder_files(corpus.tokenizer.path)
+    if isinstance(corpus.tokenizer, GgufTokenizer):
+        where = f"config: corpora.{name}.tokenizer"
+        read.append(named_file(find_gguf(corpus.tokenizer, where=where)))
+    return PrepareCorpusParams(corpus=corpus, local_files=stamps(read))
+
+
+@cache
+def corpus_key(name: str, corpus: Corpus) -> str:
+    """All that determines the tokens of a corpus, as one short key; its files are seen once."""
+    return content_key([_params(name, corpus).model_dump(mode="json"), prepare_corpus.code()])

@@ -1,0 +1,190 @@
+"""Jobs of workflow/rules/sae.smk and checkpoints.smk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from nullsae.config.compute import Compute
+from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.model_files import is_local
+from nullsae.config.saes import ARCHITECTURES, Sae
+from nullsae.config.section import FloatType, Section
+from nullsae.config.sites import site_layer
+from nullsae.config.study import Config
+from nullsae.config.variants import is_floor
+from nullsae.core.files import content_key
+from nullsae.jobs.activations import fitted_key, key_of
+from nullsae.jobs.code_hash import files_in, thing_files
+from nullsae.jobs.file_stamps import folder_files, stamps
+from nullsae.jobs.grid import floor_recipes, trained_together
+from nullsae.jobs.keys import CellKeys, ModelKeys
+from nullsae.jobs.rules import Wildcards, rule
+
+
+class SaeCell(Section):
+    """One SAE of a job, beside the keys that all of its SAEs share."""
+
+    site: str
+    sae: str
+    """Key of `saes`."""
+    seed: NonNegativeInt
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
+
+
+class StreamParams(Section):
+    """How activations are computed anew that are not kept."""
+
+    max_tokens: PositiveInt
+    """Tokens of `sae_train` to train on."""
+    shard_tokens: PositiveInt
+    dtype: FloatType
+    batch_contexts: PositiveInt
+    fitted_activations_key: str = ""
+    """If given, activations to fit to with another key are refused (`gaussian`, floors)."""
+
+
+class TrainSaeParams(Section):
+    """What `nullsae train_sae` takes."""
+
+    seed: NonNegativeInt
+    keys: ModelKeys
+    saes: Annotated[dict[str, Sae], Field(min_length=1)]
+    """Recipes by name, each once, however many SAEs are made by it."""
+    cells: Annotated[tuple[SaeCell, ...], Field(min_length=1)]
+    """SAEs to make, all trained in one pass over the activations."""
+    stream: StreamParams | None = None
+    """If given, activations come from live forward passes; the cached ones serve for the start."""
+    compute: Compute
+    activations_key: str = ""
+    """If given, activations of `sae_train` with another key are refused."""
+    eval_activations_key: str = ""
+    """The same for those of `eval`."""
+
+    @model_validator(mode="after")
+    def cells_have_recipes(self) -> Self:
+        for cell in self.cells:
+            if cell.sae not in self.saes:
+                raise ValueError(f"cells: {cell.sae!r} is not one of saes ({', '.join(self.saes)})")
+        return self
+
+    def cell_keys(self, cell: SaeCell) -> CellKeys:
+        """All keys of one of the cells."""
+        own = cell.model_dump(include={"site", "sae", "seed"})
+        return CellKeys(**self.keys.model_dump(), **own)
+
+    def recipe(self, cell: SaeCell) -> Sae:
+        """The recipe of one of the cells: its other seeds are no business of this SAE."""
+        return self.saes[cell.sae].model_copy(update={"seeds": (cell.seed,)})
+
+    def only(self, cells: tuple[SaeCell, ...]) -> TrainSaeParams:
+        """The params of a job for some of the cells."""
+        return self.model_copy(update={"cells": cells, "saes": _recipes_of(self.saes, cells)})
+
+    def code(self, cell: SaeCell) -> str:
+        """Hash of the code that makes one of the cells."""
+        return train_sae.code(*_recipe_files(self.saes[cell.sae], self.keys.variant))
+
+    def cell_key(self, cell: SaeCell, code: str) -> str:
+        """Hash of all that determines one of the cells, whatever it is trained beside.
+
+        Args:
+            cell: one of `cells`.
+            code: hash of the code that makes it.
+        """
+        shared = self.model_dump(mode="json", exclude={"keys", "saes", "cells"})
+        own = (self.cell_keys(cell), self.recipe(cell))
+        parts = [part.model_dump(mode="json") for part in own]
+        return content_key([*parts, cell.local_files, shared, code])
+
+
+def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
+    """A pretrained SAE's (folder or hub id, folder within it) with the site filled in."""
+    path, _, inside = pretrained.partition("::")
+    filled = {"site": site, "layer": str(site_layer(site))}
+    for key, value in filled.items():
+        path, inside = path.replace(f"{{{key}}}", value), inside.replace(f"{{{key}}}", value)
+    return path, inside
+
+
+def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
+    """What makes the SAEs of a recipe and no others: the architecture, or the reader of a file."""
+    if recipe.pretrained is not None and variant == "trained":
+        return tuple(files_in(["sae/exchange"], but=["sae/exchange/export.py"]))
+    made_by = thing_files(ARCHITECTURES, recipe.architecture)
+    return made_by + thing_files(DICTIONARIES, recipe.dictionary)
+
+
+def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
+    for name in {cell["sae"] for cell in trained_together(config, wildcards)}:
+        yield from _recipe_files(config.saes[name], wildcards["variant"])
+
+
+@rule(
+    *("activations/blocks.py", "activations/live.py", "core/moments.py", "sae"),
+    but=("sae/architectures", "sae/checkpoints.py", "sae/dictionaries", "sae/exchange"),
+    things=_things,
+)
+def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
+    """The SAEs whose keys match the wildcards: one, or all of a site or of a variant."""
+    keys = ModelKeys.of(wildcards)
+    cells = tuple(_cell(config.saes, cell) for cell in trained_together(config, wildcards))
+    recipes = floor_recipes(config) if is_floor(keys.variant) else config.saes
+    return TrainSaeParams(
+        seed=config.seed,
+        keys=keys,
+        saes=_recipes_of(recipes, cells),
+        cells=cells,
+        stream=_stream(config, keys),
+        compute=config.compute,
+        activations_key=key_of(config, keys, "sae_train"),
+        eval_activations_key=key_of(config, keys, "eval"),
+    )
+
+
+def _cell(saes: Mapping[str, Sae], cell: Wildcards) -> SaeCell:
+    read: list[str] = []
+    if (pretrained := saes[cell["sae"]].pretrained) is not None:
+        path, inside = pretrained_sae_path(pretrained, cell["site"])
+        read = folder_files(str(Path(path) / inside)) if is_local(path) else []
+    return SaeCell(
+        site=cell["site"], sae=cell["sae"], seed=int(cell["seed"]), local_files=stamps(read)
+    )
+
+
+def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:
+    """The recipes of these SAEs, with no other seeds than theirs."""
+    seeds: dict[str, dict[int, None]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.sae, {})[cell.seed] = None
+    return {
+        name: recipes[name].model_copy(update={"seeds": tuple(found)})
+        for name, found in seeds.items()
+    }
+
+
+def _stream(config: Config, keys: ModelKeys) -> StreamParams | None:
+    settings = config.activations
+    if settings.mode != "stream":
+        return None
+    return StreamParams(
+        max_tokens=settings.sae_train_tokens,
+        shard_tokens=settings.shard_tokens,
+        dtype=settings.dtype,
+        batch_contexts=settings.batch_contexts,
+        fitted_activations_key=fitted_key(config, keys),
+    )
+
+
+class TakeCheckpointParams(Section):
+    """`nullsae take_checkpoint` depends on no key of the config."""
+
+
+@rule("sae/checkpoints.py")
+def take_checkpoint(_config: Config, _wildcards: Wildcards) -> TakeCheckpointParams:
+    """An SAE along its training is what that training wrote."""
+    return TakeCheckpointParams()

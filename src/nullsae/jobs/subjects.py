@@ -1,0 +1,112 @@
+"""Jobs of workflow/rules/subjects.smk."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt
+
+from nullsae.config.compute import Compute
+from nullsae.config.randomization import Randomization, Settings
+from nullsae.config.section import Section
+from nullsae.config.study import Config
+from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
+from nullsae.config.variants import VARIANTS
+from nullsae.core.files import content_key
+from nullsae.jobs.code_hash import thing_files
+from nullsae.jobs.file_stamps import model_files, stamps
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.rules import Wildcards, rule
+
+
+class TrainSubjectParams(Section):
+    """What `nullsae train_subject` takes."""
+
+    seed: NonNegativeInt
+    """The config's seed."""
+    subject: str
+    source: TrainSource
+    compute: Compute
+
+
+def _made_by_training(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
+    made = (name for name, variant in VARIANTS.items() if variant.by_training)
+    return thing_files(VARIANTS, *made)
+
+
+@rule(
+    *("subjects", "core/moments.py"),
+    but=(
+        *("subjects/changes.py", "subjects/orthogonal.py", "subjects/randomize.py"),
+        "subjects/variants",
+    ),
+    things=_made_by_training,
+)
+def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
+    """A subject that is trained here."""
+    name = wildcards["subject"]
+    source = config.subjects[name].source
+    if not isinstance(source, TrainSource):
+        raise ValueError(f"subject {name} is not trained here")
+    return TrainSubjectParams(seed=config.seed, subject=name, source=source, compute=config.compute)
+
+
+class RandomizeModelParams(Settings):
+    """What `nullsae randomize_model` takes."""
+
+    seed: NonNegativeInt
+    keys: ModelKeys
+    source: Annotated[PretrainedSource | GgufSource, Field(discriminator="kind")] | None = None
+    """Where the weights come from; without it, `--trained` names the trained ones' folder."""
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a subject in a local folder."""
+    compute: Compute
+
+
+@rule(
+    *("subjects", "core/moments.py"),
+    but=("subjects/training.py", "subjects/variants"),
+    things=lambda _, wildcards: thing_files(VARIANTS, wildcards["variant"]),
+)
+def randomize_model(config: Config, wildcards: Wildcards) -> RandomizeModelParams:
+    """A variant of a subject, with the settings that this variant reads."""
+    keys = ModelKeys.of(wildcards)
+    source = config.subjects[keys.subject].source
+    return _randomize(config.seed, config.compute, keys, source, config.randomization)
+
+
+Source = TrainSource | PretrainedSource | GgufSource
+
+
+def _randomize(
+    seed: int, compute: Compute, keys: ModelKeys, source: Source, settings: Randomization
+) -> RandomizeModelParams:
+    given = None if isinstance(source, TrainSource) else source
+    return RandomizeModelParams(
+        seed=seed,
+        keys=keys,
+        source=given,
+        local_files=stamps(model_files(given, f"config: subjects.{keys.subject}.source")),
+        compute=compute,
+        **VARIANTS[keys.variant].settings(settings),
+    )
+
+
+@cache
+def model_key(
+    seed: int, compute: Compute, keys: ModelKeys, source: Source, settings: Randomization
+) -> str:
+    """All that determines a variant's weights, the corpus aside, as one short key.
+
+    Local files are looked at once.
+    """
+    params: list[Section] = [_randomize(seed, compute, keys, source, settings)]
+    code = [randomize_model.code(*thing_files(VARIANTS, keys.variant))]
+    if isinstance(source, TrainSource):
+        params.append(
+            TrainSubjectParams(seed=seed, subject=keys.subject, source=source, compute=compute)
+        )
+        code.append(train_subject.code())
+    return content_key([[each.model_dump(mode="json") for each in params], code])

@@ -59,7 +59,7 @@ def conda_pip(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_a_conda_environment_has_other_versions_than_the_lock(name: str) -> None:
+def test_a_conda_environment_has_the_versions_of_the_lock(name: str) -> None:
     expected = pins("requirements.lock")
     for file in ADDED[name]:
         assert not expected.keys() & pins(file).keys()
@@ -71,11 +71,11 @@ def test_a_conda_environment_has_other_versions_than_the_lock(name: str) -> None
     assert pins_of(listed) == expected
 
 
-def test_there_is_an_environment_that_nobody_compares() -> None:
+def test_every_environment_is_compared() -> None:
     assert {file.stem for file in ENVS.glob("*.yaml")} == ADDED.keys()
 
 
-def test_the_script_that_writes_the_environments_writes_others(tmp_path: Path) -> None:
+def test_the_script_that_writes_the_environments_writes_these(tmp_path: Path) -> None:
     for name in ("requirements.lock", "requirements-slurm.txt"):
         shutil.copy(REPOSITORY / name, tmp_path)
     (tmp_path / "envs").mkdir()
@@ -87,7 +87,7 @@ def test_the_script_that_writes_the_environments_writes_others(tmp_path: Path) -
         assert (ENVS / f"{name}.yaml").read_text(encoding="utf-8") == written
 
 
-def test_the_lock_holds_versions_that_the_package_does_not_allow() -> None:
+def test_the_lock_holds_versions_that_the_package_allows() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     given = pins("requirements.lock") | pins("requirements-slurm.txt")
     needed = [*project["dependencies"], *project["optional-dependencies"]["slurm"]]
@@ -145,7 +145,7 @@ def installs(commands: str) -> list[list[str]]:
     return found
 
 
-def test_the_two_containers_differ_in_what_they_hold() -> None:
+def test_the_two_containers_hold_the_same() -> None:
     copied = dict(reversed(line.split()) for line in sections()["%files"])
     assert {
         place.removeprefix("/opt/nullsae/"): source for place, source in copied.items()
@@ -156,7 +156,7 @@ def test_the_two_containers_differ_in_what_they_hold() -> None:
     assert f"python={python}" in (ENVS / "nullsae.yaml").read_text(encoding="utf-8")
 
 
-def test_a_container_installs_what_the_lock_does_not_pin() -> None:
+def test_a_container_installs_only_what_the_lock_pins() -> None:
     by_docker = installs("\n".join(rest for word, rest in dockerfile() if word == "RUN"))
     by_apptainer = installs("\n".join(sections()["%post"]).replace("\\\n", " "))
     quiet = {"--no-cache-dir", "--disable-pip-version-check"}
@@ -175,7 +175,7 @@ def test_a_container_installs_what_the_lock_does_not_pin() -> None:
     ]
 
 
-def test_a_container_runs_as_root_or_looks_for_a_hub() -> None:
+def test_a_container_neither_runs_as_root_nor_looks_for_a_hub() -> None:
     last = dict(dockerfile())
     assert last["USER"].split(":")[0].isdigit()
     assert last["USER"].split(":")[0] != "0"
@@ -185,7 +185,7 @@ def test_a_container_runs_as_root_or_looks_for_a_hub() -> None:
     assert "HF_HUB_OFFLINE" in "".join(sections()["%environment"])
 
 
-def test_a_container_lacks_files_that_the_workflow_reads(tmp_path: Path) -> None:
+def test_a_container_holds_every_file_that_the_workflow_reads(tmp_path: Path) -> None:
     """Its files, as they are copied, and a study in another folder: a dry run of that."""
     image, study = tmp_path / "opt/nullsae", tmp_path / "study"
     ignored = (ENVS / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
@@ -209,7 +209,7 @@ def test_a_container_lacks_files_that_the_workflow_reads(tmp_path: Path) -> None
     assert "train_sae" in result.stdout + result.stderr
 
 
-def test_the_package_leaves_files_out_when_it_is_not_installed_in_place(tmp_path: Path) -> None:
+def test_the_package_holds_every_file_when_it_is_not_installed_in_place(tmp_path: Path) -> None:
     """Containers install it; everybody else runs it from the checkout, and would not notice."""
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(REPOSITORY / name, tmp_path)
@@ -225,7 +225,7 @@ def test_the_package_leaves_files_out_when_it_is_not_installed_in_place(tmp_path
     assert held == {name for name in files if name.startswith("nullsae/")}
 
 
-def test_snakemake_installs_the_checkout_into_its_environment_from_anywhere(tmp_path: Path) -> None:
+def test_snakemake_installs_the_checkout_only_from_within_it(tmp_path: Path) -> None:
     script = ENVS / "nullsae.post-deploy.sh"
     assert (ENVS / script.name.replace(".post-deploy.sh", ".yaml")).is_file()
     result = subprocess.run(["sh", script], cwd=tmp_path, capture_output=True, text=True)

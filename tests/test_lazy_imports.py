@@ -71,7 +71,7 @@ def run(arguments: list[str], folder: Path) -> tuple[int, set[str], str]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_loads_what_its_stage_does_not_need(verb: str, tmp_path: Path) -> None:
+def test_a_verb_loads_only_what_its_stage_needs(verb: str, tmp_path: Path) -> None:
     config: Any = read_merged_config([REPOSITORY / "config.yaml"])
     config = config.model_copy(
         update={"evaluation": config.evaluation.model_copy(update={"cross_tokens": 1024})}
@@ -87,12 +87,12 @@ def test_a_verb_loads_what_its_stage_does_not_need(verb: str, tmp_path: Path) ->
     assert loaded <= allowed
 
 
-def test_help_and_the_list_of_verbs_load_a_library(tmp_path: Path) -> None:
+def test_help_and_the_list_of_verbs_load_no_library(tmp_path: Path) -> None:
     assert run(["--help"], tmp_path)[:2] == (0, set())
     assert run(["train_sae", "--help"], tmp_path)[:2] == (0, set())
 
 
-def test_a_plan_loads_what_computes(tmp_path: Path) -> None:
+def test_a_plan_loads_nothing_that_computes(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
     code, loaded, said = run(["plan"], tmp_path)
     assert code == 0, said

@@ -43,7 +43,7 @@ def capture(
     chain: Chain,
     output: Path,
     split: str = "eval",
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **keys: Any,
 ) -> list[str]:
     return cache_activations(
@@ -52,7 +52,7 @@ def capture(
         model=chain.recipe,
         tokens=chain.train_tokens if split == "sae_train" else chain.eval_tokens,
         output=output,
-        report=report,
+        progress=progress,
     )
 
 
@@ -79,8 +79,8 @@ def live(chain: Chain, manifest: Path) -> tuple[list[Tensor], Tensor]:
     return [torch.cat(parts).flatten(0, 1) for parts in states], ids
 
 
-def test_eval_activations_differ_from_a_live_forward_pass(chain: Chain) -> None:
-    """SAELens#83: a cache runner without a test against the model."""
+def test_eval_activations_equal_a_live_forward_pass(chain: Chain) -> None:
+    """SAELens#83 was a cache runner without a test against the model."""
     expected, ids = live(chain, chain.eval_tokens)
     for layer, site in enumerate(SITES):
         found, position = all_rows(chain.eval_activations, site)
@@ -88,7 +88,7 @@ def test_eval_activations_differ_from_a_live_forward_pass(chain: Chain) -> None:
         assert torch.equal(found, expected[layer]), site
 
 
-def test_a_training_row_lies_about_its_position(chain: Chain) -> None:
+def test_a_training_row_is_the_activation_at_its_position(chain: Chain) -> None:
     expected, ids = live(chain, chain.train_tokens)
     for layer, site in enumerate(SITES):
         found, position = all_rows(chain.train_activations, site)
@@ -96,8 +96,8 @@ def test_a_training_row_lies_about_its_position(chain: Chain) -> None:
         assert torch.equal(found, expected[layer][position]), site
 
 
-def test_training_tokens_lie_on_disk_in_the_order_of_the_text(chain: Chain) -> None:
-    """SAELens#612: the copy on disk was never shuffled."""
+def test_training_tokens_lie_on_disk_in_a_shuffled_order(chain: Chain) -> None:
+    """In SAELens#612 the copy on disk was never shuffled."""
     reader = SiteReader.open(chain.train_activations, SITES[1])
     assert reader.n_shards == 8
     pairs, orders = [], []
@@ -114,13 +114,13 @@ def test_training_tokens_lie_on_disk_in_the_order_of_the_text(chain: Chain) -> N
     assert len(set(orders)) == len(orders), "every shard has the same permutation"
 
 
-def test_sites_come_in_different_orders(chain: Chain) -> None:
+def test_sites_come_in_the_same_order(chain: Chain) -> None:
     positions = [all_rows(chain.train_activations, site)[1] for site in SITES]
     assert all(torch.equal(positions[0], other) for other in positions)
 
 
-def test_the_pass_goes_on_after_the_last_site(chain: Chain) -> None:
-    """SAELens#245."""
+def test_the_pass_stops_after_the_last_site(chain: Chain) -> None:
+    """In SAELens#245 it went on."""
     subject = load_subject(chain.recipe, CPU)
     calls = {"block 2": 0, "block 1": 0, "head": 0}
 
@@ -142,7 +142,9 @@ def test_the_pass_goes_on_after_the_last_site(chain: Chain) -> None:
     assert calls == {"block 2": 1, "block 1": 2, "head": 1}
 
 
-def test_the_batch_or_the_shard_size_changes_what_is_captured(chain: Chain, tmp_path: Path) -> None:
+def test_neither_the_batch_nor_the_shard_size_changes_what_is_captured(
+    chain: Chain, tmp_path: Path
+) -> None:
     capture(chain, tmp_path, batch_contexts=5, shard_tokens=13 * CONTEXT + 7)
     for site in SITES:
         expected, _ = all_rows(chain.eval_activations, site)
@@ -154,7 +156,7 @@ def test_the_batch_or_the_shard_size_changes_what_is_captured(chain: Chain, tmp_
     assert sizes == [13 * CONTEXT] * 4 + [8 * CONTEXT]
 
 
-def test_two_captures_differ_in_a_byte(chain: Chain, tmp_path: Path) -> None:
+def test_two_captures_give_the_same_bytes(chain: Chain, tmp_path: Path) -> None:
     capture(chain, tmp_path, "sae_train")
     files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     assert len(files) == 1 + 3 * 9
@@ -163,7 +165,7 @@ def test_two_captures_differ_in_a_byte(chain: Chain, tmp_path: Path) -> None:
         assert (tmp_path / file).read_bytes() == first, file
 
 
-def test_a_whole_site_is_captured_again_or_a_damaged_one_is_not(
+def test_a_damaged_site_is_captured_again_and_a_whole_one_is_not(
     chain: Chain, tmp_path: Path
 ) -> None:
     assert capture(chain, tmp_path, sites=SITES[:2]) == list(SITES[:2])
@@ -186,7 +188,7 @@ def test_a_whole_site_is_captured_again_or_a_damaged_one_is_not(
     assert capture(chain, tmp_path, key="other") == list(SITES)
 
 
-def test_the_token_limit_is_not_kept(chain: Chain, tmp_path: Path) -> None:
+def test_the_token_limit_is_kept(chain: Chain, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     limit = 10 * CONTEXT + CONTEXT - 1
     capture(
@@ -195,7 +197,7 @@ def test_the_token_limit_is_not_kept(chain: Chain, tmp_path: Path) -> None:
         "sae_train",
         max_tokens=limit,
         sites=SITES[:1],
-        report=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total: seen.append((done, total)),
     )
     found, position = all_rows(tmp_path / "manifest.json", SITES[0])
     assert len(found) == 10 * CONTEXT
@@ -207,7 +209,7 @@ def test_the_token_limit_is_not_kept(chain: Chain, tmp_path: Path) -> None:
         capture(chain, tmp_path / "none", "sae_train", max_tokens=CONTEXT - 1)
 
 
-def test_a_full_disk_is_found_out_by_writing(
+def test_a_full_disk_is_found_out_before_writing(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -221,7 +223,7 @@ def test_a_full_disk_is_found_out_by_writing(
     assert capture(chain, output) == list(SITES)
 
 
-def test_shards_that_are_there_or_will_be_deleted_count_against_the_disk(
+def test_shards_that_are_there_or_will_be_deleted_need_no_more_disk(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage, row = namedtuple("usage", "total used free"), D_MODEL * 4 + 8
@@ -286,7 +288,9 @@ def content(folder: Path) -> dict[Path, bytes]:
     }
 
 
-def test_a_kill_costs_finished_shards_or_leaves_broken_ones(chain: Chain, tmp_path: Path) -> None:
+def test_a_kill_costs_no_finished_shard_and_leaves_no_broken_one(
+    chain: Chain, tmp_path: Path
+) -> None:
     """Killed at every point at which something on disk changes: then run again."""
     keys: dict[str, Any] = {"sites": SITES[:2], "max_tokens": 12 * CONTEXT}
     capture(chain, tmp_path / "whole", "sae_train", **keys)
@@ -315,7 +319,7 @@ class BreakError(Exception):
 
 
 @pytest.mark.parametrize("broken", [1, 7])
-def test_an_error_of_the_writer_is_lost_or_leaves_its_thread(
+def test_an_error_of_the_writer_is_raised_and_ends_its_thread(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
     """In the last shard too, when no pass follows that could notice."""
@@ -328,7 +332,7 @@ def test_an_error_of_the_writer_is_lost_or_leaves_its_thread(
             raise UserError("the disk broke")
         plain(self, index, *arguments)
 
-    def report(done: int, _: int) -> None:
+    def progress(done: int, _: int) -> None:
         passes.append(done)
         if done > (broken + 1) * 8 * CONTEXT:
             assert broke.wait(30)
@@ -336,7 +340,7 @@ def test_an_error_of_the_writer_is_lost_or_leaves_its_thread(
 
     monkeypatch.setattr(SiteWriter, "write", write)
     with pytest.raises(UserError, match=r"^the disk broke$"):
-        capture(chain, tmp_path, batch_contexts=1, report=report)
+        capture(chain, tmp_path, batch_contexts=1, progress=progress)
     assert max(passes) <= ((broken + 1) * 8 + 1) * CONTEXT, "batches went on after the error"
     assert "writer" not in "".join(thread.name for thread in threading.enumerate())
     assert not list(tmp_path.rglob("manifest.json"))
@@ -349,7 +353,7 @@ def test_an_error_of_the_writer_is_lost_or_leaves_its_thread(
     assert SiteReader.open(tmp_path / "manifest.json", SITES[1]).n_shards == 8
 
 
-def test_an_error_of_the_pass_leaves_the_writer_at_work(
+def test_an_error_of_the_pass_ends_the_writer(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Subject.watch
@@ -367,7 +371,7 @@ def test_an_error_of_the_pass_leaves_the_writer_at_work(
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_the_pass_waits_for_the_writer_or_runs_away_from_it(
+def test_the_pass_is_one_chunk_ahead_of_the_writer(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two shards in memory, and the same memory for all of them."""
@@ -394,7 +398,7 @@ def test_the_pass_waits_for_the_writer_or_runs_away_from_it(
     assert len(rooms) == 2
 
 
-def test_a_user_is_not_told_what_a_capture_takes(
+def test_a_user_is_told_what_a_capture_takes(
     chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="nullsae")
@@ -417,7 +421,7 @@ def test_a_user_is_not_told_what_a_capture_takes(
     assert f"{tmp_path}: 128 tokens at 1 site," in line
 
 
-def test_a_chunk_is_another_than_its_shard(chain: Chain, tmp_path: Path) -> None:
+def test_a_chunk_equals_its_shard(chain: Chain, tmp_path: Path) -> None:
     """What trains live must see what would have been cached."""
     subject = load_subject(chain.recipe, CPU)
     ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids)
@@ -426,7 +430,7 @@ def test_a_chunk_is_another_than_its_shard(chain: Chain, tmp_path: Path) -> None
     keys: dict[str, Any] = {"split": "sae_train", "batch_contexts": 3, "sites": sites}
     into = {site: torch.full((200, D_MODEL), torch.nan) for site in sites}
     plain = capture_contexts(
-        subject, ids, contexts=range(16, 24), dtype=torch.float32, report=seen.append, **keys
+        subject, ids, contexts=range(16, 24), dtype=torch.float32, progress=seen.append, **keys
     )
     found = capture_contexts(
         subject, ids, contexts=range(16, 24), dtype=torch.float32, into=into, **keys
@@ -442,7 +446,7 @@ def test_a_chunk_is_another_than_its_shard(chain: Chain, tmp_path: Path) -> None
     assert torch.equal(half[SITES[0]], plain[SITES[0]].bfloat16())
 
 
-def test_a_site_that_nothing_passes_is_filled_with_what_memory_held(chain: Chain) -> None:
+def test_a_site_that_nothing_passes_is_refused(chain: Chain) -> None:
     subject = load_subject(chain.recipe, CPU)
     subject._points["mlp_out.1"] = Point(torch.nn.Identity())
     ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids)
@@ -458,13 +462,13 @@ def test_a_site_that_nothing_passes_is_filled_with_what_memory_held(chain: Chain
         )
 
 
-def test_a_site_beyond_the_last_block_gives_a_traceback(chain: Chain, tmp_path: Path) -> None:
+def test_a_site_beyond_the_last_block_is_refused(chain: Chain, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"resid_post.3 is beyond the last block; .* has 3 blocks"):
         capture(chain, tmp_path, sites=("resid_post.3",))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_stored_dtype_is_not_the_configured_one(chain: Chain, tmp_path: Path) -> None:
+def test_the_stored_dtype_is_the_configured_one(chain: Chain, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     capture(chain, tmp_path, sites=SITES[:1], dtype="bfloat16")
@@ -474,7 +478,7 @@ def test_the_stored_dtype_is_not_the_configured_one(chain: Chain, tmp_path: Path
     assert stored["position"].dtype == torch.int64
 
 
-def test_a_kind_of_site_is_stored_as_another(chain: Chain, tmp_path: Path) -> None:
+def test_every_kind_of_site_is_stored_as_itself(chain: Chain, tmp_path: Path) -> None:
     sites = ("embed", "attn_out.1", "resid_post.1", "mlp_out.1", "resid_pre.1")
     assert capture(chain, tmp_path, sites=sites) == list(sites)
     stored = {site: all_rows(tmp_path / "manifest.json", site)[0] for site in sites}
@@ -503,7 +507,7 @@ def other_subject(folder: Path, kind: str, **keys: Any) -> Path:
     return folder / "recipe.json"
 
 
-def test_embeddings_narrower_than_the_blocks_do_not_fit_their_store(
+def test_embeddings_narrower_than_the_blocks_fit_their_store(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = other_subject(tmp_path / "model", "opt", word_embed_proj_dim=8, ffn_dim=32)
@@ -524,7 +528,7 @@ def test_embeddings_narrower_than_the_blocks_do_not_fit_their_store(
     assert SiteReader.open(manifest, "embed").manifest["d_model"] == 8
 
 
-def test_parts_that_do_not_add_up_are_captured(chain: Chain, tmp_path: Path) -> None:
+def test_parts_that_do_not_add_up_are_refused(chain: Chain, tmp_path: Path) -> None:
     recipe = other_subject(tmp_path / "model", "granite", residual_multiplier=0.5)
     run = {"model": recipe, "tokens": chain.eval_tokens, "output": tmp_path / "out"}
     with pytest.raises(UserError, match=r"--params: sites: attn_out.0 .* model_type 'granite'"):

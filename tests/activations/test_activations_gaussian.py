@@ -61,7 +61,7 @@ def sample(
     chain: Chain,
     output: Path,
     split: str = "eval",
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **keys: Any,
 ) -> list[str]:
     tokens = chain.train_tokens if split == "sae_train" else chain.eval_tokens
@@ -71,7 +71,7 @@ def sample(
         fitted=keys.get("fitted", chain.train_activations),
         tokens=tokens,
         output=output,
-        report=report,
+        progress=progress,
     )
 
 
@@ -135,7 +135,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
     return x, all_rows(root / "gaussian/manifest.json", site)[0].double()
 
 
-def test_samples_have_other_moments_than_the_activations(large: tuple[Tensor, Tensor]) -> None:
+def test_samples_have_the_moments_of_the_activations(large: tuple[Tensor, Tensor]) -> None:
     """Bounds from the sampling distribution, without the package's gates."""
     x, found = large
     n, mean = len(found), x.mean(dim=0)
@@ -148,7 +148,7 @@ def test_samples_have_other_moments_than_the_activations(large: tuple[Tensor, Te
     assert bool(((centred.t() @ centred / n - covariance).abs() < 5 * spread).all())
 
 
-def test_samples_keep_something_beside_the_moments(large: tuple[Tensor, Tensor]) -> None:
+def test_samples_keep_nothing_beside_the_moments(large: tuple[Tensor, Tensor]) -> None:
     """A squared normal has skewness 2.8; its Gaussian stand-in has none. Rows are independent."""
     x, found = large
     assert stats.skew(x[:, 3].numpy()) > 2
@@ -158,7 +158,7 @@ def test_samples_keep_something_beside_the_moments(large: tuple[Tensor, Tensor])
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 / len(found) ** 0.5
 
 
-def test_a_singular_covariance_is_refused_or_filled_up() -> None:
+def test_a_singular_covariance_is_sampled_and_stays_singular() -> None:
     x = torch.cat([mixed(4000, 3) @ torch.ones(3, 5).double().triu(), mixed(4000, 2, 7)], dim=1)
     x[:, 6] = 0.1  # constant, and not exact in binary
     assert np.linalg.matrix_rank(np.cov(x.numpy(), rowvar=False)) == 4
@@ -174,7 +174,7 @@ def test_a_singular_covariance_is_refused_or_filled_up() -> None:
     assert failures(gaussian, found) == set()
 
 
-def test_a_massive_dimension_drowns_the_small_ones() -> None:
+def test_a_massive_dimension_does_not_drown_the_small_ones() -> None:
     """Variances 16 orders apart: an eigendecomposition of the covariance loses the small one."""
     x = mixed(5000, 3)
     x[:, 0] *= 1e8
@@ -190,7 +190,7 @@ def test_a_massive_dimension_drowns_the_small_ones() -> None:
 # Which numbers depend on what
 
 
-def test_two_runs_differ_in_a_byte(chain: Chain, tmp_path: Path) -> None:
+def test_two_runs_give_the_same_bytes(chain: Chain, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert sample(chain, tmp_path / name, "sae_train", sites=SITES) == list(SITES)
     files = sorted(p.relative_to(tmp_path / "one") for p in tmp_path.glob("one/**/*.*"))
@@ -201,7 +201,9 @@ def test_two_runs_differ_in_a_byte(chain: Chain, tmp_path: Path) -> None:
         assert one == two, file
 
 
-def test_samples_depend_on_shards_or_on_how_many_there_are(chain: Chain, tmp_path: Path) -> None:
+def test_samples_depend_neither_on_shards_nor_on_how_many_there_are(
+    chain: Chain, tmp_path: Path
+) -> None:
     sample(chain, tmp_path / "plain", "sae_train")
     expected, at = rows(tmp_path / "plain")
     in_order = expected[at.argsort()]
@@ -216,7 +218,7 @@ def test_samples_depend_on_shards_or_on_how_many_there_are(chain: Chain, tmp_pat
     assert torch.equal(found, in_order[at])
 
 
-def test_a_key_that_should_matter_does_not(chain: Chain, tmp_path: Path) -> None:
+def test_every_key_that_should_matter_does(chain: Chain, tmp_path: Path) -> None:
     """Uncorrelated, not only different: whitened by the same fit, context by context."""
     cases: dict[str, dict[str, Any]] = {
         "plain": {},
@@ -251,9 +253,7 @@ def test_a_key_that_should_matter_does_not(chain: Chain, tmp_path: Path) -> None
         assert abs(correlation) < 5 / len(plain) ** 0.5, name
 
 
-def test_eval_is_out_of_order_or_training_tokens_lie_otherwise_than_captured(
-    chain: Chain, tmp_path: Path
-) -> None:
+def test_eval_is_in_order_and_training_tokens_lie_as_captured(chain: Chain, tmp_path: Path) -> None:
     sample(chain, tmp_path / "eval")
     assert torch.equal(rows(tmp_path / "eval")[1], torch.arange(60 * CONTEXT))
     sample(chain, tmp_path / "sae_train", "sae_train", sites=SITES)
@@ -262,7 +262,7 @@ def test_eval_is_out_of_order_or_training_tokens_lie_otherwise_than_captured(
         assert torch.equal(rows(tmp_path / "sae_train", site)[1], captured)
 
 
-def test_the_manifests_are_of_another_form_than_captured_ones(chain: Chain, tmp_path: Path) -> None:
+def test_the_manifests_have_the_form_of_captured_ones(chain: Chain, tmp_path: Path) -> None:
     sample(chain, tmp_path)
     own, captured = manifest(tmp_path), manifest(chain.eval_activations.parent)
     assert own.keys() - captured.keys() == {"fitted", "gates", "health"}
@@ -286,7 +286,7 @@ def test_the_manifests_are_of_another_form_than_captured_ones(chain: Chain, tmp_
     SiteReader.open(tmp_path / "manifest.json", SITE, key="own").check()
 
 
-def test_the_stored_dtype_is_not_the_configured_one(chain: Chain, tmp_path: Path) -> None:
+def test_the_stored_dtype_is_the_configured_one(chain: Chain, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         sample(chain, tmp_path / dtype, dtype=dtype)
     stored = load_file(tmp_path / f"bfloat16/site={SITE}/shard-00000.safetensors")
@@ -299,7 +299,7 @@ def test_the_stored_dtype_is_not_the_configured_one(chain: Chain, tmp_path: Path
 # What is done again, and progress
 
 
-def test_a_whole_site_is_sampled_again_or_a_damaged_one_is_not(
+def test_a_damaged_site_is_sampled_again_and_a_whole_one_is_not(
     chain: Chain, tmp_path: Path
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -318,7 +318,7 @@ def test_a_whole_site_is_sampled_again_or_a_damaged_one_is_not(
     assert sample(chain, tmp_path, sites=SITES, key="new") == list(SITES)
 
 
-def test_by_hand_other_inputs_pass_for_the_same(chain: Chain, tmp_path: Path) -> None:
+def test_by_hand_other_inputs_do_not_pass_for_the_same(chain: Chain, tmp_path: Path) -> None:
     """Without a key, one is made from params, split and inputs."""
     assert sample(chain, tmp_path, key="") == [SITE]
     assert sample(chain, tmp_path, key="") == []
@@ -330,7 +330,7 @@ def test_by_hand_other_inputs_pass_for_the_same(chain: Chain, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 30), (200, 60), (300, 300)])
-def test_oas_differs_from_its_definition_and_from_sklearn(n: int, d: int) -> None:
+def test_oas_equals_its_definition_and_is_close_to_sklearn(n: int, d: int) -> None:
     x = mixed(n, d, seed=n)
     covariance = moments_of(x).covariance()
     weight = oas_shrinkage(covariance, n)
@@ -348,7 +348,7 @@ def test_oas_differs_from_its_definition_and_from_sklearn(n: int, d: int) -> Non
 
 
 @pytest.mark.parametrize(("n", "shrunk"), [(119, True), (120, False)])
-def test_shrinkage_does_not_follow_the_number_of_tokens(n: int, shrunk: bool) -> None:
+def test_shrinkage_follows_the_number_of_tokens(n: int, shrunk: bool) -> None:
     x = mixed(n, 12)
     gaussian = fitted(x)
     assert (gaussian.shrinkage > 0) == shrunk
@@ -367,12 +367,12 @@ def test_shrinkage_does_not_follow_the_number_of_tokens(n: int, shrunk: bool) ->
         np.testing.assert_allclose(found, sample_covariance, rtol=1e-9, atol=1e-9)
 
 
-def test_a_covariance_that_is_its_own_target_gives_no_weight() -> None:
+def test_a_covariance_that_is_its_own_target_gives_full_weight() -> None:
     assert oas_shrinkage(torch.eye(4, dtype=torch.float64) * 3, 10) == 1.0
     assert oas_shrinkage(torch.ones(1, 1, dtype=torch.float64), 10) == 1.0
 
 
-def test_few_trained_tokens_give_a_singular_cloud(tmp_path: Path) -> None:
+def test_few_trained_tokens_give_a_cloud_of_full_rank(tmp_path: Path) -> None:
     """20 tokens at 16 dimensions, 960 samples: full rank, and the manifest says why."""
     source = write_site(tmp_path / "trained", mixed(20, 16).float(), [20])
     tokens = write_corpus(tmp_path / "corpus", *tokens_of(60, seed=3))
@@ -388,14 +388,14 @@ def test_few_trained_tokens_give_a_singular_cloud(tmp_path: Path) -> None:
 # Gates
 
 
-def test_honest_samples_fail_a_gate_at_some_size() -> None:
+def test_honest_samples_pass_every_gate_at_any_size() -> None:
     gaussian = fitted(mixed(3000, 9))
     for n in (1, 2, 16, 63, 64, 100, 4000):
         for seed in range(5):
             assert failures(gaussian, draws(gaussian, n, seed)) == set(), (n, seed)
 
 
-def test_a_wrong_mean_passes() -> None:
+def test_a_wrong_mean_fails() -> None:
     gaussian = fitted(mixed(3000, 9))
     x, std = draws(gaussian, 4000), gaussian.root.square().sum(dim=0).sqrt()
     one = torch.zeros(9, dtype=torch.float64)
@@ -408,7 +408,7 @@ def test_a_wrong_mean_passes() -> None:
     assert failures(gaussian, x) == set()
 
 
-def test_a_wrong_covariance_passes() -> None:
+def test_a_wrong_covariance_fails() -> None:
     gaussian = fitted(mixed(3000, 9))
     mean, n = gaussian.mean, 4000
     x = draws(gaussian, n)
@@ -429,7 +429,7 @@ def test_a_wrong_covariance_passes() -> None:
     assert failures(gaussian, together) == {"covariance"}
 
 
-def test_variance_where_there_is_none_passes() -> None:
+def test_variance_where_there_is_none_fails() -> None:
     x = mixed(3000, 4)
     x[:, 3] = x[:, 0] - x[:, 1]
     gaussian = fitted(x)
@@ -441,7 +441,7 @@ def test_variance_where_there_is_none_passes() -> None:
     assert "where the fitted one has none" in gate["detail"]
 
 
-def test_a_trace_of_the_token_passes() -> None:
+def test_a_trace_of_the_token_fails() -> None:
     gaussian = fitted(mixed(3000, 9))
     x, ids = draws(gaussian, 4000), torch.arange(4000) % VOCAB
     assert failures(gaussian, x, ids) == set()
@@ -451,14 +451,14 @@ def test_a_trace_of_the_token_passes() -> None:
     assert failures(gaussian, told, ids) == {"token identity"}
 
 
-def test_samples_that_are_not_finite_pass() -> None:
+def test_samples_that_are_not_finite_fail() -> None:
     gaussian = fitted(mixed(3000, 4))
     x = draws(gaussian, 100)
     x[7, 2] = torch.nan
     assert failures(gaussian, x) == {"finite"}
 
 
-def test_a_failed_gate_leaves_a_site_that_counts(
+def test_a_failed_gate_leaves_no_site_that_counts(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Gaussian.sample
@@ -488,7 +488,7 @@ def test_a_failed_gate_leaves_a_site_that_counts(
         ({"max_tokens": 61 * CONTEXT}, "activations.sae_train_tokens: 976 is not between one"),
     ],
 )
-def test_a_mistake_gives_a_traceback(
+def test_a_mistake_is_refused_in_one_line(
     chain: Chain, tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     source = keys.pop("fitted", chain.train_activations)
@@ -504,7 +504,7 @@ def test_a_mistake_gives_a_traceback(
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_activations_are_fitted(chain: Chain, tmp_path: Path) -> None:
+def test_damaged_activations_are_refused(chain: Chain, tmp_path: Path) -> None:
     copy = tmp_path / "trained"
     shutil.copytree(chain.train_activations.parent, copy)
     flip_byte(copy / f"site={SITE}/shard-00003.safetensors")
@@ -518,7 +518,7 @@ def test_damaged_activations_are_fitted(chain: Chain, tmp_path: Path) -> None:
         )
 
 
-def test_a_full_disk_is_found_out_by_writing(
+def test_a_full_disk_is_found_out_before_writing(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -531,7 +531,7 @@ def test_a_full_disk_is_found_out_by_writing(
     assert sample(chain, tmp_path / "split", sites=SITES) == list(SITES)
 
 
-def test_values_that_the_storage_cannot_hold_are_stored(tmp_path: Path) -> None:
+def test_values_that_the_storage_cannot_hold_are_refused(tmp_path: Path) -> None:
     source = write_site(tmp_path / "trained", mixed(400, 4).float() * 1e5, [400])
     tokens = write_corpus(tmp_path / "corpus", *tokens_of(60, seed=3))
     with pytest.raises(UserError, match=r"shard-00000.safetensors: row .* is NaN or infinite"):
@@ -544,7 +544,7 @@ def test_values_that_the_storage_cannot_hold_are_stored(tmp_path: Path) -> None:
         )
 
 
-def test_token_ids_are_taken_from_the_wrong_place(
+def test_token_ids_are_those_at_the_positions_of_the_samples(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gate on token identity must see each sample beside the token at its position."""

@@ -42,7 +42,7 @@ def whole(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 11])
-def test_portions_in_any_order_give_other_bytes_than_one_job(
+def test_portions_in_any_order_give_the_bytes_of_one_job(
     chain: Chain, tmp_path: Path, whole: Path, n: int
 ) -> None:
     for index in reversed(range(n)):
@@ -53,7 +53,7 @@ def test_portions_in_any_order_give_other_bytes_than_one_job(
     assert files(tmp_path) == files(whole)
 
 
-def test_portions_that_run_at_once_delete_each_others_files(
+def test_portions_that_run_at_once_keep_each_others_files(
     chain: Chain, tmp_path: Path, whole: Path
 ) -> None:
     # Shards of another config lie where the new ones go.
@@ -76,7 +76,7 @@ def test_portions_that_run_at_once_delete_each_others_files(
     assert files(tmp_path) == files(whole)
 
 
-def test_the_job_after_all_portions_loads_the_subject(
+def test_the_job_after_all_portions_does_not_load_the_subject(
     chain: Chain, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in range(2):
@@ -90,7 +90,7 @@ def test_the_job_after_all_portions_loads_the_subject(
     assert files(tmp_path) == files(whole)
 
 
-def test_a_shard_that_was_damaged_since_is_taken_over(
+def test_a_shard_that_was_damaged_since_is_captured_again(
     chain: Chain, tmp_path: Path, whole: Path
 ) -> None:
     for index in range(2):
@@ -102,6 +102,6 @@ def test_a_shard_that_was_damaged_since_is_taken_over(
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/2", "a/b", "1/0"])
-def test_a_portion_that_is_none_gives_a_traceback(text: str) -> None:
+def test_a_portion_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"--portion: .* is not one of 0/N to N-1/N"):
         Portion.parse(text)

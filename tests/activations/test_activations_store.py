@@ -42,7 +42,7 @@ def refusal(manifest: Path, *, key: str = "") -> str:
     return text
 
 
-def test_rows_or_positions_come_back_changed(tmp_path: Path) -> None:
+def test_rows_and_positions_come_back_unchanged(tmp_path: Path) -> None:
     x, position = randn(50), torch.randperm(50, generator=torch.Generator().manual_seed(1))
     manifest = write_site(tmp_path, x, [20, 20, 10], position=position)
     found, at = all_rows(manifest, SITE)
@@ -54,7 +54,7 @@ def test_rows_or_positions_come_back_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_manifest_describes_other_numbers_than_are_stored(tmp_path: Path, dtype: str) -> None:
+def test_the_manifest_describes_the_numbers_that_are_stored(tmp_path: Path, dtype: str) -> None:
     """The statistics are those of the stored values, after the cast."""
     manifest = write_site(tmp_path, randn(1400), [30, 1370], dtype=dtype)
     found, _ = all_rows(manifest, SITE)
@@ -73,7 +73,7 @@ def test_the_manifest_describes_other_numbers_than_are_stored(tmp_path: Path, dt
     limit=st.none() | st.integers(1, 50),
 )
 @settings(max_examples=30, deadline=None)
-def test_batches_stop_at_the_ends_of_shards(
+def test_batches_run_on_over_the_ends_of_shards(
     sizes: list[int], batch: int, limit: int | None
 ) -> None:
     n = sum(sizes)
@@ -88,7 +88,7 @@ def test_batches_stop_at_the_ends_of_shards(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_shard_is_not_what_others_call_a_safetensors_file(tmp_path: Path, dtype: str) -> None:
+def test_a_shard_is_what_others_call_a_safetensors_file(tmp_path: Path, dtype: str) -> None:
     """Against their own writer: the same bytes behind the header, and a header that says so."""
     x, position = randn(1100).to(DTYPES[dtype]), torch.arange(7, 1107)
     order = torch.randperm(1100, generator=torch.Generator().manual_seed(3))
@@ -111,7 +111,7 @@ def test_a_shard_is_not_what_others_call_a_safetensors_file(tmp_path: Path, dtyp
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_activations_that_are_not_finite_are_stored(tmp_path: Path, bad: float) -> None:
+def test_activations_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
     writer = SiteWriter(tmp_path, dtype="float32")
     writer.write(0, torch.ones(4, 3), torch.arange(4))
     x = torch.ones(1300, 3)
@@ -138,7 +138,7 @@ def write_three(folder: Path, *, key: str = "key", only: Collection[int] = (0, 1
 
 
 @pytest.mark.parametrize("first", [(), (0,), (1,), (0, 1), (0, 2), (0, 1, 2)])
-def test_a_writing_that_was_cut_off_ends_in_another_manifest(
+def test_a_writing_that_was_cut_off_ends_in_the_same_files(
     tmp_path: Path, first: tuple[int, ...]
 ) -> None:
     write_three(tmp_path / "whole").finish(key="key")
@@ -154,7 +154,7 @@ def test_a_writing_that_was_cut_off_ends_in_another_manifest(
         assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_shard_that_nothing_vouches_for_is_kept(tmp_path: Path) -> None:
+def test_a_shard_that_nothing_vouches_for_is_not_kept(tmp_path: Path) -> None:
     shard, record = tmp_path / "shard-00001.safetensors", tmp_path / "shard-00001.json"
     breaks: list[Callable[[], object]] = [
         lambda: flip_byte(shard),
@@ -173,7 +173,7 @@ def test_a_shard_that_nothing_vouches_for_is_kept(tmp_path: Path) -> None:
     assert finished_shards(tmp_path, key="") == {}
 
 
-def test_files_of_another_config_or_a_killed_writer_stay(tmp_path: Path) -> None:
+def test_files_of_another_config_or_a_killed_writer_are_removed(tmp_path: Path) -> None:
     write_three(tmp_path, key="old").finish(key="old")
     write_three(tmp_path, key="old", only=(0, 1))
     (tmp_path / ".shard-00002.77.partial.safetensors").write_bytes(b"half")
@@ -182,7 +182,7 @@ def test_files_of_another_config_or_a_killed_writer_stay(tmp_path: Path) -> None
     assert names(tmp_path) == ["shard-00001.json", "shard-00001.safetensors"]
 
 
-def test_a_damaged_shard_costs_the_others_of_its_site(tmp_path: Path) -> None:
+def test_a_damaged_shard_costs_no_other_of_its_site(tmp_path: Path) -> None:
     """They lost their records when the site was finished."""
     write_three(tmp_path / "whole").finish(key="key")
     site = tmp_path / "site"
@@ -197,7 +197,7 @@ def test_a_damaged_shard_costs_the_others_of_its_site(tmp_path: Path) -> None:
         assert (site / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_full_disk_gives_a_traceback_or_leaves_half_a_shard(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line_and_leaves_no_half_shard(tmp_path: Path) -> None:
     writer = write_three(tmp_path, only=(1, 2))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
@@ -211,7 +211,7 @@ def test_a_full_disk_gives_a_traceback_or_leaves_half_a_shard(tmp_path: Path) ->
     assert len(names(tmp_path)) == 4
 
 
-def test_a_damaged_shard_goes_unnoticed(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_noticed(tmp_path: Path) -> None:
     for name in ("flipped", "truncated", "deleted"):
         manifest = write_site(tmp_path / name, randn(40), [20, 20])
         folder = manifest.parent / f"site={SITE}"
@@ -228,7 +228,7 @@ def test_a_damaged_shard_goes_unnoticed(tmp_path: Path) -> None:
         assert not is_complete(folder, key="key")
 
 
-def test_a_shard_that_cannot_be_parsed_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_shard_that_cannot_be_parsed_is_refused(tmp_path: Path) -> None:
     manifest = write_site(tmp_path, randn(40), [40])
     shard = tmp_path / f"site={SITE}/shard-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:30])
@@ -236,14 +236,14 @@ def test_a_shard_that_cannot_be_parsed_gives_a_traceback(tmp_path: Path) -> None
         SiteReader.open(manifest, SITE).shard(0)
 
 
-def test_activations_of_another_config_are_read(tmp_path: Path) -> None:
+def test_activations_of_another_config_are_refused(tmp_path: Path) -> None:
     manifest = write_site(tmp_path, randn(10), [10], key="old")
     assert "made from another config (key old, wanted new)" in refusal(manifest, key="new")
     assert not is_complete(tmp_path / f"site={SITE}", key="new")
     SiteReader.open(manifest, SITE, key="old")
 
 
-def test_a_missing_or_broken_manifest_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_missing_or_broken_manifest_is_refused(tmp_path: Path) -> None:
     manifest = write_site(tmp_path, randn(10), [10])
     own = tmp_path / f"site={SITE}/manifest.json"
     own.write_text(own.read_text()[:-20])
@@ -253,13 +253,13 @@ def test_a_missing_or_broken_manifest_gives_a_traceback(tmp_path: Path) -> None:
     assert not is_complete(own.parent, key="key")
 
 
-def test_old_shards_survive_a_new_capture(tmp_path: Path) -> None:
+def test_old_shards_are_removed_by_a_new_capture(tmp_path: Path) -> None:
     write_site(tmp_path, randn(40), [10, 10, 10, 10])
     write_site(tmp_path, randn(20), [20])
     assert names(tmp_path / f"site={SITE}") == ["manifest.json", "shard-00000.safetensors"]
 
 
-def test_the_manifest_holds_a_time_or_depends_on_the_run(tmp_path: Path) -> None:
+def test_the_manifest_holds_no_time_and_does_not_depend_on_the_run(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_site(tmp_path / name, randn(40), [20, 20])
     one, two = (tmp_path / name / f"site={SITE}" for name in ("one", "two"))
@@ -271,7 +271,7 @@ def test_the_manifest_holds_a_time_or_depends_on_the_run(tmp_path: Path) -> None
     }
 
 
-def test_tokens_get_the_document_of_their_neighbour() -> None:
+def test_tokens_get_the_document_at_their_position() -> None:
     documents = np.array([[0, 0, 1], [1, 2, 2]], dtype=np.int32)
     position = torch.tensor([5, 0, 3, 2])
     assert document_of(position, documents).tolist() == [2, 0, 1, 1]

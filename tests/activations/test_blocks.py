@@ -35,7 +35,7 @@ def stream(
     data=st.data(),
 )
 @settings(max_examples=80, deadline=None)
-def test_an_epoch_repeats_or_loses_tokens_or_a_resume_shifts_them(
+def test_an_epoch_repeats_no_token_and_a_resume_shifts_none(
     sizes: list[int], batch: int, epochs: int, data: st.DataObject
 ) -> None:
     n = sum(sizes)
@@ -50,12 +50,12 @@ def test_an_epoch_repeats_or_loses_tokens_or_a_resume_shifts_them(
     assert stream(sizes, batch, epochs, start_step=start) == whole[start:]
 
 
-def test_a_block_smaller_than_a_batch_makes_a_batch_without_rows() -> None:
+def test_a_block_smaller_than_a_batch_makes_no_batch_without_rows() -> None:
     """torch.split gives one empty part of an empty tensor: its loss would be NaN."""
     assert [len(batch) for batch in stream([3, 3, 3], 4, 1)] == [4, 4]
 
 
-def test_every_epoch_or_every_seed_has_the_same_order() -> None:
+def test_every_epoch_and_every_seed_has_its_own_order() -> None:
     def flat(seed: int) -> list[int]:
         return [v for b in stream([20] * 6, 10, 3, seed=seed) for v in b]
 

@@ -91,7 +91,7 @@ def caches(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.mark.parametrize("variant", ["trained", "noise_embeddings"])
-def test_a_stream_holds_other_bits_than_a_cache(
+def test_a_stream_holds_the_same_bits_as_a_cache(
     chain: Chain, caches: dict[str, tuple[Path, Path]], variant: str
 ) -> None:
     recipe, manifest = caches[variant]
@@ -109,7 +109,7 @@ def test_a_stream_holds_other_bits_than_a_cache(
 
 
 @pytest.mark.parametrize("variant", ["gaussian", "gaussian@noise_embeddings"])
-def test_a_gaussian_stream_is_drawn_otherwise_than_its_cache(
+def test_a_gaussian_stream_is_drawn_like_its_cache(
     chain: Chain, caches: dict[str, tuple[Path, Path]], tmp_path: Path, variant: str
 ) -> None:
     fitted = caches[variant.partition("@")[2] or "trained"][1]
@@ -137,7 +137,7 @@ def test_a_gaussian_stream_is_drawn_otherwise_than_its_cache(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_activations_that_are_not_finite_are_passed_on(value: float) -> None:
+def test_activations_that_are_not_finite_are_refused(value: float) -> None:
     def source(contexts: range, sites: Any) -> dict[str, Tensor]:
         x = torch.ones(len(contexts) * 4, 3)
         if 5 in contexts:
@@ -158,7 +158,7 @@ def test_activations_that_are_not_finite_are_passed_on(value: float) -> None:
     )
 
 
-def test_large_but_finite_activations_are_refused() -> None:
+def test_large_but_finite_activations_are_passed_on() -> None:
     """Their sum overflows float32."""
     keys = ModelKeys(subject="tiny", variant="trained", draw=0)
     large = torch.full((8, 3), 3e38)
@@ -166,7 +166,7 @@ def test_large_but_finite_activations_are_refused() -> None:
     assert torch.equal(blocks.block(0, ["resid_post.0"])["resid_post.0"], large)
 
 
-def test_inputs_that_do_not_fit_the_cached_part_are_streamed(
+def test_inputs_that_do_not_fit_the_cached_part_are_refused(
     chain: Chain, caches: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     recipe, manifest = caches["trained"]

@@ -177,7 +177,7 @@ def test_a_question_about_an_intruder_shows_one_quantile_and_one_silent_window(r
     assert len(places) > 1
 
 
-def test_a_latent_without_an_explanation_is_not_asked_about_and_counted(
+def test_a_latent_without_an_explanation_is_counted_but_not_asked_about(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
 ) -> None:
     table = told(("apple", None, "seven"))
@@ -359,7 +359,7 @@ def test_explanations_in_words_need_a_judge(tmp_path: Path, rows: Rows) -> None:
     assert not (tmp_path / "p.parquet").exists()
 
 
-def test_a_model_with_no_price_may_not_have_a_budget_and_urls_need_a_scheme() -> None:
+def test_an_endpoint_has_a_whole_url_or_a_server_but_not_both() -> None:
     with pytest.raises(ValueError, match="has no scheme; write http://localhost"):
         Endpoint(model="m", base_url="localhost:8000/v1")
     with pytest.raises(ValueError, match="names no host"):

@@ -169,7 +169,7 @@ def test_an_explanation_that_spells_out_a_special_token_is_text(llama: LocalJudg
     assert found == pytest.approx([expected], abs=1e-5)
 
 
-def test_what_a_tokenizer_puts_behind_texts_or_cuts_off_them_is_not_done(
+def test_a_tokenizer_neither_adds_to_texts_nor_truncates_them(
     llama: LocalJudge,
 ) -> None:
     ending = Tokenizer.from_str(TOKENIZER.to_str())

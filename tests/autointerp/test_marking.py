@@ -65,7 +65,7 @@ def texts_of(shown: Shown) -> list[str]:
 
 @given(text=st.text() | st.text("the café🙂là👩‍🔬 한"))
 @settings(max_examples=200, deadline=None)
-def test_spans_differ_from_the_offsets_of_the_tokenizer(byte_level: Tokenizer, text: str) -> None:
+def test_spans_equal_the_offsets_of_the_tokenizer(byte_level: Tokenizer, text: str) -> None:
     encoding = byte_level.encode(text)
     (shown,) = window_texts(byte_level, [np.array(encoding.ids, dtype=np.int64)])
     assert shown.text == text
@@ -74,7 +74,7 @@ def test_spans_differ_from_the_offsets_of_the_tokenizer(byte_level: Tokenizer, t
 
 @given(st.lists(st.integers(0, 280), max_size=24))
 @settings(max_examples=200, deadline=None)
-def test_tokens_in_any_order_read_other_than_the_tokenizer_says(
+def test_tokens_in_any_order_read_as_the_tokenizer_says(
     byte_level: Tokenizer, ids: list[int]
 ) -> None:
     (shown,) = window_texts(byte_level, [np.array(ids, dtype=np.int64)])
@@ -91,9 +91,7 @@ def test_tokens_in_any_order_read_other_than_the_tokenizer_says(
 
 @given(st.lists(st.integers(1, 263), max_size=24))
 @settings(max_examples=300, deadline=None)
-def test_bytes_among_words_read_other_than_the_tokenizer_says(
-    metaspace: Tokenizer, ids: list[int]
-) -> None:
+def test_bytes_among_words_read_as_the_tokenizer_says(metaspace: Tokenizer, ids: list[int]) -> None:
     """Such a decoder writes off a whole run of bytes where one of them is wrong."""
     (shown,) = window_texts(metaspace, [np.array(ids, dtype=np.int64)])
     decoded = metaspace.decode(ids, skip_special_tokens=False)
@@ -112,7 +110,7 @@ def test_bytes_among_words_read_other_than_the_tokenizer_says(
     assert reached == len(shown.text)
 
 
-def test_a_split_character_is_not_shared_by_its_tokens(byte_level: Tokenizer) -> None:
+def test_a_split_character_is_shared_by_its_tokens(byte_level: Tokenizer) -> None:
     letter = {byte: letter for letter, byte in BYTE_LETTERS.items()}
     euro = [letter[byte] for byte in "€".encode()]
     ids = ids_of(byte_level, "the", *euro, SPECIAL, "Ġthe", *euro[:2])
@@ -124,7 +122,7 @@ def test_a_split_character_is_not_shared_by_its_tokens(byte_level: Tokenizer) ->
     assert texts_of(second) == ["\ufffd", "\ufffd", SPECIAL, " the", "\ufffd", "\ufffd"]
 
 
-def test_the_space_that_a_window_starts_with_is_lost(metaspace: Tokenizer) -> None:
+def test_the_space_that_a_window_starts_with_is_kept(metaspace: Tokenizer) -> None:
     accent = ("<0xC3>", "<0xA9>")
     (good, bad, bare) = window_texts(
         metaspace,
@@ -141,7 +139,7 @@ def test_the_space_that_a_window_starts_with_is_lost(metaspace: Tokenizer) -> No
     assert bare.text == "s the"
 
 
-def test_words_joined_by_a_decoder_are_shown_apart() -> None:
+def test_words_joined_by_a_decoder_are_shown_joined() -> None:
     vocab = {"[UNK]": 0, "un": 1, "##ing": 2, "do": 3, ".": 4}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
@@ -150,7 +148,7 @@ def test_words_joined_by_a_decoder_are_shown_apart() -> None:
     assert texts_of(shown) == [" un", "ing", " do", "."]
 
 
-def test_an_id_without_a_token_gives_a_traceback(byte_level: Tokenizer) -> None:
+def test_an_id_without_a_token_has_an_empty_span(byte_level: Tokenizer) -> None:
     ids = np.array([9999, *ids_of(byte_level, "the"), 9999, *ids_of(byte_level, "Ã", "©"), 9999])
     (shown,) = window_texts(byte_level, ids[None])
     assert shown.text == "theé"
@@ -175,11 +173,11 @@ WORDS = Shown("a <b c>", ((0, 1), (1, 4), (4, 6), (6, 7)))
         ([1, 1, 1, 1], "<<a \uff1cb c\uff1e>>"),
     ],
 )
-def test_marks_by_hand_differ(marked: list[int], expected: str) -> None:
+def test_marks_equal_those_set_by_hand(marked: list[int], expected: str) -> None:
     assert mark(WORDS, np.array(marked, dtype=bool)) == expected
 
 
-def test_a_shared_character_is_marked_in_part_or_twice() -> None:
+def test_a_shared_character_is_marked_whole_and_once() -> None:
     shown = Shown("a€b", ((0, 1), (1, 2), (1, 2), (2, 3)))
     assert mark(shown, np.array([0, 1, 0, 0], dtype=bool)) == "a<<€>>b"
     assert mark(shown, np.array([0, 0, 1, 0], dtype=bool)) == "a<<€>>b"
@@ -193,7 +191,7 @@ def test_a_shared_character_is_marked_in_part_or_twice() -> None:
     marks=st.sampled_from([("<<", ">>"), ("[", "]"), ("**", "**")]),
 )
 @settings(max_examples=200, deadline=None)
-def test_marks_are_confused_with_what_the_text_says(
+def test_marks_are_never_confused_with_what_the_text_says(
     words: list[str], data: st.DataObject, marks: tuple[str, str]
 ) -> None:
     bounds = np.concatenate([[0], np.cumsum([len(word) for word in words], dtype=np.int64)])
@@ -220,7 +218,7 @@ def test_marks_are_confused_with_what_the_text_says(
     assert found.count(left) == n_runs * (2 if left == right else 1)
 
 
-def test_a_mark_that_has_no_look_alike_is_taken() -> None:
+def test_a_mark_that_has_no_look_alike_is_refused() -> None:
     with pytest.raises(ValueError, match="not ASCII punctuation"):
         mark(WORDS, np.zeros(4, dtype=bool), "«", "»")
 
@@ -228,14 +226,14 @@ def test_a_mark_that_has_no_look_alike_is_taken() -> None:
 # --- strengths --------------------------------------------------------------------------------
 
 
-def test_the_scale_from_0_to_10_differs() -> None:
+def test_the_scale_from_0_to_10_equals_one_by_hand() -> None:
     values = np.array([0, 1e-30, 0.5, 0.75, 1, 2.5, 2.625, 4.75, 5, 6], dtype=np.float32)
     assert activation_scale(values, 5.0).tolist() == [0, 1, 1, 2, 2, 5, 6, 10, 10, 10]
     assert activation_scale(np.zeros(3), 0.0).tolist() == [0, 0, 0]
 
 
 @given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20))
-def test_a_strength_is_no_whole_number_from_0_to_10(values: list[float]) -> None:
+def test_strengths_from_0_to_10_keep_the_order_of_activations(values: list[float]) -> None:
     activations = np.array(values, dtype=np.float32)
     scaled = activation_scale(activations, float(activations.max()))
     assert ((scaled > 0) == (activations > 0)).all()
@@ -272,7 +270,7 @@ def examples(
 
 @given(st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
-def test_misplaced_marks_stand_on_active_tokens_or_are_too_many(seed: int) -> None:
+def test_misplaced_marks_stand_on_silent_tokens_as_many_as_true_marks(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = [(rng.random(int(n)) * (rng.random(int(n)) < 0.6)).tolist() for n in [5, 9, 1, 7, 8]]
     sizes = [min(len(row), int(rng.integers(0, 6))) for row in rows]
@@ -288,8 +286,8 @@ def test_misplaced_marks_stand_on_active_tokens_or_are_too_many(seed: int) -> No
     np.testing.assert_array_equal(wrong, misplaced_marks(case, seed, "trained", 0))
 
 
-def test_misplaced_marks_stand_at_the_same_places_in_every_window() -> None:
-    """delphi: the generator starts anew for each window."""
+def test_misplaced_marks_stand_at_other_places_in_other_windows() -> None:
+    """In delphi the generator starts anew for each window."""
     row = [0.0] * 15 + [1.0]
     case = examples([row] * 300, [3] * 300, latents=[0] * 150 + [1] * 150)
     wrong = misplaced_marks(case, 0, "trained").reshape(300, 16)

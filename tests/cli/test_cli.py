@@ -40,7 +40,7 @@ def failure(
     return text
 
 
-def test_a_rule_calls_a_verb_that_is_not_there() -> None:
+def test_every_rule_calls_a_verb_that_is_there() -> None:
     assert set(LINES) == {
         *("prepare_corpus", "train_subject", "randomize_model", "cache_activations", "train_sae"),
         *("evaluate_sae", "collect_latents", "explain_latents", "score_latents", "aggregate"),
@@ -51,14 +51,14 @@ def test_a_rule_calls_a_verb_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("verb", [*sorted(LINES), "verdicts", "plan", "export_sae", "serve_gguf"])
-def test_a_verb_has_no_help(verb: str) -> None:
+def test_every_verb_has_help(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0, result.output
     assert "Usage" in result.output
 
 
 @pytest.mark.parametrize("verb", sorted(LINES))
-def test_a_rule_gives_an_option_that_its_verb_has_not(verb: str) -> None:
+def test_every_rule_gives_options_that_its_verb_has(verb: str) -> None:
     group = typer.main.get_command(app)
     parameters = group.commands[verb].params  # type: ignore[attr-defined]
     known = {option for parameter in parameters for option in parameter.opts}
@@ -74,12 +74,12 @@ def test_a_rule_gives_an_option_that_its_verb_has_not(verb: str) -> None:
         assert needed <= used
 
 
-def test_the_version_is_not_printed() -> None:
+def test_the_version_is_printed() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.output.strip()) == (0, __version__)
 
 
-def test_a_mistake_gives_a_traceback_in_a_real_process() -> None:
+def test_a_mistake_gives_one_line_in_a_real_process() -> None:
     line = [sys.executable, "-m", "nullsae.cli.main", "aggregate", "--params", "{"]
     found = subprocess.run(line, capture_output=True, text=True, check=False)
     assert found.returncode == 2
@@ -103,7 +103,7 @@ def test_a_mistake_gives_a_traceback_in_a_real_process() -> None:
         ),
     ],
 )
-def test_bad_params_give_a_traceback(
+def test_bad_params_give_one_line_per_mistake(
     params: str,
     line: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -116,7 +116,7 @@ def test_bad_params_give_a_traceback(
         assert text.count("\n") == 1
 
 
-def test_a_params_file_is_not_read_or_its_error_names_no_file(
+def test_a_params_file_is_read_and_its_errors_name_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "params.yaml"
@@ -131,7 +131,7 @@ def test_a_params_file_is_not_read_or_its_error_names_no_file(
 
 
 @pytest.mark.parametrize("content", ["", "- 1\n", "corpora: [\n"])
-def test_a_broken_run_config_gives_a_traceback(
+def test_a_broken_run_config_gives_one_line(
     content: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -145,7 +145,7 @@ def test_a_broken_run_config_gives_a_traceback(
     assert text.count("\n") == 1
 
 
-def test_a_missing_input_gives_a_traceback(
+def test_a_missing_input_gives_one_line(
     chain: Chain,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,7 +160,7 @@ def test_a_missing_input_gives_a_traceback(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_verb_by_hand_differs_from_its_function(chain: Chain, tmp_path: Path) -> None:
+def test_a_verb_by_hand_does_the_same_as_its_function(chain: Chain, tmp_path: Path) -> None:
     params = capture_params(sites=SITES[:1], compute=COMPUTE).model_dump_json()
     arguments = ["cache_activations", "--params", params, "--split", "eval"]
     arguments += ["--model", str(chain.recipe), "--tokens", str(chain.eval_tokens)]
@@ -171,7 +171,7 @@ def test_a_verb_by_hand_differs_from_its_function(chain: Chain, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("verb", sorted(rules()))
-def test_help_is_silent_about_the_params(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_params(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         app([verb, "--help"], prog_name="nullsae")
     shown = capsys.readouterr().out.split("Fields of --params:")[1]

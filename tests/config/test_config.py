@@ -221,17 +221,17 @@ MISTAKES: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(
     ("key", "value", "line"), MISTAKES, ids=lambda v: "DROP" if v is DROP else str(v)[:40]
 )
-def test_a_mistake_is_accepted_or_its_line_misleads(key: str, value: Any, line: str) -> None:
+def test_a_mistake_is_refused_with_a_line_that_names_it(key: str, value: Any, line: str) -> None:
     assert refusal(changed(key, value)) == f"config: {line}"
 
 
-def test_the_study_of_these_tests_is_itself_a_mistake() -> None:
+def test_the_study_of_these_tests_is_valid() -> None:
     config = parse_config(STUDY)
     assert config.saes["topk"].width(64) == 256
     assert config.variants == ("trained", "step0")
 
 
-def test_only_the_first_of_several_mistakes_is_told() -> None:
+def test_all_of_several_mistakes_are_told() -> None:
     study = changed("seeed", 1)
     study["saes"]["topk"]["k"] = 0
     assert sorted(refusal(study).splitlines()) == [
@@ -241,24 +241,24 @@ def test_only_the_first_of_several_mistakes_is_told() -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], "text", 3])
-def test_a_file_that_is_no_mapping_gives_a_traceback(data: Any) -> None:
+def test_a_file_that_is_no_mapping_is_refused(data: Any) -> None:
     assert refusal(data) == f"config: {data!r}: input should be an object"
 
 
-def test_a_bare_date_of_yaml_gives_a_traceback() -> None:
+def test_a_bare_date_of_yaml_is_read_as_text() -> None:
     source = {"kind": "pretrained", "path": "a/b", "step0_revision": datetime.date(2024, 1, 31)}
     found = parse_config(changed("subjects/small/source", source)).subjects["small"].source
     assert getattr(found, "step0_revision", None) == "2024-01-31"
 
 
-def test_an_entry_set_to_null_is_kept() -> None:
+def test_an_entry_set_to_null_is_removed() -> None:
     config = parse_config(changed("saes/other", None))
     assert list(config.saes) == ["topk"]
     empty = "saes: {}: dictionary should have at least 1 item after validation, not 0"
     assert refusal(changed("saes/topk", None)) == f"config: {empty}"
 
 
-def test_a_suggestion_comes_from_another_section() -> None:
+def test_a_suggestion_comes_from_the_same_section() -> None:
     """Keys of params are those of the params' model, not of the config."""
     with pytest.raises(UserError) as caught:
         parse_section(TrainSaeParams, {"activation_key": ""}, where="--params")
@@ -268,26 +268,26 @@ def test_a_suggestion_comes_from_another_section() -> None:
     )
 
 
-def test_the_config_can_be_changed_after_its_check() -> None:
+def test_the_config_cannot_be_changed_after_its_check() -> None:
     config = parse_config(STUDY)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
 
 
-def test_the_merged_config_does_not_read_back_the_same() -> None:
+def test_the_merged_config_reads_back_the_same() -> None:
     config = parse_config(STUDY)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     assert parse_config(yaml.safe_load(text)) == config
 
 
-def test_the_default_study_is_refused() -> None:
+def test_the_default_study_is_valid() -> None:
     root = Path(__file__).parents[2]
     config = parse_config(yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8")))
     resolve_subjects(config)
     assert "trained" in config.variants
 
 
-def test_the_schema_misses_a_section_or_lets_unknown_keys_through() -> None:
+def test_the_schema_has_every_section_and_lets_no_unknown_keys_through() -> None:
     schema = json.loads(config_schema())
     assert set(schema["properties"]) == set(Config.model_fields)
     assert schema["additionalProperties"] is False
@@ -295,14 +295,14 @@ def test_the_schema_misses_a_section_or_lets_unknown_keys_through() -> None:
         assert definition["additionalProperties"] is False, name
 
 
-def test_draws_multiply_variants_that_are_not_random() -> None:
+def test_draws_multiply_random_variants_alone() -> None:
     study = changed("draws", 3)
     config = parse_config(study)
     assert config.draws_of("trained") == config.draws_of("step0") == range(1)
     assert config.draws_of("rerandomized") == config.draws_of("noise_embeddings") == range(3)
 
 
-def test_site_names_lead_to_other_blocks() -> None:
+def test_site_names_lead_to_their_blocks() -> None:
     assert [site_layer(s) for s in ("resid_post.0", "resid_post.1", "resid_post.10")] == [0, 1, 10]
 
 
@@ -317,7 +317,7 @@ def test_site_names_lead_to_other_blocks() -> None:
         ("a/b/c", True),
     ],
 )
-def test_a_folder_is_taken_for_a_hub_id(path: str, local: bool) -> None:
+def test_a_folder_is_told_from_a_hub_id(path: str, local: bool) -> None:
     assert is_local(path) == local
 
 
@@ -328,7 +328,7 @@ def subject_at(path: Path, **keys: Any) -> Config:
     return parse_config(study)
 
 
-def test_a_local_model_is_not_looked_at_before_the_study(tmp_path: Path) -> None:
+def test_a_local_model_is_looked_at_before_the_study(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         resolve_subjects(subject_at(tmp_path))
     assert str(caught.value) == (
@@ -346,7 +346,7 @@ def test_a_local_model_is_not_looked_at_before_the_study(tmp_path: Path) -> None
         )
 
 
-def test_k_beyond_an_expansion_passes() -> None:
+def test_k_beyond_an_expansion_is_refused() -> None:
     study = changed("saes/topk", {"k": 129, "expansion_factor": 2})
     with pytest.raises(UserError) as caught:
         resolve_subjects(parse_config(study))

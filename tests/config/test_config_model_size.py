@@ -60,7 +60,7 @@ def refusal(source: Any) -> str:
         ("MptConfig", {"n_layers": 3, "d_model": 16}),
     ],
 )
-def test_a_familys_own_names_for_its_size_are_not_known(
+def test_a_familys_own_names_for_its_size_are_known(
     kind: str, keys: dict[str, Any], tmp_path: Path
 ) -> None:
     import transformers
@@ -69,23 +69,23 @@ def test_a_familys_own_names_for_its_size_are_not_known(
     assert shape(PretrainedSource(kind="pretrained", path=str(tmp_path))) == Shape(3, 16)
 
 
-def test_what_a_config_does_not_say_gives_a_traceback() -> None:
+def test_what_a_config_does_not_say_is_unknown() -> None:
     assert shape_of({}) == Shape()
     assert shape_of({"n_layers": None, "num_layers": 4, "hidden_size": "wide"}) == Shape(4, None)
 
 
-def test_a_subject_that_is_trained_here_has_no_size() -> None:
+def test_a_subject_that_is_trained_here_has_the_size_configured() -> None:
     source = TrainSource(kind="train", n_layers=5, d_model=64)
     assert shape(source, fetch=False) == Shape(5, 64)
 
 
-def test_the_header_of_a_gguf_file_is_not_read_or_read_though_nobody_asks(gguf: Path) -> None:
+def test_the_header_of_a_gguf_file_is_read_only_when_asked_for(gguf: Path) -> None:
     source = GgufSource(kind="gguf", path=str(gguf))
     assert shape(source, fetch=True) == Shape(3, 16)
     assert shape(source, fetch=False) == Shape()
 
 
-def test_a_file_that_is_no_gguf_gives_a_traceback(gguf: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_gguf_is_refused(gguf: Path, tmp_path: Path) -> None:
     for name, content in {"text": b"not a model", "cut": gguf.read_bytes()[:60]}.items():
         file = tmp_path / f"{name}.gguf"
         file.write_bytes(content)
@@ -100,7 +100,7 @@ def package(folder: Path, name: str, files: list[str]) -> None:
         path.write_bytes(b"raise SystemExit('imported')" if file == "__init__.py" else b"")
 
 
-def test_a_package_is_imported_or_its_file_not_found(
+def test_the_file_of_a_package_is_found_without_an_import(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -117,7 +117,7 @@ def test_a_package_is_imported_or_its_file_not_found(
         )
 
 
-def test_what_is_not_installed_gives_a_traceback(
+def test_what_is_not_installed_is_named_with_the_command_for_it(
     gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nullsae.config.model_files.find_spec", lambda name: None)
@@ -136,7 +136,7 @@ def test_what_is_not_installed_gives_a_traceback(
     )
 
 
-def test_a_folder_without_a_model_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     assert refusal(PretrainedSource(kind="pretrained", path=str(tmp_path))) == (
         f"{WHERE}.path: {str(tmp_path)!r} holds no config.json; give a local model folder or a "
         f"hub id such as EleutherAI/pythia-70m"
@@ -158,7 +158,7 @@ def study(source: dict[str, Any], *sites: str, k: int = 4) -> Any:
     )
 
 
-def test_patterns_are_not_resolved_by_the_size_of_the_subject(gguf: Path, tmp_path: Path) -> None:
+def test_patterns_are_resolved_by_the_size_of_the_subject(gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"n_layer": 3, "n_embd": 16}))
     sources: list[dict[str, Any]] = [
         {"kind": "train", "n_layers": 3, "d_model": 16},
@@ -178,7 +178,7 @@ def test_patterns_are_not_resolved_by_the_size_of_the_subject(gguf: Path, tmp_pa
             resolve_subjects(study(source, "resid_post.*", k=33))
 
 
-def test_a_config_without_a_number_of_blocks_gives_a_traceback(tmp_path: Path) -> None:
+def test_patterns_without_a_number_of_blocks_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     source = {"kind": "pretrained", "path": str(tmp_path)}
     assert resolve_subjects(study(source, "mlp_out.99")).subjects["s"].sites == ("mlp_out.99",)
@@ -197,7 +197,7 @@ def merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
     return {**base, **overlay, **{k: merged(base[k], overlay[k]) for k in inner}}
 
 
-def test_the_study_of_smollm2_is_no_valid_config_or_its_sites_are_not_in_its_file() -> None:
+def test_the_study_of_smollm2_is_valid_and_its_sites_are_in_its_file() -> None:
     root = Path(__file__).parents[2]
     files = [yaml.safe_load((root / name).read_text()) for name in ("config.yaml", OVERLAY)]
     config = parse_config(merged(*files))

@@ -84,7 +84,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("keys", "line"), MISTAKES, ids=lambda v: str(v)[:60])
-def test_a_mistaken_recipe_is_accepted_or_its_line_misleads(
+def test_a_mistaken_recipe_is_refused_with_a_line_that_names_it(
     keys: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -92,7 +92,7 @@ def test_a_mistaken_recipe_is_accepted_or_its_line_misleads(
     assert str(caught.value) == f"saes.one: {line}"
 
 
-def test_a_narrow_sae_without_k_is_refused_for_its_k() -> None:
+def test_a_narrow_sae_that_a_penalty_keeps_sparse_needs_no_k() -> None:
     """The default k of 32 is not for those that a penalty keeps sparse."""
     for architecture in ("gated", "standard"):
         assert Sae.of(architecture=architecture, n_latents=16).kept == 16
@@ -101,7 +101,7 @@ def test_a_narrow_sae_without_k_is_refused_for_its_k() -> None:
         Sae.of(architecture="batch_topk", n_latents=16)
 
 
-def test_a_null_is_refused_for_an_architecture_that_it_goes_with() -> None:
+def test_a_null_is_taken_for_every_architecture_that_it_goes_with() -> None:
     every = ("topk", "batch_topk", "matryoshka", "jumprelu", "gated", "standard")
     for architecture in every:
         for dictionary in ("learned", "frozen_decoder", "soft_frozen_decoder"):

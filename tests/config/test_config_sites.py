@@ -66,7 +66,7 @@ def studies(draw: st.DrawFn) -> tuple[list[str], int]:
 
 @FEW
 @given(studies())
-def test_patterns_mean_other_sites_than_asking_block_by_block(
+def test_patterns_mean_the_sites_found_by_asking_block_by_block(
     study: tuple[list[str], int],
 ) -> None:
     patterns, n_layers = study
@@ -81,15 +81,15 @@ def test_patterns_mean_other_sites_than_asking_block_by_block(
 
 @FEW
 @given(st.integers(2, 200), st.sampled_from(KINDS), st.data())
-def test_a_block_takes_others_whose_number_begins_with_its_own(
+def test_a_block_takes_no_others_whose_number_begins_with_its_own(
     n_layers: int, kind: str, data: st.DataObject
 ) -> None:
-    """Hook libraries that match names by their beginning: `layers.1` takes 10 to 19."""
+    """In hook libraries that match names by their beginning, `layers.1` takes 10 to 19."""
     layer = data.draw(st.integers(0, n_layers - 1))
     assert expand_sites([f"{kind}.{layer}"], n_layers) == (f"{kind}.{layer}",)
 
 
-def test_block_1_takes_10_and_11() -> None:
+def test_block_1_does_not_take_10_and_11() -> None:
     assert expand_sites(["resid_post.1"], 12) == ("resid_post.1",)
     assert expand_sites(["resid_post.0..1"], 12) == ("resid_post.0", "resid_post.1")
     assert expand_sites(["resid_post.-1"], 12) == ("resid_post.11",)
@@ -122,7 +122,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("pattern", WRONG)
-def test_what_is_no_pattern_passes_the_config(pattern: str) -> None:
+def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     subject = {"corpus": "c", "source": {"kind": "train"}, "sites": [pattern]}
     with pytest.raises(UserError) as caught:
         parse_section(Subject, subject, where="config: subjects.s")
@@ -131,7 +131,7 @@ def test_what_is_no_pattern_passes_the_config(pattern: str) -> None:
     assert re.search(r"resid_post\.0\.\.-1\.\.4 \(every fourth\)$", said)
 
 
-def test_blocks_beyond_the_last_or_empty_ranges_give_a_traceback() -> None:
+def test_blocks_beyond_the_last_and_empty_ranges_are_refused() -> None:
     said = {
         "resid_post.3": "resid_post.3 is beyond the last block; the subject has 3 blocks, 0 to 2",
         "mlp_out.-4": "mlp_out.-4 is beyond the last block; the subject has 3 blocks, 0 to 2",
@@ -145,14 +145,14 @@ def test_blocks_beyond_the_last_or_empty_ranges_give_a_traceback() -> None:
         assert str(caught.value) == f"here: {message}"
 
 
-def test_a_site_is_taken_for_a_pattern_or_a_pattern_for_a_site() -> None:
+def test_sites_are_told_from_patterns_that_need_the_depth() -> None:
     known = ("embed", "resid_post.0", "attn_out.12", "mlp_out.0..1", "resid_pre.0..28..4")
     assert [needs_depth(s) for s in known] == [False] * 5
     unknown = ("resid_post.*", "resid_post.-1", "mlp_out.0..-1", "embed", "attn_out.-3..2")
     assert [needs_depth(s) for s in unknown] == [True, True, True, False, True]
 
 
-def test_a_range_with_both_ends_named_asks_for_the_depth() -> None:
+def test_a_range_with_both_ends_named_does_not_ask_for_the_depth() -> None:
     assert expand_sites(["resid_post.0..28..4"], None) == expand_sites(["resid_post.0..28..4"], 32)
     assert expand_sites(["embed", "mlp_out.7"], None) == ("embed", "mlp_out.7")
     with pytest.raises(ValueError, match="names no block"):

@@ -10,7 +10,7 @@ from nullsae.core.errors import UserError
 from nullsae.jobs.keys import ModelKeys
 
 
-def test_a_variant_lacks_the_name_of_a_floor() -> None:
+def test_every_variant_has_the_name_of_a_floor() -> None:
     captured = [name for name in VARIANTS if name != "gaussian"]
     assert captured == [name for name in VARIANTS if has_model(name)]
     for name in (*VARIANTS, *map(floor_name, captured)):
@@ -18,7 +18,7 @@ def test_a_variant_lacks_the_name_of_a_floor() -> None:
         assert parse_section(ModelKeys, keys, where="--params").variant == name
 
 
-def test_a_floor_is_fitted_to_another_draw_than_its_variants() -> None:
+def test_a_floor_is_fitted_to_the_draw_of_its_variant() -> None:
     for floor in (floor_name(name) for name in VARIANTS if name != "gaussian"):
         assert is_floor(floor)
         assert not has_model(floor)
@@ -31,7 +31,7 @@ def test_a_floor_is_fitted_to_another_draw_than_its_variants() -> None:
 
 
 @pytest.mark.parametrize("name", ["gaussian@gaussian", "gaussian@", "gaussian@step1", "step0@"])
-def test_params_name_a_floor_that_there_is_none_of(name: str) -> None:
+def test_params_that_name_a_floor_that_does_not_exist_are_refused(name: str) -> None:
     keys = {"subject": "s", "draw": 0}
     known = parse_section(ModelKeys, {**keys, "variant": "gaussian@step0"}, where="--params")
     assert known.variant == "gaussian@step0"

@@ -32,7 +32,7 @@ def write_and_fail(path: Path) -> None:
         raise RuntimeError("killed")
 
 
-def test_a_failed_write_leaves_half_a_file_or_loses_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_half_file_and_keeps_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "table.parquet"
     for old in (None, "whole"):
         if old is not None:
@@ -43,7 +43,7 @@ def test_a_failed_write_leaves_half_a_file_or_loses_the_old_one(tmp_path: Path) 
         assert names(path.parent) == ([] if old is None else ["table.parquet"])
 
 
-def test_a_reader_sees_the_file_before_it_is_whole(tmp_path: Path) -> None:
+def test_a_reader_sees_the_file_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with atomic_path(path) as temporary:
         temporary.write_text("{}")
@@ -53,14 +53,14 @@ def test_a_reader_sees_the_file_before_it_is_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.json"]
 
 
-def test_the_same_value_gives_other_bytes(tmp_path: Path) -> None:
+def test_the_same_value_gives_the_same_bytes(tmp_path: Path) -> None:
     write_json(tmp_path / "one", {"b": [1, 2.5], "a": None})
     write_json(tmp_path / "two", {"a": None, "b": [1, 2.5]})
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert read_json(tmp_path / "one", rebuild="make") == {"a": None, "b": [1, 2.5]}
 
 
-def test_a_missing_or_broken_json_file_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_missing_or_broken_json_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     with pytest.raises(UserError) as caught:
         read_json(path, rebuild="make it")
@@ -74,7 +74,7 @@ def test_a_missing_or_broken_json_file_gives_a_traceback(tmp_path: Path) -> None
         read_json(path, rebuild="make it")
 
 
-def test_the_checksum_skips_bytes(tmp_path: Path) -> None:
+def test_the_checksum_skips_no_bytes(tmp_path: Path) -> None:
     path = tmp_path / "big"
     data = bytearray(b"\x01" * ((1 << 22) + 17))  # more than one block
     path.write_bytes(data)
@@ -96,7 +96,7 @@ def test_the_checksum_skips_bytes(tmp_path: Path) -> None:
         verify(path, expected, rebuild="make")
 
 
-def test_the_rebuild_command_names_another_file() -> None:
+def test_the_rebuild_command_names_the_file() -> None:
     assert rebuild_command("results/a.json") == (
         "snakemake --cores all --resources gpu=1 --forcerun results/a.json -- results/a.json"
     )
@@ -106,7 +106,7 @@ values = st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4
 
 
 @given(values, values)
-def test_content_keys_depend_on_the_order_or_collide(
+def test_content_keys_do_not_depend_on_the_order_and_do_not_collide(
     one: dict[str, Any], two: dict[str, Any]
 ) -> None:
     key = content_key(one)

@@ -19,7 +19,7 @@ def leave() -> None:
     raise StoppedError("left")
 
 
-def test_sigterm_ends_the_block_before_it_says_so() -> None:
+def test_sigterm_ends_the_block_only_where_it_says_so() -> None:
     passed = []
     with on_sigterm() as stop:
         stop.here(leave)
@@ -30,7 +30,7 @@ def test_sigterm_ends_the_block_before_it_says_so() -> None:
     assert passed == [True]
 
 
-def test_work_that_may_be_cut_off_is_waited_for() -> None:
+def test_work_that_may_be_cut_off_is_not_waited_for() -> None:
     begun, ended = [], []
 
     def work(stop: Stop) -> None:
@@ -44,14 +44,14 @@ def test_work_that_may_be_cut_off_is_waited_for() -> None:
     assert (begun, ended) == ([1], [])
 
 
-def test_work_begins_though_an_end_was_asked_for_before() -> None:
+def test_work_does_not_begin_if_an_end_was_asked_for_before() -> None:
     with on_sigterm() as stop:
         terminate()
         with pytest.raises(StoppedError), stop.anywhere(leave):
             raise AssertionError("begun")
 
 
-def test_a_second_signal_cuts_off_what_the_first_one_saves() -> None:
+def test_a_second_signal_does_not_cut_off_what_the_first_one_saves() -> None:
     saved = []
 
     def save() -> None:
@@ -64,7 +64,7 @@ def test_a_second_signal_cuts_off_what_the_first_one_saves() -> None:
     assert saved == [1]
 
 
-def test_signals_outside_of_the_work_are_taken_as_within() -> None:
+def test_signals_outside_of_the_work_are_only_noted() -> None:
     with on_sigterm() as stop:
         with stop.anywhere(leave):
             pass
@@ -72,7 +72,7 @@ def test_signals_outside_of_the_work_are_taken_as_within() -> None:
         assert stop.asked
 
 
-def test_the_handler_from_before_is_lost() -> None:
+def test_the_handler_from_before_is_restored() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     try:
@@ -84,7 +84,7 @@ def test_the_handler_from_before_is_lost() -> None:
     assert seen == [signal.SIGTERM]
 
 
-def test_a_thread_cannot_use_it() -> None:
+def test_a_thread_can_use_it() -> None:
     found: list[Any] = []
 
     def work() -> None:
@@ -98,5 +98,5 @@ def test_a_thread_cannot_use_it() -> None:
     assert not found[0].asked
 
 
-def test_it_is_no_line_for_the_user() -> None:
+def test_being_stopped_is_a_line_for_the_user() -> None:
     assert issubclass(StoppedError, UserError)

@@ -55,7 +55,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("write", [write_text_file, write_state, write_rows])
-def test_a_full_disk_gets_more_than_a_line_or_leaves_half_a_file(
+def test_a_full_disk_gets_one_line_and_leaves_no_half_file(
     disk: Path, write: Callable[[Path], None]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -65,7 +65,7 @@ def test_a_full_disk_gets_more_than_a_line_or_leaves_half_a_file(
     assert files(disk) == []
 
 
-def test_the_file_from_before_is_lost_on_a_full_disk(disk: Path) -> None:
+def test_the_file_from_before_survives_a_full_disk(disk: Path) -> None:
     write_json(disk / "kept.json", 1)
     with pytest.raises(UserError):
         write_text_file(disk / "kept.json")
@@ -116,7 +116,7 @@ def stages(chain: Chain, root: Path) -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("stage", ["randomize_model", "cache_activations", "train_sae"])
-def test_a_stage_on_a_full_disk_loses_what_is_whole(
+def test_a_stage_on_a_full_disk_keeps_what_is_whole(
     chain: Chain, disk: Path, tmp_path: Path, stage: str
 ) -> None:
     with pytest.raises(UserError) as caught:

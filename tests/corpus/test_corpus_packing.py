@@ -16,7 +16,7 @@ EOS = 7
     st.integers(1, 9),
     st.integers(1, 6),
 )
-def test_packing_differs_from_joining_by_hand(
+def test_packing_equals_joining_by_hand(
     documents: list[list[int]], context_tokens: int, n_contexts: int
 ) -> None:
     packer = Packer(n_contexts, context_tokens, EOS)

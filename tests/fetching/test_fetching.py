@@ -290,7 +290,7 @@ def fetch(folder: Path, home: Path, hub: TinyHub, *options: str) -> tuple[int, s
 
 
 @pytest.mark.slow
-def test_a_study_that_was_fetched_does_not_run_without_network(
+def test_a_study_that_was_fetched_runs_without_network(
     published: Published, tmp_path: Path
 ) -> None:
     hub = TinyHub(published.hub.repositories)
@@ -357,7 +357,7 @@ def subjects(**sources: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_one_thing_that_cannot_be_fetched_keeps_others_back_or_goes_unnoticed(
+def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
     published: Published, tmp_path: Path
 ) -> None:
     hub = TinyHub(published.hub.repositories, busy={"someone/busy"})
@@ -407,7 +407,7 @@ def test_one_thing_that_cannot_be_fetched_keeps_others_back_or_goes_unnoticed(
     assert snapshots == {"models--someone--pythia-tiny", "models--someone--sharded"}
 
 
-def test_a_hub_that_cannot_be_reached_ends_in_a_traceback(tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_ends_in_one_line_each(tmp_path: Path) -> None:
     hub = TinyHub()
     hub.stop()
     write_study(tmp_path, small())
@@ -423,7 +423,7 @@ def test_a_hub_that_cannot_be_reached_ends_in_a_traceback(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_second_fetch_reads_the_stream_again_or_another_version_of_a_data_set(
+def test_the_second_fetch_reads_no_stream_again_and_mixes_no_versions(
     published: Published, tmp_path: Path
 ) -> None:
     hub = TinyHub(published.hub.repositories)
@@ -470,7 +470,7 @@ def test_the_second_fetch_reads_the_stream_again_or_another_version_of_a_data_se
     assert len(list(home.glob("nullsae/stream-*"))) == 1
 
 
-def test_nothing_to_fetch_is_an_error(
+def test_nothing_to_fetch_is_no_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in OFFLINE:
@@ -489,7 +489,7 @@ def test_nothing_to_fetch_is_an_error(
     ]
 
 
-def test_fetching_in_offline_mode_fails_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_in_offline_mode_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=r"^HF_HUB_OFFLINE is set; unset it here, "):
         fetch_study(REPOSITORY, [], into=None)

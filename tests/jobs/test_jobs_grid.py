@@ -54,7 +54,7 @@ def refusal(**wide: Any) -> str:
     return str(caught.value)
 
 
-def test_an_sae_along_its_training_is_no_cell_or_stands_after_the_whole_one() -> None:
+def test_an_sae_along_its_training_is_a_cell_before_the_whole_one() -> None:
     assert list(sae_names(study())) == NAMES
     assert sae_names(study())["wide@0.05"] == "wide"
     first = [
@@ -66,7 +66,7 @@ def test_an_sae_along_its_training_is_no_cell_or_stands_after_the_whole_one() ->
     assert first == [(name, seed) for name in NAMES for seed in seeds[name]]
 
 
-def test_a_checkpoint_is_trained_as_an_sae_of_its_own() -> None:
+def test_a_checkpoint_is_not_trained_as_an_sae_of_its_own() -> None:
     whole = {"subject": "s", "variant": "trained", "draw": "0", "site": "embed"}
     assert [cell["sae"] for cell in trained_together(study(), whole)] == ["wide", "wide", "plain"]
     one = {**whole, "sae": "wide", "seed": "4"}
@@ -74,7 +74,7 @@ def test_a_checkpoint_is_trained_as_an_sae_of_its_own() -> None:
     assert trained_together(study(), {**one, "sae": "wide@0.3"}) == []
 
 
-def test_a_later_stage_leaves_checkpoints_out() -> None:
+def test_checkpoints_go_through_all_stages_that_they_have_part_in() -> None:
     none = ("models", "cross_evaluation", "overlap")
     for table, files in cell_files(study()).items():
         along = fnmatch.filter(files, "*/sae=wide@*")
@@ -84,20 +84,20 @@ def test_a_later_stage_leaves_checkpoints_out() -> None:
     assert paths.partition_keys(file)["sae"] == "wide@0.05"
 
 
-def test_the_path_of_a_checkpoint_is_not_that_of_a_cell() -> None:
+def test_the_path_of_a_checkpoint_is_that_of_a_cell() -> None:
     keys = next(cell for cell in sae_cells(study()) if cell["sae"] == "wide@0.3")
     taken = paths.TAKEN.format(**{**keys, "sae": "wide"}, share="0.3")
     assert taken == paths.SAE.format(**keys)
 
 
 @pytest.mark.parametrize("share", [0.1, 1e-5, 0.123456])
-def test_the_name_of_a_checkpoint_does_not_lead_back_to_its_recipe(share: float) -> None:
+def test_the_name_of_a_checkpoint_leads_back_to_its_recipe(share: float) -> None:
     name = checkpoint_name("a-b.c_d", share)
     assert recipe_name(name) == recipe_name("a-b.c_d") == "a-b.c_d"
     assert float(name.partition("@")[2]) == share
 
 
-def test_a_recipe_has_the_name_of_a_checkpoint() -> None:
+def test_a_recipe_with_the_name_of_a_checkpoint_is_refused() -> None:
     data = copy.deepcopy(STUDY)
     data["saes"]["wide@0.3"] = {"n_latents": 64}
     with pytest.raises(UserError, match=r"'wide@0\.3' is not a name"):
@@ -105,12 +105,12 @@ def test_a_recipe_has_the_name_of_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("shares", [[0.3, 0.3], [0.3, 0.30000001]])
-def test_two_checkpoints_have_one_name(shares: list[float]) -> None:
+def test_two_checkpoints_of_one_name_are_refused(shares: list[float]) -> None:
     assert refusal(checkpoints=shares) == "config: saes.wide.checkpoints: '0.3' is named twice"
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 7])
-def test_a_checkpoint_lies_outside_the_training(share: float) -> None:
+def test_a_checkpoint_outside_the_training_is_refused(share: float) -> None:
     assert refusal(checkpoints=[share]).startswith("config: saes.wide.checkpoints.0: ")
 
 
@@ -121,7 +121,7 @@ def test_a_checkpoint_lies_outside_the_training(share: float) -> None:
         ({"pretrained": "a/b", "n_latents": None}, "how a pretrained SAE was trained"),
     ],
 )
-def test_what_is_not_trained_has_checkpoints(made: dict[str, Any], why: str) -> None:
+def test_checkpoints_of_what_is_not_trained_are_refused(made: dict[str, Any], why: str) -> None:
     assert why in refusal(**made)
 
 
@@ -136,7 +136,7 @@ def floored(*, floors: bool = True, **changes: Any) -> Config:
     return parse_config(data | changes)
 
 
-def test_a_variant_draw_or_recipe_has_no_floor_or_has_two() -> None:
+def test_every_variant_draw_and_recipe_has_one_floor() -> None:
     cells = [tuple(cell.values()) for cell in floor_cells(floored())]
     variants = [("trained", "0"), ("step0", "0"), ("rerandomized", "0"), ("rerandomized", "1")]
     # No tokens to look up, nothing to train, and no floor along the training.
@@ -149,7 +149,7 @@ def test_a_variant_draw_or_recipe_has_no_floor_or_has_two() -> None:
     ]
 
 
-def test_the_floor_of_the_trained_variant_is_made_twice() -> None:
+def test_the_floor_of_the_trained_variant_is_not_made_twice() -> None:
     config = floored(variants=["gaussian", "rerandomized", "trained"])
     floors = {(cell["variant"], cell["draw"]) for cell in floor_cells(config)}
     assert floors == {("gaussian@rerandomized", "0"), ("gaussian@rerandomized", "1")}
@@ -160,13 +160,13 @@ def test_the_floor_of_the_trained_variant_is_made_twice() -> None:
     }
 
 
-def test_floors_come_unasked_or_pass_for_variants() -> None:
+def test_floors_come_only_when_asked_for_and_are_no_variants() -> None:
     assert list(floor_cells(floored(floors=False))) == []
     for cells in (variant_cells, sae_cells):
         assert list(cells(floored())) == list(cells(floored(floors=False)))
 
 
-def test_a_floor_goes_through_a_stage_that_it_has_no_part_in() -> None:
+def test_floors_go_through_the_stages_that_they_have_part_in_alone() -> None:
     with_floors, without = cell_files(floored()), cell_files(floored(floors=False))
     places = [paths.CELL_KEYS.format(**cell) for cell in floor_cells(floored())]
     measured = {"reconstruction", "documents", "history", "geometry"} & with_floors.keys()
@@ -181,7 +181,7 @@ def test_a_floor_goes_through_a_stage_that_it_has_no_part_in() -> None:
     assert without.keys() == with_floors.keys()
 
 
-def test_a_floor_is_trained_beside_its_variant_or_not_at_all() -> None:
+def test_a_floor_is_trained_apart_from_its_variant() -> None:
     place = {"subject": "s", "draw": "1", "site": "embed"}
     own = trained_together(floored(), {**place, "variant": "gaussian@rerandomized"})
     assert [(cell["sae"], cell["seed"]) for cell in own] == [

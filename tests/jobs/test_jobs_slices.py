@@ -62,7 +62,7 @@ def test_patterns_of_sites_do_not_reach_the_jobs() -> None:
 
 
 @pytest.mark.parametrize("variant", STUDY["variants"][2:-1])
-def test_a_randomization_depends_on_settings_of_another(variant: str) -> None:
+def test_a_randomization_depends_on_its_own_settings_alone(variant: str) -> None:
     key = {"subject": "s", "variant": variant, "draw": "1"}
     plain = params(study(), "randomize_model", **key)
     changed = {
@@ -81,7 +81,7 @@ def test_a_randomization_depends_on_settings_of_another(variant: str) -> None:
     }
 
 
-def test_gaussian_activations_do_not_follow_the_trained_ones() -> None:
+def test_gaussian_activations_follow_the_trained_ones() -> None:
     config = study()
     keys = {
         (draw, split): activations_key(config, "s", "gaussian", draw, split)
@@ -96,13 +96,13 @@ def test_gaussian_activations_do_not_follow_the_trained_ones() -> None:
 
 
 @pytest.mark.parametrize("variant", ["trained", "gaussian"])
-def test_another_site_makes_the_activations_look_different(variant: str) -> None:
+def test_another_site_does_not_make_the_activations_look_different(variant: str) -> None:
     fewer = study(subjects__s__sites=["resid_post.1"])
     found = activations_key(fewer, "s", variant, 0, "eval")
     assert found == activations_key(study(), "s", variant, 0, "eval")
 
 
-def test_cross_evaluation_uses_draw_0_of_its_own_variant() -> None:
+def test_cross_evaluation_uses_its_own_draw_of_its_own_variant() -> None:
     config = study()
     cells = cross_cells(config, {**CELL, "variant": "rerandomized"})
     assert [cell["variant"] for cell in cells] == STUDY["variants"]
@@ -114,20 +114,20 @@ def test_cross_evaluation_uses_draw_0_of_its_own_variant() -> None:
     ]
 
 
-def test_cross_evaluation_runs_unasked() -> None:
+def test_cross_evaluation_does_not_run_unasked() -> None:
     without = study(evaluation__cross_tokens=None)
     with pytest.raises(ValueError, match="cross_tokens"):
         rule_params(without, "cross_evaluate", {**CELL, "variant": "trained"})
 
 
-def test_a_pretrained_sae_is_sought_in_the_same_place_for_each_site() -> None:
+def test_a_pretrained_sae_is_sought_in_the_place_of_each_site() -> None:
     assert pretrained_sae_path("org/name::{site}", "mlp_out.11") == ("org/name", "mlp_out.11")
     assert pretrained_sae_path("/x/{layer}/sae", "resid_post.3") == ("/x/3/sae", "")
     assert pretrained_sae_path("org/name::layers.{layer}", "resid_post.10")[1] == "layers.10"
 
 
 @pytest.mark.parametrize("pretrained", ["{folder}/{{site}}", "{folder}::{{site}}"])
-def test_an_edit_of_a_local_pretrained_sae_goes_unnoticed(tmp_path: Path, pretrained: str) -> None:
+def test_an_edit_of_a_local_pretrained_sae_is_noticed(tmp_path: Path, pretrained: str) -> None:
     folder = tmp_path / "resid_post.1"
     folder.mkdir()
     (folder / "cfg.json").write_text("{}")
@@ -166,7 +166,7 @@ def write_saes(root: Path, jobs: list[SharedJob]) -> None:
 @pytest.mark.parametrize(
     ("mode", "n_jobs"), [({"mode": "stream"}, 3), ({"shared_pass": True}, 18), ({}, 0)]
 )
-def test_jobs_that_share_a_pass_miss_or_repeat_an_sae(
+def test_jobs_that_share_a_pass_hold_every_sae_once(
     tmp_path: Path, mode: dict[str, Any], n_jobs: int
 ) -> None:
     config = many(**mode)
@@ -188,7 +188,7 @@ def test_jobs_that_share_a_pass_miss_or_repeat_an_sae(
 
 
 @pytest.mark.parametrize("mode", [{"mode": "stream"}, {"shared_pass": True}])
-def test_a_finished_sae_is_made_again_beside_a_new_one(
+def test_a_finished_sae_is_not_made_again_beside_a_new_one(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     config = many(**mode)
@@ -210,7 +210,7 @@ def test_a_finished_sae_is_made_again_beside_a_new_one(
         assert {name for job in jobs for name in job.params.saes} == {n for n, _ in expected}
 
 
-def test_an_sae_that_is_lost_or_named_has_no_job(tmp_path: Path) -> None:
+def test_an_sae_that_is_lost_or_named_has_a_job(tmp_path: Path) -> None:
     config = many(mode="stream")
     (job, *others) = shared_jobs(config, root=tmp_path)
     write_saes(tmp_path, [job, *others])
@@ -225,8 +225,8 @@ def test_an_sae_that_is_lost_or_named_has_no_job(tmp_path: Path) -> None:
     assert found.params.cells == tuple(job.params.cells[i] for i in (3, 9, 20, 30))
 
 
-def test_the_mode_or_what_is_trained_beside_it_changes_an_sae(tmp_path: Path) -> None:
-    """Seen by a change of its key, which would train it again."""
+def test_neither_the_mode_nor_what_is_trained_beside_it_changes_an_sae(tmp_path: Path) -> None:
+    """A change would show in its key, which would train it again."""
     shared = shared_jobs(many(shared_pass=True), root=tmp_path)
     wildcards = {**CELL, "draw": "0", "variant": "trained"}
     one = TrainSaeParams.model_validate_json(rule_params(many(), "train_sae", wildcards))
@@ -239,19 +239,19 @@ def test_the_mode_or_what_is_trained_beside_it_changes_an_sae(tmp_path: Path) ->
     assert one.cell_key(one.cells[0], "other code") != one.cell_key(one.cells[0], "code")
 
 
-def test_a_cell_without_a_recipe_is_trained() -> None:
+def test_a_cell_without_a_recipe_is_refused() -> None:
     text = params(many(), "train_sae", **{**CELL, "draw": "0", "variant": "trained"})
     text["cells"][0]["sae"] = "topic"
     with pytest.raises(UserError, match=r"--params: .*'topic' is not one of saes \(topk\)"):
         parse_section(TrainSaeParams, text, where="--params")
 
 
-def test_the_page_lists_saes_by_the_alphabet() -> None:
+def test_the_page_lists_saes_in_the_order_of_the_config() -> None:
     saes = {name: {"k": 4, "n_latents": 64} for name in ("topk", "frozen", "pca")}
     assert list(params(study(saes=saes), "report")["study"]["saes"]) == list(saes)
 
 
-def test_an_sae_along_its_training_is_measured_by_another_slice() -> None:
+def test_an_sae_along_its_training_is_measured_by_the_same_slice() -> None:
     config = study(saes__topk__checkpoints=[0.1])
     along = {**CELL, "variant": "trained", "draw": "0", "sae": "topk@0.1"}
     for rule in ("evaluate_sae", "cross_evaluate", "collect_latents", "explain_latents"):
@@ -263,7 +263,7 @@ def test_an_sae_along_its_training_is_measured_by_another_slice() -> None:
         assert found == whole
 
 
-def test_overlap_depends_on_other_than_its_recipe_and_the_study_s_variants() -> None:
+def test_overlap_depends_on_its_recipe_and_the_variants_of_the_study_alone() -> None:
     of_recipe = {"subject": "s", "site": "resid_post.1", "sae": "topk"}
     plain = params(study(), "match_dictionaries", **of_recipe)
     # Two variants have one draw, all others two.
@@ -287,7 +287,7 @@ def test_overlap_depends_on_other_than_its_recipe_and_the_study_s_variants() -> 
         assert params(study(**other), "match_dictionaries", **of_recipe) != plain, other
 
 
-def test_matching_more_latents_evaluates_an_sae_again() -> None:
+def test_matching_more_latents_does_not_evaluate_an_sae_again() -> None:
     cell = {**CELL, "variant": "trained", "draw": "0"}
     more = study(evaluation__matching_latents=64)
     assert params(more, "evaluate_sae", **cell) == params(study(), "evaluate_sae", **cell)
@@ -302,7 +302,7 @@ def with_floors(**changes: Any) -> Config:
     return study(evaluation__gaussian_floors=True, **changes)
 
 
-def test_activations_of_floors_do_not_follow_those_they_are_fitted_to() -> None:
+def test_activations_of_floors_follow_those_they_are_fitted_to() -> None:
     config = with_floors()
     names = ["gaussian", *("gaussian@" + name for name in list(VARIANTS)[:-1])]
     keys = {
@@ -319,7 +319,7 @@ def test_activations_of_floors_do_not_follow_those_they_are_fitted_to() -> None:
     assert len(changed) == 4
 
 
-def test_a_job_does_not_insist_on_what_its_floor_is_fitted_to() -> None:
+def test_a_job_insists_on_what_its_floor_is_fitted_to() -> None:
     config = with_floors(activations__mode="stream")
     place = {"subject": "s", "draw": "1"}
     for variant, fitted in (
@@ -338,7 +338,7 @@ def test_a_job_does_not_insist_on_what_its_floor_is_fitted_to() -> None:
     assert captured["stream"]["fitted_activations_key"] == ""
 
 
-def test_floors_change_a_job_of_a_variant() -> None:
+def test_floors_change_no_job_of_a_variant() -> None:
     """Its params; what runs again is told by these."""
     plain, config = study(), with_floors()
     cells = list(sae_cells(plain))
@@ -359,7 +359,7 @@ def test_floors_change_a_job_of_a_variant() -> None:
     assert cell_files(plain) != cell_files(config)
 
 
-def test_a_floor_is_trained_or_measured_by_another_slice_than_its_variant() -> None:
+def test_a_floor_has_the_slice_of_its_variant_but_for_what_it_does_not_use() -> None:
     own: dict[str, Any] = {"saes__topk__checkpoints": [0.5], "evaluation__fidelity_tokens": 512}
     place = {**CELL, "variant": "gaussian@cascade"}
     trained = params(with_floors(), "train_sae", **place)
@@ -378,7 +378,7 @@ def test_a_floor_is_trained_or_measured_by_another_slice_than_its_variant() -> N
 @pytest.mark.parametrize(
     ("mode", "per_variant"), [({"mode": "stream"}, 1), ({"shared_pass": True}, 6)]
 )
-def test_jobs_that_share_a_pass_mix_or_miss_floors(
+def test_jobs_that_share_a_pass_keep_floors_apart_and_miss_none(
     tmp_path: Path, mode: dict[str, Any], per_variant: int
 ) -> None:
     config = many(**mode)

@@ -128,7 +128,7 @@ def dense(chain: Chain, tiny_sae: Path) -> NDArray[np.float64]:
     return found
 
 
-def test_latents_differ_from_a_dense_recomputation(
+def test_latents_equal_a_dense_recomputation(
     chain: Chain, tiny_sae: Path, tables_of_chain: dict[str, Rows], dense: NDArray[np.float64]
 ) -> None:
     tokens = load_tokens(chain.eval_tokens)
@@ -166,7 +166,7 @@ def test_latents_differ_from_a_dense_recomputation(
     assert n_dead < 48
 
 
-def test_windows_differ_from_a_dense_recomputation(
+def test_windows_equal_a_dense_recomputation(
     chain: Chain, tables_of_chain: dict[str, Rows], dense: NDArray[np.float64]
 ) -> None:
     tokens = load_tokens(chain.eval_tokens)
@@ -208,7 +208,7 @@ def test_windows_differ_from_a_dense_recomputation(
         assert row["explain_token_entropy_bits"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_another_kind_of_silent_window_fires_or_moves_what_was_drawn(
+def test_other_kinds_of_silent_windows_are_silent_and_move_nothing_drawn(
     chain: Chain,
     tiny_sae: Path,
     tmp_path: Path,
@@ -243,7 +243,7 @@ def test_another_kind_of_silent_window_fires_or_moves_what_was_drawn(
     assert rest == [row for row in plain if row["latent"] in ample]
 
 
-def test_the_filter_or_the_coverage_is_miscounted(
+def test_the_filter_and_the_coverage_are_counted_right(
     chain: Chain, tables_of_chain: dict[str, Rows], dense: NDArray[np.float64]
 ) -> None:
     documents = load_tokens(chain.eval_tokens).document_id.reshape(-1, LENGTH)
@@ -285,7 +285,7 @@ def test_the_filter_or_the_coverage_is_miscounted(
 
 
 @pytest.mark.parametrize("least", [1, 8, 40])
-def test_the_filter_forgets_a_pool_or_the_silent_windows(
+def test_the_filter_asks_for_both_pools_and_for_silent_windows(
     chain: Chain, tiny_sae: Path, tmp_path: Path, dense: NDArray[np.float64], least: int
 ) -> None:
     grid = Grid.cut(load_tokens(chain.eval_tokens).document_id, LENGTH)
@@ -304,7 +304,7 @@ def test_the_filter_forgets_a_pool_or_the_silent_windows(
 
 
 @pytest.mark.parametrize("sizes", [[960], [1, 958, 1], [100] * 9 + [60]])
-def test_other_shards_give_other_tables(
+def test_other_shards_give_the_same_tables(
     chain: Chain, tiny_sae: Path, tmp_path: Path, sizes: list[int]
 ) -> None:
     x, _ = all_rows(chain.eval_activations, SITE)
@@ -318,7 +318,7 @@ def test_other_shards_give_other_tables(
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 10_000])
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
-def test_other_batches_pieces_or_an_order_of_tokens_give_other_tables(
+def test_batches_pieces_and_the_order_of_tokens_do_not_change_the_tables(
     chain: Chain,
     tiny_sae: Path,
     tmp_path: Path,
@@ -354,8 +354,8 @@ def test_other_batches_pieces_or_an_order_of_tokens_give_other_tables(
             }
 
 
-def test_a_code_holds_more_than_k_latents(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
-    """delphi PR#131: the forward output was cached in place of the latents."""
+def test_a_code_holds_at_most_k_latents(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+    """In delphi PR#131 the forward output was cached in place of the latents."""
     sae, _ = load_sae(tiny_sae)
     reader = SiteReader.open(chain.eval_activations, SITE)
     split = Split.open(chain.eval_tokens)
@@ -369,7 +369,7 @@ def test_a_code_holds_more_than_k_latents(chain: Chain, tiny_sae: Path, tmp_path
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "standard", "token_lookup"])
-def test_an_architecture_fires_other_than_a_dense_recomputation(
+def test_an_architecture_fires_as_a_dense_recomputation_does(
     chain: Chain,
     tiny_sae: Path,
     tmp_path: Path,
@@ -405,10 +405,10 @@ def test_an_architecture_fires_other_than_a_dense_recomputation(
         np.testing.assert_allclose(row["activations"], codes[span, row["latent"]], rtol=1e-4)
 
 
-def test_sampled_latents_are_the_first_or_the_busiest(
+def test_sampled_latents_are_drawn_evenly_from_those_that_pass(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
-    """delphi: the first N ids."""
+    """delphi takes the first N ids."""
     n_runs, size = 40, 8
     counts = np.zeros(48)
     for seed in range(n_runs):
@@ -436,7 +436,7 @@ def test_sampled_latents_are_the_first_or_the_busiest(
     assert 1e-4 < scipy.stats.chi2.sf(statistic, n - 1) < 1 - 1e-4
 
 
-def test_the_windows_of_a_latent_depend_on_which_others_are_sampled(
+def test_the_windows_of_a_latent_do_not_depend_on_which_others_are_sampled(
     chain: Chain, tiny_sae: Path, tmp_path: Path, tables_of_chain: dict[str, Rows]
 ) -> None:
     every = collect(chain, tiny_sae, tmp_path, n_sampled=48)["windows"]
@@ -444,10 +444,10 @@ def test_the_windows_of_a_latent_depend_on_which_others_are_sampled(
     assert [row for row in every if row["latent"] in few] == tables_of_chain["windows"]
 
 
-def test_latents_that_fire_together_are_shown_the_same_windows(
+def test_latents_that_fire_together_are_shown_different_windows(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
-    """delphi: the generator is seeded anew, with one seed, for each latent."""
+    """In delphi the generator is seeded anew, with one seed, for each latent."""
     sae, config = load_sae(tiny_sae)
     w_enc, b_enc, w_dec = (torch.cat([t, t]) for t in (sae.w_enc, sae.b_enc, sae.w_dec))
     assert sae.k is not None
@@ -466,7 +466,7 @@ def test_latents_that_fire_together_are_shown_the_same_windows(
         assert one != two
 
 
-def test_another_number_of_silent_windows_moves_the_pools(
+def test_another_sae_does_not_move_the_pools(
     chain: Chain, tiny_sae: Path, tmp_path: Path, tables_of_chain: dict[str, Rows]
 ) -> None:
     """Pools depend on the corpus and the seed alone, so variants are judged on the same text."""
@@ -477,7 +477,7 @@ def test_another_number_of_silent_windows_moves_the_pools(
         assert pool_of.setdefault(row["document"], row["pool"]) == row["pool"]
 
 
-def test_an_sae_that_never_fires_gives_a_traceback(
+def test_an_sae_that_never_fires_gives_no_windows(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     sae, config = load_sae(tiny_sae)
@@ -489,7 +489,7 @@ def test_an_sae_that_never_fires_gives_a_traceback(
     assert all(row["token_entropy_bits"] is None for row in found["latents"])
 
 
-def test_activations_of_another_config_are_read(chain: Chain, tiny_sae: Path) -> None:
+def test_activations_of_another_config_are_refused(chain: Chain, tiny_sae: Path) -> None:
     params = CollectLatentsParams(
         seed=0, keys=cell(SITE), latents=settings(), compute=COMPUTE, eval_activations_key="other"
     )
@@ -506,7 +506,7 @@ def test_activations_of_another_config_are_read(chain: Chain, tiny_sae: Path) ->
         )
 
 
-def test_the_strongest_windows_are_others_or_in_another_order(
+def test_the_top_windows_are_the_strongest_in_order(
     chain: Chain,
     tiny_sae: Path,
     tmp_path: Path,
@@ -535,7 +535,7 @@ def test_the_strongest_windows_are_others_or_in_another_order(
     assert found["windows"] == in_pools(tables_of_chain)
 
 
-def test_centred_windows_leave_their_document_or_share_tokens(
+def test_centred_windows_stay_in_their_document_and_share_no_tokens(
     chain: Chain, tiny_sae: Path, tmp_path: Path, dense: NDArray[np.float64]
 ) -> None:
     found = collect(chain, tiny_sae, tmp_path, windows="centred", silent_windows=KINDS)
@@ -565,7 +565,7 @@ def test_centred_windows_leave_their_document_or_share_tokens(
 
 
 @pytest.mark.parametrize(("start", "end"), [(1, False), (3, True), (0, True)])
-def test_skipped_tokens_fire_or_are_miscounted(
+def test_skipped_tokens_do_not_fire_and_are_counted(
     chain: Chain,
     tiny_sae: Path,
     tmp_path: Path,
@@ -596,7 +596,7 @@ def test_skipped_tokens_fire_or_are_miscounted(
         assert {row["first_position_share"] for row in found["latents"]} <= {0.0, None}
 
 
-def test_an_unknown_end_of_text_is_skipped_in_silence(
+def test_skipping_an_unknown_end_of_text_is_refused(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -606,7 +606,7 @@ def test_an_unknown_end_of_text_is_skipped_in_silence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_firings_of_sampled_latents_are_others(
+def test_the_firings_of_sampled_latents_equal_a_dense_recomputation(
     chain: Chain, tiny_sae: Path, tmp_path: Path, dense: NDArray[np.float64]
 ) -> None:
     rows = collect(chain, tiny_sae, tmp_path)["latents"]
@@ -618,7 +618,7 @@ def test_the_firings_of_sampled_latents_are_others(
         np.testing.assert_allclose(value, dense[position, latent], rtol=1e-5)
 
 
-def test_a_split_of_one_document_gives_a_traceback(
+def test_a_split_of_one_document_gives_no_windows(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     ids = load_tokens(chain.eval_tokens).input_ids
@@ -632,7 +632,7 @@ def test_a_split_of_one_document_gives_a_traceback(
     assert FiringReader.open(tmp_path / "out/firings.safetensors").latents.tolist() == []
 
 
-def test_more_quantiles_than_windows_give_a_traceback(
+def test_more_quantiles_than_windows_leave_some_empty(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     found = collect(chain, tiny_sae, tmp_path, n_quantiles=500, score_active_windows=600)
@@ -641,7 +641,7 @@ def test_more_quantiles_than_windows_give_a_traceback(
     assert {row["quantile"] for row in scored} < set(range(500))
 
 
-def test_activations_of_another_number_of_tokens_are_taken(
+def test_activations_of_another_number_of_tokens_are_refused(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     x, _ = all_rows(chain.eval_activations, SITE)
@@ -650,7 +650,7 @@ def test_activations_of_another_number_of_tokens_are_taken(
         collect(chain, tiny_sae, tmp_path, activations=short)
 
 
-def test_documents_in_pieces_are_taken(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+def test_documents_in_pieces_are_refused(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
     ids = load_tokens(chain.eval_tokens).input_ids
     documents = (np.arange(ids.size) // 50 % 3).astype(np.int32).reshape(ids.shape)
     tokens = write_corpus(tmp_path / "corpus", ids, documents)
@@ -658,7 +658,7 @@ def test_documents_in_pieces_are_taken(chain: Chain, tiny_sae: Path, tmp_path: P
         collect(chain, tiny_sae, tmp_path / "out", tokens=tokens)
 
 
-def test_what_a_killed_run_left_stays(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_removed(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
     left = tmp_path / ".latents.partial/runs.value"
     left.parent.mkdir()
     left.write_bytes(b"1234")

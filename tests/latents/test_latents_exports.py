@@ -110,7 +110,7 @@ def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     return read
 
 
-def test_delphi_reads_other_firings(root: Path, seen: dict[str, Any]) -> None:
+def test_delphi_reads_the_same_firings(root: Path, seen: dict[str, Any]) -> None:
     found = seen["delphi"][RUN]
     tokens = load_tokens(root / paths.CORPUS_MANIFEST.format(corpus="c", split="eval"))
     assert found["tokens"] == tokens.input_ids.tolist()
@@ -129,7 +129,7 @@ def test_delphi_reads_other_firings(root: Path, seen: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("chosen", ["all", "selected"])
-def test_delphi_builds_other_examples(root: Path, seen: dict[str, Any], chosen: str) -> None:
+def test_delphi_builds_the_same_examples(root: Path, seen: dict[str, Any], chosen: str) -> None:
     records = seen["delphi"][RUN]["records"][chosen]
     tokens = load_tokens(root / paths.CORPUS_MANIFEST.format(corpus="c", split="eval"))
     ids = tokens.input_ids.ravel()
@@ -160,7 +160,7 @@ def test_delphi_builds_other_examples(root: Path, seen: dict[str, Any], chosen: 
     assert n_checked > 500
 
 
-def test_neuronpedia_reads_other_rows(root: Path, seen: dict[str, Any]) -> None:
+def test_neuronpedia_reads_the_same_rows(root: Path, seen: dict[str, Any]) -> None:
     for site in SITES:
         layer = site.removeprefix("resid_post.")
         source = f"{layer}-trained-0-topk-0-{site.replace('.', '_')}"
@@ -195,7 +195,7 @@ def jsonl(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_neuronpedia_rows_do_not_belong_together(root: Path, tmp_path: Path) -> None:
+def test_neuronpedia_rows_belong_together(root: Path, tmp_path: Path) -> None:
     export(root, "neuronpedia", tmp_path / "out", "--creator", "someone")
     for site in SITES:
         (place,) = (tmp_path / "out/tiny").glob(f"*{site.replace('.', '_')}")
@@ -229,7 +229,7 @@ def test_neuronpedia_rows_do_not_belong_together(root: Path, tmp_path: Path) -> 
         assert file.read_bytes() == again.read_bytes(), file
 
 
-def test_delphi_files_hold_too_much_or_leave_latents_out(
+def test_delphi_files_are_small_and_leave_no_latent_out(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nullsae.latents.exports.delphi.FILE_FIRINGS", 300)
@@ -247,7 +247,7 @@ def test_delphi_files_hold_too_much_or_leave_latents_out(
     assert config["n_splits"] == len(names)
 
 
-def test_a_mistake_gives_a_traceback_or_half_an_export(root: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_refused_without_half_an_export(root: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     for layout, more, message in (
         ("parquet", (), "--layout: 'parquet' is not one of delphi, neuronpedia"),
@@ -267,7 +267,7 @@ def test_a_mistake_gives_a_traceback_or_half_an_export(root: Path, tmp_path: Pat
     assert [file.name for file in output.iterdir()] == ["mine.txt"]
 
 
-def test_a_corpus_is_guessed(root: Path, tmp_path: Path) -> None:
+def test_a_corpus_that_the_config_does_not_name_is_not_guessed(root: Path, tmp_path: Path) -> None:
     cells = [LatentFolder.open(folder_of(root, site)) for site in SITES]
     tokens, tokenizer = corpus_files(cells)
     assert tokens.is_file()
@@ -282,6 +282,6 @@ def test_a_corpus_is_guessed(root: Path, tmp_path: Path) -> None:
         config.write_text(text)
 
 
-def test_the_schema_of_latents_lacks_what_exports_read() -> None:
+def test_the_schema_of_latents_has_what_exports_read() -> None:
     names = set(tables.cell_schema("latents").names)
     assert {"sampled", "max_activation", "firing_share", "n_tokens"} <= names

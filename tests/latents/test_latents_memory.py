@@ -102,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_four_times_the_tokens_take_more_memory(folder: Path) -> None:
+def test_four_times_the_tokens_take_no_more_memory(folder: Path) -> None:
     """In memory, the firings alone would take 8 MiB once and 32 MiB with four times the tokens.
 
     What Python and NumPy allocate is counted exactly; what the process holds, torch included, also

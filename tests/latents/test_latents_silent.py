@@ -82,7 +82,7 @@ def case(seed: int, share: float, n_windows: int = 80) -> tuple[HardSilence, np.
 
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1), n=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_a_silent_window_fires_is_of_another_pool_or_is_drawn_twice(
+def test_silent_windows_are_silent_of_their_pool_and_drawn_once(
     seed: int, share: float, n: int
 ) -> None:
     silence, dense = case(seed, share)
@@ -109,7 +109,7 @@ def test_a_silent_window_fires_is_of_another_pool_or_is_drawn_twice(
         assert [d.window.tolist() for d in found] == [d.window.tolist() for d in again]
 
 
-def test_other_kinds_move_the_random_windows_or_the_active_ones() -> None:
+def test_other_kinds_move_neither_random_windows_nor_active_ones() -> None:
     silence, dense = case(3, 0.1, n_windows=200)
     for latent in range(N_LATENTS):
         plain = drawn(silence, dense[:, latent], latent, 0, sizes(silent_windows=("random",)))
@@ -125,14 +125,14 @@ def test_other_kinds_move_the_random_windows_or_the_active_ones() -> None:
             )
 
 
-def test_random_windows_are_drawn_for_scoring_when_nobody_asks() -> None:
+def test_random_windows_are_drawn_for_scoring_only_when_asked_for() -> None:
     silence, dense = case(4, 0.1, n_windows=200)
     found = drawn(silence, dense[:, 2], 2, 0, sizes(silent_windows=("nearest",)))
     kinds = [(d.pool, d.silent_kind) for d in found if not d.active]
     assert kinds == [("explain", "random"), ("score", "nearest")]
 
 
-def test_a_latent_that_is_rarely_silent_leaves_a_kind_without_windows() -> None:
+def test_a_latent_that_is_rarely_silent_gives_each_kind_its_share() -> None:
     # Silent in 7 windows of the scoring pool. Another one fires in most of its windows, in all of
     # those 7, and seldom elsewhere.
     pools = [0] * 20 + [1] * 20
@@ -148,7 +148,7 @@ def test_a_latent_that_is_rarely_silent_leaves_a_kind_without_windows() -> None:
 # --- co-occurring -----------------------------------------------------------------------------
 
 
-def test_companions_by_hand_differ() -> None:
+def test_companions_equal_those_by_hand() -> None:
     fires = [
         [0, 1, 2, 3],  # the latent: 4 of 10 windows
         [0, 1, 2, 3],  # its twin is never there where it is silent
@@ -167,7 +167,7 @@ def test_companions_by_hand_differ() -> None:
     np.testing.assert_allclose(silence.company(0), expected)
 
 
-def test_windows_with_less_company_come_before_those_with_more() -> None:
+def test_windows_with_more_company_come_before_those_with_less() -> None:
     fires = [[0, 1, 2, 3], [], [0, 1, 2, 9], [*range(10)], [0, 1, 5, 6], [5, 6, 7], [3, 8]]
     silence = silence_of(fires, [0] * 3 + [1] * 7)
     dense = np.repeat(np.arange(10) < 4, LENGTH).astype(np.float32)
@@ -183,7 +183,7 @@ def test_windows_with_less_company_come_before_those_with_more() -> None:
 
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
-def test_companions_differ_from_a_matrix_of_all_pairs(seed: int, share: float) -> None:
+def test_companions_equal_those_of_a_matrix_of_all_pairs(seed: int, share: float) -> None:
     silence, dense = case(seed, share)
     on = dense.reshape(-1, LENGTH, N_LATENTS).max(axis=1)[silence.pools >= 0] > 0
     both = on.T.astype(float) @ on
@@ -207,7 +207,7 @@ def test_companions_differ_from_a_matrix_of_all_pairs(seed: int, share: float) -
 # --- nearest ----------------------------------------------------------------------------------
 
 
-def test_similarity_by_hand_differs() -> None:
+def test_similarity_equals_that_by_hand() -> None:
     windows = np.array([2, 3, 5, 6])
     tokens = np.array([[1, 1, 2, 3], [1, 2, 4, 4], [3, 5, 5, 5], [1, 6, 6, 6]])
     index = TokenIndex.of(windows, tokens, n_windows=8, n_types=9)
@@ -227,7 +227,7 @@ def test_similarity_by_hand_differs() -> None:
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_similarity_differs_from_a_loop_over_windows(seed: int) -> None:
+def test_similarity_equals_a_loop_over_windows(seed: int) -> None:
     rng = np.random.default_rng(seed)
     tokens = np.minimum(rng.geometric(0.2, (25, LENGTH)) - 1, VOCAB)
     index = TokenIndex.of(np.arange(25) * 2, tokens, n_windows=50, n_types=VOCAB + 1)
@@ -245,7 +245,7 @@ def test_similarity_differs_from_a_loop_over_windows(seed: int) -> None:
         assert found[2 * window] == pytest.approx(np.mean(shares))
 
 
-def test_the_same_tokens_without_the_latent_are_not_the_nearest() -> None:
+def test_the_same_tokens_without_the_latent_are_the_nearest() -> None:
     """Each active window has a silent double; the rest shares no token with any."""
     active = np.arange(12).reshape(3, 4)
     other = 100 + np.arange(60).reshape(15, 4)
@@ -263,7 +263,7 @@ def test_the_same_tokens_without_the_latent_are_not_the_nearest() -> None:
     assert len(found[3].window) == 7
 
 
-def test_one_active_window_takes_all_the_nearest() -> None:
+def test_each_active_window_takes_one_of_the_nearest() -> None:
     # Ten windows are like the first active window, one is like the second.
     tokens = np.array([[0, 1, 2, 3], [4, 5, 6, 7], *[[0, 1, 2, 9]] * 10, [4, 8, 8, 8]])
     index = TokenIndex.of(np.arange(13), tokens, n_windows=13, n_types=10)
@@ -276,7 +276,7 @@ def test_one_active_window_takes_all_the_nearest() -> None:
     assert len({pair[0] for pair in drawn}) > 5, "ties are broken at random"
 
 
-def test_a_token_that_the_latent_fires_on_counts_no_more_than_others() -> None:
+def test_a_token_that_the_latent_fires_on_counts_more_than_others() -> None:
     tokens = np.array([[0, 1, 2, 3], [0, 8, 8, 8], [1, 9, 9, 9]])
     index = TokenIndex.of(np.arange(3), tokens, n_windows=3, n_types=10)
     for place in (0, 1):

@@ -15,7 +15,7 @@ from nullsae.latents.split import LAGS, Split
 from small_chain import Chain, flip_byte, tokens_of, write_corpus
 
 
-def test_mapped_tokens_differ_from_loaded_ones(chain: Chain) -> None:
+def test_mapped_tokens_equal_loaded_ones(chain: Chain) -> None:
     split, loaded = Split.open(chain.eval_tokens), load_tokens(chain.eval_tokens)
     np.testing.assert_array_equal(split.ids, loaded.input_ids.ravel())
     np.testing.assert_array_equal(split.document, loaded.document_id.ravel())
@@ -28,7 +28,7 @@ def test_mapped_tokens_differ_from_loaded_ones(chain: Chain) -> None:
 
 @given(seed=st.integers(0, 1000), piece=st.integers(1, 300))
 @settings(max_examples=40, deadline=None)
-def test_documents_or_pairs_depend_on_the_pieces(seed: int, piece: int) -> None:
+def test_documents_and_pairs_do_not_depend_on_the_pieces(seed: int, piece: int) -> None:
     ids, documents = tokens_of(12, seed=seed, context=20)
     split = Split(ids.ravel(), documents.ravel(), 20, None, Path("manifest.json"))
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def test_documents_or_pairs_depend_on_the_pieces(seed: int, piece: int) -> None:
         assert (start[t], end[t]) == (same[0], same[-1] + 1)
 
 
-def test_damaged_tokens_give_a_traceback_or_are_taken(tmp_path: Path) -> None:
+def test_damaged_tokens_are_refused(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path / "corpus", *tokens_of(6, seed=0))
     flip_byte(manifest.with_name("tokens.safetensors"))
     with pytest.raises(UserError, match=r"tokens.safetensors: damaged .*rebuild it with"):

@@ -106,7 +106,7 @@ def expected_columns(column: np.ndarray, split: Split) -> dict[str, float]:
 
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
-def test_a_statistic_differs_from_the_dense_matrix(seed: int) -> None:
+def test_every_statistic_equals_that_of_the_dense_matrix(seed: int) -> None:
     dense, split = random_case(seed)
     found = Sums.of(firings_of(dense, seed), split).columns(split)
     for latent in range(N_LATENTS):
@@ -121,7 +121,7 @@ def test_a_statistic_differs_from_the_dense_matrix(seed: int) -> None:
 
 @given(seed=st.integers(0, 10_000), most=st.integers(1, 40))
 @settings(max_examples=25, deadline=None)
-def test_a_statistic_depends_on_the_pieces_that_it_is_added_up_from(seed: int, most: int) -> None:
+def test_no_statistic_depends_on_the_pieces_that_it_is_added_up_from(seed: int, most: int) -> None:
     dense, split = random_case(seed)
     whole = Sums.of(firings_of(dense), split).columns(split)
     parts: list[dict[str, np.ndarray]] = []
@@ -145,7 +145,7 @@ def test_a_statistic_depends_on_the_pieces_that_it_is_added_up_from(seed: int, m
         np.testing.assert_allclose(joined, values, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-def test_the_pairs_of_a_split_differ_from_a_count() -> None:
+def test_the_pairs_of_a_split_equal_a_count() -> None:
     _, split = random_case(4)
     for lag in range(1, LAGS + 1):
         counted = sum(
@@ -156,7 +156,7 @@ def test_the_pairs_of_a_split_differ_from_a_count() -> None:
     assert split.n_documents == len(set(split.document.tolist()))
 
 
-def test_a_wave_has_another_autocorrelation_than_its_closed_form() -> None:
+def test_a_wave_has_the_autocorrelation_of_its_closed_form() -> None:
     """1 on every other token of one long document: r is -1 at odd lags and 1 at even ones."""
     n = 4000
     split = Split(np.zeros(n, np.int32), np.zeros(n, np.int32), n, None, Path("manifest.json"))
@@ -166,7 +166,7 @@ def test_a_wave_has_another_autocorrelation_than_its_closed_form() -> None:
     np.testing.assert_allclose(r, [-1, 1] * 7 + [-1], atol=0.01)
 
 
-def test_short_contexts_give_a_mean_over_fewer_lags() -> None:
+def test_short_contexts_give_no_mean_over_lags() -> None:
     dense, _ = random_case(0)
     n = len(dense)
     split = Split(
@@ -183,7 +183,7 @@ def spread_of(latent: np.ndarray, tokens: np.ndarray, value: np.ndarray, n: int)
     return token_spread(TokenMass.of(latent, tokens, value.astype(np.float64)), counts)
 
 
-def test_a_case_by_hand_differs() -> None:
+def test_the_spread_over_tokens_equals_that_by_hand() -> None:
     # Token 3 has mass 1 + 2, token 8 mass 1: p = 3/4, 1/4; 3 firings of 2 types.
     found = spread_of(np.zeros(3, np.int64), np.array([3, 3, 8]), np.array([1, 2, 1]), 1)
     entropy = 2 - 0.75 * math.log2(3)
@@ -192,13 +192,13 @@ def test_a_case_by_hand_differs() -> None:
     assert (found.peak_share[0], found.peak_token[0]) == (0.75, 3)
 
 
-def test_a_tie_of_peak_tokens_depends_on_the_order() -> None:
+def test_a_tie_of_peak_tokens_does_not_depend_on_the_order() -> None:
     for tokens in ([5, 2], [2, 5]):
         found = spread_of(np.zeros(2, np.int64), np.array(tokens), np.ones(2), 1)
         assert found.peak_token[0] == 2
 
 
-def test_token_ids_of_more_than_16_bits_are_mixed_up() -> None:
+def test_token_ids_of_more_than_16_bits_are_told_apart() -> None:
     tokens = np.array([65_536 + 5, 5, 2**20 + 5, 5])
     found = TokenMass.of(np.array([0, 0, 1, 1]), tokens, np.array([1.0, 2, 4, 8]))
     assert found.latent.tolist() == [0, 0, 1, 1]
@@ -206,7 +206,7 @@ def test_token_ids_of_more_than_16_bits_are_mixed_up() -> None:
     assert found.mass.tolist() == [2, 1, 8, 4]
 
 
-def test_miller_madow_does_not_lessen_the_bias_of_a_small_sample() -> None:
+def test_miller_madow_lessens_the_bias_of_a_small_sample() -> None:
     """Uniform over 16 types, 32 firings of equal strength: the plain entropy is too low."""
     rng = np.random.default_rng(0)
     n, samples = 32, 400
@@ -217,7 +217,7 @@ def test_miller_madow_does_not_lessen_the_bias_of_a_small_sample() -> None:
     assert abs(corrected) < abs(plain) / 4
 
 
-def test_no_firings_at_all_give_a_traceback() -> None:
+def test_no_firings_at_all_give_zeros_and_nan() -> None:
     dense, split = random_case(0)
     found = Sums.of(firings_of(np.zeros_like(dense)), split).columns(split)
     assert found["firings"].tolist() == found["n_documents"].tolist() == [0] * N_LATENTS
@@ -237,7 +237,7 @@ def test_no_firings_at_all_give_a_traceback() -> None:
         ([], [], None),
     ],
 )
-def test_entropy_of_windows_differs_from_its_closed_form(
+def test_entropy_of_windows_equals_its_closed_form(
     mass: list[float], tokens: list[int], bits: float | None
 ) -> None:
     found = entropy_bits(np.array(mass), np.array(tokens, dtype=np.int64))

@@ -41,7 +41,7 @@ def check(found: Firings, latent: np.ndarray, position: np.ndarray, value: np.nd
     shuffled=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_firings_come_back_in_another_order(
+def test_firings_come_back_in_order(
     tmp_path_factory: pytest.TempPathFactory,
     seed: int,
     run: int,
@@ -85,7 +85,7 @@ def test_firings_come_back_in_another_order(
             assert part.position[-1] // 20 < found.position[found.of(first)][-1] // 20
 
 
-def test_more_than_65536_latents_are_mixed_up(tmp_path: Path) -> None:
+def test_more_than_65536_latents_are_told_apart(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     latent = rng.integers(0, 200_000, 3000)
     position, value = np.arange(3000), rng.random(3000, dtype=np.float32)
@@ -96,14 +96,14 @@ def test_more_than_65536_latents_are_mixed_up(tmp_path: Path) -> None:
     check(found, latent, position, value)
 
 
-def test_no_firings_give_a_traceback(tmp_path: Path) -> None:
+def test_no_firings_give_one_empty_piece(tmp_path: Path) -> None:
     found = FiringSorter(tmp_path, n_latents=3, n_tokens=10).sorted()
     assert found.offsets.tolist() == [0, 0, 0, 0]
     assert len(found.position) == 0
     assert [(first, part.n_latents) for first, part in found.pieces(5)] == [(0, 3)]
 
 
-def test_positions_beyond_32_bits_wrap_around(tmp_path: Path) -> None:
+def test_positions_beyond_32_bits_do_not_wrap_around(tmp_path: Path) -> None:
     sorter = FiringSorter(tmp_path, n_latents=2, n_tokens=2**33)
     sorter.add(np.array([1, 0]), np.array([2**32 + 5, 2**33 - 1]), np.ones(2, np.float32))
     assert sorter.sorted().position.tolist() == [2**33 - 1, 2**32 + 5]
@@ -111,14 +111,14 @@ def test_positions_beyond_32_bits_wrap_around(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 2**21), max_size=200))
 @settings(max_examples=40, deadline=None)
-def test_equal_keys_change_places(keys: list[int]) -> None:
+def test_equal_keys_keep_their_order(keys: list[int]) -> None:
     given_keys = np.array(keys, dtype=np.uint32)
     np.testing.assert_array_equal(order_by(given_keys), np.argsort(given_keys, kind="stable"))
 
 
 @given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=30), most=st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
-def test_a_range_is_too_large_or_a_latent_is_left_out(counts: list[int], most: int) -> None:
+def test_ranges_are_small_enough_and_leave_no_latent_out(counts: list[int], most: int) -> None:
     offsets = np.concatenate([[0], np.cumsum(counts)])
     found = list(ranges(offsets, most))
     assert [first for first, _ in found] == [0, *(end for _, end in found[:-1])]
@@ -127,7 +127,7 @@ def test_a_range_is_too_large_or_a_latent_is_left_out(counts: list[int], most: i
         assert end == first + 1 or offsets[end] - offsets[first] <= most
 
 
-def test_a_full_disk_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     sorter = FiringSorter(tmp_path, n_latents=2, n_tokens=10)

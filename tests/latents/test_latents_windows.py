@@ -54,7 +54,7 @@ def sizes(**keys: Any) -> Latents:
 
 @given(seed=st.integers(0, 1000), context=st.integers(4, 24), length=st.integers(2, 10))
 @settings(max_examples=40, deadline=None)
-def test_a_window_crosses_documents_or_contexts(seed: int, context: int, length: int) -> None:
+def test_no_window_crosses_documents_or_contexts(seed: int, context: int, length: int) -> None:
     length = min(length, context)
     documents = documents_of(seed, 12, context)
     grid = Grid.cut(documents, length)
@@ -77,7 +77,7 @@ def test_a_window_crosses_documents_or_contexts(seed: int, context: int, length:
     )
 
 
-def test_a_grid_by_hand_differs() -> None:
+def test_a_grid_equals_that_by_hand() -> None:
     documents = np.array([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 2, 2, 3]])
     grid = Grid.cut(documents, 3)
     assert grid.document.tolist() == [0, 1, 1, -1]
@@ -85,7 +85,7 @@ def test_a_grid_by_hand_differs() -> None:
     assert grid.cell_of(np.arange(14)).tolist() == [0, 0, 0, 1, 1, 1, -1, 2, 2, 2, 3, 3, 3, -1]
 
 
-def test_the_pool_of_a_document_without_a_whole_cell_is_unknown() -> None:
+def test_the_pool_of_a_document_without_a_whole_cell_is_known() -> None:
     grid = Grid.cut(np.array([[0, 0, 0, 1, 1, 1, 2, 2, 3]]), 3)
     dealt = deal_documents(grid, np.random.default_rng(0))
     assert len(dealt) == 2
@@ -116,7 +116,7 @@ def firings_of(dense: np.ndarray) -> Firings:
 
 @given(seed=st.integers(0, 1000), context=st.integers(4, 24), length=st.integers(2, 9))
 @settings(max_examples=60, deadline=None)
-def test_cells_differ_from_the_dense_matrix(seed: int, context: int, length: int) -> None:
+def test_cells_equal_those_of_the_dense_matrix(seed: int, context: int, length: int) -> None:
     length = min(length, context)
     dense, _, grid = random_activations(seed, context, length)
     every, peak_at = active_cells(firings_of(dense), grid)
@@ -166,7 +166,7 @@ def centred_by_hand(
 
 @given(seed=st.integers(0, 3000), context=st.integers(4, 40), length=st.integers(2, 9))
 @settings(max_examples=150, deadline=None)
-def test_centred_windows_differ_from_a_loop(seed: int, context: int, length: int) -> None:
+def test_centred_windows_equal_those_of_a_loop(seed: int, context: int, length: int) -> None:
     length = min(length, context)
     dense, split, grid = random_activations(seed, context, length)
     every, peak_at = active_cells(firings_of(dense), grid)
@@ -185,7 +185,7 @@ def test_centred_windows_differ_from_a_loop(seed: int, context: int, length: int
         assert len(set(split.document[start : start + length].tolist())) == 1
 
 
-def test_the_strongest_windows_are_not_the_first_ones() -> None:
+def test_the_strongest_windows_come_first() -> None:
     peak = np.array([3, 9, 3, 9, 1], dtype=np.float32)
     active = Candidates(np.array([5]), np.arange(5) * 2, np.arange(5) * 8, peak)
     draw = top_windows(active, 3)
@@ -201,8 +201,8 @@ def test_the_strongest_windows_are_not_the_first_ones() -> None:
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_a_document_is_in_both_pools_or_the_pools_are_unequal(seed: int) -> None:
-    """delphi: 10 of 50 test windows were explainer windows."""
+def test_no_document_is_in_both_pools_and_the_pools_are_even(seed: int) -> None:
+    """In delphi 10 of 50 test windows were explainer windows."""
     grid = Grid.cut(documents_of(seed), 4)
     pools = pool_of_cells(grid, np.random.default_rng(seed))
     inside = grid.document >= 0
@@ -215,7 +215,7 @@ def test_a_document_is_in_both_pools_or_the_pools_are_unequal(seed: int) -> None
     assert abs(int((pools == 0).sum()) - int((pools == 1).sum())) <= largest
 
 
-def test_pools_depend_on_something_other_than_documents_and_generator() -> None:
+def test_pools_depend_on_documents_and_generator_alone() -> None:
     grid = Grid.cut(documents_of(1), 4)
     one, same, other = (pool_of_cells(grid, np.random.default_rng(s)) for s in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
@@ -225,7 +225,7 @@ def test_pools_depend_on_something_other_than_documents_and_generator() -> None:
     assert 8 <= sum(first) <= 32
 
 
-def test_a_split_without_whole_windows_gives_a_traceback() -> None:
+def test_a_split_without_whole_windows_has_empty_pools() -> None:
     grid = Grid.cut(np.arange(12).reshape(2, 6), 3)
     assert pool_of_cells(grid, np.random.default_rng(0)).tolist() == [-1] * 4
 
@@ -237,7 +237,7 @@ def test_a_split_without_whole_windows_gives_a_traceback() -> None:
     peaks=st.lists(st.floats(0.125, 9, width=32), max_size=60),
     n_quantiles=st.integers(1, 12),
 )
-def test_quantiles_are_unequal_or_out_of_order(peaks: list[float], n_quantiles: int) -> None:
+def test_quantiles_are_even_and_in_order(peaks: list[float], n_quantiles: int) -> None:
     values = np.array(peaks, dtype=np.float32)
     found = quantiles(values, n_quantiles)
     counts = np.bincount(found, minlength=n_quantiles)
@@ -282,7 +282,7 @@ def drawn(case: dict[str, np.ndarray], seed: int = 0, **keys: Any) -> dict[tuple
 
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
-def test_windows_repeat_leak_between_pools_or_are_not_what_they_say(
+def test_windows_are_drawn_once_from_their_pool_and_are_what_they_say(
     seed: int, share: float
 ) -> None:
     case = example(seed, share=share)
@@ -307,7 +307,7 @@ def test_windows_repeat_leak_between_pools_or_are_not_what_they_say(
         assert (draw.quantile is None) != fires
 
 
-def test_scoring_windows_are_not_balanced_over_quantiles() -> None:
+def test_scoring_windows_are_balanced_over_quantiles() -> None:
     case = example(3, n_windows=600)
     peak = dict(zip(case["active_windows"].tolist(), case["peaks"].tolist(), strict=True))
     draw = drawn(case)["score", True]
@@ -319,7 +319,7 @@ def test_scoring_windows_are_not_balanced_over_quantiles() -> None:
     assert [wanted[w] for w in draw.window.tolist()] == draw.quantile.tolist()
 
 
-def test_explaining_windows_are_the_strongest_instead_of_a_random_sample() -> None:
+def test_explaining_windows_are_a_random_sample_and_not_the_strongest() -> None:
     case = example(4, n_windows=600)
     rank = np.zeros(600)
     mine = case["active_windows"][case["pools"][case["active_windows"]] == 0]
@@ -330,7 +330,7 @@ def test_explaining_windows_are_the_strongest_instead_of_a_random_sample() -> No
     assert np.mean(means) == pytest.approx(0.5, abs=5 * (1 / 12 / 480) ** 0.5)
 
 
-def test_few_windows_give_a_traceback() -> None:
+def test_few_windows_give_smaller_draws() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     active = Candidates(np.array([0]), nothing, nothing, nothing.astype(np.float32))
     pools = np.array([0, 1, 1], dtype=np.int8)

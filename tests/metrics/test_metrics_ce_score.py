@@ -16,7 +16,7 @@ def score(clean: list[float], sae: list[float], zero: list[float]) -> float | No
     return ce_score(**{name: np.array(values) for name, values in parts.items()})
 
 
-def test_the_score_runs_the_other_way() -> None:
+def test_the_score_is_one_without_harm_and_zero_at_that_of_zeroing() -> None:
     clean, zero = [3.0, 3.2, 2.8, 3.1], [6.0, 6.1, 6.2, 5.9]
     assert score(clean, clean, zero) == 1.0
     assert score(clean, zero, zero) == 0.0
@@ -38,13 +38,13 @@ def test_the_score_runs_the_other_way() -> None:
         ("no context", [], []),
     ],
 )
-def test_a_score_is_given_where_zeroing_does_no_clear_harm(
+def test_no_score_is_given_where_zeroing_does_no_clear_harm(
     reason: str, clean: list[float], zero: list[float]
 ) -> None:
     assert score(clean, clean, zero) is None, reason
 
 
-def test_three_standard_errors_are_not_the_limit() -> None:
+def test_three_standard_errors_are_the_limit() -> None:
     """Harm 1 +- s over 4 contexts: standard error s * sqrt(4/3) / 2, limit s = 1 / sqrt(3)."""
     for s, given in ((0.57, True), (0.585, False)):
         zero = [1 + s, 1 - s, 1 + s, 1 - s]
@@ -57,7 +57,7 @@ def units(rng: np.random.Generator, n: int) -> tuple[Floats, Floats]:
     return tokens * (0.5 + 0.3 * rng.standard_normal(n)), tokens
 
 
-def test_the_limit_for_documents_is_not_three_standard_errors_of_their_ratio() -> None:
+def test_the_limit_for_documents_is_three_standard_errors_of_their_ratio() -> None:
     """Against the spread of the ratio over samples of documents, drawn again and again."""
     rng = numpy_generator(0, "test_ce_score")
     ratios = []
@@ -74,7 +74,7 @@ def test_the_limit_for_documents_is_not_three_standard_errors_of_their_ratio() -
     assert 0.44 < np.mean(clear) < 0.56
 
 
-def test_a_unit_that_is_cut_in_two_of_one_length_weighs_twice() -> None:
+def test_harm_is_judged_by_the_tokens_of_each_unit() -> None:
     """Per-token means of units of one length are the plain mean; of others they are not."""
     harm, tokens = np.array([30.0, 1.0, 1.0]), np.array([10.0, 10.0, 10.0])
     assert not is_clear(harm, tokens)

@@ -108,7 +108,7 @@ def explained(x: Tensor, output: Tensor) -> float:
     return 1 - float((x - output).square().sum() / (x - x.mean(dim=0)).square().sum())
 
 
-def test_the_own_variant_differs_from_its_evaluation(study: Study, tmp_path: Path) -> None:
+def test_the_own_variant_equals_its_evaluation(study: Study, tmp_path: Path) -> None:
     chain = study.chain
     evaluate_sae(
         EvaluateSaeParams(
@@ -135,7 +135,7 @@ def test_the_own_variant_differs_from_its_evaluation(study: Study, tmp_path: Pat
 
 
 @pytest.mark.parametrize("max_tokens", [N, 37 * CONTEXT + 5])
-def test_the_table_differs_from_a_dense_recomputation(
+def test_the_table_equals_a_dense_recomputation(
     study: Study, tmp_path: Path, max_tokens: int
 ) -> None:
     rows = cross(study, tmp_path, max_tokens=max_tokens)
@@ -162,7 +162,7 @@ def test_the_table_differs_from_a_dense_recomputation(
         assert abs(difference) > 1e-3, "the scale must matter for this to test anything"
 
 
-def test_the_scale_of_a_variant_matters_to_the_rescaled_measure(
+def test_the_scale_of_a_variant_does_not_matter_to_the_rescaled_measure(
     study: Study, tmp_path: Path
 ) -> None:
     x, _ = all_rows(study.chain.eval_activations, SITE)
@@ -173,7 +173,7 @@ def test_the_scale_of_a_variant_matters_to_the_rescaled_measure(
     assert abs(other["explained_variance"] - own["explained_variance"]) > 1e-2
 
 
-def test_shards_change_the_table(study: Study, tmp_path: Path) -> None:
+def test_shards_do_not_change_the_table(study: Study, tmp_path: Path) -> None:
     x, _ = all_rows(study.other, SITE)
     shards = write_site(tmp_path / "shards", x, [7, N - 107, 100], site=SITE, key="other")
     for limit in (N, 300):
@@ -182,7 +182,7 @@ def test_shards_change_the_table(study: Study, tmp_path: Path) -> None:
         assert cross(study, tmp_path / "two", max_tokens=limit, activations=files) == one
 
 
-def test_a_lookup_by_token_does_not_see_the_tokens(
+def test_a_lookup_by_token_sees_the_tokens(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 300)
@@ -206,7 +206,7 @@ def test_a_lookup_by_token_does_not_see_the_tokens(
         assert row["alive_share"] == len(set(ids.tolist())) / VOCAB
 
 
-def test_keys_are_asked_for_by_hand(study: Study, tmp_path: Path) -> None:
+def test_keys_are_not_asked_for_by_hand(study: Study, tmp_path: Path) -> None:
     assert cross(study, tmp_path / "a", activations_keys=()) == cross(study, tmp_path / "b")
 
 
@@ -227,7 +227,7 @@ def test_keys_are_asked_for_by_hand(study: Study, tmp_path: Path) -> None:
         ({"sae": Path("none/cfg.json")}, "none/cfg.json: the file is missing; rebuild it with"),
     ],
 )
-def test_a_mistake_gives_a_traceback(
+def test_a_mistake_is_refused_in_one_line(
     study: Study, tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     keys = dict(keys)
@@ -240,7 +240,7 @@ def test_a_mistake_gives_a_traceback(
     assert not list(tmp_path.glob("*.parquet"))
 
 
-def test_damaged_activations_are_measured(study: Study, tmp_path: Path) -> None:
+def test_damaged_activations_are_refused(study: Study, tmp_path: Path) -> None:
     shutil.copytree(study.other.parent, tmp_path / "other")
     flip_byte(tmp_path / f"other/site={SITE}/shard-00001.safetensors")
     files = [study.chain.eval_activations, tmp_path / "other/manifest.json"]

@@ -83,7 +83,7 @@ def sampled(chain: Chain, folder: Path) -> Path:
     return folder / "manifest.json"
 
 
-def test_a_table_differs_from_a_dense_recomputation(
+def test_every_table_equals_a_dense_recomputation(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     (row,), documents = run(chain, tiny_sae, tmp_path)
@@ -164,7 +164,7 @@ def effective_rank(x: Tensor) -> float:
     return float((-(share * share.log()).sum()).exp())
 
 
-def test_health_is_taken_over_other_tokens_than_the_first(
+def test_health_is_taken_over_the_first_tokens(
     chain: Chain, tiny_sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nullsae.metrics.evaluate.HEALTH_TOKENS", 100)
@@ -176,7 +176,7 @@ def test_health_is_taken_over_other_tokens_than_the_first(
     assert abs(effective_rank(x) - effective_rank(x[:100])) > 1e-3
 
 
-def test_without_a_model_something_else_is_missing(
+def test_without_a_model_only_its_losses_are_missing(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     (with_model,), documents = run(chain, tiny_sae, tmp_path / "one")
@@ -196,7 +196,7 @@ def test_without_a_model_something_else_is_missing(
         assert set(columns) == nullable
 
 
-def test_a_model_that_is_missing_or_too_many_goes_unnoticed(
+def test_a_model_that_is_missing_or_too_many_is_refused(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -211,7 +211,7 @@ def test_a_model_that_is_missing_or_too_many_goes_unnoticed(
     assert [path.name for path in tmp_path.iterdir()] == ["sampled"]
 
 
-def test_a_lookup_by_token_does_not_see_the_tokens(
+def test_a_lookup_by_token_sees_the_tokens(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dictionary of the token means explains what the floor `token_lookup_r2` says."""
@@ -245,16 +245,14 @@ def test_a_lookup_by_token_does_not_see_the_tokens(
     assert row["ce_sae"] != pytest.approx(row["ce_mean"], abs=1e-3)
 
 
-def test_an_sae_of_another_width_gives_a_traceback(
-    chain: Chain, tiny_sae: Path, tmp_path: Path
-) -> None:
+def test_an_sae_of_another_width_is_refused(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
     wide = write_site(tmp_path / "wide", torch.randn(40, D_MODEL + 1), [40], site=SITE)
     message = rf"site={SITE}: activations of 17 dimensions, but the SAE {tiny_sae} is for 16"
     with pytest.raises(UserError, match=message):
         run(chain, tiny_sae, tmp_path, eval_activations=wide)
 
 
-def test_other_shards_give_another_table(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+def test_other_shards_give_the_same_table(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
     """Same batches of the forward pass, other shards: the numbers must agree to the bit."""
     captured = {}
     for split, tokens in (("sae_train", chain.train_tokens), ("eval", chain.eval_tokens)):
@@ -278,13 +276,15 @@ def test_other_shards_give_another_table(chain: Chain, tiny_sae: Path, tmp_path:
         assert three[0][name] == (value and pytest.approx(value, rel=1e-12)), name
 
 
-def test_progress_stops_short_of_the_split(chain: Chain, tiny_sae: Path, tmp_path: Path) -> None:
+def test_progress_reaches_the_end_of_the_split(
+    chain: Chain, tiny_sae: Path, tmp_path: Path
+) -> None:
     seen: list[tuple[int, int]] = []
-    run(chain, tiny_sae, tmp_path, report=lambda done, total: seen.append((done, total)))
+    run(chain, tiny_sae, tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (60 * CONTEXT, 60 * CONTEXT)
 
 
-def test_foreign_or_damaged_activations_are_measured(
+def test_foreign_or_damaged_activations_are_refused(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="made from another config"):
@@ -304,7 +304,7 @@ def anonymous_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' /proc")
-def test_memory_grows_with_the_tokens(tiny_sae: Path, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_tokens(tiny_sae: Path, tmp_path: Path) -> None:
     """Of both splits: two numbers of 4 bytes per token would be 32 MB more at 8 times as many."""
     peaks = {}
     for n_contexts in (2**15, 2**18):
@@ -329,7 +329,7 @@ def test_memory_grows_with_the_tokens(tiny_sae: Path, tmp_path: Path) -> None:
             eval_activations=captured,
             train_tokens=tokens,
             eval_tokens=tokens,
-            report=lambda done, total, seen=seen: seen.append(anonymous_bytes()),
+            progress=lambda done, total, seen=seen: seen.append(anonymous_bytes()),
         )
         seen.append(anonymous_bytes())
         peaks[n_contexts] = max(seen) - seen[0]

@@ -86,7 +86,7 @@ def by_hand(
     return float(F.nll_loss(log_p.flatten(0, 1), target.flatten())), log_p
 
 
-def test_an_exact_copy_changes_the_predictions(subject: Subject, ids: Tensor, mean: Tensor) -> None:
+def test_an_exact_copy_keeps_the_predictions(subject: Subject, ids: Tensor, mean: Tensor) -> None:
     row = row_of(subject, identity(), SITE, ids, mean)
     assert row["ce_sae"] == row["ce_clean"]
     assert row["kl_sae"] == pytest.approx(0.0, abs=1e-7)
@@ -94,13 +94,13 @@ def test_an_exact_copy_changes_the_predictions(subject: Subject, ids: Tensor, me
     assert row.keys() == set(COLUMNS)
 
 
-def test_an_sae_of_zeros_differs_from_zeros(subject: Subject, ids: Tensor, mean: Tensor) -> None:
+def test_an_sae_of_zeros_equals_zeros(subject: Subject, ids: Tensor, mean: Tensor) -> None:
     row = row_of(subject, zeros(), SITE, ids, mean)
     assert row["ce_sae"] == row["ce_zero"]
     assert row["kl_sae"] == row["kl_zero"] > 0
 
 
-def test_losses_differ_from_a_splice_by_hand(
+def test_losses_equal_those_of_a_splice_by_hand(
     subject: Subject, ids: Tensor, mean: Tensor, tiny_sae: Path
 ) -> None:
     sae, _ = load_sae(tiny_sae)
@@ -129,7 +129,7 @@ def test_losses_differ_from_a_splice_by_hand(
             assert row[f"kl_{name}"] == pytest.approx(float(kl), abs=1e-5), name
 
 
-def test_the_batch_changes_the_losses(
+def test_the_batch_does_not_change_the_losses(
     subject: Subject, ids: Tensor, mean: Tensor, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sae, _ = load_sae(tiny_sae)
@@ -149,7 +149,7 @@ def test_the_batch_changes_the_losses(
         ("resid_post.0", "layers.0"),
     ],
 )
-def test_a_lookup_by_token_is_spliced_in_at_other_tokens_or_elsewhere(
+def test_a_lookup_by_token_is_spliced_in_at_its_tokens_and_site(
     subject: Subject, ids: Tensor, mean: Tensor, site: str, module: str
 ) -> None:
     """The dictionary that sees ids alone, at any site, over a full batch and a shorter one."""
@@ -171,7 +171,7 @@ def test_a_lookup_by_token_is_spliced_in_at_other_tokens_or_elsewhere(
         assert abs(loss - row["ce_sae"]) > 1e-3
 
 
-def test_a_loss_counts_for_another_document_than_that_of_the_predicted_token(
+def test_a_loss_counts_for_the_document_of_the_predicted_token(
     subject: Subject, ids: Tensor, documents: NDArray[np.int32], mean: Tensor, tiny_sae: Path
 ) -> None:
     """Token by token, against the losses of a splice by hand."""
@@ -204,7 +204,7 @@ def test_a_loss_counts_for_another_document_than_that_of_the_predicted_token(
     assert any(len(set(context.tolist())) > 1 for context in documents)
 
 
-def test_documents_do_not_add_up_to_the_totals(
+def test_documents_add_up_to_the_totals(
     subject: Subject, ids: Tensor, documents: NDArray[np.int32], mean: Tensor, tiny_sae: Path
 ) -> None:
     sae, _ = load_sae(tiny_sae)
@@ -226,7 +226,7 @@ def test_documents_do_not_add_up_to_the_totals(
     assert whole["ce_score"] == pytest.approx(score, rel=1e-12)
 
 
-def test_a_document_without_a_predicted_token_has_losses(
+def test_a_document_without_a_predicted_token_has_no_losses(
     subject: Subject, ids: Tensor, mean: Tensor
 ) -> None:
     documents = np.full(ids.shape, 3)
@@ -239,7 +239,7 @@ def test_a_document_without_a_predicted_token_has_losses(
     assert found.of_document(3)["fidelity_tokens"] == 20 * 15
 
 
-def test_a_sample_lies_at_the_start_of_the_split_or_outside_of_it() -> None:
+def test_a_sample_is_spread_evenly_over_the_split() -> None:
     assert spread(60, 20 * 16 + 3, 16) == list(range(0, 60, 3))
     assert spread(10, 4 * 16, 16) == [0, 2, 5, 7]
     assert spread(10, 99 * 16, 16) == list(range(10))
@@ -252,7 +252,7 @@ def test_a_sample_lies_at_the_start_of_the_split_or_outside_of_it() -> None:
             assert gaps.max() - gaps.min() <= 1
 
 
-def test_noise_is_that_of_another_context(
+def test_noise_is_that_of_the_same_context(
     chain: Chain, ids: Tensor, documents: NDArray[np.int32], mean: Tensor
 ) -> None:
     """The variant `noise_embeddings` draws its noise by the index of a context in its split."""

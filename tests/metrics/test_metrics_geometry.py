@@ -41,7 +41,7 @@ def clustered(n: int, d: int) -> Tensor:
     return rows * torch.rand(n, 1, generator=g).add(0.1)
 
 
-def test_a_figure_differs_from_scikit_learn() -> None:
+def test_every_figure_equals_that_of_scikit_learn() -> None:
     decoder, encoder = clustered(300, 12), torch.randn(300, 12)
     row = decoder_geometry(sae(decoder, encoder), 0)
     exact, other = decoder.double().numpy(), encoder.double().numpy()
@@ -71,7 +71,7 @@ def test_a_figure_differs_from_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 7, 8, 9, 50])
-def test_blocks_miss_a_pair(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_miss_no_pair(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nullsae.metrics.geometry.BLOCK_ROWS", 8)
     rows = unit_rows(clustered(n, 5))
     cosines = rows.double() @ rows.double().t()
@@ -87,13 +87,13 @@ def entropy(share: Tensor) -> float:
     return -float(torch.special.xlogy(share, share).sum())
 
 
-def test_a_row_is_its_own_neighbour_or_a_copy_is_none() -> None:
+def test_a_row_is_not_its_own_neighbour_but_a_copy_is() -> None:
     rows = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 2, 0], [0, 0, -3]]), dim=1)
     assert nearest_cosines(rows).tolist() == [0.0, 1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("d", [3, 16])
-def test_the_neuron_basis_and_its_opposites_have_another_geometry(d: int) -> None:
+def test_the_neuron_basis_and_its_opposites_have_their_known_geometry(d: int) -> None:
     basis = torch.cat([torch.eye(d), -torch.eye(d)])
     row = decoder_geometry(sae(2.5 * basis), 0)
     assert row["decoder_norm_mean"] == 2.5
@@ -103,14 +103,14 @@ def test_the_neuron_basis_and_its_opposites_have_another_geometry(d: int) -> Non
     assert row["effective_rank"] == pytest.approx(d)
 
 
-def test_a_line_fills_more_than_one_dimension() -> None:
+def test_a_line_fills_one_dimension() -> None:
     """Not about the mean: all rows alike have a spectrum of one, not of none."""
     row = decoder_geometry(sae(torch.rand(20, 1) @ torch.randn(1, 6)), 0)
     assert row["effective_rank"] == pytest.approx(1.0, abs=1e-5)
     assert row["nearest_cosine_median"] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_norm_of_a_row_changes_more_than_the_norms() -> None:
+def test_the_norm_of_a_row_changes_the_norms_alone() -> None:
     decoder = clustered(60, 8)
     row, other = (decoder_geometry(sae(rows), 0) for rows in (decoder, F.normalize(decoder)))
     for name in (*NEAREST, "random_nearest_cosine_mean", "effective_rank"):
@@ -133,7 +133,7 @@ def expected_nearest(n: int, d: int) -> float:
 
 
 @pytest.mark.parametrize(("n", "d"), [(500, 8), (1000, 64), (3000, 32)])
-def test_the_floor_is_not_that_of_random_directions(n: int, d: int) -> None:
+def test_the_floor_is_that_of_random_directions(n: int, d: int) -> None:
     row = decoder_geometry(sae(torch.eye(d).repeat(n // d + 1, 1)[:n]), 0)
     expected = expected_nearest(n, d)
     assert row["random_nearest_cosine_mean"] == pytest.approx(expected, rel=0.01)
@@ -141,14 +141,14 @@ def test_the_floor_is_not_that_of_random_directions(n: int, d: int) -> None:
     assert expected == pytest.approx(norm.isf(1 / n) / math.sqrt(d), rel=0.2)
 
 
-def test_a_gaussian_decoder_lies_off_its_floor() -> None:
+def test_a_gaussian_decoder_lies_on_its_floor() -> None:
     g = torch.Generator().manual_seed(5)
     row = decoder_geometry(sae(torch.randn(800, 24, generator=g)), 0)
     assert row["nearest_cosine_mean"] == pytest.approx(row["random_nearest_cosine_mean"], rel=0.01)
     assert row["effective_rank"] == pytest.approx(24, rel=0.02)
 
 
-def test_the_floor_depends_on_more_than_seed_and_shape() -> None:
+def test_the_floor_depends_on_seed_and_shape_alone() -> None:
     one, other = (decoder_geometry(sae(clustered(90, 6) + shift), 4) for shift in (0, 1))
     assert one["random_nearest_cosine_mean"] == other["random_nearest_cosine_mean"]
     again = decoder_geometry(sae(clustered(90, 6)), 5)
@@ -157,7 +157,7 @@ def test_the_floor_depends_on_more_than_seed_and_shape() -> None:
     assert not torch.equal(random_directions(9, 4, 0, "a"), random_directions(9, 4, 0, "b"))
 
 
-def test_rows_without_a_direction_count() -> None:
+def test_rows_without_a_direction_do_not_count() -> None:
     decoder = clustered(50, 6)
     padded = torch.zeros(80, 6)
     padded[10:60] = decoder
@@ -173,20 +173,18 @@ def test_rows_without_a_direction_count() -> None:
         (torch.eye(3)[:1], {*NEAREST, "random_nearest_cosine_mean"}),
     ],
 )
-def test_no_row_or_a_single_one_gives_a_number_that_means_nothing(
-    rows: Tensor, lacking: set[str]
-) -> None:
+def test_no_row_or_a_single_one_gives_nulls(rows: Tensor, lacking: set[str]) -> None:
     row = decoder_geometry(sae(rows), 0)
     assert {name for name, value in row.items() if value is None} == lacking - {"n_zero_rows"}
 
 
-def test_a_dictionary_without_an_encoder_has_a_norm_of_one() -> None:
+def test_a_dictionary_without_an_encoder_has_no_encoder_norm() -> None:
     row = decoder_geometry(sae(clustered(30, 4), torch.zeros(0, 4)), 0)
     lacking = {name for name, value in row.items() if value is None}
     assert lacking == {"encoder_norm_mean", "encoder_decoder_cosine_mean"}
 
 
-def test_an_encoder_row_of_zeros_has_a_cosine() -> None:
+def test_an_encoder_row_of_zeros_has_no_cosine() -> None:
     decoder, encoder = clustered(20, 4), torch.randn(20, 4)
     encoder[3] = 0
     row = decoder_geometry(sae(decoder, encoder), 0)

@@ -79,7 +79,7 @@ def two(root: Path, a: Tensor, b: Tensor, **keys: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("n_a", "n_b"), [(4, 4), (3, 6), (6, 3), (1, 1)])
-def test_another_matching_has_a_larger_sum(n_a: int, n_b: int) -> None:
+def test_no_other_matching_has_a_larger_sum(n_a: int, n_b: int) -> None:
     """Against all one-to-one matchings there are."""
     a, b = unit_rows(random_rows(n_a, 5, 1)), unit_rows(random_rows(n_b, 5, 2))
     cosines = cosine_similarity(a.double().numpy(), b.double().numpy())
@@ -89,7 +89,7 @@ def test_another_matching_has_a_larger_sum(n_a: int, n_b: int) -> None:
     assert matched_cosines(a, b).sum() == pytest.approx(best, abs=1e-6)
 
 
-def test_networkx_finds_another_matching(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networkx_finds_the_same_matching(monkeypatch: pytest.MonkeyPatch) -> None:
     """Edmonds' blossom algorithm, of which SciPy's knows nothing."""
     monkeypatch.setattr("nullsae.metrics.overlap.BLOCK_COLUMNS", 7)
     a, b = unit_rows(random_rows(25, 6, 3)), unit_rows(random_rows(40, 6, 4))
@@ -103,7 +103,7 @@ def test_networkx_finds_another_matching(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(matched_cosines(a, b).tolist()) == pytest.approx(expected, abs=1e-6)
 
 
-def test_two_latents_share_one_counterpart() -> None:
+def test_no_two_latents_share_one_counterpart() -> None:
     """The nearest neighbour of both is the same row: only one of them gets it."""
     a = F.normalize(torch.tensor([[1.0, 0.1, 0], [1.0, 0, 0]]), dim=1)
     b = F.normalize(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]), dim=1)
@@ -113,7 +113,7 @@ def test_two_latents_share_one_counterpart() -> None:
 # Rows
 
 
-def test_a_dictionary_is_not_found_in_its_own_shuffled_copy(tmp_path: Path) -> None:
+def test_a_dictionary_is_found_in_its_own_shuffled_copy(tmp_path: Path) -> None:
     rows = random_rows(60, D, 0)
     copy = rows[torch.randperm(60)] * torch.rand(60, 1).add(0.5)
     row = two(tmp_path, rows, copy)
@@ -124,13 +124,13 @@ def test_a_dictionary_is_not_found_in_its_own_shuffled_copy(tmp_path: Path) -> N
     assert row["shared_share_random"] < 0.1
 
 
-def test_an_opposite_direction_is_a_match(tmp_path: Path) -> None:
+def test_an_opposite_direction_is_no_match(tmp_path: Path) -> None:
     row = two(tmp_path, torch.eye(D), -torch.eye(D))
     # With more than two dimensions there is a matching of orthogonal ones.
     assert row["mean_cosine"] == 0.0
 
 
-def test_a_known_share_is_not_found(tmp_path: Path) -> None:
+def test_a_known_share_is_found(tmp_path: Path) -> None:
     a, b = random_rows(40, 512, 1), random_rows(40, 512, 2)
     # Ten of the forty again, with a cosine of 0.9, ten more with a cosine of 0.6.
     for rows, cosine in ((slice(0, 10), 0.9), (slice(10, 20), 0.6)):
@@ -144,7 +144,7 @@ def test_a_known_share_is_not_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("n_a", "n_b", "most"), [(300, 300, 2048), (400, 400, 50), (40, 300, 60)])
-def test_random_dictionaries_overlap_more_than_the_floor(
+def test_random_dictionaries_overlap_as_much_as_the_floor(
     tmp_path: Path, n_a: int, n_b: int, most: int
 ) -> None:
     row = two(tmp_path, random_rows(n_a, D, 1), random_rows(n_b, D, 2), matching_latents=most)
@@ -152,7 +152,7 @@ def test_random_dictionaries_overlap_more_than_the_floor(
     assert row["mean_cosine"] == pytest.approx(row["mean_cosine_random"], rel=0.04)
 
 
-def test_the_rest_of_a_study_changes_a_row(tmp_path: Path) -> None:
+def test_the_rest_of_a_study_does_not_change_a_row(tmp_path: Path) -> None:
     decoders = {
         (variant, draw, seed): random_rows(30, D, 100 * draw + seed + len(variant))
         for variant, draw in (("trained", 0), ("rerandomized", 0), ("rerandomized", 1))
@@ -179,7 +179,7 @@ def test_the_rest_of_a_study_changes_a_row(tmp_path: Path) -> None:
     assert all(row in turned for row in variants)
 
 
-def test_rows_without_a_direction_are_matched(tmp_path: Path) -> None:
+def test_rows_without_a_direction_are_not_matched(tmp_path: Path) -> None:
     a, b = random_rows(12, D, 1), random_rows(12, D, 1)
     a[:4] = 0
     row = two(tmp_path, a, b)
@@ -190,7 +190,7 @@ def test_rows_without_a_direction_are_matched(tmp_path: Path) -> None:
     assert padded["mean_cosine_random"] == row["mean_cosine_random"]
 
 
-def test_a_dictionary_of_zeros_gives_a_number(tmp_path: Path) -> None:
+def test_a_dictionary_of_zeros_gives_nulls(tmp_path: Path) -> None:
     row = two(tmp_path, torch.zeros(5, D), random_rows(5, D, 1))
     shares = ("mean_cosine", "shared_share", "mean_cosine_random", "shared_share_random")
     assert row["n_matched"] == 0
@@ -200,7 +200,7 @@ def test_a_dictionary_of_zeros_gives_a_number(tmp_path: Path) -> None:
 # Pairs
 
 
-def test_a_pair_is_missing_or_compares_apples_with_pears() -> None:
+def test_all_comparable_pairs_are_there_and_no_others() -> None:
     """Against every pair of a study, sorted by what differs."""
     config = parse_config(
         {
@@ -243,14 +243,14 @@ def test_a_pair_is_missing_or_compares_apples_with_pears() -> None:
     )
 
 
-def test_an_sae_alone_has_a_row(tmp_path: Path) -> None:
+def test_an_sae_alone_has_no_row(tmp_path: Path) -> None:
     assert run(tmp_path, {("trained", 0, 0): torch.eye(3)}) == []
 
 
 # Bad input
 
 
-def test_a_missing_a_damaged_or_a_foreign_sae_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_missing_a_damaged_or_a_foreign_sae_is_refused(tmp_path: Path) -> None:
     decoders = {("trained", 0, 0): torch.eye(3), ("step0", 0, 0): torch.eye(3)}
     run(tmp_path, decoders)
     (tmp_path / "overlap.parquet").unlink()

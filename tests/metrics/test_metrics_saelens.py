@@ -109,19 +109,19 @@ Sides = tuple[dict[str, Any], dict[str, Any]]
         ("ce_score", "ce_loss_score"),
     ],
 )
-def test_a_number_with_one_definition_differs_from_saelens(
+def test_a_number_with_one_definition_equals_that_of_saelens(
     sides: Sides, name: str, theirs: str
 ) -> None:
     ours, saelens = sides
     assert ours[name] == pytest.approx(saelens[theirs], rel=2e-5)
 
 
-def test_saelens_mse_is_not_our_squared_error_per_token(sides: Sides) -> None:
+def test_saelens_mse_is_our_squared_error_per_token(sides: Sides) -> None:
     ours, saelens = sides
     assert ours["squared_error"] / ours["n_tokens"] == pytest.approx(saelens["mse"], rel=1e-5)
 
 
-def test_saelens_l2_ratio_is_ours(sides: Sides) -> None:
+def test_saelens_l2_ratio_is_not_ours(sides: Sides) -> None:
     """Theirs is the mean of the tokens' ratios, ours the ratio of the mean norms."""
     ours, saelens = sides
     ratio = saelens["l2_norm_out"] / saelens["l2_norm_in"]
@@ -129,7 +129,7 @@ def test_saelens_l2_ratio_is_ours(sides: Sides) -> None:
     assert abs(saelens["l2_ratio"] - ratio) > 1e-3
 
 
-def test_saelens_divergence_leaves_out_the_last_token_of_a_context(sides: Sides) -> None:
+def test_saelens_divergence_includes_the_last_token_of_a_context(sides: Sides) -> None:
     """Theirs is over all positions, ours over those whose prediction has a token to be compared."""
     ours, saelens = sides
     for name, theirs in (("kl_sae", "kl_div_with_sae"), ("kl_zero", "kl_div_with_ablation")):
@@ -137,7 +137,7 @@ def test_saelens_divergence_leaves_out_the_last_token_of_a_context(sides: Sides)
         assert abs(ours[name] / saelens[theirs] - 1) > 1e-4
 
 
-def test_saelens_older_explained_variance_is_ours(sides: Sides) -> None:
+def test_saelens_older_explained_variance_is_not_ours(sides: Sides) -> None:
     """A mean of per-token ratios, about the mean of each batch."""
     ours, saelens = sides
     assert abs(ours["explained_variance"] - saelens["explained_variance_legacy"]) > 1e-3

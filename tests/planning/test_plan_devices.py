@@ -73,7 +73,7 @@ def test_a_calibration_measures_what_a_plan_reads(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"host": {"speed": 1.0}}', '{"cpu": {}}'])
-def test_a_damaged_calibration_is_planned_with(text: str, cache: Path) -> None:
+def test_a_damaged_calibration_is_refused(text: str, cache: Path) -> None:
     calibration_file().parent.mkdir(parents=True)
     calibration_file().write_text(text)
     with pytest.raises(UserError, match=r"not a calibration .* nullsae plan --calibrate"):

@@ -67,7 +67,7 @@ def test_independent_jobs_fill_the_machines() -> None:
     assert found.longest_chain_seconds == 5.0
 
 
-def test_the_longest_way_to_the_end_goes_last() -> None:
+def test_the_longest_way_to_the_end_goes_first() -> None:
     """First come, first served would begin with the two short jobs and take 12."""
     needs: list[list[int]] = [[], [], [], [2]]
     found = list_schedule(

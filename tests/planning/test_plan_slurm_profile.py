@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("7-00:00:00", cluster.MAX_RUNTIME_MINUTES),
     ],
 )
-def test_a_time_limit_of_slurm_is_misread(limit: str, minutes: float) -> None:
+def test_a_time_limit_of_slurm_is_read_right(limit: str, minutes: float) -> None:
     assert cluster._minutes(limit) == minutes
 
 
@@ -32,7 +32,7 @@ def refusal(profile: Path) -> str:
     return str(caught.value)
 
 
-def test_a_machine_without_slurm_gets_more_than_a_line(
+def test_a_machine_without_slurm_gets_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -40,7 +40,7 @@ def test_a_machine_without_slurm_gets_more_than_a_line(
     assert said.startswith("scontrol: not found: no SLURM on this machine; ")
 
 
-def test_a_controller_that_does_not_answer_gets_more_than_a_line(
+def test_a_controller_that_does_not_answer_gets_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a command that fails as SLURM's do where slurmctld is gone."""
@@ -60,7 +60,7 @@ def test_a_controller_that_does_not_answer_gets_more_than_a_line(
         ("slurm", "not a YAML mapping"),
     ],
 )
-def test_a_profile_that_cannot_be_read_gets_more_than_a_line(
+def test_a_profile_that_cannot_be_read_gets_one_line(
     tmp_path: Path, content: str | None, said: str
 ) -> None:
     if content is not None:
@@ -68,7 +68,7 @@ def test_a_profile_that_cannot_be_read_gets_more_than_a_line(
     assert said in refusal(tmp_path)
 
 
-def test_the_checks_know_other_limits_than_the_rules() -> None:
+def test_the_checks_know_the_limits_of_the_rules() -> None:
     rules = (REPOSITORY / "workflow/rules/common.smk").read_text()
     assert f'most("mem_mb", {cluster.MAX_MEGABYTES:_})' in rules
     assert 'most("runtime", 7 * 24 * 60)' in rules
@@ -78,7 +78,7 @@ def test_the_checks_know_other_limits_than_the_rules() -> None:
     assert given["max_runtime"] == cluster.MAX_RUNTIME_MINUTES
 
 
-def test_partitions_of_the_profile_are_read_wrong(tmp_path: Path) -> None:
+def test_partitions_of_the_profile_are_read_right(tmp_path: Path) -> None:
     (tmp_path / "profile.yaml").write_text(
         "slurm-partition-config: partitions.yaml\n"
         "default-resources: {slurm_partition: day}\n"
@@ -99,7 +99,7 @@ def test_partitions_of_the_profile_are_read_wrong(tmp_path: Path) -> None:
         cluster._named_partitions(file, cluster._mapping(file))
 
 
-def test_defaults_that_are_written_as_a_list_are_missed() -> None:
+def test_defaults_that_are_written_as_a_list_are_read() -> None:
     listed = {"default-resources": ["max_mem_mb=64000", "slurm_partition=day"]}
     assert cluster._defaults(listed) == {"max_mem_mb": "64000", "slurm_partition": "day"}
     with pytest.raises(UserError, match=r"^here: '64GB'; write a whole number$"):
@@ -107,7 +107,7 @@ def test_defaults_that_are_written_as_a_list_are_missed() -> None:
     assert cluster._whole("64000", "here") == 64_000
 
 
-def test_the_profile_sends_jobs_with_a_gpu_elsewhere_than_where_gpus_are() -> None:
+def test_the_profile_sends_jobs_with_a_gpu_where_gpus_are() -> None:
     """A partition in `default-resources` would be taken whatever the job needs, and a rule that is
     not there would be set nothing.
     """

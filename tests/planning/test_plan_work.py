@@ -79,7 +79,7 @@ def test_a_gguf_file_has_the_size_of_the_model_in_it(tmp_path: Path) -> None:
     assert size.n_parameters == pytest.approx(actual, rel=0.06)
 
 
-def test_a_config_json_that_does_not_state_the_size_is_planned_with(tmp_path: Path) -> None:
+def test_a_config_json_that_does_not_state_the_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"hidden_size": 8, "vocab_size": 10}')
     source = PretrainedSource(kind="pretrained", path=str(tmp_path))
     with pytest.raises(UserError, match=r"source\.path: .* does not state 'num_hidden_layers'"):

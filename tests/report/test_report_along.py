@@ -72,12 +72,12 @@ def summaries(root: Path, **keys: Any) -> list[dict[str, Any]]:
     return [row for row in rows if keys.items() <= row.items()]
 
 
-def test_the_figure_is_promised_without_checkpoints_or_missing_with_them() -> None:
+def test_the_figure_is_promised_with_checkpoints_alone() -> None:
     assert NAME in figure_names(along())
     assert NAME not in figure_names(default_config())
 
 
-def test_marks_stand_elsewhere_than_the_summaries_say(built: Path, config: Config) -> None:
+def test_marks_stand_where_the_summaries_say(built: Path, config: Config) -> None:
     found = panels(figure(built, NAME))
     shown = [
         ("explained_variance", None, None),
@@ -131,7 +131,7 @@ def test_the_page_says_that_latents_are_not_the_same_along_the_line(built: Path)
     assert ids.count(NAME) == 1
 
 
-def test_checkpoints_change_another_figure_or_a_table_of_the_page(
+def test_checkpoints_change_no_other_figure_or_table_of_the_page(
     built: Path, tmp_path: Path, config: Config
 ) -> None:
     """SAEs along their training stay out of matrices, counts, examples and training curves."""

@@ -192,7 +192,7 @@ def test_page_does_not_overflow_sideways(page: str, tmp_path: Path, width: int) 
     assert scroll_width(page, width, tmp_path) <= width
 
 
-def test_a_floor_is_drawn_for_another_variant_or_not_at_all(tmp_path: Path) -> None:
+def test_a_floor_is_drawn_for_each_variant_that_has_one(tmp_path: Path) -> None:
     evaluation = {"gaussian_floors": True}
     config = default_config(
         evaluation=evaluation, variants=["trained", "gaussian"], report={"figure_formats": ["svg"]}

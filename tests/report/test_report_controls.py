@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,16 +23,15 @@ from report_study import (
 from nullsae import paths, tables
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.study import Config
-from nullsae.config.variants import VariantName
+from nullsae.config.variants import VARIANTS
 from nullsae.report import sections, style
 from nullsae.report.build import build_report
-from nullsae.report.compact import CLEAN
-from nullsae.report.controls import VARIANT_KINDS, controls
+from nullsae.report.controls import controls
+from nullsae.report.drawings.cross_entropy import CLEAN
 from nullsae.report.matrix import NONE, differences, shares, short
 from nullsae.report.names import figure_names
 from nullsae.report.study import Study, thin
 
-VARIANTS = get_args(VariantName)
 MOST_BYTES = 6_000_000
 GROUND = r'<path[^>]*fill="({})"'
 TEXT = re.compile(r'<text[^>]*transform="translate\(([\d.]+),([\d.]+)\)"[^>]*>([^<]*)</text>')
@@ -86,7 +85,7 @@ def test_the_full_page_fits_a_phone(page: str, tmp_path: Path) -> None:
 
 
 def test_each_control_present_has_its_line(config: Config, page: str) -> None:
-    assert sorted(v for names in VARIANT_KINDS.values() for v in names) == sorted(VARIANTS)
+    assert sorted(config.variants) == sorted(VARIANTS)
     text = "".join(Elements(page).text)
     entries = [entry for _, entries in controls(config) for entry in entries]
     names = [*config.variants, *config.saes, *config.explainers, *config.scorers]

@@ -147,9 +147,7 @@ def compare(found: Parameters, expected: Parameters) -> None:
 
 @pytest.mark.parametrize("n_dead", [0, 2, 12])
 @pytest.mark.parametrize("architecture", WITH_AUXK)
-def test_gradients_of_the_topk_family_differ_from_plain_autograd(
-    architecture: str, n_dead: int
-) -> None:
+def test_gradients_of_the_topk_family_equal_plain_autograd(architecture: str, n_dead: int) -> None:
     sae = recipe(architecture, auxk_k=4)
     model, x, dead = model_of(sae, auxk_coefficient=0.5), batch(), NONE_DEAD.clone()
     dead[torch.arange(n_dead) + 4] = True
@@ -163,9 +161,7 @@ def test_gradients_of_the_topk_family_differ_from_plain_autograd(
 
 
 @pytest.mark.parametrize(("architecture", "loss"), [("standard", 0), ("gated", 1)])
-def test_gradients_of_penalized_saes_differ_from_plain_autograd(
-    architecture: str, loss: int
-) -> None:
+def test_gradients_of_penalized_saes_equal_plain_autograd(architecture: str, loss: int) -> None:
     sae, x = recipe(architecture), batch()
     model = model_of(sae)
     documented = (standard_loss, gated_loss)[loss]
@@ -176,7 +172,7 @@ def test_gradients_of_penalized_saes_differ_from_plain_autograd(
         assert losses.fvu + losses.sparsity == pytest.approx(total, rel=1e-12)
 
 
-def test_jumprelu_gradients_differ_from_the_formulae_of_the_paper() -> None:
+def test_jumprelu_gradients_follow_the_formulae_of_the_paper() -> None:
     sae, x = recipe("jumprelu"), batch()
     model, width = model_of(sae), sae.bandwidth * UNIT
     p = {name: t.clone().requires_grad_() for name, t in model.parameters.items()}
@@ -204,7 +200,7 @@ def test_jumprelu_gradients_differ_from_the_formulae_of_the_paper() -> None:
     assert losses.fvu + losses.sparsity == pytest.approx(float(loss.detach()), rel=1e-12)
 
 
-def test_thresholds_are_pulled_away_from_the_target() -> None:
+def test_thresholds_are_pulled_towards_the_target() -> None:
     """The rectangle kernel's slope of L0 is its central difference over the bandwidth, exactly."""
     sae, x = recipe("jumprelu", bandwidth=0.25 / UNIT, l0_coefficient=1e6), batch()
     model = model_of(sae)
@@ -218,7 +214,7 @@ def test_thresholds_are_pulled_away_from_the_target() -> None:
 
 
 @pytest.mark.parametrize("architecture", WITH_AUXK)
-def test_auxk_gradient_never_reaches_the_encoder(architecture: str) -> None:
+def test_auxk_gradient_reaches_the_encoder(architecture: str) -> None:
     x, found = batch(), {}
     dead = torch.arange(WIDTH) < 5
     for coefficient in (0.0, 1 / 32):
@@ -234,7 +230,7 @@ def test_auxk_gradient_never_reaches_the_encoder(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
-def test_fired_differs_from_the_latents_with_a_positive_code(architecture: str) -> None:
+def test_fired_marks_the_latents_with_a_positive_code(architecture: str) -> None:
     x = batch(n=12)
     model = model_of(recipe(architecture))
     model.b_enc[:4] -= 3.0
@@ -249,7 +245,7 @@ def test_fired_differs_from_the_latents_with_a_positive_code(architecture: str) 
     assert not bool(losses.fired.all())
 
 
-def test_matryoshka_with_one_prefix_is_not_batch_topk() -> None:
+def test_matryoshka_with_one_prefix_is_batch_topk() -> None:
     x, dead = batch(), torch.arange(WIDTH) < 5
     found: list[tuple[Parameters, Losses]] = []
     for sae in (recipe("batch_topk"), recipe("matryoshka", prefix_shares=(1.0,))):
@@ -261,7 +257,7 @@ def test_matryoshka_with_one_prefix_is_not_batch_topk() -> None:
     assert found[1][1].auxk == pytest.approx(found[0][1].auxk, rel=1e-12)
 
 
-def test_prefixes_that_round_to_nothing_are_lost() -> None:
+def test_prefixes_that_round_to_nothing_keep_one_latent() -> None:
     """0.01 of 20 latents is one latent, not none; twice the same prefix weighs twice."""
 
     def nested(*shares: float) -> Parameters:
@@ -309,7 +305,7 @@ def entries(hits: Hits) -> list[tuple[int, int, float]]:
     chunk=st.integers(1, 4),
 )
 @settings(max_examples=200, deadline=None)
-def test_another_entry_is_kept_than_by_sorting(
+def test_the_same_entries_are_kept_as_by_sorting(
     seed: int,
     n_tokens: int,
     n_latents: int,
@@ -335,7 +331,7 @@ def test_another_entry_is_kept_than_by_sorting(
     assert len(hits.offsets) == n_tokens
 
 
-def test_a_batch_keeps_more_or_fewer_than_k_per_token() -> None:
+def test_a_batch_keeps_k_per_token_on_average() -> None:
     x = batch()
     model = model_of(recipe("batch_topk"))
     hits = batch_top_k(x - model.b_dec, model.w_enc, model.b_enc, K * TOKENS)
@@ -348,7 +344,7 @@ def test_a_batch_keeps_more_or_fewer_than_k_per_token() -> None:
 
 
 @pytest.mark.parametrize("architecture", WITH_AUXK)
-def test_a_batch_without_a_positive_entry_breaks_training(architecture: str) -> None:
+def test_training_survives_a_batch_without_a_positive_entry(architecture: str) -> None:
     model, x = model_of(recipe(architecture)), batch()
     model.b_enc[:] = -100.0
     found, losses = model.gradients(x, NONE_DEAD)
@@ -359,7 +355,7 @@ def test_a_batch_without_a_positive_entry_breaks_training(architecture: str) -> 
     assert not bool(model.autoencoder().own["threshold"].any())
 
 
-def test_the_saved_threshold_is_not_the_mean_of_those_of_the_batches() -> None:
+def test_the_saved_threshold_is_the_weighted_mean_of_those_of_the_batches() -> None:
     """Each weighs by its age; the average is not drawn to where it starts."""
     model, seen = model_of(recipe("batch_topk")), []
     for step in range(5):
@@ -376,7 +372,7 @@ def test_the_saved_threshold_is_not_the_mean_of_those_of_the_batches() -> None:
 # --- folding and starts -----------------------------------------------------------------------
 
 
-def test_folding_changes_the_codes_of_a_gated_sae() -> None:
+def test_folding_keeps_the_codes_of_a_gated_sae() -> None:
     model, x = model_of(recipe("gated")), batch(n=400)
     model.parameters["r_mag"] *= 3.0
     model.parameters["b_gate"] *= 3.0
@@ -395,7 +391,7 @@ def test_folding_changes_the_codes_of_a_gated_sae() -> None:
     assert sae.architecture == "jumprelu"
 
 
-def test_thresholds_do_not_start_at_k_active_latents() -> None:
+def test_thresholds_start_at_k_active_latents() -> None:
     x = batch(n=200)
     model = model_of(recipe("jumprelu", initial_threshold=None))
     _, losses = model.gradients(x, NONE_DEAD)
@@ -464,7 +460,7 @@ def of_each() -> dict[str, Trainer]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_training_does_not_find_a_planted_dictionary(
+def test_training_finds_a_planted_dictionary(
     of_each: dict[str, Trainer], architecture: str
 ) -> None:
     sae = of_each[architecture].sae
@@ -476,7 +472,7 @@ def test_training_does_not_find_a_planted_dictionary(
 
 
 @pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka", "jumprelu"])
-def test_fresh_tokens_have_another_number_of_active_latents_than_k(
+def test_fresh_tokens_have_about_k_active_latents(
     of_each: dict[str, Trainer], architecture: str
 ) -> None:
     fresh, _ = planted(4000, "fresh")
@@ -484,7 +480,7 @@ def test_fresh_tokens_have_another_number_of_active_latents_than_k(
     assert float((values > 0).sum(dim=1).double().mean()) == pytest.approx(ACTIVE, rel=0.1)
 
 
-def test_every_prefix_of_a_matryoshka_reconstructs_no_better_than_in_batch_topk(
+def test_prefixes_of_a_matryoshka_reconstruct_better_than_in_batch_topk(
     of_each: dict[str, Trainer],
 ) -> None:
     fresh, _ = planted(4000, "fresh")
@@ -509,7 +505,7 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize(("dictionary", "architecture"), ALLOWED)
-def test_a_null_trains_what_it_must_keep_or_keeps_what_it_must_train(
+def test_a_null_keeps_its_frozen_parts_and_trains_the_rest(
     dictionary: Any, architecture: str
 ) -> None:
     sae = small(architecture, dictionary=dictionary)
@@ -535,7 +531,7 @@ def test_a_null_trains_what_it_must_keep_or_keeps_what_it_must_train(
 # --- whole trainings --------------------------------------------------------------------------
 
 
-def run(folder: Path, sae: Sae, name: str = "sae", report: Any = None) -> Path:
+def run(folder: Path, sae: Sae, name: str = "sae", progress: Any = None) -> Path:
     """`train_sae` on planted activations, which are written once; returns the SAE's folder."""
     if not (folder / "train").exists():
         write_site(folder / "train", planted(1500, "train")[0] * 3.0, [500, 1000])
@@ -554,15 +550,13 @@ def run(folder: Path, sae: Sae, name: str = "sae", report: Any = None) -> Path:
         eval_activations=folder / "eval/manifest.json",
         output=folder / name,
         work=folder / "work",
-        report=report,
+        progress=progress,
     )
     return folder / name
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_resumed_training_differs_from_an_uninterrupted_one(
-    tmp_path: Path, architecture: str
-) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, architecture: str) -> None:
     sae = small(
         architecture,
         batch_tokens=128,
@@ -593,7 +587,7 @@ def codes(sae: Autoencoder, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_sae_on_disk_has_other_codes_than_the_one_that_was_trained(
+def test_an_sae_on_disk_has_the_codes_of_the_one_that_was_trained(
     of_each: dict[str, Trainer], tmp_path: Path, architecture: str
 ) -> None:
     sae, (x, _) = of_each[architecture].sae, planted(300, "fresh")

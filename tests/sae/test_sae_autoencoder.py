@@ -46,7 +46,7 @@ ARCHITECTURES: tuple[str, ...] = ("topk", "jumprelu", "standard", "token_lookup"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_codes_or_reconstructions_differ_from_dense_ones(architecture: str) -> None:
+def test_codes_and_reconstructions_equal_dense_ones(architecture: str) -> None:
     sae, x = sae_of(architecture), randn(TOKENS, D, seed=6) * 2
     ids = torch.arange(TOKENS) % WIDTH
     values, indices = sae.encode(x, ids)
@@ -63,7 +63,7 @@ def test_codes_or_reconstructions_differ_from_dense_ones(architecture: str) -> N
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_other_tokens_of_a_batch_change_a_code(architecture: str) -> None:
+def test_a_token_alone_is_reconstructed_as_in_its_batch(architecture: str) -> None:
     sae, x = sae_of(architecture), randn(TOKENS, D, seed=7) * 2
     ids = torch.arange(TOKENS) % WIDTH
     whole = sae.decode(*sae.encode(x, ids))
@@ -72,7 +72,7 @@ def test_the_other_tokens_of_a_batch_change_a_code(architecture: str) -> None:
         torch.testing.assert_close(sae.decode(*alone)[0], whole[token])
 
 
-def test_nothing_active_or_no_tokens_give_a_traceback() -> None:
+def test_nothing_active_or_no_tokens_give_empty_codes() -> None:
     sae = replace(sae_of("standard"), b_enc=torch.full((WIDTH,), -1e6))
     for n in (0, 3):
         values, indices = sae.encode(randn(n, D, seed=8))
@@ -81,14 +81,14 @@ def test_nothing_active_or_no_tokens_give_a_traceback() -> None:
         torch.testing.assert_close(sae.decode(values, indices), sae.b_dec.expand(n, D))
 
 
-def test_a_token_lookup_guesses_tokens_that_it_is_not_given() -> None:
+def test_a_token_lookup_needs_the_ids_of_the_tokens() -> None:
     with pytest.raises(ValueError, match="needs the tokens' ids"):
         sae_of("token_lookup").encode(randn(3, D, seed=8))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("factor", [0.01, 3.0])
-def test_scaling_changes_more_than_the_scale_of_the_codes(architecture: str, factor: float) -> None:
+def test_scaling_changes_only_the_scale_of_the_codes(architecture: str, factor: float) -> None:
     sae, x = sae_of(architecture), randn(TOKENS, D, seed=9)
     ids = torch.arange(TOKENS) % WIDTH
     values, indices = sae.encode(x, ids)
@@ -103,7 +103,7 @@ def test_scaling_changes_more_than_the_scale_of_the_codes(architecture: str, fac
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_names_on_disk_lead_to_other_tensors(architecture: str) -> None:
+def test_names_on_disk_lead_to_the_same_tensors(architecture: str) -> None:
     sae = sae_of(architecture)
     named = sae.parameters()
     names = ["encoder.weight", "encoder.bias", "W_dec", "b_dec"]
@@ -117,7 +117,7 @@ def test_names_on_disk_lead_to_other_tensors(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])
-def test_a_code_depends_on_the_tokens_beside_it(architecture: str) -> None:
+def test_a_code_does_not_depend_on_the_tokens_beside_it(architecture: str) -> None:
     """To the bit, however many tokens are encoded together: products are rounded differently by
     another number of rows, unless the weights are packed for the same."""
     n, width, d = 700, 3000, 32

@@ -68,7 +68,7 @@ def refusal(whole: Path, output: Path, share: float = SHARE) -> str:
     return text
 
 
-def test_a_copy_differs_from_what_the_training_left(whole: Path, tmp_path: Path) -> None:
+def test_a_copy_equals_what_the_training_left(whole: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     take_checkpoint(whole, share=SHARE, output=taken)
     found = checkpoint_folder(whole.parent, SHARE)
@@ -81,14 +81,14 @@ def test_a_copy_differs_from_what_the_training_left(whole: Path, tmp_path: Path)
     load_sae(taken / "cfg.json")
 
 
-def test_a_share_that_was_not_kept_gives_a_traceback(whole: Path, tmp_path: Path) -> None:
+def test_a_share_that_was_not_kept_is_refused(whole: Path, tmp_path: Path) -> None:
     text = refusal(whole, tmp_path / "taken", share=0.3)
     assert text.startswith(f"{checkpoint_folder(whole.parent, 0.3)}: the training of ")
     assert "`checkpoints`" in text
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_or_missing_file_is_taken(whole: Path, tmp_path: Path, name: str) -> None:
+def test_a_damaged_or_missing_file_is_refused(whole: Path, tmp_path: Path, name: str) -> None:
     file = checkpoint_folder(whole.parent, SHARE) / name
     if name != "cfg.json":
         flip_byte(file, -6)
@@ -108,7 +108,7 @@ def test_a_damaged_or_missing_file_is_taken(whole: Path, tmp_path: Path, name: s
         ("n_steps", 41),
     ],
 )
-def test_an_sae_of_another_training_is_taken(
+def test_an_sae_of_another_training_is_refused(
     whole: Path, tmp_path: Path, changed: str, value: Any
 ) -> None:
     own = {changed: value} if changed != "n_steps" else {}
@@ -118,21 +118,19 @@ def test_an_sae_of_another_training_is_taken(
     assert f"({changed} do not fit)" in text
 
 
-def test_the_sae_of_another_share_is_taken(whole: Path, tmp_path: Path) -> None:
+def test_the_sae_of_another_share_is_refused(whole: Path, tmp_path: Path) -> None:
     found, other = (checkpoint_folder(whole.parent, share) for share in (SHARE, 0.5))
     shutil.rmtree(found)
     shutil.copytree(other, found)
     assert "(keys do not fit)" in refusal(whole, tmp_path / "taken")
 
 
-def test_a_missing_whole_sae_gives_a_traceback(whole: Path, tmp_path: Path) -> None:
+def test_a_missing_whole_sae_is_refused(whole: Path, tmp_path: Path) -> None:
     whole.unlink()
     assert refusal(whole, tmp_path / "taken").startswith(f"{whole}: the file is missing")
 
 
-def test_a_real_training_leaves_what_cannot_be_taken_or_is_not_of_that_step(
-    chain: Chain, tmp_path: Path
-) -> None:
+def test_a_real_training_leaves_the_sae_of_that_step(chain: Chain, tmp_path: Path) -> None:
     recipe = Sae.of(k=4, n_latents=32, lr=1e-2, batch_tokens=64, checkpoints=(SHARE,))
     params = TrainSaeParams(
         seed=0,

@@ -136,7 +136,7 @@ def initial(chain: Chain) -> tuple[Autoencoder, float]:
         ("frozen_encoder", {"encoder.weight", "encoder.bias", "b_dec"}),
     ],
 )
-def test_a_frozen_part_is_trained_or_another_is_not(
+def test_only_the_frozen_parts_stay_untrained(
     chain: Chain, tmp_path: Path, dictionary: str, frozen: set[str]
 ) -> None:
     sae, config = make(chain, tmp_path, recipe(dictionary, epochs=3))
@@ -149,7 +149,9 @@ def test_a_frozen_part_is_trained_or_another_is_not(
     assert rows[-1]["heldout_explained_variance"] > 0.2
 
 
-def test_codes_of_a_frozen_encoder_move_with_the_decoder(chain: Chain, tmp_path: Path) -> None:
+def test_codes_of_a_frozen_encoder_stay_while_the_decoder_trains(
+    chain: Chain, tmp_path: Path
+) -> None:
     """With b_dec trained, which the encoder subtracts, the codes would not be fixed functions."""
     sae, _ = make(chain, tmp_path, recipe("frozen_encoder", epochs=3))
     start, scale = initial(chain)
@@ -158,7 +160,7 @@ def test_codes_of_a_frozen_encoder_move_with_the_decoder(chain: Chain, tmp_path:
         assert torch.equal(found, expected)
 
 
-def test_a_frozen_part_weighs_on_the_clipped_norm(chain: Chain) -> None:
+def test_a_frozen_part_does_not_count_in_the_clipped_norm(chain: Chain) -> None:
     x, _ = activations(chain, "sae_train")
     for dictionary in TRAINED:
         start, scale = initial(chain)
@@ -171,7 +173,7 @@ def test_a_frozen_part_weighs_on_the_clipped_norm(chain: Chain) -> None:
             assert (parameter.grad is None) == (name not in trainer.trained)
 
 
-def test_auxk_trains_latents_that_a_frozen_encoder_keeps_dead(chain: Chain) -> None:
+def test_auxk_is_off_only_where_the_encoder_is_frozen(chain: Chain) -> None:
     x, _ = activations(chain, "sae_train")
     for dictionary in TRAINED:
         start, scale = initial(chain)
@@ -200,7 +202,7 @@ def unit_rows(seed: int, n: int, d: int) -> Tensor:
     spread=st.floats(0, 3),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_row_is_moved_further_than_it_must_or_not_far_enough(
+def test_a_row_is_moved_to_the_nearest_point_of_its_cone(
     seed: int, d: int, cosine: float, spread: float
 ) -> None:
     n = 12
@@ -220,7 +222,7 @@ def test_a_row_is_moved_further_than_it_must_or_not_far_enough(
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-7, 1e-6, 1e-4])
-def test_rounding_near_the_opposite_of_a_start_leads_out_of_the_cone(distance: float) -> None:
+def test_rounding_near_the_opposite_of_a_start_stays_within_the_cone(distance: float) -> None:
     start = unit_rows(0, 1000, 4).float()
     rows = F.normalize(distance * unit_rows(1, 1000, 4).float() - start, dim=1)
     kept = keep_close(rows, start, 0.8)
@@ -229,7 +231,7 @@ def test_rounding_near_the_opposite_of_a_start_leads_out_of_the_cone(distance: f
 
 
 @pytest.mark.parametrize("min_cosine", [0.8, 0.95])
-def test_a_row_leaves_its_cone_after_some_step(
+def test_every_row_is_in_its_cone_after_every_step(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_cosine: float
 ) -> None:
     """After every step, also of a training that was killed and goes on from its checkpoint."""
@@ -260,7 +262,7 @@ def test_a_row_leaves_its_cone_after_some_step(
 
 
 @pytest.mark.parametrize("dictionary", TRAINED)
-def test_a_resumed_training_of_a_null_differs_from_an_uninterrupted_one(
+def test_a_resumed_training_of_a_null_equals_an_uninterrupted_one(
     chain: Chain, tmp_path: Path, dictionary: str
 ) -> None:
     sae = recipe(dictionary, epochs=2, checkpoint_every_steps=3, dead_after_tokens=300)
@@ -271,9 +273,9 @@ def test_a_resumed_training_of_a_null_differs_from_an_uninterrupted_one(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(chain, tmp_path / "resumed", sae, report=kill)
+        make(chain, tmp_path / "resumed", sae, progress=kill)
     steps: list[int] = []
-    make(chain, tmp_path / "resumed", sae, report=lambda step, *_: steps.append(step))
+    make(chain, tmp_path / "resumed", sae, progress=lambda step, *_: steps.append(step))
     assert steps == list(range(7, 17))
     for file in ("sae.safetensors", "cfg.json"):
         whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
@@ -299,7 +301,7 @@ def fitted(folder: Path, x: Tensor, sae: Sae) -> Autoencoder:
 
 
 @pytest.mark.parametrize("dictionary", ["pca", "identity"])
-def test_all_directions_do_not_reconstruct_perfectly(tmp_path: Path, dictionary: str) -> None:
+def test_all_directions_reconstruct_perfectly(tmp_path: Path, dictionary: str) -> None:
     x = cloud()
     sae = fitted(tmp_path, x, recipe(dictionary, k=12))
     assert sae.n_latents == 24
@@ -312,9 +314,7 @@ def test_all_directions_do_not_reconstruct_perfectly(tmp_path: Path, dictionary:
 
 
 @pytest.mark.parametrize("n_components", [1, 5, 12])
-def test_principal_components_explain_other_than_their_share(
-    tmp_path: Path, n_components: int
-) -> None:
+def test_principal_components_explain_their_share(tmp_path: Path, n_components: int) -> None:
     x = cloud()
     sae = fitted(tmp_path, x, recipe("pca", k=n_components, n_components=n_components))
     assert sae.n_latents == 2 * n_components
@@ -331,7 +331,7 @@ def test_principal_components_explain_other_than_their_share(
     assert torch.equal(sae.w_enc, sae.w_dec)
 
 
-def test_the_sign_of_a_component_is_left_to_chance() -> None:
+def test_the_sign_of_a_component_is_fixed() -> None:
     x = cloud().double()
     covariance = torch.cov(x.T)
     rows = principal_components(covariance)
@@ -342,7 +342,7 @@ def test_the_sign_of_a_component_is_left_to_chance() -> None:
     torch.testing.assert_close(reversed_rows, rows)
 
 
-def test_the_neuron_basis_spends_its_k_on_an_offset(tmp_path: Path) -> None:
+def test_the_neuron_basis_spends_none_of_its_k_on_an_offset(tmp_path: Path) -> None:
     x = cloud()
     x[:, 3] = 500.0  # a rogue dimension that tells nothing
     sae = fitted(tmp_path, x, recipe("identity", k=2))
@@ -357,7 +357,7 @@ def test_the_neuron_basis_spends_its_k_on_an_offset(tmp_path: Path) -> None:
 # --- token lookup -----------------------------------------------------------------------------
 
 
-def test_the_lookup_is_not_the_mean_of_each_token(
+def test_the_lookup_is_the_mean_of_each_token(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R2 on the split it was fitted on is the share of the variance between tokens; on the other
@@ -384,7 +384,7 @@ def test_the_lookup_is_not_the_mean_of_each_token(
     assert (only["step"], only["tokens"], only["lr"]) == (0, len(x), 0.0)
 
 
-def test_a_token_never_seen_fires_or_is_not_the_overall_mean(tmp_path: Path) -> None:
+def test_a_token_never_seen_is_silent_and_gives_the_overall_mean(tmp_path: Path) -> None:
     x, ids = cloud(200), torch.arange(200) % 7
     means, counts = fit_token_means([(x, ids)], 10, 12)
     sae = token_lookup(means, counts)
@@ -397,7 +397,7 @@ def test_a_token_never_seen_fires_or_is_not_the_overall_mean(tmp_path: Path) -> 
     torch.testing.assert_close(sae.w_dec[:7].norm(dim=1), torch.ones(7))
 
 
-def test_token_ids_are_those_of_other_positions(tmp_path: Path) -> None:
+def test_token_ids_are_those_of_their_positions(tmp_path: Path) -> None:
     input_ids = np.arange(12, dtype=np.int32).reshape(3, 4) * 5
     corpus = load_tokens(write_corpus(tmp_path / "corpus", input_ids, input_ids))
     found = token_ids(corpus, torch.tensor([11, 0, 4]))
@@ -434,9 +434,7 @@ def reconstruction(chain: Chain, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dictionary", [*TRAINED, "token_lookup", "pca", "identity"])
-def test_a_dictionary_does_not_go_through_the_chain(
-    chain: Chain, tmp_path: Path, dictionary: str
-) -> None:
+def test_a_dictionary_goes_through_the_chain(chain: Chain, tmp_path: Path, dictionary: str) -> None:
     sae, config = make(chain, tmp_path, recipe(dictionary))
     wide = {"token_lookup": VOCAB, "pca": 2 * D_MODEL, "identity": 2 * D_MODEL}
     assert config.n_latents == sae.n_latents == wide.get(dictionary, WIDTH)
@@ -485,9 +483,9 @@ def test_a_dictionary_does_not_go_through_the_chain(
         assert cosines == pytest.approx([1.0] * sae.n_latents)
 
 
-def test_progress_of_a_fit_is_not_shown(chain: Chain, tmp_path: Path) -> None:
+def test_progress_of_a_fit_is_shown(chain: Chain, tmp_path: Path) -> None:
     seen: list[tuple[int, int, float | None]] = []
-    make(chain, tmp_path, recipe("pca"), report=lambda *shown: seen.append(shown))
+    make(chain, tmp_path, recipe("pca"), progress=lambda *shown: seen.append(shown))
     assert seen[-1] == (64 * CONTEXT, 64 * CONTEXT, None)
 
 
@@ -525,7 +523,7 @@ def given_sae(d_model: int = D_MODEL, *, k: int | None = None) -> Autoencoder:
 
 
 @pytest.mark.parametrize("k", [None, 3])
-def test_an_sae_made_elsewhere_is_changed_or_its_nulls_do_not_match(
+def test_an_sae_made_elsewhere_is_kept_and_its_nulls_match_it(
     chain: Chain, tmp_path: Path, k: int | None
 ) -> None:
     sae = given_sae(k=k)
@@ -551,7 +549,7 @@ def test_an_sae_made_elsewhere_is_changed_or_its_nulls_do_not_match(
     assert not torch.equal(null.w_dec, sae.w_dec)
 
 
-def test_an_sae_made_elsewhere_that_does_not_fit_is_used(chain: Chain, tmp_path: Path) -> None:
+def test_an_sae_made_elsewhere_that_does_not_fit_is_refused(chain: Chain, tmp_path: Path) -> None:
     path = foreign(tmp_path / "narrow", given_sae(12, k=3))
     own = recipe("learned", pretrained=path)
     assert refusal(chain, tmp_path / "sae", own) == (
@@ -588,7 +586,7 @@ def test_an_sae_made_elsewhere_that_does_not_fit_is_used(chain: Chain, tmp_path:
         (recipe("token_lookup", k=1), "dictionary: 'token_lookup' needs the tokens under the act"),
     ],
 )
-def test_a_dictionary_that_does_not_fit_gives_a_traceback(
+def test_a_dictionary_that_does_not_fit_is_refused(
     chain: Chain, tmp_path: Path, sae: Sae, message: str
 ) -> None:
     text = refusal(chain, tmp_path / "sae", sae, eval_tokens=None)

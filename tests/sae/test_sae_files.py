@@ -79,7 +79,7 @@ def refusal(config: Path) -> str:
 
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard", "token_lookup"])
-def test_an_sae_comes_back_other_than_it_was_saved(tmp_path: Path, architecture: str) -> None:
+def test_an_sae_comes_back_as_it_was_saved(tmp_path: Path, architecture: str) -> None:
     sae, config = written(tmp_path, architecture)
     again, described = load_sae(config)
     assert again.parameters().keys() == sae.parameters().keys()
@@ -93,7 +93,7 @@ def test_an_sae_comes_back_other_than_it_was_saved(tmp_path: Path, architecture:
     assert described.training == {"k": 3, "lr": 0.1}
 
 
-def test_saving_twice_gives_other_bytes(tmp_path: Path) -> None:
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         written(tmp_path / name)
     for file in ("sae.safetensors", "cfg.json"):
@@ -101,20 +101,20 @@ def test_saving_twice_gives_other_bytes(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["cfg.json", "sae.safetensors"]
 
 
-def test_an_unknown_key_of_the_config_is_ignored(tmp_path: Path) -> None:
+def test_an_unknown_key_of_the_config_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     edit_config(config, n_latent=5)
     assert refusal(config) == f"{config}: n_latent: unknown key; did you mean 'n_latents'?"
 
 
-def test_a_missing_key_of_the_config_is_guessed(tmp_path: Path) -> None:
+def test_a_missing_key_of_the_config_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     edit_config(config, k=None)
     assert refusal(config) == f"{config}: k: missing"
 
 
-def test_another_architecture_is_read_as_topk(tmp_path: Path) -> None:
-    """SAELens: BatchTopK read as ReLU."""
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    """SAELens has read BatchTopK SAEs as ReLU ones."""
     _, config = written(tmp_path)
     edit_config(config, architecture="gated")
     assert refusal(config) == (
@@ -125,19 +125,19 @@ def test_another_architecture_is_read_as_topk(tmp_path: Path) -> None:
     assert refusal(config) == text
 
 
-def test_more_latents_are_kept_than_there_are(tmp_path: Path) -> None:
+def test_a_k_above_the_number_of_latents_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     edit_config(config, k=WIDTH + 1)
     assert refusal(config) == f"{config}: k 11 does not fit architecture 'topk' with 10 latents"
 
 
-def test_a_topk_sae_without_k_is_read_as_standard(tmp_path: Path) -> None:
+def test_a_topk_sae_without_k_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     config.write_text(config.read_text().replace('"k": 3,\n "key"', '"k": null,\n "key"'))
     assert refusal(config) == f"{config}: k: null; a topk SAE has a number there"
 
 
-def test_a_dictionary_of_no_known_kind_is_read(tmp_path: Path) -> None:
+def test_a_dictionary_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     for name in (*DICTIONARIES, "pretrained"):
         _, config = written(tmp_path, dictionary=name)
         assert load_sae(config)[1].dictionary == name
@@ -145,31 +145,31 @@ def test_a_dictionary_of_no_known_kind_is_read(tmp_path: Path) -> None:
     assert refusal(config).startswith(f"{config}: dictionary: 'learnt' is not one of learned,")
 
 
-def test_an_unknown_tensor_is_ignored(tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     edit_weights(config, threshold=torch.zeros(WIDTH))
     assert f"threshold is ({WIDTH},), should be None" in refusal(config)
 
 
-def test_a_jumprelu_sae_has_thresholds_of_zero(tmp_path: Path) -> None:
+def test_a_jumprelu_sae_without_thresholds_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path, "jumprelu")
     edit_weights(config, threshold=None)
     assert f"threshold is None, should be ({WIDTH},)" in refusal(config)
 
 
-def test_a_missing_tensor_is_guessed(tmp_path: Path) -> None:
+def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     edit_weights(config, b_dec=None)
     assert f"b_dec is None, should be ({D},)" in refusal(config)
 
 
-def test_a_tensor_of_another_shape_is_taken(tmp_path: Path) -> None:
+def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     edit_weights(config, W_dec=torch.zeros(D, WIDTH))
     assert f"W_dec is ({D}, {WIDTH}), should be ({WIDTH}, {D})" in refusal(config)
 
 
-def test_a_flipped_byte_goes_unnoticed(tmp_path: Path) -> None:
+def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     file = config.with_name("sae.safetensors")
     flip_byte(file)
@@ -178,7 +178,7 @@ def test_a_flipped_byte_goes_unnoticed(tmp_path: Path) -> None:
     assert "rebuild it with: snakemake" in text
 
 
-def test_absent_files_give_a_traceback(tmp_path: Path) -> None:
+def test_absent_or_unreadable_files_are_refused(tmp_path: Path) -> None:
     _, config = written(tmp_path)
     config.with_name("sae.safetensors").unlink()
     assert refusal(config).startswith(f"{config.with_name('sae.safetensors')}: the file is missing")

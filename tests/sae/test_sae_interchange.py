@@ -117,12 +117,12 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_sae_was_made_there_that_is_not_compared(exchange: Path) -> None:
+def test_every_sae_made_there_is_compared(exchange: Path) -> None:
     assert {folder.name for folder in (exchange / "theirs").iterdir()} == set(THEIRS)
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_their_sae_does_something_else_here(exchange: Path, name: str) -> None:
+def test_their_sae_does_the_same_here(exchange: Path, name: str) -> None:
     there = load_file(exchange / "results.safetensors")
     sae = read_pretrained(f"{exchange}/theirs::{name}", "resid_post.0", where=WHERE)
     codes, reconstruction = dense(sae, inputs())
@@ -136,7 +136,7 @@ def test_their_sae_does_something_else_here(exchange: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_sae_does_something_else_there(exchange: Path, name: str) -> None:
+def test_our_sae_does_the_same_there(exchange: Path, name: str) -> None:
     there = load_file(exchange / "results.safetensors")
     codes, reconstruction = dense(our_sae(name.partition("-")[2]), inputs())  # type: ignore[arg-type]
     assert (codes > 0).any(dim=1).all()
@@ -148,7 +148,7 @@ def test_our_sae_does_something_else_there(exchange: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("stage", ["ours", "again"])
-def test_a_weight_changes_on_the_way_there_and_back(exchange: Path, name: str, stage: str) -> None:
+def test_no_weight_changes_on_the_way_there_and_back(exchange: Path, name: str, stage: str) -> None:
     original = our_sae(name.partition("-")[2])  # type: ignore[arg-type]
     back = read(exchange / stage / name)
     assert (back.architecture, back.k) == (original.architecture, original.k)
@@ -157,7 +157,7 @@ def test_a_weight_changes_on_the_way_there_and_back(exchange: Path, name: str, s
         assert torch.equal(back.parameters()[key], tensor), key
 
 
-def test_saelens_loses_where_our_sae_comes_from(exchange: Path) -> None:
+def test_saelens_keeps_where_our_sae_comes_from(exchange: Path) -> None:
     metadata = json.loads((exchange / "again/saelens-topk/cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
     assert metadata["nullsae"]["keys"] == cell().model_dump()
@@ -165,7 +165,7 @@ def test_saelens_loses_where_our_sae_comes_from(exchange: Path) -> None:
     assert "context_size" not in metadata
 
 
-def test_sparsify_drops_a_key_of_our_config(exchange: Path) -> None:
+def test_sparsify_keeps_every_key_of_our_config(exchange: Path) -> None:
     ours, again = (
         json.loads((exchange / stage / "sparsify-topk/cfg.json").read_text())
         for stage in ("ours", "again")
@@ -225,7 +225,7 @@ def write_sparsify(folder: Path, **keys: Any) -> dict[str, Tensor]:
     [("topk", False), ("topk", True), ("jumprelu", False), ("standard", False)],
 )
 @pytest.mark.parametrize("applied", [True, False])
-def test_what_a_config_says_is_not_folded(
+def test_what_a_config_says_is_folded_into_the_weights(
     tmp_path: Path, architecture: str, rescaled: bool, applied: bool
 ) -> None:
     keys = {"rescale_acts_by_decoder_norm": True} if rescaled else {}
@@ -246,7 +246,7 @@ def test_what_a_config_says_is_not_folded(
     )
 
 
-def test_a_width_of_0_latents_is_taken_literally(tmp_path: Path) -> None:
+def test_a_width_of_0_latents_means_the_expansion_factor(tmp_path: Path) -> None:
     tensors = write_sparsify(tmp_path)
     sae = read(tmp_path)
     assert (sae.n_latents, sae.d_model, sae.k, sae.architecture) == (2 * D, D, K, "topk")
@@ -254,14 +254,14 @@ def test_a_width_of_0_latents_is_taken_literally(tmp_path: Path) -> None:
         assert torch.equal(sae.parameters()[name], tensor)
 
 
-def test_an_sae_of_ours_cannot_be_read_back(tmp_path: Path) -> None:
+def test_an_sae_of_ours_can_be_read_back(tmp_path: Path) -> None:
     saved("jumprelu", tmp_path / "sae")
     sae = read_pretrained(f"{tmp_path}::sae", "resid_post.1", where=WHERE)
     for name, tensor in our_sae("jumprelu").parameters().items():
         assert torch.equal(sae.parameters()[name], tensor)
 
 
-def test_another_layers_sae_is_read(tmp_path: Path) -> None:
+def test_the_sae_of_the_sites_layer_is_read(tmp_path: Path) -> None:
     for layer in (1, 10):
         write_sparsify(tmp_path / f"layers.{layer}", k=layer)
     pattern = f"{tmp_path}::layers.{{layer}}"
@@ -283,7 +283,7 @@ def test_another_layers_sae_is_read(tmp_path: Path) -> None:
         ("hook_embed", "resid_pre.0", True),
     ],
 )
-def test_an_sae_of_another_site_is_used_in_silence(
+def test_an_sae_of_another_site_is_used_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, hook: str | None, site: str, warned: bool
 ) -> None:
     write_saelens(tmp_path, metadata={"hook_name": hook})
@@ -318,7 +318,9 @@ def test_an_sae_of_another_site_is_used_in_silence(
          "k: missing"),
     ],
 )  # fmt: skip
-def test_a_saelens_config_is_misread(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+def test_an_unsupported_saelens_config_is_refused(
+    tmp_path: Path, keys: dict[str, Any], says: str
+) -> None:
     write_saelens(tmp_path, **keys)
     text = refusal(lambda: read(tmp_path))
     assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
@@ -339,7 +341,9 @@ def test_a_saelens_config_is_misread(tmp_path: Path, keys: dict[str, Any], says:
         ({"jump": 1}, "jump: unknown key"),
     ],
 )
-def test_a_sparsify_config_is_misread(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+def test_an_unsupported_sparsify_config_is_refused(
+    tmp_path: Path, keys: dict[str, Any], says: str
+) -> None:
     write_sparsify(tmp_path, **keys)
     text = refusal(lambda: read(tmp_path))
     assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
@@ -357,7 +361,9 @@ def test_a_sparsify_config_is_misread(tmp_path: Path, keys: dict[str, Any], says
         ("W_dec", torch.full((WIDTH, D), torch.nan), "W_dec holds NaN"),
     ],
 )
-def test_tensors_are_misread(tmp_path: Path, name: str, tensor: Tensor | None, says: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(
+    tmp_path: Path, name: str, tensor: Tensor | None, says: str
+) -> None:
     tensors = write_saelens(tmp_path)
     file = tmp_path / "sae_weights.safetensors"
     tensors = {key: value for key, value in {**tensors, name: tensor}.items() if value is not None}
@@ -367,21 +373,21 @@ def test_tensors_are_misread(tmp_path: Path, name: str, tensor: Tensor | None, s
     assert says in text
 
 
-def test_a_threshold_is_lost(tmp_path: Path) -> None:
-    """SAELens: BatchTopK read as ReLU."""
+def test_a_missing_threshold_is_refused(tmp_path: Path) -> None:
+    """SAELens has read BatchTopK SAEs as ReLU ones."""
     tensors = write_saelens(tmp_path, "jumprelu")
     del tensors["threshold"]
     save_file(tensors, tmp_path / "sae_weights.safetensors")
     assert "threshold is missing" in refusal(lambda: read(tmp_path))
 
 
-def test_a_transcoder_is_read_as_an_sae(tmp_path: Path) -> None:
+def test_a_transcoder_is_refused(tmp_path: Path) -> None:
     tensors = write_sparsify(tmp_path)
     save_file({**tensors, "W_skip": torch.zeros(D, D)}, tmp_path / "sae.safetensors")
     assert "W_skip is unknown" in refusal(lambda: read(tmp_path))
 
 
-def test_damaged_files_give_a_traceback(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     write_saelens(tmp_path)
     (tmp_path / "sae_weights.safetensors").write_bytes(b"\0" * 64)
     assert "sae_weights.safetensors: not readable as safetensors" in refusal(lambda: read(tmp_path))
@@ -391,7 +397,7 @@ def test_damaged_files_give_a_traceback(tmp_path: Path) -> None:
     assert "cfg.json: not a JSON object" in refusal(lambda: read(tmp_path))
 
 
-def test_a_folder_without_an_sae_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_folder_without_an_sae_is_refused(tmp_path: Path) -> None:
     where = refusal(lambda: read(tmp_path / "no"))
     assert where.startswith(f"{WHERE}: '{tmp_path / 'no'}' is no folder")
     assert "holds no cfg.json but nothing" in refusal(lambda: read(tmp_path))
@@ -419,7 +425,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return snapshot
 
 
-def test_an_sae_from_the_hub_is_not_the_one_in_its_folder(hub_cache: Path) -> None:
+def test_an_sae_from_the_hub_is_the_one_in_its_folder(hub_cache: Path) -> None:
     for layer in (1, 10):
         write_saelens(hub_cache / f"blocks.{layer}.hook_resid_post", k=layer)
     pattern = "someone/saes::blocks.{layer}.hook_resid_post"
@@ -430,12 +436,12 @@ def test_an_sae_from_the_hub_is_not_the_one_in_its_folder(hub_cache: Path) -> No
     )
 
 
-def test_what_is_not_in_the_cache_costs_a_traceback(hub_cache: Path) -> None:
+def test_what_is_not_in_the_cache_is_refused_in_one_line(hub_cache: Path) -> None:
     text = refusal(lambda: read_pretrained("someone/others", "embed", where=WHERE))
     assert text.startswith(f"{WHERE}: 'someone/others' could not be fetched from the hub: ")
 
 
-def test_a_hub_that_cannot_be_reached_is_not_named(
+def test_a_hub_that_cannot_be_reached_is_named(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -455,7 +461,7 @@ def test_a_hub_that_cannot_be_reached_is_not_named(
         ("standard", "sparsify", "sparsify holds topk SAEs only, and this is a standard one"),
     ],
 )
-def test_what_a_layout_cannot_hold_is_written(
+def test_what_a_layout_cannot_hold_is_refused(
     tmp_path: Path, architecture: str, layout: str, says: str
 ) -> None:
     config = saved(architecture, tmp_path / "sae")
@@ -464,7 +470,7 @@ def test_what_a_layout_cannot_hold_is_written(
 
 
 @pytest.mark.parametrize("layout", ["saelens", "sparsify"])
-def test_a_token_lookup_dictionary_is_exported(tmp_path: Path, layout: str) -> None:
+def test_a_token_lookup_dictionary_is_not_exported(tmp_path: Path, layout: str) -> None:
     g = torch_generator(0, "interchange_lookup")
     rows = F.normalize(torch.randn(WIDTH, D, generator=g), dim=1)
     lookup = Autoencoder(
@@ -487,7 +493,7 @@ def test_a_token_lookup_dictionary_is_exported(tmp_path: Path, layout: str) -> N
     assert "cannot be exported" in text
 
 
-def test_an_export_overwrites_another_sae(tmp_path: Path) -> None:
+def test_an_export_does_not_overwrite_another_sae(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
     before = config.read_bytes()
     own, out = config.parent, tmp_path / "out"
@@ -498,7 +504,7 @@ def test_an_export_overwrites_another_sae(tmp_path: Path) -> None:
     assert "holds an SAE already" in refusal(lambda: export_sae(config, "sparsify", out))
 
 
-def test_exporting_twice_gives_other_bytes(tmp_path: Path) -> None:
+def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
     files = []
     for _ in range(2):
@@ -511,7 +517,7 @@ def test_exporting_twice_gives_other_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"), [("EleutherAI/pythia-70m", "EleutherAI/pythia-70m"), ("./local", None)]
 )
-def test_the_model_of_an_exported_sae_is_unknown(
+def test_an_exported_sae_names_its_model_if_it_is_on_the_hub(
     tmp_path: Path, path: str, expected: str | None
 ) -> None:
     keys = cell().model_dump()
@@ -523,7 +529,7 @@ def test_the_model_of_an_exported_sae_is_unknown(
     assert metadata.get("model_name") == expected
 
 
-def test_the_command_exports_nothing(tmp_path: Path) -> None:
+def test_the_command_exports_an_sae(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
     line = ["export_sae", "--sae", str(config), "--layout", "sparsify", "--output"]
     result = CliRunner().invoke(app, [*line, str(tmp_path / "out")])

@@ -36,7 +36,7 @@ shapes = st.tuples(
 
 @given(shapes)
 @settings(max_examples=40, deadline=None)
-def test_sparse_products_differ_from_dense_matrix_products(
+def test_sparse_products_equal_dense_matrix_products(
     shape: tuple[int, int, int, int, int],
 ) -> None:
     values, indices, rows, dense = codes(*shape)
@@ -54,7 +54,7 @@ def test_sparse_products_differ_from_dense_matrix_products(
 
 @given(seed=st.integers(0, 1000), n_tokens=st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
-def test_ragged_hits_differ_from_dense_matrix_products(seed: int, n_tokens: int) -> None:
+def test_ragged_hits_equal_dense_matrix_products(seed: int, n_tokens: int) -> None:
     """Tokens with different numbers of hits, some with none."""
     _, _, rows, dense = codes(seed, n_tokens, 8, 3, 5)
     g = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def test_ragged_hits_differ_from_dense_matrix_products(seed: int, n_tokens: int)
 # --- the k largest ----------------------------------------------------------------------------
 
 
-def test_top_k_keeps_negative_entries_or_misses_a_larger_one() -> None:
+def test_top_k_keeps_the_largest_and_zeroes_negative_ones() -> None:
     pre = torch.tensor([[3.0, -1.0, 2.0, -4.0], [-1.0, -2.0, -3.0, -0.5]])
     values, indices = top_k(pre, 2)
     assert indices.tolist() == [[0, 2], [0, 3]]
@@ -103,7 +103,7 @@ def check_top_k(pre: Tensor, k: int) -> None:
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 @settings(max_examples=300, deadline=None)
-def test_top_k_differs_from_a_full_ranking(
+def test_top_k_equals_a_full_ranking(
     seed: int,
     n: int,
     width: int,
@@ -122,7 +122,7 @@ def test_top_k_differs_from_a_full_ranking(
 
 @pytest.mark.parametrize("width", [2048, 2051, 8190, 10_007])
 @pytest.mark.parametrize("k", [1, 32, 128])
-def test_top_k_differs_from_a_full_ranking_in_wide_rows(width: int, k: int) -> None:
+def test_top_k_equals_a_full_ranking_in_wide_rows(width: int, k: int) -> None:
     pre = torch.randn(300, width, generator=torch.Generator().manual_seed(k))
     pre[7] = 1.0
     pre[8, :: width // (2 * k)] = 9.0  # more equal ones than k
@@ -133,10 +133,10 @@ def test_top_k_differs_from_a_full_ranking_in_wide_rows(width: int, k: int) -> N
 
 
 @pytest.mark.parametrize("where", [[(3, 700)], [(3, 1), (3, 2), (5, 1999)], "a whole row"])
-def test_a_pre_activation_that_is_not_a_number_is_passed_over(
+def test_a_pre_activation_that_is_not_a_number_shows_in_the_values(
     where: str | list[tuple[int, int]],
 ) -> None:
-    """The loss would stay finite, and training go on with broken weights."""
+    """Otherwise the loss would stay finite, and training would go on with broken weights."""
     pre = torch.randn(8, 2000, generator=torch.Generator().manual_seed(0))
     if isinstance(where, str):
         pre[3] = torch.nan
@@ -149,7 +149,7 @@ def test_a_pre_activation_that_is_not_a_number_is_passed_over(
 
 
 @pytest.mark.parametrize("entries", [1, 700, 5000, 10**6])
-def test_results_depend_on_how_many_rows_are_held_at_once(
+def test_results_do_not_depend_on_how_many_rows_are_held_at_once(
     entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     g = torch.Generator().manual_seed(3)
@@ -165,7 +165,7 @@ def test_results_depend_on_how_many_rows_are_held_at_once(
 
 
 @pytest.mark.parametrize("n_latents", [3, 2**16, 2**16 + 1, 2**20])
-def test_hits_of_one_latent_change_places_when_sorted(n_latents: int) -> None:
+def test_hits_of_one_latent_keep_their_order_when_sorted(n_latents: int) -> None:
     g = torch.Generator().manual_seed(n_latents)
     latents = torch.randint(0, n_latents, (5000,), generator=g)
     latents[::7] = n_latents - 1
@@ -175,7 +175,7 @@ def test_hits_of_one_latent_change_places_when_sorted(n_latents: int) -> None:
 # --- order of additions -----------------------------------------------------------------------
 
 
-def test_results_depend_on_the_number_of_threads() -> None:
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
     values, indices, rows, dense = codes(0, 300, 200, 8, 32)
     values, rows, dense = values.float(), rows.float(), dense.float()
     found = []
@@ -201,7 +201,7 @@ def test_results_depend_on_the_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("mode", ["tracked rows", "no_grad"])
-def test_dot_rows_needs_gradients_switched_on_by_its_caller(mode: str) -> None:
+def test_dot_rows_works_with_gradients_on_or_off(mode: str) -> None:
     values, indices, rows, dense = codes(1, 4, 6, 2, 3)
     hits = Hits.of(values, indices)
     expected = torch.gather(dense @ rows.T, 1, indices).flatten()

@@ -168,20 +168,22 @@ def fresh(job: Job, tmp_path: Path) -> Job:
 def killed_after(n: int) -> Any:
     calls = 0
 
-    def report(*_: Any) -> None:
+    def progress(*_: Any) -> None:
         nonlocal calls
         calls += 1
         if calls > n:
             raise KeyboardInterrupt
 
-    return report
+    return progress
 
 
 # --- the same bits, whatever is trained beside it ---------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["cache", "stream"])
-def test_an_sae_depends_on_what_is_trained_beside_it(job: Job, fresh: Job, stream: bool) -> None:
+def test_an_sae_does_not_depend_on_what_is_trained_beside_it(
+    job: Job, fresh: Job, stream: bool
+) -> None:
     steps = fresh.run("together", CELLS, stream=stream)
     # Two seeds of 10 steps, and 3 epochs of 7 at one site each, plus 10 frozen at one.
     assert steps == 2 * (2 * 10 + 21) + 10
@@ -190,7 +192,7 @@ def test_an_sae_depends_on_what_is_trained_beside_it(job: Job, fresh: Job, strea
     assert fresh.left("together") == []
 
 
-def test_a_gaussian_stream_gives_other_saes_than_its_cache(chain: Chain, tmp_path: Path) -> None:
+def test_a_gaussian_stream_gives_the_same_saes_as_its_cache(chain: Chain, tmp_path: Path) -> None:
     job = Job(tmp_path, chain, "gaussian")
     cells = [(SITES[1], "long", 0), (SITES[0], "topk", 3)]
     job.run("cache", cells)
@@ -199,7 +201,7 @@ def test_a_gaussian_stream_gives_other_saes_than_its_cache(chain: Chain, tmp_pat
         assert content(job.folder("stream", cell)) == content(job.folder("cache", cell))
 
 
-def test_a_stream_in_other_blocks_gives_an_sae_beyond_noise(job: Job, fresh: Job) -> None:
+def test_a_stream_in_other_blocks_gives_the_same_sae_within_noise(job: Job, fresh: Job) -> None:
     """Held-out explained variance, against what another seed changes."""
     cells = [(SITES[1], "many", seed) for seed in range(2)]
     sae = recipe(epochs=10, batch_tokens=64, seeds=(0, 1), evaluate_every_steps=100)
@@ -224,13 +226,13 @@ def test_a_stream_in_other_blocks_gives_an_sae_beyond_noise(job: Job, fresh: Job
 
 @pytest.mark.parametrize("stream", [False, True], ids=["cache", "stream"])
 @pytest.mark.parametrize("killed", [13, 47, 86])
-def test_a_killed_job_starts_anew_or_gives_other_saes(
+def test_a_killed_job_goes_on_and_gives_the_same_saes(
     job: Job, fresh: Job, killed: int, stream: bool
 ) -> None:
     """Its SAEs are at different steps, some finished, some not begun."""
     fitted = sum(TOKENS // 4096 + 1 for _, name, _ in CELLS if name in ("pca", "lookup"))
     with pytest.raises(KeyboardInterrupt):
-        fresh.run("killed", CELLS, stream=stream, report=killed_after(fitted + killed))
+        fresh.run("killed", CELLS, stream=stream, progress=killed_after(fitted + killed))
     assert not (fresh.root / "killed").exists()
     steps = fresh.run("killed", CELLS, stream=stream)
     # Each lost at most the steps since its checkpoint.
@@ -241,7 +243,7 @@ def test_a_killed_job_starts_anew_or_gives_other_saes(
     assert fresh.left("killed") == []
 
 
-def test_finished_saes_are_trained_again_beside_new_ones(
+def test_finished_saes_are_not_trained_again_beside_new_ones(
     job: Job, fresh: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = [cell for cell in CELLS if cell[1] != "long"]
@@ -259,7 +261,7 @@ def test_finished_saes_are_trained_again_beside_new_ones(
     assert content(fresh.folder("grown", CELLS[0])) == content(job.folder("alone", CELLS[0]))
 
 
-def test_two_saes_are_written_into_one_folder(fresh: Job) -> None:
+def test_one_folder_for_two_saes_is_refused(fresh: Job) -> None:
     params_of = [(SITES[0], "topk", 0), (SITES[0], "topk", 3)]
     with pytest.raises(UserError, match=r"--output: .* is one folder for several SAEs; write"):
         fresh.run("x/{site}", params_of, pattern="")
@@ -269,7 +271,7 @@ def test_two_saes_are_written_into_one_folder(fresh: Job) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["cache", "stream"])
-def test_an_sae_along_training_is_not_what_training_was_at_then(fresh: Job, stream: bool) -> None:
+def test_an_sae_along_training_is_what_training_was_at_then(fresh: Job, stream: bool) -> None:
     cell = (SITES[0], "along", 0)
     sae = recipe(checkpoints=(0.05, 0.34, 0.999), epochs=2)
     fresh.run("whole", [cell], {"along": sae}, stream=stream)
@@ -300,12 +302,12 @@ def test_an_sae_along_training_is_not_what_training_was_at_then(fresh: Job, stre
     for killed in (1, 8, 19):
         name = f"killed {killed}"
         with pytest.raises(KeyboardInterrupt):
-            fresh.run(name, [cell], {"along": sae}, stream=stream, report=killed_after(killed))
+            fresh.run(name, [cell], {"along": sae}, stream=stream, progress=killed_after(killed))
         fresh.run(name, [cell], {"along": sae}, stream=stream)
         assert content(fresh.folder(name, cell)) == content(folder)
 
 
-def test_a_lost_sae_along_training_is_not_made_again(fresh: Job) -> None:
+def test_a_lost_sae_along_training_is_made_again(fresh: Job) -> None:
     cell = (SITES[0], "along", 0)
     saes = {"along": recipe(checkpoints=(0.34,))}
     fresh.run("x", [cell], saes)
@@ -316,7 +318,7 @@ def test_a_lost_sae_along_training_is_not_made_again(fresh: Job) -> None:
     assert content(fresh.folder("x", cell)) == whole
     # It was lost between a kill and the resume: the checkpoint is past it.
     with pytest.raises(KeyboardInterrupt):
-        fresh.run("y", [cell], saes, report=killed_after(7))
+        fresh.run("y", [cell], saes, progress=killed_after(7))
     (lost,) = (fresh.root / "work/y").glob("*/checkpoints/0.34/cfg.json")
     lost.unlink()
     assert fresh.run("y", [cell], saes) == 10
@@ -327,12 +329,12 @@ def test_a_lost_sae_along_training_is_not_made_again(fresh: Job) -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 40, -1, None], ids=["length", "header", "data", "cut"])
-def test_a_damaged_checkpoint_is_resumed_or_gives_a_traceback(
+def test_a_damaged_checkpoint_gives_a_warning_and_a_new_start(
     job: Job, fresh: Job, offset: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = (SITES[0], "long", 0)
     with pytest.raises(KeyboardInterrupt):
-        fresh.run("x", [cell], report=killed_after(12))
+        fresh.run("x", [cell], progress=killed_after(12))
     (file,) = (fresh.root / "work/x").glob("*.safetensors")
     if offset is None:
         file.write_bytes(file.read_bytes()[:-100])
@@ -347,7 +349,7 @@ def test_a_damaged_checkpoint_is_resumed_or_gives_a_traceback(
     assert content(fresh.folder("x", cell)) == content(job.folder("alone", cell))
 
 
-def test_one_sae_that_diverges_takes_the_others_with_it(job: Job, fresh: Job) -> None:
+def test_one_sae_that_diverges_leaves_the_others_finished(job: Job, fresh: Job) -> None:
     wild = recipe(lr=1e38, grad_clip_norm=1e30, warmup_share=0.0, epochs=2)
     cells = [(SITES[0], "wild", 0), *CELLS]
     with pytest.raises(UserError, match=r"^config: saes\.wild: the loss is (nan|inf) at step \d+;"):
@@ -361,7 +363,7 @@ def test_one_sae_that_diverges_takes_the_others_with_it(job: Job, fresh: Job) ->
         assert content(fresh.folder("x", cell)) == content(job.folder("alone", cell)), cell
 
 
-def test_activations_that_are_not_finite_pass_for_a_diverged_loss(
+def test_activations_that_are_not_finite_are_named_as_the_cause(
     chain: Chain, tmp_path: Path
 ) -> None:
     """Of an earlier block than the batch ends in, too."""
@@ -390,7 +392,7 @@ def test_activations_that_are_not_finite_pass_for_a_diverged_loss(
         MemoryError(),
     ],
 )
-def test_running_out_of_memory_gives_a_traceback_or_loses_work(
+def test_running_out_of_memory_gives_advice_and_keeps_the_work(
     job: Job, fresh: Job, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     real = Trainer.train_step
@@ -417,7 +419,7 @@ def test_running_out_of_memory_gives_a_traceback_or_loses_work(
         assert content(fresh.folder("x", cell)) == content(job.folder("alone", cell))
 
 
-def test_another_error_passes_for_a_lack_of_memory(
+def test_another_error_does_not_pass_for_a_lack_of_memory(
     fresh: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: Trainer, x: Tensor) -> Any:
@@ -431,7 +433,7 @@ def test_another_error_passes_for_a_lack_of_memory(
 # --- before and along -------------------------------------------------------------------------
 
 
-def test_the_line_before_the_work_counts_something_else(
+def test_the_line_before_the_work_counts_what_is_done(
     fresh: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -444,7 +446,7 @@ def test_the_line_before_the_work_counts_something_else(
     assert sum("hours, from the time of the first block" in text for text in caplog.messages) == 1
 
 
-def test_more_than_one_block_is_in_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_one_block_is_in_memory(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[Any]] = []
     most = 0
 
@@ -465,7 +467,7 @@ def test_more_than_one_block_is_in_memory(job: Job, monkeypatch: pytest.MonkeyPa
     assert most == 0
 
 
-def test_blocks_read_in_the_background_come_in_another_order() -> None:
+def test_blocks_read_in_the_background_come_in_order() -> None:
     seen: list[int] = []
 
     def get(i: int) -> int:
@@ -485,7 +487,7 @@ def test_blocks_read_in_the_background_come_in_another_order() -> None:
         list(ahead(fails, range(2), in_background=True))
 
 
-def test_tokens_per_second_count_evaluation_or_other_saes(
+def test_tokens_per_second_leave_out_evaluation_and_other_saes(
     fresh: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a clock that runs one second per step of one SAE and a minute elsewhere."""

@@ -87,7 +87,7 @@ def autograd(
 @pytest.mark.parametrize(("n_dead", "auxk_k"), [(0, 4), (2, 4), (12, 4), (12, 1), (20, 2)])
 @pytest.mark.parametrize("coefficient", [0.0, 1 / 32, 2.0])
 @pytest.mark.parametrize(("multi", "k"), [(False, K), (True, K), (True, 6)])
-def test_gradients_differ_from_plain_autograd(
+def test_gradients_equal_plain_autograd(
     n_dead: int, auxk_k: int, coefficient: float, multi: bool, k: int
 ) -> None:
     sae, x = random_sae(), randn(TOKENS, D, seed=5) + 1.0
@@ -107,7 +107,7 @@ def test_gradients_differ_from_plain_autograd(
 
 @pytest.mark.parametrize("dictionary", ["frozen_decoder", "frozen_encoder"])
 @pytest.mark.parametrize("auxk_k", [1, 4])
-def test_gradients_of_the_rest_change_where_a_part_is_frozen(dictionary: str, auxk_k: int) -> None:
+def test_gradients_of_the_rest_stay_where_a_part_is_frozen(dictionary: str, auxk_k: int) -> None:
     sae, x = random_sae(), randn(TOKENS, D, seed=5)
     settings: dict[str, Any] = {
         "dead": torch.arange(WIDTH) < 12,
@@ -121,7 +121,7 @@ def test_gradients_of_the_rest_change_where_a_part_is_frozen(dictionary: str, au
         assert torch.equal(part[name], whole[name])
 
 
-def test_gradients_depend_on_the_number_of_threads() -> None:
+def test_gradients_do_not_depend_on_the_number_of_threads() -> None:
     sae = initialize(
         randn(4096, 32, seed=6, dtype=torch.float32),
         n_latents=1024,
@@ -187,7 +187,7 @@ print(bytes_of("VmHWM") - before)
         (32, 4096, {"k": 16, "batch_tokens": 8192, "auxk_coefficient": 0.0, "multi_topk": True}),
     ],
 )
-def test_a_step_takes_other_memory_than_its_formula_says(
+def test_a_step_takes_the_memory_that_its_formula_says(
     d: int, n: int, keys: dict[str, Any]
 ) -> None:
     """All pre-activations or a [tokens, k, d] tensor would be 64 MiB more at least."""
@@ -204,8 +204,8 @@ def test_a_step_takes_other_memory_than_its_formula_says(
     assert 0.75 * stated < int(done.stdout) < 1.1 * stated
 
 
-def test_auxk_gradient_never_reaches_the_encoder() -> None:
-    """sparsify 1.3.3: encoder gradient of AuxK exactly 0."""
+def test_auxk_gradient_reaches_the_encoder() -> None:
+    """In sparsify 1.3.3 the encoder's gradient of AuxK is exactly 0."""
     sae, x = random_sae(), randn(TOKENS, D, seed=5)
     sae.w_enc[:5] *= 1e-3  # these five never enter the top k
     sae.b_enc[:5] = 0.0
@@ -221,7 +221,7 @@ def test_auxk_gradient_never_reaches_the_encoder() -> None:
         torch.testing.assert_close(on[name][5:], off[name][5:], rtol=0, atol=0)
 
 
-def test_fired_counts_latents_whose_value_is_zero() -> None:
+def test_fired_leaves_out_latents_whose_value_is_zero() -> None:
     sae, x = random_sae(), randn(TOKENS, D, seed=6)
     sae.b_enc -= 1.5  # some of the top k are now negative
     _, losses = gradients(
@@ -234,7 +234,7 @@ def test_fired_counts_latents_whose_value_is_zero() -> None:
     assert not bool(losses.fired.all())
 
 
-def test_b_dec_is_subtracted_or_added_other_than_once() -> None:
+def test_b_dec_is_subtracted_once_and_added_once() -> None:
     sae = Autoencoder(
         "topk",
         w_enc=torch.tensor([[2.0, 0.0], [0.0, 3.0]]),
@@ -251,8 +251,8 @@ def test_b_dec_is_subtracted_or_added_other_than_once() -> None:
     assert sae.decode(values, indices).tolist() == [[12.5, 20.0], [10.0, 25.5]]
 
 
-def test_top_k_is_taken_over_a_block_of_latents() -> None:
-    """SAEDashboard: top k of each block of 128 latents."""
+def test_top_k_is_taken_over_all_latents() -> None:
+    """SAEDashboard takes the top k of each block of 128 latents."""
     width, k = 1000, 4
     winners = torch.tensor([0, 1, 499, 999])
     w_enc = torch.full((width, 1), 0.5)
@@ -263,21 +263,21 @@ def test_top_k_is_taken_over_a_block_of_latents() -> None:
     assert values.sum() == 14.0
 
 
-def test_the_geometric_median_of_collinear_points_is_not_their_median() -> None:
+def test_the_geometric_median_of_collinear_points_is_their_median() -> None:
     t = torch.tensor([0.0, 1.0, 2.0, 3.0, 14.5], dtype=torch.float64)
     direction = torch.tensor([0.6, 0.8], dtype=torch.float64)
     point = geometric_median(t[:, None] * direction, iterations=2000)
     torch.testing.assert_close(point, 2.0 * direction, rtol=1e-3, atol=1e-3)
 
 
-def test_the_geometric_median_is_stuck_where_the_mean_is_one_of_the_points() -> None:
+def test_the_geometric_median_is_found_where_the_mean_is_one_of_the_points() -> None:
     """Weiszfeld's step divides by a distance of 0 there."""
     t = torch.tensor([0.0, 1.0, 2.0, 3.0, 9.0])  # mean 3, median 2
     point = geometric_median(t[:, None] * torch.tensor([0.6, 0.8]), iterations=2000)
     assert float(point.norm()) == pytest.approx(2.0, abs=0.01)
 
 
-def test_the_geometric_median_is_not_the_minimum_of_the_sum_of_distances() -> None:
+def test_the_geometric_median_minimizes_the_sum_of_distances() -> None:
     x = randn(60, 4, seed=8)
     x[:10] += 20.0  # outliers that pull the mean
     point = geometric_median(x).numpy()
@@ -290,7 +290,7 @@ def test_the_geometric_median_is_not_the_minimum_of_the_sum_of_distances() -> No
     np.testing.assert_allclose(point, best.x, atol=1e-3)
 
 
-def test_initialization_is_not_the_best_multiple_of_its_decoder() -> None:
+def test_initialization_is_the_best_multiple_of_its_decoder() -> None:
     x = randn(200, D, seed=9, dtype=torch.float32) + 3.0
     sae = initialize(x, n_latents=WIDTH, k=K, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sae.w_dec.norm(dim=1), torch.ones(WIDTH))
@@ -307,7 +307,7 @@ def test_initialization_is_not_the_best_multiple_of_its_decoder() -> None:
     assert all(error(factor) > best for factor in (0.9, 0.99, 1.01, 1.1))
 
 
-def test_initialization_depends_on_more_than_its_generator_and_sample() -> None:
+def test_initialization_depends_only_on_its_generator_and_sample() -> None:
     x = randn(50, D, seed=9, dtype=torch.float32)
     torch.manual_seed(1)
     first = initialize(x, n_latents=WIDTH, k=K, generator=torch.Generator().manual_seed(3))

@@ -59,7 +59,7 @@ def trainer_on(x: Tensor, sae: Sae, n_steps: int = 100) -> Trainer:
 # --- schedule ---------------------------------------------------------------------------------
 
 
-def test_the_schedule_differs_from_its_closed_form() -> None:
+def test_the_schedule_follows_its_closed_form() -> None:
     sae = recipe(warmup_share=0.05, decay_share=0.3)
     factors = [schedule(step, 100, sae) for step in range(100)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -73,14 +73,14 @@ def test_the_schedule_differs_from_its_closed_form() -> None:
     warmup=st.floats(0, 0.99),
     decay=st.floats(0, 1),
 )
-def test_the_schedule_leaves_zero_to_one(n_steps: int, warmup: float, decay: float) -> None:
+def test_the_schedule_stays_between_zero_and_one(n_steps: int, warmup: float, decay: float) -> None:
     sae = recipe(warmup_share=warmup, decay_share=decay)
     factors = [schedule(step, n_steps, sae) for step in range(n_steps)]
     assert all(0 < factor <= 1 for factor in factors)
 
 
-def test_the_schedule_counts_something_other_than_optimizer_steps(tmp_path: Path) -> None:
-    """Schedules counted in micro-batches or tokens: the rate would end elsewhere."""
+def test_the_schedule_counts_optimizer_steps(tmp_path: Path) -> None:
+    """Counted in micro-batches or tokens, the rate would end elsewhere."""
     x, _ = planted(1000, 1)
     sae = recipe(batch_tokens=100, lr=1.0e-3, epochs=2, evaluate_every_steps=1, heldout_tokens=50)
     rows = history(run(tmp_path, x, sae))
@@ -90,7 +90,7 @@ def test_the_schedule_counts_something_other_than_optimizer_steps(tmp_path: Path
     assert [row["lr"] for row in rows] == pytest.approx(expected)
 
 
-def test_the_default_learning_rate_does_not_follow_the_rule_of_gao_et_al() -> None:
+def test_the_default_learning_rate_follows_the_rule_of_gao_et_al() -> None:
     assert learning_rate(recipe(lr=None, base_lr=2e-4), 2**14) == pytest.approx(2e-4)
     assert learning_rate(recipe(lr=None, base_lr=2e-4), 2**12) == pytest.approx(4e-4)
     assert learning_rate(recipe(lr=0.5), 2**12) == 0.5
@@ -99,7 +99,7 @@ def test_the_default_learning_rate_does_not_follow_the_rule_of_gao_et_al() -> No
 # --- one step ---------------------------------------------------------------------------------
 
 
-def test_decoder_rows_lose_their_unit_norm_or_are_pushed_along_themselves() -> None:
+def test_decoder_rows_keep_unit_norm_and_have_no_gradient_along_themselves() -> None:
     x, _ = planted(512, 2)
     trainer = trainer_on(x, recipe())
     for _ in range(5):
@@ -112,7 +112,7 @@ def test_decoder_rows_lose_their_unit_norm_or_are_pushed_along_themselves() -> N
         torch.testing.assert_close(trainer.sae.w_dec.norm(dim=1), torch.ones(64))
 
 
-def test_the_gradient_is_not_clipped_to_the_configured_norm() -> None:
+def test_the_gradient_is_clipped_to_the_configured_norm() -> None:
     x, _ = planted(512, 2)
     for limit, clipped in ((1e-3, True), (1e3, False)):
         trainer = trainer_on(x, recipe(grad_clip_norm=limit))
@@ -122,7 +122,7 @@ def test_the_gradient_is_not_clipped_to_the_configured_norm() -> None:
         assert norm == pytest.approx(limit, rel=1e-2) if clipped else norm < limit / 2
 
 
-def test_dead_latents_are_miscounted() -> None:
+def test_dead_latents_are_those_unfired_for_enough_tokens() -> None:
     x = torch.eye(4)[torch.tensor([0, 0, 1, 2] * 4)]
     rows = torch.cat([torch.eye(4), -torch.eye(4)])
     sae = Autoencoder("topk", rows.clone(), torch.zeros(8), rows.clone(), torch.zeros(4), k=1)
@@ -138,7 +138,7 @@ def test_dead_latents_are_miscounted() -> None:
 
 
 @pytest.mark.parametrize("seed", [3, 4])
-def test_auxk_leaves_dead_latents_dead(seed: int) -> None:
+def test_auxk_revives_dead_latents(seed: int) -> None:
     x, _ = planted(4096, seed)
     dead, loss = {}, {}
     for coefficient in (0.0, 1 / 32):
@@ -154,7 +154,7 @@ def test_auxk_leaves_dead_latents_dead(seed: int) -> None:
     assert loss[1 / 32] < loss[0.0] / 1.5
 
 
-def test_held_out_numbers_differ_from_their_definitions() -> None:
+def test_held_out_numbers_follow_their_definitions() -> None:
     x, _ = planted(300, 4)
     sae = trainer_on(x, recipe()).sae
     found = evaluate(sae, x)
@@ -203,7 +203,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_training_does_not_find_a_planted_dictionary(tmp_path: Path) -> None:
+def test_training_finds_a_planted_dictionary(tmp_path: Path) -> None:
     x, directions = planted(20_000, 5)
     sae = recipe(epochs=8, evaluate_every_steps=60, dead_after_tokens=5000)
     output = run(tmp_path, x, sae)
@@ -222,9 +222,7 @@ def test_training_does_not_find_a_planted_dictionary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("killed_at", [7, 13, 20])
-def test_a_resumed_training_differs_from_an_uninterrupted_one(
-    tmp_path: Path, killed_at: int
-) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_at: int) -> None:
     x, _ = planted(1500, 6)
     sae = recipe(
         batch_tokens=128,
@@ -240,11 +238,11 @@ def test_a_resumed_training_differs_from_an_uninterrupted_one(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, x, sae, output="resumed", report=kill)
+        run(tmp_path, x, sae, output="resumed", progress=kill)
     assert not (tmp_path / "resumed").exists()
     steps: list[int] = []
     torch.manual_seed(killed_at)  # the global generator is elsewhere in a new process
-    run(tmp_path, x, sae, output="resumed", report=lambda step, *_: steps.append(step))
+    run(tmp_path, x, sae, output="resumed", progress=lambda step, *_: steps.append(step))
     # Fails if resume is a no-op: the same bits could come from training all of it again.
     checkpoint = killed_at // 5 * 5
     assert steps == list(range(checkpoint + 1, 23))
@@ -256,7 +254,9 @@ def test_a_resumed_training_differs_from_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("within", ["a step", "a block"])
-def test_sigterm_loses_steps(tmp_path: Path, within: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_loses_no_steps(
+    tmp_path: Path, within: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Steps of 128 tokens on blocks of 500 and 1000: 3, 8, 11, 14, ... are made by their ends."""
     x, _ = planted(1500, 6)
     sae = recipe(batch_tokens=128, epochs=2, checkpoint_every_steps=5, evaluate_every_steps=4)
@@ -287,7 +287,7 @@ def test_sigterm_loses_steps(tmp_path: Path, within: str, monkeypatch: pytest.Mo
     assert not (tmp_path / "resumed").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     steps: list[int] = []
-    run(tmp_path, x, sae, output="resumed", report=lambda step, *_: steps.append(step))
+    run(tmp_path, x, sae, output="resumed", progress=lambda step, *_: steps.append(step))
     assert steps == list(range(last + 1, 23))
     for file in ("sae.safetensors", "cfg.json"):
         whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
@@ -295,15 +295,15 @@ def test_sigterm_loses_steps(tmp_path: Path, within: str, monkeypatch: pytest.Mo
     assert history(tmp_path / "resumed") == history(tmp_path / "whole")
 
 
-def test_sigterm_after_the_last_step_leaves_an_sae_unfinished(tmp_path: Path) -> None:
+def test_sigterm_after_the_last_step_leaves_a_finished_sae(tmp_path: Path) -> None:
     x, _ = planted(1500, 6)
     terminate = [lambda: os.kill(os.getpid(), signal.SIGTERM)]
     sae = recipe(batch_tokens=128)
-    run(tmp_path, x, sae, report=lambda step, steps, _: step == steps and terminate[0]())
+    run(tmp_path, x, sae, progress=lambda step, steps, _: step == steps and terminate[0]())
     load_sae(tmp_path / "sae/cfg.json")
 
 
-def test_a_missing_folder_of_checkpoints_ends_a_run(tmp_path: Path) -> None:
+def test_a_missing_folder_of_checkpoints_does_not_end_a_run(tmp_path: Path) -> None:
     x, _ = planted(1500, 6)
     sae = recipe(batch_tokens=128, checkpoint_every_steps=2)
 
@@ -311,13 +311,13 @@ def test_a_missing_folder_of_checkpoints_ends_a_run(tmp_path: Path) -> None:
         if step == 5:
             shutil.rmtree(tmp_path / "work")
 
-    run(tmp_path, x, sae, output="one", report=remove)
+    run(tmp_path, x, sae, output="one", progress=remove)
     run(tmp_path, x, sae, output="other")
     one, other = (tmp_path / name / "sae.safetensors" for name in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_checkpoint_of_other_params_is_resumed(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_params_is_not_resumed(tmp_path: Path) -> None:
     x, _ = planted(1500, 6)
     sae = recipe(batch_tokens=128, checkpoint_every_steps=5)
 
@@ -326,15 +326,15 @@ def test_a_checkpoint_of_other_params_is_resumed(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, x, sae, report=kill)
+        run(tmp_path, x, sae, progress=kill)
     assert len(list((tmp_path / "work").iterdir())) == 1
     steps: list[int] = []
     other = sae.model_copy(update={"lr": 5e-3})
-    run(tmp_path, x, other, report=lambda step, *_: steps.append(step))
+    run(tmp_path, x, other, progress=lambda step, *_: steps.append(step))
     assert steps[0] == 1
 
 
-def test_two_seeds_give_one_sae(tmp_path: Path) -> None:
+def test_two_seeds_give_two_saes(tmp_path: Path) -> None:
     x, _ = planted(1000, 7)
     outputs = [
         run(tmp_path, x, recipe(), output=f"s{name}", seed=seed)
@@ -345,7 +345,7 @@ def test_two_seeds_give_one_sae(tmp_path: Path) -> None:
     assert bits[0] != bits[2]
 
 
-def test_too_few_tokens_or_damaged_shards_are_trained_on(tmp_path: Path) -> None:
+def test_too_few_tokens_and_damaged_shards_are_refused(tmp_path: Path) -> None:
     x, _ = planted(300, 8)
     with pytest.raises(UserError, match=r"^config: saes\.topk\.batch_tokens: 301 is more than the"):
         run(tmp_path, x, recipe(batch_tokens=301))
@@ -356,7 +356,7 @@ def test_too_few_tokens_or_damaged_shards_are_trained_on(tmp_path: Path) -> None
     assert not (tmp_path / "sae").exists()
 
 
-def test_a_loss_that_is_not_finite_is_saved(tmp_path: Path) -> None:
+def test_an_sae_whose_loss_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     x, _ = planted(1000, 9)
     with pytest.raises(UserError, match=r"config: saes\.topk: the loss is (nan|inf) at step"):
         run(tmp_path, x, recipe(batch_tokens=100, lr=1e38, grad_clip_norm=1e30, warmup_share=0.0))

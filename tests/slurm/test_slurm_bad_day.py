@@ -15,7 +15,7 @@ from nullsae import paths, tables
 pytestmark = pytest.mark.slurm
 
 
-def test_tables_differ_from_those_of_a_run_without_slurm(bad_day: BadDay, local: Study) -> None:
+def test_tables_equal_those_of_a_run_without_slurm(bad_day: BadDay, local: Study) -> None:
     names = [paths.TABLE.format(table=table) for table in tables.AGGREGATED]
     names += [cell(paths.SAE_WEIGHTS, variant=v) for v in ("trained", "rerandomized")]
     differing = [
@@ -26,7 +26,7 @@ def test_tables_differ_from_those_of_a_run_without_slurm(bad_day: BadDay, local:
     assert differing == []
 
 
-def test_jobs_share_a_gpu_or_run_where_they_do_not_belong(bad_day: BadDay) -> None:
+def test_jobs_share_no_gpu_and_run_where_they_belong(bad_day: BadDay) -> None:
     ended = bad_day.study.ended()
     spans = []
     for begun in bad_day.study.started():
@@ -58,7 +58,7 @@ def asked(bad_day: BadDay, verb: str, holds: str = "") -> list[tuple[str, int, i
     return [(e.state, e.megabytes, e.limit_minutes) for e in ended]
 
 
-def test_a_job_starved_of_memory_fails_again(bad_day: BadDay) -> None:
+def test_a_job_starved_of_memory_succeeds_with_more(bad_day: BadDay) -> None:
     """Of the first run, which says the memory; the second run's is the rule's own, and not what
     the profile gives to rules that ask for nothing.
     """
@@ -69,14 +69,14 @@ def test_a_job_starved_of_memory_fails_again(bad_day: BadDay) -> None:
     ]
 
 
-def test_a_further_attempt_asks_for_no_more_or_for_more_than_the_cap(bad_day: BadDay) -> None:
+def test_a_further_attempt_asks_for_more_up_to_the_cap(bad_day: BadDay) -> None:
     assert asked(bad_day, "train_sae", "variant=trained/") == [
         ("TIMEOUT", 8_000, 1),
         ("COMPLETED", MAX_MEGABYTES, 60),
     ]
 
 
-def test_what_scancel_ended_starts_anew_or_says_nothing(bad_day: BadDay) -> None:
+def test_what_scancel_ended_says_so_and_resumes(bad_day: BadDay) -> None:
     said = re.search(
         rf"stopped by SIGTERM at step (\d+) of {SUBJECT_STEPS}; run again",
         bad_day.logs["train_subject, cancelled"],
@@ -87,26 +87,26 @@ def test_what_scancel_ended_starts_anew_or_says_nothing(bad_day: BadDay) -> None
     assert 0 < int(said[1]) < SUBJECT_STEPS
 
 
-def test_what_its_time_limit_ended_starts_anew_or_says_nothing(bad_day: BadDay) -> None:
+def test_what_its_time_limit_ended_says_so_and_resumes(bad_day: BadDay) -> None:
     said = re.search(rf"stopped by SIGTERM at step (\d+) of {SAE_STEPS};", bad_day.second_log)
     assert said is not None
     log = bad_day.study.folder / paths.LOG.format(rule="train_sae", keys=cell(paths.CELL_KEYS))
     assert f"resumed at step {said[1]} of {SAE_STEPS}" in log.read_text()
 
 
-def test_jobs_of_a_node_that_went_down_are_lost(bad_day: BadDay) -> None:
+def test_jobs_of_a_node_that_went_down_are_started_again(bad_day: BadDay) -> None:
     for begun in bad_day.interrupted:
         again = [s for s in bad_day.study.started(begun.verb, since=begun.at) if s.job == begun.job]
         assert len(again) == 2, "SLURM did not start it again"
         assert again[0].line == again[1].line
 
 
-def test_a_second_run_in_one_folder_begins(bad_day: BadDay) -> None:
+def test_a_second_run_in_one_folder_is_refused(bad_day: BadDay) -> None:
     assert "Directory cannot be locked" in bad_day.beside
     assert "snakemake --unlock" in bad_day.beside or "--unlock" in bad_day.beside
 
 
-def test_jobs_are_left_behind(bad_day: BadDay) -> None:
+def test_no_jobs_are_left_behind(bad_day: BadDay) -> None:
     assert bad_day.left_in_queue == []
     here = str(bad_day.study.folder)
     alive = [p for p in psutil.process_iter(["cwd", "name"]) if p.info["cwd"] == here]

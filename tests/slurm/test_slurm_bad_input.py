@@ -36,14 +36,14 @@ def check(study: SlurmStudy) -> tuple[int, list[str]]:
     return found.returncode, found.stdout.splitlines()
 
 
-def test_a_profile_that_fits_is_refused(study: SlurmStudy) -> None:
+def test_a_profile_that_fits_passes(study: SlurmStudy) -> None:
     assert check(study) == (
         0,
         ["main: 2,880 minutes, 64,000 MB", "gpu: 1,440 minutes, 64,000 MB, GPUs"],
     )
 
 
-def test_an_unknown_partition_gets_more_than_a_line(study: SlurmStudy, local: Study) -> None:
+def test_an_unknown_partition_gets_one_line(study: SlurmStudy, local: Study) -> None:
     file = edit(study, "partitions.yaml", partitions={"nowhere": {}, "gpu": {"max_gpu": 1}})
     code, lines = check(study)
     assert code == 2
@@ -61,7 +61,7 @@ def test_an_unknown_partition_gets_more_than_a_line(study: SlurmStudy, local: St
         assert (study.folder / name).read_bytes() == (local.folder / name).read_bytes()
 
 
-def test_a_gpu_where_there_is_none_gets_more_than_a_line(study: SlurmStudy) -> None:
+def test_a_gpu_where_there_is_none_gets_one_line(study: SlurmStudy) -> None:
     file = edit(study, "partitions.yaml", partitions={"main": {"max_gpu": 2}})
     code, lines = check(study)
     assert code == 2
@@ -75,7 +75,7 @@ def test_a_gpu_where_there_is_none_gets_more_than_a_line(study: SlurmStudy) -> N
     assert study.started() == []
 
 
-def test_what_would_wait_for_ever_is_not_named(study: SlurmStudy) -> None:
+def test_what_would_wait_for_ever_is_named(study: SlurmStudy) -> None:
     limits = {"mem_mb": 1000, "max_mem_mb": 100_000, "max_runtime": 2_000}
     file = edit(
         study, "profile.yaml", **{"slurm-status-command": None, "default-resources": limits}
@@ -94,7 +94,7 @@ def test_what_would_wait_for_ever_is_not_named(study: SlurmStudy) -> None:
     ]
 
 
-def test_a_queue_that_forgets_too_soon_is_not_named(study: SlurmStudy) -> None:
+def test_a_queue_that_forgets_too_soon_is_named(study: SlurmStudy) -> None:
     file = edit(study, "profile.yaml", **{"slurm-init-seconds-before-status-checks": 2_000})
     code, lines = check(study)
     assert code == 2

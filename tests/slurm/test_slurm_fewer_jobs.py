@@ -32,7 +32,7 @@ def differing(study: Study, local: Study) -> list[str]:
     ]
 
 
-def test_array_jobs_give_other_scores(study: SlurmStudy, local: Study) -> None:
+def test_array_jobs_give_the_same_scores(study: SlurmStudy, local: Study) -> None:
     said = study.make("--forcerun", AGAIN[0], "--slurm-array-jobs", "all", "--", *SCORES)
     # The two that nothing has to wait for. Whether later ones are ready at once, the clock decides.
     assert re.search(r"Submitted array job with .*task IDs are 1-2\.", said)
@@ -43,7 +43,7 @@ def test_array_jobs_give_other_scores(study: SlurmStudy, local: Study) -> None:
     assert differing(study, local) == []
 
 
-def test_jobs_of_a_group_give_other_scores_or_share_a_gpu(study: SlurmStudy, local: Study) -> None:
+def test_jobs_of_a_group_give_the_same_scores_on_one_gpu(study: SlurmStudy, local: Study) -> None:
     groups = [f"{rule}=cell" for rule in AGAIN]
     said = study.make(
         *("--forcerun", AGAIN[0], "--groups", *groups, "--group-components", "cell=2"),

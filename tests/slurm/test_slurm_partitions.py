@@ -22,7 +22,7 @@ PARTITIONS = Path(__file__).parents[2] / "profiles/slurm/partitions.yaml"
         ({"mem_mb": 256_000, "runtime": 10_080}, "main"),
     ],
 )
-def test_a_job_goes_where_it_does_not_belong(asked: dict[str, Any], partition: str) -> None:
+def test_a_job_goes_where_it_belongs(asked: dict[str, Any], partition: str) -> None:
     partitions = pytest.importorskip("snakemake_executor_plugin_slurm.partitions")
     job = SimpleNamespace(name="job", threads=4, resources=asked)
     known = partitions.read_partition_file(PARTITIONS)

@@ -84,7 +84,7 @@ def test_the_correction_moves_the_interval_to_the_long_tail() -> None:
     assert mirrored == pytest.approx([-x for x in skewed.interval(0, 0.95)[::-1]], rel=1e-12)
 
 
-def test_hall_is_skewness_free_for_the_mean_of_an_exponential() -> None:
+def test_halls_transform_evens_the_tails_for_the_mean_of_an_exponential() -> None:
     """The two tails of Student's t miss 0.9% and 5.4% here; the transformed ones 1.9% and 3.3%."""
     rng = np.random.default_rng(3)
     n, trials = 50, 4000

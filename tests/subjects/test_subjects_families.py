@@ -120,14 +120,14 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @torch.inference_mode()
-def test_a_saved_subject_comes_back_with_other_logits(family: Family) -> None:
+def test_a_saved_subject_comes_back_with_the_same_logits(family: Family) -> None:
     assert torch.equal(family_model(family.name)(IDS).logits, family.logits)
     assert torch.equal(family.subject.logits(IDS, **WHERE), family.logits)
     recipe = family.subject.recipe
     assert (recipe["n_layers"], recipe["d_model"], recipe["vocab_size"]) == (3, D_MODEL, VOCAB)
 
 
-def test_a_block_reads_or_writes_another_tensor_than_its_hidden_states(family: Family) -> None:
+def test_a_block_reads_and_writes_its_hidden_states(family: Family) -> None:
     for layer in range(N_LAYERS):
         assert torch.equal(family.found[f"resid_pre.{layer}"], family.hidden[layer])
     for layer in range(LAST):
@@ -135,7 +135,7 @@ def test_a_block_reads_or_writes_another_tensor_than_its_hidden_states(family: F
 
 
 @torch.inference_mode()
-def test_the_last_block_is_read_behind_the_final_norm(family: Family) -> None:
+def test_the_last_block_is_read_before_the_final_norm(family: Family) -> None:
     last = family.found[f"resid_post.{LAST}"]
     if last.shape == family.hidden[-1].shape:
         assert not torch.allclose(last, family.hidden[-1])
@@ -143,7 +143,7 @@ def test_the_last_block_is_read_behind_the_final_norm(family: Family) -> None:
 
 
 @torch.inference_mode()
-def test_attention_or_mlp_add_something_else_than_by_hand(family: Family) -> None:
+def test_attention_and_mlp_add_the_same_as_by_hand(family: Family) -> None:
     for layer in range(N_LAYERS):
         x = family.found[f"resid_pre.{layer}"]
         attention = family.attention(layer, x)
@@ -155,7 +155,7 @@ def test_attention_or_mlp_add_something_else_than_by_hand(family: Family) -> Non
 
 
 @torch.inference_mode()
-def test_embeddings_come_with_positions_or_without_their_scale(family: Family) -> None:
+def test_embeddings_come_without_positions_and_with_their_scale(family: Family) -> None:
     expected = family.subject.model.get_input_embeddings()(IDS)
     assert torch.equal(family.found["embed"], expected)
     if family.name.startswith(("llama", "gpt_neox", "qwen3", "mistral", "gemma3")):
@@ -166,7 +166,7 @@ def test_embeddings_come_with_positions_or_without_their_scale(family: Family) -
         )
 
 
-def test_a_site_has_another_width_than_it_says(family: Family) -> None:
+def test_a_site_has_the_width_that_it_says(family: Family) -> None:
     for site in SITES:
         assert family.found[site].shape == (2, 12, family.subject.width(site)), site
     narrow = family.name == "opt_projected"
@@ -174,14 +174,14 @@ def test_a_site_has_another_width_than_it_says(family: Family) -> None:
     assert family.subject.width("attn_out.0") == D_MODEL
 
 
-def test_the_parts_of_a_block_do_not_add_up_to_its_output(family: Family) -> None:
+def test_the_parts_of_a_block_add_up_to_its_output(family: Family) -> None:
     check_sites_add_up(family.subject, SITES, where="here")
     for layer in range(N_LAYERS):
         before, attention, mlp, after = (family.found[f"{kind}.{layer}"] for kind in KINDS)
         torch.testing.assert_close(before + attention + mlp, after)
 
 
-def test_splicing_a_site_into_itself_changes_the_logits(family: Family) -> None:
+def test_splicing_a_site_into_itself_keeps_the_logits(family: Family) -> None:
     for site in SITES:
         seen: list[Tensor] = []
 
@@ -196,7 +196,7 @@ def test_splicing_a_site_into_itself_changes_the_logits(family: Family) -> None:
 
 
 @torch.inference_mode()
-def test_a_part_spliced_to_zero_still_adds_something(family: Family) -> None:
+def test_a_part_spliced_to_zero_adds_nothing(family: Family) -> None:
     x = family.found[f"resid_pre.{LAST}"]
     attention = family.attention(LAST, x)
     none = torch.zeros_like(x)
@@ -212,7 +212,7 @@ def test_a_part_spliced_to_zero_still_adds_something(family: Family) -> None:
         assert not torch.allclose(logits, family.logits), site
 
 
-def test_replacing_a_blocks_input_is_not_replacing_what_the_one_before_puts_out(
+def test_replacing_a_blocks_input_replaces_the_output_of_the_one_before(
     family: Family,
 ) -> None:
     def shifted(x: Tensor) -> Tensor:
@@ -225,14 +225,14 @@ def test_replacing_a_blocks_input_is_not_replacing_what_the_one_before_puts_out(
 
 
 @torch.inference_mode()
-def test_embeddings_spliced_to_zero_still_carry_the_tokens(family: Family) -> None:
+def test_embeddings_spliced_to_zero_carry_no_tokens(family: Family) -> None:
     logits = family.subject.logits(IDS, **WHERE, site="embed", replace=torch.zeros_like)
     zeros = torch.zeros(2, 12, family.subject.width("embed"))
     expected = family.subject.model(inputs_embeds=zeros, use_cache=False).logits
     assert torch.equal(logits, expected)
 
 
-def test_the_pass_goes_on_after_what_is_wanted(family: Family) -> None:
+def test_the_pass_stops_after_what_is_wanted(family: Family) -> None:
     calls = dict.fromkeys(range(N_LAYERS), 0)
     handles = []
     for layer in calls:
@@ -249,7 +249,7 @@ def test_the_pass_goes_on_after_what_is_wanted(family: Family) -> None:
     assert calls == {0: 1, 1: 0, 2: 0}
 
 
-def test_a_family_in_bfloat16_is_not_what_it_was_in_float32(tmp_path: Path) -> None:
+def test_a_family_in_bfloat16_is_close_to_itself_in_float32(tmp_path: Path) -> None:
     for name in ("gpt_neox", "gemma3", "opt"):
         subject = through_disk(name, tmp_path / name, dtype="bfloat16")
         assert subject.recipe["dtype"] == "bfloat16"
@@ -264,7 +264,7 @@ def test_a_family_in_bfloat16_is_not_what_it_was_in_float32(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", FURTHER)
-def test_a_family_without_a_test_of_its_own_is_read_wrongly(name: str, tmp_path: Path) -> None:
+def test_a_family_without_a_test_of_its_own_is_read_rightly(name: str, tmp_path: Path) -> None:
     """Fused projections, norms behind parts, additions in place, parts that add by themselves."""
     subject = through_disk(name, tmp_path)
     with torch.inference_mode():
@@ -282,7 +282,7 @@ def test_a_family_without_a_test_of_its_own_is_read_wrongly(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["granite", "opt_post_norm"])
-def test_a_block_that_scales_what_it_adds_is_taken_to_add_it(name: str, tmp_path: Path) -> None:
+def test_parts_of_a_block_that_scales_what_it_adds_are_refused(name: str, tmp_path: Path) -> None:
     subject = through_disk(name, tmp_path)
     family = name.split("_")[0]
     check_sites_add_up(subject, ("embed", "resid_pre.1", "resid_post.2"), where="here")
@@ -296,7 +296,7 @@ def test_a_block_that_scales_what_it_adds_is_taken_to_add_it(name: str, tmp_path
         )
 
 
-def test_a_model_without_attention_gives_a_traceback() -> None:
+def test_attention_of_a_model_without_it_is_refused() -> None:
     subject = Subject(family_model("mamba"), {"vocab_size": VOCAB}, CPU)
     with pytest.raises(UserError) as caught:
         subject.activations(IDS, **WHERE, sites=("attn_out.0",))
@@ -307,7 +307,7 @@ def test_a_model_without_attention_gives_a_traceback() -> None:
     )
 
 
-def test_blocks_are_taken_from_the_vision_tower() -> None:
+def test_blocks_are_not_taken_from_the_vision_tower() -> None:
     """Multimodal models nest the config of their language model, and its blocks."""
     text = {k: v for k, v in SHAPE.items() if k not in ENDS}
     vision = {
@@ -337,7 +337,7 @@ def test_blocks_are_taken_from_the_vision_tower() -> None:
     check_sites_add_up(subject, SITES, where="here")
 
 
-def test_an_inner_list_of_the_same_length_is_taken_for_the_blocks() -> None:
+def test_an_inner_list_of_the_same_length_is_not_taken_for_the_blocks() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -353,7 +353,7 @@ def test_an_inner_list_of_the_same_length_is_taken_for_the_blocks() -> None:
     assert find_blocks(model) is model.blocks
 
 
-def test_an_unsupported_model_gives_a_traceback() -> None:
+def test_an_unsupported_model_is_refused() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()

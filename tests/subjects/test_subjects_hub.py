@@ -75,7 +75,7 @@ def same(model: Any, other: Any) -> bool:
 
 
 @pytest.mark.usefixtures("offline")
-def test_step0_is_another_revision_than_configured() -> None:
+def test_step0_is_the_revision_configured() -> None:
     pair = source(step0_revision="step0")
     assert same(fetch(pair), pythia("trained"))
     assert same(fetch(pair, variant="step0"), pythia("step0"))
@@ -84,13 +84,13 @@ def test_step0_is_another_revision_than_configured() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_subject_of_the_hub_is_in_another_dtype_than_configured() -> None:
+def test_a_subject_of_the_hub_is_in_the_dtype_configured() -> None:
     for dtype in ("bfloat16", "float16"):
         model = fetch(source(dtype=dtype))
         assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
 
 
-def test_the_environment_that_users_set_is_not_obeyed_or_a_parse_loads_torch(cache: Path) -> None:
+def test_the_environment_that_users_set_is_obeyed_and_a_parse_loads_no_torch(cache: Path) -> None:
     """Offline by HF_HUB_OFFLINE and HF_HUB_CACHE alone; each Snakemake job parses the config."""
     program = f"""
 import sys
@@ -122,7 +122,7 @@ def refusal(given: PretrainedSource, *, variant: str = "trained") -> str:
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_revision_that_is_not_there_gives_a_traceback(cache: Path) -> None:
+def test_a_revision_that_is_not_there_is_refused(cache: Path) -> None:
     ends = f"is not in the hub's cache ({cache}), and HF_HUB_OFFLINE is set; unset it, or "
     said = refusal(source(step0_revision="step9"), variant="step0")
     key = "config: subjects.*.source"
@@ -136,14 +136,14 @@ def test_a_revision_that_is_not_there_gives_a_traceback(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_pickled_weights_of_the_hub_are_unpickled() -> None:
+def test_pickled_weights_of_the_hub_are_refused() -> None:
     said = refusal(source(revision="pickled"))
     assert said.startswith(f"subject {PYTHIA!r} at revision pickled: cannot be loaded: there are ")
     assert "no safetensors in the cache of the hub, and weights in other formats are not" in said
 
 
 @pytest.mark.usefixtures("offline")
-def test_the_size_of_a_subject_needs_the_hub_though_it_is_cached() -> None:
+def test_the_size_of_a_cached_subject_needs_no_hub() -> None:
     assert subject_shape(source(), where="here", fetch=False) == Shape()
     assert subject_shape(source(), where="here", fetch=True) == Shape(N_LAYERS, 16)
     assert subject_shape(source(revision=STEP0), where="here", fetch=True) == Shape(N_LAYERS, 16)
@@ -207,7 +207,7 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.M
     server.server_close()
 
 
-def test_the_hub_is_not_asked_for_what_is_not_cached(
+def test_the_hub_is_asked_for_what_is_not_cached(
     online: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = source(path="someone/online")
@@ -222,7 +222,7 @@ def test_the_hub_is_not_asked_for_what_is_not_cached(
 
 
 @pytest.mark.usefixtures("online")
-def test_a_step0_that_the_hub_does_not_have_is_reported_as_a_wrong_path() -> None:
+def test_a_step0_that_the_hub_does_not_have_is_reported_as_its_own_key() -> None:
     said = refusal(source(path="someone/online", step0_revision="step9"), variant="step0")
     assert said == (
         "config: subjects.*.source.step0_revision: the model 'someone/online' has no revision "
@@ -230,7 +230,7 @@ def test_a_step0_that_the_hub_does_not_have_is_reported_as_a_wrong_path() -> Non
     )
 
 
-def test_a_hub_that_cannot_be_reached_costs_a_minute(online: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_costs_a_few_seconds(online: pytest.MonkeyPatch) -> None:
     online.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
     began = time.monotonic()
     with pytest.raises(UserError, match="neither from the hub nor from its cache"):

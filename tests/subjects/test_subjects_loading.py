@@ -47,7 +47,7 @@ def embeddings(subject: Subject, ids: Tensor, contexts: list[int], split: str = 
 
 
 @pytest.mark.parametrize("damage", ["flipped", "deleted"])
-def test_a_damaged_subject_is_loaded(chain: Chain, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_subject_is_refused(chain: Chain, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(chain.recipe.parent, folder)
     weights = folder / "model.safetensors"
@@ -73,11 +73,11 @@ def local(folder: Path, **keys: Any) -> PretrainedSource:
     return PretrainedSource(kind="pretrained", path=str(folder), **keys)
 
 
-def test_a_folder_that_holds_no_model_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     assert refusal(local(tmp_path)).startswith(f"subject '{tmp_path}': cannot be loaded: ")
 
 
-def test_pickled_weights_are_unpickled(tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
@@ -87,7 +87,7 @@ def test_pickled_weights_are_unpickled(tmp_path: Path) -> None:
     )
 
 
-def test_weights_that_are_missing_are_drawn_at_random(tmp_path: Path) -> None:
+def test_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
@@ -110,7 +110,7 @@ class OwnModel(GPT2LMHeadModel):
 """
 
 
-def test_code_of_a_model_runs_unasked_or_unchecked(
+def test_code_of_a_model_runs_only_when_asked_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = str(tmp_path / "modules")
@@ -152,7 +152,7 @@ def mapped(file: Path) -> range:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc/self/maps")
-def test_weights_are_copied_into_memory_or_writing_to_them_changes_the_file(
+def test_weights_are_mapped_and_writing_to_them_keeps_the_file(
     chain: Chain, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -173,7 +173,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return file, write_tiny_gguf(file)
 
 
-def test_a_gguf_file_becomes_another_model_or_one_that_cannot_be_saved(
+def test_a_gguf_file_becomes_the_same_model_and_can_be_saved(
     gguf: tuple[Path, Any], tmp_path: Path
 ) -> None:
     file, model = gguf
@@ -191,7 +191,7 @@ def test_a_gguf_file_becomes_another_model_or_one_that_cannot_be_saved(
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
 
-def test_a_gguf_file_that_cannot_be_read_gives_a_traceback(
+def test_a_gguf_file_that_cannot_be_read_is_refused(
     gguf: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, _ = gguf
@@ -212,7 +212,7 @@ def test_a_gguf_file_that_cannot_be_read_gives_a_traceback(
     )
 
 
-def test_a_device_map_stops_a_subject_on_a_machine_without_a_gpu(
+def test_a_device_map_is_passed_over_on_a_machine_without_a_gpu(
     chain: Chain, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = json.loads(chain.recipe.read_text())
@@ -224,7 +224,7 @@ def test_a_device_map_stops_a_subject_on_a_machine_without_a_gpu(
 
 
 @pytest.mark.parametrize("how", ["auto", "balanced", "sequential"])
-def test_a_block_is_split_over_gpus_or_one_gpu_stays_empty(
+def test_every_gpu_gets_blocks_and_every_block_stays_whole(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where Accelerate would put each module, on a machine with two GPUs that are made up."""
@@ -250,7 +250,7 @@ def test_a_block_is_split_over_gpus_or_one_gpu_stays_empty(
     )
 
 
-def test_the_hooks_of_accelerate_and_of_the_sites_do_not_get_along() -> None:
+def test_the_hooks_of_accelerate_and_of_the_sites_get_along() -> None:
     """As it is with a `device_map`: Accelerate moves what enters each module."""
     import accelerate
 
@@ -275,7 +275,7 @@ def test_the_hooks_of_accelerate_and_of_the_sites_do_not_get_along() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU")
 @pytest.mark.parametrize("how", [None, "auto", "sequential"])
-def test_a_subject_on_gpus_is_another_than_on_the_cpu(chain: Chain, how: str | None) -> None:
+def test_a_subject_on_gpus_is_the_same_as_on_the_cpu(chain: Chain, how: str | None) -> None:
     recipe = json.loads(chain.recipe.read_text())
     recipe["source"]["device_map"] = how
     gpu = torch.device("cuda")
@@ -289,7 +289,7 @@ def test_a_subject_on_gpus_is_another_than_on_the_cpu(chain: Chain, how: str | N
         torch.testing.assert_close(found[site].cpu(), expected[site], rtol=1e-4, atol=1e-4)
 
 
-def test_the_embeddings_that_are_shown_are_not_those_that_the_subject_sees(
+def test_the_embeddings_that_are_shown_are_those_that_the_subject_sees(
     noisy: Subject, ids: Tensor
 ) -> None:
     contexts = list(range(len(ids)))
@@ -300,7 +300,7 @@ def test_the_embeddings_that_are_shown_are_not_those_that_the_subject_sees(
     assert torch.equal(zero[0], zero[1]), "the noise is added after the splice"
 
 
-def test_noise_depends_on_the_batch(noisy: Subject, ids: Tensor) -> None:
+def test_noise_does_not_depend_on_the_batch(noisy: Subject, ids: Tensor) -> None:
     together = embeddings(noisy, ids, [0, 1, 2, 3, 4, 5])
     for context in range(6):
         alone = embeddings(noisy, ids[context : context + 1], [context])
@@ -309,7 +309,7 @@ def test_noise_depends_on_the_batch(noisy: Subject, ids: Tensor) -> None:
     assert torch.equal(swapped, together[[4, 1]])
 
 
-def test_noise_repeats_between_contexts_draws_splits_or_seeds(noisy: Subject, ids: Tensor) -> None:
+def test_noise_differs_between_contexts_draws_splits_and_seeds(noisy: Subject, ids: Tensor) -> None:
     contexts = [0, 1]
     base = embeddings(noisy, ids[:2], contexts)
     assert not torch.equal(base[0], base[1])
@@ -324,19 +324,19 @@ def test_noise_repeats_between_contexts_draws_splits_or_seeds(noisy: Subject, id
     assert torch.equal(embeddings(noisy, ids[[3, 2]], contexts), base)
 
 
-def test_noise_has_another_scale_than_configured(noisy: Subject, ids: Tensor) -> None:
+def test_noise_has_the_scale_configured(noisy: Subject, ids: Tensor) -> None:
     many = embeddings(noisy, ids.repeat(10, 1), list(range(60))).double()
     n = many.numel()
     assert abs(float(many.mean())) < 6 * 0.5 / n**0.5
     assert float(many.var()) == pytest.approx(0.25, abs=6 * 0.25 * (2 / n) ** 0.5)
 
 
-def test_contexts_that_do_not_match_the_batch_are_accepted(noisy: Subject, ids: Tensor) -> None:
+def test_contexts_that_do_not_match_the_batch_are_refused(noisy: Subject, ids: Tensor) -> None:
     with pytest.raises(ValueError, match="1 context indices for 6 contexts"):
         noisy.logits(ids, split="eval", contexts=[0])
 
 
-def test_the_heldout_loss_differs_from_cross_entropy_by_hand(chain: Chain) -> None:
+def test_the_heldout_loss_equals_cross_entropy_by_hand(chain: Chain) -> None:
     subject = load_subject(chain.recipe, CPU)
     tokens = load_tokens(chain.eval_tokens)
     loss, n = heldout_loss(subject, tokens)
@@ -352,7 +352,7 @@ def test_the_heldout_loss_differs_from_cross_entropy_by_hand(chain: Chain) -> No
     assert loss == pytest.approx(total / n, rel=1e-6)
 
 
-def test_a_loss_that_is_not_finite_is_written(chain: Chain) -> None:
+def test_a_loss_that_is_not_finite_is_refused(chain: Chain) -> None:
     subject = load_subject(chain.recipe, CPU)
     subject.model.get_output_embeddings().weight.fill_(float("inf"))
     tokens = load_tokens(chain.eval_tokens)
@@ -361,7 +361,7 @@ def test_a_loss_that_is_not_finite_is_written(chain: Chain) -> None:
         heldout_loss(subject, few)
 
 
-def test_cuda_is_promised_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == CPU
     with pytest.raises(UserError, match=r"config: compute.device: 'cuda:1', but no CUDA device"):

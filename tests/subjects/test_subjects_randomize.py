@@ -177,7 +177,7 @@ def redrawn(tensor: Tensor, name: str = "w", purpose: str = "rerandomize", **key
 
 @given(mean=st.floats(-5, 5), std=st.floats(0.01, 10), draw=st.integers(0, 10**6))
 @few(25)
-def test_moments_leave_six_standard_errors(mean: float, std: float, draw: int) -> None:
+def test_moments_stay_within_six_standard_errors(mean: float, std: float, draw: int) -> None:
     original = torch.rand(64, 64, generator=torch.Generator().manual_seed(draw)) * std + mean
     new = redrawn(original, draw=draw).double()
     n, variance = original.numel(), float(original.double().var(correction=0))
@@ -187,7 +187,7 @@ def test_moments_leave_six_standard_errors(mean: float, std: float, draw: int) -
 
 @given(case=CASES)
 @few(12)
-def test_rerandomized_weights_keep_more_than_two_moments(case: Case) -> None:
+def test_rerandomized_weights_keep_two_moments_and_nothing_else(case: Case) -> None:
     before, after, changes = case.run("rerandomized")
     assert set(changes.values()) == {REDRAWN}
     for name in changes:
@@ -205,7 +205,7 @@ def test_rerandomized_weights_keep_more_than_two_moments(case: Case) -> None:
 
 @given(case=CASES)
 @few(12)
-def test_permuted_weights_lose_an_entry_or_keep_their_spectrum(case: Case) -> None:
+def test_permuted_weights_keep_their_entries_and_lose_their_spectrum(case: Case) -> None:
     before, after, changes = case.run("permuted_weights")
     for name in changes:
         old, new = before[name], after[name]
@@ -217,7 +217,7 @@ def test_permuted_weights_lose_an_entry_or_keep_their_spectrum(case: Case) -> No
 
 @given(case=CASES)
 @few(12)
-def test_matched_spectra_differ_or_keep_entries(case: Case) -> None:
+def test_matched_weights_keep_their_spectrum_and_lose_their_entries(case: Case) -> None:
     before, after, changes = case.run("spectrum_matched")
     for name, change in changes.items():
         old, new = before[name], after[name]
@@ -235,9 +235,7 @@ def test_matched_spectra_differ_or_keep_entries(case: Case) -> None:
 
 @given(case=CASES, first=st.integers(0, N_LAYERS - 1))
 @few(12)
-def test_the_cascade_reaches_below_its_first_block_or_outside_the_blocks(
-    case: Case, first: int
-) -> None:
+def test_the_cascade_redraws_its_first_block_and_later_ones_alone(case: Case, first: int) -> None:
     before, after, changes = case.run("cascade", first_random_block=first)
     blocks = BLOCKS.get(case.kind, "model.layers")
     for name, old in before.items():
@@ -265,7 +263,7 @@ def only_the_table(case: Case, variant: str) -> tuple[Tensor, Tensor]:
 
 @given(case=CASES)
 @few(12)
-def test_permuted_embeddings_lose_a_row_or_keep_their_order(case: Case) -> None:
+def test_permuted_embeddings_keep_their_rows_and_lose_their_order(case: Case) -> None:
     old, new = only_the_table(case, "permuted_embeddings")
     rows = [Counter(tuple(row) for row in table.tolist()) for table in (old, new)]
     assert rows[0] == rows[1]
@@ -275,7 +273,7 @@ def test_permuted_embeddings_lose_a_row_or_keep_their_order(case: Case) -> None:
 
 @given(case=CASES)
 @few(12)
-def test_rotated_embeddings_stretch_a_row_or_keep_its_direction(case: Case) -> None:
+def test_rotated_embeddings_keep_norms_and_angles_and_lose_directions(case: Case) -> None:
     old, new = (exact(table) for table in only_the_table(case, "rotated_embeddings"))
     unit_roundoff = torch.finfo(case.dtype).eps / 2
     norms = np.linalg.norm(old, axis=1)
@@ -289,7 +287,7 @@ def test_rotated_embeddings_stretch_a_row_or_keep_its_direction(case: Case) -> N
 
 @given(case=CASES)
 @few(8)
-def test_a_fresh_model_is_not_what_from_config_makes_or_knows_the_weights(case: Case) -> None:
+def test_a_fresh_model_is_what_from_config_makes_without_the_weights(case: Case) -> None:
     from transformers import AutoModelForCausalLM
 
     before, after, changes = case.run("fresh_init")
@@ -303,7 +301,7 @@ def test_a_fresh_model_is_not_what_from_config_makes_or_knows_the_weights(case: 
         assert not torch.equal(after[name], before[name]), name
 
 
-def test_a_fresh_model_takes_the_precision_of_the_subjects_config_or_changes_it() -> None:
+def test_a_fresh_model_is_drawn_in_float32_and_leaves_the_config_as_it_is() -> None:
     model = model_of("llama", False, torch.bfloat16)
     model.config.dtype = torch.bfloat16
     drawn = initial_parameters(model, Draw(purpose="fresh_init", **KEYS))
@@ -314,8 +312,8 @@ def test_a_fresh_model_takes_the_precision_of_the_subjects_config_or_changes_it(
 
 @given(case=CASES, variant=st.sampled_from(RANDOM))
 @few(24)
-def test_a_draw_repeats_another_or_does_not_repeat_itself(case: Case, variant: str) -> None:
-    """Nor does it depend on the order of the parameters, or on the global generator."""
+def test_a_draw_repeats_itself_and_no_other(case: Case, variant: str) -> None:
+    """It depends neither on the order of the parameters nor on the global generator."""
     _, after, changes = case.run(variant)
     model = case.model()
     names = [name for name, _ in model.named_parameters()]
@@ -339,7 +337,7 @@ def test_a_draw_repeats_another_or_does_not_repeat_itself(case: Case, variant: s
 
 @given(case=CASES, variant=st.sampled_from(NORM_POLICY))
 @few(12)
-def test_kept_norms_change_or_others_are_kept(case: Case, variant: str) -> None:
+def test_the_norm_policy_keeps_the_norms_and_nothing_else(case: Case, variant: str) -> None:
     changed = {}
     for policy in ("keep", "rerandomize"):
         before, after, found = case.run(variant, norm_parameters=policy)
@@ -351,7 +349,7 @@ def test_kept_norms_change_or_others_are_kept(case: Case, variant: str) -> None:
 
 @given(case=CASES, variant=st.sampled_from(RANDOM))
 @few(16)
-def test_a_tie_is_broken_or_a_buffer_or_dtype_changes(case: Case, variant: str) -> None:
+def test_ties_buffers_and_dtypes_stay_as_they_are(case: Case, variant: str) -> None:
     model = case.model()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     before, after, _ = case.run(variant, model=model)
@@ -366,7 +364,7 @@ def test_a_tie_is_broken_or_a_buffer_or_dtype_changes(case: Case, variant: str) 
 
 
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
-def test_keep_embeddings_keeps_other_tensors_or_redraws_an_embedding(kind: str, tied: bool) -> None:
+def test_keep_embeddings_keeps_every_embedding_and_nothing_else(kind: str, tied: bool) -> None:
     """Positions that are looked up are part of the input embedding, as in the paper's code."""
     model = model_of(kind, tied)
     embeddings = INPUTS.get(kind, {"model.embed_tokens.weight"})
@@ -379,7 +377,7 @@ def test_keep_embeddings_keeps_other_tensors_or_redraws_an_embedding(kind: str, 
 
 
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
-def test_the_norm_policy_misses_a_norm_or_takes_more(kind: str, tied: bool) -> None:
+def test_the_norm_policy_takes_every_norm_and_nothing_else(kind: str, tied: bool) -> None:
     model = model_of(kind, tied)
     by_hand = {
         name
@@ -392,7 +390,7 @@ def test_the_norm_policy_misses_a_norm_or_takes_more(kind: str, tied: bool) -> N
     assert norm_parameters(model) == by_hand
 
 
-def test_variants_share_their_random_numbers() -> None:
+def test_only_the_rerandomized_variants_share_their_random_numbers() -> None:
     purposes = {name: VARIANTS[name].purpose or name for name in RANDOM}
     shared = [v for v, purpose in purposes.items() if purpose == "rerandomize"]
     assert shared == ["rerandomized", "rerandomized_keep_embeddings"]
@@ -403,7 +401,7 @@ def test_variants_share_their_random_numbers() -> None:
     assert all(not torch.equal(one[name], other[name]) for name in changes)
 
 
-def test_the_purpose_of_a_generator_is_another_than_it_was() -> None:
+def test_the_purpose_of_a_generator_is_the_published_one() -> None:
     """The published bits of a draw hang on its key."""
     original = model_of("gpt2", True)
     model = model_of("gpt2", True)
@@ -415,7 +413,7 @@ def test_the_purpose_of_a_generator_is_another_than_it_was() -> None:
 # ---- Single tensors
 
 
-def test_entries_are_a_permutation_of_the_original_instead_of_new_normals() -> None:
+def test_entries_are_new_normals_and_no_permutation_of_the_original() -> None:
     """`permuted_weights` keeps the multiset; `rerandomized` must not (the paper, section 3)."""
     original = torch.rand(100, 100, generator=torch.Generator().manual_seed(0)) ** 4
     new = redrawn(original)
@@ -426,7 +424,7 @@ def test_entries_are_a_permutation_of_the_original_instead_of_new_normals() -> N
     assert abs(float((z**4).mean()) - 3) < 6 * math.sqrt(24 / z.numel())
 
 
-def test_the_key_of_a_draw_misses_a_part_or_holds_too_much() -> None:
+def test_a_draw_depends_on_its_seed_subject_draw_and_name() -> None:
     class One(nn.Module):
         def __init__(self, name: str) -> None:
             super().__init__()
@@ -446,22 +444,22 @@ def test_the_key_of_a_draw_misses_a_part_or_holds_too_much() -> None:
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, 0.1])
-def test_a_constant_tensor_gets_noise(constant: float) -> None:
+def test_a_constant_tensor_stays_as_it_is(constant: float) -> None:
     original = torch.full((7, 13), constant)
     assert torch.equal(redrawn(original), original)
     assert torch.equal(permute(original, torch.Generator()), original)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_draw_depends_on_the_precision_beyond_rounding(dtype: torch.dtype) -> None:
+def test_a_draw_depends_on_the_precision_by_rounding_alone(dtype: torch.dtype) -> None:
     original = torch.randn(50, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
     new = redrawn(original)
     assert new.dtype == dtype
     assert torch.equal(new, redrawn(original.float()).to(dtype))
 
 
-def test_a_tensor_with_one_odd_entry_stays_as_it_is() -> None:
-    """One order in n leaves it so; bfloat16 gains can look like this."""
+def test_a_tensor_with_one_odd_entry_changes_in_every_draw() -> None:
+    """One order in n would leave it as it is; bfloat16 gains can look like this."""
     original = torch.tensor([1.0, 1.0, 1.0, 1.0078125])
     for draw in range(20):
         drawn = permute(original, torch.Generator().manual_seed(draw))
@@ -469,7 +467,7 @@ def test_a_tensor_with_one_odd_entry_stays_as_it_is() -> None:
         assert same_entries(drawn, original)
 
 
-def test_orders_of_a_permutation_are_not_all_as_likely() -> None:
+def test_orders_of_a_permutation_are_all_as_likely() -> None:
     n = 3000
     original = torch.arange(3.0)
     generator = torch.Generator().manual_seed(0)
@@ -479,7 +477,7 @@ def test_orders_of_a_permutation_are_not_all_as_likely() -> None:
     assert all(abs(count - n / 5) < 5 * spread for count in orders.values())
 
 
-def test_random_frames_are_not_uniform() -> None:
+def test_random_frames_are_uniform() -> None:
     """The Q of a QR alone is not: its diagonal leans to one side (Mezzadri 2007)."""
     generator, n = torch.Generator().manual_seed(0), 4000
     square = torch.stack([haar_frame(3, 3, generator) for _ in range(n)])
@@ -495,7 +493,7 @@ def test_random_frames_are_not_uniform() -> None:
     assert torch.allclose(tall.T @ tall, torch.eye(3, dtype=torch.float64), atol=1e-12)
 
 
-def test_singular_vectors_of_a_matched_matrix_are_the_originals_or_fixed() -> None:
+def test_singular_vectors_of_a_matched_matrix_are_new_in_each_draw() -> None:
     """Of a rank-one matrix, both vectors must be new in each draw, and unrelated."""
     a, b = (torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (300, 500))
     generator = torch.Generator().manual_seed(0)
@@ -512,7 +510,7 @@ def test_singular_vectors_of_a_matched_matrix_are_the_originals_or_fixed() -> No
         assert float(cosines.abs().max()) < 6 / math.sqrt(x.shape[1])
 
 
-def test_stacked_matrices_are_read_as_one() -> None:
+def test_stacked_matrices_are_matched_one_by_one() -> None:
     """Experts in one tensor [experts, rows, columns] keep their own singular values each."""
     generator = torch.Generator().manual_seed(0)
     stack = (
@@ -525,7 +523,7 @@ def test_stacked_matrices_are_read_as_one() -> None:
         assert not torch.allclose(old, drawn)
 
 
-def test_a_tall_embedding_needs_a_square_matrix_of_its_height() -> None:
+def test_a_tall_embedding_needs_no_square_matrix_of_its_height() -> None:
     """Of 200,000 rows, that would be 320 GB."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(200_000, 4, generator=generator) * torch.arange(1.0, 5.0)

@@ -79,7 +79,7 @@ def gate_names(folder: Path) -> list[str]:
     return [gate["gate"] for gate in written["gates"]]
 
 
-def test_the_trained_variant_differs_from_its_source(study: Any) -> None:
+def test_the_trained_variant_equals_its_source(study: Any) -> None:
     source, tokens, root = study
     before, after = weights(Path(source.path)), weights(root / "trained")
     assert before.keys() == after.keys()
@@ -99,7 +99,7 @@ def test_the_trained_variant_differs_from_its_source(study: Any) -> None:
     assert (row["n_gates"], row["gates_passed"]) == (2, True)
 
 
-def test_a_rerandomized_subject_keeps_trained_weights_or_does_not_repeat(study: Any) -> None:
+def test_a_rerandomized_subject_keeps_no_trained_weights_and_repeats(study: Any) -> None:
     folders = [
         make(study, "rerandomized", name, norm_parameters="rerandomize", draw=draw)
         for name, draw in (("one", 0), ("one again", 0), ("two", 1))
@@ -118,7 +118,7 @@ def test_a_rerandomized_subject_keeps_trained_weights_or_does_not_repeat(study: 
     ]
 
 
-def test_kept_embeddings_are_redrawn_on_disk(study: Any) -> None:
+def test_kept_embeddings_stay_the_same_on_disk(study: Any) -> None:
     folder = make(study, "rerandomized_keep_embeddings", "keep", norm_parameters="keep", draw=0)
     trained, found = weights(study[2] / "trained"), weights(folder)
     kept = {name for name in trained if torch.equal(trained[name], found[name])}
@@ -130,7 +130,7 @@ def test_kept_embeddings_are_redrawn_on_disk(study: Any) -> None:
     assert kept == (embeddings & trained.keys()) | norms
 
 
-def test_noise_variant_changes_the_weights_or_sees_the_text(study: Any) -> None:
+def test_noise_variant_keeps_the_weights_and_does_not_see_the_text(study: Any) -> None:
     folder = make(study, "noise_embeddings", "noise", embedding_noise_std=2.0, draw=1)
     trained, found = weights(study[2] / "trained"), weights(folder)
     assert all(torch.equal(trained[name], found[name]) for name in trained)
@@ -144,7 +144,7 @@ def test_noise_variant_changes_the_weights_or_sees_the_text(study: Any) -> None:
 
 
 @pytest.mark.parametrize("variant", sorted(GATES))
-def test_a_variant_skips_a_gate_or_does_not_reload(study: Any, variant: str) -> None:
+def test_a_variant_passes_every_gate_and_reloads(study: Any, variant: str) -> None:
     folders = [make(study, variant, f"{variant} {draw}", draw=draw) for draw in (0, 1)]
     assert gate_names(folders[0]) == [
         *("inventory", "changed", *GATES[variant], "uncorrelated", "repeatable"),
@@ -168,7 +168,7 @@ def test_a_variant_skips_a_gate_or_does_not_reload(study: Any, variant: str) -> 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("variant", sorted(GATES))
-def test_a_gate_fails_for_rounding_alone(variant: str, dtype: Any, tmp_path: Path) -> None:
+def test_no_gate_fails_for_rounding_alone(variant: str, dtype: Any, tmp_path: Path) -> None:
     """A subject of half precision, made from its source at once."""
     source = save_source("gpt_neox", tmp_path / "source")
     source = source.model_copy(update={"dtype": dtype})
@@ -182,7 +182,7 @@ def test_a_gate_fails_for_rounding_alone(variant: str, dtype: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_the_cascade_starts_elsewhere_than_configured(study: Any, first: int) -> None:
+def test_the_cascade_starts_where_configured(study: Any, first: int) -> None:
     folder = make(study, "cascade", f"cascade from {first}", first_random_block=first)
     trained, found = weights(study[2] / "trained"), weights(folder)
     changed = {name for name in trained if not torch.equal(trained[name], found[name])}
@@ -193,7 +193,7 @@ def test_the_cascade_starts_elsewhere_than_configured(study: Any, first: int) ->
     assert json.loads((folder / "recipe.json").read_text())["first_random_block"] == first
 
 
-def test_a_cascade_beyond_the_last_block_gives_a_traceback(study: Any) -> None:
+def test_a_cascade_beyond_the_last_block_is_refused(study: Any) -> None:
     with pytest.raises(UserError) as caught:
         make(study, "cascade", "beyond", first_random_block=N_LAYERS)
     assert str(caught.value) == (
@@ -204,7 +204,7 @@ def test_a_cascade_beyond_the_last_block_gives_a_traceback(study: Any) -> None:
 
 
 @pytest.mark.parametrize("variant", ["trained", "step0"])
-def test_a_second_draw_of_what_is_not_drawn_is_made(study: Any, variant: str) -> None:
+def test_a_second_draw_of_what_is_not_drawn_is_refused(study: Any, variant: str) -> None:
     with pytest.raises(UserError) as caught:
         make(study, variant, "second", draw=1)
     assert str(caught.value) == (
@@ -213,14 +213,14 @@ def test_a_second_draw_of_what_is_not_drawn_is_made(study: Any, variant: str) ->
     assert not (study[2] / "second").exists()
 
 
-def test_gaussian_activations_are_made_as_a_model(study: Any) -> None:
+def test_gaussian_activations_are_not_made_as_a_model(study: Any) -> None:
     with pytest.raises(UserError, match=r"^--params: keys\.variant: 'gaussian' is sampled from "):
         make(study, "gaussian", "gaussian")
     with pytest.raises(UserError, match=r"'gaussian@step0' is sampled from the step0 subject's "):
         make(study, "gaussian@step0", "gaussian@step0")
 
 
-def test_a_fresh_model_needs_the_source_or_its_weights(study: Any, tmp_path: Path) -> None:
+def test_a_fresh_model_needs_neither_the_source_nor_its_weights(study: Any, tmp_path: Path) -> None:
     """The trained folder's config is enough, whatever the source (GGUF, a local folder) was."""
     _, tokens, root = study
     found = []
@@ -246,7 +246,7 @@ def test_a_fresh_model_needs_the_source_or_its_weights(study: Any, tmp_path: Pat
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
-def test_health_differs_from_numpy_by_hand(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_equals_numpy_by_hand(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of whole batches and of parts of a context, for every block."""
     tokens = load_tokens(chain.eval_tokens)
     written = json.loads((chain.recipe.parent / "gates.json").read_text())["health"]
@@ -281,7 +281,7 @@ def test_health_differs_from_numpy_by_hand(chain: Chain, monkeypatch: pytest.Mon
             }
 
 
-def test_health_of_a_variant_is_that_of_the_trained_one(study: Any) -> None:
+def test_health_of_a_variant_is_its_own(study: Any) -> None:
     noisy = make(study, "noise_embeddings", "loud", embedding_noise_std=50.0)
     loud, plain = (
         json.loads((folder / "gates.json").read_text())["health"]["sites"]
@@ -292,7 +292,7 @@ def test_health_of_a_variant_is_that_of_the_trained_one(study: Any) -> None:
         assert loud[site]["mean_norm"] > 10 * plain[site]["mean_norm"]
 
 
-def test_health_of_a_noisy_variant_depends_on_the_batch(
+def test_health_of_a_noisy_variant_does_not_depend_on_the_batch(
     study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make(study, "noise_embeddings", "batched noise", embedding_noise_std=2.0)
@@ -304,7 +304,7 @@ def test_health_of_a_noisy_variant_depends_on_the_batch(
         assert alone[site] == pytest.approx(written[site], rel=1e-5)
 
 
-def test_token_ids_beyond_the_vocabulary_give_a_traceback(study: Any, tmp_path: Path) -> None:
+def test_token_ids_beyond_the_vocabulary_are_refused(study: Any, tmp_path: Path) -> None:
     ids, documents = tokens_of(4, seed=4)
     ids[1, 5] = VOCAB
     tokens = write_corpus(tmp_path / "corpus", ids, documents)
@@ -319,7 +319,7 @@ def test_token_ids_beyond_the_vocabulary_give_a_traceback(study: Any, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_contexts_that_are_too_long_give_a_traceback(study: Any, tmp_path: Path) -> None:
+def test_contexts_that_are_too_long_are_refused(study: Any, tmp_path: Path) -> None:
     tokens = write_corpus(tmp_path / "corpus", *tokens_of(4, seed=4, context=33))
     with pytest.raises(UserError) as caught:
         randomize_model(
@@ -331,7 +331,7 @@ def test_contexts_that_are_too_long_give_a_traceback(study: Any, tmp_path: Path)
     )
 
 
-def test_a_missing_source_gives_a_traceback(study: Any, tmp_path: Path) -> None:
+def test_a_missing_source_is_refused(study: Any, tmp_path: Path) -> None:
     _, tokens, _ = study
     with pytest.raises(UserError, match=r"^--params: source is missing"):
         randomize_model(
@@ -339,7 +339,7 @@ def test_a_missing_source_gives_a_traceback(study: Any, tmp_path: Path) -> None:
         )
 
 
-def test_a_failed_gate_lets_the_variant_pass(
+def test_a_failed_gate_stops_the_variant(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A randomization that forgets one tensor must not reach `gates.json`."""
@@ -362,7 +362,7 @@ def test_a_failed_gate_lets_the_variant_pass(
     assert not (folder / "model.parquet").exists()
 
 
-def test_a_draw_that_depends_on_more_than_its_key_passes(
+def test_a_draw_that_depends_on_more_than_its_key_is_refused(
     study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(2))
@@ -387,7 +387,7 @@ def test_a_draw_that_depends_on_more_than_its_key_passes(
         ("cascade", "changed"),
     ],
 )
-def test_a_variant_is_not_held_to_its_own_gate(
+def test_a_variant_is_held_to_its_own_gate(
     study: Any, monkeypatch: pytest.MonkeyPatch, variant: str, gate: str
 ) -> None:
     """A change that every other gate lets pass: the result, enlarged a little."""

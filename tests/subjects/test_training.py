@@ -66,7 +66,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_trainings_with_one_key_differ_in_a_bit() -> None:
+def test_two_trainings_with_one_key_are_equal_to_the_bit() -> None:
     first, first_initial, first_log = train()
     torch.manual_seed(123)  # a global generator that is somewhere else
     before = torch.get_rng_state()
@@ -78,7 +78,7 @@ def test_two_trainings_with_one_key_differ_in_a_bit() -> None:
 
 
 @pytest.mark.parametrize("keys", [{"seed": 1}, {"subject": "other"}])
-def test_another_key_gives_the_same_initialization(keys: dict[str, Any]) -> None:
+def test_another_key_gives_another_initialization(keys: dict[str, Any]) -> None:
     _, first, _ = train(source=tiny(steps=1))
     _, second, _ = train(source=tiny(steps=1), **keys)
     name = "gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
@@ -87,16 +87,16 @@ def test_another_key_gives_the_same_initialization(keys: dict[str, Any]) -> None
     )
 
 
-def test_the_loss_does_not_fall_from_that_of_a_uniform_guess() -> None:
+def test_the_loss_falls_from_that_of_a_uniform_guess() -> None:
     _, _, log = train(source=tiny(steps=60))
     assert abs(log[0]["loss_nats"] - math.log(VOCAB)) < 0.3
     assert log[-1]["loss_nats"] < math.log(VOCAB) - 1
 
 
-def test_the_log_or_the_progress_misses_steps() -> None:
+def test_the_log_and_the_progress_cover_every_step() -> None:
     seen: list[tuple[int, int, float]] = []
     _, _, log = train(
-        source=tiny(steps=45), report=lambda step, steps, loss: seen.append((step, steps, loss))
+        source=tiny(steps=45), progress=lambda step, steps, loss: seen.append((step, steps, loss))
     )
     assert [(step, steps) for step, steps, _ in seen] == [(i, 45) for i in range(1, 46)]
     assert len(log) <= LOG_ROWS
@@ -109,7 +109,7 @@ def test_the_log_or_the_progress_misses_steps() -> None:
         begin = int(row["step"])
 
 
-def test_the_initial_weights_are_not_those_that_training_started_from() -> None:
+def test_the_initial_weights_are_those_that_training_started_from() -> None:
     model, initial, log = train(source=tiny(steps=1, muon_lr=1e-12, adamw_lr=1e-12))
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, initial[name], rtol=0, atol=1e-9)
@@ -121,7 +121,7 @@ def test_the_initial_weights_are_not_those_that_training_started_from() -> None:
     assert len(log) == 1
 
 
-def test_the_architecture_is_not_the_one_asked_for() -> None:
+def test_the_architecture_is_the_one_asked_for() -> None:
     model, initial, _ = train(source=tiny(steps=1, n_layers=3, rotary_share=0.25))
     config = model.config
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (VOCAB, 32, 3)
@@ -138,7 +138,7 @@ def test_the_architecture_is_not_the_one_asked_for() -> None:
     assert sum(value.numel() for value in initial.values()) == 2 * VOCAB * 32 + 3 * block + 64
 
 
-def test_a_model_that_reads_the_future_is_trained() -> None:
+def test_a_trained_model_does_not_read_the_future() -> None:
     model, _, _ = train(source=tiny(steps=1))
     ids = torch.from_numpy(tokens().input_ids[:2].astype(np.int64))
     changed = ids.clone()
@@ -148,7 +148,7 @@ def test_a_model_that_reads_the_future_is_trained() -> None:
     torch.testing.assert_close(first[:, :-1], second[:, :-1])
 
 
-def test_the_learning_rate_does_not_rise_stay_and_fall_linearly() -> None:
+def test_the_learning_rate_rises_stays_and_falls_linearly() -> None:
     source = tiny(steps=100, warmup_share=0.1, decay_share=0.5)
     scale = [learning_rate_scale(step, source) for step in range(100)]
     expected = [(i + 1) / 10 for i in range(10)] + [1.0] * 40 + [(50 - i) / 50 for i in range(50)]
@@ -158,7 +158,7 @@ def test_the_learning_rate_does_not_rise_stay_and_fall_linearly() -> None:
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
-def test_orthogonalizing_turns_singular_vectors_or_leaves_singular_values(
+def test_orthogonalizing_keeps_singular_vectors_and_evens_singular_values(
     shape: tuple[int, int],
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -172,7 +172,7 @@ def test_orthogonalizing_turns_singular_vectors_or_leaves_singular_values(
     assert (inner - inner.diagonal().diag()).abs().max() < 1e-3
 
 
-def test_muon_steps_elsewhere_than_the_one_of_torch() -> None:
+def test_muon_steps_where_the_one_of_torch_does() -> None:
     # torch's own runs the same iteration in bfloat16, which is good to about 1 %.
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(24, 40, generator=generator)
@@ -190,12 +190,12 @@ def test_muon_steps_elsewhere_than_the_one_of_torch() -> None:
     assert torch.linalg.norm(moved - expected) < 0.03 * torch.linalg.norm(expected)
 
 
-def test_a_diverging_training_goes_on() -> None:
+def test_a_diverging_training_stops() -> None:
     with pytest.raises(UserError, match=r"subjects\.small\.source: the loss is .* lower muon_lr"):
         train(source=tiny(muon_lr=1e30, adamw_lr=1e30))
 
 
-def test_an_odd_rotary_width_is_not_refused_in_one_line() -> None:
+def test_an_odd_rotary_width_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"subjects\.small\.source\.rotary_share: 0\.4 of a head"):
         train(source=tiny(rotary_share=0.4))
 
@@ -209,11 +209,13 @@ def terminate_at(step: int) -> Any:
 
 def stop_at(step: int, checkpoint: Path, **keys: Any) -> None:
     with pytest.raises(StoppedError, match=rf"^stopped by SIGTERM at step {step} of [^\n]*$"):
-        train(checkpoint=checkpoint, report=terminate_at(step), **keys)
+        train(checkpoint=checkpoint, progress=terminate_at(step), **keys)
 
 
 @pytest.mark.parametrize("last", [1, 17, 45])
-def test_a_training_that_sigterm_stopped_resumes_to_other_bits(tmp_path: Path, last: int) -> None:
+def test_a_training_that_sigterm_stopped_resumes_to_the_same_bits(
+    tmp_path: Path, last: int
+) -> None:
     source = tiny(steps=45)
     whole, whole_initial, whole_log = train(source=source)
     checkpoint = tmp_path / "work/state.safetensors"
@@ -222,7 +224,7 @@ def test_a_training_that_sigterm_stopped_resumes_to_other_bits(tmp_path: Path, l
     torch.manual_seed(123)  # the global generator is elsewhere in a new process
     steps: list[int] = []
     resumed, initial, log = train(
-        source=source, checkpoint=checkpoint, report=lambda step, *_: steps.append(step)
+        source=source, checkpoint=checkpoint, progress=lambda step, *_: steps.append(step)
     )
     # Fails if resume is a no-op: the same bits could come from training all of it again.
     assert steps == list(range(last + 1, 46))
@@ -231,7 +233,7 @@ def test_a_training_that_sigterm_stopped_resumes_to_other_bits(tmp_path: Path, l
     assert log == whole_log
 
 
-def test_a_training_killed_without_a_signal_loses_more_than_the_time_between_checkpoints(
+def test_a_killed_training_loses_at_most_the_steps_since_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a clock by which a step takes 50 seconds, so that every third is kept."""
@@ -246,23 +248,25 @@ def test_a_training_killed_without_a_signal_loses_more_than_the_time_between_che
     monkeypatch.setattr("nullsae.subjects.training.time.monotonic", lambda: clock)
     checkpoint = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train(checkpoint=checkpoint, report=kill)
+        train(checkpoint=checkpoint, progress=kill)
     steps: list[int] = []
-    train(checkpoint=checkpoint, report=lambda step, *_: steps.append(step))
+    train(checkpoint=checkpoint, progress=lambda step, *_: steps.append(step))
     assert steps[0] == 10
 
 
-def test_a_finished_training_is_made_again_where_what_follows_failed(tmp_path: Path) -> None:
+def test_a_finished_training_is_not_made_again_if_what_follows_failed(tmp_path: Path) -> None:
     checkpoint = tmp_path / "state.safetensors"
     first, _, first_log = train(checkpoint=checkpoint)
     steps: list[int] = []
-    second, _, log = train(checkpoint=checkpoint, report=lambda step, *_: steps.append(step))
+    second, _, log = train(checkpoint=checkpoint, progress=lambda step, *_: steps.append(step))
     assert steps == []
     assert same(first.state_dict(), second.state_dict())
     assert log == first_log
 
 
-def test_a_damaged_checkpoint_is_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_not_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint = tmp_path / "state.safetensors"
     stop_at(7, checkpoint)
     flip_byte(checkpoint)
@@ -273,7 +277,7 @@ def test_a_damaged_checkpoint_is_resumed(tmp_path: Path, caplog: pytest.LogCaptu
     assert log == whole_log
 
 
-def test_a_subject_resumes_from_the_checkpoint_of_another_recipe_or_leaves_one_behind(
+def test_a_subject_resumes_from_its_own_checkpoint_only_and_removes_it(
     tmp_path: Path,
 ) -> None:
     train_tokens = write_corpus(tmp_path / "sae_train", *tokens_of(12, seed=0))
@@ -281,7 +285,7 @@ def test_a_subject_resumes_from_the_checkpoint_of_another_recipe_or_leaves_one_b
     manifest = read_json(train_tokens, rebuild="")
     write_json(train_tokens, {**manifest, "eos_token_id": 0})
 
-    def run(name: str, steps: int, report: Any = None) -> bytes:
+    def run(name: str, steps: int, progress: Any = None) -> bytes:
         train_subject(
             TrainSubjectParams(seed=0, subject="small", source=tiny(steps=steps), compute=COMPUTE),
             train_tokens=train_tokens,
@@ -289,7 +293,7 @@ def test_a_subject_resumes_from_the_checkpoint_of_another_recipe_or_leaves_one_b
             trained=tmp_path / name / "trained",
             step0=tmp_path / name / "step0",
             work=tmp_path / "work",
-            report=report,
+            progress=progress,
         )
         return (tmp_path / name / "trained/model.safetensors").read_bytes()
 

@@ -28,7 +28,7 @@ def row_of(schema: pa.Schema, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("table", sorted(tables.SCHEMAS))
-def test_a_written_table_has_another_schema(table: str, tmp_path: Path) -> None:
+def test_a_written_table_has_its_schema(table: str, tmp_path: Path) -> None:
     schema = tables.SCHEMAS[table]
     file = tmp_path / "table.parquet"
     rows = [row_of(schema), row_of(schema)]
@@ -47,7 +47,7 @@ def test_a_written_table_has_another_schema(table: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", sorted(CELL_TABLES))
-def test_a_cell_holds_its_partition_keys_twice(table: str) -> None:
+def test_a_cell_holds_its_partition_keys_in_its_path_alone(table: str) -> None:
     keys, columns = CELL_TABLES[table]
     names = [name for name, _ in keys]
     assert not set(names) & set(columns.names)
@@ -56,7 +56,7 @@ def test_a_cell_holds_its_partition_keys_twice(table: str) -> None:
     assert tables.cell_schema(table) is columns
 
 
-def test_a_column_without_a_unit_is_in_units_of_activation() -> None:
+def test_columns_in_units_of_activation_say_so() -> None:
     """Units left out of a name: those that depend on the subject's scale must say so."""
     for table, column in (("reconstruction", "l1"), ("latents", "max_activation")):
         metadata = tables.SCHEMAS[table].field(column).metadata
@@ -64,7 +64,7 @@ def test_a_column_without_a_unit_is_in_units_of_activation() -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "null"])
-def test_a_defective_row_is_written(change: str, tmp_path: Path) -> None:
+def test_a_defective_row_is_refused(change: str, tmp_path: Path) -> None:
     schema = tables.cell_schema("coverage")
     row = row_of(schema)
     if change == "missing":
@@ -80,7 +80,7 @@ def test_a_defective_row_is_written(change: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "null"])
-def test_a_defective_arrow_table_is_written(change: str, tmp_path: Path) -> None:
+def test_a_defective_arrow_table_is_refused(change: str, tmp_path: Path) -> None:
     schema = tables.cell_schema("coverage")
     table = pa.Table.from_pylist([row_of(schema)] * 2)
     if change == "missing":
@@ -95,7 +95,7 @@ def test_a_defective_arrow_table_is_written(change: str, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_and_an_arrow_table_give_other_bytes(tmp_path: Path) -> None:
+def test_rows_and_an_arrow_table_give_the_same_bytes(tmp_path: Path) -> None:
     schema = tables.cell_schema("history")
     rows = [row_of(schema, step=step) for step in range(5)]
     shuffled = pa.Table.from_pylist(rows).select(list(reversed(schema.names)))
@@ -107,7 +107,7 @@ def test_rows_and_an_arrow_table_give_other_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "three").read_bytes() == one
 
 
-def test_an_empty_table_loses_its_columns(tmp_path: Path) -> None:
+def test_an_empty_table_keeps_its_columns(tmp_path: Path) -> None:
     schema = tables.cell_schema("windows")
     tables.write_table(tmp_path / "empty.parquet", [], schema)
     found = tables.read_table(tmp_path / "empty.parquet", schema)
@@ -115,7 +115,7 @@ def test_an_empty_table_loses_its_columns(tmp_path: Path) -> None:
     assert found.schema.equals(schema)
 
 
-def test_partition_folders_are_no_columns_of_a_tree_or_become_some_of_a_cell(
+def test_partition_folders_are_columns_of_a_tree_and_not_of_a_cell(
     tmp_path: Path,
 ) -> None:
     schema = tables.cell_schema("coverage")
@@ -128,7 +128,7 @@ def test_partition_folders_are_no_columns_of_a_tree_or_become_some_of_a_cell(
     assert sorted(whole["draw"].to_pylist()) == [0, 1]
 
 
-def test_a_missing_damaged_or_foreign_table_gives_a_traceback(tmp_path: Path) -> None:
+def test_a_missing_damaged_or_foreign_table_is_refused(tmp_path: Path) -> None:
     schema = tables.cell_schema("coverage")
     file = tmp_path / "coverage.parquet"
 

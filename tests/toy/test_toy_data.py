@@ -53,7 +53,7 @@ def params(data: str, *, expansion: int = 2, seed: int = 0, **changes: Any) -> T
     )
 
 
-def test_probabilities_are_not_the_formula_written_out() -> None:
+def test_probabilities_are_the_formula_written_out() -> None:
     settings = source(n_true_features=5, mean_active=1.5, probability_exponent=0.7)
     z = np.random.default_rng(0).normal(size=(30, 5))
     found = activation_probabilities(settings, torch.from_numpy(z)).numpy()
@@ -62,7 +62,7 @@ def test_probabilities_are_not_the_formula_written_out() -> None:
         np.testing.assert_allclose(row, [min(1.0, q * 1.5 / sum(p)) for q in p], rtol=1e-12)
 
 
-def test_normals_do_not_have_the_variance_that_is_asked_for() -> None:
+def test_normals_have_the_variance_that_is_asked_for() -> None:
     settings = source(n_true_features=400)
     unit = mixing_matrix(settings, generators("a"))
     torch.testing.assert_close((unit @ unit.T).diagonal(), torch.ones(400).double())
@@ -72,7 +72,7 @@ def test_normals_do_not_have_the_variance_that_is_asked_for() -> None:
     assert float(variances.mean()) == pytest.approx(400, abs=5 * math.sqrt(800 / 400))
 
 
-def test_a_true_feature_is_not_as_probable_as_the_power_of_a_uniform() -> None:
+def test_a_true_feature_is_as_probable_as_the_power_of_a_uniform() -> None:
     # Phi(z) of a standard normal is uniform: E U^k = 1 / (k + 1), Var = 1 / (2k + 1) - E^2.
     n, m = 20_000, 40
     mixing = mixing_matrix(source(n_true_features=m), generators("a"))
@@ -84,7 +84,7 @@ def test_a_true_feature_is_not_as_probable_as_the_power_of_a_uniform() -> None:
     assert bool(((found - expected).abs() <= 5 * error + 1e-12).all())
 
 
-def test_the_flaw_of_the_paper_is_not_there_when_asked_for() -> None:
+def test_the_flaw_of_the_paper_is_there_when_asked_for() -> None:
     # Without unit variance z has sd of about sqrt(m): P(|z| > 1.645) from the normal tail.
     m = 256
     mixing = mixing_matrix(source(n_true_features=m, normalize_covariance=False), generators("a"))
@@ -95,7 +95,7 @@ def test_the_flaw_of_the_paper_is_not_there_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_fewer_or_more_true_features_are_active_than_the_mean_says(normalize: bool) -> None:
+def test_as_many_true_features_are_active_as_the_mean_says(normalize: bool) -> None:
     # The first has Phi^0 = 1 before rescaling, so with a mean of 1 no probability is cut off.
     settings = source(n_samples=20_000, mean_active=1.0, normalize_covariance=normalize)
     found = sharkey(settings, generators).mean_active
@@ -104,7 +104,7 @@ def test_fewer_or_more_true_features_are_active_than_the_mean_says(normalize: bo
     assert found == pytest.approx(1.0, abs=5 / math.sqrt(20_000))
 
 
-def test_samples_are_not_sums_of_true_features_with_coefficients_from_0_to_1() -> None:
+def test_samples_are_sums_of_true_features_with_coefficients_from_0_to_1() -> None:
     # More dimensions than true features: the coefficients can be solved for.
     settings = source(n_samples=3000, d_input=40, n_true_features=10, mean_active=3.0)
     made = sharkey(settings, generators)
@@ -121,7 +121,7 @@ def test_samples_are_not_sums_of_true_features_with_coefficients_from_0_to_1() -
     assert stats.kstest(active, "uniform").pvalue > 1e-3
 
 
-def test_a_matched_gaussian_has_another_mean_or_covariance() -> None:
+def test_a_matched_gaussian_has_the_same_mean_and_covariance() -> None:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.exponential(size=(4000, 3)) @ rng.normal(size=(3, 5)) + 2).float()
     found = gaussian_control(x, "matched", torch_generator(0, "g"))
@@ -142,7 +142,7 @@ def test_a_matched_gaussian_has_another_mean_or_covariance() -> None:
     assert stats.kstest(skewed.numpy(), "norm").pvalue < 1e-3
 
 
-def test_a_scalar_gaussian_follows_single_dimensions() -> None:
+def test_a_scalar_gaussian_does_not_follow_single_dimensions() -> None:
     x = torch.randn(5000, 4, generator=torch_generator(0, "x")) * torch.tensor([0.1, 1, 2, 3]) + 1
     found = gaussian_control(x, "scalar", torch_generator(0, "g"))
     assert float(found.mean()) == pytest.approx(float(x.mean()), abs=0.1)
@@ -150,7 +150,7 @@ def test_a_scalar_gaussian_follows_single_dimensions() -> None:
     assert found.std(dim=0).numpy() == pytest.approx(float(sd) * np.ones(4), rel=0.06)
 
 
-def test_the_random_network_is_not_one_as_pytorch_makes_it() -> None:
+def test_the_random_network_is_one_as_pytorch_makes_it() -> None:
     x = torch.randn(9, 6, generator=torch_generator(0, "x"))
     network = random_network(6, 4, torch.Generator().manual_seed(7))
     with torch.random.fork_rng(devices=[]):
@@ -159,14 +159,14 @@ def test_the_random_network_is_not_one_as_pytorch_makes_it() -> None:
     torch.testing.assert_close(network(x), theirs(x).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_vectors_depend_on_the_width_or_not_on_the_seed() -> None:
+def test_vectors_depend_on_the_seed_and_not_on_the_width() -> None:
     for data in ("data", "gaussian", "mlp_of_data", "mlp_of_gaussian"):
         one, other = make_samples(params(data)), make_samples(params(data, expansion=8))
         assert torch.equal(one.x, other.x)
         assert not torch.allclose(one.x, make_samples(params(data, seed=1)).x)
 
 
-def test_the_output_of_the_network_is_not_that_of_its_input() -> None:
+def test_the_output_of_the_network_is_that_of_its_input() -> None:
     inputs = {data: make_samples(params(data)) for data in ("data", "gaussian")}
     outputs = {data: make_samples(params(f"mlp_of_{data}")) for data in ("data", "gaussian")}
     network = random_network(8, 4, torch_generator(0, "toy_mlp", "s", 0))
@@ -192,7 +192,7 @@ def words(lines: list[str], tmp_path: Path, **changes: Any) -> WordVectorsSource
 LINES = [f"word{i} {i}.5 -0.25 1e-3" for i in range(30)]
 
 
-def test_word_vectors_are_not_read_as_they_stand(tmp_path: Path) -> None:
+def test_word_vectors_are_read_as_they_stand(tmp_path: Path) -> None:
     found = read_word_vectors(words([*LINES, "at name@domain.com 1 2 3"], tmp_path))
     expected = [[i + 0.5, -0.25, 1e-3] for i in range(30)] + [[1, 2, 3]]
     assert found.dtype == torch.float32
@@ -201,7 +201,7 @@ def test_word_vectors_are_not_read_as_they_stand(tmp_path: Path) -> None:
     assert torch.equal(first, found[:21])
 
 
-def test_the_control_of_word_vectors_has_another_number_of_points(tmp_path: Path) -> None:
+def test_the_control_of_word_vectors_has_the_same_number_of_points(tmp_path: Path) -> None:
     given = words(LINES, tmp_path)
     for data in ("data", "gaussian", "mlp_of_data", "mlp_of_gaussian"):
         assert make_samples(params(data, source=given)).x.shape == (30, 3)
@@ -217,7 +217,7 @@ def test_the_control_of_word_vectors_has_another_number_of_points(tmp_path: Path
         ("word 1 nan 3", "line 31: a number that is not finite"),
     ],
 )
-def test_a_bad_line_is_read_or_not_named(line: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_refused_and_named(line: str, said: str, tmp_path: Path) -> None:
     given = words([*LINES, line, "word 1 2 3"], tmp_path)
     with pytest.raises(UserError) as caught:
         read_word_vectors(given)
@@ -234,7 +234,7 @@ def test_a_bad_line_is_read_or_not_named(line: str, said: str, tmp_path: Path) -
         (b"word 1 2 3\n\xff\xfe 1 2 3\n", ": line "),
     ],
 )
-def test_a_file_without_vectors_is_read(content: bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_without_vectors_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     file = tmp_path / "vectors.txt"
     file.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -242,7 +242,7 @@ def test_a_file_without_vectors_is_read(content: bytes, said: str, tmp_path: Pat
     assert str(caught.value).startswith(f"{file}{said}")
 
 
-def test_a_missing_file_is_not_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.txt: No such file or directory"):
         read_word_vectors(
             WordVectorsSource(kind="word_vectors", path=str(tmp_path / "nowhere.txt"))

@@ -15,7 +15,7 @@ def of(v: torch.Tensor) -> dict[str, float]:
     return sparsity(norms(v), v.shape[1])
 
 
-def test_hoyer_of_one_entry_is_not_1_and_of_equal_ones_not_0() -> None:
+def test_hoyer_of_one_entry_is_1_and_of_equal_ones_0() -> None:
     one_hot = torch.eye(9) * torch.tensor([[0.1], [5.0], [2.0]]).repeat(3, 1)
     assert of(one_hot)["hoyer"] == pytest.approx(1.0)
     assert of(torch.full((4, 9), 0.3))["hoyer"] == pytest.approx(0.0)
@@ -24,13 +24,13 @@ def test_hoyer_of_one_entry_is_not_1_and_of_equal_ones_not_0() -> None:
     assert of(two)["hoyer"] == pytest.approx((3 - 2**0.5) / 2)
 
 
-def test_hoyer_depends_on_the_scale() -> None:
+def test_hoyer_does_not_depend_on_the_scale() -> None:
     v = torch.rand(50, 7, generator=torch_generator(0, "v"))
     assert of(v)["hoyer"] == pytest.approx(of(1000 * v)["hoyer"], rel=1e-6)
     assert of(4 * v)["l1_over_sqrt_l2"] == pytest.approx(2 * of(v)["l1_over_sqrt_l2"], rel=1e-6)
 
 
-def test_norms_are_averaged_before_they_are_divided() -> None:
+def test_norms_are_divided_before_they_are_averaged() -> None:
     # The slip of the paper's code: norms of the batch's means. Samples of unequal size tell.
     scale = torch.tensor([[0.1], [1.0], [30.0]]).repeat(10, 1)
     v = torch.rand(30, 5, generator=torch_generator(0, "v")) * scale
@@ -50,7 +50,7 @@ def test_norms_are_averaged_before_they_are_divided() -> None:
     assert abs(l1 / l2**0.5 - found["l1_over_sqrt_l2"]) > 0.1
 
 
-def test_samples_without_an_active_latent_make_a_number_up() -> None:
+def test_samples_without_an_active_latent_have_no_hoyer() -> None:
     v = torch.tensor([[0.0, 0, 0, 0], [2.0, 0, 0, 0]])
     found = of(v)
     assert found == {
@@ -65,7 +65,7 @@ def test_samples_without_an_active_latent_make_a_number_up() -> None:
     assert (nothing["l0"], nothing["l1_over_sqrt_l2"], nothing["active_share"]) == (0, 0, 0)
 
 
-def test_explained_variance_is_not_the_variance_weighted_r2() -> None:
+def test_explained_variance_is_the_variance_weighted_r2() -> None:
     x = torch.randn(60, 4, generator=torch_generator(0, "x")) * torch.tensor([1.0, 2, 3, 4]) + 5
     output = x + torch.randn(60, 4, generator=torch_generator(0, "y"))
     expected = r2_score(x.double(), output.double(), multioutput="variance_weighted")
@@ -75,7 +75,7 @@ def test_explained_variance_is_not_the_variance_weighted_r2() -> None:
     assert explained_variance(torch.ones(3, 2), torch.ones(3, 2)) is None
 
 
-def test_about_one_scalar_a_common_mean_is_not_counted_as_variance() -> None:
+def test_about_one_scalar_a_common_mean_is_counted_as_variance() -> None:
     # Rows that differ by 1% of what they have in common: predicting the mean explains all but it.
     common = torch.tensor([-3.0, 3.0, -1.0, 1.0])
     x = common + 0.03 * torch.randn(500, 4, generator=torch_generator(0, "x"))
@@ -88,7 +88,7 @@ def test_about_one_scalar_a_common_mean_is_not_counted_as_variance() -> None:
     assert explained_variance(x, output) == pytest.approx(0, abs=0.02)
 
 
-def test_mmcs_is_not_the_mean_of_the_largest_cosines() -> None:
+def test_mmcs_is_the_mean_of_the_largest_cosines() -> None:
     true = torch.randn(5, 4, generator=torch_generator(0, "t"))
     rows = torch.randn(7, 4, generator=torch_generator(0, "r"))
 
@@ -101,7 +101,7 @@ def test_mmcs_is_not_the_mean_of_the_largest_cosines() -> None:
     assert mmcs(true, -true[:1]) < 1
 
 
-def test_measures_depend_on_how_many_codes_are_held_at_a_time(
+def test_measures_do_not_depend_on_how_many_codes_are_held_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = torch.randn(100, 6, generator=torch_generator(0, "x"))
@@ -112,7 +112,7 @@ def test_measures_depend_on_how_many_codes_are_held_at_a_time(
     assert in_parts == pytest.approx(whole, rel=1e-6)
 
 
-def test_measures_of_an_sae_are_not_those_of_its_formula() -> None:
+def test_measures_of_an_sae_are_those_of_its_formula() -> None:
     x = torch.randn(100, 6, generator=torch_generator(0, "x"))
     weights = start_weights(6, 12, torch_generator(0, "w"))
     found = evaluate(weights, standardize(x), x)

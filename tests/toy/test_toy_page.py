@@ -75,12 +75,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Toy]:
         ),
     )
     for cell in toy_cells(toy):
-        train_toy(job(cell, toy), root / paths.TOY_SWEEP.format(**cell), report=nothing)
+        train_toy(job(cell, toy), root / paths.TOY_SWEEP.format(**cell), progress=nothing)
     report_toy(ReportToyParams(toy=toy, figure_formats=("svg", "png")), root)
     return root, toy
 
 
-def test_a_sweep_has_other_columns_or_rows_than_coefficients(made: tuple[Path, Toy]) -> None:
+def test_a_sweep_has_a_row_per_coefficient_and_its_own_columns(made: tuple[Path, Toy]) -> None:
     root, toy = made
     for cell in toy_cells(toy):
         rows = read_table(root / paths.TOY_SWEEP.format(**cell), SWEEP).to_pylist()
@@ -99,7 +99,7 @@ def test_a_sweep_has_other_columns_or_rows_than_coefficients(made: tuple[Path, T
             assert (row["image_mmcs"] is not None) == (is_mlp and known)
 
 
-def test_no_coefficient_recovers_the_true_features() -> None:
+def test_a_middle_coefficient_recovers_the_true_features() -> None:
     # Without unit variance of the normals true features are about equally common.
     source = SharkeySource(
         kind="sharkey",
@@ -126,14 +126,14 @@ def test_no_coefficient_recovers_the_true_features() -> None:
     assert max(found[0], found[2]) < 0.75
 
 
-def test_a_job_run_twice_gives_other_numbers(made: tuple[Path, Toy]) -> None:
+def test_a_job_run_twice_gives_the_same_numbers(made: tuple[Path, Toy]) -> None:
     root, toy = made
     cell = next(toy_cells(toy))
     found = read_table(root / paths.TOY_SWEEP.format(**cell), SWEEP).to_pylist()
     assert found == sweep(job(cell, toy))
 
 
-def test_the_table_is_not_all_sweeps(made: tuple[Path, Toy]) -> None:
+def test_the_table_is_all_sweeps(made: tuple[Path, Toy]) -> None:
     root, toy = made
     table = read_table(root / paths.TOY_TABLE, TOY)
     assert table.num_rows == 2 * 4 * 2 * 4
@@ -147,7 +147,7 @@ def test_the_table_is_not_all_sweeps(made: tuple[Path, Toy]) -> None:
         assert own == read_table(root / paths.TOY_SWEEP.format(**cell), SWEEP).to_pylist()
 
 
-def test_the_page_needs_a_script_or_lacks_a_figure(made: tuple[Path, Toy]) -> None:
+def test_the_page_needs_no_script_and_lacks_no_figure(made: tuple[Path, Toy]) -> None:
     root, toy = made
     page = (root / paths.TOY_PAGE).read_text(encoding="utf-8")
     assert "<script" not in page
@@ -164,20 +164,20 @@ def test_the_page_needs_a_script_or_lacks_a_figure(made: tuple[Path, Toy]) -> No
         assert label in pareto
 
 
-def test_the_same_sweeps_give_another_page(made: tuple[Path, Toy], tmp_path: Path) -> None:
+def test_the_same_sweeps_give_the_same_page(made: tuple[Path, Toy], tmp_path: Path) -> None:
     root, toy = made
     before = (root / paths.TOY_PAGE).read_bytes(), (root / paths.TOY_TABLE).read_bytes()
     report_toy(ReportToyParams(toy=toy, figure_formats=("svg",)), root)
     assert before == ((root / paths.TOY_PAGE).read_bytes(), (root / paths.TOY_TABLE).read_bytes())
 
 
-def test_a_missing_sweep_is_left_out_in_silence(tmp_path: Path) -> None:
+def test_a_missing_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sweep\.parquet: the file is missing; rebuild it with: "):
         report_toy(ReportToyParams(toy=Toy()), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_value_between_two_points_is_not_that_of_a_line_in_log_l0() -> None:
+def test_the_value_between_two_points_is_that_of_a_line_in_log_l0() -> None:
     l0, ev = [8.0, 2.0, 32.0, 0.0, 4.0], [0.6, 0.2, 1.0, -0.5, None]
     assert interpolated(l0, ev, 4.0) == pytest.approx(0.4)
     assert interpolated(l0, ev, 16.0) == pytest.approx(0.8)
@@ -199,7 +199,7 @@ def rows_of(evs: dict[tuple[str, int], tuple[float, float]]) -> list[dict[str, A
     ]
 
 
-def test_gaps_are_taken_across_seeds() -> None:
+def test_gaps_are_taken_within_seeds() -> None:
     evs = {(data, seed): (0.0, 1.0) for data in DATA for seed in (0, 1)}
     evs["data", 0], evs["gaussian", 0] = (0.4, 0.8), (0.2, 0.6)
     evs["data", 1], evs["gaussian", 1] = (0.2, 0.8), (0.1, 0.7)
@@ -212,7 +212,7 @@ def test_gaps_are_taken_across_seeds() -> None:
     assert found[4.0]["mlp_gap"] == pytest.approx((0.0, 0.0))
 
 
-def test_a_seed_without_a_value_is_dropped_from_a_mean() -> None:
+def test_a_seed_without_a_value_leaves_no_mean() -> None:
     assert mean_and_sd([0.1, None]) == (None, None)
     assert mean_and_sd([]) == (None, None)
     assert mean_and_sd([0.1]) == (0.1, None)
@@ -224,7 +224,7 @@ def test_a_seed_without_a_value_is_dropped_from_a_mean() -> None:
     assert averages(rows[:1], ["hoyer"])[0]["hoyer"] == 0.5
 
 
-def test_data_is_not_described_once_per_seed(made: tuple[Path, Toy]) -> None:
+def test_data_is_described_once_for_all_seeds(made: tuple[Path, Toy]) -> None:
     root, _ = made
     rows = [
         row
@@ -237,7 +237,7 @@ def test_data_is_not_described_once_per_seed(made: tuple[Path, Toy]) -> None:
     assert found[0]["data_hoyer"] == pytest.approx(np.mean([hoyers[0], hoyers[1]]))
 
 
-def test_a_split_that_leaves_nothing_to_train_on_is_not_named() -> None:
+def test_a_split_that_leaves_nothing_to_train_on_is_named() -> None:
     toy = Toy(
         sources={"sharkey": SOURCE.model_copy(update={"n_samples": 20})},
         training=ToyTraining(heldout_share=0.99),

@@ -51,7 +51,7 @@ class OneByOne(nn.Module):
         return self.decoder(codes) * std + mean, codes
 
 
-def test_training_together_is_not_training_one_by_one_with_pytorchs_modules() -> None:
+def test_training_together_is_training_one_by_one_with_pytorchs_modules() -> None:
     together, x = trained(COEFFICIENTS), vectors()
     for index, coefficient in enumerate(COEFFICIENTS):
         model = OneByOne(start_weights(D, N_LATENTS, torch_generator(0, "start")))
@@ -75,7 +75,7 @@ def test_training_together_is_not_training_one_by_one_with_pytorchs_modules() ->
     assert not torch.allclose(together.encoder[0], together.encoder[2], rtol=1e-4, atol=1e-5)
 
 
-def test_an_sae_depends_on_the_others_of_its_job() -> None:
+def test_an_sae_does_not_depend_on_the_others_of_its_job() -> None:
     together = trained(COEFFICIENTS)
     for index, coefficient in enumerate(COEFFICIENTS):
         alone = trained((coefficient,))
@@ -83,31 +83,31 @@ def test_an_sae_depends_on_the_others_of_its_job() -> None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_of_the_coefficients_matters() -> None:
+def test_the_order_of_the_coefficients_does_not_matter() -> None:
     forth, back = trained(COEFFICIENTS), trained(COEFFICIENTS[::-1])
     for one, other in zip(forth.tensors, back.tensors, strict=True):
         torch.testing.assert_close(one, other.flip(0), rtol=1e-4, atol=1e-5)
 
 
-def test_training_twice_gives_other_bits() -> None:
+def test_training_twice_gives_the_same_bits() -> None:
     for one, other in zip(
         trained(COEFFICIENTS).tensors, trained(COEFFICIENTS).tensors, strict=True
     ):
         assert torch.equal(one, other)
 
 
-def test_decoder_rows_lose_their_unit_norm() -> None:
+def test_decoder_rows_keep_their_unit_norm() -> None:
     norms = trained(COEFFICIENTS).decoder.norm(dim=2)
     torch.testing.assert_close(norms, torch.ones(3, N_LATENTS))
 
 
-def test_a_larger_coefficient_does_not_make_codes_smaller() -> None:
+def test_a_larger_coefficient_makes_codes_smaller() -> None:
     together, x = trained((1e-4, 0.1, 10.0)), standardize(vectors())
     sizes = encode(together, x).sum(dim=(1, 2))
     assert bool((sizes.diff() < 0).all())
 
 
-def test_the_start_is_not_as_pytorch_starts_a_linear_layer_and_orthogonal() -> None:
+def test_the_start_is_as_pytorch_starts_a_linear_layer_and_orthogonal() -> None:
     start = start_weights(64, 128, torch_generator(0, "start"))
     for tensor in (start.encoder, start.bias):
         assert float(tensor.abs().max()) <= 1 / math.sqrt(64)
@@ -124,7 +124,7 @@ def test_the_start_is_not_as_pytorch_starts_a_linear_layer_and_orthogonal() -> N
     assert float(own.diagonal().mean()) == pytest.approx(2.0, rel=1e-4)
 
 
-def test_standardizing_is_not_that_of_numpy() -> None:
+def test_standardizing_is_that_of_numpy() -> None:
     x = torch.randn(20, D, generator=torch_generator(0, "x")) * 3 + 1
     found = standardize(x)
     exact = x.double().numpy()
@@ -134,7 +134,7 @@ def test_standardizing_is_not_that_of_numpy() -> None:
     np.testing.assert_allclose(found.z.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_constant_vector_is_not_given_back_as_it_is() -> None:
+def test_a_constant_vector_is_given_back_as_it_is() -> None:
     x = torch.full((2, D), 0.7)
     scaled = standardize(x)
     assert torch.equal(scaled.z, torch.zeros(2, D))
@@ -142,7 +142,7 @@ def test_a_constant_vector_is_not_given_back_as_it_is() -> None:
     torch.testing.assert_close(decode(weights, encode(weights, scaled), scaled)[0], x)
 
 
-def test_progress_is_not_told() -> None:
+def test_progress_is_told() -> None:
     seen: list[tuple[int, int]] = []
     start = start_weights(D, N_LATENTS, torch_generator(0, "start"))
     train_together(
@@ -151,6 +151,6 @@ def test_progress_is_not_told() -> None:
         COEFFICIENTS,
         SETTINGS,
         order=order,
-        report=lambda done, total, loss: seen.append((done, total)),
+        progress=lambda done, total, loss: seen.append((done, total)),
     )
     assert seen == [(7, 28), (14, 28), (21, 28), (28, 28)]

@@ -32,13 +32,13 @@ def params(config: Config, **changed: str) -> dict[str, Any]:
     return found
 
 
-def test_coefficients_are_not_evenly_spaced_by_their_logarithm() -> None:
+def test_coefficients_are_evenly_spaced_by_their_logarithm() -> None:
     toy = read_merged_config([REPOSITORY / "config.yaml", REPOSITORY / "config/toy.yaml"]).toy
     assert toy is not None
     np.testing.assert_allclose(toy.training.l1_coefficients, np.logspace(-3, 2, 21))
 
 
-def test_the_papers_sweep_is_not_the_papers() -> None:
+def test_the_papers_sweep_is_the_published_one() -> None:
     toy = read_merged_config([REPOSITORY / "config.yaml", REPOSITORY / "config/toy.yaml"]).toy
     assert toy is not None
     (source,) = toy.sources.values()
@@ -92,13 +92,13 @@ def test_a_config_without_the_section_has_no_toy_jobs_of_its_own() -> None:
         ({"training": {"lr": "1e-3"}}, "config: toy.training.lr: '1e-3' is text, not a number"),
     ],
 )
-def test_a_mistake_is_taken_or_not_named(toy: Any, said: str) -> None:
+def test_a_mistake_is_refused_and_named(toy: Any, said: str) -> None:
     with pytest.raises(UserError) as caught:
         study(toy)
     assert str(caught.value).startswith(said)
 
 
-def test_a_job_depends_on_what_it_does_not_use() -> None:
+def test_a_job_depends_on_what_it_uses_alone() -> None:
     toy: dict[str, Any] = {
         "sources": {"sharkey": {"kind": "sharkey"}},
         "gaussian": "scalar",
@@ -121,14 +121,14 @@ def test_a_job_depends_on_what_it_does_not_use() -> None:
         assert changed == used
 
 
-def test_the_report_of_the_study_depends_on_the_toys() -> None:
+def test_the_report_of_the_study_does_not_depend_on_the_toys() -> None:
     assert rule_params(study(), "report", {}) == rule_params(study({"seeds": [7]}), "report", {})
     assert rule_params(study(), "report_toy", {}) != rule_params(
         study({"seeds": [7]}), "report_toy", {}
     )
 
 
-def test_an_edit_of_the_file_of_word_vectors_is_not_seen(tmp_path: Path) -> None:
+def test_an_edit_of_the_file_of_word_vectors_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "v.txt"
     config = study({"sources": {"sharkey": {"kind": "word_vectors", "path": str(file)}}})
     assert params(config)["local_files"] == []

@@ -33,7 +33,7 @@ def table(study: Study, name: str) -> pd.DataFrame:
     return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
 
 
-def test_a_checkpoint_is_trained_or_measured_by_jobs_of_another_kind(
+def test_a_checkpoint_goes_through_the_jobs_of_all_later_stages(
     study: Study, tmp_path: Path
 ) -> None:
     copied = copy_of(study, tmp_path / "s", linked=True).configure(along)
@@ -45,7 +45,7 @@ def test_a_checkpoint_is_trained_or_measured_by_jobs_of_another_kind(
     }
 
 
-def test_a_table_misses_the_sae_along_its_training(looked_at: Study) -> None:
+def test_no_table_misses_the_sae_along_its_training(looked_at: Study) -> None:
     for name in ("reconstruction", "documents", "latents", "coverage", "history", "summaries"):
         assert list(table(looked_at, name).sae.unique()) == [AT, "topk"], name
     rows = table(looked_at, "reconstruction").set_index(["variant", "sae"])
@@ -56,7 +56,7 @@ def test_a_table_misses_the_sae_along_its_training(looked_at: Study) -> None:
     assert history[AT] == SHARE * history["topk"]
 
 
-def test_the_whole_sae_its_contrasts_and_its_verdicts_change(
+def test_the_whole_sae_its_contrasts_and_its_verdicts_stay_the_same(
     study: Study, looked_at: Study
 ) -> None:
     weights = cell(paths.SAE_WEIGHTS)
@@ -66,7 +66,7 @@ def test_the_whole_sae_its_contrasts_and_its_verdicts_change(
         assert (study.folder / path).read_bytes() == (looked_at.folder / path).read_bytes()
 
 
-def test_the_figure_is_not_made(study: Study, looked_at: Study) -> None:
+def test_the_figure_is_made(study: Study, looked_at: Study) -> None:
     file = paths.FIGURE.format(figure="small.training", format="png")
     assert (looked_at.folder / file).read_bytes().startswith(b"\x89PNG")
     assert not (study.folder / file).exists()
@@ -74,11 +74,11 @@ def test_the_figure_is_not_made(study: Study, looked_at: Study) -> None:
     assert 'id="small.training"' in page
 
 
-def test_a_second_run_has_something_to_do(looked_at: Study) -> None:
+def test_a_second_run_has_nothing_to_do(looked_at: Study) -> None:
     assert "Nothing to be done" in looked_at.make()
 
 
-def test_a_lost_checkpoint_is_not_told_with_the_command_that_brings_it_back(
+def test_a_lost_checkpoint_is_told_with_the_command_that_brings_it_back(
     looked_at: Study, tmp_path: Path
 ) -> None:
     copied = copy_of(looked_at, tmp_path / "s")

@@ -51,14 +51,14 @@ def table(study: Study, name: str) -> pd.DataFrame:
     return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
 
 
-def test_adding_controls_computes_what_was_there(
+def test_adding_controls_does_not_compute_what_was_there(
     study: Study, tmp_path_factory: pytest.TempPathFactory, jobs_of_controls: dict[str, int]
 ) -> None:
     copied = copy_of(study, tmp_path_factory.mktemp("dry") / "study", linked=True)
     assert copied.configure(more_controls).jobs() == jobs_of_controls
 
 
-def test_a_table_misses_a_control(controlled: Study) -> None:
+def test_no_table_misses_a_control(controlled: Study) -> None:
     for name in tables.AGGREGATED:
         assert len(table(controlled, name)), name
     reconstruction = table(controlled, "reconstruction")
@@ -70,7 +70,7 @@ def test_a_table_misses_a_control(controlled: Study) -> None:
     assert list(table(controlled, "models").variant) == VARIANTS[:-1]
 
 
-def test_a_token_lookup_dictionary_is_not_the_token_lookup_floor(controlled: Study) -> None:
+def test_a_token_lookup_dictionary_is_the_token_lookup_floor(controlled: Study) -> None:
     rows = table(controlled, "reconstruction").set_index(["variant", "sae"])
     for variant in VARIANTS:
         lookup = rows.loc[variant, "lookup"]
@@ -80,7 +80,7 @@ def test_a_token_lookup_dictionary_is_not_the_token_lookup_floor(controlled: Stu
     assert rows.loc["trained", "topk"].token_lookup_r2 > 0.3
 
 
-def test_cross_evaluation_disagrees_with_the_saes_own_evaluation(controlled: Study) -> None:
+def test_rescaling_changes_little_on_the_variant_of_the_sae_itself(controlled: Study) -> None:
     cross = table(controlled, "cross_evaluation")
     assert len(cross) == 8 * len(VARIANTS)
     own = cross[cross.variant == cross.evaluated_on]
@@ -88,7 +88,7 @@ def test_cross_evaluation_disagrees_with_the_saes_own_evaluation(controlled: Stu
     assert ((own.explained_variance - own.explained_variance_rescaled).abs() < 0.05).all()
 
 
-def test_explainers_judge_different_windows(controlled: Study) -> None:
+def test_explainers_judge_the_same_windows(controlled: Study) -> None:
     predictions = table(controlled, "predictions")
     keys = ["variant", "sae", "latent", "window", "active"]
     lexical, bigram, swapped = (
@@ -100,7 +100,7 @@ def test_explainers_judge_different_windows(controlled: Study) -> None:
     assert lexical.equals(swapped)
 
 
-def test_a_second_run_of_the_controls_has_something_to_do(controlled: Study) -> None:
+def test_a_second_run_of_the_controls_has_nothing_to_do(controlled: Study) -> None:
     assert "Nothing to be done" in controlled.make()
     page = (controlled.folder / paths.REPORT).read_text(encoding="utf-8")
     assert all(variant in page for variant in VARIANTS)

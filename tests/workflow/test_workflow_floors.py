@@ -83,13 +83,13 @@ def noise(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 # What runs
 
 
-def test_floors_run_a_job_of_their_variants_or_a_later_stage(study: Study, tmp_path: Path) -> None:
+def test_floors_run_their_own_jobs_and_the_last_ones_alone(study: Study, tmp_path: Path) -> None:
     assert dry_run(study, tmp_path / "s", floors) == {
         **{"sample_gaussian": 4, "train_sae": 2, "evaluate_sae": 2, **END}
     }
 
 
-def test_a_second_draw_or_the_variant_gaussian_has_another_number_of_floors(
+def test_every_draw_has_a_floor_and_the_variant_gaussian_is_one_itself(
     study: Study, tmp_path: Path
 ) -> None:
     without = dry_run(study, tmp_path / "one", with_gaussian, also(draws=2))
@@ -101,7 +101,7 @@ def test_a_second_draw_or_the_variant_gaussian_has_another_number_of_floors(
     }
 
 
-def test_an_edit_redoes_a_floor_that_it_has_no_part_in(floored: Study, tmp_path: Path) -> None:
+def test_an_edit_redoes_no_floor_that_it_has_no_part_in(floored: Study, tmp_path: Path) -> None:
     cases: dict[str, tuple[list[Edit], dict[str, int]]] = {
         "off": ([], END),
         "nothing": ([floors], {}),
@@ -145,14 +145,14 @@ def test_an_edit_redoes_a_floor_that_it_has_no_part_in(floored: Study, tmp_path:
         assert dry_run(floored, tmp_path / name, *edits) == expected, name
 
 
-def test_a_second_run_has_something_to_do(floored: Study) -> None:
+def test_a_second_run_has_nothing_to_do(floored: Study) -> None:
     assert "Nothing to be done" in floored.make()
 
 
 # What is measured
 
 
-def test_a_floor_has_other_moments_than_its_variant_or_something_beside_them(
+def test_a_floor_has_the_moments_of_its_variant_and_nothing_beside_them(
     floored: Study,
 ) -> None:
     for floor in FLOORS:
@@ -176,7 +176,7 @@ def test_a_floor_has_other_moments_than_its_variant_or_something_beside_them(
     assert abs(correlation) < 6 / len(first) ** 0.5, "floors are sampled together"
 
 
-def test_a_table_misses_a_floor_or_the_rows_of_variants_change(
+def test_no_table_misses_a_floor_and_the_rows_of_variants_stay(
     study: Study, floored: Study
 ) -> None:
     for name in ("reconstruction", "documents", "geometry", "history"):
@@ -192,7 +192,7 @@ def test_a_table_misses_a_floor_or_the_rows_of_variants_change(
             assert not set(FLOORS) & set(table(floored, name).variant), name
 
 
-def test_a_floor_has_another_recipe_or_a_loss(floored: Study) -> None:
+def test_a_floor_has_the_recipe_of_its_variant_and_no_loss(floored: Study) -> None:
     rows = table(floored, "reconstruction").set_index("variant")
     for floor in FLOORS:
         own, variant = rows.loc[floor], rows.loc[floor.partition("@")[2]]
@@ -216,7 +216,7 @@ def test_a_floor_has_another_recipe_or_a_loss(floored: Study) -> None:
         assert share == pytest.approx(rows.loc[floor].explained_variance, abs=1e-9)
 
 
-def test_other_tools_read_another_variant_from_the_path(floored: Study) -> None:
+def test_other_tools_read_the_floors_from_the_path(floored: Study) -> None:
     dataset = ds.dataset(  # type: ignore[no-untyped-call]
         [
             str(path)
@@ -227,7 +227,7 @@ def test_other_tools_read_another_variant_from_the_path(floored: Study) -> None:
     assert {*dataset.to_table()["variant"].to_pylist()} >= set(FLOORS)
 
 
-def test_the_page_shows_floors_as_variants(floored: Study) -> None:
+def test_the_page_does_not_show_floors_as_variants(floored: Study) -> None:
     page = (floored.folder / paths.REPORT).read_text(encoding="utf-8")
     assert "gaussian_floors: true" in page
     assert not [floor for floor in FLOORS if floor in page]
@@ -236,7 +236,7 @@ def test_the_page_shows_floors_as_variants(floored: Study) -> None:
 # How it is made
 
 
-def test_a_shared_pass_or_a_stream_gives_other_floors(floored: Study, tmp_path: Path) -> None:
+def test_a_shared_pass_and_a_stream_give_the_same_floors(floored: Study, tmp_path: Path) -> None:
     """A stream whose fit has all tokens samples what the cache holds, and trains to the bit."""
     for name, settings in (
         ("shared", {"shared_pass": True}),
@@ -258,7 +258,7 @@ def test_a_shared_pass_or_a_stream_gives_other_floors(floored: Study, tmp_path: 
             assert "2 blocks sampled" in (logs / "draw=0.log").read_text()
 
 
-def test_a_damaged_floor_is_not_told_with_the_command_that_makes_it_again(
+def test_a_damaged_floor_is_told_with_the_command_that_makes_it_again(
     floored: Study, tmp_path: Path
 ) -> None:
     copied = copy_of(floored, tmp_path / "s")

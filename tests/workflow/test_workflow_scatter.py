@@ -35,7 +35,7 @@ def bytes_of(folder: Path, *patterns: str) -> dict[str, bytes]:
     }
 
 
-def test_a_capture_in_portions_differs_from_one_of_a_piece(study: Study, tmp_path: Path) -> None:
+def test_a_capture_in_portions_equals_one_of_a_piece(study: Study, tmp_path: Path) -> None:
     copy = copy_of(study, tmp_path / "study")
     copy.configure(lambda config: config["activations"].update(chunks=3))
     assert copy.jobs() == {}
@@ -50,7 +50,7 @@ def test_a_capture_in_portions_differs_from_one_of_a_piece(study: Study, tmp_pat
     assert copy.jobs() == {}
 
 
-def test_latents_in_several_jobs_get_other_explanations_or_scores(
+def test_latents_in_several_jobs_get_the_same_explanations_and_scores(
     study: Study, tmp_path: Path
 ) -> None:
     """Four latents, three in a job."""

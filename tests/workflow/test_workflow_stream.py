@@ -71,7 +71,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
     return study
 
 
-def test_a_finished_stream_study_is_not_finished(stream: Study) -> None:
+def test_a_finished_stream_study_has_nothing_to_do(stream: Study) -> None:
     assert stream.jobs(*measured("topk")) == {}
     assert len(saes(stream)) == 2 * 2 * 2
     # Only the part that something is fitted to is on disk.
@@ -89,9 +89,7 @@ def test_a_finished_stream_study_is_not_finished(stream: Study) -> None:
     assert json.loads((stream.folder / gaussian).read_text())["n_steps"] == 32
 
 
-def test_adding_an_sae_to_a_stream_trains_or_measures_the_others_again(
-    stream: Study, tmp_path: Path
-) -> None:
+def test_adding_an_sae_to_a_stream_leaves_the_others_alone(stream: Study, tmp_path: Path) -> None:
     grown = copy_of(stream, tmp_path / "s").configure(streamed, with_wide)
     targets = measured("topk", "wide")
     assert jobs_of(grown, *targets) == {"train_saes": 2, "evaluate_sae": 4}
@@ -105,7 +103,7 @@ def test_adding_an_sae_to_a_stream_trains_or_measures_the_others_again(
     assert len(after) == len(before) + 2
 
 
-def test_editing_an_sae_of_a_stream_trains_the_others_again(stream: Study, tmp_path: Path) -> None:
+def test_editing_an_sae_of_a_stream_leaves_the_others_alone(stream: Study, tmp_path: Path) -> None:
     edited = copy_of(stream, tmp_path / "s").configure(streamed, other_k)
     targets = measured("topk", "topk@0.5")
     # With the SAE along its training, per variant and site.
@@ -119,7 +117,7 @@ def test_editing_an_sae_of_a_stream_trains_the_others_again(stream: Study, tmp_p
     assert all("variant=trained" in path and "/sae=topk/" in path for path in changed)
 
 
-def test_a_damaged_sae_of_a_stream_cannot_be_made_again(stream: Study, tmp_path: Path) -> None:
+def test_a_damaged_sae_of_a_stream_can_be_made_again(stream: Study, tmp_path: Path) -> None:
     copied = copy_of(stream, tmp_path / "s")
     weights = copied.folder / cell(paths.SAE_WEIGHTS)
     whole = weights.read_bytes()
@@ -138,7 +136,7 @@ def test_a_damaged_sae_of_a_stream_cannot_be_made_again(stream: Study, tmp_path:
     assert copied.jobs(*measured("topk")) == {}
 
 
-def test_a_shared_pass_gives_other_bits_than_single_jobs(study: Study, tmp_path: Path) -> None:
+def test_a_shared_pass_gives_the_same_bits_as_single_jobs(study: Study, tmp_path: Path) -> None:
     copied = copy_of(study, tmp_path / "s").configure(shared_pass)
     assert copied.jobs() == {"report": 1}, "the page shows the config; no SAE is another one"
     target = cell(paths.SAE_CONFIG)

@@ -41,7 +41,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
     return study
 
 
-def test_the_target_makes_more_or_less_than_the_toys(toys: Study) -> None:
+def test_the_target_makes_the_toys_and_nothing_else(toys: Study) -> None:
     results = toys.folder / "results"
     assert {path.name for path in results.iterdir()} == {
         *("toy", "figures", "logs", "benchmarks", "run_config.yaml"),
@@ -57,13 +57,13 @@ def test_the_target_makes_more_or_less_than_the_toys(toys: Study) -> None:
     assert toys.jobs("toy") == {}
 
 
-def test_the_default_target_runs_toys(toys: Study) -> None:
+def test_the_default_target_runs_no_toys(toys: Study) -> None:
     jobs = toys.jobs()
     assert jobs
     assert not set(RULES) & set(jobs)
 
 
-def test_an_edit_reruns_more_or_less_than_what_depends_on_it(toys: Study) -> None:
+def test_an_edit_reruns_what_depends_on_it_and_nothing_else(toys: Study) -> None:
     try:
         toys.configure(lambda c: c.update(toy={**TOY_SECTION, "seeds": [0, 4]}))
         assert toys.jobs("toy") == {"train_toy": 8, "report_toy": 1, "toy": 1}
@@ -79,7 +79,7 @@ def test_an_edit_reruns_more_or_less_than_what_depends_on_it(toys: Study) -> Non
         write_vectors(toys)
 
 
-def test_a_bad_file_of_word_vectors_is_not_named(tmp_path: Path, tree: Path) -> None:
+def test_a_bad_file_of_word_vectors_is_named(tmp_path: Path, tree: Path) -> None:
     study = new_study(tmp_path / "study", tree)
     only = {**TOY_SECTION, "sources": {"words": TOY_SECTION["sources"]["words"]}}
     study.configure(lambda config: config.update(toy=only))

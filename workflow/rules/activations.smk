@@ -17,8 +17,8 @@ rule capture_portion:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
         **needed("capture_portion"),
+        gpu=GPUS,
     params:
         config=job_params("cache_activations", *ACTIVATIONS),
         code=job_code("cache_activations"),
@@ -53,8 +53,8 @@ rule cache_activations:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS if N_PORTIONS == 1 else 0,
         **needed("cache_activations"),
+        gpu=GPUS if N_PORTIONS == 1 else 0,
     params:
         config=job_params("cache_activations", *ACTIVATIONS),
         code=job_code("cache_activations"),
@@ -82,8 +82,8 @@ rule sample_gaussian:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
         **needed("sample_gaussian"),
+        gpu=GPUS,
     params:
         config=job_params("sample_gaussian", *ACTIVATIONS),
         code=job_code("sample_gaussian"),

@@ -13,9 +13,9 @@ rule explain_shard:
         "../../envs/nullsae.yaml"
     threads: 1
     resources:
+        **needed("explain_shard"),
         gpu=0,
         llm=1,
-        **needed("explain_shard"),
     params:
         config=job_params("explain_latents", "seed", "explainers"),
         code=job_code("explain_latents"),
@@ -47,9 +47,9 @@ rule explain_latents:
         "../../envs/nullsae.yaml"
     threads: 1
     resources:
+        **needed("explain_latents"),
         gpu=0,
         llm=asks_a_model("explain_latents"),
-        **needed("explain_latents"),
     params:
         config=job_params("explain_latents", "seed", "explainers"),
         code=job_code("explain_latents"),
@@ -76,8 +76,8 @@ rule prepare_judge:
         "../../envs/nullsae.yaml"
     threads: 1
     resources:
-        gpu=0,
         **needed("prepare_judge"),
+        gpu=0,
     params:
         config=job_params("prepare_judge", "scorers"),
         code=job_code("prepare_judge"),
@@ -104,9 +104,9 @@ rule score_shard:
         "../../envs/nullsae.yaml"
     threads: judging_threads
     resources:
+        **needed("score_shard"),
         gpu=judging_gpus,
         llm=asks_a_model("score_latents"),
-        **needed("score_shard"),
     params:
         config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
         code=job_code("score_latents"),
@@ -144,9 +144,9 @@ rule score_latents:
         "../../envs/nullsae.yaml"
     threads: judging_threads
     resources:
+        **needed("score_latents"),
         gpu=judging_gpus,
         llm=asks_a_model("score_latents"),
-        **needed("score_latents"),
     params:
         config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
         code=job_code("score_latents"),

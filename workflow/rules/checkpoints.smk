@@ -17,8 +17,8 @@ rule take_checkpoint:
         "../../envs/nullsae.yaml"
     threads: 1
     resources:
-        gpu=0,
         **needed("take_checkpoint"),
+        gpu=0,
     params:
         code=job_code("take_checkpoint"),
         folder=paths.TAKEN,

@@ -16,8 +16,8 @@ rule collect_latents:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
         **needed("collect_latents"),
+        gpu=GPUS,
     params:
         config=job_params("collect_latents", *ACTIVATIONS, "latents"),
         code=job_code("collect_latents"),

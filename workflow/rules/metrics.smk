@@ -18,8 +18,8 @@ rule evaluate_sae:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
         **needed("evaluate_sae"),
+        gpu=GPUS,
     params:
         config=job_params("evaluate_sae", *ACTIVATIONS, "evaluation"),
         code=job_code("evaluate_sae"),
@@ -51,8 +51,8 @@ rule cross_evaluate:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
         **needed("cross_evaluate"),
+        gpu=GPUS,
     params:
         config=job_params("cross_evaluate", *ACTIVATIONS, "variants", "evaluation"),
         code=job_code("cross_evaluate"),
@@ -80,8 +80,8 @@ rule match_dictionaries:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=0,
         **needed("match_dictionaries"),
+        gpu=0,
     params:
         config=job_params(
             "match_dictionaries",

@@ -38,8 +38,8 @@ rule report:
         "../../envs/nullsae.yaml"
     threads: 1
     resources:
-        gpu=0,
         **needed("report"),
+        gpu=0,
     params:
         config=job_params("report"),
         code=job_code("report"),

@@ -21,8 +21,8 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
             "../../envs/nullsae.yaml"
         threads: STUDY.compute.threads
         resources:
-            gpu=GPUS,
             **needed("train_sae"),
+            gpu=GPUS,
         params:
             config=job_params(
                 "train_sae", *ACTIVATIONS, "variants", "draws", "saes", "evaluation"

@@ -29,8 +29,8 @@ rule train_subject:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
         **needed("train_subject"),
+        gpu=GPUS,
     params:
         config=job_params("train_subject", "seed", "compute", "subjects"),
         code=job_code("train_subject"),
@@ -62,8 +62,8 @@ rule randomize_model:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
         **needed("randomize_model"),
+        gpu=GPUS,
     params:
         config=job_params(
             "randomize_model", "seed", "compute", "subjects", "randomization"

@@ -21,8 +21,8 @@ rule aggregate:
         "../../envs/nullsae.yaml"
     threads: 1
     resources:
-        gpu=0,
         **needed("aggregate"),
+        gpu=0,
     params:
         config=job_params("aggregate", "seed", "statistics"),
         code=job_code("aggregate"),

@@ -32,8 +32,8 @@ rule train_toy:
         "../../envs/nullsae.yaml"
     threads: STUDY.compute.threads
     resources:
-        gpu=GPUS,
         **needed("train_toy"),
+        gpu=GPUS,
     params:
         config=job_params("train_toy", "seed", "compute", "toy"),
         code=job_code("train_toy"),
@@ -59,8 +59,8 @@ rule report_toy:
         "../../envs/nullsae.yaml"
     threads: 1
     resources:
-        gpu=0,
         **needed("report_toy"),
+        gpu=0,
     params:
         config=job_params("report_toy", "toy", "report"),
         code=job_code("report_toy"),

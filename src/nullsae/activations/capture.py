@@ -71,7 +71,7 @@ def cache_activations(
     tokens: Path,
     output: Path,
     portion: Portion | None = None,
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Capture all sites of a split that are not there yet.
 
@@ -93,7 +93,7 @@ def cache_activations(
         portion: capture these shards only, and write no manifest but the portion's own. Jobs of
             other portions may run at the same time. Shards that they made count like those of a
             killed run: the job without a portion that follows them has only manifests to write.
-        report: called with (tokens done, tokens in all).
+        progress: called with (tokens done, tokens in all).
 
     Returns:
         The sites that were not complete before.
@@ -107,7 +107,7 @@ def cache_activations(
     params = with_key(params, split, (model, tokens))
     missing = [s for s, folder in folders.items() if not is_complete(folder, key=params.key)]
     if missing:
-        _capture(params, missing, split, model, tokens, output, portion, report)
+        _capture(params, missing, split, model, tokens, output, portion, progress)
     if portion is not None:
         write_json(output / portion.manifest, {"key": params.key, "split": split})
         return missing
@@ -123,7 +123,7 @@ def _capture(
     tokens: Path,
     output: Path,
     portion: Portion | None,
-    report: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     corpus = load_tokens(tokens)
     context_tokens = corpus.input_ids.shape[1]
@@ -162,7 +162,7 @@ def _capture(
         where = f"{len(sites)} site{'s' * (len(sites) > 1)}"
         what = f"{output}: {n_todo:,} tokens at {where}, {n_bytes / 1e9:.3f} GB to write"
         total = sum(len(shards[index]) for index in own) * context_tokens
-        clock = CaptureClock(what, total, n_todo, subject.device, report)
+        clock = CaptureClock(what, total, n_todo, subject.device, progress)
         ids = torch.from_numpy(corpus.input_ids)
         _write_shards(params, subject, ids, split, shards, todo, writers, clock)
     if portion is not None:
@@ -211,7 +211,7 @@ def _write_shards(
                 batch_contexts=params.batch_contexts,
                 sites=lacking,
                 dtype=dtype,
-                report=after_batch,
+                progress=after_batch,
                 into=rooms[turn % N_HELD],
             )
             behind.begin(write, index, found)
@@ -251,7 +251,7 @@ def capture_contexts(
     batch_contexts: int,
     sites: Sequence[str],
     dtype: torch.dtype,
-    report: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
     into: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Run contexts through the subject, batch by batch, each batch once for all sites.
@@ -267,7 +267,7 @@ def capture_contexts(
         batch_contexts: contexts in one forward pass, counted from the first of `contexts`.
         sites: names of sites.
         dtype: what is stored.
-        report: called after each batch with the index of the context that follows it.
+        progress: called after each batch with the index of the context that follows it.
         into: tensors to fill instead of new ones, at least as long as what is returned.
 
     Returns:
@@ -291,8 +291,8 @@ def capture_contexts(
         subject.watch(
             ids[batch.start : batch.stop], split=split, contexts=batch, sites=sites, see=keep
         )
-        if report is not None:
-            report(batch.stop)
+        if progress is not None:
+            progress(batch.stop)
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -48,7 +48,7 @@ def sample_gaussian(
     fitted: Path,
     tokens: Path,
     output: Path,
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Sample all sites of a split that are not there yet, in shards as `cache_activations` writes.
 
@@ -64,7 +64,7 @@ def sample_gaussian(
         fitted: manifest of the `sae_train` activations to fit to.
         tokens: manifest of the corpus' split: as many tokens are sampled.
         output: the split's folder; its `manifest.json` is written last.
-        report: called with (tokens done, tokens in all), sites counted one by one.
+        progress: called with (tokens done, tokens in all), sites counted one by one.
 
     Returns:
         The sites that were sampled now.
@@ -87,8 +87,8 @@ def sample_gaussian(
         for index, (site, reader) in enumerate(zip(missing, readers, strict=True)):
 
             def of_site(done: int, before: int = index * n_tokens) -> None:
-                if report is not None:
-                    report(before + done, len(missing) * n_tokens)
+                if progress is not None:
+                    progress(before + done, len(missing) * n_tokens)
 
             _sample_site(params, site, split, reader, corpus, shards, output, of_site)
     write_split_manifest(output, params.sites, split=split, key=params.key)
@@ -103,7 +103,7 @@ def _sample_site(
     corpus: Tokens,
     shards: list[range],
     output: Path,
-    report: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> None:
     device, dtype, keys = pick_device(params.compute.device), DTYPES[params.dtype], params.keys
     fit = fit_moments(reader, device)
@@ -122,7 +122,7 @@ def _sample_site(
             parts.append(x.to("cpu", dtype))
         position, order = shard_rows(params.seed, split, index, contexts, context_tokens)
         writer.write(index, torch.cat(parts), position, order)
-        report(contexts.stop * context_tokens)
+        progress(contexts.stop * context_tokens)
     gates = check.gates()
     require(gates, str(folder))
     finish_site(

@@ -30,13 +30,13 @@ class CaptureClock:
         total: int,
         todo: int,
         device: torch.device,
-        report: Callable[[int, int], None] | None,
+        progress: Callable[[int, int], None] | None,
     ) -> None:
         self.what = what
         self.total = total
         self.todo = todo
         self.device = device
-        self.report = report
+        self.progress = progress
         self.done = total - todo
         self.batches = 0
         self.position = 0
@@ -60,8 +60,8 @@ class CaptureClock:
                 hours = seconds / tokens * self.todo / 3600
                 taking = f"{hours:.1f} hours" if hours >= 0.1 else f"{hours * 60:.1f} minutes"
                 log.info("%s, about %s", self.what, taking)
-        if self.report is not None:
-            self.report(self.done, self.total)
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
 def check_disk(output: Path, n_bytes: int, *, freed: int = 0) -> None:

@@ -44,7 +44,7 @@ def collect_latents(
     from nullsae.jobs.latents import CollectLatentsParams
     from nullsae.latents.collect import collect_latents
 
-    with bar("collect_latents", "tokens") as report:
+    with bar("collect_latents", "tokens") as progress:
         collect_latents(
             read_params(CollectLatentsParams, params),
             sae=sae,
@@ -54,7 +54,7 @@ def collect_latents(
             windows=windows,
             coverage=coverage,
             firings=firings,
-            report=report,
+            progress=progress,
         )
 
 
@@ -78,14 +78,14 @@ def explain_latents(
     if shard:
         join_shards([folder / output.name for folder in shard], "explanations", output)
         return
-    with bar("explain_latents", "latents") as report:
+    with bar("explain_latents", "latents") as progress:
         explain_latents(
             read_params(ExplainLatentsParams, params),
             windows=windows,
             tokenizer=tokenizer,
             output=output,
             base=base,
-            session=session_of(run_config, costs, report),
+            session=session_of(run_config, costs, progress),
             ranks=Ranks.parse(ranks) if ranks else None,
         )
 
@@ -122,7 +122,7 @@ def score_latents(
         for table, output in (("predictions", predictions), ("scores", scores)):
             join_shards([folder / output.name for folder in shard], table, output)
         return
-    with bar("score_latents", "questions") as report:
+    with bar("score_latents", "questions") as progress:
         score_latents(
             read_params(ScoreLatentsParams, params),
             windows=windows,
@@ -131,6 +131,6 @@ def score_latents(
             judge=judge,
             predictions=predictions,
             scores=scores,
-            session=session_of(run_config, costs, report),
+            session=session_of(run_config, costs, progress),
             ranks=Ranks.parse(ranks) if ranks else None,
         )

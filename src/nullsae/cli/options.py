@@ -111,7 +111,7 @@ def _json(text: str) -> Any:
         raise UserError(f"--params: not JSON ({error}), nor a .json or .yaml file") from None
 
 
-def session_of(run_config: Path | None, costs: Path | None, report: Bar) -> Session:
+def session_of(run_config: Path | None, costs: Path | None, progress: Bar) -> Session:
     """Settings for asking endpoints: the study's section `llm`, or its defaults."""
     from nullsae.autointerp.llm.session import Session
     from nullsae.config.llm import Llm
@@ -120,4 +120,4 @@ def session_of(run_config: Path | None, costs: Path | None, report: Bar) -> Sess
     def settings() -> Llm:
         return Llm() if run_config is None else read_config(run_config).llm
 
-    return Session(settings, report=report, costs=costs)
+    return Session(settings, progress=progress, costs=costs)

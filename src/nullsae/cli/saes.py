@@ -46,7 +46,7 @@ def train_sae(
     from nullsae.jobs.saes import TrainSaeParams
     from nullsae.sae.train_sae import train_sae
 
-    with bar("train_sae", "steps") as report:
+    with bar("train_sae", "steps") as progress:
         train_sae(
             read_params(TrainSaeParams, params),
             train_activations=train_activations,
@@ -57,7 +57,7 @@ def train_sae(
             eval_tokens=eval_tokens,
             model=model,
             fitted=fitted,
-            report=report,
+            progress=progress,
         )
 
 
@@ -90,7 +90,7 @@ def evaluate_sae(
     from nullsae.jobs.metrics import EvaluateSaeParams
     from nullsae.metrics.evaluate import evaluate_sae
 
-    with bar("evaluate_sae", "tokens") as report:
+    with bar("evaluate_sae", "tokens") as progress:
         evaluate_sae(
             read_params(EvaluateSaeParams, params),
             sae=sae,
@@ -102,7 +102,7 @@ def evaluate_sae(
             reconstruction=reconstruction,
             documents=documents,
             geometry=geometry,
-            report=report,
+            progress=progress,
         )
 
 
@@ -139,7 +139,7 @@ def match_dictionaries(
     from nullsae.jobs.metrics import MatchDictionariesParams
     from nullsae.metrics.overlap import match_dictionaries
 
-    with bar("match_dictionaries", "pairs") as report:
+    with bar("match_dictionaries", "pairs") as progress:
         match_dictionaries(
-            read_params(MatchDictionariesParams, params), sae=sae, output=output, report=report
+            read_params(MatchDictionariesParams, params), sae=sae, output=output, progress=progress
         )

@@ -54,9 +54,9 @@ def train_subject(
     from nullsae.subjects.publish import train_subject
 
     given = read_params(TrainSubjectParams, params)
-    with bar("train_subject", "steps") as report:
+    with bar("train_subject", "steps") as progress:
         tokens = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
-        train_subject(given, **tokens, trained=trained, step0=step0, work=work, report=report)
+        train_subject(given, **tokens, trained=trained, step0=step0, work=work, progress=progress)
 
 
 @verbs.command("randomize_model", cls=Verb)
@@ -91,7 +91,7 @@ def cache_activations(
     from nullsae.activations.capture import Portion, cache_activations
     from nullsae.jobs.activations import CacheActivationsParams
 
-    with bar("cache_activations", "tokens") as report:
+    with bar("cache_activations", "tokens") as progress:
         captured = cache_activations(
             read_params(CacheActivationsParams, params),
             split=split,
@@ -99,7 +99,7 @@ def cache_activations(
             tokens=tokens,
             output=output,
             portion=Portion.parse(portion) if portion else None,
-            report=report,
+            progress=progress,
         )
     logging.info("captured %s", ", ".join(captured) or "nothing: all sites were there")
 
@@ -116,12 +116,12 @@ def sample_gaussian(
     from nullsae.activations.gaussian import sample_gaussian
     from nullsae.jobs.activations import SampleGaussianParams
 
-    with bar("sample_gaussian", "tokens") as report:
+    with bar("sample_gaussian", "tokens") as progress:
         sample_gaussian(
             read_params(SampleGaussianParams, params),
             split=split,
             fitted=fitted,
             tokens=tokens,
             output=output,
-            report=report,
+            progress=progress,
         )

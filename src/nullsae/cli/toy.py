@@ -18,8 +18,8 @@ def train_toy(params: Params, output: Table) -> None:
     from nullsae.jobs.toy import TrainToyParams
     from nullsae.toy.sweep import train_toy
 
-    with bar("train_toy", "steps") as report:
-        train_toy(read_params(TrainToyParams, params), output, report=report)
+    with bar("train_toy", "steps") as progress:
+        train_toy(read_params(TrainToyParams, params), output, progress=progress)
 
 
 @verbs.command("report_toy", cls=Verb)

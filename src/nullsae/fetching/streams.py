@@ -114,10 +114,10 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
     }
     total = sum(n_tokens or 0 for n_tokens in wanted.values())
     packers: dict[SplitName, Packer] = {}
-    with bar(f"corpus {name}", "tokens") as report:
+    with bar(f"corpus {name}", "tokens") as progress:
 
         def show() -> None:
-            report(min(total, sum(packer.n_tokens for packer in packers.values())), total)
+            progress(min(total, sum(packer.n_tokens for packer in packers.values())), total)
 
         texts = documents(source, where=f"{where}.source")
         with closing(_Recorder(texts, file, source.column, show)) as recorder:

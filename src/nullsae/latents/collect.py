@@ -47,7 +47,7 @@ def collect_latents(
     windows: Path,
     coverage: Path,
     firings: Path,
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the tables `latents` (every latent), `windows` (sampled ones) and `coverage`.
 
@@ -63,7 +63,7 @@ def collect_latents(
         windows: output table.
         coverage: output table.
         firings: output file, the firings of the sampled latents (`latents.sample`).
-        report: called with (tokens done, tokens in all).
+        progress: called with (tokens done, tokens in all).
 
     Raises:
         UserError: an input is missing, damaged or of another config, or the disk is full.
@@ -82,7 +82,7 @@ def collect_latents(
     skipped = Skipped.of(settings, split)
     with _folder(latents) as folder:
         device = pick_device(params.compute.device)
-        found = sort_firings(coder.to(device), reader, split, skipped, folder, report)
+        found = sort_firings(coder.to(device), reader, split, skipped, folder, progress)
         grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
         # The same pools for every variant: they depend on the corpus alone.
         dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
@@ -169,7 +169,7 @@ def sort_firings(
     split: Split,
     skipped: Skipped,
     folder: Path,
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Firings:
     """All firings of an SAE over a split, sorted, in files in `folder`.
 
@@ -194,8 +194,8 @@ def sort_firings(
             where = np.repeat(position, np.count_nonzero(fires, axis=1))
             sorter.add(indices.reshape(-1)[hit], where, values.reshape(-1)[hit])
             done += len(position)
-            if report is not None:
-                report(done, reader.n_tokens)
+            if progress is not None:
+                progress(done, reader.n_tokens)
     return sorter.sorted()
 
 

@@ -39,7 +39,7 @@ def evaluate_sae(
     reconstruction: Path,
     documents: Path,
     geometry: Path,
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of one SAE.
 
@@ -58,7 +58,7 @@ def evaluate_sae(
         reconstruction: output table.
         documents: output table.
         geometry: output table.
-        report: called with (tokens done, tokens in all).
+        progress: called with (tokens done, tokens in all).
 
     Raises:
         UserError: a model that is missing or does not belong here, or activations that are
@@ -75,7 +75,7 @@ def evaluate_sae(
         reader.check()
     _check_model(model, heldout)
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
-    sums, health = _reconstruct(coder, heldout, tokens, report)
+    sums, health = _reconstruct(coder, heldout, tokens, progress)
     vocab_size = int(tokens.manifest["vocab_size"])
     means, _ = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
     lookup = token_lookup_r2(means, _with_ids(heldout, tokens), heldout.mean())
@@ -115,7 +115,7 @@ def _reconstruct(
     coder: Autoencoder,
     heldout: SiteReader,
     tokens: Tokens,
-    report: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[ReconstructionSums, Mapping[str, float]]:
     """Sums over all tokens, and the health of the activations."""
     sums = ReconstructionSums(
@@ -132,8 +132,8 @@ def _reconstruct(
         sums.add(x, output, values, indices, document_of(position, tokens.document_id))
         moments.add(x[: HEALTH_TOKENS - moments.n])
         done += len(x)
-        if report is not None:
-            report(done, heldout.n_tokens)
+        if progress is not None:
+            progress(done, heldout.n_tokens)
     return sums, moments.health()
 
 

@@ -32,7 +32,7 @@ def match_dictionaries(
     *,
     sae: str,
     output: Path,
-    report: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the table `overlap` of the SAEs of one subject, site and recipe: a row per pair.
 
@@ -53,7 +53,7 @@ def match_dictionaries(
         params: the rule's slice of the config.
         sae: path of each SAE's `cfg.json`; {variant}, {draw} and {seed} are filled in.
         output: the table.
-        report: called with (pairs done, pairs in all).
+        progress: called with (pairs done, pairs in all).
 
     Raises:
         UserError: an SAE that is missing or damaged, or two of one recipe with different widths of
@@ -92,8 +92,8 @@ def match_dictionaries(
                 **_shares(floor(len(ours), len(all_of_b), ours.shape[1]), "_random"),
             }
         )
-        if report is not None:
-            report(len(rows), len(found))
+        if progress is not None:
+            progress(len(rows), len(found))
     tables.write_table(output, rows, tables.cell_schema("overlap"))
 
 

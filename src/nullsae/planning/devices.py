@@ -85,13 +85,13 @@ def read_calibration(file: Path) -> dict[str, Any]:
     return found
 
 
-def calibrate(report: Callable[[str], None], *, rounds: int = 5) -> Path:
+def calibrate(progress: Callable[[str], None], *, rounds: int = 5) -> Path:
     """Measure this machine, a minute at most, and write what was found for later plans.
 
     CPU rates are those of one thread, in CPU seconds, so that other work does not count.
 
     Args:
-        report: called with a line per figure.
+        progress: called with a line per figure.
         rounds: measurements of each figure, of which the least counts.
     """
     import torch
@@ -108,7 +108,7 @@ def calibrate(report: Callable[[str], None], *, rounds: int = 5) -> Path:
         found["gpu"] = asdict(_measured(torch.device("cuda"), rounds))
     for part, figures in found.items():
         for name, value in figures.items():
-            report(f"{part}: {name.replace('_', ' ')}: {_shown(value)}")
+            progress(f"{part}: {name.replace('_', ' ')}: {_shown(value)}")
     write_json(calibration_file(), found)
     return calibration_file()
 

@@ -18,7 +18,7 @@ def fit_dictionary(
     corpus: Tokens | None,
     *,
     where: str,
-    report: Callable[[int, int, float | None], None] | None = None,
+    progress: Callable[[int, int, float | None], None] | None = None,
 ) -> Autoencoder:
     """The dictionary of a recipe that is not trained, from the activations of `sae_train`.
 
@@ -27,7 +27,7 @@ def fit_dictionary(
         reader: activations of `sae_train`.
         corpus: tokens of `sae_train`, where the dictionary reads them.
         where: key of the recipe, for messages.
-        report: called with (tokens done, tokens in all, None).
+        progress: called with (tokens done, tokens in all, None).
 
     Raises:
         UserError: k does not fit.
@@ -38,8 +38,8 @@ def fit_dictionary(
         for x, position in reader.batches():
             yield x, position
             done += len(x)
-            if report is not None:
-                report(done, reader.n_tokens, None)
+            if progress is not None:
+                progress(done, reader.n_tokens, None)
 
     fitted: Autoencoder = recipe.origin.fit(recipe.kept, reader, batches(), corpus, where=where)
     return fitted

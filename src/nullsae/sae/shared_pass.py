@@ -19,7 +19,7 @@ from nullsae.sae.training_run import Cell, DivergedError, Run
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[int, int, float | None], None]
+Progress = Callable[[int, int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def train_together(
     *,
     seed: int,
     seconds_per_block: float,
-    report: Report,
+    progress: Progress,
     stop: Stop,
 ) -> None:
     """Train all to their end, each block got once per epoch for all of them.
@@ -73,7 +73,7 @@ def train_together(
         blocks: the stream.
         seed: the config's.
         seconds_per_block: what one took to get, for the estimate.
-        report: called with (step, steps, FVU of the batch), counted over all runs.
+        progress: called with (step, steps, FVU of the batch), counted over all runs.
         stop: asks for an end before that.
 
     Raises:
@@ -94,7 +94,7 @@ def train_together(
         _leave([run for run in runs if not run.done and id(run) not in diverged], runs)
 
     def done(fvu: float) -> None:
-        report(sum(run.trainer.step for run in runs), n_steps, fvu)
+        progress(sum(run.trainer.step for run in runs), n_steps, fvu)
         stop.here(leave)
 
     stream = ahead(get, visits, in_background=on_cuda)

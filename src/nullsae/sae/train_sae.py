@@ -27,7 +27,7 @@ from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.files import PRETRAINED, is_made, save_sae
 from nullsae.sae.fitting import fit_dictionary
-from nullsae.sae.shared_pass import Report, enough_memory, train_together
+from nullsae.sae.shared_pass import Progress, enough_memory, train_together
 from nullsae.sae.token_means import token_ids
 from nullsae.sae.trainer import evaluate
 from nullsae.sae.training_run import Cell, Run, Sample
@@ -47,7 +47,7 @@ def train_sae(
     eval_tokens: Path | None = None,
     model: Path | None = None,
     fitted: Path | None = None,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Make SAEs; each gets `sae.safetensors`, `history.parquet`, `cfg.json` in its folder.
 
@@ -72,7 +72,7 @@ def train_sae(
         model: `recipe.json` of the variant, for a stream.
         fitted: manifest of the trained variant's `sae_train` activations, for a stream of the
             variant `gaussian`.
-        report: called with (step, steps, FVU of the batch), counted over all SAEs, or with
+        progress: called with (step, steps, FVU of the batch), counted over all SAEs, or with
             (tokens, tokens in all, None) where there are no steps.
 
     Returns:
@@ -97,7 +97,7 @@ def train_sae(
         elif not cell.recipe.origin.trained:
             corpora = _corpora(cell, train_tokens, eval_tokens)
             sae = fit_dictionary(
-                cell.recipe, cell.train, corpora[0], where=cell.where, report=report
+                cell.recipe, cell.train, corpora[0], where=cell.where, progress=progress
             )
             _finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
         else:
@@ -110,7 +110,7 @@ def train_sae(
             if params.stream
             else CachedBlocks(readers)
         )
-        ran = _train(params, stepwise, blocks, device, report)
+        ran = _train(params, stepwise, blocks, device, progress)
     with on_sigterm():  # one that is published in part would be made again
         for cell in cells:
             _publish(cell)
@@ -179,7 +179,7 @@ def _train(
     cells: Sequence[tuple[Cell, Autoencoder | None]],
     blocks: Blocks,
     device: torch.device,
-    report: Report | None,
+    progress: Progress | None,
 ) -> int:
     """Make the gradient steps of these SAEs; returns how many."""
     runs: list[Run] = []
@@ -208,7 +208,7 @@ def _train(
                 blocks,
                 seed=params.seed,
                 seconds_per_block=seconds,
-                report=report or (lambda *_: None),
+                progress=progress or (lambda *_: None),
                 stop=stop,
             )
     ran = sum(run.trainer.step for run in runs) - before

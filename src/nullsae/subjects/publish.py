@@ -37,7 +37,7 @@ def train_subject(
     trained: Path,
     step0: Path,
     work: Path,
-    report: Callable[[int, int, float], None] | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Train the small subject and publish it as `trained`, its initial weights as `step0`.
 
@@ -48,7 +48,7 @@ def train_subject(
         trained: folder of the trained variant.
         step0: folder of the untrained one.
         work: folder for checkpoints; a run with the same params and tokens resumes there.
-        report: called with (step, steps, loss) after each step.
+        progress: called with (step, steps, loss) after each step.
 
     Raises:
         StoppedError: SIGTERM came; the same call goes on from there.
@@ -68,7 +68,7 @@ def train_subject(
         subject=params.subject,
         device=device,
         checkpoint=checkpoint,
-        report=report,
+        progress=progress,
     )
     model = model.eval().requires_grad_(False)
     source = {"kind": "train", "training": params.source.model_dump(mode="json"), "log": log}

@@ -156,7 +156,7 @@ def train_model(
     subject: str,
     device: torch.device,
     checkpoint: Path | None = None,
-    report: Callable[[int, int, float], None] | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[GPTNeoXForCausalLM, dict[str, Tensor], list[dict[str, float]]]:
     """Train a subject from scratch on the `sae_train` split.
 
@@ -173,7 +173,7 @@ def train_model(
         checkpoint: file for the state of the training, resumed from where it is there: written
             every `CHECKPOINT_SECONDS`, on SIGTERM, and after the last step. Whoever calls names it
             after all that the training depends on, and removes it.
-        report: called after each step with (steps done, steps in all, loss in nats per token).
+        progress: called after each step with (steps done, steps in all, loss in nats per token).
 
     Returns:
         The trained model, in eval mode on `device`, float32; the state dict before training, on
@@ -188,9 +188,9 @@ def train_model(
     initial = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.to(device).train()
     training = _resumed(model, source, initial, checkpoint)
-    report = report or (lambda *_: None)
+    progress = progress or (lambda *_: None)
     if checkpoint is None:
-        _run(training, source, tokens, seed=seed, subject=subject, done=report)
+        _run(training, source, tokens, seed=seed, subject=subject, done=progress)
         return model.eval(), initial, training.log
 
     def leave() -> None:
@@ -205,7 +205,7 @@ def train_model(
 
         def done(step: int, steps: int, loss: float) -> None:
             nonlocal saved
-            report(step, steps, loss)
+            progress(step, steps, loss)
             stop.here(leave)
             if step == steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 training.save(checkpoint)

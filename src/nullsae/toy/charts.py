@@ -11,7 +11,7 @@ import altair as alt
 
 from nullsae.config.toy import DATA
 from nullsae.report import style
-from nullsae.report.charts import C, by_look
+from nullsae.report.charts import by_look
 
 Row = dict[str, Any]
 LABELS = {
@@ -136,7 +136,7 @@ def _pareto_panel(rows: list[Row], measure: str, true_l0: float | None) -> alt.L
     return alt.LayerChart(layer=layers, width=PANEL_WIDTH, height=PANEL_HEIGHT)
 
 
-def _by_look(channel: type[C], look: Callable[[str], Any], *, legend: bool) -> C:
+def _by_look(channel: type[Any], look: Callable[[str], Any], *, legend: bool) -> Any:
     return by_look(
         channel,
         look,

@@ -21,20 +21,20 @@ from nullsae.toy.training import Weights, standardize, start_weights, train_toge
 
 
 def train_toy(
-    params: TrainToyParams, output: Path, *, report: Callable[[int, int, float], None]
+    params: TrainToyParams, output: Path, *, progress: Callable[[int, int, float], None]
 ) -> None:
     """Train one SAE per coefficient on one kind of data, and write a row for each.
 
     Raises:
         UserError: a file of word vectors is not as it should be, or no device of that name.
     """
-    write_table(output, sweep(params, report=report), SWEEP)
+    write_table(output, sweep(params, progress=progress), SWEEP)
 
 
 def sweep(
     params: TrainToyParams,
     *,
-    report: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> list[dict[str, Any]]:
     """The rows of one job, in the order of the coefficients."""
     torch.set_num_threads(params.compute.threads)
@@ -56,7 +56,7 @@ def sweep(
 
     coefficients = settings.l1_coefficients
     trained = train_together(
-        train.to(device), start, coefficients, settings, order=order, report=report
+        train.to(device), start, coefficients, settings, order=order, progress=progress
     )
     x = heldout.to(device)
     scaled = standardize(x)

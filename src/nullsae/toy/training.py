@@ -103,7 +103,7 @@ def train_together(
     settings: ToyTraining,
     *,
     order: Callable[[int], Tensor],
-    report: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> Weights:
     """Train one SAE per coefficient, all from one start and on the same batches.
 
@@ -116,7 +116,7 @@ def train_together(
         coefficients: weights of the penalty.
         settings: how to train.
         order: the order of the samples in an epoch, int64 [n].
-        report: called with steps done, steps in all, and the mean loss, once an epoch.
+        progress: called with steps done, steps in all, and the mean loss, once an epoch.
 
     Returns:
         The trained SAEs, in the order of the coefficients, decoder rows of unit norm.
@@ -141,7 +141,7 @@ def train_together(
             torch.autograd.backward(loss)
             optimizer.step()
         done = (epoch + 1) * steps_in_epoch
-        report(done, settings.epochs * steps_in_epoch, float(loss.detach()) / len(coefficients))
+        progress(done, settings.epochs * steps_in_epoch, float(loss.detach()) / len(coefficients))
     _normalize_decoder(weights)
     return Weights(*(tensor.detach() for tensor in weights.tensors))
 

@@ -37,7 +37,7 @@ def ask(
     *,
     logprobs: bool = False,
     endpoint: dict[str, Any] | None = None,
-    report: Any = None,
+    progress: Any = None,
     **settings: Any,
 ) -> tuple[list[Reply | None], Usage]:
     """Ask n questions, or those of the given numbers."""
@@ -51,7 +51,7 @@ def ask(
         Llm(**settings),
         lambda model: [model.ask(question(i, logprobs=logprobs)) for i in numbers],
         root=root,
-        report=report,
+        progress=progress,
     )
 
 

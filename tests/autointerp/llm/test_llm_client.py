@@ -172,10 +172,10 @@ def test_two_runs_share_what_is_kept_and_pay_for_the_rest(
 def test_progress_is_told_after_each_request(server: ScriptedServer, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    def report(usage: Usage, total: int) -> None:
+    def progress(usage: Usage, total: int) -> None:
         seen.append((usage.calls + usage.cached_calls + usage.failed, total))
 
-    ask(server.url, 12, tmp_path, report=report)
+    ask(server.url, 12, tmp_path, progress=progress)
     assert seen[-1] == (12 + N_PLAIN_PROBES, 12 + N_PLAIN_PROBES)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert len(seen) == 12 + N_PLAIN_PROBES

@@ -42,7 +42,7 @@ class LanguageModel:
         settings: Llm,
         *,
         root: Path = Path(),
-        report: Callable[[Usage, int], None] | None = None,
+        progress: Callable[[Usage, int], None] | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -50,16 +50,16 @@ class LanguageModel:
             endpoint: whom to ask.
             settings: how.
             root: folder of the study; the cache and a server's program are relative to it.
-            report: called after each request with the usage so far and the number of requests
+            progress: called after each request with the usage so far and the number of requests
                 known so far.
         """
         self.usage = Usage()
         self.expected = 0
-        """Requests that are known to come, for `report`."""
+        """Requests that are known to come, for `progress`."""
         self._endpoint = endpoint
         self._settings = settings
         self._root = root
-        self._report = report
+        self._progress = progress
         self._abilities: Abilities | None = None
         self._finding_out = asyncio.Lock()
         self._asking: dict[bytes, asyncio.Future[Kept | None]] = {}
@@ -127,8 +127,8 @@ class LanguageModel:
         await self._sending.drain()
 
     def _tell(self) -> None:
-        if self._report is not None:
-            self._report(self.usage, max(self._asked, self.expected))
+        if self._progress is not None:
+            self._progress(self.usage, max(self._asked, self.expected))
 
     async def _find_abilities(self) -> None:
         async with self._finding_out:
@@ -193,7 +193,7 @@ def ask_all(
     work: Callable[[LanguageModel], Iterable[Coroutine[Any, Any, Any]]],
     *,
     root: Path,
-    report: Callable[[Usage, int], None] | None = None,
+    progress: Callable[[Usage, int], None] | None = None,
 ) -> tuple[list[Any], Usage]:
     """Run coroutines that ask a language model, in an event loop of their own.
 
@@ -205,7 +205,7 @@ def ask_all(
         settings: how.
         work: makes the coroutines, given the model.
         root: folder of the study.
-        report: as in `LanguageModel`.
+        progress: as in `LanguageModel`.
 
     Returns:
         What the coroutines returned, in order, and what it cost.
@@ -217,7 +217,7 @@ def ask_all(
     # again and again while thousands of requests come and go.
     gc.freeze()
     try:
-        model = LanguageModel(endpoint, settings, root=root, report=report)
+        model = LanguageModel(endpoint, settings, root=root, progress=progress)
         return asyncio.run(_ask_all(model, work))
     finally:
         gc.unfreeze()

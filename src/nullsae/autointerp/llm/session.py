@@ -25,7 +25,7 @@ class Session:
     """Called when something is asked: most jobs of a study ask nobody."""
     root: Path = Path()
     """The folder of the study: the cache's path is relative to it."""
-    report: Callable[[int, int, str], None] | None = None
+    progress: Callable[[int, int, str], None] | None = None
     """Called with (questions done, questions in all, calls, tokens, money and failures so far)."""
     costs: Path | None = None
     """Where to write what it cost."""
@@ -60,8 +60,8 @@ class Session:
             nonlocal done
             result = await one
             done += 1
-            if self.report is not None:
-                self.report(done, n_questions, describe(model.usage))
+            if self.progress is not None:
+                self.progress(done, n_questions, describe(model.usage))
             return result
 
         def all_counted(model: LanguageModel) -> list[Coroutine[Any, Any, T]]:

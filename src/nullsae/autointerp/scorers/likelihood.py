@@ -98,7 +98,7 @@ class LikelihoodScorer(Scorer):
                     ]
                 log_odds = likelihood.log_odds(text, [s.text for s in shown], spans)
                 found[rows] = probability(log_odds)
-            if job.session.report is not None:
-                job.session.report(done, len(latents), "")
+            if job.session.progress is not None:
+                job.session.progress(done, len(latents), "")
         evidence = [None if np.isnan(p) else "likelihood" for p in found]
         return Judged(found, evidence, judge.name, prompt.hash)

@@ -82,8 +82,7 @@ def order_within(seed: int, epoch: int, index: int, n_tokens: int) -> Tensor | s
 def ahead(get: Callable[[T], R], items: Iterable[T], *, in_background: bool) -> Iterator[R]:
     """Results of `get`, in order.
 
-    In the background, a thread works on the next one while the caller uses the last, so that two
-    are in memory.
+    In the background, a thread makes the next while the caller uses the last: two are in memory.
     """
     if not in_background:
         yield from map(get, items)
@@ -120,16 +119,14 @@ class Batches:
     def want(self, epoch: int, start: int, stop: int) -> bool:
         """Whether any of the tokens `start` ... `stop` of the epoch are in batches to come.
 
-        The answer counts from the first step, so that it can be asked for before the stream starts.
+        It counts from the first step, so that it can be asked before the stream starts.
         """
         return start < self.usable and (epoch, stop) > self.start
 
     def cut(self, start: int, x: Tensor) -> Iterator[Tensor]:
-        """Whole batches that a block completes, views of it where they can be.
+        """Whole batches that a block x [n, width] completes, views of it where they can be.
 
-        Args:
-            start: tokens of the epoch before the block.
-            x: the block, [n, width]; the blocks wanted must come in their order.
+        `start` tokens of the epoch are before it; the blocks wanted must come in their order.
         """
         x = x[self.taken - start : self.usable - start]
         self.taken = (self.taken + len(x)) % self.usable

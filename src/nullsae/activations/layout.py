@@ -91,10 +91,8 @@ class SplitJob(Generic[P]):
 def shard_contexts(corpus: Tokens, max_tokens: int | None, shard_tokens: int) -> list[range]:
     """The contexts of each shard, as consecutive indices; all shards but the last are equal.
 
-    Args:
-        corpus: a split.
-        max_tokens: tokens wanted, rounded down to whole contexts; all of the split by default.
-        shard_tokens: tokens in a shard, rounded down to whole contexts, at least one.
+    `max_tokens` (all of the split if None) and `shard_tokens` (at least one context) are rounded
+    down to whole contexts.
 
     Raises:
         UserError: less than one context is wanted, or more than the split has.

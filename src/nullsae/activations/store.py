@@ -138,12 +138,9 @@ class SiteReader:
 
     @classmethod
     def open(cls, split_manifest: Path, site: str, *, key: str = "") -> SiteReader:
-        """Open one site of a captured split.
+        """Open one site of a captured split, by the `manifest.json` of the split's folder.
 
-        Args:
-            split_manifest: `manifest.json` of the split's folder.
-            site: name of the site.
-            key: if given, the provenance that the activations must have.
+        With a key, this must be the provenance of the activations.
 
         Raises:
             UserError: missing, or made from another config; names the file and the command that

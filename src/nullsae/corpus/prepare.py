@@ -98,10 +98,8 @@ class Packer:
     def contexts(self) -> tuple[IntArray, IntArray]:
         """input_ids and document_id, both int32 [n_contexts, context_tokens], or all whole ones.
 
-        What is left over is dropped. An EOS has the document_id of the document that it ends.
-
-        Raises:
-            ValueError: fewer tokens than `n_contexts` need.
+        What is left over is dropped; with too little, a ValueError is raised. An EOS has the
+        document_id of the document that it ends.
         """
         whole = self.n_tokens // self.context_tokens
         shape = (whole if self.n_contexts is None else self.n_contexts, self.context_tokens)
@@ -128,21 +126,15 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             config key. Nothing is written then.
     """
     corpus, where = params.corpus, f"config: corpora.{name}"
-    wanted = wanted_tokens(corpus)
-    for split, n_tokens in wanted.items():
+    for split, n_tokens in wanted_tokens(corpus).items():
         if n_tokens is not None and n_tokens < corpus.context_tokens:
             raise UserError(
                 f"{where}.{split}_tokens: {n_tokens} is less than one context "
                 f"(context_tokens {corpus.context_tokens})"
             )
     reader = Reader(documents(corpus.source, where=f"{where}.source"), corpus.eval_share)
-    encoder, ordered = tokenizer_and_order(reader, corpus, where)
     packers: dict[SplitName, Packer] = {}
-    for split, n_tokens in wanted.items():
-        n_contexts = None if n_tokens is None else n_tokens // corpus.context_tokens
-        packers[split] = Packer(n_contexts, corpus.context_tokens, encoder.eos_token_id)
-    fill(packers, ordered, encoder)
-    check_amounts(packers, reader, wanted, corpus, where)
+    encoder = pack(reader, packers, corpus, where)
     packed = {split: packers[split].contexts() for split in SPLITS}
     if packed["eval"][1].max() < 1:
         raise UserError(
@@ -190,9 +182,9 @@ def wanted_tokens(corpus: Corpus) -> dict[SplitName, int | None]:
     return {"sae_train": corpus.sae_train_tokens, "eval": corpus.eval_tokens}
 
 
-def tokenizer_and_order(
+def _tokenizer_and_order(
     reader: Reader, corpus: Corpus, where: str
-) -> tuple[Encoder, Iterable[Document]]:
+) -> tuple[Encoder, Iterator[Document]]:
     """The tokenizer, and the documents in the order in which they are packed.
 
     By digest: a fixed shuffle, so that neither the names of files nor their order (speeches by
@@ -217,17 +209,25 @@ def tokenizer_and_order(
     return train_tokenizer(texts, corpus.tokenizer), chain(head, stream)
 
 
-def fill(packers: dict[SplitName, Packer], ordered: Iterable[Document], encoder: Encoder) -> None:
-    """Encode documents in order until each split is full or the documents end."""
-    ordered = iter(ordered)
+def pack(reader: Reader, packers: dict[SplitName, Packer], corpus: Corpus, where: str) -> Encoder:
+    """Encode documents in order until each split is full or the documents end.
+
+    `packers` is empty at first. `UserError`s are those of the tokenizer and of `check_amounts`.
+    """
+    encoder, ordered = _tokenizer_and_order(reader, corpus, where)
+    for split, n_tokens in wanted_tokens(corpus).items():
+        n_contexts = None if n_tokens is None else n_tokens // corpus.context_tokens
+        packers[split] = Packer(n_contexts, corpus.context_tokens, encoder.eos_token_id)
     while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
-        wanted = [document for document in batch if not packers[document.split].full]
-        encoded = encoder.encode([document.text for document in wanted])
-        for document, ids in zip(wanted, encoded, strict=True):
+        lacking = [document for document in batch if not packers[document.split].full]
+        encoded = encoder.encode([document.text for document in lacking])
+        for document, ids in zip(lacking, encoded, strict=True):
             if not packers[document.split].full:
                 packers[document.split].add(ids)
         if all(packer.full for packer in packers.values()):
-            return
+            break
+    check_amounts(packers, reader, wanted_tokens(corpus), corpus, where)
+    return encoder
 
 
 def check_amounts(

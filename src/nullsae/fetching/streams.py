@@ -103,19 +103,11 @@ class _Recorder:
 def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> None:
     """Write the documents that `prepare_corpus` takes from a stream, by reading as it does."""
     from nullsae.corpus.documents import SplitName
-    from nullsae.corpus.prepare import (
-        Packer,
-        Reader,
-        check_amounts,
-        fill,
-        tokenizer_and_order,
-        wanted_tokens,
-    )
+    from nullsae.corpus.prepare import Packer, Reader, pack, wanted_tokens
     from nullsae.corpus.sources import documents
 
     where = f"config: corpora.{name}"
-    wanted = wanted_tokens(corpus)
-    total = sum(n_tokens or 0 for n_tokens in wanted.values())
+    total = sum(n_tokens or 0 for n_tokens in wanted_tokens(corpus).values())
     packers: dict[SplitName, Packer] = {}
     with bar(f"corpus {name}", "tokens") as progress:
 
@@ -124,10 +116,4 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
 
         texts = documents(source, where=f"{where}.source")
         with closing(_Recorder(texts, file, source.column, show)) as recorder:
-            reader = Reader(recorder, corpus.eval_share)
-            encoder, ordered = tokenizer_and_order(reader, corpus, where)
-            for split, n_tokens in wanted.items():
-                n_contexts = (n_tokens or 0) // corpus.context_tokens
-                packers[split] = Packer(n_contexts, corpus.context_tokens, encoder.eos_token_id)
-            fill(packers, ordered, encoder)
-        check_amounts(packers, reader, wanted, corpus, where)
+            pack(Reader(recorder, corpus.eval_share), packers, corpus, where)

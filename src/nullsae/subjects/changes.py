@@ -332,10 +332,7 @@ def haar_frame(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     The Q of a Gaussian matrix, with the signs that make the diagonal of R positive: without them
     the distribution is the factorization's own (Mezzadri 2007, arXiv math-ph/0609050).
 
-    Args:
-        rows: length of each column.
-        columns: at most `rows`; as many give an orthogonal matrix.
-        generator: on the CPU.
+    `columns` is at most `rows`; as many give an orthogonal matrix. The generator is on the CPU.
     """
     drawn = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(drawn)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,16 +73,12 @@ class Examples:
         lengths = self.n_tokens[rows]
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         at = np.repeat(self.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])
+        of_examples = ("latent", "window", "active", "silent_kind", "quantile")
+        of_positions = ("tokens", "activations", "marked")
         return Examples(
-            latent=self.latent[rows],
-            window=self.window[rows],
-            active=self.active[rows],
-            silent_kind=self.silent_kind.take(pa.array(rows)),
-            quantile=self.quantile.take(pa.array(rows)),
             starts=starts,
-            tokens=self.tokens[at],
-            activations=self.activations[at],
-            marked=self.marked[at],
+            **{name: getattr(self, name).take(rows) for name in of_examples},
+            **{name: getattr(self, name)[at] for name in of_positions},
         )
 
 
@@ -99,11 +96,9 @@ def examples_of(
     Raises:
         UserError: a window's flag `active` contradicts its activations.
     """
-    wanted = pc.and_(
-        pc.equal(table["pool"], "score"),
-        pc.is_in(table["latent"], value_set=latents.combine_chunks()),
-    )
-    table = table.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
+    wanted = pc.is_in(table["latent"], value_set=latents.combine_chunks())
+    table = table.filter(pc.and_(pc.equal(table["pool"], "score"), wanted))
+    table = table.sort_by([("latent", "ascending"), ("window", "ascending")])
     peaks = np.array([max(row) for row in table["activations"].to_pylist()])
     for i in np.flatnonzero((peaks > 0) != table["active"].to_numpy())[:1].tolist():
         row = table.slice(i, 1).to_pylist()[0]
@@ -117,11 +112,8 @@ def examples_of(
     lists = table["token_ids"].combine_chunks()
     tokens = lists.flatten().to_numpy().astype(np.int64)
     return Examples(
-        latent=table["latent"].to_numpy(),
-        window=table["window"].to_numpy(),
-        active=table["active"].to_numpy(),
-        silent_kind=table["silent_kind"].combine_chunks(),
-        quantile=table["quantile"].combine_chunks(),
+        **{name: table[name].to_numpy() for name in ("latent", "window", "active")},
+        **{name: table[name].combine_chunks() for name in ("silent_kind", "quantile")},
         starts=np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(), dtype=np.int64)]),
         tokens=tokens,
         activations=table["activations"].combine_chunks().flatten().to_numpy(),
@@ -158,22 +150,14 @@ def with_marks(
         silent_kind=pa.array([MISPLACED] * len(examples.window), pa.string()),
         quantile=pa.nulls(len(examples.window), pa.int64()),
     ).take(possible)
-    both = _join(examples, negative)
-    return both.take(np.lexsort((~both.active, both.window, both.latent)))
-
-
-def _join(first: Examples, second: Examples) -> Examples:
-    return Examples(
-        latent=np.concatenate([first.latent, second.latent]),
-        window=np.concatenate([first.window, second.window]),
-        active=np.concatenate([first.active, second.active]),
-        silent_kind=pa.concat_arrays([first.silent_kind, second.silent_kind]),
-        quantile=pa.concat_arrays([first.quantile, second.quantile]),
-        starts=np.concatenate([first.starts, first.starts[-1] + second.starts[1:]]),
-        tokens=np.concatenate([first.tokens, second.tokens]),
-        activations=np.concatenate([first.activations, second.activations]),
-        marked=np.concatenate([first.marked, second.marked]),
-    )
+    joined: dict[str, Any] = {}
+    for name in (field.name for field in fields(Examples)):
+        both = [getattr(examples, name), getattr(negative, name)]
+        join = pa.concat_arrays if isinstance(both[0], pa.Array) else np.concatenate
+        joined[name] = join(both)
+    joined["starts"] = np.append(examples.starts, examples.starts[-1] + negative.starts[1:])
+    order = np.lexsort((~joined["active"], joined["window"], joined["latent"]))
+    return Examples(**joined).take(order)
 
 
 def fuzz_marks(
@@ -197,8 +181,7 @@ def fuzz_marks(
     for latent in np.unique(examples.latent).tolist():
         mine = examples.latent == latent
         sizes = n_marked[mine & examples.active]
-        if not len(sizes):  # nothing to imitate
-            sizes = np.ones(1, dtype=np.int64)
+        sizes = sizes if len(sizes) else np.ones(1, dtype=np.int64)  # nothing to imitate
         for i in np.flatnonzero(mine & ~examples.active).tolist():
             generator = numpy_generator(seed, purpose, *key, latent, int(examples.window[i]))
             size = min(int(generator.choice(sizes)), int(n_tokens[i]))
@@ -214,11 +197,6 @@ def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
     tokens, drawn without replacement by a generator of its own, keyed by (seed, "misplaced_marks",
     key, latent, window). What stays without any mark cannot be shown with misplaced ones: silent
     windows, and those in which the latent fires at every token.
-
-    Args:
-        examples: windows, with their true marks.
-        seed: the config's.
-        key: the keys of the SAE.
 
     Returns:
         bool [n_positions].
@@ -240,12 +218,8 @@ def strong(
 ) -> Flags:
     """Which tokens are active above a share of their window's largest activation.
 
+    `activations` are float32 of any shape, `maximum` each one's window's largest, or one for all.
     The largest itself always is: float32 rounds a share of its smallest numbers up to the whole.
-
-    Args:
-        activations: float32, of any shape.
-        maximum: each one's window's largest, of that shape or one for all.
-        threshold: the share.
     """
     found: Flags = activations > threshold * maximum
     found |= (activations == maximum) & (maximum > 0)

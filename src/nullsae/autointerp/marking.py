@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -51,11 +52,8 @@ def window_texts(tokenizer: Tokenizer, token_ids: Sequence[Ints] | Ints) -> list
     """Decode windows of tokens.
 
     Each text is the tokenizer's own decoding, special tokens included, with the space that a
-    window starts with: decoders in the way of SentencePiece drop it.
-
-    Args:
-        tokenizer: the tokenizer of the tokens.
-        token_ids: int [n_windows, n_tokens], or an array of token ids for each window.
+    window starts with: decoders in the way of SentencePiece drop it. `token_ids` are int
+    [n_windows, n_tokens], or an array for each window.
     """
     windows = [np.asarray(ids).tolist() for ids in token_ids]
     pieces = Pieces(tokenizer)
@@ -68,7 +66,7 @@ class Pieces:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pieces: dict[int, bytes] = {}
+        self._piece = cache(self._find_piece)
         # Goes before all that is decoded, because a decoder may strip the first token of a text.
         self._before, self._n_before = [], 0
         for token_id in range(tokenizer.get_vocab_size()):
@@ -86,36 +84,27 @@ class Pieces:
 
     def shown(self, token_ids: list[int], text: str) -> Shown:
         """A window's text and spans, from its tokens and what `decode` makes of them."""
-        known = self._pieces
-        pieces = [known[t] if t in known else self._add(t) for t in token_ids]
+        pieces = [self._piece(token_id) for token_id in token_ids]
         joined = b"".join(pieces)
         if joined.decode(errors="replace") != text:
             return Shown(text, self._spans_by_prefixes(token_ids, pieces, text))
         bounds = list(accumulate(map(len, pieces), initial=0))
         if joined.isascii():
             return Shown(text, tuple(pairwise(bounds)))
-        character = _character_of_bytes(joined)
-        spans = [
-            (character[a], character[b - 1] + 1 if b > a else character[a])
-            for a, b in pairwise(bounds)
-        ]
-        return Shown(text, tuple(spans))
+        at = _character_of_bytes(joined)
+        ends = ((at[a], at[b - 1] + 1 if b > a else at[a]) for a, b in pairwise(bounds))
+        return Shown(text, tuple(ends))
 
-    def _add(self, token_id: int) -> bytes:
-        found = self._pieces[token_id] = self._piece(token_id)
-        return found
-
-    def _piece(self, token_id: int) -> bytes:
+    def _find_piece(self, token_id: int) -> bytes:
         name = self._tokenizer.id_to_token(token_id)
         if name is None:
             return b""
         (text,) = self.decode([[token_id]])
-        if REPLACEMENT not in text:
-            return text.encode()
-        if byte := BYTE_NAME.match(name):
-            return bytes([int(byte[1], 16)])
-        if all(letter in BYTE_LETTERS for letter in name):
-            return bytes(BYTE_LETTERS[letter] for letter in name)
+        if REPLACEMENT in text:
+            if byte := BYTE_NAME.match(name):
+                return bytes([int(byte[1], 16)])
+            if all(letter in BYTE_LETTERS for letter in name):
+                return bytes(BYTE_LETTERS[letter] for letter in name)
         return text.encode()
 
     def _spans_by_prefixes(

@@ -204,21 +204,18 @@ def _valid(choice: dict[str, Any], usage: Any) -> Valid:
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, dict))
         content = "".join(part for part in parts if isinstance(part, str))
-    if not isinstance(content, str):
-        content = ""
     if message.get("refusal"):
         content, finish_reason = "", "refusal"
-    elif finish_reason == "content_filter":
+    if not isinstance(content, str) or finish_reason == "content_filter":
         content = ""
     reply = Reply(content, _tokens(choice.get("logprobs"), content), finish_reason)
     counts = usage if isinstance(usage, dict) else {}
+    prompt, completion = (counts.get(f"{kind}_tokens") for kind in ("prompt", "completion"))
     return Valid(
-        reply, _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+        reply,
+        prompt if type(prompt) is int else None,
+        completion if type(completion) is int else None,
     )
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _tokens(logprobs: Any, content: str) -> tuple[AnswerToken, ...]:

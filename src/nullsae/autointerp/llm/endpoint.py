@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from nullsae.autointerp.llm.addresses import without_password
 from nullsae.autointerp.llm.answers import RefusedError
@@ -59,6 +58,9 @@ class Probe:
     """Where the endpoint will not answer such a request."""
 
 
+Send: TypeAlias = Callable[[Request, Abilities], Awaitable[Probe]]
+
+
 def abilities_key(endpoint: Endpoint) -> bytes:
     """What abilities are kept under: all settings of the endpoint that they depend on."""
     settings = endpoint.model_dump(
@@ -83,11 +85,8 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     if logprobs:
         body["logprobs"] = True
         body["top_logprobs"] = abilities.top_logprobs
-    if (
-        request.schema is not None
-        and abilities.json_schema
-        and (abilities.schema_with_logprobs or not logprobs)
-    ):
+    takes_schema = abilities.json_schema and (abilities.schema_with_logprobs or not logprobs)
+    if request.schema is not None and takes_schema:
         body["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
@@ -98,9 +97,7 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     return text.encode(errors="replace")
 
 
-async def find_out(
-    endpoint: Endpoint, send: Callable[[Request, Abilities], Awaitable[Probe]]
-) -> Abilities:
+async def find_out(endpoint: Endpoint, send: Send) -> Abilities:
     """Ask an endpoint what it can do: a plain question first, a schema, log-probabilities.
 
     What is refused, or never answered validly, counts as not supported.
@@ -114,12 +111,11 @@ async def find_out(
         UserError: it is never answered.
     """
     abilities = await _plain(endpoint, send)
+    wants_logprobs = endpoint.logprobs != "never"
     if endpoint.structured_output == "never":
-        if endpoint.logprobs == "never":
-            return abilities
-        return await _with_logprobs(abilities, send)
+        return await _with_logprobs(abilities, send) if wants_logprobs else abilities
     with_schema = replace(abilities, json_schema=True)
-    if endpoint.logprobs == "never":
+    if not wants_logprobs:
         probe = await send(_question(schema=True), with_schema)
         return with_schema if _obeys(probe.reply) else abilities
     # Most endpoints can do either both or neither, so that both are asked for at once.
@@ -135,9 +131,7 @@ async def find_out(
     return await _with_logprobs(with_schema, send)
 
 
-async def _with_logprobs(
-    abilities: Abilities, send: Callable[[Request, Abilities], Awaitable[Probe]]
-) -> Abilities:
+async def _with_logprobs(abilities: Abilities, send: Send) -> Abilities:
     """The abilities with as many alternatives per token as come back, if any do."""
     most, fewer = TOP_LOGPROBS
     # The most of them together with a schema has been asked for where there is one.
@@ -152,39 +146,33 @@ async def _with_logprobs(
     return abilities
 
 
-async def _plain(
-    endpoint: Endpoint, send: Callable[[Request, Abilities], Awaitable[Probe]]
-) -> Abilities:
+async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
     """How a plain question has to be put."""
     request = Request(({"role": "user", "content": LONG_TASK},), LONG_TASK_TOKENS)
     abilities = Abilities()
     while True:
         probe = await send(request, abilities)
-        if probe.refusal is None and probe.reply is None:
-            address = without_password(endpoint.base_url) if endpoint.base_url else endpoint.address
-            raise UserError(
-                f"{endpoint.model} at {address}: no valid reply to a first, plain question; "
-                f"the last attempt: {probe.failure}"
-            )
+        limits_newly = abilities.token_limit == "max_completion_tokens"
+        sends_temperature = abilities.temperature and endpoint.temperature is not None
         if probe.refusal is None:
-            ignored = probe.completion_tokens > LONG_TASK_TOKENS
-            if ignored and abilities.token_limit == "max_completion_tokens":
+            if probe.reply is None:
+                url = endpoint.base_url
+                address = without_password(url) if url else endpoint.address
+                raise UserError(
+                    f"{endpoint.model} at {address}: no valid reply to a first, plain question; "
+                    f"the last attempt: {probe.failure}"
+                )
+            if probe.completion_tokens > LONG_TASK_TOKENS:
                 # Older servers pass over a limit that they do not know.
-                abilities = replace(abilities, token_limit="max_tokens")
+                return replace(abilities, token_limit="max_tokens")
             return abilities
-        weaker = _without_what_is_named(probe.refusal.said, endpoint, abilities)
-        if weaker is None:
+        # Go without the field that the refusal names.
+        if "max_completion_tokens" in probe.refusal.said and limits_newly:
+            abilities = replace(abilities, token_limit="max_tokens")
+        elif "temperature" in probe.refusal.said and sends_temperature:
+            abilities = replace(abilities, temperature=False)
+        else:
             raise probe.refusal
-        abilities = weaker
-
-
-def _without_what_is_named(said: str, endpoint: Endpoint, tried: Abilities) -> Abilities | None:
-    """The abilities without the field that a refusal names; None where it names none."""
-    if re.search("max_completion_tokens", said) and tried.token_limit == "max_completion_tokens":
-        return replace(tried, token_limit="max_tokens")
-    if re.search("temperature", said) and tried.temperature and endpoint.temperature is not None:
-        return replace(tried, temperature=False)
-    return None
 
 
 def _question(*, schema: bool = False, logprobs: bool = False) -> Request:

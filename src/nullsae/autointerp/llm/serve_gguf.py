@@ -142,10 +142,8 @@ def _requantize(file: Path, quantize: str, output: Path) -> None:
         reader = gguf.GGUFReader(file)
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: cannot be read as GGUF: {first_line(error)}") from None
-    matrices, lookups = {
-        "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0),
-        "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q8_0),
-    }[quantize]
+    matrices = gguf.GGMLQuantizationType[quantize.upper()]
+    lookups = gguf.GGMLQuantizationType.Q8_0
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(output, arch=architecture)
     for name, field in reader.fields.items():
@@ -162,13 +160,11 @@ def _requantize(file: Path, quantize: str, output: Path) -> None:
         if len(shape) < 2 or shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
             wanted = tensor.tensor_type
         formats.append(wanted)
-        if wanted == tensor.tensor_type:
-            data = tensor.data
-            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, wanted)
-        else:
+        info = tensor.data.shape, tensor.data.dtype, tensor.data.nbytes
+        if wanted != tensor.tensor_type:
             in_bytes = gguf.quant_shape_to_byte_shape(shape, wanted)
-            size = math.prod(in_bytes)
-            writer.add_tensor_info(tensor.name, in_bytes, np.dtype(np.uint8), size, wanted)
+            info = in_bytes, np.dtype(np.uint8), math.prod(in_bytes)
+        writer.add_tensor_info(tensor.name, *info, wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -61,10 +61,7 @@ class Transport:
         await self._client.close()
 
     async def post(self, body: bytes) -> Answer:
-        """Send a request, once.
-
-        Args:
-            body: the request as JSON.
+        """Send a request that is JSON already, once.
 
         Raises:
             NoAnswerError: time-out, no connection, or one that broke off.
@@ -79,11 +76,8 @@ class Transport:
             raise NoAnswerError("timeout", "no answer in time") from None
         except APIConnectionError as error:
             raise _no_answer(error) from None
-        return Answer(
-            status=response.status_code,
-            retry_after=response.headers.get("retry-after"),
-            content=response.content,
-        )
+        retry_after = response.headers.get("retry-after")
+        return Answer(response.status_code, retry_after, response.content)
 
 
 class _Sender(httpx2.AsyncClient):
@@ -189,12 +183,12 @@ def _no_answer(error: APIConnectionError) -> NoAnswerError:
         if isinstance(cause, aiohttp.ClientError | OSError):
             break
     text = first_line(cause)
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError | ssl.SSLError):
-        return NoAnswerError("certificate", text)
-    if isinstance(cause, aiohttp.ClientSSLError):
-        return NoAnswerError("certificate", text)
-    if isinstance(cause, aiohttp.ClientConnectorDNSError):
-        return NoAnswerError("unknown host", text)
-    if isinstance(cause, aiohttp.ClientConnectorError):
-        return NoAnswerError("refused", text)
-    return NoAnswerError("dropped", text)
+    trouble: Trouble = "dropped"
+    certificate = aiohttp.ClientConnectorCertificateError | ssl.SSLError | aiohttp.ClientSSLError
+    if isinstance(cause, certificate):
+        trouble = "certificate"
+    elif isinstance(cause, aiohttp.ClientConnectorDNSError):
+        trouble = "unknown host"
+    elif isinstance(cause, aiohttp.ClientConnectorError):
+        trouble = "refused"
+    return NoAnswerError(trouble, text)

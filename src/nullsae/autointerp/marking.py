@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from nullsae.autointerp.examples import Flags, Ints
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 LEFT, RIGHT = "<<", ">>"
 # From an ASCII character to its full-width form, which looks much like it.
@@ -115,20 +114,18 @@ class Pieces:
         For tokens that read differently beside others, as where a decoder with byte fallback
         writes off a run of bytes as a whole because one of them fits no character.
         """
-        bounds = [0]
-        for prefix in self.decode([token_ids[:n] for n in range(1, len(token_ids) + 1)]):
-            bounds.append(max(bounds[-1], _n_common(prefix, text)))
+        prefixes = self.decode([token_ids[:n] for n in range(1, len(token_ids) + 1)])
+        # Characters that each begins with alike.
+        common = (
+            next((i for i, c in enumerate(prefix) if text[i : i + 1] != c), len(prefix))
+            for prefix in prefixes
+        )
+        bounds = list(accumulate(common, max, initial=0))
         # A token that only begins a character, or continues it, shares it with its last.
         return tuple(
             (a, b if b > a or not piece else min(a + 1, len(text)))
             for (a, b), piece in zip(pairwise(bounds), pieces, strict=True)
         )
-
-
-def _n_common(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
-    shorter = min(len(one), len(other))
-    return next((i for i in range(shorter) if one[i] != other[i]), shorter)
 
 
 def _character_of_bytes(joined: bytes) -> list[int]:
@@ -161,11 +158,8 @@ def mark(shown: Shown, marked: Flags, left: str = LEFT, right: str = RIGHT) -> s
     Args:
         shown: the window.
         marked: bool [n_tokens].
-        left: goes before a marked token; ASCII punctuation.
-        right: goes behind it; ASCII punctuation.
-
-    Raises:
-        ValueError: a mark is not ASCII punctuation (a defect of nullsae, not of its user).
+        left: goes before a marked token; ASCII punctuation, else a `ValueError`.
+        right: goes behind it; ASCII punctuation, too.
     """
     if not set(left + right) <= set(string.punctuation):
         raise ValueError(f"marks {left!r} and {right!r} are not ASCII punctuation")
@@ -192,14 +186,9 @@ def _stretches(shown: Shown, marked: Flags) -> Iterator[tuple[int, int]]:
 
 
 def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
-    """Activations as whole numbers from 0 to 10: ceil(10 a / maximum), as delphi shows them.
+    """Activations [n] as whole numbers from 0 to 10: ceil(10 a / maximum), as delphi shows them.
 
-    Args:
-        activations: float [n], not negative.
-        maximum: activation that becomes 10, as do larger ones; 0 where all are 0.
-
-    Returns:
-        int64 [n]; above 0 where the activation is.
+    Larger activations than `maximum`, which is 0 where all are, become 10 too.
     """
     if maximum <= 0:
         return np.zeros(len(activations), dtype=np.int64)

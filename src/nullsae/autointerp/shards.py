@@ -37,23 +37,16 @@ class Ranks:
 
     def take(self, table: pa.Table) -> pa.Table:
         """The rows of these latents, of the table `windows`; none where there are fewer latents."""
-        latents = np.unique(table["latent"].to_numpy())[self.start : self.stop]
-        return of_latents(table, latents)
+        return of_latents(table, np.unique(table["latent"].to_numpy())[self.start : self.stop])
 
 
 def of_latents(table: pa.Table, latents: np.ndarray) -> pa.Table:
     """The rows of a table that are about these latents, int64 [n]."""
-    wanted = pa.array(latents, pa.int64())
-    return table.filter(pc.is_in(table["latent"], value_set=wanted))
+    return table.filter(pc.is_in(table["latent"], value_set=pa.array(latents, pa.int64())))
 
 
 def join_shards(files: Sequence[Path], table: str, output: Path) -> None:
-    """Write one table out of those of several jobs, sorted by latent.
-
-    Args:
-        files: their tables, each sorted as the whole is to be.
-        table: its name, such as `scores`.
-        output: where the whole goes.
+    """Write one table, such as `scores`, out of those of several jobs, sorted by latent.
 
     Raises:
         UserError: a file is missing or damaged, or two hold the same latent.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from nullsae.autointerp.examples import Floats, Ints
 from nullsae.autointerp.explain import ExplainJob
 from nullsae.config.explainers import Explainer
 from nullsae.corpus.token_text import token_text
@@ -20,8 +20,6 @@ from nullsae.tables import cell_schema
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Context = Literal["token", "bigram"]
 
 # Stands for the token before a window's first.
@@ -47,12 +45,10 @@ class LexicalExplainer(Explainer):
 
     @property
     def text(self) -> str:
-        after = " after its predecessor" if self.context == "bigram" else ""
-        only = "" if after else "only "
-        return (
-            f"No language model: the judge knows {only}how often the latent fires on each "
-            f"token{after}."
-        )
+        what = "only how often the latent fires on each token"
+        if self.context == "bigram":
+            what = "how often the latent fires on each token after its predecessor"
+        return f"No language model: the judge knows {what}."
 
     def explain(self, job: ExplainJob) -> pa.Table:
         windows = job.windows("latent", "window", "pool", "token_ids", "activations")
@@ -61,32 +57,26 @@ class LexicalExplainer(Explainer):
 
 @dataclass(frozen=True)
 class Counts:
-    """Positions counted by a key."""
+    """Positions counted by a key; all but `place` [n_keys]."""
 
     key: Ints
-    """[n_keys], ascending."""
+    """Ascending."""
     place: Ints
     """Where each position's key stands in `key`, [n_positions]."""
     n: Ints
-    """Positions, [n_keys]."""
     active: Ints
-    """Positions that fire, [n_keys]."""
+    """Positions that fire."""
     mass: Floats
-    """Sum of activations, [n_keys]."""
+    """Sum of activations."""
 
     @classmethod
     def of(cls, keys: Ints, activations: Floats) -> Counts:
         """Count positions, both arguments [n_positions]."""
         key, place = np.unique(keys, return_inverse=True)
         fires = activations > 0
+        n, active = (np.bincount(p, minlength=len(key)) for p in (place, place[fires]))
         mass = np.bincount(place[fires], weights=activations[fires], minlength=len(key))
-        return cls(
-            key=key,
-            place=place,
-            n=np.bincount(place, minlength=len(key)),
-            active=np.bincount(place[fires], minlength=len(key)),
-            mass=np.asarray(mass, dtype=np.float64),
-        )
+        return cls(key, place, n, active, mass.astype(np.float64))
 
 
 def lexical_explanations(
@@ -117,8 +107,8 @@ def lexical_explanations(
         context: `bigram` for pairs too.
 
     Returns:
-        The columns of the table `explanations`; `token_ids` ascend, pairs ascend by (token,
-        previous), `base_probability` is r.
+        The table `explanations`; `token_ids` ascend, pairs ascend by (token, previous),
+        `base_probability` is r.
     """
     windows = windows.filter(pc.equal(windows["pool"], "explain"))
     # Sums of floats then do not depend on the order of the rows.
@@ -159,17 +149,17 @@ class TokenStatistics:
     row: Ints
     """Each token's latent, as an index into `base`, ascending, [n_tokens]."""
     token: Ints
-    """Its id, [n_tokens]."""
+    """Its id."""
     p_token: Floats
-    """P(active | token), [n_tokens]."""
+    """P(active | token)."""
     units: Counts
     """What the judge tells apart: pairs, and tokens that are shown without a predecessor."""
     of_token: Ints
     """Each unit's token, as an index into `token`, ascending, [n_units]."""
     previous: Ints
-    """The id before it, or `NO_TOKEN`, [n_units]."""
+    """The id before it, or `NO_TOKEN`."""
     p_unit: Floats
-    """P(active | unit), [n_units]."""
+    """P(active | unit)."""
 
     @classmethod
     def of(cls, windows: pa.Table, of_window: Ints, context: Context) -> TokenStatistics:
@@ -264,6 +254,5 @@ def quote_token(tokenizer: Tokenizer, token_id: int) -> str:
     if name is None:
         return f"token {token_id}"
     text = token_text(tokenizer, token_id)
-    if not text or "\ufffd" in text:
-        text = name
+    text = name if not text or "\ufffd" in text else text
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -41,7 +41,7 @@ class Connection:
             AttemptError: it may be tried again.
             UserError: it is in vain.
         """
-        # Lazy, as in `_open`: a run that finds all replies in the cache need not import HTTP clients.
+        # Lazy, as in `_open`: a run that finds all replies in the cache imports no HTTP client.
         from nullsae.autointerp.llm.transport import NoAnswerError
 
         if self._transport is None:

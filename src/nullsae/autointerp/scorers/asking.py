@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from pydantic import PositiveInt
 
-from nullsae.autointerp.examples import Examples, Flags, Ints
+from nullsae.autointerp import prompting
+from nullsae.autointerp.examples import Examples, Ints
 from nullsae.autointerp.llm.messages import Request
 from nullsae.autointerp.marking import mark, window_texts
-from nullsae.autointerp.prompting import (
-    EXPLANATION_TOKENS,
-    TOKENS_AROUND_WINDOW,
-    Prompt,
-    check_prompt,
-    load_prompt,
-    one_line,
-    prompt_tokens,
-)
+from nullsae.autointerp.prompting import MAX_ATTEMPTS, Prompt, check_prompt, load_prompt, one_line
 from nullsae.autointerp.replies import Judgement, judgements
 from nullsae.autointerp.score import Judged, ScoreJob
 from nullsae.autointerp.token_statistics import judge_by_tokens
@@ -35,8 +27,6 @@ if TYPE_CHECKING:
 
     from nullsae.autointerp.llm.client import LanguageModel
 
-# Questions about the same windows, the first one included, before they count as failed.
-MAX_ATTEMPTS = 3
 # Length of an answer: its frame, and a number, a label and punctuation per window.
 FRAME_TOKENS, WINDOW_TOKENS = 32, 10
 
@@ -92,10 +82,6 @@ class AskingScorer(Scorer):
             calls, sum(counts.score), counts, answer, self.name, self.prompt
         )
 
-    def positions_judged(self, examples: Examples) -> Flags:
-        """The positions whose tokens the formula looks at, bool [n_positions]."""
-        return examples.marked if self.marks_above is not None else np.ones_like(examples.marked)
-
     def predict(self, job: ScoreJob) -> Judged:
         if job.params.judge is not None:
             return self._ask(job, job.params.judge)
@@ -105,7 +91,8 @@ class AskingScorer(Scorer):
             )
         if not len(job.examples.latent):
             return Judged(np.empty(0), [])
-        shown = self.positions_judged(job.examples)
+        marked = job.examples.marked
+        shown = marked if self.marks_above is not None else np.ones_like(marked)
         probability = judge_by_tokens(job.examples, job.explained, shown)
         return Judged(probability, ["statistics"] * len(probability))
 
@@ -121,25 +108,23 @@ class AskingScorer(Scorer):
         check_prompt(prompt, self.prompt, explanation="", windows=[""])
         texts = example_texts(examples, tokenizer)
         questions = []
-        for latent, text in zip(
-            job.explained["latent"].to_pylist(),
-            job.explained["explanation"].to_pylist(),
-            strict=True,
-        ):
+        size, limit = self.windows_per_prompt, self.max_completion_tokens
+        latents, explanations = (job.explained[n].to_pylist() for n in ("latent", "explanation"))
+        for latent, text in zip(latents, explanations, strict=True):
             if text is not None:
-                order = _shuffled(np.flatnonzero(examples.latent == latent), job, latent)
-                size = self.windows_per_prompt
+                keys = ("question_order", *job.params.keys.parts(), latent)
+                generator = numpy_generator(job.params.seed, *keys)
+                order = generator.permutation(np.flatnonzero(examples.latent == latent))
                 questions += [(text, order[i : i + size]) for i in range(0, len(order), size)]
-        limit = self.max_completion_tokens
-
-        def work(model: LanguageModel) -> list[Coroutine[Any, Any, list[Answer]]]:
-            return [
+        answers: list[Answer] = [None] * len(texts)
+        said_of_all = job.session.all(
+            judge,
+            lambda model: [
                 _ask_labels(model, prompt, text, [texts[i] for i in rows], limit)
                 for text, rows in questions
-            ]
-
-        answers: list[Answer] = [None] * len(texts)
-        said_of_all = job.session.all(judge, work, len(questions))
+            ],
+            len(questions),
+        )
         for (_, rows), said in zip(questions, said_of_all, strict=True):
             for row, one in zip(rows, said, strict=True):
                 answers[row] = one
@@ -150,8 +135,8 @@ def questions_about_windows(
     calls: int, n_shown: int, counts: WindowCounts, answer_tokens: int, kind: str, path: str | None
 ) -> Questions:
     """What questions amount to that show so many windows in all, by the prompt of a kind."""
-    fixed = prompt_tokens(kind, path) + EXPLANATION_TOKENS
-    each = counts.window_tokens + TOKENS_AROUND_WINDOW
+    fixed = prompting.prompt_tokens(kind, path) + prompting.EXPLANATION_TOKENS
+    each = counts.window_tokens + prompting.TOKENS_AROUND_WINDOW
     return Questions(calls, calls * fixed + n_shown * each, calls * answer_tokens)
 
 
@@ -172,9 +157,8 @@ async def _ask_labels(
     unanswered, attempt = list(range(len(windows))), 1
     for _ in range(MAX_ATTEMPTS):
         n = len(unanswered)
-        messages = prompt.messages(
-            attempt, explanation=explanation, windows=[windows[i] for i in unanswered]
-        )
+        shown = [windows[i] for i in unanswered]
+        messages = prompt.messages(attempt, explanation=explanation, windows=shown)
         length = limit or FRAME_TOKENS + WINDOW_TOKENS * n
         reply = await model.ask(Request(messages, length, labels_schema(n), logprobs=True))
         if reply is None:
@@ -199,11 +183,6 @@ def example_texts(examples: Examples, tokenizer: Tokenizer) -> list[str]:
         one_line(mark(window, examples.marked[a:b]))
         for window, (a, b) in zip(shown, bounds, strict=True)
     ]
-
-
-def _shuffled(rows: Ints, job: ScoreJob, latent: int) -> Ints:
-    parts = job.params.keys.parts()
-    return numpy_generator(job.params.seed, "question_order", *parts, latent).permutation(rows)
 
 
 @cache

@@ -27,24 +27,22 @@ MISPLACED = "misplaced"
 class Examples:
     """Windows to judge, sorted by (latent, window); positions of all, end to end."""
 
+    # Of each window, [n_examples].
     latent: Ints
-    """[n_examples]"""
     window: Ints
-    """[n_examples]"""
     active: Flags
-    """The truth, [n_examples]: False too where an active window has misplaced marks."""
+    """The truth: False too where an active window has misplaced marks."""
     silent_kind: pa.Array
-    """[n_examples], null where `active`."""
+    """Null where `active`."""
     quantile: pa.Array
-    """[n_examples], null where not `active`."""
+    """Null where not `active`."""
     starts: Ints
     """[n_examples + 1]: example i is positions starts[i] to starts[i + 1]."""
+    # Of each token, [n_positions].
     tokens: Ints
-    """[n_positions]"""
     activations: NDArray[np.float32]
-    """[n_positions]"""
     marked: Flags
-    """[n_positions]; all False until marks are drawn."""
+    """All False until marks are drawn."""
 
     @property
     def n_tokens(self) -> Ints:
@@ -55,18 +53,6 @@ class Examples:
     def n_marked(self) -> Ints:
         """Marked tokens of each window, [n_examples]."""
         return np.add.reduceat(self.marked, self.starts[:-1], dtype=np.int64)
-
-    @property
-    def previous(self) -> Ints:
-        """The token before each one in its window, -1 before the first, [n_positions]."""
-        previous = np.roll(self.tokens, 1)
-        previous[self.starts[:-1]] = -1
-        return previous
-
-    @property
-    def maximum(self) -> NDArray[np.float32]:
-        """Largest activation of each window, [n_examples]."""
-        return np.maximum.reduceat(self.activations, self.starts[:-1])
 
     def take(self, rows: Ints) -> Examples:
         """Some of the examples, in the given order."""
@@ -87,11 +73,8 @@ def examples_of(
 ) -> Examples:
     """Take the scoring windows of `latents` out of the table `windows`, sorted, nothing marked.
 
-    Args:
-        table: the table `windows` of one SAE.
-        latents: ids of the latents to judge.
-        negatives: the kind of silent windows; `misplaced` for active windows only.
-        source: the table's file, for messages.
+    `negatives` are the kind of silent windows, `misplaced` for active windows only; the table's
+    file `source` is for messages.
 
     Raises:
         UserError: a window's flag `active` contradicts its activations.
@@ -128,14 +111,8 @@ def with_marks(
 
     For `misplaced` each active window stands there twice, with its true marks and, as a negative,
     with as many marks on tokens at which the latent is silent. A window without such tokens stands
-    there once.
-
-    Args:
-        examples: as from `examples_of` with the same `negatives`.
-        threshold: share of a window's largest activation above which a token is marked.
-        negatives: the kind.
-        seed: the config's.
-        key: the keys of the SAE.
+    there once. `examples` are as from `examples_of` with the same `negatives`, `threshold` is the
+    share of a window's largest activation above which a token is marked.
     """
     marked = fuzz_marks(examples, threshold, seed, "fuzz_marks", *key)
     examples = replace(examples, marked=marked)
@@ -163,20 +140,17 @@ def with_marks(
 def fuzz_marks(
     examples: Examples, mark_threshold: float, seed: int, purpose: str, *key: Key
 ) -> Flags:
-    """Choose the tokens that are marked in each window.
+    """Choose the tokens that are marked in each window, bool [n_positions].
 
     Active windows: positions above `mark_threshold` times the window's largest activation.
     Silent windows: as many as one randomly drawn active window of the same latent has, so that
     the number of marks tells nothing, at positions drawn without replacement. Each silent window
     has a generator of its own, keyed by (seed, purpose, key, latent, window): positions change
     from window to window, and every explainer is judged on the same marks.
-
-    Returns:
-        bool [n_positions].
     """
     n_tokens = examples.n_tokens
-    maximum = np.repeat(examples.maximum, n_tokens)
-    marked = strong(examples.activations, maximum, mark_threshold)
+    maximum = np.maximum.reduceat(examples.activations, examples.starts[:-1])
+    marked = strong(examples.activations, np.repeat(maximum, n_tokens), mark_threshold)
     n_marked = np.add.reduceat(marked, examples.starts[:-1], dtype=np.int64)
     for latent in np.unique(examples.latent).tolist():
         mine = examples.latent == latent
@@ -191,15 +165,12 @@ def fuzz_marks(
 
 
 def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
-    """Marks on wrong tokens of active windows: where the latent is silent.
+    """Marks on wrong tokens of active windows, where the latent is silent: bool [n_positions].
 
     A window has as many as true marks (one if it has none), or fewer where it has fewer silent
     tokens, drawn without replacement by a generator of its own, keyed by (seed, "misplaced_marks",
     key, latent, window). What stays without any mark cannot be shown with misplaced ones: silent
     windows, and those in which the latent fires at every token.
-
-    Returns:
-        bool [n_positions].
     """
     wrong = np.zeros(len(examples.marked), dtype=np.bool_)
     n_marked = examples.n_marked

@@ -60,14 +60,7 @@ def explain_latents(
 ) -> None:
     """Write one SAE's explanations, one row per latent, sorted by latent.
 
-    Args:
-        params: the rule's params.
-        windows: the SAE's table `windows`.
-        tokenizer: `tokenizer.json` of the corpus, for the text of tokens.
-        output: where the table `explanations` goes.
-        base: the explanations that an explainer exchanges, if it does.
-        session: how endpoints are asked.
-        ranks: explain these of the sampled latents only; `join_shards` makes one table of all.
+    The arguments are the fields of `ExplainJob`; `join_shards` makes one table of those of `ranks`.
 
     Raises:
         UserError: a file is missing or damaged, or an endpoint cannot be used.
@@ -84,11 +77,8 @@ def explained_in_words(
 ) -> pa.Table:
     """The table `explanations` of an explainer that writes texts and has no statistics.
 
-    Args:
-        texts: by latent, ascending; None or "" where there is none.
-        reason: why there is none.
-        model: the language model that wrote them.
-        prompt_hash: of the prompt that it answered.
+    Texts come by latent, ascending; None or "" where there is none, for that `reason`. `model` is
+    the language model that wrote them.
     """
     schema = cell_schema("explanations")
     rows: list[dict[str, Any]] = [

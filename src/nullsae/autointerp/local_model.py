@@ -33,7 +33,6 @@ class LocalJudge:
     model: Any
     """A Hugging Face causal language model in evaluation mode."""
     tokenizer: Tokenizer
-    """Gives the characters that each token stands for."""
     name: str
     """For tables: the hub id or folder, or the name of the GGUF file."""
     device: torch.device
@@ -74,8 +73,7 @@ def load_judge(manifest: Path, device: torch.device) -> LocalJudge:
     """Load a judge by the manifest that `prepare_judge` wrote, verifying the files it made.
 
     Raises:
-        UserError: a file is missing or damaged (names it and the command that rebuilds it), or the
-            model cannot be had any more.
+        UserError: a file is missing or damaged, or the model cannot be had any more.
     """
     from transformers import AutoModelForCausalLM
 

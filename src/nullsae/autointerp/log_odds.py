@@ -111,17 +111,13 @@ class Likelihood:
         windows: Sequence[str],
         spans: Sequence[Sequence[Span]] | None = None,
     ) -> Floats:
-        """How much likelier the explanation makes each window than the neutral text does.
+        """How much likelier the explanation makes each of the windows than the neutral text does.
 
-        Args:
-            explanation: in words.
-            windows: text of each window, [n_windows].
-            spans: per window the marked characters, as half-open ranges in its text: only tokens
-                that overlap one are scored. By default all tokens are.
+        `spans` are per window the marked characters, as half-open ranges in its text: only tokens
+        that overlap one are scored. By default all tokens are.
 
-        Returns:
-            float64 [n_windows], nats, summed over the scored tokens; 0 where there are none. The
-            same for any order of the windows, up to rounding for any `batch_windows`.
+        Returns float64 [n_windows], nats, summed over the scored tokens; 0 where there are none. It
+        is the same for any order of the windows, up to rounding for any `batch_windows`.
 
         Raises:
             UserError: the explanation and the longest window exceed the judge's context.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nullsae.autointerp.examples import Flags, Ints
+from nullsae.autointerp.examples import Examples, Flags, Ints
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -153,36 +153,21 @@ def mark(shown: Shown, marked: Flags, left: str = LEFT, right: str = RIGHT) -> s
 
     A character of the marks that stands in the text is replaced by its full-width form (U+FF1C for
     `<`), wherever it stands: so marks are what they seem, and a window looks the same otherwise
-    whatever is marked in it. A token without text takes no mark.
-
-    Args:
-        shown: the window.
-        marked: bool [n_tokens].
-        left: goes before a marked token; ASCII punctuation, else a `ValueError`.
-        right: goes behind it; ASCII punctuation, too.
+    whatever is marked in it. A token without text takes no mark. `marked` is bool [n_tokens]; marks
+    that are not ASCII punctuation give a `ValueError`.
     """
     if not set(left + right) <= set(string.punctuation):
         raise ValueError(f"marks {left!r} and {right!r} are not ASCII punctuation")
     text = shown.text.translate({ord(c): ord(c) + FULL_WIDTH for c in left + right})
-    parts, at = [], 0
-    for start, stop in _stretches(shown, marked):
-        parts += [text[at:start], left, text[start:stop], right]
-        at = stop
-    return "".join([*parts, text[at:]])
-
-
-def _stretches(shown: Shown, marked: Flags) -> Iterator[tuple[int, int]]:
-    """Longest stretches of marked characters, from left to right."""
-    first = last = 0
+    covered = np.zeros(len(text), dtype=np.int8)
     for i in np.flatnonzero(marked).tolist():
-        start, stop = shown.spans[i]
-        if start > last:
-            if last > first:
-                yield first, last
-            first = start
-        last = max(last, stop)
-    if last > first:
-        yield first, last
+        covered[slice(*shown.spans[i])] = 1
+    parts, at = [], 0
+    # Stretches of marked characters begin and end where it changes.
+    for i, edge in enumerate(np.flatnonzero(np.diff(covered, prepend=0, append=0)).tolist()):
+        parts += [text[at:edge], right if i % 2 else left]
+        at = edge
+    return "".join([*parts, text[at:]])
 
 
 def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
@@ -194,3 +179,13 @@ def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
         return np.zeros(len(activations), dtype=np.int64)
     scaled = np.ceil(10 * np.asarray(activations, dtype=np.float64) / maximum)
     return np.minimum(scaled, 10).astype(np.int64)
+
+
+def shown_examples(
+    tokenizer: Tokenizer, examples: Examples, rows: Ints | None = None
+) -> list[tuple[Shown, Flags]]:
+    """The text and the marks of each example, or of those in some rows."""
+    chosen = range(len(examples.latent)) if rows is None else rows
+    places = [slice(*examples.starts[i : i + 2]) for i in chosen]
+    shown = window_texts(tokenizer, [examples.tokens[place] for place in places])
+    return [(text, examples.marked[p]) for text, p in zip(shown, places, strict=True)]

@@ -29,7 +29,6 @@ CHARACTERS_PER_TOKEN, TOKENS_AROUND_WINDOW, EXPLANATION_TOKENS = 4, 10, 60
 # Times that one thing is asked, the first one included, before its answer counts as missing.
 MAX_ATTEMPTS = 3
 
-Message = dict[str, str]
 T = TypeVar("T")
 
 
@@ -37,7 +36,7 @@ T = TypeVar("T")
 class Prompt:
     """A conversation that ends with the question."""
 
-    turns: tuple[Message, ...]
+    turns: tuple[dict[str, str], ...]
     """The fixed turns: instructions and worked examples."""
     question: jinja2.Template
     again: jinja2.Template
@@ -45,7 +44,7 @@ class Prompt:
     hash: str
     """16 hex digits over the file: part of tables, so that scores by two prompts are told apart."""
 
-    def messages(self, attempt: int = 1, **values: Any) -> tuple[Message, ...]:
+    def messages(self, attempt: int = 1, **values: Any) -> tuple[dict[str, str], ...]:
         """The messages of one question, with the `values` that the template names.
 
         Attempts count from 1; later ones add the reminder, so no two are the same.
@@ -102,14 +101,11 @@ def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tupl
 
 @cache
 def load_prompt(kind: str, path: str | None = None) -> Prompt:
-    """Read a prompt file: turns under lines `=== system`, `=== user`, `=== assistant`.
+    """Read nullsae's prompt of a kind (explain, detection, fuzzing, intruder), or the file `path`.
 
-    The last turn of the user is the question, in Jinja's syntax; `=== again` is what is added to it
-    after an answer that could not be used.
-
-    Args:
-        kind: name of nullsae's own prompt: explain, detection, fuzzing, intruder.
-        path: a file of the user's to read in its place.
+    Turns stand under lines `=== system`, `=== user`, `=== assistant`. The last turn of the user is
+    the question, in Jinja's syntax; `=== again` is what is added to it after an answer that could
+    not be used.
 
     Raises:
         UserError: the file is missing or not such a file; names it and the line that is wrong.
@@ -139,11 +135,7 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
 
 
 def check_prompt(prompt: Prompt, source: str | None, **values: Any) -> None:
-    """Render a user's prompt once before anything is sent.
-
-    Raises:
-        UserError: it names something that this kind of prompt does not have.
-    """
+    """Render a prompt before anything is sent; a `UserError` if it names what there is not."""
     import jinja2
 
     try:

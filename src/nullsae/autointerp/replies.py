@@ -49,10 +49,8 @@ def labels(content: str, n_windows: int) -> dict[int, tuple[int, int]]:
 
     Numbered answers count one by one, in whatever order: a window that is missing, out of range
     or answered in two ways is left out. Lists without numbers count only when they have exactly
-    one answer per window: nobody knows which one a shorter list has lost.
-
-    Returns:
-        Number of the window, from 1, to (0 or 1, place of the label in `content`).
+    one answer per window: nobody knows which one a shorter list has lost. A window's number, from
+    1, gives (0 or 1, place of the label in `content`).
     """
     content = without_thoughts(content)
     found: dict[int, tuple[int, int]] = {}
@@ -96,10 +94,8 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
     """Which window a judge called the intruder, as the probability of each one of being active.
 
     1 - P(window) / sum of P over the windows, from the log-probabilities at the token of the
-    number; else 0 for the one that was chosen and 1 for the others.
-
-    Returns:
-        Number from 1 to judgement for all windows; None if the answer names none of them.
+    number; else 0 for the one that was chosen and 1 for the others. Windows are numbered from 1;
+    None if the answer names none of them.
     """
     content = without_thoughts(reply.content)
     named = list(_CHOICE.finditer(content))
@@ -123,8 +119,7 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
 def explanation(reply: Reply) -> str | None:
     """The explanation in an answer: what follows the last `Explanation:`, else its last paragraph.
 
-    Returns:
-        One line without quotes or Markdown around it; None if nothing is left.
+    One line without quotes or Markdown around it; None if nothing is left.
     """
     content = without_thoughts(reply.content).strip()
     marked = list(_EXPLANATION.finditer(content))

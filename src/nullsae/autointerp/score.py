@@ -82,16 +82,9 @@ def score_latents(
 ) -> None:
     """Judge the scoring windows of each explained latent; write predictions and scores.
 
-    Args:
-        params: the rule's params.
-        windows: the SAE's table `windows`.
-        predictions: where the table `predictions` goes, sorted by (latent, window).
-        scores: where the table `scores` goes, sorted by latent.
-        explanations: one explainer's table `explanations`, if the scorer needs it.
-        tokenizer: `tokenizer.json` of the corpus, where a language model reads the windows.
-        judge: manifest of the model of a scorer that runs it itself.
-        session: how endpoints are asked.
-        ranks: judge these of the sampled latents only; `join_shards` makes one table of all.
+    Predictions are sorted by (latent, window), scores by latent. Of `windows` and `explanations`,
+    which not every scorer needs, those of the sampled latents of `ranks` are judged; `join_shards`
+    makes one table of all. The manifest `judge` is the `model` of `ScoreJob`.
 
     Raises:
         UserError: a file is missing or damaged, or an endpoint cannot be used.
@@ -137,12 +130,11 @@ def score_latents(
 
 def predictions_table(examples: Examples, judged: Judged) -> pa.Table:
     """The columns of the table `predictions`; a NaN probability becomes null."""
-    n_examples = len(examples.latent)
     same = ("latent", "window", "active", "silent_kind", "quantile")
     return pa.table(
         {name: getattr(examples, name) for name in same}
         | {
-            "n_marked": examples.n_marked if n_examples else np.empty(0, np.int64),
+            "n_marked": examples.n_marked if len(examples.latent) else np.empty(0, np.int64),
             "probability": pa.array(judged.probability, mask=np.isnan(judged.probability)),
             "evidence": pa.array(judged.evidence, pa.string()),
         }
@@ -158,9 +150,8 @@ def classification_scores(active: Flags, probability: Floats) -> dict[str, Any]:
     of at least 0.5 as a prediction of `active`. They equal scikit-learn's, whose import takes
     longer than all else in this stage.
 
-    Returns:
-        Columns of the table `scores`. `n_active`, `n_silent` and `n_failed` add up to n_windows;
-        scores are None when no active or no silent window is left.
+    These are columns of the table `scores`. `n_active`, `n_silent` and `n_failed` add up to
+    n_windows; scores are None when no active or no silent window is left.
     """
     valid = ~np.isnan(probability)
     truth, probability = active[valid], probability[valid]

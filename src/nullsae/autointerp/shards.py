@@ -25,11 +25,7 @@ class Ranks:
 
     @classmethod
     def parse(cls, text: str) -> Ranks:
-        """From `20:40`, the 21st to the 40th.
-
-        Raises:
-            UserError: anything else.
-        """
+        """From `20:40`, the 21st to the 40th; a `UserError` for anything else."""
         found = re.fullmatch(r"(\d+):(\d+)", text)
         if found is None or not int(found[1]) < int(found[2]):
             raise UserError(f"--ranks: {text!r} is not FIRST:END of sampled latents, such as 0:25")
@@ -48,8 +44,7 @@ def of_latents(table: pa.Table, latents: np.ndarray) -> pa.Table:
 def join_shards(files: Sequence[Path], table: str, output: Path) -> None:
     """Write one table, such as `scores`, out of those of several jobs, sorted by latent.
 
-    Raises:
-        UserError: a file is missing or damaged, or two hold the same latent.
+    A `UserError` names a file that is missing or damaged, or has a latent of another one too.
     """
     schema = cell_schema(table)
     parts = [read_table(file, schema) for file in files]

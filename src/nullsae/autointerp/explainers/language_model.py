@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from nullsae.autointerp import prompting
 from nullsae.autointerp.examples import strong
 from nullsae.autointerp.explain import ExplainJob, explained_in_words
-from nullsae.autointerp.marking import Shown, activation_scale, mark, window_texts
+from nullsae.autointerp.marking import activation_scale, mark, window_texts
 from nullsae.autointerp.prompting import check_prompt, load_prompt, one_line
 from nullsae.autointerp.replies import explanation
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
@@ -72,7 +71,7 @@ class OpenAIExplainer(Endpoint, Explainer):
         """
         windows, tokenizer = job.windows(), job.tokenizer
         prompt = load_prompt("explain", self.prompt)
-        check_prompt(prompt, self.prompt, windows=[ShownWindow("", "")])
+        check_prompt(prompt, self.prompt, windows=[{"text": "", "strengths": ""}])
         shown = shown_windows(windows, tokenizer, self)
         texts = job.session.all(
             self,
@@ -88,38 +87,14 @@ class OpenAIExplainer(Endpoint, Explainer):
         return explained_in_words(found, "the model gave no explanation", self.model, prompt.hash)
 
 
-@dataclass(frozen=True)
-class ShownWindow:
-    """A window in the prompt."""
-
-    text: str
-    """With marks around the tokens at which the latent is strongly active."""
-    strengths: str
-    """Those tokens with their strength from 1 to 10."""
-
-
-def shown_window(
-    shown: Shown, activations: NDArray[np.float32], threshold: float, maximum: float
-) -> ShownWindow:
-    """A window as an explainer sees it, of activations float32 [n_tokens].
-
-    Marked are tokens active above `threshold` times the window's largest activation; `maximum` is
-    the latent's largest among the windows of the prompt, which is 10.
-    """
-    marked = strong(activations, activations.max(), threshold)
-    scale = activation_scale(activations, maximum)
-    strengths = [
-        f"{json.dumps(shown.text[start:stop], ensure_ascii=False)} {scale[i]}"
-        for i, (start, stop) in enumerate(shown.spans)
-        if marked[i]
-    ]
-    return ShownWindow(one_line(mark(shown, marked)), ", ".join(strengths))
-
-
 def shown_windows(
     windows: pa.Table, tokenizer: Tokenizer, explainer: OpenAIExplainer
-) -> dict[int, list[ShownWindow]]:
-    """The windows of the table `windows` to show of each latent, strongest first, by latent."""
+) -> dict[int, list[dict[str, str]]]:
+    """The windows of the table `windows` to show of each latent, strongest first, by latent.
+
+    `text` has marks around strongly active tokens; `strengths` says how much, from 1 to 10, which
+    is the latent's largest activation in the prompt.
+    """
     wanted = pc.and_(pc.equal(windows["pool"], "explain"), windows["active"])
     windows = windows.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
     latents = windows["latent"].to_numpy()
@@ -134,10 +109,17 @@ def shown_windows(
     # All at once: decoding a token's piece is done once per call.
     every = [i for mine in chosen.values() for i in mine]
     texts = dict(zip(every, window_texts(tokenizer, [ids[i] for i in every]), strict=True))
-    return {
-        latent: [
-            shown_window(texts[i], rows[i], explainer.mark_threshold, float(peaks[mine[0]]))
-            for i in mine
-        ]
-        for latent, mine in chosen.items()
-    }
+    shown: dict[int, list[dict[str, str]]] = {latent: [] for latent in chosen}
+    for latent, mine in chosen.items():
+        for i in mine:
+            marked = strong(rows[i], peaks[i], explainer.mark_threshold)
+            scale = activation_scale(rows[i], float(peaks[mine[0]]))
+            strengths = [
+                f"{json.dumps(texts[i].text[start:stop], ensure_ascii=False)} {strength}"
+                for (start, stop), strength in compress(
+                    zip(texts[i].spans, scale, strict=True), marked
+                )
+            ]
+            text = one_line(mark(texts[i], marked))
+            shown[latent].append({"text": text, "strengths": ", ".join(strengths)})
+    return shown

@@ -100,11 +100,8 @@ def lexical_explanations(
     n and a those of the pair. A window's first token is shown without the one before it, which
     may belong to another window or pool: it counts for its token and for no pair.
 
-    Args:
-        windows: latent, window, pool, token_ids, activations of the table `windows`.
-        tokenizer: the corpus' tokenizer.
-        top_tokens: how many tokens, or pairs, the text names.
-        context: `bigram` for pairs too.
+    Of the table `windows` the columns latent, window, pool, token_ids and activations are used; the
+    text names `top_tokens` tokens or, in the context `bigram`, pairs.
 
     Returns:
         The table `explanations`; `token_ids` ascend, pairs ascend by (token, previous),
@@ -192,56 +189,31 @@ class TokenStatistics:
     ) -> str:
         """The text about one latent, whose units are `mine` and whose r is `rate`."""
         n, a, mass = (x[mine] for x in (self.units.n, self.units.active, self.units.mass))
+        # Mass ranks, not P: what makes up most of the latent's activity comes first, and a token
+        # that was seen once and fired that once does not push it out.
         order = np.argsort(-mass, kind="stable")
         named = order[a[order] > 0][:top_tokens]
+        if not len(named):
+            return "did not fire in its explaining windows"
         other = np.setdiff1d(order, named)
         rest = float((a[other].sum() + rate) / (n[other].sum() + 1))
-        quoted = [
-            quote_unit(tokenizer, int(self.token[self.of_token[i]]), int(self.previous[i]), context)
-            for i in mine.start + named
-        ]
-        share = mass[named] / mass.sum()
-        return describe(quoted, self.p_unit[mine][named], share, rest, context)
+        parts: list[str] = []
+        for i, share in zip(mine.start + named, mass[named] / mass.sum(), strict=True):
+            text = quote_token(tokenizer, int(self.token[self.of_token[i]]))
+            if context == "bigram" and self.previous[i] == NO_TOKEN:
+                text += " first in a window"
+            elif context == "bigram":
+                text += f" after {quote_token(tokenizer, int(self.previous[i]))}"
+            whose = "" if parts else " of its activation"
+            parts.append(f"{text} (P {self.p_unit[i]:.2f}, {share:.0%}{whose})")
+        others = "other tokens" if context == "token" else "other pairs"
+        return f"fires on {', '.join(parts)}; {others} P {rest:.2f}"
 
 
 def lists_of(bounds: Ints, values: Ints | Floats, kind: pa.DataType) -> pa.ListArray:
     """One list per row: row i is values[bounds[i]] to values[bounds[i + 1]]."""
     items = pa.array(values).cast(kind)
     return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), items)
-
-
-def describe(
-    quoted: list[str], probability: Floats, share: Floats, rest: float, context: Context
-) -> str:
-    """Put token statistics into words.
-
-    Args:
-        quoted: the tokens (or pairs) with the largest share of the latent's activation mass,
-            largest first. Mass ranks, not P: what makes up most of the latent's activity comes
-            first, and a token that was seen once and fired that once does not push it out.
-        probability: P(active | token), or of the pair, of each.
-        share: each one's share of the sum of the latent's activations.
-        rest: P(active | any other token, or pair), pooled over those seen.
-        context: what they are.
-    """
-    if not quoted:
-        return "did not fire in its explaining windows"
-    parts = [
-        f"{text} (P {p:.2f}, {s:.0%}{' of its activation' if i == 0 else ''})"
-        for i, (text, p, s) in enumerate(zip(quoted, probability, share, strict=True))
-    ]
-    others = "other tokens" if context == "token" else "other pairs"
-    return f"fires on {', '.join(parts)}; {others} P {rest:.2f}"
-
-
-def quote_unit(tokenizer: Tokenizer, token_id: int, previous_id: int, context: Context) -> str:
-    """A token in quotes; in the context `bigram` with the one before: `" the" after " of"`."""
-    text = quote_token(tokenizer, token_id)
-    if context == "token":
-        return text
-    if previous_id == NO_TOKEN:
-        return f"{text} first in a window"
-    return f"{text} after {quote_token(tokenizer, previous_id)}"
 
 
 def quote_token(tokenizer: Tokenizer, token_id: int) -> str:

@@ -63,11 +63,8 @@ class SwappedExplainer(Explainer):
 def swap_explanations(explanations: pa.Table, generator: np.random.Generator) -> pa.Table:
     """Give each latent the explanation of another one, each of which is used exactly once.
 
-    As specific, as long and as well formed as the real explanations, about the wrong latent.
-
-    Returns:
-        The table `explanations` sorted by latent, without latents that have no explanation; zero
-        rows for fewer than two.
+    As specific, as long and as well formed as the real explanations, about the wrong latent. Sorted
+    by latent, without latents that have no explanation; zero rows for fewer than two.
     """
     explanations = explanations.filter(pc.is_valid(explanations["explanation"]))
     explanations = explanations.sort_by("latent")

@@ -67,15 +67,11 @@ class ReplyCache:
 
     A thread of its own writes, so that a busy file holds up no request: whatever has arrived
     since it last looked goes into one transaction. Reading is for one thread. Each method raises
-    a `UserError` that names the file if it is damaged or cannot be read or written.
+    a `UserError` that names the file if it is damaged or could not be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file; make it and its folder where there are none.
-
-        Raises:
-            UserError: it is no cache of replies or of another version, too.
-        """
+        """Open the file, which must be a cache of this version; make it where there is none."""
         self.path = path
         self._owner = uuid.uuid4().hex
         self._error: UserError | None = None
@@ -103,11 +99,7 @@ class ReplyCache:
             return Kept(_unpacked(rows[0][0]), *rows[0][1:]) if rows else None
 
     def put(self, key: bytes, kept: Kept, *, reserved_usd: float = 0.0) -> None:
-        """Keep a reply; its money is spent, and what was reserved for it no longer is.
-
-        Raises:
-            UserError: an earlier reply could not be written (damaged file, full disk).
-        """
+        """Keep a reply; its money is spent, and what was reserved for it no longer is."""
         if self._error is not None:
             raise self._error
         self._unwritten[key] = kept
@@ -140,11 +132,7 @@ class ReplyCache:
             yield
 
     def reserve(self, usd: float, limit_usd: float) -> float | None:
-        """Set money aside for a request, if what all processes spent and reserved allows.
-
-        Returns:
-            None where it does; else what has been spent, in USD.
-        """
+        """Set money aside for a request; if the limit does not allow it, what is spent, in USD."""
         refused = self._try_to_reserve(usd, limit_usd)
         if refused is not None and self._forget_the_dead():
             refused = self._try_to_reserve(usd, limit_usd)

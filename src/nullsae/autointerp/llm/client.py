@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine, Iterable, Sized
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
-from nullsae.autointerp.llm.answers import RefusedError
+from nullsae.autointerp.llm.answers import AttemptError, RefusedError
 from nullsae.autointerp.llm.cache import Kept, ReplyCache, reply_key
-from nullsae.autointerp.llm.endpoint import Abilities, Probe, abilities_key, find_out, request_body
+from nullsae.autointerp.llm.endpoint import Abilities, Found, abilities_key, find_out, request_body
 from nullsae.autointerp.llm.messages import Reply, Request, Usage
 from nullsae.autointerp.llm.sending import Sending
 from nullsae.config.endpoints import Endpoint
@@ -49,19 +49,13 @@ class LanguageModel:
 
     async def __aexit__(self, *_error: object) -> None:
         self.sending.stop(UserError(f"{self.sending.connection.asked}: closed"))
-        try:
+        async with AsyncExitStack() as last:
+            last.callback(self._cache.close)
+            last.push_async_callback(self.sending.connection.close)
             await self.sending.drain()
-        finally:
-            try:
-                await self.sending.connection.close()
-            finally:
-                self._cache.close()
 
     async def ask(self, request: Request) -> Reply | None:
-        """The reply to a request, from the cache where it has one.
-
-        Returns:
-            None if no attempt brought a valid reply; counted in `usage.failed`.
+        """The reply to a request, from the cache where it has one; None if no attempt brought one.
 
         Raises:
             UserError: no request can be answered any more: wrong key, unknown model, endpoint
@@ -97,16 +91,14 @@ class LanguageModel:
                         self._cache.keep_abilities(key, known)
             self._abilities = Abilities(**known)
 
-    async def _probe(self, request: Request, abilities: Abilities) -> Probe:
+    async def _probe(self, request: Request, abilities: Abilities) -> Found:
         try:
             kept = await self._reply_to(request, abilities)
         except RefusedError as error:
             if error.status not in NOT_SUPPORTED:
                 raise
-            return Probe(None, refusal=error)
-        if kept is None:
-            return Probe(None, failure=self.sending.last_failure)
-        return Probe(kept.reply, kept.completion_tokens)
+            return error
+        return kept or AttemptError(self.sending.last_failure)
 
     async def _reply_to(self, request: Request, abilities: Abilities) -> Kept | None:
         """What the cache has, what the same request in flight gets, or what the endpoint says."""
@@ -136,23 +128,16 @@ class LanguageModel:
         return kept
 
 
+Work: TypeAlias = Callable[[LanguageModel], Iterable[Coroutine[Any, Any, Any]]]
+
+
 def ask_all(
-    endpoint: Endpoint,
-    settings: Llm,
-    work: Callable[[LanguageModel], Iterable[Coroutine[Any, Any, Any]]],
-    *,
-    root: Path,
+    endpoint: Endpoint, settings: Llm, work: Work, *, root: Path
 ) -> tuple[list[Any], Usage]:
     """Run coroutines that ask a language model, in an event loop of their own.
 
     They start in order, a few times `concurrency` of them at once, so that a generator need not
     hold all prompts at the same time. None may wait for one that comes after it.
-
-    Args:
-        endpoint: whom to ask.
-        settings: how.
-        work: makes the coroutines, given the model.
-        root: folder of the study.
 
     Returns:
         What the coroutines returned, in order, and what it cost.
@@ -160,21 +145,17 @@ def ask_all(
     Raises:
         UserError: as `LanguageModel.ask`; what had been received is kept.
     """
+    model = LanguageModel(endpoint, settings, root=root)
     # What a job has loaded is many objects, through which the collector of cyclic garbage would go
     # again and again while thousands of requests come and go.
     gc.freeze()
     try:
-        model = LanguageModel(endpoint, settings, root=root)
-        return asyncio.run(_ask_all(model, work, WIDTH * settings.concurrency)), model.usage
+        return asyncio.run(_answers(model, work, WIDTH * settings.concurrency)), model.usage
     finally:
         gc.unfreeze()
 
 
-async def _ask_all(
-    model: LanguageModel,
-    work: Callable[[LanguageModel], Iterable[Coroutine[Any, Any, Any]]],
-    width: int,
-) -> list[Any]:
+async def _answers(model: LanguageModel, work: Work, width: int) -> list[Any]:
     results: dict[int, Any] = {}
     async with model:
         coroutines = work(model)

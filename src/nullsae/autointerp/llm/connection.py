@@ -35,12 +35,7 @@ class Connection:
         self.asked = Asked(endpoint.model, without_password(address.rstrip("/")), None)
 
     async def send(self, body: bytes) -> Valid:
-        """Send a request and read the answer.
-
-        Raises:
-            AttemptError: it may be tried again.
-            UserError: it is in vain.
-        """
+        """Send a request, read the answer; an `AttemptError` where it may be tried again."""
         # Lazy, as in `_open`: a run that finds all replies in the cache imports no HTTP client.
         from nullsae.autointerp.llm.transport import NoAnswerError
 
@@ -102,11 +97,7 @@ class Connection:
 
 
 def api_key(endpoint: Endpoint) -> str | None:
-    """The key that the environment holds for an endpoint.
-
-    Raises:
-        UserError: there is none, and the endpoint is another machine's; or it is no key.
-    """
+    """The key that the environment holds; a `UserError` if another machine's endpoint has none."""
     name, url = endpoint.api_key_env, endpoint.base_url or OPENAI_URL
     key = os.environ.get(name, "").strip() if name else ""
     if not key:

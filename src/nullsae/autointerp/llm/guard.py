@@ -21,10 +21,7 @@ GRACE_SECONDS = 3.0
 
 
 def main(command: list[str]) -> int:
-    """Run `command` until it ends or standard input closes; returns its exit status.
-
-    That is 127 if it could not be started, with the reason on stdout.
-    """
+    """Run a command until it or standard input ends; its status, 127 if it cannot be started."""
     # A signal to the job's process group must not end the guard before its work.
     _on_signals(signal.SIG_IGN)
     try:

@@ -27,10 +27,7 @@ class Limiter:
         self._error: Exception | None = None
 
     async def acquire(self, *, again: bool = False) -> None:
-        """Wait for a place, which `release` gives back; raises what `stop` was called with.
-
-        Requests that have been sent before go `again` before those that have not.
-        """
+        """Wait for a place, first in line if sent `again`; raises what `stop` was called with."""
         if self._error is not None:
             raise self._error
         if not self._waiting and self._free():

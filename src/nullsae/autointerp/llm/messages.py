@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,16 @@ class Usage:
     cost_usd: float = 0.0
     cached_cost_usd: float = 0.0
     """What the replies of `cached_calls` cost when they were paid."""
+
+
+def object_schema(values: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """JSON schema of an object that has all these keys, each with one of its whole numbers."""
+    return {
+        "type": "object",
+        "properties": {key: {"type": "integer", "enum": [*some]} for key, some in values.items()},
+        "required": [*values],
+        "additionalProperties": False,
+    }
 
 
 def cost_usd(price: Price | None, prompt_tokens: float, completion_tokens: float) -> float:

@@ -76,18 +76,10 @@ class Sending:
         self._usage.cached_cost_usd += kept.cost_usd
 
     async def persist(self, key: bytes, body: bytes, max_completion_tokens: int) -> Kept | None:
-        """Send a request until a valid reply comes, and keep that.
+        """Send a request, as JSON, until a valid reply comes, and keep that under `key`.
 
-        Args:
-            key: what to keep it under.
-            body: the request as JSON.
-            max_completion_tokens: how long the answer may get, for the budget.
-
-        Returns:
-            None if no attempt brought one.
-
-        Raises:
-            UserError: nothing more can be answered.
+        The budget allows for an answer of `max_completion_tokens`. None if no attempt brought one;
+        a `UserError` if nothing more can be answered.
         """
         worst = cost_usd(self._price, -(-len(body) // BYTES_PER_TOKEN), max_completion_tokens)
         for attempt in range(1, self._settings.max_attempts + 1):
@@ -103,12 +95,7 @@ class Sending:
         return None
 
     async def _attempt(self, key: bytes, body: bytes, worst: float, number: int) -> Kept:
-        """Send once, within the limits, and keep what comes.
-
-        Raises:
-            AttemptError: it may be tried again.
-            UserError: nothing more can be answered.
-        """
+        """Send once, within the limits, and keep what comes; raises as `Connection.send`."""
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         await self._limiter.acquire(again=number > 1)

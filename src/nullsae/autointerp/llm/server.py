@@ -52,11 +52,7 @@ class RunningServer:
         return f" ({shortened(lines[-1])})" if lines else ""
 
     async def start(self) -> None:
-        """Start it and wait until it is ready.
-
-        Raises:
-            UserError: there is no such program, it ended at once, or it is not ready in time.
-        """
+        """Start it and wait until it is ready; a `UserError` where it never gets ready."""
         with socket.socket() as probe:  # a free port
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])

@@ -37,10 +37,7 @@ class Session:
         work: Callable[[LanguageModel], Sequence[Coroutine[Any, Any, T]]],
         n_questions: int,
     ) -> list[T]:
-        """Run the `n_questions` coroutines that `work` makes; write what they cost.
-
-        Returns:
-            Their results, in order.
+        """Results of the `n_questions` coroutines that `work` makes, in order; writes their cost.
 
         Raises:
             UserError: the endpoint cannot be used, or the budget is spent.
@@ -67,14 +64,16 @@ class Session:
             root=self.root,
         )
         if self.costs is not None:
-            row = {
+            same = (
+                "calls",
+                "cached_calls",
+                "attempts_failed",
+                "prompt_tokens",
+                "completion_tokens",
+            )
+            row = {name: getattr(usage, name) for name in same} | {
                 "model": endpoint.model,
-                "calls": usage.calls,
-                "cached_calls": usage.cached_calls,
-                "attempts_failed": usage.attempts_failed,
                 "failed_calls": usage.failed,
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
                 "cost_usd": usage.cost_usd + usage.cached_cost_usd,
                 "paid_usd": usage.cost_usd,
             }

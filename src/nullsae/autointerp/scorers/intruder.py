@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
 from nullsae.autointerp.examples import Examples, Ints
+from nullsae.autointerp.llm.messages import object_schema
 from nullsae.autointerp.prompting import check_prompt, load_prompt
 from nullsae.autointerp.replies import choice
 from nullsae.autointerp.score import Judged, ScoreJob
@@ -104,7 +104,7 @@ class IntruderScorer(Scorer):
                     model,
                     lambda reply: choice(reply, n),
                     length,
-                    choice_schema(n),
+                    object_schema({"intruder": list(range(1, n + 1))}),
                     windows=[texts[i] for i in rows],
                 )
                 for rows in tasks
@@ -138,15 +138,3 @@ def intruder_tasks(
         generator.permutation(np.append(groups[place], intruder))
         for place, intruder in zip(places, silent, strict=False)
     ]
-
-
-@cache
-def choice_schema(n_windows: int) -> dict[str, Any]:
-    """JSON schema of `{"intruder": 3}`."""
-    numbers = list(range(1, n_windows + 1))
-    return {
-        "type": "object",
-        "properties": {"intruder": {"type": "integer", "enum": numbers}},
-        "required": ["intruder"],
-        "additionalProperties": False,
-    }

@@ -55,10 +55,14 @@ class Autoencoder:
     def d_model(self) -> int:
         return len(self.b_dec)
 
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Those that each SAE has, in the order of `PARAMETERS`."""
+        return self.w_enc, self.b_enc, self.w_dec, self.b_dec
+
     def parameters(self) -> dict[str, Tensor]:
         """The tensors by their names on disk."""
-        named = dict(zip(PARAMETERS, (self.w_enc, self.b_enc, self.w_dec, self.b_dec), strict=True))
-        return {**named, **self.own}
+        return {**dict(zip(PARAMETERS, self.weights, strict=True)), **self.own}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], architecture: str, k: int | None) -> Autoencoder:

@@ -7,25 +7,13 @@ has a threshold instead: the average of the smallest value that was kept.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae, add_auxk
-from nullsae.sae.architectures.base import Losses, TrainedSae, add_fvu, fired, variance
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-    from nullsae.sae.kernels import Hits
-else:
-    torch = lazy("torch")
-    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, variance
+from nullsae.sae.later import Autoencoder, Hits, Tensor, autoencoder, kernels, torch
 
 # Of the running average of the threshold: it looks back over some 10 steps. The weights move: over
 # 50 steps, an SAE of 244 steps was left with 6% fewer active latents than k.
@@ -75,9 +63,9 @@ class BatchTopK(RevivingSae[B]):
         self._follow(hits)
         scale = variance(x)
         gradients: Gradients = {}
-        fvu, error = add_fvu(gradients, self, x, centred, hits, scale)
-        auxk = add_auxk(gradients, self, None, centred, error, scale, dead)
-        return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
+        fvu, error = self.add_fvu(gradients, x, centred, hits, scale)
+        auxk = self.add_auxk(gradients, centred, error, scale, dead)
+        return gradients, Losses(fvu, auxk, 0.0, self.fired(hits))
 
     def _follow(self, hits: Hits) -> None:
         """Take a batch's threshold into the average."""

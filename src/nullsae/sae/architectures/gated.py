@@ -6,21 +6,10 @@ Rajamanoharan et al. 2024, arXiv 2404.16014.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.base import Losses, TrainedSae, square_sum, variance
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
 from nullsae.sae.architectures.standard import PayingSae, dense_gradients
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch, autoencoder = lazy("torch"), lazy("nullsae.sae.autoencoder")
+from nullsae.sae.later import Autoencoder, Tensor, autoencoder, torch
 
 
 class GatedSae(PayingSae):

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.base import LimitedSae, Losses, TrainedSae, square_sum, variance
+from nullsae.sae.architectures.base import (
+    Gradients,
+    LimitedSae,
+    Losses,
+    TrainedSae,
+    square_sum,
+    variance,
+)
 from nullsae.sae.architectures.batch_topk import batch_top_k
 from nullsae.sae.architectures.standard import dense_gradients
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch = lazy("torch")
-    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+from nullsae.sae.later import Autoencoder, Tensor, autoencoder, kernels, torch
 
 
 class JumpReluSae(LimitedSae):

@@ -6,32 +6,13 @@ Bussmann et al. 2025, arXiv 2503.17547.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat, field_validator
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.auxk import add_auxk
-from nullsae.sae.architectures.base import (
-    Losses,
-    TrainedSae,
-    add_gradients,
-    fired,
-    square_sum,
-    variance,
-)
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
 from nullsae.sae.architectures.batch_topk import AveragedSae, BatchTopK, batch_top_k
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-    from nullsae.sae.kernels import Hits
-else:
-    torch, kernels = lazy("torch"), lazy("nullsae.sae.kernels")
+from nullsae.sae.later import Autoencoder, Hits, Tensor, kernels, torch
 
 
 class MatryoshkaSae(AveragedSae):
@@ -97,9 +78,9 @@ class Matryoshka(BatchTopK[MatryoshkaSae]):
             out[ring] += out[ring + 1]
         gradients = {"b_dec": out[0].sum(dim=0)}
         repeated = centred.expand(n_prefixes, *x.shape).reshape(-1, self.d_model)
-        add_gradients(gradients, self, repeated, rings, out.view(-1, self.d_model))
-        auxk = add_auxk(gradients, self, None, centred, target, scale, dead)
-        return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
+        self.add_gradients(gradients, repeated, rings, out.view(-1, self.d_model))
+        auxk = self.add_auxk(gradients, centred, target, scale, dead)
+        return gradients, Losses(fvu, auxk, 0.0, self.fired(hits))
 
 
 def by_ring(hits: Hits, ends: Tensor) -> Hits:

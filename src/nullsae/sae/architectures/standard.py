@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import PositiveFloat
 
 from nullsae.config.saes import Sae
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.base import Losses, TrainedSae, square_sum, variance
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch = lazy("torch")
-    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
+from nullsae.sae.later import Autoencoder, Tensor, autoencoder, kernels, torch
 
 
 class PayingSae(Sae):

@@ -7,24 +7,13 @@ does not use up one of the k.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
 from nullsae.config.dictionaries import Dictionary
 from nullsae.core.errors import UserError
-from nullsae.core.registry import lazy
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.core import moments
-    from nullsae.sae import autoencoder
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch, moments = lazy("torch"), lazy("nullsae.core.moments")
-    autoencoder = lazy("nullsae.sae.autoencoder")
+from nullsae.sae.later import Autoencoder, Tensor, autoencoder, moments, torch
 
 
 class Signed(Dictionary):

@@ -5,19 +5,12 @@ Korznikov et al. 2026, arXiv 2602.14111.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from nullsae.config.dictionaries import Dictionary
-from nullsae.core.registry import lazy
-
-if TYPE_CHECKING:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor
-else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
+from nullsae.sae.later import F, Tensor, torch
 
 
 class Learned(Dictionary):

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nullsae.config.dictionaries import Dictionary
-from nullsae.core.registry import lazy
-
-if TYPE_CHECKING:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, token_means
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
-    autoencoder, token_means = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.token_means")
+from nullsae.sae.later import Autoencoder, F, Tensor, autoencoder, token_means, torch
 
 
 class TokenLookup(Dictionary):

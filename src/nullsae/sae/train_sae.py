@@ -8,11 +8,9 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from nullsae import tables
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
 from nullsae.activations.store import SiteReader
@@ -25,7 +23,7 @@ from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.exchange.pretrained import read_pretrained
-from nullsae.sae.files import PRETRAINED, is_made, save_sae
+from nullsae.sae.files import is_made
 from nullsae.sae.fitting import fit_dictionary
 from nullsae.sae.shared_pass import Progress, enough_memory, train_together
 from nullsae.sae.token_means import token_ids
@@ -86,7 +84,8 @@ def train_sae(
     """
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
-    cells = _open(params, train_activations, eval_activations, output, work, model, fitted)
+    live = [file for file in (model, fitted) if file is not None]
+    cells = _open(params, (train_activations, eval_activations), output, work, live)
     stepwise: list[tuple[Cell, Autoencoder | None]] = []
     for cell in cells:
         if _is_whole(cell, cell.work):
@@ -119,29 +118,29 @@ def train_sae(
 
 def _open(
     params: TrainSaeParams,
-    train_activations: Path,
-    eval_activations: Path,
+    activations: tuple[Path, Path],
     output: Path,
     work: Path,
-    model: Path | None,
-    fitted: Path | None,
+    live: Sequence[Path],
 ) -> list[Cell]:
     """The cells that are not made yet, each site's activations verified once."""
     readers = {}
+    expected = (params.activations_key, params.eval_activations_key)
     for site in dict.fromkeys(cell.site for cell in params.cells):
-        train = SiteReader.open(train_activations, site, key=params.activations_key)
-        heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
+        train, heldout = (
+            SiteReader.open(split, site, key=key)
+            for split, key in zip(activations, expected, strict=True)
+        )
         train.check()
         heldout.check()
         readers[site] = (train, heldout)
-    live = [file for file in (model, fitted) if file is not None]
     sources = [read_json(file, rebuild=rebuild_command(file)) for file in live]
     cells = []
     for cell in params.cells:
         train, heldout = readers[cell.site]
         keys, recipe = params.cell_keys(cell), params.recipe(cell)
         key = params.cell_key(cell, params.code(cell))
-        if not (params.activations_key and params.eval_activations_key):
+        if not all(expected):
             # By hand: what is on disk counts only if it came from just these inputs.
             key = content_key([key, train.manifest, heldout.manifest, sources])
         folder = sae_folder(output, keys)
@@ -190,56 +189,17 @@ def _train(
         samples = {site: Sample.of(first.pop(site), device) for site in list(first)}
         seconds = time.perf_counter() - start
         for cell, given in cells:
-            runs.append(
-                Run(
-                    cell,
-                    samples[cell.keys.site],
-                    n_tokens=n_tokens,
-                    shape=_shape(cell, given),
-                    write=_finish,
-                )
-            )
+            n_latents, k = _shape(cell, given)
+            sample = samples[cell.keys.site]
+            runs.append(Run(cell, sample, n_tokens=n_tokens, n_latents=n_latents, k=k))
         n_steps, before = sum(r.n_steps for r in runs), sum(r.trainer.step for r in runs)
         if before:
             logger.info("resumed at step %d of %d", before, n_steps)
         with on_sigterm() as stop:
-            train_together(
-                runs,
-                blocks,
-                seed=params.seed,
-                seconds_per_block=seconds,
-                progress=progress or (lambda *_: None),
-                stop=stop,
-            )
+            train_together(runs, blocks, params.seed, seconds, progress or (lambda *_: None), stop)
     ran = sum(run.trainer.step for run in runs) - before
     logger.info("ran %d of %d steps", ran, n_steps)
     return ran
-
-
-def _finish(
-    cell: Cell,
-    folder: Path,
-    keys: CellKeys,
-    sae: Autoencoder,
-    history: list[dict[str, Any]],
-    n_steps: int,
-) -> None:
-    """Write the folder of an SAE, `cfg.json` last."""
-    schema = tables.cell_schema("history")
-    tables.write_table(folder / "history.parquet", history, schema)
-    given = cell.recipe.pretrained is not None and keys.variant == "trained"
-    save_sae(
-        sae,
-        folder,
-        dictionary=PRETRAINED if given else cell.recipe.dictionary,
-        keys=keys,
-        key=cell.key,
-        seed=cell.seed,
-        activations_key=cell.train.manifest["key"],
-        input_norm=float(cell.train.manifest["mean_norm"]),
-        training=cell.recipe.model_dump(mode="json"),
-        n_steps=n_steps,
-    )
 
 
 def _publish(cell: Cell) -> None:
@@ -266,16 +226,13 @@ def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
         assert n_latents is not None
     else:
         n_latents = given.n_latents
-        chosen = given.k or recipe.given_k
-        if chosen is None and not recipe.limited:
-            chosen = min(recipe.kept, n_latents)
-        if chosen is None:
+        k = given.k or recipe.given_k or (0 if recipe.limited else min(recipe.kept, n_latents))
+        if not k:
             raise UserError(
                 f"{where}.k: missing; the pretrained SAE is of architecture "
                 f"{given.architecture!r} and has none, but its nulls are {recipe.architecture} "
                 f"SAEs: give the number of latents that they keep per token"
             )
-        k = chosen
     if k > n_latents:
         raise UserError(
             f"{where}.k: {k} is larger than the number of latents, {n_latents}, at {d_model} "
@@ -337,14 +294,10 @@ def _finish_without_steps(
         ids = None if corpus is None else token_ids(corpus, position)
         found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
     row = {
-        "step": 0,
-        "tokens": tokens,
-        "lr": 0.0,
+        **{"step": 0, "tokens": tokens, "lr": 0.0, "auxk_loss": 0.0, "sparsity_loss": 0.0},
         "fvu_loss": 1.0 - found[0]["heldout_explained_variance"],
-        "auxk_loss": 0.0,
-        "sparsity_loss": 0.0,
         **found[1],
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
         "tokens_per_second": None,
     }
-    _finish(cell, cell.work, cell.keys, sae, [row], 0)
+    cell.write(cell.work, cell.keys, sae, [row], 0)

@@ -277,7 +277,7 @@ def test_sigterm_loses_no_steps(
 
     if within == "a step":
         last = 12
-        asked: dict[str, Any] = {"report": lambda step, *_: step == last and terminate()}
+        asked: dict[str, Any] = {"progress": lambda step, *_: step == last and terminate()}
     else:
         monkeypatch.setattr(CachedBlocks, "block", block)
         last, asked = 11, {}

@@ -12,7 +12,8 @@ from torch import Tensor
 from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES
-from nullsae.sae.kernels import chunk_rows, decode, encoder, packs
+from nullsae.sae.chunks import rows_at_once
+from nullsae.sae.kernels import decode, encoder, packs
 
 PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
@@ -109,7 +110,7 @@ class Autoencoder:
 
     def _pre_activations(self, centred: Tensor) -> Iterator[Tensor]:
         """Of some tokens after the others, [n, n_latents] each; one overwrites the one before."""
-        rows = chunk_rows(self.n_latents, centred.device)
+        rows = rows_at_once(self.n_latents, centred.device.type)
         if not packs(self.w_enc):
             rows = max(1, min(rows, len(centred)))
         # Packed for so many rows whatever there is: the packing decides how products are rounded.

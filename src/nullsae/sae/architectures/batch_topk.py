@@ -13,6 +13,7 @@ import numpy as np
 
 from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae
 from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, variance
+from nullsae.sae.chunks import rows_at_once
 from nullsae.sae.later import Autoencoder, Hits, Tensor, autoencoder, kernels, torch
 
 # Of the running average of the threshold: it looks back over some 10 steps. The weights move: over
@@ -23,24 +24,19 @@ THRESHOLD_DECAY = 0.9
 SLACK, SAMPLED = 1.5, 4
 
 
-class AveragedSae(AuxKSae):
-    """What a recipe of BatchTopK shares with those that choose as it does."""
-
-    keeps_k = True
-
-
-B = TypeVar("B", bound=AveragedSae)
-
-
-class BatchTopKSae(AveragedSae):
+class BatchTopKSae(AuxKSae):
     """A recipe; finished SAEs are `jumprelu`."""
 
     name, position, step_cost = "batch_topk", 2, 1.25
     summary = "keeps k per token on average"
+    keeps_k = True
 
     @classmethod
     def training(cls) -> type[TrainedSae[Any]]:
         return BatchTopK
+
+
+B = TypeVar("B", bound=BatchTopKSae)
 
 
 class BatchTopK(RevivingSae[B]):
@@ -52,10 +48,8 @@ class BatchTopK(RevivingSae[B]):
 
     def __init__(self, recipe: B, k: int, start: Autoencoder) -> None:
         super().__init__(recipe, k, start)
-        self.buffers = {
-            "threshold": start.b_enc.new_zeros(()),
-            "threshold_weight": start.b_enc.new_zeros(()),
-        }
+        for name in ("threshold", "threshold_weight"):
+            self.buffers[name] = start.b_enc.new_zeros(())
 
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
         centred = x - self.b_dec
@@ -93,13 +87,11 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
         centred: [tokens, d].
         w_enc: [n_latents, d].
         b_enc: [n_latents].
-        n_hits: how many, 1 to tokens * n_latents; all positive ones if there are fewer.
-
-    Returns:
-        Hits token by token, in the order of the latents.
+        n_hits: how many, 1 to tokens * n_latents; all positive ones if there are fewer. They come
+            token by token, in the order of the latents.
     """
     n_tokens, n_latents = len(centred), len(b_enc)
-    rows = min(n_tokens, kernels.chunk_rows(n_latents, centred.device))
+    rows = min(n_tokens, rows_at_once(n_latents, centred.device.type))
     buffer = centred.new_empty(rows, n_latents)
 
     def above(start: int, cut: float | None) -> tuple[float, Tensor, Tensor]:
@@ -131,13 +123,10 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
 
 
 def lower_bound_of_all(pre: Tensor, n: int) -> float:
-    """A number with at least n entries of pre not below it, and few more.
+    """A number with at least n entries of pre [tokens, n_latents] not below it, and few more.
 
-    It is the n-th largest of the maxima of disjoint groups of entries.
-
-    Args:
-        pre: [tokens, n_latents], rows contiguous.
-        n: if more than the entries, the least of them is meant.
+    It is the n-th largest of the maxima of disjoint groups of entries; if n is more than the
+    entries, the least of them is meant. Rows are contiguous.
     """
     n_tokens, n_latents = pre.shape
     n = min(n, pre.numel())

@@ -11,22 +11,18 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, field_validator
 
 from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
-from nullsae.sae.architectures.batch_topk import AveragedSae, BatchTopK, batch_top_k
+from nullsae.sae.architectures.batch_topk import BatchTopK, BatchTopKSae, batch_top_k
 from nullsae.sae.later import Autoencoder, Hits, Tensor, kernels, torch
 
 
-class MatryoshkaSae(AveragedSae):
+class MatryoshkaSae(BatchTopKSae):
     """A recipe; finished SAEs are `jumprelu`."""
 
     name, position, step_cost = "matryoshka", 3, 1.5
     summary = "does so too, with nested prefixes of the dictionary"
 
     prefix_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
-        0.0625,
-        0.125,
-        0.25,
-        0.5,
-        1.0,
+        *(0.0625, 0.125, 0.25, 0.5, 1.0),
     )
     """`matryoshka`: shares of the dictionary that reconstruct on their own, rising, the last 1;
     rounded up to whole latents."""
@@ -84,13 +80,10 @@ class Matryoshka(BatchTopK[MatryoshkaSae]):
 
 
 def by_ring(hits: Hits, ends: Tensor) -> Hits:
-    """Hits as rows (ring, token), ring by ring.
-
-    Args:
-        hits: token by token.
-        ends: int64 [rings], rising: where each ring of latents ends.
+    """Hits, token by token, as rows (ring, token), ring by ring; `ends` int64 [rings] are rising:
+    where each ring of latents ends.
     """
-    row = torch.bucketize(hits.latents, ends, right=True) * len(hits.offsets) + hits.tokens()
+    row = torch.bucketize(hits.latents, ends, right=True) * len(hits.offsets) + hits.tokens
     order = row.argsort(stable=True)
     counts = torch.bincount(row, minlength=len(ends) * len(hits.offsets))
     return kernels.Hits(hits.values[order], hits.latents[order], counts.cumsum(0) - counts)

@@ -74,7 +74,7 @@ def start(x: Tensor, n_latents: int) -> Autoencoder:
 def ours(x: Tensor, n_latents: int) -> Step:
     """Our training step."""
     recipe = Sae.of(n_latents=n_latents, k=K)
-    return Trainer.of(recipe, 10**6, start(x, n_latents), k=K).train_step
+    return Trainer(recipe, 10**6, start(x, n_latents), k=K).train_step
 
 
 def sparsify(x: Tensor, n_latents: int, *, as_shipped: bool) -> Step:

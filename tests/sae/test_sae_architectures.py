@@ -442,7 +442,7 @@ def small(architecture: Any, **keys: Any) -> Sae:
 def trainer_of(sae: Sae, x: Tensor, n_steps: int) -> Trainer:
     g = torch_generator(0, "test start")
     start = initialize(x, n_latents=64, k=sae.kept, generator=g)
-    return Trainer.of(sae, n_steps, start, k=sae.kept)
+    return Trainer(sae, n_steps, start, k=sae.kept)
 
 
 def trained(sae: Sae, n_steps: int) -> Trainer:

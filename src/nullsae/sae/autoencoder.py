@@ -132,6 +132,12 @@ class Autoencoder:
         return replace(self, b_enc=self.b_enc * factor, b_dec=self.b_dec * factor, own=own)
 
 
+def shapes(n_latents: int, d_model: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that each SAE has, by their names on disk."""
+    wide = (n_latents, d_model)
+    return dict(zip(PARAMETERS, (wide, wide[:1], wide, wide[1:]), strict=True))
+
+
 def codings() -> dict[str, type[Coding]]:
     """What finished SAEs can be of, by name: architectures, then dictionaries."""
     kinds: list[type[Coding]] = [*ARCHITECTURES.values(), *DICTIONARIES.values()]

@@ -37,14 +37,19 @@ def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
             another training than that of `sae`.
     """
     rebuild = rebuild_command(sae)
-    whole = _described(sae, rebuild)
+
+    def described(config_file: Path) -> SaeConfig:
+        data = read_json(config_file, rebuild=rebuild)
+        return parse_section(SaeConfig, data, where=str(config_file))
+
+    whole = described(sae)
     found = checkpoint_folder(sae.parent, share)
     if not (found / "cfg.json").is_file():
         raise UserError(
             f"{found}: the training of {sae.parent} left no SAE at this share; give the share in "
             f"`checkpoints` of its recipe, and rebuild it with: {rebuild}"
         )
-    taken = _described(found / "cfg.json", rebuild)
+    taken = described(found / "cfg.json")
     # The bytes are those that were written: nobody needs to hold them in memory.
     verify(found / "sae.safetensors", taken.weights_checksum, rebuild=rebuild)
     schema = tables.cell_schema("history")
@@ -64,8 +69,3 @@ def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
     for name in ("sae.safetensors", "cfg.json"):
         with atomic_path(output / name) as temporary:
             shutil.copyfile(found / name, temporary)
-
-
-def _described(config_file: Path, rebuild: str) -> SaeConfig:
-    data = read_json(config_file, rebuild=rebuild)
-    return parse_section(SaeConfig, data, where=str(config_file))

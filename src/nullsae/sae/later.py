@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch.nn.functional as F
     from torch import Tensor
 
+    from nullsae.config.dictionaries import Pairs
     from nullsae.core import moments
     from nullsae.sae import autoencoder, kernels, token_means
     from nullsae.sae.autoencoder import Autoencoder
@@ -24,7 +25,7 @@ else:
     autoencoder, kernels, token_means = (
         lazy(f"nullsae.sae.{name}") for name in ("autoencoder", "kernels", "token_means")
     )
-    Autoencoder = Hits = Tensor = Any
+    Autoencoder = Hits = Pairs = Tensor = Any
 
-__all__ = ["Autoencoder", "F", "Hits", "Tensor"]
+__all__ = ["Autoencoder", "F", "Hits", "Pairs", "Tensor"]
 __all__ += ["autoencoder", "kernels", "moments", "token_means", "torch"]

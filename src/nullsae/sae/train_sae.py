@@ -6,14 +6,16 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
 from nullsae.activations.store import SiteReader
+from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
 from nullsae.core.sigterm import on_sigterm
@@ -24,7 +26,6 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.files import is_made
-from nullsae.sae.fitting import fit_dictionary
 from nullsae.sae.shared_pass import Progress, enough_memory, train_together
 from nullsae.sae.token_means import token_ids
 from nullsae.sae.trainer import evaluate
@@ -95,9 +96,7 @@ def train_sae(
             _finish_without_steps(cell, given.to(device), tokens=0)
         elif not cell.recipe.origin.trained:
             corpora = _corpora(cell, train_tokens, eval_tokens)
-            sae = fit_dictionary(
-                cell.recipe, cell.train, corpora[0], where=cell.where, progress=progress
-            )
+            sae = fit_dictionary(cell.recipe, cell.train, corpora[0], cell.where, progress)
             _finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
         else:
             stepwise.append((cell, given))
@@ -114,6 +113,33 @@ def train_sae(
         for cell in cells:
             _publish(cell)
     return ran
+
+
+def fit_dictionary(
+    recipe: Sae,
+    reader: SiteReader,
+    corpus: Tokens | None,
+    where: str,
+    progress: Progress | None = None,
+) -> Autoencoder:
+    """The dictionary of a recipe that is not trained, from the activations of `sae_train`.
+
+    `corpus` has their tokens, where the dictionary reads them; `where` is for messages.
+
+    Raises:
+        UserError: k does not fit.
+    """
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        done = 0
+        for x, position in reader.batches():
+            yield x, position
+            done += len(x)
+            if progress is not None:
+                progress(done, reader.n_tokens, None)
+
+    fitted: Autoencoder = recipe.origin.fit(recipe.kept, reader, batches(), corpus, where)
+    return fitted
 
 
 def _open(

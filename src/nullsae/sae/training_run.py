@@ -144,7 +144,7 @@ class Run:
         def fresh() -> Trainer:
             generator = torch_generator(cell.seed, "sae_init", *cell.keys.parts())
             start = initialize(sample.x, n_latents=n_latents, k=k, generator=generator)
-            return Trainer.of(recipe, self.n_steps, start, k=k)
+            return Trainer(recipe, self.n_steps, start, k=k)
 
         self.trainer = fresh()
         if cell.checkpoint.is_file() and not self._resume():

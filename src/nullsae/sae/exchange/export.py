@@ -100,20 +100,12 @@ def _saelens(sae: Autoencoder) -> Written:
         k=sae.k,
         metadata={"sae_lens_version": SAELENS_VERSION, "sae_lens_training_version": None},
     )
-    tensors = {
-        "W_enc": sae.w_enc.t(),
-        "b_enc": sae.b_enc,
-        "W_dec": sae.w_dec,
-        "b_dec": sae.b_dec,
-        **sae.own,
-    }
+    named = zip(("W_enc", "b_enc", "W_dec", "b_dec"), sae.weights, strict=True)
+    tensors = {**dict(named), **sae.own, "W_enc": sae.w_enc.t()}
     of_topk = {"k", "rescale_acts_by_decoder_norm"}
     return config.model_dump(exclude=set() if sae.k is not None else of_topk), tensors
 
 
 # Per layout: what writes it, and the architectures that it can hold.
 LAYOUTS: dict[str, Callable[[Autoencoder], Written]] = {"saelens": _saelens, "sparsify": _sparsify}
-HOLDS: dict[str, tuple[str, ...]] = {
-    "saelens": ("topk", "jumprelu", "standard"),
-    "sparsify": ("topk",),
-}
+HOLDS = {"saelens": ("topk", "jumprelu", "standard"), "sparsify": ("topk",)}

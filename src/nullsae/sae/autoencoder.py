@@ -81,11 +81,8 @@ class Autoencoder:
         """Activations to codes, of some tokens after the others, whatever their number.
 
         A token's code does not depend on the tokens beside it, but for the padding of an SAE
-        without a k: to the bit on a CPU, whose float32 products are oneDNN's.
-
-        Args:
-            x: [tokens, d_model].
-            token_ids: int64 [tokens], where the architecture `reads_tokens`.
+        without a k: to the bit on a CPU, whose float32 products are oneDNN's. x is [tokens,
+        d_model]; ids int64 [tokens] are for an architecture that `reads_tokens`.
 
         Returns:
             Values and int64 indices, both [tokens, m]. A value of 0 means that the latent did not
@@ -102,10 +99,8 @@ class Autoencoder:
         parts = [select(self, pre) for pre in self._pre_activations(x - self.b_dec)]
         # Room for the token with the most; what is added has the value 0.
         width = max(values.shape[1] for values, _ in parts)
-        values, indices = (
-            torch.cat([F.pad(part[i], (0, width - part[i].shape[1])) for part in parts])
-            for i in range(2)
-        )
+        padded = [[F.pad(t, (0, width - t.shape[1])) for t in part] for part in parts]
+        values, indices = map(torch.cat, zip(*padded, strict=True))
         return values, indices
 
     def _pre_activations(self, centred: Tensor) -> Iterator[Tensor]:

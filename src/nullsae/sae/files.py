@@ -89,14 +89,8 @@ def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
     tensors = {name: t.float().cpu().contiguous() for name, t in sae.parameters().items()}
     with atomic_path(weights) as temporary:
         save_file(tensors, temporary)
-    config = SaeConfig(
-        architecture=sae.architecture,
-        d_model=sae.d_model,
-        n_latents=sae.n_latents,
-        k=sae.k,
-        weights_checksum=checksum(weights),
-        **described,
-    )
+    described |= {key: getattr(sae, key) for key in ("architecture", "d_model", "n_latents", "k")}
+    config = SaeConfig(weights_checksum=checksum(weights), **described)
     write_json(folder / "cfg.json", config.model_dump(mode="json"))
 
 

@@ -224,12 +224,8 @@ def largest_entries(rows: Tensor, k: int, *, out: tuple[Tensor, Tensor]) -> None
     The k-th largest of the maxima of disjoint groups of columns is at most the k-th largest entry.
     So the k largest entries are among the few that are not below it, of which those below the k-th
     largest are then left out. Rows where ties (or NaN) leave another number than k are given to
-    `torch.topk`.
-
-    Args:
-        rows: [n, width], contiguous, on the CPU.
-        k: at most width.
-        out: values and int64 columns, both [n, k].
+    `torch.topk`. Rows are [n, width], contiguous, on the CPU; `out` takes values and int64
+    columns, both [n, k].
     """
     n, width = rows.shape
     entries = rows.numpy()

@@ -67,13 +67,7 @@ class RevivingSae(TrainedSae[A]):
         AuxK is |e - e^|^2 / variance for the residual e (held constant) as modelled by the `auxk_k`
         most active dead latents without b_dec. Its weight in the loss is
         auxk_coefficient * min(1, dead latents / auxk_k) (Gao et al. 2024, appendix A.2).
-
-        Args:
-            gradients: what they are added to, all of them there.
-            centred: x - b_dec.
-            target: e, [tokens, d_model].
-            scale: the batch's variance.
-            dead: bool [n_latents].
+        `centred` is x - b_dec, `target` e, both [tokens, d_model]; `scale` is the variance.
         """
         rows = dead.nonzero().squeeze(1)
         if not self.auxk_coefficient or not len(rows):
@@ -89,9 +83,9 @@ class RevivingSae(TrainedSae[A]):
             return value
         codes = values.new_zeros(len(centred), len(rows)).scatter_(1, local, values)
         w_dec = self.w_dec[rows]
-        error = torch.addmm(target, codes, w_dec, beta=-1)
-        value = float(square_sum(error) / scale)
-        out = error.mul_(weight)
+        out = torch.addmm(target, codes, w_dec, beta=-1)
+        value = float(square_sum(out) / scale)
+        out.mul_(weight)
         if "W_dec" not in self.frozen:
             gradients["W_dec"].index_add_(0, rows, codes.t() @ out)
         if "encoder.weight" not in self.frozen:

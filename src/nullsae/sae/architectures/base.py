@@ -62,12 +62,9 @@ class TrainedSae(ABC, Generic[R]):
     """Tensors [tokens, n_latents] that `gradients` holds at once, at most."""
 
     def __init__(self, recipe: R, k: int, start: Autoencoder) -> None:
-        """Start from these weights.
+        """Start from weights that are not copied.
 
-        Args:
-            recipe: of this architecture.
-            k: latents active per token: exactly, on average, or as the target of a penalty.
-            start: weights to start from; they are not copied.
+        k latents are active per token: exactly, on average, or as the target of a penalty.
         """
         self.recipe, self.k = recipe, k
         self.w_enc, self.b_enc, self.w_dec, self.b_dec = weights = start.weights
@@ -84,7 +81,7 @@ class TrainedSae(ABC, Generic[R]):
 
         What the interpreter takes, and what an allocator keeps for later, comes on top. With B
         tokens in a batch, d = d_model, n = n_latents, D = `DENSE_TENSORS`, C tokens whose
-        pre-activations are held at once (`chunk_rows`) and K hits per token (`hits`), it is
+        pre-activations are held at once (`rows_at_once`) and K hits per token (`hits`), it is
 
             16 (2 d n + d + n)              weights, gradients, Adam's two moments
           + 4 d n                           the encoder once more, packed for the product
@@ -110,9 +107,7 @@ class TrainedSae(ABC, Generic[R]):
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
         """Loss of one batch and its exact gradients by all parameters that are not frozen.
 
-        Args:
-            x: [tokens, d_model], at least two different rows.
-            dead: bool [n_latents], which latents AuxK may use.
+        x [tokens, d_model] has at least two different rows; AuxK may use `dead` bool [n_latents].
         """
 
     @abstractmethod
@@ -126,14 +121,9 @@ class TrainedSae(ABC, Generic[R]):
     def add_gradients(self, gradients: Gradients, centred: Tensor, hits: Hits, out: Tensor) -> None:
         """Add the derivatives of sum(out * decode(hits)), through the hits alone.
 
-        That b_dec is also added to a reconstruction is not counted here.
-
-        Args:
-            gradients: what they are added to; names that are missing are set, those of frozen
-                parameters left out.
-            centred: x - b_dec, [tokens, d_model], which the hits were encoded from.
-            hits: rectified; those with a value of 0 pass no gradient to the encoder.
-            out: derivative of the loss by the decoded hits, [tokens, d_model].
+        That b_dec is also added to a reconstruction is not counted here. `centred` and `out` are
+        [tokens, d_model]: x - b_dec, which the hits were encoded from, and the derivative of the
+        loss by what they decode to. Hits with a value of 0 pass no gradient to the encoder.
         """
         by_latent = kernels.HitsByLatent(hits, self.n_latents)
         if "W_dec" not in self.frozen:

@@ -81,14 +81,8 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
     Exact. Nothing is sorted, and the pre-activations of a few tokens are held at once: of each
     such chunk the entries above a cut stay, where the cut leaves somewhat more than the chunk's
     share. A chunk whose cut turns out to be above the smallest entry that is kept of all is looked
-    at again.
-
-    Args:
-        centred: [tokens, d].
-        w_enc: [n_latents, d].
-        b_enc: [n_latents].
-        n_hits: how many, 1 to tokens * n_latents; all positive ones if there are fewer. They come
-            token by token, in the order of the latents.
+    at again. `n_hits` is from 1 to tokens * n_latents; if fewer are positive, all of those come,
+    token by token, in the order of the latents.
     """
     n_tokens, n_latents = len(centred), len(b_enc)
     rows = min(n_tokens, rows_at_once(n_latents, centred.device.type))

@@ -70,9 +70,5 @@ class Gated(TrainedSae[GatedSae]):
         """Folded, with the same codes: gate > 0 is magnitude > b_mag - exp(r_mag) b_gate."""
         stretch = self.parameters["r_mag"].exp()
         threshold = (self.b_enc - stretch * self.parameters["b_gate"]).relu()
-        tensors = {
-            **self.parameters,
-            "encoder.weight": self.w_enc * stretch[:, None],
-            "threshold": threshold,
-        }
-        return autoencoder.Autoencoder.of(tensors, "jumprelu", None)
+        folded = {"encoder.weight": self.w_enc * stretch[:, None], "threshold": threshold}
+        return autoencoder.Autoencoder.of({**self.parameters, **folded}, "jumprelu", None)

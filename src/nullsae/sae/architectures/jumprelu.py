@@ -75,7 +75,10 @@ class JumpReLU(TrainedSae[JumpReluSae]):
         centred = x - self.b_dec
         pre = torch.addmm(self.b_enc, centred, self.w_enc.t())
         if not self.buffers["started"]:
-            self._start(centred)
+            kept = batch_top_k(centred, self.w_enc, self.b_enc, target * len(x)).values
+            if len(kept):
+                self.parameters["log_threshold"].fill_(kept.min().log())
+            self.buffers["started"].fill_(True)
         threshold = self.parameters["log_threshold"].exp()
         near = (pre - threshold).abs_() < width / 2
         active = pre > threshold
@@ -92,12 +95,6 @@ class JumpReLU(TrainedSae[JumpReluSae]):
         fvu = float(square_sum(residual) / scale)
         penalty = self.recipe.l0_coefficient * excess**2
         return gradients, Losses(fvu, 0.0, penalty, active.any(dim=0))
-
-    def _start(self, centred: Tensor) -> None:
-        kept = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(centred)).values
-        if len(kept):
-            self.parameters["log_threshold"].fill_(kept.min().log())
-        self.buffers["started"].fill_(True)
 
     def autoencoder(self) -> Autoencoder:
         tensors = {**self.parameters, "threshold": self.parameters["log_threshold"].exp()}

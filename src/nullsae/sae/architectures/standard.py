@@ -65,12 +65,8 @@ def dense_gradients(
 ) -> Gradients:
     """Derivatives by encoder, decoder and biases, W_dec left out where it is frozen.
 
-    Args:
-        sae: the weights.
-        centred: x - b_dec, [tokens, d_model].
-        by_pre: derivative of the loss by the pre-activations, [tokens, n_latents].
-        codes: [tokens, n_latents].
-        out: derivative of the loss by the reconstructions, [tokens, d_model].
+    `centred` is x - b_dec, `by_pre` the loss' derivative by the pre-activations, `out` that by the
+    reconstructions; `by_pre` and codes are [tokens, n_latents], the others [tokens, d_model].
     """
     bias = by_pre.sum(dim=0)
     gradients = {

@@ -64,12 +64,8 @@ def keep_close(rows: Tensor, start: Tensor, min_cosine: float) -> Tensor:
     """The unit rows nearest to `rows` whose cosine to those of `start` is at least `min_cosine`.
 
     A row within the cone is left as it is. One outside goes to the cone's edge, in the plane of
-    the row and its start: c r0 + sqrt(1 - c^2) u, with u the unit part of the row across r0.
-
-    Args:
-        rows: [n, d], of unit norm.
-        start: [n, d], of unit norm.
-        min_cosine: c, between 0 and 1.
+    the row and its start: c r0 + sqrt(1 - c^2) u, with u the unit part of the row across r0. Rows
+    and start are [n, d], of unit norm; c is `min_cosine`, between 0 and 1.
     """
     cosine = (rows * start).sum(dim=1, keepdim=True)
     across = F.normalize(rows - cosine * start, dim=1)

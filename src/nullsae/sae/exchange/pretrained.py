@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError, first_line
 from nullsae.jobs.saes import pretrained_sae_path
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.exchange.formats import WEIGHTS, SaeLensConfig, SparsifyConfig, hook_name
+from nullsae.sae.exchange.formats import WEIGHTS, SaeLensConfig, Shapes, SparsifyConfig, hook_name
 from nullsae.sae.files import load_sae
 
 log = logging.getLogger(__name__)
@@ -131,9 +130,7 @@ def _of_saelens(weights: Path, file: Path, config: dict[str, Any], site: str) ->
     return described.autoencoder(tensors)
 
 
-def _read_tensors(
-    weights: Path, shapes: formats.Shapes, ones: Collection[str] = ()
-) -> dict[str, Tensor]:
+def _read_tensors(weights: Path, shapes: Shapes, ones: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """All tensors of a file as float32, if they are those of `shapes`.
 
     Those of `ones` may be there too, and say nothing if they hold ones only.

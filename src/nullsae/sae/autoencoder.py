@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -95,24 +95,20 @@ class Autoencoder:
             if token_ids is None:
                 raise ValueError(f"a {self.architecture} dictionary needs the tokens' ids")
             return self.coding.look_up(self, token_ids.to(x.device, torch.int64))
-        select = self.coding.select
-        parts = [select(self, pre) for pre in self._pre_activations(x - self.b_dec)]
+        select, centred = self.coding.select, x - self.b_dec
+        rows = rows_at_once(self.n_latents, x.device.type)
+        if not packs(self.w_enc):
+            rows = max(1, min(rows, len(x)))
+        # Packed for so many rows whatever there is: the packing decides how products are rounded.
+        product = encoder(self.w_enc, self.b_enc, rows)
+        # At least one piece, also of nothing; the next product overwrites the one before.
+        starts = range(0, max(1, len(x)), rows)
+        parts = [select(self, product(centred[start : start + rows])) for start in starts]
         # Room for the token with the most; what is added has the value 0.
         width = max(values.shape[1] for values, _ in parts)
         padded = [[F.pad(t, (0, width - t.shape[1])) for t in part] for part in parts]
         values, indices = map(torch.cat, zip(*padded, strict=True))
         return values, indices
-
-    def _pre_activations(self, centred: Tensor) -> Iterator[Tensor]:
-        """Of some tokens after the others, [n, n_latents] each; one overwrites the one before."""
-        rows = rows_at_once(self.n_latents, centred.device.type)
-        if not packs(self.w_enc):
-            rows = max(1, min(rows, len(centred)))
-        # Packed for so many rows whatever there is: the packing decides how products are rounded.
-        product = encoder(self.w_enc, self.b_enc, rows)
-        # At least one piece, also of nothing.
-        for start in range(0, max(1, len(centred)), rows):
-            yield product(centred[start : start + rows])
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
         """Codes to reconstructions [tokens, d_model]."""

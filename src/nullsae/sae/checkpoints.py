@@ -25,12 +25,10 @@ def checkpoint_folder(folder: Path, share: float) -> Path:
 
 
 def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
-    """Copy an SAE as it was along its training into a folder of its own, `cfg.json` last.
+    """Copy an SAE as it was after a share of its training into a folder of its own.
 
-    Args:
-        sae: `cfg.json` of the whole SAE, in the folder that its training wrote.
-        share: of its training, in (0, 1).
-        output: folder of the copy: `sae.safetensors`, `history.parquet`, `cfg.json`.
+    `sae` is the `cfg.json` of the whole SAE, in the folder that its training wrote. The copy's
+    `cfg.json` is written last.
 
     Raises:
         UserError: the training left nothing at that share, or it is damaged, or it was left by

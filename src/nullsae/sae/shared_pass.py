@@ -62,15 +62,9 @@ def train_together(
 ) -> None:
     """Train all to their end, each block got once per epoch for all of them.
 
-    A run that diverges is left behind; the others go on.
-
-    Args:
-        runs: SAEs of one variant.
-        blocks: the stream.
-        seed: the config's.
-        seconds_per_block: what one took to get, for the estimate.
-        progress: called with (step, steps, FVU of the batch), counted over all runs.
-        stop: asks for an end before that; each run then has a checkpoint of its last step.
+    They are SAEs of one variant. One that diverges is left behind; the others go on. `progress` is
+    called with (step, steps, FVU of the batch), counted over all runs. Where `stop` asks for an end
+    before that, each run has a checkpoint of its last step.
 
     Raises:
         StoppedError: an end was asked for.

@@ -20,7 +20,6 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
 from nullsae.core.sigterm import on_sigterm
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
@@ -169,10 +168,12 @@ def _open(
         if not all(expected):
             # By hand: what is on disk counts only if it came from just these inputs.
             key = content_key([key, train.manifest, heldout.manifest, sources])
-        folder = sae_folder(output, keys)
+        folder = str(output)
+        for name in ("site", "sae", "seed"):
+            folder = folder.replace(f"{{{name}}}", str(getattr(keys, name)))
         to = work / f"train_sae-{key}"
-        new = Cell(keys, recipe, folder, params.seed, train, heldout, key, to)
-        if _is_whole(new, folder):
+        new = Cell(keys, recipe, Path(folder), params.seed, train, heldout, key, to)
+        if _is_whole(new, new.output):
             logger.info("%s: already there", folder)
         else:
             cells.append(new)
@@ -183,14 +184,6 @@ def _open(
             f"{{seed}} where they differ"
         )
     return cells
-
-
-def sae_folder(pattern: Path, keys: CellKeys) -> Path:
-    """The folder of an SAE: `{site}`, `{sae}` and `{seed}` of the pattern filled in."""
-    text = str(pattern)
-    for name in ("site", "sae", "seed"):
-        text = text.replace(f"{{{name}}}", str(getattr(keys, name)))
-    return Path(text)
 
 
 def _is_whole(cell: Cell, folder: Path) -> bool:

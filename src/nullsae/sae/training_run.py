@@ -178,10 +178,8 @@ class Run:
         return model.step_bytes(self.cell.recipe, **shape, device=self.heldout.device.type)
 
     def step(self, batch: Tensor) -> float:
-        """One optimizer step, and what is due after it; returns the batch's FVU.
-
-        Args:
-            batch: activations as captured, [batch_tokens, d_model].
+        """One optimizer step on activations as captured, [batch_tokens, d_model], and what is due
+        after it; returns the batch's FVU.
 
         Raises:
             DivergedError: the loss is not finite.

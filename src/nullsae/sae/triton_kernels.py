@@ -211,7 +211,7 @@ def decode(values: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Te
     d = rows.shape[1]
     out = rows.new_empty(len(offsets), d, dtype=torch.promote_types(values.dtype, rows.dtype))
     if out.numel():
-        decode_kernel[(len(offsets), column_blocks(d))](
+        decode_kernel[(len(offsets), triton.cdiv(d, columns_of(d)))](
             *(out, values.contiguous(), latents.contiguous(), offsets, rows.contiguous()),
             *(len(offsets), len(latents), d),
             **options(d, rows.dtype, out.dtype),
@@ -257,10 +257,10 @@ def row_gradient(
         borders = torch.stack([starts, (starts + window_hits).clamp_(max=n_hits) - 1], dim=1)
         # Of latents that start at one place only the last one has hits.
         border_latents = torch.searchsorted(offsets, borders, right=True) - 1
-        long_parts_kernel[(n_windows, column_blocks(d), 2)](
+        long_parts_kernel[(n_windows, triton.cdiv(d, columns_of(d)), 2)](
             parts, *hits, border_latents, dense, n_latents, n_hits, d, window_hits, **settings
         )
-    row_gradient_kernel[(n_latents, column_blocks(d))](
+    row_gradient_kernel[(n_latents, triton.cdiv(d, columns_of(d)))](
         out, parts, *hits, dense, n_latents, n_hits, d, window_hits, **settings
     )
     return out
@@ -271,11 +271,6 @@ def windows(n_hits: int) -> tuple[int, int]:
     least = triton.next_power_of_2(triton.cdiv(n_hits, MOST_WINDOWS)) if n_hits else 0
     size = max(LEAST_WINDOW, least)
     return size, triton.cdiv(n_hits, size)
-
-
-def column_blocks(d: int) -> int:
-    """Programs along d."""
-    return int(triton.cdiv(d, columns_of(d)))
 
 
 def columns_of(d: int) -> int:

@@ -24,12 +24,7 @@ Written = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
-    """Write an SAE in the format of SAELens or sparsify.
-
-    Args:
-        cfg_json: the SAE's `cfg.json`.
-        layout: `saelens` or `sparsify`.
-        output: folder for the two files; it is made.
+    """Write an SAE in the layout `saelens` or `sparsify`: two files in a folder that is made.
 
     Raises:
         UserError: no such layout, one that cannot hold this SAE, or a folder that holds another.

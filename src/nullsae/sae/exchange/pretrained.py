@@ -33,11 +33,8 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
     What such a file says beyond plain weights is folded into them: a b_dec that the encoder does
     not subtract, and codes scaled by the norms of decoder rows. Weights come back as float32.
 
-    Args:
-        pretrained: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}`
-            are filled in.
-        site: the site that it is for.
-        where: the config key that a message names.
+    `pretrained` is a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}`
+    are filled in. `where` is the config key that a message names.
 
     Raises:
         UserError: it cannot be had, or a file or a key of it is missing, unknown, damaged or asks

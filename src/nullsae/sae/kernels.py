@@ -1,8 +1,7 @@
 """Products with sparse codes that never touch the zeros, and the choice of what is not zero.
 
-A code is a set of hits: which latents are active at which token, and how much. Every function runs
-in a fixed order of additions, so results do not depend on the number of threads, and none builds
-a [hits, d] tensor.
+A code is a set of hits: which latents are active at which token, and how much. Additions have a
+fixed order, so results do not depend on the number of threads; none builds a [hits, d] tensor.
 """
 
 from __future__ import annotations
@@ -155,7 +154,7 @@ def encode_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, k: int) -> tuple
     """
     n_tokens, n_latents = len(centred), len(b_enc)
     values = centred.new_empty(n_tokens, k)
-    indices = torch.empty(n_tokens, k, dtype=torch.int64, device=centred.device)
+    indices = torch.empty_like(values, dtype=torch.int64)
     rows = max(1, min(rows_at_once(n_latents, centred.device.type), n_tokens))
     encode = encoder(w_enc, b_enc, rows)
     for start in range(0, n_tokens, rows):
@@ -199,7 +198,7 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, indices = torch.topk(pre, k, dim=-1, sorted=False)
         return values.relu_(), indices
     values = pre.new_empty(len(pre), k)
-    indices = torch.empty(len(pre), k, dtype=torch.int64)
+    indices = torch.empty_like(values, dtype=torch.int64)
     rows = rows_at_once(pre.shape[1], pre.device.type)
     for start in range(0, len(pre), rows):
         part = slice(start, start + rows)

@@ -164,16 +164,11 @@ def _announce(
 ) -> None:
     """What is to come, before it begins."""
     widths = {run.cell.keys.site: run.cell.train.d_model for run in runs}
+    steps, weights = sum(r.n_steps - r.trainer.step for r in runs), sum(r.step_bytes for r in runs)
+    work, hours = blocks.work([v.index for v in visits]), seconds_per_block * len(visits) / 3600
     logger.info(
-        "%d SAEs at %d sites: %s steps on %s tokens, %s (%.2g hours), at most %s tokens of %d "
-        "dimensions each; weights, optimizers and codes take %.2f GiB",
-        len(runs),
-        len(widths),
-        f"{sum(run.n_steps - run.trainer.step for run in runs):,}",
-        f"{sum(blocks.sizes):,}",
-        blocks.work([visit.index for visit in visits]),
-        seconds_per_block * len(visits) / 3600,
-        f"{max(blocks.sizes):,}",
-        sum(widths.values()),
-        sum(run.step_bytes for run in runs) / 2**30,
+        f"{len(runs)} SAEs at {len(widths)} sites: {steps:,} steps on {sum(blocks.sizes):,} "
+        f"tokens, {work} ({hours:.2g} hours), at most {max(blocks.sizes):,} tokens of "
+        f"{sum(widths.values())} dimensions each; weights, optimizers and codes take "
+        f"{weights / 2**30:.2f} GiB"
     )

@@ -52,21 +52,22 @@ class BatchTopK(RevivingSae[B]):
             self.buffers[name] = start.b_enc.new_zeros(())
 
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
-        centred = x - self.b_dec
-        hits = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(x))
-        self._follow(hits)
+        centred, hits = self._kept(x)
         scale = variance(x)
         gradients: Gradients = {}
         fvu, error = self.add_fvu(gradients, x, centred, hits, scale)
         auxk = self.add_auxk(gradients, centred, error, scale, dead)
         return gradients, Losses(fvu, auxk, 0.0, self.fired(hits))
 
-    def _follow(self, hits: Hits) -> None:
-        """Take a batch's threshold into the average."""
+    def _kept(self, x: Tensor) -> tuple[Tensor, Hits]:
+        """X - b_dec, and the batch's hits, whose threshold is taken into the average."""
+        centred = x - self.b_dec
+        hits = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(x))
         if len(hits.values):
             average, weight = self.buffers["threshold"], self.buffers["threshold_weight"]
             average.lerp_(hits.values.min(), 1.0 - THRESHOLD_DECAY)
             weight.lerp_(torch.ones_like(weight), 1.0 - THRESHOLD_DECAY)
+        return centred, hits
 
     def autoencoder(self) -> Autoencoder:
         average, weight = self.buffers["threshold"], self.buffers["threshold_weight"]
@@ -96,7 +97,11 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
             sample = pre[::SAMPLED]
             cut = lower_bound_of_all(sample, math.ceil(SLACK * n_hits * len(sample) / n_tokens))
         entries = pre.flatten()
-        places = places_of(entries >= cut if cut > 0 else entries > 0)
+        found = entries >= cut if cut > 0 else entries > 0
+        if found.is_cpu:  # NumPy is faster than nonzero there
+            places = torch.from_numpy(np.flatnonzero(found.numpy()))
+        else:
+            places = found.nonzero().squeeze(1)
         return cut, places + start * n_latents, entries[places]
 
     chunks = {start: above(start, None) for start in range(0, n_tokens, rows)}
@@ -128,13 +133,6 @@ def lower_bound_of_all(pre: Tensor, n: int) -> float:
     groups = n_latents // size
     maxima = pre[:, : groups * size].view(n_tokens, size, groups).amax(dim=1)
     return nth_largest(maxima.flatten(), n)
-
-
-def places_of(mask: Tensor) -> Tensor:
-    """Where a mask [n] is true, int64, rising."""
-    if mask.device.type != "cpu":
-        return mask.nonzero().squeeze(1)
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # faster than nonzero there
 
 
 def nth_largest(values: Tensor, n: int) -> float:

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, field_validator
 
 from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
-from nullsae.sae.architectures.batch_topk import BatchTopK, BatchTopKSae, batch_top_k
+from nullsae.sae.architectures.batch_topk import BatchTopK, BatchTopKSae
 from nullsae.sae.later import Autoencoder, Hits, Tensor, kernels, torch
 
 
@@ -60,9 +60,7 @@ class Matryoshka(BatchTopK[MatryoshkaSae]):
 
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
         n_prefixes = len(self.ends)
-        centred = x - self.b_dec
-        hits = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(x))
-        self._follow(hits)
+        centred, hits = self._kept(x)
         rings = by_ring(hits, self.ends)
         scale = variance(x)
         residuals = rings.decode(self.w_dec).view(n_prefixes, *x.shape).cumsum_(dim=0)

@@ -75,7 +75,7 @@ class Autoencoder:
     def to(self, device: torch.device) -> Autoencoder:
         """The same SAE on another device."""
         moved = {name: t.to(device) for name, t in self.parameters().items()}
-        return Autoencoder.of(moved, self.architecture, self.k)
+        return self.of(moved, self.architecture, self.k)
 
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Activations to codes, of some tokens after the others, whatever their number.

@@ -59,19 +59,13 @@ def train_sae(
     `work` until all are made: a job that fails, or is killed, finds them there when it runs again.
     An SAE as it was along its training lies in `checkpoints/<share>/` of its folder.
 
-    Args:
-        params: the rule's slice of the config.
-        train_activations: manifest of the variant's `sae_train` activations.
-        eval_activations: manifest of its `eval` activations, for the held-out curve.
-        output: folder of each SAE; `{site}`, `{sae}` and `{seed}` are filled in.
-        work: folder for checkpoints; a run with the same params and activations resumes there.
-        train_tokens: corpus manifest of `sae_train`, for a stream or where codes depend on tokens.
-        eval_tokens: corpus manifest of `eval`, where codes depend on tokens.
-        model: `recipe.json` of the variant, for a stream.
-        fitted: manifest of the trained variant's `sae_train` activations, for a stream of the
-            variant `gaussian`.
-        progress: called with (step, steps, FVU of the batch), counted over all SAEs, or with
-            (tokens, tokens in all, None) where there are no steps.
+    Train and eval files are those of the variant's `sae_train` and `eval`: manifests of
+    activations, and of the corpora where codes depend on tokens. A stream needs `train_tokens`, the
+    variant's `recipe.json` as `model`, and for the variant `gaussian` the manifest of the trained
+    variant's `sae_train` activations as `fitted`. In `output`, the folder of each SAE, `{site}`,
+    `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same params and
+    activations resumes there. `progress` is called with (step, steps, FVU of the batch), counted
+    over all SAEs, or with (tokens, tokens in all, None) where there are no steps.
 
     Returns:
         The number of optimizer steps that this call ran (less than all after a resume).

@@ -120,9 +120,7 @@ class Run:
     def __init__(
         self, cell: Cell, sample: Sample, *, n_tokens: int, n_latents: int, k: int
     ) -> None:
-        """At its first step, or at that of its checkpoint.
-
-        `sample` is of the cell's site, `n_tokens` the length of the stream.
+        """At its first step, or at that of its checkpoint, of a stream of `n_tokens`.
 
         Raises:
             UserError: fewer tokens than one batch.

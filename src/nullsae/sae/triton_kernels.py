@@ -25,10 +25,8 @@ of a chunk (at most 1 GiB), 8 W d for partial sums of long latents, 24 T d for i
 the like, 60 T k for values, indices and their order. N = 262,144, d = 4096, T = 16,384 and k = 32:
 34.4 + 1.1 + 0.1 + 1.6 + 0.0 = 37.1 GB.
 
-Time. The product with the encoder is 2 N d operations a token. Its result is written once and read
-five times by PyTorch's `topk`, 24 N bytes. At P operations and B bytes per second that is
-12 P / (B d) of the product's time: for P / B = 100, 2.3 at d = 512 and 0.3 at d = 4096. The sparse
-products of a step move about 8 (T k + N) d bytes.
+Time. PyTorch's `topk` moves 24 N bytes a token: at P operations and B bytes per second 12 P / (B d)
+of the encoder's product. The sparse products of a step move about 8 (T k + N) d bytes.
 """
 
 from __future__ import annotations

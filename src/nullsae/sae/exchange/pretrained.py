@@ -41,7 +41,15 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
             for something that is not supported; names the file and the key.
     """
     folder = _folder(pretrained, site, where)
-    weights, config_file = _weights_file(folder, where), folder / "cfg.json"
+    there = sorted(file.name for file in folder.iterdir())
+    found = [name for name in WEIGHTS.values() if name in there]
+    if not found or "cfg.json" not in there:
+        missing = " or ".join(WEIGHTS.values()) if "cfg.json" in there else "cfg.json"
+        raise UserError(
+            f"{where}: {str(folder)!r} holds no {missing} but {', '.join(there) or 'nothing'}; an "
+            f"SAE is read from a cfg.json and safetensors"
+        )
+    weights, config_file = folder / found[0], folder / "cfg.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -88,18 +96,6 @@ def _folder(pretrained: str, site: str, where: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{where}: {path!r} on the hub holds no SAE in {inside!r}")
     return folder
-
-
-def _weights_file(folder: Path, where: str) -> Path:
-    there = sorted(file.name for file in folder.iterdir())
-    found = [name for name in WEIGHTS.values() if name in there]
-    if found and "cfg.json" in there:
-        return folder / found[0]
-    missing = " or ".join(WEIGHTS.values()) if "cfg.json" in there else "cfg.json"
-    raise UserError(
-        f"{where}: {str(folder)!r} holds no {missing} but {', '.join(there) or 'nothing'}; an SAE "
-        f"is read from a cfg.json and safetensors"
-    )
 
 
 def _of_saelens(weights: Path, file: Path, config: dict[str, Any], site: str) -> Autoencoder:

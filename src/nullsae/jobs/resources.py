@@ -33,36 +33,25 @@ T = TypeVar("T")
 # Bytes of an interpreter that has imported them, by what a verb imports: a third more than the most
 # of the default study's jobs; CUDA's share of the host's memory on top.
 LIBRARIES = {
-    "light": 5e8,
-    "torch": 7e8,
-    "optimizer": 8e8,
-    "transformers": 9e8,
-    "all": 10e8,
+    **{"light": 5e8, "torch": 7e8, "optimizer": 8e8, "transformers": 9e8, "all": 10e8},
     "cuda": 3e9,
 }
 # Megabytes and minutes of a job whose sizes are unknown.
 OTHERWISE = {
-    "prepare_corpus": (4_000, 60),
-    "train_subject": (4_000, 60),
-    "randomize_model": (8_000, 60),
-    "capture_portion": (8_000, 240),
-    "cache_activations": (8_000, 240),
-    "sample_gaussian": (8_000, 60),
-    "train_sae": (8_000, 240),
-    "take_checkpoint": (1_000, 30),
-    "evaluate_sae": (8_000, 120),
-    "cross_evaluate": (8_000, 120),
-    "match_dictionaries": (8_000, 60),
-    "collect_latents": (8_000, 120),
-    "explain_shard": (1_000, 120),
-    "explain_latents": (1_000, 120),
-    "prepare_judge": (8_000, 120),
-    "score_shard": (1_000, 240),
-    "score_latents": (1_000, 240),
-    "aggregate": (4_000, 60),
-    "report": (4_000, 30),
-    "train_toy": (4_000, 240),
-    "report_toy": (2_000, 30),
+    rule: asked
+    for asked, rules in {
+        (1_000, 30): ("take_checkpoint",),
+        (1_000, 120): ("explain_shard", "explain_latents"),
+        (1_000, 240): ("score_shard", "score_latents"),
+        (2_000, 30): ("report_toy",),
+        (4_000, 30): ("report",),
+        (4_000, 60): ("prepare_corpus", "train_subject", "aggregate"),
+        (4_000, 240): ("train_toy",),
+        (8_000, 60): ("randomize_model", "sample_gaussian", "match_dictionaries"),
+        (8_000, 120): ("evaluate_sae", "cross_evaluate", "collect_latents", "prepare_judge"),
+        (8_000, 240): ("capture_portion", "cache_activations", "train_sae"),
+    }.items()
+    for rule in rules
 }
 # For a job that trains several SAEs, and one that runs a judge.
 SHARED_MEGABYTES, JUDGING_MEGABYTES = 16_000, 8_000
@@ -113,8 +102,7 @@ class Needs:
             rule: of the workflow.
             cells: the job's keys; of one that trains several SAEs, the keys of each.
         """
-        same = [tuple((k, v) for k, v in cell.items() if k not in ALIKE) for cell in cells]
-        key = (rule, *same)
+        key = (rule, *(tuple(i for i in cell.items() if i[0] not in ALIKE) for cell in cells))
         if key not in self._found:
             self._found[key] = self._work_out(rule, cells)
         return self._found[key]

@@ -24,16 +24,8 @@ P = TypeVar("P", bound=Section)
 
 # What computes no result: wiring, checks of input, formats that are written for others.
 NO_RULES = (
-    "__init__.py",
-    "cli",
-    "config",
-    "core",
-    "fetching",
-    "jobs",
-    "paths.py",
-    "planning",
-    "py.typed",
-    "tables",
+    *("__init__.py", "cli", "config", "core", "fetching"),
+    *("jobs", "paths.py", "planning", "py.typed", "tables"),
 )
 
 

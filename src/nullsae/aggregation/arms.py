@@ -49,8 +49,7 @@ class Arms:
         assert variant is not None
         names = [floor_name(variant), *([GAUSSIAN] if variant == "trained" else [])]
         for name in names:
-            cells = self._cells[metric.table].get((*group, name))
-            if cells:
+            if cells := self._cells[metric.table].get((*group, name)):
                 return {(int(c.keys["draw"]), int(c.keys["seed"])): c for c in cells}
         return {}
 
@@ -72,13 +71,18 @@ class Arms:
                 reason = f"no Gaussian floor of {where}"
             else:
                 columns += self._values(metric, floor, kept)[0]
+        strata = None
+        if metric.unit == "latent":
+            # Half-decades of firing shares; none where a latent has no such share.
+            shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
+            strata = half_decades(shares) if bool((shares > 0).all()) else None
         return ArmCell(
             draw=draw,
             seed=seed,
             columns=columns,
             n_null=n_rows - int(kept.sum()),
             reason=reason,
-            strata=self._strata(cell, kept) if metric.unit == "latent" else None,
+            strata=strata,
         )
 
     def _values(
@@ -93,8 +97,3 @@ class Arms:
             # NaN stays NaN: it is no latent below the bound.
             values = tuple(np.where(np.isnan(v), v, v >= bound) for v in values)
         return values, metric.undefined(columns)
-
-    def _strata(self, cell: Units, kept: np.ndarray) -> np.ndarray | None:
-        """Half-decade of each latent's firing share; None where one has no such share."""
-        shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
-        return half_decades(shares) if bool((shares > 0).all()) else None

@@ -35,16 +35,10 @@ def read_costs(root: Path) -> list[dict[str, Any]]:
             ) from None
         for wall, cpu, rss in columns.itertuples(index=False):
             if not np.isnan(wall):
-                rows.append(
-                    {
-                        "rule": rule,
-                        "keys": "/".join(rest),
-                        "wall_seconds": wall,
-                        "cpu_seconds": None if np.isnan(cpu) else cpu,
-                        "max_rss_mib": None if np.isnan(rss) else rss,
-                        **_asked(path.with_suffix(".asked.json")),
-                    }
-                )
+                row = {"rule": rule, "keys": "/".join(rest), "wall_seconds": wall}
+                row["cpu_seconds"] = None if np.isnan(cpu) else cpu
+                row["max_rss_mib"] = None if np.isnan(rss) else rss
+                rows.append(row | _asked(path.with_suffix(".asked.json")))
     return sorted(rows, key=lambda row: (row["rule"], row["keys"]))
 
 

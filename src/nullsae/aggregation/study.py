@@ -10,21 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths, tables
+from nullsae.aggregation import cells
 from nullsae.aggregation.arms import Arms
-from nullsae.aggregation.cells import (
-    GROUP_KEYS,
-    Units,
-    check_same_documents,
-    read_cells,
-    whole_table,
-    with_keys,
-)
+from nullsae.aggregation.cells import GROUP_KEYS, Units
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
-from nullsae.config.metrics import LEVELS, METRICS, Metric, all_metrics
+from nullsae.config.metrics import LEVELS, METRICS, all_metrics
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
-from nullsae.jobs.grid import Keys, cell_files, sae_names
+from nullsae.jobs.grid import cell_files, sae_names
 from nullsae.jobs.tables import AggregateParams
 from nullsae.statistics.baselines import applies
 from nullsae.statistics.bootstrap import Resampler
@@ -50,27 +44,24 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
             no latent of any SAE can be scored.
     """
     files = cell_files(config)
-    cells: dict[str, list[tuple[Keys, pa.Table]]] = {}
+    sources: dict[str, list[Units]] = {}
     for table in tables.AGGREGATED:
         if table not in files:
             continue  # computed below
-        found = read_cells(table, files[table], root)
-        whole = whole_table(table, found)
+        found = cells.read_cells(table, files[table], root)
+        whole = cells.whole_table(table, found)
         tables.write_table(root / paths.TABLE.format(table=table), whole, tables.SCHEMAS[table])
         if table in LEVELS:
-            cells[table] = found
-
-    check_same_documents(cells["documents"])
+            sources[table] = [Units(keys, part, LEVELS[table]) for keys, part in found]
+    cells.check_same_documents(sources["documents"])
     _check_some_latents(config, root)
-    sources = {
-        table: [Units(keys, part, LEVELS[table]) for keys, part in found]
-        for table, found in cells.items()
-    }
     statistics = params.statistics
     sources["interpretability"] = interpretability(
         config, statistics, sources["scores"], sources["latents"]
     )
-    parts = [with_keys(INTERPRETABILITY, u.keys, u.table) for u in sources["interpretability"]]
+    parts = [
+        cells.with_keys(INTERPRETABILITY, u.keys, u.table) for u in sources["interpretability"]
+    ]
     summaries, contrasts = compare(config, params, sources)
     judged = [verdict(row, METRICS[row["metric"]](), statistics.confidence) for row in contrasts]
     written: dict[str, Rows | pa.Table] = {
@@ -93,10 +84,7 @@ def compare(
     SAEs along their training have summaries only: contrasts and verdicts are about whole SAEs,
     and further ones would make each of these harder to show (Holm).
 
-    Args:
-        config: for the order of variants.
-        params: seed and statistics.
-        sources: cells of the tables that metrics are computed from, in config order.
+    `sources` are the cells of the tables that metrics are computed from, in config order.
     """
     statistics = params.statistics
     arms = Arms(sources, statistics)
@@ -107,7 +95,10 @@ def compare(
     for group in _groups(config):
         where = tuple(group[name] for name in GROUP_KEYS)
         for metric in all_metrics():
-            if not _is_there(metric, group, config, arms):
+            if not applies(metric, config, group["explainer"]):
+                continue
+            # Looked-up and pretrained dictionaries have no floor.
+            if metric.form == "relative" and not arms.has_floor(metric, where):
                 continue
             keys = {**group, "metric": metric.name}
             estimates = {
@@ -135,15 +126,6 @@ def compare(
     return summaries, contrasts
 
 
-def _is_there(metric: Metric, group: dict[str, str | None], config: Config, arms: Arms) -> bool:
-    """Whether a comparison has this metric by its design, whatever its numbers are."""
-    if not applies(metric, config, group["explainer"]):
-        return False
-    if metric.form == "relative":  # looked-up and pretrained dictionaries have no floor
-        return arms.has_floor(metric, tuple(group[name] for name in GROUP_KEYS))
-    return True
-
-
 def _groups(config: Config) -> Iterator[dict[str, str | None]]:
     """The comparisons of a study, in display order: without an explainer first."""
     for subject, section in config.subjects.items():
@@ -167,9 +149,8 @@ def _check_some_latents(config: Config, root: Path) -> None:
 
 
 def _verdicts(contrasts: Rows, judged: list[tuple[str, str]]) -> Rows:
-    copied = set(VERDICTS.names) - {"verdict", "reason"}
-    rows = []
-    for contrast, (word, reason) in zip(contrasts, judged, strict=True):
-        row = {name: value for name, value in contrast.items() if name in copied}
-        rows.append({**row, "verdict": word, "reason": reason})
-    return rows
+    return [
+        {name: value for name, value in contrast.items() if name in VERDICTS.names}
+        | {"verdict": word, "reason": reason}
+        for contrast, (word, reason) in zip(contrasts, judged, strict=True)
+    ]

@@ -11,8 +11,8 @@ from nullsae import paths
 from nullsae.config.study import Config
 from nullsae.report import examples, sections, style
 from nullsae.report.controls import controls
-from nullsae.report.figures import Figure, draw_figures
-from nullsae.report.names import GROUPS, entropy_pair
+from nullsae.report.figures import Figure, draw_figure
+from nullsae.report.names import GROUPS, entropy_pair, figure_kinds
 from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
 from nullsae.report.text import TokenText
@@ -36,7 +36,7 @@ def build_report(config: Config, root: Path) -> None:
     study = load_study(config, root)
     subjects = []
     for subject in config.subjects:
-        figures = draw_figures(study, subject)
+        figures = [draw_figure(study, subject, kind) for kind in figure_kinds(config)]
         for figure in figures:
             write_figures(root, figure.name, config.report.figure_formats, figure.svg)
         subjects.append(_subject_context(study, subject, figures))

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -80,11 +81,9 @@ class Arm:
     @cached_property
     def draws(self) -> tuple[tuple[ArmCell, ...], ...]:
         """Cells that have units, grouped by draw, sorted by (draw, seed)."""
-        groups: dict[int, list[ArmCell]] = {}
-        for cell in sorted(self.cells, key=lambda cell: (cell.draw, cell.seed)):
-            if cell.n_units:
-                groups.setdefault(cell.draw, []).append(cell)
-        return tuple(tuple(group) for group in groups.values())
+        having = [cell for cell in self.cells if cell.n_units]
+        ordered = sorted(having, key=lambda cell: (cell.draw, cell.seed))
+        return tuple(tuple(group) for _, group in groupby(ordered, key=lambda cell: cell.draw))
 
     @property
     def members(self) -> tuple[tuple[ArmCell, ...], ...]:
@@ -122,12 +121,11 @@ class Arm:
     @cached_property
     def member_values(self) -> Floats:
         """Value of each of `members`, float64 [n_members]; NaN where undefined."""
-        ones = {n: np.ones((1, n)) for n in {c.n_units for m in self.members for c in m}}
         values = [
-            np.mean([weighted(self.statistic, c.columns, ones[c.n_units])[0] for c in member])
+            np.mean([weighted(self.statistic, c.columns, np.ones((1, c.n_units))) for c in member])
             for member in self.members
         ]
-        return self.oriented(np.array(values, dtype=np.float64))
+        return self.oriented(np.array(values))
 
     def value(self) -> float:
         """Mean over draws of the mean over seeds; NaN where that is undefined."""
@@ -159,9 +157,11 @@ def unit_statistics(cell: ArmCell) -> Floats:
 def weighted(statistic: Form, columns: tuple[Floats, ...], weights: Floats) -> Floats:
     """A cell's statistic with each unit counted so often, float64 [n_resamples].
 
+    `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the floor's;
+    `rank_correlation`: Spearman's, ties at their mean rank.
+
     Args:
-        statistic: `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the floor's;
-            `rank_correlation`: Spearman's, ties at their mean rank.
+        statistic: which of them.
         columns: as in `ArmCell`, [n_units] each.
         weights: [n_resamples, n_units], whole numbers.
     """
@@ -227,10 +227,7 @@ def grouped(columns: tuple[Floats, ...], most: int = MOST_UNITS) -> tuple[Floats
     if n_units <= most:
         return columns
     group = np.arange(n_units) % most
-    return tuple(
-        np.asarray(np.bincount(group, weights=column, minlength=most), dtype=np.float64)
-        for column in columns
-    )
+    return tuple(np.bincount(group, weights=column, minlength=most) for column in columns)
 
 
 class Resampler:
@@ -252,8 +249,8 @@ class Resampler:
         if n_units in self._cached:
             yield from self._cached[n_units]
             return
-        keep = self.n_resamples * n_units <= self._cache_numbers
-        kept: list[Floats] = []
+        n_numbers = self.n_resamples * n_units
+        keep, kept = n_numbers <= self._cache_numbers, list[Floats]()
         rng = numpy_generator(self.seed, "bootstrap", n_units)
         n_rows = max(1, CHUNK_NUMBERS // n_units)
         for start in range(0, self.n_resamples, n_rows):
@@ -265,12 +262,9 @@ class Resampler:
                 kept.append(counts)
             yield counts
         if keep:
-            while self._cached and self._held() + self.n_resamples * n_units > self._cache_numbers:
+            while self.n_resamples * sum(self._cached) + n_numbers > self._cache_numbers:
                 del self._cached[next(iter(self._cached))]
             self._cached[n_units] = kept
-
-    def _held(self) -> int:
-        return sum(self.n_resamples * n_units for n_units in self._cached)
 
     def members(self, arm: Arm) -> Floats:
         """Values of the arm's members in each resample of the units, [n_resamples, n_members].
@@ -289,11 +283,8 @@ class Resampler:
             for member in arm.members
         ]
         n_units = len(parts[0][0][0])
-        chunks = []
-        for counts in self.counts(n_units):
-            values = [
-                np.mean([weighted(arm.statistic, c, counts) for c in member], axis=0)
-                for member in parts
-            ]
-            chunks.append(np.stack(values, axis=1))
-        return arm.oriented(np.concatenate(chunks))
+        means = [
+            [np.mean([weighted(arm.statistic, c, w) for c in own], axis=0) for own in parts]
+            for w in self.counts(n_units)
+        ]
+        return arm.oriented(np.concatenate([np.stack(values, axis=1) for values in means]))

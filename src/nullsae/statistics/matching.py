@@ -40,15 +40,10 @@ def common_bins(arms: Iterable[Arm]) -> dict[int, int]:
     Cells without a latent are left out, as in plain means. A bin counts where every cell has two
     latents at least.
     """
-    counts = [
-        Counter(map(int, cell.strata)) if cell.strata is not None else Counter[int]()
-        for arm in arms
-        for draw in arm.draws
-        for cell in draw
-    ]
-    if not counts:
-        return {}
-    smallest = {b: min(count[b] for count in counts) for b in sorted(counts[0])}
+    cells = [cell for arm in arms for draw in arm.draws for cell in draw]
+    counts = [Counter([] if cell.strata is None else cell.strata.tolist()) for cell in cells]
+    bins = sorted(counts[0]) if counts else []
+    smallest = {b: min(count[b] for count in counts) for b in bins}
     return {b: n for b, n in smallest.items() if n >= FEWEST}
 
 

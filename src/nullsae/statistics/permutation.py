@@ -51,14 +51,12 @@ class Permuter:
 
     def _of_cells(self, trained: Arm, variant: Arm) -> tuple[float | None, str | None]:
         level = "draw" if "draw" in (trained.level, variant.level) else "seed"
-        values = np.concatenate([trained.member_values, variant.member_values])
-        n_trained = len(trained.member_values)
-        if level == "draw" and trained.level == "seed":
-            values = np.concatenate([[trained.value()], variant.member_values])
-            n_trained = 1
-        elif level == "draw" and variant.level == "seed":
-            values = np.concatenate([trained.member_values, [variant.value()]])
-        n_variant = len(values) - n_trained
+        # Seeds are no draws: against draws, an arm of one draw is one value.
+        own, other = (
+            np.array([arm.value()]) if (level, arm.level) == ("draw", "seed") else arm.member_values
+            for arm in (trained, variant)
+        )
+        values, n_trained, n_variant = np.concatenate([own, other]), len(own), len(other)
         ways = math.comb(len(values), n_trained)
         if ways < FEWEST_WAYS:
             return None, (
@@ -66,8 +64,8 @@ class Permuter:
                 f"{ways} ways only, not {FEWEST_WAYS}"
             )
         is_trained = self._divisions(n_trained, n_variant)
-        differences = _means(1 - is_trained, values) - _means(is_trained, values)
-        return _share(differences)
+        means = [weighted_sums(values, w) / w.sum(axis=1) for w in (is_trained, 1 - is_trained)]
+        return _share(means[1] - means[0])
 
     def _of_units(self, arm: Arm, one: ArmCell, other: ArmCell) -> tuple[float | None, str | None]:
         pairs = zip(one.columns, other.columns, strict=True)
@@ -125,19 +123,15 @@ class Permuter:
                 found = (bits & 1).astype(np.float64)
             else:
                 rng = numpy_generator(self.seed, "permutation", n_units)
-                drawn = rng.integers(0, 2, size=(self.n_resamples, n_units)).astype(np.float64)
+                drawn = rng.integers(0, 2, size=(self.n_resamples, n_units))
                 found = np.concatenate([np.zeros((1, n_units)), drawn])
             self._keep(key, found)
         return self._cached[key]
 
     def _keep(self, key: tuple[int, int], found: Floats) -> None:
-        while self._cached and sum(f.size for f in self._cached.values()) > CACHE_NUMBERS:
+        while sum(f.size for f in self._cached.values()) > CACHE_NUMBERS:
             del self._cached[next(iter(self._cached))]
         self._cached[key] = found
-
-
-def _means(weights: Floats, values: Floats) -> Floats:
-    return np.asarray(np.einsum("rn,n->r", weights, values) / weights.sum(axis=1))
 
 
 def _without_scale(columns: tuple[Floats, ...]) -> tuple[Floats, ...]:

@@ -64,11 +64,9 @@ class Spread:
         if variance <= 0:
             return cls(0.0, 1.0)
         skewness = sum(part.third for part in components) / variance**1.5
-        groups = [
-            [part for part in components if part.is_whole is whole] for whole in (True, False)
-        ]
         point, found = 0.0, []
-        for group in groups:
+        for whole in (True, False):
+            group = [part for part in components if part.is_whole is whole]
             if own := sum(part.variance for part in group):
                 found.append(own**2 / sum(part.variance**2 / part.df for part in group))
                 point += own / variance * t_quantile(COCHRAN_POINT, found[-1])
@@ -121,10 +119,9 @@ def unit_component(resamples: Floats, n_units: int, shared_away: float = 0.0) ->
         n_units: number of units.
         shared_away: variance that another component holds already.
     """
-    up = n_units / (n_units - 1)
-    variance = max(0.0, up * (float(resamples.var()) - shared_away))
+    whole, up = float(resamples.var()), n_units / (n_units - 1)
+    variance = max(0.0, up * (whole - shared_away))
     moment = float(np.mean((resamples - resamples.mean()) ** 3))
-    whole = float(resamples.var())
     share = (variance / whole) ** 1.5 if whole > 0 else 0.0
     return Component(variance, n_units - 1, moment * share)
 

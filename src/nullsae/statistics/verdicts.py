@@ -23,15 +23,9 @@ VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive")
 
 
 def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
-    """Verdict and its reason, from a row of `contrasts` alone, by `RULE`.
+    """One of `VERDICT_WORDS` and its reason, from a row of `contrasts` alone, by `RULE`.
 
-    Args:
-        row: a row of `contrasts`.
-        metric: its metric.
-        confidence: level of the intervals, e.g. 0.95.
-
-    Returns:
-        One of `VERDICT_WORDS`; and one sentence.
+    `confidence` is the level of the intervals, e.g. 0.95.
     """
     missing = [n for n in ("difference", "p_holm", "p_equivalence") if row[n] is None]
     if missing:
@@ -75,11 +69,7 @@ def discriminating_power(
 
     Over all sites and nulls of each subject, metric, explainer, scorer and SAE. Superiority and
     standardized differences are oriented so that more is trained on the expected side; where no
-    side is expected, away from no difference.
-
-    Args:
-        contrasts: rows of `contrasts`.
-        words: the verdict of each.
+    side is expected, away from no difference. `words` are the verdicts of the contrasts.
     """
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], str]]] = {}

@@ -50,21 +50,19 @@ class CrossEvaluation(FigureKind):
                 for other in study.variants:
                     rows = [row for row in found if row["evaluated_on"] == other]
                     rescaled = mean(row["explained_variance_rescaled"] for row in rows)
-                    grid: compact.CellValues = {(site, variant, other): (rescaled, rescaled)}
+                    grid: matrix.Grid = {(site, variant, other): (rescaled, rescaled)}
                     plain = matrix.short(mean(row["explained_variance"] for row in rows))
                     own = {"second": plain, "own": other == variant}
                     data += [cell | own for cell in matrix.cells(grid, steps)]
         if all(row["step"] is None for row in data):
             return charts.nothing(self.title, "No cross evaluations"), caption
+        frame = charts.Frame(
+            matrix.columns_for(len(sites), len(study.variants)),
+            self.title,
+            "explained variance: large, inputs rescaled to the SAE's mean norm; small, as is",
+        )
         chart = matrix.matrix(
-            data,
-            study.variants,
-            study.variants,
-            steps,
-            columns=matrix.columns_for(len(sites), len(study.variants)),
-            title=self.title,
-            subtitle="explained variance: large, inputs rescaled to the SAE's mean norm; "
-            "small, as is",
+            *(data, study.variants, study.variants, steps, frame),
             row_title="SAE trained on",
             column_title="evaluated on",
             second=True,

@@ -44,13 +44,8 @@ class Fidelity:
         """
         sums = {name: float(values.sum()) for name, values in self.by_document.items()}
         tokens = sums.pop("fidelity_tokens")
-        contexts = self.by_context
-        score = ce_score(
-            clean=contexts["ce_clean"],
-            sae=contexts["ce_sae"],
-            zero=contexts["ce_zero"],
-            tokens=contexts["fidelity_tokens"],
-        )
+        losses = {name: self.by_context[f"ce_{name}"] for name in ("clean", "sae", "zero")}
+        score = ce_score(**losses, tokens=self.by_context["fidelity_tokens"])
         means = {name: total / tokens for name, total in sums.items()}
         return {"fidelity_tokens": int(tokens), **means, "ce_score": score}
 
@@ -59,10 +54,8 @@ class Fidelity:
         tokens = self.by_document["fidelity_tokens"]
         if document >= len(tokens) or not tokens[document]:
             return dict.fromkeys(DOCUMENT_COLUMNS)
-        row: dict[str, Any] = {
-            name: float(self.by_document[name][document]) for name in DOCUMENT_COLUMNS
-        }
-        return {**row, "fidelity_tokens": int(row["fidelity_tokens"])}
+        row = {name: float(self.by_document[name][document]) for name in DOCUMENT_COLUMNS}
+        return {**row, "fidelity_tokens": int(tokens[document])}
 
 
 def fidelity(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.tables import cell_schema
 
 # Rows of a block of cosines: 16 MiB in float32.
 BLOCK_ROWS = 2048
@@ -40,19 +41,21 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
     norms = row_norms(sae.w_dec)
     kept = norms > 0
     n = int(kept.sum())
-    row: dict[str, Any] = {
-        "n_latents": sae.n_latents,
-        "n_zero_rows": sae.n_latents - n,
-        **_norms(sae, norms, kept),
-        "nearest_cosine_mean": None,
-        "nearest_cosine_median": None,
-        "nearest_cosine_p95": None,
-        "random_nearest_cosine_mean": None,
-        "effective_rank": None,
-    }
+    row: dict[str, Any] = dict.fromkeys(cell_schema("geometry").names)
+    row |= {"n_latents": sae.n_latents, "n_zero_rows": sae.n_latents - n}
     if n:
+        row["decoder_norm_mean"] = float(norms[kept].mean())
+        row["decoder_norm_sd"] = float(norms[kept].std(correction=0))
         directions = unit_rows(sae.w_dec)
         row["effective_rank"] = effective_rank(directions)
+    if n and len(sae.w_enc):
+        encoder_norms = row_norms(sae.w_enc)
+        row["encoder_norm_mean"] = float(encoder_norms[kept].mean())
+        both = kept & (encoder_norms > 0)
+        if bool(both.any()):
+            products = torch.linalg.vecdot(sae.w_enc, sae.w_dec).double()
+            cosines = products[both] / (encoder_norms[both] * norms[both])
+            row["encoder_decoder_cosine_mean"] = float(cosines.mean())
     if n > 1:
         nearest = nearest_cosines(directions).double().cpu().numpy()
         row["nearest_cosine_mean"] = float(nearest.mean())
@@ -62,25 +65,6 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
         floor = random_directions(n, sae.d_model, seed, "nearest").to(sae.w_dec.device)
         row["random_nearest_cosine_mean"] = float(nearest_cosines(floor).double().mean())
     return row
-
-
-def _norms(sae: Autoencoder, norms: Tensor, kept: Tensor) -> dict[str, float | None]:
-    found: dict[str, float | None] = dict.fromkeys(
-        ("decoder_norm_mean", "decoder_norm_sd", "encoder_norm_mean", "encoder_decoder_cosine_mean")
-    )
-    if bool(kept.any()):
-        found["decoder_norm_mean"] = float(norms[kept].mean())
-        found["decoder_norm_sd"] = float(norms[kept].std(correction=0))
-    if len(sae.w_enc):
-        encoder_norms = row_norms(sae.w_enc)
-        if bool(kept.any()):
-            found["encoder_norm_mean"] = float(encoder_norms[kept].mean())
-        both = kept & (encoder_norms > 0)
-        if bool(both.any()):
-            products = torch.linalg.vecdot(sae.w_enc, sae.w_dec).double()
-            cosines = products[both] / (encoder_norms[both] * norms[both])
-            found["encoder_decoder_cosine_mean"] = float(cosines.mean())
-    return found
 
 
 def row_norms(rows: Tensor) -> Tensor:

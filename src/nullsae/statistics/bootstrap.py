@@ -227,7 +227,8 @@ def grouped(columns: tuple[Floats, ...], most: int = MOST_UNITS) -> tuple[Floats
     if n_units <= most:
         return columns
     group = np.arange(n_units) % most
-    return tuple(np.bincount(group, weights=column, minlength=most) for column in columns)
+    sums = (np.bincount(group, weights=column, minlength=most) for column in columns)
+    return tuple(np.asarray(column, dtype=np.float64) for column in sums)
 
 
 class Resampler:

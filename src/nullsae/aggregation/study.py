@@ -34,10 +34,7 @@ Rows = list[dict[str, Any]]
 def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
     """Write `results/tables/*.parquet` and the table of costs below `root`.
 
-    Args:
-        config: says which cells the study consists of, and their order.
-        params: seed and statistics.
-        root: the folder that holds `results/`.
+    The config says which cells the study consists of, and their order.
 
     Raises:
         UserError: a cell's file is missing, damaged, or about other documents than the rest, or
@@ -110,15 +107,14 @@ def compare(
             matches = is_whole and metric.unit == "latent" and metric.form == "mean"
             bins = common_bins(has_value) if matches else {}
             for variant, found in estimates.items():
-                row_keys = {**keys, "variant": variant}
-                summaries.append({**row_keys, **summary_row(found, metric)})
+                keys["variant"] = variant
+                summaries.append(keys | summary_row(found, metric))
                 if variant != "trained" and is_whole:
-                    trained = estimates["trained"]
-                    row = contrast_row(trained, found, metric, statistics, permuter, bins)
-                    contrasts.append({**row_keys, **row})
+                    two = estimates["trained"], found
+                    contrasts.append(keys | contrast_row(*two, metric, statistics, permuter, bins))
     # One family per metric of one SAE: what is concluded about an SAE must not depend on how many
     # other dictionaries a study holds.
-    families: dict[tuple[str, str, str], Rows] = {}
+    families: dict[tuple[str, ...], Rows] = {}
     for row in contrasts:
         families.setdefault((row["subject"], row["sae"], row["metric"]), []).append(row)
     for rows in families.values():

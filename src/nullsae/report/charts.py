@@ -81,15 +81,9 @@ def facet(
     height: int,
     spacing: int = SPACING,
 ) -> alt.FacetChart:
-    """One panel for each `panel` of the rows, in their order, under one title.
+    """One panel of these layers for each `panel` of the rows, in their order, under one title.
 
-    Args:
-        layers: of a panel.
-        rows: the data.
-        frame: titles, and how many panels stand side by side at most.
-        width: of a panel, in pixels; by default what there is without labels at the left.
-        height: of a panel, in pixels.
-        spacing: between panels, in pixels.
+    Width, height and spacing are in pixels; a panel without labels at its left needs no width.
     """
     panels = list(dict.fromkeys(row["panel"] for row in rows))
     width = width or _panel_width(frame.columns, labelled=False)
@@ -133,14 +127,9 @@ def dot_whisker(
     reference: float | None = None,
     shared_scale: bool = True,
 ) -> alt.FacetChart:
-    """Value and interval of each variant, a panel for each `panel`.
+    """`value` of each variant with its interval from `low` to `high`.
 
-    Args:
-        rows: `variant`, `panel`, `value`, `low`, `high`.
-        variants: top to bottom.
-        frame: of the figure.
-        reference: where to draw a dashed line, if anywhere.
-        shared_scale: False where panels differ in unit.
+    A dashed line stands at the reference; panels that differ in unit have no shared scale.
     """
     x = alt.X("value:Q", title=None, axis=_x_axis(), scale=alt.Scale(zero=False, padding=24))
     base = alt.Chart().encode(y=_y(variants), color=by_look(alt.Color, style.colour, variants))
@@ -174,19 +163,12 @@ def depth_profile(
     variants: Sequence[str],
     frame: Frame,
     *,
-    axis_title: str = "Block",
-    reference: float | None = None,
+    axis_title: str,
+    reference: float | None,
 ) -> alt.FacetChart:
-    """Value and interval of each variant by block: the form of `dot_whisker` for many sites.
+    """Value and interval of each variant by `block`: the form of `dot_whisker` for many sites.
 
     A panel must hold sites of one kind only, because a line joins them.
-
-    Args:
-        rows: as for `dot_whisker`, and `block`.
-        variants: in the order of the legend.
-        frame: of the figure.
-        axis_title: of the axis of blocks.
-        reference: where to draw a dashed line, if anywhere.
     """
     axis = alt.Axis(tickMinStep=1, format="d")
     scale = alt.Scale(zero=False, nice=False, padding=8)
@@ -227,13 +209,8 @@ def along_training(
 ) -> alt.VConcatChart:
     """Several metrics of each variant along training, one below the other.
 
-    Args:
-        rows: `title` (of the metric), `variant`, `panel`, `tokens`, `value`, `low`, `high`; metrics
-            and panels in display order.
-        variants: in the order of the legend.
-        frame: of the figure.
-        references: by title, where to draw a dashed line across.
-        log: whether tokens stand on a logarithmic axis.
+    Rows have `tokens` and the `title` of the metric, `value`, `low` and `high`; metrics and panels
+    come in display order. `references` are by title; with `log`, tokens have a logarithmic axis.
     """
     names = list(dict.fromkeys(row["title"] for row in rows))
     axis = alt.Axis(format="~s", tickCount=5, labelFlush=False, labelOverlap=True, grid=not log)
@@ -255,11 +232,7 @@ def ranges(
 ) -> alt.FacetChart:
     """Several quantities of each variant on one scale, told apart by shape.
 
-    Args:
-        rows: `variant`, `panel`, `quantity`, `value`.
-        variants: top to bottom.
-        frame: of the figure.
-        quantities: name to Vega symbol, in the order of the legend.
+    Rows have `quantity` and `value`. Each quantity has a Vega symbol, in the order of the legend.
     """
     base = alt.Chart().encode(y=_y(variants), color=by_look(alt.Color, style.colour, variants))
     span = (
@@ -280,14 +253,7 @@ def ranges(
 def curves(
     rows: list[Row], variants: Sequence[str], frame: Frame, *, height: int
 ) -> alt.FacetChart:
-    """Lines along training.
-
-    Args:
-        rows: `variant`, `panel`, `run` (one line each), `tokens`, `value`.
-        variants: in the order of the legend.
-        frame: of the figure.
-        height: of a panel, in pixels.
-    """
+    """Lines along training: rows have `run` (one line each), `tokens` and `value`."""
     axis, legend = alt.Axis(format="~s", tickCount=5, labelFlush=False), _legend(variants)
     line = alt.Chart().mark_line(strokeWidth=2)
     line = line.encode(
@@ -310,16 +276,9 @@ def scatter(
     height: int,
     with_legend: bool,
 ) -> alt.FacetChart:
-    """One mark for each latent.
+    """One mark for each latent: rows have `x` and `value`.
 
-    Args:
-        rows: `variant`, `panel`, `x`, `value`.
-        variants: in the order of the legend.
-        frame: of the figure.
-        x_title: what stands on the x axis, with its unit.
-        reference: where to draw a dashed line across, if anywhere.
-        height: of a panel, in pixels.
-        with_legend: False where the titles of the panels say whose marks they hold.
+    No legend is needed where the titles of the panels say whose marks they hold.
     """
     legend = _legend(variants) if with_legend else None
     mark = alt.Chart().mark_point(filled=True, size=38, opacity=0.75)

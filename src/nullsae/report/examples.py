@@ -37,10 +37,8 @@ def pick(sampled: Sequence[Row], n: int) -> list[Row]:
 def strongest(windows: pa.Table, latents: Sequence[int], n: int) -> dict[int, list[Row]]:
     """The `n` active windows of each latent with the largest activations, strongest first.
 
-    Args:
-        windows: rows of the table `windows`, of any pool; a window may stand in two of them.
-        latents: the latents wanted.
-        n: windows per latent; ties go to the window that stands first in the split.
+    `windows` are rows of that table, of any pool; a window may stand in two of them. Ties go to
+    the window that stands first in the split.
     """
     wanted = windows.filter(
         pc.field("active") & pc.field("latent").isin(pa.array(latents, type=pa.int64()))

@@ -80,8 +80,10 @@ def health(study: Study, subject: str) -> list[Row]:
     found: list[Row] = []
     for variant in study.variants:
         rows = study.rows("models", subject=subject, variant=variant)
-        for row in sorted(rows, key=lambda row: int(row["draw"])):
-            found.append({**row, "gap_nats": row["heldout_loss_nats"] - row["bigram_loss_nats"]})
+        found += [
+            row | {"gap_nats": row["heldout_loss_nats"] - row["bigram_loss_nats"]}
+            for row in sorted(rows, key=lambda row: int(row["draw"]))
+        ]
         if not has_model(variant):
             found.append({"variant": variant, "draw": 0, "gap_nats": None})
     return found

@@ -79,11 +79,15 @@ class Arm:
     """The same units, at the same positions, in all cells of all arms (documents of a split)."""
 
     @cached_property
+    def with_units(self) -> tuple[ArmCell, ...]:
+        """Cells that have units, sorted by (draw, seed)."""
+        found = (cell for cell in self.cells if cell.n_units)
+        return tuple(sorted(found, key=lambda cell: (cell.draw, cell.seed)))
+
+    @cached_property
     def draws(self) -> tuple[tuple[ArmCell, ...], ...]:
-        """Cells that have units, grouped by draw, sorted by (draw, seed)."""
-        having = [cell for cell in self.cells if cell.n_units]
-        ordered = sorted(having, key=lambda cell: (cell.draw, cell.seed))
-        return tuple(tuple(group) for _, group in groupby(ordered, key=lambda cell: cell.draw))
+        """The same, grouped by draw."""
+        return tuple(tuple(group) for _, group in groupby(self.with_units, lambda c: c.draw))
 
     @property
     def members(self) -> tuple[tuple[ArmCell, ...], ...]:
@@ -94,9 +98,7 @@ class Arm:
     @property
     def level(self) -> Literal["draw", "seed"] | None:
         """What `members` are; None if there is one, so that units alone are resampled."""
-        if len(self.members) < 2:
-            return None
-        return "draw" if self.n_draws > 1 else "seed"
+        return None if len(self.members) < 2 else "draw" if self.n_draws > 1 else "seed"
 
     @property
     def n_draws(self) -> int:
@@ -110,13 +112,13 @@ class Arm:
     @property
     def n_units(self) -> int:
         """Units that carry information: distinct ones if shared, else those of all cells."""
-        counts = [cell.n_units for draw in self.draws for cell in draw]
+        counts = [cell.n_units for cell in self.with_units]
         return max(counts, default=0) if self.units_are_shared else sum(counts)
 
     @property
     def units_agree(self) -> bool:
         """Whether all cells that have units have as many."""
-        return len({cell.n_units for draw in self.draws for cell in draw}) < 2
+        return len({cell.n_units for cell in self.with_units}) < 2
 
     @cached_property
     def member_values(self) -> Floats:
@@ -135,7 +137,7 @@ class Arm:
         """Each unit's own value, of all draws and seeds, float64; None if units have none."""
         if self.statistic == "rank_correlation":
             return None
-        found = [unit_statistics(cell) for draw in self.draws for cell in draw]
+        found = [unit_statistics(cell) for cell in self.with_units]
         return self.oriented(np.concatenate(found)) if found else np.empty(0)
 
     def oriented(self, values: Floats) -> Floats:
@@ -251,7 +253,7 @@ class Resampler:
             yield from self._cached[n_units]
             return
         n_numbers = self.n_resamples * n_units
-        keep, kept = n_numbers <= self._cache_numbers, list[Floats]()
+        kept: list[Floats] | None = [] if n_numbers <= self._cache_numbers else None
         rng = numpy_generator(self.seed, "bootstrap", n_units)
         n_rows = max(1, CHUNK_NUMBERS // n_units)
         for start in range(0, self.n_resamples, n_rows):
@@ -259,10 +261,10 @@ class Resampler:
             drawn = rng.integers(0, n_units, size=(n, n_units)) + n_units * np.arange(n)[:, None]
             flat = np.bincount(drawn.ravel(), minlength=n * n_units)
             counts: Floats = flat.reshape(n, n_units).astype(np.float64)
-            if keep:
+            if kept is not None:
                 kept.append(counts)
             yield counts
-        if keep:
+        if kept is not None:
             while self.n_resamples * sum(self._cached) + n_numbers > self._cache_numbers:
                 del self._cached[next(iter(self._cached))]
             self._cached[n_units] = kept

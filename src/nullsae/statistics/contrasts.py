@@ -114,44 +114,29 @@ def contrast_row(
 ) -> dict[str, Any]:
     """A row of `contrasts`, without its keys; `adjust` fills what depends on the family.
 
-    Args:
-        trained: the arm to compare with.
-        variant: the arm that is compared; `n_draws` and `n_seeds` are its own.
-        metric: what both are estimates of.
-        statistics: margins and confidence.
-        permuter: the study's.
-        bins: from `matching.common_bins` of all variants of this comparison.
+    `n_draws` and `n_seeds` are those of the variant. `bins` come from `matching.common_bins` of all
+    variants of this comparison.
     """
     margin = statistics.margin(metric.name)
     if metric.margin_is_share:
         margin *= abs(trained.value or 0.0)
-    value_low, value_high = variant.interval or (None, None)
-    trained_low, trained_high = trained.interval or (None, None)
+    none = (None, None)
     row: dict[str, Any] = {
-        "unit": metric.unit,
-        "n_draws": variant.arm.n_draws,
-        "n_seeds": variant.arm.n_seeds,
+        **{"unit": metric.unit, "n_draws": variant.arm.n_draws, "n_seeds": variant.arm.n_seeds},
         "n_units_trained": trained.arm.n_units,
         "n_units_variant": variant.arm.n_units,
         "speaks_of": speaks_of(trained.arm, variant.arm, metric),
-        "trained": trained.value,
-        "value": variant.value,
-        "value_low": value_low,
-        "value_high": value_high,
-        "trained_low": trained_low,
-        "trained_high": trained_high,
+        **{"trained": trained.value, "value": variant.value},
+        **dict(zip(("value_low", "value_high"), variant.interval or none, strict=True)),
+        **dict(zip(("trained_low", "trained_high"), trained.interval or none, strict=True)),
         **dict.fromkeys(TESTED),
         "equivalence_margin": margin,
         **_matched_columns(trained, variant, metric, statistics, bins or {}),
     }
-    reasons = [
-        f"{name}: {arm.reason}"
-        for name, arm in (("trained", trained), ("variant", variant))
-        if arm.reason
-    ]
+    arms = {"trained": trained, "variant": variant}
+    reasons = [f"{name}: {arm.reason}" for name, arm in arms.items() if arm.reason]
     if trained.value is not None and variant.value is not None:
-        difference = variant.value - trained.value
-        row["difference"] = difference
+        row["difference"] = variant.value - trained.value
         own, other = trained.arm.unit_values(), variant.arm.unit_values()
         if own is not None and other is not None:
             row["probability_of_superiority"] = probability_of_superiority(own, other)
@@ -227,12 +212,8 @@ def _matched_columns(
             return row | {"matched_reason": reason}
     own, other = matched(trained.arm, bins), matched(variant.arm, bins)
     difference = other.value - own.value
-    row |= {
-        "n_matched": sum(bins.values()),
-        "matched_trained": own.value,
-        "matched_value": other.value,
-        "matched_difference": difference,
-    }
+    row |= {"n_matched": sum(bins.values()), "matched_difference": difference}
+    row |= {"matched_trained": own.value, "matched_value": other.value}
     spread = Spread.of([*other.components, *(part.scaled(-1) for part in own.components)])
     if spread.standard_error <= ROUNDING * max(abs(own.value), abs(other.value)):
         row["matched_reason"] = "the difference is the same in all resamples: no test"

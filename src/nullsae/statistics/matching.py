@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from nullsae.statistics.spread import Component, mean_component
 FEWEST = 2
 
 
-@dataclass(frozen=True)
-class Matched:
+class Matched(NamedTuple):
     """An arm's value at the common distribution of firing rates."""
 
     value: float
@@ -40,7 +39,7 @@ def common_bins(arms: Iterable[Arm]) -> dict[int, int]:
     Cells without a latent are left out, as in plain means. A bin counts where every cell has two
     latents at least.
     """
-    cells = [cell for arm in arms for draw in arm.draws for cell in draw]
+    cells = [cell for arm in arms for cell in arm.with_units]
     counts = [Counter([] if cell.strata is None else cell.strata.tolist()) for cell in cells]
     bins = sorted(counts[0]) if counts else []
     smallest = {b: min(count[b] for count in counts) for b in bins}
@@ -48,15 +47,11 @@ def common_bins(arms: Iterable[Arm]) -> dict[int, int]:
 
 
 def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
-    """Value and error of one arm at the bins' weights n_b / sum n_b.
+    """Value and error of an arm of means over latents at the weights n_b / sum n_b of bins.
 
-    Within one cell the bootstrap draws latents within bins. Of a bin's mean its variance is known:
-    that of its latents over their number, (n - 1) / n made up for as everywhere; so is its third
-    moment.
-
-    Args:
-        arm: of means over latents; every cell that has latents has some in each bin.
-        bins: from `common_bins`, not empty.
+    Every cell that has latents has some in each bin. Within one cell the bootstrap draws latents
+    within bins. Of a bin's mean its variance is known: that of its latents over their number,
+    (n - 1) / n made up for as everywhere; so is its third moment.
     """
     total = sum(bins.values())
     weights = {b: n / total for b, n in bins.items()}

@@ -77,10 +77,8 @@ class Permuter:
         else:
             sums = [weighted_sums(column, is_trained) for column in pooled]
             rest = [column.sum() - part for column, part in zip(pooled, sums, strict=True)]
-            values = [
-                of_sums(arm.statistic, sums, one.n_units),
-                of_sums(arm.statistic, rest, other.n_units),
-            ]
+            both = ((sums, one.n_units), (rest, other.n_units))
+            values = [of_sums(arm.statistic, part, n_units) for part, n_units in both]
         return _share(values[1] - values[0])
 
     def _of_documents(
@@ -90,12 +88,13 @@ class Permuter:
             return None, "no permutation test: the arms' documents differ in number"
         own, others = grouped(_without_scale(one.columns)), grouped(_without_scale(other.columns))
         is_swapped = self._swaps(len(own[0]))
-        pairs = list(zip(own, others, strict=True))
-        moved = [weighted_sums(second - first, is_swapped) for first, second in pairs]
-        sums = [first.sum() + m for (first, _), m in zip(pairs, moved, strict=True)]
-        rest = [second.sum() - m for (_, second), m in zip(pairs, moved, strict=True)]
-        n_units = len(own[0])
-        return _share(of_sums(arm.statistic, rest, n_units) - of_sums(arm.statistic, sums, n_units))
+        sums, rest = [], []
+        for first, second in zip(own, others, strict=True):
+            moved = weighted_sums(second - first, is_swapped)
+            sums.append(first.sum() + moved)
+            rest.append(second.sum() - moved)
+        before, after = (of_sums(arm.statistic, part, len(own[0])) for part in (sums, rest))
+        return _share(after - before)
 
     def _divisions(self, n_trained: int, n_variant: int) -> Floats:
         """1 for trained, 0 for variant, [n, n_trained + n_variant]; the one at hand comes first."""

@@ -29,10 +29,6 @@ LEVELS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 def report_toy(params: ReportToyParams, root: Path) -> None:
     """Join all sweeps into `paths.TOY_TABLE`, draw the figures, write `paths.TOY_PAGE`.
 
-    Args:
-        params: the section, and the formats of figures.
-        root: the folder that holds `results`.
-
     Raises:
         UserError: a sweep is missing, damaged or made by another version.
     """

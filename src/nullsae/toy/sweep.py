@@ -59,10 +59,8 @@ def sweep(
     scaled = standardize(x)
     of_data = sparsity(norms(heldout), heldout.shape[1])  # in the vectors' own basis
     own = {
-        "n_latents": n_latents,
-        "d_input": train.shape[1],
-        "n_train": len(train),
-        "n_heldout": len(heldout),
+        **{"n_latents": n_latents, "d_input": train.shape[1]},
+        **{"n_train": len(train), "n_heldout": len(heldout)},
         "explained_variance_of_mean": explained_variance(x, scaled.mean.expand_as(x)),
         "true_l0": samples.mean_active if samples.directions is not None else None,
         **{f"data_{name}": of_data[name] for name in MEASURES},

@@ -36,12 +36,8 @@ class Arms:
     def arm(self, metric: Metric, keys: ArmKeys, variant: str) -> Arm:
         """The arm of one variant in one comparison (subject, site, sae, explainer, scorer)."""
         cells = self._cells[metric.table][(*keys, variant)]
-        return Arm(
-            cells=tuple(self._cell(metric, cell) for cell in cells),
-            statistic=metric.form,
-            complement=metric.complement,
-            units_are_shared=metric.unit == "document",
-        )
+        own = tuple(self._cell(metric, cell) for cell in cells)
+        return Arm(own, metric.form, metric.complement, metric.unit == "document")
 
     def _floors(self, metric: Metric, arm: ArmKeys) -> dict[tuple[int, int], Units]:
         """The floors of a variant's cells by draw and seed; `gaussian` is that of `trained`."""
@@ -76,14 +72,8 @@ class Arms:
             # Half-decades of firing shares; none where a latent has no such share.
             shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
             strata = half_decades(shares) if bool((shares > 0).all()) else None
-        return ArmCell(
-            draw=draw,
-            seed=seed,
-            columns=columns,
-            n_null=n_rows - int(kept.sum()),
-            reason=reason,
-            strata=strata,
-        )
+        n_null = n_rows - int(kept.sum())
+        return ArmCell(draw, seed, columns, n_null, reason, strata)
 
     def _values(
         self, metric: Metric, cell: Units, kept: np.ndarray

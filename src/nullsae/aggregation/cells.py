@@ -87,13 +87,13 @@ def read_cells(table: str, files: Iterable[str], root: Path) -> list[tuple[Keys,
 
 def with_keys(schema: pa.Schema, keys: Keys, part: pa.Table) -> pa.Table:
     """A cell's rows with its keys as leading columns, and no column that the schema lacks."""
-    columns = [
-        pa.repeat(pa.scalar(keys[field.name]).cast(field.type), part.num_rows)
-        if field.name in keys
-        else part[field.name]
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+
+    def column(field: pa.Field) -> pa.Array | pa.ChunkedArray:
+        if field.name not in keys:
+            return part[field.name]
+        return pa.repeat(pa.scalar(keys[field.name]).cast(field.type), part.num_rows)
+
+    return pa.Table.from_arrays([column(field) for field in schema], schema=schema)
 
 
 def whole_table(table: str, cells: list[tuple[Keys, pa.Table]]) -> pa.Table:

@@ -47,12 +47,10 @@ def interpretability(
     found = []
     for cell in scores:
         explainer, scorer = cell.keys["explainer"], cell.keys["scorer"]
+        gain, discrimination = no_gain(config, explainer), no_discrimination(config, explainer)
         baselines = {
-            ("lexical_auroc", "gain_over_lexical"): (lexical, no_gain(config, explainer)),
-            ("swapped_auroc", "discrimination"): (
-                swapped.get(explainer),
-                no_discrimination(config, explainer),
-            ),
+            ("lexical_auroc", "gain_over_lexical"): (lexical, gain),
+            ("swapped_auroc", "discrimination"): (swapped.get(explainer), discrimination),
         }
         compared = {
             names: _baseline(cell, by_judge.get((*cell.sae, name or "", scorer)), why)

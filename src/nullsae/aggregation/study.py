@@ -45,27 +45,34 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
     for table in tables.AGGREGATED:
         if table not in files:
             continue  # computed below
-        found = cells.read_cells(table, files[table], root)
-        whole = cells.whole_table(table, found)
+        read = cells.read_cells(table, files[table], root)
+        whole = cells.whole_table(table, read)
         tables.write_table(root / paths.TABLE.format(table=table), whole, tables.SCHEMAS[table])
         if table in LEVELS:
-            sources[table] = [Units(keys, part, LEVELS[table]) for keys, part in found]
+            sources[table] = [Units(keys, part, LEVELS[table]) for keys, part in read]
     cells.check_same_documents(sources["documents"])
-    _check_some_latents(config, root)
+    scored = config.explainers and config.scorers
+    if scored and not any(pc.sum(u.table["n_sampled"]).as_py() for u in sources["coverage"]):
+        raise UserError(
+            "config: latents.min_firings, latents.min_pool_windows: no latent of any SAE passes "
+            "this filter; lower them or raise corpora.*.eval_tokens"
+        )
     statistics = params.statistics
-    sources["interpretability"] = interpretability(
-        config, statistics, sources["scores"], sources["latents"]
-    )
-    parts = [
-        cells.with_keys(INTERPRETABILITY, u.keys, u.table) for u in sources["interpretability"]
-    ]
+    found = interpretability(config, statistics, sources["scores"], sources["latents"])
+    sources["interpretability"] = found
+    parts = [cells.with_keys(INTERPRETABILITY, unit.keys, unit.table) for unit in found]
     summaries, contrasts = compare(config, params, sources)
     judged = [verdict(row, METRICS[row["metric"]](), statistics.confidence) for row in contrasts]
+    verdicts = [
+        {name: value for name, value in contrast.items() if name in VERDICTS.names}
+        | {"verdict": word, "reason": reason}
+        for contrast, (word, reason) in zip(contrasts, judged, strict=True)
+    ]
     written: dict[str, Rows | pa.Table] = {
         "interpretability": pa.concat_tables([INTERPRETABILITY.empty_table(), *parts]),
         "summaries": summaries,
         "contrasts": contrasts,
-        "verdicts": _verdicts(contrasts, judged),
+        "verdicts": verdicts,
         "discriminating_power": discriminating_power(contrasts, [word for word, _ in judged]),
     }
     for table, rows in written.items():
@@ -131,22 +138,3 @@ def _groups(config: Config) -> Iterator[dict[str, str | None]]:
                 yield {**where, "explainer": None, "scorer": None}
                 for explainer, scorer in config.scored_pairs():
                     yield {**where, "explainer": explainer, "scorer": scorer}
-
-
-def _check_some_latents(config: Config, root: Path) -> None:
-    """A study that scores latents must have some, in one cell at least."""
-    path = root / paths.TABLE.format(table="coverage")
-    sampled = tables.read_table(path, tables.SCHEMAS["coverage"], columns=["n_sampled"])
-    if config.explainers and config.scorers and not pc.sum(sampled["n_sampled"]).as_py():
-        raise UserError(
-            "config: latents.min_firings, latents.min_pool_windows: no latent of any SAE passes "
-            "this filter; lower them or raise corpora.*.eval_tokens"
-        )
-
-
-def _verdicts(contrasts: Rows, judged: list[tuple[str, str]]) -> Rows:
-    return [
-        {name: value for name, value in contrast.items() if name in VERDICTS.names}
-        | {"verdict": word, "reason": reason}
-        for contrast, (word, reason) in zip(contrasts, judged, strict=True)
-    ]

@@ -63,11 +63,8 @@ def cross_evaluate(
         for manifest, key in zip(activations, keys, strict=True)
     ]
     rows = [
-        {
-            "evaluated_on": variant.variant,
-            "evaluated_on_draw": variant.draw,
-            **_measure(coder, config.input_norm, reader, corpus, params.max_tokens),
-        }
+        {"evaluated_on": variant.variant, "evaluated_on_draw": variant.draw}
+        | _measure(coder, config.input_norm, reader, corpus, params.max_tokens)
         for variant, reader in zip(params.variants, readers, strict=True)
     ]
     tables.write_table(output, rows, tables.cell_schema("cross_evaluation"))

@@ -38,7 +38,7 @@ def evaluate_sae(
     reconstruction: Path,
     documents: Path,
     geometry: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of one SAE.
 
@@ -103,7 +103,7 @@ def _reconstruct(
     coder: Autoencoder,
     heldout: SiteReader,
     tokens: Tokens,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> tuple[ReconstructionSums, Mapping[str, float]]:
     """Sums over all tokens, and the health of the activations."""
     n_documents = int(tokens.document_id.max()) + 1
@@ -118,8 +118,7 @@ def _reconstruct(
         sums.add(x, output, values, indices, document_of(position, tokens.document_id))
         moments.add(x[: HEALTH_TOKENS - moments.n])
         done += len(x)
-        if progress is not None:
-            progress(done, heldout.n_tokens)
+        progress(done, heldout.n_tokens)
     return sums, moments.health()
 
 
@@ -156,12 +155,9 @@ def token_lookup_r2(
 ) -> float:
     """How much variance the token's identity alone explains, without an SAE.
 
-    1 - sum |x - means[token]|^2 / sum |x - split_mean|^2, over another split than the fit's.
-
-    Args:
-        means: float64 [vocab_size, d_model].
-        batches: pairs of activations [n, d_model] and token ids int64 [n].
-        split_mean: float64 [d_model], mean of the split that `batches` runs over.
+    1 - sum |x - means[token]|^2 / sum |x - split_mean|^2, over another split than that of the
+    means, float64 [vocab_size, d_model]. Batches are pairs of activations [n, d_model] and token
+    ids int64 [n]; their mean is float64 [d_model].
     """
     error, deviation = 0.0, 0.0
     for x, ids in batches:

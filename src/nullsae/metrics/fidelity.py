@@ -37,10 +37,9 @@ class Fidelity:
     def totals(self) -> dict[str, Any]:
         """The columns of `reconstruction`.
 
-        Losses and divergences are means over the predicted tokens. ce_score = (ce_zero - ce_sae) /
-        (ce_zero - ce_clean) (SAEBench's direction): 1 is no harm, 0 as bad as zeros. It is null
-        where `ce_score.is_clear` says that zeroing does no clear harm, over contexts: a random
-        subject predicts no better with its activations than without.
+        Losses and divergences are means over the predicted tokens. `ce_score` (in SAEBench's
+        direction) is 1 for no harm, 0 for as bad as zeros, and null where zeroing does no clear
+        harm over contexts: a random subject predicts no better with its activations than without.
         """
         sums = {name: float(values.sum()) for name, values in self.by_document.items()}
         tokens = sums.pop("fidelity_tokens")
@@ -125,12 +124,10 @@ def spread(n_contexts: int, n_tokens: int, context_tokens: int) -> list[int]:
 def _replacements(
     sae: Autoencoder, input_ids: Tensor, mean: Tensor
 ) -> dict[str, Callable[[Tensor], Tensor] | None]:
-    """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`.
-
-    A subject may lie on several devices: each site says where its own activations are.
-    """
+    """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`."""
     token_ids = input_ids.flatten().long()
 
+    # A subject may lie on several devices: each site says where its own activations are.
     def reconstruct(x: Tensor) -> Tensor:
         flat = x.flatten(0, 1).to(sae.b_dec.device, torch.float32)
         return sae.decode(*sae.encode(flat, token_ids)).to(x.device, x.dtype).view(x.shape)

@@ -34,9 +34,7 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
     Takes n^2 d_model multiplications and additions for n rows; memory beyond the SAE: 8 n d_model
     bytes for the directions, 4 BLOCK_ROWS^2 for their cosines, 8 d_model^2 for the spectrum.
 
-    Args:
-        sae: on any device; the work is done there.
-        seed: the config's.
+    The work is done on the SAE's device; `seed` is the config's.
     """
     norms = row_norms(sae.w_dec)
     kept = norms > 0
@@ -76,8 +74,7 @@ def row_norms(rows: Tensor) -> Tensor:
 def unit_rows(rows: Tensor) -> Tensor:
     """The rows float32 [n, d] scaled to norm 1, in their order, without those of norm 0."""
     norms = row_norms(rows)
-    kept = norms > 0
-    return rows[kept].div_(norms[kept, None])
+    return rows[norms > 0].div_(norms[norms > 0, None])
 
 
 def random_directions(n: int, d_model: int, seed: int, purpose: str) -> Tensor:
@@ -89,10 +86,8 @@ def random_directions(n: int, d_model: int, seed: int, purpose: str) -> Tensor:
 def nearest_cosines(directions: Tensor) -> Tensor:
     """Each row's largest cosine to another row: max over j != i of u_i . u_j, float32 [n].
 
-    Each pair of blocks is multiplied once and serves both.
-
-    Args:
-        directions: unit rows float32 [n, d], n at least 2.
+    Of unit rows float32 [n, d], n at least 2. Each pair of blocks is multiplied once and serves
+    both.
     """
     n = len(directions)
     best = directions.new_full((n,), -torch.inf)

@@ -24,15 +24,13 @@ from nullsae.sae.files import load_sae
 SHARED_COSINE = 0.7
 BLOCK_COLUMNS = 8192
 
-Pair = tuple[str, MatchedSae, MatchedSae]
-
 
 def match_dictionaries(
     params: MatchDictionariesParams,
     *,
     sae: str,
     output: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the table `overlap` of the SAEs of one subject, site and recipe: a row per pair.
 
@@ -98,29 +96,27 @@ def match_dictionaries(
                 **{f"{name}_a": value for name, value in a.model_dump().items()},
                 **{f"{name}_b": value for name, value in b.model_dump().items()},
                 "kind": kind,
-                "n_latents_a": of(a)[1],
-                "n_latents_b": n_b,
-                "n_matched": len(cosines),
+                **{"n_latents_a": of(a)[1], "n_latents_b": n_b, "n_matched": len(cosines)},
                 **_shares(cosines, ""),
                 **_shares(floor(len(ours), len(all_of_b), ours.shape[1]), "_random"),
             }
         )
-        if progress is not None:
-            progress(len(rows), len(found))
+        progress(len(rows), len(found))
     tables.write_table(output, rows, tables.cell_schema("overlap"))
 
 
-def pairs(cells: Sequence[MatchedSae]) -> list[Pair]:
+def pairs(cells: Sequence[MatchedSae]) -> list[tuple[str, MatchedSae, MatchedSae]]:
     """The comparisons that a study holds, as (kind, a, b), by their first SAE.
 
     `seeds`: two seeds of one variant and draw; `draws`: two draws of one variant and seed;
     `variants`: an SAE of another variant, and the trained one of the same seed (draw 0).
     """
     trained = {cell.seed: cell for cell in cells if cell.variant == "trained"}
-    found: list[Pair] = []
-    for a, b in combinations(cells, 2):
-        if a.variant == b.variant and (a.draw == b.draw) != (a.seed == b.seed):
-            found.append(("seeds" if a.draw == b.draw else "draws", a, b))
+    found = [
+        ("seeds" if a.draw == b.draw else "draws", a, b)
+        for a, b in combinations(cells, 2)
+        if a.variant == b.variant and (a.draw == b.draw) != (a.seed == b.seed)
+    ]
     found += [("variants", c, trained[c.seed]) for c in cells if c.variant != "trained"]
     order = {cell: index for index, cell in enumerate(cells)}
     # An SAE stays in memory as long as it comes first.
@@ -130,9 +126,7 @@ def pairs(cells: Sequence[MatchedSae]) -> list[Pair]:
 def matched_cosines(a: Tensor, b: Tensor) -> NDArray[np.float64]:
     """Cosines of the optimal one-to-one matching, float64 [min(n_a, n_b)], by rows of a.
 
-    Args:
-        a: unit rows float32 [n_a, d].
-        b: unit rows float32 [n_b, d].
+    Of unit rows a float32 [n_a, d] and b float32 [n_b, d].
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -147,10 +141,10 @@ def matched_cosines(a: Tensor, b: Tensor) -> NDArray[np.float64]:
 
 def _shares(cosines: NDArray[np.float64], suffix: str) -> dict[str, float | None]:
     """Mean cosine and share of those that count as shared; null where nothing is matched."""
-    has_any = len(cosines) > 0
+    numbers = {"mean_cosine": cosines, "shared_share": cosines >= SHARED_COSINE}
     return {
-        f"mean_cosine{suffix}": float(cosines.mean()) if has_any else None,
-        f"shared_share{suffix}": float((cosines >= SHARED_COSINE).mean()) if has_any else None,
+        f"{name}{suffix}": float(values.mean()) if len(values) else None
+        for name, values in numbers.items()
     }
 
 

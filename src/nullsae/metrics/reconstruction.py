@@ -24,14 +24,10 @@ class ReconstructionSums:
     def add(
         self, x: Tensor, output: Tensor, values: Tensor, indices: Tensor, documents: np.ndarray
     ) -> None:
-        """Add tokens.
+        """Add tokens: activations x and their reconstructions [n, d_model].
 
-        Args:
-            x: activations [n, d_model].
-            output: reconstructions [n, d_model].
-            values: codes [n, k], 0 where a latent did not fire.
-            indices: int64 [n, k].
-            documents: int [n], the document of each token.
+        Codes are `values` [n, k], 0 where a latent did not fire, and `indices` int64 [n, k];
+        `documents` int [n] says which document each token is of.
         """
         x, output = x.double().cpu(), output.double().cpu()
         norm, output_norm = x.norm(dim=1), output.norm(dim=1)

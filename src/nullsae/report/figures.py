@@ -39,23 +39,17 @@ def draw_figure(study: Study, subject: str, kind: str) -> Figure:
 
 
 def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str]:
-    level = f"{100 * study.config.statistics.confidence:g} % bootstrap interval"
     sites = study.config.subjects[subject].sites
     many = len(sites) > MAX_SITES_SIDE_BY_SIDE
     kinds = list(dict.fromkeys(site_kind(site) for site in sites))
-
-    def place(site: str) -> str:
-        """The kind of a site if there are several, since each has its own panel; else nothing."""
-        if not many:
-            return site
-        return site_kind(site) if len(kinds) > 1 else ""
-
+    # Kinds of sites have panels of their own; where there is one, it needs no name.
+    places = {site: site_kind(site) if len(kinds) > 1 else "" for site in sites}
     caption = f"{metric.definition} {metric.reading}"
     summaries = study.rows("summaries", subject=subject, metric=metric.name)
     rows = [
         {
             "variant": row["variant"],
-            "panel": panels.panel(study, row, place(row["site"])),
+            "panel": panels.panel(study, row, places[row["site"]] if many else row["site"]),
             "block": site_layer(row["site"]),
             **{key: row[key] for key in ("value", "low", "high")},
         }
@@ -64,7 +58,7 @@ def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str
     ]
     if not rows:
         return charts.nothing(metric.title, "No values: see the coverage table"), caption
-    subtitle = f"mean and {level}, resampled over {metric.unit}s"
+    subtitle = f"mean and {panels.level(study)}, resampled over {metric.unit}s"
     chance = " The dashed line is chance." if metric.chance is not None else ""
     if many:
         n_panels = len({row["panel"] for row in rows})
@@ -77,10 +71,9 @@ def _metric_figure(study: Study, subject: str, metric: Metric) -> tuple[Any, str
             axis_title=f"Block ({kinds[0]})" if len(kinds) == 1 else axis_title,
             reference=metric.chance,
         )
-        banded = " of trained" if len(study.variants) > charts.MAX_BANDS else ""
         if not metric.sites_share_scale and len(kinds) > 1:
             chart = chart.resolve_scale(y="independent")
-        return chart, f"{caption} Shaded: the {level}{banded}.{chance}"
+        return chart, f"{caption}{panels.shading(study)}{chance}"
     chart = charts.dot_whisker(
         rows,
         study.variants,

@@ -27,6 +27,17 @@ def columns(study: Study, subject: str) -> int:
     return 3 if n_sites in (5, 6) else min(n_sites, charts.MAX_COLUMNS)
 
 
+def shading(study: Study) -> str:
+    """What is shaded in charts with a line for each variant: a sentence of their captions."""
+    banded = " of trained" if len(study.variants) > charts.MAX_BANDS else ""
+    return f" Shaded: the {level(study)}{banded}."
+
+
+def level(study: Study) -> str:
+    """What intervals are."""
+    return f"{100 * study.config.statistics.confidence:g} % bootstrap interval"
+
+
 def averages(
     study: Study, subject: str, rows: list[Row], quantities: Mapping[str, str]
 ) -> list[Row]:

@@ -96,17 +96,13 @@ def activation_health(study: Study, subject: str) -> list[Row]:
     figures belong to the activations, so any SAE of the site tells them; the first one does.
     """
     sites = study.config.subjects[subject].sites
-    found: dict[tuple[str, int], dict[str, Row | None]] = {
-        (variant, draw): dict.fromkeys(sites)
-        for variant in study.variants
-        for draw in study.config.draws_of(variant)
-    }
+    first: dict[tuple[str, int, str], Row] = {}
     for row in study.rows("reconstruction", subject=subject):
-        cell = found.get((row["variant"], row["draw"]), {})
-        if row["site"] in cell and cell[row["site"]] is None:
-            cell[row["site"]] = row
+        first.setdefault((row["variant"], row["draw"], row["site"]), row)
     return [
-        {"variant": variant, "draw": draw, "sites": cell} for (variant, draw), cell in found.items()
+        {"variant": v, "draw": draw, "sites": {site: first.get((v, draw, site)) for site in sites}}
+        for v in study.variants
+        for draw in study.config.draws_of(v)
     ]
 
 
@@ -182,14 +178,9 @@ def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
     by_sae: dict[str, list[Row]] = {sae: [] for sae in study.config.saes}
     for row in ordered:
         verdict = verdicts.get(tuple(row[key] for key in keys), {})
-        by_sae[row["sae"]].append(
-            {
-                **row,
-                "title": METRICS[row["metric"]].title,
-                "verdict": verdict.get("verdict"),
-                "why": (verdict.get("reason") if spelled_out else None) or row["reason"],
-            }
-        )
+        why = (verdict.get("reason") if spelled_out else None) or row["reason"]
+        added = {"title": METRICS[row["metric"]].title, "verdict": verdict.get("verdict")}
+        by_sae[row["sae"]].append({**row, **added, "why": why})
     found: list[tuple[str, list[Row] | None]] = []
     room = MAX_CONTRASTS
     for sae, rows in by_sae.items():

@@ -21,19 +21,13 @@ _OF_LATENTS = (
     *("token_entropy_corrected_bits", "peak_token", "peak_token_share", "sampled"),
 )
 COLUMNS: dict[str, tuple[str, ...] | None] = {
-    "models": None,
-    "reconstruction": None,
-    "cross_evaluation": None,
+    **dict.fromkeys(("models", "reconstruction", "cross_evaluation")),
     "history": (*_SAE, "tokens", "heldout_explained_variance"),
     "latents": (*_SAE, *_OF_LATENTS),
     "coverage": None,
     "explanations": (*_SAE, "explainer", "latent", "explanation", "source_latent"),
     "scores": (*_SAE, "explainer", "scorer", "latent", "auroc"),
-    "geometry": None,
-    "overlap": None,
-    "summaries": None,
-    "contrasts": None,
-    "verdicts": None,
+    **dict.fromkeys(("geometry", "overlap", "summaries", "contrasts", "verdicts")),
     "discriminating_power": None,
 }
 """The tables read and, where some are left out, the columns."""

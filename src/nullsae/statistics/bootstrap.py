@@ -152,20 +152,15 @@ def unit_statistics(cell: ArmCell) -> Floats:
     above, below = cell.columns[0], cell.columns[1]
     if len(cell.columns) == 4:
         above, below = above * cell.columns[3], below * cell.columns[2]
-    has_value = below != 0
-    return np.asarray(above[has_value] / below[has_value])
+    return np.asarray(above[below != 0] / below[below != 0])
 
 
 def weighted(statistic: Form, columns: tuple[Floats, ...], weights: Floats) -> Floats:
     """A cell's statistic with each unit counted so often, float64 [n_resamples].
 
     `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the floor's;
-    `rank_correlation`: Spearman's, ties at their mean rank.
-
-    Args:
-        statistic: which of them.
-        columns: as in `ArmCell`, [n_units] each.
-        weights: [n_resamples, n_units], whole numbers.
+    `rank_correlation`: Spearman's, ties at their mean rank. Columns are as in `ArmCell`, [n_units]
+    each, and weights whole numbers, [n_resamples, n_units].
     """
     if statistic == "rank_correlation":
         return rank_correlations(columns[0], columns[1], weights)

@@ -40,9 +40,8 @@ class Estimate:
 def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resampler) -> Estimate:
     """Value, error and interval of one arm; `metric` gives the reasons their words."""
     plural = f"{metric.unit}s"
-    for cell in arm.cells:
-        if cell.reason:
-            return Estimate(arm, reason=cell.reason)
+    if undefined := next((cell.reason for cell in arm.cells if cell.reason), None):
+        return Estimate(arm, reason=undefined)
     if not arm.n_units:
         n_null = sum(cell.n_null for cell in arm.cells)
         found = f"{metric.found_in} is null for all {n_null} {plural}" if n_null else f"no {plural}"
@@ -66,9 +65,8 @@ def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resamp
     if arm.level is None or arm.units_are_shared:
         members = resampler.members(arm)
         if not np.isfinite(members).all():
-            return Estimate(
-                arm, value, reason=f"{_undefined(metric)} in some resamples: no interval"
-            )
+            some = f"{_undefined(metric)} in some resamples"
+            return Estimate(arm, value, reason=f"{some}: no interval")
         values = members.mean(axis=1)
         if not arm.units_are_shared:
             whole = (unit_component(values, arm.n_units),)
@@ -123,8 +121,7 @@ def contrast_row(
     none = (None, None)
     row: dict[str, Any] = {
         **{"unit": metric.unit, "n_draws": variant.arm.n_draws, "n_seeds": variant.arm.n_seeds},
-        "n_units_trained": trained.arm.n_units,
-        "n_units_variant": variant.arm.n_units,
+        **{"n_units_trained": trained.arm.n_units, "n_units_variant": variant.arm.n_units},
         "speaks_of": speaks_of(trained.arm, variant.arm, metric),
         **{"trained": trained.value, "value": variant.value},
         **dict(zip(("value_low", "value_high"), variant.interval or none, strict=True)),

@@ -29,8 +29,7 @@ class Matched(NamedTuple):
 
 def half_decades(firing_shares: Floats) -> Ints:
     """The bin of each latent: floor(2 log10(firing share)), int64; shares are positive."""
-    bins: Ints = np.floor(2 * np.log10(firing_shares)).astype(np.int64)
-    return bins
+    return np.asarray(np.floor(2 * np.log10(firing_shares)), dtype=np.int64)
 
 
 def common_bins(arms: Iterable[Arm]) -> dict[int, int]:

@@ -117,12 +117,8 @@ class Spread:
 def unit_component(resamples: Floats, n_units: int, shared_away: float = 0.0) -> Component:
     """The part of units, from values in resamples of them.
 
-    A resample's variance falls short by (n - 1) / n, which is made up for.
-
-    Args:
-        resamples: [n_resamples].
-        n_units: number of units.
-        shared_away: variance that another component holds already.
+    A resample's variance falls short by (n - 1) / n, which is made up for. `shared_away` is the
+    variance that another component holds already.
     """
     whole, up = float(resamples.var()), n_units / (n_units - 1)
     variance = max(0.0, up * (whole - shared_away))

@@ -85,7 +85,7 @@ def discriminating_power(
             if row["standard_error"] is not None
             for d in (row["difference"] / row["standard_error"],)
         ]
-        named |= {"n_contrasts": len(members)}
+        named["n_contrasts"] = len(members)
         named |= {f"n_{word}": counts[word] for word in VERDICT_WORDS}
         named["separates_share"] = counts["separates"] / len(members)
         medians = {"superiority": superiority, "standardized_difference": standardized}

@@ -59,10 +59,7 @@ def averages(rows: Iterable[Row], columns: Iterable[str]) -> list[Row]:
 def pareto(rows: list[Row], variance: str, *, title: str) -> alt.VConcatChart:
     """Explained variance against each measure of sparsity, a line of panels per width.
 
-    Args:
-        rows: of the table `toy`, of one source.
-        variance: a key of `VARIANCES`.
-        title: of the figure.
+    Rows are those of the table `toy` of one source; `variance` is a key of `VARIANCES`.
     """
     n_seeds = len({row["seed"] for row in rows})
     true_l0 = [row["true_l0"] for row in rows if row["true_l0"] is not None]
@@ -126,9 +123,7 @@ RECOVERY = {
 def recovery(rows: list[Row], *, title: str) -> alt.HConcatChart:
     """Mean max cosine to true features, and to their images, against the coefficient.
 
-    Args:
-        rows: of the table `toy`, of one source that has true features.
-        title: of the figure.
+    Rows are those of the table `toy` of one source that has true features.
     """
     panels = []
     names = [str(width) for width in sorted({row["n_latents"] for row in rows})]

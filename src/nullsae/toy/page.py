@@ -106,12 +106,9 @@ def of_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def interpolated(l0: Sequence[float], values: Sequence[float | None], at: float) -> float | None:
-    """The value at one L0, linear in log L0 between the points of a sweep.
+    """The value at one L0, linear in log L0 between the SAEs of a sweep; None outside of it.
 
-    Args:
-        l0: of each SAE of the sweep, in any order; those of 0 and without a value are left out.
-        values: of the same SAEs.
-        at: where; None outside of the sweep.
+    SAEs with an L0 of 0 and those without a value are left out.
     """
     points = sorted((x, y) for x, y in zip(l0, values, strict=True) if x > 0 and y is not None)
     if not points or not points[0][0] <= at <= points[-1][0]:

@@ -35,18 +35,16 @@ class CrossEvaluation(FigureKind):
         config = study.config
         sae = next(iter(config.saes))
         sites = thin(config.subjects[subject].sites, compact.MAX_SITES)
-        caption = (
-            f"{self.caption} SAE: {sae}; mean over draws and seeds."
-            f"{' Other SAEs stand in the table cross_evaluation.' if len(config.saes) > 1 else ''}"
-            f"{compact.which_sites(study, subject, sites)}"
-        )
+        caption = f"{self.caption} SAE: {sae}; mean over draws and seeds."
+        if len(config.saes) > 1:
+            caption += " Other SAEs stand in the table cross_evaluation."
+        caption += compact.which_sites(study, subject, sites)
         steps = matrix.shares("explained variance, rescaled")
         data: list[Row] = []
         for site in sites:
             for variant in study.variants:
-                found = study.rows(
-                    "cross_evaluation", subject=subject, site=site, variant=variant, sae=sae
-                )
+                keys = {"subject": subject, "site": site, "variant": variant, "sae": sae}
+                found = study.rows("cross_evaluation", **keys)
                 for other in study.variants:
                     rows = [row for row in found if row["evaluated_on"] == other]
                     rescaled = mean(row["explained_variance_rescaled"] for row in rows)

@@ -41,10 +41,8 @@ class TrainingCurves(FigureKind):
             runs = {(row["site"], row["sae"], row["variant"], row["draw"]) for row in history}
             most = max((sum(run[0] == site for run in runs) for site in sites), default=0)
             sites = thin(sites, max(1, min(compact.MAX_SITES, MAX_CURVES // max(1, most))))
-            caption += (
-                f" Dictionaries that are computed, not trained, have no curve."
-                f"{compact.which_sites(study, subject, sites)}"
-            )
+            caption += " Dictionaries that are computed, not trained, have no curve."
+            caption += compact.which_sites(study, subject, sites)
         rows = [
             {
                 "panel": panels.panel(study, row, row["site"]),
@@ -118,9 +116,7 @@ class Training(FigureKind):
             row["title"] = METRICS[row["metric"]].title + judge
             row["panel"] = row["site"] + (f" · {row['recipe']}" if len(recipes) > 1 else "")
         seen = [row["tokens"] for row in rows]
-        level = f"{100 * config.statistics.confidence:g} % bootstrap interval"
-        banded = " of trained" if len(study.variants) > charts.MAX_BANDS else ""
-        caption += f" Shaded: the {level}{banded}."
+        caption += panels.shading(study)
         if any(row["scorer"] for row in rows):
             caption += f" Explanations are those of {explainer}; the dashed line is chance."
         drawn = ("title", "panel", "variant", "tokens", "value", "low", "high")

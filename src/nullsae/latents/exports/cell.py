@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from nullsae import paths, tables
 from nullsae.core.errors import UserError
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
+from nullsae.latents.store import empty_folder
 from nullsae.tables.cells import CELL_KEYS
 
 
@@ -45,10 +45,6 @@ class LatentFolder:
         latents = tables.read_table(folder / "latents.parquet", tables.cell_schema("latents"))
         firings = FiringReader.open(folder / "firings.safetensors")
         return cls(folder, {key: keys[key] for key in wanted}, latents, firings)
-
-    @property
-    def n_latents(self) -> int:
-        return int(self.latents.num_rows)
 
     def windows(self) -> pa.Table:
         """The table `windows`.
@@ -109,13 +105,9 @@ def whole_folder(output: Path) -> Iterator[Path]:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output: {output} is there already; name a new folder")
-    folder = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        os.replace(folder, output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with empty_folder(output.with_name(f".{output.name}.partial")) as folder:
+        try:
+            yield folder
+            os.replace(folder, output)
+        except OSError as error:
+            raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None

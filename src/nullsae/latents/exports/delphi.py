@@ -49,9 +49,10 @@ def export_delphi(cells: Sequence[LatentFolder], split: Split, output: Path) -> 
 def _write_cell(cell: LatentFolder, split: Split, folder: Path) -> None:
     folder.mkdir(parents=True)
     firings = cell.firings
-    counts = np.zeros(cell.n_latents, dtype=np.int64)
+    n_latents = cell.latents.num_rows
+    counts = np.zeros(n_latents, dtype=np.int64)
     counts[firings.latents] = np.diff(firings.offset)
-    largest = max(split.n_tokens // split.context_tokens, split.context_tokens, cell.n_latents)
+    largest = max(split.n_tokens // split.context_tokens, split.context_tokens, n_latents)
     small = np.uint16 if largest <= 2**16 else np.uint32
     found = list(ranges(offsets_of(counts), FILE_FIRINGS))
     for first, end in found:
@@ -74,11 +75,8 @@ def _write_cell(cell: LatentFolder, split: Split, folder: Path) -> None:
     write_json(
         folder / "config.json",
         {
-            "dataset_repo": "",
-            "dataset_split": "eval",
-            "dataset_name": "",
-            "dataset_column": "",
-            "batch_size": 1,
+            **{"dataset_repo": "", "dataset_split": "eval", "dataset_name": ""},
+            **{"dataset_column": "", "batch_size": 1},
             "cache_ctx_len": split.context_tokens,
             "n_tokens": split.n_tokens,
             "n_splits": len(found),

@@ -33,12 +33,6 @@ from nullsae.latents.split import Split
 HISTOGRAM_BARS = 50
 # Features in a file, as Neuronpedia's own exporter has it.
 BATCH_FEATURES = 128
-_HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-}
 Row = dict[str, Any]
 
 
@@ -86,24 +80,24 @@ class Source:
         keys = cell.keys
         self._cell, self._creator = cell, creator
         # The embedding is what the first block reads.
-        kind, layer = (
-            ("resid_pre", 0)
-            if keys["site"] == "embed"
-            else (site_kind(keys["site"]), site_layer(keys["site"]))
-        )
-        self._hook = f"blocks.{layer}.{_HOOKS[kind]}"
+        kind, layer = "resid_pre", 0
+        if keys["site"] != "embed":
+            kind, layer = site_kind(keys["site"]), site_layer(keys["site"])
+        self._hook = f"blocks.{layer}.hook_{kind}"
         self.model = keys["subject"]
         own = (keys["variant"], keys["draw"], keys["sae"], keys["seed"], keys["site"])
         self.set = "-".join(part.replace(".", "_") for part in own)
         self.id = f"{layer}-{self.set}"
         # The same rows whenever they are written.
-        written = (cell.folder / "latents.parquet").stat().st_mtime
-        self._created = datetime.fromtimestamp(int(written), UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        written = datetime.fromtimestamp(
+            int((cell.folder / "latents.parquet").stat().st_mtime), UTC
+        )
+        self._made = {"creatorId": creator, "createdAt": written.strftime("%Y-%m-%dT%H:%M:%S")}
 
     def about(self, split: Split) -> dict[str, Row]:
         """The one row of each of the four files that describe the source."""
-        made = {"creatorId": self._creator, "createdAt": self._created}
-        release = f"nullsae-{self.model}"
+        made, release = self._made, f"nullsae-{self.model}"
+        described = ", ".join(f"{key} {value}" for key, value in self._cell.keys.items())
         return {
             "release": {
                 **{"name": release, "description": release, "descriptionShort": release},
@@ -117,12 +111,12 @@ class Source:
                 **{"instruct": False, "tlensId": None, "dimension": None, "layers": 0, **made},
                 **{"neuronsPerLayer": 0, "inferenceEnabled": False, "visibility": "PUBLIC"},
                 **{"defaultSourceSetName": None, "defaultSourceId": None, "owner": ""},
-                **{"updatedAt": self._created, "website": None},
+                **{"updatedAt": made["createdAt"], "website": None},
             },
             "sourceset": {
                 **{"modelId": self.model, "name": self.set, "releaseName": release, **made},
                 **{"creatorName": self._creator, "creatorEmail": None, "visibility": "PUBLIC"},
-                **{"description": self._described(), "type": "", "urls": []},
+                **{"description": described, "type": "", "urls": []},
                 **{"hasDashboards": True, "defaultOfModelId": None, "defaultRange": 1},
                 **{"defaultShowBreaks": True, "showDfa": False, "showCorrelated": False},
                 **{"showHeadAttribution": False, "showUmap": False},
@@ -133,23 +127,18 @@ class Source:
                 **{"saelensConfig": None, "saelensRelease": None, "saelensSaeId": None},
                 **{"hfRepoId": None, "hfFolderId": None, "visibility": "PUBLIC"},
                 **{"defaultOfModelId": None, "hasUmap": False, "hasUmapLogSparsity": False},
-                **{"hasUmapClusters": False, "dataset": None, "notes": self._described()},
+                **{"hasUmapClusters": False, "dataset": None, "notes": described},
                 "num_prompts": split.n_tokens // split.context_tokens,
                 "num_tokens_in_prompt": split.context_tokens,
             },
         }
 
-    def _described(self) -> str:
-        return ", ".join(f"{key} {value}" for key, value in self._cell.keys.items())
-
     def feature(self, row: Row) -> Row:
         """The row of one latent, from its row in the table `latents`."""
         _, value = self._cell.firings.of(row["latent"])
         heights, edges = np.histogram(value, bins=HISTOGRAM_BARS)
-        others = ("neuron_alignment", "correlated_neurons", "correlated_features")
         found: Row = {
-            **{"modelId": self.model, "layer": self.id, "index": str(row["latent"])},
-            **{"creatorId": self._creator, "createdAt": self._created},
+            **{"modelId": self.model, "layer": self.id, "index": str(row["latent"]), **self._made},
             **{"sourceSetName": self.set, "hookName": self._hook},
             **{"maxActApprox": row["max_activation"], "frac_nonzero": row["firing_share"]},
             **{"hasVector": False, "vector": [], "vectorLabel": None},
@@ -160,7 +149,7 @@ class Source:
             "freq_hist_data_bar_values": ((edges[1:] + edges[:-1]) / 2).tolist(),
             **{"logits_hist_data_bar_heights": [], "logits_hist_data_bar_values": []},
         }
-        for other in others:
+        for other in ("neuron_alignment", "correlated_neurons", "correlated_features"):
             second = "values" if other == "neuron_alignment" else "pearson"
             found |= {f"{other}_{name}": [] for name in ("indices", second, "l1")}
         return found
@@ -168,28 +157,22 @@ class Source:
     def activations(self, latents: Sequence[Row], text: Tokenizer) -> Iterable[Row]:
         """The rows of some latents' windows: the strongest, then the scoring ones by quantile."""
         table = self._cell.windows()
-        wanted = [row["latent"] for row in latents]
-        chosen = pc.and_(pc.is_in(table["latent"], pa.array(wanted, pa.int64())), table["active"])
+        wanted = pa.array([row["latent"] for row in latents], pa.int64())
+        chosen = pc.and_(pc.is_in(table["latent"], wanted), table["active"])
         windows = table.filter(pc.and_(chosen, pc.not_equal(table["pool"], "explain"))).to_pylist()
         peaks: dict[tuple[int, int], list[float]] = {}
         for window in windows:
             key = window["latent"], window["quantile"]
             peaks.setdefault(key, []).append(max(window["activations"]))
         n_quantiles = 1 + max((w["quantile"] or 0 for w in windows), default=0)
-        order = sorted(
-            range(len(windows)),
-            key=lambda i: (windows[i]["latent"], windows[i]["pool"] != "top", i),
-        )
-        for i in order:
-            window = windows[i]
-            values = window["activations"]
-            top = window["pool"] == "top"
+        for window in sorted(windows, key=lambda w: (w["latent"], w["pool"] != "top")):
+            values, top = window["activations"], window["pool"] == "top"
             bin_peaks = peaks[window["latent"], window["quantile"]]
             digest = hashlib.blake2b(f"{self.model}/{self.id}/{window}".encode(), digest_size=12)
             yield {
                 "id": f"c{digest.hexdigest()}",
                 **{"modelId": self.model, "layer": self.id, "index": str(window["latent"])},
-                **{"creatorId": self._creator, "createdAt": self._created},
+                **self._made,
                 "tokens": [token_text(text, token) for token in window["token_ids"]],
                 "values": values,
                 **{"maxValue": max(values), "maxValueTokenIndex": int(np.argmax(values))},
@@ -206,8 +189,7 @@ class Source:
 
 def _write_lines(path: Path, rows: Iterable[Row]) -> None:
     path.parent.mkdir(exist_ok=True)
-    text = "".join(
-        json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows
-    ).encode()
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    text = "".join(lines).encode()
     # Without the time, which would make each file another one.
     path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)

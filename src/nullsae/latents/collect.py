@@ -35,6 +35,9 @@ from nullsae.subjects.loading import pick_device
 
 # Rows of the encoder and decoder that are compared at a time.
 GEOMETRY_ROWS = 4096
+# Why a latent fails the filter, the first that holds; the names are columns of `coverage`.
+REASONS = ("n_too_rare", "n_few_active_windows", "n_few_silent_windows")
+PASSES = len(REASONS)
 
 
 def collect_latents(
@@ -51,19 +54,11 @@ def collect_latents(
 ) -> None:
     """Write the tables `latents` (every latent), `windows` (sampled ones) and `coverage`.
 
+    `firings` is written too, those of the sampled latents (`latents.sample`). `sae` is the SAE's
+    `cfg.json`, `activations` the manifest of the variant's `eval` activations, `tokens` that of
+    the corpus' `eval` split. `progress` is called with (tokens done, tokens in all).
     Temporary files, 16 bytes per firing and at most 24 per active window, lie in a folder beside
     `latents`.
-
-    Args:
-        params: the rule's slice of the config.
-        sae: `cfg.json` of the SAE.
-        activations: manifest of the variant's `eval` activations.
-        tokens: manifest of the corpus' `eval` split.
-        latents: output table.
-        windows: output table.
-        coverage: output table.
-        firings: output file, the firings of the sampled latents (`latents.sample`).
-        progress: called with (tokens done, tokens in all).
 
     Raises:
         UserError: an input is missing, damaged or of another config, or the disk is full.
@@ -88,7 +83,13 @@ def collect_latents(
         dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
         pools = pools_of(grid.document, dealt)
         known = describe(found, split, grid, pools, dealt, settings, folder)
-        reasons = _failures(known, settings)
+        least = settings.min_pool_windows
+        wrong = (
+            known.statistics["firings"] < settings.min_firings,
+            (known.active < least).any(axis=0),
+            (known.silent < least).any(axis=0),
+        )
+        reasons = np.argmax([*wrong, np.ones(found.n_latents, dtype=bool)], axis=0)
         candidates = np.flatnonzero(reasons == PASSES)
         sampler = numpy_generator(params.seed, "sample_latents", *params.keys.parts())
         size = min(settings.n_sampled, len(candidates))
@@ -117,13 +118,11 @@ def collect_latents(
 
 @dataclass
 class Skipped:
-    """Skips tokens whose firings do not count: the first of each context, and those of an id.
-
-    Counts tokens and firings skipped.
+    """Tokens whose firings do not count, the first of each context and those of an id; how many
+    tokens and firings were skipped.
     """
 
     start_tokens: int
-    context_tokens: int
     token_id: int | None
     n_tokens: int = 0
     n_firings: int = 0
@@ -141,15 +140,7 @@ class Skipped:
                 f"rebuild it with: {rebuild_command(split.manifest)}"
             )
         end = split.eos_token_id if settings.skip_end_of_text else None
-        return cls(settings.skip_start_tokens, split.context_tokens, end)
-
-    def at(self, position: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-        """Which of some tokens to skip, bool [n]; they are counted."""
-        skip = position % self.context_tokens < self.start_tokens
-        if self.token_id is not None:
-            skip |= token_ids == self.token_id
-        self.n_tokens += int(skip.sum())
-        return skip
+        return cls(settings.skip_start_tokens, end)
 
 
 def sort_firings(
@@ -174,7 +165,10 @@ def sort_firings(
             codes = sae.encode(x.to(sae.w_dec.device), torch.from_numpy(ids.astype(np.int64)))
             values, indices = (t.cpu().numpy() for t in codes)
             fires = values > 0
-            skip = skipped.at(position, ids)
+            skip = position % split.context_tokens < skipped.start_tokens
+            if skipped.token_id is not None:
+                skip |= ids == skipped.token_id
+            skipped.n_tokens += int(skip.sum())
             skipped.n_firings += int(fires[skip].sum())
             fires[skip] = False
             hit = np.flatnonzero(fires)
@@ -222,23 +216,6 @@ def draw_sample(
         draws.append(top_windows(candidates, settings.top_windows))
         entropy[latent] = rows.add(latent, draws, position, value)
     return rows, entropy
-
-
-# Why a latent fails the filter, the first that holds; the names are columns of `coverage`.
-REASONS = ("n_too_rare", "n_few_active_windows", "n_few_silent_windows")
-PASSES = len(REASONS)
-
-
-def _failures(known: Described, settings: Latents) -> np.ndarray:
-    """The index in `REASONS` of what is wrong with each latent, or `PASSES`: int64 [n_latents]."""
-    least = settings.min_pool_windows
-    wrong = (
-        known.statistics["firings"] < settings.min_firings,
-        (known.active < least).any(axis=0),
-        (known.silent < least).any(axis=0),
-    )
-    first: np.ndarray = np.argmax([*wrong, np.ones(len(wrong[0]), dtype=bool)], axis=0)
-    return first
 
 
 def _latent_columns(

@@ -57,18 +57,11 @@ def describe(
     settings: Latents,
     folder: Path,
 ) -> Described:
-    """Go through sorted firings, some latents after the others.
+    """Go through the sorted firings of a split, some latents after the others.
 
+    `pools` (int8 [n_windows]) has the pool of each cell and `dealt` (int8 [n_documents]) that of
+    each document (`deal_documents`). Files go to `folder`, which is the caller's to delete.
     Memory: about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes per latent.
-
-    Args:
-        firings: of the whole split.
-        split: its tokens.
-        grid: its cells.
-        pools: int8 [n_windows], pools of the cells.
-        dealt: int8 [n_documents], pools of the documents (`deal_documents`).
-        settings: how windows lie.
-        folder: for files, the caller's to delete.
 
     Raises:
         UserError: the disk is full.

@@ -19,20 +19,16 @@ from nullsae.latents.statistics import entropy_bits
 from nullsae.latents.store import PIECE_FIRINGS, Firings, offsets_of
 from nullsae.latents.windows import Draw
 
-# Of positions, by their dtype.
-_TYPES = {"<i8": "I64", "<u4": "U32"}
-
 
 def activations_in(
     position: np.ndarray, value: np.ndarray, start: np.ndarray, length: int
 ) -> np.ndarray:
-    """A latent's activations in stretches of the split: float32 [n, length].
+    """A latent's activations in stretches of the split that begin at `start` (int64 [n]).
 
-    Args:
-        position: [n_firings], ascending.
-        value: float32 [n_firings].
-        start: int64 [n], first positions of the stretches.
-        length: of each.
+    It fires with `value` (float32 [n_firings]) at `position` ([n_firings], ascending).
+
+    Returns:
+        float32 [n, length].
     """
     dense = np.zeros((len(start), length), dtype=np.float32)
     bounds = np.searchsorted(position, np.stack([start, start + length]).astype(position.dtype))
@@ -119,7 +115,7 @@ def write_firings(path: Path, latents: np.ndarray, firings: Firings) -> None:
     total = int(offset[-1])
     columns = (
         ("offset", "I64", [len(offset)]),
-        ("position", _TYPES[firings.position.dtype.newbyteorder("<").str], [total]),
+        ("position", "U32" if firings.position.dtype == np.uint32 else "I64", [total]),
         ("value", "F32", [total]),
         ("latent", "I32", [len(latents)]),
     )

@@ -43,12 +43,8 @@ class HardSilence:
         comes first: it has few good candidates, and `co_occurring` has many. A kind has fewer
         windows than asked where the latent has no more (`silent_of_each_kind`).
 
-        Args:
-            latent: its number.
-            drawn: what `draw_windows` gave for it.
-            activations: gives those in windows, [n, window_tokens], by their starts [n].
-            settings: kinds and sizes.
-            generator: keyed to the latent; breaks ties.
+        `drawn` is what `draw_windows` gave for the latent; `activations` gives its activations in
+        windows, [n, window_tokens], by their starts [n]; the generator, keyed to it, breaks ties.
         """
         free = self.pools == SCORE
         free[self.active.position[self.active.of(latent)]] = False
@@ -165,9 +161,7 @@ class TokenIndex:
         latent fires on comes first, and of its tokens weighted by `rarity`, so that the rest of
         the text is alike too, in its telling words.
 
-        Args:
-            token_ids: int [window_tokens], of the active window, an indexed one.
-            activations: float64 [window_tokens], not negative.
+        Both `token_ids` (int) and `activations` (float64, not negative) are [window_tokens].
 
         Returns:
             float64 [n_windows], 0 for windows that are not indexed.
@@ -194,12 +188,8 @@ class TokenIndex:
         go round again until there are n: so the chosen ones as a whole look like the active ones
         as a whole, not like one of them. Ties are broken at random.
 
-        Args:
-            token_ids: int [n_active, window_tokens], of indexed windows.
-            activations: float64 [n_active, window_tokens].
-            candidates: int64, indexed windows.
-            n: how many are wanted.
-            generator: for the order and for ties.
+        Both `token_ids` (int) and `activations` (float64) are [n_active, window_tokens], the
+        candidates (int64) indexed windows.
 
         Returns:
             int64 [at most n], ascending.

@@ -29,14 +29,13 @@ class Grid:
         """Cut contexts [n_contexts, context_tokens] of document ids; a shorter rest is left out."""
         n_contexts, context_tokens = document_id.shape
         per_context = context_tokens // window_tokens
-        document = np.empty(n_contexts * per_context, dtype=np.int32)
+        parts = [np.zeros(0, dtype=np.int32)]
         for start in range(0, n_contexts, PIECE_CONTEXTS):
             rows = document_id[start : start + PIECE_CONTEXTS, : per_context * window_tokens]
-            cells = rows.reshape(len(rows) * per_context, window_tokens)
+            cells = rows.reshape(-1, window_tokens)
             whole = (cells == cells[:, :1]).all(axis=1)
-            part = slice(start * per_context, start * per_context + len(cells))
-            document[part] = np.where(whole, cells[:, 0], -1)
-        return cls(window_tokens, context_tokens, document)
+            parts.append(np.where(whole, cells[:, 0], -1).astype(np.int32))
+        return cls(window_tokens, context_tokens, np.concatenate(parts))
 
     @property
     def n_windows(self) -> int:
@@ -115,10 +114,8 @@ class Candidates:
 
 
 def active_cells(firings: Firings, grid: Grid) -> tuple[Candidates, np.ndarray]:
-    """The grid cells in which latents fire, those that touch two documents among them.
-
-    Returns:
-        The cells as candidates, and the position of each peak: int64 [n], the first of equals.
+    """The grid cells in which latents fire, those that touch two documents among them, as
+    candidates; and the position of each peak, int64 [n], the first of equals.
     """
     cell = grid.cell_of(firings.position)
     latent, inside = firings.latent, cell >= 0

@@ -46,27 +46,6 @@ class LatentFolder:
         firings = FiringReader.open(folder / "firings.safetensors")
         return cls(folder, {key: keys[key] for key in wanted}, latents, firings)
 
-    def windows(self) -> pa.Table:
-        """The table `windows`.
-
-        Raises:
-            UserError: missing or damaged.
-        """
-        return tables.read_table(self.folder / "windows.parquet", tables.cell_schema("windows"))
-
-    def belongs_to(self, split: Split) -> None:
-        """Check that the firings are of these tokens.
-
-        Raises:
-            UserError: of another number of tokens.
-        """
-        n_tokens = self.latents["n_tokens"][0].as_py()
-        if n_tokens != split.n_tokens:
-            raise UserError(
-                f"{self.folder}: latents of {n_tokens} tokens, and {split.manifest} has "
-                f"{split.n_tokens}"
-            )
-
 
 def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
     """Manifest of the `eval` split and tokenizer of the corpus that all cells were collected on.
@@ -97,12 +76,20 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
 
 
 @contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """A folder to write to, which gets the name `output` if all goes well.
+def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> Iterator[Path]:
+    """A folder to write the cells to, which gets the name `output` if all goes well.
 
     Raises:
-        UserError: there is something at `output`, or the disk is full.
+        UserError: the cells are of another number of tokens than the split, there is something at
+            `output`, or the disk is full.
     """
+    for cell in cells:
+        n_tokens = cell.latents["n_tokens"][0].as_py()
+        if n_tokens != split.n_tokens:
+            raise UserError(
+                f"{cell.folder}: latents of {n_tokens} tokens, and {split.manifest} has "
+                f"{split.n_tokens}"
+            )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output: {output} is there already; name a new folder")
     with empty_folder(output.with_name(f".{output.name}.partial")) as folder:

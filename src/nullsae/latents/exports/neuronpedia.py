@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
+from nullsae import tables
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError
 from nullsae.corpus.token_text import token_text
@@ -39,14 +40,10 @@ Row = dict[str, Any]
 def export_neuronpedia(
     cells: Sequence[LatentFolder], split: Split, tokenizer: Path, creator: str, output: Path
 ) -> None:
-    """Write the sampled latents of each cell, a source each.
+    """Write the sampled latents of each cell, a source each, into a new folder `output`.
 
-    Args:
-        cells: what to export.
-        split: the tokens on which they were collected.
-        tokenizer: `tokenizer.json` of the corpus.
-        creator: id of the Neuronpedia account that will own the rows.
-        output: a new folder.
+    `tokenizer` is the `tokenizer.json` of the corpus, `split` the tokens on which the cells were
+    collected, `creator` the id of the Neuronpedia account that will own the rows.
 
     Raises:
         UserError: a table or the tokenizer is missing or damaged, the latents are not of these
@@ -56,9 +53,7 @@ def export_neuronpedia(
         text = Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # tokenizers raises bare Exception
         raise UserError(f"{tokenizer}: not readable as a tokenizer ({error})") from None
-    for cell in cells:
-        cell.belongs_to(split)
-    with whole_folder(output) as folder:
+    with whole_folder(output, cells, split) as folder:
         for cell in cells:
             source = Source(cell, creator)
             place = folder / source.model / source.id
@@ -156,7 +151,8 @@ class Source:
 
     def activations(self, latents: Sequence[Row], text: Tokenizer) -> Iterable[Row]:
         """The rows of some latents' windows: the strongest, then the scoring ones by quantile."""
-        table = self._cell.windows()
+        file = self._cell.folder / "windows.parquet"
+        table = tables.read_table(file, tables.cell_schema("windows"))
         wanted = pa.array([row["latent"] for row in latents], pa.int64())
         chosen = pc.and_(pc.is_in(table["latent"], wanted), table["active"])
         windows = table.filter(pc.and_(chosen, pc.not_equal(table["pool"], "explain"))).to_pylist()

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,8 @@ def calibration_file() -> Path:
 def pick_device(name: str, *, on_cpu: bool) -> tuple[Device, Host, str]:
     """The device and host to plan for, and where their rates come from.
 
-    Args:
-        name: `auto`, `cpu`, `gpu` (this machine's, calibrated), or a key of `DATA_SHEETS`.
-        on_cpu: whether the study keeps to the CPU: no device but that counts then.
+    The name is `auto`, `cpu`, `gpu` (this machine's, calibrated), or a key of `DATA_SHEETS`; if
+    the study keeps to the CPU (`on_cpu`), no device but that counts.
 
     Raises:
         UserError: a name that is none of these, a GPU for a study that keeps to the CPU, or a
@@ -88,24 +89,17 @@ def read_calibration(file: Path) -> dict[str, Any]:
 def calibrate(progress: Callable[[str], None], *, rounds: int = 5) -> Path:
     """Measure this machine, a minute at most, and write what was found for later plans.
 
-    CPU rates are those of one thread, in CPU seconds, so that other work does not count.
-
-    Args:
-        progress: called with a line per figure.
-        rounds: measurements of each figure, of which the least counts.
+    CPU rates are those of one thread, in CPU seconds, so that other work does not count. Each
+    figure is the least of `rounds` measurements, and `progress` is called with a line for it.
     """
     import torch
 
     torch.set_num_threads(1)
-    host = Host(
-        REFERENCE_LOOP_SECONDS / _least(_python_loop, rounds), _start_seconds(min(rounds, 2))
-    )
-    found: dict[str, Any] = {
-        "host": asdict(host),
-        "cpu": asdict(_measured(torch.device("cpu"), rounds)),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = asdict(_measured(torch.device("cuda"), rounds))
+    speed = REFERENCE_LOOP_SECONDS / _least(_python_loop, rounds)
+    found: dict[str, Any] = {"host": asdict(Host(speed, _start_seconds(min(rounds, 2))))}
+    devices = {"cpu": "cpu", **({"gpu": "cuda"} if torch.cuda.is_available() else {})}
+    for name, device in devices.items():
+        found[name] = asdict(_measured(torch.device(device), rounds))
     for part, figures in found.items():
         for name, value in figures.items():
             progress(f"{part}: {name.replace('_', ' ')}: {_shown(value)}")
@@ -130,22 +124,14 @@ def _measured(device: Any, rounds: int) -> Device:
         n = 8192 if is_gpu else 128 if dtype == torch.float16 else 1024
         a = torch.ones(n, n, dtype=dtype, device=device)
         out = torch.empty_like(a)
+        return 2.0 * n**3 / _least(lambda: torch.mm(a, a, out=out), rounds, synchronize=is_gpu)
 
-        def multiply() -> None:
-            torch.mm(a, a, out=out)
-
-        return 2.0 * n**3 / _least(multiply, rounds, synchronize=is_gpu)
-
-    rates = {
-        name: product_rate(getattr(torch, name)) for name in ("float32", "bfloat16", "float16")
-    }
+    dtypes = ("float32", "bfloat16", "float16")
+    rates = {name: product_rate(getattr(torch, name)) for name in dtypes}
     source = torch.ones(2**28 if is_gpu else 2**25, device=device)
     target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-
-    bytes_per_second = 8.0 * source.numel() / _least(copy, rounds, synchronize=is_gpu)
+    seconds = _least(lambda: target.copy_(source), rounds, synchronize=is_gpu)
+    bytes_per_second = 8.0 * source.numel() / seconds
     share = FORWARD_SHARE if is_gpu else CPU_FORWARD_SHARE
     scale = REFERENCE_CPU.bytes_per_second / bytes_per_second
     return Device(
@@ -160,19 +146,17 @@ def _measured(device: Any, rounds: int) -> Device:
 
 def _least(action: Callable[[], object], rounds: int, *, synchronize: bool = False) -> float:
     """The least time of several rounds: CPU seconds, or on a GPU seconds of the clock."""
-    clock = time.perf_counter if synchronize else time.process_time
 
-    def once() -> float:
+    def once() -> None:
         import torch
 
-        start = clock()
         action()
         if synchronize:
             torch.cuda.synchronize()
-        return clock() - start
 
     once()
-    return min(once() for _ in range(rounds))
+    clock = time.perf_counter if synchronize else time.process_time
+    return min(timeit.repeat(once, timer=clock, number=1, repeat=rounds))
 
 
 def _python_loop() -> int:
@@ -184,27 +168,26 @@ def _python_loop() -> int:
     return len(counts)
 
 
+def _children_seconds() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def _start_seconds(rounds: int) -> dict[str, float]:
     """CPU seconds that a verb takes before it works, by what it imports."""
+    base = "import nullsae.cli.main, nullsae.config.parse"
     verbs = {
-        "light": "import nullsae.autointerp.score, nullsae.cli.main, nullsae.config.parse",
-        "torch": "import nullsae.cli.main, nullsae.config.parse, nullsae.sae.train_sae",
+        "light": f"{base}, nullsae.autointerp.score",
+        "torch": f"{base}, nullsae.sae.train_sae",
         # The first optimizer of a process loads PyTorch's compiler, which nothing then uses.
-        "optimizer": "import nullsae.cli.main, nullsae.config.parse, nullsae.sae.train_sae, "
-        "torch._dynamo",
-        "transformers": "import nullsae.cli.main, nullsae.config.parse, nullsae.metrics.evaluate; "
+        "optimizer": f"{base}, nullsae.sae.train_sae, torch._dynamo",
+        "transformers": f"{base}, nullsae.metrics.evaluate; "
         "from transformers import AutoModelForCausalLM; "
         "from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM",
     }
     found = {}
     for name, code in verbs.items():
-        least = float("inf")
-        for _ in range(rounds):
-            before = os.times()
-            subprocess.run([sys.executable, "-c", code], check=True)
-            after = os.times()
-            spent = after.children_user + after.children_system
-            least = min(least, spent - before.children_user - before.children_system)
-        found[name] = least
+        run = partial(subprocess.run, [sys.executable, "-c", code], check=True)
+        found[name] = min(timeit.repeat(run, timer=_children_seconds, number=1, repeat=rounds))
     found["all"] = found["transformers"] + found["optimizer"] - found["torch"]
     return found

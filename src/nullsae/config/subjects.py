@@ -13,12 +13,12 @@ from pydantic import (
     model_validator,
 )
 
-from nullsae.config.model_files import GgufFile
+from nullsae.config.model_files import GgufFile, Origin
 from nullsae.config.section import FloatType, Section, unique
 from nullsae.config.sites import HOW, PATTERN
 
 
-class TrainSource(Section):
+class TrainSource(Origin):
     """A small GPT-NeoX trained inside the workflow on the corpus' `sae_train` split."""
 
     kind: Literal["train"]
@@ -38,6 +38,10 @@ class TrainSource(Section):
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.03
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.5
 
+    @property
+    def at_hand(self) -> str:
+        return "trained here"
+
     @model_validator(mode="after")
     def heads_divide_the_width(self) -> Self:
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
@@ -54,7 +58,7 @@ class GgufSource(GgufFile):
     """Precision of the subject's weights and forward passes."""
 
 
-class PretrainedSource(Section):
+class PretrainedSource(Origin):
     kind: Literal["pretrained"]
     path: str
     """Hub id or local folder of any `AutoModelForCausalLM`."""

@@ -113,7 +113,7 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
 
     def model(source: Any, where: str, variants: Iterable[str] = ("trained",)) -> None:
         if not isinstance(source, PretrainedSource) or is_local(source.path):
-            remarks.append(f"{where}: {_local_kind(source)}")
+            remarks.append(f"{where}: {source.at_hand}")
             return
         key, code = f"config: {where}", source.trust_remote_code
         for variant in variants:
@@ -125,7 +125,7 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
         where, source, tokenizer = f"corpora.{name}", corpus.source, corpus.tokenizer
         key = f"config: {where}.source"
         if not isinstance(source, HubSource) or is_local(source.path):
-            remarks.append(f"{where}.source: {_local_kind(source)}")
+            remarks.append(f"{where}.source: {source.at_hand}")
         elif source.streaming:
             items.append(Stream(corpus, source, home, name, key))
         else:
@@ -133,7 +133,7 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
         if isinstance(tokenizer, PretrainedTokenizer) and not is_local(tokenizer.path):
             items.append(TokenizerFiles(tokenizer, f"config: {where}.tokenizer"))
         else:
-            remarks.append(f"{where}.tokenizer: {_local_kind(tokenizer)}")
+            remarks.append(f"{where}.tokenizer: {tokenizer.at_hand}")
     read = [v for v in VARIANTS if v in config.variants and VARIANTS[v].origin == "source"]
     for name, subject in config.subjects.items():
         model(subject.source, f"subjects.{name}.source", read)
@@ -157,17 +157,6 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
                 items.append(TokenizerFiles(given, f"config: {where}"))
     remarks += [_endpoint_remark(*named) for named in config.endpoints().items()]
     return items, remarks
-
-
-def _local_kind(section: Any) -> str:
-    """Why there is nothing to fetch."""
-    if section.kind == "train":
-        return "trained here"
-    if section.kind == "builtin":
-        return "comes with a package"
-    if section.kind == "gguf":
-        return f"a local file, {section.path or f'of the package {section.package}'}"
-    return "local files"
 
 
 def _endpoint_remark(where: str, endpoint: Endpoint) -> str:

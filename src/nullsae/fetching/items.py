@@ -125,8 +125,7 @@ class PretrainedSae:
 
     def describe(self) -> str:
         """Its hub id and the folder within."""
-        path, inside = pretrained_sae_path(self.pretrained, self.site)
-        return f"SAE {path}{'::' if inside else ''}{inside}"
+        return "SAE " + "::".join(filter(None, pretrained_sae_path(self.pretrained, self.site)))
 
     def fetch(self) -> Fetched:
         """Have its files in the hub's cache."""

@@ -98,10 +98,8 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
     from nullsae.corpus.splits import SplitName
 
     where = f"config: corpora.{name}"
-    wanted: dict[SplitName, int | None] = {
-        "sae_train": corpus.sae_train_tokens,
-        "eval": corpus.eval_tokens,
-    }
+    wanted: dict[SplitName, int | None] = {"sae_train": corpus.sae_train_tokens}
+    wanted["eval"] = corpus.eval_tokens
     total = sum(filter(None, wanted.values()))
     packers: dict[SplitName, Packer] = {}
     with bar(f"corpus {name}", "tokens") as progress:

@@ -8,7 +8,6 @@ Memory, beside the SAE and what its encoder holds for `BATCH_TOKENS`: docs/laten
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -74,10 +73,9 @@ def collect_latents(
             f"{split.n_tokens}; rebuild them with: {rebuild_command(activations)}"
         )
     settings = params.latents
-    skipped = Skipped.of(settings, split)
     with empty_folder(latents.with_name(f".{latents.stem}.partial")) as folder:
         coder = coder.to(pick_device(params.compute.device))
-        found = sort_firings(coder, reader, split, skipped, folder, progress)
+        found, skipped = sort_firings(coder, reader, split, settings, folder, progress)
         grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
         # The same pools for every variant: they depend on the corpus alone.
         dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
@@ -108,54 +106,37 @@ def collect_latents(
         "n_sampled": size,
         "n_windows": int((pools >= 0).sum()),
         "n_windows_across_documents": int((pools < 0).sum()),
-        "n_tokens_skipped": skipped.n_tokens,
-        "n_firings_skipped": skipped.n_firings,
+        "n_tokens_skipped": int(skipped[0]),
+        "n_firings_skipped": int(skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
     }
     tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
 
 
-@dataclass
-class Skipped:
-    """Tokens whose firings do not count, the first of each context and those of an id; how many
-    tokens and firings were skipped.
-    """
-
-    start_tokens: int
-    token_id: int | None
-    n_tokens: int = 0
-    n_firings: int = 0
-
-    @classmethod
-    def of(cls, settings: Latents, split: Split) -> Skipped:
-        """As the config says.
-
-        Raises:
-            UserError: the ends of documents are to be skipped, and the corpus does not name them.
-        """
-        if settings.skip_end_of_text and split.eos_token_id is None:
-            raise UserError(
-                f"{split.manifest}: has no eos_token_id, which latents.skip_end_of_text needs; "
-                f"rebuild it with: {rebuild_command(split.manifest)}"
-            )
-        end = split.eos_token_id if settings.skip_end_of_text else None
-        return cls(settings.skip_start_tokens, end)
-
-
 def sort_firings(
     sae: Autoencoder,
     reader: SiteReader,
     split: Split,
-    skipped: Skipped,
+    settings: Latents,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
-) -> Firings:
+) -> tuple[Firings, np.ndarray]:
     """All firings of an SAE over a split, sorted, in files in `folder`.
 
+    Those on tokens that the settings skip are left out: the first of each context, and the ends of
+    documents. The array counts such tokens and their firings: int64 [2].
+
     Raises:
-        UserError: a shard cannot be read, or the disk is full.
+        UserError: a shard cannot be read, the disk is full, or the ends of documents are to be
+            skipped and the corpus does not name them.
     """
+    if settings.skip_end_of_text and split.eos_token_id is None:
+        raise UserError(
+            f"{split.manifest}: has no eos_token_id, which latents.skip_end_of_text needs; "
+            f"rebuild it with: {rebuild_command(split.manifest)}"
+        )
+    skipped = np.zeros(2, dtype=np.int64)
     sorter = FiringSorter(folder, n_latents=sae.n_latents, n_tokens=split.n_tokens)
     done = 0
     with torch.no_grad():
@@ -165,11 +146,10 @@ def sort_firings(
             codes = sae.encode(x.to(sae.w_dec.device), torch.from_numpy(ids.astype(np.int64)))
             values, indices = (t.cpu().numpy() for t in codes)
             fires = values > 0
-            skip = position % split.context_tokens < skipped.start_tokens
-            if skipped.token_id is not None:
-                skip |= ids == skipped.token_id
-            skipped.n_tokens += int(skip.sum())
-            skipped.n_firings += int(fires[skip].sum())
+            skip = position % split.context_tokens < settings.skip_start_tokens
+            if settings.skip_end_of_text:
+                skip |= ids == split.eos_token_id
+            skipped += skip.sum(), fires[skip].sum()
             fires[skip] = False
             hit = np.flatnonzero(fires)
             where = np.repeat(position, np.count_nonzero(fires, axis=1))
@@ -177,7 +157,7 @@ def sort_firings(
             done += len(position)
             if progress is not None:
                 progress(done, reader.n_tokens)
-    return sorter.sorted()
+    return sorter.sorted(), skipped
 
 
 def draw_sample(

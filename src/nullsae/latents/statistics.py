@@ -163,14 +163,9 @@ def autocorrelation(
 
     Mean and variance are those of the activation over all tokens of the split, zeros included;
     products are over pairs (t, t + l) within one context and document. NaN for a latent without
-    variance, and for a lag without pairs.
-
-    Args:
-        total: float64 [n], summed activations.
-        squares: float64 [n], summed squares.
-        products: float64 [n, lags], summed products of pairs.
-        n_tokens: of the split.
-        n_pairs: int64 [lags], of the split.
+    variance, and for a lag without pairs. `total` and `squares` (float64 [n]) are sums of
+    activations and of their squares, `products` (float64 [n, lags]) of those of pairs; `n_tokens`
+    and `n_pairs` (int64 [lags]) are those of the split.
     """
     mean, square = total / n_tokens, squares / n_tokens
     variance = square - mean**2
@@ -186,11 +181,8 @@ def token_spread(tokens: TokenMass, counts: np.ndarray) -> dict[str, np.ndarray]
 
     p_t is proportional to the summed activation on token id t. The correction adds
     (types - 1) / (2 N ln 2) bits for N firings (Miller 1955): an entropy estimated from few
-    firings is too low, and firing rates differ between variants.
-
-    Args:
-        tokens: summed activations.
-        counts: int64 [n_latents], firings.
+    firings is too low, and firing rates differ between variants. `counts` (int64 [n_latents]) are
+    numbers of firings.
 
     Returns:
         Columns of the table `latents`, each [n_latents]; NaN (or -1) without a firing.

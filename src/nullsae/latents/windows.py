@@ -225,14 +225,8 @@ def draw_windows(
     `settings.silent_windows`. The other kinds come after these and from what is left of the pool
     (`latents.silent`): `random` stays a sample of all silent windows, and the same one whatever
     other kinds are drawn, but for latents too rarely silent for all (`silent_of_each_kind`).
-
-    Args:
-        active: the latent's candidates.
-        pools: int8 [n], the pool of each candidate.
-        silent: int8 [n_windows], the pool of each cell in which the latent is silent, -1 else.
-        grid: of all cells.
-        settings: the numbers of windows.
-        generator: keyed to the latent.
+    `pools` (int8 [n]) has the pool of each candidate in `active`, `silent` (int8 [n_windows]) that
+    of each cell in which the latent is silent, and -1 for the others.
     """
     draws = []
     for index, pool in enumerate(POOLS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,21 +71,16 @@ def _windows(config: Config, root: Path, keys: dict[str, str], negatives: str) -
     columns = ["latent", "pool", "active", "silent_kind"]
     table = read_table(path, cell_schema("windows"), columns=columns)
     scoring = table.filter(pc.equal(table["pool"], "score"))
-    active = scoring.filter(scoring["active"])
-    others = active
+    active = others = scoring.filter(scoring["active"])
     if negatives != "misplaced":
         others = scoring.filter(pc.equal(scoring["silent_kind"], negatives))
     explaining = table.filter(pc.and_(pc.equal(table["pool"], "explain"), table["active"]))
-    return WindowCounts(
-        _per_latent(explaining),
-        _per_latent(pa.concat_tables([active, others])),
-        _per_latent(active),
-        settings.window_tokens,
-        counted=True,
+    counts = (
+        _per_latent(rows) for rows in (explaining, pa.concat_tables([active, others]), active)
     )
+    return WindowCounts(*counts, settings.window_tokens, counted=True)
 
 
-def _per_latent(table: pa.Table) -> list[int]:
+def _per_latent(table: pa.Table) -> Any:
     counts = table.group_by("latent").aggregate([([], "count_all")])
-    found: list[int] = counts.sort_by("latent")["count_all"].to_pylist()
-    return found
+    return counts.sort_by("latent")["count_all"].to_pylist()

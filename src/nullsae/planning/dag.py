@@ -74,16 +74,13 @@ class Graph:
 
     def by_rule(self) -> dict[str, list[Job]]:
         """The jobs of each rule, in the order in which data flows."""
-        found: dict[str, list[Job]] = {rule: [] for rule in WORK}
-        for job in self.jobs:
-            found[job.rule].append(job)
+        found = {rule: [job for job in self.jobs if job.rule == rule] for rule in WORK}
         return {rule: jobs for rule, jobs in found.items() if jobs}
 
 
 def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:
     """Rule, keys of what is made, and needs of each job; by rule and keys, but after its needs."""
-    flow = list(WORK)
-    jobs = []
+    flow, jobs = list(WORK), []
     for name, outputs, needs in answer:
         cells = [partition_keys(output) for output in outputs]
         jobs.append((rule_of(name), [c for i, c in enumerate(cells) if c not in cells[:i]], needs))

@@ -16,17 +16,7 @@ from typing import Any
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.jobs.work.rates import (
-    CPU_FORWARD_SHARE,
-    DATA_SHEETS,
-    FORWARD_SHARE,
-    REFERENCE_CPU,
-    REFERENCE_HOST,
-    REFERENCE_LOOP_SECONDS,
-    Device,
-    Host,
-    data_sheet_device,
-)
+from nullsae.jobs.work import rates
 
 
 def calibration_file() -> Path:
@@ -35,7 +25,7 @@ def calibration_file() -> Path:
     return Path(cache) / "nullsae" / "calibration.json"
 
 
-def pick_device(name: str, *, on_cpu: bool) -> tuple[Device, Host, str]:
+def pick_device(name: str, *, on_cpu: bool) -> tuple[rates.Device, rates.Host, str]:
     """The device and host to plan for, and where their rates come from.
 
     The name is `auto`, `cpu`, `gpu` (this machine's, calibrated), or a key of `DATA_SHEETS`; if
@@ -47,26 +37,26 @@ def pick_device(name: str, *, on_cpu: bool) -> tuple[Device, Host, str]:
     """
     file = calibration_file()
     found = read_calibration(file) if file.is_file() else {}
-    host = found.get("host", REFERENCE_HOST)
+    host = found.get("host", rates.REFERENCE_HOST)
     if name == "auto":
         name = "cpu" if on_cpu else "gpu" if "gpu" in found else "a100"
-    if on_cpu and name in ("gpu", *DATA_SHEETS):
+    sheets = ", ".join(rates.DATA_SHEETS)
+    if on_cpu and name in ("gpu", *rates.DATA_SHEETS):
         raise UserError(
             f"--device: {name!r}, but the study keeps to the CPU; set compute.device: auto"
         )
-    if name in DATA_SHEETS:
-        return data_sheet_device(name), host, "data sheet, with assumed shares of its peaks"
+    if name in rates.DATA_SHEETS:
+        return rates.data_sheet_device(name), host, "data sheet, with assumed shares of its peaks"
+    if name in ("cpu", "gpu") and name in found:
+        return found[name], host, f"measured here ({file})"
     if name == "cpu":
-        source = f"measured here ({file})" if "cpu" in found else "reference CPU, not this machine"
-        return found.get("cpu", REFERENCE_CPU), host, source
+        return rates.REFERENCE_CPU, host, "reference CPU, not this machine"
     if name == "gpu":
-        if "gpu" not in found:
-            raise UserError(
-                "--device: gpu, but none was calibrated here; run nullsae plan --calibrate on a "
-                f"machine with one, or take one of {', '.join(DATA_SHEETS)}"
-            )
-        return found["gpu"], host, f"measured here ({file})"
-    raise UserError(f"--device: {name!r} is not one of auto, cpu, gpu, {', '.join(DATA_SHEETS)}")
+        raise UserError(
+            f"--device: gpu, but none was calibrated here; run nullsae plan --calibrate on a "
+            f"machine with one, or take one of {sheets}"
+        )
+    raise UserError(f"--device: {name!r} is not one of auto, cpu, gpu, {sheets}")
 
 
 def read_calibration(file: Path) -> dict[str, Any]:
@@ -77,8 +67,8 @@ def read_calibration(file: Path) -> dict[str, Any]:
     """
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
-        found: dict[str, Any] = {"host": Host(**given["host"])}
-        found |= {name: Device(**given[name]) for name in ("cpu", "gpu") if name in given}
+        found: dict[str, Any] = {"host": rates.Host(**given["host"])}
+        found |= {name: rates.Device(**given[name]) for name in ("cpu", "gpu") if name in given}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file}: not a calibration ({error!r}); write it anew with nullsae plan --calibrate"
@@ -95,8 +85,8 @@ def calibrate(progress: Callable[[str], None], *, rounds: int = 5) -> Path:
     import torch
 
     torch.set_num_threads(1)
-    speed = REFERENCE_LOOP_SECONDS / _least(_python_loop, rounds)
-    found: dict[str, Any] = {"host": asdict(Host(speed, _start_seconds(min(rounds, 2))))}
+    speed = rates.REFERENCE_LOOP_SECONDS / _least(_python_loop, rounds)
+    found: dict[str, Any] = {"host": asdict(rates.Host(speed, _start_seconds(min(rounds, 2))))}
     devices = {"cpu": "cpu", **({"gpu": "cuda"} if torch.cuda.is_available() else {})}
     for name, device in devices.items():
         found[name] = asdict(_measured(torch.device(device), rounds))
@@ -113,7 +103,7 @@ def _shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _measured(device: Any, rounds: int) -> Device:
+def _measured(device: Any, rounds: int) -> rates.Device:
     """The rates of large products and of a copy."""
     import torch
 
@@ -127,19 +117,19 @@ def _measured(device: Any, rounds: int) -> Device:
         return 2.0 * n**3 / _least(lambda: torch.mm(a, a, out=out), rounds, synchronize=is_gpu)
 
     dtypes = ("float32", "bfloat16", "float16")
-    rates = {name: product_rate(getattr(torch, name)) for name in dtypes}
+    products = {name: product_rate(getattr(torch, name)) for name in dtypes}
     source = torch.ones(2**28 if is_gpu else 2**25, device=device)
     target = torch.empty_like(source)
     seconds = _least(lambda: target.copy_(source), rounds, synchronize=is_gpu)
     bytes_per_second = 8.0 * source.numel() / seconds
-    share = FORWARD_SHARE if is_gpu else CPU_FORWARD_SHARE
-    scale = REFERENCE_CPU.bytes_per_second / bytes_per_second
-    return Device(
+    share = rates.FORWARD_SHARE if is_gpu else rates.CPU_FORWARD_SHARE
+    scale = rates.REFERENCE_CPU.bytes_per_second / bytes_per_second
+    return rates.Device(
         name=torch.cuda.get_device_name() if is_gpu else "cpu",
-        forward_flops_per_second={name: rate * share for name, rate in rates.items()},
-        product_flops_per_second=rates["float32"],
+        forward_flops_per_second={name: rate * share for name, rate in products.items()},
+        product_flops_per_second=products["float32"],
         bytes_per_second=bytes_per_second,
-        element_seconds=0.0 if is_gpu else REFERENCE_CPU.element_seconds * scale,
+        element_seconds=0.0 if is_gpu else rates.REFERENCE_CPU.element_seconds * scale,
         is_gpu=is_gpu,
     )
 

@@ -27,6 +27,8 @@ from nullsae.planning.schedule import list_schedule, peak_disk_bytes
 from nullsae.planning.sizes import corpus_sizes, subject_sizes
 
 CORES_PER_GPU = 16
+# Columns of a plan: sums over the jobs of a rule, and what its largest job asks for.
+SUMMED, LARGEST = ("tokens", "flops", "written_bytes"), ("megabytes", "minutes", "disk_megabytes")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,6 @@ def make_plan(
 def _rows(graph: Graph, config: Config, calls: dict[str, int]) -> list[Row]:
     """A row per rule; calls are those of rules."""
     rows, needs = [], Needs(config)
-    summed, largest = ("tokens", "flops", "written_bytes"), ("megabytes", "minutes")
     for rule, jobs in graph.by_rule().items():
         asked = [needs.asked(rule, job.cells) for job in jobs]
         rows.append(
@@ -140,8 +141,8 @@ def _rows(graph: Graph, config: Config, calls: dict[str, int]) -> list[Row]:
                 core_seconds=sum(job.seconds for job in jobs if not job.on_gpu),
                 calls=calls.get(rule, 0),
                 sizes_are_known=all(each.known for each in asked),
-                **{name: sum(getattr(job.work, name) for job in jobs) for name in summed},
-                **{n: max(getattr(a, n) for a in asked) for n in (*largest, "disk_megabytes")},
+                **{n: sum(getattr(job.work, n) for job in jobs) for n in SUMMED},
+                **{n: max(getattr(each, n) for each in asked) for n in LARGEST},
             )
         )
     return rows
@@ -181,7 +182,18 @@ def print_plan(
             raise UserError(f"--json: {json_file} cannot be written ({error.strerror})") from None
     console = Console() if Console().is_terminal else Console(width=120)
     _print_rules(console, plan)
-    _print_time(console, plan)
+    on = f"{plan.gpus} x {plan.device}, " if plan.gpus else ""
+    console.print(
+        f"Time: {_span(plan.seconds)} on {on}{plan.cores} cores; "
+        f"{_span(plan.longest_chain_seconds)} at least, the longest chain of jobs. Waiting for "
+        f"language models is not in it. Rates: {plan.rates}."
+    )
+    console.print(
+        f"Disk: {_amount(plan.disk_bytes)}B; {_amount(plan.disk_bytes_without_activations)}B at "
+        f"the most if activations are deleted as soon as nothing reads them any more."
+    )
+    if not plan.tokens_are_counted:
+        console.print("Tokens of the corpus are an estimate from its characters.")
     _print_bills(console, plan, config, root)
 
 
@@ -208,28 +220,12 @@ def _print_rules(console: Console, plan: Plan) -> None:
     table.add_section()
     table.add_row("all", *cells(plan.total))
     console.print(table)
-    unknown = [row.rule for row in plan.rows if not row.sizes_are_known]
     console.print("Memory and time: what a rule's largest job asks for, at its first attempt.")
-    if unknown:
+    if unknown := [row.rule for row in plan.rows if not row.sizes_are_known]:
         console.print(
             f"Not all sizes are known without a network or in no time, so jobs of "
             f"{', '.join(unknown)} ask for what fits most."
         )
-
-
-def _print_time(console: Console, plan: Plan) -> None:
-    gpus = f"{plan.gpus} x {plan.device}, " if plan.gpus else ""
-    on = f"{gpus}{plan.cores} cores"
-    console.print(
-        f"Time: {_span(plan.seconds)} on {on}; {_span(plan.longest_chain_seconds)} at least, the "
-        f"longest chain of jobs. Waiting for language models is not in it. Rates: {plan.rates}."
-    )
-    console.print(
-        f"Disk: {_amount(plan.disk_bytes)}B; {_amount(plan.disk_bytes_without_activations)}B at "
-        f"the most if activations are deleted as soon as nothing reads them any more."
-    )
-    if not plan.tokens_are_counted:
-        console.print("Tokens of the corpus are an estimate from its characters.")
 
 
 def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> None:

@@ -117,11 +117,7 @@ def _whole(value: Any, where: str) -> int:
 
 
 def _ask(*command: str) -> str:
-    """The output of a SLURM command.
-
-    Raises:
-        UserError: it is missing, or the controller does not answer.
-    """
+    """The output of a SLURM command."""
     if shutil.which(command[0]) is None:
         raise UserError(
             f"{command[0]}: not found: no SLURM on this machine; run it on a login node of the "
@@ -166,11 +162,10 @@ def _minutes(limit: str) -> float:
 
 def _wrong_status(file: Path, given: dict[str, Any], config: dict[str, str]) -> list[str]:
     """Where Snakemake would not learn that a job ended, and wait for ever."""
-    command = given.get("slurm-status-command")
     accounting = not config.get("AccountingStorageType", "").endswith("/none")
     if accounting or shutil.which("sacct") is None:
         return []
-    if command != "squeue":
+    if (command := given.get("slurm-status-command")) != "squeue":
         return [
             f"{file}: slurm-status-command: {command or 'missing'}: this cluster keeps no accounts "
             f"for sacct to read; write slurm-status-command: squeue"
@@ -191,8 +186,7 @@ def _named_partitions(
 ) -> tuple[dict[str, str], Path, dict[str, dict[str, Any]]]:
     """Partitions with where each is named, and the file of limits with its content."""
     names: dict[str, str] = {}
-    default = _defaults(given).get("slurm_partition")
-    if default:
+    if default := _defaults(given).get("slurm_partition"):
         names[str(default)] = f"{file}: default-resources.slurm_partition"
     for rule, resources in given.get("set-resources", {}).items():
         if partition := resources.get("slurm_partition"):
@@ -220,19 +214,13 @@ def _wrong_limits(
 ) -> list[str]:
     """Caps on what jobs ask for that no partition grants: those jobs would wait for ever."""
     defaults, wrong = _defaults(given), []
-    for takes_gpus in (False, True):
-        able = {
-            name: found
-            for name, found in usable.items()
-            if not takes_gpus or limits.get(name, {"max_gpu": 1}).get("max_gpu", 0)
-        }
-        if not able:
-            continue
-        kind = "with a GPU" if takes_gpus else "without a GPU"
-        for key, otherwise, unit, grant in (
-            ("max_runtime", MAX_RUNTIME_MINUTES, "minutes", "runtime_minutes"),
-            ("max_mem_mb", MAX_MEGABYTES, "MB", "megabytes"),
-        ):
+    caps = (
+        ("max_runtime", MAX_RUNTIME_MINUTES, "minutes", "runtime_minutes"),
+        ("max_mem_mb", MAX_MEGABYTES, "MB", "megabytes"),
+    )
+    with_gpus = {n: p for n, p in usable.items() if limits.get(n, {"max_gpu": 1}).get("max_gpu")}
+    for kind, able in (("without a GPU", usable), ("with a GPU", with_gpus)):
+        for key, otherwise, unit, grant in caps if able else ():
             cap = _whole(defaults.get(key, otherwise), f"{file}: default-resources.{key}")
             granted = max(getattr(found, grant) for found in able.values())
             if cap > granted:

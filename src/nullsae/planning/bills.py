@@ -75,10 +75,9 @@ def _windows(config: Config, root: Path, keys: dict[str, str], negatives: str) -
     if negatives != "misplaced":
         others = scoring.filter(pc.equal(scoring["silent_kind"], negatives))
     explaining = table.filter(pc.and_(pc.equal(table["pool"], "explain"), table["active"]))
-    counts = (
-        _per_latent(rows) for rows in (explaining, pa.concat_tables([active, others]), active)
-    )
-    return WindowCounts(*counts, settings.window_tokens, counted=True)
+    scored = _per_latent(pa.concat_tables([active, others]))
+    shown, length = _per_latent(explaining), settings.window_tokens
+    return WindowCounts(shown, scored, _per_latent(active), length, counted=True)
 
 
 def _per_latent(table: pa.Table) -> Any:

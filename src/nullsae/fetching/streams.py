@@ -60,9 +60,13 @@ class Stream:
         """The source section that reads the local data set, document by document as before."""
         path = str(self.folder)
         return {
-            **{"kind": "hub", "path": path if self.folder.is_absolute() else f"./{path}"},
-            **{"name": None, "split": "train", "column": self.source.column},
-            **{"revision": None, "streaming": True},
+            "kind": "hub",
+            "path": path if self.folder.is_absolute() else f"./{path}",
+            "name": None,
+            "split": "train",
+            "column": self.source.column,
+            "revision": None,
+            "streaming": True,
         }
 
 
@@ -98,8 +102,10 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
     from nullsae.corpus.splits import SplitName
 
     where = f"config: corpora.{name}"
-    wanted: dict[SplitName, int | None] = {"sae_train": corpus.sae_train_tokens}
-    wanted["eval"] = corpus.eval_tokens
+    wanted: dict[SplitName, int | None] = {
+        "sae_train": corpus.sae_train_tokens,
+        "eval": corpus.eval_tokens,
+    }
     total = sum(filter(None, wanted.values()))
     packers: dict[SplitName, Packer] = {}
     with bar(f"corpus {name}", "tokens") as progress:

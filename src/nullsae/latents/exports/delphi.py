@@ -71,8 +71,11 @@ def _write_cell(cell: LatentFolder, split: Split, folder: Path) -> None:
     write_json(
         folder / "config.json",
         {
-            **{"dataset_repo": "", "dataset_split": "eval", "dataset_name": ""},
-            **{"dataset_column": "", "batch_size": 1},
+            "dataset_repo": "",
+            "dataset_split": "eval",
+            "dataset_name": "",
+            "dataset_column": "",
+            "batch_size": 1,
             "cache_ctx_len": split.context_tokens,
             "n_tokens": split.n_tokens,
             "n_splits": len(found),

@@ -45,13 +45,12 @@ class NoiseEmbeddings(Variant):
 
         def noise(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
             rows = []
+            of = (recipe["seed"], cls.purpose, recipe["draw"], subject.split)
             for context in subject.contexts:
-                key = (recipe["draw"], subject.split, context)
-                generator = torch_generator(recipe["seed"], cls.purpose, *key)
+                generator = torch_generator(*of, context)
                 rows.append(torch.randn(output.shape[1:], generator=generator))
-            drawn = torch.stack(rows) * recipe["embedding_noise_std"]
-            placed: Tensor = drawn.to(device=output.device, dtype=output.dtype)
-            return placed
+            drawn: Tensor = torch.stack(rows) * recipe["embedding_noise_std"]
+            return drawn.to(output)
 
         subject.model.get_input_embeddings().register_forward_hook(noise)
 

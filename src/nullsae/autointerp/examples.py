@@ -74,10 +74,8 @@ def examples_of(
     """Take the scoring windows of `latents` out of the table `windows`, sorted, nothing marked.
 
     `negatives` are the kind of silent windows, `misplaced` for active windows only; the table's
-    file `source` is for messages.
-
-    Raises:
-        UserError: a window's flag `active` contradicts its activations.
+    file `source` is for messages. A `UserError` names a window whose flag `active` contradicts its
+    activations.
     """
     wanted = pc.is_in(table["latent"], value_set=latents.combine_chunks())
     table = table.filter(pc.and_(pc.equal(table["pool"], "score"), wanted))

@@ -61,9 +61,7 @@ def explain_latents(
     """Write one SAE's explanations, one row per latent, sorted by latent.
 
     The arguments are the fields of `ExplainJob`; `join_shards` makes one table of those of `ranks`.
-
-    Raises:
-        UserError: a file is missing or damaged, or an endpoint cannot be used.
+    A `UserError` says which file is missing or damaged, or why an endpoint cannot be used.
     """
     job = ExplainJob(params, windows, tokenizer, output, base, session or Session(), ranks)
     write_table(output, params.explainer.explain(job), cell_schema("explanations"))

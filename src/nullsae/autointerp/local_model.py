@@ -50,10 +50,8 @@ def prepare_judge(params: PrepareJudgeParams, output: Path) -> None:
 
     A GGUF file is converted once, to a checkpoint folder beside the manifest, for reading one takes
     minutes. Of a pretrained model nothing is copied: the manifest pins the commit that was found.
-    The manifest `output` is written last: a folder without one is unfinished.
-
-    Raises:
-        UserError: the model or its tokenizer cannot be had, or weights are missing.
+    The manifest `output` is written last: a folder without one is unfinished. A `UserError` says
+    that the model or its tokenizer cannot be had, or that weights are missing.
     """
     source = params.model
     output.unlink(missing_ok=True)
@@ -72,8 +70,7 @@ def prepare_judge(params: PrepareJudgeParams, output: Path) -> None:
 def load_judge(manifest: Path, device: torch.device) -> LocalJudge:
     """Load a judge by the manifest that `prepare_judge` wrote, verifying the files it made.
 
-    Raises:
-        UserError: a file is missing or damaged, or the model cannot be had any more.
+    A `UserError` says that a file is missing or damaged, or that the model cannot be had any more.
     """
     from transformers import AutoModelForCausalLM
 

@@ -48,8 +48,7 @@ class LikelihoodPrompt:
 def load_likelihood_prompt(path: str | None = None) -> LikelihoodPrompt:
     """Read nullsae's prompt, or the file `path`: what stands before a window and a space.
 
-    Raises:
-        UserError: the file cannot be read, or is not such a file; names it and what is wrong.
+    A `UserError` names a file that cannot be read or is not such a file, and what is wrong.
     """
     file, before, parts, digest = read_parts("likelihood", path)
     texts = dict(parts)
@@ -117,10 +116,8 @@ class Likelihood:
         that overlap one are scored. By default all tokens are.
 
         Returns float64 [n_windows], nats, summed over the scored tokens; 0 where there are none. It
-        is the same for any order of the windows, up to rounding for any `batch_windows`.
-
-        Raises:
-            UserError: the explanation and the longest window exceed the judge's context.
+        is the same for any order of the windows, up to rounding for any `batch_windows`. A
+        `UserError` says that the explanation and the longest window exceed the judge's context.
         """
         each = spans if spans is not None else [None] * len(windows)
         asked = [self._tokens(*window) for window in zip(windows, each, strict=True)]

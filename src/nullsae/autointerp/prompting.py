@@ -80,12 +80,9 @@ class Prompt:
 def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tuple[str, str]], str]:
     """What stands under each `=== name` of nullsae's prompt of a kind, or of the file `path`.
 
-    Returns:
-        The file; what stands before the first name; (name, text) in order; 16 hex digits over the
-        file. Texts without white space around them.
-
-    Raises:
-        UserError: the file cannot be read, or is no text; names it.
+    Returns the file; what stands before the first name; (name, text) in order; 16 hex digits over
+    the file. Texts come without white space around them. A `UserError` names a file that cannot be
+    read or is no text.
     """
     file = Path(path).expanduser() if path else PROMPTS / f"{kind}.txt"
     try:
@@ -105,10 +102,8 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
 
     Turns stand under lines `=== system`, `=== user`, `=== assistant`. The last turn of the user is
     the question, in Jinja's syntax; `=== again` is what is added to it after an answer that could
-    not be used.
-
-    Raises:
-        UserError: the file is missing or not such a file; names it and the line that is wrong.
+    not be used. A `UserError` names a file that is missing or not such a file, and the line that is
+    wrong.
     """
     # Lazy: the modules of explainers and scorers are loaded to check a config.
     import jinja2

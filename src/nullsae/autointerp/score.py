@@ -84,10 +84,8 @@ def score_latents(
 
     Predictions are sorted by (latent, window), scores by latent. Of `windows` and `explanations`,
     which not every scorer needs, those of the sampled latents of `ranks` are judged; `join_shards`
-    makes one table of all. The manifest `judge` is the `model` of `ScoreJob`.
-
-    Raises:
-        UserError: a file is missing or damaged, or an endpoint cannot be used.
+    makes one table of all. The manifest `judge` is the `model` of `ScoreJob`. A `UserError` says
+    which file is missing or damaged, or why an endpoint cannot be used.
     """
     scorer = params.scorer
     table = read_table(windows, cell_schema("windows"))

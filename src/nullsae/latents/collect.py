@@ -54,13 +54,11 @@ def collect_latents(
     """Write the tables `latents` (every latent), `windows` (sampled ones) and `coverage`.
 
     `firings` is written too, those of the sampled latents (`latents.sample`). `sae` is the SAE's
-    `cfg.json`, `activations` the manifest of the variant's `eval` activations, `tokens` that of
-    the corpus' `eval` split. `progress` is called with (tokens done, tokens in all).
-    Temporary files, 16 bytes per firing and at most 24 per active window, lie in a folder beside
-    `latents`.
-
-    Raises:
-        UserError: an input is missing, damaged or of another config, or the disk is full.
+    `cfg.json`, `activations` the manifest of the variant's `eval` activations, `tokens` that of the
+    corpus' `eval` split. `progress` is called with (tokens done, tokens in all). Temporary files,
+    16 bytes per firing and at most 24 per active window, lie in a folder beside `latents`. A
+    `UserError` names an input that is missing, damaged or of another config, or says that the disk
+    is full.
     """
     torch.set_num_threads(params.compute.threads)
     coder, _ = load_sae(sae)
@@ -125,11 +123,9 @@ def sort_firings(
     """All firings of an SAE over a split, sorted, in files in `folder`.
 
     Those on tokens that the settings skip are left out: the first of each context, and the ends of
-    documents. The array counts such tokens and their firings: int64 [2].
-
-    Raises:
-        UserError: a shard cannot be read, the disk is full, or the ends of documents are to be
-            skipped and the corpus does not name them.
+    documents. The array counts such tokens and their firings: int64 [2]. A `UserError` says that a
+    shard cannot be read, that the disk is full, or that the ends of documents are to be skipped and
+    the corpus does not name them.
     """
     if settings.skip_end_of_text and split.eos_token_id is None:
         raise UserError(
@@ -171,10 +167,8 @@ def draw_sample(
 ) -> tuple[WindowRows, dict[int, float | None]]:
     """Draw the windows of the sampled latents (int64 [n], ascending).
 
-    `pools` (int8 [n_windows]) and `dealt` (int8 [n_documents]) are as for `describe`.
-
-    Returns:
-        Rows of the table `windows`, and by latent the entropy in bits over its explaining windows.
+    `pools` (int8 [n_windows]) and `dealt` (int8 [n_documents]) are as for `describe`. Returns rows
+    of the table `windows`, and by latent the entropy in bits over its explaining windows.
     """
     settings, grid = params.latents, known.grid
     silence = HardSilence(known.cells, grid, pools, split)

@@ -60,11 +60,9 @@ def describe(
     """Go through the sorted firings of a split, some latents after the others.
 
     `pools` (int8 [n_windows]) has the pool of each cell and `dealt` (int8 [n_documents]) that of
-    each document (`deal_documents`). Files go to `folder`, which is the caller's to delete.
-    Memory: about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes per latent.
-
-    Raises:
-        UserError: the disk is full.
+    each document (`deal_documents`). Files go to `folder`, which is the caller's to delete. Memory:
+    about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes per latent. A full disk raises a
+    `UserError`.
     """
     n = firings.n_latents
     columns: list[dict[str, np.ndarray]] = []

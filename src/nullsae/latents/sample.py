@@ -25,10 +25,8 @@ def activations_in(
 ) -> np.ndarray:
     """A latent's activations in stretches of the split that begin at `start` (int64 [n]).
 
-    It fires with `value` (float32 [n_firings]) at `position` ([n_firings], ascending).
-
-    Returns:
-        float32 [n, length].
+    It fires with `value` (float32 [n_firings]) at `position` ([n_firings], ascending). Returns
+    float32 [n, length].
     """
     dense = np.zeros((len(start), length), dtype=np.float32)
     bounds = np.searchsorted(position, np.stack([start, start + length]).astype(position.dtype))
@@ -51,10 +49,8 @@ class WindowRows:
         self, latent: int, draws: Sequence[Draw], position: np.ndarray, value: np.ndarray
     ) -> float | None:
         """Add the windows drawn for one latent, which fires with `value` (float32 [n_firings]) at
-        `position` (integers [n_firings], ascending).
-
-        Returns:
-            Entropy in bits of its activation over the token ids of the explaining windows.
+        `position` (integers [n_firings], ascending). Returns the entropy in bits of its activation
+        over the token ids of the explaining windows.
         """
         start = np.concatenate([draw.start for draw in draws])
         ids = self._ids[start[:, None] + np.arange(self._length)]
@@ -103,12 +99,9 @@ class WindowRows:
 def write_firings(path: Path, latents: np.ndarray, firings: Firings) -> None:
     """Write all firings of some latents (int64 [n], ascending), piece by piece, as safetensors.
 
-    Keys: `latent` int32 [n], ascending; `offset` int64 [n + 1]; `position` uint32 (int64 from
-    2^32 tokens on) and `value` float32: the firings of latent[i], by position, are offset[i] to
-    offset[i + 1].
-
-    Raises:
-        UserError: the file cannot be written.
+    Keys: `latent` int32 [n], ascending; `offset` int64 [n + 1]; `position` uint32 (int64 from 2^32
+    tokens on) and `value` float32: the firings of latent[i], by position, are
+    offset[i] to offset[i + 1]. A `UserError` says that the file cannot be written.
     """
     slices = [firings.of(latent) for latent in latents.tolist()]
     offset = offsets_of(np.array([part.stop - part.start for part in slices], dtype=np.int64))
@@ -147,8 +140,8 @@ class FiringReader:
     def open(cls, path: Path) -> FiringReader:
         """Read which latents there are.
 
-        Raises:
-            UserError: missing, damaged or another file; names it and the command that rebuilds it.
+        A `UserError` names a file that is missing, damaged or another one, and the command that
+        rebuilds it.
         """
         if not path.is_file():
             raise UserError(
@@ -172,8 +165,7 @@ class FiringReader:
     def of(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """One latent's firings: positions (uint32 or int64 [n], ascending) and values (float32).
 
-        Raises:
-            UserError: the latent was not sampled, or its firings are damaged.
+        A `UserError` says that the latent was not sampled, or that its firings are damaged.
         """
         place = int(np.searchsorted(self.latents, latent))
         if place == len(self.latents) or self.latents[place] != latent:

@@ -86,13 +86,10 @@ class HardSilence:
         """The others that most often fire in the same windows as a latent.
 
         The association of another one is P(it fires | the latent fires) - P(it fires), over the
-        windows of both pools: the share of the latent's active windows in which it fires too,
-        minus its share of all windows. One that never fires where the latent is silent tells of
-        no silent window and does not count.
-
-        Returns:
-            At most `N_COMPANIONS` latents (int64) and their associations (float64), all above 0,
-            largest first; ties by number.
+        windows of both pools: the share of the latent's active windows in which it fires too, minus
+        its share of all windows. One that never fires where the latent is silent tells of no silent
+        window and does not count. Returns at most `N_COMPANIONS` latents (int64) and their
+        associations (float64), all above 0, largest first; ties by number.
         """
         own = np.zeros(self.grid.n_windows, dtype=bool)
         own[self.active.position[self.active.of(latent)]] = True
@@ -162,9 +159,7 @@ class TokenIndex:
         the text is alike too, in its telling words.
 
         Both `token_ids` (int) and `activations` (float64, not negative) are [window_tokens].
-
-        Returns:
-            float64 [n_windows], 0 for windows that are not indexed.
+        Returns float64 [n_windows], 0 for windows that are not indexed.
         """
         types, place, n = np.unique(token_ids, return_inverse=True, return_counts=True)
         activation = np.bincount(place, weights=activations)
@@ -189,10 +184,7 @@ class TokenIndex:
         as a whole, not like one of them. Ties are broken at random.
 
         Both `token_ids` (int) and `activations` (float64) are [n_active, window_tokens], the
-        candidates (int64) indexed windows.
-
-        Returns:
-            int64 [at most n], ascending.
+        candidates (int64) indexed windows. Returns int64 [at most n], ascending.
         """
         if not len(token_ids):
             return candidates[:0]

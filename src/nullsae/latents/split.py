@@ -38,9 +38,8 @@ class Split:
     def open(cls, manifest: Path) -> Split:
         """Map the tokens that lie beside a manifest, verified against it.
 
-        Raises:
-            UserError: a file is missing, damaged or not what a corpus consists of; names it and
-                the command that rebuilds it.
+        A `UserError` names a file that is missing, damaged or not what a corpus consists of, and
+        the command that rebuilds it.
         """
         tokens = load_tokens(manifest)
         ids, document = tokens.input_ids, tokens.document_id

@@ -180,12 +180,10 @@ def token_spread(tokens: TokenMass, counts: np.ndarray) -> dict[str, np.ndarray]
     """Entropy H = -sum p_t log2 p_t, its Miller-Madow correction, and the peak share max p_t.
 
     p_t is proportional to the summed activation on token id t. The correction adds
-    (types - 1) / (2 N ln 2) bits for N firings (Miller 1955): an entropy estimated from few
-    firings is too low, and firing rates differ between variants. `counts` (int64 [n_latents]) are
-    numbers of firings.
-
-    Returns:
-        Columns of the table `latents`, each [n_latents]; NaN (or -1) without a firing.
+    (types - 1) / (2 N ln 2) bits for N firings (Miller 1955): an entropy estimated from few firings
+    is too low, and
+    firing rates differ between variants. `counts` (int64 [n_latents]) are numbers of firings.
+    Returns columns of the table `latents`, each [n_latents]; NaN (or -1) without a firing.
     """
     latent, token, mass, n = tokens.latent, tokens.token, tokens.mass, len(counts)
     total = np.bincount(latent, weights=mass, minlength=n)

@@ -60,11 +60,9 @@ class Firings:
     def pieces(self, context_tokens: int) -> Iterator[tuple[int, Firings]]:
         """All firings in pieces of about `PIECE_FIRINGS`, copied into memory.
 
-        A latent with more has pieces of its own, which end where a context ends, so that no
-        window and no pair of tokens of one context is torn apart.
-
-        Yields:
-            (first latent, firings of it and of those after it).
+        A latent with more has pieces of its own, which end where a context ends, so that no window
+        and no pair of tokens of one context is torn apart. Yields (first latent, firings of it and
+        of those after it).
         """
         most = max(PIECE_FIRINGS, context_tokens)
         for first, end in ranges(self.offsets, most):
@@ -144,8 +142,7 @@ class Columns:
     def append(self, **values: np.ndarray) -> None:
         """Append as many numbers to each column.
 
-        Raises:
-            UserError: the disk is full, or another error of the system.
+        A full disk, or another error of the system, raises a `UserError`.
         """
         for column, array in values.items():
             try:
@@ -195,8 +192,7 @@ class FiringSorter:
     def add(self, latent: np.ndarray, position: np.ndarray, value: np.ndarray) -> None:
         """Add firings: integers [n], flat positions [n], float32 [n] above 0.
 
-        Raises:
-            UserError: the disk is full.
+        A full disk raises a `UserError`.
         """
         while len(latent):
             room = min(RUN_FIRINGS - self._held, len(latent))
@@ -223,8 +219,7 @@ class FiringSorter:
     def sorted(self) -> Firings:
         """All firings, as maps of files in the folder; nothing is added after that.
 
-        Raises:
-            UserError: the disk is full.
+        A full disk raises a `UserError`.
         """
         self._write_run()
         del self._latent, self._position, self._value

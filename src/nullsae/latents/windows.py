@@ -61,11 +61,9 @@ class Grid:
 def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
     """Deal documents to the two pools so that they hold about equally many cells.
 
-    Documents come in random order, each going to the pool with fewer cells so far. Explaining
-    and scoring windows therefore never share a document.
-
-    Returns:
-        int8 [n_documents]: 0 explain, 1 score, up to the last document that holds a whole cell.
+    Documents come in random order, each going to the pool with fewer cells so far. Explaining and
+    scoring windows therefore never share a document. Returns int8 [n_documents]: 0 explain, 1
+    score, up to the last document that holds a whole cell.
     """
     n_documents = int(grid.document.max(initial=-1)) + 1
     size = np.bincount(grid.document[grid.document >= 0], minlength=n_documents)

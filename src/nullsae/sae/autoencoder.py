@@ -82,14 +82,9 @@ class Autoencoder:
 
         A token's code does not depend on the tokens beside it, but for the padding of an SAE
         without a k: to the bit on a CPU, whose float32 products are oneDNN's. x is [tokens,
-        d_model]; ids int64 [tokens] are for an architecture that `reads_tokens`.
-
-        Returns:
-            Values and int64 indices, both [tokens, m]. A value of 0 means that the latent did not
-            fire. m is k, or the largest number of active latents among these tokens.
-
-        Raises:
-            ValueError: token ids are missing.
+        d_model]; ids int64 [tokens] are for an architecture that `reads_tokens`. Returns values and
+        int64 indices, both [tokens, m]. A value of 0 means that the latent did not fire. m is k, or
+        the largest number of active latents among these tokens. Missing ids raise a `ValueError`.
         """
         if self.coding.reads_tokens:
             if token_ids is None:

@@ -28,11 +28,8 @@ def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
     """Copy an SAE as it was after a share of its training into a folder of its own.
 
     `sae` is the `cfg.json` of the whole SAE, in the folder that its training wrote. The copy's
-    `cfg.json` is written last.
-
-    Raises:
-        UserError: the training left nothing at that share, or it is damaged, or it was left by
-            another training than that of `sae`.
+    `cfg.json` is written last. A `UserError` says that the training left nothing at that share, or
+    that it is damaged, or was left by another training than that of `sae`.
     """
     rebuild = rebuild_command(sae)
 

@@ -105,9 +105,8 @@ def is_made(folder: Path, *, key: str) -> bool:
 def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     """Read an SAE.
 
-    Raises:
-        UserError: a file is missing or damaged, or a key of the config or of the weights is
-            unknown or missing, or a tensor has another shape than the config says.
+    A `UserError` names a file that is missing or damaged, a key of the config or of the weights
+    that is unknown or missing, or a tensor of another shape than the config says.
     """
     rebuild = rebuild_command(config_file)
     if not config_file.is_file():

@@ -117,10 +117,8 @@ def fit_dictionary(
 ) -> Autoencoder:
     """The dictionary of a recipe that is not trained, from the activations of `sae_train`.
 
-    `corpus` has their tokens, where the dictionary reads them; `where` is for messages.
-
-    Raises:
-        UserError: k does not fit.
+    `corpus` has their tokens, where the dictionary reads them; `where` is for messages. A
+    `UserError` says that k does not fit.
     """
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

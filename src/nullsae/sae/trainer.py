@@ -128,8 +128,7 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Continue from a checkpoint written by `save`.
 
-        Raises:
-            One of `DAMAGED`: what is in memory is then of no use any more.
+        After an error, one of `DAMAGED`, what is in memory is of no use any more.
         """
         tensors, metadata = load_state(path)
         self.step = int(metadata["step"])

@@ -122,8 +122,7 @@ class Run:
     ) -> None:
         """At its first step, or at that of its checkpoint, of a stream of `n_tokens`.
 
-        Raises:
-            UserError: fewer tokens than one batch.
+        A `UserError` says that there are fewer tokens than one batch.
         """
         recipe = cell.recipe
         if n_tokens < recipe.batch_tokens:
@@ -177,10 +176,7 @@ class Run:
 
     def step(self, batch: Tensor) -> float:
         """One optimizer step on activations as captured, [batch_tokens, d_model], and what is due
-        after it; returns the batch's FVU.
-
-        Raises:
-            DivergedError: the loss is not finite.
+        after it; returns the batch's FVU. A loss that is not finite raises a `DivergedError`.
         """
         trainer, recipe, keys = self.trainer, self.cell.recipe, self.cell.keys
         lr, start = trainer.lr(), time.perf_counter()

@@ -101,11 +101,8 @@ def lexical_explanations(
     may belong to another window or pool: it counts for its token and for no pair.
 
     Of the table `windows` the columns latent, window, pool, token_ids and activations are used; the
-    text names `top_tokens` tokens or, in the context `bigram`, pairs.
-
-    Returns:
-        The table `explanations`; `token_ids` ascend, pairs ascend by (token, previous),
-        `base_probability` is r.
+    text names `top_tokens` tokens or, in the context `bigram`, pairs. Returns the table
+    `explanations`; `token_ids` ascend, pairs ascend by (token, previous), `base_probability` is r.
     """
     windows = windows.filter(pc.equal(windows["pool"], "explain"))
     # Sums of floats then do not depend on the order of the rows.

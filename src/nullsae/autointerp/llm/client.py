@@ -57,9 +57,8 @@ class LanguageModel:
     async def ask(self, request: Request) -> Reply | None:
         """The reply to a request, from the cache where it has one; None if no attempt brought one.
 
-        Raises:
-            UserError: no request can be answered any more: wrong key, unknown model, endpoint
-                down, budget spent, damaged cache ... All later requests get the same error.
+        A `UserError` says why no request can be answered any more: wrong key, unknown model,
+        endpoint down, budget spent, damaged cache ... All later requests get the same error.
         """
         try:
             if self.sending.error is not None:
@@ -137,13 +136,9 @@ def ask_all(
     """Run coroutines that ask a language model, in an event loop of their own.
 
     They start in order, a few times `concurrency` of them at once, so that a generator need not
-    hold all prompts at the same time. None may wait for one that comes after it.
-
-    Returns:
-        What the coroutines returned, in order, and what it cost.
-
-    Raises:
-        UserError: as `LanguageModel.ask`; what had been received is kept.
+    hold all prompts at the same time. None may wait for one that comes after it. Returns what the
+    coroutines returned, in order, and what it cost; raises as `LanguageModel.ask`, and what had
+    been received is kept.
     """
     model = LanguageModel(endpoint, settings, root=root)
     # What a job has loaded is many objects, through which the collector of cyclic garbage would go

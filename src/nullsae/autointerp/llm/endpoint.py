@@ -86,10 +86,8 @@ async def find_out(endpoint: Endpoint, send: Send) -> Abilities:
     """Ask an endpoint what it can do: a plain question first, a schema, log-probabilities.
 
     What is refused, or never answered validly, counts as not supported; what the endpoint's
-    settings rule out is not asked for. `send` sends a request as those abilities allow.
-
-    Raises:
-        UserError: a plain question is refused (wrong key, unknown model), or never answered.
+    settings rule out is not asked for. `send` sends a request as those abilities allow. A
+    `UserError` says that a plain question is refused (wrong key, unknown model), or never answered.
     """
     abilities = await _plain(endpoint, send)
     wants_logprobs = endpoint.logprobs != "never"

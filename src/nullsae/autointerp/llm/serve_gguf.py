@@ -40,11 +40,9 @@ def serve_gguf(
 
     `GET /health` answers with 200 as soon as the model is loaded. Weights are requantized to
     `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and answer
-    of one request, `slots` the requests answered at the same time, `threads` those of the CPU.
-
-    Raises:
-        UserError: a package is missing, `quantize` is unknown, the port is taken, or the file
-            cannot be read.
+    of one request, `slots` the requests answered at the same time, `threads` those of the CPU. A
+    `UserError` says that a package is missing, `quantize` is unknown, the port is taken, or the
+    file cannot be read.
     """
     if quantize not in QUANTIZATIONS:
         raise UserError(f"--quantize: {quantize!r} is not one of {', '.join(QUANTIZATIONS)}")
@@ -90,10 +88,8 @@ def requantized(file: Path, quantize: str, work: Path) -> Path:
 
     On CPUs llama.cpp reads prompts faster from blocks without an offset. Matrices whose rows are
     whole blocks of 32 are rewritten. With `q4_0`, token embeddings and the head, which cost a
-    prompt nothing, are `q8_0`. Both formats hold 4 or 8 bits per weight and one scale per block.
-
-    Raises:
-        UserError: the package gguf is missing, or cannot read the file.
+    prompt nothing, are `q8_0`. Both formats hold 4 or 8 bits per weight and one scale per block. A
+    `UserError` says that the package gguf is missing, or cannot read the file.
     """
     if find_spec("gguf") is None:
         raise UserError(f"requantizing a GGUF file needs gguf (pip install {GGUF_PACKAGES})")

@@ -39,8 +39,7 @@ class Session:
     ) -> list[T]:
         """Results of the `n_questions` coroutines that `work` makes, in order; writes their cost.
 
-        Raises:
-            UserError: the endpoint cannot be used, or the budget is spent.
+        A `UserError` says that the endpoint cannot be used, or that the budget is spent.
         """
         if not n_questions:
             return []

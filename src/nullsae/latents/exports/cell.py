@@ -32,8 +32,7 @@ class LatentFolder:
     def open(cls, folder: Path) -> LatentFolder:
         """Read what lies in `results/latents/subject=.../seed=...`.
 
-        Raises:
-            UserError: not such a folder, or a file is missing or damaged.
+        A `UserError` says that it is no such folder, or which file is missing or damaged.
         """
         keys = paths.partition_keys(folder.absolute() / "latents.parquet")
         wanted = [key for key, _ in CELL_KEYS]
@@ -50,10 +49,8 @@ class LatentFolder:
 def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
     """Manifest of the `eval` split and tokenizer of the corpus that all cells were collected on.
 
-    Looked up in the study's `results/run_config.yaml`.
-
-    Raises:
-        UserError: the cells lie in no study or in several, or their corpora differ.
+    Looked up in the study's `results/run_config.yaml`. A `UserError` says that the cells lie in no
+    study or in several, or that their corpora differ.
     """
     found = set()
     for cell in cells:
@@ -79,9 +76,8 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
 def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> Iterator[Path]:
     """A folder to write the cells to, which gets the name `output` if all goes well.
 
-    Raises:
-        UserError: the cells are of another number of tokens than the split, there is something at
-            `output`, or the disk is full.
+    A `UserError` says that the cells are of another number of tokens than the split, that there is
+    something at `output`, or that the disk is full.
     """
     for cell in cells:
         n_tokens = cell.latents["n_tokens"][0].as_py()

@@ -29,11 +29,9 @@ FILE_FIRINGS = 2**23
 def export_delphi(cells: Sequence[LatentFolder], split: Split, output: Path) -> None:
     """Write the firings of the sampled latents of each cell into a new folder `output`.
 
-    Cells that differ in their site alone share a folder. `split` are the tokens on which they
-    were collected.
-
-    Raises:
-        UserError: the latents are not of these tokens, or the output cannot be written.
+    Cells that differ in their site alone share a folder. `split` are the tokens on which they were
+    collected. A `UserError` says that the latents are not of these tokens, or that the output
+    cannot be written.
     """
     with whole_folder(output, cells, split) as folder:
         for cell in cells:

@@ -43,11 +43,9 @@ def export_neuronpedia(
     """Write the sampled latents of each cell, a source each, into a new folder `output`.
 
     `tokenizer` is the `tokenizer.json` of the corpus, `split` the tokens on which the cells were
-    collected, `creator` the id of the Neuronpedia account that will own the rows.
-
-    Raises:
-        UserError: a table or the tokenizer is missing or damaged, the latents are not of these
-            tokens, or the output cannot be written.
+    collected, `creator` the id of the Neuronpedia account that will own the rows. A `UserError`
+    says that a table or the tokenizer is missing or damaged, that the latents are not of these
+    tokens, or that the output cannot be written.
     """
     try:
         text = Tokenizer.from_file(str(tokenizer))

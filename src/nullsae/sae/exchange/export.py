@@ -26,8 +26,8 @@ Written = tuple[dict[str, Any], dict[str, Tensor]]
 def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
     """Write an SAE in the layout `saelens` or `sparsify`: two files in a folder that is made.
 
-    Raises:
-        UserError: no such layout, one that cannot hold this SAE, or a folder that holds another.
+    A `UserError` says that there is no such layout, that it cannot hold this SAE, or that the
+    folder holds another.
     """
     if layout not in LAYOUTS:
         raise UserError(f"--layout: {layout!r} is not one of {', '.join(LAYOUTS)}")

@@ -34,11 +34,9 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
     not subtract, and codes scaled by the norms of decoder rows. Weights come back as float32.
 
     `pretrained` is a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}`
-    are filled in. `where` is the config key that a message names.
-
-    Raises:
-        UserError: it cannot be had, or a file or a key of it is missing, unknown, damaged or asks
-            for something that is not supported; names the file and the key.
+    are filled in. `where` is the config key that a message names. A `UserError` says that it cannot
+    be had, or names the file and the key that is missing, unknown, damaged or asks for something
+    that is not supported.
     """
     folder = _folder(pretrained, site, where)
     there = sorted(file.name for file in folder.iterdir())

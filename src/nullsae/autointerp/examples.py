@@ -117,14 +117,14 @@ def with_marks(
     if negatives != MISPLACED:
         return examples
     wrong = misplaced_marks(examples, seed, *key)
-    possible = np.flatnonzero(np.add.reduceat(wrong, examples.starts[:-1], dtype=np.int64) > 0)
     negative = replace(
         examples,
         marked=wrong,
         active=np.zeros_like(examples.active),
         silent_kind=pa.array([MISPLACED] * len(examples.window), pa.string()),
         quantile=pa.nulls(len(examples.window), pa.int64()),
-    ).take(possible)
+    )
+    negative = negative.take(np.flatnonzero(negative.n_marked))
     joined: dict[str, Any] = {}
     for name in (field.name for field in fields(Examples)):
         both = [getattr(examples, name), getattr(negative, name)]

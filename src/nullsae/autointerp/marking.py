@@ -25,16 +25,10 @@ FULL_WIDTH = 0xFEE0
 REPLACEMENT = "\ufffd"
 # A byte of a tokenizer with byte fallback, as in Llama's vocabulary: <0x0A>.
 BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>\Z")
-
-
-def _byte_letters() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for (GPT-2's encoder.py)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-BYTE_LETTERS = _byte_letters()
+# The byte that each letter of a byte-level vocabulary stands for (GPT-2's encoder.py).
+_PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_LETTERS = {chr(b): b for b in _PLAIN}
+BYTE_LETTERS |= {chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in _PLAIN)}
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,8 @@ def judgements(reply: Reply, n_windows: int) -> dict[int, Judgement]:
     for number, (label, place) in labels(reply.content, n_windows).items():
         masses = _masses(reply, place, _side)
         total = sum(masses.values())
-        if total > 0 and len(masses) == 2:
-            found[number] = Judgement(masses[1] / total, is_label=False)
-        else:
-            found[number] = Judgement(float(label), is_label=True)
+        is_label = total <= 0 or len(masses) < 2
+        found[number] = Judgement(float(label) if is_label else masses[1] / total, is_label)
     return found
 
 

@@ -204,32 +204,27 @@ def _latent_columns(
     n = len(passes)
     shown = np.full(n, np.nan)
     shown[sampled] = np.array([entropy[latent] for latent in sampled.tolist()], dtype=np.float64)
+    cosine = np.full(n, np.nan)
+    # A token lookup has no encoder rows.
+    for start in range(0, len(coder.w_enc), GEOMETRY_ROWS):
+        rows = slice(start, start + GEOMETRY_ROWS)
+        found = torch.cosine_similarity(coder.w_enc[rows], coder.w_dec[rows], dim=1)
+        cosine[rows] = found.cpu().numpy()
     columns = {
         "latent": np.arange(n),
         "n_tokens": np.full(n, split.n_tokens),
         **known.statistics,
-        "encoder_decoder_cosine": _encoder_decoder_cosine(coder),
+        "encoder_decoder_cosine": cosine,
         "explain_pool_active_windows": known.active[0],
         "score_pool_active_windows": known.active[1],
         "passes_filter": passes,
         "sampled": np.isin(np.arange(n), sampled),
         "explain_token_entropy_bits": shown,
     }
-    found = {}
+    made = {}
     for field in tables.cell_schema("latents"):
         values, missing = columns[field.name], None
         if field.nullable:
             missing = values < 0 if field.name == "peak_token" else np.isnan(values)
-        found[field.name] = pa.array(values, field.type, mask=missing)
-    return found
-
-
-def _encoder_decoder_cosine(coder: Autoencoder) -> np.ndarray:
-    """Of each latent's encoder and decoder rows: float64 [n_latents], NaN without an encoder."""
-    found = np.full(coder.n_latents, np.nan)
-    # A token lookup has no encoder rows.
-    for start in range(0, len(coder.w_enc), GEOMETRY_ROWS):
-        rows = slice(start, start + GEOMETRY_ROWS)
-        cosine = torch.cosine_similarity(coder.w_enc[rows], coder.w_dec[rows], dim=1)
-        found[rows] = cosine.cpu().numpy()
-    return found
+        made[field.name] = pa.array(values, field.type, mask=missing)
+    return made

@@ -93,23 +93,18 @@ class HardSilence:
         """
         own = np.zeros(self.grid.n_windows, dtype=bool)
         own[self.active.position[self.active.of(latent)]] = True
-        both = self._shared(own)
-        active = self.active.counts
+        # In how many of those cells each latent fires.
+        active, offsets = self.active.counts, self.active.offsets
+        both = np.zeros_like(active)
+        for start in range(0, int(offsets[-1]), PIECE_FIRINGS):
+            inside = offsets_of(own[self.active.position[start : start + PIECE_FIRINGS]])
+            both += np.diff(inside[np.clip(offsets - start, 0, len(inside) - 1)])
         association = both / max(1, own.sum()) - active / max(1, (self.pools >= 0).sum())
         # The latent itself is among these.
         association[both == active] = 0
         best = np.argsort(-association, kind="stable")[:N_COMPANIONS]
         best = best[association[best] > 0]
         return best, association[best]
-
-    def _shared(self, own: np.ndarray) -> np.ndarray:
-        """In how many of the cells marked in `own` each latent fires, int64 [n_latents]."""
-        offsets = self.active.offsets
-        shared = np.zeros(self.active.n_latents, dtype=np.int64)
-        for start in range(0, int(offsets[-1]), PIECE_FIRINGS):
-            inside = offsets_of(own[self.active.position[start : start + PIECE_FIRINGS]])
-            shared += np.diff(inside[np.clip(offsets - start, 0, len(inside) - 1)])
-        return shared
 
     @cached_property
     def tokens(self) -> TokenIndex:

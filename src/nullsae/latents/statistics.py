@@ -153,11 +153,7 @@ class Sums:
 
 
 def autocorrelation(
-    total: np.ndarray,
-    squares: np.ndarray,
-    products: np.ndarray,
-    n_tokens: int,
-    n_pairs: np.ndarray,
+    total: np.ndarray, squares: np.ndarray, products: np.ndarray, n_tokens: int, n_pairs: np.ndarray
 ) -> np.ndarray:
     """r_l = (products_l / n_pairs_l - mean^2) / variance, float64 [n, lags].
 
@@ -181,9 +177,8 @@ def token_spread(tokens: TokenMass, counts: np.ndarray) -> dict[str, np.ndarray]
 
     p_t is proportional to the summed activation on token id t. The correction adds
     (types - 1) / (2 N ln 2) bits for N firings (Miller 1955): an entropy estimated from few firings
-    is too low, and
-    firing rates differ between variants. `counts` (int64 [n_latents]) are numbers of firings.
-    Returns columns of the table `latents`, each [n_latents]; NaN (or -1) without a firing.
+    is too low, and firing rates differ between variants. `counts` (int64 [n_latents]) are numbers
+    of firings. Returns columns of the table `latents`, each [n_latents]; NaN (or -1) without one.
     """
     latent, token, mass, n = tokens.latent, tokens.token, tokens.mass, len(counts)
     total = np.bincount(latent, weights=mass, minlength=n)

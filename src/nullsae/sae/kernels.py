@@ -81,26 +81,22 @@ class Hits:
         products: Tensor
         if gpu := gpu_kernels(dense):
             products = gpu.dot_rows(dense, self.latents, self.offsets, rows)
-            return products
-        if dense.device.type == "cpu":
-            return self._sampled_product(dense, rows)
-        # The derivative of `decode` by its weights, which PyTorch computes without gathering the
-        # rows; 0 stands for the mode "sum".
-        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            dense, rows.detach(), self.latents, self.offsets, self.tokens, 0
-        )
-        return products
-
-    def _sampled_product(self, dense: Tensor, rows: Tensor) -> Tensor:
-        """The same as the entries of dense @ rows.T where there are hits."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse")  # of being new, and unchecked
-            zeros, size = dense.new_zeros(len(self.latents)), (len(dense), len(rows))
-            where = torch.sparse_csr_tensor(
-                self._with_end(), self.latents, zeros, size=size, check_invariants=False
+        elif dense.device.type == "cpu":
+            # The entries of dense @ rows.T where there are hits.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse")  # of being new, and unchecked
+                zeros, size = dense.new_zeros(len(self.latents)), (len(dense), len(rows))
+                where = torch.sparse_csr_tensor(
+                    self._with_end(), self.latents, zeros, size=size, check_invariants=False
+                )
+                found = torch.sparse.sampled_addmm(where, dense, rows.detach().t(), beta=0.0)
+            products = found.values()
+        else:
+            # The derivative of `decode` by its weights, which PyTorch computes without gathering
+            # the rows; 0 stands for the mode "sum".
+            products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                dense, rows.detach(), self.latents, self.offsets, self.tokens, 0
             )
-            found = torch.sparse.sampled_addmm(where, dense, rows.detach().t(), beta=0.0)
-        products: Tensor = found.values()
         return products
 
 

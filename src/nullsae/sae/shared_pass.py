@@ -72,7 +72,15 @@ def train_together(
             finished, a loss that was not finite.
     """
     visits, n_steps = plan(runs, blocks.sizes, seed), sum(run.n_steps for run in runs)
-    _announce(runs, blocks, visits, seconds_per_block)
+    widths = {run.cell.keys.site: run.cell.train.d_model for run in runs}
+    steps, weights = sum(r.n_steps - r.trainer.step for r in runs), sum(r.step_bytes for r in runs)
+    work, hours = blocks.work([v.index for v in visits]), seconds_per_block * len(visits) / 3600
+    logger.info(
+        f"{len(runs)} SAEs at {len(widths)} sites: {steps:,} steps on {sum(blocks.sizes):,} "
+        f"tokens, {work} ({hours:.2g} hours), at most {max(blocks.sizes):,} tokens of "
+        f"{sum(widths.values())} dimensions each; weights, optimizers and codes take "
+        f"{weights / 2**30:.2f} GiB"
+    )
     diverged: dict[int, UserError] = {}
     on_cuda = runs[0].heldout.device.type == "cuda"
     started = time.perf_counter()
@@ -157,18 +165,3 @@ def enough_memory(cells: Sequence[Cell], n_bytes: Callable[[], int]) -> Iterator
             f"not counted: lower n_latents, batch_tokens or activations.shard_tokens; finished "
             f"SAEs and checkpoints stay"
         ) from None
-
-
-def _announce(
-    runs: Sequence[Run], blocks: Blocks, visits: Sequence[Visit], seconds_per_block: float
-) -> None:
-    """What is to come, before it begins."""
-    widths = {run.cell.keys.site: run.cell.train.d_model for run in runs}
-    steps, weights = sum(r.n_steps - r.trainer.step for r in runs), sum(r.step_bytes for r in runs)
-    work, hours = blocks.work([v.index for v in visits]), seconds_per_block * len(visits) / 3600
-    logger.info(
-        f"{len(runs)} SAEs at {len(widths)} sites: {steps:,} steps on {sum(blocks.sizes):,} "
-        f"tokens, {work} ({hours:.2g} hours), at most {max(blocks.sizes):,} tokens of "
-        f"{sum(widths.values())} dimensions each; weights, optimizers and codes take "
-        f"{weights / 2**30:.2f} GiB"
-    )

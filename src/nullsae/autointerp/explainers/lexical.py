@@ -120,10 +120,8 @@ def lexical_explanations(
     columns = {
         "latent": latents,
         "explanation": pa.array(texts, pa.string()),
-        "reason": pa.nulls(len(texts), pa.string()),
         "source_latent": latents,
-        "model": pa.nulls(len(texts), pa.string()),
-        "prompt_hash": pa.nulls(len(texts), pa.string()),
+        **dict.fromkeys(("reason", "model", "prompt_hash"), pa.nulls(len(texts), pa.string())),
         "base_probability": found.base,
         "token_ids": lists_of(rows_from, found.token, pa.int32()),
         "token_probabilities": lists_of(rows_from, found.p_token, pa.float32()),
@@ -209,8 +207,7 @@ class TokenStatistics:
 
 def lists_of(bounds: Ints, values: Ints | Floats, kind: pa.DataType) -> pa.ListArray:
     """One list per row: row i is values[bounds[i]] to values[bounds[i + 1]]."""
-    items = pa.array(values).cast(kind)
-    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), items)
+    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pa.array(values).cast(kind))
 
 
 def quote_token(tokenizer: Tokenizer, token_id: int) -> str:
@@ -222,6 +219,6 @@ def quote_token(tokenizer: Tokenizer, token_id: int) -> str:
     name = tokenizer.id_to_token(token_id)
     if name is None:
         return f"token {token_id}"
-    text = token_text(tokenizer, token_id)
-    text = name if not text or "\ufffd" in text else text
+    text = token_text(tokenizer, token_id) or name
+    text = name if "\ufffd" in text else text
     return json.dumps(text, ensure_ascii=not text.isprintable())

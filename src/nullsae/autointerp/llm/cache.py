@@ -56,10 +56,7 @@ class Kept:
 
 def reply_key(address: str, body: bytes) -> bytes:
     """What a reply is kept under: a hash of the endpoint's name and of the request, 16 bytes."""
-    digest = blake2b(address.encode(), digest_size=16)
-    digest.update(b"\0")
-    digest.update(body)
-    return digest.digest()
+    return blake2b(address.encode() + b"\0" + body, digest_size=16).digest()
 
 
 class ReplyCache:
@@ -134,9 +131,8 @@ class ReplyCache:
     def reserve(self, usd: float, limit_usd: float) -> float | None:
         """Set money aside for a request; if the limit does not allow it, what is spent, in USD."""
         refused = self._try_to_reserve(usd, limit_usd)
-        if refused is not None and self._forget_the_dead():
-            refused = self._try_to_reserve(usd, limit_usd)
-        return refused
+        again = refused is not None and self._forget_the_dead()
+        return self._try_to_reserve(usd, limit_usd) if again else refused
 
     def release(self, usd: float) -> None:
         """No longer reserve what a request without a reply would have cost."""
@@ -246,12 +242,8 @@ class ReplyCache:
 
 
 def _packed(reply: Reply) -> bytes | str:
-    plain = [
-        reply.content,
-        reply.finish_reason,
-        [[token.text, token.alternatives] for token in reply.tokens],
-    ]
-    text = json.dumps(plain, separators=(",", ":"))
+    tokens = [[token.text, token.alternatives] for token in reply.tokens]
+    text = json.dumps([reply.content, reply.finish_reason, tokens], separators=(",", ":"))
     return text if len(text) < COMPRESS_FROM_BYTES else zlib.compress(text.encode(), 1)
 
 
@@ -323,8 +315,6 @@ def _damage_named(path: Path) -> Iterator[None]:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True

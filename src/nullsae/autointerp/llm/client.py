@@ -35,9 +35,7 @@ class LanguageModel:
     def __init__(self, endpoint: Endpoint, settings: Llm, *, root: Path = Path()) -> None:
         """Nothing is opened yet; the cache and a server's program are relative to `root`."""
         self.usage = Usage()
-        self._endpoint = endpoint
-        self._settings = settings
-        self._root = root
+        self._endpoint, self._settings, self._root = endpoint, settings, root
         self._abilities: Abilities | None = None
         self._finding_out = asyncio.Lock()
         self._asking: dict[bytes, asyncio.Future[Kept | None]] = {}

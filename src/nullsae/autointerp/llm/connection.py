@@ -22,9 +22,7 @@ class Connection:
     """Sends requests, once each; opens nothing before the first."""
 
     def __init__(self, endpoint: Endpoint, settings: Llm, root: Path) -> None:
-        self._endpoint = endpoint
-        self._settings = settings
-        self._root = root
+        self._endpoint, self._settings, self._root = endpoint, settings, root
         self._server: RunningServer | None = None
         self._transport: Transport | None = None
         self._opening = asyncio.Lock()

@@ -153,12 +153,8 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
 
 
 def _question(*, schema: bool = False, logprobs: bool = False) -> Request:
-    return Request(
-        ({"role": "user", "content": QUESTION},),
-        QUESTION_TOKENS,
-        schema=QUESTION_SCHEMA if schema else None,
-        logprobs=logprobs,
-    )
+    messages = ({"role": "user", "content": QUESTION},)
+    return Request(messages, QUESTION_TOKENS, QUESTION_SCHEMA if schema else None, logprobs)
 
 
 def _obeys(found: Found) -> bool:

@@ -43,13 +43,11 @@ class Sending:
         self._model = endpoint.model
         self._settings = settings
         self._price = settings.prices.get(endpoint.model)
-        self._cache = cache
-        self._usage = usage
+        self._cache, self._usage = cache, usage
         self._limiter = Limiter(settings.concurrency)
         self._jitter = random.Random()
         self._sending = 0
-        self._sent = asyncio.Event()
-        self._stopped = asyncio.Event()
+        self._sent, self._stopped = asyncio.Event(), asyncio.Event()
         self._drain_until = 0.0
         self._failures_in_a_row = 0
 

@@ -31,8 +31,7 @@ class RunningServer:
     """
 
     def __init__(self, settings: ManagedServer, root: Path) -> None:
-        self._settings = settings
-        self._root = root
+        self._settings, self._root = settings, root
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until `stop`
         self._guard: asyncio.subprocess.Process | None = None
         self._group: int | None = None

@@ -63,14 +63,8 @@ class Session:
             root=self.root,
         )
         if self.costs is not None:
-            same = (
-                "calls",
-                "cached_calls",
-                "attempts_failed",
-                "prompt_tokens",
-                "completion_tokens",
-            )
-            row = {name: getattr(usage, name) for name in same} | {
+            own = ("calls", "cached_calls", "attempts_failed", "prompt_tokens", "completion_tokens")
+            row = {name: getattr(usage, name) for name in own} | {
                 "model": endpoint.model,
                 "failed_calls": usage.failed,
                 "cost_usd": usage.cost_usd + usage.cached_cost_usd,

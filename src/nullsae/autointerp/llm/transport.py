@@ -47,7 +47,6 @@ class Transport:
         )
 
     async def close(self) -> None:
-        """Close all connections."""
         await self._client.close()
 
     async def post(self, body: bytes) -> Answer:
@@ -132,21 +131,16 @@ class _Posted(httpx2.Request):
 
     def __init__(self, pattern: httpx2.Request, body: bytes) -> None:
         # Not the parent's, which parses the URL and copies the headers: most of what it costs.
-        self.method = pattern.method
-        self.url = pattern.url
-        self.headers = pattern.headers
-        self.extensions = pattern.extensions
-        self.body = body
+        self.method, self.url, self.body = pattern.method, pattern.url, body
+        self.headers, self.extensions = pattern.headers, pattern.extensions
 
 
 class _Answered(httpx2.Response):
     """A good answer: its body, without what the parent does to read one piece by piece."""
 
     def __init__(self, request: httpx2.Request, body: bytes) -> None:
-        self.status_code = 200
-        self.headers = NO_HEADERS
-        self.request = request
-        self._body = body
+        self.status_code, self.headers = 200, NO_HEADERS
+        self.request, self._body = request, body
 
     @property
     def content(self) -> bytes:
@@ -173,7 +167,6 @@ def _no_answer(error: APIConnectionError) -> NoAnswerError:
         cause = cause.__cause__
         if isinstance(cause, aiohttp.ClientError | OSError):
             break
-    text = first_line(cause)
     trouble: Trouble = "dropped"
     certificate = aiohttp.ClientConnectorCertificateError | ssl.SSLError | aiohttp.ClientSSLError
     if isinstance(cause, certificate):
@@ -182,4 +175,4 @@ def _no_answer(error: APIConnectionError) -> NoAnswerError:
         trouble = "unknown host"
     elif isinstance(cause, aiohttp.ClientConnectorError):
         trouble = "refused"
-    return NoAnswerError(trouble, text)
+    return NoAnswerError(trouble, first_line(cause))

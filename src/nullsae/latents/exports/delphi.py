@@ -69,10 +69,8 @@ def _write_cell(cell: LatentFolder, split: Split, folder: Path) -> None:
     write_json(
         folder / "config.json",
         {
-            "dataset_repo": "",
+            **dict.fromkeys(("dataset_repo", "dataset_name", "dataset_column"), ""),
             "dataset_split": "eval",
-            "dataset_name": "",
-            "dataset_column": "",
             "batch_size": 1,
             "cache_ctx_len": split.context_tokens,
             "n_tokens": split.n_tokens,

@@ -6,12 +6,7 @@ from typing import TypeVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from nullsae.sae.architectures.base import (
-    Gradients,
-    LimitedSae,
-    TrainedSae,
-    square_sum,
-)
+from nullsae.sae.architectures.base import Gradients, LimitedSae, TrainedSae, square_sum
 from nullsae.sae.later import Autoencoder, Tensor, kernels, torch
 
 # AuxK computes with all dead latents as matrices as long as they are so few for each one that is

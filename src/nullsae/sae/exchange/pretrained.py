@@ -108,11 +108,8 @@ def _of_saelens(weights: Path, file: Path, config: dict[str, Any], site: str) ->
         raise UserError(f"{file}: activation_fn: {activation!r} is not one of relu, topk")
     described = parse_section(SaeLensConfig, SaeLensConfig.upgrade(config), where=str(file))
     hook, layer, kind = described.metadata.get("hook_name"), site_layer(site), site_kind(site)
-    same = {hook_name(site)}
-    if kind == "resid_post":
-        same.add(hook_name(f"resid_pre.{layer + 1}"))
-    if kind == "resid_pre":
-        same.add(hook_name(f"resid_post.{layer - 1}"))
+    twins = {"resid_post": f"resid_pre.{layer + 1}", "resid_pre": f"resid_post.{layer - 1}"}
+    same = {hook_name(name) for name in (site, twins.get(kind, site))}
     # Names of other libraries' modules cannot be compared.
     if isinstance(hook, str) and HOOK.match(hook) and hook not in same:
         log.warning("%s: trained at %s, used at %s", file, hook, site)

@@ -28,12 +28,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.explainers.language_model import OpenAIExplainer
 from nullsae.autointerp.llm.client import ask_all
-from nullsae.autointerp.llm.messages import Request
+from nullsae.autointerp.llm.messages import Request, object_schema
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.marking import window_texts
 from nullsae.autointerp.prompting import load_prompt
 from nullsae.autointerp.score import score_latents
-from nullsae.autointerp.scorers.asking import FRAME_TOKENS, labels_schema
+from nullsae.autointerp.scorers.asking import FRAME_TOKENS
 from nullsae.autointerp.scorers.asking import WINDOW_TOKENS as WINDOW_ANSWER_TOKENS
 from nullsae.autointerp.scorers.detection import DetectionScorer
 from nullsae.autointerp.scorers.fuzzing import FuzzingScorer
@@ -171,7 +171,7 @@ def ask_only(
         Request(
             prompt.messages(explanation=f"words of kind {i}", windows=texts[5 * i : 5 * i + 5]),
             FRAME_TOKENS + 5 * WINDOW_ANSWER_TOKENS,
-            labels_schema(5),
+            object_schema({str(i): [0, 1] for i in range(1, 6)}),
             logprobs=True,
         )
         for i in range(N_REQUESTS)

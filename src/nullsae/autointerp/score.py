@@ -128,11 +128,10 @@ def score_latents(
 
 def predictions_table(examples: Examples, judged: Judged) -> pa.Table:
     """The columns of the table `predictions`; a NaN probability becomes null."""
-    same = ("latent", "window", "active", "silent_kind", "quantile")
+    same = ("latent", "window", "active", "silent_kind", "quantile", "n_marked")
     return pa.table(
         {name: getattr(examples, name) for name in same}
         | {
-            "n_marked": examples.n_marked if len(examples.latent) else np.empty(0, np.int64),
             "probability": pa.array(judged.probability, mask=np.isnan(judged.probability)),
             "evidence": pa.array(judged.evidence, pa.string()),
         }

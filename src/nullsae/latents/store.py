@@ -167,7 +167,6 @@ class Columns:
         }
 
     def delete(self) -> None:
-        """Delete the mapped files."""
         for file in self._files.values():
             file.unlink()
 
@@ -235,23 +234,19 @@ class FiringSorter:
                     part = slice(starts[run], starts[run] + n)
                     store.append(position=runs["position"][part], value=runs["value"][part])
             else:
-                whole = offsets[first : end + 1] - offsets[first]
-                store.append(**self._put_together(runs, starts, of_runs, whole))
+                store.append(**self._put_together(runs, starts, of_runs))
             starts = starts + of_runs.sum(axis=1, dtype=np.int64)
         self._runs.delete()
         return Firings(offsets, **store.mapped())
 
     def _put_together(
-        self,
-        runs: dict[str, np.ndarray],
-        starts: np.ndarray,
-        counts: np.ndarray,
-        offsets: np.ndarray,
+        self, runs: dict[str, np.ndarray], starts: np.ndarray, counts: np.ndarray
     ) -> dict[str, np.ndarray]:
         """A range of n latents out of its stretches of all runs, which begin at `starts` [n_runs].
 
-        `counts` [n_runs, n] has firings per run and latent, `offsets` [n + 1] those of the range.
+        `counts` [n_runs, n] has firings per run and latent.
         """
+        offsets = offsets_of(counts.sum(axis=0, dtype=np.int64))
         position = np.empty(int(offsets[-1]), self._position_type)
         value = np.empty(int(offsets[-1]), np.float32)
         free = offsets[:-1].copy()

@@ -73,7 +73,6 @@ class Autoencoder:
         return cls(architecture, w_enc, b_enc, w_dec, b_dec, k, own)
 
     def to(self, device: torch.device) -> Autoencoder:
-        """The same SAE on another device."""
         moved = {name: t.to(device) for name, t in self.parameters().items()}
         return self.of(moved, self.architecture, self.k)
 

@@ -94,14 +94,6 @@ def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
     write_json(folder / "cfg.json", config.model_dump(mode="json"))
 
 
-def is_made(folder: Path, *, key: str) -> bool:
-    """Whether the folder holds a whole, undamaged SAE that was made of just this."""
-    try:
-        return load_sae(folder / "cfg.json")[1].key == key
-    except UserError:
-        return False
-
-
 def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     """Read an SAE.
 

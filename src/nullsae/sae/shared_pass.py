@@ -64,12 +64,9 @@ def train_together(
 
     They are SAEs of one variant. One that diverges is left behind; the others go on. `progress` is
     called with (step, steps, FVU of the batch), counted over all runs. Where `stop` asks for an end
-    before that, each run has a checkpoint of its last step.
-
-    Raises:
-        StoppedError: an end was asked for.
-        UserError: NaN or infinite activations, not enough memory, or, once all others are
-            finished, a loss that was not finite.
+    before that, each run has a checkpoint of its last step, and a `StoppedError` is raised. A
+    `UserError` says that activations are NaN or infinite, that memory is short, or, once all others
+    are finished, that a loss was not finite.
     """
     visits, n_steps = plan(runs, blocks.sizes, seed), sum(run.n_steps for run in runs)
     widths = {run.cell.keys.site: run.cell.train.d_model for run in runs}
@@ -89,7 +86,7 @@ def train_together(
         # Where nothing is unfinished, the rest takes no time.
         if unfinished := [run for run in runs if not run.done and id(run) not in diverged]:
             for run in unfinished:
-                run.save()
+                run.trainer.save(run.cell.checkpoint)
             raise StoppedError(
                 f"stopped by SIGTERM at step {sum(run.trainer.step for run in runs)} of {n_steps}; "
                 f"run again to go on from there "

@@ -24,7 +24,7 @@ from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.exchange.pretrained import read_pretrained
-from nullsae.sae.files import is_made
+from nullsae.sae.files import load_sae
 from nullsae.sae.shared_pass import Progress, enough_memory, train_together
 from nullsae.sae.token_means import token_ids
 from nullsae.sae.trainer import evaluate
@@ -67,14 +67,11 @@ def train_sae(
     activations resumes there. `progress` is called with (step, steps, FVU of the batch), counted
     over all SAEs, or with (tokens, tokens in all, None) where there are no steps.
 
-    Returns:
-        The number of optimizer steps that this call ran (less than all after a resume).
-
-    Raises:
-        StoppedError: SIGTERM came; the same call goes on from there.
-        UserError: damaged or foreign activations, or fewer of them than one batch; a recipe or a
-            pretrained SAE that does not fit them; activations or a loss that are not finite; not
-            enough memory. SAEs that are finished by then stay in `work`.
+    Returns the number of optimizer steps that this call ran (less than all after a resume). After a
+    `StoppedError`, for SIGTERM, the same call goes on from there. A `UserError` names activations
+    that are damaged, foreign, not finite or fewer than one batch, a recipe or a pretrained SAE that
+    does not fit them, a loss that is not finite, or a lack of memory; SAEs that are finished by
+    then stay in `work`.
     """
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
@@ -179,9 +176,12 @@ def _open(
 
 
 def _is_whole(cell: Cell, folder: Path) -> bool:
-    """Whether the folder holds just this SAE, and the SAEs along its training."""
+    """Whether the folder holds just this SAE, undamaged, and the SAEs along its training."""
     along = [checkpoint_folder(folder, share) for share in cell.recipe.checkpoints]
-    return all(is_made(found, key=cell.key) for found in (folder, *along))
+    try:
+        return all(load_sae(sae / "cfg.json")[1].key == cell.key for sae in (folder, *along))
+    except UserError:
+        return False
 
 
 def _train(

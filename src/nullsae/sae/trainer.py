@@ -35,16 +35,6 @@ def schedule(step: int, n_steps: int, sae: Sae) -> float:
     return min(1.0, rise, fall)
 
 
-def dead_after(n_tokens: int, n_latents: int, k: int) -> int:
-    """Tokens without firing after which a latent counts as dead, where the recipe does not say.
-
-    A hundredth of the run of `n_tokens`, so that there is time to revive it; a hundred times the
-    mean interval between firings at least, so that AuxK does not unlearn what is merely rare; 10
-    million at most (Gao et al. 2024).
-    """
-    return min(10_000_000, max(n_tokens // 100, 100 * n_latents // k))
-
-
 class Trainer:
     """State of one training run, in the scaled space where activations have mean norm sqrt(d).
 
@@ -68,14 +58,15 @@ class Trainer:
             list(self.trained.values()), lr=1.0, betas=recipe.adam_betas, fused=True
         )
         self.peak_lr = learning_rate(recipe, start.n_latents)
-        self.dead_after_tokens = recipe.dead_after_tokens or dead_after(
-            n_steps * recipe.batch_tokens, start.n_latents, k
-        )
+        # By default a hundredth of the run, so that there is time to revive a latent; a hundred
+        # times the mean interval between firings at least, so that AuxK does not unlearn what is
+        # merely rare; 10 million at most (Gao et al. 2024).
+        longest = max(n_steps * recipe.batch_tokens // 100, 100 * start.n_latents // k)
+        self.dead_after_tokens = recipe.dead_after_tokens or min(10_000_000, longest)
         self.start = self.model.w_dec.clone() if self.origin.held else None
 
     @property
     def sae(self) -> Autoencoder:
-        """The SAE as it stands."""
         return self.model.autoencoder()
 
     @property

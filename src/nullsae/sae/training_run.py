@@ -164,12 +164,10 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are made."""
         return self.trainer.step == self.n_steps
 
     @property
     def step_bytes(self) -> int:
-        """Memory of a step."""
         model = self.trainer.model
         shape = {"d_model": model.d_model, "n_latents": model.n_latents, "k": model.k}
         return model.step_bytes(self.cell.recipe, **shape, device=self.heldout.device.type)
@@ -216,12 +214,8 @@ class Run:
             self._write(self.cell.work, keys)
             self.cell.checkpoint.unlink(missing_ok=True)
         elif trainer.step % recipe.checkpoint_every_steps == 0:
-            self.save()
+            trainer.save(self.cell.checkpoint)
         return losses.fvu
-
-    def save(self) -> None:
-        """Write the checkpoint that a later run resumes from."""
-        self.trainer.save(self.cell.checkpoint)
 
     def _write(self, folder: Path, keys: CellKeys) -> None:
         """The SAE as it stands, for activations as captured."""

@@ -84,7 +84,6 @@ class ReplyCache:
         self._thread.start()
 
     def get(self, key: bytes) -> Kept | None:
-        """The reply kept under a key."""
         if (unwritten := self._unwritten.get(key)) is not None:
             return unwritten
         rows = self._rows(
@@ -118,7 +117,6 @@ class ReplyCache:
         return json.loads(rows[0][0]) if rows else None
 
     def keep_abilities(self, key: bytes, value: dict[str, Any]) -> None:
-        """Keep what was found out about an endpoint."""
         self._rows("INSERT OR REPLACE INTO abilities VALUES (?, ?)", key, json.dumps(value))
 
     @contextmanager

@@ -68,8 +68,7 @@ class LanguageModel:
         except UserError as error:
             self.sending.stop(error)
             raise
-        if kept is None:
-            self.usage.failed += 1
+        self.usage.failed += kept is None
         return None if kept is None else kept.reply
 
     async def _find_abilities(self) -> None:

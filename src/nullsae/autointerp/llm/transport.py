@@ -87,10 +87,9 @@ class _Sender(httpx2.AsyncClient):
             # Those of `x-stainless` are statistics that the package adds.
             taken = ("host", "content-length", "authorization", "x-stainless-")
             headers = self._pattern.headers.items()
-            kept = {n: v for n, v in headers if not n.lower().startswith(taken)}
+            self._sent_headers = {n: v for n, v in headers if not n.lower().startswith(taken)}
             if self._key is not None:
-                kept["Authorization"] = f"Bearer {self._key.decode()}"
-            self._sent_headers = kept
+                self._sent_headers["Authorization"] = f"Bearer {self._key.decode()}"
         return _Posted(self._pattern, fields["content"])
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +160,8 @@ async def _ask_labels(
         shown = [windows[i] for i in unanswered]
         messages = prompt.messages(attempt, explanation=explanation, windows=shown)
         length = limit or FRAME_TOKENS + WINDOW_TOKENS * n
-        reply = await model.ask(Request(messages, length, labels_schema(n), logprobs=True))
+        schema = object_schema({str(i): [0, 1] for i in range(1, n + 1)})
+        reply = await model.ask(Request(messages, length, schema, logprobs=True))
         if reply is None:
             break
         said = judgements(reply, n)
@@ -179,12 +179,6 @@ async def _ask_labels(
 def example_texts(examples: Examples, tokenizer: Tokenizer) -> list[str]:
     """Each window as one line, with its marks."""
     return [one_line(mark(*window)) for window in shown_examples(tokenizer, examples)]
-
-
-@cache
-def labels_schema(n_windows: int) -> dict[str, Any]:
-    """JSON schema of `{"1": 0, "2": 1, ...}`."""
-    return object_schema({str(i): [0, 1] for i in range(1, n_windows + 1)})
 
 
 def judge_by_tokens(examples: Examples, explained: pa.Table, shown: Flags) -> Floats:

@@ -6,20 +6,13 @@ import math
 
 from pydantic import PositiveFloat
 
-from nullsae.sae.architectures.base import (
-    Gradients,
-    LimitedSae,
-    Losses,
-    TrainedSae,
-    square_sum,
-    variance,
-)
+from nullsae.sae.architectures import base
 from nullsae.sae.architectures.batch_topk import batch_top_k
 from nullsae.sae.architectures.standard import dense_gradients
 from nullsae.sae.later import Autoencoder, Tensor, autoencoder, kernels, torch
 
 
-class JumpReluSae(LimitedSae):
+class JumpReluSae(base.LimitedSae):
     """A recipe, and how finished SAEs encode: what exceeds a positive threshold per latent."""
 
     name, position, step_cost = "jumprelu", 4, 7.0
@@ -37,7 +30,7 @@ class JumpReluSae(LimitedSae):
     default the one that gives k active latents per token in the first batch."""
 
     @classmethod
-    def training(cls) -> type[TrainedSae[JumpReluSae]]:
+    def training(cls) -> type[base.TrainedSae[JumpReluSae]]:
         return JumpReLU
 
     @classmethod
@@ -45,7 +38,7 @@ class JumpReluSae(LimitedSae):
         return kernels.positive(pre.relu().mul_(pre > sae.own["threshold"]))
 
 
-class JumpReLU(TrainedSae[JumpReluSae]):
+class JumpReLU(base.TrainedSae[JumpReluSae]):
     """loss = FVU + l0_coefficient * (L0 / k - 1)^2, with L0 the active latents per token.
 
     codes = z where z > theta, else 0, for pre-activations z and theta = exp(log_threshold). The
@@ -70,7 +63,7 @@ class JumpReLU(TrainedSae[JumpReluSae]):
         self.parameters["log_threshold"] = torch.full_like(start.b_enc, math.log(threshold))
         self.buffers["started"] = torch.tensor(given is not None, device=start.b_enc.device)
 
-    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+    def gradients(self, x: Tensor, dead: Tensor) -> tuple[base.Gradients, base.Losses]:
         width, target = self.recipe.bandwidth * math.sqrt(self.d_model), self.k
         centred = x - self.b_dec
         pre = torch.addmm(self.b_enc, centred, self.w_enc.t())
@@ -83,7 +76,7 @@ class JumpReLU(TrainedSae[JumpReluSae]):
         near = (pre - threshold).abs_() < width / 2
         active = pre > threshold
         codes = pre.mul_(active)
-        scale = variance(x)
+        scale = base.variance(x)
         residual = torch.addmm(self.b_dec, codes, self.w_dec) - x
         out = residual * (2.0 / scale)
         by_code = out @ self.w_dec.t()
@@ -92,9 +85,9 @@ class JumpReLU(TrainedSae[JumpReluSae]):
         slope = (by_code * near).sum(dim=0) * threshold + near.sum(dim=0, dtype=x.dtype) * by_l0
         gradients = dense_gradients(self, centred, by_code.mul_(active), codes, out)
         gradients["log_threshold"] = slope * threshold / -width
-        fvu = float(square_sum(residual) / scale)
+        fvu = float(base.square_sum(residual) / scale)
         penalty = self.recipe.l0_coefficient * excess**2
-        return gradients, Losses(fvu, 0.0, penalty, active.any(dim=0))
+        return gradients, base.Losses(fvu, 0.0, penalty, active.any(dim=0))
 
     def autoencoder(self) -> Autoencoder:
         tensors = {**self.parameters, "threshold": self.parameters["log_threshold"].exp()}

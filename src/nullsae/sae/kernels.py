@@ -26,6 +26,21 @@ from nullsae.sae.chunks import rows_at_once
 GROUPS_PER_ENTRY, GROUPS_MULTIPLE = 4, 64
 
 
+def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
+    """weights [n] @ rows [n, d], on one thread of a CPU.
+
+    MKL shares such a product out among threads, and adds up in an order that depends on how many.
+    """
+    threads = torch.get_num_threads()
+    if rows.device.type != "cpu" or threads == 1:
+        return weights @ rows
+    torch.set_num_threads(1)
+    try:
+        return weights @ rows
+    finally:
+        torch.set_num_threads(threads)
+
+
 @cache
 def triton_kernels() -> ModuleType | None:
     """The same products for a GPU; None where there is no Triton (PyTorch for CUDA brings it)."""

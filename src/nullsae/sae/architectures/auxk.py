@@ -86,7 +86,7 @@ class RevivingSae(TrainedSae[A]):
         if "encoder.weight" not in self.frozen:
             slopes = (out @ w_dec.t()).mul_(codes > 0)
             bias = slopes.sum(dim=0)
-            gradients["b_dec"] -= bias @ self.w_enc[rows]
+            gradients["b_dec"] -= kernels.weighted_rows(bias, self.w_enc[rows])
             gradients["encoder.weight"].index_add_(0, rows, slopes.t() @ centred)
             gradients["encoder.bias"].index_add_(0, rows, bias)
         return value

@@ -131,7 +131,7 @@ class TrainedSae(ABC, Generic[R]):
         if "encoder.weight" not in self.frozen:
             codes = hits.dot_rows(out, self.w_dec).mul_(hits.values > 0)
             bias = by_latent.bias_gradient(codes, len(out))
-            add(gradients, "b_dec", -(bias @ self.w_enc))
+            add(gradients, "b_dec", -kernels.weighted_rows(bias, self.w_enc))
             add(gradients, "encoder.weight", by_latent.row_gradient(codes, centred))
             add(gradients, "encoder.bias", bias)
 

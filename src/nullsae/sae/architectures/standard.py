@@ -72,7 +72,7 @@ def dense_gradients(
     gradients = {
         "encoder.weight": by_pre.t() @ centred,
         "encoder.bias": bias,
-        "b_dec": out.sum(dim=0) - bias @ sae.w_enc,
+        "b_dec": out.sum(dim=0) - kernels.weighted_rows(bias, sae.w_enc),
     }
     if "W_dec" not in sae.frozen:
         gradients["W_dec"] = codes.t() @ out

@@ -49,7 +49,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "decay_share": 1.0,
         "auxk_coefficient": 0.0,
         "dead_after_tokens": 10_000_000,
-    },
+    }
 }
 
 

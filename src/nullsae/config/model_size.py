@@ -75,6 +75,11 @@ class Size:
         return self.n_parameters * BYTES[self.dtype]
 
     @property
+    def logit_bytes(self) -> float:
+        """Of a token, in float32, four times: as given, as float32, their logarithms, the loss."""
+        return 16.0 * self.vocab_size
+
+    @property
     def largest_tensor(self) -> int:
         """Entries of the largest tensor: the embedding, or a matrix of a usual MLP."""
         return self.d_model * max(self.vocab_size, 4 * self.d_model)

@@ -29,7 +29,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES, Dictionary
-from nullsae.config.section import Section, unique
+from nullsae.config.section import Section, Seeds, Share, unique
 from nullsae.core.registry import Registry
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -98,7 +98,7 @@ class Sae(Coding):
     """An SAE made elsewhere (nullsae, SAELens or sparsify format) that stands for the trained
     variant: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}` are
     filled in. The nulls get SAEs of the same width and k, trained here by this recipe."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    seeds: Seeds = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
     base_lr: PositiveFloat = 2e-3
@@ -126,7 +126,7 @@ class Sae(Coding):
     """Optimizer steps between held-out evaluations."""
     heldout_tokens: PositiveInt = 16_384
     """Tokens of `eval` in each evaluation along training."""
-    checkpoints: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    checkpoints: tuple[Share, ...] = ()
     """Shares of the training after which the SAE as it then is goes through all later stages too,
     as the SAE `name@share`."""
 
@@ -134,11 +134,6 @@ class Sae(Coding):
     def of(cls, **keys: Any) -> Sae:
         """A recipe with these keys."""
         return Sae.model_validate(keys)
-
-    @field_validator("seeds")
-    @classmethod
-    def seeds_are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        return unique(seeds)
 
     @field_validator("checkpoints")
     @classmethod

@@ -130,12 +130,7 @@ class SizedStudy:
 
 
 def forward(
-    size: Size,
-    n_tokens: float,
-    context_tokens: int,
-    *,
-    blocks: int | None = None,
-    head: bool = False,
+    size: Size, n_tokens: float, context: int, *, blocks: int | None = None, head: bool = False
 ) -> Work:
     """A forward pass: 2 operations per weight and token, and 4 T d for attention over T tokens.
 
@@ -143,7 +138,7 @@ def forward(
     with all T keys per query: masked ones are computed too.
     """
     n = size.n_layers if blocks is None else blocks
-    per_token = n * (2.0 * size.block_weights + 4.0 * context_tokens * size.attention_width)
+    per_token = n * (2.0 * size.block_weights + 4.0 * context * size.attention_width)
     moved = 0.0
     if head:
         per_token += 2.0 * size.d_model * size.vocab_size

@@ -46,6 +46,11 @@ class Work:
     dtype: str = "float32"
     """Of the transformer."""
 
+    @property
+    def flops(self) -> float:
+        """All operations."""
+        return self.forward_flops + self.product_flops
+
     def shared(self, n_jobs: int) -> Work:
         """One of n jobs that share this work, whose result another job keeps."""
         parts = {name: getattr(self, name) / n_jobs for name in SUMMED}

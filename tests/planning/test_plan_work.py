@@ -17,8 +17,8 @@ from nullsae.config.saes import Sae
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.jobs.work import NOT_PLANNED, WORK
-from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, encoding, forward, sae_bytes, training
-from nullsae.jobs.work.making import train_saes
+from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, encoding, forward, sae_bytes
+from nullsae.jobs.work.making import train_saes, training
 from nullsae.planning.dag import Graph
 from nullsae.planning.sizes import corpus_sizes, subject_sizes
 from tiny_gguf import write_tiny_gguf

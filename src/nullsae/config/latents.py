@@ -46,7 +46,4 @@ class Latents(Section):
     top_windows: NonNegativeInt = 10
     """The strongest windows of each sampled latent, kept for people to look at."""
 
-    @field_validator("silent_windows")
-    @classmethod
-    def kinds_are_named_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        return unique(kinds)
+    _unique = field_validator("silent_windows")(unique)

@@ -14,6 +14,7 @@ from nullsae.core.errors import UserError, first_line
 
 Source = TrainSource | PretrainedSource | GgufSource
 HUB_TIMEOUT_SECONDS = 10.0
+FOR_PATTERNS = "patterns of sites need the number of blocks"
 # What families call the number of blocks and the width in their config.json.
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "n_embed", "d_model", "model_dim")
@@ -75,27 +76,14 @@ class Size:
         return self.n_parameters * BYTES[self.dtype]
 
     @property
+    def logit_bytes(self) -> float:
+        """Of a token, in float32, four times: as given, as float32, their logarithms, the loss."""
+        return 16.0 * self.vocab_size
+
+    @property
     def largest_tensor(self) -> int:
         """Entries of the largest tensor: the embedding, or a matrix of a usual MLP."""
         return self.d_model * max(self.vocab_size, 4 * self.d_model)
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a size is wanted for, in the words of a message."""
-
-    what: str
-    otherwise: str = ""
-    """What to do where it cannot be had from a hub."""
-    without_gguf: str = ""
-    """What to do where gguf is not installed."""
-
-
-PATTERNS = Need(
-    "patterns of sites need the number of blocks",
-    "; name each site instead, or give a local folder",
-    "; or name each site",
-)
 
 
 def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
@@ -115,7 +103,9 @@ def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
         return Shape(source.n_layers, source.d_model)
     if isinstance(source, GgufSource):
         file = find_gguf(source, where=where)
-        return shape_of(_gguf_header(file, where, PATTERNS)) if fetch else Shape()
+        if not fetch:
+            return Shape()
+        return shape_of(_gguf_header(file, where, FOR_PATTERNS, "; or name each site"))
     if is_local(source.path):
         file = Path(source.path).expanduser() / "config.json"
         if not file.is_file():
@@ -124,7 +114,8 @@ def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
                 f"folder or a hub id such as EleutherAI/pythia-70m"
             )
     elif fetch:
-        file = _hub_config(source, where, PATTERNS)
+        otherwise = "; name each site instead, or give a local folder"
+        file = _hub_config(source, where, FOR_PATTERNS, otherwise)
     else:
         return Shape()
     return shape_of(json.loads(file.read_text(encoding="utf-8")))
@@ -212,7 +203,7 @@ def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
     """
     if isinstance(source, GgufSource):
         file = find_gguf(source, where=where)
-        name, described = str(file), _gguf_header(file, where, Need("a plan needs the size"))
+        name, described = str(file), _gguf_header(file, where, "a plan needs the size")
     elif (pythia := _pythia(source)) is not None:
         return neox_size(*pythia, source.dtype)
     else:
@@ -233,16 +224,16 @@ def _pythia(source: PretrainedSource) -> tuple[int, int, int] | None:
 
 def _described(source: PretrainedSource, where: str) -> Any:
     """A model's config.json: a local folder's, the hub cache's, else the hub's."""
-    need = Need(f"a plan needs the size of {source.path!r}")
+    need = f"a plan needs the size of {source.path!r}"
     local = Path(source.path).expanduser() / "config.json"
     file = local if is_local(source.path) else _hub_config(source, where, need)
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{where}.path: {need.what}, and {file}: {first_line(error)}") from None
+        raise UserError(f"{where}.path: {need}, and {file}: {first_line(error)}") from None
 
 
-def _hub_config(source: PretrainedSource, where: str, need: Need) -> Path:
+def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str = "") -> Path:
     """The subject's config.json: what the hub's cache has, else downloaded into it."""
     import huggingface_hub
 
@@ -257,19 +248,19 @@ def _hub_config(source: PretrainedSource, where: str, need: Need) -> Path:
         return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
         raise UserError(
-            f"{where}.path: {need.what}, and the config.json of {path!r} can be had neither from "
-            f"the hub nor from its cache ({first_line(error)}){need.otherwise}"
+            f"{where}.path: {need}, and the config.json of {path!r} can be had neither from "
+            f"the hub nor from its cache ({first_line(error)}){otherwise}"
         ) from None
 
 
-def _gguf_header(file: Path, where: str, need: Need) -> dict[str, Any]:
+def _gguf_header(file: Path, where: str, need: str, otherwise: str = "") -> dict[str, Any]:
     """What the header of a GGUF file says, as a `config.json` would."""
     try:
         from gguf import GGUFReader
     except ImportError:
         raise UserError(
-            f"{where}: {need.what}, and reading it from a GGUF file needs gguf "
-            f"(pip install {GGUF_PACKAGES}){need.without_gguf}"
+            f"{where}: {need}, and reading it from a GGUF file needs gguf "
+            f"(pip install {GGUF_PACKAGES}){otherwise}"
         ) from None
     try:
         reader = GGUFReader(file)

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nullsae.config.model_size import subject_shape
+from nullsae.config.section import without_nulls
 from nullsae.config.sites import expand_sites, needs_depth
-from nullsae.config.study import Config
+from nullsae.config.study import ENTRIES, Config
 from nullsae.core.errors import UserError
 
 S = TypeVar("S", bound=BaseModel)
-NAMED_SECTIONS = ("corpora", "subjects", "saes", "explainers", "scorers")
 
 
 def parse_config(data: Any) -> Config:
@@ -24,13 +24,8 @@ def parse_config(data: Any) -> Config:
     Raises:
         UserError: one line per mistake, each naming the key, the value and what would be right.
     """
-    # An overlay drops an entry by setting it to null; the entry is as if it never stood there.
     if isinstance(data, dict):
-        named = {key: data[key] for key in NAMED_SECTIONS if isinstance(data.get(key), dict)}
-        data = data | {
-            key: {name: entry for name, entry in value.items() if entry is not None}
-            for key, value in named.items()
-        }
+        data = data | {key: without_nulls(data[key]) for key in ENTRIES if key in data}
     return parse_section(Config, data, where="config")
 
 

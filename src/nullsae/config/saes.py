@@ -24,12 +24,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES, Dictionary
-from nullsae.config.section import Section, unique
+from nullsae.config.section import Section, Seeds, Share, unique
 from nullsae.core.registry import Registry
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -49,7 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "decay_share": 1.0,
         "auxk_coefficient": 0.0,
         "dead_after_tokens": 10_000_000,
-    },
+    }
 }
 
 
@@ -61,15 +60,6 @@ def checkpoint_name(sae: str, share: float) -> str:
 def recipe_name(sae: str) -> str:
     """The recipe that an SAE of this name is made by, `topk` for `topk` and for `topk@0.1`."""
     return sae.partition(AT)[0]
-
-
-def fill_in_recipe(given: dict[str, Any]) -> dict[str, Any]:
-    """What a recipe's `recipe` stands for, filled in where a key is not given."""
-    settings = RECIPES.get(str(given.get("recipe")), {})
-    filled = {k: v for k, v in settings.items() if given.get(k) is None}
-    if given.get("n_latents") is not None:
-        filled.pop("expansion_factor", None)
-    return {**given, **filled}
 
 
 class Sae(Coding):
@@ -98,7 +88,7 @@ class Sae(Coding):
     """An SAE made elsewhere (nullsae, SAELens or sparsify format) that stands for the trained
     variant: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}` are
     filled in. The nulls get SAEs of the same width and k, trained here by this recipe."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    seeds: Seeds = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
     base_lr: PositiveFloat = 2e-3
@@ -126,7 +116,7 @@ class Sae(Coding):
     """Optimizer steps between held-out evaluations."""
     heldout_tokens: PositiveInt = 16_384
     """Tokens of `eval` in each evaluation along training."""
-    checkpoints: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    checkpoints: tuple[Share, ...] = ()
     """Shares of the training after which the SAE as it then is goes through all later stages too,
     as the SAE `name@share`."""
 
@@ -134,11 +124,6 @@ class Sae(Coding):
     def of(cls, **keys: Any) -> Sae:
         """A recipe with these keys."""
         return Sae.model_validate(keys)
-
-    @field_validator("seeds")
-    @classmethod
-    def seeds_are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        return unique(seeds)
 
     @field_validator("checkpoints")
     @classmethod
@@ -182,10 +167,8 @@ class Sae(Coding):
             return self
         if not self.origin.trained:
             if wide:
-                raise ValueError(
-                    f"dictionary {self.dictionary!r} has its own width: "
-                    f"drop n_latents and expansion_factor"
-                )
+                said = f"dictionary {self.dictionary!r} has its own width"
+                raise ValueError(f"{said}: drop n_latents and expansion_factor")
             self.origin.check(self.given_k)
             return self
         if (self.n_latents is None) == (self.expansion_factor is None):
@@ -246,7 +229,7 @@ class Sae(Coding):
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    ) -> dict[str, Any]:
         if Coding not in cls.__bases__:
             return handler(schema)
         fields: Any = {name: (field.annotation, field) for name, field in every_key().items()}
@@ -257,6 +240,7 @@ class Sae(Coding):
 
 
 ARCHITECTURES = Registry("architectures", Sae, "nullsae.sae.architectures")
+KINDS: dict[str, Registry[Any]] = {"architecture": ARCHITECTURES, "dictionary": DICTIONARIES}
 
 
 def chosen(given: Any, info: ValidationInfo) -> Sae:
@@ -267,22 +251,23 @@ def chosen(given: Any, info: ValidationInfo) -> Sae:
     """
     if isinstance(given, Sae):
         return given
-    names = {name: Sae.model_fields[name].default for name in ("architecture", "dictionary")}
+    names = {kind: Sae.model_fields[kind].default for kind in KINDS}
     if isinstance(given, dict):
-        given = fill_in_recipe(given)
-        names |= {name: given[name] for name in names if given.get(name) in _registry(name)}
-    architecture, dictionary = (_registry(kind)[name] for kind, name in names.items())
-    section: type[Sae] = _section(architecture, dictionary, *_all_names())  # type: ignore[arg-type]
+        filled = RECIPES.get(str(given.get("recipe")), {})
+        if given.get("n_latents") is not None:
+            filled = {k: v for k, v in filled.items() if k != "expansion_factor"}
+        given = given | {k: v for k, v in filled.items() if given.get(k) is None}
+        names |= {kind: given[kind] for kind in names if given.get(kind) in KINDS[kind]}
+    section = _section(*(KINDS[kind][name] for kind, name in names.items()))
     if isinstance(given, dict):
         for key in [key for key in given if key not in section.model_fields]:
             for kind, name in names.items():
-                owners = [o for o, other in _registry(kind).items() if key in other.model_fields]
+                owners = [o for o, other in KINDS[kind].items() if key in other.model_fields]
                 if owners and given.get(kind, name) != name:
                     given = {k: v for k, v in given.items() if k != key}
-                elif owners and kind == "architecture":
-                    raise ValueError(f"{key} is for {kind} {' or '.join(owners)}, not {name!r}")
                 elif owners:
-                    raise ValueError(f"{key} is for {kind} {' or '.join(owners)} only")
+                    end = f", not {name!r}" if kind == "architecture" else " only"
+                    raise ValueError(f"{key} is for {kind} {' or '.join(owners)}{end}")
     if info.mode == "json":
         # As text, where lists may fill tuples.
         return section.model_validate_json(json.dumps(given))
@@ -293,32 +278,24 @@ def every_key() -> dict[str, FieldInfo]:
     """The keys that some recipe has: those of all, of each architecture, of each dictionary."""
     architectures, dictionaries = [*ARCHITECTURES.values()], [*DICTIONARIES.values()]
     # Each at least once.
-    pairs = [(architecture, dictionaries[0]) for architecture in architectures]
-    pairs += [(architectures[0], dictionary) for dictionary in dictionaries]
-    sections = [_section(a, d, *_all_names()) for a, d in pairs]
+    sections = [_section(architecture, dictionaries[0]) for architecture in architectures]
+    sections += [_section(architectures[0], dictionary) for dictionary in dictionaries]
     return {name: field for section in sections for name, field in section.model_fields.items()}
 
 
-def _registry(kind: str) -> Registry[Any]:
-    return ARCHITECTURES if kind == "architecture" else DICTIONARIES
-
-
-def _all_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return tuple(ARCHITECTURES), tuple(DICTIONARIES)
+def _section(architecture: type[Sae], dictionary: type[Dictionary]) -> type[Sae]:
+    return _section_among(architecture, dictionary, tuple(map(tuple, KINDS.values())))
 
 
 @cache
-def _section(
-    architecture: type[Sae],
-    dictionary: type[Dictionary],
-    architectures: tuple[str, ...],
-    dictionaries: tuple[str, ...],
+def _section_among(
+    architecture: type[Sae], dictionary: type[Dictionary], among: tuple[tuple[str, ...], ...]
 ) -> type[Sae]:
     """The section of an architecture that also has the keys of a dictionary."""
     fields: Any = {n: (field.annotation, field) for n, field in dictionary.model_fields.items()}
-    for kind, names in (("architecture", architectures), ("dictionary", dictionaries)):
+    for (kind, registry), names in zip(KINDS.items(), among, strict=True):
         known: Any = Literal[names]
-        each = "; ".join(f"`{name}` {_registry(kind)[name].summary}" for name in names)
+        each = "; ".join(f"`{name}` {registry[name].summary}" for name in names)
         field = Sae.model_fields[kind]
         text = f"{field.description} {each}."
         fields[kind] = (known, Field(default=field.default, description=text))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
@@ -112,4 +114,25 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def without_nulls(entries: Any) -> Any:
+    """An overlay drops an entry by setting it to null: as if it never stood there."""
+    if not isinstance(entries, dict):
+        return entries
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+def fit_into_paths(marks: str) -> Callable[[dict[str, T]], dict[str, T]]:
+    """A check that names consist of letters, digits and these marks: they become folders."""
+
+    def check(entries: dict[str, T]) -> dict[str, T]:
+        for name in entries:
+            if not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{marks}]*", name):
+                allowed = f"letters, digits, {', '.join(map(repr, marks))}"
+                raise ValueError(f"{name!r} is not a name; use {allowed}: it becomes a folder")
+        return entries
+
+    return check
+
+
 Share = Annotated[float, Field(gt=0, lt=1)]
+Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(unique)]

@@ -6,7 +6,6 @@ The line below each field says what it means; it becomes the field's description
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -24,7 +23,7 @@ from nullsae.config.randomization import Randomization
 from nullsae.config.report import Report
 from nullsae.config.saes import Sae
 from nullsae.config.scorers import AnyScorer
-from nullsae.config.section import Section, unique
+from nullsae.config.section import Section, fit_into_paths, unique
 from nullsae.config.statistics import Statistics
 from nullsae.config.subjects import Subject
 from nullsae.config.toy import Toy
@@ -32,7 +31,7 @@ from nullsae.config.variants import VARIANTS, VariantName
 
 # Stands in paths and tables for the explainer of a scorer that needs none.
 NO_EXPLAINER = "none"
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+ENTRIES = ("corpora", "subjects", "saes", "explainers", "scorers")
 
 
 class Config(Section):
@@ -62,16 +61,7 @@ class Config(Section):
     """Toy models of superposition, which `snakemake toy` alone trains; null for the small default
     sweep."""
 
-    @field_validator("corpora", "subjects", "saes", "explainers", "scorers")
-    @classmethod
-    def names_fit_into_paths(cls, section: dict[str, Any]) -> dict[str, Any]:
-        for name in section:
-            if not NAME.match(name):
-                raise ValueError(
-                    f"{name!r} is not a name; use letters, digits, '_', '.', '-': "
-                    f"it becomes a folder"
-                )
-        return section
+    _named = field_validator(*ENTRIES)(fit_into_paths("_.-"))
 
     @field_validator("variants")
     @classmethod

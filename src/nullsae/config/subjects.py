@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from nullsae.config.model_files import GgufFile, Origin
 from nullsae.config.section import FloatType, Section, unique
@@ -34,7 +27,7 @@ class TrainSource(Origin):
     """Learning rate of Muon, for the matrices of the blocks."""
     adamw_lr: PositiveFloat = 4.0e-3
     """Learning rate of AdamW, for embeddings, norms and biases."""
-    weight_decay: NonNegativeFloat = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.03
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.5
 

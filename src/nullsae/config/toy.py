@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import product
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from nullsae.config.section import Section, unique
+from nullsae.config.section import Section, Seeds, fit_into_paths, unique, without_nulls
 
 ToyData = Literal["data", "gaussian", "mlp_of_data", "mlp_of_gaussian"]
 """What SAEs are trained on: a source's own vectors, their Gaussian control, and what a random
 network makes of either."""
 DATA: tuple[ToyData, ...] = get_args(ToyData)
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 
 
 class SharkeySource(Section):
@@ -108,31 +99,13 @@ class Toy(Section):
     """Hidden units of the random network, per dimension."""
     expansion_factors: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2, 4)
     """Widths of the SAEs as multiples of the number of dimensions."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Each makes its own vectors, network, split and SAEs."""
     training: ToyTraining = ToyTraining()
 
-    @field_validator("sources", mode="before")
-    @classmethod
-    def null_drops_an_entry(cls, sources: Any) -> Any:
-        if not isinstance(sources, dict):
-            return sources
-        return {name: source for name, source in sources.items() if source is not None}
-
-    @field_validator("sources")
-    @classmethod
-    def names_fit_into_paths(cls, sources: dict[str, Any]) -> dict[str, Any]:
-        for name in sources:
-            if not NAME.match(name):
-                raise ValueError(
-                    f"{name!r} is not a name; use letters, digits, '_', '-': it becomes a folder"
-                )
-        return sources
-
-    @field_validator("expansion_factors", "seeds")
-    @classmethod
-    def each_is_named_once(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        return unique(values)
+    _dropped = field_validator("sources", mode="before")(without_nulls)
+    _unique = field_validator("expansion_factors")(unique)
+    _named = field_validator("sources")(fit_into_paths("_-"))
 
 
 def toy_cells(toy: Toy) -> Iterator[dict[str, str]]:

@@ -6,27 +6,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 
-class _Rate(ProgressColumn):
+class _Rate(rich_progress.ProgressColumn):
     """Units per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: rich_progress.Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s")
 
@@ -34,7 +26,7 @@ class _Rate(ProgressColumn):
 class Bar:
     """Call it with (done, total) or (done, total, a figure to show)."""
 
-    def __init__(self, progress: Progress, description: str) -> None:
+    def __init__(self, progress: rich_progress.Progress, description: str) -> None:
         self.progress = progress
         self.task = progress.add_task(description, total=None, figure="")
 
@@ -48,12 +40,14 @@ def bar(description: str, unit: str) -> Iterator[Bar]:
     """A progress bar on stderr with rate and time left; silent where stderr is no terminal."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
         _Rate(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figure]}"),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[figure]}"),
     )
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+    with rich_progress.Progress(
+        *columns, console=console, disable=not sys.stderr.isatty()
+    ) as progress:
         yield Bar(progress, description)

@@ -27,7 +27,6 @@ _QUOTED = (
 _TOKEN = re.compile(
     rf"[A-Za-z]{{0,2}}(?:{'|'.join(_QUOTED)})|#[^\n]*|\\\n|\n[ \t]*|\w+|[^\w\s]", re.DOTALL
 )
-_PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
 @cache
@@ -141,7 +140,7 @@ def _lines(text: str) -> list[tuple[int, list[str]]]:
                 brackets.append((joined, 0))
             elif token == "," and brackets:
                 brackets[-1] = (brackets[-1][0], brackets[-1][1] + 1)
-            elif token in _PAIRS and brackets:
+            elif token in ")]}" and brackets:
                 joined, commas = brackets.pop()
                 # (x,) is no (x), and y[x,] no y[x]; all other commas before a bracket say nothing.
                 alone = joined if token == "]" else token == ")" and not joined

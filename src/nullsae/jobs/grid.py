@@ -143,16 +143,14 @@ def cell_files(config: Config) -> dict[str, list[str]]:
     """Per table of `tables.cells.CELL_TABLES`, the files that a finished study consists of."""
     saes, scored = list(sae_cells(config)), list(scorer_cells(config))
     measured = [*saes, *floor_cells(config)]
+    crossed = saes if config.evaluation.cross_tokens else []
     patterns: dict[str, tuple[str, Iterable[Keys]]] = {
         "models": (paths.MODEL_TABLE, model_cells(config)),
         "reconstruction": (paths.RECONSTRUCTION, measured),
         "documents": (paths.DOCUMENTS, measured),
         "geometry": (paths.GEOMETRY, measured),
         "overlap": (paths.OVERLAP, recipe_cells(config)),
-        "cross_evaluation": (
-            paths.CROSS_EVALUATION,
-            saes if config.evaluation.cross_tokens else (),
-        ),
+        "cross_evaluation": (paths.CROSS_EVALUATION, crossed),
         "history": (paths.HISTORY, measured),
         "latents": (paths.LATENTS, saes),
         "coverage": (paths.COVERAGE, saes),

@@ -30,9 +30,7 @@ class EvaluateSaeParams(Section):
 
 
 @rule(
-    "metrics",
-    "core/moments.py",
-    "sae/token_means.py",
+    *("metrics", "core/moments.py", "sae/token_means.py"),
     but=("metrics/catalogue", "metrics/cross.py", "metrics/overlap.py"),
 )
 def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaeParams:

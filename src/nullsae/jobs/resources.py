@@ -17,17 +17,10 @@ from nullsae.config.model_size import known_size
 from nullsae.config.study import Config
 from nullsae.jobs.autointerp import asks
 from nullsae.jobs.grid import Keys
-from nullsae.jobs.work import WORK
+from nullsae.jobs.work import WORK, rates
 from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, Work
 from nullsae.jobs.work.making import train_saes
 from nullsae.jobs.work.measuring import n_shards
-from nullsae.jobs.work.rates import (
-    REFERENCE_CPU,
-    REFERENCE_HOST,
-    data_sheet_device,
-    job_seconds,
-    wall_seconds,
-)
 
 T = TypeVar("T")
 # Bytes of an interpreter that has imported them, by what a verb imports: a third more than the most
@@ -38,20 +31,15 @@ LIBRARIES = {
 }
 # Megabytes and minutes of a job whose sizes are unknown.
 OTHERWISE = {
-    rule: asked
-    for asked, rules in {
-        (1_000, 30): ("take_checkpoint",),
-        (1_000, 120): ("explain_shard", "explain_latents"),
-        (1_000, 240): ("score_shard", "score_latents"),
-        (2_000, 30): ("report_toy",),
-        (4_000, 30): ("report",),
-        (4_000, 60): ("prepare_corpus", "train_subject", "aggregate"),
-        (4_000, 240): ("train_toy",),
-        (8_000, 60): ("randomize_model", "sample_gaussian", "match_dictionaries"),
-        (8_000, 120): ("evaluate_sae", "cross_evaluate", "collect_latents", "prepare_judge"),
-        (8_000, 240): ("capture_portion", "cache_activations", "train_sae"),
-    }.items()
-    for rule in rules
+    **{"take_checkpoint": (1_000, 30), "report_toy": (2_000, 30), "train_toy": (4_000, 240)},
+    "report": (4_000, 30),
+    **dict.fromkeys(("explain_shard", "explain_latents"), (1_000, 120)),
+    **dict.fromkeys(("score_shard", "score_latents"), (1_000, 240)),
+    **dict.fromkeys(("prepare_corpus", "train_subject", "aggregate"), (4_000, 60)),
+    **dict.fromkeys(("randomize_model", "sample_gaussian", "match_dictionaries"), (8_000, 60)),
+    **dict.fromkeys(("evaluate_sae", "cross_evaluate", "collect_latents"), (8_000, 120)),
+    "prepare_judge": (8_000, 120),
+    **dict.fromkeys(("capture_portion", "cache_activations", "train_sae"), (8_000, 240)),
 }
 # For a job that trains several SAEs, and one that runs a judge.
 SHARED_MEGABYTES, JUDGING_MEGABYTES = 16_000, 8_000
@@ -92,7 +80,7 @@ class Needs:
             if scorer.model_in_job is not None
         }
         self._study = SizedStudy(config, _known(sizes), _known(corpora), _known(judges))
-        self._device = data_sheet_device("a100")
+        self._device = rates.data_sheet_device("a100")
         self._found: dict[tuple[object, ...], Asked] = {}
 
     def asked(self, rule: str, cells: list[Keys]) -> Asked:
@@ -122,10 +110,11 @@ class Needs:
         # How long an endpoint takes to answer is not known.
         whole = rule.replace("_shard", "_latents")
         if not (joins or ("explainer" in keys and asks(study.config, whole, keys))):
-            seconds = job_seconds(work, self._device if on_gpu else REFERENCE_CPU, REFERENCE_HOST)
+            device = self._device if on_gpu else rates.REFERENCE_CPU
+            seconds = rates.job_seconds(work, device, rates.REFERENCE_HOST)
             if not on_gpu:
                 threads = study.config.compute.threads
-                seconds = wall_seconds(work, seconds, REFERENCE_HOST, threads)
+                seconds = rates.wall_seconds(work, seconds, rates.REFERENCE_HOST, threads)
             minutes = max(MIN_MINUTES, math.ceil(seconds * TIME_MARGIN / 60))
         megabytes = math.ceil((libraries + work.held_bytes * MEMORY_MARGIN) / 1e8) * 100
         return Asked(megabytes, minutes, disk, known=True)

@@ -153,8 +153,7 @@ def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[st
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(cell.sae, {})[cell.seed] = None
-    found = {name: tuple(each) for name, each in seeds.items()}
-    return {name: recipes[name].model_copy(update={"seeds": found[name]}) for name in found}
+    return {n: recipes[n].model_copy(update={"seeds": tuple(seeds[n])}) for n in seeds}
 
 
 def _stream(config: Config, keys: ModelKeys) -> StreamParams | None:

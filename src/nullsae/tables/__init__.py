@@ -5,13 +5,6 @@ bytes. Units stand in column names or in a field's `unit` metadata. Nothing here
 number is computed.
 """
 
-from nullsae.tables.io import (
-    AGGREGATED,
-    MEASURED,
-    SCHEMAS,
-    cell_schema,
-    read_table,
-    write_table,
-)
+from nullsae.tables.io import AGGREGATED, MEASURED, SCHEMAS, cell_schema, read_table, write_table
 
 __all__ = ["AGGREGATED", "MEASURED", "SCHEMAS", "cell_schema", "read_table", "write_table"]

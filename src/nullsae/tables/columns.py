@@ -16,11 +16,13 @@ _TYPES = {
 
 
 def schema(*columns: tuple[str, str] | tuple[str, str, str]) -> pa.Schema:
-    """Columns as (name, type) or (name, type, unit); a type ending in `?` may be null."""
+    """Columns as (name, type) or (name, type, unit); a type ending in `?` may be null.
+
+    Several names with a blank between them are columns alike.
+    """
     fields = []
-    for name, kind, *unit in columns:
+    for names, kind, *unit in columns:
         metadata = {"unit": unit[0]} if any(unit) else None
-        fields.append(
-            pa.field(name, _TYPES[kind.rstrip("?")], nullable=kind.endswith("?"), metadata=metadata)
-        )
+        arrow, nullable = _TYPES[kind.rstrip("?")], kind.endswith("?")
+        fields += [pa.field(name, arrow, nullable, metadata) for name in names.split()]
     return pa.schema(fields)

@@ -15,15 +15,9 @@ import pyarrow.parquet as pq
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, rebuild_command
+from nullsae.tables import study
 from nullsae.tables.cells import CELL_TABLES
 from nullsae.tables.columns import schema as columns_of
-from nullsae.tables.study import (
-    CONTRASTS,
-    DISCRIMINATING_POWER,
-    INTERPRETABILITY,
-    SUMMARIES,
-    VERDICTS,
-)
 
 # Columns that a clock gave. They stay in the cells' own files, because two runs of one config give
 # identical tables.
@@ -36,11 +30,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         )
         for name, (keys, columns) in CELL_TABLES.items()
     },
-    "interpretability": INTERPRETABILITY,
-    "contrasts": CONTRASTS,
-    "verdicts": VERDICTS,
-    "summaries": SUMMARIES,
-    "discriminating_power": DISCRIMINATING_POWER,
+    "interpretability": study.INTERPRETABILITY,
+    "contrasts": study.CONTRASTS,
+    "verdicts": study.VERDICTS,
+    "summaries": study.SUMMARIES,
+    "discriminating_power": study.DISCRIMINATING_POWER,
 }
 # Too large to be worth copying into results/tables: read them as a data set where they lie.
 NOT_AGGREGATED = ("windows",)

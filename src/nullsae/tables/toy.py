@@ -10,10 +10,8 @@ TOY_KEYS = (("source", "text"), ("data", "text"), ("expansion", "int"), ("seed",
 # One row per SAE. Norms are those of each held-out sample, averaged.
 _COLUMNS = (
     ("l1_coefficient", "float", "weight of mean |code| beside the mean squared error"),
-    ("n_latents", "int"),
-    ("d_input", "int"),
-    ("n_train", "int", "samples"),
-    ("n_heldout", "int", "samples"),
+    ("n_latents d_input", "int"),
+    ("n_train n_heldout", "int", "samples"),
     ("mse", "float", "input units squared, per entry"),
     ("explained_variance", "float?", "null where all held-out samples are the same"),
     ("explained_variance_about_scalar", "float?", "about one mean of all entries: the paper's"),

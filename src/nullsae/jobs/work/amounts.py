@@ -8,22 +8,13 @@ from typing import Any
 
 from nullsae.config.model_size import BYTES, Size
 from nullsae.config.saes import Sae, recipe_name
-from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.study import Config
 from nullsae.jobs.grid import Keys
 
-# Five passes over the rows of the hits (docs/performance.md), and Adam with the norms of rows.
-HIT_PASSES, ADAM_BYTES = 5, 40
-# Calls of one optimizer step, whatever its size.
-STEP_SECONDS = 1.5e-3
 # Passes over the logits of a token in float32, for a loss.
 LOGIT_PASSES = 6
 # What adds up over the parts of a job.
 SUMMED = ("forward_flops", "forward_elements", "product_flops", "moved_bytes", "host_seconds")
-# Copies of a batch's logits: as the model gives them, in float32, their logarithms, the loss.
-LOGIT_COPIES = 4
-# An SAE's batch outside training, and the entries of its pre-activations at once.
-BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS = 4096, 2**20, 256
 
 
 @dataclass(frozen=True)
@@ -59,6 +50,11 @@ class Work:
     def flops(self) -> float:
         """All operations."""
         return self.forward_flops + self.product_flops
+
+    def shared(self, n_jobs: int) -> Work:
+        """One of n jobs that share this work, whose result another job keeps."""
+        parts = {name: getattr(self, name) / n_jobs for name in SUMMED}
+        return replace(self, **parts, tokens=self.tokens // n_jobs, written_bytes=0.0)
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,7 @@ class SizedStudy:
         """A subject and one batch through it: a block's tensors, about 20 d numbers a token."""
         size, tokens = self.sizes[keys["subject"]], n_contexts * self.context_tokens(keys)
         batch = tokens * 20.0 * size.d_model * BYTES[size.dtype]
-        logits = tokens * size.vocab_size * 4.0 * LOGIT_COPIES if head else 0.0
+        logits = tokens * size.logit_bytes if head else 0.0
         return size.weight_bytes + batch + logits
 
     def width(self, keys: Keys, recipe: Sae) -> int:
@@ -138,19 +134,8 @@ class SizedStudy:
         return recipe.width(size.d_model, size.vocab_size) or 16 * size.d_model
 
 
-def blocks_to(site: str, size: Size) -> int:
-    """Blocks that a pass runs to see a site: it stops there."""
-    layer = site_layer(site)
-    return max(0, min(layer + (site_kind(site) != "resid_pre"), size.n_layers))
-
-
 def forward(
-    size: Size,
-    n_tokens: float,
-    context_tokens: int,
-    *,
-    blocks: int | None = None,
-    head: bool = False,
+    size: Size, n_tokens: float, context: int, *, blocks: int | None = None, head: bool = False
 ) -> Work:
     """A forward pass: 2 operations per weight and token, and 4 T d for attention over T tokens.
 
@@ -158,7 +143,7 @@ def forward(
     with all T keys per query: masked ones are computed too.
     """
     n = size.n_layers if blocks is None else blocks
-    per_token = n * (2.0 * size.block_weights + 4.0 * context_tokens * size.attention_width)
+    per_token = n * (2.0 * size.block_weights + 4.0 * context * size.attention_width)
     moved = 0.0
     if head:
         per_token += 2.0 * size.d_model * size.vocab_size
@@ -179,12 +164,6 @@ def together(*parts: Work, **given: Any) -> Work:
     return Work(**{"tokens": sum(part.tokens for part in parts), "dtype": dtype, **added, **given})
 
 
-def shared(whole: Work, n_jobs: int) -> Work:
-    """One of n jobs that share one's work, whose result another job keeps."""
-    parts = {name: getattr(whole, name) / n_jobs for name in SUMMED}
-    return replace(whole, **parts, tokens=whole.tokens // n_jobs, written_bytes=0.0)
-
-
 def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
     """Encode and decode n tokens by an SAE of m latents at a width of d.
 
@@ -197,32 +176,6 @@ def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
     return Work(product_flops=n_tokens * product, moved_bytes=n_tokens * moved)
 
 
-def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
-    """The gradient steps of one SAE, and its evaluations along them.
-
-    The counted limit of docs/performance.md: the encoder's product, one read of its result, five
-    passes over the rows of the hits; per step one pass of Adam over encoder and decoder.
-    """
-    steps = n_tokens // recipe.batch_tokens * recipe.epochs
-    seen = float(steps * recipe.batch_tokens)
-    k, factor = recipe.kept, recipe.step_cost
-    per_token = 8.0 * m * factor + HIT_PASSES * 4.0 * k * d
-    weights = 2.0 * m * d
-    step = Work(
-        product_flops=seen * 2.0 * d * m * factor,
-        moved_bytes=seen * per_token + steps * weights * ADAM_BYTES,
-        host_seconds=steps * STEP_SECONDS,
-    )
-    measured = (steps // recipe.evaluate_every_steps + 1) * recipe.heldout_tokens
-    return together(step, encoding(recipe, d, m, measured))
-
-
 def sae_bytes(d: int, m: int) -> float:
     """sae.safetensors: two matrices and two vectors in float32."""
     return 4.0 * (2.0 * m * d + m + d)
-
-
-def coding_bytes(recipe: Sae, d: int, m: int) -> float:
-    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
-    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
-    return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)

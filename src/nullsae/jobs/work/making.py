@@ -9,21 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nullsae.config.corpora import BuiltinSource, HubSource, TrainedTokenizer
-from nullsae.config.model_size import BYTES
+from nullsae.config.model_size import BYTES, Size
+from nullsae.config.saes import Sae
+from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys
-from nullsae.jobs.work.amounts import (
-    LOGIT_COPIES,
-    SizedStudy,
-    Work,
-    blocks_to,
-    forward,
-    sae_bytes,
-    shared,
-    together,
-    training,
-)
+from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 
 # Bytes beside each stored activation: its position, int64.
 POSITION_BYTES = 8
@@ -34,6 +26,10 @@ EVALUATED_LAYERS_TOKENS = 8_192
 # Per token, measured: docs/plan.md.
 TOKENIZE_SECONDS, TRAIN_TOKENIZER_SECONDS, NGRAM_SECONDS = 1.0e-6, 1.0e-6, 0.7e-6
 STDLIB_SECONDS, NGRAM_TOKENS = 4.3, 10_000_000
+# Five passes over the rows of the hits (docs/performance.md), and Adam with the norms of rows.
+HIT_PASSES, ADAM_BYTES = 5, 40
+# Calls of one optimizer step, whatever its size.
+STEP_SECONDS = 1.5e-3
 # Calls of forward, backward and optimizers in one block, whatever its size.
 BLOCK_STEP_SECONDS = 4e-3
 # Two draws, moments, correlations and checksums of an entry.
@@ -102,7 +98,7 @@ def train_subject(study: SizedStudy, keys: Keys) -> Work:
     muon = sum(4 * r * r * c + 2 * r**3 for r, c in shapes) * NEWTON_SCHULZ_STEPS * size.n_layers
     published = publishing(study, keys)
     token = size.n_layers * (68.0 * d + 10.0 * context * source.n_heads)
-    token += 4.0 * LOGIT_COPIES * size.vocab_size
+    token += size.logit_bytes
     return together(
         *(once, once, once, published, published),
         product_flops=source.steps * muon,
@@ -134,6 +130,12 @@ def randomize_model(study: SizedStudy, keys: Keys) -> Work:
     )
 
 
+def blocks_to(site: str, size: Size) -> int:
+    """Blocks that a pass runs to see a site: it stops there."""
+    layer = site_layer(site)
+    return max(0, min(layer + (site_kind(site) != "resid_pre"), size.n_layers))
+
+
 def capture(study: SizedStudy, keys: Keys) -> Work:
     """One pass as far as the deepest site, and all sites written with their checksums.
 
@@ -156,7 +158,7 @@ def capture(study: SizedStudy, keys: Keys) -> Work:
 
 def capture_portion(study: SizedStudy, keys: Keys) -> Work:
     """An equal part of a capture."""
-    return shared(capture(study, keys), study.config.activations.chunks)
+    return capture(study, keys).shared(study.config.activations.chunks)
 
 
 def cache_activations(study: SizedStudy, keys: Keys) -> Work:
@@ -189,6 +191,26 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
         imports="torch",
         gpu=True,
     )
+
+
+def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
+    """The gradient steps of one SAE, and its evaluations along them.
+
+    The counted limit of docs/performance.md: the encoder's product, one read of its result, five
+    passes over the rows of the hits; per step one pass of Adam over encoder and decoder.
+    """
+    steps = n_tokens // recipe.batch_tokens * recipe.epochs
+    seen = float(steps * recipe.batch_tokens)
+    k, factor = recipe.kept, recipe.step_cost
+    per_token = 8.0 * m * factor + HIT_PASSES * 4.0 * k * d
+    weights = 2.0 * m * d
+    step = Work(
+        product_flops=seen * 2.0 * d * m * factor,
+        moved_bytes=seen * per_token + steps * weights * ADAM_BYTES,
+        host_seconds=steps * STEP_SECONDS,
+    )
+    measured = (steps // recipe.evaluate_every_steps + 1) * recipe.heldout_tokens
+    return together(step, encoding(recipe, d, m, measured))
 
 
 def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:

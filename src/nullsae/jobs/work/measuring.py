@@ -6,20 +6,11 @@ latents of an SAE.
 
 from __future__ import annotations
 
+from nullsae.config.saes import Sae
 from nullsae.config.variants import has_model
 from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells, sae_cells
-from nullsae.jobs.work.amounts import (
-    LOGIT_COPIES,
-    SizedStudy,
-    Work,
-    coding_bytes,
-    encoding,
-    forward,
-    sae_bytes,
-    shared,
-    together,
-)
+from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 from nullsae.jobs.work.making import LOSS_LOGIT_BYTES
 
 COVARIANCE_TOKENS, FIDELITY_CONTEXTS = 65_536, 16
@@ -32,6 +23,8 @@ EXPLANATION_SECONDS, JUDGED_SECONDS = 4e-3, 4.5e-5
 METRICS_PER_SAE, METRICS_PER_SCORE = 8, 4
 ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
 FIGURE_SECONDS = 0.21
+# An SAE's batch outside training, and the entries of its pre-activations at once.
+BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS = 4096, 2**20, 256
 
 
 def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
@@ -154,7 +147,7 @@ def score_latents(study: SizedStudy, keys: Keys) -> Work:
     if scorer.model_in_job is not None:
         read, context = scorer.tokens_read(settings.window_tokens)
         judge = study.judges[keys["scorer"]]
-        held += judge.weight_bytes + float(LOSS_LOGIT_BYTES * LOGIT_COPIES)
+        held += judge.weight_bytes + 4.0 * LOSS_LOGIT_BYTES
         passes = forward(judge, n * read, context, head=True)
         written = n * 30.0
         return together(
@@ -180,12 +173,12 @@ def n_shards(study: SizedStudy, keys: Keys) -> int:
 
 def explain_shard(study: SizedStudy, keys: Keys) -> Work:
     """Explanations of some latents."""
-    return shared(explain_latents(study, keys), n_shards(study, keys))
+    return explain_latents(study, keys).shared(n_shards(study, keys))
 
 
 def score_shard(study: SizedStudy, keys: Keys) -> Work:
     """Scores of some latents."""
-    return shared(score_latents(study, keys), n_shards(study, keys))
+    return score_latents(study, keys).shared(n_shards(study, keys))
 
 
 def prepare_judge(study: SizedStudy, keys: Keys) -> Work:
@@ -225,3 +218,9 @@ def joined_bytes(study: SizedStudy) -> float:
     widths = [study.sae(cell)[2] for cell in sae_cells(study.config)]
     judged = len(study.config.scored_pairs()) * study.config.latents.n_sampled
     return 300.0 * sum(widths) + 100.0 * (len(widths) * judged * judged_windows(study))
+
+
+def coding_bytes(recipe: Sae, d: int, m: int) -> float:
+    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
+    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
+    return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)

@@ -18,9 +18,7 @@ Overlays = Annotated[list[Path] | None, Option(help="Overlays, as for snakemake;
 
 @verbs.command("export_sae")
 def export_sae(
-    sae: SaeFile,
-    layout: Annotated[str, Option(help="saelens or sparsify.")],
-    output: Output,
+    sae: SaeFile, layout: Annotated[str, Option(help="saelens or sparsify.")], output: Output
 ) -> None:
     """Write an SAE in the format of SAELens or sparsify."""
     from nullsae.sae.exchange.export import export_sae
@@ -63,8 +61,7 @@ def check_cluster(
 @verbs.command("export_latents")
 def export_latents(
     latents: Annotated[
-        list[Path],
-        Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat."),
+        list[Path], Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat.")
     ],
     layout: Annotated[str, Option(help="delphi or neuronpedia.")],
     output: Output,

@@ -22,12 +22,7 @@ from nullsae.subjects.loading import pick_device
 
 
 def cross_evaluate(
-    params: CrossEvaluateParams,
-    *,
-    sae: Path,
-    activations: list[Path],
-    tokens: Path,
-    output: Path,
+    params: CrossEvaluateParams, *, sae: Path, activations: list[Path], tokens: Path, output: Path
 ) -> None:
     """Write the table `cross_evaluation` of one SAE: a row per variant, in the order of the params.
 

@@ -100,10 +100,7 @@ def evaluate_sae(
 
 
 def _reconstruct(
-    coder: Autoencoder,
-    heldout: SiteReader,
-    tokens: Tokens,
-    progress: Callable[[int, int], None],
+    coder: Autoencoder, heldout: SiteReader, tokens: Tokens, progress: Callable[[int, int], None]
 ) -> tuple[ReconstructionSums, Mapping[str, float]]:
     """Sums over all tokens, and the health of the activations."""
     n_documents = int(tokens.document_id.max()) + 1

@@ -27,7 +27,7 @@ GROUPS_PER_ENTRY, GROUPS_MULTIPLE = 4, 64
 
 
 def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
-    """weights [n] @ rows [n, d], on one thread of a CPU.
+    """Weights [n] @ rows [n, d], on one thread of a CPU.
 
     MKL shares such a product out among threads, and adds up in an order that depends on how many.
     """

@@ -211,9 +211,9 @@ def change_weights(
 
 
 def change_embeddings(model: Any, change: Change) -> dict[str, Change]:
-    """One change of the input embedding [tokens, d], and of the output embedding if it is tied."""
-    table = model.get_input_embeddings().weight
-    return {name: change for name, p in model.named_parameters() if p is table}
+    """One change of all tables [tokens, d] that token ids index, and of what is tied to them."""
+    tables = {id(module.weight) for module in families.token_tables(model).values()}
+    return {name: change for name, p in model.named_parameters() if id(p) in tables}
 
 
 def embedding_parameters(model: Any) -> set[str]:

@@ -80,6 +80,15 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: se
     return passed("changed", f"{len(names)} of {len(before)} tensors")
 
 
+def untrained(initial: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Gate:
+    """Initial weights are not those of the trained subject: some tensor differs, by name."""
+    for name, tensor in initial.items():
+        other = trained.get(name)
+        if other is None or not torch.equal(tensor.to(other.device, other.dtype), other):
+            return passed("untrained", f"{name} is not the trained one")
+    return failed("untrained", "every tensor is the trained one's: these are the trained weights")
+
+
 def moments(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]) -> Gate:
     """Mean and variance of each redrawn tensor lie within 6 standard errors of the original's.
 

@@ -29,6 +29,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+PICKLE = "pytorch_model.bin"
 CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".py"}
 # Contexts of the sum of a block's parts are this long.
 PROBE_TOKENS = 8
@@ -50,44 +51,52 @@ def pick_device(device: str) -> torch.device:
 def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") -> nn.Module:
     """Load a causal language model from a hub id, a local folder or a GGUF file, onto the CPU.
 
-    Of checkpoints only safetensors are read, memory-mapped by Transformers: what is not converted
-    to another dtype is not copied before it is written to.
+    Checkpoints are safetensors, memory-mapped by Transformers: what is not converted to another
+    dtype is not copied before it is written to. Where a revision has none, `pytorch_model.bin` is
+    read by torch's weights-only unpickler, which runs no code; the log says so.
 
     Args:
         source: where it comes from.
         variant: whose weights of the source are meant.
 
     Raises:
-        UserError: the model cannot be had, has no safetensors or lacks weights; names the config
-            value.
+        UserError: the model cannot be had or lacks weights; names the config value.
     """
     key = "config: subjects.*.source"
     if isinstance(source, GgufSource):
         model = _fetch_gguf(source, key)
     else:
-        revision, revision_key = VARIANTS[variant].revision(source)
-        model = _fetch_checkpoint(source, revision, key, f"{key}.{revision_key}")
+        model = _fetch_checkpoint(source, VARIANTS[variant].weights_of(source), key)
     return model.eval().requires_grad_(False)
 
 
 def _fetch_checkpoint(
-    source: PretrainedSource, revision: str | None, key: str, revision_key: str
+    source: PretrainedSource, weights: tuple[str, str | None, str, str], key: str
 ) -> nn.Module:
     from nullsae.corpus.hub import check_cached, check_repository
 
+    path, revision, path_key, revision_key = weights
     at = f" at revision {revision}" if revision else ""
-    keys = {"where": f"{key}.path", "revision_where": revision_key}
-    check_repository(source.path, kind="model", revision=revision, **keys)
-    check_cached(source.path, "config.json", revision=revision, **keys)
-    path = str(Path(source.path).expanduser()) if is_local(source.path) else source.path
-    return _from_pretrained(
-        path,
-        f"subject {source.path!r}{at}",
-        revision=revision or "main",
-        dtype=DTYPES[source.dtype],
-        trust_remote_code=source.trust_remote_code,
-        use_safetensors=True,
-    )
+    keys = {"where": f"{key}.{path_key}", "revision_where": f"{key}.{revision_key}"}
+    check_repository(path, kind="model", revision=revision, **keys)
+    check_cached(path, "config.json", revision=revision, **keys)
+    what = f"subject {path!r}{at}"
+    place = str(Path(path).expanduser()) if is_local(path) else path
+    settings = {
+        "revision": revision or "main",
+        "dtype": DTYPES[source.dtype],
+        "trust_remote_code": source.trust_remote_code,
+    }
+    try:
+        return _from_pretrained(place, what, use_safetensors=True, **settings)
+    except NoSafetensorsError:
+        model = _from_pretrained(place, what, use_safetensors=False, weights_only=True, **settings)
+        log.warning("%s: no safetensors; weights read from %s, as data only", what, PICKLE)
+        return model
+
+
+class NoSafetensorsError(UserError):
+    """A checkpoint has its weights in another format."""
 
 
 def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
@@ -115,13 +124,15 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
     except Exception as error:  # whatever a foreign repository makes the loader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "safetensors" in reason and isinstance(error, OSError):
+        missing = "safetensors" in reason and isinstance(error, OSError)
+        if missing and keys.get("use_safetensors"):
+            raise NoSafetensorsError(f"{what}: cannot be loaded: no safetensors") from None
+        if missing:
             cached = is_offline_mode() and not is_local(str(path))
-            reason = (
-                f"there are no safetensors{' in the cache of the hub' if cached else ''}, and "
-                f"weights in other formats are not read (they can run code); convert them with "
-                f"model.save_pretrained"
-            )
+            where = " in the cache of the hub" if cached else ""
+            reason = f"there are neither safetensors nor {PICKLE}{where}"
+        elif "Weights only load failed" in str(error):
+            reason = f"{PICKLE} holds more than weights, and is not read: it could run code"
         elif "trust_remote_code" in str(error):
             reason = "it comes with Python code of its own, which source.trust_remote_code allows"
         raise UserError(f"{what}: cannot be loaded: {reason}") from None
@@ -211,13 +222,23 @@ class Subject:
                 add to the tensor in place.
 
         Raises:
-            UserError: the model's forward pass never came by a site.
+            UserError: the model's forward pass never came by a site, or what passes there is not
+                one row for each token.
         """
         waiting = set(sites)
+        shape = tuple(input_ids.shape)
 
         def passes(site: str, x: Tensor) -> None:
             # Some families (OPT) flatten it.
-            see(site, x.reshape(*input_ids.shape, -1))
+            layouts = (*shape, self.width(site)), (shape[0] * shape[1], self.width(site))
+            if not isinstance(x, Tensor) or tuple(x.shape) not in layouts:
+                found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise UserError(
+                    f"site {site}: not supported for model_type "
+                    f"{text_config(self.model).model_type!r}: a block passes on {found}, not "
+                    f"[contexts, tokens, d_model] = {list(layouts[0])}"
+                )
+            see(site, x.reshape(*shape, -1))
             waiting.discard(site)
             if not waiting:
                 raise _StopForward

@@ -73,7 +73,7 @@ def trainings(shape: dict[str, Any], *, ablate: bool, peers: bool) -> dict[str, 
 def captured(cell: Path, site: str, seed: int) -> tuple[Tensor, Tensor]:
     """(tokens of `sae_train` in an order of this seed, held-out tokens), float32 [n, d_model]."""
     train = SiteReader.open(cell / "split=sae_train" / "manifest.json", site)
-    x = torch.cat([train.shard(index)[0].float() for index in range(train.n_shards)])
+    x = torch.cat([train.stored(index)[0].float() for index in range(train.n_shards)])
     order = torch.randperm(len(x), generator=torch_generator(seed, "quality_order"))
     heldout = SiteReader.open(cell / "split=eval" / "manifest.json", site)
     return x[order], next(heldout.batches(HELDOUT_TOKENS))[0].float()

@@ -27,7 +27,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.explainers.language_model import OpenAIExplainer
-from nullsae.autointerp.llm.client import Request, ask_all
+from nullsae.autointerp.llm.client import ask_all
+from nullsae.autointerp.llm.messages import Request
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.marking import window_texts
 from nullsae.autointerp.prompting import load_prompt

@@ -164,8 +164,8 @@ def write_site(
 def all_rows(manifest: Path, site: str) -> tuple[Tensor, Tensor]:
     """Everything that a site stores, in stored order."""
     reader = SiteReader.open(manifest, site)
-    parts = [reader.shard(index) for index in range(reader.n_shards)]
-    return torch.cat([x for x, _ in parts]), torch.cat([p for _, p in parts])
+    parts = [reader.stored(index) for index in range(reader.n_shards)]
+    return torch.cat([x for x, _ in parts]).float(), torch.cat([p for _, p in parts])
 
 
 def flip_byte(path: Path, offset: int = -1) -> None:

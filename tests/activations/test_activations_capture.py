@@ -102,7 +102,7 @@ def test_training_tokens_lie_on_disk_in_a_shuffled_order(chain: Chain) -> None:
     assert reader.n_shards == 8
     pairs, orders = [], []
     for index in range(reader.n_shards):
-        _, position = reader.shard(index)
+        _, position = reader.stored(index)
         low = index * 8 * CONTEXT
         assert torch.equal(position.sort().values, torch.arange(low, low + 8 * CONTEXT))
         own = (position - low).double()
@@ -438,7 +438,7 @@ def test_a_chunk_equals_its_shard(chain: Chain, tmp_path: Path) -> None:
     assert seen == [19, 22, 24]
     for site in sites:
         reader = SiteReader.open(chain.train_activations, site)
-        x, position = reader.shard(2)
+        x, position = reader.stored(2)
         assert torch.equal(plain[site], found[site])
         torch.testing.assert_close(found[site][position - 16 * CONTEXT], x, rtol=1e-5, atol=1e-6)
         assert bool(into[site][8 * CONTEXT :].isnan().all()), "wrote beyond the contexts"
@@ -446,9 +446,12 @@ def test_a_chunk_equals_its_shard(chain: Chain, tmp_path: Path) -> None:
     assert torch.equal(half[SITES[0]], plain[SITES[0]].bfloat16())
 
 
-def test_a_site_that_nothing_passes_is_refused(chain: Chain) -> None:
+def test_a_site_that_nothing_passes_is_refused(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject = load_subject(chain.recipe, CPU)
-    subject._points["mlp_out.1"] = Point(torch.nn.Identity())
+    elsewhere = {"mlp_out.1": Point(torch.nn.Identity()), SITES[0]: subject._point(SITES[0])}
+    monkeypatch.setattr(subject, "_point", elsewhere.get)
     ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids)
     with pytest.raises(UserError, match=r"^site mlp_out.1: nothing passes there"):
         capture_contexts(

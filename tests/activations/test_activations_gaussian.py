@@ -303,7 +303,7 @@ def test_a_damaged_site_is_sampled_again_and_a_whole_one_is_not(
     chain: Chain, tmp_path: Path
 ) -> None:
     seen: list[tuple[int, int]] = []
-    keys: dict[str, Any] = {"sites": SITES, "report": lambda *x: seen.append(x)}
+    keys: dict[str, Any] = {"sites": SITES, "progress": lambda *x: seen.append(x)}
     assert sample(chain, tmp_path, **keys) == list(SITES)
     total = 3 * 60 * CONTEXT
     assert seen[0] == (8 * CONTEXT, total)

@@ -233,7 +233,7 @@ def test_a_shard_that_cannot_be_parsed_is_refused(tmp_path: Path) -> None:
     shard = tmp_path / f"site={SITE}/shard-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:30])
     with pytest.raises(UserError, match=r"shard-00000.safetensors: .*rebuild it with: snakemake"):
-        SiteReader.open(manifest, SITE).shard(0)
+        SiteReader.open(manifest, SITE).stored(0)
 
 
 def test_activations_of_another_config_are_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from nullsae.autointerp import examples
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.explainers.lexical import lexical_explanations
 from nullsae.autointerp.explainers.swapped import swap_explanations
-from nullsae.autointerp.token_statistics import judge_by_tokens
+from nullsae.autointerp.scorers.asking import judge_by_tokens
 from nullsae.tables import cell_schema, read_table
 
 MAX_ID = 2**31 - 1  # what the tables' int32 can hold

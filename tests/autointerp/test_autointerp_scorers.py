@@ -23,11 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from nullsae.autointerp.classification import classification_scores
 from nullsae.autointerp.examples import Examples, fuzz_marks
 from nullsae.autointerp.explain import explain_latents
-from nullsae.autointerp.score import Judged, predictions_table
-from nullsae.autointerp.token_statistics import judge_by_tokens
+from nullsae.autointerp.score import Judged, classification_scores, predictions_table
+from nullsae.autointerp.scorers.asking import judge_by_tokens
 from nullsae.core.errors import UserError
 from nullsae.tables import cell_schema, read_table, write_table
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nullsae.corpus.packing import Packer
+from nullsae.corpus.prepare import Packer
 
 EOS = 7
 

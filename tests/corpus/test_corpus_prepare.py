@@ -15,10 +15,9 @@ from nullsae.config.corpora import Corpus
 from nullsae.config.parse import parse_section
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum
+from nullsae.corpus.documents import SplitName, split_of_digest, text_digest
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
-from nullsae.corpus.packing import Packer
-from nullsae.corpus.prepare import Reader, check_amounts, prepare_corpus
-from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
+from nullsae.corpus.prepare import Packer, Reader, check_amounts, prepare_corpus
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.corpus import PrepareCorpusParams
 from tiny_gguf import write_tiny_gguf

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nullsae.config.corpora import FilesSource
 from nullsae.core.errors import UserError
-from nullsae.corpus.normalize import Replaced, normalize
+from nullsae.corpus.documents import Replaced, normalize
 from nullsae.corpus.prepare import Reader
 from nullsae.corpus.sources import documents
 

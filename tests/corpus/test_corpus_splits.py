@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nullsae.corpus.documents import SplitName, split_of_digest, text_digest
 from nullsae.corpus.prepare import Reader
-from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
 
 texts = st.lists(st.text(), max_size=30)
 

@@ -80,7 +80,7 @@ GATES = """
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from nullsae.subjects import gates
-from nullsae.subjects.randomize import randomize
+from nullsae.subjects.changes import randomize
 
 def status(name):
     line = next(l for l in open("/proc/self/status") if l.startswith(name))

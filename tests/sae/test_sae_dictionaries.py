@@ -121,7 +121,7 @@ def refusal(*arguments: Any, **keys: Any) -> str:
 def initial(chain: Chain) -> tuple[Autoencoder, float]:
     """The weights that `make` starts from and the factor on the activations, by their recipe."""
     reader = SiteReader.open(chain.train_activations, SITE)
-    sample = reader.shard(0)[0][:INIT_TOKENS]
+    sample = reader.stored(0)[0][:INIT_TOKENS]
     scale = math.sqrt(D_MODEL) / float(sample.norm(dim=1).mean())
     generator = torch_generator(0, "sae_init", *cell(SITE).parts())
     return initialize(sample * scale, n_latents=WIDTH, k=K, generator=generator), scale

@@ -17,17 +17,14 @@ from nullsae.subjects.changes import (
     ROWS_PERMUTED,
     ROWS_ROTATED,
     Change,
-    match_spectrum,
-    permute,
-    permute_rows,
-    redraw,
-    rotate,
 )
 
 NAMES = {"layers.1.w", "layers.10.w"}
 CHANGES = dict.fromkeys(NAMES, REDRAWN)
 DRAWN = (REDRAWN, PERMUTED, MATCHED, ROWS_PERMUTED, ROWS_ROTATED)
 HALVES = (torch.bfloat16, torch.float16)
+redraw, permute, match_spectrum = REDRAWN.new, PERMUTED.new, MATCHED.new
+permute_rows, rotate = ROWS_PERMUTED.new, ROWS_ROTATED.new
 
 
 def generator(name: str = "") -> torch.Generator:

@@ -26,16 +26,14 @@ from nullsae.subjects.changes import (
     REDRAWN,
     Draw,
     embedding_parameters,
+    haar_frame,
     initial_parameters,
-    match_spectrum,
     norm_parameters,
-    permute,
-    redraw,
+    randomize,
 )
-from nullsae.subjects.orthogonal import haar_frame
-from nullsae.subjects.randomize import randomize
 
 torch.set_num_threads(1)
+redraw, permute, match_spectrum = REDRAWN.new, PERMUTED.new, MATCHED.new
 N_LAYERS, D_MODEL, VOCAB = 3, 16, 96
 OWN_SIZES: dict[str, dict[str, int]] = {
     "gpt2": {"n_layer": N_LAYERS, "n_embd": D_MODEL, "n_head": 2, "n_positions": 32},

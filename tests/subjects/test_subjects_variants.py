@@ -16,10 +16,10 @@ from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.subjects import health, publish
+from nullsae.subjects.changes import randomize
 from nullsae.subjects.health import activation_health, heldout_loss
 from nullsae.subjects.loading import load_subject
 from nullsae.subjects.publish import randomize_model
-from nullsae.subjects.randomize import randomize
 from small_chain import (
     CPU,
     N_LAYERS,

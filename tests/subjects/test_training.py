@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,9 @@ def tiny(**keys: Any) -> TrainSource:
 def train(**keys: Any) -> tuple[Any, dict[str, Tensor], list[dict[str, float]]]:
     arguments: dict[str, Any] = {"seed": 0, "subject": "small", "device": CPU, **keys}
     source = arguments.pop("source", tiny())
-    return train_model(source, tokens(), **arguments)
+    with TemporaryDirectory() as folder:
+        unused = Path(folder) / "state.safetensors"
+        return train_model(source, tokens(), **{"checkpoint": unused, **arguments})
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -8,6 +8,7 @@ see, not by when they see it, and any of them can be trained together.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,29 +52,23 @@ class CachedBlocks:
 
     @property
     def sizes(self) -> list[int]:
-        """Tokens in each shard, the same at every site."""
-        reader = next(iter(self.readers.values()))
+        reader = next(iter(self.readers.values()))  # the same at every site
         return [int(shard["n_tokens"]) for shard in reader.manifest["shards"]]
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
-        """One shard of each of these sites, [n, width] in the storage dtype."""
         return {site: self.readers[site].stored(index)[0] for site in sites}
 
     def name(self, index: int, site: str) -> str:
-        """The shard's path."""
-        reader = self.readers[site]
-        return str(reader.folder / reader.manifest["shards"][index]["file"])
+        return str(self.readers[site].file(index))
 
     def work(self, indices: Collection[int]) -> str:
-        """How many shards are read."""
         return f"{len(indices)} blocks read"
 
 
 def block_order(seed: int, epoch: int, n_blocks: int) -> list[int]:
     """The order of the blocks in an epoch."""
-    generator = torch_generator(seed, "block_order", epoch)
-    order: list[int] = torch.randperm(n_blocks, generator=generator).tolist()
-    return order
+    order = torch.randperm(n_blocks, generator=torch_generator(seed, "block_order", epoch))
+    return order.tolist()
 
 
 def order_within(seed: int, epoch: int, index: int, n_tokens: int) -> Tensor | slice:
@@ -87,22 +82,20 @@ def order_within(seed: int, epoch: int, index: int, n_tokens: int) -> Tensor | s
 def ahead(get: Callable[[T], R], items: Iterable[T], *, in_background: bool) -> Iterator[R]:
     """Results of `get`, in order.
 
-    In the background, a thread works on the next one while the caller uses the last, so that two
-    are in memory.
+    In the background, a thread makes the next while the caller uses the last: two are in memory.
     """
     if not in_background:
         yield from map(get, items)
         return
     with ThreadPoolExecutor(1) as pool:
-        coming: Future[R] | None = None
+        coming: deque[Future[R]] = deque()
         try:
             for item in items:
-                last, coming = coming, pool.submit(get, item)
-                if last is not None:
-                    yield last.result()
-                    del last
-            if coming is not None:
-                yield coming.result()
+                coming.append(pool.submit(get, item))
+                if len(coming) > 1:
+                    yield coming.popleft().result()
+            if coming:
+                yield coming.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -126,16 +119,14 @@ class Batches:
     def want(self, epoch: int, start: int, stop: int) -> bool:
         """Whether any of the tokens `start` ... `stop` of the epoch are in batches to come.
 
-        The answer counts from the first step, so that it can be asked for before the stream starts.
+        It counts from the first step, so that it can be asked before the stream starts.
         """
         return start < self.usable and (epoch, stop) > self.start
 
     def cut(self, start: int, x: Tensor) -> Iterator[Tensor]:
-        """Whole batches that a block completes, views of it where they can be.
+        """Whole batches that a block x [n, width] completes, views of it where they can be.
 
-        Args:
-            start: tokens of the epoch before the block.
-            x: the block, [n, width]; the blocks wanted must come in their order.
+        `start` tokens of the epoch are before it; the blocks wanted must come in their order.
         """
         x = x[self.taken - start : self.usable - start]
         self.taken = (self.taken + len(x)) % self.usable

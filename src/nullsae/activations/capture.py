@@ -8,25 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nullsae.activations.layout import (
-    finish_site,
-    shard_contexts,
-    shard_rows,
-    with_key,
-    write_split_manifest,
-)
+from nullsae.activations.layout import SplitJob
 from nullsae.activations.preflight import POSITION_BYTES, CaptureClock, check_disk
 from nullsae.activations.shards import finished_shards, left_over
-from nullsae.activations.store import SiteWriter, is_complete
+from nullsae.activations.store import SiteWriter
 from nullsae.config.parse import check_sites
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.corpus.store import load_tokens
 from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.subjects.loading import DTYPES, Subject, check_sites_add_up, load_subject, pick_device
 
@@ -43,11 +36,7 @@ class Portion:
 
     @classmethod
     def parse(cls, text: str) -> Portion:
-        """From `2/8`, the third of eight.
-
-        Raises:
-            UserError: anything else.
-        """
+        """From `2/8`, the third of eight; `UserError` for anything else."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or not int(found[1]) < int(found[2]):
             raise UserError(f"--portion: {text!r} is not one of 0/N to N-1/N, such as 0/4")
@@ -75,14 +64,13 @@ def cache_activations(
 ) -> list[str]:
     """Capture all sites of a split that are not there yet.
 
-    A site whose manifest has this provenance and whose shards are whole is left alone, and so is a
-    whole shard of a site that a killed run, or a damage to other shards, left incomplete: adding a
-    site, or running again, computes only what is missing, to the same bytes.
+    Whole shards of this provenance are left alone, also where a killed run, or a damage to others,
+    left their site incomplete: adding a site, or running again, computes only what is missing, to
+    the same bytes.
 
     In memory are two shards, 2 * n * (sum of the sites' widths) * bytes of the storage type with
-    n = `shard_tokens`, beside what one forward pass takes, whatever the number of tokens: one is
-    captured while a thread writes the other. After two batches a line is logged with tokens, bytes
-    and the time that all of it will take.
+    n = `shard_tokens`, beside what one forward pass takes: one is captured while a thread writes
+    the other. After two batches a line is logged with tokens, bytes and the time of all of it.
 
     Args:
         params: the rule's slice of the config.
@@ -103,110 +91,101 @@ def cache_activations(
             file that cannot be written. Shards that were finished stay.
     """
     torch.set_num_threads(params.compute.threads)
-    folders = {site: output / f"site={site}" for site in params.sites}
-    params = with_key(params, split, (model, tokens))
-    missing = [s for s, folder in folders.items() if not is_complete(folder, key=params.key)]
-    if missing:
-        _capture(params, missing, split, model, tokens, output, portion, progress)
-    if portion is not None:
-        write_json(output / portion.manifest, {"key": params.key, "split": split})
-        return missing
-    write_split_manifest(output, params.sites, split=split, key=params.key)
-    return missing
+    job = SplitJob(params, split, model, tokens, output)
+    if job.missing:
+        _capture(job, model, portion, progress)
+    if portion is None:
+        job.finish()
+    else:
+        write_json(output / portion.manifest, {"key": job.params.key, "split": split})
+    return job.missing
 
 
 def _capture(
-    params: CacheActivationsParams,
-    sites: list[str],
-    split: str,
+    job: SplitJob[CacheActivationsParams],
     model: Path,
-    tokens: Path,
-    output: Path,
     portion: Portion | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    corpus = load_tokens(tokens)
-    context_tokens = corpus.input_ids.shape[1]
-    shards = shard_contexts(corpus, params.max_tokens, params.shard_tokens)
+    params, sites, shards = job.params, job.missing, job.shards
+    tokens = [len(contexts) * job.corpus.input_ids.shape[1] for contexts in shards]
     own = range(len(shards)) if portion is None else portion.among(len(shards))
-    folders = {site: output / f"site={site}" for site in sites}
-    kept = {s: finished_shards(folder, key=params.key, among=own) for s, folder in folders.items()}
+    among = None if portion is None else own
+    kept = {s: finished_shards(job.folder(s), key=params.key, among=own) for s in sites}
     # Per shard the sites that lack it.
-    todo = {
-        index: [s for s in sites if kept[s].get(index) != len(shards[index]) * context_tokens]
-        for index in own
-    }
+    todo = {i: [s for s in sites if kept[s].get(i) != tokens[i]] for i in own}
     todo = {index: lacking for index, lacking in todo.items() if lacking}
     keep = {site: [i for i in own if site not in todo.get(i, ())] for site in sites}
-    among = None if portion is None else own
     if todo:
         subject = load_subject(model, pick_device(params.compute.device))
         check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
         check_sites_add_up(subject, sites, where="--params: sites")
-        row_bytes = DTYPES[params.dtype].itemsize
+        item = DTYPES[params.dtype].itemsize
+        row_bytes = {site: subject.width(site) * item + POSITION_BYTES for site in sites}
         n_bytes = sum(
-            len(shards[index]) * context_tokens * (subject.width(site) * row_bytes + POSITION_BYTES)
-            for index, lacking in todo.items()
-            for site in lacking
+            tokens[i] * row_bytes[site] for i, lacking in todo.items() for site in lacking
         )
-        stale = [f for s in sites for f in left_over(folders[s], keep=keep[s], among=among)]
-        check_disk(output, n_bytes, freed=sum(file.stat().st_size for file in stale))
+        stale = [f for s in sites for f in left_over(job.folder(s), keep=keep[s], among=among)]
+        check_disk(job.output, n_bytes, freed=sum(file.stat().st_size for file in stale))
     writers = {
         site: SiteWriter(
-            folders[site], dtype=params.dtype, key=params.key, keep=keep[site], among=among
+            job.folder(site), dtype=params.dtype, key=params.key, keep=keep[site], among=among
         )
         for site in sites
     }
     if todo:
-        n_todo = sum(len(shards[index]) for index in todo) * context_tokens
+        n_todo = sum(tokens[index] for index in todo)
         where = f"{len(sites)} site{'s' * (len(sites) > 1)}"
-        what = f"{output}: {n_todo:,} tokens at {where}, {n_bytes / 1e9:.3f} GB to write"
-        total = sum(len(shards[index]) for index in own) * context_tokens
+        what = f"{job.output}: {n_todo:,} tokens at {where}, {n_bytes / 1e9:.3f} GB to write"
+        total = sum(tokens[index] for index in own)
         clock = CaptureClock(what, total, n_todo, subject.device, progress)
-        ids = torch.from_numpy(corpus.input_ids)
-        _write_shards(params, subject, ids, split, shards, todo, writers, clock)
-    if portion is not None:
-        return
-    for site, writer in writers.items():
-        finish_site(writer, params.key, site, split, corpus)
+        _write_shards(job, subject, todo, writers, clock)
+    if portion is None:
+        for site, writer in writers.items():
+            job.finish_site(writer, site)
 
 
 def _write_shards(
-    params: CacheActivationsParams,
+    job: SplitJob[CacheActivationsParams],
     subject: Subject,
-    ids: Tensor,
-    split: str,
-    shards: list[range],
     todo: dict[int, list[str]],
     writers: dict[str, SiteWriter],
     clock: CaptureClock,
 ) -> None:
     """Capture shards, and write each while the next one is captured."""
-    context_tokens, dtype = ids.shape[1], DTYPES[params.dtype]
+    params, shards, dtype = job.params, job.shards, DTYPES[job.params.dtype]
+    ids = torch.from_numpy(job.corpus.input_ids)
+    context_tokens = ids.shape[1]
+    writing: deque[Future[None]] = deque()
 
     def write(index: int, found: dict[str, Tensor]) -> None:
-        position, order = shard_rows(params.seed, split, index, shards[index], context_tokens)
+        position, order = job.rows(index)
         for site, values in found.items():
             writers[site].write(index, values, position, order)
+
+    def wait(*, at_most: int) -> None:
+        """Until at most so many shards are not yet written; raise what the writer raised."""
+        while writing and (len(writing) > at_most or writing[0].done()):
+            writing.popleft().result()
+
+    def after_batch(context: int) -> None:
+        wait(at_most=N_HELD)
+        clock.reach(context * context_tokens)
 
     rooms = [
         buffers(subject, len(shards[0]) * context_tokens, list(writers), dtype)
         for _ in range(min(N_HELD, len(todo)))
     ]
-    with _Behind() as behind:
-
-        def after_batch(context: int) -> None:
-            behind.check(at_most=N_HELD)
-            clock.reach(context * context_tokens)
-
+    # It ends after its work, after an error too: what was captured need not be captured again.
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as pool:
         for turn, (index, lacking) in enumerate(todo.items()):
             # The shard that was last in this room must be written by now.
-            behind.check(at_most=N_HELD - 1)
+            wait(at_most=N_HELD - 1)
             clock.start(shards[index].start * context_tokens)
             found = capture_contexts(
                 subject,
                 ids,
-                split=split,
+                split=job.split,
                 contexts=shards[index],
                 batch_contexts=params.batch_contexts,
                 sites=lacking,
@@ -214,32 +193,8 @@ def _write_shards(
                 progress=after_batch,
                 into=rooms[turn % N_HELD],
             )
-            behind.begin(write, index, found)
-        behind.check(at_most=0)
-
-
-class _Behind:
-    """A thread that writes one shard while the next is captured."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._jobs: deque[Future[None]] = deque()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # After an error too: what was captured need not be captured again.
-        self._pool.shutdown()
-
-    def begin(self, write: Callable[[int, dict[str, Tensor]], None], *of: Any) -> None:
-        """Queue one shard."""
-        self._jobs.append(self._pool.submit(write, *of))
-
-    def check(self, *, at_most: int) -> None:
-        """Wait until at most so many shards are not yet written; raise what the writer raised."""
-        while self._jobs and (len(self._jobs) > at_most or self._jobs[0].done()):
-            self._jobs.popleft().result()
+            writing.append(pool.submit(write, index, found))
+        wait(at_most=0)
 
 
 def capture_contexts(
@@ -256,8 +211,8 @@ def capture_contexts(
 ) -> dict[str, Tensor]:
     """Run contexts through the subject, batch by batch, each batch once for all sites.
 
-    Each site's values go straight from the pass to their rows, cast on the way; on CUDA they are
-    cast there and copied while the next batch runs, if the rows are pinned.
+    Values go straight from the pass to their rows, cast on the way; on CUDA they are cast there and
+    copied while the next batch runs, if the rows are pinned.
 
     Args:
         subject: any variant.
@@ -303,8 +258,5 @@ def buffers(
     subject: Subject, n_tokens: int, sites: Sequence[str], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Room for captured rows, per site [n_tokens, width]; pinned where a GPU fills it."""
-    pinned = subject.device.type == "cuda"
-    return {
-        site: torch.empty(n_tokens, subject.width(site), dtype=dtype, pin_memory=pinned)
-        for site in sites
-    }
+    keys: dict[str, Any] = {"dtype": dtype, "pin_memory": subject.device.type == "cuda"}
+    return {site: torch.empty(n_tokens, subject.width(site), **keys) for site in sites}

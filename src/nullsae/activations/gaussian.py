@@ -10,21 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nullsae.activations.layout import (
-    finish_site,
-    shard_contexts,
-    shard_rows,
-    with_key,
-    write_split_manifest,
-)
+from nullsae.activations.layout import SplitJob
 from nullsae.activations.preflight import POSITION_BYTES, check_disk
-from nullsae.activations.store import SiteReader, SiteWriter, is_complete
+from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
-from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import ModelKeys
-from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, passed, require
+from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, judged, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 
 # With fewer tokens per dimension the sample covariance is shrunk.
@@ -74,79 +67,49 @@ def sample_gaussian(
             disk, or a gate that fails; names the file, or the site and the gate.
     """
     torch.set_num_threads(params.compute.threads)
-    params = with_key(params, split, (fitted, tokens))
-    missing = [s for s in params.sites if not is_complete(output / f"site={s}", key=params.key)]
-    if missing:
-        corpus = load_tokens(tokens)
-        shards = shard_contexts(corpus, params.max_tokens, params.shard_tokens)
-        n_tokens = shards[-1].stop * corpus.input_ids.shape[1]
-        readers = [SiteReader.open(fitted, s, key=params.fitted_activations_key) for s in missing]
-        itemsize = DTYPES[params.dtype].itemsize
-        row_bytes = (reader.d_model * itemsize + POSITION_BYTES for reader in readers)
-        check_disk(output, n_tokens * sum(row_bytes))
-        for index, (site, reader) in enumerate(zip(missing, readers, strict=True)):
-
-            def of_site(done: int, before: int = index * n_tokens) -> None:
+    job = SplitJob(params, split, fitted, tokens, output)
+    if job.missing:
+        n_tokens = job.shards[-1].stop * job.corpus.input_ids.shape[1]
+        key, item = params.fitted_activations_key, DTYPES[params.dtype].itemsize
+        readers = [SiteReader.open(fitted, site, key=key) for site in job.missing]
+        row_bytes = sum(reader.d_model * item + POSITION_BYTES for reader in readers)
+        check_disk(output, n_tokens * row_bytes)
+        for index, (site, reader) in enumerate(zip(job.missing, readers, strict=True)):
+            for done in _sample_site(job, site, reader):
                 if progress is not None:
-                    progress(before + done, len(missing) * n_tokens)
-
-            _sample_site(params, site, split, reader, corpus, shards, output, of_site)
-    write_split_manifest(output, params.sites, split=split, key=params.key)
-    return missing
+                    progress(index * n_tokens + done, len(job.missing) * n_tokens)
+    job.finish()
+    return job.missing
 
 
 def _sample_site(
-    params: SampleGaussianParams,
-    site: str,
-    split: str,
-    reader: SiteReader,
-    corpus: Tokens,
-    shards: list[range],
-    output: Path,
-    progress: Callable[[int], None],
-) -> None:
-    device, dtype, keys = pick_device(params.compute.device), DTYPES[params.dtype], params.keys
+    job: SplitJob[SampleGaussianParams], site: str, reader: SiteReader
+) -> Iterator[int]:
+    """Write one site; yield the tokens done after each shard."""
+    params, folder = job.params, job.folder(site)
+    device, dtype = pick_device(params.compute.device), DTYPES[params.dtype]
     fit = fit_moments(reader, device)
     gaussian = Gaussian.fitted_to(fit, device)
-    check = SampleCheck(gaussian, int(corpus.manifest["vocab_size"]))
-
-    folder = output / f"site={site}"
+    check = SampleCheck(gaussian, int(job.corpus.manifest["vocab_size"]))
     writer = SiteWriter(folder, dtype=params.dtype)
-    context_tokens = corpus.input_ids.shape[1]
-    ids = torch.from_numpy(corpus.input_ids).long()
-    for index, contexts in enumerate(shards):
+    ids = torch.from_numpy(job.corpus.input_ids).long()
+    length = ids.shape[1]
+    for index, contexts in enumerate(job.shards):
         parts = []
-        samples = gaussian.contexts(contexts, context_tokens, params.seed, keys, site, split)
+        samples = gaussian.contexts(contexts, length, params.seed, params.keys, site, job.split)
         for context, x in zip(contexts, samples, strict=True):
             check.add(x, ids[context])
             parts.append(x.to("cpu", dtype))
-        position, order = shard_rows(params.seed, split, index, contexts, context_tokens)
-        writer.write(index, torch.cat(parts), position, order)
-        progress(contexts.stop * context_tokens)
+        writer.write(index, torch.cat(parts), *job.rows(index))
+        yield contexts.stop * length
     gates = check.gates()
     require(gates, str(folder))
-    finish_site(
-        writer,
-        params.key,
-        site,
-        split,
-        corpus,
-        fitted={
-            "key": reader.manifest["key"],
-            "n_tokens": fit.n,
-            "shrinkage": gaussian.shrinkage,
-        },
-        gates=gates,
-        health=check.moments.health(),
-    )
+    source = {"key": reader.manifest["key"], "n_tokens": fit.n, "shrinkage": gaussian.shrinkage}
+    job.finish_site(writer, site, fitted=source, gates=gates, health=check.moments.health())
 
 
 def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
-    """Mean and covariance of a site's activations, after a check of their shards.
-
-    Raises:
-        UserError: a shard is missing or damaged.
-    """
+    """Mean and covariance of a site's activations, after `SiteReader.check`."""
     reader.check()
     fit = Moments(reader.d_model, device=device)
     for x, _ in reader.batches():
@@ -157,9 +120,7 @@ def fit_moments(reader: SiteReader, device: torch.device) -> Moments:
 def oas_shrinkage(covariance: Tensor, n: int) -> float:
     """Weight of the target tr(S)/p * I that approximates the oracle (Chen et al. 2010, eq. 23).
 
-    Args:
-        covariance: S, the sample covariance [p, p] with n in the denominator.
-        n: samples behind it.
+    S is the sample covariance [p, p] of n samples, with n in the denominator.
     """
     p = len(covariance)
     square, trace = float(covariance.square().sum()), float(covariance.trace())
@@ -207,14 +168,10 @@ class Gaussian:
         floor = ROUNDING * float(eigenvalues[-1])
         eigenvalues = torch.where(eigenvalues > floor, eigenvalues, 0.0)
         root = (vectors * eigenvalues.sqrt()) @ vectors.t() * scale
-        return cls(
-            mean=mean.to(device),
-            scale=scale.to(device),
-            eigenvalues=eigenvalues.to(device),
-            eigenvectors=vectors.to(device),
-            root=root.to(device),
-            shrinkage=shrinkage,
+        mean, scale, eigenvalues, vectors, root = (
+            tensor.to(device) for tensor in (mean, scale, eigenvalues, vectors, root)
         )
+        return cls(mean, scale, eigenvalues, vectors, root, shrinkage)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Independent samples, float64 [n, d_model]; drawn on the CPU, the same on any device."""
@@ -222,21 +179,15 @@ class Gaussian:
         return self.mean + noise.to(self.mean.device) @ self.root
 
     def contexts(
-        self,
-        contexts: range,
-        context_tokens: int,
-        seed: int,
-        keys: ModelKeys,
-        site: str,
-        split: str,
+        self, contexts: range, length: int, seed: int, keys: ModelKeys, site: str, split: str
     ) -> Iterator[Tensor]:
-        """Samples of each context, float64 [context_tokens, d_model].
+        """Samples of each context, float64 [length, d_model].
 
         They depend on the context's index and the other arguments alone.
         """
         for context in contexts:
             of = (keys.variant, keys.subject, keys.draw, site, split, context)
-            yield self.sample(context_tokens, torch_generator(seed, *of))
+            yield self.sample(length, torch_generator(seed, *of))
 
 
 class SampleCheck:
@@ -256,10 +207,9 @@ class SampleCheck:
         basis = inverse[:, None] * gaussian.eigenvectors
         self.whiten = basis[:, measured] / eigenvalues[measured].sqrt()
         self.silent = basis[:, ~measured]
-        leading = self.whiten[:, -TOKEN_DIRECTIONS:]
-        self._leading = leading
-        self._by_token = leading.new_zeros(vocab_size, leading.shape[1])
-        self._counts = leading.new_zeros(vocab_size)
+        self._leading = self.whiten[:, -TOKEN_DIRECTIONS:]
+        self._by_token = self._leading.new_zeros(vocab_size, self._leading.shape[1])
+        self._counts = self._leading.new_zeros(vocab_size)
 
     def add(self, x: Tensor, ids: Tensor) -> None:
         """Add samples float64 [n, d_model] with the token ids int64 [n] of their positions."""
@@ -273,25 +223,21 @@ class SampleCheck:
         mean, covariance = self.moments.mean(), self.moments.covariance()
         if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
             return [failed("finite", "NaN or infinite samples")]
-        gates = [passed("finite", f"{self.moments.n} samples")]
-        whiten, silent = self.whiten.cpu(), self.silent.cpu()
+        n, whiten, silent = self.moments.n, self.whiten.cpu(), self.silent.cpu()
         shift = mean - self.gaussian.mean.cpu()
-        gates.append(self._mean_gate(shift @ whiten))
         second = covariance + torch.outer(shift, shift)
-        gates.append(
-            self._covariance_gate(whiten.t() @ second @ whiten, silent.t() @ second @ silent)
-        )
+        # Each entry of the whitened sample mean [r] times sqrt(n) is N(0, 1).
+        white = shift @ whiten
+        joint = _standard_errors(n * float(white.square().sum()), len(white))
         seen = self._counts > 0
         scores = self._by_token[seen] / self._counts[seen].sqrt()[:, None]
         deviation = _standard_errors(float(scores.square().sum()), scores.numel())
-        gates.append(_gate("token identity", [deviation], f"means of {int(seen.sum())} token ids"))
-        return gates
-
-    def _mean_gate(self, shift: Tensor) -> Gate:
-        """From the whitened sample mean [r]: each entry times sqrt(n) is N(0, 1)."""
-        n, directions = self.moments.n, len(shift)
-        joint = _standard_errors(n * float(shift.square().sum()), directions)
-        return _gate("mean", [shift * math.sqrt(n), joint], f"{directions} directions and jointly")
+        return [
+            passed("finite", f"{n} samples"),
+            _gate("mean", [white * math.sqrt(n), joint], f"{len(white)} directions and jointly"),
+            self._covariance_gate(whiten.t() @ second @ whiten, silent.t() @ second @ silent),
+            _gate("token identity", [deviation], f"means of {int(seen.sum())} token ids"),
+        ]
 
     def _covariance_gate(self, white: Tensor, silent: Tensor) -> Gate:
         """From second moments about the fitted mean, whitened [r, r] and where there are none.
@@ -301,9 +247,8 @@ class SampleCheck:
         of a standard normal (Wallace 1959 for the t distribution that they follow).
         """
         n, variances = self.moments.n, white.diagonal()
-        limit = 10 * MEASURABLE * float(self.gaussian.eigenvalues[-1])
-        if len(silent) and float(silent.diagonal().max()) > limit:
-            worst = float(silent.diagonal().max())
+        worst = float(silent.diagonal().max()) if len(silent) else 0.0
+        if worst > 10 * MEASURABLE * float(self.gaussian.eigenvalues[-1]):
             return failed("covariance", f"variance {worst:.3g} where the fitted one has none")
         deviations = [
             _standard_errors(n * variances, n),
@@ -330,14 +275,11 @@ def _gate(name: str, deviations: Sequence[Tensor], what: str) -> Gate:
     Of m deviations the largest may be sqrt(36 + 2 log m): by the union bound it then exceeds that
     no more often than one draw exceeds 6.
     """
-    details, holds = [], True
-    for deviation in deviations:
-        values = deviation.abs().flatten()
-        if not len(values):
-            continue
-        limit = math.sqrt(STANDARD_ERRORS**2 + 2 * math.log(len(values)))
-        largest = float(values.max())
-        holds = holds and largest <= limit
-        details.append(f"{largest:.2f} of {limit:.2f}")
-    text = f"{what}: at most {', '.join(details)} standard errors"
-    return passed(name, text) if holds else failed(name, text)
+    found = [
+        (float(x.abs().max()), math.sqrt(STANDARD_ERRORS**2 + 2 * math.log(x.numel())))
+        for x in deviations
+        if x.numel()
+    ]
+    details = ", ".join(f"{largest:.2f} of {limit:.2f}" for largest, limit in found)
+    holds = all(largest <= limit for largest, limit in found)
+    return judged(name, holds, f"{what}: at most {details} standard errors")

@@ -2,50 +2,97 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from nullsae.activations.shards import drop_records
-from nullsae.activations.store import SiteReader, SiteWriter
+from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key, read_json, rebuild_command, write_json
 from nullsae.core.randomness import torch_generator
-from nullsae.corpus.store import Tokens
+from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.activations import CacheActivationsParams, SampleGaussianParams
 
 P = TypeVar("P", CacheActivationsParams, SampleGaussianParams)
 
 
-def with_key(params: P, split: str, sources: tuple[Path, Path]) -> P:
-    """`params` with their provenance; without one, as by hand, it is made from all inputs.
+class SplitJob(Generic[P]):
+    """The activations of a split that a job makes, and which sites it has to."""
 
-    What is on disk then counts only if it came from just these inputs.
+    def __init__(self, params: P, split: str, source: Path, tokens: Path, output: Path) -> None:
+        """Look for what is there.
 
-    Args:
-        params: of a job that makes a split's activations.
-        split: the split.
-        sources: JSON files that the activations are made from.
+        Args:
+            params: the job's. Without a key, as by hand, it is made from all inputs: what is on
+                disk then counts only if it came from just these.
+            split: `sae_train` or `eval`.
+            source: JSON file that describes what the activations are made by.
+            tokens: manifest of the corpus' split.
+            output: the split's folder.
 
-    Raises:
-        UserError: a source is missing or damaged.
-    """
-    if params.key:
-        return params
-    read = [read_json(file, rebuild=rebuild_command(file)) for file in sources]
-    key = content_key([params.model_dump(mode="json", exclude={"sites"}), split, read])
-    return params.model_copy(update={"key": key})
+        Raises:
+            UserError: `source` or `tokens` is missing or damaged.
+        """
+        if not params.key:
+            read = [read_json(file, rebuild=rebuild_command(file)) for file in (source, tokens)]
+            key = content_key([params.model_dump(mode="json", exclude={"sites"}), split, read])
+            params = params.model_copy(update={"key": key})
+        self.params: P = params
+        self.split, self.tokens, self.output = split, tokens, output
+        self.missing = [s for s in params.sites if not is_complete(self.folder(s), key=params.key)]
+
+    def folder(self, site: str) -> Path:
+        """Where a site's shards are."""
+        return self.output / f"site={site}"
+
+    @cached_property
+    def corpus(self) -> Tokens:
+        """The split's tokens."""
+        return load_tokens(self.tokens)
+
+    @cached_property
+    def shards(self) -> list[range]:
+        """The contexts of each shard."""
+        return shard_contexts(self.corpus, self.params.max_tokens, self.params.shard_tokens)
+
+    def rows(self, index: int) -> tuple[Tensor, Tensor]:
+        """Positions of a shard's rows in its split, and their `shard_order`: int64 [n] each."""
+        contexts, length = self.shards[index], self.corpus.input_ids.shape[1]
+        position = torch.arange(contexts.start * length, contexts.stop * length)
+        return position, shard_order(self.params.seed, self.split, index, len(position))
+
+    def finish_site(self, writer: SiteWriter, site: str, **more: Any) -> None:
+        """Write a site's manifest, with its provenance and what else its maker knows."""
+        writer.finish(
+            key=self.params.key,
+            site=site,
+            split=self.split,
+            context_tokens=self.corpus.input_ids.shape[1],
+            tokens_checksum=self.corpus.manifest["tokens_checksum"],
+            **more,
+        )
+
+    def finish(self) -> None:
+        """Write the split's `manifest.json` over the sites' own, once these are complete."""
+        manifest, sites = self.output / "manifest.json", {}
+        for site in self.params.sites:
+            # Of a run that was killed between a site's manifest and their deletion.
+            drop_records(self.folder(site))
+            reader = SiteReader.open(manifest, site)
+            checksums = [shard["checksum"] for shard in reader.manifest["shards"]]
+            sites[site] = {"n_tokens": reader.n_tokens, "shards": checksums}
+        write_json(manifest, {"key": self.params.key, "split": self.split, "sites": sites})
 
 
 def shard_contexts(corpus: Tokens, max_tokens: int | None, shard_tokens: int) -> list[range]:
     """The contexts of each shard, as consecutive indices; all shards but the last are equal.
 
-    Args:
-        corpus: a split.
-        max_tokens: tokens wanted, rounded down to whole contexts; all of the split by default.
-        shard_tokens: tokens in a shard, rounded down to whole contexts, at least one.
+    `max_tokens` (all of the split if None) and `shard_tokens` (at least one context) are rounded
+    down to whole contexts.
 
     Raises:
         UserError: less than one context is wanted, or more than the split has.
@@ -70,46 +117,3 @@ def shard_order(seed: int, split: str, index: int, n_tokens: int) -> Tensor:
     # The same order at every site and variant: SAEs differ by what they see, not when.
     generator = torch_generator(seed, "shard_permutation", split, index)
     return torch.randperm(n_tokens, generator=generator)
-
-
-def shard_rows(
-    seed: int, split: str, index: int, contexts: range, context_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """Positions of a shard's captured rows in its split, and `shard_order`: int64 [n] each."""
-    position = torch.arange(contexts.start * context_tokens, contexts.stop * context_tokens)
-    return position, shard_order(seed, split, index, len(position))
-
-
-def finish_site(
-    writer: SiteWriter, key: str, site: str, split: str, corpus: Tokens, **more: Any
-) -> None:
-    """Write a site's manifest, with its provenance and what else its maker knows."""
-    writer.finish(
-        key=key,
-        site=site,
-        split=split,
-        context_tokens=corpus.input_ids.shape[1],
-        tokens_checksum=corpus.manifest["tokens_checksum"],
-        **more,
-    )
-
-
-def write_split_manifest(output: Path, sites: tuple[str, ...], *, split: str, key: str) -> None:
-    """Write the split's `manifest.json` over the sites' own, once these are complete."""
-    manifest = output / "manifest.json"
-    for site in sites:  # of a run that was killed between a site's manifest and their deletion
-        drop_records(output / f"site={site}")
-    write_json(
-        manifest,
-        {
-            "key": key,
-            "split": split,
-            "sites": {
-                site: {
-                    "n_tokens": (reader := SiteReader.open(manifest, site)).n_tokens,
-                    "shards": [shard["checksum"] for shard in reader.manifest["shards"]],
-                }
-                for site in sites
-            },
-        },
-    )

@@ -7,9 +7,11 @@ same `shard_tokens`, and 100 million tokens need no disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,12 +24,16 @@ from nullsae.config.variants import fitted_to
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.saes import TrainSaeParams
+from nullsae.jobs.saes import StreamParams, TrainSaeParams
 from nullsae.subjects.loading import DTYPES, load_subject, pick_device
 
 SPLIT = "sae_train"
-# What activations of some contexts are made by, per site [tokens, width] in the storage type.
-Source = Callable[[range, Sequence[str]], dict[str, Tensor]]
+
+
+class Source(Protocol):
+    """What makes activations of some contexts, per site [tokens, width] in the storage type."""
+
+    def __call__(self, *, contexts: range, sites: Sequence[str]) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,6 @@ class LiveBlocks:
 
     @property
     def sizes(self) -> list[int]:
-        """Tokens in each block, those of the shards of a cache."""
         return [len(contexts) * self.context_tokens for contexts in self.shards]
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
@@ -60,14 +65,13 @@ class LiveBlocks:
             UserError: NaN or infinite activations; names subject, variant, site, block and row.
         """
         contexts = self.shards[index]
-        found = self.source(contexts, sorted(sites))
+        found = self.source(contexts=contexts, sites=sorted(sites))
         order = shard_order(self.seed, SPLIT, index, len(contexts) * self.context_tokens)
-        for site in found:
-            x = found[site] = found[site][order.to(found[site].device)]
+        for site, captured in found.items():
+            x = found[site] = captured[order.to(captured.device)]
             # One pass without a copy; only what it finds is looked at row by row.
-            if bool(torch.isfinite(x.sum(dtype=torch.float32))):
-                continue
-            if (row := bad_row(x)) is not None:
+            finite = bool(torch.isfinite(x.sum(dtype=torch.float32)))
+            if not finite and (row := bad_row(x)) is not None:
                 position = contexts.start * self.context_tokens + int(order[row])
                 raise UserError(
                     f"{self.name(index, site)}: row {row} (token {position}) is NaN or infinite; "
@@ -76,7 +80,6 @@ class LiveBlocks:
         return found
 
     def name(self, index: int, site: str) -> str:
-        """Where a block's activations come from, for messages."""
         keys = self.keys
         return (
             f"live activations of subject {keys.subject}, variant {keys.variant}, draw "
@@ -84,7 +87,6 @@ class LiveBlocks:
         )
 
     def work(self, indices: Collection[int]) -> str:
-        """What it takes to make these blocks, for messages."""
         if fitted_to(self.keys.variant, self.keys.draw):
             return f"{len(indices)} blocks sampled"
         passes = sum(-(-len(self.shards[i]) // self.batch_contexts) for i in indices)
@@ -117,7 +119,7 @@ def live_blocks(
     Raises:
         UserError: a file is missing, damaged, or of another corpus or config.
     """
-    stream = params.stream
+    stream, keys = params.stream, params.keys
     assert stream is not None
     if tokens is None:
         raise UserError(
@@ -131,73 +133,53 @@ def live_blocks(
                 f"({reader.folder})"
             )
     context_tokens = int(corpus.input_ids.shape[1])
-    if fitted_keys := fitted_to(params.keys.variant, params.keys.draw):
-        source = _sampled(params, sites, fitted, fitted_keys, context_tokens)
+    device = pick_device(params.compute.device)
+    source: Source
+    if fitted_keys := fitted_to(keys.variant, keys.draw):
+        if fitted is None:
+            variant, draw = fitted_keys
+            raise UserError(
+                f"variant {keys.variant} in stream mode needs the activations of variant "
+                f"{variant}, draw {draw}: give --fitted"
+            )
+        # All are opened before any is read.
+        key = stream.fitted_activations_key
+        readers = {site: SiteReader.open(fitted, site, key=key) for site in sites}
+        source = _sampled(params, stream, readers, context_tokens, device)
     else:
-        source = _captured(params, model, torch.from_numpy(corpus.input_ids))
-    return LiveBlocks(
-        seed=params.seed,
-        keys=params.keys,
-        context_tokens=context_tokens,
-        shards=shard_contexts(corpus, stream.max_tokens, stream.shard_tokens),
-        batch_contexts=stream.batch_contexts,
-        source=source,
-    )
+        if model is None:
+            raise UserError("activations.mode stream needs the variant's weights: give --model")
+        source = partial(
+            capture_contexts,
+            load_subject(model, device),
+            torch.from_numpy(corpus.input_ids),
+            split=SPLIT,
+            batch_contexts=stream.batch_contexts,
+            dtype=DTYPES[stream.dtype],
+        )
+    shards = shard_contexts(corpus, stream.max_tokens, stream.shard_tokens)
+    return LiveBlocks(params.seed, keys, context_tokens, shards, stream.batch_contexts, source)
 
 
 def _sampled(
     params: TrainSaeParams,
-    sites: Collection[str],
-    fitted: Path | None,
-    fitted_keys: tuple[str, int],
+    stream: StreamParams,
+    readers: Mapping[str, SiteReader],
     context_tokens: int,
+    device: torch.device,
 ) -> Source:
     """Activations from Gaussians fitted to the cached ones of another variant and draw."""
-    keys, stream = params.keys, params.stream
-    assert stream is not None
-    if fitted is None:
-        variant, draw = fitted_keys
-        raise UserError(
-            f"variant {keys.variant} in stream mode needs the activations of variant "
-            f"{variant}, draw {draw}: give --fitted"
-        )
-    device, dtype = pick_device(params.compute.device), DTYPES[stream.dtype]
-    # All are opened before any is read.
-    readers = [SiteReader.open(fitted, site, key=stream.fitted_activations_key) for site in sites]
+    seed, keys, dtype = params.seed, params.keys, DTYPES[stream.dtype]
     gaussians = {
         site: Gaussian.fitted_to(fit_moments(reader, device), device)
-        for site, reader in zip(sites, readers, strict=True)
+        for site, reader in readers.items()
     }
 
-    def sample(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def sample(*, contexts: range, sites: Sequence[str]) -> dict[str, Tensor]:
         found = {}
-        for site in wanted:
-            samples = gaussians[site].contexts(
-                contexts, context_tokens, params.seed, keys, site, SPLIT
-            )
+        for site in sites:
+            samples = gaussians[site].contexts(contexts, context_tokens, seed, keys, site, SPLIT)
             found[site] = torch.cat([x.to("cpu", dtype) for x in samples])
         return found
 
     return sample
-
-
-def _captured(params: TrainSaeParams, model: Path | None, ids: Tensor) -> Source:
-    """Activations of a model's forward passes over `ids`, integers [n_contexts, context_tokens]."""
-    stream = params.stream
-    assert stream is not None
-    if model is None:
-        raise UserError("activations.mode stream needs the variant's weights: give --model")
-    subject = load_subject(model, pick_device(params.compute.device))
-
-    def forward(contexts: range, wanted: Sequence[str]) -> dict[str, Tensor]:
-        return capture_contexts(
-            subject,
-            ids,
-            split=SPLIT,
-            contexts=contexts,
-            batch_contexts=stream.batch_contexts,
-            sites=wanted,
-            dtype=DTYPES[stream.dtype],
-        )
-
-    return forward

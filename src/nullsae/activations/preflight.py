@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,31 +22,23 @@ DISK_OVERHEAD = 1.02
 POSITION_BYTES = 8
 
 
+@dataclass
 class CaptureClock:
     """Counts tokens; logs an estimate of the total time after the second, first warm, batch."""
 
-    def __init__(
-        self,
-        what: str,
-        total: int,
-        todo: int,
-        device: torch.device,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.what = what
-        self.total = total
-        self.todo = todo
-        self.device = device
-        self.progress = progress
-        self.done = total - todo
-        self.batches = 0
-        self.position = 0
-        self.since = 0.0
+    what: str
+    total: int
+    todo: int
+    device: torch.device
+    progress: Callable[[int, int], None] | None
+    batches: int = 0
+
+    def __post_init__(self) -> None:
+        self.done = self.total - self.todo
 
     def start(self, position: int) -> None:
         """A shard begins, with this token."""
-        self.position = position
-        self.since = time.perf_counter()
+        self.position, self.since = position, time.perf_counter()
 
     def reach(self, position: int) -> None:
         """A batch is done; the next begins with this token."""
@@ -65,12 +58,9 @@ class CaptureClock:
 
 
 def check_disk(output: Path, n_bytes: int, *, freed: int = 0) -> None:
-    """Stop before writing what the disk will not hold.
+    """Stop before writing `n_bytes` of tensors to a disk that will not hold them.
 
-    Args:
-        output: folder below which is written.
-        n_bytes: of tensors.
-        freed: bytes of files that are deleted first.
+    `freed` are bytes of files that are deleted first.
 
     Raises:
         UserError: names the folder, what is needed and what is free.

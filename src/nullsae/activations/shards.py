@@ -27,12 +27,7 @@ RECORD, RECORDS = "shard-{:05d}.json", "shard-*.json"
 # sums of a shard are sums over such pieces: another number changes their last bits.
 PIECE_ROWS = 512
 # Names of the storage types in safetensors.
-TYPE_NAMES = {
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-}
+TYPES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class ShardSums:
@@ -43,10 +38,8 @@ class ShardSums:
     """
 
     def __init__(self, path: Path, d_model: int) -> None:
-        self.path = path
-        self.n_tokens = 0
+        self.path, self.n_tokens, self.norm_sum = path, 0, 0.0
         self.total = torch.zeros(d_model, dtype=torch.float64)
-        self.norm_sum = 0.0
 
     def add(self, piece: Tensor, position: Tensor) -> None:
         """Add the next rows [at most PIECE_ROWS, d_model]; `position` int64 [n] is of all rows."""
@@ -65,17 +58,9 @@ class ShardSums:
 
     def save_record(self, key: str, checksum: str) -> None:
         """Vouch for the shard, which must be whole by now."""
-        write_json(
-            self.path.with_suffix(".json"),
-            {
-                "key": key,
-                "file": self.path.name,
-                "n_tokens": self.n_tokens,
-                "checksum": checksum,
-                "sum": self.total.tolist(),
-                "norm_sum": self.norm_sum,
-            },
-        )
+        record = {"key": key, "file": self.path.name, "checksum": checksum}
+        sums = {"n_tokens": self.n_tokens, "sum": self.total.tolist(), "norm_sum": self.norm_sum}
+        write_json(self.path.with_suffix(".json"), record | sums)
 
 
 def pieces(n: int) -> Iterator[slice]:
@@ -90,12 +75,8 @@ def finished_shards(
     """Tokens in each whole shard that an earlier run of the same provenance left, by index.
 
     Those are the shards with a record, and those of a manifest whose other shards are damaged or
-    missing: these get their records back.
-
-    Args:
-        folder: of a site.
-        key: its provenance; without any, nothing is of the same one.
-        among: indices to look at, where other jobs are at work on the others; else all.
+    missing: these get their records back. Without a key, nothing is of the same provenance.
+    With `among`, only these indices are looked at: other jobs are at work on the others.
     """
     if not key:
         return {}
@@ -106,8 +87,7 @@ def finished_shards(
         if record.get("key") != key:
             continue
         file = folder / record["file"]
-        index = shard_index(file)
-        if among is not None and index not in among:
+        if among is not None and shard_index(file) not in among:
             continue
         try:
             verify(file, record["checksum"], rebuild="")
@@ -119,7 +99,7 @@ def finished_shards(
             for rows in pieces(len(tensors["position"])):
                 sums.add(tensors["activations"][rows], tensors["position"])
             sums.save_record(key, record["checksum"])
-        found[index] = record["n_tokens"]
+        found[shard_index(file)] = record["n_tokens"]
     return found
 
 
@@ -144,17 +124,15 @@ def left_over(
 
     With `among`, the manifest and shards with such an index only: the rest is of other jobs.
     """
-    shards = [folder / SHARD.format(index) for index in keep]
-    kept = {file for shard in shards for file in (shard, shard.with_suffix(".json"))}
-    found = [file for file in (folder.iterdir() if folder.is_dir() else ()) if file not in kept]
-    if among is None:
-        return found
-    return [
-        file
-        for file in found
-        if file.name == "manifest.json"
-        or (SHARD_FILE.fullmatch(file.name) and shard_index(file) in among)
-    ]
+    kept = {name.format(index) for index in keep for name in (SHARD, RECORD)}
+
+    def own(file: Path) -> bool:
+        if among is None or file.name == "manifest.json":
+            return True
+        return bool(SHARD_FILE.fullmatch(file.name)) and shard_index(file) in among
+
+    files = folder.iterdir() if folder.is_dir() else ()
+    return [file for file in files if file.name not in kept and own(file)]
 
 
 def drop_records(folder: Path) -> None:

@@ -19,24 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nullsae.activations.shards import (
-    RECORD,
-    RECORDS,
-    SHARD,
-    TYPE_NAMES,
-    ShardSums,
-    drop_records,
-    left_over,
-    pieces,
-)
+from nullsae.activations import shards
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
 from nullsae.core.tensor_files import header
 
 # Tokens that are read and added up together: another number changes the last bits of sums.
-BATCH_TOKENS = 4096
-
-# Tokens that are worked on at once, by whatever goes through a split.
 BATCH_TOKENS = 4096
 
 
@@ -65,10 +53,8 @@ class SiteWriter:
             keep: shards that are there.
             among: shards that this job makes, where other jobs make others; else all.
         """
-        self.folder = folder
-        self.dtype = dtype
-        self.key = key
-        for file in left_over(folder, keep=keep, among=among):
+        self.folder, self.dtype, self.key = folder, dtype, key
+        for file in shards.left_over(folder, keep=keep, among=among):
             # Another job may have deleted a manifest that is no longer true.
             file.unlink(missing_ok=True)
 
@@ -87,8 +73,8 @@ class SiteWriter:
             UserError: NaN or infinite activations, naming the shard and the row, or a file that
                 cannot be written; no part of the shard stays.
         """
-        path = self.folder / SHARD.format(index)
-        sums = ShardSums(path, activations.shape[1])
+        path = self.folder / shards.SHARD.format(index)
+        sums = shards.ShardSums(path, activations.shape[1])
         # Of the bytes that are meant: what a disk makes of them is found out by readers.
         digest = xxhash.xxh3_128()
         placed = position if order is None else position[order]
@@ -101,9 +87,9 @@ class SiteWriter:
 
                 # In the order in which safetensors wants them: by falling alignment.
                 rows = (("position", placed), ("activations", activations))
-                put(header((name, TYPE_NAMES[x.dtype], x.shape) for name, x in rows))
+                put(header((name, shards.TYPES[x.dtype], x.shape) for name, x in rows))
                 put(placed.contiguous().numpy().data)
-                for part in pieces(len(placed)):
+                for part in shards.pieces(len(placed)):
                     piece = activations[part]
                     if order is not None:
                         # Copies whole rows; indexing goes through them number by number.
@@ -121,27 +107,25 @@ class SiteWriter:
         """Write the site's manifest: from now on the shards count as complete."""
         total = torch.zeros(0, dtype=torch.float64)
         norm_sum, n_tokens = 0.0, 0
-        shards: list[dict[str, Any]] = []
-        for index in range(sum(1 for _ in self.folder.glob(RECORDS))):
-            record = read_json(self.folder / RECORD.format(index), rebuild="")
+        listed: list[dict[str, Any]] = []
+        for index in range(sum(1 for _ in self.folder.glob(shards.RECORDS))):
+            record = read_json(self.folder / shards.RECORD.format(index), rebuild="")
             added = torch.tensor(record["sum"], dtype=torch.float64)
             total = total + added if len(total) else added
             norm_sum += record["norm_sum"]
             n_tokens += record["n_tokens"]
-            shards.append({name: record[name] for name in ("file", "n_tokens", "checksum")})
-        write_json(
-            self.folder / "manifest.json",
-            {
-                **provenance,
-                "dtype": self.dtype,
-                "d_model": len(total),
-                "n_tokens": n_tokens,
-                "mean": (total / n_tokens).tolist(),
-                "mean_norm": norm_sum / n_tokens,
-                "shards": shards,
-            },
-        )
-        drop_records(self.folder)
+            listed.append({name: record[name] for name in ("file", "n_tokens", "checksum")})
+        manifest = {
+            **provenance,
+            "dtype": self.dtype,
+            "d_model": len(total),
+            "n_tokens": n_tokens,
+            "mean": (total / n_tokens).tolist(),
+            "mean_norm": norm_sum / n_tokens,
+            "shards": listed,
+        }
+        write_json(self.folder / "manifest.json", manifest)
+        shards.drop_records(self.folder)
 
 
 @dataclass(frozen=True)
@@ -154,12 +138,9 @@ class SiteReader:
 
     @classmethod
     def open(cls, split_manifest: Path, site: str, *, key: str = "") -> SiteReader:
-        """Open one site of a captured split.
+        """Open one site of a captured split, by the `manifest.json` of the split's folder.
 
-        Args:
-            split_manifest: `manifest.json` of the split's folder.
-            site: name of the site.
-            key: if given, the provenance that the activations must have.
+        With a key, this must be the provenance of the activations.
 
         Raises:
             UserError: missing, or made from another config; names the file and the command that
@@ -168,13 +149,16 @@ class SiteReader:
         folder = split_manifest.parent / f"site={site}"
         rebuild = rebuild_command(split_manifest)
         manifest = read_json(folder / "manifest.json", rebuild=rebuild)
-        found = manifest.get("key")
-        if key and found != key:
+        if key and (found := manifest.get("key")) != key:
             raise UserError(
                 f"{folder / 'manifest.json'}: made from another config (key {found}, "
                 f"wanted {key}); rebuild it with: {rebuild}"
             )
-        return cls(folder=folder, manifest=manifest, rebuild=rebuild)
+        return cls(folder, manifest, rebuild)
+
+    def file(self, index: int) -> Path:
+        """The path of one shard."""
+        return self.folder / str(self.manifest["shards"][index]["file"])
 
     @property
     def d_model(self) -> int:
@@ -198,8 +182,8 @@ class SiteReader:
         Raises:
             UserError: a shard is missing or damaged; names it and the command that rebuilds it.
         """
-        for shard in self.manifest["shards"]:
-            verify(self.folder / shard["file"], shard["checksum"], rebuild=self.rebuild)
+        for index, shard in enumerate(self.manifest["shards"]):
+            verify(self.file(index), shard["checksum"], rebuild=self.rebuild)
 
     def stored(self, index: int) -> tuple[Tensor, Tensor]:
         """One shard as (activations [n, d_model] in the storage dtype, position int64 [n]).
@@ -209,30 +193,20 @@ class SiteReader:
         Raises:
             UserError: the file cannot be read.
         """
-        path = self.folder / self.manifest["shards"][index]["file"]
+        path = self.file(index)
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: {error}; rebuild it with: {self.rebuild}") from None
         return tensors["activations"], tensors["position"]
 
-    def shard(self, index: int) -> tuple[Tensor, Tensor]:
-        """One shard as (activations float32 [n, d_model], position int64 [n]).
-
-        Raises:
-            UserError: as `stored`.
-        """
-        x, position = self.stored(index)
-        return x.float(), position
-
     def batches(
         self, batch_tokens: int | None = None, *, max_tokens: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """All tokens in stored order, in batches of exactly `batch_tokens` but for the last.
 
-        Without a number, they are of `BATCH_TOKENS`.
-
-        Batches do not stop at the ends of shards, so shard sizes never change a result.
+        By default of `BATCH_TOKENS`. They run on over the ends of shards, so that shard sizes never
+        change a result.
 
         Yields:
             (activations float32 [n, d_model], position int64 [n]), not to be written to.
@@ -273,7 +247,7 @@ def is_complete(folder: Path, *, key: str) -> bool:
         manifest = read_json(folder / "manifest.json", rebuild="")
         if manifest.get("key") != key:
             return False
-        SiteReader(folder=folder, manifest=manifest, rebuild="").check()
+        SiteReader(folder, manifest, "").check()
     except UserError:
         return False
     return True
@@ -281,5 +255,4 @@ def is_complete(folder: Path, *, key: str) -> bool:
 
 def document_of(position: Tensor, document_id: np.ndarray) -> np.ndarray:
     """Documents of tokens by their flat positions; `document_id` is [n_contexts, tokens]."""
-    documents: np.ndarray = document_id.reshape(-1)[position.numpy()]
-    return documents
+    return np.take(document_id, position.numpy())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,24 +27,22 @@ MISPLACED = "misplaced"
 class Examples:
     """Windows to judge, sorted by (latent, window); positions of all, end to end."""
 
+    # Of each window, [n_examples].
     latent: Ints
-    """[n_examples]"""
     window: Ints
-    """[n_examples]"""
     active: Flags
-    """The truth, [n_examples]: False too where an active window has misplaced marks."""
+    """The truth: False too where an active window has misplaced marks."""
     silent_kind: pa.Array
-    """[n_examples], null where `active`."""
+    """Null where `active`."""
     quantile: pa.Array
-    """[n_examples], null where not `active`."""
+    """Null where not `active`."""
     starts: Ints
     """[n_examples + 1]: example i is positions starts[i] to starts[i + 1]."""
+    # Of each token, [n_positions].
     tokens: Ints
-    """[n_positions]"""
     activations: NDArray[np.float32]
-    """[n_positions]"""
     marked: Flags
-    """[n_positions]; all False until marks are drawn."""
+    """All False until marks are drawn."""
 
     @property
     def n_tokens(self) -> Ints:
@@ -55,33 +54,17 @@ class Examples:
         """Marked tokens of each window, [n_examples]."""
         return np.add.reduceat(self.marked, self.starts[:-1], dtype=np.int64)
 
-    @property
-    def previous(self) -> Ints:
-        """The token before each one in its window, -1 before the first, [n_positions]."""
-        previous = np.roll(self.tokens, 1)
-        previous[self.starts[:-1]] = -1
-        return previous
-
-    @property
-    def maximum(self) -> NDArray[np.float32]:
-        """Largest activation of each window, [n_examples]."""
-        return np.maximum.reduceat(self.activations, self.starts[:-1])
-
     def take(self, rows: Ints) -> Examples:
         """Some of the examples, in the given order."""
         lengths = self.n_tokens[rows]
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         at = np.repeat(self.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])
+        of_examples = ("latent", "window", "active", "silent_kind", "quantile")
+        of_positions = ("tokens", "activations", "marked")
         return Examples(
-            latent=self.latent[rows],
-            window=self.window[rows],
-            active=self.active[rows],
-            silent_kind=self.silent_kind.take(pa.array(rows)),
-            quantile=self.quantile.take(pa.array(rows)),
             starts=starts,
-            tokens=self.tokens[at],
-            activations=self.activations[at],
-            marked=self.marked[at],
+            **{name: getattr(self, name).take(rows) for name in of_examples},
+            **{name: getattr(self, name)[at] for name in of_positions},
         )
 
 
@@ -90,20 +73,15 @@ def examples_of(
 ) -> Examples:
     """Take the scoring windows of `latents` out of the table `windows`, sorted, nothing marked.
 
-    Args:
-        table: the table `windows` of one SAE.
-        latents: ids of the latents to judge.
-        negatives: the kind of silent windows; `misplaced` for active windows only.
-        source: the table's file, for messages.
+    `negatives` are the kind of silent windows, `misplaced` for active windows only; the table's
+    file `source` is for messages.
 
     Raises:
         UserError: a window's flag `active` contradicts its activations.
     """
-    wanted = pc.and_(
-        pc.equal(table["pool"], "score"),
-        pc.is_in(table["latent"], value_set=latents.combine_chunks()),
-    )
-    table = table.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
+    wanted = pc.is_in(table["latent"], value_set=latents.combine_chunks())
+    table = table.filter(pc.and_(pc.equal(table["pool"], "score"), wanted))
+    table = table.sort_by([("latent", "ascending"), ("window", "ascending")])
     peaks = np.array([max(row) for row in table["activations"].to_pylist()])
     for i in np.flatnonzero((peaks > 0) != table["active"].to_numpy())[:1].tolist():
         row = table.slice(i, 1).to_pylist()[0]
@@ -117,11 +95,8 @@ def examples_of(
     lists = table["token_ids"].combine_chunks()
     tokens = lists.flatten().to_numpy().astype(np.int64)
     return Examples(
-        latent=table["latent"].to_numpy(),
-        window=table["window"].to_numpy(),
-        active=table["active"].to_numpy(),
-        silent_kind=table["silent_kind"].combine_chunks(),
-        quantile=table["quantile"].combine_chunks(),
+        **{name: table[name].to_numpy() for name in ("latent", "window", "active")},
+        **{name: table[name].combine_chunks() for name in ("silent_kind", "quantile")},
         starts=np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(), dtype=np.int64)]),
         tokens=tokens,
         activations=table["activations"].combine_chunks().flatten().to_numpy(),
@@ -136,14 +111,8 @@ def with_marks(
 
     For `misplaced` each active window stands there twice, with its true marks and, as a negative,
     with as many marks on tokens at which the latent is silent. A window without such tokens stands
-    there once.
-
-    Args:
-        examples: as from `examples_of` with the same `negatives`.
-        threshold: share of a window's largest activation above which a token is marked.
-        negatives: the kind.
-        seed: the config's.
-        key: the keys of the SAE.
+    there once. `examples` are as from `examples_of` with the same `negatives`, `threshold` is the
+    share of a window's largest activation above which a token is marked.
     """
     marked = fuzz_marks(examples, threshold, seed, "fuzz_marks", *key)
     examples = replace(examples, marked=marked)
@@ -158,47 +127,35 @@ def with_marks(
         silent_kind=pa.array([MISPLACED] * len(examples.window), pa.string()),
         quantile=pa.nulls(len(examples.window), pa.int64()),
     ).take(possible)
-    both = _join(examples, negative)
-    return both.take(np.lexsort((~both.active, both.window, both.latent)))
-
-
-def _join(first: Examples, second: Examples) -> Examples:
-    return Examples(
-        latent=np.concatenate([first.latent, second.latent]),
-        window=np.concatenate([first.window, second.window]),
-        active=np.concatenate([first.active, second.active]),
-        silent_kind=pa.concat_arrays([first.silent_kind, second.silent_kind]),
-        quantile=pa.concat_arrays([first.quantile, second.quantile]),
-        starts=np.concatenate([first.starts, first.starts[-1] + second.starts[1:]]),
-        tokens=np.concatenate([first.tokens, second.tokens]),
-        activations=np.concatenate([first.activations, second.activations]),
-        marked=np.concatenate([first.marked, second.marked]),
-    )
+    joined: dict[str, Any] = {}
+    for name in (field.name for field in fields(Examples)):
+        both = [getattr(examples, name), getattr(negative, name)]
+        join = pa.concat_arrays if isinstance(both[0], pa.Array) else np.concatenate
+        joined[name] = join(both)
+    joined["starts"] = np.append(examples.starts, examples.starts[-1] + negative.starts[1:])
+    order = np.lexsort((~joined["active"], joined["window"], joined["latent"]))
+    return Examples(**joined).take(order)
 
 
 def fuzz_marks(
     examples: Examples, mark_threshold: float, seed: int, purpose: str, *key: Key
 ) -> Flags:
-    """Choose the tokens that are marked in each window.
+    """Choose the tokens that are marked in each window, bool [n_positions].
 
     Active windows: positions above `mark_threshold` times the window's largest activation.
     Silent windows: as many as one randomly drawn active window of the same latent has, so that
     the number of marks tells nothing, at positions drawn without replacement. Each silent window
     has a generator of its own, keyed by (seed, purpose, key, latent, window): positions change
     from window to window, and every explainer is judged on the same marks.
-
-    Returns:
-        bool [n_positions].
     """
     n_tokens = examples.n_tokens
-    maximum = np.repeat(examples.maximum, n_tokens)
-    marked = strong(examples.activations, maximum, mark_threshold)
+    maximum = np.maximum.reduceat(examples.activations, examples.starts[:-1])
+    marked = strong(examples.activations, np.repeat(maximum, n_tokens), mark_threshold)
     n_marked = np.add.reduceat(marked, examples.starts[:-1], dtype=np.int64)
     for latent in np.unique(examples.latent).tolist():
         mine = examples.latent == latent
         sizes = n_marked[mine & examples.active]
-        if not len(sizes):  # nothing to imitate
-            sizes = np.ones(1, dtype=np.int64)
+        sizes = sizes if len(sizes) else np.ones(1, dtype=np.int64)  # nothing to imitate
         for i in np.flatnonzero(mine & ~examples.active).tolist():
             generator = numpy_generator(seed, purpose, *key, latent, int(examples.window[i]))
             size = min(int(generator.choice(sizes)), int(n_tokens[i]))
@@ -208,20 +165,12 @@ def fuzz_marks(
 
 
 def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
-    """Marks on wrong tokens of active windows: where the latent is silent.
+    """Marks on wrong tokens of active windows, where the latent is silent: bool [n_positions].
 
     A window has as many as true marks (one if it has none), or fewer where it has fewer silent
     tokens, drawn without replacement by a generator of its own, keyed by (seed, "misplaced_marks",
     key, latent, window). What stays without any mark cannot be shown with misplaced ones: silent
     windows, and those in which the latent fires at every token.
-
-    Args:
-        examples: windows, with their true marks.
-        seed: the config's.
-        key: the keys of the SAE.
-
-    Returns:
-        bool [n_positions].
     """
     wrong = np.zeros(len(examples.marked), dtype=np.bool_)
     n_marked = examples.n_marked
@@ -240,12 +189,8 @@ def strong(
 ) -> Flags:
     """Which tokens are active above a share of their window's largest activation.
 
+    `activations` are float32 of any shape, `maximum` each one's window's largest, or one for all.
     The largest itself always is: float32 rounds a share of its smallest numbers up to the whole.
-
-    Args:
-        activations: float32, of any shape.
-        maximum: each one's window's largest, of that shape or one for all.
-        threshold: the share.
     """
     found: Flags = activations > threshold * maximum
     found |= (activations == maximum) & (maximum > 0)

@@ -34,16 +34,11 @@ class ExplainJob:
     base: Path | None
     """The explanations that are exchanged, for an explainer that does so."""
     session: Session
-    """How endpoints are asked, and what is reported of it."""
     ranks: Ranks | None
     """Explain these of the sampled latents only."""
 
     def windows(self, *columns: str) -> pa.Table:
-        """The rows of the table `windows` that are about these latents; by default all columns.
-
-        Raises:
-            UserError: the file is missing or damaged.
-        """
+        """The rows of the table `windows` that are about these latents; by default all columns."""
         schema = cell_schema("windows")
         table = read_table(self.windows_file, schema, columns=list(columns) or None)
         return self.ranks.take(table) if self.ranks else table
@@ -65,14 +60,7 @@ def explain_latents(
 ) -> None:
     """Write one SAE's explanations, one row per latent, sorted by latent.
 
-    Args:
-        params: the rule's params.
-        windows: the SAE's table `windows`.
-        tokenizer: `tokenizer.json` of the corpus, for the text of tokens.
-        output: where the table `explanations` goes.
-        base: the explanations that an explainer exchanges, if it does.
-        session: how endpoints are asked, and what is reported of it.
-        ranks: explain these of the sampled latents only; `join_shards` makes one table of all.
+    The arguments are the fields of `ExplainJob`; `join_shards` makes one table of those of `ranks`.
 
     Raises:
         UserError: a file is missing or damaged, or an endpoint cannot be used.
@@ -89,25 +77,14 @@ def explained_in_words(
 ) -> pa.Table:
     """The table `explanations` of an explainer that writes texts and has no statistics.
 
-    Args:
-        texts: by latent, ascending; None or "" where there is none.
-        reason: why there is none.
-        model: the language model that wrote them.
-        prompt_hash: of the prompt that it answered.
+    Texts come by latent, ascending; None or "" where there is none, for that `reason`. `model` is
+    the language model that wrote them.
     """
-    lists = ("token_ids", "token_probabilities")
-    pairs = ("pair_previous_ids", "pair_token_ids", "pair_probabilities")
+    schema = cell_schema("explanations")
     rows: list[dict[str, Any]] = [
-        {
-            "latent": latent,
-            "explanation": text,
-            "reason": None if text else reason,
-            "source_latent": latent,
-            "model": model,
-            "prompt_hash": prompt_hash,
-            "base_probability": None,
-            **{name: [] for name in (*lists, *pairs)},
-        }
+        {field.name: [] for field in schema if pa.types.is_list(field.type)}
+        | {"latent": latent, "explanation": text, "reason": None if text else reason}
+        | {"source_latent": latent, "model": model, "prompt_hash": prompt_hash}
         for latent, text in texts.items()
     ]
-    return pa.Table.from_pylist(rows, schema=cell_schema("explanations"))
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -33,7 +33,6 @@ class LocalJudge:
     model: Any
     """A Hugging Face causal language model in evaluation mode."""
     tokenizer: Tokenizer
-    """Gives the characters that each token stands for."""
     name: str
     """For tables: the hub id or folder, or the name of the GGUF file."""
     device: torch.device
@@ -51,18 +50,14 @@ def prepare_judge(params: PrepareJudgeParams, output: Path) -> None:
 
     A GGUF file is converted once, to a checkpoint folder beside the manifest, for reading one takes
     minutes. Of a pretrained model nothing is copied: the manifest pins the commit that was found.
-
-    Args:
-        params: the rule's params.
-        output: `manifest.json`, written last: a folder without one is unfinished.
+    The manifest `output` is written last: a folder without one is unfinished.
 
     Raises:
         UserError: the model or its tokenizer cannot be had, or weights are missing.
     """
     source = params.model
     output.unlink(missing_ok=True)
-    encoder = _fetch_tokenizer(source)
-    model: Any = _fetch_model(source)
+    encoder, model = _fetch_tokenizer(source), _fetch_model(source)
     manifest: dict[str, Any] = {"source": source.model_dump(mode="json")}
     if isinstance(source, GgufSource):
         manifest["name"] = find_gguf(source, where=WHERE).name
@@ -78,8 +73,7 @@ def load_judge(manifest: Path, device: torch.device) -> LocalJudge:
     """Load a judge by the manifest that `prepare_judge` wrote, verifying the files it made.
 
     Raises:
-        UserError: a file is missing or damaged (names it and the command that rebuilds it), or the
-            model cannot be had any more.
+        UserError: a file is missing or damaged, or the model cannot be had any more.
     """
     from transformers import AutoModelForCausalLM
 
@@ -113,12 +107,9 @@ def _fetch_model(source: PretrainedSource | GgufSource) -> Any:
 
 
 def _fetch_tokenizer(source: PretrainedSource | GgufSource) -> Encoder:
-    given: PretrainedTokenizer | GgufTokenizer
-    if isinstance(source, GgufSource):
-        given = GgufTokenizer(kind="gguf", path=source.path, package=source.package)
-    else:
-        given = PretrainedTokenizer(kind="pretrained", path=source.path, revision=source.revision)
-    return load_tokenizer(given, where=WHERE)
+    kind = GgufTokenizer if isinstance(source, GgufSource) else PretrainedTokenizer
+    shared = source.model_dump(include=set(kind.model_fields))
+    return load_tokenizer(kind(**shared), where=WHERE)
 
 
 def _save(model: Any, encoder: Encoder, folder: Path) -> dict[str, str]:

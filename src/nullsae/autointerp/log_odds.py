@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from nullsae.autointerp.examples import Floats
 from nullsae.autointerp.local_model import LocalJudge
 from nullsae.autointerp.prompting import read_parts
 from nullsae.core.errors import UserError
@@ -27,7 +27,6 @@ _PLACE = re.compile(r"\{\{ *explanation *\}\}")
 # Tokenizers that put a space before a text by themselves show it as one of these.
 SPACES = ("▁", "Ġ")
 
-Floats = NDArray[np.float64]
 Span = tuple[int, int]
 
 
@@ -39,7 +38,6 @@ class LikelihoodPrompt:
     """With `{{ explanation }}` where the explanation goes."""
     neutral: str
     hash: str
-    """16 hex digits over the file, as of other prompts."""
 
     def with_explanation(self, explanation: str) -> str:
         """The text before a window that is judged on an explanation; its line breaks are gone."""
@@ -48,12 +46,7 @@ class LikelihoodPrompt:
 
 @functools.cache
 def load_likelihood_prompt(path: str | None = None) -> LikelihoodPrompt:
-    """Read a prompt file: what stands before a window, under `=== explained` and `=== neutral`.
-
-    The window follows after a space.
-
-    Args:
-        path: a file of the user's to read in the place of nullsae's own.
+    """Read nullsae's prompt, or the file `path`: what stands before a window and a space.
 
     Raises:
         UserError: the file cannot be read, or is not such a file; names it and what is wrong.
@@ -118,25 +111,19 @@ class Likelihood:
         windows: Sequence[str],
         spans: Sequence[Sequence[Span]] | None = None,
     ) -> Floats:
-        """How much likelier the explanation makes each window than the neutral text does.
+        """How much likelier the explanation makes each of the windows than the neutral text does.
 
-        Args:
-            explanation: in words.
-            windows: text of each window, [n_windows].
-            spans: per window the marked characters, as half-open ranges in its text: only tokens
-                that overlap one are scored. By default all tokens are.
+        `spans` are per window the marked characters, as half-open ranges in its text: only tokens
+        that overlap one are scored. By default all tokens are.
 
-        Returns:
-            float64 [n_windows], nats, summed over the scored tokens; 0 where there are none. The
-            same for any order of the windows, up to rounding for any `batch_windows`.
+        Returns float64 [n_windows], nats, summed over the scored tokens; 0 where there are none. It
+        is the same for any order of the windows, up to rounding for any `batch_windows`.
 
         Raises:
             UserError: the explanation and the longest window exceed the judge's context.
         """
-        asked = [
-            self._tokens(text, None if spans is None else spans[i])
-            for i, text in enumerate(windows)
-        ]
+        each = spans if spans is not None else [None] * len(windows)
+        asked = [self._tokens(*window) for window in zip(windows, each, strict=True)]
         new = [window for window in asked if window not in self._neutral]
         self._neutral.update(self._log_likelihoods(self.prompt.neutral, new))
         explained = self._log_likelihoods(self.prompt.with_explanation(explanation), asked)
@@ -187,9 +174,7 @@ class Likelihood:
             batch = waiting[start : start + self.batch_windows]
             later = self._after_first(batch, prefix, cache if shared else None)
             for window in batch:
-                terms = [
-                    float(first[window.ids[0]]) if at == 0 else next(later) for at in window.scored
-                ]
+                terms = [next(later) if at else float(first[window.ids[0]]) for at in window.scored]
                 # A mean over tokens would be no log odds, and is worse where few are marked: AUROC
                 # 0.970 against 0.986 with SmolLM2-135M on the known answers of the tests.
                 found[window] = float(np.sum(terms, dtype=np.float64))
@@ -220,16 +205,10 @@ class Likelihood:
     def _logits(
         self, ids: Tensor, mask: Tensor, cache: Any, places: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Any]:
-        """Next-token logits at some places only.
+        """Next-token logits at places (row, column), float32 [n_places, vocab], and the new cache.
 
-        Args:
-            ids: int64 [batch, tokens], padded on the right: positions need no correction.
-            mask: int64 [batch, cached + tokens].
-            cache: of what comes before, or None.
-            places: (row, column) of each wanted position.
-
-        Returns:
-            float32 [n_places, vocab], and the cache with `ids`.
+        `ids` are int64 [batch, tokens], padded on the right, so that positions need no correction;
+        `mask` is int64 [batch, cached + tokens].
         """
         model, device = self.judge.model, self.judge.device
         known = {} if cache is None else {"past_key_values": cache}
@@ -243,9 +222,8 @@ class Likelihood:
         # behind the head works on any positions.
         handle = model.get_output_embeddings().register_forward_pre_hook(select)
         try:
-            output = model(
-                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=True, **known
-            )
+            inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+            output = model(**inputs, use_cache=True, **known)
         finally:
             handle.remove()
         return output.logits[0].float(), getattr(output, "past_key_values", None)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nullsae.autointerp.examples import Examples, Flags, Ints
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 LEFT, RIGHT = "<<", ">>"
 # From an ASCII character to its full-width form, which looks much like it.
@@ -51,11 +51,8 @@ def window_texts(tokenizer: Tokenizer, token_ids: Sequence[Ints] | Ints) -> list
     """Decode windows of tokens.
 
     Each text is the tokenizer's own decoding, special tokens included, with the space that a
-    window starts with: decoders in the way of SentencePiece drop it.
-
-    Args:
-        tokenizer: the tokenizer of the tokens.
-        token_ids: int [n_windows, n_tokens], or an array of token ids for each window.
+    window starts with: decoders in the way of SentencePiece drop it. `token_ids` are int
+    [n_windows, n_tokens], or an array for each window.
     """
     windows = [np.asarray(ids).tolist() for ids in token_ids]
     pieces = Pieces(tokenizer)
@@ -68,7 +65,7 @@ class Pieces:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pieces: dict[int, bytes] = {}
+        self._piece = cache(self._find_piece)
         # Goes before all that is decoded, because a decoder may strip the first token of a text.
         self._before, self._n_before = [], 0
         for token_id in range(tokenizer.get_vocab_size()):
@@ -86,36 +83,27 @@ class Pieces:
 
     def shown(self, token_ids: list[int], text: str) -> Shown:
         """A window's text and spans, from its tokens and what `decode` makes of them."""
-        known = self._pieces
-        pieces = [known[t] if t in known else self._add(t) for t in token_ids]
+        pieces = [self._piece(token_id) for token_id in token_ids]
         joined = b"".join(pieces)
         if joined.decode(errors="replace") != text:
             return Shown(text, self._spans_by_prefixes(token_ids, pieces, text))
         bounds = list(accumulate(map(len, pieces), initial=0))
         if joined.isascii():
             return Shown(text, tuple(pairwise(bounds)))
-        character = _character_of_bytes(joined)
-        spans = [
-            (character[a], character[b - 1] + 1 if b > a else character[a])
-            for a, b in pairwise(bounds)
-        ]
-        return Shown(text, tuple(spans))
+        at = _character_of_bytes(joined)
+        ends = ((at[a], at[b - 1] + 1 if b > a else at[a]) for a, b in pairwise(bounds))
+        return Shown(text, tuple(ends))
 
-    def _add(self, token_id: int) -> bytes:
-        found = self._pieces[token_id] = self._piece(token_id)
-        return found
-
-    def _piece(self, token_id: int) -> bytes:
+    def _find_piece(self, token_id: int) -> bytes:
         name = self._tokenizer.id_to_token(token_id)
         if name is None:
             return b""
         (text,) = self.decode([[token_id]])
-        if REPLACEMENT not in text:
-            return text.encode()
-        if byte := BYTE_NAME.match(name):
-            return bytes([int(byte[1], 16)])
-        if all(letter in BYTE_LETTERS for letter in name):
-            return bytes(BYTE_LETTERS[letter] for letter in name)
+        if REPLACEMENT in text:
+            if byte := BYTE_NAME.match(name):
+                return bytes([int(byte[1], 16)])
+            if all(letter in BYTE_LETTERS for letter in name):
+                return bytes(BYTE_LETTERS[letter] for letter in name)
         return text.encode()
 
     def _spans_by_prefixes(
@@ -126,20 +114,18 @@ class Pieces:
         For tokens that read differently beside others, as where a decoder with byte fallback
         writes off a run of bytes as a whole because one of them fits no character.
         """
-        bounds = [0]
-        for prefix in self.decode([token_ids[:n] for n in range(1, len(token_ids) + 1)]):
-            bounds.append(max(bounds[-1], _n_common(prefix, text)))
+        prefixes = self.decode([token_ids[:n] for n in range(1, len(token_ids) + 1)])
+        # Characters that each begins with alike.
+        common = (
+            next((i for i, c in enumerate(prefix) if text[i : i + 1] != c), len(prefix))
+            for prefix in prefixes
+        )
+        bounds = list(accumulate(common, max, initial=0))
         # A token that only begins a character, or continues it, shares it with its last.
         return tuple(
             (a, b if b > a or not piece else min(a + 1, len(text)))
             for (a, b), piece in zip(pairwise(bounds), pieces, strict=True)
         )
-
-
-def _n_common(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
-    shorter = min(len(one), len(other))
-    return next((i for i in range(shorter) if one[i] != other[i]), shorter)
 
 
 def _character_of_bytes(joined: bytes) -> list[int]:
@@ -167,52 +153,39 @@ def mark(shown: Shown, marked: Flags, left: str = LEFT, right: str = RIGHT) -> s
 
     A character of the marks that stands in the text is replaced by its full-width form (U+FF1C for
     `<`), wherever it stands: so marks are what they seem, and a window looks the same otherwise
-    whatever is marked in it. A token without text takes no mark.
-
-    Args:
-        shown: the window.
-        marked: bool [n_tokens].
-        left: goes before a marked token; ASCII punctuation.
-        right: goes behind it; ASCII punctuation.
-
-    Raises:
-        ValueError: a mark is not ASCII punctuation (a defect of nullsae, not of its user).
+    whatever is marked in it. A token without text takes no mark. `marked` is bool [n_tokens]; marks
+    that are not ASCII punctuation give a `ValueError`.
     """
     if not set(left + right) <= set(string.punctuation):
         raise ValueError(f"marks {left!r} and {right!r} are not ASCII punctuation")
     text = shown.text.translate({ord(c): ord(c) + FULL_WIDTH for c in left + right})
+    covered = np.zeros(len(text), dtype=np.int8)
+    for i in np.flatnonzero(marked).tolist():
+        covered[slice(*shown.spans[i])] = 1
     parts, at = [], 0
-    for start, stop in _stretches(shown, marked):
-        parts += [text[at:start], left, text[start:stop], right]
-        at = stop
+    # Stretches of marked characters begin and end where it changes.
+    for i, edge in enumerate(np.flatnonzero(np.diff(covered, prepend=0, append=0)).tolist()):
+        parts += [text[at:edge], right if i % 2 else left]
+        at = edge
     return "".join([*parts, text[at:]])
 
 
-def _stretches(shown: Shown, marked: Flags) -> Iterator[tuple[int, int]]:
-    """Longest stretches of marked characters, from left to right."""
-    first = last = 0
-    for i in np.flatnonzero(marked).tolist():
-        start, stop = shown.spans[i]
-        if start > last:
-            if last > first:
-                yield first, last
-            first = start
-        last = max(last, stop)
-    if last > first:
-        yield first, last
-
-
 def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:
-    """Activations as whole numbers from 0 to 10: ceil(10 a / maximum), as delphi shows them.
+    """Activations [n] as whole numbers from 0 to 10: ceil(10 a / maximum), as delphi shows them.
 
-    Args:
-        activations: float [n], not negative.
-        maximum: activation that becomes 10, as do larger ones; 0 where all are 0.
-
-    Returns:
-        int64 [n]; above 0 where the activation is.
+    Larger activations than `maximum`, which is 0 where all are, become 10 too.
     """
     if maximum <= 0:
         return np.zeros(len(activations), dtype=np.int64)
     scaled = np.ceil(10 * np.asarray(activations, dtype=np.float64) / maximum)
     return np.minimum(scaled, 10).astype(np.int64)
+
+
+def shown_examples(
+    tokenizer: Tokenizer, examples: Examples, rows: Ints | None = None
+) -> list[tuple[Shown, Flags]]:
+    """The text and the marks of each example, or of those in some rows."""
+    chosen = range(len(examples.latent)) if rows is None else rows
+    places = [slice(*examples.starts[i : i + 2]) for i in chosen]
+    shown = window_texts(tokenizer, [examples.tokens[place] for place in places])
+    return [(text, examples.marked[p]) for text, p in zip(shown, places, strict=True)]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from nullsae.autointerp.llm.messages import Reply, Request
 from nullsae.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import jinja2
+
+    from nullsae.autointerp.llm.client import LanguageModel
 
 PROMPTS = Path(__file__).parent / "prompts"
 _PART = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
@@ -22,14 +26,17 @@ ROLES = ("system", "user", "assistant", "again")
 # vocabulary. Around a window stand its number, marks and line breaks.
 CHARACTERS_PER_TOKEN, TOKENS_AROUND_WINDOW, EXPLANATION_TOKENS = 4, 10, 60
 
-Message = dict[str, str]
+# Times that one thing is asked, the first one included, before its answer counts as missing.
+MAX_ATTEMPTS = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A conversation that ends with the question."""
 
-    turns: tuple[Message, ...]
+    turns: tuple[dict[str, str], ...]
     """The fixed turns: instructions and worked examples."""
     question: jinja2.Template
     again: jinja2.Template
@@ -37,25 +44,41 @@ class Prompt:
     hash: str
     """16 hex digits over the file: part of tables, so that scores by two prompts are told apart."""
 
-    def messages(self, attempt: int = 1, **values: Any) -> tuple[Message, ...]:
-        """The messages of one question.
+    def messages(self, attempt: int = 1, **values: Any) -> tuple[dict[str, str], ...]:
+        """The messages of one question, with the `values` that the template names.
 
-        Args:
-            attempt: counts from 1; later ones add the reminder, so no two are the same.
-            values: what the template names.
+        Attempts count from 1; later ones add the reminder, so no two are the same.
         """
         question = self.question.render(**values).strip()
         if attempt > 1:
             question += "\n\n" + self.again.render(attempt=attempt, **values).strip()
         return (*self.turns, {"role": "user", "content": question})
 
+    async def ask(
+        self,
+        model: LanguageModel,
+        read: Callable[[Reply], T | None],
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+        **values: Any,
+    ) -> T | None:
+        """Ask until `read` makes something of the answer; None if it never does.
+
+        With a schema, log-probabilities are asked for too.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            messages = self.messages(attempt, **values)
+            request = Request(messages, max_tokens, schema, logprobs=schema is not None)
+            reply = await model.ask(request)
+            if reply is None:
+                return None
+            if said := read(reply):
+                return said
+        return None
+
 
 def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tuple[str, str]], str]:
-    """What stands under each `=== name` of a prompt file.
-
-    Args:
-        kind: name of nullsae's own prompt.
-        path: a file of the user's to read in its place.
+    """What stands under each `=== name` of nullsae's prompt of a kind, or of the file `path`.
 
     Returns:
         The file; what stands before the first name; (name, text) in order; 16 hex digits over the
@@ -78,14 +101,11 @@ def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tupl
 
 @cache
 def load_prompt(kind: str, path: str | None = None) -> Prompt:
-    """Read a prompt file: turns under lines `=== system`, `=== user`, `=== assistant`.
+    """Read nullsae's prompt of a kind (explain, detection, fuzzing, intruder), or the file `path`.
 
-    The last turn of the user is the question, in Jinja's syntax; `=== again` is what is added to it
-    after an answer that could not be used.
-
-    Args:
-        kind: name of nullsae's own prompt: explain, detection, fuzzing, intruder.
-        path: a file of the user's to read in its place.
+    Turns stand under lines `=== system`, `=== user`, `=== assistant`. The last turn of the user is
+    the question, in Jinja's syntax; `=== again` is what is added to it after an answer that could
+    not be used.
 
     Raises:
         UserError: the file is missing or not such a file; names it and the line that is wrong.
@@ -115,11 +135,7 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
 
 
 def check_prompt(prompt: Prompt, source: str | None, **values: Any) -> None:
-    """Render a user's prompt once before anything is sent.
-
-    Raises:
-        UserError: it names something that this kind of prompt does not have.
-    """
+    """Render a prompt before anything is sent; a `UserError` if it names what there is not."""
     import jinja2
 
     try:

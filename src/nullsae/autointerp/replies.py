@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
-from nullsae.autointerp.llm.messages import AnswerToken, Reply
+from nullsae.autointerp.llm.messages import Reply
 
 POSITIVE = ("1", "yes", "true")
 NEGATIVE = ("0", "no", "false")
@@ -37,13 +39,9 @@ class Judgement:
     is_label: bool
 
 
-def _blank(match: re.Match[str]) -> str:
-    return " " * len(match[0])
-
-
 def without_thoughts(content: str) -> str:
     """An answer with what stands in `<think>` blanked out; places stay what they are."""
-    return _THOUGHT.sub(_blank, content)
+    return _THOUGHT.sub(lambda match: " " * len(match[0]), content)
 
 
 def labels(content: str, n_windows: int) -> dict[int, tuple[int, int]]:
@@ -51,10 +49,8 @@ def labels(content: str, n_windows: int) -> dict[int, tuple[int, int]]:
 
     Numbered answers count one by one, in whatever order: a window that is missing, out of range
     or answered in two ways is left out. Lists without numbers count only when they have exactly
-    one answer per window: nobody knows which one a shorter list has lost.
-
-    Returns:
-        Number of the window, from 1, to (0 or 1, place of the label in `content`).
+    one answer per window: nobody knows which one a shorter list has lost. A window's number, from
+    1, gives (0 or 1, place of the label in `content`).
     """
     content = without_thoughts(content)
     found: dict[int, tuple[int, int]] = {}
@@ -84,10 +80,8 @@ def judgements(reply: Reply, n_windows: int) -> dict[int, Judgement]:
     write either that are among the most likely ones; else the label.
     """
     found = {}
-    shift = _start_of_content(reply)
     for number, (label, place) in labels(reply.content, n_windows).items():
-        token = _token_at(reply.tokens, place + shift)
-        masses = _masses(token, _side) if token is not None else {}
+        masses = _masses(reply, place, _side)
         total = sum(masses.values())
         if total > 0 and len(masses) == 2:
             found[number] = Judgement(masses[1] / total, is_label=False)
@@ -100,10 +94,8 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
     """Which window a judge called the intruder, as the probability of each one of being active.
 
     1 - P(window) / sum of P over the windows, from the log-probabilities at the token of the
-    number; else 0 for the one that was chosen and 1 for the others.
-
-    Returns:
-        Number from 1 to judgement for all windows; None if the answer names none of them.
+    number; else 0 for the one that was chosen and 1 for the others. Windows are numbered from 1;
+    None if the answer names none of them.
     """
     content = without_thoughts(reply.content)
     named = list(_CHOICE.finditer(content))
@@ -114,26 +106,20 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
         if len({match[0] for match in numbers}) != 1:
             return None
         number, place = int(numbers[0][0]), numbers[0].start()
-    if not 1 <= number <= n_windows:
+    windows = range(1, n_windows + 1)
+    if number not in windows:
         return None
-    token = _token_at(reply.tokens, place + _start_of_content(reply))
-    masses = (
-        _masses(token, lambda text: _window_number(text, n_windows)) if token is not None else {}
-    )
+    masses = _masses(reply, place, lambda text: _window_number(text, n_windows))
     total = sum(masses.values())
     if total > 0 and len(masses) > 1:
-        return {
-            n: Judgement(1 - masses.get(n, 0.0) / total, is_label=False)
-            for n in range(1, n_windows + 1)
-        }
-    return {n: Judgement(float(n != number), is_label=True) for n in range(1, n_windows + 1)}
+        return {n: Judgement(1 - masses.get(n, 0.0) / total, is_label=False) for n in windows}
+    return {n: Judgement(float(n != number), is_label=True) for n in windows}
 
 
 def explanation(reply: Reply) -> str | None:
     """The explanation in an answer: what follows the last `Explanation:`, else its last paragraph.
 
-    Returns:
-        One line without quotes or Markdown around it; None if nothing is left.
+    One line without quotes or Markdown around it; None if nothing is left.
     """
     content = without_thoughts(reply.content).strip()
     marked = list(_EXPLANATION.finditer(content))
@@ -147,28 +133,18 @@ def explanation(reply: Reply) -> str | None:
     return text if any(character.isalnum() for character in text) else None
 
 
-def _start_of_content(reply: Reply) -> int:
-    """Where the content starts in the joined texts of the tokens; some servers strip it."""
-    return max(0, "".join(token.text for token in reply.tokens).find(reply.content))
-
-
-def _token_at(tokens: tuple[AnswerToken, ...], place: int) -> AnswerToken | None:
-    """The token that covers a place in the joined texts."""
-    end = 0
-    for token in tokens:
-        end += len(token.text)
-        if place < end:
-            return token
-    return None
-
-
-def _masses(token: AnswerToken, side: Callable[[str], int | None]) -> Mapping[int, float]:
-    """Probability of each side among a token's alternatives."""
+def _masses(reply: Reply, place: int, side: Callable[[str], int | None]) -> dict[int, float]:
+    """Probability of each side among the alternatives of the token at a place of the content."""
+    texts = [token.text for token in reply.tokens]
+    # Some servers strip the content.
+    place += max(0, "".join(texts).find(reply.content))
+    index = bisect_right(list(accumulate(map(len, texts))), place)
     masses: dict[int, float] = {}
-    for text, log_probability in token.alternatives:
-        which = side(text)
-        if which is not None:
-            masses[which] = masses.get(which, 0.0) + math.exp(log_probability)
+    for token in reply.tokens[index : index + 1]:
+        for text, log_probability in token.alternatives:
+            which = side(text)
+            if which is not None:
+                masses[which] = masses.get(which, 0.0) + math.exp(log_probability)
     return masses
 
 

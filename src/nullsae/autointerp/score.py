@@ -6,13 +6,12 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from nullsae.autointerp.classification import classification_scores
-from nullsae.autointerp.examples import Examples, Floats, Ints, examples_of, with_marks
+from nullsae.autointerp.examples import Examples, Flags, Floats, Ints, examples_of, with_marks
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks, of_latents
 from nullsae.core.errors import UserError
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
+
+# A window counts as predicted active from here on (F1 and balanced accuracy).
+DECISION_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class ScoreJob:
     """The table `explanations`, sorted by latent; only its column `latent` for a scorer that needs
     no explanations."""
     session: Session
-    """How endpoints are asked, and what is reported of it."""
     tokenizer_file: Path | None = None
     """`tokenizer.json` of the corpus."""
     model: Path | None = None
@@ -81,16 +82,9 @@ def score_latents(
 ) -> None:
     """Judge the scoring windows of each explained latent; write predictions and scores.
 
-    Args:
-        params: the rule's params.
-        windows: the SAE's table `windows`.
-        predictions: where the table `predictions` goes, sorted by (latent, window).
-        scores: where the table `scores` goes, sorted by latent.
-        explanations: one explainer's table `explanations`, if the scorer needs it.
-        tokenizer: `tokenizer.json` of the corpus, where a language model reads the windows.
-        judge: manifest of the model of a scorer that runs it itself.
-        session: how endpoints are asked, and what is reported of it.
-        ranks: judge these of the sampled latents only; `join_shards` makes one table of all.
+    Predictions are sorted by (latent, window), scores by latent. Of `windows` and `explanations`,
+    which not every scorer needs, those of the sampled latents of `ranks` are judged; `join_shards`
+    makes one table of all. The manifest `judge` is the `model` of `ScoreJob`.
 
     Raises:
         UserError: a file is missing or damaged, or an endpoint cannot be used.
@@ -136,16 +130,46 @@ def score_latents(
 
 def predictions_table(examples: Examples, judged: Judged) -> pa.Table:
     """The columns of the table `predictions`; a NaN probability becomes null."""
-    n_examples = len(examples.latent)
+    same = ("latent", "window", "active", "silent_kind", "quantile")
     return pa.table(
-        {
-            "latent": examples.latent,
-            "window": examples.window,
-            "active": examples.active,
-            "silent_kind": examples.silent_kind,
-            "quantile": examples.quantile,
-            "n_marked": examples.n_marked if n_examples else np.empty(0, np.int64),
+        {name: getattr(examples, name) for name in same}
+        | {
+            "n_marked": examples.n_marked if len(examples.latent) else np.empty(0, np.int64),
             "probability": pa.array(judged.probability, mask=np.isnan(judged.probability)),
             "evidence": pa.array(judged.evidence, pa.string()),
         }
     )
+
+
+def classification_scores(active: Flags, probability: Floats) -> dict[str, Any]:
+    """How well predictions [n_windows] of one latent tell active from silent; NaN: no valid reply.
+
+    AUROC is the chance that an active window has a larger probability than a silent one, ties
+    counting one half (Mann-Whitney). AUPRC is average precision, sum of (R_n - R_{n-1}) P_n over
+    the distinct probabilities from the largest down. F1 and balanced accuracy take a probability
+    of at least 0.5 as a prediction of `active`. They equal scikit-learn's, whose import takes
+    longer than all else in this stage.
+
+    These are columns of the table `scores`. `n_active`, `n_silent` and `n_failed` add up to
+    n_windows; scores are None when no active or no silent window is left.
+    """
+    valid = ~np.isnan(probability)
+    truth, probability = active[valid], probability[valid]
+    n_active, n_silent = int(truth.sum()), int((~truth).sum())
+    result: dict[str, Any] = dict.fromkeys(("auroc", "auprc", "f1", "balanced_accuracy"))
+    result |= {"n_active": n_active, "n_silent": n_silent, "n_failed": int((~valid).sum())}
+    if not n_active or not n_silent:
+        return result
+    distinct, place = np.unique(-probability, return_inverse=True)
+    hits = np.bincount(place[truth], minlength=len(distinct))
+    false_alarms = np.bincount(place[~truth], minlength=len(distinct))
+    hits_so_far, shown_so_far = np.cumsum(hits), np.cumsum(hits + false_alarms)
+    wins = hits_so_far - hits / 2  # of active windows over each silent one of this probability
+    result["auroc"] = float(false_alarms @ wins / (n_active * n_silent))
+    result["auprc"] = float(hits @ (hits_so_far / shown_so_far) / n_active)
+
+    predicted = probability >= DECISION_THRESHOLD
+    true_active, true_silent = int((predicted & truth).sum()), int((~predicted & ~truth).sum())
+    result["f1"] = 2 * true_active / (n_active + int(predicted.sum()))
+    result["balanced_accuracy"] = (true_active / n_active + true_silent / n_silent) / 2
+    return result

@@ -25,11 +25,7 @@ class Ranks:
 
     @classmethod
     def parse(cls, text: str) -> Ranks:
-        """From `20:40`, the 21st to the 40th.
-
-        Raises:
-            UserError: anything else.
-        """
+        """From `20:40`, the 21st to the 40th; a `UserError` for anything else."""
         found = re.fullmatch(r"(\d+):(\d+)", text)
         if found is None or not int(found[1]) < int(found[2]):
             raise UserError(f"--ranks: {text!r} is not FIRST:END of sampled latents, such as 0:25")
@@ -37,26 +33,18 @@ class Ranks:
 
     def take(self, table: pa.Table) -> pa.Table:
         """The rows of these latents, of the table `windows`; none where there are fewer latents."""
-        latents = np.unique(table["latent"].to_numpy())[self.start : self.stop]
-        return of_latents(table, latents)
+        return of_latents(table, np.unique(table["latent"].to_numpy())[self.start : self.stop])
 
 
 def of_latents(table: pa.Table, latents: np.ndarray) -> pa.Table:
     """The rows of a table that are about these latents, int64 [n]."""
-    wanted = pa.array(latents, pa.int64())
-    return table.filter(pc.is_in(table["latent"], value_set=wanted))
+    return table.filter(pc.is_in(table["latent"], value_set=pa.array(latents, pa.int64())))
 
 
 def join_shards(files: Sequence[Path], table: str, output: Path) -> None:
-    """Write one table out of those of several jobs, sorted by latent.
+    """Write one table, such as `scores`, out of those of several jobs, sorted by latent.
 
-    Args:
-        files: their tables, each sorted as the whole is to be.
-        table: its name, such as `scores`.
-        output: where the whole goes.
-
-    Raises:
-        UserError: a file is missing or damaged, or two hold the same latent.
+    A `UserError` names a file that is missing or damaged, or has a latent of another one too.
     """
     schema = cell_schema(table)
     parts = [read_table(file, schema) for file in files]

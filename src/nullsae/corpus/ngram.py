@@ -38,10 +38,6 @@ class Ngram:
     """N1+(h .), [vocab_size]."""
     discount: float
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self.unigram)
-
     def bigram_probability(self, history: IntArray, token: IntArray) -> FloatArray:
         """P(token | history), element by element; float64 of the arguments' broadcast shape.
 
@@ -50,7 +46,7 @@ class Ngram:
         history, token = np.broadcast_arrays(history, token)
         if not len(self.pairs):
             return self.continuation[token]
-        keys = history.astype(np.int64) * self.vocab_size + token
+        keys = history.astype(np.int64) * len(self.unigram) + token
         at = np.searchsorted(self.pairs, keys).clip(max=len(self.pairs) - 1)
         counts = np.where(self.pairs[at] == keys, self.pair_counts[at], 0)
         total = self.history_counts[history]
@@ -61,12 +57,7 @@ class Ngram:
 
 
 def fit_ngram(tokens: IntArray, vocab_size: int) -> Ngram:
-    """Count a token sequence.
-
-    Args:
-        tokens: token ids below `vocab_size`, [n_tokens].
-        vocab_size: V, at least 1.
-    """
+    """Count a sequence of token ids [n_tokens] below `vocab_size`, which is V."""
     tokens = tokens.astype(np.int64)
     counts = np.bincount(tokens, minlength=vocab_size)
     pairs, pair_counts = np.unique(tokens[:-1] * vocab_size + tokens[1:], return_counts=True)
@@ -96,17 +87,13 @@ def _discount(counts: IntArray) -> float:
 def ngram_losses(ngram: Ngram, contexts: IntArray) -> tuple[float, float, int]:
     """Mean loss on exactly the tokens that a causal model predicts in packed contexts.
 
-    Those are positions 1 to the last of each context, each given the token before it in the same
-    context.
-
-    Args:
-        ngram: fitted on other documents.
-        contexts: token ids [n_contexts, context_tokens].
+    Those are all but the first of each of `contexts`, token ids [n_contexts, context_tokens] of
+    other documents than the fit's.
 
     Returns:
         Unigram loss and bigram loss in nats per token, and the number of tokens predicted.
     """
-    history, token = contexts[:, :-1], contexts[:, 1:]
+    token = contexts[:, 1:]
     unigram = -np.log(ngram.unigram[token]).mean()
-    bigram = -np.log(ngram.bigram_probability(history, token)).mean()
+    bigram = -np.log(ngram.bigram_probability(contexts[:, :-1], token)).mean()
     return float(unigram), float(bigram), int(token.size)

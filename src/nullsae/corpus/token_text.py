@@ -16,11 +16,7 @@ METASPACE = "\u2581"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read `tokenizer.json`.
-
-    Raises:
-        UserError: the file is missing or is no tokenizer.
-    """
+    """Read `tokenizer.json`; `UserError` if it is missing or no tokenizer."""
     from tokenizers import Tokenizer
 
     rebuild = rebuild_command(path)

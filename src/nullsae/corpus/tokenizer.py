@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +34,7 @@ class Encoder:
     """Largest token id plus one."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Token ids of each text: no special tokens added, none recognized in the text.
-
-        Returns:
-            One int32 array [n_tokens] per text.
-        """
+        """Token ids int32 [n_tokens] of each text: no special tokens added, none recognized."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
@@ -57,9 +52,7 @@ class Encoder:
 def train_tokenizer(texts: Iterable[str], config: TrainedTokenizer) -> Encoder:
     """Train a byte-level BPE. The same texts in any order give the same tokenizer.
 
-    Args:
-        texts: the documents of `sae_train`.
-        config: its `vocab_size` is reached if the texts have enough distinct pairs.
+    Its `vocab_size` is reached if the texts have enough distinct pairs.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,13 +76,11 @@ def load_tokenizer(
     Raises:
         UserError: it cannot be loaded, is not a fast one, or has no EOS token.
     """
-    keys: dict[str, Any]
     if isinstance(config, GgufTokenizer):
         file = find_gguf(config, where=where)
         if find_spec("gguf") is None:
-            raise UserError(
-                f"{where}: reading a GGUF file needs gguf (pip install {GGUF_PACKAGES})"
-            )
+            needed = f"gguf (pip install {GGUF_PACKAGES})"
+            raise UserError(f"{where}: reading a GGUF file needs {needed}")
         key, name = where, str(file)
         path, keys = str(file.parent), {"gguf_file": file.name}
     else:
@@ -103,15 +94,13 @@ def load_tokenizer(
         raise UserError(
             f"{key}: no tokenizer could be loaded from {name!r}: {first_line(error)}"
         ) from None
+    lacking = ""
     if not tokenizer.is_fast:
-        raise UserError(
-            f"{key}: {name!r} has no fast tokenizer (tokenizer.json); choose one that has"
-        )
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"{key}: the tokenizer {name!r} has no EOS token, which separates documents; choose "
-            f"one that has"
-        )
+        lacking = f"{name!r} has no fast tokenizer (tokenizer.json)"
+    elif tokenizer.eos_token_id is None:
+        lacking = f"the tokenizer {name!r} has no EOS token, which separates documents"
+    if lacking:
+        raise UserError(f"{key}: {lacking}; choose one that has")
     return _encoder(tokenizer)
 
 

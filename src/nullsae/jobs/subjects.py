@@ -38,10 +38,7 @@ def _made_by_training(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...
 
 @rule(
     *("subjects", "core/moments.py"),
-    but=(
-        *("subjects/changes.py", "subjects/orthogonal.py", "subjects/randomize.py"),
-        "subjects/variants",
-    ),
+    but=("subjects/changes.py", "subjects/variants"),
     things=_made_by_training,
 )
 def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:

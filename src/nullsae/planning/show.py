@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nullsae.autointerp.llm.cache import ReplyCache
-from nullsae.autointerp.llm.costs import cost_usd
+from nullsae.autointerp.llm.messages import cost_usd
 from nullsae.config.model_size import model_size
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config

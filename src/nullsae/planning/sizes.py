@@ -14,8 +14,8 @@ from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource, HubSource
 from nullsae.config.model_size import Size, subject_size, vocabulary
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.corpus.documents import split_of_digest, text_digest
 from nullsae.corpus.sources import documents
-from nullsae.corpus.splits import split_of_digest, text_digest
 from nullsae.jobs.work.amounts import CorpusSize
 
 # English characters in a token, at a vocabulary of 2,048, and how many more each doubling adds:

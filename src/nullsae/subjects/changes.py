@@ -6,12 +6,12 @@ Variants' files import this module when a config is parsed, so it loads torch wh
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from nullsae.config.randomization import Settings
+from nullsae.config.variants import VARIANTS, Variant
 from nullsae.core.randomness import seed_of, torch_generator
 from nullsae.core.registry import lazy
 
@@ -19,28 +19,21 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from nullsae.subjects import families, gates, orthogonal
+    from nullsae.subjects import families, gates
 
     State = Mapping[str, Tensor]
 else:
     torch, nn = lazy("torch"), lazy("torch.nn")
     families, gates = lazy("nullsae.subjects.families"), lazy("nullsae.subjects.gates")
-    orthogonal = lazy("nullsae.subjects.orthogonal")
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What keys the random numbers of one draw of a variant."""
+class Draw(NamedTuple):
+    """What keys the random numbers of one draw of a variant; `seed` is the config's."""
 
     seed: int
-    """The config's seed."""
     purpose: str
     subject: str
     draw: int
-
-    def generator(self, name: str) -> torch.Generator:
-        """The generator, on the CPU, of the parameter of this name."""
-        return torch_generator(self.seed, self.purpose, self.subject, self.draw, name)
 
 
 class Change:
@@ -58,16 +51,10 @@ class Change:
         for name, parameter in model.named_parameters():
             if name in names:
                 original = parameter.detach().to("cpu")
-                parameter.copy_(self.new(original, draw.generator(name)))
+                parameter.copy_(self.new(original, torch_generator(*draw, name)))
 
     def gate(
-        self,
-        before: State,
-        after: State,
-        names: set[str],
-        *,
-        model: Any,
-        draw: Draw,
+        self, before: State, after: State, names: set[str], *, model: Any, draw: Draw
     ) -> gates.Gate:
         """Whether the changed tensors kept what they should.
 
@@ -94,10 +81,16 @@ class Change:
 
 
 class Redrawn(Change):
-    """Independent normals with the tensor's own mean and variance."""
+    """Independent normals with the tensor's own mean and variance (Heap et al. 2025, section 3).
+
+    Drawn in float32. A constant tensor comes back as it is.
+    """
 
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
-        return redraw(tensor, generator)
+        values = tensor.to(torch.float32)
+        mean, std = values.double().mean(), values.double().std(correction=0)
+        drawn = torch.randn(values.shape, generator=generator) * std.float() + mean.float()
+        return drawn.to(tensor.dtype)
 
     def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.moments(before, after, names)
@@ -115,19 +108,25 @@ class Initialized(Change):
     def gate(
         self, before: State, after: State, names: set[str], *, model: Any, draw: Draw
     ) -> gates.Gate:
-        other = initial_parameters(model, replace(draw, draw=draw.draw + 1))
+        other = initial_parameters(model, draw._replace(draw=draw.draw + 1))
         return gates.initializer({name: after[name] for name in names}, other)
 
 
 class Permuted(Change):
-    """The same entries in random places.
+    """The same entries in random places: the exact marginal distribution is kept.
 
     Chance can leave a unit in its place: one that dominates the tensor then makes a correlation of
     its share of the squares, by which the bound is raised.
     """
 
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
-        return permute(tensor, generator)
+        units = tensor if self.by_row else tensor.flatten()
+        # Where all entries but one are alike (gains in bfloat16), one order in n is not seen: some
+        # order that changes something is taken, if one can.
+        while True:
+            drawn = units[torch.randperm(len(units), generator=generator)]
+            if not torch.equal(drawn, units) or bool((units == units[:1]).all()):
+                return drawn.reshape(tensor.shape)
 
     def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.entries(before, after, names)
@@ -137,12 +136,12 @@ class Permuted(Change):
 
 
 class RowsPermuted(Permuted):
-    """The same rows in random places: what all rows share stays, and a row is one unit."""
+    """The same rows in random places: every token gets another one's embedding.
+
+    What all rows share stays, and a row is one unit.
+    """
 
     by_row = True
-
-    def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
-        return permute_rows(tensor, generator)
 
     def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.rows_permuted(before, after, names)
@@ -151,13 +150,15 @@ class RowsPermuted(Permuted):
 class RowsRotated(Change):
     """All rows turned by one Haar-random rotation Q [d, d].
 
-    With E the centred original and |E| = 1, <E, EQ> has the variance |E^T E|^2 / d.
+    Norms and inner products of the rows are kept, to rounding. With E the centred original and
+    |E| = 1, <E, EQ> has the variance |E^T E|^2 / d.
     """
 
     by_row = True
 
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
-        return rotate(tensor, generator)
+        width = tensor.shape[1]
+        return (tensor.double() @ haar_frame(width, width, generator)).to(tensor.dtype)
 
     def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.rows_rotated(before, after, names)
@@ -167,13 +168,23 @@ class RowsRotated(Change):
 
 
 class Matched(Change):
-    """The same singular values, random singular vectors.
+    """U diag(s) V^T with the matrix' own singular values s, and U, V Haar-random.
 
-    If one singular value dominates, the correlation has the tail of a product of two normals.
+    Of each matrix where several are stacked; a fused projection (query, key and value in one
+    tensor) is one matrix. If one singular value dominates, the correlation has the tail of a
+    product of two normals.
     """
 
     def new(self, tensor: Tensor, generator: torch.Generator) -> Tensor:
-        return match_spectrum(tensor, generator)
+        rows, columns = tensor.shape[-2:]
+        drawn = []
+        for matrix in tensor.reshape(-1, rows, columns):
+            # The last bits of a factorization depend on the machine: rounding hides them.
+            values = torch.linalg.svdvals(matrix.to(torch.float64))
+            u = haar_frame(rows, len(values), generator)
+            v = haar_frame(columns, len(values), generator)
+            drawn.append(((u * values) @ v.T).to(tensor.dtype))
+        return torch.stack(drawn).reshape(tensor.shape)
 
     def gate(self, before: State, after: State, names: set[str], **_: Any) -> gates.Gate:
         return gates.spectrum(before, after, names)
@@ -184,6 +195,79 @@ class Matched(Change):
 
 REDRAWN, INITIALIZED, PERMUTED, MATCHED = Redrawn(), Initialized(), Permuted(), Matched()
 ROWS_PERMUTED, ROWS_ROTATED = RowsPermuted(), RowsRotated()
+
+
+class WeightsVariant(Variant):
+    """Base of variants that change all weights, but norms' only where the settings say so."""
+
+    reads: ClassVar[tuple[str, ...]] = ("norm_parameters",)
+    matrix: ClassVar[Change]
+    """What is done to a tensor of two or more dimensions."""
+    vector: ClassVar[Change | None] = None
+    """What is done to one of one dimension; by default the same."""
+
+    @classmethod
+    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
+        return change_weights(model, settings, cls.matrix, vector=cls.vector)
+
+
+class EmbeddingsVariant(Variant):
+    """Base of variants that change all tables that token ids index, and what is tied to them."""
+
+    group = "embeddings"
+    rows: ClassVar[Change]
+    """What is done to the embedding [tokens, d]."""
+
+    @classmethod
+    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
+        tables = {id(module.weight) for module in families.token_tables(model).values()}
+        return {name: cls.rows for name, p in model.named_parameters() if id(p) in tables}
+
+
+def randomize(
+    model: Any,
+    variant: str,
+    settings: Settings | None = None,
+    *,
+    seed: int,
+    subject: str,
+    draw: int,
+) -> dict[str, Change]:
+    """Change a model's weights in place into one draw of a random variant.
+
+    Buffers stay as they are. The draw of a tensor depends on its values, its name and the keys, not
+    on its place among the others.
+
+    Args:
+        model: any Hugging Face decoder.
+        variant: name of a variant that changes weights.
+        settings: what it depends on of `randomization`.
+        seed: the config's seed.
+        subject: name of the subject.
+        draw: index of the randomization.
+
+    Returns:
+        What was done to each changed tensor, by its name.
+    """
+    changes = dict(VARIANTS[variant].changes(model, settings or Settings()))
+    key = draw_of(variant, seed=seed, subject=subject, draw=draw)
+    with torch.no_grad():
+        for change, names in by_change(changes).items():
+            change.apply(model, names, key)
+    return changes
+
+
+def draw_of(variant: str, *, seed: int, subject: str, draw: int) -> Draw:
+    """What keys the random numbers of one draw of a variant."""
+    return Draw(seed, VARIANTS[variant].purpose or variant, subject, draw)
+
+
+def by_change(changes: Mapping[str, Change]) -> dict[Change, set[str]]:
+    """The names of the parameters that each change is made to."""
+    return {
+        change: {name for name, other in changes.items() if other is change}
+        for change in dict.fromkeys(changes.values())
+    }
 
 
 def change_weights(
@@ -210,22 +294,25 @@ def change_weights(
     return {n: matrix if parameters[n].ndim > 1 else vector or matrix for n in sorted(names)}
 
 
-def change_embeddings(model: Any, change: Change) -> dict[str, Change]:
-    """One change of all tables [tokens, d] that token ids index, and of what is tied to them."""
-    tables = {id(module.weight) for module in families.token_tables(model).values()}
-    return {name: change for name, p in model.named_parameters() if id(p) in tables}
-
-
 def embedding_parameters(model: Any) -> set[str]:
     """Names of the parameters of the input and output embeddings, tied or not.
 
     Learned positions (GPT-2, OPT) are part of the input embedding: every lookup table outside the
     blocks counts. The paper's code skips names with "embed", which says the same of Pythia and OPT.
     """
-    inside = {id(module) for block in families.find_blocks(model) for module in block.modules()}
-    modules = [m for m in model.modules() if isinstance(m, nn.Embedding) and id(m) not in inside]
-    modules += [model.get_input_embeddings(), model.get_output_embeddings()]
-    owned = {id(p) for module in modules if module is not None for p in module.parameters()}
+    inside = {module for block in families.find_blocks(model) for module in block.modules()}
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m not in inside]
+    tables += [model.get_input_embeddings(), model.get_output_embeddings()]
+    return _names(model, filter(None, tables))
+
+
+def block_parameters(model: Any, first: int) -> set[str]:
+    """Names of the parameters of block `first` and of all that come after it."""
+    return _names(model, families.find_blocks(model)[first:])
+
+
+def _names(model: Any, modules: Iterable[nn.Module]) -> set[str]:
+    owned = {id(p) for module in modules for p in module.parameters()}
     return {name for name, p in model.named_parameters() if id(p) in owned}
 
 
@@ -239,66 +326,18 @@ def norm_parameters(model: Any) -> set[str]:
     }
 
 
-def n_blocks(model: Any) -> int:
-    """The number of a model's blocks."""
-    return len(families.find_blocks(model))
+def haar_frame(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal columns, uniform (Haar) among all such frames; float64 [rows, columns].
 
+    The Q of a Gaussian matrix, with the signs that make the diagonal of R positive: without them
+    the distribution is the factorization's own (Mezzadri 2007, arXiv math-ph/0609050).
 
-def block_parameters(model: Any, first: int) -> set[str]:
-    """Names of the parameters of block `first` and of all that come after it."""
-    owned = {id(p) for block in families.find_blocks(model)[first:] for p in block.parameters()}
-    return {name for name, p in model.named_parameters() if id(p) in owned}
-
-
-def redraw(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Independent normals with the tensor's own mean and variance (Heap et al. 2025, section 3).
-
-    Drawn in float32. A constant tensor comes back as it is.
+    `columns` is at most `rows`; as many give an orthogonal matrix. The generator is on the CPU.
     """
-    values = tensor.to(torch.float32)
-    mean, std = values.double().mean(), values.double().std(correction=0)
-    drawn = torch.randn(values.shape, generator=generator) * std.float() + mean.float()
-    return drawn.to(tensor.dtype)
-
-
-def permute(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """The same entries in random places: the exact marginal distribution is kept."""
-    return _shuffled(tensor.flatten(), generator).reshape(tensor.shape)
-
-
-def _shuffled(units: Tensor, generator: torch.Generator) -> Tensor:
-    """What lies along the first dimension, in a random order that changes something if one can.
-
-    Where all entries but one are alike (gains in bfloat16), one order in n is not seen.
-    """
-    while True:
-        drawn = units[torch.randperm(len(units), generator=generator)]
-        if not torch.equal(drawn, units) or bool((units == units[:1]).all()):
-            return drawn
-
-
-def match_spectrum(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """The same singular values, random singular vectors; of each matrix where several are stacked.
-
-    A fused projection (query, key and value in one tensor) is one matrix.
-    """
-    matrices = tensor.reshape(-1, *tensor.shape[-2:])
-    drawn = [orthogonal.with_spectrum_of(matrix, generator).to(tensor.dtype) for matrix in matrices]
-    return torch.stack(drawn).reshape(tensor.shape)
-
-
-def permute_rows(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """The same rows [tokens, d] in random places: every token gets another one's embedding."""
-    return _shuffled(tensor, generator)
-
-
-def rotate(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows [tokens, d] times one Haar-random orthogonal matrix [d, d].
-
-    Norms and inner products of the rows are kept, to rounding; their directions are not.
-    """
-    width = tensor.shape[1]
-    return (tensor.double() @ orthogonal.haar_frame(width, width, generator)).to(tensor.dtype)
+    drawn = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(drawn)
+    frame: Tensor = q * r.diagonal().sign()
+    return frame
 
 
 def initial_parameters(model: Any, draw: Draw) -> dict[str, Tensor]:
@@ -310,7 +349,6 @@ def initial_parameters(model: Any, draw: Draw) -> dict[str, Tensor]:
     config = deepcopy(model.config)  # Transformers writes into what it is given
     # It draws from the global CPU generator; whoever uses that finds it as it was.
     with torch.random.fork_rng(devices=[]):
-        key = seed_of(draw.seed, draw.purpose, draw.subject, draw.draw)
-        torch.default_generator.manual_seed(key)
+        torch.default_generator.manual_seed(seed_of(*draw))
         fresh = type(model)(config)
     return {name: p.detach() for name, p in fresh.named_parameters()}

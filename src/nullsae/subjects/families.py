@@ -94,8 +94,7 @@ def context_limit(model: Any) -> int | None:
 def find_blocks(model: Any) -> nn.ModuleList:
     """The list of transformer blocks: the outermost `ModuleList` with one entry per layer.
 
-    Raises:
-        UserError: the model has no such list; says what was looked for.
+    `UserError` says what was looked for if there is none.
     """
     n_layers = getattr(text_config(model), "num_hidden_layers", None)
     lists = [
@@ -114,8 +113,7 @@ def find_blocks(model: Any) -> nn.ModuleList:
 def find_site(model: Any, site: str) -> Point:
     """The place in a model where a site's tensor passes.
 
-    Raises:
-        UserError: the block has no such part; says which names were looked for.
+    `UserError` says which names were looked for if the block has no such part.
     """
     kind = site_kind(site)
     if kind == "embed":
@@ -140,31 +138,20 @@ def find_site(model: Any, site: str) -> Point:
 
 
 def attach(point: Point, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Show `see` what passes at a point, and put what it returns, if anything, in its place.
-
-    Args:
-        point: where.
-        see: called with the tensor, as it is at that place.
-
-    Returns:
-        The hook's handle.
-    """
+    """Show `see` what passes at a point, and put what it returns, if anything, in its place."""
     if point.before:
 
         def enter(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            if args:
-                new = see(args[0])
-                return None if new is None else ((new, *args[1:]), kwargs)
-            new = see(kwargs["hidden_states"])
-            return None if new is None else (args, {**kwargs, "hidden_states": new})
+            new = see(args[0] if args else kwargs["hidden_states"])
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
         return point.module.register_forward_pre_hook(enter, with_kwargs=True)
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> Any:
         whole = isinstance(output, Tensor)
         new = see(output if whole else output[0])
-        if new is None or whole:
-            return new
-        return (new, *output[1:])
+        return new if new is None or whole else (new, *output[1:])
 
     return point.module.register_forward_hook(leave)

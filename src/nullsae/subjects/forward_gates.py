@@ -29,7 +29,7 @@ def forward_gates(subject: Subject, probe: Tensor) -> list[Gate]:
         subject: any variant, with weights in their place.
         probe: int token ids [contexts, tokens] of `eval`, from its start; two contexts or more.
     """
-    sites = ["embed", *(f"resid_post.{layer}" for layer in range(len(subject.blocks)))]
+    sites = ["embed", *subject.block_outputs]
     whole = _run(subject, probe, sites)
     return [
         alone(subject, probe, whole),
@@ -105,7 +105,7 @@ def reads_no_text(subject: Subject, probe: Tensor) -> Gate:
     Token ids may reach a model by other roads than its input embedding: a table in each block
     (Gemma 3n), a router that looks them up.
     """
-    sites = ["embed", *(f"resid_post.{layer}" for layer in range(len(subject.blocks)))]
+    sites = ["embed", *subject.block_outputs]
     other = _another(probe, int(probe.max()))
     contexts = range(len(probe))
     first, second = _run(subject, probe, sites), _run(subject, other, sites)

@@ -23,6 +23,9 @@ SAMPLED_ROWS = 256
 # What float64 leaves of a factorization or product, relative.
 FLOAT64_SLACK = 1e-10
 
+State = Mapping[str, Tensor]
+"""Tensors by name."""
+
 
 class Gate(TypedDict):
     """One gate's result."""
@@ -33,27 +36,30 @@ class Gate(TypedDict):
 
 
 class Chance(Protocol):
-    """What chance makes of the correlation of a changed tensor with the original."""
+    """What a `nullsae.subjects.changes.Change` says of the correlation with the original."""
 
     @property
-    def by_row(self) -> bool:
-        """Whether the units that are drawn are rows; else they are entries."""
+    def by_row(self) -> bool: ...
 
-    def limit(self, a: Tensor, b: Tensor) -> float:
-        """The largest that chance explains, of two centred tensors of norm 1 [units, d]."""
+    def limit(self, a: Tensor, b: Tensor) -> float: ...
+
+
+def judged(gate: str, holds: bool, detail: str) -> Gate:
+    """A gate that holds or does not."""
+    return {"gate": gate, "passed": holds, "detail": detail}
 
 
 def passed(gate: str, detail: str) -> Gate:
     """A gate that holds."""
-    return {"gate": gate, "passed": True, "detail": detail}
+    return judged(gate, True, detail)
 
 
 def failed(gate: str, detail: str) -> Gate:
     """A gate that does not."""
-    return {"gate": gate, "passed": False, "detail": detail}
+    return judged(gate, False, detail)
 
 
-def inventory(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Gate:
+def inventory(before: State, after: State) -> Gate:
     """The same tensors with the same shapes and dtypes."""
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
@@ -62,25 +68,23 @@ def inventory(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Gate
     return passed("inventory", f"{len(before)} tensors")
 
 
-def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]) -> Gate:
+def changed(before: State, after: State, names: set[str]) -> Gate:
     """Every tensor in `names` differs from the original (unless constant), no other does.
 
     At least one does: with none, the variant would be the original under another name.
     """
-    n_changed = 0
+    same = {name: torch.equal(old, after[name]) for name, old in before.items()}
     for name, old in before.items():
-        same = torch.equal(old, after[name])
-        n_changed += not same
-        if name in names and same and not _is_constant(old):
+        if name in names and same[name] and not _is_constant(old):
             return failed("changed", f"{name}: should have changed and did not")
-        if name not in names and not same:
+        if name not in names and not same[name]:
             return failed("changed", f"{name}: changed and should not have")
-    if n_changed == 0:
+    if all(same.values()):
         return failed("changed", "no tensor differs from the original's")
     return passed("changed", f"{len(names)} of {len(before)} tensors")
 
 
-def untrained(initial: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Gate:
+def untrained(initial: State, trained: State) -> Gate:
     """Initial weights are not those of the trained subject: some tensor differs, by name."""
     for name, tensor in initial.items():
         other = trained.get(name)
@@ -89,7 +93,7 @@ def untrained(initial: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> G
     return failed("untrained", "every tensor is the trained one's: these are the trained weights")
 
 
-def moments(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]) -> Gate:
+def moments(before: State, after: State, names: set[str]) -> Gate:
     """Mean and variance of each redrawn tensor lie within 6 standard errors of the original's.
 
     Standard errors of n normal draws: std / sqrt(n) for the mean, variance * sqrt(2 / n) for the
@@ -104,14 +108,8 @@ def moments(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: se
         if _is_constant(old):
             continue
         # The variance of a sample about its own mean falls short by 1/n on average.
-        errors = _moment_errors(
-            new,
-            mean=float(old.mean()),
-            variance=variance,
-            expected_variance=variance * (n - 1) / n,
-            variance_error=variance * math.sqrt(2 / n),
-            step=rounding_step(old, before[name].dtype),
-        )
+        spread = variance * math.sqrt(2 / n)
+        errors = _moment_errors(new, old, variance * (n - 1) / n, spread, before[name].dtype)
         if errors > STANDARD_ERRORS:
             return failed("moments", f"{name}: {errors:.1f} standard errors off")
         largest = max(largest, errors)
@@ -119,21 +117,15 @@ def moments(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: se
 
 
 def _moment_errors(
-    new: Tensor,
-    *,
-    mean: float,
-    variance: float,
-    expected_variance: float,
-    variance_error: float,
-    step: float,
+    new: Tensor, like: Tensor, expected_variance: float, variance_error: float, dtype: torch.dtype
 ) -> float:
-    """The larger deviation of a sample's mean and variance, in standard errors."""
-    n = new.numel()
+    """The larger deviation of a sample's mean and variance from another's, in standard errors."""
+    n, variance, step = new.numel(), float(like.var(correction=0)), rounding_step(like, dtype)
     # Rounding moves a mean by at most half a step, and ever less where std exceeds the step: what
     # is left (Euler-Maclaurin) comes from powers of 2, above which the step is twice as wide. The
     # variance about the mean moves by at most step^2 / 4, that of a fair coin between neighbours.
     mean_slack = min(step / 2, step**2 / (16 * math.sqrt(variance)))
-    mean_off = max(0.0, abs(float(new.mean()) - mean) - mean_slack)
+    mean_off = max(0.0, abs(float(new.mean()) - float(like.mean())) - mean_slack)
     mean_errors = mean_off / math.sqrt(variance / n)
     variance_off = abs(float(new.var(correction=0)) - expected_variance) - step**2 / 4
     # A few draws have a skewed variance: the normal bound holds from some dozens on.
@@ -148,7 +140,7 @@ def rounding_step(values: Tensor, dtype: torch.dtype) -> float:
     return limits.eps * max(float(values.square().mean().sqrt()), limits.tiny)
 
 
-def initializer(after: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Gate:
+def initializer(after: State, other: State) -> Gate:
     """What the initializer draws differs from its next draw, with the same moments.
 
     What it sets to a constant is that constant. Both mean and variance are uncertain in both
@@ -167,14 +159,8 @@ def initializer(after: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Gat
         if torch.equal(new, another):
             return failed("initializer", f"{name}: the same in another draw")
         fourth = float((another - another.mean()).pow(4).mean())
-        errors = _moment_errors(
-            new,
-            mean=float(another.mean()),
-            variance=variance,
-            expected_variance=variance,
-            variance_error=math.sqrt(max(fourth - variance**2, 2 * variance**2) / n),
-            step=rounding_step(another, after[name].dtype),
-        ) / math.sqrt(2)
+        spread = math.sqrt(max(fourth - variance**2, 2 * variance**2) / n)
+        errors = _moment_errors(new, another, variance, spread, after[name].dtype) / math.sqrt(2)
         if errors > STANDARD_ERRORS:
             return failed("initializer", f"{name}: {errors:.1f} standard errors off another draw")
         largest, n_drawn = max(largest, errors), n_drawn + 1
@@ -185,7 +171,7 @@ def initializer(after: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Gat
     )
 
 
-def entries(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]) -> Gate:
+def entries(before: State, after: State, names: set[str]) -> Gate:
     """Each permuted tensor holds exactly the original's entries."""
     for name in sorted(names):
         old, new = (_bits(state[name]).flatten().sort().values for state in (before, after))
@@ -194,7 +180,7 @@ def entries(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: se
     return passed("entries", f"{len(names)} tensors hold the original's entries")
 
 
-def spectrum(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]) -> Gate:
+def spectrum(before: State, after: State, names: set[str]) -> Gate:
     """The singular values of each matrix are the original's, to rounding.
 
     Rounding adds a matrix of norm up to u |W|, u the unit roundoff, and so moves the sorted
@@ -222,9 +208,7 @@ def spectrum(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: s
     return passed("spectrum", f"largest deviation of singular values {largest:.3g} of their norm")
 
 
-def rows_permuted(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]
-) -> Gate:
+def rows_permuted(before: State, after: State, names: set[str]) -> Gate:
     """Each embedding holds exactly the original's rows."""
 
     def keys(tensor: Tensor) -> list[bytes]:
@@ -237,9 +221,7 @@ def rows_permuted(
     return passed("rows", "the rows are the original's")
 
 
-def rows_rotated(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: set[str]
-) -> Gate:
+def rows_rotated(before: State, after: State, names: set[str]) -> Gate:
     """Norms of all rows, and inner products of a sample of them, are the original's, to rounding.
 
     Rounding moves a row by up to u times its norm, u the unit roundoff.
@@ -263,42 +245,28 @@ def rows_rotated(
     return passed("rows", "norms and inner products of the rows are the original's")
 
 
-def uncorrelated(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], changes: Mapping[str, Chance]
-) -> Gate:
-    """|correlation| of each changed tensor with the original is no larger than chance makes it.
-
-    Args:
-        before: the original tensors.
-        after: the changed ones.
-        changes: what was done to which tensor; a `nullsae.subjects.changes.Change`.
-    """
+def uncorrelated(before: State, after: State, changes: Mapping[str, Chance]) -> Gate:
+    """|correlation| of each changed tensor with the original is no larger than chance makes it."""
     largest = 0.0
     for name in sorted(changes):
         old, new = before[name].double(), after[name].double()
         if old.numel() < MIN_CORRELATED_ENTRIES or _is_constant(old) or _is_constant(new):
             continue
-        found, limit = _correlation(old, new, changes[name])
-        if not found <= limit:
+        if not changes[name].by_row:
+            old, new = old.reshape(-1, 1), new.reshape(-1, 1)
+        a, b = old - old.mean(dim=0), new - new.mean(dim=0)
+        a, b = a / a.norm(), b / b.norm()
+        found = abs(float((a * b).sum()))
+        if not found <= changes[name].limit(a, b):
             return failed("uncorrelated", f"{name}: correlation {found:.3f} with the original")
         largest = max(largest, found)
     return passed("uncorrelated", f"largest |correlation| {largest:.4f}")
 
 
-def _correlation(old: Tensor, new: Tensor, chance: Chance) -> tuple[float, float]:
-    """|correlation| of two tensors, and what chance leaves below it."""
-    if chance.by_row:
-        a, b = old - old.mean(dim=0), new - new.mean(dim=0)
-    else:
-        a, b = (old - old.mean()).reshape(-1, 1), (new - new.mean()).reshape(-1, 1)
-    a, b = a / a.norm(), b / b.norm()
-    return abs(float((a * b).sum())), chance.limit(a, b)
-
-
 def repeatable(first: Mapping[str, str], again: Mapping[str, str]) -> Gate:
     """A second draw with the same key gives identical bits; both as `fingerprints`."""
-    for name, digest in first.items():
-        if digest != again[name]:
+    for name in first:
+        if first[name] != again[name]:
             return failed("repeatable", f"{name}: a second draw with the same key differs")
     return passed("repeatable", f"{len(first)} tensors bit-identical")
 
@@ -311,7 +279,7 @@ def reloads(saved: Tensor, reloaded: Tensor) -> Gate:
     return passed("reloads", "logits identical after save and reload")
 
 
-def finite(activations: Mapping[str, Tensor], logits: Tensor) -> Gate:
+def finite(activations: State, logits: Tensor) -> Gate:
     """No NaN and no infinity at any site or in the logits."""
     for name, tensor in {**activations, "logits": logits}.items():
         if not _is_finite(tensor):
@@ -328,39 +296,25 @@ def noise(first: Tensor, other_batch: Tensor, plain: Tensor, std: float) -> list
         plain: the embeddings without noise.
         std: the configured standard deviation.
     """
-    gates = []
     same = torch.equal(first, other_batch)
-    gates.append(
-        passed("noise repeatable", "identical in another batch")
-        if same
-        else failed("noise repeatable", "embedding: noise depends on the batch")
-    )
+    repeats = "identical in another batch" if same else "embedding: noise depends on the batch"
     values, n = first.double().flatten(), first.numel()
     mean_errors = abs(float(values.mean())) / (std / math.sqrt(n))
     variance_errors = abs(float(values.var()) - std**2) / (std**2 * math.sqrt(2 / n))
     errors = max(mean_errors, variance_errors)
-    text = f"embedding: {errors:.2f} standard errors from N(0, {std}^2)"
-    gates.append(
-        passed("noise moments", text)
-        if errors <= STANDARD_ERRORS
-        else failed("noise moments", text)
-    )
+    moments = f"embedding: {errors:.2f} standard errors from N(0, {std}^2)"
     stacked = torch.stack([values, plain.double().flatten()])
     correlation = abs(float(torch.corrcoef(stacked)[0, 1]))
-    text = f"embedding: correlation {correlation:.4f} with the trained one"
-    limit = STANDARD_ERRORS / math.sqrt(n)
-    gates.append(
-        passed("noise replaces", text) if correlation <= limit else failed("noise replaces", text)
-    )
-    return gates
+    replaces = f"embedding: correlation {correlation:.4f} with the trained one"
+    return [
+        judged("noise repeatable", same, repeats),
+        judged("noise moments", errors <= STANDARD_ERRORS, moments),
+        judged("noise replaces", correlation <= STANDARD_ERRORS / math.sqrt(n), replaces),
+    ]
 
 
 def require(gates: Sequence[Gate], where: str) -> None:
-    """Stop at the first failed gate.
-
-    Raises:
-        UserError: names the folder, the gate and the tensor.
-    """
+    """Stop at the first failed gate by a `UserError` that names the folder, gate and tensor."""
     for gate in gates:
         if not gate["passed"]:
             raise UserError(f"{where}: gate {gate['gate']!r} failed: {gate['detail']}")
@@ -371,12 +325,9 @@ def state(model: Any) -> dict[str, Tensor]:
     return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
 
 
-def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def fingerprints(tensors: State) -> dict[str, str]:
     """A checksum of each tensor's bits, in place of a copy of a whole model."""
-    return {
-        name: xxhash.xxh3_128_hexdigest(_bits(tensor).numpy().data)
-        for name, tensor in tensors.items()
-    }
+    return {n: xxhash.xxh3_128_hexdigest(_bits(x).numpy().data) for n, x in tensors.items()}
 
 
 def _is_constant(tensor: Tensor) -> bool:
@@ -388,6 +339,6 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The same memory read as integers."""
+    """The same memory read as integers, on the CPU."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return tensor.contiguous().view(integers)
+    return tensor.detach().cpu().contiguous().view(integers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -24,10 +23,7 @@ HEALTH_BATCH_TOKENS = 2048
 
 
 def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
-    """Mean next-token loss over a split, in nats, and the number of predicted tokens.
-
-    The first token of a context has no predecessor and is not predicted.
-    """
+    """Mean next-token loss over a split, in nats, and the number of tokens that are predicted."""
     ids = torch.from_numpy(tokens.input_ids)
     context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
     n_batch = min(LOSS_BATCH_CONTEXTS, max(1, MAX_LOGIT_BYTES // context_bytes))
@@ -39,7 +35,7 @@ def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
         target = batch[:, 1:].to(logits.device, torch.int64)
         losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
         total += float(losses.double().sum())
-    n = int(np.prod(tokens.input_ids[:, 1:].shape))
+    n = tokens.input_ids[:, 1:].size
     loss = total / n
     if not math.isfinite(loss):
         raise UserError(f"{subject.recipe['variant']}: the held-out loss is {loss}")
@@ -52,18 +48,16 @@ def activation_health(subject: Subject, tokens: Tokens) -> dict[str, Any]:
     Returns:
         `n_tokens`, and in `sites`, by name, the figures of `Moments.health`.
     """
-    ids = torch.from_numpy(tokens.input_ids)
-    context_tokens = ids.shape[1]
-    n_tokens = min(HEALTH_TOKENS, ids.numel())
-    n_contexts = math.ceil(n_tokens / context_tokens)
-    batch_contexts = max(1, HEALTH_BATCH_TOKENS // context_tokens)
-    sites = [f"resid_post.{layer}" for layer in range(len(subject.blocks))]
-    moments: dict[str, Moments] = {}
-    for start in range(0, n_contexts, batch_contexts):
-        batch = ids[start : min(start + batch_contexts, n_contexts)]
+    context_tokens = tokens.input_ids.shape[1]
+    n_tokens = min(HEALTH_TOKENS, tokens.input_ids.size)
+    ids = torch.from_numpy(tokens.input_ids)[: math.ceil(n_tokens / context_tokens)]
+    n_batch = max(1, HEALTH_BATCH_TOKENS // context_tokens)
+    sites = subject.block_outputs
+    moments = {site: Moments(subject.width(site)) for site in sites}
+    for start in range(0, len(ids), n_batch):
+        batch = ids[start : start + n_batch]
         contexts = range(start, start + len(batch))
         found = subject.activations(batch, split="eval", contexts=contexts, sites=sites)
         for site in sites:
-            x = found[site].flatten(0, 1)[: n_tokens - start * context_tokens]
-            moments.setdefault(site, Moments(x.shape[1])).add(x)
+            moments[site].add(found[site].flatten(0, 1)[: n_tokens - start * context_tokens])
     return {"n_tokens": n_tokens, "sites": {site: moments[site].health() for site in sites}}

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,7 @@ from nullsae.subjects.families import Point, attach, find_blocks, find_site, tex
 
 log = logging.getLogger(__name__)
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLE = "pytorch_model.bin"
 CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".py"}
 # Contexts of the sum of a block's parts are this long.
@@ -36,11 +32,7 @@ PROBE_TOKENS = 8
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that `compute.device` means on this machine.
-
-    Raises:
-        UserError: CUDA is asked for where there is none.
-    """
+    """The device that `compute.device` means here; `UserError` for CUDA where there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -62,37 +54,28 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
     Raises:
         UserError: the model cannot be had or lacks weights; names the config value.
     """
+    from nullsae.corpus.hub import check_cached, check_repository
+
     key = "config: subjects.*.source"
     if isinstance(source, GgufSource):
         model = _fetch_gguf(source, key)
     else:
-        model = _fetch_checkpoint(source, VARIANTS[variant].weights_of(source), key)
+        path, revision, path_key, revision_key = VARIANTS[variant].weights_of(source)
+        what = f"subject {path!r}{f' at revision {revision}' if revision else ''}"
+        keys = {"where": f"{key}.{path_key}", "revision_where": f"{key}.{revision_key}"}
+        check_repository(path, kind="model", revision=revision, **keys)
+        check_cached(path, "config.json", revision=revision, **keys)
+        settings = {
+            **{"path": str(Path(path).expanduser()) if is_local(path) else path, "what": what},
+            **{"revision": revision or "main", "dtype": DTYPES[source.dtype]},
+            "trust_remote_code": source.trust_remote_code,
+        }
+        try:
+            model = _from_pretrained(**settings, use_safetensors=True)
+        except NoSafetensorsError:
+            model = _from_pretrained(**settings, use_safetensors=False, weights_only=True)
+            log.warning("%s: no safetensors; weights read from %s, as data only", what, PICKLE)
     return model.eval().requires_grad_(False)
-
-
-def _fetch_checkpoint(
-    source: PretrainedSource, weights: tuple[str, str | None, str, str], key: str
-) -> nn.Module:
-    from nullsae.corpus.hub import check_cached, check_repository
-
-    path, revision, path_key, revision_key = weights
-    at = f" at revision {revision}" if revision else ""
-    keys = {"where": f"{key}.{path_key}", "revision_where": f"{key}.{revision_key}"}
-    check_repository(path, kind="model", revision=revision, **keys)
-    check_cached(path, "config.json", revision=revision, **keys)
-    what = f"subject {path!r}{at}"
-    place = str(Path(path).expanduser()) if is_local(path) else path
-    settings = {
-        "revision": revision or "main",
-        "dtype": DTYPES[source.dtype],
-        "trust_remote_code": source.trust_remote_code,
-    }
-    try:
-        return _from_pretrained(place, what, use_safetensors=True, **settings)
-    except NoSafetensorsError:
-        model = _from_pretrained(place, what, use_safetensors=False, weights_only=True, **settings)
-        log.warning("%s: no safetensors; weights read from %s, as data only", what, PICKLE)
-        return model
 
 
 class NoSafetensorsError(UserError):
@@ -138,9 +121,8 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         raise UserError(f"{what}: cannot be loaded: {reason}") from None
     # Transformers would draw what is missing at random, and call the result pretrained.
     if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{what}: cannot be loaded: {len(missing)} weights are missing, {missing[0]} for one"
-        )
+        reason = f"{len(missing)} weights are missing, {missing[0]} for one"
+        raise UserError(f"{what}: cannot be loaded: {reason}")
     return model  # type: ignore[no-any-return]
 
 
@@ -155,14 +137,14 @@ def save_subject(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
             old.unlink()
     with room_for(folder):
         model.save_pretrained(folder)
-    files = sorted(p.name for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES)
+    files = [p for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES]
     config = text_config(model)
     described = {
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
         "vocab_size": config.vocab_size,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "files": {name: checksum(folder / name) for name in files},
+        "files": {file.name: checksum(file) for file in files},
     }
     write_json(folder / "recipe.json", {**recipe, **described})
 
@@ -181,7 +163,9 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.blocks = find_blocks(self.model)
-        self._points: dict[str, Point] = {}
+        self.block_outputs = [f"resid_post.{layer}" for layer in range(len(self.blocks))]
+        # Searched once: in each batch, a GPU would wait for it.
+        self._point: Callable[[str], Point] = cache(partial(find_site, self.model))
         self.contexts: Sequence[int] = ()
         self.split = ""
         # Its hooks come before all others, so that sites show what they do.
@@ -190,9 +174,8 @@ class Subject:
 
     def width(self, site: str) -> int:
         """Dimensions of a site: those of the residual stream, but for embeddings projected up."""
-        if site == "embed":
-            return int(self.model.get_input_embeddings().weight.shape[1])
-        return int(text_config(self.model).hidden_size)
+        embedded = self.model.get_input_embeddings().weight.shape[1]
+        return int(embedded if site == "embed" else text_config(self.model).hidden_size)
 
     def _place(self, input_ids: Tensor, split: str, contexts: Sequence[int]) -> Tensor:
         if len(contexts) != len(input_ids):
@@ -246,17 +229,11 @@ class Subject:
         input_ids = self._place(input_ids, split, contexts)
         with ExitStack() as stack:
             for site in sites:
-                handle = attach(self._point(site), partial(passes, site))
-                stack.callback(handle.remove)
+                stack.callback(attach(self._point(site), partial(passes, site)).remove)
             with suppress(_StopForward):
                 self.model(input_ids=input_ids, use_cache=False)
         if waiting:
             raise UserError(f"site {min(waiting)}: nothing passes there in a forward pass")
-
-    def _point(self, site: str) -> Point:
-        """Where a site is, searched once: in each batch, a GPU would wait for it."""
-        found = self._points.get(site) or find_site(self.model, site)
-        return self._points.setdefault(site, found)
 
     def activations(
         self, input_ids: Tensor, *, split: str, contexts: Sequence[int], sites: Sequence[str]
@@ -287,9 +264,9 @@ class Subject:
         """Next-token logits [batch, tokens, vocab], with one site's activations replaced or not.
 
         Args:
-            input_ids: as in `watch`.
-            split: as in `watch`.
-            contexts: as in `watch`.
+            input_ids: as in `watch`, like `split` and `contexts`.
+            split: see there.
+            contexts: see there.
             site: where to splice.
             replace: maps that site's [batch, tokens, width], on the subject's device, to what goes
                 on in its place.
@@ -302,8 +279,7 @@ class Subject:
                     seen = x.to(self.device).reshape(*input_ids.shape, -1)
                     return replace(seen).to(x.device).reshape(x.shape)
 
-                handle = attach(self._point(site), splice)
-                stack.callback(handle.remove)
+                stack.callback(attach(self._point(site), splice).remove)
             logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
             return logits.to(self.device)
 
@@ -312,16 +288,11 @@ def check_sites_add_up(subject: Subject, sites: Sequence[str], *, where: str) ->
     """Make sure that `attn_out` and `mlp_out` are what their blocks add to the residual stream.
 
     On a short probe, resid_pre + attn_out + mlp_out must equal resid_post up to the rounding of
-    two additions, for each block of which one of the two is wanted. This holds for parallel and
-    sequential residuals, and not where a block scales its parts or normalizes the sum.
-
-    Args:
-        subject: any variant.
-        sites: the sites that are wanted.
-        where: the config key that a message names.
+    two additions, for each block of which one of the two is among `sites`. This holds for parallel
+    and sequential residuals, and not where a block scales its parts or normalizes the sum.
 
     Raises:
-        UserError: a block in which it does not hold.
+        UserError: a block in which it does not hold; names the config key `where`.
     """
     kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
     layers = {site_layer(s) for s in sites if site_kind(s) in ("attn_out", "mlp_out")}
@@ -344,14 +315,12 @@ def check_sites_add_up(subject: Subject, sites: Sequence[str], *, where: str) ->
 def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
     """Move a subject to its device, or spread it over the GPUs as its `device_map` says.
 
-    Raises:
-        UserError: the GPUs together are too small for it.
+    `UserError` if the GPUs together are too small for it.
     """
     device_map = recipe.get("source", {}).get("device_map")
-    if device_map is None:
-        return model.to(device)
-    if device.type != "cuda":
-        log.info("device_map %s is for GPUs; the subject lies on the %s", device_map, device)
+    if device_map is None or device.type != "cuda":
+        if device_map is not None:
+            log.info("device_map %s is for GPUs; the subject lies on the %s", device_map, device)
         return model.to(device)
     if find_spec("accelerate") is None:
         raise UserError(
@@ -361,16 +330,12 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
     import accelerate
 
     # A block's parts stay together: what it adds to must be on its device.
-    whole = list(model._no_split_modules or ())
+    whole = {"no_split_module_classes": list(model._no_split_modules or ())}
     memory = accelerate.utils.get_max_memory()
     memory.pop("cpu", None)
     if device_map != "sequential":
-        memory = accelerate.utils.get_balanced_memory(
-            model, max_memory=memory, no_split_module_classes=whole
-        )
-    spread = accelerate.infer_auto_device_map(
-        model, max_memory=memory, no_split_module_classes=whole
-    )
+        memory = accelerate.utils.get_balanced_memory(model, max_memory=memory, **whole)
+    spread = accelerate.infer_auto_device_map(model, max_memory=memory, **whole)
     if {"cpu", "disk"} & {str(at) for at in spread.values()}:
         raise UserError(
             f"config: subjects.*.source.device_map: the subject does not fit into the "
@@ -408,4 +373,4 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
         use_safetensors=True,
     )
     model = place(model.eval().requires_grad_(False), recipe, device)
-    return Subject(model=model, recipe=recipe, device=device)
+    return Subject(model, recipe, device)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nullsae import tables
 from nullsae.config.randomization import Settings
@@ -19,14 +18,13 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, read_json, write_json
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs import subjects as jobs
-from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
+from nullsae.subjects.changes import by_change, draw_of, randomize
 from nullsae.subjects.families import context_limit, text_config
 from nullsae.subjects.forward_gates import forward_gates
 from nullsae.subjects.health import activation_health, heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
-from nullsae.subjects.randomize import by_change, draw_of, randomize
 
 log = logging.getLogger(__name__)
 
@@ -61,43 +59,28 @@ def train_subject(
     from nullsae.subjects.training import train_model
 
     torch.set_num_threads(params.compute.threads)
-    device = pick_device(params.compute.device)
+    device, source = pick_device(params.compute.device), params.source
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
     made_of = [params.model_dump(mode="json"), jobs.train_subject.code(), tokens.manifest]
     checkpoint = work / f"train_subject-{content_key(made_of)}.safetensors"
+    keys: dict[str, Any] = {"seed": params.seed, "subject": params.subject}
     model, initial, log = train_model(
-        params.source,
-        tokens,
-        seed=params.seed,
-        subject=params.subject,
-        device=device,
-        checkpoint=checkpoint,
-        progress=progress,
+        source, tokens, **keys, device=device, checkpoint=checkpoint, progress=progress
     )
     model = model.eval().requires_grad_(False)
-    source = {"kind": "train", "training": params.source.model_dump(mode="json"), "log": log}
+    made = {"kind": "train", "training": source.model_dump(mode="json"), "log": log}
     for variant, folder in (("trained", trained), ("step0", step0)):
         checks: list[gates.Gate] = []
         if variant == "step0":
             checks = [gates.untrained(initial, model.state_dict())]
             model.load_state_dict(initial)
-        recipe = {
-            "subject": params.subject,
-            "variant": variant,
-            "draw": 0,
-            "seed": params.seed,
-            "source": source,
-        }
+        recipe = {**keys, "variant": variant, "draw": 0, "source": made}
         _publish(model, folder, recipe, heldout, device, checks=checks)
     checkpoint.unlink(missing_ok=True)
 
 
 def randomize_model(
-    params: RandomizeModelParams,
-    *,
-    trained: Path | None,
-    eval_tokens: Path,
-    output: Path,
+    params: RandomizeModelParams, *, trained: Path | None, eval_tokens: Path, output: Path
 ) -> None:
     """Make one variant of a subject and check it.
 
@@ -140,17 +123,10 @@ def randomize_model(
             )
         original = load_subject(trained, torch.device("cpu"))
         model, source = original.model, original.recipe["source"]
-    where = f"config: subjects.{keys.subject}"
-    _check_tokens(model, heldout, where=where)
-
+    _check_tokens(model, heldout, where=f"config: subjects.{keys.subject}.corpus")
     given = Settings(**params.model_dump(include=set(Settings.model_fields)))
     settings = variant.resolve(model, given, keys.subject)
-    recipe: dict[str, Any] = {
-        **keys.model_dump(),
-        **settings.model_dump(),
-        "seed": params.seed,
-        "source": source,
-    }
+    recipe = {**keys.model_dump(), **settings.model_dump(), "seed": params.seed, "source": source}
     if isinstance(params.source, PretrainedSource):
         recipe["trust_remote_code"] = params.source.trust_remote_code
     checks = _randomize(model, params, settings) if variant.changes_weights else []
@@ -162,22 +138,18 @@ def randomize_model(
 
 def _randomize(model: Any, params: RandomizeModelParams, settings: Settings) -> list[gates.Gate]:
     """Change in place, twice from the same original, and check what came out."""
-    keys: ModelKeys = params.keys
     before = gates.state(model)
-    key: dict[str, Any] = {"seed": params.seed, "subject": keys.subject, "draw": keys.draw}
-
-    def drawn() -> dict[str, Tensor]:
-        return {name: p.detach().cpu() for name, p in model.named_parameters()}
-
-    randomize(model, keys.variant, settings, **key)
-    first = gates.fingerprints(drawn())
+    variant = params.keys.variant
+    key = {"seed": params.seed, **params.keys.model_dump(exclude={"variant"})}
+    randomize(model, variant, settings, **key)
+    first = gates.fingerprints(dict(model.named_parameters()))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
-    changes = randomize(model, keys.variant, settings, **key)
-    after = drawn()
+    changes = randomize(model, variant, settings, **key)
+    after = {name: p.detach().cpu() for name, p in model.named_parameters()}
     own = [
-        change.gate(before, after, names, model=model, draw=draw_of(keys.variant, **key))
+        change.gate(before, after, names, model=model, draw=draw_of(variant, **key))
         for change, names in by_change(changes).items()
     ]
     return [
@@ -200,17 +172,16 @@ def _publish(
 ) -> None:
     """Save, reload, gate and measure one variant; `gates.json` and `model.parquet` come last."""
     probe = torch.from_numpy(heldout.input_ids[:PROBE_CONTEXTS])
-    contexts = range(len(probe))
+    of: dict[str, Any] = {"split": "eval", "contexts": range(len(probe))}
     before = Subject(model=place(model, recipe, device), recipe=recipe, device=device)
     tells, checks = bool(checks), [*checks, *_forward_gates(before, probe)]
     gates.require(checks, str(folder))  # before anything is written
     save_subject(model, folder, recipe)
     written = read_json(folder / "recipe.json", rebuild="")
-    saved = before.logits(probe, split="eval", contexts=contexts)
+    saved = before.logits(probe, **of)
     subject = load_subject(folder / "recipe.json", device)
-    logits = subject.logits(probe, split="eval", contexts=contexts)
-    sites = [f"resid_post.{layer}" for layer in range(len(subject.blocks))]
-    activations = subject.activations(probe, split="eval", contexts=contexts, sites=sites)
+    logits = subject.logits(probe, **of)
+    activations = subject.activations(probe, **of, sites=subject.block_outputs)
     variant = VARIANTS[written["variant"]]
     own = variant.gates(subject, probe)
     if variant.origin == "trained" and not (tells or own):
@@ -228,8 +199,7 @@ def _publish(
     row = {
         "n_parameters": sum(p.numel() for p in subject.model.parameters()),
         "heldout_loss_nats": loss,
-        "unigram_loss_nats": heldout.manifest["unigram_loss_nats"],
-        "bigram_loss_nats": heldout.manifest["bigram_loss_nats"],
+        **{name: heldout.manifest[name] for name in ("unigram_loss_nats", "bigram_loss_nats")},
         "n_heldout_tokens": n_predicted,
         "n_gates": len(checks),
         "gates_passed": True,
@@ -282,15 +252,15 @@ def _forward_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:
 def _check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
     """The corpus' token ids must fit the model's vocabulary and its longest context."""
     largest = int(tokens.input_ids.max())
-    config = text_config(model)
+    longest, config = tokens.input_ids.shape[1], text_config(model)
     if largest >= config.vocab_size:
         raise UserError(
-            f"{where}.corpus: token id {largest} is beyond the subject's vocabulary of "
+            f"{where}: token id {largest} is beyond the subject's vocabulary of "
             f"{config.vocab_size}; use the subject's own tokenizer in corpora.*.tokenizer"
         )
-    longest = context_limit(model)
-    if longest is not None and tokens.input_ids.shape[1] > longest:
+    allowed = context_limit(model)
+    if allowed is not None and longest > allowed:
         raise UserError(
-            f"{where}.corpus: contexts of {tokens.input_ids.shape[1]} tokens, but the subject "
-            f"reads at most {longest}; lower corpora.*.context_tokens"
+            f"{where}: contexts of {longest} tokens, but the subject reads at most "
+            f"{allowed}; lower corpora.*.context_tokens"
         )

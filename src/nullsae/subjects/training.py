@@ -44,8 +44,8 @@ class Muon(torch.optim.Optimizer):
         parameters: Iterable[Tensor],
         *,
         lr: float,
+        weight_decay: float,
         momentum: float = 0.95,
-        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -70,11 +70,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """Bring all singular values of a matrix near 1, keeping its singular vectors.
 
     Quintic Newton-Schulz iteration with Jordan's coefficients, which ends between about 0.7 and
-    1.2 instead of converging to 1.
-
-    Args:
-        matrix: float [rows, columns].
-        steps: iterations.
+    1.2 instead of converging to 1. The matrix is float [rows, columns].
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x: Tensor = matrix.T if tall else matrix
@@ -86,12 +82,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def learning_rate_scale(step: int, source: TrainSource) -> float:
-    """Factor on both learning rates at a step: linear rise, constant, linear fall.
-
-    Args:
-        step: counted from 0.
-        source: its `steps`, `warmup_share` and `decay_share`.
-    """
+    """Factor on both learning rates at a step, from 0: linear rise, constant, linear fall."""
     warmup_steps = max(1, round(source.warmup_share * source.steps))
     decay_steps = max(1, round(source.decay_share * source.steps))
     return min(1.0, (step + 1) / warmup_steps, (source.steps - step) / decay_steps)
@@ -101,20 +92,36 @@ class Training:
     """What the next step depends on."""
 
     def __init__(self, model: GPTNeoXForCausalLM, source: TrainSource) -> None:
-        """At the first step, of a model with its initial weights."""
-        self.model, self.optimizers = model, _optimizers(model, source)
-        self.step = 0
+        """At the first step, of a model with its initial weights.
+
+        Muon moves the matrices of the blocks, AdamW embeddings, norms and biases.
+        """
+        self.model, self.source, self.step = model, source, 0
         self.log: list[dict[str, float]] = []
         self.losses: list[float] = []
         """Of the steps since the last row of the log, in nats per token."""
+        inside: dict[str, Tensor] = {}
+        rest: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            in_block = name.startswith("gpt_neox.layers.") and parameter.ndim == 2
+            (inside if in_block else rest)[name] = parameter
+        muon = Muon(inside.values(), lr=source.muon_lr, weight_decay=source.weight_decay)
+        adamw = torch.optim.AdamW(
+            rest.values(), lr=source.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        self.optimizers: dict[torch.optim.Optimizer, dict[str, Tensor]] = {
+            muon: inside,
+            adamw: rest,
+        }
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, atomically."""
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            tensors[f"parameter.{name}"] = parameter.detach()
-            for key, value in self._state(parameter).items():
-                tensors[f"optimizer.{key}.{name}"] = value
+        for optimizer, parameters in self.optimizers.items():
+            for name, parameter in parameters.items():
+                tensors[f"parameter.{name}"] = parameter.detach()
+                for key, value in optimizer.state[parameter].items():
+                    tensors[f"optimizer.{key}.{name}"] = value
         kept = {"step": self.step, "log": self.log, "losses": self.losses}
         save_state(path, tensors, {"training": json.dumps(kept)})
 
@@ -127,25 +134,64 @@ class Training:
         tensors, metadata = load_state(path)
         kept = json.loads(metadata["training"])
         self.step, self.log, self.losses = kept["step"], kept["log"], kept["losses"]
-        states: dict[str, dict[str, Tensor]] = {}
+        owners = {
+            name: (parameter, optimizer.state[parameter])
+            for optimizer, parameters in self.optimizers.items()
+            for name, parameter in parameters.items()
+        }
         for found, value in tensors.items():
             if found.startswith("optimizer."):
                 _, key, name = found.split(".", 2)
-                states.setdefault(name, {})[key] = value
+                parameter, state = owners[name]
+                # AdamW counts its steps on the CPU.
+                state[key] = value if key == "step" else value.to(parameter.device)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"parameter.{name}"])
-                state = self._state(parameter)
-                for key, value in states[name].items():
-                    # AdamW counts its steps on the CPU.
-                    state[key] = value if key == "step" else value.to(parameter.device)
 
-    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
-        for optimizer in self.optimizers:
-            if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
-                state: dict[str, Tensor] = optimizer.state[parameter]
-                return state
-        raise AssertionError
+    def run(
+        self, tokens: Tokens, seed: int, subject: str, done: Callable[[int, int, float], None]
+    ) -> None:
+        """The steps that are left, each followed by `done`."""
+        source, context_tokens = self.source, tokens.input_ids.shape[1]
+        flat, offsets = tokens.input_ids.reshape(-1), np.arange(context_tokens)
+        generator = numpy_generator(seed, "subject_batches", subject)
+        for step in range(1, source.steps + 1):
+            # Drawn for the steps of a run before, too: the generator has no other memory of them.
+            n_starts = len(flat) - context_tokens + 1
+            starts = generator.integers(0, n_starts, size=(source.batch_contexts, 1))
+            if step <= self.step:
+                continue
+            loss = self._step(torch.from_numpy(flat[starts + offsets].astype(np.int64)))
+            self.losses.append(loss)
+            self.step = step
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"config: subjects.{subject}.source: the loss is {loss} at step {step} of "
+                    f"{source.steps}; lower muon_lr ({source.muon_lr}) or adamw_lr "
+                    f"({source.adamw_lr})"
+                )
+            if step % math.ceil(source.steps / LOG_ROWS) == 0 or step == source.steps:
+                seen = step * source.batch_contexts * context_tokens
+                mean = sum(self.losses) / len(self.losses)
+                self.log.append({"step": step, "tokens": seen, "loss_nats": mean})
+                self.losses.clear()
+            done(step, source.steps, loss)
+
+    def _step(self, batch: Tensor) -> float:
+        """One step on token ids int64 [contexts, context_tokens]; returns the loss before."""
+        batch = batch.to(self.model.device)
+        logits = self.model(input_ids=batch).logits[:, :-1]
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP_NORM)
+        scale = learning_rate_scale(self.step, self.source)
+        rates = (self.source.muon_lr, self.source.adamw_lr)
+        for optimizer, lr in zip(self.optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.item()
 
 
 def train_model(
@@ -155,7 +201,7 @@ def train_model(
     seed: int,
     subject: str,
     device: torch.device,
-    checkpoint: Path | None = None,
+    checkpoint: Path,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[GPTNeoXForCausalLM, dict[str, Tensor], list[dict[str, float]]]:
     """Train a subject from scratch on the `sae_train` split.
@@ -187,11 +233,16 @@ def train_model(
     model = _initial_model(source, tokens, seed=seed, subject=subject)
     initial = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.to(device).train()
-    training = _resumed(model, source, initial, checkpoint)
-    progress = progress or (lambda *_: None)
-    if checkpoint is None:
-        _run(training, source, tokens, seed=seed, subject=subject, done=progress)
-        return model.eval(), initial, training.log
+    training = Training(model, source)
+    if checkpoint.is_file():
+        try:
+            training.load(checkpoint)
+            logger.info("resumed at step %d of %d", training.step, source.steps)
+        except DAMAGED as error:
+            text = "warning: %s: damaged (%s); the training starts anew"
+            logger.warning(text, checkpoint, first_line(error))
+            model.load_state_dict(initial)
+            training = Training(model, source)
 
     def leave() -> None:
         training.save(checkpoint)
@@ -205,104 +256,27 @@ def train_model(
 
         def done(step: int, steps: int, loss: float) -> None:
             nonlocal saved
-            progress(step, steps, loss)
+            if progress is not None:
+                progress(step, steps, loss)
             stop.here(leave)
             if step == steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 training.save(checkpoint)
                 saved = time.monotonic()
 
-        _run(training, source, tokens, seed=seed, subject=subject, done=done)
+        training.run(tokens, seed, subject, done)
     return model.eval(), initial, training.log
-
-
-def _resumed(
-    model: GPTNeoXForCausalLM,
-    source: TrainSource,
-    initial: dict[str, Tensor],
-    checkpoint: Path | None,
-) -> Training:
-    """The training at its checkpoint, or, where there is none of use, at its start."""
-    training = Training(model, source)
-    if checkpoint is None or not checkpoint.is_file():
-        return training
-    try:
-        training.load(checkpoint)
-    except DAMAGED as error:
-        logger.warning(
-            "warning: %s: damaged (%s); the training starts anew", checkpoint, first_line(error)
-        )
-        model.load_state_dict(initial)
-        return Training(model, source)
-    logger.info("resumed at step %d of %d", training.step, source.steps)
-    return training
-
-
-def _run(
-    training: Training,
-    source: TrainSource,
-    tokens: Tokens,
-    *,
-    seed: int,
-    subject: str,
-    done: Callable[[int, int, float], None],
-) -> None:
-    """The steps that are left, each followed by `done`."""
-    context_tokens = tokens.input_ids.shape[1]
-    flat = tokens.input_ids.reshape(-1)
-    offsets = np.arange(context_tokens)
-    generator = numpy_generator(seed, "subject_batches", subject)
-    for step in range(source.steps):
-        # Drawn for the steps of a run before, too: the generator has no other memory of them.
-        starts = generator.integers(
-            0, len(flat) - context_tokens + 1, size=(source.batch_contexts, 1)
-        )
-        if step < training.step:
-            continue
-        batch = torch.from_numpy(flat[starts + offsets].astype(np.int64))
-        training.losses.append(_step(training, source, batch))
-        training.step = step + 1
-        loss = training.losses[-1]
-        if not math.isfinite(loss):
-            raise UserError(
-                f"config: subjects.{subject}.source: the loss is {loss} at step {step + 1} of "
-                f"{source.steps}; lower muon_lr ({source.muon_lr}) or adamw_lr ({source.adamw_lr})"
-            )
-        if (step + 1) % math.ceil(source.steps / LOG_ROWS) == 0 or step + 1 == source.steps:
-            seen = (step + 1) * source.batch_contexts * context_tokens
-            mean = sum(training.losses) / len(training.losses)
-            training.log.append({"step": step + 1, "tokens": seen, "loss_nats": mean})
-            training.losses.clear()
-        done(step + 1, source.steps, loss)
-
-
-def _step(training: Training, source: TrainSource, batch: Tensor) -> float:
-    """One optimizer step on token ids int64 [contexts, context_tokens]; returns the loss before."""
-    model = training.model
-    batch = batch.to(model.device)
-    logits = model(input_ids=batch).logits[:, :-1]
-    loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP_NORM)
-    scale = learning_rate_scale(training.step, source)
-    rates = (source.muon_lr, source.adamw_lr)
-    for optimizer, lr in zip(training.optimizers, rates, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * scale
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return loss.item()
 
 
 def _initial_model(
     source: TrainSource, tokens: Tokens, *, seed: int, subject: str
 ) -> GPTNeoXForCausalLM:
     """The untrained model, on the CPU in float32."""
-    rotary_width = int(source.d_model // source.n_heads * source.rotary_share)
+    head_width = source.d_model // source.n_heads
+    rotary_width = int(head_width * source.rotary_share)
     if rotary_width < 2 or rotary_width % 2:
         raise UserError(
             f"config: subjects.{subject}.source.rotary_share: {source.rotary_share} of a head of "
-            f"{source.d_model // source.n_heads} is {rotary_width} dimensions; it must be an even "
-            f"number, at least 2"
+            f"{head_width} is {rotary_width} dimensions; it must be an even number, at least 2"
         )
     eos_token_id = tokens.manifest["eos_token_id"]
     config = GPTNeoXConfig(
@@ -331,16 +305,3 @@ def _initial_model(
         torch.default_generator.manual_seed(seed_of(seed, "subject_init", subject))
         model = GPTNeoXForCausalLM(config)
     return model.float()
-
-
-def _optimizers(model: GPTNeoXForCausalLM, source: TrainSource) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, norms and biases."""
-    matrices: list[Tensor] = []
-    rest: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        in_block = name.startswith("gpt_neox.layers.")
-        (matrices if in_block and parameter.ndim == 2 else rest).append(parameter)
-    return (
-        Muon(matrices, lr=source.muon_lr, weight_decay=source.weight_decay),
-        torch.optim.AdamW(rest, lr=source.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    )

@@ -10,7 +10,8 @@ from typing import Any
 
 from scripted_server import detection
 
-from nullsae.autointerp.llm.client import Reply, Request, Usage, ask_all
+from nullsae.autointerp.llm.client import ask_all
+from nullsae.autointerp.llm.messages import Reply, Request, Usage
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 
@@ -37,7 +38,6 @@ def ask(
     *,
     logprobs: bool = False,
     endpoint: dict[str, Any] | None = None,
-    progress: Any = None,
     **settings: Any,
 ) -> tuple[list[Reply | None], Usage]:
     """Ask n questions, or those of the given numbers."""
@@ -51,7 +51,6 @@ def ask(
         Llm(**settings),
         lambda model: [model.ask(question(i, logprobs=logprobs)) for i in numbers],
         root=root,
-        progress=progress,
     )
 
 

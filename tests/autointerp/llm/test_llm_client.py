@@ -13,7 +13,8 @@ from llm_asking import N_PLAIN_PROBES, N_PROBES, PLAIN, ask, contents, expected,
 from scripted_server import Options, ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
-from nullsae.autointerp.llm.client import LanguageModel, Usage, ask_all
+from nullsae.autointerp.llm.client import LanguageModel, ask_all
+from nullsae.autointerp.llm.session import Session
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm, Price
 from nullsae.core.errors import UserError
@@ -169,16 +170,15 @@ def test_two_runs_share_what_is_kept_and_pay_for_the_rest(
     cache.close()
 
 
-def test_progress_is_told_after_each_request(server: ScriptedServer, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-
-    def progress(usage: Usage, total: int) -> None:
-        seen.append((usage.calls + usage.cached_calls + usage.failed, total))
-
-    ask(server.url, 12, tmp_path, progress=progress)
-    assert seen[-1] == (12 + N_PLAIN_PROBES, 12 + N_PLAIN_PROBES)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert len(seen) == 12 + N_PLAIN_PROBES
+def test_progress_is_told_after_each_question(server: ScriptedServer, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    session = Session(root=tmp_path, progress=lambda *told: seen.append(told))
+    endpoint = Endpoint(model="m", base_url=server.url, **PLAIN)
+    session.all(endpoint, lambda model: [model.ask(question(i)) for i in range(12)], 12)
+    assert seen[-1][:2] == (12, 12)
+    assert seen[-1][2].startswith(f"{12 + N_PLAIN_PROBES} calls, 0 cached, ")
+    assert [done for done, *_ in seen] == sorted(done for done, *_ in seen)
+    assert len(seen) == 12
 
 
 def test_money_stops_before_the_limit_and_what_was_paid_is_kept(

@@ -17,7 +17,7 @@ from llm_asking import N_PLAIN_PROBES, PLAIN, ask, contents, expected
 from scripted_server import Options, ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
-from nullsae.autointerp.llm.client import Reply
+from nullsae.autointerp.llm.messages import Reply
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 

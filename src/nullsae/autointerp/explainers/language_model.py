@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from itertools import compress
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from nullsae.autointerp import prompting
 from nullsae.autointerp.examples import strong
 from nullsae.autointerp.explain import ExplainJob, explained_in_words
-from nullsae.autointerp.llm.messages import Request
-from nullsae.autointerp.marking import Shown, activation_scale, mark, window_texts
-from nullsae.autointerp.prompting import (
-    EXPLANATION_TOKENS,
-    TOKENS_AROUND_WINDOW,
-    Prompt,
-    check_prompt,
-    load_prompt,
-    one_line,
-    prompt_tokens,
-)
+from nullsae.autointerp.marking import activation_scale, mark, window_texts
+from nullsae.autointerp.prompting import check_prompt, load_prompt, one_line
 from nullsae.autointerp.replies import explanation
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
@@ -34,12 +24,8 @@ from nullsae.config.explainers import Explainer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from nullsae.autointerp.llm.client import LanguageModel
-
 log = logging.getLogger(__name__)
 
-# Questions about one latent, the first one included, before its explanation counts as missing.
-MAX_ATTEMPTS = 3
 # Tokens of a window's list of strengths.
 TOKENS_OF_STRENGTHS = 12
 
@@ -72,73 +58,42 @@ class OpenAIExplainer(Endpoint, Explainer):
 
     def questions(self, counts: WindowCounts) -> Questions:
         shown = [min(n, self.shown_windows) for n in counts.explain_active]
-        each = counts.window_tokens + TOKENS_AROUND_WINDOW + TOKENS_OF_STRENGTHS
-        fixed = prompt_tokens("explain", self.prompt)
-        return Questions(
-            len(shown), len(shown) * fixed + sum(shown) * each, len(shown) * EXPLANATION_TOKENS
-        )
+        each = counts.window_tokens + prompting.TOKENS_AROUND_WINDOW + TOKENS_OF_STRENGTHS
+        prompt_tokens = len(shown) * prompting.prompt_tokens("explain", self.prompt)
+        answer_tokens = len(shown) * prompting.EXPLANATION_TOKENS
+        return Questions(len(shown), prompt_tokens + sum(shown) * each, answer_tokens)
 
     def explain(self, job: ExplainJob) -> pa.Table:
         """Have the model explain each latent by its active explaining windows.
 
-        An answer without an explanation is asked for again, in other words, up to `MAX_ATTEMPTS`
-        times in all; what never comes is a row with a reason.
+        An answer without an explanation is asked for again, in other words; what never comes is a
+        row with a reason.
         """
         windows, tokenizer = job.windows(), job.tokenizer
         prompt = load_prompt("explain", self.prompt)
-        check_prompt(prompt, self.prompt, windows=[ShownWindow("", "")])
+        check_prompt(prompt, self.prompt, windows=[{"text": "", "strengths": ""}])
         shown = shown_windows(windows, tokenizer, self)
-
-        def work(model: LanguageModel) -> list[Coroutine[Any, Any, str | None]]:
-            return [_ask(model, prompt, mine, self) for mine in shown.values()]
-
-        texts = job.session.all(self, work, len(shown))
+        texts = job.session.all(
+            self,
+            lambda model: [
+                prompt.ask(model, explanation, self.max_completion_tokens, windows=mine)
+                for mine in shown.values()
+            ],
+            len(shown),
+        )
         if missing := sum(text is None for text in texts):
             log.warning("%d of %d latents have no explanation", missing, len(texts))
         found = dict(zip(shown, texts, strict=True))
         return explained_in_words(found, "the model gave no explanation", self.model, prompt.hash)
 
 
-@dataclass(frozen=True)
-class ShownWindow:
-    """A window in the prompt."""
-
-    text: str
-    """With marks around the tokens at which the latent is strongly active."""
-    strengths: str
-    """Those tokens with their strength from 1 to 10."""
-
-
-def shown_window(
-    shown: Shown, activations: NDArray[np.float32], threshold: float, maximum: float
-) -> ShownWindow:
-    """A window as an explainer sees it.
-
-    Args:
-        shown: its text.
-        activations: float32 [n_tokens].
-        threshold: share of the window's largest activation above which a token is marked.
-        maximum: the latent's largest activation among the windows of the prompt: 10.
-    """
-    marked = strong(activations, activations.max(), threshold)
-    scale = activation_scale(activations, maximum)
-    strengths = [
-        f"{json.dumps(shown.text[start:stop], ensure_ascii=False)} {scale[i]}"
-        for i, (start, stop) in enumerate(shown.spans)
-        if marked[i]
-    ]
-    return ShownWindow(one_line(mark(shown, marked)), ", ".join(strengths))
-
-
 def shown_windows(
     windows: pa.Table, tokenizer: Tokenizer, explainer: OpenAIExplainer
-) -> dict[int, list[ShownWindow]]:
-    """The windows to show of each latent, strongest first, by ascending latent.
+) -> dict[int, list[dict[str, str]]]:
+    """The windows of the table `windows` to show of each latent, strongest first, by latent.
 
-    Args:
-        windows: the table `windows` of one SAE.
-        tokenizer: the corpus' tokenizer.
-        explainer: how many, and what is marked.
+    `text` has marks around strongly active tokens; `strengths` says how much, from 1 to 10, which
+    is the latent's largest activation in the prompt.
     """
     wanted = pc.and_(pc.equal(windows["pool"], "explain"), windows["active"])
     windows = windows.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
@@ -154,23 +109,17 @@ def shown_windows(
     # All at once: decoding a token's piece is done once per call.
     every = [i for mine in chosen.values() for i in mine]
     texts = dict(zip(every, window_texts(tokenizer, [ids[i] for i in every]), strict=True))
-    return {
-        latent: [
-            shown_window(texts[i], rows[i], explainer.mark_threshold, float(peaks[mine[0]]))
-            for i in mine
-        ]
-        for latent, mine in chosen.items()
-    }
-
-
-async def _ask(
-    model: LanguageModel, prompt: Prompt, windows: list[ShownWindow], explainer: OpenAIExplainer
-) -> str | None:
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        messages = prompt.messages(attempt, windows=windows)
-        reply = await model.ask(Request(messages, explainer.max_completion_tokens))
-        if reply is None:
-            return None
-        if text := explanation(reply):
-            return text
-    return None
+    shown: dict[int, list[dict[str, str]]] = {latent: [] for latent in chosen}
+    for latent, mine in chosen.items():
+        for i in mine:
+            marked = strong(rows[i], peaks[i], explainer.mark_threshold)
+            scale = activation_scale(rows[i], float(peaks[mine[0]]))
+            strengths = [
+                f"{json.dumps(texts[i].text[start:stop], ensure_ascii=False)} {strength}"
+                for (start, stop), strength in compress(
+                    zip(texts[i].spans, scale, strict=True), marked
+                )
+            ]
+            text = one_line(mark(texts[i], marked))
+            shown[latent].append({"text": text, "strengths": ", ".join(strengths)})
+    return shown

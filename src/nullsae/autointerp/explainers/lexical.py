@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from nullsae.autointerp.examples import Floats, Ints
 from nullsae.autointerp.explain import ExplainJob
 from nullsae.config.explainers import Explainer
 from nullsae.corpus.token_text import token_text
@@ -20,8 +20,6 @@ from nullsae.tables import cell_schema
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Context = Literal["token", "bigram"]
 
 # Stands for the token before a window's first.
@@ -47,12 +45,10 @@ class LexicalExplainer(Explainer):
 
     @property
     def text(self) -> str:
-        after = " after its predecessor" if self.context == "bigram" else ""
-        only = "" if after else "only "
-        return (
-            f"No language model: the judge knows {only}how often the latent fires on each "
-            f"token{after}."
-        )
+        what = "only how often the latent fires on each token"
+        if self.context == "bigram":
+            what = "how often the latent fires on each token after its predecessor"
+        return f"No language model: the judge knows {what}."
 
     def explain(self, job: ExplainJob) -> pa.Table:
         windows = job.windows("latent", "window", "pool", "token_ids", "activations")
@@ -61,32 +57,26 @@ class LexicalExplainer(Explainer):
 
 @dataclass(frozen=True)
 class Counts:
-    """Positions counted by a key."""
+    """Positions counted by a key; all but `place` [n_keys]."""
 
     key: Ints
-    """[n_keys], ascending."""
+    """Ascending."""
     place: Ints
     """Where each position's key stands in `key`, [n_positions]."""
     n: Ints
-    """Positions, [n_keys]."""
     active: Ints
-    """Positions that fire, [n_keys]."""
+    """Positions that fire."""
     mass: Floats
-    """Sum of activations, [n_keys]."""
+    """Sum of activations."""
 
     @classmethod
     def of(cls, keys: Ints, activations: Floats) -> Counts:
         """Count positions, both arguments [n_positions]."""
         key, place = np.unique(keys, return_inverse=True)
         fires = activations > 0
+        n, active = (np.bincount(p, minlength=len(key)) for p in (place, place[fires]))
         mass = np.bincount(place[fires], weights=activations[fires], minlength=len(key))
-        return cls(
-            key=key,
-            place=place,
-            n=np.bincount(place, minlength=len(key)),
-            active=np.bincount(place[fires], minlength=len(key)),
-            mass=np.asarray(mass, dtype=np.float64),
-        )
+        return cls(key, place, n, active, mass.astype(np.float64))
 
 
 def lexical_explanations(
@@ -110,15 +100,12 @@ def lexical_explanations(
     n and a those of the pair. A window's first token is shown without the one before it, which
     may belong to another window or pool: it counts for its token and for no pair.
 
-    Args:
-        windows: latent, window, pool, token_ids, activations of the table `windows`.
-        tokenizer: the corpus' tokenizer.
-        top_tokens: how many tokens, or pairs, the text names.
-        context: `bigram` for pairs too.
+    Of the table `windows` the columns latent, window, pool, token_ids and activations are used; the
+    text names `top_tokens` tokens or, in the context `bigram`, pairs.
 
     Returns:
-        The columns of the table `explanations`; `token_ids` ascend, pairs ascend by (token,
-        previous), `base_probability` is r.
+        The table `explanations`; `token_ids` ascend, pairs ascend by (token, previous),
+        `base_probability` is r.
     """
     windows = windows.filter(pc.equal(windows["pool"], "explain"))
     # Sums of floats then do not depend on the order of the rows.
@@ -159,17 +146,17 @@ class TokenStatistics:
     row: Ints
     """Each token's latent, as an index into `base`, ascending, [n_tokens]."""
     token: Ints
-    """Its id, [n_tokens]."""
+    """Its id."""
     p_token: Floats
-    """P(active | token), [n_tokens]."""
+    """P(active | token)."""
     units: Counts
     """What the judge tells apart: pairs, and tokens that are shown without a predecessor."""
     of_token: Ints
     """Each unit's token, as an index into `token`, ascending, [n_units]."""
     previous: Ints
-    """The id before it, or `NO_TOKEN`, [n_units]."""
+    """The id before it, or `NO_TOKEN`."""
     p_unit: Floats
-    """P(active | unit), [n_units]."""
+    """P(active | unit)."""
 
     @classmethod
     def of(cls, windows: pa.Table, of_window: Ints, context: Context) -> TokenStatistics:
@@ -202,56 +189,31 @@ class TokenStatistics:
     ) -> str:
         """The text about one latent, whose units are `mine` and whose r is `rate`."""
         n, a, mass = (x[mine] for x in (self.units.n, self.units.active, self.units.mass))
+        # Mass ranks, not P: what makes up most of the latent's activity comes first, and a token
+        # that was seen once and fired that once does not push it out.
         order = np.argsort(-mass, kind="stable")
         named = order[a[order] > 0][:top_tokens]
+        if not len(named):
+            return "did not fire in its explaining windows"
         other = np.setdiff1d(order, named)
         rest = float((a[other].sum() + rate) / (n[other].sum() + 1))
-        quoted = [
-            quote_unit(tokenizer, int(self.token[self.of_token[i]]), int(self.previous[i]), context)
-            for i in mine.start + named
-        ]
-        share = mass[named] / mass.sum()
-        return describe(quoted, self.p_unit[mine][named], share, rest, context)
+        parts: list[str] = []
+        for i, share in zip(mine.start + named, mass[named] / mass.sum(), strict=True):
+            text = quote_token(tokenizer, int(self.token[self.of_token[i]]))
+            if context == "bigram" and self.previous[i] == NO_TOKEN:
+                text += " first in a window"
+            elif context == "bigram":
+                text += f" after {quote_token(tokenizer, int(self.previous[i]))}"
+            whose = "" if parts else " of its activation"
+            parts.append(f"{text} (P {self.p_unit[i]:.2f}, {share:.0%}{whose})")
+        others = "other tokens" if context == "token" else "other pairs"
+        return f"fires on {', '.join(parts)}; {others} P {rest:.2f}"
 
 
 def lists_of(bounds: Ints, values: Ints | Floats, kind: pa.DataType) -> pa.ListArray:
     """One list per row: row i is values[bounds[i]] to values[bounds[i + 1]]."""
     items = pa.array(values).cast(kind)
     return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), items)
-
-
-def describe(
-    quoted: list[str], probability: Floats, share: Floats, rest: float, context: Context
-) -> str:
-    """Put token statistics into words.
-
-    Args:
-        quoted: the tokens (or pairs) with the largest share of the latent's activation mass,
-            largest first. Mass ranks, not P: what makes up most of the latent's activity comes
-            first, and a token that was seen once and fired that once does not push it out.
-        probability: P(active | token), or of the pair, of each.
-        share: each one's share of the sum of the latent's activations.
-        rest: P(active | any other token, or pair), pooled over those seen.
-        context: what they are.
-    """
-    if not quoted:
-        return "did not fire in its explaining windows"
-    parts = [
-        f"{text} (P {p:.2f}, {s:.0%}{' of its activation' if i == 0 else ''})"
-        for i, (text, p, s) in enumerate(zip(quoted, probability, share, strict=True))
-    ]
-    others = "other tokens" if context == "token" else "other pairs"
-    return f"fires on {', '.join(parts)}; {others} P {rest:.2f}"
-
-
-def quote_unit(tokenizer: Tokenizer, token_id: int, previous_id: int, context: Context) -> str:
-    """A token in quotes; in the context `bigram` with the one before: `" the" after " of"`."""
-    text = quote_token(tokenizer, token_id)
-    if context == "token":
-        return text
-    if previous_id == NO_TOKEN:
-        return f"{text} first in a window"
-    return f"{text} after {quote_token(tokenizer, previous_id)}"
 
 
 def quote_token(tokenizer: Tokenizer, token_id: int) -> str:
@@ -264,6 +226,5 @@ def quote_token(tokenizer: Tokenizer, token_id: int) -> str:
     if name is None:
         return f"token {token_id}"
     text = token_text(tokenizer, token_id)
-    if not text or "\ufffd" in text:
-        text = name
+    text = name if not text or "\ufffd" in text else text
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -61,18 +61,10 @@ class SwappedExplainer(Explainer):
 
 
 def swap_explanations(explanations: pa.Table, generator: np.random.Generator) -> pa.Table:
-    """Give each latent the explanation of another latent of the same SAE.
+    """Give each latent the explanation of another one, each of which is used exactly once.
 
-    The placebo: as specific, as long and as well formed as the real explanations, about the
-    wrong latent. Each explanation is used exactly once.
-
-    Args:
-        explanations: the table `explanations` of another explainer, in any row order.
-        generator: draws who gets whose.
-
-    Returns:
-        The same columns, sorted by latent, without latents that have no explanation; zero rows
-        for fewer than two.
+    As specific, as long and as well formed as the real explanations, about the wrong latent. Sorted
+    by latent, without latents that have no explanation; zero rows for fewer than two.
     """
     explanations = explanations.filter(pc.is_valid(explanations["explanation"]))
     explanations = explanations.sort_by("latent")

@@ -9,8 +9,7 @@ from urllib.request import getproxies, proxy_bypass
 def proxy_of(url: str) -> str | None:
     """The proxy that the environment names for an address; none for this machine's own."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if is_local(url) or proxy_bypass(host):
+    if is_local(url) or proxy_bypass(parts.hostname or ""):
         return None
     proxy = getproxies().get(parts.scheme) or getproxies().get("all")
     return proxy if proxy and proxy.startswith("http") else None

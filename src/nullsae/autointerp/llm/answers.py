@@ -118,9 +118,7 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """Seconds to wait by a Retry-After header, which holds seconds or an HTTP date (RFC 9110,
-    10.2.3); None where it holds neither.
-    """
+    """Seconds by a Retry-After header: a number or an HTTP date (RFC 9110, 10.2.3), or None."""
     if header is None:
         return None
     try:
@@ -189,9 +187,8 @@ def _said(value: Any, content: bytes) -> str:
 
 def _codes(value: Any) -> str:
     error = value.get("error", value) if isinstance(value, dict) else None
-    if not isinstance(error, dict):
-        return ""
-    return " ".join(str(error.get(name)) for name in ("code", "type") if error.get(name))
+    found = error if isinstance(error, dict) else {}
+    return " ".join(str(found[name]) for name in ("code", "type") if found.get(name))
 
 
 def _valid(choice: dict[str, Any], usage: Any) -> Valid:
@@ -204,21 +201,18 @@ def _valid(choice: dict[str, Any], usage: Any) -> Valid:
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, dict))
         content = "".join(part for part in parts if isinstance(part, str))
-    if not isinstance(content, str):
-        content = ""
     if message.get("refusal"):
         content, finish_reason = "", "refusal"
-    elif finish_reason == "content_filter":
+    if not isinstance(content, str) or finish_reason == "content_filter":
         content = ""
     reply = Reply(content, _tokens(choice.get("logprobs"), content), finish_reason)
     counts = usage if isinstance(usage, dict) else {}
+    prompt, completion = (counts.get(f"{kind}_tokens") for kind in ("prompt", "completion"))
     return Valid(
-        reply, _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+        reply,
+        prompt if type(prompt) is int else None,
+        completion if type(completion) is int else None,
     )
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _tokens(logprobs: Any, content: str) -> tuple[AnswerToken, ...]:
@@ -259,22 +253,14 @@ def _decoded(entries: list[dict[str, Any]]) -> list[str]:
 
 def _alternatives(entry: dict[str, Any]) -> tuple[tuple[str, float], ...]:
     top = entry.get("top_logprobs")
-    try:
-        pairs = [(other["token"], float(other["logprob"])) for other in top or ()]
-    except (TypeError, KeyError):
-        pairs = _well_formed(top)
-    chosen = entry.get("logprob")
-    if isinstance(chosen, int | float) and entry["token"] not in (text for text, _ in pairs):
-        pairs.insert(0, (entry["token"], float(chosen)))
-    return tuple(pairs)
-
-
-def _well_formed(top: Any) -> list[tuple[str, float]]:
-    """Those alternatives that are a text with a number."""
-    return [
+    pairs = [
         (other["token"], float(other["logprob"]))
         for other in (top if isinstance(top, list) else ())
         if isinstance(other, dict)
         and isinstance(other.get("token"), str)
         and isinstance(other.get("logprob"), int | float)
     ]
+    chosen = entry.get("logprob")
+    if isinstance(chosen, int | float) and entry["token"] not in (text for text, _ in pairs):
+        pairs.insert(0, (entry["token"], float(chosen)))
+    return tuple(pairs)

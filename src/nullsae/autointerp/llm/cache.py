@@ -12,14 +12,14 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from nullsae.autointerp.llm.messages import Reply, from_plain, parse_json, to_plain
+from nullsae.autointerp.llm.messages import AnswerToken, Reply, parse_json
 from nullsae.core.errors import UserError
 
 # Both stand in the header of the file: whose it is, and which layout it has.
@@ -41,7 +41,6 @@ CREATE TABLE IF NOT EXISTS reservations (
   owner TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, cost_usd REAL NOT NULL);
 INSERT OR IGNORE INTO spending VALUES (0, 0.0);
 """
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,12 @@ class ReplyCache:
     """Replies, abilities of endpoints, and the money spent and reserved.
 
     A thread of its own writes, so that a busy file holds up no request: whatever has arrived
-    since it last looked goes into one transaction. Reading is for one thread.
+    since it last looked goes into one transaction. Reading is for one thread. Each method raises
+    a `UserError` that names the file if it is damaged or could not be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file; make it and its folder where there are none.
-
-        Raises:
-            UserError: it is damaged, not a cache of replies, of another version, or cannot be
-                opened; names it.
-        """
+        """Open the file, which must be a cache of this version; make it where there is none."""
         self.path = path
         self._owner = uuid.uuid4().hex
         self._error: UserError | None = None
@@ -85,64 +80,49 @@ class ReplyCache:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path}: its folder cannot be made ({error.strerror})") from None
-        self._reader = self._guarded(lambda: _opened(path))
+        self._reader = _opened(path)
         self._forget_the_dead()
         self._tasks: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="replies", daemon=True)
         self._thread.start()
 
     def get(self, key: bytes) -> Kept | None:
-        """The reply kept under a key.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        unwritten = self._unwritten.get(key)
-        if unwritten is not None:
+        """The reply kept under a key."""
+        if (unwritten := self._unwritten.get(key)) is not None:
             return unwritten
-        row = self._one(
+        rows = self._rows(
             "SELECT reply, model, prompt_tokens, completion_tokens, cost_usd FROM replies "
             "WHERE key = ?",
             key,
         )
-        if row is None:
-            return None
-        packed, *rest = row
-        try:
-            text = zlib.decompress(packed) if isinstance(packed, bytes) else packed
-            return Kept(from_plain(parse_json(text)), *rest)
-        except (zlib.error, ValueError, TypeError) as error:
-            raise _damaged(self.path, error) from None
+        with _damage_named(self.path):
+            return Kept(_unpacked(rows[0][0]), *rows[0][1:]) if rows else None
 
     def put(self, key: bytes, kept: Kept, *, reserved_usd: float = 0.0) -> None:
-        """Keep a reply; its money is spent, and what was reserved for it no longer is.
-
-        Raises:
-            UserError: an earlier reply could not be written (damaged file, full disk).
-        """
-        self._raise_if_failed()
+        """Keep a reply; its money is spent, and what was reserved for it no longer is."""
+        if self._error is not None:
+            raise self._error
         self._unwritten[key] = kept
         self._tasks.put((key, kept, reserved_usd))
 
     def count(self) -> int:
         """How many replies the file holds, those of other processes among them."""
         self.flush()
-        return int(self._one("SELECT count(*) FROM replies")[0])
+        return int(self._rows("SELECT count(*) FROM replies")[0][0])
 
     def total_cost_usd(self) -> float:
         """What all replies that ever came into this file have cost."""
         self.flush()
-        return float(self._one("SELECT cost_usd FROM spending")[0])
+        return float(self._rows("SELECT cost_usd FROM spending")[0][0])
 
     def abilities(self, key: bytes) -> dict[str, Any] | None:
         """What was found out about an endpoint."""
-        row = self._one("SELECT value FROM abilities WHERE key = ?", key)
-        return None if row is None else json.loads(row[0])
+        rows = self._rows("SELECT value FROM abilities WHERE key = ?", key)
+        return json.loads(rows[0][0]) if rows else None
 
     def keep_abilities(self, key: bytes, value: dict[str, Any]) -> None:
         """Keep what was found out about an endpoint."""
-        statement = "INSERT OR REPLACE INTO abilities VALUES (?, ?)"
-        self._guarded(lambda: self._reader.execute(statement, (key, json.dumps(value))))
+        self._rows("INSERT OR REPLACE INTO abilities VALUES (?, ?)", key, json.dumps(value))
 
     @contextmanager
     def alone(self, key: bytes) -> Iterator[None]:
@@ -152,14 +132,7 @@ class ReplyCache:
             yield
 
     def reserve(self, usd: float, limit_usd: float) -> float | None:
-        """Set money aside for a request, if what all processes spent and reserved allows.
-
-        Returns:
-            None where it does; else what has been spent, in USD.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Set money aside for a request; if the limit does not allow it, what is spent, in USD."""
         refused = self._try_to_reserve(usd, limit_usd)
         if refused is not None and self._forget_the_dead():
             refused = self._try_to_reserve(usd, limit_usd)
@@ -171,61 +144,41 @@ class ReplyCache:
             self._tasks.put((None, None, usd))
 
     def flush(self) -> None:
-        """Wait until all that was put is in the file.
-
-        Raises:
-            UserError: it could not be written.
-        """
+        """Wait until all that was put is in the file."""
         done = threading.Event()
         self._tasks.put((done, None, 0.0))
         done.wait()
-        self._raise_if_failed()
-
-    def close(self) -> None:
-        """Write what is left and let go of the file.
-
-        Raises:
-            UserError: it could not be written.
-        """
-        if self._thread.is_alive():
-            self._tasks.put(None)
-            self._thread.join()
-        self._guarded(
-            lambda: self._reader.execute("DELETE FROM reservations WHERE owner = ?", (self._owner,))
-        )
-        self._reader.close()
-        self._raise_if_failed()
-
-    def _one(self, statement: str, *values: Any) -> Any:
-        return self._guarded(lambda: self._reader.execute(statement, values).fetchone())
-
-    def _guarded(self, act: Callable[[], T]) -> T:
-        try:
-            return act()
-        except sqlite3.Error as error:
-            raise _damaged(self.path, error) from None
-
-    def _raise_if_failed(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _try_to_reserve(self, usd: float, limit_usd: float) -> float | None:
-        def act() -> float | None:
-            self._reader.execute("BEGIN IMMEDIATE")
-            try:
-                spent, reserved = self._reader.execute(
-                    "SELECT (SELECT cost_usd FROM spending), "
-                    "(SELECT coalesce(sum(max(cost_usd, 0)), 0) FROM reservations)"
-                ).fetchone()
-                # Sums of many small amounts are exact to about this much only.
-                if spent + reserved + usd > limit_usd * (1 + 1e-9):
-                    return float(spent)
-                self._reserve_more(self._reader, usd)
-                return None
-            finally:
-                self._reader.execute("COMMIT")
+    def close(self) -> None:
+        """Write what is left and let go of the file."""
+        self._tasks.put(None)
+        self._thread.join()
+        self._rows("DELETE FROM reservations WHERE owner = ?", self._owner)
+        self._reader.close()
+        if self._error is not None:
+            raise self._error
 
-        return self._guarded(act)
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        with _damage_named(self.path):
+            return self._reader.execute(statement, values).fetchall()
+
+    def _try_to_reserve(self, usd: float, limit_usd: float) -> float | None:
+        self._rows("BEGIN IMMEDIATE")
+        try:
+            [(spent, reserved)] = self._rows(
+                "SELECT (SELECT cost_usd FROM spending), "
+                "(SELECT coalesce(sum(max(cost_usd, 0)), 0) FROM reservations)"
+            )
+            # Sums of many small amounts are exact to about this much only.
+            if spent + reserved + usd > limit_usd * (1 + 1e-9):
+                return float(spent)
+            with _damage_named(self.path):
+                self._reserve_more(self._reader, usd)
+            return None
+        finally:
+            self._rows("COMMIT")
 
     def _reserve_more(self, connection: sqlite3.Connection, usd: float) -> None:
         connection.execute(
@@ -237,23 +190,18 @@ class ReplyCache:
     def _forget_the_dead(self) -> bool:
         """Drop what killed processes of this machine had reserved."""
         host = socket.gethostname()
-        rows = self._guarded(
-            lambda: self._reader.execute(
-                "SELECT owner, pid FROM reservations WHERE host = ?", (host,)
-            ).fetchall()
-        )
-        dead = [(owner,) for owner, pid in rows if not _alive(pid)]
-        if dead:
-            statement = "DELETE FROM reservations WHERE owner = ?"
-            self._guarded(lambda: self._reader.executemany(statement, dead))
+        rows = self._rows("SELECT owner, pid FROM reservations WHERE host = ?", host)
+        dead = [owner for owner, pid in rows if not _alive(pid)]
+        for owner in dead:
+            self._rows("DELETE FROM reservations WHERE owner = ?", owner)
         return bool(dead)
 
     def _write_all(self) -> None:
+        connection = None
         try:
             connection = _opened(self.path)
-        except (sqlite3.Error, UserError) as error:
-            self._error = _damaged(self.path, error)
-            connection = None
+        except UserError as error:
+            self._error = error
         open_ = True
         while open_:
             tasks = [self._tasks.get()]
@@ -266,8 +214,8 @@ class ReplyCache:
             if connection is not None and self._error is None:
                 try:
                     self._write(connection, [task for task in batch if task[1] or task[2]])
-                except sqlite3.Error as error:
-                    self._error = _damaged(self.path, error)
+                except UserError as error:
+                    self._error = error
             for task in batch:
                 if isinstance(task[0], threading.Event):
                     task[0].set()
@@ -277,94 +225,99 @@ class ReplyCache:
     def _write(self, connection: sqlite3.Connection, batch: list[tuple[Any, ...]]) -> None:
         if not batch:
             return
-        rows = [(key, _packed(kept.reply), *_figures(kept)) for key, kept, _ in batch if kept]
-        spent = sum(kept.cost_usd for _, kept, _ in batch if kept)
+        replies = [(key, kept) for key, kept, _ in batch if kept]
+        rows = [
+            (key, _packed(k.reply), k.model, k.prompt_tokens, k.completion_tokens, k.cost_usd)
+            for key, k in replies
+        ]
+        spent = sum(kept.cost_usd for _, kept in replies)
         reserved = sum(reserved for _, _, reserved in batch)
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        # Leaving the inner block commits or, on an error, rolls back.
+        with _damage_named(self.path), connection:
+            connection.execute("BEGIN IMMEDIATE")
             # Another process may have paid for the same reply meanwhile: its money is spent too.
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows)
             if spent:
                 connection.execute("UPDATE spending SET cost_usd = cost_usd + ?", (spent,))
             if reserved:
                 self._reserve_more(connection, -reserved)
-            connection.execute("COMMIT")
-            for key, *_ in rows:
-                self._unwritten.pop(key, None)
-        except sqlite3.Error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        for key, _ in replies:
+            self._unwritten.pop(key, None)
 
 
 def _packed(reply: Reply) -> bytes | str:
-    text = json.dumps(to_plain(reply), separators=(",", ":"))
+    plain = [
+        reply.content,
+        reply.finish_reason,
+        [[token.text, token.alternatives] for token in reply.tokens],
+    ]
+    text = json.dumps(plain, separators=(",", ":"))
     return text if len(text) < COMPRESS_FROM_BYTES else zlib.compress(text.encode(), 1)
 
 
-def _figures(kept: Kept) -> tuple[str, int, int, float]:
-    return kept.model, kept.prompt_tokens, kept.completion_tokens, kept.cost_usd
+def _unpacked(packed: bytes | str) -> Reply:
+    text = zlib.decompress(packed) if isinstance(packed, bytes) else packed
+    content, finish_reason, tokens = parse_json(text)
+    made = (AnswerToken(t, tuple((other, p) for other, p in others)) for t, others in tokens)
+    return Reply(content, tuple(made), finish_reason)
 
 
 def _opened(path: Path) -> sqlite3.Connection:
     """A connection in WAL mode to a file of this version; the tables are made in a new file."""
-    connection = sqlite3.connect(
-        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
-    # One transaction: another process may be making the tables right now.
-    connection.execute("BEGIN")
-    application, version, tables = (
-        connection.execute(statement).fetchone()[0]
-        for statement in (
-            "SELECT application_id FROM pragma_application_id",
-            "SELECT user_version FROM pragma_user_version",
-            "SELECT count(*) FROM sqlite_master",
+    # Lazy: it takes longer to import than all else here.
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+    with _damage_named(path):
+        connection = sqlite3.connect(
+            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-    )
-    connection.execute("COMMIT")
-    if tables and application != APPLICATION_ID:
-        connection.close()
-        raise UserError(f"{path}: not a cache of replies; llm.cache needs a file of its own")
-    if tables and version != VERSION:
-        connection.close()
+        # One statement: another process may be making the tables right now.
+        application, version, tables = connection.execute(
+            "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master) "
+            "FROM pragma_application_id, pragma_user_version"
+        ).fetchone()
+        if tables and application != APPLICATION_ID:
+            connection.close()
+            raise UserError(f"{path}: not a cache of replies; llm.cache needs a file of its own")
+        if tables and version != VERSION:
+            connection.close()
+            raise UserError(
+                f"{path}: a cache of replies of version {version}, and this nullsae reads version "
+                f"{VERSION}; move it away, or set llm.cache to another file"
+            )
+        # Changing to WAL does not wait by itself while the file is busy.
+        patient = Retrying(
+            stop=stop_after_delay(BUSY_SECONDS),
+            wait=wait_fixed(0.01),
+            retry=retry_if_exception(lambda error: "locked" in str(error)),
+            reraise=True,
+        )
+        patient(connection.execute, "PRAGMA journal_mode = WAL")
+        # With WAL, a reply survives the end of the process at once and a power cut within seconds.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if not tables:
+            # Whoever comes second finds the tables made and writes the same header again.
+            connection.executescript(
+                f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; "
+                f"PRAGMA user_version = {VERSION}; {SCHEMA} COMMIT;"
+            )
+        return connection
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite, and of content that is no reply, into a `UserError`."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
         raise UserError(
-            f"{path}: a cache of replies of version {version}, and this nullsae reads version "
-            f"{VERSION}; move it away, or set llm.cache to another file"
-        )
-    _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
-    # With WAL, a reply survives the end of the process at once and a power cut within seconds.
-    connection.execute("PRAGMA synchronous = NORMAL")
-    if not tables:
-        # Whoever comes second finds the tables made and writes the same header again.
-        connection.executescript(
-            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; "
-            f"PRAGMA user_version = {VERSION}; {SCHEMA} COMMIT;"
-        )
-    return connection
-
-
-def _patiently(act: Callable[[], object]) -> None:
-    """Try for as long as the file is busy: changing to WAL does not wait by itself."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            act()
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, sqlite3.OperationalError):
-        return UserError(f"{path}: cannot be read or written ({error}); it is the cache of replies")
-    return UserError(
-        f"{path}: the cache of replies is damaged ({error}); move it away, or mend it with "
-        f"sqlite3's .recover: without it all replies are asked and paid for again"
-    )
+            f"{path}: cannot be read or written ({error}); it is the cache of replies"
+        ) from None
+    except (sqlite3.Error, zlib.error, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: the cache of replies is damaged ({error}); move it away, or mend it with "
+            f"sqlite3's .recover: without it all replies are asked and paid for again"
+        ) from None
 
 
 def _alive(pid: int) -> bool:

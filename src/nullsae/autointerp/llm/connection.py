@@ -35,14 +35,8 @@ class Connection:
         self.asked = Asked(endpoint.model, without_password(address.rstrip("/")), None)
 
     async def send(self, body: bytes) -> Valid:
-        """Send a request and read the answer.
-
-        Raises:
-            AttemptError: it may be tried again.
-            UserError: it is in vain.
-        """
-        # These pull in most of what takes long to import, which a run that finds all replies in
-        # the cache can do without.
+        """Send a request, read the answer; an `AttemptError` where it may be tried again."""
+        # Lazy, as in `_open`: a run that finds all replies in the cache imports no HTTP client.
         from nullsae.autointerp.llm.transport import NoAnswerError
 
         if self._transport is None:
@@ -76,7 +70,7 @@ class Connection:
         if self._endpoint.server is not None:
             self._server = RunningServer(self._endpoint.server, self._root)
             await self._server.start()
-            url = self._server.base_url
+            url = f"{self._server.address}/v1"
         variable = self._endpoint.api_key_env if key is not None else None
         self.asked = Asked(self._endpoint.model, self.asked.address, variable)
         return Transport(url, key, self._settings.timeout_seconds)
@@ -103,22 +97,15 @@ class Connection:
 
 
 def api_key(endpoint: Endpoint) -> str | None:
-    """The key that the environment holds for an endpoint.
-
-    Raises:
-        UserError: there is none, and the endpoint is another machine's; or it is no key.
-    """
-    name = endpoint.api_key_env
-    if name is None:
-        return None
-    key = os.environ.get(name, "").strip()
+    """The key that the environment holds; a `UserError` if another machine's endpoint has none."""
+    name, url = endpoint.api_key_env, endpoint.base_url or OPENAI_URL
+    key = os.environ.get(name, "").strip() if name else ""
     if not key:
-        if endpoint.server is not None or is_local(endpoint.base_url or OPENAI_URL):
+        if name is None or endpoint.server is not None or is_local(url):
             return None
-        address = without_password(endpoint.base_url or OPENAI_URL)
         raise UserError(
             f"api_key_env: the environment variable {name} is not set, and {endpoint.model} at "
-            f"{address} needs a key; put it there, or set api_key_env: null"
+            f"{without_password(url)} needs a key; put it there, or set api_key_env: null"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(

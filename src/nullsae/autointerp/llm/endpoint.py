@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from nullsae.autointerp.llm.addresses import without_password
-from nullsae.autointerp.llm.answers import RefusedError
-from nullsae.autointerp.llm.messages import Reply, Request
+from nullsae.autointerp.llm.answers import AttemptError, RefusedError
+from nullsae.autointerp.llm.cache import Kept
+from nullsae.autointerp.llm.messages import Request, object_schema
 from nullsae.config.endpoints import Endpoint
 from nullsae.core.errors import UserError
 
@@ -23,12 +23,7 @@ LONG_TASK_TOKENS = 16
 QUESTION = "Is the sky above a desert blue by day?"
 # A model that reasons spends tokens before it answers.
 QUESTION_TOKENS = 400
-QUESTION_SCHEMA = {
-    "type": "object",
-    "properties": {"answer": {"type": "integer", "enum": [0, 1]}},
-    "required": ["answer"],
-    "additionalProperties": False,
-}
+QUESTION_SCHEMA = object_schema({"answer": [0, 1]})
 
 
 @dataclass(frozen=True)
@@ -46,17 +41,9 @@ class Abilities:
     """The field that limits the length of an answer."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What came back for a request that finds out something."""
-
-    reply: Reply | None
-    """None where no attempt brought a valid reply."""
-    completion_tokens: int = 0
-    failure: str = ""
-    """Of the last attempt, where none brought a reply."""
-    refusal: RefusedError | None = None
-    """Where the endpoint will not answer such a request."""
+# What comes back for a request that finds out something: a reply, or why there is none.
+Found: TypeAlias = Kept | RefusedError | AttemptError
+Send: TypeAlias = Callable[[Request, Abilities], Awaitable[Found]]
 
 
 def abilities_key(endpoint: Endpoint) -> bytes:
@@ -83,11 +70,8 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     if logprobs:
         body["logprobs"] = True
         body["top_logprobs"] = abilities.top_logprobs
-    if (
-        request.schema is not None
-        and abilities.json_schema
-        and (abilities.schema_with_logprobs or not logprobs)
-    ):
+    takes_schema = abilities.json_schema and (abilities.schema_with_logprobs or not logprobs)
+    if request.schema is not None and takes_schema:
         body["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
@@ -98,93 +82,76 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     return text.encode(errors="replace")
 
 
-async def find_out(
-    endpoint: Endpoint, send: Callable[[Request, Abilities], Awaitable[Probe]]
-) -> Abilities:
+async def find_out(endpoint: Endpoint, send: Send) -> Abilities:
     """Ask an endpoint what it can do: a plain question first, a schema, log-probabilities.
 
-    What is refused, or never answered validly, counts as not supported.
-
-    Args:
-        endpoint: whom to ask; what its settings rule out is not asked for.
-        send: sends a request as those abilities allow.
+    What is refused, or never answered validly, counts as not supported; what the endpoint's
+    settings rule out is not asked for. `send` sends a request as those abilities allow.
 
     Raises:
-        RefusedError: a plain question is refused: wrong key, unknown model.
-        UserError: it is never answered.
+        UserError: a plain question is refused (wrong key, unknown model), or never answered.
     """
     abilities = await _plain(endpoint, send)
+    wants_logprobs = endpoint.logprobs != "never"
     if endpoint.structured_output == "never":
-        if endpoint.logprobs == "never":
-            return abilities
-        return await _with_logprobs(abilities, send)
+        return await _with_logprobs(abilities, send) if wants_logprobs else abilities
     with_schema = replace(abilities, json_schema=True)
-    if endpoint.logprobs == "never":
-        probe = await send(_question(schema=True), with_schema)
-        return with_schema if _obeys(probe.reply) else abilities
+    if not wants_logprobs:
+        found = await send(_question(schema=True), with_schema)
+        return with_schema if _obeys(found) else abilities
     # Most endpoints can do either both or neither, so that both are asked for at once.
     with_both = replace(with_schema, top_logprobs=TOP_LOGPROBS[0], schema_with_logprobs=True)
-    probe, together = await asyncio.gather(
+    alone, together = await asyncio.gather(
         send(_question(schema=True), with_schema),
         send(_question(schema=True, logprobs=True), with_both),
     )
-    if not _obeys(probe.reply):
+    if not _obeys(alone):
         with_schema, with_both = abilities, replace(abilities, top_logprobs=TOP_LOGPROBS[0])
-    if _gives_logprobs(together.reply):
+    if _gives_logprobs(together):
         return with_both
     return await _with_logprobs(with_schema, send)
 
 
-async def _with_logprobs(
-    abilities: Abilities, send: Callable[[Request, Abilities], Awaitable[Probe]]
-) -> Abilities:
+async def _with_logprobs(abilities: Abilities, send: Send) -> Abilities:
     """The abilities with as many alternatives per token as come back, if any do."""
     most, fewer = TOP_LOGPROBS
     # The most of them together with a schema has been asked for where there is one.
     tries = [(most, False), *([(fewer, True)] if abilities.json_schema else []), (fewer, False)]
     for top, schema in tries:
         tried = replace(abilities, top_logprobs=top, schema_with_logprobs=schema)
-        probe = await send(_question(schema=schema, logprobs=True), tried)
-        if _gives_logprobs(probe.reply):
+        found = await send(_question(schema=schema, logprobs=True), tried)
+        if _gives_logprobs(found):
             return tried
-        if probe.reply is not None and not schema:
+        if isinstance(found, Kept) and not schema:
             return abilities  # taken and passed over: fewer would be, too
     return abilities
 
 
-async def _plain(
-    endpoint: Endpoint, send: Callable[[Request, Abilities], Awaitable[Probe]]
-) -> Abilities:
+async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
     """How a plain question has to be put."""
     request = Request(({"role": "user", "content": LONG_TASK},), LONG_TASK_TOKENS)
     abilities = Abilities()
     while True:
-        probe = await send(request, abilities)
-        if probe.refusal is None and probe.reply is None:
+        found = await send(request, abilities)
+        if isinstance(found, AttemptError):
             address = without_password(endpoint.base_url) if endpoint.base_url else endpoint.address
             raise UserError(
                 f"{endpoint.model} at {address}: no valid reply to a first, plain question; "
-                f"the last attempt: {probe.failure}"
+                f"the last attempt: {found}"
             )
-        if probe.refusal is None:
-            ignored = probe.completion_tokens > LONG_TASK_TOKENS
-            if ignored and abilities.token_limit == "max_completion_tokens":
-                # Older servers pass over a limit that they do not know.
-                abilities = replace(abilities, token_limit="max_tokens")
-            return abilities
-        weaker = _without_what_is_named(probe.refusal.said, endpoint, abilities)
-        if weaker is None:
-            raise probe.refusal
-        abilities = weaker
-
-
-def _without_what_is_named(said: str, endpoint: Endpoint, tried: Abilities) -> Abilities | None:
-    """The abilities without the field that a refusal names; None where it names none."""
-    if re.search("max_completion_tokens", said) and tried.token_limit == "max_completion_tokens":
-        return replace(tried, token_limit="max_tokens")
-    if re.search("temperature", said) and tried.temperature and endpoint.temperature is not None:
-        return replace(tried, temperature=False)
-    return None
+        if isinstance(found, Kept):
+            # Older servers pass over a limit that they do not know.
+            ignored = found.completion_tokens > LONG_TASK_TOKENS
+            return replace(abilities, token_limit="max_tokens") if ignored else abilities
+        # Go without the field that the refusal names.
+        limits_newly = abilities.token_limit == "max_completion_tokens"
+        sends_temperature = abilities.temperature and endpoint.temperature is not None
+        if "max_completion_tokens" in found.said and limits_newly:
+            abilities = replace(abilities, token_limit="max_tokens")
+        elif "temperature" in found.said and sends_temperature:
+            abilities = replace(abilities, temperature=False)
+        else:
+            raise found
 
 
 def _question(*, schema: bool = False, logprobs: bool = False) -> Request:
@@ -196,14 +163,14 @@ def _question(*, schema: bool = False, logprobs: bool = False) -> Request:
     )
 
 
-def _obeys(reply: Reply | None) -> bool:
+def _obeys(found: Found) -> bool:
     """Whether an answer follows the schema, of which the question says nothing."""
     try:
-        value = None if reply is None else json.loads(reply.content)
+        value = json.loads(found.reply.content) if isinstance(found, Kept) else None
     except ValueError:
         return False
     return isinstance(value, dict) and value.get("answer") in (0, 1)
 
 
-def _gives_logprobs(reply: Reply | None) -> bool:
-    return reply is not None and any(len(token.alternatives) > 1 for token in reply.tokens)
+def _gives_logprobs(found: Found) -> bool:
+    return isinstance(found, Kept) and any(len(t.alternatives) > 1 for t in found.reply.tokens)

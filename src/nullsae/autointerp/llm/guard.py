@@ -21,14 +21,9 @@ GRACE_SECONDS = 3.0
 
 
 def main(command: list[str]) -> int:
-    """Run `command` until it ends or standard input closes.
-
-    Returns:
-        The program's exit status; 127 if it could not be started, with the reason on stdout.
-    """
-    for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A signal to the job's process group must not end the guard before its work.
-        signal.signal(kind, signal.SIG_IGN)
+    """Run a command until it or standard input ends; its status, 127 if it cannot be started."""
+    # A signal to the job's process group must not end the guard before its work.
+    _on_signals(signal.SIG_IGN)
     try:
         server = subprocess.Popen(
             command,
@@ -36,7 +31,7 @@ def main(command: list[str]) -> int:
             stdout=sys.stderr.fileno(),
             start_new_session=True,
             # Popen restores only SIGPIPE and the like; an ignored SIGTERM would be inherited.
-            preexec_fn=_default_signals,
+            preexec_fn=lambda: _on_signals(signal.SIG_DFL),
         )
     except OSError as error:
         print(f"error {error.strerror}", flush=True)
@@ -67,9 +62,9 @@ def end_group(group: int, leader: subprocess.Popen[bytes] | None = None) -> None
         os.killpg(group, signal.SIGKILL)
 
 
-def _default_signals() -> None:
+def _on_signals(action: signal.Handlers) -> None:
     for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(kind, signal.SIG_DFL)
+        signal.signal(kind, action)
 
 
 if __name__ == "__main__":

@@ -27,24 +27,14 @@ class Limiter:
         self._error: Exception | None = None
 
     async def acquire(self, *, again: bool = False) -> None:
-        """Wait for a place; `release` gives it back.
-
-        Args:
-            again: this request has been sent before; it goes before those that were not.
-
-        Raises:
-            Exception: what `stop` was called with.
-        """
+        """Wait for a place, first in line if sent `again`; raises what `stop` was called with."""
         if self._error is not None:
             raise self._error
         if not self._waiting and self._free():
             self.in_flight += 1
             return
         waiter = asyncio.get_running_loop().create_future()
-        if again:
-            self._waiting.appendleft(waiter)
-        else:
-            self._waiting.append(waiter)
+        (self._waiting.appendleft if again else self._waiting.append)(waiter)
         self._wake()
         try:
             await waiter
@@ -63,12 +53,9 @@ class Limiter:
         self.limit = min(self.most, self.limit + max(1 / self.limit, GROWTH))
 
     def throttled(self, sent_at: float) -> bool:
-        """A request sent at that time of the loop got a 429.
+        """A request sent at that time of the loop got a 429: whether it is the first of its wave.
 
-        Requests that were in flight when the limit was halved say nothing about the new one.
-
-        Returns:
-            Whether the limit was halved: the first 429 of its wave.
+        That one halves the limit. Requests in flight by then say nothing about the new limit.
         """
         if sent_at <= self._decreased_at:
             return False
@@ -78,8 +65,7 @@ class Limiter:
 
     def pause(self, seconds: float) -> None:
         """Send nothing for so long."""
-        until = asyncio.get_running_loop().time() + seconds
-        self._resume_at = max(self._resume_at, until)
+        self._resume_at = max(self._resume_at, asyncio.get_running_loop().time() + seconds)
 
     def stop(self, error: Exception) -> None:
         """Let no request start any more; those that wait get the error."""
@@ -92,9 +78,8 @@ class Limiter:
                 waiter.set_exception(error)
 
     def _free(self) -> bool:
-        if self.in_flight >= int(self.limit):
-            return False
-        return not self._resume_at or asyncio.get_running_loop().time() >= self._resume_at
+        now = asyncio.get_running_loop().time()
+        return self.in_flight < int(self.limit) and now >= self._resume_at
 
     def _wake(self) -> None:
         while self._waiting and self._free():
@@ -102,9 +87,8 @@ class Limiter:
             if not waiter.done():
                 self.in_flight += 1
                 waiter.set_result(None)
-        if self._waiting and self._resume_at:
-            loop = asyncio.get_running_loop()
-            if loop.time() < self._resume_at:
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._timer = loop.call_at(self._resume_at, self._wake)
+        loop = asyncio.get_running_loop()
+        if self._waiting and loop.time() < self._resume_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(self._resume_at, self._wake)

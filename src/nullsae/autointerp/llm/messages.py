@@ -1,13 +1,15 @@
-"""What a language model is asked and what it replies."""
+"""What a language model is asked, what it replies, and what that has cost."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
+
+from nullsae.config.llm import Price
 
 
 @dataclass(frozen=True)
@@ -43,31 +45,50 @@ class Reply:
     finish_reason: str
 
 
-def to_plain(reply: Reply) -> list[Any]:
-    """A reply as lists that JSON can hold; `from_plain` is its inverse, bit for bit."""
-    tokens = [[token.text, token.alternatives] for token in reply.tokens]
-    return [reply.content, reply.finish_reason, tokens]
+@dataclass
+class Usage:
+    """Counts of one run. `calls` + `cached_calls` + `failed` are all requests, probes included."""
+
+    calls: int = 0
+    """Answered, and paid by this run: so are the tokens and `cost_usd`."""
+    cached_calls: int = 0
+    """Answered by the cache, or by the same request of this run."""
+    attempts_failed: int = 0
+    """Attempts that brought no valid reply, whether tried again or given up."""
+    failed: int = 0
+    """Requests that never got a valid reply."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    cached_cost_usd: float = 0.0
+    """What the replies of `cached_calls` cost when they were paid."""
 
 
-def from_plain(value: list[Any]) -> Reply:
-    """The reply that `to_plain` took apart."""
-    content, finish_reason, tokens = value
-    return Reply(
-        content=content,
-        tokens=tuple(
-            AnswerToken(text, tuple((other, logprob) for other, logprob in alternatives))
-            for text, alternatives in tokens
-        ),
-        finish_reason=finish_reason,
-    )
+def object_schema(values: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """JSON schema of an object that has all these keys, each with one of its whole numbers."""
+    return {
+        "type": "object",
+        "properties": {key: {"type": "integer", "enum": [*some]} for key, some in values.items()},
+        "required": [*values],
+        "additionalProperties": False,
+    }
+
+
+def cost_usd(price: Price | None, prompt_tokens: float, completion_tokens: float) -> float:
+    """Money for that many tokens; nothing for a model without a price."""
+    if price is None:
+        return 0.0
+    return (
+        prompt_tokens * price.input_usd_per_million_tokens
+        + completion_tokens * price.output_usd_per_million_tokens
+    ) / 1e6
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value of JSON text, by pydantic's parser: with log-probabilities, reading is most of what
-    a reply costs, and this takes a half to a third of the standard library's time.
+    """The value of JSON text; a ValueError if it is none.
 
-    Raises:
-        ValueError: it is no JSON.
+    By pydantic's parser: with log-probabilities, reading is most of what a reply costs, and this
+    takes a half to a third of the standard library's time.
     """
     try:
         return from_json(text)

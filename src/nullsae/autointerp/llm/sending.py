@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from nullsae.autointerp.llm.answers import AttemptError, RefusedError, Valid
 from nullsae.autointerp.llm.cache import Kept, ReplyCache
 from nullsae.autointerp.llm.connection import Connection
-from nullsae.autointerp.llm.costs import BYTES_PER_TOKEN, Usage, cost_usd, worst_cost_usd
 from nullsae.autointerp.llm.limiter import Limiter
+from nullsae.autointerp.llm.messages import Usage, cost_usd
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
+# A token of a prompt is at least this long on average, so that an estimate made with it is a bound.
+BYTES_PER_TOKEN = 3
 # Waits are drawn from 0 to this, doubled with each attempt ("full jitter").
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 60.0
@@ -40,7 +40,7 @@ class Sending:
         """What stopped it."""
         self.last_failure = ""
         self.connection = Connection(endpoint, settings, root)
-        self._endpoint = endpoint
+        self._model = endpoint.model
         self._settings = settings
         self._price = settings.prices.get(endpoint.model)
         self._cache = cache
@@ -65,12 +65,10 @@ class Sending:
     async def drain(self) -> None:
         """Wait for what was in flight at `stop`, a few seconds from then at most."""
         loop = asyncio.get_running_loop()
-        while self._sending and loop.time() < self._drain_until:
+        while self._sending and (left := self._drain_until - loop.time()) > 0:
             self._sent.clear()
-            try:
-                await asyncio.wait_for(self._sent.wait(), self._drain_until - loop.time())
-            except TimeoutError:
-                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._sent.wait(), left)
 
     def count_cached(self, kept: Kept) -> None:
         """Count a reply that this run need not pay."""
@@ -78,67 +76,26 @@ class Sending:
         self._usage.cached_cost_usd += kept.cost_usd
 
     async def persist(self, key: bytes, body: bytes, max_completion_tokens: int) -> Kept | None:
-        """Send a request until a valid reply comes, and keep that.
+        """Send a request, as JSON, until a valid reply comes, and keep that under `key`.
 
-        Args:
-            key: what to keep it under.
-            body: the request as JSON.
-            max_completion_tokens: how long the answer may get, for the budget.
-
-        Returns:
-            None if no attempt brought one.
-
-        Raises:
-            UserError: nothing more can be answered.
+        The budget allows for an answer of `max_completion_tokens`. None if no attempt brought one;
+        a `UserError` if nothing more can be answered.
         """
-        worst = worst_cost_usd(self._price, len(body), max_completion_tokens)
-        try:
-            return await self._attempt(key, body, worst, 1)
-        except AttemptError as error:
-            failed: AttemptError | None = error
-        attempt = 0
-
-        async def again() -> Kept | None:
-            # The machinery of retries costs as much as a request, so that it starts only here,
-            # with the failure that has already been.
-            nonlocal failed, attempt
-            attempt += 1
-            if failed is not None:
-                first, failed = failed, None
-                raise first
-            return await self._attempt(key, body, worst, attempt)
-
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._settings.max_attempts),
-            wait=self._wait_seconds,
-            retry=retry_if_exception_type(AttemptError),
-            sleep=self._sleep,
-            reraise=True,
-        )
-        try:
-            return await retrying(again)
-        except AttemptError:
-            return None
-
-    def _wait_seconds(self, state: RetryCallState) -> float:
-        longest = FIRST_WAIT_SECONDS * 2.0 ** (state.attempt_number - 1)
-        return self._jitter.uniform(0, min(longest, LONGEST_WAIT_SECONDS))
-
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopped.wait(), seconds)
-        except TimeoutError:
-            return
-        assert self.error is not None
-        raise self.error
+        worst = cost_usd(self._price, -(-len(body) // BYTES_PER_TOKEN), max_completion_tokens)
+        for attempt in range(1, self._settings.max_attempts + 1):
+            if attempt > 1:
+                longest = min(FIRST_WAIT_SECONDS * 2.0 ** (attempt - 2), LONGEST_WAIT_SECONDS)
+                with suppress(TimeoutError):
+                    seconds = self._jitter.uniform(0, longest)
+                    await asyncio.wait_for(self._stopped.wait(), seconds)
+                if self.error is not None:
+                    raise self.error
+            with suppress(AttemptError):
+                return await self._attempt(key, body, worst, attempt)
+        return None
 
     async def _attempt(self, key: bytes, body: bytes, worst: float, number: int) -> Kept:
-        """Send once, within the limits, and keep what comes.
-
-        Raises:
-            AttemptError: it may be tried again.
-            UserError: nothing more can be answered.
-        """
+        """Send once, within the limits, and keep what comes; raises as `Connection.send`."""
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         await self._limiter.acquire(again=number > 1)
@@ -151,7 +108,7 @@ class Sending:
                     self.count_cached(kept)
                     return kept
             if worst and self._settings.max_cost_usd is not None:
-                await self._reserve(worst)
+                await self._reserve(worst, self._settings.max_cost_usd)
                 reserved = worst
                 sent_at = loop.time()
             self._sending += 1
@@ -188,7 +145,7 @@ class Sending:
         self._usage.prompt_tokens += prompt
         self._usage.completion_tokens += completion
         self._usage.cost_usd += cost
-        return Kept(valid.reply, self._endpoint.model, prompt, completion, cost)
+        return Kept(valid.reply, self._model, prompt, completion, cost)
 
     def _note(self, error: AttemptError, sent_at: float, number: int) -> None:
         """Count a failed attempt; stop everything after too many in a row."""
@@ -208,28 +165,23 @@ class Sending:
                 f"(llm.max_failures_in_a_row), the last with: {error}; {self._kept_so_far()}"
             )
 
-    async def _reserve(self, worst: float) -> None:
+    async def _reserve(self, worst: float, limit: float) -> None:
         """Set money aside; wait for requests in flight, which may cost less than they might."""
-        limit = self._settings.max_cost_usd
-        assert limit is not None
         while self.error is None:
             spent = self._cache.reserve(worst, limit)
             if spent is not None and not self._sending:
                 self._cache.flush()
                 spent = self._cache.reserve(worst, limit)
                 if spent is not None:
-                    self._over_budget(spent, worst, limit)
+                    raise UserError(
+                        f"llm.max_cost_usd: {spent:.6g} of {limit:g} USD are spent, and the next "
+                        f"request to {self._model} may cost {worst:.2g}; {self._kept_so_far()}"
+                    )
             if spent is None:
                 return
             self._sent.clear()
             await self._sent.wait()
         raise self.error
-
-    def _over_budget(self, spent: float, worst: float, limit: float) -> NoReturn:
-        raise UserError(
-            f"llm.max_cost_usd: {spent:.6g} of {limit:g} USD are spent, and the next request "
-            f"to {self._endpoint.model} may cost {worst:.2g}; {self._kept_so_far()}"
-        )
 
     def _kept_so_far(self) -> str:
         n, path = self._cache.count(), self._cache.path

@@ -36,18 +36,11 @@ def serve_gguf(
     slots: int = 4,
     threads: int = 1,
 ) -> NoReturn:
-    """Answer OpenAI-compatible requests on the loopback interface until SIGTERM or SIGINT.
+    """Answer OpenAI-compatible requests at a port of 127.0.0.1 until SIGTERM or SIGINT.
 
-    `GET /health` answers with 200 as soon as the model is loaded.
-
-    Args:
-        file: the .gguf file.
-        port: TCP port, of 127.0.0.1.
-        work: folder for the requantized copy.
-        quantize: `none`, or what to requantize weights to; see `requantized`.
-        context_tokens: prompt and answer of one request.
-        slots: requests answered at the same time.
-        threads: CPU threads.
+    `GET /health` answers with 200 as soon as the model is loaded. Weights are requantized to
+    `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and answer
+    of one request, `slots` the requests answered at the same time, `threads` those of the CPU.
 
     Raises:
         UserError: a package is missing, `quantize` is unknown, the port is taken, or the file
@@ -57,7 +50,13 @@ def serve_gguf(
         raise UserError(f"--quantize: {quantize!r} is not one of {', '.join(QUANTIZATIONS)}")
     if find_spec("xllamacpp") is None:
         raise UserError(f"serving a GGUF file needs xllamacpp (pip install {XLLAMACPP})")
-    _check_free(port)
+    with socket.socket() as probe:
+        # As the server does: a port whose last owner has just ended is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--port: {port} cannot be listened on: {first_line(error)}") from None
     if quantize != "none":
         file = requantized(file, quantize, work)
     # As in a shell program: the server ends at once, whatever it is doing.
@@ -67,16 +66,6 @@ def serve_gguf(
     log.info("%s is served at %s/v1", file, server.listening_address)
     while True:
         signal.pause()
-
-
-def _check_free(port: int) -> None:
-    with socket.socket() as probe:
-        # As the server does: a port whose last owner has just ended is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            raise UserError(f"--port: {port} cannot be listened on: {first_line(error)}") from None
 
 
 def _start(file: Path, port: int, context_tokens: int, slots: int, threads: int) -> Any:
@@ -101,12 +90,7 @@ def requantized(file: Path, quantize: str, work: Path) -> Path:
 
     On CPUs llama.cpp reads prompts faster from blocks without an offset. Matrices whose rows are
     whole blocks of 32 are rewritten. With `q4_0`, token embeddings and the head, which cost a
-    prompt nothing, are `q8_0`.
-
-    Args:
-        file: the .gguf file.
-        quantize: `q4_0` or `q8_0`: 4 or 8 bits per weight and one scale.
-        work: folder of the copies.
+    prompt nothing, are `q8_0`. Both formats hold 4 or 8 bits per weight and one scale per block.
 
     Raises:
         UserError: the package gguf is missing, or cannot read the file.
@@ -142,10 +126,8 @@ def _requantize(file: Path, quantize: str, output: Path) -> None:
         reader = gguf.GGUFReader(file)
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: cannot be read as GGUF: {first_line(error)}") from None
-    matrices, lookups = {
-        "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0),
-        "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q8_0),
-    }[quantize]
+    matrices = gguf.GGMLQuantizationType[quantize.upper()]
+    lookups = gguf.GGMLQuantizationType.Q8_0
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(output, arch=architecture)
     for name, field in reader.fields.items():
@@ -162,13 +144,11 @@ def _requantize(file: Path, quantize: str, output: Path) -> None:
         if len(shape) < 2 or shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
             wanted = tensor.tensor_type
         formats.append(wanted)
-        if wanted == tensor.tensor_type:
-            data = tensor.data
-            writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, wanted)
-        else:
+        info = tensor.data.shape, tensor.data.dtype, tensor.data.nbytes
+        if wanted != tensor.tensor_type:
             in_bytes = gguf.quant_shape_to_byte_shape(shape, wanted)
-            size = math.prod(in_bytes)
-            writer.add_tensor_info(tensor.name, in_bytes, np.dtype(np.uint8), size, wanted)
+            info = in_bytes, np.dtype(np.uint8), math.prod(in_bytes)
+        writer.add_tensor_info(tensor.name, *info, wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

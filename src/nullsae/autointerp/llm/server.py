@@ -36,12 +36,8 @@ class RunningServer:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until `stop`
         self._guard: asyncio.subprocess.Process | None = None
         self._group: int | None = None
-        self.port = 0
-
-    @property
-    def base_url(self) -> str:
-        """Address of its chat endpoint, with /v1."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        self.address = ""
+        """Without a path; known as soon as it starts."""
 
     @property
     def ended(self) -> bool:
@@ -56,13 +52,12 @@ class RunningServer:
         return f" ({shortened(lines[-1])})" if lines else ""
 
     async def start(self) -> None:
-        """Start it and wait until it is ready.
-
-        Raises:
-            UserError: there is no such program, it ended at once, or it is not ready in time.
-        """
-        self.port = _free_port()
-        words = [word.replace("{port}", str(self.port)) for word in self._settings.command]
+        """Start it and wait until it is ready; a `UserError` where it never gets ready."""
+        with socket.socket() as probe:  # a free port
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        self.address = f"http://127.0.0.1:{port}"
+        words = [word.replace("{port}", port) for word in self._settings.command]
         if shutil.which(words[0]) is None and not (self._root / words[0]).is_file():
             raise UserError(
                 f"server.command: no program {words[0]!r}; install it, or write its whole path"
@@ -91,10 +86,7 @@ class RunningServer:
 
     async def _launch(self, words: list[str]) -> None:
         self._guard = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            guard.__file__,
-            *words,
+            *(sys.executable, "-I", guard.__file__, *words),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._output,
@@ -110,9 +102,7 @@ class RunningServer:
         self._group = int(rest)
 
     async def _wait(self) -> None:
-        url = f"http://127.0.0.1:{self.port}{self._settings.health}"
-        seconds = self._settings.ready_seconds
-        program = self._settings.command[0]
+        seconds, program = self._settings.ready_seconds, self._settings.command[0]
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         timeout = aiohttp.ClientTimeout(total=max(1.0, min(5.0, seconds)))
@@ -125,7 +115,7 @@ class RunningServer:
                         f"it was ready{self.last_line()}"
                     )
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                    async with session.get(url) as response:
+                    async with session.get(self.address + self._settings.health) as response:
                         if response.status == 200:
                             return
                 await asyncio.sleep(POLL_SECONDS)
@@ -133,9 +123,3 @@ class RunningServer:
             f"server.ready_seconds: {program!r} did not answer {self._settings.health} with 200 "
             f"within {seconds:g} s{self.last_line()}; give it longer, or mend server.health"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nullsae.autointerp.llm.messages import Usage
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.files import write_json
 
 if TYPE_CHECKING:
-    from nullsae.autointerp.llm.client import LanguageModel, Usage
+    from nullsae.autointerp.llm.client import LanguageModel
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class Session:
     progress: Callable[[int, int, str], None] | None = None
     """Called with (questions done, questions in all, calls, tokens, money and failures so far)."""
     costs: Path | None = None
-    """Where to write what it cost."""
+    """Where to write what it cost: the columns of the table `costs` that say what was asked."""
 
     def all(
         self,
@@ -36,22 +37,14 @@ class Session:
         work: Callable[[LanguageModel], Sequence[Coroutine[Any, Any, T]]],
         n_questions: int,
     ) -> list[T]:
-        """Run coroutines that ask one endpoint; write what they cost.
-
-        Args:
-            endpoint: whom to ask.
-            work: makes the coroutines.
-            n_questions: how many there are.
-
-        Returns:
-            Their results, in order.
+        """Results of the `n_questions` coroutines that `work` makes, in order; writes their cost.
 
         Raises:
             UserError: the endpoint cannot be used, or the budget is spent.
         """
         if not n_questions:
             return []
-        # Lazy: it imports a client of HTTP.
+        # Lazy: most jobs ask nobody.
         from nullsae.autointerp.llm.client import ask_all
 
         done = 0
@@ -64,35 +57,36 @@ class Session:
                 self.progress(done, n_questions, describe(model.usage))
             return result
 
-        def all_counted(model: LanguageModel) -> list[Coroutine[Any, Any, T]]:
-            return [counted(model, one) for one in work(model)]
-
-        results, usage = ask_all(endpoint, self.settings(), all_counted, root=self.root)
+        results, usage = ask_all(
+            endpoint,
+            self.settings(),
+            lambda model: [counted(model, one) for one in work(model)],
+            root=self.root,
+        )
         if self.costs is not None:
-            write_json(self.costs, {"model": endpoint.model, **costs_row(usage)})
+            same = (
+                "calls",
+                "cached_calls",
+                "attempts_failed",
+                "prompt_tokens",
+                "completion_tokens",
+            )
+            row = {name: getattr(usage, name) for name in same} | {
+                "model": endpoint.model,
+                "failed_calls": usage.failed,
+                "cost_usd": usage.cost_usd + usage.cached_cost_usd,
+                "paid_usd": usage.cost_usd,
+            }
+            write_json(self.costs, row)
         return results
-
-
-def costs_row(usage: Usage) -> dict[str, float]:
-    """The columns of the table `costs` that say what was asked."""
-    return {
-        "calls": usage.calls,
-        "cached_calls": usage.cached_calls,
-        "attempts_failed": usage.attempts_failed,
-        "failed_calls": usage.failed,
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "cost_usd": usage.cost_usd + usage.cached_cost_usd,
-        "paid_usd": usage.cost_usd,
-    }
 
 
 def describe(usage: Usage) -> str:
     """What was asked so far, in a few words."""
     tokens = usage.prompt_tokens + usage.completion_tokens
-    parts = [f"{usage.calls:,} calls, {usage.cached_calls:,} cached, {tokens:,} tokens"]
+    text = f"{usage.calls:,} calls, {usage.cached_calls:,} cached, {tokens:,} tokens"
     if usage.cost_usd:
-        parts.append(f"${usage.cost_usd:.2f}")
+        text += f", ${usage.cost_usd:.2f}"
     if usage.attempts_failed:
-        parts.append(f"{usage.attempts_failed} asked again, {usage.failed} failed")
-    return ", ".join(parts)
+        text += f", {usage.attempts_failed} asked again, {usage.failed} failed"
+    return text

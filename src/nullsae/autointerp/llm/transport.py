@@ -14,19 +14,13 @@ from typing import Any, Literal, Self
 
 import aiohttp
 import httpx2
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, Omit
+from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 from yarl import URL
 
 from nullsae.autointerp.llm.addresses import proxy_of
 from nullsae.autointerp.llm.answers import Answer
 from nullsae.core.errors import first_line
 
-# Headers of statistics that the package adds to each request.
-STATISTICS_HEADERS = (
-    *("X-Stainless-Lang", "X-Stainless-Package-Version", "X-Stainless-OS", "X-Stainless-Arch"),
-    *("X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Async"),
-    *("X-Stainless-Retry-Count", "X-Stainless-Read-Timeout"),
-)
 NO_HEADERS = httpx2.Headers()
 Trouble = Literal["timeout", "dropped", "refused", "unknown host", "certificate"]
 
@@ -51,27 +45,19 @@ class Transport:
             max_retries=0,
             http_client=_Sender(self._url, key, timeout_seconds),
         )
-        self._options: Any = {
-            "headers": {name: Omit() for name in STATISTICS_HEADERS},
-            "idempotency_key": "none",  # spares drawing one that is not sent
-        }
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.close()
 
     async def post(self, body: bytes) -> Answer:
-        """Send a request, once.
-
-        Args:
-            body: the request as JSON.
-
-        Raises:
-            NoAnswerError: time-out, no connection, or one that broke off.
-        """
+        """Send a request that is JSON already, once; a `NoAnswerError` where nothing came back."""
         try:
             response = await self._client.post(
-                self._url, cast_to=httpx2.Response, content=body, options=self._options
+                self._url,
+                cast_to=httpx2.Response,
+                content=body,
+                options={"idempotency_key": "none"},  # spares drawing one that is not sent
             )
         except APIStatusError as error:
             response = error.response
@@ -79,11 +65,8 @@ class Transport:
             raise NoAnswerError("timeout", "no answer in time") from None
         except APIConnectionError as error:
             raise _no_answer(error) from None
-        return Answer(
-            status=response.status_code,
-            retry_after=response.headers.get("retry-after"),
-            content=response.content,
-        )
+        retry_after = response.headers.get("retry-after")
+        return Answer(response.status_code, retry_after, response.content)
 
 
 class _Sender(httpx2.AsyncClient):
@@ -102,8 +85,10 @@ class _Sender(httpx2.AsyncClient):
     def build_request(self, method: str, url: Any, **fields: Any) -> httpx2.Request:
         if self._pattern is None:
             self._pattern = httpx2.Request(method, url, headers=fields["headers"])
-            taken = ("host", "content-length", "authorization")
-            kept = {n: v for n, v in self._pattern.headers.items() if n.lower() not in taken}
+            # Those of `x-stainless` are statistics that the package adds.
+            taken = ("host", "content-length", "authorization", "x-stainless-")
+            headers = self._pattern.headers.items()
+            kept = {n: v for n, v in headers if not n.lower().startswith(taken)}
             if self._key is not None:
                 kept["Authorization"] = f"Bearer {self._key.decode()}"
             self._sent_headers = kept
@@ -189,12 +174,12 @@ def _no_answer(error: APIConnectionError) -> NoAnswerError:
         if isinstance(cause, aiohttp.ClientError | OSError):
             break
     text = first_line(cause)
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError | ssl.SSLError):
-        return NoAnswerError("certificate", text)
-    if isinstance(cause, aiohttp.ClientSSLError):
-        return NoAnswerError("certificate", text)
-    if isinstance(cause, aiohttp.ClientConnectorDNSError):
-        return NoAnswerError("unknown host", text)
-    if isinstance(cause, aiohttp.ClientConnectorError):
-        return NoAnswerError("refused", text)
-    return NoAnswerError("dropped", text)
+    trouble: Trouble = "dropped"
+    certificate = aiohttp.ClientConnectorCertificateError | ssl.SSLError | aiohttp.ClientSSLError
+    if isinstance(cause, certificate):
+        trouble = "certificate"
+    elif isinstance(cause, aiohttp.ClientConnectorDNSError):
+        trouble = "unknown host"
+    elif isinstance(cause, aiohttp.ClientConnectorError):
+        trouble = "refused"
+    return NoAnswerError(trouble, text)

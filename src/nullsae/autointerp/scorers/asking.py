@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from nullsae.autointerp.examples import Examples, Flags, Ints
-from nullsae.autointerp.llm.messages import Request
-from nullsae.autointerp.marking import mark, window_texts
-from nullsae.autointerp.prompting import (
-    EXPLANATION_TOKENS,
-    TOKENS_AROUND_WINDOW,
-    Prompt,
-    check_prompt,
-    load_prompt,
-    one_line,
-    prompt_tokens,
-)
+from nullsae.autointerp import prompting
+from nullsae.autointerp.examples import Examples, Flags, Floats, Ints
+from nullsae.autointerp.llm.messages import Request, object_schema
+from nullsae.autointerp.marking import mark, shown_examples
+from nullsae.autointerp.prompting import MAX_ATTEMPTS, Prompt, check_prompt, load_prompt, one_line
 from nullsae.autointerp.replies import Judgement, judgements
 from nullsae.autointerp.score import Judged, ScoreJob
-from nullsae.autointerp.token_statistics import judge_by_tokens
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
 from nullsae.config.scorers import Scorer
@@ -35,8 +28,6 @@ if TYPE_CHECKING:
 
     from nullsae.autointerp.llm.client import LanguageModel
 
-# Questions about the same windows, the first one included, before they count as failed.
-MAX_ATTEMPTS = 3
 # Length of an answer: its frame, and a number, a label and punctuation per window.
 FRAME_TOKENS, WINDOW_TOKENS = 32, 10
 
@@ -92,10 +83,6 @@ class AskingScorer(Scorer):
             calls, sum(counts.score), counts, answer, self.name, self.prompt
         )
 
-    def positions_judged(self, examples: Examples) -> Flags:
-        """The positions whose tokens the formula looks at, bool [n_positions]."""
-        return examples.marked if self.marks_above is not None else np.ones_like(examples.marked)
-
     def predict(self, job: ScoreJob) -> Judged:
         if job.params.judge is not None:
             return self._ask(job, job.params.judge)
@@ -105,7 +92,8 @@ class AskingScorer(Scorer):
             )
         if not len(job.examples.latent):
             return Judged(np.empty(0), [])
-        shown = self.positions_judged(job.examples)
+        marked = job.examples.marked
+        shown = marked if self.marks_above is not None else np.ones_like(marked)
         probability = judge_by_tokens(job.examples, job.explained, shown)
         return Judged(probability, ["statistics"] * len(probability))
 
@@ -121,25 +109,23 @@ class AskingScorer(Scorer):
         check_prompt(prompt, self.prompt, explanation="", windows=[""])
         texts = example_texts(examples, tokenizer)
         questions = []
-        for latent, text in zip(
-            job.explained["latent"].to_pylist(),
-            job.explained["explanation"].to_pylist(),
-            strict=True,
-        ):
+        size, limit = self.windows_per_prompt, self.max_completion_tokens
+        latents, explanations = (job.explained[n].to_pylist() for n in ("latent", "explanation"))
+        for latent, text in zip(latents, explanations, strict=True):
             if text is not None:
-                order = _shuffled(np.flatnonzero(examples.latent == latent), job, latent)
-                size = self.windows_per_prompt
+                keys = ("question_order", *job.params.keys.parts(), latent)
+                generator = numpy_generator(job.params.seed, *keys)
+                order = generator.permutation(np.flatnonzero(examples.latent == latent))
                 questions += [(text, order[i : i + size]) for i in range(0, len(order), size)]
-        limit = self.max_completion_tokens
-
-        def work(model: LanguageModel) -> list[Coroutine[Any, Any, list[Answer]]]:
-            return [
+        answers: list[Answer] = [None] * len(texts)
+        said_of_all = job.session.all(
+            judge,
+            lambda model: [
                 _ask_labels(model, prompt, text, [texts[i] for i in rows], limit)
                 for text, rows in questions
-            ]
-
-        answers: list[Answer] = [None] * len(texts)
-        said_of_all = job.session.all(judge, work, len(questions))
+            ],
+            len(questions),
+        )
         for (_, rows), said in zip(questions, said_of_all, strict=True):
             for row, one in zip(rows, said, strict=True):
                 answers[row] = one
@@ -150,8 +136,8 @@ def questions_about_windows(
     calls: int, n_shown: int, counts: WindowCounts, answer_tokens: int, kind: str, path: str | None
 ) -> Questions:
     """What questions amount to that show so many windows in all, by the prompt of a kind."""
-    fixed = prompt_tokens(kind, path) + EXPLANATION_TOKENS
-    each = counts.window_tokens + TOKENS_AROUND_WINDOW
+    fixed = prompting.prompt_tokens(kind, path) + prompting.EXPLANATION_TOKENS
+    each = counts.window_tokens + prompting.TOKENS_AROUND_WINDOW
     return Questions(calls, calls * fixed + n_shown * each, calls * answer_tokens)
 
 
@@ -172,9 +158,8 @@ async def _ask_labels(
     unanswered, attempt = list(range(len(windows))), 1
     for _ in range(MAX_ATTEMPTS):
         n = len(unanswered)
-        messages = prompt.messages(
-            attempt, explanation=explanation, windows=[windows[i] for i in unanswered]
-        )
+        shown = [windows[i] for i in unanswered]
+        messages = prompt.messages(attempt, explanation=explanation, windows=shown)
         length = limit or FRAME_TOKENS + WINDOW_TOKENS * n
         reply = await model.ask(Request(messages, length, labels_schema(n), logprobs=True))
         if reply is None:
@@ -193,26 +178,64 @@ async def _ask_labels(
 
 def example_texts(examples: Examples, tokenizer: Tokenizer) -> list[str]:
     """Each window as one line, with its marks."""
-    bounds = list(zip(examples.starts[:-1], examples.starts[1:], strict=True))
-    shown = window_texts(tokenizer, [examples.tokens[a:b] for a, b in bounds])
-    return [
-        one_line(mark(window, examples.marked[a:b]))
-        for window, (a, b) in zip(shown, bounds, strict=True)
-    ]
-
-
-def _shuffled(rows: Ints, job: ScoreJob, latent: int) -> Ints:
-    parts = job.params.keys.parts()
-    return numpy_generator(job.params.seed, "question_order", *parts, latent).permutation(rows)
+    return [one_line(mark(*window)) for window in shown_examples(tokenizer, examples)]
 
 
 @cache
 def labels_schema(n_windows: int) -> dict[str, Any]:
     """JSON schema of `{"1": 0, "2": 1, ...}`."""
-    numbers = [str(i) for i in range(1, n_windows + 1)]
-    return {
-        "type": "object",
-        "properties": {number: {"type": "integer", "enum": [0, 1]} for number in numbers},
-        "required": numbers,
-        "additionalProperties": False,
-    }
+    return object_schema({str(i): [0, 1] for i in range(1, n_windows + 1)})
+
+
+def judge_by_tokens(examples: Examples, explained: pa.Table, shown: Flags) -> Floats:
+    """The largest probability of firing over the positions shown of each window.
+
+    A position has the probability of its pair (the token before it in the window, marked or not,
+    and its own token), else that of its token, else the explanation's base probability: whatever
+    the explanation knows first. `explained` is sorted by latent and has every latent of the
+    examples; at least one position per window is `shown`. Returns float64 [n_examples].
+    """
+    at = np.flatnonzero(shown)
+    before = np.roll(examples.tokens, 1)
+    before[examples.starts[:-1]] = -1  # nothing is before a window's first token
+    token, previous = examples.tokens[at], before[at]
+    row = np.searchsorted(explained["latent"].to_numpy(), examples.latent)
+    row = np.repeat(row, examples.n_tokens)[at]
+    row_of_known, known, p_token = _entries(explained, "token_ids", "token_probabilities")
+    row_of_pair, second, p_pair = _entries(explained, "pair_token_ids", "pair_probabilities")
+    first = explained["pair_previous_ids"].combine_chunks().flatten().to_numpy()
+
+    # A key holds a row or a place and one id, never two ids: int64 is enough for any vocabulary.
+    stride = 1 + max(int(ids.max(initial=0)) for ids in (examples.tokens, known, first, second))
+    known_key, pair_head = row_of_known * stride + known, row_of_pair * stride + second
+    heads = np.unique(np.concatenate([known_key, pair_head]))
+    # In float32 like the statistics: a base rate and a token at that rate must tie.
+    base = explained["base_probability"].to_numpy().astype(np.float32)
+    of_head = base[heads // stride]
+    of_head[_find(heads, known_key)] = p_token
+    head = _find(heads, row * stride + token)
+    probability = np.where(head >= 0, np.append(of_head, np.float32(0))[head], base[row])
+
+    pair_key = _find(heads, pair_head) * stride + first
+    order = np.argsort(pair_key, kind="stable")  # linear where they ascend, as they do by custom
+    pair = _find(pair_key[order], np.where(previous < 0, -1, head * stride + previous))
+    probability = np.where(pair >= 0, np.append(p_pair[order], np.float32(0))[pair], probability)
+
+    of_position = np.full(len(shown), -np.inf, dtype=np.float32)
+    of_position[at] = probability
+    return np.maximum.reduceat(of_position, examples.starts[:-1]).astype(np.float64)
+
+
+def _entries(explained: pa.Table, ids: str, values: str) -> tuple[Ints, Ints, NDArray[np.float32]]:
+    """Row, id and value of each entry of two columns of lists, end to end."""
+    lists = explained[ids].combine_chunks()
+    row = np.repeat(np.arange(explained.num_rows), lists.value_lengths().to_numpy())
+    numbers = explained[values].combine_chunks().flatten().to_numpy()
+    return row, lists.flatten().to_numpy().astype(np.int64), numbers
+
+
+def _find(keys: Ints, wanted: Ints) -> Ints:
+    """The place of each wanted key among ascending keys >= 0; -1 where it is not among them."""
+    place = np.searchsorted(keys, wanted)
+    closed = np.append(keys, np.iinfo(np.int64).min)  # a search past the end finds nothing
+    return np.where(closed[place] == wanted, place, -1)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
 from nullsae.autointerp.examples import Examples, Ints
-from nullsae.autointerp.llm.messages import Request
-from nullsae.autointerp.prompting import Prompt, check_prompt, load_prompt
-from nullsae.autointerp.replies import Judgement, choice
+from nullsae.autointerp.llm.messages import object_schema
+from nullsae.autointerp.prompting import check_prompt, load_prompt
+from nullsae.autointerp.replies import choice
 from nullsae.autointerp.score import Judged, ScoreJob
-from nullsae.autointerp.scorers.asking import (
-    FRAME_TOKENS,
-    MAX_ATTEMPTS,
-    Answer,
-    example_texts,
-    judged_by_answers,
-    questions_about_windows,
-)
+from nullsae.autointerp.scorers import asking
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
 from nullsae.config.latents import SilentKind
@@ -29,9 +20,6 @@ from nullsae.config.scorers import Scorer
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.autointerp import ScoreLatentsParams
-
-if TYPE_CHECKING:
-    from nullsae.autointerp.llm.client import LanguageModel
 
 
 class IntruderScorer(Scorer):
@@ -82,8 +70,9 @@ class IntruderScorer(Scorer):
     def questions(self, counts: WindowCounts) -> Questions:
         size = self.active_per_task
         calls = sum(min(self.n_tasks, n // size) for n in counts.score_active)
-        return questions_about_windows(
-            calls, calls * (size + 1), counts, FRAME_TOKENS // 2, self.name, self.prompt
+        answer = asking.FRAME_TOKENS // 2
+        return asking.questions_about_windows(
+            calls, calls * (size + 1), counts, answer, self.name, self.prompt
         )
 
     def predict(self, job: ScoreJob) -> Judged:
@@ -100,23 +89,34 @@ class IntruderScorer(Scorer):
         tokenizer = job.tokenizer
         prompt = load_prompt("intruder", self.prompt)
         check_prompt(prompt, self.prompt, windows=[""])
-        texts = example_texts(examples, tokenizer)
+        texts = asking.example_texts(examples, tokenizer)
         tasks = [
             task
             for latent in np.unique(examples.latent).tolist()
             for task in intruder_tasks(job.params, self, examples, latent)
         ]
-
-        def work(model: LanguageModel) -> list[Coroutine[Any, Any, dict[int, Judgement] | None]]:
-            limit = self.max_completion_tokens
-            return [_ask_choice(model, prompt, [texts[i] for i in rows], limit) for rows in tasks]
-
-        answers: dict[int, Answer] = {}
-        for rows, said in zip(tasks, job.session.all(judge, work, len(tasks)), strict=True):
+        n = self.active_per_task + 1
+        length = self.max_completion_tokens or asking.FRAME_TOKENS
+        said_of_all = job.session.all(
+            judge,
+            lambda model: [
+                prompt.ask(
+                    model,
+                    lambda reply: choice(reply, n),
+                    length,
+                    object_schema({"intruder": list(range(1, n + 1))}),
+                    windows=[texts[i] for i in rows],
+                )
+                for rows in tasks
+            ],
+            len(tasks),
+        )
+        answers: dict[int, asking.Answer] = {}
+        for rows, said in zip(tasks, said_of_all, strict=True):
             for number, row in enumerate(rows.tolist(), 1):
                 answers[row] = None if said is None else said[number]
         chosen = sorted(answers)
-        return judged_by_answers(
+        return asking.judged_by_answers(
             [answers[row] for row in chosen], judge, prompt, np.array(chosen, np.int64)
         )
 
@@ -129,41 +129,12 @@ def intruder_tasks(
     generator = numpy_generator(params.seed, "intruder_tasks", *params.keys.parts(), latent)
     silent = generator.permutation(mine[~examples.active[mine]])
     quantile = np.asarray(examples.quantile.fill_null(-1))
-    groups = []
+    groups, size = [], scorer.active_per_task
     for which in np.unique(quantile[mine[examples.active[mine]]]):
         rows = generator.permutation(mine[quantile[mine] == which])
-        size = scorer.active_per_task
         groups += [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
-    tasks = []
-    for place, intruder in zip(
-        generator.permutation(len(groups))[: scorer.n_tasks], silent, strict=False
-    ):
-        tasks.append(generator.permutation(np.append(groups[place], intruder)))
-    return tasks
-
-
-async def _ask_choice(
-    model: LanguageModel, prompt: Prompt, windows: list[str], limit: int | None
-) -> dict[int, Judgement] | None:
-    n = len(windows)
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        messages = prompt.messages(attempt, windows=windows)
-        schema = choice_schema(n)
-        reply = await model.ask(Request(messages, limit or FRAME_TOKENS, schema, logprobs=True))
-        if reply is None:
-            return None
-        if said := choice(reply, n):
-            return said
-    return None
-
-
-@cache
-def choice_schema(n_windows: int) -> dict[str, Any]:
-    """JSON schema of `{"intruder": 3}`."""
-    numbers = list(range(1, n_windows + 1))
-    return {
-        "type": "object",
-        "properties": {"intruder": {"type": "integer", "enum": numbers}},
-        "required": ["intruder"],
-        "additionalProperties": False,
-    }
+    places = generator.permutation(len(groups))[: scorer.n_tasks]
+    return [
+        generator.permutation(np.append(groups[place], intruder))
+        for place, intruder in zip(places, silent, strict=False)
+    ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from nullsae.autointerp.marking import window_texts
+from nullsae.autointerp.marking import shown_examples
 from nullsae.autointerp.score import Judged, ScoreJob
 from nullsae.config.compute import Compute
 from nullsae.config.latents import SilentKind
@@ -88,15 +89,11 @@ class LikelihoodScorer(Scorer):
         for done, (latent, text) in enumerate(zip(latents, texts, strict=True), 1):
             rows = np.flatnonzero(examples.latent == latent)
             if text is not None and len(rows):
-                bounds = [(examples.starts[i], examples.starts[i + 1]) for i in rows]
-                shown = window_texts(tokenizer, [examples.tokens[a:b] for a, b in bounds])
+                shown = shown_examples(tokenizer, examples, rows)
                 spans = None
                 if self.form == "fuzzing":
-                    spans = [
-                        [span for span, on in zip(s.spans, examples.marked[a:b], strict=True) if on]
-                        for s, (a, b) in zip(shown, bounds, strict=True)
-                    ]
-                log_odds = likelihood.log_odds(text, [s.text for s in shown], spans)
+                    spans = [list(compress(s.spans, marked)) for s, marked in shown]
+                log_odds = likelihood.log_odds(text, [s.text for s, _ in shown], spans)
                 found[rows] = probability(log_odds)
             if job.session.progress is not None:
                 job.session.progress(done, len(latents), "")

@@ -8,7 +8,7 @@ from typing import Any
 from nullsae.config.randomization import Randomization, Settings
 from nullsae.config.variants import Look, Variant
 from nullsae.core.errors import UserError
-from nullsae.subjects.changes import REDRAWN, Change, block_parameters, change_weights, n_blocks
+from nullsae.subjects.changes import REDRAWN, Change, block_parameters, change_weights
 
 
 class Cascade(Variant):
@@ -34,7 +34,9 @@ class Cascade(Variant):
 
     @classmethod
     def resolve(cls, model: Any, settings: Settings, subject: str) -> Settings:
-        n_layers, first = n_blocks(model), settings.first_random_block
+        from nullsae.subjects import families
+
+        n_layers, first = len(families.find_blocks(model)), settings.first_random_block
         if first is None:
             return settings.model_copy(update={"first_random_block": n_layers // 2})
         if first >= n_layers:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nullsae.config.randomization import Settings
-from nullsae.config.variants import Look, Variant
-from nullsae.subjects.changes import INITIALIZED, Change, change_weights
+from nullsae.config.variants import Look
+from nullsae.subjects.changes import INITIALIZED, WeightsVariant
 
 
-class FreshInit(Variant):
+class FreshInit(WeightsVariant):
     """What the class of the model draws for itself, all of it."""
 
     name = "fresh_init"
@@ -18,7 +14,5 @@ class FreshInit(Variant):
     group = "initial weights"
     text = "New weights from the architecture's own initializer."
     look = Look("#0c3054", "#cce4e4", "triangle-down", (10, 3))
-
-    @classmethod
-    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
-        return change_weights(model, settings, INITIALIZED)
+    reads = ()
+    matrix = INITIALIZED

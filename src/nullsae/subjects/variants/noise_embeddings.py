@@ -52,12 +52,12 @@ class NoiseEmbeddings(Variant):
 
         def noise(std: float, name: tuple[str, ...], _m: Any, _i: Any, output: Tensor) -> Tensor:
             rows = []
+            of = (recipe["seed"], cls.purpose, recipe["draw"], subject.split)
             for context in subject.contexts:
-                key = (recipe["draw"], subject.split, context, *name)
-                generator = torch_generator(recipe["seed"], cls.purpose, *key)
+                generator = torch_generator(*of, context, *name)
                 rows.append(torch.randn(output.shape[1:], generator=generator))
-            placed: Tensor = (torch.stack(rows) * std).to(device=output.device, dtype=output.dtype)
-            return placed
+            drawn: Tensor = torch.stack(rows) * std
+            return drawn.to(output)
 
         for name, table in families.token_tables(subject.model).items():
             if table is own:

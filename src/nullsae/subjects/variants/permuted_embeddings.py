@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nullsae.config.randomization import Settings
-from nullsae.config.variants import Look, Variant
-from nullsae.subjects.changes import ROWS_PERMUTED, Change, change_embeddings
+from nullsae.config.variants import Look
+from nullsae.subjects.changes import ROWS_PERMUTED, EmbeddingsVariant
 
 
-class PermutedEmbeddings(Variant):
+class PermutedEmbeddings(EmbeddingsVariant):
     """The rows of the input embedding change places; the output embedding does if it is tied."""
 
     name = "permuted_embeddings"
     position = 9
-    group = "embeddings"
     text = "All weights as trained, but tokens exchange their embeddings."
     look = Look(
         "#6c3c84",
@@ -25,7 +20,4 @@ class PermutedEmbeddings(Variant):
         (6, 2, 1, 2, 1, 2),
     )
     purpose = "permute_embeddings"
-
-    @classmethod
-    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
-        return change_embeddings(model, ROWS_PERMUTED)
+    rows = ROWS_PERMUTED

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nullsae.config.randomization import Settings
-from nullsae.config.variants import Look, Variant
-from nullsae.subjects.changes import REDRAWN, Change, change_weights
+from nullsae.config.variants import Look
+from nullsae.subjects.changes import REDRAWN, WeightsVariant
 
 
-class Rerandomized(Variant):
+class Rerandomized(WeightsVariant):
     """Mean and variance of each tensor are kept."""
 
     name = "rerandomized"
@@ -21,9 +17,5 @@ class Rerandomized(Variant):
         "is lost."
     )
     look = Look("#009e73", "#2fc9a5", "triangle-up", (2, 2))
-    reads = ("norm_parameters",)
     purpose = "rerandomize"
-
-    @classmethod
-    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
-        return change_weights(model, settings, REDRAWN)
+    matrix = REDRAWN

@@ -6,25 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from nullsae.config.randomization import Settings
-from nullsae.config.variants import Look, Variant
-from nullsae.subjects.changes import REDRAWN, Change, change_weights, embedding_parameters
+from nullsae.config.variants import Look
+from nullsae.subjects.changes import Change, embedding_parameters
+from nullsae.subjects.variants.rerandomized import Rerandomized
 
 
-class RerandomizedKeepEmbeddings(Variant):
+class RerandomizedKeepEmbeddings(Rerandomized):
     """It shares its random numbers with `rerandomized`: they differ in the embeddings only."""
 
     name = "rerandomized_keep_embeddings"
     position = 5
-    group = "redrawn weights"
     text = (
         "Each tensor redrawn as in rerandomized, but for the input and output embeddings, which "
         "stay as trained."
     )
     look = Look("#b07a00", "#e8c14a", "diamond", (8, 2, 2, 2))
-    reads = ("norm_parameters",)
-    purpose = "rerandomize"
 
     @classmethod
     def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
-        names = {name for name, _ in model.named_parameters()} - embedding_parameters(model)
-        return change_weights(model, settings, REDRAWN, names=names)
+        kept = embedding_parameters(model)
+        changes = super().changes(model, settings)
+        return {name: change for name, change in changes.items() if name not in kept}

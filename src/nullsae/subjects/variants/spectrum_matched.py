@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nullsae.config.randomization import Settings
-from nullsae.config.variants import Look, Variant
-from nullsae.subjects.changes import MATCHED, PERMUTED, Change, change_weights
+from nullsae.config.variants import Look
+from nullsae.subjects.changes import MATCHED, PERMUTED, WeightsVariant
 
 
-class SpectrumMatched(Variant):
+class SpectrumMatched(WeightsVariant):
     """Vectors are permuted.
 
     That keeps the spectrum of a vector in both readings: its norm, as a column, and the entries of
@@ -22,9 +18,5 @@ class SpectrumMatched(Variant):
     group = "rearranged weights"
     text = "Each matrix keeps its singular values; its singular vectors are random."
     look = Look("#909054", "#84c078", "triangle-left", (12, 3, 1, 3))
-    reads = ("norm_parameters",)
     purpose = "match_spectrum"
-
-    @classmethod
-    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
-        return change_weights(model, settings, MATCHED, vector=PERMUTED)
+    matrix, vector = MATCHED, PERMUTED

@@ -1,10 +1,13 @@
-"""One text, however a program wrote it down: the same document."""
+"""A document: one text, however a program wrote it down, and the split that it belongs to."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
+from typing import Literal
 
+SplitName = Literal["eval", "sae_train"]
 SURROGATE = re.compile("[\ud800-\udfff]")
 MARK = "\ufeff"
 
@@ -25,10 +28,7 @@ def normalize(text: str, replaced: Replaced) -> str:
     """A document as it is tokenized: line feeds only, no lone surrogate, no byte order mark first.
 
     Letters stay as they are: composed and decomposed forms are different texts to a tokenizer.
-
-    Args:
-        text: as its file has it.
-        replaced: counts what changes.
+    `replaced` counts what changes.
     """
     if text.startswith(MARK):
         text = text[1:]
@@ -42,3 +42,17 @@ def normalize(text: str, replaced: Replaced) -> str:
         text, n_lone = SURROGATE.subn("\ufffd", text)
         replaced.surrogates += n_lone
     return text
+
+
+def text_digest(text: str) -> bytes:
+    """16 bytes of BLAKE2b over a normalized text: decides its split, its place, what equals it."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def split_of_digest(digest: bytes, eval_share: float) -> SplitName:
+    """The split of a document.
+
+    A document keeps its split whatever documents are added, removed or reordered, and equal texts
+    share one. A larger `eval_share`, the probability of `eval`, moves documents to `eval` only.
+    """
+    return "eval" if int.from_bytes(digest[:8], "big") < eval_share * 2**64 else "sae_train"

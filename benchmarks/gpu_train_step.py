@@ -33,8 +33,9 @@ from torch import Tensor
 from nullsae.config.saes import Sae
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.chunks import rows_at_once
 from nullsae.sae.initialization import initialize
-from nullsae.sae.kernels import Hits, HitsByLatent, chunk_rows, encode_top_k
+from nullsae.sae.kernels import Hits, HitsByLatent, encode_top_k
 from nullsae.sae.trainer import Trainer
 
 SHAPES = {"pythia-70m": (512, 2**15), "pythia-1b": (2048, 2**17), "pythia-6.9b": (4096, 2**18)}
@@ -73,7 +74,7 @@ def start(x: Tensor, n_latents: int) -> Autoencoder:
 def ours(x: Tensor, n_latents: int) -> Step:
     """Our training step."""
     recipe = Sae.of(n_latents=n_latents, k=K)
-    return Trainer.of(recipe, 10**6, start(x, n_latents), k=K).train_step
+    return Trainer(recipe, 10**6, start(x, n_latents), k=K).train_step
 
 
 def sparsify(x: Tensor, n_latents: int, *, as_shipped: bool) -> Step:
@@ -111,7 +112,7 @@ def milliseconds(run: Callable[[], object], repeats: int) -> float:
 
 def product(x: Tensor, sae: Autoencoder, repeats: int) -> float:
     """Milliseconds of the encoder's matrix product alone, in chunks of tokens."""
-    chunk = min(len(x), chunk_rows(sae.n_latents, x.device))
+    chunk = min(len(x), rows_at_once(sae.n_latents, x.device.type))
     pre = x.new_empty(chunk, sae.n_latents)
 
     def run() -> None:
@@ -125,7 +126,7 @@ def formula_bytes(n_latents: int, d: int, n_tokens: int) -> int:
     """What a step must hold: see the first lines of `nullsae.sae.triton_kernels`."""
     from nullsae.sae.triton_kernels import windows
 
-    chunk = min(n_tokens, chunk_rows(n_latents, torch.device("cuda")))
+    chunk = min(n_tokens, rows_at_once(n_latents, "cuda"))
     _, n_windows = windows(n_tokens * K)
     matrices = (24 + 8) * n_latents * d
     return matrices + 4 * chunk * n_latents + 8 * n_windows * d + (24 * d + 60 * K) * n_tokens

@@ -47,7 +47,7 @@ from nullsae.core.files import checksum, write_json
 from nullsae.core.randomness import numpy_generator, torch_generator
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import Skipped, collect_latents, draw_sample, sort_firings
+from nullsae.latents.collect import collect_latents, draw_sample, sort_firings
 from nullsae.latents.describe import describe
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, deal_documents, pools_of
@@ -150,9 +150,7 @@ def ours(folder: Path, threads: int) -> dict[str, float]:
             reader = SiteReader.open(folder / "activations/manifest.json", SITE)
             reader.check()
             split = Split.open(folder / "corpus/manifest.json")
-            found = sort_firings(
-                sae, reader, split, Skipped.of(SETTINGS, split), Path(scratch), None
-            )
+            found, _ = sort_firings(sae, reader, split, SETTINGS, Path(scratch))
         with timed(row, "describe_s"):
             grid = Grid.cut(split.document.reshape(-1, CONTEXT_TOKENS), WINDOW_TOKENS)
             dealt = deal_documents(grid, numpy_generator(0, "pools"))

@@ -145,7 +145,7 @@ def train_ours(
     if tied_unit:
         start.w_enc = start.w_dec.clone()
     size = recipe.batch_tokens
-    trainer = Trainer.of(recipe, len(x) // size, start, k=recipe.kept)
+    trainer = Trainer(recipe, len(x) // size, start, k=recipe.kept)
     for step in range(trainer.n_steps):
         trainer.train_step(x[step * size : (step + 1) * size] * scale)
     return trainer.sae.scaled(1.0 / scale)

@@ -66,7 +66,7 @@ def step_ours(rows: Path, shape: Shape) -> dict[str, object]:
     recipe = Sae.of(n_latents=shape.n_latents, k=K, batch_tokens=BATCH_TOKENS)
     generator = torch_generator(0, "sae_init", "benchmark")
     start = initialize(x[:BATCH_TOKENS], n_latents=shape.n_latents, k=K, generator=generator)
-    trainer = Trainer.of(recipe, shape.steps, start, k=K)
+    trainer = Trainer(recipe, shape.steps, start, k=K)
     stamps = [(time.process_time(), time.perf_counter())]
     for batch in x.split(BATCH_TOKENS):
         trainer.train_step(batch)

@@ -12,7 +12,6 @@ from nullsae.config.model_size import neox_size
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.jobs.grid import floor_cells, recipe_cells, sae_cells, scorer_cells, variant_cells
-from nullsae.jobs.memory import MEMORY
 from nullsae.jobs.resources import OTHERWISE, Needs
 from nullsae.jobs.work import NOT_PLANNED, WORK
 from nullsae.jobs.work.amounts import sae_bytes
@@ -52,8 +51,12 @@ def test_small_studies_ask_for_no_more_than_a_laptop_has(overlays: list[str]) ->
         assert 30 <= asked.minutes <= OTHERWISE[rule][1], rule
 
 
-def test_every_rule_with_a_formula_of_work_has_one_of_memory() -> None:
-    assert set(MEMORY) == set(WORK)
+def test_every_rule_with_a_formula_says_what_its_jobs_hold() -> None:
+    for overlay in ("config/quick.yaml", "config/all-controls.yaml"):
+        config = study(overlay)
+        needs = Needs(config)
+        for rule, keys in jobs(config):
+            assert WORK[rule](needs._study, keys).held_bytes > 0, rule
     assert set(OTHERWISE) - set(WORK) == set(NOT_PLANNED) - {"toy"}
 
 

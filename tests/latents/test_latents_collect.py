@@ -20,7 +20,7 @@ from nullsae.core.files import read_json, write_json
 from nullsae.core.randomness import numpy_generator
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import Skipped, collect_latents, sort_firings
+from nullsae.latents.collect import collect_latents, sort_firings
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, deal_documents, pools_of
@@ -359,7 +359,7 @@ def test_a_code_holds_at_most_k_latents(chain: Chain, tiny_sae: Path, tmp_path: 
     sae, _ = load_sae(tiny_sae)
     reader = SiteReader.open(chain.eval_activations, SITE)
     split = Split.open(chain.eval_tokens)
-    firings = sort_firings(sae, reader, split, Skipped.of(settings(), split), tmp_path)
+    firings, _ = sort_firings(sae, reader, split, settings(), tmp_path)
     per_token = np.bincount(firings.position, minlength=reader.n_tokens)
     assert per_token.max() == sae.k
     assert (firings.value > 0).all()

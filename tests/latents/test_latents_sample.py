@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from firings import sort_firings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -22,7 +23,7 @@ def some_firings(seed: int = 0, n_latents: int = 8, n_tokens: int = 200) -> Firi
     dense[rng.random(dense.shape) > rng.random(n_latents) / 2] = 0
     dense[:, 3] = 0
     position, latent = np.nonzero(dense)
-    return Firings.sort(latent, position.astype(np.uint32), dense[position, latent], n_latents)
+    return sort_firings(latent, position.astype(np.uint32), dense[position, latent], n_latents)
 
 
 @given(seed=st.integers(0, 1000), length=st.integers(1, 30))

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from firings import sort_firings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullsae.config.latents import Latents
 from nullsae.latents.silent import N_COMPANIONS, HardSilence, TokenIndex
-from nullsae.latents.store import Firings
+from nullsae.latents.split import Split
 from nullsae.latents.windows import Candidates, Draw, Grid, draw_windows
 
 LENGTH, N_LATENTS, VOCAB = 4, 14, 30
@@ -37,9 +39,10 @@ def silence_of(
     grid = Grid.cut(np.repeat(np.arange(n), LENGTH).reshape(n, LENGTH), LENGTH)
     latent = np.repeat(np.arange(len(fires)), [len(windows) for windows in fires])
     window = np.array([w for windows in fires for w in windows], dtype=np.int64)
-    active = Firings.sort(latent, window, np.ones(len(window), dtype=np.float32), len(fires))
+    active = sort_firings(latent, window, np.ones(len(window), dtype=np.float32), len(fires))
     ids = np.zeros(n * LENGTH, dtype=np.int64) if tokens is None else tokens.ravel()
-    return HardSilence(active, grid, np.array(pools, dtype=np.int8), ids)
+    split = Split(ids, grid.document.repeat(LENGTH), LENGTH, None, Path("manifest.json"))
+    return HardSilence(active, grid, np.array(pools, dtype=np.int8), split)
 
 
 def drawn(

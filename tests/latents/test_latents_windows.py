@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from firings import sort_firings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,6 @@ from nullsae.latents.windows import (
     pools_of,
     quantiles,
     top_windows,
-    whole_cells,
 )
 
 
@@ -111,7 +111,7 @@ def random_activations(seed: int, context: int, length: int) -> tuple[np.ndarray
 
 def firings_of(dense: np.ndarray) -> Firings:
     position, latent = np.nonzero(dense)
-    return Firings.sort(latent, position.astype(np.uint32), dense[position, latent], dense.shape[1])
+    return sort_firings(latent, position.astype(np.uint32), dense[position, latent], dense.shape[1])
 
 
 @given(seed=st.integers(0, 1000), context=st.integers(4, 24), length=st.integers(2, 9))
@@ -130,7 +130,7 @@ def test_cells_equal_those_of_the_dense_matrix(seed: int, context: int, length: 
     np.testing.assert_array_equal(np.repeat(np.arange(3), every.counts), latent)
     for one, other in zip((every.window, every.start, every.peak, peak_at), rest, strict=True):
         np.testing.assert_array_equal(one, other)
-    whole = whole_cells(every, grid)
+    whole = every.kept(grid.document[every.window] >= 0)
     inside = grid.document[every.window] >= 0
     np.testing.assert_array_equal(whole.window, every.window[inside])
     np.testing.assert_array_equal(whole.counts, np.bincount(latent[inside], minlength=3))

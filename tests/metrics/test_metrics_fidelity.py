@@ -258,7 +258,11 @@ def test_noise_is_that_of_the_same_context(
     """The variant `noise_embeddings` draws its noise by the index of a context in its split."""
     noisy = load_subject(chain.recipe, CPU)
     noisy = dataclasses.replace(
-        noisy, recipe={**noisy.recipe, "embedding_noise_std": 1.0, "seed": 0, "draw": 0}
+        noisy,
+        recipe={
+            **noisy.recipe,
+            **{"variant": "noise_embeddings", "embedding_noise_std": 1.0, "seed": 0, "draw": 0},
+        },
     )
     contexts = [3 * index + 1 for index in range(20)]
     found = fidelity(noisy, identity(), SITE, ids, documents, mean, contexts=contexts).totals()

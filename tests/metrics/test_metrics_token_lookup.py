@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nullsae.metrics.token_lookup import token_lookup_r2
+from nullsae.metrics.evaluate import token_lookup_r2
 from nullsae.sae.token_means import fit_token_means
 
 VOCAB, D = 20, 6

@@ -1,7 +1,7 @@
 """The plan of the default study against one run of it: tests/data/default_run.json.
 
 The run is recorded, with its config, since tests share their machine: a time measured here would
-say how busy it is. `nullsae.planning.devices.REFERENCE_CPU` is the machine of the run.
+say how busy it is. `nullsae.jobs.work.rates.REFERENCE_CPU` is the machine of the run.
 """
 
 from __future__ import annotations

@@ -10,16 +10,8 @@ import pytest
 
 from nullsae.core.errors import UserError
 from nullsae.jobs.work.amounts import Work
-from nullsae.planning.devices import (
-    DATA_SHEETS,
-    REFERENCE_CPU,
-    REFERENCE_HOST,
-    calibrate,
-    calibration_file,
-    data_sheet_device,
-    pick_device,
-    read_calibration,
-)
+from nullsae.jobs.work.rates import DATA_SHEETS, REFERENCE_CPU, REFERENCE_HOST, data_sheet_device
+from nullsae.planning.devices import calibrate, calibration_file, pick_device, read_calibration
 
 
 @pytest.fixture(autouse=True)

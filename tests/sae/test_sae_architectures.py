@@ -17,7 +17,7 @@ from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import SaeCell, TrainSaeParams
-from nullsae.sae import kernels
+from nullsae.sae.architectures import batch_topk
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.architectures.batch_topk import THRESHOLD_DECAY, batch_top_k
 from nullsae.sae.autoencoder import Autoencoder
@@ -290,7 +290,7 @@ def by_sorting(pre: Tensor, n: int) -> list[tuple[int, int, float]]:
 
 
 def entries(hits: Hits) -> list[tuple[int, int, float]]:
-    parts = (hits.tokens().tolist(), hits.latents.tolist(), hits.values.tolist())
+    parts = (hits.tokens.tolist(), hits.latents.tolist(), hits.values.tolist())
     return list(zip(*parts, strict=True))
 
 
@@ -324,7 +324,7 @@ def test_the_same_entries_are_kept_as_by_sorting(
     pre = (pre * levels).round() / levels
     n = max(1, int(share * pre.numel()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "chunk_rows", lambda *_: chunk)
+        patch.setattr(batch_topk, "rows_at_once", lambda *_: chunk)
         hits = batch_top_k(pre, torch.eye(n_latents), torch.zeros(n_latents), n)
     assert entries(hits) == by_sorting(pre, n)
     assert len(hits.values) == min(n, int((pre > 0).sum()))
@@ -336,7 +336,7 @@ def test_a_batch_keeps_k_per_token_on_average() -> None:
     model = model_of(recipe("batch_topk"))
     hits = batch_top_k(x - model.b_dec, model.w_enc, model.b_enc, K * TOKENS)
     assert len(hits.values) == K * TOKENS
-    counts = torch.bincount(hits.tokens(), minlength=TOKENS)
+    counts = torch.bincount(hits.tokens, minlength=TOKENS)
     assert int(counts.min()) < K < int(counts.max())
     model.b_enc[3:] -= 100.0
     _, losses = model.gradients(x, NONE_DEAD)
@@ -442,7 +442,7 @@ def small(architecture: Any, **keys: Any) -> Sae:
 def trainer_of(sae: Sae, x: Tensor, n_steps: int) -> Trainer:
     g = torch_generator(0, "test start")
     start = initialize(x, n_latents=64, k=sae.kept, generator=g)
-    return Trainer.of(sae, n_steps, start, k=sae.kept)
+    return Trainer(sae, n_steps, start, k=sae.kept)
 
 
 def trained(sae: Sae, n_steps: int) -> Trainer:

@@ -32,7 +32,7 @@ def planted(n: int, split: str) -> Tensor:
 def trainer_on(x: Tensor, n_steps: int, **keys: Any) -> Trainer:
     sae = Sae.model_validate({"k": K, "n_latents": 256, "batch_tokens": BATCH, **keys})
     start = initialize(x, n_latents=256, k=K, generator=torch_generator(0, "defaults_start"))
-    return Trainer.of(sae, n_steps, start, k=K)
+    return Trainer(sae, n_steps, start, k=K)
 
 
 def quality(**keys: Any) -> tuple[float, float]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
-from nullsae.config.evaluation import Evaluation
 from nullsae.config.latents import Latents
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
@@ -32,10 +31,9 @@ from nullsae.sae.dictionaries.signed import principal_components
 from nullsae.sae.dictionaries.stepwise import keep_close
 from nullsae.sae.dictionaries.token_lookup import token_lookup
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
-from nullsae.sae.fitting import fit_dictionary
 from nullsae.sae.initialization import initialize
 from nullsae.sae.token_means import fit_token_means, token_ids
-from nullsae.sae.train_sae import train_sae
+from nullsae.sae.train_sae import fit_dictionary, train_sae
 from nullsae.sae.trainer import Trainer, evaluate
 from nullsae.sae.training_run import INIT_TOKENS
 from small_chain import (
@@ -184,7 +182,7 @@ def test_auxk_is_off_only_where_the_encoder_is_frozen(chain: Chain) -> None:
 
 
 def trainer_of(sae: Sae, start: Autoencoder, n_steps: int = 100) -> Trainer:
-    return Trainer.of(sae, n_steps, start, k=sae.kept)
+    return Trainer(sae, n_steps, start, k=sae.kept)
 
 
 # --- the soft constraint ----------------------------------------------------------------------
@@ -411,7 +409,7 @@ def test_token_ids_are_those_of_their_positions(tmp_path: Path) -> None:
 def reconstruction(chain: Chain, folder: Path) -> dict[str, Any]:
     params = EvaluateSaeParams(
         seed=0,
-        evaluation=Evaluation(fidelity_tokens=2 * CONTEXT),
+        fidelity_tokens=2 * CONTEXT,
         keys=cell(SITE),
         compute=COMPUTE,
     )

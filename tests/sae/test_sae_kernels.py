@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullsae.sae import chunks, kernels
+from nullsae.sae import chunks
 from nullsae.sae.kernels import Hits, HitsByLatent, decode, encode_top_k, stable_order, top_k
 
 
@@ -63,7 +63,7 @@ def test_ragged_hits_equal_dense_matrix_products(seed: int, n_tokens: int) -> No
     token, latent = matrix.nonzero(as_tuple=True)
     counts = torch.bincount(token, minlength=n_tokens)
     hits = Hits(matrix[token, latent], latent, counts.cumsum(0) - counts)
-    assert torch.equal(hits.tokens(), token)
+    assert torch.equal(hits.tokens, token)
     torch.testing.assert_close(hits.decode(rows), matrix @ rows)
     torch.testing.assert_close(hits.dot_rows(dense, rows), (dense @ rows.T)[token, latent])
     by_latent = HitsByLatent(hits, 8)
@@ -158,7 +158,7 @@ def test_results_do_not_depend_on_how_many_rows_are_held_at_once(
     b_enc = torch.randint(-3, 4, (300,), generator=g).double()
     expected = top_k(centred @ w_enc.T + b_enc, 6)
     monkeypatch.setitem(chunks.CHUNK_ENTRIES, "cpu", entries)
-    monkeypatch.setattr(kernels, "MIN_CHUNK_ROWS", 1)
+    monkeypatch.setattr(chunks, "MIN_CHUNK_ROWS", 1)
     for found in (encode_top_k(centred, w_enc, b_enc, 6), top_k(centred @ w_enc.T + b_enc, 6)):
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])

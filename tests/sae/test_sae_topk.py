@@ -165,7 +165,7 @@ def train(d, n, keys):
     b_enc = torch.zeros(n)
     b_enc[n // 2 :] = -100.0
     start = Autoencoder("topk", w_dec.clone(), b_enc, w_dec, torch.zeros(d), k=recipe.kept)
-    trainer = Trainer.of(recipe, 10, start, k=recipe.kept)
+    trainer = Trainer(recipe, 10, start, k=recipe.kept)
     x = torch.randn(recipe.batch_tokens, d)
     for _ in range(3):
         trainer.train_step(x)

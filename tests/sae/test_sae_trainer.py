@@ -53,7 +53,7 @@ def trainer_on(x: Tensor, sae: Sae, n_steps: int = 100) -> Trainer:
     start = initialize(
         x, n_latents=sae.n_latents, k=sae.kept, generator=torch.Generator().manual_seed(1)
     )
-    return Trainer.of(sae, n_steps, start, k=sae.kept)
+    return Trainer(sae, n_steps, start, k=sae.kept)
 
 
 # --- schedule ---------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_dead_latents_are_those_unfired_for_enough_tokens() -> None:
     rows = torch.cat([torch.eye(4), -torch.eye(4)])
     sae = Autoencoder("topk", rows.clone(), torch.zeros(8), rows.clone(), torch.zeros(4), k=1)
     settings_ = recipe(k=1, n_latents=8, dead_after_tokens=32, lr=1e-9)
-    trainer = Trainer.of(settings_, 10, sae, k=1)
+    trainer = Trainer(settings_, 10, sae, k=1)
     trainer.train_step(x)
     assert trainer.unfired_tokens.tolist() == [0, 0, 0, 16, 16, 16, 16, 16]
     assert not bool(trainer.dead.any())
@@ -277,7 +277,7 @@ def test_sigterm_loses_no_steps(
 
     if within == "a step":
         last = 12
-        asked: dict[str, Any] = {"report": lambda step, *_: step == last and terminate()}
+        asked: dict[str, Any] = {"progress": lambda step, *_: step == last and terminate()}
     else:
         monkeypatch.setattr(CachedBlocks, "block", block)
         last, asked = 11, {}

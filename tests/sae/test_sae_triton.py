@@ -191,7 +191,7 @@ def test_the_cases_hold_what_they_are_for() -> None:
     counts = {
         name: (
             torch.bincount(given["latents"], minlength=len(given["rows"])),
-            Hits(given["values"], given["latents"], given["offsets"]).tokens().bincount(),
+            Hits(given["values"], given["latents"], given["offsets"]).tokens.bincount(),
         )
         for name, given in CASES.items()
     }

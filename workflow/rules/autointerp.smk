@@ -53,8 +53,8 @@ rule explain_latents:
     params:
         config=job_params("explain_latents", "seed", "explainers"),
         code=job_code("explain_latents"),
-        base=lambda wildcards, input: option("base", input.base),
-        shards=lambda wildcards, input: shard_options(input.shards),
+        base=given("base"),
+        shards=shard_options,
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS),
     message:
@@ -110,8 +110,8 @@ rule score_shard:
     params:
         config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
         code=job_code("score_latents"),
-        explanations=lambda wildcards, input: option("explanations", input.explanations),
-        judge=lambda wildcards, input: option("judge", input.judge),
+        explanations=given("explanations"),
+        judge=given("judge"),
         ranks=ranks_of_shard,
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="score_shard", keys=paths.SHARD_OF_SCORER),
@@ -150,9 +150,9 @@ rule score_latents:
     params:
         config=job_params("score_latents", "seed", "compute", "explainers", "scorers"),
         code=job_code("score_latents"),
-        explanations=lambda wildcards, input: option("explanations", input.explanations),
-        judge=lambda wildcards, input: option("judge", input.judge),
-        shards=lambda wildcards, input: shard_options(input.shards),
+        explanations=given("explanations"),
+        judge=given("judge"),
+        shards=shard_options,
         run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="score_latents", keys=paths.SCORER_KEYS),
     message:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from functools import cache
+from inspect import signature
 from pathlib import Path
 
 import yaml
@@ -82,18 +83,24 @@ wildcard_constraints:
     portions=r"\d+",
 
 
+def known(function):
+    """A function whose parameters Snakemake need not look up again for each job."""
+    function.__signature__ = signature(function)
+    return function
+
+
 def job_params(rule, *keys):
     """A function of wildcards: what a job uses of these keys of the config, as JSON.
 
     Without keys, of all. A builder of params that reads another key fails.
     """
     config = jobs.only(STUDY, keys) if keys else STUDY
-    return lambda wildcards: jobs.rule_params(config, rule, dict(wildcards))
+    return known(lambda wildcards: jobs.rule_params(config, rule, dict(wildcards)))
 
 
 def job_code(rule):
     """A function of wildcards: the hash of the code that the job runs."""
-    return lambda wildcards: jobs.job_code(STUDY, rule, dict(wildcards))
+    return known(lambda wildcards: jobs.job_code(STUDY, rule, dict(wildcards)))
 
 
 def most(resource, otherwise):
@@ -107,8 +114,10 @@ def doubled(resource, first, cap):
 
     `first` gives the `Asked` of a job's wildcards.
     """
-    return lambda wildcards, attempt: min(
-        getattr(first(wildcards), resource) * 2 ** (attempt - 1), cap
+    return known(
+        lambda wildcards, attempt: min(
+            getattr(first(wildcards), resource) * 2 ** (attempt - 1), cap
+        )
     )
 
 
@@ -118,13 +127,14 @@ def needed(rule, cells=None):
     return {
         "mem_mb": doubled("megabytes", first, most("mem_mb", 256_000)),
         "runtime": doubled("minutes", first, most("runtime", 7 * 24 * 60)),
-        "disk_mb": lambda wildcards: first(wildcards).disk_megabytes,
+        "disk_mb": known(lambda wildcards: first(wildcards).disk_megabytes),
     }
 
 
 def corpus_file(pattern, **keys):
     """A file of the corpus that the job's subject reads."""
 
+    @known
     def path(wildcards):
         corpus = STUDY.subjects[wildcards.subject].corpus
         return pattern.format(corpus=corpus, **{**dict(wildcards), **keys})
@@ -135,6 +145,7 @@ def corpus_file(pattern, **keys):
 def looked_up_tokens(split):
     """The corpus' tokens of a split where an SAE's codes depend on them; else none."""
 
+    @known
     def path(wildcards):
         if not STUDY.saes[wildcards.sae].origin.reads_tokens:
             return []
@@ -154,9 +165,10 @@ def captured(split):
     not change between the run that captures it and later ones.
     """
 
-    return lambda wildcards: captured_by({**dict(wildcards), "split": split})
+    return known(lambda wildcards: captured_by({**dict(wildcards), "split": split}))
 
 
+@known
 def captured_of_all_variants(wildcards):
     """The `eval` activations that an SAE is cross-evaluated on."""
     return [
@@ -165,6 +177,7 @@ def captured_of_all_variants(wildcards):
     ]
 
 
+@known
 def saes_of_recipe(wildcards):
     """The SAEs that are compared with each other."""
     return [
@@ -196,6 +209,7 @@ def key_of(manifest):
         return None
 
 
+@known
 def trained_recipe(wildcards):
     """The trained variant that a randomization starts from; none if it is read from its source."""
     own = wildcards.subject in trained_here(STUDY)
@@ -204,6 +218,7 @@ def trained_recipe(wildcards):
     return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
 
 
+@known
 def model_recipe(wildcards):
     """The variant's weights; none where there are only activations."""
     return paths.RECIPE.format(**wildcards) if has_model(wildcards.variant) else []
@@ -218,11 +233,13 @@ def fitted_keys(keys):
     return {**keys, "variant": variant, "draw": draw, "split": "sae_train"}
 
 
+@known
 def fitted_activations(wildcards):
     """The manifest of the activations that Gaussian ones are fitted to."""
     return paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(dict(wildcards)))
 
 
+@known
 def base_explanations(wildcards):
     """The explanations that an explainer exchanges; none for one that writes its own."""
     base = STUDY.explainers[wildcards.explainer].exchanges
@@ -231,6 +248,7 @@ def base_explanations(wildcards):
     return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": base})
 
 
+@known
 def judged_explanations(wildcards):
     """The explanations that a scorer judges; none for one that needs none."""
     if wildcards.explainer == NO_EXPLAINER:
@@ -238,6 +256,7 @@ def judged_explanations(wildcards):
     return paths.EXPLANATIONS.format(**wildcards)
 
 
+@known
 def judge_in_process(wildcards):
     """The model that a job runs itself; none for scorers that ask, and where shards ran it."""
     model = STUDY.scorers[wildcards.scorer].model_in_job
@@ -246,10 +265,12 @@ def judge_in_process(wildcards):
     return paths.JUDGE_MANIFEST.format(**wildcards)
 
 
+@known
 def judging_threads(wildcards):
     return STUDY.compute.threads if judge_in_process(wildcards) else 1
 
 
+@known
 def judging_gpus(wildcards):
     return GPUS if judge_in_process(wildcards) else 0
 
@@ -257,8 +278,10 @@ def judging_gpus(wildcards):
 def asks_a_model(rule):
     """1 for a job that sends requests: `--resources llm=2` lets two of them run at once."""
     shards = explained_shards if rule == "explain_latents" else scored_shards
-    return lambda wildcards: int(
-        asks(STUDY, rule, dict(wildcards)) and not shards(wildcards)
+    return known(
+        lambda wildcards: int(
+            asks(STUDY, rule, dict(wildcards)) and not shards(wildcards)
+        )
     )
 
 
@@ -271,6 +294,7 @@ def shard_tables(pattern, wildcards):
     return [pattern.format(**wildcards, shard=shard) for shard in range(n_shards)]
 
 
+@known
 def explained_shards(wildcards):
     """The tables that an SAE's explanations are joined from, where they are shared out."""
     if not is_shared_out(STUDY, "explain_latents", dict(wildcards)):
@@ -278,6 +302,7 @@ def explained_shards(wildcards):
     return shard_tables(paths.EXPLANATIONS_SHARD, wildcards)
 
 
+@known
 def scored_shards(wildcards):
     """The tables that an SAE's scores are joined from, where they are shared out."""
     if not is_shared_out(STUDY, "score_latents", dict(wildcards)):
@@ -285,11 +310,13 @@ def scored_shards(wildcards):
     return shard_tables(paths.SCORES_SHARD, wildcards)
 
 
-def shard_options(tables):
+@known
+def shard_options(wildcards, input):
     """`--shard` for each folder of tables that are joined."""
-    return " ".join(option("shard", Path(table).parent) for table in tables)
+    return " ".join(option("shard", Path(table).parent) for table in input.shards)
 
 
+@known
 def ranks_of_shard(wildcards):
     """Which of an SAE's sampled latents a job is for: FIRST:END."""
     each = STUDY.autointerp.latents_per_job or STUDY.latents.n_sampled
@@ -358,7 +385,7 @@ def is_named(file):
 
 def fixed(text):
     """A function of wildcards that gives a text as it is, braces and all."""
-    return lambda wildcards: text
+    return known(lambda wildcards: text)
 
 
 def as_set_for(rule, **resources):
@@ -370,3 +397,10 @@ def as_set_for(rule, **resources):
 def option(name, files):
     """`--name file` where there is a file, else nothing."""
     return f"--{name} {files}" if files else ""
+
+
+def given(name):
+    """A function of an input of this name: the option of the same name for it, if it is there."""
+    return known(
+        lambda wildcards, input: option(name.replace("_", "-"), getattr(input, name))
+    )

@@ -23,7 +23,7 @@ rule evaluate_sae:
     params:
         config=job_params("evaluate_sae", *ACTIVATIONS, "evaluation"),
         code=job_code("evaluate_sae"),
-        model=lambda wildcards, input: option("model", input.model),
+        model=given("model"),
         train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
         heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
     message:

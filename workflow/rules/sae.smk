@@ -30,12 +30,8 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
             code=job_code("train_sae"),
             train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
             heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
-            train_tokens=lambda wildcards, input: option(
-                "train-tokens", input.train_tokens
-            ),
-            eval_tokens=lambda wildcards, input: option(
-                "eval-tokens", input.eval_tokens
-            ),
+            train_tokens=given("train_tokens"),
+            eval_tokens=given("eval_tokens"),
             folder=paths.SAE,
             # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
             work=paths.WORK,

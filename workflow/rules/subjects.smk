@@ -69,7 +69,7 @@ rule randomize_model:
             "randomize_model", "seed", "compute", "subjects", "randomization"
         ),
         code=job_code("randomize_model"),
-        trained=lambda wildcards, input: option("trained", input.trained),
+        trained=given("trained"),
         folder=paths.MODEL,
     message:
         "Subject {wildcards.subject}: make {wildcards.variant}, draw {wildcards.draw}, run gates"

@@ -36,12 +36,8 @@ class Arms:
     def arm(self, metric: Metric, keys: ArmKeys, variant: str) -> Arm:
         """The arm of one variant in one comparison (subject, site, sae, explainer, scorer)."""
         cells = self._cells[metric.table][(*keys, variant)]
-        return Arm(
-            cells=tuple(self._cell(metric, cell) for cell in cells),
-            statistic=metric.form,
-            complement=metric.complement,
-            units_are_shared=metric.unit == "document",
-        )
+        own = tuple(self._cell(metric, cell) for cell in cells)
+        return Arm(own, metric.form, metric.complement, metric.unit == "document")
 
     def _floors(self, metric: Metric, arm: ArmKeys) -> dict[tuple[int, int], Units]:
         """The floors of a variant's cells by draw and seed; `gaussian` is that of `trained`."""
@@ -49,8 +45,7 @@ class Arms:
         assert variant is not None
         names = [floor_name(variant), *([GAUSSIAN] if variant == "trained" else [])]
         for name in names:
-            cells = self._cells[metric.table].get((*group, name))
-            if cells:
+            if cells := self._cells[metric.table].get((*group, name)):
                 return {(int(c.keys["draw"]), int(c.keys["seed"])): c for c in cells}
         return {}
 
@@ -72,14 +67,13 @@ class Arms:
                 reason = f"no Gaussian floor of {where}"
             else:
                 columns += self._values(metric, floor, kept)[0]
-        return ArmCell(
-            draw=draw,
-            seed=seed,
-            columns=columns,
-            n_null=n_rows - int(kept.sum()),
-            reason=reason,
-            strata=self._strata(cell, kept) if metric.unit == "latent" else None,
-        )
+        strata = None
+        if metric.unit == "latent":
+            # Half-decades of firing shares; none where a latent has no such share.
+            shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
+            strata = half_decades(shares) if bool((shares > 0).all()) else None
+        n_null = n_rows - int(kept.sum())
+        return ArmCell(draw, seed, columns, n_null, reason, strata)
 
     def _values(
         self, metric: Metric, cell: Units, kept: np.ndarray
@@ -93,8 +87,3 @@ class Arms:
             # NaN stays NaN: it is no latent below the bound.
             values = tuple(np.where(np.isnan(v), v, v >= bound) for v in values)
         return values, metric.undefined(columns)
-
-    def _strata(self, cell: Units, kept: np.ndarray) -> np.ndarray | None:
-        """Half-decade of each latent's firing share; None where one has no such share."""
-        shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
-        return half_decades(shares) if bool((shares > 0).all()) else None

@@ -27,12 +27,9 @@ class Units:
     """A cell's table, sorted by unit."""
 
     def __init__(self, keys: Keys, table: pa.Table, unit: Level) -> None:
-        """Sort the rows of a table.
+        """A table without its keys; a column named as `unit` numbers the units.
 
-        Args:
-            keys: of the cell.
-            table: without its keys; a column named as `unit` numbers the units.
-            unit: what a row is about; the table of whole cells has one row.
+        The table of a whole cell has one row.
         """
         self.keys = keys
         self.unit = unit
@@ -67,12 +64,7 @@ class Units:
         return self._columns[name]
 
     def looked_up(self, name: str, ids: Ints) -> Floats:
-        """A column at some units, float64 [n_ids], NaN where there is none.
-
-        Args:
-            name: of the column.
-            ids: int64 [n_ids], numbers of units.
-        """
+        """A column at the units `ids`, int64 [n_ids]: float64 [n_ids], NaN where there is none."""
         values, _ = self.column(name)
         place = np.searchsorted(self.ids, ids)
         found = place < len(self.ids)
@@ -95,13 +87,13 @@ def read_cells(table: str, files: Iterable[str], root: Path) -> list[tuple[Keys,
 
 def with_keys(schema: pa.Schema, keys: Keys, part: pa.Table) -> pa.Table:
     """A cell's rows with its keys as leading columns, and no column that the schema lacks."""
-    columns = [
-        pa.repeat(pa.scalar(keys[field.name]).cast(field.type), part.num_rows)
-        if field.name in keys
-        else part[field.name]
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+
+    def column(field: pa.Field) -> pa.Array | pa.ChunkedArray:
+        if field.name not in keys:
+            return part[field.name]
+        return pa.repeat(pa.scalar(keys[field.name]).cast(field.type), part.num_rows)
+
+    return pa.Table.from_arrays([column(field) for field in schema], schema=schema)
 
 
 def whole_table(table: str, cells: list[tuple[Keys, pa.Table]]) -> pa.Table:
@@ -112,20 +104,20 @@ def whole_table(table: str, cells: list[tuple[Keys, pa.Table]]) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
-def check_same_documents(cells: Iterable[tuple[Keys, pa.Table]]) -> None:
+def check_same_documents(cells: Iterable[Units]) -> None:
     """Contrasts of document metrics are paired: all cells of a subject must list one set.
 
     Raises:
         UserError: names the cell that differs.
     """
     first: dict[str, tuple[str, pa.Array]] = {}
-    for keys, table in cells:
-        path = paths.DOCUMENTS.format(**keys)
-        documents = table["document"].combine_chunks().sort()
+    for cell in cells:
+        path = paths.DOCUMENTS.format(**cell.keys)
+        documents = cell.table["document"].combine_chunks()
         if documents.null_count or len(documents.unique()) < len(documents):
             problem = "a document is listed twice"
         else:
-            reference, expected = first.setdefault(keys["subject"], (path, documents))
+            reference, expected = first.setdefault(cell.keys["subject"], (path, documents))
             if documents.equals(expected):
                 continue
             problem = f"{len(documents)} documents that are not the {len(expected)} of {reference}"

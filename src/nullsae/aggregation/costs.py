@@ -13,6 +13,9 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.tables.study import COSTS
 
+# What a job asked of a language model: nulls for one that asked nothing.
+ASKED = COSTS.names[COSTS.names.index("model") :]
+
 
 def read_costs(root: Path) -> list[dict[str, Any]]:
     """Rows of `costs`, from the benchmark files that Snakemake wrote, sorted by rule and keys.
@@ -30,26 +33,14 @@ def read_costs(root: Path) -> list[dict[str, Any]]:
             columns = frame[["s", "cpu_time", "max_rss"]].astype("float64")
         except (ValueError, KeyError) as error:
             first = str(error).splitlines()[0]
-            raise UserError(
-                f"{path}: not a benchmark file of Snakemake ({first}); remove it"
-            ) from None
+            problem = f"not a benchmark file of Snakemake ({first}); remove it"
+            raise UserError(f"{path}: {problem}") from None
+        of_llm = path.with_suffix(".asked.json")
+        asked = read_json(of_llm, rebuild="") if of_llm.is_file() else {}
         for wall, cpu, rss in columns.itertuples(index=False):
             if not np.isnan(wall):
-                rows.append(
-                    {
-                        "rule": rule,
-                        "keys": "/".join(rest),
-                        "wall_seconds": wall,
-                        "cpu_seconds": None if np.isnan(cpu) else cpu,
-                        "max_rss_mib": None if np.isnan(rss) else rss,
-                        **_asked(path.with_suffix(".asked.json")),
-                    }
-                )
+                row = {"rule": rule, "keys": "/".join(rest), "wall_seconds": wall}
+                row["cpu_seconds"] = None if np.isnan(cpu) else cpu
+                row["max_rss_mib"] = None if np.isnan(rss) else rss
+                rows.append(row | {name: asked.get(name) for name in ASKED})
     return sorted(rows, key=lambda row: (row["rule"], row["keys"]))
-
-
-def _asked(path: Path) -> dict[str, Any]:
-    """What a job asked of a language model: nulls for one that asked nothing."""
-    names = COSTS.names[COSTS.names.index("model") :]
-    found = read_json(path, rebuild="") if path.is_file() else {}
-    return {name: found.get(name) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from nullsae.statistics.baselines import (
     no_gain,
     swapped_baselines,
 )
+from nullsae.statistics.bootstrap import Floats
 from nullsae.tables.study import INTERPRETABILITY
 
 # Its columns without the keys, which stand apart as in a cell's file.
@@ -36,12 +38,6 @@ def interpretability(
     `discrimination` AUROC minus that of the explainer's `swapped` one: of the same latent on the
     same windows, judged by its own explanation and by another latent's.
 
-    Args:
-        config: which explainer is compared with which.
-        statistics: what counts as abstract.
-        scores: cells of `scores`.
-        latents: cells of `latents`.
-
     Raises:
         UserError: a latent is scored that its SAE does not have.
     """
@@ -52,13 +48,15 @@ def interpretability(
     for cell in scores:
         explainer, scorer = cell.keys["explainer"], cell.keys["scorer"]
         gain, discrimination = no_gain(config, explainer), no_discrimination(config, explainer)
-        rows = _rows(
-            cell,
-            by_sae[cell.sae],
-            (by_judge.get((*cell.sae, lexical or "", scorer)), gain),
-            (by_judge.get((*cell.sae, swapped.get(explainer, ""), scorer)), discrimination),
-            statistics,
-        )
+        baselines = {
+            ("lexical_auroc", "gain_over_lexical"): (lexical, gain),
+            ("swapped_auroc", "discrimination"): (swapped.get(explainer), discrimination),
+        }
+        compared = {
+            names: _baseline(cell, by_judge.get((*cell.sae, name or "", scorer)), why)
+            for names, (name, why) in baselines.items()
+        }
+        rows = _rows(cell, by_sae[cell.sae], compared, statistics)
         found.append(Units(cell.keys, pa.Table.from_pylist(rows, schema=COLUMNS), "latent"))
     return found
 
@@ -66,11 +64,10 @@ def interpretability(
 def _rows(
     cell: Units,
     latents: Units,
-    lexical: tuple[Units | None, str | None],
-    swapped: tuple[Units | None, str | None],
+    compared: Mapping[tuple[str, str], tuple[Floats, list[str | None]]],
     statistics: Statistics,
 ) -> list[dict[str, Any]]:
-    """Rows of one cell; a baseline comes with why it does not apply."""
+    """Rows of one cell, from what `_baseline` finds for each pair of columns."""
     shares = latents.looked_up("firing_share", cell.ids)
     known = np.isin(cell.ids, latents.ids)
     if not known.all():
@@ -82,7 +79,6 @@ def _rows(
     entropies = latents.looked_up("token_entropy_corrected_bits", cell.ids)
     peaks = latents.looked_up("peak_token_share", cell.ids)
     aurocs, _ = cell.column("auroc")
-    baselines = [_baseline(cell, *lexical), _baseline(cell, *swapped)]
     rows = []
     for i, latent in enumerate(cell.ids):
         auroc, entropy = _number(aurocs[i]), _number(entropies[i])
@@ -94,34 +90,28 @@ def _rows(
             "firing_share": float(shares[i]),
             "is_abstract": None,
         }
-        reasons = []
-        if auroc is None:
-            reasons.append("no auroc")
-        if entropy is None:
-            reasons.append("no token entropy")
+        named = {"no auroc": auroc, "no token entropy": entropy}
+        reasons = [reason for reason, value in named.items() if value is None]
         if auroc is not None and entropy is not None:
             row["is_abstract"] = (
                 entropy >= statistics.abstract_min_entropy_bits
                 and auroc >= statistics.abstract_min_auroc
             )
-        names = (("lexical_auroc", "gain_over_lexical"), ("swapped_auroc", "discrimination"))
-        for (of, difference), (values, why) in zip(names, baselines, strict=True):
-            other, reason = (None, why[i]) if values is None else (_number(values[i]), why[i])
-            row[of] = other
+        for (of, difference), (values, why) in compared.items():
+            other = row[of] = _number(values[i])
             row[difference] = None if auroc is None or other is None else auroc - other
-            if reason:
-                reasons.append(f"{difference}: {reason}")
+            if why[i]:
+                reasons.append(f"{difference}: {why[i]}")
         row["reason"] = "; ".join(reasons) or None
         rows.append(row)
     return rows
 
 
-def _baseline(cell: Units, other: Units | None, why: str | None) -> tuple[Any, list[str | None]]:
+def _baseline(cell: Units, other: Units | None, why: str | None) -> tuple[Floats, list[str | None]]:
     """The baseline's AUROC for each latent of a cell, NaN where there is none, and why."""
-    if why is None and other is None:
-        why = "not scored by this scorer"
     if why is not None or other is None:
-        return None, [why] * len(cell.ids)
+        n = len(cell.ids)
+        return np.full(n, np.nan), [why or "not scored by this scorer"] * n
     values = other.looked_up("auroc", cell.ids)
     reasons: list[str | None] = [None] * len(cell.ids)
     is_same = np.ones(len(cell.ids), dtype=bool)

@@ -10,21 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths, tables
+from nullsae.aggregation import cells
 from nullsae.aggregation.arms import Arms
-from nullsae.aggregation.cells import (
-    GROUP_KEYS,
-    Units,
-    check_same_documents,
-    read_cells,
-    whole_table,
-    with_keys,
-)
+from nullsae.aggregation.cells import GROUP_KEYS, Units
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
-from nullsae.config.metrics import LEVELS, METRICS, Metric, all_metrics
+from nullsae.config.metrics import LEVELS, METRICS, all_metrics
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
-from nullsae.jobs.grid import Keys, cell_files, sae_names
+from nullsae.jobs.grid import cell_files, sae_names
 from nullsae.jobs.tables import AggregateParams
 from nullsae.statistics.baselines import applies
 from nullsae.statistics.bootstrap import Resampler
@@ -40,44 +34,45 @@ Rows = list[dict[str, Any]]
 def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
     """Write `results/tables/*.parquet` and the table of costs below `root`.
 
-    Args:
-        config: says which cells the study consists of, and their order.
-        params: seed and statistics.
-        root: the folder that holds `results/`.
+    The config says which cells the study consists of, and their order.
 
     Raises:
         UserError: a cell's file is missing, damaged, or about other documents than the rest, or
             no latent of any SAE can be scored.
     """
     files = cell_files(config)
-    cells: dict[str, list[tuple[Keys, pa.Table]]] = {}
+    sources: dict[str, list[Units]] = {}
     for table in tables.AGGREGATED:
         if table not in files:
             continue  # computed below
-        found = read_cells(table, files[table], root)
-        whole = whole_table(table, found)
+        read = cells.read_cells(table, files[table], root)
+        whole = cells.whole_table(table, read)
         tables.write_table(root / paths.TABLE.format(table=table), whole, tables.SCHEMAS[table])
         if table in LEVELS:
-            cells[table] = found
-
-    check_same_documents(cells["documents"])
-    _check_some_latents(config, root)
-    sources = {
-        table: [Units(keys, part, LEVELS[table]) for keys, part in found]
-        for table, found in cells.items()
-    }
+            sources[table] = [Units(keys, part, LEVELS[table]) for keys, part in read]
+    cells.check_same_documents(sources["documents"])
+    scored = config.explainers and config.scorers
+    if scored and not any(pc.sum(u.table["n_sampled"]).as_py() for u in sources["coverage"]):
+        raise UserError(
+            "config: latents.min_firings, latents.min_pool_windows: no latent of any SAE passes "
+            "this filter; lower them or raise corpora.*.eval_tokens"
+        )
     statistics = params.statistics
-    sources["interpretability"] = interpretability(
-        config, statistics, sources["scores"], sources["latents"]
-    )
-    parts = [with_keys(INTERPRETABILITY, u.keys, u.table) for u in sources["interpretability"]]
+    found = interpretability(config, statistics, sources["scores"], sources["latents"])
+    sources["interpretability"] = found
+    parts = [cells.with_keys(INTERPRETABILITY, unit.keys, unit.table) for unit in found]
     summaries, contrasts = compare(config, params, sources)
     judged = [verdict(row, METRICS[row["metric"]](), statistics.confidence) for row in contrasts]
+    verdicts = [
+        {name: value for name, value in contrast.items() if name in VERDICTS.names}
+        | {"verdict": word, "reason": reason}
+        for contrast, (word, reason) in zip(contrasts, judged, strict=True)
+    ]
     written: dict[str, Rows | pa.Table] = {
         "interpretability": pa.concat_tables([INTERPRETABILITY.empty_table(), *parts]),
         "summaries": summaries,
         "contrasts": contrasts,
-        "verdicts": _verdicts(contrasts, judged),
+        "verdicts": verdicts,
         "discriminating_power": discriminating_power(contrasts, [word for word, _ in judged]),
     }
     for table, rows in written.items():
@@ -93,10 +88,7 @@ def compare(
     SAEs along their training have summaries only: contrasts and verdicts are about whole SAEs,
     and further ones would make each of these harder to show (Holm).
 
-    Args:
-        config: for the order of variants.
-        params: seed and statistics.
-        sources: cells of the tables that metrics are computed from, in config order.
+    `sources` are the cells of the tables that metrics are computed from, in config order.
     """
     statistics = params.statistics
     arms = Arms(sources, statistics)
@@ -107,7 +99,10 @@ def compare(
     for group in _groups(config):
         where = tuple(group[name] for name in GROUP_KEYS)
         for metric in all_metrics():
-            if not _is_there(metric, group, config, arms):
+            if not applies(metric, config, group["explainer"]):
+                continue
+            # Looked-up and pretrained dictionaries have no floor.
+            if metric.form == "relative" and not arms.has_floor(metric, where):
                 continue
             keys = {**group, "metric": metric.name}
             estimates = {
@@ -119,29 +114,19 @@ def compare(
             matches = is_whole and metric.unit == "latent" and metric.form == "mean"
             bins = common_bins(has_value) if matches else {}
             for variant, found in estimates.items():
-                row_keys = {**keys, "variant": variant}
-                summaries.append({**row_keys, **summary_row(found, metric)})
+                keys["variant"] = variant
+                summaries.append(keys | summary_row(found, metric))
                 if variant != "trained" and is_whole:
-                    trained = estimates["trained"]
-                    row = contrast_row(trained, found, metric, statistics, permuter, bins)
-                    contrasts.append({**row_keys, **row})
+                    two = estimates["trained"], found
+                    contrasts.append(keys | contrast_row(*two, metric, statistics, permuter, bins))
     # One family per metric of one SAE: what is concluded about an SAE must not depend on how many
     # other dictionaries a study holds.
-    families: dict[tuple[str, str, str], Rows] = {}
+    families: dict[tuple[str, ...], Rows] = {}
     for row in contrasts:
         families.setdefault((row["subject"], row["sae"], row["metric"]), []).append(row)
     for rows in families.values():
         adjust(rows, statistics)
     return summaries, contrasts
-
-
-def _is_there(metric: Metric, group: dict[str, str | None], config: Config, arms: Arms) -> bool:
-    """Whether a comparison has this metric by its design, whatever its numbers are."""
-    if not applies(metric, config, group["explainer"]):
-        return False
-    if metric.form == "relative":  # looked-up and pretrained dictionaries have no floor
-        return arms.has_floor(metric, tuple(group[name] for name in GROUP_KEYS))
-    return True
 
 
 def _groups(config: Config) -> Iterator[dict[str, str | None]]:
@@ -153,23 +138,3 @@ def _groups(config: Config) -> Iterator[dict[str, str | None]]:
                 yield {**where, "explainer": None, "scorer": None}
                 for explainer, scorer in config.scored_pairs():
                     yield {**where, "explainer": explainer, "scorer": scorer}
-
-
-def _check_some_latents(config: Config, root: Path) -> None:
-    """A study that scores latents must have some, in one cell at least."""
-    path = root / paths.TABLE.format(table="coverage")
-    sampled = tables.read_table(path, tables.SCHEMAS["coverage"], columns=["n_sampled"])
-    if config.explainers and config.scorers and not pc.sum(sampled["n_sampled"]).as_py():
-        raise UserError(
-            "config: latents.min_firings, latents.min_pool_windows: no latent of any SAE passes "
-            "this filter; lower them or raise corpora.*.eval_tokens"
-        )
-
-
-def _verdicts(contrasts: Rows, judged: list[tuple[str, str]]) -> Rows:
-    copied = set(VERDICTS.names) - {"verdict", "reason"}
-    rows = []
-    for contrast, (word, reason) in zip(contrasts, judged, strict=True):
-        row = {name: value for name, value in contrast.items() if name in copied}
-        rows.append({**row, "verdict": word, "reason": reason})
-    return rows

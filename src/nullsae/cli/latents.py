@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from nullsae.cli.options import (
-    Captured,
-    Costs,
-    Manifest,
-    Output,
-    Params,
-    SaeFile,
-    SomeBase,
-    SomeExplanations,
-    SomeJudge,
-    SomeRanks,
-    SomeRunConfig,
-    SomeShards,
-    Table,
-    Tokenizer,
-    Verb,
-    Windows,
-    read_params,
-    session_of,
-)
+from nullsae.cli import options
 from nullsae.core.progress import bar
 
 verbs = typer.Typer()
 
 
-@verbs.command("collect_latents", cls=Verb)
+@verbs.command("collect_latents", cls=options.Verb)
 def collect_latents(
-    params: Params,
-    sae: SaeFile,
-    activations: Captured,
-    tokens: Manifest,
-    latents: Table,
-    windows: Table,
-    coverage: Table,
-    firings: Output,
+    params: options.Params,
+    sae: options.SaeFile,
+    activations: options.Captured,
+    tokens: options.Manifest,
+    latents: options.Table,
+    windows: options.Table,
+    coverage: options.Table,
+    firings: options.Output,
 ) -> None:
     """Describe every latent; cut the windows of a random sample of them."""
     from nullsae.jobs.latents import CollectLatentsParams
@@ -46,7 +27,7 @@ def collect_latents(
 
     with bar("collect_latents", "tokens") as progress:
         collect_latents(
-            read_params(CollectLatentsParams, params),
+            options.read_params(CollectLatentsParams, params),
             sae=sae,
             activations=activations,
             tokens=tokens,
@@ -58,17 +39,17 @@ def collect_latents(
         )
 
 
-@verbs.command("explain_latents", cls=Verb)
+@verbs.command("explain_latents", cls=options.Verb)
 def explain_latents(
-    params: Params,
-    windows: Windows,
-    tokenizer: Tokenizer,
-    output: Table,
-    base: SomeBase = None,
-    run_config: SomeRunConfig = None,
-    costs: Costs = None,
-    ranks: SomeRanks = None,
-    shard: SomeShards = None,
+    params: options.Params,
+    windows: options.Windows,
+    tokenizer: options.Tokenizer,
+    output: options.Table,
+    base: options.SomeBase = None,
+    run_config: options.SomeRunConfig = None,
+    costs: options.Costs = None,
+    ranks: options.SomeRanks = None,
+    shard: options.SomeShards = None,
 ) -> None:
     """Write an explanation of each sampled latent."""
     from nullsae.autointerp.explain import explain_latents
@@ -80,38 +61,38 @@ def explain_latents(
         return
     with bar("explain_latents", "latents") as progress:
         explain_latents(
-            read_params(ExplainLatentsParams, params),
+            options.read_params(ExplainLatentsParams, params),
             windows=windows,
             tokenizer=tokenizer,
             output=output,
             base=base,
-            session=session_of(run_config, costs, progress),
+            session=options.session_of(run_config, costs, progress),
             ranks=Ranks.parse(ranks) if ranks else None,
         )
 
 
-@verbs.command("prepare_judge", cls=Verb)
-def prepare_judge(params: Params, output: Output) -> None:
+@verbs.command("prepare_judge", cls=options.Verb)
+def prepare_judge(params: options.Params, output: options.Output) -> None:
     """Fetch or convert the model that a scorer runs itself."""
     from nullsae.autointerp.local_model import prepare_judge
     from nullsae.jobs.autointerp import PrepareJudgeParams
 
-    prepare_judge(read_params(PrepareJudgeParams, params), output)
+    prepare_judge(options.read_params(PrepareJudgeParams, params), output)
 
 
-@verbs.command("score_latents", cls=Verb)
+@verbs.command("score_latents", cls=options.Verb)
 def score_latents(
-    params: Params,
-    windows: Windows,
-    tokenizer: Tokenizer,
-    predictions: Table,
-    scores: Table,
-    explanations: SomeExplanations = None,
-    judge: SomeJudge = None,
-    run_config: SomeRunConfig = None,
-    costs: Costs = None,
-    ranks: SomeRanks = None,
-    shard: SomeShards = None,
+    params: options.Params,
+    windows: options.Windows,
+    tokenizer: options.Tokenizer,
+    predictions: options.Table,
+    scores: options.Table,
+    explanations: options.SomeExplanations = None,
+    judge: options.SomeJudge = None,
+    run_config: options.SomeRunConfig = None,
+    costs: options.Costs = None,
+    ranks: options.SomeRanks = None,
+    shard: options.SomeShards = None,
 ) -> None:
     """Judge windows by the explanations; score each latent."""
     from nullsae.autointerp.score import score_latents
@@ -124,13 +105,13 @@ def score_latents(
         return
     with bar("score_latents", "questions") as progress:
         score_latents(
-            read_params(ScoreLatentsParams, params),
+            options.read_params(ScoreLatentsParams, params),
             windows=windows,
             explanations=explanations,
             tokenizer=tokenizer,
             judge=judge,
             predictions=predictions,
             scores=scores,
-            session=session_of(run_config, costs, progress),
+            session=options.session_of(run_config, costs, progress),
             ranks=Ranks.parse(ranks) if ranks else None,
         )

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import typer
 import typer.core
+from typer import Option
 
 from nullsae.core.errors import UserError
 
@@ -18,60 +18,50 @@ if TYPE_CHECKING:
 
     S = TypeVar("S", bound=Section)
 
+Maybe = Path | None
 Params = Annotated[
-    str, typer.Option(help="The stage's slice of the config: JSON text, or a .json or .yaml file.")
+    str, Option(help="The stage's slice of the config: JSON text, or a .json or .yaml file.")
 ]
-Manifest = Annotated[Path, typer.Option(help="manifest.json of that split of the corpus.")]
-Captured = Annotated[Path, typer.Option(help="manifest.json of that split's activations.")]
+Manifest = Annotated[Path, Option(help="manifest.json of that split of the corpus.")]
+Captured = Annotated[Path, Option(help="manifest.json of that split's activations.")]
 ManyCaptured = Annotated[
-    list[Path], typer.Option(help="manifest.json of one variant's eval activations; repeat.")
+    list[Path], Option(help="manifest.json of one variant's eval activations; repeat.")
 ]
 Fitted = Annotated[
-    Path, typer.Option(help="manifest.json of the trained variant's sae_train activations.")
+    Path, Option(help="manifest.json of the trained variant's sae_train activations.")
 ]
-SaeFile = Annotated[Path, typer.Option(help="cfg.json of the SAE.")]
-Recipe = Annotated[Path, typer.Option(help="recipe.json of the variant.")]
+SaeFile = Annotated[Path, Option(help="cfg.json of the SAE.")]
+Recipe = Annotated[Path, Option(help="recipe.json of the variant.")]
 SomeTokens = Annotated[
-    Path | None,
-    typer.Option(help="Corpus manifest of that split (token_lookup; sae_train for a stream)."),
+    Maybe, Option(help="Corpus manifest of that split (token_lookup; sae_train for a stream).")
 ]
-SomeRecipe = Annotated[Path | None, typer.Option(help="recipe.json; gaussian has none.")]
-Output = Annotated[Path, typer.Option(help="Where the result goes.")]
-Table = Annotated[Path, typer.Option(help="The Parquet table to write.")]
-Root = Annotated[Path, typer.Option(help="The folder that holds results/.")]
-RunConfig = Annotated[Path, typer.Option(help="The merged config of the study.")]
-Windows = Annotated[Path, typer.Option(help="windows.parquet of the SAE.")]
-Work = Annotated[Path, typer.Option(help="Folder for checkpoints.")]
-Tokenizer = Annotated[Path, typer.Option(help="tokenizer.json of the corpus.")]
-SomeRunConfig = Annotated[
-    Path | None, typer.Option(help="Merged config of the study, for its section llm.")
-]
-SomeBase = Annotated[
-    Path | None, typer.Option(help="explanations.parquet that an explainer exchanges.")
-]
+SomeRecipe = Annotated[Maybe, Option(help="recipe.json; gaussian has none.")]
+Output = Annotated[Path, Option(help="Where the result goes.")]
+Table = Annotated[Path, Option(help="The Parquet table to write.")]
+Root = Annotated[Path, Option(help="The folder that holds results/.")]
+RunConfig = Annotated[Path, Option(help="The merged config of the study.")]
+Windows = Annotated[Path, Option(help="windows.parquet of the SAE.")]
+Work = Annotated[Path, Option(help="Folder for checkpoints.")]
+Tokenizer = Annotated[Path, Option(help="tokenizer.json of the corpus.")]
+SomeRunConfig = Annotated[Maybe, Option(help="Merged config of the study, for its section llm.")]
+SomeBase = Annotated[Maybe, Option(help="explanations.parquet that an explainer exchanges.")]
 SomeExplanations = Annotated[
-    Path | None, typer.Option(help="explanations.parquet to judge by, if the scorer does.")
+    Maybe, Option(help="explanations.parquet to judge by, if the scorer does.")
 ]
 SomeJudge = Annotated[
-    Path | None, typer.Option(help="manifest.json of prepare_judge, if the scorer runs a model.")
+    Maybe, Option(help="manifest.json of prepare_judge, if the scorer runs a model.")
 ]
-SomeTrained = Annotated[Path | None, typer.Option(help="recipe.json of the trained variant.")]
+SomeTrained = Annotated[Maybe, Option(help="recipe.json of the trained variant.")]
 SomeFitted = Annotated[
-    Path | None,
-    typer.Option(help="The trained variant's sae_train activations (stream of gaussian)."),
+    Maybe, Option(help="The trained variant's sae_train activations (stream of gaussian).")
 ]
-Costs = Annotated[
-    Path | None, typer.Option(help="Where to write what was asked of language models (JSON).")
-]
-SomeRanks = Annotated[
-    str | None, typer.Option(help="Only these of the sampled latents, such as 0:25.")
-]
+Costs = Annotated[Maybe, Option(help="Where to write what was asked of language models (JSON).")]
+SomeRanks = Annotated[str | None, Option(help="Only these of the sampled latents, such as 0:25.")]
 SomeShards = Annotated[
-    list[Path] | None,
-    typer.Option(help="Folder of tables made with --ranks, to be joined; repeat."),
+    list[Path] | None, Option(help="Folder of tables made with --ranks, to be joined; repeat.")
 ]
 SomePortion = Annotated[
-    str | None, typer.Option(help="One of several jobs' share of the shards, such as 0/4.")
+    str | None, Option(help="One of several jobs' share of the shards, such as 0/4.")
 ]
 
 

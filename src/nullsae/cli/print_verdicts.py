@@ -12,12 +12,7 @@ from nullsae import paths, tables
 from nullsae.statistics.verdicts import RULE, VERDICT_WORDS
 from nullsae.tables.study import DISCRIMINATING_POWER, VERDICTS
 
-STYLES = {
-    "separates": "green",
-    "reversed": "red",
-    "equivalent": "yellow",
-    "inconclusive": "dim",
-}
+STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow", "inconclusive": "dim"}
 
 
 def print_verdicts(root: Path) -> None:

@@ -6,41 +6,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from nullsae import paths
-from nullsae.cli.options import (
-    Captured,
-    Manifest,
-    ManyCaptured,
-    Output,
-    Params,
-    SaeFile,
-    SomeFitted,
-    SomeRecipe,
-    SomeTokens,
-    Table,
-    Verb,
-    Work,
-    read_params,
-)
+from nullsae.cli import options
 from nullsae.core.progress import bar
 
 verbs = typer.Typer()
 
 
-@verbs.command("train_sae", cls=Verb)
+@verbs.command("train_sae", cls=options.Verb)
 def train_sae(
-    params: Params,
-    train_activations: Captured,
-    eval_activations: Captured,
+    params: options.Params,
+    train_activations: options.Captured,
+    eval_activations: options.Captured,
     output: Annotated[
-        Path, typer.Option(help="Folder of each SAE; {site}, {sae} and {seed} are filled in.")
+        Path, Option(help="Folder of each SAE; {site}, {sae} and {seed} are filled in.")
     ],
-    train_tokens: SomeTokens = None,
-    eval_tokens: SomeTokens = None,
-    model: SomeRecipe = None,
-    fitted: SomeFitted = None,
-    work: Work = Path(paths.WORK),
+    train_tokens: options.SomeTokens = None,
+    eval_tokens: options.SomeTokens = None,
+    model: options.SomeRecipe = None,
+    fitted: options.SomeFitted = None,
+    work: options.Work = Path(paths.WORK),
 ) -> None:
     """Train SAEs, or fit dictionary nulls; resume where a killed run left off."""
     from nullsae.jobs.saes import TrainSaeParams
@@ -48,7 +35,7 @@ def train_sae(
 
     with bar("train_sae", "steps") as progress:
         train_sae(
-            read_params(TrainSaeParams, params),
+            options.read_params(TrainSaeParams, params),
             train_activations=train_activations,
             eval_activations=eval_activations,
             output=output,
@@ -61,11 +48,11 @@ def train_sae(
         )
 
 
-@verbs.command("take_checkpoint", cls=Verb)
+@verbs.command("take_checkpoint", cls=options.Verb)
 def take_checkpoint(
-    sae: SaeFile,
-    share: Annotated[float, typer.Option(help="Share of its training, between 0 and 1.")],
-    output: Output,
+    sae: options.SaeFile,
+    share: Annotated[float, Option(help="Share of its training, between 0 and 1.")],
+    output: options.Output,
 ) -> None:
     """Copy an SAE as it was along its training, for the later stages to run on."""
     from nullsae.sae.checkpoints import take_checkpoint
@@ -73,18 +60,18 @@ def take_checkpoint(
     take_checkpoint(sae, share=share, output=output)
 
 
-@verbs.command("evaluate_sae", cls=Verb)
+@verbs.command("evaluate_sae", cls=options.Verb)
 def evaluate_sae(
-    params: Params,
-    sae: SaeFile,
-    train_activations: Captured,
-    eval_activations: Captured,
-    train_tokens: Manifest,
-    eval_tokens: Manifest,
-    reconstruction: Table,
-    documents: Table,
-    geometry: Table,
-    model: SomeRecipe = None,
+    params: options.Params,
+    sae: options.SaeFile,
+    train_activations: options.Captured,
+    eval_activations: options.Captured,
+    train_tokens: options.Manifest,
+    eval_tokens: options.Manifest,
+    reconstruction: options.Table,
+    documents: options.Table,
+    geometry: options.Table,
+    model: options.SomeRecipe = None,
 ) -> None:
     """Measure reconstruction, fidelity and the token-lookup floor on eval, and the decoder."""
     from nullsae.jobs.metrics import EvaluateSaeParams
@@ -92,7 +79,7 @@ def evaluate_sae(
 
     with bar("evaluate_sae", "tokens") as progress:
         evaluate_sae(
-            read_params(EvaluateSaeParams, params),
+            options.read_params(EvaluateSaeParams, params),
             sae=sae,
             model=model,
             train_activations=train_activations,
@@ -106,20 +93,20 @@ def evaluate_sae(
         )
 
 
-@verbs.command("cross_evaluate", cls=Verb)
+@verbs.command("cross_evaluate", cls=options.Verb)
 def cross_evaluate(
-    params: Params,
-    sae: SaeFile,
-    activations: ManyCaptured,
-    tokens: Manifest,
-    output: Table,
+    params: options.Params,
+    sae: options.SaeFile,
+    activations: options.ManyCaptured,
+    tokens: options.Manifest,
+    output: options.Table,
 ) -> None:
     """Reconstruct other variants' activations by one variant's SAE."""
     from nullsae.jobs.metrics import CrossEvaluateParams
     from nullsae.metrics.cross import cross_evaluate
 
     cross_evaluate(
-        read_params(CrossEvaluateParams, params),
+        options.read_params(CrossEvaluateParams, params),
         sae=sae,
         activations=activations,
         tokens=tokens,
@@ -127,13 +114,13 @@ def cross_evaluate(
     )
 
 
-@verbs.command("match_dictionaries", cls=Verb)
+@verbs.command("match_dictionaries", cls=options.Verb)
 def match_dictionaries(
-    params: Params,
+    params: options.Params,
     sae: Annotated[
-        str, typer.Option(help="cfg.json of each SAE; {variant}, {draw} and {seed} are filled in.")
+        str, Option(help="cfg.json of each SAE; {variant}, {draw} and {seed} are filled in.")
     ],
-    output: Table,
+    output: options.Table,
 ) -> None:
     """Match the decoders of one recipe's SAEs across seeds, draws and variants."""
     from nullsae.jobs.metrics import MatchDictionariesParams
@@ -141,5 +128,8 @@ def match_dictionaries(
 
     with bar("match_dictionaries", "pairs") as progress:
         match_dictionaries(
-            read_params(MatchDictionariesParams, params), sae=sae, output=output, progress=progress
+            options.read_params(MatchDictionariesParams, params),
+            sae=sae,
+            output=output,
+            progress=progress,
         )

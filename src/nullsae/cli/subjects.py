@@ -7,85 +7,74 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from nullsae import paths
-from nullsae.cli.options import (
-    Fitted,
-    Manifest,
-    Output,
-    Params,
-    Recipe,
-    Root,
-    SomePortion,
-    SomeTrained,
-    Verb,
-    Work,
-    read_params,
-)
+from nullsae.cli import options
 from nullsae.core.progress import bar
 
 verbs = typer.Typer()
 
 
-@verbs.command("prepare_corpus", cls=Verb)
+@verbs.command("prepare_corpus", cls=options.Verb)
 def prepare_corpus(
-    name: Annotated[str, typer.Option(help="Name of the corpus, as in `corpora`.")],
-    params: Params,
-    root: Root = Path(),
+    name: Annotated[str, Option(help="Name of the corpus, as in `corpora`.")],
+    params: options.Params,
+    root: options.Root = Path(),
 ) -> None:
     """Read documents, split them, train or load the tokenizer, pack contexts."""
     from nullsae.corpus.prepare import prepare_corpus
     from nullsae.jobs.corpus import PrepareCorpusParams
 
-    prepare_corpus(read_params(PrepareCorpusParams, params), name, root)
+    prepare_corpus(options.read_params(PrepareCorpusParams, params), name, root)
 
 
-@verbs.command("train_subject", cls=Verb)
+@verbs.command("train_subject", cls=options.Verb)
 def train_subject(
-    params: Params,
-    train_tokens: Manifest,
-    eval_tokens: Manifest,
-    trained: Annotated[Path, typer.Option(help="Folder of the trained variant.")],
-    step0: Annotated[Path, typer.Option(help="Folder of the initial weights.")],
-    work: Work = Path(paths.WORK),
+    params: options.Params,
+    train_tokens: options.Manifest,
+    eval_tokens: options.Manifest,
+    trained: Annotated[Path, Option(help="Folder of the trained variant.")],
+    step0: Annotated[Path, Option(help="Folder of the initial weights.")],
+    work: options.Work = Path(paths.WORK),
 ) -> None:
     """Train the small subject, or resume; keep its initial weights as step0."""
     from nullsae.jobs.subjects import TrainSubjectParams
     from nullsae.subjects.publish import train_subject
 
-    given = read_params(TrainSubjectParams, params)
+    given = options.read_params(TrainSubjectParams, params)
     with bar("train_subject", "steps") as progress:
         tokens = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
         train_subject(given, **tokens, trained=trained, step0=step0, work=work, progress=progress)
 
 
-@verbs.command("randomize_model", cls=Verb)
+@verbs.command("randomize_model", cls=options.Verb)
 def randomize_model(
-    params: Params,
-    eval_tokens: Manifest,
-    output: Output,
-    trained: SomeTrained = None,
+    params: options.Params,
+    eval_tokens: options.Manifest,
+    output: options.Output,
+    trained: options.SomeTrained = None,
 ) -> None:
     """Make one variant of a subject and run its gates."""
     from nullsae.jobs.subjects import RandomizeModelParams
     from nullsae.subjects.publish import randomize_model
 
     randomize_model(
-        read_params(RandomizeModelParams, params),
+        options.read_params(RandomizeModelParams, params),
         trained=trained,
         eval_tokens=eval_tokens,
         output=output,
     )
 
 
-@verbs.command("cache_activations", cls=Verb)
+@verbs.command("cache_activations", cls=options.Verb)
 def cache_activations(
-    params: Params,
-    split: Annotated[str, typer.Option(help="sae_train or eval.")],
-    model: Recipe,
-    tokens: Manifest,
-    output: Output,
-    portion: SomePortion = None,
+    params: options.Params,
+    split: Annotated[str, Option(help="sae_train or eval.")],
+    model: options.Recipe,
+    tokens: options.Manifest,
+    output: options.Output,
+    portion: options.SomePortion = None,
 ) -> None:
     """Capture all sites of a split in one forward pass, in checked shards."""
     from nullsae.activations.capture import Portion, cache_activations
@@ -93,7 +82,7 @@ def cache_activations(
 
     with bar("cache_activations", "tokens") as progress:
         captured = cache_activations(
-            read_params(CacheActivationsParams, params),
+            options.read_params(CacheActivationsParams, params),
             split=split,
             model=model,
             tokens=tokens,
@@ -104,13 +93,13 @@ def cache_activations(
     logging.info("captured %s", ", ".join(captured) or "nothing: all sites were there")
 
 
-@verbs.command("sample_gaussian", cls=Verb)
+@verbs.command("sample_gaussian", cls=options.Verb)
 def sample_gaussian(
-    params: Params,
-    split: Annotated[str, typer.Option(help="sae_train or eval.")],
-    fitted: Fitted,
-    tokens: Manifest,
-    output: Output,
+    params: options.Params,
+    split: Annotated[str, Option(help="sae_train or eval.")],
+    fitted: options.Fitted,
+    tokens: options.Manifest,
+    output: options.Output,
 ) -> None:
     """Sample activations with the trained variant's mean and covariance, and nothing else."""
     from nullsae.activations.gaussian import sample_gaussian
@@ -118,7 +107,7 @@ def sample_gaussian(
 
     with bar("sample_gaussian", "tokens") as progress:
         sample_gaussian(
-            read_params(SampleGaussianParams, params),
+            options.read_params(SampleGaussianParams, params),
             split=split,
             fitted=fitted,
             tokens=tokens,

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from nullsae import paths
-from nullsae.cli.options import Output, Root, SaeFile
+from nullsae.cli.options import Maybe, Output, Root, SaeFile
 from nullsae.core.errors import UserError
 
 verbs = typer.Typer()
+Overlays = Annotated[list[Path] | None, Option(help="Overlays, as for snakemake; may be repeated.")]
 
 
 @verbs.command("export_sae")
 def export_sae(
     sae: SaeFile,
-    layout: Annotated[str, typer.Option(help="saelens or sparsify.")],
+    layout: Annotated[str, Option(help="saelens or sparsify.")],
     output: Output,
 ) -> None:
     """Write an SAE in the format of SAELens or sparsify."""
@@ -28,15 +30,11 @@ def export_sae(
 
 @verbs.command("fetch")
 def fetch(
-    configfile: Annotated[
-        list[Path] | None, typer.Option(help="Overlays, as for snakemake; may be repeated.")
-    ] = None,
-    into: Annotated[
-        Path | None, typer.Option(help="Keep it all in this folder, to be HF_HOME later.")
-    ] = None,
+    configfile: Overlays = None,
+    into: Annotated[Maybe, Option(help="Keep it all in this folder, to be HF_HOME later.")] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Also this model of the hub, ID or ID@REVISION; may be repeated."),
+        Option(help="Also this model of the hub, ID or ID@REVISION; may be repeated."),
     ] = None,
     root: Root = Path(),
 ) -> None:
@@ -48,7 +46,7 @@ def fetch(
 
 @verbs.command("check_cluster")
 def check_cluster(
-    profile: Annotated[Path, typer.Option(help="Folder of the Snakemake profile.")] = Path(
+    profile: Annotated[Path, Option(help="Folder of the Snakemake profile.")] = Path(
         "profiles/slurm"
     ),
 ) -> None:
@@ -66,19 +64,18 @@ def check_cluster(
 def export_latents(
     latents: Annotated[
         list[Path],
-        typer.Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat."),
+        Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat."),
     ],
-    layout: Annotated[str, typer.Option(help="delphi or neuronpedia.")],
+    layout: Annotated[str, Option(help="delphi or neuronpedia.")],
     output: Output,
     tokens: Annotated[
-        Path | None,
-        typer.Option(help="manifest.json of the corpus' eval split; by default the study's."),
+        Maybe, Option(help="manifest.json of the corpus' eval split; by default the study's.")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json of the corpus; by default the study's.")
+        Maybe, Option(help="tokenizer.json of the corpus; by default the study's.")
     ] = None,
     creator: Annotated[
-        str, typer.Option(help="neuronpedia: id of the account that will own the rows.")
+        str, Option(help="neuronpedia: id of the account that will own the rows.")
     ] = "nullsae",
 ) -> None:
     """Write the firings or windows of sampled latents in the format of delphi or Neuronpedia."""
@@ -103,21 +100,18 @@ def export_latents(
 
 @verbs.command("plan")
 def plan(
-    configfile: Annotated[
-        list[Path] | None, typer.Option(help="Overlays, as for snakemake; may be repeated.")
-    ] = None,
+    configfile: Overlays = None,
     root: Root = Path(),
     device: Annotated[
-        str,
-        typer.Option(help="auto, cpu, gpu (calibrated here), a100, h100, l40s, rtx4090 or a6000."),
+        str, Option(help="auto, cpu, gpu (calibrated here), a100, h100, l40s, rtx4090 or a6000.")
     ] = "auto",
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs to spread the jobs over.")] = 1,
+    gpus: Annotated[int, Option(min=1, help="GPUs to spread the jobs over.")] = 1,
     cores: Annotated[
-        int | None, typer.Option(min=1, help="CPU cores; by default this machine's, 16 per GPU.")
+        int | None, Option(min=1, help="CPU cores; by default this machine's, 16 per GPU.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the plan here too.")] = None,
+    json: Annotated[Maybe, Option(help="Write the plan here too.")] = None,
     calibrate: Annotated[
-        bool, typer.Option(help="First measure this machine, for this plan and later ones.")
+        bool, Option(help="First measure this machine, for this plan and later ones.")
     ] = False,
 ) -> None:
     """Say what a study takes before it runs: jobs, time, disk, and what it asks and costs."""
@@ -131,18 +125,18 @@ def plan(
 
 @verbs.command("serve_gguf")
 def serve_gguf(
-    port: Annotated[int, typer.Option(help="Port of the loopback interface.")],
+    port: Annotated[int, Option(help="Port of the loopback interface.")],
     package: Annotated[
-        str | None, typer.Option(help="Installed Python package that holds one .gguf file.")
+        str | None, Option(help="Installed Python package that holds one .gguf file.")
     ] = None,
-    path: Annotated[Path | None, typer.Option(help="The .gguf file.")] = None,
+    path: Annotated[Maybe, Option(help="The .gguf file.")] = None,
     quantize: Annotated[
-        str, typer.Option(help="none, or q4_0 or q8_0: a copy that reads prompts faster.")
+        str, Option(help="none, or q4_0 or q8_0: a copy that reads prompts faster.")
     ] = "none",
-    context_tokens: Annotated[int, typer.Option(help="Prompt and answer, of one request.")] = 4096,
-    slots: Annotated[int, typer.Option(help="Requests answered at the same time.")] = 4,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    work: Annotated[Path, typer.Option(help="Folder for the copy.")] = Path(paths.WORK),
+    context_tokens: Annotated[int, Option(help="Prompt and answer, of one request.")] = 4096,
+    slots: Annotated[int, Option(help="Requests answered at the same time.")] = 4,
+    threads: Annotated[int, Option(help="CPU threads.")] = 1,
+    work: Annotated[Path, Option(help="Folder for the copy.")] = Path(paths.WORK),
 ) -> None:
     """Serve a GGUF file by llama.cpp, as an endpoint for explainers and judges."""
     from nullsae.autointerp.llm.serve_gguf import serve_gguf

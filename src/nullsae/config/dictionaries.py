@@ -14,6 +14,8 @@ from nullsae.core.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Pairs = Iterable[tuple[Tensor, Tensor]]
+
 
 class Dictionary(Coding):
     """One kind of dictionary. Its fields are the keys of a recipe that only it reads."""
@@ -54,15 +56,7 @@ class Dictionary(Coding):
         """Latents of one that is fitted; None where only a corpus says."""
         raise NotImplementedError
 
-    def fit(
-        self,
-        k: int,
-        reader: Any,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        corpus: Any,
-        *,
-        where: str,
-    ) -> Any:
+    def fit(self, k: int, reader: Any, batches: Pairs, corpus: Any, where: str) -> Any:
         """The `Autoencoder` that is computed from the activations of `sae_train`.
 
         Args:

@@ -36,6 +36,15 @@ PYTHIA = {
 TWO_MATRICES = ("gpt_neox", "gpt2", "opt", "gptj", "gpt_neo", "bloom", "falcon", "phi", "codegen")
 LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo")
 
+# What a GGUF file calls the keys of a config.json.
+GGUF_KEYS = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "intermediate_size": "feed_forward_length",
+}
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -163,12 +172,9 @@ def described_size(described: dict[str, Any], dtype: str) -> Size:
 
 
 def subject_size(source: Source, corpus: Corpus, where: str) -> Size:
-    """The size of a subject; `model_size` says more.
+    """The size of a subject, by its source, the corpus that it reads and the source's key.
 
-    Args:
-        source: where it comes from.
-        corpus: the section of its corpus, whose vocabulary one that is trained here has.
-        where: key of its source in the config, for messages.
+    `model_size` says more; one that is trained here has the vocabulary of the corpus.
     """
     if isinstance(source, TrainSource):
         return neox_size(source.n_layers, source.d_model, vocabulary(corpus), "float32")
@@ -208,30 +214,28 @@ def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
         file = find_gguf(source, where=where)
         name, described = str(file), _gguf_header(file, where, Need("a plan needs the size"))
     elif (pythia := _pythia(source)) is not None:
-        n_layers, d, _, vocab_size = pythia
-        return neox_size(n_layers, d, vocab_size, source.dtype)
+        return neox_size(*pythia, source.dtype)
     else:
+        described = _described(source, where)
         name, where = f"the config.json of {source.path!r}", f"{where}.path"
-        described = _described(source, where.removesuffix(".path"))
     try:
         return described_size(described, source.dtype)
     except KeyError as error:
         raise UserError(f"{where}: {name} does not state {error}, which a plan needs") from None
 
 
-def _pythia(source: PretrainedSource) -> tuple[int, int, int, int] | None:
-    """The row of `PYTHIA` that a hub id means."""
+def _pythia(source: PretrainedSource) -> tuple[int, int, int] | None:
+    """Blocks, width and vocabulary of the row of `PYTHIA` that a hub id means."""
     name = source.path.rsplit("/", 1)[-1].removesuffix("-deduped")
-    return None if is_local(source.path) else PYTHIA.get(name)
+    found = None if is_local(source.path) else PYTHIA.get(name)
+    return found and (found[0], found[1], found[3])
 
 
 def _described(source: PretrainedSource, where: str) -> Any:
     """A model's config.json: a local folder's, the hub cache's, else the hub's."""
     need = Need(f"a plan needs the size of {source.path!r}")
-    if not is_local(source.path):
-        file = _hub_config(source, where, need)
-    else:
-        file = Path(source.path).expanduser() / "config.json"
+    local = Path(source.path).expanduser() / "config.json"
+    file = local if is_local(source.path) else _hub_config(source, where, need)
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -270,23 +274,14 @@ def _gguf_header(file: Path, where: str, need: Need) -> dict[str, Any]:
     try:
         reader = GGUFReader(file)
         family = reader.fields["general.architecture"].contents()
-        keys = {
-            "num_hidden_layers": "block_count",
-            "hidden_size": "embedding_length",
-            "num_attention_heads": "attention.head_count",
-            "num_key_value_heads": "attention.head_count_kv",
-            "intermediate_size": "feed_forward_length",
-        }
-        required = ("block_count", "embedding_length")
         described = {
             key: int(reader.fields[f"{family}.{name}"].contents())
-            for key, name in keys.items()
-            if name in required or f"{family}.{name}" in reader.fields
+            for key, name in GGUF_KEYS.items()
+            if key in ("num_hidden_layers", "hidden_size") or f"{family}.{name}" in reader.fields
         }
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{where}: {file} is not a GGUF file of a language model: {error}"
-        ) from None
+        said = f"{where}: {file} is not a GGUF file of a language model: {error}"
+        raise UserError(said) from None
     untied = any(tensor.name == "output.weight" for tensor in reader.tensors)
     if tokens := reader.fields.get("tokenizer.ggml.tokens"):
         described["vocab_size"] = len(tokens.data)

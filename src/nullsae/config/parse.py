@@ -26,11 +26,10 @@ def parse_config(data: Any) -> Config:
     """
     # An overlay drops an entry by setting it to null; the entry is as if it never stood there.
     if isinstance(data, dict):
-        data = {
+        named = {key: data[key] for key in NAMED_SECTIONS if isinstance(data.get(key), dict)}
+        data = data | {
             key: {name: entry for name, entry in value.items() if entry is not None}
-            if key in NAMED_SECTIONS and isinstance(value, dict)
-            else value
-            for key, value in data.items()
+            for key, value in named.items()
         }
     return parse_section(Config, data, where="config")
 
@@ -65,15 +64,13 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
         return f"{prefix}missing"
     if kind == "union_tag_not_found":
         return f"{prefix}kind: missing"
-    if kind == "union_tag_invalid":
-        options = re.findall(r"'([^']+)'", detail["ctx"]["expected_tags"])
-        tag = detail["ctx"]["tag"]
-        return f"{prefix}kind: {tag!r} is not one of {', '.join(options)}{_suggest(tag, options)}"
-    if kind == "literal_error":
-        options = re.findall(r"'([^']+)'", detail["ctx"]["expected"])
-        return (
-            f"{prefix}{value!r} is not one of {', '.join(options)}{_suggest(str(value), options)}"
-        )
+    if kind in ("union_tag_invalid", "literal_error"):
+        context = detail["ctx"]
+        if kind == "union_tag_invalid":
+            prefix, value = f"{prefix}kind: ", context["tag"]
+        options = re.findall(r"'([^']+)'", context.get("expected_tags") or context["expected"])
+        hint = _suggest(str(value), options)
+        return f"{prefix}{value!r} is not one of {', '.join(options)}{hint}"
     if isinstance(value, str) and kind in {"float_type", "int_type", "float_parsing"}:
         hint = ""
         if exponent := re.fullmatch(r"([+-]?\d+)(e[+-]?\d+)", value, re.IGNORECASE):

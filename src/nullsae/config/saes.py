@@ -8,7 +8,6 @@ section of both, and refuses the keys of others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -167,6 +166,7 @@ class Sae(Coding):
 
     @model_validator(mode="after")
     def width_is_clear(self) -> Self:
+        wide = self.n_latents is not None or self.expansion_factor is not None
         if self.pretrained is not None:
             if self.dictionary != Sae.model_fields["dictionary"].default:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
@@ -175,13 +175,13 @@ class Sae(Coding):
                     "checkpoints: nothing is known of how a pretrained SAE was trained, so that "
                     "the nulls would have nothing to be compared with"
                 )
-            if self.n_latents is not None or self.expansion_factor is not None:
+            if wide:
                 raise ValueError(
                     "a pretrained SAE has its own width: drop n_latents and expansion_factor"
                 )
             return self
         if not self.origin.trained:
-            if self.n_latents is not None or self.expansion_factor is not None:
+            if wide:
                 raise ValueError(
                     f"dictionary {self.dictionary!r} has its own width: "
                     f"drop n_latents and expansion_factor"
@@ -241,9 +241,7 @@ class Sae(Coding):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         if Coding not in cls.__bases__:
             return handler(source)
-        return core_schema.with_info_plain_validator_function(
-            lambda given, info: chosen(given, info)
-        )
+        return core_schema.with_info_plain_validator_function(chosen)
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -293,15 +291,12 @@ def chosen(given: Any, info: ValidationInfo) -> Sae:
 
 def every_key() -> dict[str, FieldInfo]:
     """The keys that some recipe has: those of all, of each architecture, of each dictionary."""
-    sections = [_section(a, d, *_all_names()) for a, d in _pairs()]
+    architectures, dictionaries = [*ARCHITECTURES.values()], [*DICTIONARIES.values()]
+    # Each at least once.
+    pairs = [(architecture, dictionaries[0]) for architecture in architectures]
+    pairs += [(architectures[0], dictionary) for dictionary in dictionaries]
+    sections = [_section(a, d, *_all_names()) for a, d in pairs]
     return {name: field for section in sections for name, field in section.model_fields.items()}
-
-
-def _pairs() -> Iterator[tuple[type[Sae], type[Dictionary]]]:
-    """Each architecture and each dictionary at least once."""
-    first = next(iter(DICTIONARIES.values()))
-    yield from ((architecture, first) for architecture in ARCHITECTURES.values())
-    yield from ((next(iter(ARCHITECTURES.values())), other) for other in DICTIONARIES.values())
 
 
 def _registry(kind: str) -> Registry[Any]:

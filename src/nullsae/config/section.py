@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -41,10 +41,10 @@ class Section(BaseModel):
 class OneOf:
     """Annotation of a text that must be one of some names; as `Literal`, but looked up at use."""
 
-    names: Callable[[], Iterable[str]]
+    names: Callable[[], Collection[str]]
 
     def _check(self, value: Any) -> str:
-        names = [*self.names()]
+        names = self.names()
         if not isinstance(value, str) or value not in names:
             *others, last = map(repr, names)
             expected = f"{', '.join(others)} or {last}" if others else last
@@ -107,8 +107,7 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
     Raises:
         ValueError: one stands there twice.
     """
-    repeated = {value for value in values if values.count(value) > 1}
-    if repeated:
+    if repeated := {value for value in values if values.count(value) > 1}:
         raise ValueError(f"{sorted(map(str, repeated))[0]!r} is named twice")
     return values
 

@@ -84,9 +84,8 @@ class Config(Section):
     @classmethod
     def none_is_taken(cls, explainers: dict[str, Any]) -> dict[str, Any]:
         if NO_EXPLAINER in explainers:
-            raise ValueError(
-                f"{NO_EXPLAINER!r} stands for scorers that need no explainer; take another name"
-            )
+            said = f"{NO_EXPLAINER!r} stands for scorers that need no explainer; take another name"
+            raise ValueError(said)
         return explainers
 
     @model_validator(mode="after")
@@ -136,12 +135,12 @@ class Config(Section):
                 self.asked(explainer_name, name)
             except ValueError as error:
                 raise ValueError(f"scorers.{name}.{error}") from None
-        if self.llm.max_cost_usd is not None:
-            for key, model in self.asked_models().items():
-                if model not in self.llm.prices:
-                    raise ValueError(
-                        f"llm.prices: no price for {model!r} ({key}), and llm.max_cost_usd is set"
-                    )
+        for key, endpoint in self.endpoints().items():
+            if self.llm.max_cost_usd is not None and endpoint.model not in self.llm.prices:
+                raise ValueError(
+                    f"llm.prices: no price for {endpoint.model!r} ({key}.model), and "
+                    f"llm.max_cost_usd is set"
+                )
         return self
 
     def writer(self, explainer: str) -> Explainer | None:
@@ -161,17 +160,11 @@ class Config(Section):
         named |= {f"scorers.{name}.judge": found.endpoint for name, found in self.scorers.items()}
         return {key: endpoint for key, endpoint in named.items() if endpoint is not None}
 
-    def asked_models(self) -> dict[str, str]:
-        """Names of the models behind endpoints, by the config key that names them."""
-        return {f"{key}.model": endpoint.model for key, endpoint in self.endpoints().items()}
-
     def scored_pairs(self) -> list[tuple[str, str]]:
         """Every (explainer, scorer), in display order; scorers that need none come once."""
-        needs = {name: scorer.needs_explanations for name, scorer in self.scorers.items()}
-        pairs = [
-            (explainer, name) for explainer in self.explainers for name in needs if needs[name]
-        ]
-        return pairs + [(NO_EXPLAINER, name) for name in needs if not needs[name]]
+        judging = [name for name, scorer in self.scorers.items() if scorer.needs_explanations]
+        pairs = [(explainer, name) for explainer in self.explainers for name in judging]
+        return pairs + [(NO_EXPLAINER, name) for name in self.scorers if name not in judging]
 
     def draws_of(self, variant: str) -> range:
         """The draws of a variant: fixed variants have draw 0 only."""

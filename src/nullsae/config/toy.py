@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from itertools import product
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     Field,
@@ -20,7 +21,7 @@ from nullsae.config.section import Section, unique
 ToyData = Literal["data", "gaussian", "mlp_of_data", "mlp_of_gaussian"]
 """What SAEs are trained on: a source's own vectors, their Gaussian control, and what a random
 network makes of either."""
-DATA: tuple[ToyData, ...] = ("data", "gaussian", "mlp_of_data", "mlp_of_gaussian")
+DATA: tuple[ToyData, ...] = get_args(ToyData)
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 
 
@@ -136,16 +137,8 @@ class Toy(Section):
 
 def toy_cells(toy: Toy) -> Iterator[dict[str, str]]:
     """Keys of every sweep, in display order: source, data, expansion, seed."""
-    for source in toy.sources:
-        for data in DATA:
-            for expansion in toy.expansion_factors:
-                for seed in toy.seeds:
-                    yield {
-                        "source": source,
-                        "data": data,
-                        "expansion": str(expansion),
-                        "seed": str(seed),
-                    }
+    for values in product(toy.sources, DATA, toy.expansion_factors, toy.seeds):
+        yield dict(zip(("source", "data", "expansion", "seed"), map(str, values), strict=True))
 
 
 def toy_figures(toy: Toy) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from nullsae.config.randomization import Randomization, Settings
@@ -158,10 +159,11 @@ def fitted_to(variant: str, draw: int) -> tuple[str, int] | None:
     return source, 0 if VARIANTS[source].fixed else draw
 
 
-def _with_floors() -> list[str]:
-    return [*VARIANTS, *(floor_name(name) for name in VARIANTS if has_model(name))]
+@cache
+def _with_floors(names: tuple[str, ...]) -> tuple[str, ...]:
+    return (*names, *(floor_name(name) for name in names if has_model(name)))
 
 
 VariantName = Annotated[str, OneOf(lambda: VARIANTS)]
-ModelName = Annotated[str, OneOf(_with_floors)]
+ModelName = Annotated[str, OneOf(lambda: _with_floors(tuple(VARIANTS)))]
 """A variant, or a floor."""

@@ -34,9 +34,8 @@ def room_for(path: Path | str) -> Iterator[None]:
         full = getattr(error, "errno", None) in FULL_DISK
         if not full and not any(text in str(error) for text in FULL_TEXTS):
             raise
-        raise UserError(
-            f"{path}: the disk is full; make room and run again, what is finished stays"
-        ) from None
+        said = f"{path}: the disk is full; make room and run again, what is finished stays"
+        raise UserError(said) from None
 
 
 @contextmanager
@@ -101,14 +100,12 @@ def verify(path: Path | str, expected: str, *, rebuild: str) -> None:
     Raises:
         UserError: the file is missing or its bytes differ; names it and the `rebuild` command.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}")
     if checksum(path) != expected:
-        size = Path(path).stat().st_size
-        raise UserError(
-            f"{path}: damaged ({size} bytes, checksum differs from the manifest's); "
-            f"rebuild it with: {rebuild}"
-        )
+        damage = f"damaged ({path.stat().st_size} bytes, checksum differs from the manifest's)"
+        raise UserError(f"{path}: {damage}; rebuild it with: {rebuild}")
 
 
 def rebuild_command(target: Path | str) -> str:

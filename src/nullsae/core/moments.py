@@ -15,12 +15,7 @@ class Moments:
     """
 
     def __init__(self, d_model: int, *, device: torch.device | None = None) -> None:
-        """Start empty.
-
-        Args:
-            d_model: length of the vectors.
-            device: where the sums are kept and made, one that has float64; the CPU by default.
-        """
+        """Start empty, for vectors of this length; `device` (the CPU) must have float64."""
         self.device = torch.device("cpu") if device is None else device
         self.n = 0
         self._mean = torch.zeros(d_model, dtype=torch.float64, device=self.device)

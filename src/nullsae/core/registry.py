@@ -23,11 +23,15 @@ from nullsae.core.errors import UserError
 T = TypeVar("T")
 
 
+def _place(thing: Any) -> tuple[int, str]:
+    return getattr(thing, "position", 1_000), thing.name
+
+
 class Registry(Mapping[str, type[T]], Generic[T]):
     """Classes of one kind by name, in display order."""
 
     def __init__(self, kind: str, base: type[T], folder: str) -> None:
-        """Describe a kind; nothing is imported before it is asked for.
+        """Describe a kind.
 
         Args:
             kind: plural name, such as `variants`; other packages' group is `nullsae.variants`.
@@ -46,12 +50,10 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def _found(self) -> dict[str, type[T]]:
         package = import_module(self.folder)
         own = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
-        classes = [
-            thing for name in own for thing in self._classes(import_module(f"{self.folder}.{name}"))
-        ]
+        classes = [t for n in own for t in self._classes(import_module(f"{self.folder}.{n}"))]
         classes += [self._loaded(point) for point in entry_points(group=self.group)]
         found: dict[str, type[T]] = {}
-        for thing in sorted(classes, key=_order):
+        for thing in sorted(classes, key=_place):
             name = str(thing.name)  # type: ignore[attr-defined]
             if found.setdefault(name, thing) is not thing:
                 raise UserError(
@@ -108,7 +110,3 @@ def lazy(name: str) -> Any:
     torch. Type checkers see the real import: put this under `else` of `if TYPE_CHECKING`.
     """
     return _Lazy(name)
-
-
-def _order(thing: type) -> tuple[int, str]:
-    return getattr(thing, "position", 1_000), str(getattr(thing, "name", ""))

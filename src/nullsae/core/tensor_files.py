@@ -19,11 +19,10 @@ def header(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> bytes:
         tensors: name, type (a key of `TYPE_BYTES`) and shape of each, in the order of their bytes.
             Readers want these aligned: types of more bytes go first.
     """
-    described, start = {}, 0
+    described, stop = {}, 0
     for name, dtype, shape in tensors:
-        stop = start + math.prod(shape) * TYPE_BYTES[dtype]
+        start, stop = stop, stop + math.prod(shape) * TYPE_BYTES[dtype]
         described[name] = {"dtype": dtype, "shape": [*shape], "data_offsets": [start, stop]}
-        start = stop
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

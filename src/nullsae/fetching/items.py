@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,13 +60,13 @@ class Model:
         """Have config, weights and small files in the hub's cache; weights are not loaded."""
         import huggingface_hub
 
-        sizes, commit = _look(self.path, self.revision, self.where, self.revision_where)
+        found = _Repository(self.path, self.revision, self.where, self.revision_where)
+        sizes, this = found.sizes, found.this
         if "config.json" not in sizes:
-            raise UserError(f"{self.where}: {self.path!r}{at(self.revision)} has no config.json")
-        names = {n for n in sizes if "/" not in n and n.endswith(SMALL_SUFFIXES)}
+            raise UserError(f"{this} has no config.json")
 
         def read(name: str) -> Any:
-            file = huggingface_hub.hf_hub_download(self.path, name, revision=commit)
+            file = huggingface_hub.hf_hub_download(self.path, name, revision=found.commit)
             return json.loads(Path(file).read_text(encoding="utf-8"))
 
         config = read("config.json")
@@ -73,31 +74,23 @@ class Model:
         weights = [n for n in (given, WEIGHTS, WEIGHTS_INDEX) if n is not None and n in sizes][:1]
         if not weights or ".safetensors" not in weights[0]:
             raise UserError(
-                f"{self.where}: {self.path!r}{at(self.revision)} has no safetensors, and weights "
-                f"in other formats are not read (they can run code); convert them with "
-                f"model.save_pretrained"
+                f"{this} has no safetensors, and weights in other formats are not read (they can "
+                f"run code); convert them with model.save_pretrained"
             )
         if weights[0].endswith(".index.json"):
             weights += sorted(set(read(weights[0])["weight_map"].values()))
         if missing := [name for name in weights if name not in sizes]:
-            raise UserError(f"{self.where}: {self.path!r}{at(self.revision)} lacks {missing[0]}")
-        names.update(weights)
+            raise UserError(f"{this} lacks {missing[0]}")
+        names = {*found.small, *weights}
         if self.runs_code:
-            names.update(name for name in sizes if name.endswith(".py"))
-            self._fetch_code_of_others(config)
-        return _download(self.path, self.revision, commit, names, sizes, self.where)
-
-    def _fetch_code_of_others(self, config: dict[str, Any]) -> None:
-        """A config names classes as `module.Class`, of another repository as `id--module.Class`."""
-        named = [
-            v
-            for value in config.get("auto_map", {}).values()
-            for v in (value if isinstance(value, list) else [value])
-        ]
-        for path in sorted({name.split("--")[0] for name in named if name and "--" in name}):
-            sizes, commit = _look(path, None, self.where, self.where)
-            code = {name for name in sizes if name.endswith(".py")}
-            _download(path, None, commit, code, sizes, self.where)
+            names |= found.code
+            # Classes are named as `module.Class`, those of another repository `id--module.Class`.
+            values = config.get("auto_map", {}).values()
+            classes = [name for v in values for name in (v if isinstance(v, list) else [v])]
+            for path in sorted({name.split("--")[0] for name in classes if name and "--" in name}):
+                other = _Repository(path, None, self.where, self.where)
+                other.download(other.code)
+        return found.download(names)
 
 
 @dataclass(frozen=True)
@@ -115,10 +108,9 @@ class TokenizerFiles:
         """Have its files in the hub's cache."""
         from nullsae.corpus.tokenizer import load_tokenizer
 
-        path, revision, key = self.given.path, self.given.revision, f"{self.where}.path"
-        sizes, commit = _look(path, revision, key, f"{self.where}.revision")
-        names = {name for name in sizes if "/" not in name and name.endswith(SMALL_SUFFIXES)}
-        fetched = _download(path, revision, commit, names, sizes, key)
+        keys = f"{self.where}.path", f"{self.where}.revision"
+        found = _Repository(self.given.path, self.given.revision, *keys)
+        fetched = found.download(found.small)
         load_tokenizer(self.given, where=self.where)
         return fetched
 
@@ -133,8 +125,7 @@ class PretrainedSae:
 
     def describe(self) -> str:
         """Its hub id and the folder within."""
-        path, inside = pretrained_sae_path(self.pretrained, self.site)
-        return f"SAE {path}{'::' if inside else ''}{inside}"
+        return "SAE " + "::".join(filter(None, pretrained_sae_path(self.pretrained, self.site)))
 
     def fetch(self) -> Fetched:
         """Have its files in the hub's cache."""
@@ -142,12 +133,11 @@ class PretrainedSae:
         from nullsae.sae.exchange.pretrained import read_pretrained
 
         path, inside = pretrained_sae_path(self.pretrained, self.site)
-        sizes, commit = _look(path, None, self.where, self.where)
-        prefix = f"{inside}/" if inside else ""
-        names = {f"{prefix}{name}" for name in ("cfg.json", *SAE_WEIGHTS.values())} & sizes.keys()
-        if not names:
+        found, prefix = _Repository(path, None, self.where, self.where), f"{inside}/" * bool(inside)
+        names = {f"{prefix}{name}" for name in ("cfg.json", *SAE_WEIGHTS.values())}
+        if not (names := names & found.sizes.keys()):
             raise UserError(f"{self.where}: {path!r} on the hub holds no SAE in {inside!r}")
-        fetched = _download(path, None, commit, names, sizes, self.where)
+        fetched = found.download(names)
         read_pretrained(self.pretrained, self.site, where=self.where)
         return fetched
 
@@ -183,62 +173,52 @@ class DataSet:
                 f"{self.source.path!r}, of which the newest is read without network, whatever the "
                 f"config says; delete the folder, or give another one with --into"
             )
-        hub = Path(constants.HF_HUB_CACHE)
-        downloaded = hub / f"datasets--{self.source.path.replace('/', '--')}"
-        return Fetched(_folder_bytes(downloaded) + _folder_bytes(folder), folder)
+        downloaded = f"datasets--{self.source.path.replace('/', '--')}"
+        folders = (Path(constants.HF_HUB_CACHE) / downloaded, folder)
+        files = (file for each in folders for file in each.rglob("*") if file.is_file())
+        # Snapshots are links to blobs, which would count twice.
+        return Fetched(sum(f.stat().st_size for f in files if not f.is_symlink()), folder)
 
 
-def _look(
-    path: str, revision: str | None, where: str, revision_where: str
-) -> tuple[dict[str, int], str]:
-    """Bytes of each file of a model's repository, by name, and the commit that `revision` is."""
-    import huggingface_hub
+class _Repository:
+    """A model's repository: bytes of each file, by name, and the commit that the revision is."""
 
-    from nullsae.corpus.hub import check_repository
+    def __init__(self, path: str, revision: str | None, where: str, revision_where: str) -> None:
+        import huggingface_hub
 
-    places = {"where": where, "revision_where": revision_where}
-    check_repository(path, kind="model", revision=revision, **places)
-    info = huggingface_hub.HfApi().model_info(path, revision=revision, files_metadata=True)
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}, str(info.sha)
+        from nullsae.corpus.hub import check_repository
 
+        places = {"where": where, "revision_where": revision_where}
+        check_repository(path, kind="model", revision=revision, **places)
+        info = huggingface_hub.HfApi().model_info(path, revision=revision, files_metadata=True)
+        self.path, self.revision, self.commit = path, revision, str(info.sha)
+        self.this = f"{where}: {path!r}{at(revision)}"
+        self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        self.small = {n for n in self.sizes if "/" not in n and n.endswith(SMALL_SUFFIXES)}
+        self.code = {name for name in self.sizes if name.endswith(".py")}
 
-def _download(
-    path: str,
-    revision: str | None,
-    commit: str,
-    names: set[str],
-    sizes: dict[str, int],
-    where: str,
-) -> Fetched:
-    """Have these files of a model in the hub's cache, or refuse before the disk is full."""
-    import huggingface_hub
-    from huggingface_hub import constants
+    def download(self, names: set[str]) -> Fetched:
+        """Have these files in the hub's cache, or refuse before the disk is full."""
+        import huggingface_hub as hub
+        from huggingface_hub import constants
 
-    def cached(name: str) -> bool:
-        found = huggingface_hub.try_to_load_from_cache(path, name, revision=commit)
-        return isinstance(found, str)
-
-    missing = {name for name in names if not cached(name)}
-    cache = Path(constants.HF_HUB_CACHE)
-    cache.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(sizes[name] for name in missing), shutil.disk_usage(cache).free
-    if needed > free:
-        raise UserError(
-            f"{where}: {path!r}{at(revision)} needs {needed / 1e9:,.1f} GB more, and {cache} has "
-            f"{free / 1e9:,.1f} GB free; free some, or give another folder with --into"
-        )
-    patterns = [escape(name) for name in sorted(names)]
-    folder = huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=patterns)
-    n_bytes = sum((Path(folder) / name).stat().st_size for name in names)
-    return Fetched(n_bytes, Path(folder), not missing)
+        look = partial(hub.try_to_load_from_cache, self.path, revision=self.commit)
+        missing = [name for name in names if not isinstance(look(name), str)]
+        cache = Path(constants.HF_HUB_CACHE)
+        cache.mkdir(parents=True, exist_ok=True)
+        needed, free = sum(self.sizes[name] for name in missing), shutil.disk_usage(cache).free
+        if needed > free:
+            raise UserError(
+                f"{self.this} needs {needed / 1e9:,.1f} GB more, and {cache} has "
+                f"{free / 1e9:,.1f} GB free; free some, or give another folder with --into"
+            )
+        patterns = [escape(name) for name in sorted(names)]
+        fetch = partial(hub.snapshot_download, self.path, revision=self.revision)
+        folder = Path(fetch(allow_patterns=patterns))
+        n_bytes = sum((folder / name).stat().st_size for name in names)
+        return Fetched(n_bytes, folder, not missing)
 
 
 def at(revision: str | None) -> str:
     """` at REVISION`, or nothing for the default branch."""
     return f" at {revision}" if revision else ""
-
-
-def _folder_bytes(folder: Path) -> int:
-    # Snapshots are links to blobs, which would count twice.
-    files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    return sum(file.stat().st_size for file in files)

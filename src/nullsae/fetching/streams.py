@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,34 +70,28 @@ class Stream:
         }
 
 
-class _Recorder:
-    """Passes documents on and writes them, in their order, as one Parquet column."""
+def _recorded(
+    texts: Iterator[str], file: Path, column: str, show: Callable[[], None]
+) -> Generator[str]:
+    """Pass documents on and write them, in their order, as one Parquet column."""
+    schema = pa.schema([(column, pa.large_string())])
+    batch: list[str] = []
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
 
-    def __init__(
-        self, texts: Iterator[str], file: Path, column: str, show: Callable[[], None]
-    ) -> None:
-        self._texts, self._show = texts, show
-        self._batch: list[str] = []
-        self._schema = pa.schema([(column, pa.large_string())])
-        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+        def write() -> None:
+            writer.write_table(pa.table([pa.array(batch, pa.large_string())], schema))
+            batch.clear()
+            show()
 
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            self._batch.append(text)
-            if len(self._batch) == STREAM_BATCH_DOCUMENTS:
-                self._write()
-            yield text
-
-    def _write(self) -> None:
-        self._writer.write_table(pa.table([pa.array(self._batch, pa.large_string())], self._schema))
-        self._batch.clear()
-        self._show()
-
-    def close(self) -> None:
-        """Write the rest."""
-        if self._batch:
-            self._write()
-        self._writer.close()
+        try:
+            for text in texts:
+                batch.append(text)
+                if len(batch) == STREAM_BATCH_DOCUMENTS:
+                    write()
+                yield text
+        finally:
+            if batch:
+                write()
 
 
 def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> None:
@@ -107,7 +101,7 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
     from nullsae.corpus.sources import documents
 
     where = f"config: corpora.{name}"
-    total = sum(n_tokens or 0 for n_tokens in wanted_tokens(corpus).values())
+    total = sum(filter(None, wanted_tokens(corpus).values()))
     packers: dict[SplitName, Packer] = {}
     with bar(f"corpus {name}", "tokens") as progress:
 
@@ -115,5 +109,5 @@ def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> No
             progress(min(total, sum(packer.n_tokens for packer in packers.values())), total)
 
         texts = documents(source, where=f"{where}.source")
-        with closing(_Recorder(texts, file, source.column, show)) as recorder:
-            pack(Reader(recorder, corpus.eval_share), packers, corpus, where)
+        with closing(_recorded(texts, file, source.column, show)) as recorded:
+            pack(Reader(recorded, corpus.eval_share), packers, corpus, where)

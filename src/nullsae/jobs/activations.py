@@ -25,50 +25,40 @@ ACTIVATIONS = ("seed", "compute", "corpora", "subjects", "randomization", "activ
 _OF_TRAINING = ("activations/blocks.py", "activations/live.py", "activations/preflight.py")
 
 
-class CacheActivationsParams(Section):
-    """What `nullsae cache_activations` takes."""
+class SplitParams(Section):
+    """What makes the activations of one split at all sites."""
 
     sites: tuple[str, ...]
     max_tokens: PositiveInt | None = None
-    """Tokens to capture; all of the split by default."""
+    """Tokens to capture or sample; all of the split by default."""
     seed: NonNegativeInt
     dtype: FloatType
     shard_tokens: PositiveInt
-    batch_contexts: PositiveInt
     compute: Compute
     key: str = ""
     """Provenance, written into the manifests; by default made from the inputs."""
+
+
+class CacheActivationsParams(SplitParams):
+    """What `nullsae cache_activations` takes."""
+
+    batch_contexts: PositiveInt
 
 
 @rule("activations", but=(*_OF_TRAINING, "activations/gaussian.py"))
 def cache_activations(config: Config, wildcards: Wildcards) -> CacheActivationsParams:
     """A variant's activations of one split at all sites, or a portion of them."""
-    settings = config.activations
+    keys = ModelKeys.of(wildcards)
     return CacheActivationsParams(
-        sites=config.subjects[wildcards["subject"]].sites,
-        max_tokens=_max_tokens(settings, wildcards["split"]),
-        seed=config.seed,
-        dtype=settings.dtype,
-        shard_tokens=settings.shard_tokens,
-        batch_contexts=settings.batch_contexts,
-        compute=config.compute,
-        key=key_of(config, ModelKeys.of(wildcards), wildcards["split"]),
+        **_of_split(config, keys, wildcards["split"]),
+        batch_contexts=config.activations.batch_contexts,
     )
 
 
-class SampleGaussianParams(Section):
+class SampleGaussianParams(SplitParams):
     """What `nullsae sample_gaussian` takes."""
 
-    sites: tuple[str, ...]
-    max_tokens: PositiveInt | None = None
-    """Tokens to sample; as many as the split has by default."""
-    seed: NonNegativeInt
     keys: ModelKeys
-    dtype: FloatType
-    shard_tokens: PositiveInt
-    compute: Compute
-    key: str = ""
-    """Provenance, written into the manifests; by default made from the inputs."""
     fitted_activations_key: str = ""
     """If given, activations to fit to with another key are refused."""
 
@@ -76,18 +66,25 @@ class SampleGaussianParams(Section):
 @rule("activations", "core/moments.py", but=(*_OF_TRAINING, "activations/capture.py"))
 def sample_gaussian(config: Config, wildcards: Wildcards) -> SampleGaussianParams:
     """Gaussian data in the place of a variant's activations, of one split at all sites."""
-    settings, keys = config.activations, ModelKeys.of(wildcards)
+    keys = ModelKeys.of(wildcards)
     return SampleGaussianParams(
-        sites=config.subjects[keys.subject].sites,
-        max_tokens=_max_tokens(settings, wildcards["split"]),
-        seed=config.seed,
+        **_of_split(config, keys, wildcards["split"]),
         keys=keys,
-        dtype=settings.dtype,
-        shard_tokens=settings.shard_tokens,
-        compute=config.compute,
-        key=key_of(config, keys, wildcards["split"]),
         fitted_activations_key=fitted_key(config, keys),
     )
+
+
+def _of_split(config: Config, keys: ModelKeys, split: str) -> dict[str, Any]:
+    settings = config.activations
+    return {
+        "sites": config.subjects[keys.subject].sites,
+        "max_tokens": _max_tokens(settings, split),
+        "seed": config.seed,
+        "dtype": settings.dtype,
+        "shard_tokens": settings.shard_tokens,
+        "compute": config.compute,
+        "key": key_of(config, keys, split),
+    }
 
 
 def _max_tokens(settings: Activations, split: str) -> int | None:
@@ -119,8 +116,7 @@ def fitted_key(config: Config, keys: ModelKeys) -> str:
     fitted = fitted_to(keys.variant, keys.draw)
     if fitted is None:
         return ""
-    variant, draw = fitted
-    own = keys.model_copy(update={"variant": variant, "draw": draw})
+    own = keys.model_copy(update=dict(zip(("variant", "draw"), fitted, strict=True)))
     return key_of(config, own, "sae_train")
 
 

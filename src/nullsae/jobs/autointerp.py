@@ -121,7 +121,6 @@ def asks(config: Config, rule: str, wildcards: Wildcards) -> bool:
 
 def is_shared_out(config: Config, rule: str, wildcards: Wildcards) -> bool:
     """Whether several jobs may share an SAE's latents: those that ask or run a language model."""
-    runs_one = (
-        rule == "score_latents" and config.scorers[wildcards["scorer"]].model_in_job is not None
-    )
+    scorer = config.scorers[wildcards["scorer"]] if rule == "score_latents" else None
+    runs_one = scorer is not None and scorer.model_in_job is not None
     return runs_one or asks(config, rule, wildcards)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -43,12 +43,16 @@ def sae_names(config: Config) -> dict[str, str]:
 
 def sae_cells(config: Config) -> Iterator[Keys]:
     """Keys of every SAE, checkpoints included: those of the activations, and site, sae, seed."""
-    names = sae_names(config)
+    seeds = {name: config.saes[recipe].seeds for name, recipe in sae_names(config).items()}
     for keys in variant_cells(config):
-        for site in config.subjects[keys["subject"]].sites:
-            for name, recipe in names.items():
-                for seed in config.saes[recipe].seeds:
-                    yield {**keys, "site": site, "sae": name, "seed": str(seed)}
+        yield from _saes_of(config, keys, seeds)
+
+
+def _saes_of(config: Config, keys: Keys, seeds: Mapping[str, Iterable[int]]) -> Iterator[Keys]:
+    for site in config.subjects[keys["subject"]].sites:
+        for name, given in seeds.items():
+            for seed in given:
+                yield {**keys, "site": site, "sae": name, "seed": str(seed)}
 
 
 def floor_recipes(config: Config) -> dict[str, Sae]:
@@ -70,16 +74,12 @@ def floor_cells(config: Config) -> Iterator[Keys]:
     """
     if not config.evaluation.gaussian_floors:
         return
-    recipes = floor_recipes(config)
+    seeds = {name: sae.seeds for name, sae in floor_recipes(config).items()}
     given = ("trained",) if GAUSSIAN in config.variants else ()
     for keys in variant_cells(config):
         if keys["variant"] in given or not has_model(keys["variant"]):
             continue
-        own = {**keys, "variant": floor_name(keys["variant"])}
-        for site in config.subjects[keys["subject"]].sites:
-            for name, sae in recipes.items():
-                for seed in sae.seeds:
-                    yield {**own, "site": site, "sae": name, "seed": str(seed)}
+        yield from _saes_of(config, {**keys, "variant": floor_name(keys["variant"])}, seeds)
 
 
 def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
@@ -99,13 +99,9 @@ def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, 
 
     Each variant's draw 0, but for the SAE's own variant, whose draw is the SAE's own.
     """
-    own, draw = wildcards["variant"], int(wildcards["draw"])
+    subject, own, draw = wildcards["subject"], wildcards["variant"], int(wildcards["draw"])
     return [
-        {
-            "subject": wildcards["subject"],
-            "variant": variant,
-            "draw": draw if variant == own else 0,
-        }
+        {"subject": subject, "variant": variant, "draw": draw if variant == own else 0}
         for variant in config.variants
     ]
 
@@ -144,27 +140,30 @@ def scorer_cells(config: Config) -> Iterator[Keys]:
 
 
 def cell_files(config: Config) -> dict[str, list[str]]:
-    """Per table of `schemas.cells.CELL_TABLES`, the files that a finished study consists of."""
-    models, saes = list(model_cells(config)), list(sae_cells(config))
+    """Per table of `tables.cells.CELL_TABLES`, the files that a finished study consists of."""
+    saes, scored = list(sae_cells(config)), list(scorer_cells(config))
     measured = [*saes, *floor_cells(config)]
-    explained, scored = list(explainer_cells(config)), list(scorer_cells(config))
+    patterns: dict[str, tuple[str, Iterable[Keys]]] = {
+        "models": (paths.MODEL_TABLE, model_cells(config)),
+        "reconstruction": (paths.RECONSTRUCTION, measured),
+        "documents": (paths.DOCUMENTS, measured),
+        "geometry": (paths.GEOMETRY, measured),
+        "overlap": (paths.OVERLAP, recipe_cells(config)),
+        "cross_evaluation": (
+            paths.CROSS_EVALUATION,
+            saes if config.evaluation.cross_tokens else (),
+        ),
+        "history": (paths.HISTORY, measured),
+        "latents": (paths.LATENTS, saes),
+        "coverage": (paths.COVERAGE, saes),
+        "windows": (paths.WINDOWS, saes),
+        "explanations": (paths.EXPLANATIONS, explainer_cells(config)),
+        "predictions": (paths.PREDICTIONS, scored),
+        "scores": (paths.SCORES, scored),
+    }
     return {
-        "models": [paths.MODEL_TABLE.format(**keys) for keys in models],
-        "reconstruction": [paths.RECONSTRUCTION.format(**keys) for keys in measured],
-        "documents": [paths.DOCUMENTS.format(**keys) for keys in measured],
-        "geometry": [paths.GEOMETRY.format(**keys) for keys in measured],
-        "overlap": [paths.OVERLAP.format(**keys) for keys in recipe_cells(config)],
-        "cross_evaluation": [
-            paths.CROSS_EVALUATION.format(**keys)
-            for keys in (saes if config.evaluation.cross_tokens else [])
-        ],
-        "history": [paths.HISTORY.format(**keys) for keys in measured],
-        "latents": [paths.LATENTS.format(**keys) for keys in saes],
-        "coverage": [paths.COVERAGE.format(**keys) for keys in saes],
-        "windows": [paths.WINDOWS.format(**keys) for keys in saes],
-        "explanations": [paths.EXPLANATIONS.format(**keys) for keys in explained],
-        "predictions": [paths.PREDICTIONS.format(**keys) for keys in scored],
-        "scores": [paths.SCORES.format(**keys) for keys in scored],
+        table: [pattern.format(**keys) for keys in cells]
+        for table, (pattern, cells) in patterns.items()
     }
 
 

@@ -10,13 +10,13 @@ import glob
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from nullsae.config.corpora import BuiltinSource, Corpus, FilesSource
 from nullsae.config.model_size import known_size
 from nullsae.config.study import Config
 from nullsae.jobs.autointerp import asks
 from nullsae.jobs.grid import Keys
-from nullsae.jobs.memory import LIBRARIES, MEMORY
 from nullsae.jobs.work import WORK
 from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, Work
 from nullsae.jobs.work.making import train_saes
@@ -29,29 +29,29 @@ from nullsae.jobs.work.rates import (
     wall_seconds,
 )
 
+T = TypeVar("T")
+# Bytes of an interpreter that has imported them, by what a verb imports: a third more than the most
+# of the default study's jobs; CUDA's share of the host's memory on top.
+LIBRARIES = {
+    **{"light": 5e8, "torch": 7e8, "optimizer": 8e8, "transformers": 9e8, "all": 10e8},
+    "cuda": 3e9,
+}
 # Megabytes and minutes of a job whose sizes are unknown.
 OTHERWISE = {
-    "prepare_corpus": (4_000, 60),
-    "train_subject": (4_000, 60),
-    "randomize_model": (8_000, 60),
-    "capture_portion": (8_000, 240),
-    "cache_activations": (8_000, 240),
-    "sample_gaussian": (8_000, 60),
-    "train_sae": (8_000, 240),
-    "take_checkpoint": (1_000, 30),
-    "evaluate_sae": (8_000, 120),
-    "cross_evaluate": (8_000, 120),
-    "match_dictionaries": (8_000, 60),
-    "collect_latents": (8_000, 120),
-    "explain_shard": (1_000, 120),
-    "explain_latents": (1_000, 120),
-    "prepare_judge": (8_000, 120),
-    "score_shard": (1_000, 240),
-    "score_latents": (1_000, 240),
-    "aggregate": (4_000, 60),
-    "report": (4_000, 30),
-    "train_toy": (4_000, 240),
-    "report_toy": (2_000, 30),
+    rule: asked
+    for asked, rules in {
+        (1_000, 30): ("take_checkpoint",),
+        (1_000, 120): ("explain_shard", "explain_latents"),
+        (1_000, 240): ("score_shard", "score_latents"),
+        (2_000, 30): ("report_toy",),
+        (4_000, 30): ("report",),
+        (4_000, 60): ("prepare_corpus", "train_subject", "aggregate"),
+        (4_000, 240): ("train_toy",),
+        (8_000, 60): ("randomize_model", "sample_gaussian", "match_dictionaries"),
+        (8_000, 120): ("evaluate_sae", "cross_evaluate", "collect_latents", "prepare_judge"),
+        (8_000, 240): ("capture_portion", "cache_activations", "train_sae"),
+    }.items()
+    for rule in rules
 }
 # For a job that trains several SAEs, and one that runs a judge.
 SHARED_MEGABYTES, JUDGING_MEGABYTES = 16_000, 8_000
@@ -80,11 +80,7 @@ class Needs:
     """What the jobs of a study ask for."""
 
     def __init__(self, config: Config) -> None:
-        """Look up what sizes are known without a network.
-
-        Args:
-            config: the checked config, sites resolved.
-        """
+        """Look up what sizes are known without a network, of a checked config, sites resolved."""
         corpora = {name: known_corpus(corpus) for name, corpus in config.corpora.items()}
         sizes = {
             name: known_size(subject.source, config.corpora[subject.corpus])
@@ -95,14 +91,8 @@ class Needs:
             for name, scorer in config.scorers.items()
             if scorer.model_in_job is not None
         }
-        self._study = SizedStudy(
-            config,
-            {name: size for name, size in sizes.items() if size is not None},
-            {name: corpus for name, corpus in corpora.items() if corpus is not None},
-            {name: judge for name, judge in judges.items() if judge is not None},
-        )
-        self._on_cpu = config.compute.device == "cpu"
-        self._device = REFERENCE_CPU if self._on_cpu else data_sheet_device("a100")
+        self._study = SizedStudy(config, _known(sizes), _known(corpora), _known(judges))
+        self._device = data_sheet_device("a100")
         self._found: dict[tuple[object, ...], Asked] = {}
 
     def asked(self, rule: str, cells: list[Keys]) -> Asked:
@@ -112,8 +102,7 @@ class Needs:
             rule: of the workflow.
             cells: the job's keys; of one that trains several SAEs, the keys of each.
         """
-        same = [tuple((k, v) for k, v in cell.items() if k not in ALIKE) for cell in cells]
-        key = (rule, *same)
+        key = (rule, *(tuple(i for i in cell.items() if i[0] not in ALIKE) for cell in cells))
         if key not in self._found:
             self._found[key] = self._work_out(rule, cells)
         return self._found[key]
@@ -127,27 +116,19 @@ class Needs:
         joins = rule in ("explain_latents", "score_latents") and n_shards(study, keys) > 0
         if joins:
             work = Work(written_bytes=work.written_bytes)
-        held = 0.0 if joins else MEMORY[rule](study, cells, self._on_cpu)
-        libraries = LIBRARIES[work.imports]
-        if work.gpu and not self._on_cpu:
-            libraries += LIBRARIES["cuda"]
+        on_gpu = work.gpu and not study.on_cpu
+        libraries = LIBRARIES[work.imports] + (LIBRARIES["cuda"] if on_gpu else 0.0)
         disk = math.ceil((work.written_bytes + work.work_bytes) * DISK_MARGIN / 1e6)
         # How long an endpoint takes to answer is not known.
-        if not (joins or ("explainer" in keys and asks(study.config, _whole(rule), keys))):
-            minutes = self._minutes(work)
-        return Asked(
-            math.ceil((libraries + held * MEMORY_MARGIN) / 1e8) * 100, minutes, disk, known=True
-        )
-
-    def _minutes(self, work: Work) -> int:
-        """Run time, with a margin."""
-        if work.gpu and not self._on_cpu:
-            seconds = job_seconds(work, self._device, REFERENCE_HOST)
-        else:
-            spent = job_seconds(work, REFERENCE_CPU, REFERENCE_HOST)
-            threads = self._study.config.compute.threads
-            seconds = wall_seconds(work, spent, REFERENCE_HOST, threads)
-        return max(MIN_MINUTES, math.ceil(seconds * TIME_MARGIN / 60))
+        whole = rule.replace("_shard", "_latents")
+        if not (joins or ("explainer" in keys and asks(study.config, whole, keys))):
+            seconds = job_seconds(work, self._device if on_gpu else REFERENCE_CPU, REFERENCE_HOST)
+            if not on_gpu:
+                threads = study.config.compute.threads
+                seconds = wall_seconds(work, seconds, REFERENCE_HOST, threads)
+            minutes = max(MIN_MINUTES, math.ceil(seconds * TIME_MARGIN / 60))
+        megabytes = math.ceil((libraries + work.held_bytes * MEMORY_MARGIN) / 1e8) * 100
+        return Asked(megabytes, minutes, disk, known=True)
 
     def _otherwise(self, rule: str, cells: list[Keys]) -> tuple[int, int]:
         megabytes, minutes = OTHERWISE[rule]
@@ -175,9 +156,8 @@ class Needs:
         return keys["subject"] in study.sizes and corpus in study.corpora
 
 
-def _whole(rule: str) -> str:
-    """The rule whose work a job of `explain_shard` or `score_shard` has a share of."""
-    return rule.replace("_shard", "_latents")
+def _known(sizes: dict[str, T | None]) -> dict[str, T]:
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def known_corpus(corpus: Corpus) -> CorpusSize | None:

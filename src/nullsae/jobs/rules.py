@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
@@ -23,34 +24,23 @@ P = TypeVar("P", bound=Section)
 
 # What computes no result: wiring, checks of input, formats that are written for others.
 NO_RULES = (
-    "__init__.py",
-    "cli",
-    "config",
-    "core",
-    "fetching",
-    "jobs",
-    "paths.py",
-    "planning",
-    "py.typed",
-    "tables",
+    *("__init__.py", "cli", "config", "core", "fetching"),
+    *("jobs", "paths.py", "planning", "py.typed", "tables"),
 )
 
 
+@dataclass(eq=False)
 class Rule(Generic[P]):
-    """A rule; called with a config and wildcards, it gives the params of one job."""
+    """A rule; called with a config and wildcards, it gives the params of one job. See `rule`."""
 
-    def __init__(
-        self,
-        build: Callable[[Config, Wildcards], P],
-        code: tuple[str, ...],
-        but: tuple[str, ...],
-        things: Callable[[Config, Wildcards], Iterable[Path]],
-        ordered: bool,
-    ) -> None:
-        """See `rule`."""
-        self.name, self.build = build.__name__, build
-        self.owned, self.but, self.things, self.ordered = code, but, things, ordered
-        self.__doc__ = build.__doc__
+    build: Callable[[Config, Wildcards], P]
+    owned: tuple[str, ...]
+    but: tuple[str, ...]
+    things: Callable[[Config, Wildcards], Iterable[Path]]
+    ordered: bool
+
+    def __post_init__(self) -> None:
+        self.name, self.__doc__ = self.build.__name__, self.build.__doc__
 
     def __call__(self, config: Config, wildcards: Wildcards) -> P:
         """The params of one job."""

@@ -90,24 +90,17 @@ class TrainSaeParams(Section):
         return train_sae.code(*_recipe_files(self.saes[cell.sae], self.keys.variant))
 
     def cell_key(self, cell: SaeCell, code: str) -> str:
-        """Hash of all that determines one of the cells, whatever it is trained beside.
-
-        Args:
-            cell: one of `cells`.
-            code: hash of the code that makes it.
-        """
+        """Hash of all that determines one of the cells, whatever it is trained beside."""
         shared = self.model_dump(mode="json", exclude={"keys", "saes", "cells"})
-        own = (self.cell_keys(cell), self.recipe(cell))
-        parts = [part.model_dump(mode="json") for part in own]
-        return content_key([*parts, cell.local_files, shared, code])
+        keys = self.cell_keys(cell).model_dump(mode="json")
+        recipe = self.recipe(cell).model_dump(mode="json")
+        return content_key([keys, recipe, cell.local_files, shared, code])
 
 
 def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
     """A pretrained SAE's (folder or hub id, folder within it) with the site filled in."""
-    path, _, inside = pretrained.partition("::")
-    filled = {"site": site, "layer": str(site_layer(site))}
-    for key, value in filled.items():
-        path, inside = path.replace(f"{{{key}}}", value), inside.replace(f"{{{key}}}", value)
+    filled = pretrained.replace("{site}", site).replace("{layer}", str(site_layer(site)))
+    path, _, inside = filled.partition("::")
     return path, inside
 
 
@@ -148,12 +141,11 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
 
 def _cell(saes: Mapping[str, Sae], cell: Wildcards) -> SaeCell:
     read: list[str] = []
-    if (pretrained := saes[cell["sae"]].pretrained) is not None:
-        path, inside = pretrained_sae_path(pretrained, cell["site"])
+    site, sae, seed = cell["site"], cell["sae"], int(cell["seed"])
+    if (pretrained := saes[sae].pretrained) is not None:
+        path, inside = pretrained_sae_path(pretrained, site)
         read = folder_files(str(Path(path) / inside)) if is_local(path) else []
-    return SaeCell(
-        site=cell["site"], sae=cell["sae"], seed=int(cell["seed"]), local_files=stamps(read)
-    )
+    return SaeCell(site=site, sae=sae, seed=seed, local_files=stamps(read))
 
 
 def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:
@@ -161,10 +153,8 @@ def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[st
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(cell.sae, {})[cell.seed] = None
-    return {
-        name: recipes[name].model_copy(update={"seeds": tuple(found)})
-        for name, found in seeds.items()
-    }
+    found = {name: tuple(each) for name, each in seeds.items()}
+    return {name: recipes[name].model_copy(update={"seeds": found[name]}) for name in found}
 
 
 def _stream(config: Config, keys: ModelKeys) -> StreamParams | None:

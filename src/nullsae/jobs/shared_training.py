@@ -57,9 +57,8 @@ class SharedJob:
 
     def files(self, pattern: str) -> list[str]:
         """A pattern of `nullsae.paths` filled in for each SAE."""
-        return [
-            pattern.format(**self.params.cell_keys(cell).model_dump()) for cell in self.params.cells
-        ]
+        keys = [self.params.cell_keys(cell).model_dump() for cell in self.params.cells]
+        return [pattern.format(**each) for each in keys]
 
 
 def shared_jobs(
@@ -97,9 +96,8 @@ def _is_made(
 ) -> bool:
     """Whether an SAE's files are there and its `cfg.json` names what the config says now."""
     keys = params.cell_keys(cell).model_dump()
-    config, *others = (
-        pattern.format(**keys) for pattern in (paths.SAE_CONFIG, paths.SAE_WEIGHTS, paths.HISTORY)
-    )
+    patterns = (paths.SAE_CONFIG, paths.SAE_WEIGHTS, paths.HISTORY)
+    config, *others = (pattern.format(**keys) for pattern in patterns)
     if named(config) or not all((root / other).is_file() for other in others):
         return False
     try:

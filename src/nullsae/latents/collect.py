@@ -7,9 +7,8 @@ Memory, beside the SAE and what its encoder holds for `BATCH_TOKENS`: docs/laten
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from nullsae.latents.describe import Described, describe
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
 from nullsae.latents.split import Split
-from nullsae.latents.store import Firings, FiringSorter
+from nullsae.latents.store import Firings, FiringSorter, empty_folder
 from nullsae.latents.windows import Grid, deal_documents, draw_windows, pools_of, top_windows
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
@@ -35,6 +34,9 @@ from nullsae.subjects.loading import pick_device
 
 # Rows of the encoder and decoder that are compared at a time.
 GEOMETRY_ROWS = 4096
+# Why a latent fails the filter, the first that holds; the names are columns of `coverage`.
+REASONS = ("n_too_rare", "n_few_active_windows", "n_few_silent_windows")
+PASSES = len(REASONS)
 
 
 def collect_latents(
@@ -51,19 +53,11 @@ def collect_latents(
 ) -> None:
     """Write the tables `latents` (every latent), `windows` (sampled ones) and `coverage`.
 
+    `firings` is written too, those of the sampled latents (`latents.sample`). `sae` is the SAE's
+    `cfg.json`, `activations` the manifest of the variant's `eval` activations, `tokens` that of
+    the corpus' `eval` split. `progress` is called with (tokens done, tokens in all).
     Temporary files, 16 bytes per firing and at most 24 per active window, lie in a folder beside
     `latents`.
-
-    Args:
-        params: the rule's slice of the config.
-        sae: `cfg.json` of the SAE.
-        activations: manifest of the variant's `eval` activations.
-        tokens: manifest of the corpus' `eval` split.
-        latents: output table.
-        windows: output table.
-        coverage: output table.
-        firings: output file, the firings of the sampled latents (`latents.sample`).
-        progress: called with (tokens done, tokens in all).
 
     Raises:
         UserError: an input is missing, damaged or of another config, or the disk is full.
@@ -79,16 +73,21 @@ def collect_latents(
             f"{split.n_tokens}; rebuild them with: {rebuild_command(activations)}"
         )
     settings = params.latents
-    skipped = Skipped.of(settings, split)
-    with _folder(latents) as folder:
-        device = pick_device(params.compute.device)
-        found = sort_firings(coder.to(device), reader, split, skipped, folder, progress)
+    with empty_folder(latents.with_name(f".{latents.stem}.partial")) as folder:
+        coder = coder.to(pick_device(params.compute.device))
+        found, skipped = sort_firings(coder, reader, split, settings, folder, progress)
         grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
         # The same pools for every variant: they depend on the corpus alone.
         dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
         pools = pools_of(grid.document, dealt)
         known = describe(found, split, grid, pools, dealt, settings, folder)
-        reasons = _failures(known, settings)
+        least = settings.min_pool_windows
+        wrong = (
+            known.statistics["firings"] < settings.min_firings,
+            (known.active < least).any(axis=0),
+            (known.silent < least).any(axis=0),
+        )
+        reasons = np.argmax([*wrong, np.ones(found.n_latents, dtype=bool)], axis=0)
         candidates = np.flatnonzero(reasons == PASSES)
         sampler = numpy_generator(params.seed, "sample_latents", *params.keys.parts())
         size = min(settings.n_sampled, len(candidates))
@@ -107,96 +106,58 @@ def collect_latents(
         "n_sampled": size,
         "n_windows": int((pools >= 0).sum()),
         "n_windows_across_documents": int((pools < 0).sum()),
-        "n_tokens_skipped": skipped.n_tokens,
-        "n_firings_skipped": skipped.n_firings,
+        "n_tokens_skipped": int(skipped[0]),
+        "n_firings_skipped": int(skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
     }
     tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
 
 
-@contextmanager
-def _folder(beside: Path) -> Iterator[Path]:
-    """An empty folder for temporary files, which is always deleted.
-
-    Its name is the same in every run, so that what a killed one left behind goes too.
-    """
-    folder = beside.with_name(f".{beside.stem}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-class Skipped:
-    """Skips tokens whose firings do not count, and counts tokens and firings skipped."""
-
-    def __init__(self, start_tokens: int, context_tokens: int, token_id: int | None) -> None:
-        """Skip the first `start_tokens` of each context, and all tokens with that id."""
-        self._start, self._context, self._id = start_tokens, context_tokens, token_id
-        self.n_tokens = 0
-        self.n_firings = 0
-
-    @classmethod
-    def of(cls, settings: Latents, split: Split) -> Skipped:
-        """As the config says.
-
-        Raises:
-            UserError: the ends of documents are to be skipped, and the corpus does not name them.
-        """
-        if settings.skip_end_of_text and split.eos_token_id is None:
-            raise UserError(
-                f"{split.manifest}: has no eos_token_id, which latents.skip_end_of_text needs; "
-                f"rebuild it with: {rebuild_command(split.manifest)}"
-            )
-        end = split.eos_token_id if settings.skip_end_of_text else None
-        return cls(settings.skip_start_tokens, split.context_tokens, end)
-
-    def at(self, position: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-        """Which of some tokens to skip, bool [n]; they are counted."""
-        skip = position % self._context < self._start
-        if self._id is not None:
-            skip |= token_ids == self._id
-        self.n_tokens += int(skip.sum())
-        return skip
-
-
 def sort_firings(
     sae: Autoencoder,
     reader: SiteReader,
     split: Split,
-    skipped: Skipped,
+    settings: Latents,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
-) -> Firings:
+) -> tuple[Firings, np.ndarray]:
     """All firings of an SAE over a split, sorted, in files in `folder`.
 
+    Those on tokens that the settings skip are left out: the first of each context, and the ends of
+    documents. The array counts such tokens and their firings: int64 [2].
+
     Raises:
-        UserError: a shard cannot be read, or the disk is full.
+        UserError: a shard cannot be read, the disk is full, or the ends of documents are to be
+            skipped and the corpus does not name them.
     """
+    if settings.skip_end_of_text and split.eos_token_id is None:
+        raise UserError(
+            f"{split.manifest}: has no eos_token_id, which latents.skip_end_of_text needs; "
+            f"rebuild it with: {rebuild_command(split.manifest)}"
+        )
+    skipped = np.zeros(2, dtype=np.int64)
     sorter = FiringSorter(folder, n_latents=sae.n_latents, n_tokens=split.n_tokens)
     done = 0
     with torch.no_grad():
         for x, at in reader.batches():
             position = at.numpy()
             ids = split.ids[position]
-            token_ids = torch.from_numpy(ids.astype(np.int64))
-            codes = sae.encode(x.to(sae.w_dec.device), token_ids)
+            codes = sae.encode(x.to(sae.w_dec.device), torch.from_numpy(ids.astype(np.int64)))
             values, indices = (t.cpu().numpy() for t in codes)
             fires = values > 0
-            skip = skipped.at(position, ids)
-            if skip.any():
-                skipped.n_firings += int(fires[skip].sum())
-                fires[skip] = False
+            skip = position % split.context_tokens < settings.skip_start_tokens
+            if settings.skip_end_of_text:
+                skip |= ids == split.eos_token_id
+            skipped += skip.sum(), fires[skip].sum()
+            fires[skip] = False
             hit = np.flatnonzero(fires)
             where = np.repeat(position, np.count_nonzero(fires, axis=1))
             sorter.add(indices.reshape(-1)[hit], where, values.reshape(-1)[hit])
             done += len(position)
             if progress is not None:
                 progress(done, reader.n_tokens)
-    return sorter.sorted()
+    return sorter.sorted(), skipped
 
 
 def draw_sample(
@@ -208,76 +169,33 @@ def draw_sample(
     dealt: np.ndarray,
     params: CollectLatentsParams,
 ) -> tuple[WindowRows, dict[int, float | None]]:
-    """Draw the windows of the sampled latents.
+    """Draw the windows of the sampled latents (int64 [n], ascending).
 
-    Args:
-        sampled: int64 [n], the sampled latents, ascending.
-        firings: of all latents.
-        known: what is known of all latents.
-        split: the tokens.
-        pools: int8 [n_windows], the pool of each grid cell.
-        dealt: int8 [n_documents], the pool of each document.
-        params: of the job.
+    `pools` (int8 [n_windows]) and `dealt` (int8 [n_documents]) are as for `describe`.
 
     Returns:
         Rows of the table `windows`, and by latent the entropy in bits over its explaining windows.
     """
-    settings, parts, grid = params.latents, params.keys.parts(), known.grid
-    silence = HardSilence(known.cells, grid, pools, split.ids)
+    settings, grid = params.latents, known.grid
+    silence = HardSilence(known.cells, grid, pools, split)
     rows = WindowRows(split.ids, split.document, settings.window_tokens)
     entropy: dict[int, float | None] = {}
     for latent in sampled.tolist():
         own = firings.of(latent)
         position, value = firings.position[own], firings.value[own]
-
-        def activations(
-            start: np.ndarray, position: np.ndarray = position, value: np.ndarray = value
-        ) -> np.ndarray:
-            return activations_in(position, value, start, settings.window_tokens)
-
         candidates = known.candidates(latent)
         silent = pools.copy()
         silent[known.cells.position[known.cells.of(latent)]] = -1
-        draws = draw_windows(
-            candidates,
-            pools_of(split.document[candidates.start], dealt),
-            silent,
-            grid,
-            settings,
-            numpy_generator(params.seed, "windows", *parts, latent),
-        )
+        of_candidates = pools_of(split.document[candidates.start], dealt)
+        generator = numpy_generator(params.seed, "windows", *params.keys.parts(), latent)
+        draws = draw_windows(candidates, of_candidates, silent, grid, settings, generator)
         if set(settings.silent_windows) != {"random"}:
-            draws += silence.draw(
-                latent,
-                draws,
-                activations,
-                settings,
-                numpy_generator(params.seed, "silent_windows", *parts, latent),
-            )
+            generator = numpy_generator(params.seed, "silent_windows", *params.keys.parts(), latent)
+            activations = partial(activations_in, position, value, length=settings.window_tokens)
+            draws += silence.draw(latent, draws, activations, settings, generator)
         draws.append(top_windows(candidates, settings.top_windows))
         entropy[latent] = rows.add(latent, draws, position, value)
     return rows, entropy
-
-
-# Why a latent fails the filter, the first that holds; the names are columns of `coverage`.
-REASONS = ("n_too_rare", "n_few_active_windows", "n_few_silent_windows")
-PASSES = len(REASONS)
-
-
-def _failures(known: Described, settings: Latents) -> np.ndarray:
-    """Which latents fire often enough and have windows of both kinds in both pools.
-
-    Returns:
-        int64 [n_latents]: the index in `REASONS` of what is wrong, or `PASSES`.
-    """
-    least = settings.min_pool_windows
-    wrong = (
-        known.statistics["firings"] < settings.min_firings,
-        (known.active < least).any(axis=0),
-        (known.silent < least).any(axis=0),
-    )
-    first: np.ndarray = np.argmax([*wrong, np.ones(len(wrong[0]), dtype=bool)], axis=0)
-    return first
 
 
 def _latent_columns(
@@ -291,10 +209,7 @@ def _latent_columns(
     """The table `latents`, column by column."""
     n = len(passes)
     shown = np.full(n, np.nan)
-    for latent, bits in entropy.items():
-        shown[latent] = np.nan if bits is None else bits
-    is_sampled = np.zeros(n, dtype=bool)
-    is_sampled[sampled] = True
+    shown[sampled] = np.array([entropy[latent] for latent in sampled.tolist()], dtype=np.float64)
     columns = {
         "latent": np.arange(n),
         "n_tokens": np.full(n, split.n_tokens),
@@ -303,19 +218,16 @@ def _latent_columns(
         "explain_pool_active_windows": known.active[0],
         "score_pool_active_windows": known.active[1],
         "passes_filter": passes,
-        "sampled": is_sampled,
+        "sampled": np.isin(np.arange(n), sampled),
         "explain_token_entropy_bits": shown,
     }
-    schema = tables.cell_schema("latents")
-    missing = {
-        name: values < 0 if name == "peak_token" else np.isnan(values)
-        for name, values in columns.items()
-        if schema.field(name).nullable
-    }
-    return {
-        name: pa.array(values, schema.field(name).type, mask=missing.get(name))
-        for name, values in columns.items()
-    }
+    found = {}
+    for field in tables.cell_schema("latents"):
+        values, missing = columns[field.name], None
+        if field.nullable:
+            missing = values < 0 if field.name == "peak_token" else np.isnan(values)
+        found[field.name] = pa.array(values, field.type, mask=missing)
+    return found
 
 
 def _encoder_decoder_cosine(coder: Autoencoder) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,7 @@ from nullsae.config.latents import Latents
 from nullsae.latents.split import Split
 from nullsae.latents.statistics import Sums
 from nullsae.latents.store import Columns, Firings, offsets_of
-from nullsae.latents.windows import (
-    POOLS,
-    Candidates,
-    Grid,
-    active_cells,
-    centred,
-    pools_of,
-    whole_cells,
-)
+from nullsae.latents.windows import POOLS, Candidates, Grid, active_cells, centred, pools_of
 
 
 @dataclass(frozen=True)
@@ -63,57 +57,46 @@ def describe(
     settings: Latents,
     folder: Path,
 ) -> Described:
-    """Go through sorted firings, some latents after the others.
+    """Go through the sorted firings of a split, some latents after the others.
 
+    `pools` (int8 [n_windows]) has the pool of each cell and `dealt` (int8 [n_documents]) that of
+    each document (`deal_documents`). Files go to `folder`, which is the caller's to delete.
     Memory: about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes per latent.
-
-    Args:
-        firings: of the whole split.
-        split: its tokens.
-        grid: its cells.
-        pools: int8 [n_windows], pools of the cells.
-        dealt: int8 [n_documents], pools of the documents (`deal_documents`).
-        settings: how windows lie.
-        folder: for files, the caller's to delete.
 
     Raises:
         UserError: the disk is full.
     """
     n = firings.n_latents
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: list[dict[str, np.ndarray]] = []
     place = firings.position.dtype
     cell_store = Columns(folder, "cells", window=place, peak=np.float32)
     span_store = Columns(folder, "spans", window=place, start=place, peak=np.float32)
     n_cells, n_spans = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     active, fires_in = (np.zeros((len(POOLS), n), dtype=np.int64) for _ in range(2))
     n_too_short = 0
-    sums: Sums | None = None
-    of_sums = -1
-    for first, part in firings.pieces(split.context_tokens):
-        if first == of_sums and sums is not None:
-            sums = sums.then(Sums.of(part, split))
-        else:
-            _add(columns, sums, split)
-            sums, of_sums = Sums.of(part, split), first
-
-        mine = slice(first, first + part.n_latents)
-        every, peak_at = active_cells(part, grid)
-        cells = whole_cells(every, grid)
-        spans = cells
-        if settings.windows == "centred":
-            spans = centred(every, peak_at, grid, split)
-            n_too_short += spans.n_too_short
-            span_store.append(window=spans.window, start=spans.start, peak=spans.peak)
-        cell_store.append(window=cells.window, peak=cells.peak)
-        n_cells[mine] += cells.counts
-        n_spans[mine] += spans.counts
-        fires_in[:, mine] += _by_pool(cells, pools[cells.window])
-        active[:, mine] += _by_pool(spans, pools_of(split.document[spans.start], dealt))
-    _add(columns, sums, split)
+    for first, pieces in groupby(firings.pieces(split.context_tokens), key=itemgetter(0)):
+        sums: Sums | None = None
+        for _, part in pieces:
+            of_part = Sums.of(part, split)
+            sums = of_part if sums is None else sums.then(of_part)
+            mine = slice(first, first + part.n_latents)
+            every, peak_at = active_cells(part, grid)
+            cells = spans = every.kept(grid.document[every.window] >= 0)
+            if settings.windows == "centred":
+                spans = centred(every, peak_at, grid, split)
+                n_too_short += spans.n_too_short
+                span_store.append(window=spans.window, start=spans.start, peak=spans.peak)
+            cell_store.append(window=cells.window, peak=cells.peak)
+            n_cells[mine] += cells.counts
+            n_spans[mine] += spans.counts
+            fires_in[:, mine] += _by_pool(cells, pools[cells.window])
+            active[:, mine] += _by_pool(spans, pools_of(split.document[spans.start], dealt))
+        assert sums is not None
+        columns.append(sums.columns(split))
     cell_columns, span_columns = cell_store.mapped(), span_store.mapped()
     in_pool = np.array([[int((pools == pool).sum())] for pool in range(len(POOLS))])
     return Described(
-        statistics={name: np.concatenate(parts) for name, parts in columns.items()},
+        statistics={name: np.concatenate([c[name] for c in columns]) for name in columns[0]},
         cells=Firings(offsets_of(n_cells), cell_columns["window"], cell_columns["peak"]),
         spans=span_columns if settings.windows == "centred" else cell_columns,
         span_offsets=offsets_of(n_spans),
@@ -124,18 +107,6 @@ def describe(
     )
 
 
-def _add(columns: dict[str, list[np.ndarray]], sums: Sums | None, split: Split) -> None:
-    if sums is not None:
-        for name, values in sums.columns(split).items():
-            columns.setdefault(name, []).append(values)
-
-
 def _by_pool(candidates: Candidates, pools: np.ndarray) -> np.ndarray:
     """How many candidates of each latent lie in each pool: int64 [2, n_latents]."""
-    latent = np.repeat(np.arange(len(candidates.counts)), candidates.counts)
-    return np.stack(
-        [
-            np.bincount(latent[pools == pool], minlength=len(candidates.counts))
-            for pool in range(len(POOLS))
-        ]
-    )
+    return np.stack([candidates.kept(pools == pool).counts for pool in range(len(POOLS))])

@@ -19,20 +19,16 @@ from nullsae.latents.statistics import entropy_bits
 from nullsae.latents.store import PIECE_FIRINGS, Firings, offsets_of
 from nullsae.latents.windows import Draw
 
-# Of positions, by their dtype.
-_TYPES = {"<i8": "I64", "<u4": "U32"}
-
 
 def activations_in(
     position: np.ndarray, value: np.ndarray, start: np.ndarray, length: int
 ) -> np.ndarray:
-    """A latent's activations in stretches of the split: float32 [n, length].
+    """A latent's activations in stretches of the split that begin at `start` (int64 [n]).
 
-    Args:
-        position: [n_firings], ascending.
-        value: float32 [n_firings].
-        start: int64 [n], first positions of the stretches.
-        length: of each.
+    It fires with `value` (float32 [n_firings]) at `position` ([n_firings], ascending).
+
+    Returns:
+        float32 [n, length].
     """
     dense = np.zeros((len(start), length), dtype=np.float32)
     bounds = np.searchsorted(position, np.stack([start, start + length]).astype(position.dtype))
@@ -49,56 +45,51 @@ class WindowRows:
     def __init__(self, token_ids: np.ndarray, document: np.ndarray, window_tokens: int) -> None:
         """Start empty; the arrays are those of the split, [n_tokens]."""
         self._ids, self._document, self._length = token_ids, document, window_tokens
-        self._parts: dict[str, list[Any]] = {
-            name: [] for name in tables.cell_schema("windows").names
-        }
+        self._parts: list[dict[str, np.ndarray]] = []
 
     def add(
         self, latent: int, draws: Sequence[Draw], position: np.ndarray, value: np.ndarray
     ) -> float | None:
-        """Add the windows drawn for one latent.
-
-        Args:
-            latent: its number.
-            draws: its windows.
-            position: integers [n_firings], ascending, where it fires.
-            value: float32 [n_firings], its activations there.
+        """Add the windows drawn for one latent, which fires with `value` (float32 [n_firings]) at
+        `position` (integers [n_firings], ascending).
 
         Returns:
             Entropy in bits of its activation over the token ids of the explaining windows.
         """
         start = np.concatenate([draw.start for draw in draws])
-        sizes = [len(draw.start) for draw in draws]
         ids = self._ids[start[:, None] + np.arange(self._length)]
         values = activations_in(position, value, start, self._length)
-        self._parts["latent"].append(np.full(len(start), latent))
-        self._parts["window"].append(np.concatenate([draw.window for draw in draws]))
-        for name in ("pool", "active", "silent_kind"):
-            chosen = [getattr(draw, name) for draw in draws]
-            self._parts[name] += [c for c, n in zip(chosen, sizes, strict=True) for _ in range(n)]
-        self._parts["quantile"].append(
-            np.concatenate(
-                [np.full(len(d.start), -1) if d.quantile is None else d.quantile for d in draws]
-            )
+
+        def of_draws(given: list[Any], dtype: type) -> np.ndarray:
+            return np.repeat(np.array(given, dtype), [len(draw.start) for draw in draws])
+
+        self._parts.append(
+            {
+                "latent": np.full(len(start), latent),
+                "window": np.concatenate([draw.window for draw in draws]),
+                "pool": of_draws([draw.pool for draw in draws], object),
+                "active": of_draws([draw.active for draw in draws], bool),
+                "silent_kind": of_draws([draw.silent_kind for draw in draws], object),
+                "quantile": np.concatenate(
+                    [np.full(len(d.start), -1) if d.quantile is None else d.quantile for d in draws]
+                ),
+                "document": self._document[start],
+                "start": start,
+                "token_ids": ids,
+                "activations": values,
+            }
         )
-        self._parts["document"].append(self._document[start])
-        self._parts["start"].append(start)
-        self._parts["token_ids"].append(ids)
-        self._parts["activations"].append(values)
-        shown = np.repeat([d.pool == "explain" and d.active for d in draws], sizes)
-        mass = values[shown].ravel().astype(np.float64)
-        return entropy_bits(mass, ids[shown].ravel())
+        shown = of_draws([draw.pool == "explain" and draw.active for draw in draws], bool)
+        return entropy_bits(values[shown].ravel().astype(np.float64), ids[shown].ravel())
 
     def table(self) -> pa.Table:
         """All rows in the order in which they were added."""
         schema = tables.cell_schema("windows")
+        if not self._parts:
+            return schema.empty_table()
         columns = {}
         for field in schema:
-            parts = self._parts[field.name]
-            if field.name in ("pool", "active", "silent_kind"):
-                columns[field.name] = pa.array(parts, field.type)
-                continue
-            joined = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+            joined = np.concatenate([part[field.name] for part in self._parts])
             if pa.types.is_list(field.type):
                 offsets = pa.array(np.arange(0, joined.size + 1, self._length), pa.int32())
                 inner = pa.array(joined.reshape(-1), field.type.value_type)
@@ -110,16 +101,11 @@ class WindowRows:
 
 
 def write_firings(path: Path, latents: np.ndarray, firings: Firings) -> None:
-    """Write all firings of some latents, piece by piece, as a safetensors file.
+    """Write all firings of some latents (int64 [n], ascending), piece by piece, as safetensors.
 
     Keys: `latent` int32 [n], ascending; `offset` int64 [n + 1]; `position` uint32 (int64 from
     2^32 tokens on) and `value` float32: the firings of latent[i], by position, are offset[i] to
     offset[i + 1].
-
-    Args:
-        path: where to.
-        latents: int64 [n], ascending.
-        firings: of all latents.
 
     Raises:
         UserError: the file cannot be written.
@@ -129,7 +115,7 @@ def write_firings(path: Path, latents: np.ndarray, firings: Firings) -> None:
     total = int(offset[-1])
     columns = (
         ("offset", "I64", [len(offset)]),
-        ("position", _TYPES[firings.position.dtype.newbyteorder("<").str], [total]),
+        ("position", "U32" if firings.position.dtype == np.uint32 else "I64", [total]),
         ("value", "F32", [total]),
         ("latent", "I32", [len(latents)]),
     )
@@ -195,12 +181,10 @@ class FiringReader:
                 f"{self.path}: no firings of latent {latent}; it has those of the "
                 f"{len(self.latents)} sampled ones"
             )
-        start, stop = (int(bound) for bound in self.offset[place : place + 2])
+        own = slice(int(self.offset[place]), int(self.offset[place + 1]))
         try:
             with safe_open(self.path, framework="numpy") as file:
-                position, value = (
-                    file.get_slice(name)[start:stop] for name in ("position", "value")
-                )
+                position, value = (file.get_slice(name)[own] for name in ("position", "value"))
         except (SafetensorError, OSError) as error:
             raise _damaged(self.path, str(error)) from None
         if (position[1:] <= position[:-1]).any() or not (value > 0).all():

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from nullsae.config.latents import Latents
-from nullsae.latents.store import PIECE_FIRINGS, Firings, order_by
+from nullsae.latents.split import Split
+from nullsae.latents.store import PIECE_FIRINGS, Firings, offsets_of, order_by
 from nullsae.latents.windows import POOLS, Draw, Grid, silent_of_each_kind
 
 SCORE = POOLS.index("score")
@@ -22,13 +23,11 @@ class HardSilence:
     """Draws the silent scoring windows that are not random, one latent at a time."""
 
     active: Firings
-    """The cells in which each latent fires, none across documents; `position` is the cell. May be
-    a map of files."""
+    """The cells in which each latent fires, none across documents; `position` is the cell."""
     grid: Grid
     pools: np.ndarray
     """int8 [n_windows], the pool of each cell as from `pools_of`."""
-    token_ids: np.ndarray
-    """Integers [n_tokens] of the split; may be a map of a file."""
+    split: Split
 
     def draw(
         self,
@@ -44,12 +43,8 @@ class HardSilence:
         comes first: it has few good candidates, and `co_occurring` has many. A kind has fewer
         windows than asked where the latent has no more (`silent_of_each_kind`).
 
-        Args:
-            latent: the latent.
-            drawn: what `draw_windows` gave for it.
-            activations: of the latent in windows, [n, window_tokens], by their starts [n].
-            settings: kinds and sizes.
-            generator: keyed to the latent; breaks ties.
+        `drawn` is what `draw_windows` gave for the latent; `activations` gives its activations in
+        windows, [n, window_tokens], by their starts [n]; the generator, keyed to it, breaks ties.
         """
         free = self.pools == SCORE
         free[self.active.position[self.active.of(latent)]] = False
@@ -59,21 +54,22 @@ class HardSilence:
         draws = []
         if "nearest" in settings.silent_windows:
             (shown,) = (d.start for d in drawn if d.pool == "score" and d.active)
-            ids = self.token_ids[shown[:, None] + np.arange(self.grid.window_tokens)]
             values = activations(shown).astype(np.float64)
-            candidates = np.flatnonzero(free)
-            near = self.tokens.nearest(ids, values, candidates, n, generator)
+            near = self.tokens.nearest(self._ids(shown), values, np.flatnonzero(free), n, generator)
             free[near] = False
             draws.append(Draw("score", False, near, self.grid.start(near), silent_kind="nearest"))
         if "co_occurring" in settings.silent_windows:
             company = self.company(latent)
-            candidates = np.flatnonzero(free & (company > 0))
-            candidates = generator.permutation(candidates)
+            candidates = generator.permutation(np.flatnonzero(free & (company > 0)))
             most = np.sort(candidates[np.argsort(-company[candidates], kind="stable")[:n]])
-            draws.append(
-                Draw("score", False, most, self.grid.start(most), silent_kind="co_occurring")
-            )
+            start = self.grid.start(most)
+            draws.append(Draw("score", False, most, start, silent_kind="co_occurring"))
         return draws
+
+    def _ids(self, start: np.ndarray) -> np.ndarray:
+        """Token ids of the windows that start there, [n, window_tokens]."""
+        ids: np.ndarray = self.split.ids[start[:, None] + np.arange(self.grid.window_tokens)]
+        return ids
 
     def company(self, latent: int) -> np.ndarray:
         """How much of a latent's usual company fires in each window, float64 [n_windows].
@@ -101,9 +97,10 @@ class HardSilence:
         own = np.zeros(self.grid.n_windows, dtype=bool)
         own[self.active.position[self.active.of(latent)]] = True
         both = self._shared(own)
-        association = both / max(1, own.sum()) - self._n_active / max(1, (self.pools >= 0).sum())
+        active = self.active.counts
+        association = both / max(1, own.sum()) - active / max(1, (self.pools >= 0).sum())
         # The latent itself is among these.
-        association[both == self._n_active] = 0
+        association[both == active] = 0
         best = np.argsort(-association, kind="stable")[:N_COMPANIONS]
         best = best[association[best] > 0]
         return best, association[best]
@@ -113,9 +110,7 @@ class HardSilence:
         offsets = self.active.offsets
         shared = np.zeros(self.active.n_latents, dtype=np.int64)
         for start in range(0, int(offsets[-1]), PIECE_FIRINGS):
-            inside = np.concatenate(
-                [[0], np.cumsum(own[self.active.position[start : start + PIECE_FIRINGS]])]
-            )
+            inside = offsets_of(own[self.active.position[start : start + PIECE_FIRINGS]])
             shared += np.diff(inside[np.clip(offsets - start, 0, len(inside) - 1)])
         return shared
 
@@ -123,17 +118,8 @@ class HardSilence:
     def tokens(self) -> TokenIndex:
         """The scoring pool by token types."""
         windows = np.flatnonzero(self.pools == SCORE)
-        ids = self.token_ids[self.grid.positions(windows)]
-        n_types = 1 + max(
-            int(self.token_ids[start : start + PIECE_FIRINGS].max())
-            for start in range(0, len(self.token_ids), PIECE_FIRINGS)
-        )
-        return TokenIndex.of(windows, ids, n_windows=self.grid.n_windows, n_types=n_types)
-
-    @cached_property
-    def _n_active(self) -> np.ndarray:
-        """Windows in which each latent fires, int64 [n_latents]."""
-        return self.active.counts
+        ids, n_windows = self._ids(self.grid.start(windows)), self.grid.n_windows
+        return TokenIndex.of(windows, ids, n_windows=n_windows, n_types=self.split.n_types)
 
 
 @dataclass(frozen=True)
@@ -165,9 +151,8 @@ class TokenIndex:
         del types, first
         held_by = np.bincount(held, minlength=n_types)
         rarity = np.log(len(windows) / np.maximum(held_by, 1)) * (held_by > 0)
-        bounds = np.concatenate([[0], np.cumsum(held_by)])
         # Windows stay in order within a type.
-        return cls(holder[order_by(held)], bounds, rarity, n_windows)
+        return cls(holder[order_by(held)], offsets_of(held_by), rarity, n_windows)
 
     def similarity(self, token_ids: np.ndarray, activations: np.ndarray) -> np.ndarray:
         """How much of an active window the indexed windows hold: 1 all of its types, 0 none.
@@ -176,9 +161,7 @@ class TokenIndex:
         latent fires on comes first, and of its tokens weighted by `rarity`, so that the rest of
         the text is alike too, in its telling words.
 
-        Args:
-            token_ids: int [window_tokens], of the active window, an indexed one.
-            activations: float64 [window_tokens], not negative.
+        Both `token_ids` (int) and `activations` (float64, not negative) are [window_tokens].
 
         Returns:
             float64 [n_windows], 0 for windows that are not indexed.
@@ -187,12 +170,9 @@ class TokenIndex:
         activation = np.bincount(place, weights=activations)
         weight = (_shares(activation) + _shares(self.rarity[types] * n)) / 2
         low, high = self.bounds[types], self.bounds[types + 1]
-        holders = [self.window[a:b] for a, b in zip(low, high, strict=True)]
-        return np.bincount(
-            np.concatenate(holders),
-            weights=np.repeat(weight, high - low),
-            minlength=self.n_windows,
-        )
+        holders = np.concatenate([self.window[a:b] for a, b in zip(low, high, strict=True)])
+        weights = np.repeat(weight, high - low)
+        return np.bincount(holders, weights=weights, minlength=self.n_windows)
 
     def nearest(
         self,
@@ -208,12 +188,8 @@ class TokenIndex:
         go round again until there are n: so the chosen ones as a whole look like the active ones
         as a whole, not like one of them. Ties are broken at random.
 
-        Args:
-            token_ids: int [n_active, window_tokens], of indexed windows.
-            activations: float64 [n_active, window_tokens].
-            candidates: int64, indexed windows.
-            n: how many are wanted.
-            generator: for the order and for ties.
+        Both `token_ids` (int) and `activations` (float64) are [n_active, window_tokens], the
+        candidates (int64) indexed windows.
 
         Returns:
             int64 [at most n], ascending.

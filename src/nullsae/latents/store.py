@@ -11,7 +11,9 @@ whatever the number of firings. Disk: 16 bytes per firing while runs are put tog
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,16 +38,6 @@ class Firings:
     """uint32 or int64 [n], flat token index in the split; may be a map of a file."""
     value: np.ndarray
     """float32 [n], above 0; may be a map of a file."""
-
-    @classmethod
-    def sort(
-        cls, latent: np.ndarray, position: np.ndarray, value: np.ndarray, n_latents: int
-    ) -> Firings:
-        """Sort firings in memory: integers `latent` and `position`, float32 `value`, each [n]."""
-        order = np.lexsort((position, latent))
-        return cls(
-            offsets_of(np.bincount(latent, minlength=n_latents)), position[order], value[order]
-        )
 
     @property
     def n_latents(self) -> int:
@@ -79,14 +71,10 @@ class Firings:
             start, stop = int(self.offsets[first]), int(self.offsets[end])
             offsets = self.offsets[first : end + 1] - start
             while stop - start > most:
-                context = int(self.position[start + most]) // context_tokens
-                part = np.searchsorted(
-                    self.position[start : start + most], context * context_tokens
-                )
-                cut = start + int(part)
+                context = int(self.position[start + most]) // context_tokens * context_tokens
+                cut = start + int(np.searchsorted(self.position[start : start + most], context))
                 yield first, self._copied(np.array([0, cut - start]), start, cut)
-                start = cut
-                offsets = np.array([0, stop - start])
+                start, offsets = cut, np.array([0, stop - cut])
             yield first, self._copied(offsets, start, stop)
 
     def _copied(self, offsets: np.ndarray, start: int, stop: int) -> Firings:
@@ -103,16 +91,20 @@ def offsets_of(counts: np.ndarray) -> np.ndarray:
 def ranges(offsets: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
     """Latents cut into ranges [first, end) of at most `most` firings, or of one latent.
 
-    Args:
-        offsets: int64 [n_latents + 1], where the firings of each latent begin.
-        most: firings in a range.
+    `offsets`, int64 [n_latents + 1], say where the firings of each latent begin.
     """
-    first, n = 0, len(offsets) - 1
-    while first < n:
+    end = 0
+    while (first := end) < len(offsets) - 1:
         end = int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1
         end = max(end, first + 1)
         yield first, end
-        first = end
+
+
+def changes(*keys: np.ndarray) -> np.ndarray:
+    """Where any of the keys [n] differs from the one before: bool [n], True at the first."""
+    new = np.ones(len(keys[0]), dtype=bool)
+    new[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    return new
 
 
 def order_by(keys: np.ndarray) -> np.ndarray:
@@ -126,17 +118,25 @@ def order_by(keys: np.ndarray) -> np.ndarray:
     return order
 
 
+@contextmanager
+def empty_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder for temporary files, which is always deleted.
+
+    Give it the same name in every run, so that what a killed one left behind goes too.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Columns:
     """Columns of numbers on disk, appended to from front to end, then mapped."""
 
     def __init__(self, folder: Path, name: str, **types: Any) -> None:
-        """Start empty.
-
-        Args:
-            folder: where the files go.
-            name: of the table.
-            types: dtype of each column.
-        """
+        """Start empty files `folder`/`name`.COLUMN; `types` has the dtype of each column."""
         self._types = {column: np.dtype(dtype) for column, dtype in types.items()}
         self._files = {column: folder / f"{name}.{column}" for column in types}
         self._streams = {name: file.open("wb") for name, file in self._files.items()}
@@ -148,10 +148,9 @@ class Columns:
             UserError: the disk is full, or another error of the system.
         """
         for column, array in values.items():
-            stream = self._streams[column]
             try:
-                stream.write(np.ascontiguousarray(array, self._types[column]).data)
-                stream.flush()
+                self._streams[column].write(np.ascontiguousarray(array, self._types[column]).data)
+                self._streams[column].flush()
             except OSError as error:
                 raise UserError(
                     f"{self._files[column]}: cannot be written: {error.strerror or error}; "
@@ -160,7 +159,8 @@ class Columns:
 
     def mapped(self) -> dict[str, np.ndarray]:
         """The columns, [n] each, as maps of their files; nothing is appended after that."""
-        self.close()
+        for stream in self._streams.values():
+            stream.close()
         return {
             # Plain arrays: slices of maps cost ten times as much.
             column: np.asarray(np.memmap(file, self._types[column], "r"))
@@ -169,14 +169,8 @@ class Columns:
             for column, file in self._files.items()
         }
 
-    def close(self) -> None:
-        """Close the files."""
-        for stream in self._streams.values():
-            stream.close()
-
     def delete(self) -> None:
-        """Close and delete the files."""
-        self.close()
+        """Delete the mapped files."""
         for file in self._files.values():
             file.unlink()
 
@@ -196,8 +190,6 @@ class FiringSorter:
         self._runs = Columns(
             folder, "runs", position=self._position_type, value=np.float32, count=np.uint32
         )
-        self._counts = np.zeros(n_latents, dtype=np.int64)
-        self._n_runs = 0
         self._last_position, self._in_order = -1, True
 
     def add(self, latent: np.ndarray, position: np.ndarray, value: np.ndarray) -> None:
@@ -226,8 +218,7 @@ class FiringSorter:
         order = order_by(latent)
         counts = np.bincount(latent, minlength=self._n_latents)
         self._runs.append(position=position[order], value=value[order], count=counts)
-        self._counts += counts
-        self._n_runs, self._held = self._n_runs + 1, 0
+        self._held = 0
 
     def sorted(self) -> Firings:
         """All firings, as maps of files in the folder; nothing is added after that.
@@ -238,9 +229,9 @@ class FiringSorter:
         self._write_run()
         del self._latent, self._position, self._value
         runs = self._runs.mapped()
-        counts = runs["count"].reshape(self._n_runs, self._n_latents)
+        counts = runs["count"].reshape(-1, self._n_latents)
         starts = offsets_of(counts.sum(axis=1, dtype=np.int64))[:-1]
-        offsets = offsets_of(self._counts)
+        offsets = offsets_of(counts.sum(axis=0, dtype=np.int64))
         store = Columns(self._folder, "sorted", position=self._position_type, value=np.float32)
         for first, end in ranges(offsets, PIECE_FIRINGS):
             of_runs = counts[:, first:end]
@@ -262,13 +253,9 @@ class FiringSorter:
         counts: np.ndarray,
         offsets: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """A range of latents out of their stretches of all runs.
+        """A range of n latents out of its stretches of all runs, which begin at `starts` [n_runs].
 
-        Args:
-            runs: the columns of all runs in a row.
-            starts: int64 [n_runs], where the stretch of each run starts.
-            counts: uint32 [n_runs, n], firings per run and latent.
-            offsets: int64 [n + 1], of the range.
+        `counts` [n_runs, n] has firings per run and latent, `offsets` [n + 1] those of the range.
         """
         position = np.empty(int(offsets[-1]), self._position_type)
         value = np.empty(int(offsets[-1]), np.float32)
@@ -276,10 +263,9 @@ class FiringSorter:
         for start, of_run in zip(starts, counts, strict=True):
             n = of_run.astype(np.int64)
             before = offsets_of(n)
-            total = int(before[-1])
-            places = np.repeat(free - before[:-1], n) + np.arange(total)
-            position[places] = runs["position"][start : start + total]
-            value[places] = runs["value"][start : start + total]
+            stretch = slice(start, start + before[-1])
+            places = np.repeat(free - before[:-1], n) + np.arange(before[-1])
+            position[places], value[places] = runs["position"][stretch], runs["value"][stretch]
             free += n
         if not self._in_order:
             latent = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))

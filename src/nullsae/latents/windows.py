@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nullsae.config.latents import Latents, SilentKind
 from nullsae.latents.split import Split
-from nullsae.latents.store import Firings
+from nullsae.latents.store import Firings, changes
 
 POOLS = ("explain", "score")
 # Contexts whose documents are looked at together.
@@ -29,37 +29,33 @@ class Grid:
         """Cut contexts [n_contexts, context_tokens] of document ids; a shorter rest is left out."""
         n_contexts, context_tokens = document_id.shape
         per_context = context_tokens // window_tokens
-        document = np.empty(n_contexts * per_context, dtype=np.int32)
+        parts = [np.zeros(0, dtype=np.int32)]
         for start in range(0, n_contexts, PIECE_CONTEXTS):
             rows = document_id[start : start + PIECE_CONTEXTS, : per_context * window_tokens]
-            cells = rows.reshape(len(rows) * per_context, window_tokens)
+            cells = rows.reshape(-1, window_tokens)
             whole = (cells == cells[:, :1]).all(axis=1)
-            part = slice(start * per_context, start * per_context + len(cells))
-            document[part] = np.where(whole, cells[:, 0], -1)
-        return cls(window_tokens, context_tokens, document)
+            parts.append(np.where(whole, cells[:, 0], -1).astype(np.int32))
+        return cls(window_tokens, context_tokens, np.concatenate(parts))
 
     @property
     def n_windows(self) -> int:
         return len(self.document)
 
+    @property
+    def per_context(self) -> int:
+        return self.context_tokens // self.window_tokens
+
     def cell_of(self, position: np.ndarray) -> np.ndarray:
         """Cell of each flat token position [n], int64 [n]; -1 in the rest of a context."""
         context, offset = np.divmod(position.astype(np.int64), self.context_tokens)
-        per_context = self.context_tokens // self.window_tokens
-        inside = offset < per_context * self.window_tokens
-        return np.where(inside, context * per_context + offset // self.window_tokens, -1)
+        index = offset // self.window_tokens
+        return np.where(index < self.per_context, context * self.per_context + index, -1)
 
     def start(self, window: np.ndarray) -> np.ndarray:
         """Flat position of the first token of each cell [n], int64 [n]."""
-        per_context = self.context_tokens // self.window_tokens
-        context, index = np.divmod(window.astype(np.int64), per_context)
+        context, index = np.divmod(window.astype(np.int64), self.per_context)
         starts: np.ndarray = context * self.context_tokens + index * self.window_tokens
         return starts
-
-    def positions(self, window: np.ndarray) -> np.ndarray:
-        """Flat positions of the tokens of cells [n], int64 [n, window_tokens]."""
-        positions: np.ndarray = self.start(window)[:, None] + np.arange(self.window_tokens)
-        return positions
 
 
 def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
@@ -76,8 +72,7 @@ def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
     pool_of = np.zeros(n_documents, dtype=np.int8)
     filled = [0, 0]
     for document in generator.permutation(n_documents):
-        pool = int(filled[1] < filled[0])
-        pool_of[document] = pool
+        pool_of[document] = pool = int(filled[1] < filled[0])
         filled[pool] += int(size[document])
     return pool_of
 
@@ -87,9 +82,7 @@ def pools_of(document: np.ndarray, dealt: np.ndarray) -> np.ndarray:
 
     Documents behind the last that holds a whole cell were not dealt. They take turns.
     """
-    if not len(document):
-        return np.zeros(0, dtype=np.int8)
-    known = np.concatenate([dealt, np.zeros(1, np.int8)])[np.minimum(document, len(dealt))]
+    known = np.append(dealt, np.int8(0))[np.minimum(document, len(dealt))]
     pool = np.where(document < len(dealt), known, document % 2)
     return np.where(document >= 0, pool, -1).astype(np.int8)
 
@@ -109,20 +102,27 @@ class Candidates:
     n_too_short: int = 0
     """Cells without a candidate, because the stretch of the document is shorter than a window."""
 
+    @property
+    def latent(self) -> np.ndarray:
+        """The latent of each, int64 [n]."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def kept(self, mask: np.ndarray) -> Candidates:
+        """Those that a bool mask [n] marks."""
+        counts = np.bincount(self.latent[mask], minlength=len(self.counts))
+        return Candidates(counts, self.window[mask], self.start[mask], self.peak[mask])
+
 
 def active_cells(firings: Firings, grid: Grid) -> tuple[Candidates, np.ndarray]:
-    """The grid cells in which latents fire, those that touch two documents among them.
-
-    Returns:
-        The cells as candidates, and the position of each peak: int64 [n], the first of equals.
+    """The grid cells in which latents fire, those that touch two documents among them, as
+    candidates; and the position of each peak, int64 [n], the first of equals.
     """
     cell = grid.cell_of(firings.position)
     latent, inside = firings.latent, cell >= 0
     if not inside.all():
         latent, cell = latent[inside], cell[inside]
     value, position = firings.value[inside], firings.position[inside]
-    new = np.ones(len(cell), dtype=bool)
-    new[1:] = (latent[1:] != latent[:-1]) | (cell[1:] != cell[:-1])
+    new = changes(latent, cell)
     first = np.flatnonzero(new)
     peak = np.maximum.reduceat(value, first) if len(first) else value[:0]
     of_cell = np.cumsum(new) - 1
@@ -134,54 +134,36 @@ def active_cells(firings: Firings, grid: Grid) -> tuple[Candidates, np.ndarray]:
     return Candidates(counts, window, grid.start(window), peak), where
 
 
-def whole_cells(cells: Candidates, grid: Grid) -> Candidates:
-    """Cells that lie in one document: the candidates for `latents.windows: fixed`."""
-    return _kept(cells, grid.document[cells.window] >= 0)
-
-
 def centred(cells: Candidates, peak_at: np.ndarray, grid: Grid, split: Split) -> Candidates:
     """The candidates of `latents.windows: centred`.
 
-    For each cell, a span of the same length around its peak, shifted as far as it must be to lie
-    in one context and one document; none where the stretch of the document is shorter than that.
-    Of two of a latent's spans that overlap, the stronger stays, or the first of equals.
-
-    Args:
-        cells: as from `active_cells`.
-        peak_at: int64 [n], positions of the peaks.
-        grid: the cells.
-        split: where documents start.
+    For each cell, a span of the same length around its peak at `peak_at` (int64 [n]), shifted as
+    far as it must be to lie in one context and one document; none where the stretch of the
+    document is shorter than that. Of two of a latent's spans that overlap, the stronger stays, or
+    the first of equals.
     """
     length = grid.window_tokens
     first, end = split.stretch(peak_at)
     start = np.clip(peak_at - length // 2, first, np.maximum(end - length, first))
     fits = end - first >= length
-    spans = _kept(Candidates(cells.counts, cells.window, start, cells.peak), fits)
-    latent = np.repeat(np.arange(len(spans.counts)), spans.counts)
-    keep = _strongest_apart(latent, spans.start, spans.peak, length)
-    found = _kept(spans, keep)
-    return Candidates(found.counts, found.window, found.start, found.peak, int((~fits).sum()))
+    spans = replace(cells, start=start).kept(fits)
+    found = spans.kept(_strongest_apart(spans, length))
+    return replace(found, n_too_short=int((~fits).sum()))
 
 
-def _strongest_apart(
-    latent: np.ndarray, start: np.ndarray, peak: np.ndarray, length: int
-) -> np.ndarray:
+def _strongest_apart(spans: Candidates, length: int) -> np.ndarray:
     """Which spans a choice by falling strength keeps, none overlapping another of its latent.
 
     In rounds: a span that is the strongest of all that it overlaps is kept, what overlaps it
     falls out, and the rest is looked at again. A chain of ever stronger spans ends with its
     context, so there are few rounds.
-
-    Returns:
-        bool [n].
     """
+    latent, start, peak = spans.latent, spans.start, spans.peak
     keep = np.zeros(len(latent), dtype=bool)
     left = np.arange(len(latent))
     while len(left):
-        best = np.ones(len(left), dtype=bool)
-        pairs = []
-        step = 1
-        while step < len(left):
+        best, pairs = np.ones(len(left), dtype=bool), []
+        for step in range(1, len(left)):
             one, other = left[:-step], left[step:]
             close = np.flatnonzero(
                 (latent[one] == latent[other]) & (start[other] - start[one] < length)
@@ -192,7 +174,6 @@ def _strongest_apart(
             best[close[~stronger]] = False
             best[close[stronger] + step] = False
             pairs.append((close, close + step))
-            step += 1
         fallen = best.copy()
         for one, other in pairs:
             fallen[one[best[other]]] = True
@@ -200,12 +181,6 @@ def _strongest_apart(
         keep[left[best]] = True
         left = left[~fallen]
     return keep
-
-
-def _kept(given: Candidates, mask: np.ndarray) -> Candidates:
-    latent = np.repeat(np.arange(len(given.counts)), given.counts)[mask]
-    counts = np.bincount(latent, minlength=len(given.counts))
-    return Candidates(counts, given.window[mask], given.start[mask], given.peak[mask])
 
 
 def quantiles(peaks: np.ndarray, n_quantiles: int) -> np.ndarray:
@@ -250,14 +225,8 @@ def draw_windows(
     `settings.silent_windows`. The other kinds come after these and from what is left of the pool
     (`latents.silent`): `random` stays a sample of all silent windows, and the same one whatever
     other kinds are drawn, but for latents too rarely silent for all (`silent_of_each_kind`).
-
-    Args:
-        active: the latent's candidates.
-        pools: int8 [n], the pool of each candidate.
-        silent: int8 [n_windows], the pool of each cell in which the latent is silent, -1 else.
-        grid: the cells.
-        settings: sizes.
-        generator: keyed to the latent.
+    `pools` (int8 [n]) has the pool of each candidate in `active`, `silent` (int8 [n_windows]) that
+    of each cell in which the latent is silent, and -1 for the others.
     """
     draws = []
     for index, pool in enumerate(POOLS):

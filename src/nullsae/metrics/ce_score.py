@@ -44,11 +44,8 @@ def ce_score(
 ) -> float | None:
     """(ce_zero - ce_sae) / (ce_zero - ce_clean), or None where zeroing does no clear harm.
 
-    Args:
-        clean: [units], nats summed over each unit's tokens, the subject as it is.
-        sae: the same with the site replaced by its reconstruction.
-        zero: the same with the site replaced by zeros.
-        tokens: [units], predicted tokens of each unit.
+    Losses [units] are nats summed over each unit's tokens: of the subject as it is, with the site
+    replaced by its reconstruction, and by zeros; `tokens` [units] are the predicted ones.
     """
     if not is_clear(zero - clean, tokens):
         return None

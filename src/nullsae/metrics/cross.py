@@ -13,7 +13,7 @@ from nullsae.activations.store import SiteReader
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.metrics import CrossEvaluateParams
-from nullsae.metrics.evaluate import check_width
+from nullsae.metrics.evaluate import open_site
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
@@ -39,8 +39,7 @@ def cross_evaluate(
     Args:
         params: the rule's slice of the config.
         sae: `cfg.json` of the SAE.
-        activations: manifests of the variants' `eval` activations, in the order of
-            `params.variants`.
+        activations: manifests of the variants' `eval` activations, in the order of the params.
         tokens: manifest of the corpus' `eval` split.
         output: the table.
 
@@ -59,18 +58,13 @@ def cross_evaluate(
     coder = coder.to(pick_device(params.compute.device))
     corpus = load_tokens(tokens)
     keys = params.activations_keys or ("",) * len(activations)
-    readers = []
-    for manifest, key in zip(activations, keys, strict=True):
-        reader = SiteReader.open(manifest, params.keys.site, key=key)
-        check_width(reader, config.d_model, sae)
-        reader.check()
-        readers.append(reader)
+    readers = [
+        open_site(manifest, params.keys.site, key, config.d_model, sae)
+        for manifest, key in zip(activations, keys, strict=True)
+    ]
     rows = [
-        {
-            "evaluated_on": variant.variant,
-            "evaluated_on_draw": variant.draw,
-            **_measure(coder, config.input_norm, reader, corpus, params.max_tokens),
-        }
+        {"evaluated_on": variant.variant, "evaluated_on_draw": variant.draw}
+        | _measure(coder, config.input_norm, reader, corpus, params.max_tokens)
         for variant, reader in zip(params.variants, readers, strict=True)
     ]
     tables.write_table(output, rows, tables.cell_schema("cross_evaluation"))
@@ -83,11 +77,8 @@ def _measure(
     n, total, norms = 0, torch.zeros(reader.d_model, dtype=torch.float64), 0.0
     for x, _ in reader.batches(max_tokens=max_tokens):
         exact = x.double()
-        n, total, norms = (
-            n + len(x),
-            total + exact.sum(dim=0),
-            norms + float(exact.norm(dim=1).sum()),
-        )
+        n, total = n + len(x), total + exact.sum(dim=0)
+        norms += float(exact.norm(dim=1).sum())
     factors = {"plain": 1.0, "rescaled": input_norm / (norms / n)}
     sums = {
         name: ReconstructionSums(mean=total / n * factor, n_documents=1, n_latents=coder.n_latents)

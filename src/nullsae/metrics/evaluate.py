@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums
-from nullsae.metrics.token_lookup import token_lookup_r2
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.sae.token_means import fit_token_means, token_ids
@@ -39,7 +38,7 @@ def evaluate_sae(
     reconstruction: Path,
     documents: Path,
     geometry: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of one SAE.
 
@@ -65,15 +64,16 @@ def evaluate_sae(
             missing, damaged, of another config or of another width than the SAE's.
     """
     torch.set_num_threads(params.compute.threads)
-    device, site = pick_device(params.compute.device), params.keys.site
+    site = params.keys.site
     coder, config = load_sae(sae)
-    coder = coder.to(device)
-    heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
-    fitted = SiteReader.open(train_activations, site, key=params.activations_key)
-    for reader in (heldout, fitted):
-        check_width(reader, config.d_model, sae)
-        reader.check()
-    _check_model(model, heldout)
+    coder = coder.to(pick_device(params.compute.device))
+    heldout = open_site(eval_activations, site, params.eval_activations_key, config.d_model, sae)
+    fitted = open_site(train_activations, site, params.activations_key, config.d_model, sae)
+    # What was sampled names the activations that it is fitted to, and has no model.
+    if (model is None) != ("fitted" in heldout.manifest):
+        captured = "captured from a model; give its recipe.json"
+        how = captured if model is None else "sampled, from no model; leave it out"
+        raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
     sums, health = _reconstruct(coder, heldout, tokens, progress)
     vocab_size = int(tokens.manifest["vocab_size"])
@@ -84,8 +84,7 @@ def evaluate_sae(
         "n_latents": coder.n_latents,
         "d_model": config.d_model,
         **sums.totals(),
-        "max_variance_share": health["max_variance_share"],
-        "effective_rank": health["effective_rank"],
+        **{name: health[name] for name in ("max_variance_share", "effective_rank")},
         "token_lookup_r2": lookup,
         **(dict.fromkeys(COLUMNS) if spliced is None else spliced.totals()),
     }
@@ -100,40 +99,26 @@ def evaluate_sae(
     tables.write_table(geometry, [shape], tables.cell_schema("geometry"))
 
 
-def _check_model(model: Path | None, heldout: SiteReader) -> None:
-    """Activations of a model go with that model, and sampled ones with none."""
-    # What was sampled names the activations that it is fitted to.
-    if (model is None) != ("fitted" in heldout.manifest):
-        raise UserError(
-            f"--model: {model or 'not given'}, but {heldout.folder} was "
-            f"{'captured from a model; give its recipe.json' if model is None else 'sampled'}"
-            f"{'' if model is None else ', from no model; leave it out'}"
-        )
-
-
 def _reconstruct(
     coder: Autoencoder,
     heldout: SiteReader,
     tokens: Tokens,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> tuple[ReconstructionSums, Mapping[str, float]]:
     """Sums over all tokens, and the health of the activations."""
+    n_documents = int(tokens.document_id.max()) + 1
     sums = ReconstructionSums(
-        mean=heldout.mean(),
-        n_documents=int(tokens.document_id.max()) + 1,
-        n_latents=coder.n_latents,
+        mean=heldout.mean(), n_documents=n_documents, n_latents=coder.n_latents
     )
-    device = coder.b_dec.device
+    device, done = coder.b_dec.device, 0
     moments = Moments(heldout.d_model, device=device)
-    done = 0
     for x, position in heldout.batches():
         values, indices = coder.encode(x.to(device), token_ids(tokens, position))
         output = coder.decode(values, indices)
         sums.add(x, output, values, indices, document_of(position, tokens.document_id))
         moments.add(x[: HEALTH_TOKENS - moments.n])
         done += len(x)
-        if progress is not None:
-            progress(done, heldout.n_tokens)
+        progress(done, heldout.n_tokens)
     return sums, moments.health()
 
 
@@ -144,24 +129,42 @@ def _spliced(
     subject = load_subject(model, coder.b_dec.device)
     n_contexts, context_tokens = tokens.input_ids.shape
     contexts = spread(n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens)
-    return fidelity(
-        subject,
-        coder,
-        params.keys.site,
-        torch.from_numpy(tokens.input_ids[contexts]),
-        tokens.document_id[contexts],
-        mean,
-        contexts=contexts,
-    )
+    input_ids = torch.from_numpy(tokens.input_ids[contexts])
+    site, documents = params.keys.site, tokens.document_id[contexts]
+    return fidelity(subject, coder, site, input_ids, documents, mean, contexts=contexts)
 
 
-def check_width(reader: SiteReader, d_model: int, sae: Path) -> None:
-    """Raise a `UserError` where an SAE of width `d_model` does not fit a site's activations."""
+def open_site(manifest: Path, site: str, key: str, d_model: int, sae: Path) -> SiteReader:
+    """Checked activations of a site that an SAE of width `d_model` fits.
+
+    Raises:
+        UserError: they are missing, damaged, of another config or of another width.
+    """
+    reader = SiteReader.open(manifest, site, key=key)
     if reader.d_model != d_model:
         raise UserError(
             f"{reader.folder}: activations of {reader.d_model} dimensions, but the SAE {sae} is "
             f"for {d_model}; evaluate an SAE on a subject and site of its own width"
         )
+    reader.check()
+    return reader
+
+
+def token_lookup_r2(
+    means: Tensor, batches: Iterable[tuple[Tensor, Tensor]], split_mean: Tensor
+) -> float:
+    """How much variance the token's identity alone explains, without an SAE.
+
+    1 - sum |x - means[token]|^2 / sum |x - split_mean|^2, over another split than that of the
+    means, float64 [vocab_size, d_model]. Batches are pairs of activations [n, d_model] and token
+    ids int64 [n]; their mean is float64 [d_model].
+    """
+    error, deviation = 0.0, 0.0
+    for x, ids in batches:
+        exact = x.double()
+        error += float((exact - means[ids]).square().sum())
+        deviation += float((exact - split_mean).square().sum())
+    return 1.0 - error / deviation
 
 
 def _with_ids(reader: SiteReader, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:

@@ -37,20 +37,14 @@ class Fidelity:
     def totals(self) -> dict[str, Any]:
         """The columns of `reconstruction`.
 
-        Losses and divergences are means over the predicted tokens. ce_score = (ce_zero - ce_sae) /
-        (ce_zero - ce_clean) (SAEBench's direction): 1 is no harm, 0 as bad as zeros. It is null
-        where `ce_score.is_clear` says that zeroing does no clear harm, over contexts: a random
-        subject predicts no better with its activations than without.
+        Losses and divergences are means over the predicted tokens. `ce_score` (in SAEBench's
+        direction) is 1 for no harm, 0 for as bad as zeros, and null where zeroing does no clear
+        harm over contexts: a random subject predicts no better with its activations than without.
         """
         sums = {name: float(values.sum()) for name, values in self.by_document.items()}
         tokens = sums.pop("fidelity_tokens")
-        contexts = self.by_context
-        score = ce_score(
-            clean=contexts["ce_clean"],
-            sae=contexts["ce_sae"],
-            zero=contexts["ce_zero"],
-            tokens=contexts["fidelity_tokens"],
-        )
+        losses = {name: self.by_context[f"ce_{name}"] for name in ("clean", "sae", "zero")}
+        score = ce_score(**losses, tokens=self.by_context["fidelity_tokens"])
         means = {name: total / tokens for name, total in sums.items()}
         return {"fidelity_tokens": int(tokens), **means, "ce_score": score}
 
@@ -59,10 +53,8 @@ class Fidelity:
         tokens = self.by_document["fidelity_tokens"]
         if document >= len(tokens) or not tokens[document]:
             return dict.fromkeys(DOCUMENT_COLUMNS)
-        row: dict[str, Any] = {
-            name: float(self.by_document[name][document]) for name in DOCUMENT_COLUMNS
-        }
-        return {**row, "fidelity_tokens": int(row["fidelity_tokens"])}
+        row = {name: float(self.by_document[name][document]) for name in DOCUMENT_COLUMNS}
+        return {**row, "fidelity_tokens": int(tokens[document])}
 
 
 def fidelity(
@@ -132,12 +124,10 @@ def spread(n_contexts: int, n_tokens: int, context_tokens: int) -> list[int]:
 def _replacements(
     sae: Autoencoder, input_ids: Tensor, mean: Tensor
 ) -> dict[str, Callable[[Tensor], Tensor] | None]:
-    """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`.
-
-    A subject may lie on several devices: each site says where its own activations are.
-    """
+    """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`."""
     token_ids = input_ids.flatten().long()
 
+    # A subject may lie on several devices: each site says where its own activations are.
     def reconstruct(x: Tensor) -> Tensor:
         flat = x.flatten(0, 1).to(sae.b_dec.device, torch.float32)
         return sae.decode(*sae.encode(flat, token_ids)).to(x.device, x.dtype).view(x.shape)

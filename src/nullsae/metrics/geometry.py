@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.tables import cell_schema
 
 # Rows of a block of cosines: 16 MiB in float32.
 BLOCK_ROWS = 2048
@@ -33,26 +34,26 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
     Takes n^2 d_model multiplications and additions for n rows; memory beyond the SAE: 8 n d_model
     bytes for the directions, 4 BLOCK_ROWS^2 for their cosines, 8 d_model^2 for the spectrum.
 
-    Args:
-        sae: on any device; the work is done there.
-        seed: the config's.
+    The work is done on the SAE's device; `seed` is the config's.
     """
     norms = row_norms(sae.w_dec)
     kept = norms > 0
     n = int(kept.sum())
-    row: dict[str, Any] = {
-        "n_latents": sae.n_latents,
-        "n_zero_rows": sae.n_latents - n,
-        **_norms(sae, norms, kept),
-        "nearest_cosine_mean": None,
-        "nearest_cosine_median": None,
-        "nearest_cosine_p95": None,
-        "random_nearest_cosine_mean": None,
-        "effective_rank": None,
-    }
+    row: dict[str, Any] = dict.fromkeys(cell_schema("geometry").names)
+    row |= {"n_latents": sae.n_latents, "n_zero_rows": sae.n_latents - n}
     if n:
+        row["decoder_norm_mean"] = float(norms[kept].mean())
+        row["decoder_norm_sd"] = float(norms[kept].std(correction=0))
         directions = unit_rows(sae.w_dec)
         row["effective_rank"] = effective_rank(directions)
+    if n and len(sae.w_enc):
+        encoder_norms = row_norms(sae.w_enc)
+        row["encoder_norm_mean"] = float(encoder_norms[kept].mean())
+        both = kept & (encoder_norms > 0)
+        if bool(both.any()):
+            products = torch.linalg.vecdot(sae.w_enc, sae.w_dec).double()
+            cosines = products[both] / (encoder_norms[both] * norms[both])
+            row["encoder_decoder_cosine_mean"] = float(cosines.mean())
     if n > 1:
         nearest = nearest_cosines(directions).double().cpu().numpy()
         row["nearest_cosine_mean"] = float(nearest.mean())
@@ -64,25 +65,6 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
     return row
 
 
-def _norms(sae: Autoencoder, norms: Tensor, kept: Tensor) -> dict[str, float | None]:
-    found: dict[str, float | None] = dict.fromkeys(
-        ("decoder_norm_mean", "decoder_norm_sd", "encoder_norm_mean", "encoder_decoder_cosine_mean")
-    )
-    if bool(kept.any()):
-        found["decoder_norm_mean"] = float(norms[kept].mean())
-        found["decoder_norm_sd"] = float(norms[kept].std(correction=0))
-    if len(sae.w_enc):
-        encoder_norms = row_norms(sae.w_enc)
-        if bool(kept.any()):
-            found["encoder_norm_mean"] = float(encoder_norms[kept].mean())
-        both = kept & (encoder_norms > 0)
-        if bool(both.any()):
-            products = torch.linalg.vecdot(sae.w_enc, sae.w_dec).double()
-            cosines = products[both] / (encoder_norms[both] * norms[both])
-            found["encoder_decoder_cosine_mean"] = float(cosines.mean())
-    return found
-
-
 def row_norms(rows: Tensor) -> Tensor:
     """Euclidean norms of rows [n, d], summed in float64: [n]."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
@@ -92,8 +74,7 @@ def row_norms(rows: Tensor) -> Tensor:
 def unit_rows(rows: Tensor) -> Tensor:
     """The rows float32 [n, d] scaled to norm 1, in their order, without those of norm 0."""
     norms = row_norms(rows)
-    kept = norms > 0
-    return rows[kept].div_(norms[kept, None])
+    return rows[norms > 0].div_(norms[norms > 0, None])
 
 
 def random_directions(n: int, d_model: int, seed: int, purpose: str) -> Tensor:
@@ -105,10 +86,8 @@ def random_directions(n: int, d_model: int, seed: int, purpose: str) -> Tensor:
 def nearest_cosines(directions: Tensor) -> Tensor:
     """Each row's largest cosine to another row: max over j != i of u_i . u_j, float32 [n].
 
-    Each pair of blocks is multiplied once and serves both.
-
-    Args:
-        directions: unit rows float32 [n, d], n at least 2.
+    Of unit rows float32 [n, d], n at least 2. Each pair of blocks is multiplied once and serves
+    both.
     """
     n = len(directions)
     best = directions.new_full((n,), -torch.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -24,15 +24,13 @@ from nullsae.sae.files import load_sae
 SHARED_COSINE = 0.7
 BLOCK_COLUMNS = 8192
 
-Pair = tuple[str, MatchedSae, MatchedSae]
-
 
 def match_dictionaries(
     params: MatchDictionariesParams,
     *,
     sae: str,
     output: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the table `overlap` of the SAEs of one subject, site and recipe: a row per pair.
 
@@ -60,20 +58,33 @@ def match_dictionaries(
             the site.
     """
     torch.set_num_threads(params.compute.threads)
-    directions = _Directions(params, sae)
+
+    @lru_cache(maxsize=2)
+    def of(cell: MatchedSae) -> tuple[Tensor, int]:
+        """The decoder's unit rows, and its number of latents."""
+        coder, _ = load_sae(_file(sae, cell))
+        return unit_rows(coder.w_dec), coder.n_latents
+
+    @lru_cache(maxsize=1)
+    def sampled(cell: MatchedSae) -> Tensor:
+        """Those that are matched into all of another SAE."""
+        rows, m = of(cell)[0], params.matching_latents
+        if len(rows) <= m:
+            return rows
+        key = (params.subject, params.site, params.sae, cell.variant, cell.draw, cell.seed)
+        generator = numpy_generator(params.seed, "matching_latents", *key)
+        return rows[torch.from_numpy(np.sort(generator.choice(len(rows), m, replace=False)))]
 
     @lru_cache
     def floor(n_a: int, n_b: int, d_model: int) -> NDArray[np.float64]:
-        drawn = [
-            random_directions(n, d_model, params.seed, f"matching_{side}")
-            for side, n in (("a", n_a), ("b", n_b))
-        ]
+        sides = (("matching_a", n_a), ("matching_b", n_b))
+        drawn = (random_directions(n, d_model, params.seed, purpose) for purpose, n in sides)
         return matched_cosines(*drawn)
 
     rows: list[dict[str, Any]] = []
-    found = list(pairs(params.cells))
+    found = pairs(params.cells)
     for kind, a, b in found:
-        ours, (all_of_b, n_b) = directions.sampled(a), directions.of(b)
+        ours, (all_of_b, n_b) = sampled(a), of(b)
         if ours.shape[1] != all_of_b.shape[1]:
             raise UserError(
                 f"{_file(sae, b)}: an SAE for {all_of_b.shape[1]} dimensions, but "
@@ -85,66 +96,37 @@ def match_dictionaries(
                 **{f"{name}_a": value for name, value in a.model_dump().items()},
                 **{f"{name}_b": value for name, value in b.model_dump().items()},
                 "kind": kind,
-                "n_latents_a": directions.of(a)[1],
-                "n_latents_b": n_b,
-                "n_matched": len(cosines),
+                **{"n_latents_a": of(a)[1], "n_latents_b": n_b, "n_matched": len(cosines)},
                 **_shares(cosines, ""),
                 **_shares(floor(len(ours), len(all_of_b), ours.shape[1]), "_random"),
             }
         )
-        if progress is not None:
-            progress(len(rows), len(found))
+        progress(len(rows), len(found))
     tables.write_table(output, rows, tables.cell_schema("overlap"))
 
 
-class _Directions:
-    """Decoder rows of SAEs, of which the last two stay in memory."""
-
-    def __init__(self, params: MatchDictionariesParams, sae: str) -> None:
-        self._params, self._sae = params, sae
-        self.of = lru_cache(maxsize=2)(self._of)
-        self.sampled = lru_cache(maxsize=1)(self._sampled)
-
-    def _of(self, cell: MatchedSae) -> tuple[Tensor, int]:
-        """The decoder's unit rows, and its number of latents."""
-        coder, _ = load_sae(_file(self._sae, cell))
-        return unit_rows(coder.w_dec), coder.n_latents
-
-    def _sampled(self, cell: MatchedSae) -> Tensor:
-        """Those that are matched into all of another SAE."""
-        p = self._params
-        rows = self.of(cell)[0]
-        if len(rows) <= p.matching_latents:
-            return rows
-        key = (p.subject, p.site, p.sae, cell.variant, cell.draw, cell.seed)
-        generator = numpy_generator(p.seed, "matching_latents", *key)
-        chosen = np.sort(generator.choice(len(rows), p.matching_latents, replace=False))
-        return rows[torch.from_numpy(chosen)]
-
-
-def pairs(cells: Sequence[MatchedSae]) -> Iterator[Pair]:
+def pairs(cells: Sequence[MatchedSae]) -> list[tuple[str, MatchedSae, MatchedSae]]:
     """The comparisons that a study holds, as (kind, a, b), by their first SAE.
 
     `seeds`: two seeds of one variant and draw; `draws`: two draws of one variant and seed;
     `variants`: an SAE of another variant, and the trained one of the same seed (draw 0).
     """
     trained = {cell.seed: cell for cell in cells if cell.variant == "trained"}
-    found: list[Pair] = []
-    for a, b in combinations(cells, 2):
-        if a.variant == b.variant and (a.draw == b.draw) != (a.seed == b.seed):
-            found.append(("seeds" if a.draw == b.draw else "draws", a, b))
-    found += [("variants", cell, trained[cell.seed]) for cell in cells if cell.variant != "trained"]
+    found = [
+        ("seeds" if a.draw == b.draw else "draws", a, b)
+        for a, b in combinations(cells, 2)
+        if a.variant == b.variant and (a.draw == b.draw) != (a.seed == b.seed)
+    ]
+    found += [("variants", c, trained[c.seed]) for c in cells if c.variant != "trained"]
     order = {cell: index for index, cell in enumerate(cells)}
     # An SAE stays in memory as long as it comes first.
-    yield from sorted(found, key=lambda pair: order[pair[1]])
+    return sorted(found, key=lambda pair: order[pair[1]])
 
 
 def matched_cosines(a: Tensor, b: Tensor) -> NDArray[np.float64]:
     """Cosines of the optimal one-to-one matching, float64 [min(n_a, n_b)], by rows of a.
 
-    Args:
-        a: unit rows float32 [n_a, d].
-        b: unit rows float32 [n_b, d].
+    Of unit rows a float32 [n_a, d] and b float32 [n_b, d].
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -159,10 +141,10 @@ def matched_cosines(a: Tensor, b: Tensor) -> NDArray[np.float64]:
 
 def _shares(cosines: NDArray[np.float64], suffix: str) -> dict[str, float | None]:
     """Mean cosine and share of those that count as shared; null where nothing is matched."""
-    has_any = len(cosines) > 0
+    numbers = {"mean_cosine": cosines, "shared_share": cosines >= SHARED_COSINE}
     return {
-        f"mean_cosine{suffix}": float(cosines.mean()) if has_any else None,
-        f"shared_share{suffix}": float((cosines >= SHARED_COSINE).mean()) if has_any else None,
+        f"{name}{suffix}": float(values.mean()) if len(values) else None
+        for name, values in numbers.items()
     }
 
 

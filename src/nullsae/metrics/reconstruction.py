@@ -15,30 +15,19 @@ class ReconstructionSums:
     """Streams over a split; what it returns does not depend on how the tokens are batched."""
 
     def __init__(self, *, mean: Tensor, n_documents: int, n_latents: int) -> None:
-        """Start at zero.
-
-        Args:
-            mean: float64 [d_model], the mean activation of the whole split.
-            n_documents: documents of the split.
-            n_latents: width of the dictionary.
-        """
+        """Start at zero; `mean` float64 [d_model] is the mean activation of the whole split."""
         self.mean = mean
         self.by_document = {name: np.zeros(n_documents) for name in ("n_tokens", *SUMS)}
-        self.input_norms = 0.0
-        self.output_norms = 0.0
+        self.input_norms, self.output_norms = 0.0, 0.0
         self.fired = np.zeros(n_latents, dtype=bool)
 
     def add(
         self, x: Tensor, output: Tensor, values: Tensor, indices: Tensor, documents: np.ndarray
     ) -> None:
-        """Add tokens.
+        """Add tokens: activations x and their reconstructions [n, d_model].
 
-        Args:
-            x: activations [n, d_model].
-            output: reconstructions [n, d_model].
-            values: codes [n, k], 0 where a latent did not fire.
-            indices: int64 [n, k].
-            documents: int [n], the document of each token.
+        Codes are `values` [n, k], 0 where a latent did not fire, and `indices` int64 [n, k];
+        `documents` int [n] says which document each token is of.
         """
         x, output = x.double().cpu(), output.double().cpu()
         norm, output_norm = x.norm(dim=1), output.norm(dim=1)
@@ -69,9 +58,7 @@ class ReconstructionSums:
         return {
             "n_tokens": int(n),
             "explained_variance": 1.0 - sums["squared_error"] / sums["squared_deviation"],
-            "cosine": sums["cosine"] / n,
-            "l0": sums["l0"] / n,
-            "l1": sums["l1"] / n,
+            **{name: sums[name] / n for name in ("cosine", "l0", "l1")},
             "l2_ratio": self.output_norms / self.input_norms,
             "alive_share": float(self.fired.mean()),
             "mean_norm": self.input_norms / n,
@@ -79,12 +66,9 @@ class ReconstructionSums:
 
     def documents(self) -> list[dict[str, Any]]:
         """Rows of the table `documents`: those that have tokens, in order."""
-        present = np.flatnonzero(self.by_document["n_tokens"])
+        sums, n_tokens = self.by_document, self.by_document["n_tokens"]
         return [
-            {
-                "document": int(document),
-                "n_tokens": int(self.by_document["n_tokens"][document]),
-                **{name: float(self.by_document[name][document]) for name in SUMS},
-            }
-            for document in present
+            {"document": int(document), "n_tokens": int(n_tokens[document])}
+            | {name: float(sums[name][document]) for name in SUMS}
+            for document in np.flatnonzero(n_tokens)
         ]

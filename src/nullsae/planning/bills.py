@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths
 from nullsae.config.endpoints import Questions, WindowCounts
+from nullsae.config.explainers import Explainer
+from nullsae.config.scorers import Scorer
 from nullsae.config.study import Config
 from nullsae.jobs.grid import explainer_cells, scorer_cells
 from nullsae.tables import cell_schema, read_table
@@ -41,21 +44,17 @@ def bills(config: Config, root: Path) -> tuple[dict[tuple[str, str, str], Bill],
     """
     found: dict[tuple[str, str, str], Bill] = {}
     all_counted = True
-    for keys in explainer_cells(config):
-        explainer = config.explainers[keys["explainer"]]
-        if explainer.endpoint is not None:
-            counts = _windows(config, root, keys, "random")
+    for keys in (*explainer_cells(config), *scorer_cells(config)):
+        asker: Explainer | Scorer = config.explainers[keys["explainer"]]
+        endpoint, negatives = asker.endpoint, "random"
+        if "scorer" in keys:
+            asker = scorer = config.scorers[keys["scorer"]]
+            endpoint, negatives = config.asked(keys["explainer"], keys["scorer"]), scorer.negatives
+        if endpoint is not None:
+            counts = _windows(config, root, keys, negatives)
             all_counted &= counts.counted
-            bill = found.setdefault((keys["explainer"], "", explainer.endpoint.model), Bill())
-            bill.add(explainer.questions(counts))
-    for keys in scorer_cells(config):
-        judge = config.asked(keys["explainer"], keys["scorer"])
-        if judge is not None:
-            scorer = config.scorers[keys["scorer"]]
-            counts = _windows(config, root, keys, scorer.negatives)
-            all_counted &= counts.counted
-            bill = found.setdefault((keys["explainer"], keys["scorer"], judge.model), Bill())
-            bill.add(scorer.questions(counts))
+            key = keys["explainer"], keys.get("scorer", ""), endpoint.model
+            found.setdefault(key, Bill()).add(asker.questions(counts))
     return found, all_counted
 
 
@@ -63,33 +62,24 @@ def _windows(config: Config, root: Path, keys: dict[str, str], negatives: str) -
     path = root / paths.WINDOWS.format(**keys)
     settings = config.latents
     if not path.is_file():
-        n, most = settings.n_sampled, settings.score_active_windows
+        most = settings.score_active_windows
         silent = most if negatives == "misplaced" else settings.score_silent_windows
-        return WindowCounts(
-            [settings.explain_active_windows] * n,
-            [most + silent] * n,
-            [most] * n,
-            settings.window_tokens,
-            counted=False,
-        )
+        sizes = settings.explain_active_windows, most + silent, most
+        shown, scored, active_ones = ([size] * settings.n_sampled for size in sizes)
+        length = settings.window_tokens
+        return WindowCounts(shown, scored, active_ones, length, counted=False)
     columns = ["latent", "pool", "active", "silent_kind"]
     table = read_table(path, cell_schema("windows"), columns=columns)
     scoring = table.filter(pc.equal(table["pool"], "score"))
-    active = scoring.filter(scoring["active"])
-    others = active
+    active = others = scoring.filter(scoring["active"])
     if negatives != "misplaced":
         others = scoring.filter(pc.equal(scoring["silent_kind"], negatives))
     explaining = table.filter(pc.and_(pc.equal(table["pool"], "explain"), table["active"]))
-    return WindowCounts(
-        _per_latent(explaining),
-        _per_latent(pa.concat_tables([active, others])),
-        _per_latent(active),
-        settings.window_tokens,
-        counted=True,
-    )
+    scored = _per_latent(pa.concat_tables([active, others]))
+    shown, length = _per_latent(explaining), settings.window_tokens
+    return WindowCounts(shown, scored, _per_latent(active), length, counted=True)
 
 
-def _per_latent(table: pa.Table) -> list[int]:
+def _per_latent(table: pa.Table) -> Any:
     counts = table.group_by("latent").aggregate([([], "count_all")])
-    found: list[int] = counts.sort_by("latent")["count_all"].to_pylist()
-    return found
+    return counts.sort_by("latent")["count_all"].to_pylist()

@@ -44,6 +44,9 @@ class Job:
     """The activations that it reads."""
     cells: list[Keys] = field(default_factory=list)
     """Keys of all that it makes."""
+    on_gpu: bool = False
+    seconds: float = 0.0
+    """Of the GPU, or of the core that it takes."""
 
 
 class Graph:
@@ -52,10 +55,8 @@ class Graph:
     def __init__(self, study: SizedStudy, root: Path = Path()) -> None:
         """Ask Snakemake for all jobs of a study, as if it had no results.
 
-        Args:
-            study: the config with its sizes.
-            root: the folder that the study's local files are relative to. Nothing is written below
-                its `results/`, and no lock is taken.
+        Local files of the study are relative to `root`. Nothing is written below its `results/`,
+        and no lock is taken.
 
         Raises:
             UserError: there is no Snakefile, or Snakemake finds a mistake.
@@ -68,24 +69,20 @@ class Graph:
             if SHARDED.get(rule) in rules:
                 work = Work(written_bytes=work.written_bytes)
             captured = tuple(keys.values()) if rule in CAPTURES else None
-            named = [self.jobs[need].activations for need in needs]
-            reads = tuple(name for name in named if name is not None)
+            reads = tuple(filter(None, (self.jobs[need].activations for need in needs)))
             self.jobs.append(Job(rule, keys, work, needs, captured, reads, cells))
 
     def by_rule(self) -> dict[str, list[Job]]:
         """The jobs of each rule, in the order in which data flows."""
-        found: dict[str, list[Job]] = {rule: [] for rule in WORK}
-        for job in self.jobs:
-            found[job.rule].append(job)
+        found = {rule: [job for job in self.jobs if job.rule == rule] for rule in WORK}
         return {rule: jobs for rule, jobs in found.items() if jobs}
 
 
 def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:
     """Rule, keys of what is made, and needs of each job; by rule and keys, but after its needs."""
-    flow = list(WORK)
-    jobs = []
+    flow, jobs = list(WORK), []
     for name, outputs, needs in answer:
-        cells = [*{output: partition_keys(output) for output in outputs}.values()]
+        cells = [partition_keys(output) for output in outputs]
         jobs.append((rule_of(name), [c for i, c in enumerate(cells) if c not in cells[:i]], needs))
     places: dict[int, int] = {}
     found: list[tuple[str, list[Keys], list[int]]] = []
@@ -137,23 +134,14 @@ def _ask_snakemake(config: Config, root: Path) -> Any:
 def opened_dag(snakefile: Path, root: Path, file: Path) -> Iterator[Any]:
     """Snakemake's DAG of all jobs of a config file, in its working folder."""
     from snakemake.api import SnakemakeApi
-    from snakemake.settings.types import (
-        ConfigSettings,
-        DAGSettings,
-        OutputSettings,
-        Quietness,
-        ResourceSettings,
-    )
+    from snakemake.settings import types
 
-    quiet = OutputSettings(dryrun=True, quiet={Quietness.ALL})
+    quiet = types.OutputSettings(dryrun=True, quiet={types.Quietness.ALL})
     with SnakemakeApi(quiet) as api:
-        given = api.workflow(
-            ResourceSettings(),
-            ConfigSettings(configfiles=[file], replace_workflow_config=True),
-            snakefile=snakefile,
-            workdir=root,
-        )
-        given.dag(DAGSettings(forceall=True))
+        config = types.ConfigSettings(configfiles=[file], replace_workflow_config=True)
+        resources = types.ResourceSettings()
+        given = api.workflow(resources, config, snakefile=snakefile, workdir=root)
+        given.dag(types.DAGSettings(forceall=True))
         # What `snakemake --dag` does before it draws; nothing public hands out the jobs.
         workflow = given._workflow
         workflow._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)

@@ -7,24 +7,16 @@ import os
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.jobs.work.rates import (
-    CPU_FORWARD_SHARE,
-    DATA_SHEETS,
-    FORWARD_SHARE,
-    REFERENCE_CPU,
-    REFERENCE_HOST,
-    REFERENCE_LOOP_SECONDS,
-    Device,
-    Host,
-    data_sheet_device,
-)
+from nullsae.jobs.work import rates
 
 
 def calibration_file() -> Path:
@@ -33,12 +25,11 @@ def calibration_file() -> Path:
     return Path(cache) / "nullsae" / "calibration.json"
 
 
-def pick_device(name: str, *, on_cpu: bool) -> tuple[Device, Host, str]:
+def pick_device(name: str, *, on_cpu: bool) -> tuple[rates.Device, rates.Host, str]:
     """The device and host to plan for, and where their rates come from.
 
-    Args:
-        name: `auto`, `cpu`, `gpu` (this machine's, calibrated), or a key of `DATA_SHEETS`.
-        on_cpu: whether the study keeps to the CPU: no device but that counts then.
+    The name is `auto`, `cpu`, `gpu` (this machine's, calibrated), or a key of `DATA_SHEETS`; if
+    the study keeps to the CPU (`on_cpu`), no device but that counts.
 
     Raises:
         UserError: a name that is none of these, a GPU for a study that keeps to the CPU, or a
@@ -46,26 +37,26 @@ def pick_device(name: str, *, on_cpu: bool) -> tuple[Device, Host, str]:
     """
     file = calibration_file()
     found = read_calibration(file) if file.is_file() else {}
-    host = found.get("host", REFERENCE_HOST)
+    host = found.get("host", rates.REFERENCE_HOST)
     if name == "auto":
         name = "cpu" if on_cpu else "gpu" if "gpu" in found else "a100"
-    if on_cpu and name in ("gpu", *DATA_SHEETS):
+    sheets = ", ".join(rates.DATA_SHEETS)
+    if on_cpu and name in ("gpu", *rates.DATA_SHEETS):
         raise UserError(
             f"--device: {name!r}, but the study keeps to the CPU; set compute.device: auto"
         )
-    if name in DATA_SHEETS:
-        return data_sheet_device(name), host, "data sheet, with assumed shares of its peaks"
+    if name in rates.DATA_SHEETS:
+        return rates.data_sheet_device(name), host, "data sheet, with assumed shares of its peaks"
+    if name in ("cpu", "gpu") and name in found:
+        return found[name], host, f"measured here ({file})"
     if name == "cpu":
-        source = f"measured here ({file})" if "cpu" in found else "reference CPU, not this machine"
-        return found.get("cpu", REFERENCE_CPU), host, source
+        return rates.REFERENCE_CPU, host, "reference CPU, not this machine"
     if name == "gpu":
-        if "gpu" not in found:
-            raise UserError(
-                "--device: gpu, but none was calibrated here; run nullsae plan --calibrate on a "
-                f"machine with one, or take one of {', '.join(DATA_SHEETS)}"
-            )
-        return found["gpu"], host, f"measured here ({file})"
-    raise UserError(f"--device: {name!r} is not one of auto, cpu, gpu, {', '.join(DATA_SHEETS)}")
+        raise UserError(
+            f"--device: gpu, but none was calibrated here; run nullsae plan --calibrate on a "
+            f"machine with one, or take one of {sheets}"
+        )
+    raise UserError(f"--device: {name!r} is not one of auto, cpu, gpu, {sheets}")
 
 
 def read_calibration(file: Path) -> dict[str, Any]:
@@ -76,8 +67,8 @@ def read_calibration(file: Path) -> dict[str, Any]:
     """
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
-        found: dict[str, Any] = {"host": Host(**given["host"])}
-        found |= {name: Device(**given[name]) for name in ("cpu", "gpu") if name in given}
+        found: dict[str, Any] = {"host": rates.Host(**given["host"])}
+        found |= {name: rates.Device(**given[name]) for name in ("cpu", "gpu") if name in given}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file}: not a calibration ({error!r}); write it anew with nullsae plan --calibrate"
@@ -88,24 +79,17 @@ def read_calibration(file: Path) -> dict[str, Any]:
 def calibrate(progress: Callable[[str], None], *, rounds: int = 5) -> Path:
     """Measure this machine, a minute at most, and write what was found for later plans.
 
-    CPU rates are those of one thread, in CPU seconds, so that other work does not count.
-
-    Args:
-        progress: called with a line per figure.
-        rounds: measurements of each figure, of which the least counts.
+    CPU rates are those of one thread, in CPU seconds, so that other work does not count. Each
+    figure is the least of `rounds` measurements, and `progress` is called with a line for it.
     """
     import torch
 
     torch.set_num_threads(1)
-    host = Host(
-        REFERENCE_LOOP_SECONDS / _least(_python_loop, rounds), _start_seconds(min(rounds, 2))
-    )
-    found: dict[str, Any] = {
-        "host": asdict(host),
-        "cpu": asdict(_measured(torch.device("cpu"), rounds)),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = asdict(_measured(torch.device("cuda"), rounds))
+    speed = rates.REFERENCE_LOOP_SECONDS / _least(_python_loop, rounds)
+    found: dict[str, Any] = {"host": asdict(rates.Host(speed, _start_seconds(min(rounds, 2))))}
+    devices = {"cpu": "cpu", **({"gpu": "cuda"} if torch.cuda.is_available() else {})}
+    for name, device in devices.items():
+        found[name] = asdict(_measured(torch.device(device), rounds))
     for part, figures in found.items():
         for name, value in figures.items():
             progress(f"{part}: {name.replace('_', ' ')}: {_shown(value)}")
@@ -119,7 +103,7 @@ def _shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _measured(device: Any, rounds: int) -> Device:
+def _measured(device: Any, rounds: int) -> rates.Device:
     """The rates of large products and of a copy."""
     import torch
 
@@ -130,49 +114,39 @@ def _measured(device: Any, rounds: int) -> Device:
         n = 8192 if is_gpu else 128 if dtype == torch.float16 else 1024
         a = torch.ones(n, n, dtype=dtype, device=device)
         out = torch.empty_like(a)
+        return 2.0 * n**3 / _least(lambda: torch.mm(a, a, out=out), rounds, synchronize=is_gpu)
 
-        def multiply() -> None:
-            torch.mm(a, a, out=out)
-
-        return 2.0 * n**3 / _least(multiply, rounds, synchronize=is_gpu)
-
-    rates = {
-        name: product_rate(getattr(torch, name)) for name in ("float32", "bfloat16", "float16")
-    }
+    dtypes = ("float32", "bfloat16", "float16")
+    products = {name: product_rate(getattr(torch, name)) for name in dtypes}
     source = torch.ones(2**28 if is_gpu else 2**25, device=device)
     target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-
-    bytes_per_second = 8.0 * source.numel() / _least(copy, rounds, synchronize=is_gpu)
-    share = FORWARD_SHARE if is_gpu else CPU_FORWARD_SHARE
-    scale = REFERENCE_CPU.bytes_per_second / bytes_per_second
-    return Device(
+    seconds = _least(lambda: target.copy_(source), rounds, synchronize=is_gpu)
+    bytes_per_second = 8.0 * source.numel() / seconds
+    share = rates.FORWARD_SHARE if is_gpu else rates.CPU_FORWARD_SHARE
+    scale = rates.REFERENCE_CPU.bytes_per_second / bytes_per_second
+    return rates.Device(
         name=torch.cuda.get_device_name() if is_gpu else "cpu",
-        forward_flops_per_second={name: rate * share for name, rate in rates.items()},
-        product_flops_per_second=rates["float32"],
+        forward_flops_per_second={name: rate * share for name, rate in products.items()},
+        product_flops_per_second=products["float32"],
         bytes_per_second=bytes_per_second,
-        element_seconds=0.0 if is_gpu else REFERENCE_CPU.element_seconds * scale,
+        element_seconds=0.0 if is_gpu else rates.REFERENCE_CPU.element_seconds * scale,
         is_gpu=is_gpu,
     )
 
 
 def _least(action: Callable[[], object], rounds: int, *, synchronize: bool = False) -> float:
     """The least time of several rounds: CPU seconds, or on a GPU seconds of the clock."""
-    clock = time.perf_counter if synchronize else time.process_time
 
-    def once() -> float:
+    def once() -> None:
         import torch
 
-        start = clock()
         action()
         if synchronize:
             torch.cuda.synchronize()
-        return clock() - start
 
     once()
-    return min(once() for _ in range(rounds))
+    clock = time.perf_counter if synchronize else time.process_time
+    return min(timeit.repeat(once, timer=clock, number=1, repeat=rounds))
 
 
 def _python_loop() -> int:
@@ -184,27 +158,26 @@ def _python_loop() -> int:
     return len(counts)
 
 
+def _children_seconds() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def _start_seconds(rounds: int) -> dict[str, float]:
     """CPU seconds that a verb takes before it works, by what it imports."""
+    base = "import nullsae.cli.main, nullsae.config.parse"
     verbs = {
-        "light": "import nullsae.autointerp.score, nullsae.cli.main, nullsae.config.parse",
-        "torch": "import nullsae.cli.main, nullsae.config.parse, nullsae.sae.train_sae",
+        "light": f"{base}, nullsae.autointerp.score",
+        "torch": f"{base}, nullsae.sae.train_sae",
         # The first optimizer of a process loads PyTorch's compiler, which nothing then uses.
-        "optimizer": "import nullsae.cli.main, nullsae.config.parse, nullsae.sae.train_sae, "
-        "torch._dynamo",
-        "transformers": "import nullsae.cli.main, nullsae.config.parse, nullsae.metrics.evaluate; "
+        "optimizer": f"{base}, nullsae.sae.train_sae, torch._dynamo",
+        "transformers": f"{base}, nullsae.metrics.evaluate; "
         "from transformers import AutoModelForCausalLM; "
         "from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM",
     }
     found = {}
     for name, code in verbs.items():
-        least = float("inf")
-        for _ in range(rounds):
-            before = os.times()
-            subprocess.run([sys.executable, "-c", code], check=True)
-            after = os.times()
-            spent = after.children_user + after.children_system
-            least = min(least, spent - before.children_user - before.children_system)
-        found[name] = least
+        run = partial(subprocess.run, [sys.executable, "-c", code], check=True)
+        found[name] = min(timeit.repeat(run, timer=_children_seconds, number=1, repeat=rounds))
     found["all"] = found["transformers"] + found["optimizer"] - found["torch"]
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 from nullsae.planning.dag import Job, Name
 
@@ -36,31 +37,24 @@ def list_schedule(
 
     List scheduling (Graham 1969, SIAM J. Appl. Math. 17): at most twice as long as the best order.
 
-    Args:
-        jobs: each after those that it needs.
-        seconds: of each.
-        uses_gpu: whether a job takes one of the GPUs, else one of the slots.
-        gpus: how many.
-        slots: jobs at once that take no GPU.
+    Each job stands after those that it needs, and takes one of the GPUs, or one of the slots.
     """
     n = len(jobs)
-    followers: list[list[int]] = [[] for _ in range(n)]
-    for index, job in enumerate(jobs):
-        for need in job.needs:
-            followers[need].append(index)
     to_end = [0.0] * n
     for index in reversed(range(n)):
-        to_end[index] = seconds[index] + max((to_end[f] for f in followers[index]), default=0.0)
-    waiting_for = [len(job.needs) for job in jobs]
+        to_end[index] += seconds[index]
+        for need in jobs[index].needs:
+            to_end[need] = max(to_end[need], to_end[index])
+    waiting = TopologicalSorter({index: job.needs for index, job in enumerate(jobs)})
+    waiting.prepare()
     ready: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
-    for index in range(n):
-        if not waiting_for[index]:
-            heapq.heappush(ready[uses_gpu[index]], (-to_end[index], index))
     free = {True: gpus, False: slots}
     start, end = [0.0] * n, [0.0] * n
     running: list[tuple[float, int]] = []
     now = 0.0
-    while running or any(ready.values()):
+    while waiting.is_active():
+        for index in waiting.get_ready():
+            heapq.heappush(ready[uses_gpu[index]], (-to_end[index], index))
         for kind in (True, False):
             while free[kind] and ready[kind]:
                 _, index = heapq.heappop(ready[kind])
@@ -69,10 +63,7 @@ def list_schedule(
                 heapq.heappush(running, (end[index], index))
         now, done = heapq.heappop(running)
         free[uses_gpu[done]] += 1
-        for follower in followers[done]:
-            waiting_for[follower] -= 1
-            if not waiting_for[follower]:
-                heapq.heappush(ready[uses_gpu[follower]], (-to_end[follower], follower))
+        waiting.done(done)
     return Schedule(start, end, max(to_end, default=0.0))
 
 
@@ -87,8 +78,7 @@ def peak_disk_bytes(jobs: Sequence[Job], schedule: Schedule, *, keep_activations
     for job, end in zip(jobs, schedule.end_seconds, strict=True):
         for name in job.reads:
             last_read[name] = max(last_read.get(name, 0.0), end)
-    for index, job in enumerate(jobs):
-        start, end = schedule.start_seconds[index], schedule.end_seconds[index]
+    for job, start, end in zip(jobs, schedule.start_seconds, schedule.end_seconds, strict=True):
         changes.append((start, 1, job.work.written_bytes + job.work.work_bytes))
         changes.append((end, 0, -job.work.work_bytes))
         if job.activations is not None and not keep_activations:

@@ -27,6 +27,8 @@ from nullsae.planning.schedule import list_schedule, peak_disk_bytes
 from nullsae.planning.sizes import corpus_sizes, subject_sizes
 
 CORES_PER_GPU = 16
+# Columns of a plan: sums over the jobs of a rule, and what its largest job asks for.
+SUMMED, LARGEST = ("tokens", "flops", "written_bytes"), ("megabytes", "minutes", "disk_megabytes")
 
 
 @dataclass(frozen=True)
@@ -80,95 +82,67 @@ def make_plan(
 ) -> Plan:
     """Work out what a study takes that has no results yet.
 
-    Args:
-        config: the checked config.
-        root: the folder that holds `results/`: numbers of tokens and windows that are known from
-            there are used.
-        device: as in `pick_device`.
-        gpus: GPUs, where the device is one.
-        cores: CPU cores; by default this machine's, or 16 beside each GPU.
+    Numbers of tokens and windows that are known from `results/` in `root` are used. The device is
+    as in `pick_device`, `gpus` counts where it is one, and CPU cores are by default this machine's,
+    or 16 beside each GPU.
 
     Raises:
         UserError: a device that is not known, or a size that cannot be had.
     """
-    where = "config: scorers"
-    study = SizedStudy(
-        config,
-        subject_sizes(config),
-        corpus_sizes(config, root),
-        {
-            name: model_size(scorer.model_in_job, f"{where}.{name}.model")
-            for name, scorer in config.scorers.items()
-            if scorer.model_in_job is not None
-        },
-    )
+    judges = {
+        name: model_size(scorer.model_in_job, f"config: scorers.{name}.model")
+        for name, scorer in config.scorers.items()
+        if scorer.model_in_job is not None
+    }
+    study = SizedStudy(config, subject_sizes(config), corpus_sizes(config, root), judges)
     machine, host, rates = pick_device(device, on_cpu=config.compute.device == "cpu")
     core = pick_device("cpu", on_cpu=True)[0]
     if cores is None:
         cores = CORES_PER_GPU * gpus if machine.is_gpu else os.cpu_count() or 1
-    graph = Graph(study, root)
-    uses_gpu = [machine.is_gpu and job.work.gpu for job in graph.jobs]
-    spent = [
-        job_seconds(job.work, machine if on_gpu else core, host)
-        for job, on_gpu in zip(graph.jobs, uses_gpu, strict=True)
-    ]
-    threads = config.compute.threads
-    walls = [
-        spent[i] if uses_gpu[i] else wall_seconds(graph.jobs[i].work, spent[i], host, threads)
-        for i in range(len(spent))
-    ]
-    schedule = list_schedule(
-        graph.jobs, walls, uses_gpu=uses_gpu, gpus=gpus, slots=max(1, cores // threads)
-    )
+    graph, threads, walls = Graph(study, root), config.compute.threads, []
+    for job in graph.jobs:
+        job.on_gpu = machine.is_gpu and job.work.gpu
+        job.seconds = job_seconds(job.work, machine if job.on_gpu else core, host)
+        alone = wall_seconds(job.work, job.seconds, host, threads)
+        walls.append(job.seconds if job.on_gpu else alone)
+    on_gpu, slots = [job.on_gpu for job in graph.jobs], max(1, cores // threads)
+    schedule = list_schedule(graph.jobs, walls, uses_gpu=on_gpu, gpus=gpus, slots=slots)
+    disk = [peak_disk_bytes(graph.jobs, schedule, keep_activations=k) for k in (True, False)]
     found, counted = bills(config, root)
     calls = {"explain_latents": 0, "score_latents": 0}
     for (_, scorer, _), bill in found.items():
         calls["score_latents" if scorer else "explain_latents"] += bill.calls
     return Plan(
-        rows=_rows(graph, config, spent, uses_gpu, calls),
+        rows=_rows(graph, config, calls),
         device=machine.name,
         rates=rates,
         gpus=gpus if machine.is_gpu else 0,
         cores=cores,
         longest_chain_seconds=schedule.longest_chain_seconds,
         seconds=schedule.seconds,
-        disk_bytes=peak_disk_bytes(graph.jobs, schedule, keep_activations=True),
-        disk_bytes_without_activations=peak_disk_bytes(
-            graph.jobs, schedule, keep_activations=False
-        ),
+        disk_bytes=disk[0],
+        disk_bytes_without_activations=disk[1],
         bills=[_bill(config, key, bill) for key, bill in found.items()],
         calls_are_counted=counted,
         tokens_are_counted=all(size.counted for size in study.corpora.values()),
     )
 
 
-def _rows(
-    graph: Graph,
-    config: Config,
-    spent: list[float],
-    uses_gpu: list[bool],
-    calls: dict[str, int],
-) -> list[Row]:
-    """A row per rule, from seconds and device of each job and calls of rules."""
+def _rows(graph: Graph, config: Config, calls: dict[str, int]) -> list[Row]:
+    """A row per rule; calls are those of rules."""
     rows, needs = [], Needs(config)
-    index = {id(job): i for i, job in enumerate(graph.jobs)}
     for rule, jobs in graph.by_rule().items():
-        own = [index[id(job)] for job in jobs]
         asked = [needs.asked(rule, job.cells) for job in jobs]
         rows.append(
             Row(
                 rule=rule,
                 jobs=len(jobs),
-                tokens=sum(job.work.tokens for job in jobs),
-                flops=sum(job.work.flops for job in jobs),
-                gpu_seconds=sum(spent[i] for i in own if uses_gpu[i]),
-                core_seconds=sum(spent[i] for i in own if not uses_gpu[i]),
-                written_bytes=sum(job.work.written_bytes for job in jobs),
+                gpu_seconds=sum(job.seconds for job in jobs if job.on_gpu),
+                core_seconds=sum(job.seconds for job in jobs if not job.on_gpu),
                 calls=calls.get(rule, 0),
-                megabytes=max(each.megabytes for each in asked),
-                minutes=max(each.minutes for each in asked),
-                disk_megabytes=max(each.disk_megabytes for each in asked),
                 sizes_are_known=all(each.known for each in asked),
+                **{n: sum(getattr(job.work, n) for job in jobs) for n in SUMMED},
+                **{n: max(getattr(each, n) for each in asked) for n in LARGEST},
             )
         )
     return rows
@@ -193,13 +167,8 @@ def print_plan(
 ) -> None:
     """Print what a study takes: jobs, operations, time, disk; calls and money; what was paid.
 
-    Args:
-        root: the folder that holds `config.yaml` and `results/`.
-        overlays: further config files, merged in their order.
-        device: as in `pick_device`.
-        gpus: GPUs to spread it over.
-        cores: CPU cores.
-        json_file: where to write the same as JSON.
+    `root` holds `config.yaml`, which the overlays are merged into in their order, and `results/`;
+    device, GPUs and cores are as for `make_plan`. The same is written to `json_file`.
 
     Raises:
         UserError: a mistake in the config, or a file that cannot be written.
@@ -213,13 +182,23 @@ def print_plan(
             raise UserError(f"--json: {json_file} cannot be written ({error.strerror})") from None
     console = Console() if Console().is_terminal else Console(width=120)
     _print_rules(console, plan)
-    _print_time(console, plan)
+    on = f"{plan.gpus} x {plan.device}, " if plan.gpus else ""
+    console.print(
+        f"Time: {_span(plan.seconds)} on {on}{plan.cores} cores; "
+        f"{_span(plan.longest_chain_seconds)} at least, the longest chain of jobs. Waiting for "
+        f"language models is not in it. Rates: {plan.rates}."
+    )
+    console.print(
+        f"Disk: {_amount(plan.disk_bytes)}B; {_amount(plan.disk_bytes_without_activations)}B at "
+        f"the most if activations are deleted as soon as nothing reads them any more."
+    )
+    if not plan.tokens_are_counted:
+        console.print("Tokens of the corpus are an estimate from its characters.")
     _print_bills(console, plan, config, root)
 
 
 def _print_rules(console: Console, plan: Plan) -> None:
-    table = Table(title="Jobs of a study without results", title_justify="left")
-    table.add_column("rule")
+    table = Table("rule", title="Jobs of a study without results", title_justify="left")
     heads = ["jobs", "tokens", "FLOPs", *(["GPU hours"] if plan.gpus else []), "core hours"]
     for name in (*heads, "written", "LLM calls", "memory", "time"):
         table.add_column(name, justify="right")
@@ -229,7 +208,7 @@ def _print_rules(console: Console, plan: Plan) -> None:
         return [
             f"{row('jobs'):,.0f}",
             _amount(row("tokens")),
-            _power(row("flops")),
+            f"{row('flops'):.1e}" if row("flops") else "0",
             *(_hours(seconds) for seconds in (*hours, row("core_seconds"))),
             _amount(row("written_bytes")) + "B" if row("written_bytes") else "",
             f"{row('calls'):,.0f}" if row("calls") else "",
@@ -241,61 +220,35 @@ def _print_rules(console: Console, plan: Plan) -> None:
     table.add_section()
     table.add_row("all", *cells(plan.total))
     console.print(table)
-    unknown = [row.rule for row in plan.rows if not row.sizes_are_known]
     console.print("Memory and time: what a rule's largest job asks for, at its first attempt.")
-    if unknown:
+    if unknown := [row.rule for row in plan.rows if not row.sizes_are_known]:
         console.print(
             f"Not all sizes are known without a network or in no time, so jobs of "
             f"{', '.join(unknown)} ask for what fits most."
         )
 
 
-def _print_time(console: Console, plan: Plan) -> None:
-    on = f"{plan.cores} cores"
-    if plan.gpus:
-        on = f"{plan.gpus} x {plan.device}, {on}"
-    console.print(
-        f"Time: {_span(plan.seconds)} on {on}; {_span(plan.longest_chain_seconds)} at least, the "
-        f"longest chain of jobs. Waiting for language models is not in it. Rates: {plan.rates}."
-    )
-    console.print(
-        f"Disk: {_amount(plan.disk_bytes)}B; {_amount(plan.disk_bytes_without_activations)}B at "
-        f"the most if activations are deleted as soon as nothing reads them any more."
-    )
-    if not plan.tokens_are_counted:
-        console.print("Tokens of the corpus are an estimate from its characters.")
-
-
 def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> None:
     if not plan.bills:
         console.print("This study asks no language model: no explainer or scorer of it does.")
         return
-    table = Table(title="Questions to language models", title_justify="left")
-    for name in ("explainer", "scorer", "model"):
-        table.add_column(name)
+    names = ("explainer", "scorer", "model")
     numbers = ("jobs", "calls", "prompt_tokens", "completion_tokens")
+    table = Table(*names, title="Questions to language models", title_justify="left")
     for name in (*numbers, "usd"):
         table.add_column(name.replace("_", " "), justify="right")
     for bill in plan.bills:
-        cost = bill["cost_usd"]
-        table.add_row(
-            *(bill[name] for name in ("explainer", "scorer", "model")),
-            *(f"{bill[name]:,}" for name in numbers),
-            f"{cost:,.2f}" if cost is not None else "no price",
-        )
+        cost = "no price" if bill["cost_usd"] is None else f"{bill['cost_usd']:,.2f}"
+        counts = (f"{bill[name]:,}" for name in numbers)
+        table.add_row(*(bill[name] for name in names), *counts, cost)
     console.print(table)
     calls = sum(bill["calls"] for bill in plan.bills)
     total = sum(bill["cost_usd"] or 0.0 for bill in plan.bills)
     limit = config.llm.max_cost_usd
-    console.print(
-        f"{calls:,} calls, about ${total:,.2f}; "
-        + (f"the limit is ${limit:,.2f}" if limit is not None else "no limit (llm.max_cost_usd)")
-        + (
-            "."
-            if plan.calls_are_counted
-            else ". Calls are the most that there can be: not all latents are known."
-        )
-    )
+    said = "no limit (llm.max_cost_usd)" if limit is None else f"the limit is ${limit:,.2f}"
+    most = " Calls are the most that there can be: not all latents are known."
+    unknown = "" if plan.calls_are_counted else most
+    console.print(f"{calls:,} calls, about ${total:,.2f}; {said}.{unknown}")
     file = root / config.llm.cache
     if file.is_file():
         replies = ReplyCache(file)
@@ -309,15 +262,11 @@ def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> No
 
 def _amount(number: float) -> str:
     """A number with three digits and a prefix of powers of 1000."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if number < 999.5 or prefix == "P":
-            return f"{number:.3g} {prefix}".rstrip()
-        number /= 1000
-    raise AssertionError
-
-
-def _power(number: float) -> str:
-    return f"{number:.1e}" if number else "0"
+    prefixes = iter("kMGTP")
+    prefix = ""
+    while number >= 999.5 and prefix != "P":
+        number, prefix = number / 1000, next(prefixes)
+    return f"{number:.3g} {prefix}".rstrip()
 
 
 def _hours(seconds: float) -> str:

@@ -31,11 +31,10 @@ def subject_sizes(config: Config) -> dict[str, Size]:
     Raises:
         UserError: a file that is missing or does not say; names the config key.
     """
+    corpora = config.corpora
     return {
-        name: subject_size(
-            subject.source, config.corpora[subject.corpus], f"config: subjects.{name}.source"
-        )
-        for name, subject in config.subjects.items()
+        name: subject_size(given.source, corpora[given.corpus], f"config: subjects.{name}.source")
+        for name, given in config.subjects.items()
     }
 
 
@@ -65,25 +64,21 @@ def _corpus_size(corpus: Corpus, name: str, root: Path) -> CorpusSize:
             )
         else:
             characters, counted = _characters(corpus, split), False
-            found[split] = int(characters / characters_per_token(vocabulary(corpus)))
+            found[split] = int(characters / _characters_per_token(corpus))
     context = corpus.context_tokens
     whole = {split: n // context * context for split, n in found.items() if n is not None}
     if isinstance(corpus.source, HubSource):
         read = max(n / share[split] for split, n in whole.items())
     else:
-        read = sum(_characters(corpus, split) for split in whole) / characters_per_token(
-            vocabulary(corpus)
-        )
+        read = sum(_characters(corpus, split) for split in whole) / _characters_per_token(corpus)
     return CorpusSize(whole["sae_train"], whole["eval"], int(read), counted)
 
 
-def characters_per_token(vocab_size: int) -> float:
-    """English characters in a token."""
-    return CHARACTERS_AT_2048 + CHARACTERS_PER_DOUBLING * math.log2(vocab_size / 2048)
+def _characters_per_token(corpus: Corpus) -> float:
+    return CHARACTERS_AT_2048 + CHARACTERS_PER_DOUBLING * math.log2(vocabulary(corpus) / 2048)
 
 
 def _characters(corpus: Corpus, split: str) -> float:
-    """Characters of a split."""
     if isinstance(corpus.source, BuiltinSource):
         return _builtin_characters(corpus.source.name, corpus.eval_share)[split]
     assert isinstance(corpus.source, FilesSource)

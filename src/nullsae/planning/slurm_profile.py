@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,7 @@ class Partition:
 
 
 def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
-    """Compare a profile with the cluster.
-
-    Args:
-        profile: the folder named after `--profile`, or its file.
+    """Compare a profile, the folder named after `--profile` or its file, with the cluster.
 
     Returns:
         What is wrong, and what was found to fit: a line each. Nothing wrong: jobs can be sent.
@@ -46,14 +43,27 @@ def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
     Raises:
         UserError: there is no SLURM, no plugin, or no profile that can be read.
     """
-    file, given = _read_profile(profile)
-    config, partitions = _config(), _partitions()
-    _require_plugin()
+    files = [profile] if profile.is_file() else [profile / name for name in PROFILE_NAMES]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise UserError(f"--profile: {profile}: no profile.yaml there")
+    given = _mapping(file)
+    # SLURM's own settings.
+    lines = _ask("scontrol", "show", "config").splitlines()
+    pairs = (line.split("=", 1) for line in lines if "=" in line)
+    config = {key.strip(): value.strip() for key, value in pairs}
+    partitions = _partitions()
+    if not importlib.util.find_spec(PLUGIN.replace("-", "_")):
+        raise UserError(
+            f"{PLUGIN}: not installed in this environment; pip install -r requirements-slurm.txt"
+        )
     wrong = _wrong_status(file, given, config)
     names, limits_file, limits = _named_partitions(file, given)
     if not names:
-        default = "; give slurm_partition in default-resources, or slurm-partition-config"
-        wrong.append(f"{file}: names no partition{default}")
+        wrong.append(
+            f"{file}: names no partition; give slurm_partition in default-resources, or "
+            f"slurm-partition-config"
+        )
     known = ", ".join(sorted(partitions))
     for name, where in names.items():
         if name not in partitions:
@@ -69,23 +79,15 @@ def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
                 f"(sinfo -p {name} -o %G)"
             )
     wrong += _wrong_limits(file, given, usable, limits)
-    fits = [
-        f"{name}: {_duration(found.runtime_minutes)}, {found.megabytes:,} MB"
-        f"{', GPUs' if found.has_gpus else ''}"
-        for name, found in usable.items()
-    ]
+    fits = []
+    for name, found in usable.items():
+        time = f"{found.runtime_minutes:,.0f} minutes"
+        time = "no time limit" if found.runtime_minutes == float("inf") else time
+        gpus = ", GPUs" if found.has_gpus else ""
+        fits.append(f"{name}: {time}, {found.megabytes:,} MB{gpus}")
     if limits and not any(limit.get("max_gpu") for limit in limits.values()):
         fits.append("no partition takes jobs with a GPU: they need compute.device: cpu")
     return wrong, fits
-
-
-def _read_profile(profile: Path) -> tuple[Path, dict[str, Any]]:
-    """The profile's file and content."""
-    files = [profile] if profile.is_file() else [profile / name for name in PROFILE_NAMES]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise UserError(f"--profile: {profile}: no profile.yaml there")
-    return file, _mapping(file)
 
 
 def _mapping(file: Path) -> dict[str, Any]:
@@ -114,21 +116,8 @@ def _whole(value: Any, where: str) -> int:
         raise UserError(f"{where}: {value!r}; write a whole number") from None
 
 
-def _require_plugin() -> None:
-    try:
-        version(PLUGIN)
-    except PackageNotFoundError:
-        raise UserError(
-            f"{PLUGIN}: not installed in this environment; pip install -r requirements-slurm.txt"
-        ) from None
-
-
 def _ask(*command: str) -> str:
-    """The output of a SLURM command.
-
-    Raises:
-        UserError: it is missing, or the controller does not answer.
-    """
+    """The output of a SLURM command."""
     if shutil.which(command[0]) is None:
         raise UserError(
             f"{command[0]}: not found: no SLURM on this machine; run it on a login node of the "
@@ -146,13 +135,6 @@ def _ask(*command: str) -> str:
         said = getattr(error, "stderr", "") or first_line(error)
         raise UserError(f"{' '.join(command)}: {' '.join(said.split())}") from None
     return found.stdout
-
-
-def _config() -> dict[str, str]:
-    """SLURM's own settings."""
-    lines = _ask("scontrol", "show", "config").splitlines()
-    pairs = (line.split("=", 1) for line in lines if "=" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _partitions() -> dict[str, Partition]:
@@ -178,17 +160,12 @@ def _minutes(limit: str) -> float:
     return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
 
 
-def _duration(minutes: float) -> str:
-    return "no time limit" if minutes == float("inf") else f"{minutes:,.0f} minutes"
-
-
 def _wrong_status(file: Path, given: dict[str, Any], config: dict[str, str]) -> list[str]:
     """Where Snakemake would not learn that a job ended, and wait for ever."""
-    command = given.get("slurm-status-command")
     accounting = not config.get("AccountingStorageType", "").endswith("/none")
     if accounting or shutil.which("sacct") is None:
         return []
-    if command != "squeue":
+    if (command := given.get("slurm-status-command")) != "squeue":
         return [
             f"{file}: slurm-status-command: {command or 'missing'}: this cluster keeps no accounts "
             f"for sacct to read; write slurm-status-command: squeue"
@@ -198,9 +175,8 @@ def _wrong_status(file: Path, given: dict[str, Any], config: dict[str, str]) -> 
     init = _whole(given.get(key, INIT_SECONDS), f"{file}: {key}")
     if age < POLLS_REMEMBERED * init:
         return [
-            f"{file}: {key}: {init}: this cluster forgets jobs "
-            f"after {age} s (MinJobAge) and keeps no accounts; write {age // POLLS_REMEMBERED} or "
-            f"less"
+            f"{file}: {key}: {init}: this cluster forgets jobs after {age} s (MinJobAge) and keeps "
+            f"no accounts; write {age // POLLS_REMEMBERED} or less"
         ]
     return []
 
@@ -210,25 +186,22 @@ def _named_partitions(
 ) -> tuple[dict[str, str], Path, dict[str, dict[str, Any]]]:
     """Partitions with where each is named, and the file of limits with its content."""
     names: dict[str, str] = {}
-    default = _defaults(given).get("slurm_partition")
-    if default:
+    if default := _defaults(given).get("slurm_partition"):
         names[str(default)] = f"{file}: default-resources.slurm_partition"
     for rule, resources in given.get("set-resources", {}).items():
         if partition := resources.get("slurm_partition"):
             names.setdefault(str(partition), f"{file}: set-resources.{rule}.slurm_partition")
     limits_file = file
-    limits: dict[str, dict[str, Any]] = {}
+    limits: Any = {}
     if config := given.get("slurm-partition-config"):
         beside = file.parent / str(config)
         limits_file = beside if beside.exists() else Path(str(config))
-        read = _mapping(limits_file).get("partitions")
-        if not isinstance(read, dict):
-            raise UserError(f"{limits_file}: partitions: {read!r}; name each with its limits")
-        limits = read
+        limits = _mapping(limits_file).get("partitions")
+        if not isinstance(limits, dict):
+            raise UserError(f"{limits_file}: partitions: {limits!r}; name each with its limits")
         for name, limit in limits.items():
             if not isinstance(limit, dict):
                 raise UserError(f"{limits_file}: partitions.{name}: {limit!r}; write {{}} for none")
-        for name in limits:
             names.setdefault(str(name), f"{limits_file}: partitions.{name}")
     return names, limits_file, limits
 
@@ -241,34 +214,18 @@ def _wrong_limits(
 ) -> list[str]:
     """Caps on what jobs ask for that no partition grants: those jobs would wait for ever."""
     defaults, wrong = _defaults(given), []
-    for takes_gpus in (False, True):
-        able = {
-            name: found
-            for name, found in usable.items()
-            if not takes_gpus or limits.get(name, {"max_gpu": 1}).get("max_gpu", 0)
-        }
-        if not able:
-            continue
-        kind = "with a GPU" if takes_gpus else "without a GPU"
-        for key, otherwise, unit, grants in (
-            (
-                "max_runtime",
-                MAX_RUNTIME_MINUTES,
-                "minutes",
-                {name: found.runtime_minutes for name, found in able.items()},
-            ),
-            (
-                "max_mem_mb",
-                MAX_MEGABYTES,
-                "MB",
-                {name: float(found.megabytes) for name, found in able.items()},
-            ),
-        ):
+    caps = (
+        ("max_runtime", MAX_RUNTIME_MINUTES, "minutes", "runtime_minutes"),
+        ("max_mem_mb", MAX_MEGABYTES, "MB", "megabytes"),
+    )
+    with_gpus = {n: p for n, p in usable.items() if limits.get(n, {"max_gpu": 1}).get("max_gpu")}
+    for kind, able in (("without a GPU", usable), ("with a GPU", with_gpus)):
+        for key, otherwise, unit, grant in caps if able else ():
             cap = _whole(defaults.get(key, otherwise), f"{file}: default-resources.{key}")
-            granted = max(grants.values())
+            granted = max(getattr(found, grant) for found in able.values())
             if cap > granted:
                 wrong.append(
                     f"{file}: default-resources.{key}: {cap}: jobs {kind} get at most "
-                    f"{granted:.0f} {unit} here ({', '.join(grants)}); write {granted:.0f} or less"
+                    f"{granted:.0f} {unit} here ({', '.join(able)}); write {granted:.0f} or less"
                 )
     return wrong

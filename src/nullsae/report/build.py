@@ -11,8 +11,8 @@ from nullsae import paths
 from nullsae.config.study import Config
 from nullsae.report import examples, sections, style
 from nullsae.report.controls import controls
-from nullsae.report.figures import Figure, draw_figures
-from nullsae.report.names import GROUPS, entropy_pair
+from nullsae.report.figures import Figure, draw_figure
+from nullsae.report.names import GROUPS, entropy_pair, figure_kinds
 from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
 from nullsae.report.text import TokenText
@@ -22,21 +22,18 @@ from nullsae.statistics.verdicts import RULE
 def build_report(config: Config, root: Path) -> None:
     """Draw all figures and write the page.
 
-    Reads `results/tables`, the windows of the example cells and the tokenizers; writes
-    `paths.FIGURE` for each name of `names.figure_names` and format of the config, and
+    Reads, below `root`, `results/tables`, the windows of the example cells and the tokenizers;
+    writes `paths.FIGURE` for each name of `names.figure_names` and format of the config, and
     `paths.REPORT`, one file that needs no network and no script.
-
-    Args:
-        config: the study.
-        root: the folder that holds `results`.
 
     Raises:
         UserError: an input is missing, damaged or made by another version.
     """
     study = load_study(config, root)
+    dumped = config.model_dump(mode="json")
     subjects = []
     for subject in config.subjects:
-        figures = draw_figures(study, subject)
+        figures = [draw_figure(study, subject, kind) for kind in figure_kinds(config)]
         for figure in figures:
             write_figures(root, figure.name, config.report.figure_formats, figure.svg)
         subjects.append(_subject_context(study, subject, figures))
@@ -55,9 +52,7 @@ def build_report(config: Config, root: Path) -> None:
         variants=study.variants,
         nulls=study.nulls,
         config=config,
-        config_yaml=yaml.safe_dump(
-            config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
-        ),
+        config_yaml=yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True),
         controls=controls(config),
         compact=study.compact,
         tight=sections.is_tight(study),

@@ -1,12 +1,13 @@
 """The forms of chart that the figures are made of. Each takes plain rows and knows no table.
 
-Rows carry `variant`, `panel` (what stands above a panel) and, for depth profiles, `block`.
+Rows carry `variant`, `panel` (what stands above a panel) and, for depth profiles, `block`; `low`
+and `high` may be None. `variants` are all of them, in the order of the legend, or top to bottom.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nullsae.core.registry import lazy
 from nullsae.report import style
@@ -28,6 +29,15 @@ ROW_HEIGHT = 28
 MAX_COLUMNS = 4
 MAX_BANDS = 6
 """Variants that each have a shaded interval in a depth profile."""
+
+
+class Frame(NamedTuple):
+    """What is around the panels of a figure."""
+
+    columns: int
+    """Panels side by side."""
+    title: str
+    subtitle: str
 
 
 def by_look(
@@ -53,22 +63,9 @@ def by_look(
     return channel(f"{field}:N", scale=scale, legend=legend)
 
 
-def _colour(variants: Sequence[str], *, legend: bool) -> alt.Color:
-    return by_look(alt.Color, style.colour, variants, legend=_legend(variants) if legend else None)
-
-
-def _shape(variants: Sequence[str], *, legend: bool) -> alt.Shape:
-    return by_look(alt.Shape, style.shape, variants, legend=_legend(variants) if legend else None)
-
-
-def _dash(variants: Sequence[str]) -> alt.StrokeDash:
-    return by_look(alt.StrokeDash, style.dash, variants, legend=_legend(variants))
-
-
 def _legend(variants: Sequence[str]) -> alt.Legend:
-    return alt.Legend(
-        title=None, orient="top", columns=5 if len(variants) <= 5 else 4, symbolOpacity=1
-    )
+    n_columns = 5 if len(variants) <= 5 else 4
+    return alt.Legend(title=None, orient="top", columns=n_columns, symbolOpacity=1)
 
 
 def _y(variants: Sequence[str]) -> alt.Y:
@@ -76,21 +73,30 @@ def _y(variants: Sequence[str]) -> alt.Y:
 
 
 def facet(
-    panel: alt.LayerChart,
+    layers: list[Any],
     rows: list[Row],
-    columns: int,
-    title: str,
-    subtitle: str,
+    frame: Frame,
+    *,
+    width: int | None = None,
+    height: int,
     spacing: int = SPACING,
 ) -> alt.FacetChart:
-    """One panel for each `panel` of the rows, in their order, under one title."""
+    """One panel of these layers for each `panel` of the rows, in their order, under one title.
+
+    Width, height and spacing are in pixels; a panel without labels at its left needs no width.
+    """
     panels = list(dict.fromkeys(row["panel"] for row in rows))
-    chart: alt.FacetChart = panel.facet(
-        alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6)),
-        data=alt.InlineData(values=rows),
-        columns=min(columns, len(panels)),
-        spacing=spacing,
-    ).properties(title=alt.Title(title, subtitle=subtitle))
+    width = width or _panel_width(frame.columns, labelled=False)
+    chart: alt.FacetChart = (
+        alt.LayerChart(layer=layers, width=width, height=height)
+        .facet(
+            alt.Facet("panel:N", sort=panels, title=None, header=alt.Header(labelPadding=6)),
+            data=alt.InlineData(values=rows),
+            columns=min(frame.columns, len(panels)),
+            spacing=spacing,
+        )
+        .properties(title=alt.Title(frame.title, subtitle=frame.subtitle))
+    )
     return chart
 
 
@@ -100,10 +106,12 @@ def _panel_width(columns: int, *, labelled: bool = True) -> int:
     return min(480, (total - SPACING * (columns - 1)) // columns)
 
 
-def _rule() -> alt.Chart:
+def _across(axis: str, reference: float | None) -> list[Any]:
     """A dashed line, drawn once a panel: with the full data it would be drawn once a row."""
-    rule: alt.Chart = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
-    return rule
+    if reference is None:
+        return []
+    rule = alt.Chart().transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
+    return [rule.encode(**{axis: alt.datum(reference)})]
 
 
 def _x_axis() -> alt.Axis:
@@ -114,26 +122,17 @@ def _x_axis() -> alt.Axis:
 def dot_whisker(
     rows: list[Row],
     variants: Sequence[str],
+    frame: Frame,
     *,
-    columns: int,
-    title: str,
-    subtitle: str,
     reference: float | None = None,
     shared_scale: bool = True,
 ) -> alt.FacetChart:
-    """Value and interval of each variant, a panel for each `panel`.
+    """`value` of each variant with its interval from `low` to `high`.
 
-    Args:
-        rows: `variant`, `panel`, `value`, `low`, `high` (the last two may be None).
-        variants: all variants, top to bottom.
-        columns: panels side by side.
-        title: of the figure.
-        subtitle: of the figure.
-        reference: where to draw a dashed line, if anywhere.
-        shared_scale: False where panels differ in unit.
+    A dashed line stands at the reference; panels that differ in unit have no shared scale.
     """
     x = alt.X("value:Q", title=None, axis=_x_axis(), scale=alt.Scale(zero=False, padding=24))
-    base = alt.Chart().encode(y=_y(variants), color=_colour(variants, legend=False))
+    base = alt.Chart().encode(y=_y(variants), color=by_look(alt.Color, style.colour, variants))
     band = (
         alt.Chart()
         .transform_filter("datum.variant === 'trained' && isValid(datum.low)")
@@ -146,64 +145,43 @@ def dot_whisker(
         .encode(x=alt.X("low:Q", title=None), x2="high:Q")
     )
     dot = base.mark_point(filled=True, size=75, opacity=1).encode(x=x)
+    text = alt.Text("value:Q", format=".3r")
     number = (
         alt.Chart()
         .transform_calculate(end="isValid(datum.high) ? datum.high : datum.value")
         .mark_text(dx=7, align="left", fontSize=11)
-        .encode(
-            y=_y(variants),
-            x=alt.X("end:Q", title=None),
-            text=alt.Text("value:Q", format=".3r"),
-        )
+        .encode(y=_y(variants), x=alt.X("end:Q", title=None), text=text)
     )
-    layers: list[Any] = [band, whisker, dot, number]
-    if reference is not None:
-        layers.insert(1, _rule().encode(x=alt.XDatum(reference)))
-    panel = alt.LayerChart(
-        layer=layers, width=_panel_width(columns), height=ROW_HEIGHT * len(variants)
-    )
-    chart = facet(panel, rows, columns, title, subtitle)
+    layers = [band, *_across("x", reference), whisker, dot, number]
+    width, height = _panel_width(frame.columns), ROW_HEIGHT * len(variants)
+    chart = facet(layers, rows, frame, width=width, height=height)
     return chart if shared_scale else chart.resolve_scale(x="independent")
 
 
 def depth_profile(
     rows: list[Row],
     variants: Sequence[str],
+    frame: Frame,
     *,
-    columns: int,
-    title: str,
-    subtitle: str,
-    axis_title: str = "Block",
-    reference: float | None = None,
+    axis_title: str,
+    reference: float | None,
 ) -> alt.FacetChart:
-    """Value and interval of each variant by block: the form of `dot_whisker` for many sites.
+    """Value and interval of each variant by `block`: the form of `dot_whisker` for many sites.
 
     A panel must hold sites of one kind only, because a line joins them.
-
-    Args:
-        rows: as for `dot_whisker`, and `block`.
-        variants: all variants, in the order of the legend.
-        columns: panels side by side.
-        title: of the figure.
-        subtitle: of the figure.
-        axis_title: of the axis of blocks.
-        reference: where to draw a dashed line, if anywhere.
     """
-    x = alt.X(
-        "block:Q",
-        title=axis_title,
-        axis=alt.Axis(tickMinStep=1, format="d"),
-        scale=alt.Scale(zero=False, nice=False, padding=8),
-    )
-    layers = _lines(x, variants, reference)
-    panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=210)
-    return facet(panel, rows, columns, title, subtitle)
+    axis = alt.Axis(tickMinStep=1, format="d")
+    scale = alt.Scale(zero=False, nice=False, padding=8)
+    x = alt.X("block:Q", title=axis_title, axis=axis, scale=scale)
+    return facet(_lines(x, variants, reference), rows, frame, height=210)
 
 
 def _lines(x: alt.X, variants: Sequence[str], reference: float | None) -> list[Any]:
     """Value and interval of each variant along `x`, joined by a line; a dashed line across."""
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
-    base = alt.Chart().encode(x=x, color=_colour(variants, legend=True))
+    legend = _legend(variants)
+    colour = by_look(alt.Color, style.colour, variants, legend=legend)
+    base = alt.Chart().encode(x=x, color=colour)
     # The bands of many variants would hide the lines: then trained alone has one.
     many = len(variants) > MAX_BANDS
     banded = "isValid(datum.low)" + (" && datum.variant === 'trained'" if many else "")
@@ -214,80 +192,49 @@ def _lines(x: alt.X, variants: Sequence[str], reference: float | None) -> list[A
     )
     line = base.mark_line(strokeWidth=2).encode(y=y)
     if many:
-        line = line.encode(strokeDash=_dash(variants))
-    point = base.mark_point(filled=True, size=45, opacity=1).encode(
-        y=y, shape=_shape(variants, legend=True), color=_colour(variants, legend=True)
-    )
-    layers: list[Any] = [band, line, point]
-    if reference is not None:
-        layers.insert(0, _rule().encode(y=alt.YDatum(reference)))
-    return layers
+        dash = by_look(alt.StrokeDash, style.dash, variants, legend=legend)
+        line = line.encode(strokeDash=dash)
+    shape = by_look(alt.Shape, style.shape, variants, legend=legend)
+    point = base.mark_point(filled=True, size=45, opacity=1).encode(y=y, shape=shape, color=colour)
+    return [*_across("y", reference), band, line, point]
 
 
 def along_training(
     rows: list[Row],
     variants: Sequence[str],
-    references: dict[str, float],
+    frame: Frame,
     *,
-    columns: int,
-    title: str,
-    subtitle: str,
+    references: dict[str, float],
     log: bool,
 ) -> alt.VConcatChart:
     """Several metrics of each variant along training, one below the other.
 
-    Args:
-        rows: `title` (of the metric), `variant`, `panel`, `tokens`, `value`, `low`, `high` (the
-            last two may be None); metrics and panels in display order.
-        variants: all variants, in the order of the legend.
-        references: by title, where to draw a dashed line across.
-        columns: panels side by side.
-        title: of the figure.
-        subtitle: of the figure.
-        log: whether tokens stand on a logarithmic axis.
+    Rows have `tokens` and the `title` of the metric, `value`, `low` and `high`; metrics and panels
+    come in display order. `references` are by title; with `log`, tokens have a logarithmic axis.
     """
     names = list(dict.fromkeys(row["title"] for row in rows))
-    width = _panel_width(columns, labelled=False)
+    axis = alt.Axis(format="~s", tickCount=5, labelFlush=False, labelOverlap=True, grid=not log)
+    scale = alt.Scale(type="log" if log else "linear", nice=False, zero=False, padding=8)
     parts = []
     for name in names:
-        x = alt.X(
-            "tokens:Q",
-            title="Training tokens" if name == names[-1] else None,
-            axis=alt.Axis(
-                format="~s", tickCount=5, labelFlush=False, labelOverlap=True, grid=not log
-            ),
-            scale=alt.Scale(type="log" if log else "linear", nice=False, zero=False, padding=8),
-        )
+        title = "Training tokens" if name == names[-1] else None
+        x = alt.X("tokens:Q", title=title, axis=axis, scale=scale)
         layers = _lines(x, variants, references.get(name))
-        panel = alt.LayerChart(layer=layers, width=width, height=150)
         own = [row for row in rows if row["title"] == name]
         heading = alt.Title(name, fontSize=14, offset=6, frame="group")
-        parts.append(facet(panel, own, columns, name, "").properties(title=heading))
-    return alt.vconcat(*parts, spacing=SPACING).properties(
-        title=alt.Title(title, subtitle=subtitle)
-    )
+        parts.append(facet(layers, own, frame, height=150).properties(title=heading))
+    heading = alt.Title(frame.title, subtitle=frame.subtitle)
+    return alt.vconcat(*parts, spacing=SPACING).properties(title=heading)
 
 
 def ranges(
-    rows: list[Row],
-    variants: Sequence[str],
-    quantities: dict[str, str],
-    *,
-    columns: int,
-    title: str,
-    subtitle: str,
+    rows: list[Row], variants: Sequence[str], frame: Frame, *, quantities: dict[str, str]
 ) -> alt.FacetChart:
     """Several quantities of each variant on one scale, told apart by shape.
 
-    Args:
-        rows: `variant`, `panel`, `quantity`, `value`.
-        variants: all variants, top to bottom.
-        quantities: name to Vega symbol, in the order of the legend.
-        columns: panels side by side.
-        title: of the figure.
-        subtitle: of the figure.
+    Rows have `quantity` and `value`. Each quantity has a Vega symbol, in the order of the legend.
     """
-    base = alt.Chart().encode(y=_y(variants), color=_colour(variants, legend=False))
+    base = alt.Chart().encode(y=_y(variants), color=by_look(alt.Color, style.colour, variants))
     span = (
         base.transform_aggregate(low="min(value)", high="max(value)", groupby=["panel", "variant"])
         .mark_rule(strokeWidth=1, opacity=0.55)
@@ -299,90 +246,49 @@ def ranges(
         x=alt.X("value:Q", title=None, axis=_x_axis(), scale=alt.Scale(zero=False, padding=14)),
         shape=alt.Shape("quantity:N", scale=scale, legend=legend),
     )
-    panel = alt.LayerChart(
-        layer=[span, mark], width=_panel_width(columns), height=ROW_HEIGHT * len(variants)
-    )
-    return facet(panel, rows, columns, title, subtitle)
+    width, height = _panel_width(frame.columns), ROW_HEIGHT * len(variants)
+    return facet([span, mark], rows, frame, width=width, height=height)
 
 
 def curves(
-    rows: list[Row],
-    variants: Sequence[str],
-    *,
-    columns: int,
-    title: str,
-    subtitle: str,
-    height: int = 230,
+    rows: list[Row], variants: Sequence[str], frame: Frame, *, height: int
 ) -> alt.FacetChart:
-    """Lines along training.
-
-    Args:
-        rows: `variant`, `panel`, `run` (one line each), `tokens`, `value`.
-        variants: all variants, in the order of the legend.
-        columns: panels side by side.
-        title: of the figure.
-        subtitle: of the figure.
-        height: of a panel, in pixels.
-    """
-    line = (
-        alt.Chart()
-        .mark_line(strokeWidth=2)
-        .encode(
-            x=alt.X(
-                "tokens:Q",
-                title="Training tokens",
-                axis=alt.Axis(format="~s", tickCount=5, labelFlush=False),
-            ),
-            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
-            color=_colour(variants, legend=True),
-            strokeDash=_dash(variants),
-            detail="run:N",
-        )
+    """Lines along training: rows have `run` (one line each), `tokens` and `value`."""
+    axis, legend = alt.Axis(format="~s", tickCount=5, labelFlush=False), _legend(variants)
+    line = alt.Chart().mark_line(strokeWidth=2)
+    line = line.encode(
+        x=alt.X("tokens:Q", title="Training tokens", axis=axis),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+        color=by_look(alt.Color, style.colour, variants, legend=legend),
+        strokeDash=by_look(alt.StrokeDash, style.dash, variants, legend=legend),
+        detail="run:N",
     )
-    panel = alt.LayerChart(layer=[line], width=_panel_width(columns, labelled=False), height=height)
-    return facet(panel, rows, columns, title, subtitle)
+    return facet([line], rows, frame, height=height)
 
 
 def scatter(
     rows: list[Row],
     variants: Sequence[str],
+    frame: Frame,
     *,
-    columns: int,
-    title: str,
-    subtitle: str,
     x_title: str,
     reference: float | None,
-    height: int = 260,
-    legend: bool = True,
+    height: int,
+    with_legend: bool,
 ) -> alt.FacetChart:
-    """One mark for each latent.
+    """One mark for each latent: rows have `x` and `value`.
 
-    Args:
-        rows: `variant`, `panel`, `x`, `value`.
-        variants: all variants, in the order of the legend.
-        columns: panels side by side.
-        title: of the figure.
-        subtitle: of the figure.
-        x_title: what stands on the x axis, with its unit.
-        reference: where to draw a dashed line across, if anywhere.
-        height: of a panel, in pixels.
-        legend: False where the titles of the panels say whose marks they hold.
+    No legend is needed where the titles of the panels say whose marks they hold.
     """
-    mark = (
-        alt.Chart()
-        .mark_point(filled=True, size=38, opacity=0.75)
-        .encode(
-            x=alt.X("x:Q", title=x_title, axis=_x_axis()),
-            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
-            color=_colour(variants, legend=legend),
-            shape=_shape(variants, legend=legend),
-        )
+    legend = _legend(variants) if with_legend else None
+    mark = alt.Chart().mark_point(filled=True, size=38, opacity=0.75)
+    mark = mark.encode(
+        x=alt.X("x:Q", title=x_title, axis=_x_axis()),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+        color=by_look(alt.Color, style.colour, variants, legend=legend),
+        shape=by_look(alt.Shape, style.shape, variants, legend=legend),
     )
-    layers: list[Any] = [mark]
-    if reference is not None:
-        layers.insert(0, _rule().encode(y=alt.YDatum(reference)))
-    panel = alt.LayerChart(layer=layers, width=_panel_width(columns, labelled=False), height=height)
-    return facet(panel, rows, columns, title, subtitle)
+    return facet([*_across("y", reference), mark], rows, frame, height=height)
 
 
 def nothing(title: str, reason: str) -> alt.Chart:

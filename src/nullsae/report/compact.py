@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nullsae.config.metrics import Metric
 from nullsae.report import charts
-from nullsae.report.matrix import Steps, cells, columns_for, differences, matrix
+from nullsae.report.kinds import FigureKind
+from nullsae.report.matrix import Grid, cells, columns_for, differences, matrix
 from nullsae.report.study import Study, thin
 
-CellValues = dict[tuple[str, str, str], tuple[float | None, float | None]]
+Cells = Mapping[str, tuple[float | None, float | None]]
+"""Column to the value printed and the one that the ground shows."""
 
 MAX_SITES = 6
 MAX_CELLS = 1800
 """Cells of a figure; with more, fewer sites are drawn, so that the page stays light."""
-
-
-def drawn_sites(study: Study, subject: str, cells_per_site: int) -> list[str]:
-    """The sites that a figure has room for, evenly spread."""
-    n = max(1, min(MAX_SITES, MAX_CELLS // cells_per_site))
-    return thin(study.config.subjects[subject].sites, n)
 
 
 def which_sites(study: Study, subject: str, drawn: list[str]) -> str:
@@ -36,18 +33,17 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> tuple[Any, str]
     pairs: list[tuple[str | None, str | None]] = [(None, None)]
     if metric.is_scored:
         pairs = list(config.scored_pairs())
-    saes = list(config.saes)
-    sites = drawn_sites(study, subject, len(study.variants) * len(saes) * len(pairs))
+    sites = _drawn_sites(study, subject, len(study.variants) * len(config.saes) * len(pairs))
     margin = config.statistics.margin(metric.name)
     values = {
         tuple(row[key] for key in ("explainer", "scorer", "site", "sae", "variant")): row["value"]
         for row in study.rows("summaries", subject=subject, metric=metric.name)
     }
-    grid: CellValues = {}
+    grid: Grid = {}
     for pair in pairs:
         for site in sites:
             panel = site if pair[0] is None else f"{site} · {pair[0]}, {pair[1]}"
-            for sae in saes:
+            for sae in config.saes:
                 trained = values.get((*pair, site, sae, "trained"))
                 unit = margin * abs(trained or 0.0) if metric.margin_is_share else margin
                 for variant in study.variants:
@@ -60,9 +56,8 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> tuple[Any, str]
         f"are less than one margin away. How sure a difference is, the verdicts and contrasts say."
         f"{which_sites(study, subject, sites)}"
     )
-    steps = differences("minus trained, in margins")
-    subtitle = "mean per variant and SAE"
-    return figure(study, grid, steps, metric.title, subtitle, sites), caption
+    titles = (metric.title, "mean per variant and SAE", "minus trained, in margins")
+    return _drawn(study, grid, len(sites), list(config.saes), titles), caption
 
 
 def distance(value: float | None, origin: float | None, unit: float) -> float | None:
@@ -72,25 +67,54 @@ def distance(value: float | None, origin: float | None, unit: float) -> float | 
     return (value - origin) / unit
 
 
-def figure(
+def draw(
     study: Study,
-    grid: CellValues,
-    steps: Steps,
-    title: str,
+    subject: str,
+    kind: FigureKind,
+    in_row: Callable[[str, str], Cells],
+    *,
     subtitle: str,
-    sites: list[str],
-    first_columns: list[str] | None = None,
+    ground: str,
+    caption: str,
+    first_columns: tuple[str, ...] = (),
+) -> tuple[Any, str]:
+    """Chart and caption of a kind of figure, a panel for each drawn site.
+
+    Args:
+        study: all of it.
+        subject: one of its subjects.
+        kind: gives the title and the start of the caption.
+        in_row: from a site and a variant, a cell for each SAE and each of the first columns.
+        subtitle: of the figure.
+        ground: what the ground shows, for the legend.
+        caption: what follows the caption of the kind.
+        first_columns: those that stand before the SAEs.
+    """
+    columns = [*first_columns, *study.config.saes]
+    sites = _drawn_sites(study, subject, len(study.variants) * len(columns))
+    grid = {
+        (site, variant, column): cell
+        for site in sites
+        for variant in study.variants
+        for column, cell in in_row(site, variant).items()
+    }
+    chart = _drawn(study, grid, len(sites), columns, (kind.title, subtitle, ground))
+    return chart, f"{kind.caption} {caption}{which_sites(study, subject, sites)}"
+
+
+def _drawn_sites(study: Study, subject: str, cells_per_site: int) -> list[str]:
+    """The sites that a figure has room for, evenly spread."""
+    n = max(1, min(MAX_SITES, MAX_CELLS // cells_per_site))
+    return thin(study.config.subjects[subject].sites, n)
+
+
+def _drawn(
+    study: Study, grid: Grid, n_sites: int, columns: list[str], titles: tuple[str, str, str]
 ) -> Any:
-    """The matrix of a grid; an empty grid gives a note instead."""
-    names = [*(first_columns or []), *study.config.saes]
+    """The matrix of a grid under a title, a subtitle and that of the legend; or a note."""
+    title, subtitle, ground = titles
     if all(value is None for value, _ in grid.values()):
         return charts.nothing(title, "No values: see the coverage table")
-    return matrix(
-        list(cells(grid, steps)),
-        study.variants,
-        names,
-        steps,
-        columns=columns_for(len(sites), len(names)),
-        title=title,
-        subtitle=subtitle,
-    )
+    frame = charts.Frame(columns_for(n_sites, len(columns)), title, subtitle)
+    steps = differences(ground)
+    return matrix(list(cells(grid, steps)), study.variants, columns, steps, frame)

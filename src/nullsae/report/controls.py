@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nullsae.config.saes import Sae
 from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS
 
 
-@dataclass(frozen=True)
-class Control:
+class Control(NamedTuple):
     """One entry of the list of controls."""
 
     name: str
@@ -22,41 +21,26 @@ class Control:
 def controls(config: Config) -> list[tuple[str, list[Control]]]:
     """Title and entries of each stage that a study has, in display order."""
     variants = [(name, VARIANTS[name]) for name in config.variants]
-    stages = [
-        (
-            "Model and activations",
-            [
-                Control(name, variant.group, variant.describe(config.randomization), True)
-                for name, variant in variants
-            ],
-        ),
-        (
-            "Dictionary",
-            [
-                Control(name, "pretrained" if sae.pretrained else sae.dictionary, sae_text(sae))
-                for name, sae in config.saes.items()
-            ],
-        ),
-        (
-            "Explanation",
-            [
-                Control(name, explainer.name, explainer.text)
-                for name, explainer in config.explainers.items()
-            ],
-        ),
-        (
-            "Score",
-            [Control(name, s.name, s.text) for name, s in config.scorers.items()],
-        ),
-    ]
-    return [(title, entries) for title, entries in stages if entries]
+    stages = {
+        "Model and activations": [
+            Control(name, variant.group, variant.describe(config.randomization), True)
+            for name, variant in variants
+        ],
+        "Dictionary": [
+            Control(name, "pretrained" if sae.pretrained else sae.dictionary, _sae_text(sae))
+            for name, sae in config.saes.items()
+        ],
+        "Explanation": [Control(name, e.name, e.text) for name, e in config.explainers.items()],
+        "Score": [Control(name, s.name, s.text) for name, s in config.scorers.items()],
+    }
+    return [(title, entries) for title, entries in stages.items() if entries]
 
 
-def sae_text(sae: Sae) -> str:
+def _sae_text(sae: Sae) -> str:
     """Where the latents of a recipe come from."""
-    if sae.pretrained is not None:
-        return (
-            f"Made elsewhere ({sae.pretrained}) and used for trained; the nulls' SAEs have the "
-            f"same width and are trained here."
-        )
-    return sae.origin.text()
+    if sae.pretrained is None:
+        return sae.origin.text()
+    return (
+        f"Made elsewhere ({sae.pretrained}) and used for trained; the nulls' SAEs have the "
+        f"same width and are trained here."
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 from nullsae import paths, tables
 from nullsae.report.names import shown_explainer
 from nullsae.report.study import Row, Study, thin
-from nullsae.report.text import Piece, TokenText
+from nullsae.report.text import TokenText
 
 MAX_SAES = 2
 """Number of SAEs with examples on the page: the first ones of the config."""
@@ -22,30 +21,6 @@ RULE = (
     "Latents are not picked by hand: the sampled latents of a cell are ranked by their largest "
     "activation and cut into equal slices, and the middle one of each slice is shown."
 )
-
-
-@dataclass(frozen=True)
-class Example:
-    """One latent as the page shows it."""
-
-    latent: int
-    statistics: Row
-    """Its row of `latents`."""
-    peak_token: str | None
-    explanation: str | None
-    source_latent: int | None
-    scores: list[tuple[str, float | None]]
-    """Scorer and AUROC."""
-    windows: list[list[Piece]]
-
-
-@dataclass(frozen=True)
-class ExampleCell:
-    """The examples of one variant at one site."""
-
-    variant: str
-    sae: str
-    examples: list[Example]
 
 
 def pick(sampled: Sequence[Row], n: int) -> list[Row]:
@@ -62,10 +37,8 @@ def pick(sampled: Sequence[Row], n: int) -> list[Row]:
 def strongest(windows: pa.Table, latents: Sequence[int], n: int) -> dict[int, list[Row]]:
     """The `n` active windows of each latent with the largest activations, strongest first.
 
-    Args:
-        windows: rows of the table `windows`, of any pool; a window may stand in two of them.
-        latents: the latents wanted.
-        n: windows per latent; ties go to the window that stands first in the split.
+    `windows` are rows of that table, of any pool; a window may stand in two of them. Ties go to
+    the window that stands first in the split.
     """
     wanted = windows.filter(
         pc.field("active") & pc.field("latent").isin(pa.array(latents, type=pa.int64()))
@@ -90,27 +63,31 @@ def shown_sites(study: Study, subject: str) -> list[str]:
     return thin(study.config.subjects[subject].sites, max(1, MAX_CELLS // cells_per_site))
 
 
-def example_cells(study: Study, subject: str, site: str, text: TokenText) -> list[ExampleCell]:
+def example_cells(study: Study, subject: str, site: str, text: TokenText) -> list[Row]:
     """Examples of each variant and shown SAE at a site: draw 0, first seed, first explainer.
+
+    Each has `variant`, `sae` and `examples`: for each latent `latent`, `statistics` (its row of
+    `latents`), `peak_token`, `explanation`, `source_latent`, `scores` (pairs of scorer and AUROC)
+    and `windows` (their pieces).
 
     Raises:
         UserError: a cell's windows are missing or damaged.
     """
-    config = study.config
-    cells = []
+    cells: list[Row] = []
     for variant in study.variants:
         for name in shown_saes(study):
             keys: dict[str, Any] = {
                 **{"subject": subject, "variant": variant, "draw": 0},
-                **{"site": site, "sae": name, "seed": config.saes[name].seeds[0]},
+                **{"site": site, "sae": name, "seed": study.config.saes[name].seeds[0]},
             }
-            cells.append(ExampleCell(variant, name, _examples(study, keys, text)))
+            examples = _examples(study, keys, text)
+            cells.append({"variant": variant, "sae": name, "examples": examples})
     return cells
 
 
-def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Example]:
-    report, config = study.config.report, study.config
-    chosen = pick(study.rows("latents", **keys), report.n_example_latents)
+def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Row]:
+    config = study.config
+    chosen = pick(study.rows("latents", **keys), config.report.n_example_latents)
     if not chosen:
         return []
     table = tables.read_table(
@@ -118,36 +95,26 @@ def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Examp
         tables.cell_schema("windows"),
         columns=("latent", "window", "active", "token_ids", "activations"),
     )
-    ids = [row["latent"] for row in chosen]
-    windows = strongest(table, ids, report.n_example_windows)
+    windows = strongest(table, [row["latent"] for row in chosen], config.report.n_example_windows)
     explainer = shown_explainer(config)
-    explanations = {
-        row["latent"]: row for row in study.rows("explanations", **keys, explainer=explainer)
-    }
-    scores = {
-        scorer: {
-            row["latent"]: row["auroc"]
-            for row in study.rows("scores", **keys, explainer=explainer, scorer=scorer)
+    explained = study.rows("explanations", **keys, explainer=explainer)
+    explanations = {row["latent"]: row for row in explained}
+    scores = study.rows("scores", **keys, explainer=explainer)
+    aurocs = {(row["scorer"], row["latent"]): row["auroc"] for row in scores}
+    scorers = [scorer for name, scorer in config.scored_pairs() if name == explainer]
+    return [
+        {
+            "latent": latent,
+            "statistics": row,
+            "peak_token": None if row["peak_token"] is None else text.one(row["peak_token"]),
+            "explanation": explanations.get(latent, {}).get("explanation"),
+            "source_latent": explanations.get(latent, {}).get("source_latent"),
+            "scores": [(scorer, aurocs.get((scorer, latent))) for scorer in scorers],
+            "windows": [
+                text.pieces(w["token_ids"], w["activations"], row["max_activation"])
+                for w in windows[latent]
+            ],
         }
-        for name, scorer in config.scored_pairs()
-        if name == explainer
-    }
-    found = []
-    for row in chosen:
-        latent, explained = row["latent"], explanations.get(row["latent"], {})
-        peak = row["peak_token"]
-        found.append(
-            Example(
-                latent=latent,
-                statistics=row,
-                peak_token=text.one(peak) if peak is not None else None,
-                explanation=explained.get("explanation"),
-                source_latent=explained.get("source_latent"),
-                scores=[(name, of.get(latent)) for name, of in scores.items()],
-                windows=[
-                    text.pieces(w["token_ids"], w["activations"], row["max_activation"])
-                    for w in windows[latent]
-                ],
-            )
-        )
-    return found
+        for row in chosen
+        for latent in (row["latent"],)
+    ]

@@ -35,12 +35,7 @@ class FigureKind:
         return True
 
     def draw(self, study: Any, subject: str) -> tuple[Any, str]:
-        """Chart and caption.
-
-        Args:
-            study: a `report.study.Study`.
-            subject: one of its subjects.
-        """
+        """Chart and caption of one subject of a `report.study.Study`."""
         raise NotImplementedError
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nullsae.core.registry import lazy
 from nullsae.report import style
-from nullsae.report.charts import facet
+from nullsae.report.charts import Frame, facet
 from nullsae.report.study import Row
 from nullsae.report.text import NONE
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     A = TypeVar("A", alt.X, alt.Y)
 else:  # what asks for the names of figures draws none
     alt = lazy("altair")
+
+Grid = dict[tuple[str, str, str], tuple[float | None, float | None]]
+"""(panel, row, column) to the value printed and the one that the ground shows."""
 
 WIDTH = 740
 """Pixels shared by the panels of one row, without the labels at their left."""
@@ -77,28 +80,12 @@ def _cell_width(columns: int, n_cells: int) -> int:
     return min(MAX_CELL, (WIDTH - SPACING * (columns - 1)) // columns // n_cells)
 
 
-def _drawn_width(columns: int, n_cells: int) -> int:
-    # More columns than fit make the figure wider, not its numbers unreadable.
-    return max(MIN_CELL, _cell_width(columns, n_cells))
-
-
-def cells(
-    grid: dict[tuple[str, str, str], tuple[float | None, float | None]], steps: Steps
-) -> Iterator[Row]:
-    """Rows of `matrix`.
-
-    Args:
-        grid: (panel, row, column) to the value printed and the one that the ground shows.
-        steps: of the ground.
-    """
+def cells(grid: Grid, steps: Steps) -> Iterator[Row]:
+    """Rows of `matrix`."""
     for (panel, row, column), (value, shade) in grid.items():
-        yield {
-            "panel": panel,
-            "row": row,
-            "column": column,
-            "text": short(value),
-            "step": None if shade is None else steps.label(shade),
-        }
+        step = None if shade is None else steps.label(shade)
+        names = {"panel": panel, "row": row, "column": column}
+        yield {**names, "text": short(value), "step": step}
 
 
 def matrix(
@@ -106,10 +93,8 @@ def matrix(
     row_names: Sequence[str],
     column_names: Sequence[str],
     steps: Steps,
+    frame: Frame,
     *,
-    columns: int,
-    title: str,
-    subtitle: str,
     row_title: str | None = None,
     column_title: str | None = None,
     second: bool = False,
@@ -122,40 +107,37 @@ def matrix(
         row_names: all rows of a panel, top to bottom.
         column_names: all columns of a panel.
         steps: grounds and legend.
-        columns: panels side by side.
-        title: of the figure.
-        subtitle: of the figure.
+        frame: of the figure.
         row_title: what the rows are, where it must be said.
         column_title: the same for columns.
         second: whether a cell has a second, smaller line.
     """
-    width = _drawn_width(columns, len(column_names))
-    across: dict[str, Any] = {
+    # More columns than fit make the figure wider, not its numbers unreadable.
+    width = max(MIN_CELL, _cell_width(frame.columns, len(column_names)))
+    above: dict[str, Any] = {
         **{"orient": "top", "domain": False, "ticks": False, "labelAngle": -35},
         **{"labelAlign": "left", "labelBaseline": "bottom", "labelOffset": -2},
         **{"labelPadding": 3, "labelFontSize": 11},
     }
     base = alt.Chart().encode(
-        x=_axis(alt.X, "column", column_names, column_title, **across),
+        x=_axis(alt.X, "column", column_names, column_title, **above),
         y=_axis(alt.Y, "row", row_names, row_title),
     )
-    panel = alt.LayerChart(
-        layer=_layers(base, steps, width, second=second),
-        width=width * len(column_names),
-        height=(30 if second else 21) * len(row_names),
-    )
+    size = {"width": width * len(column_names), "height": (30 if second else 21) * len(row_names)}
+    layers = _layers(base, steps, width, second=second)
+    chart = facet(layers, rows, frame, **size, spacing=SPACING)
     # Each panel says its columns: the figure can be higher than a screen.
-    chart: alt.FacetChart = facet(panel, rows, columns, title, subtitle, SPACING).resolve_axis(
-        x="independent"
-    )
-    return chart
+    independent: alt.FacetChart = chart.resolve_axis(x="independent")
+    return independent
 
 
 def _axis(
     channel: type[A], field: str, names: Sequence[str], title: str | None, **options: Any
 ) -> A:
     scale = alt.Scale(domain=list(names), padding=0)
-    axis = alt.Axis(grid=False, labelColor=_trained_in_colour(), **options)
+    is_trained = {"test": "datum.value === 'trained'", "value": style.colour("trained")}
+    colour: Any = {"condition": is_trained, "value": style.INK}
+    axis = alt.Axis(grid=False, labelColor=colour, **options)
     return channel(f"{field}:N", sort=list(names), title=title, scale=scale, axis=axis)
 
 
@@ -179,18 +161,10 @@ def _layers(base: alt.Chart, steps: Steps, width: int, *, second: bool) -> list[
     size, lift = 11 if width >= 36 else 10, -5 if second else 0
     layers: list[Any] = [ground, base.mark_text(fontSize=size, dy=lift).encode(text="text:N")]
     if second:
-        frame = base.transform_filter("datum.own").mark_rect(
-            filled=False, stroke=style.INK, strokeWidth=1.2
-        )
-        layers += [frame, base.mark_text(fontSize=9, dy=8).encode(text="second:N")]
+        framed = base.transform_filter("datum.own")
+        layers.append(framed.mark_rect(filled=False, stroke=style.INK, strokeWidth=1.2))
+        layers.append(base.mark_text(fontSize=9, dy=8).encode(text="second:N"))
     return layers
-
-
-def _trained_in_colour() -> Any:
-    return {
-        "condition": {"test": "datum.value === 'trained'", "value": style.colour("trained")},
-        "value": style.INK,
-    }
 
 
 def short(value: float | None) -> str:
@@ -198,14 +172,10 @@ def short(value: float | None) -> str:
     if value is None:
         return NONE
     size = abs(value)
-    if size < 9.995:
-        text = f"{value:.2f}"
-    elif size < 99.95:
-        text = f"{value:.1f}"
-    elif size < 9999.5:
-        text = f"{value:.0f}"
+    if size < 99.95:
+        text = f"{value:.{2 if size < 9.995 else 1}f}"
     elif size < 999_500:
-        text = f"{value / 1e3:.0f}k"
+        text = f"{value:.0f}" if size < 9999.5 else f"{value / 1e3:.0f}k"
     else:
         text = f"{value / 1e6:.{1 if size < 9.95e6 else 0}f}M"
     return "0.00" if text == "-0.00" else text.replace("-", "\u2212")

@@ -16,21 +16,20 @@ BLOCK = re.compile(r"(?<=<!-- metrics: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DO
 def with_tables(page: str) -> str:
     """A page with the table of a section of the report after each `<!-- metrics: SECTION -->`.
 
-    What stands there until the next `<!-- end -->` is replaced. Metrics of other packages are left
-    out.
+    What stands there until the next `<!-- end -->` is replaced.
     """
     return BLOCK.sub(lambda found: f"{found[1]}{found[2]}{table(found[1])}", page)
 
 
 def table(section: str) -> str:
-    """The metrics of one section in Markdown, in display order."""
+    """The metrics of one section in Markdown, in display order, without other packages'."""
     rows = [HEAD, ("---",) * len(HEAD)]
-    rows += [_row(m) for m in all_metrics() if m.section == section and _is_own(m)]
+    rows += [
+        _row(metric)
+        for metric in all_metrics()
+        if metric.section == section and type(metric).__module__.startswith(METRICS.folder)
+    ]
     return "".join(f"| {' | '.join(cells)} |\n".replace("|  |", "| |") for cells in rows)
-
-
-def _is_own(metric: Metric) -> bool:
-    return type(metric).__module__.startswith(METRICS.folder)
 
 
 def _row(metric: Metric) -> tuple[str, ...]:

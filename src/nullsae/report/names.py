@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nullsae.config.metrics import METRICS, SECTIONS, Metric
 from nullsae.config.study import Config
@@ -10,8 +10,7 @@ from nullsae.report.kinds import FIGURES, FigureKind
 from nullsae.statistics.baselines import study_metrics
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """A section of the report."""
 
     key: str
@@ -20,10 +19,9 @@ class Group:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of figure in it, in display order."""
-        things: list[Metric | FigureKind] = [thing() for thing in METRICS.values()]
-        things += [thing() for thing in FIGURES.values()]
-        things = [thing for thing in things if thing.section == self.key]
-        return tuple(thing.name for thing in sorted(things, key=_place))
+        things: list[type[Metric | FigureKind]] = [*METRICS.values(), *FIGURES.values()]
+        own = [thing for thing in things if thing.section == self.key]
+        return tuple(thing.name for thing in sorted(own, key=_place))
 
 
 GROUPS = tuple(Group(key, title) for key, title in SECTIONS.items())
@@ -48,8 +46,7 @@ def figure_name(subject: str, kind: str) -> str:
 
 def figure_names(config: Config) -> list[str]:
     """Names of all figures of a study, as they stand in `paths.FIGURE`, in display order."""
-    kinds = figure_kinds(config)
-    return [figure_name(subject, kind) for subject in config.subjects for kind in kinds]
+    return [figure_name(s, kind) for s in config.subjects for kind in figure_kinds(config)]
 
 
 def shown_explainer(config: Config) -> str | None:
@@ -72,7 +69,7 @@ def entropy_pair(config: Config) -> tuple[str, str] | None:
     return explainer, (first or scorers)[0]
 
 
-def _place(thing: Metric | FigureKind) -> int:
-    if isinstance(thing, Metric):
-        return thing.position if thing.place is None else thing.place
-    return thing.place
+def _place(thing: type[Metric | FigureKind]) -> int:
+    if thing.place is None and issubclass(thing, Metric):
+        return thing.position
+    return thing.place or 0

@@ -28,12 +28,8 @@ def write_page(
 ) -> None:
     """Render one HTML file.
 
-    Args:
-        path: where to.
-        template: its name in `folders` or in the report's own folder of templates.
-        folders: of templates, searched first.
-        in_macros: what imported macros may name too.
-        context: what the template shows, beside `version` and the colours of the dark mode.
+    The template is looked for in `folders`, then among the report's own. It shows the context,
+    `version` and the colours of the dark mode; imported macros may name `in_macros` too.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
@@ -42,13 +38,8 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": number,
-        "signed": signed,
-        "percent": percent,
-        "p_value": p_value,
-        "visible": visible,
-    }
+    filters = (number, signed, percent, p_value, visible)
+    environment.filters |= {written.__name__: written for written in filters}
     environment.globals |= in_macros or {}
     page = environment.get_template(template).render(
         version=__version__, dark=style.dark(), **context
@@ -68,17 +59,13 @@ def in_page(svg: str, name: str, title: str) -> Markup:
     return Markup(inline_svg(svg, name, str(escape(title))))
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number with a true minus; an en dash where there is none."""
-    return _written(value, "", digits)
-
-
 def signed(value: float | None, digits: int = 3) -> str:
     """A difference: always with its sign."""
-    return _written(value, "+", digits)
+    return number(value, digits, sign="+")
 
 
-def _written(value: float | None, sign: str, digits: int) -> str:
+def number(value: float | None, digits: int = 3, sign: str = "") -> str:
+    """A number with a true minus; an en dash where there is none."""
     if value is None:
         return NONE
     # Fewer decimals for large values: 0.123, 12.3, 123.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
-from nullsae.config.study import NO_EXPLAINER
 from nullsae.report import charts
 from nullsae.report.study import Row, Study, mean
+
+LEVELS = ("explainer", "scorer", "sae", "site", "variant")
+"""What rows are sorted by."""
 
 
 def panel(study: Study, row: Row, site: str = "") -> str:
@@ -20,36 +21,33 @@ def panel(study: Study, row: Row, site: str = "") -> str:
     return " · ".join(parts) or "all sites"
 
 
-def sort_key(study: Study, subject: str) -> Callable[[Row], tuple[int, ...]]:
-    """A key that brings rows into display order."""
-    config = study.config
-    orders: dict[str, dict[Any, int]] = {
-        "explainer": {name: i for i, name in enumerate([*config.explainers, NO_EXPLAINER])},
-        "scorer": {name: i for i, name in enumerate(config.scorers)},
-        "sae": {name: i for i, name in enumerate(config.saes)},
-        "site": {name: i for i, name in enumerate(config.subjects[subject].sites)},
-        "variant": {name: i for i, name in enumerate(study.variants)},
-    }
-    return lambda row: tuple(order.get(row.get(key), -1) for key, order in orders.items())
-
-
 def columns(study: Study, subject: str) -> int:
     """Panels side by side: sites, so that a row is one SAE, explainer and scorer."""
     n_sites = len(study.config.subjects[subject].sites)
-    if n_sites <= charts.MAX_COLUMNS:
-        return n_sites
-    return 3 if n_sites in (5, 6) else charts.MAX_COLUMNS
+    return 3 if n_sites in (5, 6) else min(n_sites, charts.MAX_COLUMNS)
 
 
-def averages(study: Study, subject: str, quantities: dict[str, str]) -> list[Row]:
-    """Columns of `reconstruction`, averaged over draws and seeds, one row per quantity."""
+def shading(study: Study) -> str:
+    """What is shaded in charts with a line for each variant: a sentence of their captions."""
+    banded = " of trained" if len(study.variants) > charts.MAX_BANDS else ""
+    return f" Shaded: the {level(study)}{banded}."
+
+
+def level(study: Study) -> str:
+    """What intervals are."""
+    return f"{100 * study.config.statistics.confidence:g} % bootstrap interval"
+
+
+def averages(
+    study: Study, subject: str, rows: list[Row], quantities: Mapping[str, str]
+) -> list[Row]:
+    """Columns of SAEs' rows, averaged over draws and seeds, one row per panel and quantity."""
     cells: dict[tuple[str, str], list[Row]] = {}
-    ordered = sorted(study.rows("reconstruction", subject=subject), key=sort_key(study, subject))
-    for row in ordered:
+    for row in sorted(rows, key=study.order(subject, *LEVELS)):
         cells.setdefault((panel(study, row, row["site"]), row["variant"]), []).append(row)
     return [
         {"panel": panel, "variant": variant, "quantity": quantity, "value": value}
-        for (panel, variant), rows in cells.items()
+        for (panel, variant), own in cells.items()
         for quantity, column in quantities.items()
-        if (value := mean(row[column] for row in rows)) is not None
+        if (value := mean(row[column] for row in own)) is not None
     ]

@@ -28,7 +28,8 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
 
 def write_figure(path: Path, svg: str) -> None:
     """Write a figure in the format that the suffix names (svg, png or pdf), on a white ground."""
-    solid = _with_ground(svg)
+    head, _, body = svg.partition(">")
+    solid = f'{head}><rect width="100%" height="100%" fill="#ffffff"/>{body}'
     if path.suffix == ".svg":
         content = solid.encode()
     elif path.suffix == ".png":
@@ -83,8 +84,3 @@ def _sort_resources(pdf: bytes) -> bytes:
         pdf,
         flags=re.MULTILINE,
     )
-
-
-def _with_ground(svg: str) -> str:
-    head, _, body = svg.partition(">")
-    return f'{head}><rect width="100%" height="100%" fill="#ffffff"/>{body}'

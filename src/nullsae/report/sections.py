@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from nullsae.config.metrics import METRICS
-from nullsae.config.study import NO_EXPLAINER
 from nullsae.config.variants import VARIANTS, has_model
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
@@ -27,11 +25,11 @@ REFUSED = {
     "n_few_silent_windows": "few silent windows",
 }
 """Columns of `coverage` that say why latents fail the filter, in words."""
-CONTRAST_LEVELS = ("metric", "sae", "explainer", "scorer", "variant", "site")
+LEVELS = ("metric", "sae", "explainer", "scorer", "variant", "site")
+"""What contrasts are sorted by."""
 
 
-@dataclass(frozen=True)
-class MatrixRow:
+class MatrixRow(NamedTuple):
     """One metric (and explainer, scorer, SAE) against all nulls."""
 
     title: str
@@ -47,16 +45,14 @@ class MatrixRow:
         return [(site, [found.get(site) for found in rows]) for site in sites]
 
 
-@dataclass(frozen=True)
-class MatrixGroup:
+class MatrixGroup(NamedTuple):
     """Rows of one section of the report."""
 
     title: str
     rows: list[MatrixRow]
 
 
-@dataclass(frozen=True)
-class Matrix:
+class Matrix(NamedTuple):
     """The verdicts of one SAE, or of all where they are few."""
 
     sae: str | None
@@ -65,8 +61,7 @@ class Matrix:
     groups: list[MatrixGroup]
 
 
-@dataclass(frozen=True)
-class CoverageTable:
+class CoverageTable(NamedTuple):
     """A table of cells."""
 
     title: str
@@ -84,9 +79,11 @@ def health(study: Study, subject: str) -> list[Row]:
     """
     found: list[Row] = []
     for variant in study.variants:
-        rows = [row for row in study.rows("models", subject=subject) if row["variant"] == variant]
-        for row in sorted(rows, key=lambda row: int(row["draw"])):
-            found.append({**row, "gap_nats": row["heldout_loss_nats"] - row["bigram_loss_nats"]})
+        rows = study.rows("models", subject=subject, variant=variant)
+        found += [
+            row | {"gap_nats": row["heldout_loss_nats"] - row["bigram_loss_nats"]}
+            for row in sorted(rows, key=lambda row: int(row["draw"]))
+        ]
         if not has_model(variant):
             found.append({"variant": variant, "draw": 0, "gap_nats": None})
     return found
@@ -99,17 +96,13 @@ def activation_health(study: Study, subject: str) -> list[Row]:
     figures belong to the activations, so any SAE of the site tells them; the first one does.
     """
     sites = study.config.subjects[subject].sites
-    found: dict[tuple[str, int], dict[str, Row | None]] = {
-        (variant, draw): dict.fromkeys(sites)
-        for variant in study.variants
-        for draw in study.config.draws_of(variant)
-    }
+    first: dict[tuple[str, int, str], Row] = {}
     for row in study.rows("reconstruction", subject=subject):
-        cell = found.get((row["variant"], row["draw"]), {})
-        if row["site"] in cell and cell[row["site"]] is None:
-            cell[row["site"]] = row
+        first.setdefault((row["variant"], row["draw"], row["site"]), row)
     return [
-        {"variant": variant, "draw": draw, "sites": cell} for (variant, draw), cell in found.items()
+        {"variant": v, "draw": draw, "sites": {site: first.get((v, draw, site)) for site in sites}}
+        for v in study.variants
+        for draw in study.config.draws_of(v)
     ]
 
 
@@ -128,7 +121,7 @@ def verdict_matrices(study: Study, subject: str) -> list[Matrix]:
 
     One for all SAEs, or, where verdicts must be short, one for each.
     """
-    ordered = sorted(study.rows("verdicts", subject=subject), key=_contrast_order(study, subject))
+    ordered = sorted(study.rows("verdicts", subject=subject), key=study.order(subject, *LEVELS))
     if not is_tight(study):
         return [_matrix(study, None, ordered)]
     by_sae: dict[str, list[Row]] = {sae: [] for sae in study.config.saes}
@@ -138,24 +131,26 @@ def verdict_matrices(study: Study, subject: str) -> list[Matrix]:
 
 
 def _matrix(study: Study, sae: str | None, ordered: list[Row]) -> Matrix:
-    rows: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
+    rows: dict[tuple[str, str], dict[str, list[Row]]] = {}
     counts: dict[str, Counter[str]] = {null: Counter() for null in study.nulls}
     for row in ordered:
-        key = (row["metric"], row["sae"], row["explainer"], row["scorer"])
+        key = (row["metric"], _detail(study, row, with_sae=sae is None))
         rows.setdefault(key, {}).setdefault(row["variant"], []).append(row)
         counts[row["variant"]][row["verdict"]] += 1
     groups: dict[str, list[MatrixRow]] = {}
-    for (metric, name, explainer, scorer), by_null in rows.items():
-        detail = [f"{explainer}, {scorer}"] if explainer is not None else []
-        if sae is None and len(study.config.saes) > 1:
-            detail.append(name)
-        matrix_row = MatrixRow(
-            title=METRICS[metric].title,
-            detail=" · ".join(detail),
-            cells=[by_null.get(null, []) for null in study.nulls],
-        )
+    for (metric, detail), by_null in rows.items():
+        cells = [by_null.get(null, []) for null in study.nulls]
+        matrix_row = MatrixRow(METRICS[metric].title, detail, cells)
         groups.setdefault(metric_group(metric), []).append(matrix_row)
     return Matrix(sae, counts, [MatrixGroup(title, group) for title, group in groups.items()])
+
+
+def _detail(study: Study, row: Row, *, with_sae: bool) -> str:
+    """The levels of a comparison that tell it from its neighbours."""
+    parts = [f"{row['explainer']}, {row['scorer']}"] if row["explainer"] is not None else []
+    if with_sae and len(study.config.saes) > 1:
+        parts.append(row["sae"])
+    return " · ".join(parts)
 
 
 def tally(cell: Iterable[Row]) -> list[tuple[str, int]]:
@@ -178,19 +173,14 @@ def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
     verdicts = {
         tuple(row[key] for key in keys): row for row in study.rows("verdicts", subject=subject)
     }
-    ordered = sorted(study.rows("contrasts", subject=subject), key=_contrast_order(study, subject))
+    ordered = sorted(study.rows("contrasts", subject=subject), key=study.order(subject, *LEVELS))
     spelled_out = len(ordered) <= MAX_CONTRASTS_WITH_REASONS
     by_sae: dict[str, list[Row]] = {sae: [] for sae in study.config.saes}
     for row in ordered:
         verdict = verdicts.get(tuple(row[key] for key in keys), {})
-        by_sae[row["sae"]].append(
-            {
-                **row,
-                "title": METRICS[row["metric"]].title,
-                "verdict": verdict.get("verdict"),
-                "why": (verdict.get("reason") if spelled_out else None) or row["reason"],
-            }
-        )
+        why = (verdict.get("reason") if spelled_out else None) or row["reason"]
+        added = {"title": METRICS[row["metric"]].title, "verdict": verdict.get("verdict")}
+        by_sae[row["sae"]].append({**row, **added, "why": why})
     found: list[tuple[str, list[Row] | None]] = []
     room = MAX_CONTRASTS
     for sae, rows in by_sae.items():
@@ -206,37 +196,17 @@ def power(study: Study, subject: str) -> list[Row]:
     of verdict and count) and `expects` (whether a sign is expected of the metric).
     """
     rows = study.rows("discriminating_power", subject=subject)
-    order = _contrast_order(study, subject, levels=("metric", "sae", "explainer", "scorer"))
     found = []
-    for row in sorted(rows, key=order):
+    for row in sorted(rows, key=study.order(subject, "metric", "sae", "explainer", "scorer")):
         metric = METRICS[row["metric"]]()
-        detail = [f"{row['explainer']}, {row['scorer']}"] if row["explainer"] is not None else []
-        if len(study.config.saes) > 1:
-            detail.append(row["sae"])
-        counts = Counter({name: row[f"n_{name}"] for name in VERDICTS})
-        found.append(
-            {
-                **row,
-                "title": metric.title,
-                "detail": " \u00b7 ".join(detail),
-                "verdicts": in_order(counts),
-                "expects": any(metric.direction_against(null) for null in study.nulls),
-            }
-        )
+        added = {
+            "title": metric.title,
+            "detail": _detail(study, row, with_sae=True),
+            "verdicts": in_order(Counter({name: row[f"n_{name}"] for name in VERDICTS})),
+            "expects": any(metric.direction_against(null) for null in study.nulls),
+        }
+        found.append({**row, **added})
     return found
-
-
-def _contrast_order(study: Study, subject: str, levels: Iterable[str] = CONTRAST_LEVELS) -> Any:
-    config = study.config
-    orders: list[tuple[str, dict[Any, int]]] = [
-        ("metric", {name: i for i, name in enumerate(METRICS)}),
-        ("sae", {name: i for i, name in enumerate(config.saes)}),
-        ("explainer", {name: i for i, name in enumerate([*config.explainers, NO_EXPLAINER])}),
-        ("scorer", {name: i for i, name in enumerate(config.scorers)}),
-        ("variant", {name: i for i, name in enumerate(study.variants)}),
-        ("site", {name: i for i, name in enumerate(config.subjects[subject].sites)}),
-    ]
-    return lambda row: tuple(order.get(row[key], -1) for key, order in orders if key in levels)
 
 
 def coverage(study: Study, subject: str) -> list[CoverageTable]:
@@ -244,10 +214,8 @@ def coverage(study: Study, subject: str) -> list[CoverageTable]:
 
     Of many variants, the other way round; of many SAEs, a grid for each site.
     """
-    saes, sites = list(study.config.saes), list(study.config.subjects[subject].sites)
-
-    def label(site: str, sae: str) -> str:
-        return f"{site} · {sae}" if len(saes) > 1 else site
+    variants = list(study.variants)
+    saes, sites = list(study.config.saes), study.config.subjects[subject].sites
 
     def cell(variant: str, site: str, sae: str) -> Row | None:
         rows = study.rows("coverage", subject=subject, site=site, sae=sae, variant=variant)
@@ -257,21 +225,18 @@ def coverage(study: Study, subject: str) -> list[CoverageTable]:
             return None
         return {**total, "pass_share": total["n_pass"] / total["n_latents"]}
 
-    variants = list(study.variants)
+    def down(title: str, places: dict[str, tuple[str, str]]) -> CoverageTable:
+        rows = [(v, [cell(v, *place) for place in places.values()]) for v in variants]
+        return CoverageTable(title, list(places), rows)
+
     if study.compact:
-        return [
-            CoverageTable(site, saes, [(v, [cell(v, site, sae) for sae in saes]) for v in variants])
-            for site in sites
-        ]
-    places = [(site, sae) for site in sites for sae in saes]
-    labels = [label(*place) for place in places]
+        return [down(site, {sae: (site, sae) for sae in saes}) for site in sites]
+    places = {
+        (f"{site} · {sae}" if len(saes) > 1 else site): (site, sae)
+        for site in sites
+        for sae in saes
+    }
     if is_tight(study):
-        return [
-            CoverageTable(
-                "", labels, [(v, [cell(v, *place) for place in places]) for v in variants]
-            )
-        ]
-    across = [[cell(v, *place) for v in variants] for place in places]
-    return [
-        CoverageTable("", variants, list(zip(labels, across, strict=True)), variants_down=False)
-    ]
+        return [down("", places)]
+    rows = [(label, [cell(v, *place) for v in variants]) for label, place in places.items()]
+    return [CoverageTable("", variants, rows, variants_down=False)]

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nullsae import paths
-from nullsae.config.study import Config
+from nullsae.config.metrics import METRICS
+from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.report.names import shown_explainer
 
 Row = dict[str, Any]
 
+_SAE = ("subject", "variant", "draw", "site", "sae", "seed")
+_OF_LATENTS = (
+    *("latent", "firing_share", "max_activation", "token_entropy_bits"),
+    *("token_entropy_corrected_bits", "peak_token", "peak_token_share", "sampled"),
+)
 COLUMNS: dict[str, tuple[str, ...] | None] = {
-    "models": None,
-    "reconstruction": None,
-    "cross_evaluation": None,
-    "history": (
-        *("subject", "variant", "draw", "site", "sae", "seed"),
-        *("tokens", "heldout_explained_variance"),
-    ),
-    "latents": (
-        *("subject", "variant", "draw", "site", "sae", "seed", "latent", "firing_share"),
-        *("max_activation", "token_entropy_bits", "token_entropy_corrected_bits", "peak_token"),
-        *("peak_token_share", "sampled"),
-    ),
+    **dict.fromkeys(("models", "reconstruction", "cross_evaluation")),
+    "history": (*_SAE, "tokens", "heldout_explained_variance"),
+    "latents": (*_SAE, *_OF_LATENTS),
     "coverage": None,
-    "explanations": (
-        *("subject", "variant", "draw", "site", "sae", "seed", "explainer", "latent"),
-        *("explanation", "source_latent"),
-    ),
-    "scores": (
-        *("subject", "variant", "draw", "site", "sae", "seed", "explainer", "scorer"),
-        *("latent", "auroc"),
-    ),
-    "geometry": None,
-    "overlap": None,
-    "summaries": None,
-    "contrasts": None,
-    "verdicts": None,
+    "explanations": (*_SAE, "explainer", "latent", "explanation", "source_latent"),
+    "scores": (*_SAE, "explainer", "scorer", "latent", "auroc"),
+    **dict.fromkeys(("geometry", "overlap", "summaries", "contrasts", "verdicts")),
     "discriminating_power": None,
 }
 """The tables read and, where some are left out, the columns."""
@@ -91,23 +78,32 @@ class Study:
         candidates = self.tables[table]
         if None not in place:
             candidates = self._by_place[table].get(place, [])
-        return [row for row in candidates if has(row, keys)]
+        return [row for row in candidates if all(row[key] == keys[key] for key in keys)]
 
     @cached_property
     def _by_place(self) -> dict[str, dict[tuple[Any, ...], list[Row]]]:
         # A large study asks thousands of times for the rows of one cell.
-        found: dict[str, dict[tuple[Any, ...], list[Row]]] = {}
+        found: dict[str, dict[tuple[Any, ...], list[Row]]] = {table: {} for table in self.tables}
         for table, rows in self.tables.items():
-            found[table] = {}
             for row in rows:
-                place = tuple(row.get(name) for name in PLACE)
-                found[table].setdefault(place, []).append(row)
+                found[table].setdefault(tuple(row.get(name) for name in PLACE), []).append(row)
         return found
 
-
-def has(row: Row, keys: dict[str, Any]) -> bool:
-    """Whether a row has these values in these columns."""
-    return all(row[key] == value for key, value in keys.items())
+    def order(self, subject: str, *levels: str) -> Callable[[Row], tuple[int, ...]]:
+        """A key that sorts rows for display by these columns; what has none comes first."""
+        config = self.config
+        names: dict[str, Iterable[str]] = {
+            "metric": METRICS,
+            "explainer": [*config.explainers, NO_EXPLAINER],
+            "scorer": config.scorers,
+            "sae": config.saes,
+            "site": config.subjects[subject].sites,
+            "variant": self.variants,
+        }
+        orders: list[tuple[str, dict[Any, int]]] = [
+            (level, {name: i for i, name in enumerate(names[level])}) for level in levels
+        ]
+        return lambda row: tuple(order.get(row.get(level), -1) for level, order in orders)
 
 
 def load_study(config: Config, root: Path) -> Study:

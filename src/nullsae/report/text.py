@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class TokenText:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._one = cache(self._decode_one)
+        self._seen: dict[int, str] = {}
 
     @classmethod
     def load(cls, path: Path) -> TokenText:
@@ -65,10 +64,9 @@ class TokenText:
 
         A piece of a multi-byte character gives U+FFFD; an id without text its number.
         """
-        return self._one(token_id)
-
-    def _decode_one(self, token_id: int) -> str:
-        return token_text(self._tokenizer, token_id) or f"⟨{token_id}⟩"
+        if token_id not in self._seen:
+            self._seen[token_id] = token_text(self._tokenizer, token_id) or f"⟨{token_id}⟩"
+        return self._seen[token_id]
 
     def run(self, token_ids: Sequence[int]) -> str:
         """The text of consecutive tokens; characters split between tokens come out whole."""
@@ -78,34 +76,27 @@ class TokenText:
         whole: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
         return " " + whole if text.startswith(" ") and not whole.startswith(" ") else whole
 
-    def _characters(self, tokens: Iterable[tuple[int, float]]) -> Iterator[tuple[str, float]]:
+    def _characters(self, tokens: Sequence[tuple[int, float]]) -> Iterator[tuple[str, float]]:
         """Text and activation of each token; tokens that share a character come as one.
 
         Such a group has the largest activation of its tokens.
         """
-        group: list[tuple[int, float]] = []
-        for token in tokens:
-            group.append(token)
-            text = self.run([token_id for token_id, _ in group])
-            if text.endswith(_UNFINISHED) and len(group) < _MAX_UTF8_BYTES:
+        ids: list[int] = []
+        values: list[float] = []
+        for left, (token_id, value) in zip(range(len(tokens) - 1, -1, -1), tokens, strict=True):
+            ids, values = [*ids, token_id], [*values, value]
+            text = self.run(ids)
+            if left and text.endswith(_UNFINISHED) and len(ids) < _MAX_UTF8_BYTES:
                 continue
-            yield text, max(value for _, value in group)
-            group = []
-        if group:
-            yield (
-                self.run([token_id for token_id, _ in group]),
-                max(value for _, value in group),
-            )
+            yield text, max(values)
+            ids, values = [], []
 
     def pieces(
         self, token_ids: Sequence[int], activations: Sequence[float], scale: float
     ) -> list[Piece]:
         """Cut a window into its active tokens and the silent stretches between them.
 
-        Args:
-            token_ids: of the window.
-            activations: of the latent on each of them.
-            scale: the activation that is drawn in full colour.
+        `activations` are the latent's on each token; `scale` is drawn in full colour.
         """
         found: list[Piece] = []
         tokens = zip(token_ids, activations, strict=True)

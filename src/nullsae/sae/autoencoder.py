@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES
-from nullsae.sae.kernels import chunk_rows, decode, encoder, packs
+from nullsae.sae.chunks import rows_at_once
+from nullsae.sae.kernels import decode, encoder, packs
 
 PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
@@ -55,10 +56,14 @@ class Autoencoder:
     def d_model(self) -> int:
         return len(self.b_dec)
 
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Those that each SAE has, in the order of `PARAMETERS`."""
+        return self.w_enc, self.b_enc, self.w_dec, self.b_dec
+
     def parameters(self) -> dict[str, Tensor]:
         """The tensors by their names on disk."""
-        named = dict(zip(PARAMETERS, (self.w_enc, self.b_enc, self.w_dec, self.b_dec), strict=True))
-        return {**named, **self.own}
+        return {**dict(zip(PARAMETERS, self.weights, strict=True)), **self.own}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], architecture: str, k: int | None) -> Autoencoder:
@@ -70,17 +75,14 @@ class Autoencoder:
     def to(self, device: torch.device) -> Autoencoder:
         """The same SAE on another device."""
         moved = {name: t.to(device) for name, t in self.parameters().items()}
-        return Autoencoder.of(moved, self.architecture, self.k)
+        return self.of(moved, self.architecture, self.k)
 
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Activations to codes, of some tokens after the others, whatever their number.
 
         A token's code does not depend on the tokens beside it, but for the padding of an SAE
-        without a k: to the bit on a CPU, whose float32 products are oneDNN's.
-
-        Args:
-            x: [tokens, d_model].
-            token_ids: int64 [tokens], where the architecture `reads_tokens`.
+        without a k: to the bit on a CPU, whose float32 products are oneDNN's. x is [tokens,
+        d_model]; ids int64 [tokens] are for an architecture that `reads_tokens`.
 
         Returns:
             Values and int64 indices, both [tokens, m]. A value of 0 means that the latent did not
@@ -93,26 +95,20 @@ class Autoencoder:
             if token_ids is None:
                 raise ValueError(f"a {self.architecture} dictionary needs the tokens' ids")
             return self.coding.look_up(self, token_ids.to(x.device, torch.int64))
-        select = self.coding.select
-        parts = [select(self, pre) for pre in self._pre_activations(x - self.b_dec)]
-        # Room for the token with the most; what is added has the value 0.
-        width = max(values.shape[1] for values, _ in parts)
-        values, indices = (
-            torch.cat([F.pad(part[i], (0, width - part[i].shape[1])) for part in parts])
-            for i in range(2)
-        )
-        return values, indices
-
-    def _pre_activations(self, centred: Tensor) -> Iterator[Tensor]:
-        """Of some tokens after the others, [n, n_latents] each; one overwrites the one before."""
-        rows = chunk_rows(self.n_latents, centred.device)
+        select, centred = self.coding.select, x - self.b_dec
+        rows = rows_at_once(self.n_latents, x.device.type)
         if not packs(self.w_enc):
-            rows = max(1, min(rows, len(centred)))
+            rows = max(1, min(rows, len(x)))
         # Packed for so many rows whatever there is: the packing decides how products are rounded.
         product = encoder(self.w_enc, self.b_enc, rows)
-        # At least one piece, also of nothing.
-        for start in range(0, max(1, len(centred)), rows):
-            yield product(centred[start : start + rows])
+        # At least one piece, also of nothing; the next product overwrites the one before.
+        starts = range(0, max(1, len(x)), rows)
+        parts = [select(self, product(centred[start : start + rows])) for start in starts]
+        # Room for the token with the most; what is added has the value 0.
+        width = max(values.shape[1] for values, _ in parts)
+        padded = [[F.pad(t, (0, width - t.shape[1])) for t in part] for part in parts]
+        values, indices = map(torch.cat, zip(*padded, strict=True))
+        return values, indices
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
         """Codes to reconstructions [tokens, d_model]."""
@@ -125,6 +121,12 @@ class Autoencoder:
         """
         own = {name: tensor * factor for name, tensor in self.own.items()}
         return replace(self, b_enc=self.b_enc * factor, b_dec=self.b_dec * factor, own=own)
+
+
+def shapes(n_latents: int, d_model: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that each SAE has, by their names on disk."""
+    wide = (n_latents, d_model)
+    return dict(zip(PARAMETERS, (wide, wide[:1], wide, wide[1:]), strict=True))
 
 
 def codings() -> dict[str, type[Coding]]:

@@ -25,26 +25,29 @@ def checkpoint_folder(folder: Path, share: float) -> Path:
 
 
 def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
-    """Copy an SAE as it was along its training into a folder of its own, `cfg.json` last.
+    """Copy an SAE as it was after a share of its training into a folder of its own.
 
-    Args:
-        sae: `cfg.json` of the whole SAE, in the folder that its training wrote.
-        share: of its training, in (0, 1).
-        output: folder of the copy: `sae.safetensors`, `history.parquet`, `cfg.json`.
+    `sae` is the `cfg.json` of the whole SAE, in the folder that its training wrote. The copy's
+    `cfg.json` is written last.
 
     Raises:
         UserError: the training left nothing at that share, or it is damaged, or it was left by
             another training than that of `sae`.
     """
     rebuild = rebuild_command(sae)
-    whole = _described(sae, rebuild)
+
+    def described(config_file: Path) -> SaeConfig:
+        data = read_json(config_file, rebuild=rebuild)
+        return parse_section(SaeConfig, data, where=str(config_file))
+
+    whole = described(sae)
     found = checkpoint_folder(sae.parent, share)
     if not (found / "cfg.json").is_file():
         raise UserError(
             f"{found}: the training of {sae.parent} left no SAE at this share; give the share in "
             f"`checkpoints` of its recipe, and rebuild it with: {rebuild}"
         )
-    taken = _described(found / "cfg.json", rebuild)
+    taken = described(found / "cfg.json")
     # The bytes are those that were written: nobody needs to hold them in memory.
     verify(found / "sae.safetensors", taken.weights_checksum, rebuild=rebuild)
     schema = tables.cell_schema("history")
@@ -64,8 +67,3 @@ def take_checkpoint(sae: Path, *, share: float, output: Path) -> None:
     for name in ("sae.safetensors", "cfg.json"):
         with atomic_path(output / name) as temporary:
             shutil.copyfile(found / name, temporary)
-
-
-def _described(config_file: Path, rebuild: str) -> SaeConfig:
-    data = read_json(config_file, rebuild=rebuild)
-    return parse_section(SaeConfig, data, where=str(config_file))

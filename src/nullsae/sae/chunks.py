@@ -9,6 +9,6 @@ CHUNK_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
 MIN_CHUNK_ROWS = 256
 
 
-def rows_at_once(n_latents: int, device: str, least: int = MIN_CHUNK_ROWS) -> int:
+def rows_at_once(n_latents: int, device: str) -> int:
     """Tokens whose pre-activations are held at once on a kind of device."""
-    return max(least, CHUNK_ENTRIES.get(device, CHUNK_ENTRIES["cuda"]) // n_latents)
+    return max(MIN_CHUNK_ROWS, CHUNK_ENTRIES.get(device, CHUNK_ENTRIES["cuda"]) // n_latents)

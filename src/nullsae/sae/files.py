@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +10,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -23,7 +23,7 @@ from nullsae.config.section import Section
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, rebuild_command, verify, write_json
 from nullsae.jobs.keys import CellKeys
-from nullsae.sae.autoencoder import PARAMETERS, Autoencoder, codings
+from nullsae.sae.autoencoder import Autoencoder, codings, shapes
 
 PRETRAINED = "pretrained"
 
@@ -53,15 +53,14 @@ class SaeConfig(Section):
     """Optimizer steps; 0 for what is computed or was made elsewhere."""
     weights_checksum: str
 
-    @field_validator("architecture")
+    @field_validator("architecture", "dictionary")
     @classmethod
-    def architecture_is_known(cls, name: str) -> str:
-        return _one_of(name, codings())
-
-    @field_validator("dictionary")
-    @classmethod
-    def dictionary_is_known(cls, name: str) -> str:
-        return _one_of(name, (*DICTIONARIES, PRETRAINED))
+    def kind_is_known(cls, name: str, info: ValidationInfo) -> str:
+        own = info.field_name == "architecture"
+        known = [*codings()] if own else [*DICTIONARIES, PRETRAINED]
+        if name not in known:
+            raise ValueError(f"{name!r} is not one of {', '.join(known)}")
+        return name
 
     @model_validator(mode="after")
     def k_fits(self) -> Self:
@@ -77,17 +76,11 @@ class SaeConfig(Section):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors in `sae.safetensors`."""
-        wide, coding = (self.n_latents, self.d_model), codings()[self.architecture]
-        encoder = wide if coding.has_encoder else (0, self.d_model)
-        found = dict(zip(PARAMETERS, (encoder, wide[:1], wide, wide[1:]), strict=True))
-        return found | dict.fromkeys(coding.own_tensors, wide[:1])
-
-
-def _one_of(name: str, known: Iterable[str]) -> str:
-    names = tuple(known)
-    if name not in names:
-        raise ValueError(f"{name!r} is not one of {', '.join(names)}")
-    return name
+        coding = codings()[self.architecture]
+        found = shapes(self.n_latents, self.d_model)
+        if not coding.has_encoder:
+            found["encoder.weight"] = (0, self.d_model)
+        return found | dict.fromkeys(coding.own_tensors, (self.n_latents,))
 
 
 def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
@@ -96,14 +89,8 @@ def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
     tensors = {name: t.float().cpu().contiguous() for name, t in sae.parameters().items()}
     with atomic_path(weights) as temporary:
         save_file(tensors, temporary)
-    config = SaeConfig(
-        architecture=sae.architecture,
-        d_model=sae.d_model,
-        n_latents=sae.n_latents,
-        k=sae.k,
-        weights_checksum=checksum(weights),
-        **described,
-    )
+    described |= {key: getattr(sae, key) for key in ("architecture", "d_model", "n_latents", "k")}
+    config = SaeConfig(weights_checksum=checksum(weights), **described)
     write_json(folder / "cfg.json", config.model_dump(mode="json"))
 
 

@@ -15,13 +15,8 @@ def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator)
 
     The encoder is the decoder times the one factor that reconstructs the sample best: with zero
     encoder bias the selected latents do not depend on that factor and the reconstruction is
-    linear in it, so it is <x - b_dec, r> / <r, r> for the unscaled reconstruction r.
-
-    Args:
-        x: [tokens, d_model] float32, a sample of activations.
-        n_latents: width of the dictionary.
-        k: latents kept per token.
-        generator: CPU generator of the decoder rows.
+    linear in it, so it is <x - b_dec, r> / <r, r> for the unscaled reconstruction r. x is float32
+    [tokens, d_model], a sample of activations; the CPU generator draws the decoder rows.
     """
     rows = torch.randn(n_latents, x.shape[1], generator=generator, dtype=torch.float32)
     w_dec = F.normalize(rows, dim=1).to(x.device)

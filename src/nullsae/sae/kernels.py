@@ -1,8 +1,7 @@
 """Products with sparse codes that never touch the zeros, and the choice of what is not zero.
 
-A code is a set of hits: which latents are active at which token, and how much. Every function runs
-in a fixed order of additions, so results do not depend on the number of threads, and none builds
-a [hits, d] tensor.
+A code is a set of hits: which latents are active at which token, and how much. Additions have a
+fixed order, so results do not depend on the number of threads; none builds a [hits, d] tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.sae.chunks import MIN_CHUNK_ROWS, rows_at_once
+from nullsae.sae.chunks import rows_at_once
 
 # Groups of columns in the selection of the k largest: so many times k, rounded up to a multiple of
 # what is compared at once. More cost a longer ranking of their maxima, fewer let more candidates
@@ -59,15 +58,14 @@ class Hits:
         offsets = torch.arange(0, values.numel(), values.shape[1], device=values.device)
         return cls(values.contiguous().view(-1), indices.contiguous().view(-1), offsets)
 
+    @cached_property
     def tokens(self) -> Tensor:
         """The token of each hit, int64 [n_hits]."""
-        return self._tokens
-
-    @cached_property
-    def _tokens(self) -> Tensor:
-        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.latents)])])
         tokens = torch.arange(len(self.offsets), device=self.offsets.device)
-        return tokens.repeat_interleave(ends - self.offsets)
+        return tokens.repeat_interleave(self._with_end().diff())
+
+    def _with_end(self) -> Tensor:
+        return torch.cat([self.offsets, self.offsets.new_tensor([len(self.latents)])])
 
     def decode(self, rows: Tensor) -> Tensor:
         """Sum of each token's `rows[latents]` weighted by `values`: [tokens, d]."""
@@ -79,12 +77,7 @@ class Hits:
         )
 
     def dot_rows(self, dense: Tensor, rows: Tensor) -> Tensor:
-        """Inner products of each token's vector with its latents' rows: [n_hits].
-
-        Args:
-            dense: [tokens, d].
-            rows: [n_latents, d].
-        """
+        """Inner products of each token's vector [tokens, d] with its latents' rows: [n_hits]."""
         products: Tensor
         if gpu := gpu_kernels(dense):
             products = gpu.dot_rows(dense, self.latents, self.offsets, rows)
@@ -94,21 +87,17 @@ class Hits:
         # The derivative of `decode` by its weights, which PyTorch computes without gathering the
         # rows; 0 stands for the mode "sum".
         products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            dense, rows.detach(), self.latents, self.offsets, self.tokens(), 0
+            dense, rows.detach(), self.latents, self.offsets, self.tokens, 0
         )
         return products
 
     def _sampled_product(self, dense: Tensor, rows: Tensor) -> Tensor:
         """The same as the entries of dense @ rows.T where there are hits."""
-        starts = torch.cat([self.offsets, self.offsets.new_tensor([len(self.latents)])])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse")  # of being new, and unchecked
+            zeros, size = dense.new_zeros(len(self.latents)), (len(dense), len(rows))
             where = torch.sparse_csr_tensor(
-                starts,
-                self.latents,
-                dense.new_zeros(len(self.latents)),
-                size=(len(dense), len(rows)),
-                check_invariants=False,
+                self._with_end(), self.latents, zeros, size=size, check_invariants=False
             )
             found = torch.sparse.sampled_addmm(where, dense, rows.detach().t(), beta=0.0)
         products: Tensor = found.values()
@@ -119,29 +108,23 @@ class HitsByLatent:
     """The hits of a batch, sorted by latent, for gradients of row matrices."""
 
     def __init__(self, hits: Hits, n_latents: int) -> None:
-        """Sort once; `n_latents` is the number of rows of the matrices."""
         # Stable: additions happen in token order on every device.
         self.order = stable_order(hits.latents, n_latents)
-        self.tokens = hits.tokens().index_select(0, self.order)
+        self.tokens = hits.tokens.index_select(0, self.order)
         counts = torch.bincount(hits.latents, minlength=n_latents)
         self.offsets = counts.cumsum(0) - counts
 
     def row_gradient(self, weights: Tensor, dense: Tensor) -> Tensor:
-        """Sum over hits of weight x the token's vector, per latent: [n_latents, d].
+        """Sum over hits of weight x the token's vector [tokens, d], per latent: [n_latents, d].
 
-        Args:
-            weights: [n_hits], in the order of the hits.
-            dense: [tokens, d].
+        `weights` [n_hits] are in the order of the hits.
         """
         if gpu := gpu_kernels(dense):
             found: Tensor = gpu.row_gradient(weights, self.order, self.tokens, self.offsets, dense)
             return found
+        weights = weights.index_select(0, self.order)
         return F.embedding_bag(
-            self.tokens,
-            dense,
-            self.offsets,
-            per_sample_weights=weights.index_select(0, self.order),
-            mode="sum",
+            self.tokens, dense, self.offsets, per_sample_weights=weights, mode="sum"
         )
 
     def bias_gradient(self, weights: Tensor, n_tokens: int) -> Tensor:
@@ -150,11 +133,9 @@ class HitsByLatent:
 
 
 def stable_order(latents: Tensor, n_latents: int) -> Tensor:
-    """The order that sorts latents, equal ones as they come: int64 [n_hits].
+    """The order that sorts latents int64 [n_hits], equal ones as they come: int64 [n_hits].
 
-    Args:
-        latents: int64 [n_hits], each below n_latents.
-        n_latents: at most 2^32.
+    Each latent is below n_latents, which is at most 2^32.
     """
     if latents.device.type != "cpu":
         return torch.argsort(latents, stable=True)
@@ -169,19 +150,12 @@ def stable_order(latents: Tensor, n_latents: int) -> Tensor:
 def encode_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`top_k(centred @ w_enc.T + b_enc, k)`, holding the pre-activations of a few rows at once.
 
-    Args:
-        centred: [tokens, d].
-        w_enc: [n_latents, d].
-        b_enc: [n_latents].
-        k: at most n_latents.
-
-    Returns:
-        Values and int64 indices, both [tokens, k].
+    `centred` is [tokens, d], `w_enc` [n_latents, d]; values and int64 indices are [tokens, k].
     """
     n_tokens, n_latents = len(centred), len(b_enc)
     values = centred.new_empty(n_tokens, k)
-    indices = torch.empty(n_tokens, k, dtype=torch.int64, device=centred.device)
-    rows = max(1, min(chunk_rows(n_latents, centred.device), n_tokens))
+    indices = torch.empty_like(values, dtype=torch.int64)
+    rows = max(1, min(rows_at_once(n_latents, centred.device.type), n_tokens))
     encode = encoder(w_enc, b_enc, rows)
     for start in range(0, n_tokens, rows):
         part = slice(start, start + rows)
@@ -212,28 +186,20 @@ def packs(weight: Tensor) -> bool:
     )
 
 
-def chunk_rows(n_latents: int, device: torch.device) -> int:
-    """Tokens whose pre-activations are held at once."""
-    return rows_at_once(n_latents, device.type, MIN_CHUNK_ROWS)
-
-
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest entries per row, rectified: (values, int64 indices), both [tokens, k].
 
     Exact. On the CPU a row's entries come in the order of their columns; which of equal ones are
     left out is not defined, but depends on nothing else than the row. No gradient flows back.
-
-    Args:
-        pre: [tokens, n_latents].
-        k: at most n_latents.
+    `pre` is [tokens, n_latents], k at most n_latents.
     """
     pre = pre.detach()
     if pre.device.type != "cpu" or pre.dtype not in (torch.float32, torch.float64):
         values, indices = torch.topk(pre, k, dim=-1, sorted=False)
         return values.relu_(), indices
     values = pre.new_empty(len(pre), k)
-    indices = torch.empty(len(pre), k, dtype=torch.int64)
-    rows = chunk_rows(pre.shape[1], pre.device)
+    indices = torch.empty_like(values, dtype=torch.int64)
+    rows = rows_at_once(pre.shape[1], pre.device.type)
     for start in range(0, len(pre), rows):
         part = slice(start, start + rows)
         largest_entries(pre[part].contiguous(), k, out=(values[part], indices[part]))
@@ -257,12 +223,8 @@ def largest_entries(rows: Tensor, k: int, *, out: tuple[Tensor, Tensor]) -> None
     The k-th largest of the maxima of disjoint groups of columns is at most the k-th largest entry.
     So the k largest entries are among the few that are not below it, of which those below the k-th
     largest are then left out. Rows where ties (or NaN) leave another number than k are given to
-    `torch.topk`.
-
-    Args:
-        rows: [n, width], contiguous, on the CPU.
-        k: at most width.
-        out: values and int64 columns, both [n, k].
+    `torch.topk`. Rows are [n, width], contiguous, on the CPU; `out` takes values and int64
+    columns, both [n, k].
     """
     n, width = rows.shape
     entries = rows.numpy()
@@ -305,9 +267,9 @@ def lower_bound(rows: Tensor, k: int) -> np.ndarray[Any, Any]:
     if width < 2 * n_groups:
         n_groups, maxima = width, rows.clone()
     else:
-        size = width // n_groups
-        maxima = rows[:, : size * n_groups].view(n, size, n_groups).amax(dim=1)
-        rest = rows[:, size * n_groups :]
+        grouped = width // n_groups * n_groups
+        maxima = rows[:, :grouped].view(n, -1, n_groups).amax(dim=1)
+        rest = rows[:, grouped:]
         first = maxima[:, : rest.shape[1]]
         torch.maximum(first, rest, out=first)
     bounds = maxima.numpy()

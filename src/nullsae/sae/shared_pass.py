@@ -42,13 +42,10 @@ def plan(runs: Sequence[Run], sizes: Sequence[int], seed: int) -> list[Visit]:
     visits = []
     for epoch in range(max(run.cell.recipe.epochs for run in runs)):
         start = 0
+        left = [run for run in runs if epoch < run.cell.recipe.epochs]
         for index in block_order(seed, epoch, len(sizes)):
             stop = start + sizes[index]
-            wanting = tuple(
-                run
-                for run in runs
-                if epoch < run.cell.recipe.epochs and run.batches.want(epoch, start, stop)
-            )
+            wanting = tuple(run for run in left if run.batches.want(epoch, start, stop))
             if wanting:
                 visits.append(Visit(epoch, index, start, wanting))
             start = stop
@@ -58,7 +55,6 @@ def plan(runs: Sequence[Run], sizes: Sequence[int], seed: int) -> list[Visit]:
 def train_together(
     runs: Sequence[Run],
     blocks: Blocks,
-    *,
     seed: int,
     seconds_per_block: float,
     progress: Progress,
@@ -66,18 +62,12 @@ def train_together(
 ) -> None:
     """Train all to their end, each block got once per epoch for all of them.
 
-    A run that diverges is left behind; the others go on.
-
-    Args:
-        runs: SAEs of one variant.
-        blocks: the stream.
-        seed: the config's.
-        seconds_per_block: what one took to get, for the estimate.
-        progress: called with (step, steps, FVU of the batch), counted over all runs.
-        stop: asks for an end before that.
+    They are SAEs of one variant. One that diverges is left behind; the others go on. `progress` is
+    called with (step, steps, FVU of the batch), counted over all runs. Where `stop` asks for an end
+    before that, each run has a checkpoint of its last step.
 
     Raises:
-        StoppedError: an end was asked for; each run has a checkpoint of its last step.
+        StoppedError: an end was asked for.
         UserError: NaN or infinite activations, not enough memory, or, once all others are
             finished, a loss that was not finite.
     """
@@ -87,17 +77,22 @@ def train_together(
     on_cuda = runs[0].heldout.device.type == "cuda"
     started = time.perf_counter()
 
-    def get(visit: Visit) -> dict[str, Tensor]:
-        return blocks.block(visit.index, visit.sites)
-
     def leave() -> None:
-        _leave([run for run in runs if not run.done and id(run) not in diverged], runs)
+        # Where nothing is unfinished, the rest takes no time.
+        if unfinished := [run for run in runs if not run.done and id(run) not in diverged]:
+            for run in unfinished:
+                run.save()
+            raise StoppedError(
+                f"stopped by SIGTERM at step {sum(run.trainer.step for run in runs)} of {n_steps}; "
+                f"run again to go on from there "
+                f"({unfinished[0].cell.checkpoint.parent}: {len(unfinished)} SAEs unfinished)"
+            )
 
     def done(fvu: float) -> None:
         progress(sum(run.trainer.step for run in runs), n_steps, fvu)
         stop.here(leave)
 
-    stream = ahead(get, visits, in_background=on_cuda)
+    stream = ahead(lambda v: blocks.block(v.index, v.sites), visits, in_background=on_cuda)
     for at, visit in enumerate(visits):
         with stop.anywhere(leave):
             found = next(stream)
@@ -121,19 +116,6 @@ def train_together(
         raise next(iter(diverged.values()))
 
 
-def _leave(unfinished: Sequence[Run], runs: Sequence[Run]) -> None:
-    """Checkpoint what is unfinished and say so; where nothing is, the rest takes no time."""
-    if not unfinished:
-        return
-    for run in unfinished:
-        run.save()
-    step, n_steps = sum(run.trainer.step for run in runs), sum(run.n_steps for run in runs)
-    raise StoppedError(
-        f"stopped by SIGTERM at step {step} of {n_steps}; run again to go on from there "
-        f"({unfinished[0].cell.checkpoint.parent}: {len(unfinished)} SAEs unfinished)"
-    )
-
-
 def _train_on(
     run: Run, x: Tensor, blocks: Blocks, visits: Sequence[Visit], done: Callable[[float], None]
 ) -> None:
@@ -144,31 +126,23 @@ def _train_on(
         except DivergedError:
             if bad_row(batch) is None:
                 raise
-            raise _not_finite(run.cell.keys.site, blocks, visits) from None
-
-
-def _not_finite(site: str, blocks: Blocks, visits: Sequence[Visit]) -> UserError:
-    """Names the last row so far that no SAE can be trained on."""
-    for visit in reversed(visits):
-        row = bad_row(blocks.block(visit.index, [site])[site])
-        if row is not None:
-            break
-    return UserError(
-        f"{blocks.name(visit.index, site)}: row {row} is NaN or infinite; SAEs cannot be trained "
-        f"on it"
-    )
+            # The last row so far that no SAE can be trained on.
+            site = run.cell.keys.site
+            for visit in reversed(visits):
+                row = bad_row(blocks.block(visit.index, [site])[site])
+                if row is not None:
+                    break
+            raise UserError(
+                f"{blocks.name(visit.index, site)}: row {row} is NaN or infinite; SAEs cannot be "
+                f"trained on it"
+            ) from None
 
 
 @contextmanager
 def enough_memory(cells: Sequence[Cell], n_bytes: Callable[[], int]) -> Iterator[None]:
-    """Say what to lower where memory runs out.
+    """Raise a `UserError` that says what to lower where memory runs out.
 
-    Args:
-        cells: SAEs that are trained together.
-        n_bytes: what they need, as far as it is known when memory runs out.
-
-    Raises:
-        UserError: in place of an error of the allocator.
+    `n_bytes` tells what the cells, trained together, need as far as it is known by then.
     """
     try:
         yield
@@ -190,16 +164,11 @@ def _announce(
 ) -> None:
     """What is to come, before it begins."""
     widths = {run.cell.keys.site: run.cell.train.d_model for run in runs}
+    steps, weights = sum(r.n_steps - r.trainer.step for r in runs), sum(r.step_bytes for r in runs)
+    work, hours = blocks.work([v.index for v in visits]), seconds_per_block * len(visits) / 3600
     logger.info(
-        "%d SAEs at %d sites: %s steps on %s tokens, %s (%.2g hours), at most %s tokens of %d "
-        "dimensions each; weights, optimizers and codes take %.2f GiB",
-        len(runs),
-        len(widths),
-        f"{sum(run.n_steps - run.trainer.step for run in runs):,}",
-        f"{sum(blocks.sizes):,}",
-        blocks.work([visit.index for visit in visits]),
-        seconds_per_block * len(visits) / 3600,
-        f"{max(blocks.sizes):,}",
-        sum(widths.values()),
-        sum(run.step_bytes for run in runs) / 2**30,
+        f"{len(runs)} SAEs at {len(widths)} sites: {steps:,} steps on {sum(blocks.sizes):,} "
+        f"tokens, {work} ({hours:.2g} hours), at most {max(blocks.sizes):,} tokens of "
+        f"{sum(widths.values())} dimensions each; weights, optimizers and codes take "
+        f"{weights / 2**30:.2f} GiB"
     )

@@ -18,16 +18,10 @@ def token_ids(corpus: Tokens, position: Tensor) -> Tensor:
 def fit_token_means(
     batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int, d_model: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean activation of each token id.
+    """Mean activation of each token id, from activations [n, d_model] and token ids int64 [n].
 
-    Args:
-        batches: pairs of activations [n, d_model] and token ids int64 [n].
-        vocab_size: number of token ids.
-        d_model: width.
-
-    Returns:
-        Means float64 [vocab_size, d_model] (ids never seen get the mean over all tokens), and
-        the counts int64 [vocab_size].
+    Returns means float64 [vocab_size, d_model] (ids never seen get the mean over all tokens), and
+    the counts int64 [vocab_size].
     """
     sums = torch.zeros(vocab_size, d_model, dtype=torch.float64)
     counts = torch.zeros(vocab_size, dtype=torch.int64)

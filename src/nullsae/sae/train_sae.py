@@ -6,27 +6,25 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from nullsae import tables
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
 from nullsae.activations.store import SiteReader
+from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
 from nullsae.core.sigterm import on_sigterm
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.exchange.pretrained import read_pretrained
-from nullsae.sae.files import PRETRAINED, is_made, save_sae
-from nullsae.sae.fitting import fit_dictionary
+from nullsae.sae.files import is_made
 from nullsae.sae.shared_pass import Progress, enough_memory, train_together
 from nullsae.sae.token_means import token_ids
 from nullsae.sae.trainer import evaluate
@@ -61,19 +59,13 @@ def train_sae(
     `work` until all are made: a job that fails, or is killed, finds them there when it runs again.
     An SAE as it was along its training lies in `checkpoints/<share>/` of its folder.
 
-    Args:
-        params: the rule's slice of the config.
-        train_activations: manifest of the variant's `sae_train` activations.
-        eval_activations: manifest of its `eval` activations, for the held-out curve.
-        output: folder of each SAE; `{site}`, `{sae}` and `{seed}` are filled in.
-        work: folder for checkpoints; a run with the same params and activations resumes there.
-        train_tokens: corpus manifest of `sae_train`, for a stream or where codes depend on tokens.
-        eval_tokens: corpus manifest of `eval`, where codes depend on tokens.
-        model: `recipe.json` of the variant, for a stream.
-        fitted: manifest of the trained variant's `sae_train` activations, for a stream of the
-            variant `gaussian`.
-        progress: called with (step, steps, FVU of the batch), counted over all SAEs, or with
-            (tokens, tokens in all, None) where there are no steps.
+    Train and eval files are those of the variant's `sae_train` and `eval`: manifests of
+    activations, and of the corpora where codes depend on tokens. A stream needs `train_tokens`, the
+    variant's `recipe.json` as `model`, and for the variant `gaussian` the manifest of the trained
+    variant's `sae_train` activations as `fitted`. In `output`, the folder of each SAE, `{site}`,
+    `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same params and
+    activations resumes there. `progress` is called with (step, steps, FVU of the batch), counted
+    over all SAEs, or with (tokens, tokens in all, None) where there are no steps.
 
     Returns:
         The number of optimizer steps that this call ran (less than all after a resume).
@@ -86,7 +78,8 @@ def train_sae(
     """
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
-    cells = _open(params, train_activations, eval_activations, output, work, model, fitted)
+    live = [file for file in (model, fitted) if file is not None]
+    cells = _open(params, (train_activations, eval_activations), output, work, live)
     stepwise: list[tuple[Cell, Autoencoder | None]] = []
     for cell in cells:
         if _is_whole(cell, cell.work):
@@ -96,9 +89,7 @@ def train_sae(
             _finish_without_steps(cell, given.to(device), tokens=0)
         elif not cell.recipe.origin.trained:
             corpora = _corpora(cell, train_tokens, eval_tokens)
-            sae = fit_dictionary(
-                cell.recipe, cell.train, corpora[0], where=cell.where, progress=progress
-            )
+            sae = fit_dictionary(cell.recipe, cell.train, corpora[0], cell.where, progress)
             _finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
         else:
             stepwise.append((cell, given))
@@ -117,37 +108,66 @@ def train_sae(
     return ran
 
 
+def fit_dictionary(
+    recipe: Sae,
+    reader: SiteReader,
+    corpus: Tokens | None,
+    where: str,
+    progress: Progress | None = None,
+) -> Autoencoder:
+    """The dictionary of a recipe that is not trained, from the activations of `sae_train`.
+
+    `corpus` has their tokens, where the dictionary reads them; `where` is for messages.
+
+    Raises:
+        UserError: k does not fit.
+    """
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        done = 0
+        for x, position in reader.batches():
+            yield x, position
+            done += len(x)
+            if progress is not None:
+                progress(done, reader.n_tokens, None)
+
+    fitted: Autoencoder = recipe.origin.fit(recipe.kept, reader, batches(), corpus, where)
+    return fitted
+
+
 def _open(
     params: TrainSaeParams,
-    train_activations: Path,
-    eval_activations: Path,
+    activations: tuple[Path, Path],
     output: Path,
     work: Path,
-    model: Path | None,
-    fitted: Path | None,
+    live: Sequence[Path],
 ) -> list[Cell]:
     """The cells that are not made yet, each site's activations verified once."""
     readers = {}
+    expected = (params.activations_key, params.eval_activations_key)
     for site in dict.fromkeys(cell.site for cell in params.cells):
-        train = SiteReader.open(train_activations, site, key=params.activations_key)
-        heldout = SiteReader.open(eval_activations, site, key=params.eval_activations_key)
+        train, heldout = (
+            SiteReader.open(split, site, key=key)
+            for split, key in zip(activations, expected, strict=True)
+        )
         train.check()
         heldout.check()
         readers[site] = (train, heldout)
-    live = [file for file in (model, fitted) if file is not None]
     sources = [read_json(file, rebuild=rebuild_command(file)) for file in live]
     cells = []
     for cell in params.cells:
         train, heldout = readers[cell.site]
         keys, recipe = params.cell_keys(cell), params.recipe(cell)
         key = params.cell_key(cell, params.code(cell))
-        if not (params.activations_key and params.eval_activations_key):
+        if not all(expected):
             # By hand: what is on disk counts only if it came from just these inputs.
             key = content_key([key, train.manifest, heldout.manifest, sources])
-        folder = sae_folder(output, keys)
+        folder = str(output)
+        for name in ("site", "sae", "seed"):
+            folder = folder.replace(f"{{{name}}}", str(getattr(keys, name)))
         to = work / f"train_sae-{key}"
-        new = Cell(keys, recipe, folder, params.seed, train, heldout, key, to)
-        if _is_whole(new, folder):
+        new = Cell(keys, recipe, Path(folder), params.seed, train, heldout, key, to)
+        if _is_whole(new, new.output):
             logger.info("%s: already there", folder)
         else:
             cells.append(new)
@@ -158,14 +178,6 @@ def _open(
             f"{{seed}} where they differ"
         )
     return cells
-
-
-def sae_folder(pattern: Path, keys: CellKeys) -> Path:
-    """The folder of an SAE: `{site}`, `{sae}` and `{seed}` of the pattern filled in."""
-    text = str(pattern)
-    for name in ("site", "sae", "seed"):
-        text = text.replace(f"{{{name}}}", str(getattr(keys, name)))
-    return Path(text)
 
 
 def _is_whole(cell: Cell, folder: Path) -> bool:
@@ -190,56 +202,17 @@ def _train(
         samples = {site: Sample.of(first.pop(site), device) for site in list(first)}
         seconds = time.perf_counter() - start
         for cell, given in cells:
-            runs.append(
-                Run(
-                    cell,
-                    samples[cell.keys.site],
-                    n_tokens=n_tokens,
-                    shape=_shape(cell, given),
-                    write=_finish,
-                )
-            )
+            n_latents, k = _shape(cell, given)
+            sample = samples[cell.keys.site]
+            runs.append(Run(cell, sample, n_tokens=n_tokens, n_latents=n_latents, k=k))
         n_steps, before = sum(r.n_steps for r in runs), sum(r.trainer.step for r in runs)
         if before:
             logger.info("resumed at step %d of %d", before, n_steps)
         with on_sigterm() as stop:
-            train_together(
-                runs,
-                blocks,
-                seed=params.seed,
-                seconds_per_block=seconds,
-                progress=progress or (lambda *_: None),
-                stop=stop,
-            )
+            train_together(runs, blocks, params.seed, seconds, progress or (lambda *_: None), stop)
     ran = sum(run.trainer.step for run in runs) - before
     logger.info("ran %d of %d steps", ran, n_steps)
     return ran
-
-
-def _finish(
-    cell: Cell,
-    folder: Path,
-    keys: CellKeys,
-    sae: Autoencoder,
-    history: list[dict[str, Any]],
-    n_steps: int,
-) -> None:
-    """Write the folder of an SAE, `cfg.json` last."""
-    schema = tables.cell_schema("history")
-    tables.write_table(folder / "history.parquet", history, schema)
-    given = cell.recipe.pretrained is not None and keys.variant == "trained"
-    save_sae(
-        sae,
-        folder,
-        dictionary=PRETRAINED if given else cell.recipe.dictionary,
-        keys=keys,
-        key=cell.key,
-        seed=cell.seed,
-        activations_key=cell.train.manifest["key"],
-        input_norm=float(cell.train.manifest["mean_norm"]),
-        training=cell.recipe.model_dump(mode="json"),
-        n_steps=n_steps,
-    )
 
 
 def _publish(cell: Cell) -> None:
@@ -266,16 +239,13 @@ def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
         assert n_latents is not None
     else:
         n_latents = given.n_latents
-        chosen = given.k or recipe.given_k
-        if chosen is None and not recipe.limited:
-            chosen = min(recipe.kept, n_latents)
-        if chosen is None:
+        k = given.k or recipe.given_k or (0 if recipe.limited else min(recipe.kept, n_latents))
+        if not k:
             raise UserError(
                 f"{where}.k: missing; the pretrained SAE is of architecture "
                 f"{given.architecture!r} and has none, but its nulls are {recipe.architecture} "
                 f"SAEs: give the number of latents that they keep per token"
             )
-        k = chosen
     if k > n_latents:
         raise UserError(
             f"{where}.k: {k} is larger than the number of latents, {n_latents}, at {d_model} "
@@ -337,14 +307,10 @@ def _finish_without_steps(
         ids = None if corpus is None else token_ids(corpus, position)
         found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
     row = {
-        "step": 0,
-        "tokens": tokens,
-        "lr": 0.0,
+        **{"step": 0, "tokens": tokens, "lr": 0.0, "auxk_loss": 0.0, "sparsity_loss": 0.0},
         "fvu_loss": 1.0 - found[0]["heldout_explained_variance"],
-        "auxk_loss": 0.0,
-        "sparsity_loss": 0.0,
         **found[1],
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
         "tokens_per_second": None,
     }
-    _finish(cell, cell.work, cell.keys, sae, [row], 0)
+    cell.write(cell.work, cell.keys, sae, [row], 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,54 +38,38 @@ def schedule(step: int, n_steps: int, sae: Sae) -> float:
 def dead_after(n_tokens: int, n_latents: int, k: int) -> int:
     """Tokens without firing after which a latent counts as dead, where the recipe does not say.
 
-    A hundredth of the run, so that there is time to revive it; a hundred times the mean interval
-    between firings at least, so that AuxK does not unlearn what is merely rare; 10 million at most
-    (Gao et al. 2024).
-
-    Args:
-        n_tokens: that the SAE is trained on, counted again in each epoch.
-        n_latents: width.
-        k: latents active per token.
+    A hundredth of the run of `n_tokens`, so that there is time to revive it; a hundred times the
+    mean interval between firings at least, so that AuxK does not unlearn what is merely rare; 10
+    million at most (Gao et al. 2024).
     """
     return min(10_000_000, max(n_tokens // 100, 100 * n_latents // k))
 
 
-@dataclass
 class Trainer:
     """State of one training run, in the scaled space where activations have mean norm sqrt(d).
 
     It is made with the initial weights, to which some dictionaries are held, also where `load`
-    then puts a checkpoint's in their place.
+    then puts a checkpoint's in their place. `unfired_tokens` int64 [n_latents] counts tokens since
+    a latent last fired.
     """
 
-    recipe: Sae
-    n_steps: int
-    model: TrainedSae[Any]
-    step: int
-    unfired_tokens: Tensor
-    """int64 [n_latents]: tokens since a latent last fired."""
-    history: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, recipe: Sae, n_steps: int, start: Autoencoder, *, k: int) -> Trainer:
-        """A training run at its start; `start` is not copied."""
-        model = recipe.training()(recipe, k, start)
-        unfired = torch.zeros(start.n_latents, dtype=torch.int64, device=start.w_dec.device)
-        return cls(recipe, n_steps, model, 0, unfired, [])
-
-    def __post_init__(self) -> None:
-        self.origin = self.recipe.origin
+    def __init__(self, recipe: Sae, n_steps: int, start: Autoencoder, *, k: int) -> None:
+        """At the start of `n_steps`; the weights to start from are not copied."""
+        self.recipe, self.n_steps, self.origin = recipe, n_steps, recipe.origin
+        self.model: TrainedSae[Any] = recipe.training()(recipe, k, start)
+        self.step, self.history = 0, list[dict[str, Any]]()
+        self.unfired_tokens = torch.zeros_like(start.b_enc, dtype=torch.int64)
         self.trained = {
             name: tensor
             for name, tensor in self.model.parameters.items()
             if name not in self.origin.frozen
         }
         self.optimizer = torch.optim.Adam(
-            list(self.trained.values()), lr=1.0, betas=self.recipe.adam_betas, fused=True
+            list(self.trained.values()), lr=1.0, betas=recipe.adam_betas, fused=True
         )
-        self.peak_lr = learning_rate(self.recipe, self.model.n_latents)
-        self.dead_after_tokens = self.recipe.dead_after_tokens or dead_after(
-            self.n_steps * self.recipe.batch_tokens, self.model.n_latents, self.model.k
+        self.peak_lr = learning_rate(recipe, start.n_latents)
+        self.dead_after_tokens = recipe.dead_after_tokens or dead_after(
+            n_steps * recipe.batch_tokens, start.n_latents, k
         )
         self.start = self.model.w_dec.clone() if self.origin.held else None
 

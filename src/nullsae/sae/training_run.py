@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nullsae import tables
 from nullsae.activations.blocks import Batches
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae, checkpoint_name
@@ -22,7 +22,7 @@ from nullsae.core.randomness import torch_generator
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
-from nullsae.sae.files import load_sae
+from nullsae.sae.files import PRETRAINED, load_sae, save_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.trainer import Trainer, evaluate
 
@@ -62,6 +62,31 @@ class Cell:
         """What a killed training resumes from."""
         return self.work.with_name(f"{self.work.name}.safetensors")
 
+    def write(
+        self,
+        folder: Path,
+        keys: CellKeys,
+        sae: Autoencoder,
+        history: list[dict[str, Any]],
+        n_steps: int,
+    ) -> None:
+        """Write the folder of an SAE for activations as captured, `cfg.json` last."""
+        schema = tables.cell_schema("history")
+        tables.write_table(folder / "history.parquet", history, schema)
+        given = self.recipe.pretrained is not None and keys.variant == "trained"
+        save_sae(
+            sae,
+            folder,
+            dictionary=PRETRAINED if given else self.recipe.dictionary,
+            keys=keys,
+            key=self.key,
+            seed=self.seed,
+            activations_key=self.train.manifest["key"],
+            input_norm=float(self.train.manifest["mean_norm"]),
+            training=self.recipe.model_dump(mode="json"),
+            n_steps=n_steps,
+        )
+
 
 @dataclass
 class Sample:
@@ -93,23 +118,9 @@ class Run:
     """One SAE in training."""
 
     def __init__(
-        self,
-        cell: Cell,
-        sample: Sample,
-        *,
-        n_tokens: int,
-        shape: tuple[int, int],
-        write: Callable[[Cell, Path, CellKeys, Autoencoder, list[dict[str, Any]], int], None],
+        self, cell: Cell, sample: Sample, *, n_tokens: int, n_latents: int, k: int
     ) -> None:
-        """At its first step, or at that of its checkpoint.
-
-        Args:
-            cell: what is made.
-            sample: of the cell's site.
-            n_tokens: length of the stream.
-            shape: (n_latents, k).
-            write: writes an SAE: (cell, folder, keys, SAE for activations as captured, history,
-                steps).
+        """At its first step, or at that of its checkpoint, of a stream of `n_tokens`.
 
         Raises:
             UserError: fewer tokens than one batch.
@@ -120,7 +131,7 @@ class Run:
                 f"{cell.where}.batch_tokens: {recipe.batch_tokens} is more than the {n_tokens} "
                 f"tokens to train on (activations.sae_train_tokens)"
             )
-        self.cell, self.sample, self.write = cell, sample, write
+        self.cell, self.sample = cell, sample
         self.n_steps = n_tokens // recipe.batch_tokens * recipe.epochs
         self.heldout = sample.heldout_of(cell.heldout, recipe.heldout_tokens)
         # In a short training several shares may fall on one step.
@@ -130,8 +141,8 @@ class Run:
 
         def fresh() -> Trainer:
             generator = torch_generator(cell.seed, "sae_init", *cell.keys.parts())
-            start = initialize(sample.x, n_latents=shape[0], k=shape[1], generator=generator)
-            return Trainer.of(recipe, self.n_steps, start, k=shape[1])
+            start = initialize(sample.x, n_latents=n_latents, k=k, generator=generator)
+            return Trainer(recipe, self.n_steps, start, k=k)
 
         self.trainer = fresh()
         if cell.checkpoint.is_file() and not self._resume():
@@ -147,11 +158,8 @@ class Run:
                 for share in shares if step <= self.trainer.step else ():
                     load_sae(checkpoint_folder(self.cell.work, share) / "cfg.json")
         except (UserError, *DAMAGED) as error:
-            logger.warning(
-                "warning: %s: damaged (%s); the training starts anew",
-                self.cell.checkpoint,
-                first_line(error),
-            )
+            text = "warning: %s: damaged (%s); the training starts anew"
+            logger.warning(text, self.cell.checkpoint, first_line(error))
             return False
         return True
 
@@ -164,24 +172,17 @@ class Run:
     def step_bytes(self) -> int:
         """Memory of a step."""
         model = self.trainer.model
-        return type(model).step_bytes(
-            self.cell.recipe,
-            d_model=model.d_model,
-            n_latents=model.n_latents,
-            k=model.k,
-            device=self.heldout.device.type,
-        )
+        shape = {"d_model": model.d_model, "n_latents": model.n_latents, "k": model.k}
+        return model.step_bytes(self.cell.recipe, **shape, device=self.heldout.device.type)
 
     def step(self, batch: Tensor) -> float:
-        """One optimizer step, and what is due after it; returns the batch's FVU.
-
-        Args:
-            batch: activations as captured, [batch_tokens, d_model].
+        """One optimizer step on activations as captured, [batch_tokens, d_model], and what is due
+        after it; returns the batch's FVU.
 
         Raises:
             DivergedError: the loss is not finite.
         """
-        trainer, recipe = self.trainer, self.cell.recipe
+        trainer, recipe, keys = self.trainer, self.cell.recipe, self.cell.keys
         lr, start = trainer.lr(), time.perf_counter()
         x = batch.to(self.heldout.device, torch.float32) * self.sample.scale
         losses = trainer.train_step(x)
@@ -209,20 +210,14 @@ class Run:
             self.timed_tokens, self.timed_seconds = 0, 0.0
             logger.info(
                 "%s, seed %d, %s: step %d of %d: FVU %.4f, held-out explained variance %.4f",
-                self.cell.keys.sae,
-                self.cell.keys.seed,
-                self.cell.keys.site,
-                trainer.step,
-                self.n_steps,
-                losses.fvu,
+                *(keys.sae, keys.seed, keys.site, trainer.step, self.n_steps, losses.fvu),
                 found["heldout_explained_variance"],
             )
         for share in self.due.get(trainer.step, ()):
-            name = checkpoint_name(self.cell.keys.sae, share)
-            keys = self.cell.keys.model_copy(update={"sae": name})
-            self._write(checkpoint_folder(self.cell.work, share), keys)
+            along = keys.model_copy(update={"sae": checkpoint_name(keys.sae, share)})
+            self._write(checkpoint_folder(self.cell.work, share), along)
         if self.done:
-            self._write(self.cell.work, self.cell.keys)
+            self._write(self.cell.work, keys)
             self.cell.checkpoint.unlink(missing_ok=True)
         elif trainer.step % recipe.checkpoint_every_steps == 0:
             self.save()
@@ -235,4 +230,4 @@ class Run:
     def _write(self, folder: Path, keys: CellKeys) -> None:
         """The SAE as it stands, for activations as captured."""
         sae = self.trainer.sae.scaled(1.0 / self.sample.scale)
-        self.write(self.cell, folder, keys, sae, self.trainer.history, self.trainer.step)
+        self.cell.write(folder, keys, sae, self.trainer.history, self.trainer.step)

@@ -1,9 +1,10 @@
 """The sparse products of `kernels` on a GPU, in Triton.
 
-Functions take what `Hits` and `HitsByLatent` hold and mean the same. All additions have a fixed
-order and there are no atomic ones, so that a call gives the same bits each time. Sums are float32
-(float64 where all arguments are); results have the wider type of the two factors. Indices are not
-checked, which would wait for the device; autograd does not see through.
+Functions take what `Hits` and `HitsByLatent` hold and mean the same; rows and dense may be of any
+floating type. All additions have a fixed order and there are no atomic ones, so that a call gives
+the same bits each time. Sums are float32 (float64 where all arguments are); results have the wider
+type of the two factors. Indices are not checked, which would wait for the device; autograd does
+not see through.
 
 Grids. `decode` has a program per token and block of at most 512 columns, `dot_rows` one per token,
 `row_gradient` one per latent and block of columns. Blocks of columns are the slow axis: at 16,384
@@ -18,23 +19,14 @@ stored and then added up window by window. A window holds hits of at most two su
 its first hit and that of its last.
 
 Memory of a TopK training step while no latent is dead, float32, in bytes, for N latents, d
-dimensions, T tokens with k hits each, C = `kernels.chunk_rows(N)` tokens that are encoded at once,
-and W = `windows(T k)` windows:
+dimensions, T tokens with k hits each, C = `rows_at_once(N, "cuda")` and W = `windows(T k)` windows
+(at most 4,096): 32 N d for weights, Adam's two moments and gradients, 4 C N for the pre-activations
+of a chunk (at most 1 GiB), 8 W d for partial sums of long latents, 24 T d for input, residual and
+the like, 60 T k for values, indices and their order. N = 262,144, d = 4096, T = 16,384 and k = 32:
+34.4 + 1.1 + 0.1 + 1.6 + 0.0 = 37.1 GB.
 
-    weights, and Adam's two moments     24 N d
-    gradients                            8 N d
-    pre-activations of a chunk           4 C N    at most 1 GiB
-    partial sums of long latents         8 W d    W at most 4,096
-    input, residual and the like        24 T d
-    values, indices and their order     60 T k
-
-N = 262,144, d = 4096, T = 16,384 and k = 32: 34.4 + 1.1 + 0.1 + 1.6 + 0.0 = 37.1 GB.
-
-Time. The product with the encoder is 2 N d operations a token. Its result is written once and read
-five times by PyTorch's `topk`, 24 N bytes: four passes over digits of eight bits find the k-th
-largest, a fifth gathers. At P operations and B bytes per second that is 12 P / (B d) of the
-product's time: for P / B = 100, 2.3 at d = 512 and 0.3 at d = 4096. The sparse products of a step
-move about 8 (T k + N) d bytes: the rows that `decode` and `dot_rows` gather and two gradients.
+Time. PyTorch's `topk` moves 24 N bytes a token: at P operations and B bytes per second 12 P / (B d)
+of the encoder's product. The sparse products of a step move about 8 (T k + N) d bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +39,7 @@ import triton.language as tl
 from torch import Tensor
 
 MOST_COLUMNS = 512
-HITS = 8
+HITS = tl.constexpr(8)
 """Rows that a program fetches at once."""
 LEAST_WINDOW = 256
 MOST_WINDOWS = 4096
@@ -63,15 +55,13 @@ def weighted_sum(
     stop: tl.tensor,
     d: tl.tensor,
     columns: tl.tensor,
-    HITS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     SUM: tl.constexpr,
 ) -> tl.tensor:
     """Sum over start <= h < stop of weights[order[h]] * rows[indices[h], columns].
 
     Without an order (None) weights stand in that of the hits.
     """
-    total = tl.zeros([COLUMNS], SUM)
+    total = tl.zeros([columns.shape[0]], SUM)
     for first in range(start, stop, HITS):
         hits = first + tl.arange(0, HITS)
         there = hits < stop
@@ -102,7 +92,6 @@ def decode_kernel(
     n_tokens: tl.tensor,
     n_hits: tl.tensor,
     d: tl.tensor,
-    HITS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
@@ -111,7 +100,7 @@ def decode_kernel(
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     start = tl.load(offsets + token)
     stop = end_of(offsets, token, n_tokens, n_hits)
-    total = weighted_sum(values, None, latents, rows, start, stop, d, columns, HITS, COLUMNS, SUM)
+    total = weighted_sum(values, None, latents, rows, start, stop, d, columns, SUM)
     tl.store(out + token * d + columns, total, mask=columns < d)
 
 
@@ -125,7 +114,6 @@ def dot_rows_kernel(
     n_tokens: tl.tensor,
     n_hits: tl.tensor,
     d: tl.tensor,
-    HITS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
@@ -161,7 +149,6 @@ def long_parts_kernel(
     n_hits: tl.tensor,
     d: tl.tensor,
     window_hits: tl.tensor,
-    HITS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
@@ -176,9 +163,7 @@ def long_parts_kernel(
     if (stop - start > window_hits) & ((side == 0) | (latent != other)):
         first = tl.maximum(start, window * window_hits)
         last = tl.minimum(stop, (window + 1) * window_hits)
-        total = weighted_sum(
-            weights, order, tokens, dense, first, last, d, columns, HITS, COLUMNS, SUM
-        )
+        total = weighted_sum(weights, order, tokens, dense, first, last, d, columns, SUM)
         tl.store(parts + (2 * window + side) * d + columns, total, mask=columns < d)
 
 
@@ -195,7 +180,6 @@ def row_gradient_kernel(
     n_hits: tl.tensor,
     d: tl.tensor,
     window_hits: tl.tensor,
-    HITS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
@@ -206,9 +190,7 @@ def row_gradient_kernel(
     start = tl.load(offsets + latent)
     stop = end_of(offsets, latent, n_latents, n_hits)
     if stop - start <= window_hits:
-        total = weighted_sum(
-            weights, order, tokens, dense, start, stop, d, columns, HITS, COLUMNS, SUM
-        )
+        total = weighted_sum(weights, order, tokens, dense, start, stop, d, columns, SUM)
     else:
         total = tl.zeros([COLUMNS], SUM)
         for window in range(start // window_hits, (stop - 1) // window_hits + 1):
@@ -221,50 +203,30 @@ def row_gradient_kernel(
 def decode(values: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
     """Sum of each token's `rows[latents]` weighted by `values`: [tokens, d].
 
-    Args:
-        values: [n_hits], floating point.
-        latents: int64 [n_hits].
-        offsets: int64 [tokens], where each token's hits start.
-        rows: [n_latents, d], floating point, of any type.
+    `values` and int64 `latents` are [n_hits], `rows` [n_latents, d]; int64 `offsets` [tokens] say
+    where each token's hits start.
     """
     d = rows.shape[1]
     out = rows.new_empty(len(offsets), d, dtype=torch.promote_types(values.dtype, rows.dtype))
     if out.numel():
-        decode_kernel[(len(offsets), column_blocks(d))](
-            out,
-            values.contiguous(),
-            latents.contiguous(),
-            offsets,
-            rows.contiguous(),
-            len(offsets),
-            len(latents),
-            d,
+        decode_kernel[(len(offsets), triton.cdiv(d, columns_of(d)))](
+            *(out, values.contiguous(), latents.contiguous(), offsets, rows.contiguous()),
+            *(len(offsets), len(latents), d),
             **options(d, rows.dtype, out.dtype),
         )
     return out
 
 
 def dot_rows(dense: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
-    """Inner products of each token's vector with its latents' rows: [n_hits].
-
-    Args:
-        dense: [tokens, d], floating point.
-        latents: int64 [n_hits].
-        offsets: int64 [tokens], where each token's hits start.
-        rows: [n_latents, d], floating point, of any type.
+    """Inner products of each token's vector in `dense` [tokens, d] with its latents' rows:
+    [n_hits]. The others are as for `decode`.
     """
     d = rows.shape[1]
     out = rows.new_zeros(len(latents), dtype=torch.promote_types(dense.dtype, rows.dtype))
     if out.numel():
         dot_rows_kernel[(len(offsets),)](
-            out,
-            dense.contiguous(),
-            latents.contiguous(),
-            offsets,
-            rows.contiguous(),
-            len(offsets),
-            len(latents),
-            d,
+            *(out, dense.contiguous(), latents.contiguous(), offsets, rows.contiguous()),
+            *(len(offsets), len(latents), d),
             **options(d, rows.dtype, out.dtype),
         )
     return out
@@ -273,14 +235,10 @@ def dot_rows(dense: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> T
 def row_gradient(
     weights: Tensor, order: Tensor, tokens: Tensor, offsets: Tensor, dense: Tensor
 ) -> Tensor:
-    """Sum over hits of weight x the token's vector, per latent: [n_latents, d].
+    """Sum over hits of weight x the token's vector in `dense` [tokens, d]: [n_latents, d].
 
-    Args:
-        weights: [n_hits], floating point, in the order of the hits.
-        order: int64 [n_hits], the hits sorted by latent.
-        tokens: int64 [n_hits], the token of each hit in that order.
-        offsets: int64 [n_latents], where each latent's hits start in that order.
-        dense: [tokens, d], floating point, of any type.
+    `weights` [n_hits] are in the order of the hits; int64 `order` [n_hits] sorts them by latent,
+    `tokens` has the token of each in that order, `offsets` [n_latents] where each latent's start.
     """
     d, n_latents, n_hits = dense.shape[1], len(offsets), len(order)
     out = dense.new_empty(n_latents, d, dtype=torch.promote_types(weights.dtype, dense.dtype))
@@ -297,10 +255,10 @@ def row_gradient(
         borders = torch.stack([starts, (starts + window_hits).clamp_(max=n_hits) - 1], dim=1)
         # Of latents that start at one place only the last one has hits.
         border_latents = torch.searchsorted(offsets, borders, right=True) - 1
-        long_parts_kernel[(n_windows, column_blocks(d), 2)](
+        long_parts_kernel[(n_windows, triton.cdiv(d, columns_of(d)), 2)](
             parts, *hits, border_latents, dense, n_latents, n_hits, d, window_hits, **settings
         )
-    row_gradient_kernel[(n_latents, column_blocks(d))](
+    row_gradient_kernel[(n_latents, triton.cdiv(d, columns_of(d)))](
         out, parts, *hits, dense, n_latents, n_hits, d, window_hits, **settings
     )
     return out
@@ -313,22 +271,15 @@ def windows(n_hits: int) -> tuple[int, int]:
     return size, triton.cdiv(n_hits, size)
 
 
-def column_blocks(d: int) -> int:
-    """Programs along d."""
-    return int(triton.cdiv(d, columns_of(d)))
-
-
 def columns_of(d: int) -> int:
     """Columns of a program."""
-    columns: int = min(MOST_COLUMNS, max(16, triton.next_power_of_2(d)))
-    return columns
+    return min(MOST_COLUMNS, max(16, int(triton.next_power_of_2(d))))
 
 
 def options(d: int, rows: torch.dtype, result: torch.dtype) -> dict[str, Any]:
     """What a kernel is compiled for: the width and type of the rows, the type of the result."""
     columns = columns_of(d)
     return {
-        "HITS": HITS,
         "COLUMNS": columns,
         "SUM": tl.float64 if result == torch.float64 else tl.float32,
         # A thread reads 16 bytes of each row: then sums over hits stay within a thread.

@@ -9,10 +9,7 @@ from nullsae.config.variants import GAUSSIAN
 
 def lexical_baseline(config: Config) -> str | None:
     """The explainer that others are compared with: the first that counts single tokens."""
-    for name, explainer in config.explainers.items():
-        if explainer.is_baseline:
-            return name
-    return None
+    return next((name for name, e in config.explainers.items() if e.is_baseline), None)
 
 
 def swapped_baselines(config: Config) -> dict[str, str]:
@@ -31,18 +28,14 @@ def no_gain(config: Config, explainer: str) -> str | None:
         return "no lexical explanations"
     if explainer == lexical:
         return "the lexical explainer itself"
-    if _is_swapped(config, explainer):
-        return "swapped explanations"
-    return None
+    return "swapped explanations" if _is_swapped(config, explainer) else None
 
 
 def no_discrimination(config: Config, explainer: str) -> str | None:
     """Why an explainer has no `discrimination`; None if it has one."""
     if explainer in swapped_baselines(config):
         return None
-    if _is_swapped(config, explainer):
-        return "swapped explanations"
-    return "no swapped explanations"
+    return f"{'' if _is_swapped(config, explainer) else 'no '}swapped explanations"
 
 
 def applies(metric: Metric, config: Config, explainer: str | None) -> bool:

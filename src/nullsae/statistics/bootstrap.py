@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -78,13 +79,15 @@ class Arm:
     """The same units, at the same positions, in all cells of all arms (documents of a split)."""
 
     @cached_property
+    def with_units(self) -> tuple[ArmCell, ...]:
+        """Cells that have units, sorted by (draw, seed)."""
+        found = (cell for cell in self.cells if cell.n_units)
+        return tuple(sorted(found, key=lambda cell: (cell.draw, cell.seed)))
+
+    @cached_property
     def draws(self) -> tuple[tuple[ArmCell, ...], ...]:
-        """Cells that have units, grouped by draw, sorted by (draw, seed)."""
-        groups: dict[int, list[ArmCell]] = {}
-        for cell in sorted(self.cells, key=lambda cell: (cell.draw, cell.seed)):
-            if cell.n_units:
-                groups.setdefault(cell.draw, []).append(cell)
-        return tuple(tuple(group) for group in groups.values())
+        """The same, grouped by draw."""
+        return tuple(tuple(group) for _, group in groupby(self.with_units, lambda c: c.draw))
 
     @property
     def members(self) -> tuple[tuple[ArmCell, ...], ...]:
@@ -95,9 +98,7 @@ class Arm:
     @property
     def level(self) -> Literal["draw", "seed"] | None:
         """What `members` are; None if there is one, so that units alone are resampled."""
-        if len(self.members) < 2:
-            return None
-        return "draw" if self.n_draws > 1 else "seed"
+        return None if len(self.members) < 2 else "draw" if self.n_draws > 1 else "seed"
 
     @property
     def n_draws(self) -> int:
@@ -111,23 +112,22 @@ class Arm:
     @property
     def n_units(self) -> int:
         """Units that carry information: distinct ones if shared, else those of all cells."""
-        counts = [cell.n_units for draw in self.draws for cell in draw]
+        counts = [cell.n_units for cell in self.with_units]
         return max(counts, default=0) if self.units_are_shared else sum(counts)
 
     @property
     def units_agree(self) -> bool:
         """Whether all cells that have units have as many."""
-        return len({cell.n_units for draw in self.draws for cell in draw}) < 2
+        return len({cell.n_units for cell in self.with_units}) < 2
 
     @cached_property
     def member_values(self) -> Floats:
         """Value of each of `members`, float64 [n_members]; NaN where undefined."""
-        ones = {n: np.ones((1, n)) for n in {c.n_units for m in self.members for c in m}}
         values = [
-            np.mean([weighted(self.statistic, c.columns, ones[c.n_units])[0] for c in member])
+            np.mean([weighted(self.statistic, c.columns, np.ones((1, c.n_units))) for c in member])
             for member in self.members
         ]
-        return self.oriented(np.array(values, dtype=np.float64))
+        return self.oriented(np.array(values))
 
     def value(self) -> float:
         """Mean over draws of the mean over seeds; NaN where that is undefined."""
@@ -137,7 +137,7 @@ class Arm:
         """Each unit's own value, of all draws and seeds, float64; None if units have none."""
         if self.statistic == "rank_correlation":
             return None
-        found = [unit_statistics(cell) for draw in self.draws for cell in draw]
+        found = [unit_statistics(cell) for cell in self.with_units]
         return self.oriented(np.concatenate(found)) if found else np.empty(0)
 
     def oriented(self, values: Floats) -> Floats:
@@ -152,18 +152,15 @@ def unit_statistics(cell: ArmCell) -> Floats:
     above, below = cell.columns[0], cell.columns[1]
     if len(cell.columns) == 4:
         above, below = above * cell.columns[3], below * cell.columns[2]
-    has_value = below != 0
-    return np.asarray(above[has_value] / below[has_value])
+    return np.asarray(above[below != 0] / below[below != 0])
 
 
 def weighted(statistic: Form, columns: tuple[Floats, ...], weights: Floats) -> Floats:
     """A cell's statistic with each unit counted so often, float64 [n_resamples].
 
-    Args:
-        statistic: `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the floor's;
-            `rank_correlation`: Spearman's, ties at their mean rank.
-        columns: as in `ArmCell`, [n_units] each.
-        weights: [n_resamples, n_units], whole numbers.
+    `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the floor's;
+    `rank_correlation`: Spearman's, ties at their mean rank. Columns are as in `ArmCell`, [n_units]
+    each, and weights whole numbers, [n_resamples, n_units].
     """
     if statistic == "rank_correlation":
         return rank_correlations(columns[0], columns[1], weights)
@@ -227,10 +224,8 @@ def grouped(columns: tuple[Floats, ...], most: int = MOST_UNITS) -> tuple[Floats
     if n_units <= most:
         return columns
     group = np.arange(n_units) % most
-    return tuple(
-        np.asarray(np.bincount(group, weights=column, minlength=most), dtype=np.float64)
-        for column in columns
-    )
+    sums = (np.bincount(group, weights=column, minlength=most) for column in columns)
+    return tuple(np.asarray(column, dtype=np.float64) for column in sums)
 
 
 class Resampler:
@@ -252,8 +247,8 @@ class Resampler:
         if n_units in self._cached:
             yield from self._cached[n_units]
             return
-        keep = self.n_resamples * n_units <= self._cache_numbers
-        kept: list[Floats] = []
+        n_numbers = self.n_resamples * n_units
+        kept: list[Floats] | None = [] if n_numbers <= self._cache_numbers else None
         rng = numpy_generator(self.seed, "bootstrap", n_units)
         n_rows = max(1, CHUNK_NUMBERS // n_units)
         for start in range(0, self.n_resamples, n_rows):
@@ -261,16 +256,13 @@ class Resampler:
             drawn = rng.integers(0, n_units, size=(n, n_units)) + n_units * np.arange(n)[:, None]
             flat = np.bincount(drawn.ravel(), minlength=n * n_units)
             counts: Floats = flat.reshape(n, n_units).astype(np.float64)
-            if keep:
+            if kept is not None:
                 kept.append(counts)
             yield counts
-        if keep:
-            while self._cached and self._held() + self.n_resamples * n_units > self._cache_numbers:
+        if kept is not None:
+            while self.n_resamples * sum(self._cached) + n_numbers > self._cache_numbers:
                 del self._cached[next(iter(self._cached))]
             self._cached[n_units] = kept
-
-    def _held(self) -> int:
-        return sum(self.n_resamples * n_units for n_units in self._cached)
 
     def members(self, arm: Arm) -> Floats:
         """Values of the arm's members in each resample of the units, [n_resamples, n_members].
@@ -289,11 +281,8 @@ class Resampler:
             for member in arm.members
         ]
         n_units = len(parts[0][0][0])
-        chunks = []
-        for counts in self.counts(n_units):
-            values = [
-                np.mean([weighted(arm.statistic, c, counts) for c in member], axis=0)
-                for member in parts
-            ]
-            chunks.append(np.stack(values, axis=1))
-        return arm.oriented(np.concatenate(chunks))
+        means = [
+            [np.mean([weighted(arm.statistic, c, w) for c in own], axis=0) for own in parts]
+            for w in self.counts(n_units)
+        ]
+        return arm.oriented(np.concatenate([np.stack(values, axis=1) for values in means]))

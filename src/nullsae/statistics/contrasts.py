@@ -12,7 +12,7 @@ from nullsae.config.metrics import Metric
 from nullsae.config.statistics import Statistics
 from nullsae.statistics.bootstrap import MOST_UNITS, Arm, Floats, Resampler
 from nullsae.statistics.effects import alpha_of, holm, probability_of_superiority
-from nullsae.statistics.matching import FEWEST, Matched, matched
+from nullsae.statistics.matching import FEWEST, matched
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.spread import Component, Spread, mean_component, unit_component
 
@@ -36,25 +36,12 @@ class Estimate:
     has_error: bool = False
     reason: str | None = None
 
-    @property
-    def n_resampled(self) -> int:
-        """Shared units, or groups of them, that resamples are made of."""
-        return min(self.arm.n_units, MOST_UNITS)
-
 
 def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resampler) -> Estimate:
-    """Value, error and interval of one arm.
-
-    Args:
-        arm: the units of one variant.
-        metric: for the words of the reasons.
-        statistics: the confidence.
-        resampler: the study's.
-    """
+    """Value, error and interval of one arm; `metric` gives the reasons their words."""
     plural = f"{metric.unit}s"
-    for cell in arm.cells:
-        if cell.reason:
-            return Estimate(arm, reason=cell.reason)
+    if undefined := next((cell.reason for cell in arm.cells if cell.reason), None):
+        return Estimate(arm, reason=undefined)
     if not arm.n_units:
         n_null = sum(cell.n_null for cell in arm.cells)
         found = f"{metric.found_in} is null for all {n_null} {plural}" if n_null else f"no {plural}"
@@ -78,9 +65,8 @@ def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resamp
     if arm.level is None or arm.units_are_shared:
         members = resampler.members(arm)
         if not np.isfinite(members).all():
-            return Estimate(
-                arm, value, reason=f"{_undefined(metric)} in some resamples: no interval"
-            )
+            some = f"{_undefined(metric)} in some resamples"
+            return Estimate(arm, value, reason=f"{some}: no interval")
         values = members.mean(axis=1)
         if not arm.units_are_shared:
             whole = (unit_component(values, arm.n_units),)
@@ -95,21 +81,24 @@ def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resamp
         equal = f"{len(arm.members)} {arm.level}s" if arm.level else f"{arm.n_units} {plural}"
         return replace(known, reason=f"all {equal} are equal: no interval")
     interval = spread.interval(value, statistics.confidence)
-    return replace(known, interval=interval, reason=_left_out(arm, plural))
+    empty = [f"draw {c.draw}, seed {c.seed}" for c in arm.cells if not c.n_units]
+    left_out = f"no {plural} in {' and '.join(empty)}, left out" if empty else None
+    return replace(known, interval=interval, reason=left_out)
+
+
+def _undefined(metric: Metric) -> str:
+    if metric.form == "rank_correlation":
+        return f"{metric.found_in} does not vary"
+    return f"{metric.denominator} sums to 0"
 
 
 def summary_row(estimated: Estimate, metric: Metric) -> dict[str, Any]:
     """A row of `summaries`, without its keys."""
-    low, high = estimated.interval or (None, None)
+    arm, (low, high) = estimated.arm, estimated.interval or (None, None)
     return {
         "unit": metric.unit,
-        "n_draws": estimated.arm.n_draws,
-        "n_seeds": estimated.arm.n_seeds,
-        "n_units": estimated.arm.n_units,
-        "value": estimated.value,
-        "low": low,
-        "high": high,
-        "reason": estimated.reason,
+        **{"n_draws": arm.n_draws, "n_seeds": arm.n_seeds, "n_units": arm.n_units},
+        **{"value": estimated.value, "low": low, "high": high, "reason": estimated.reason},
     }
 
 
@@ -123,50 +112,33 @@ def contrast_row(
 ) -> dict[str, Any]:
     """A row of `contrasts`, without its keys; `adjust` fills what depends on the family.
 
-    Args:
-        trained: the arm to compare with.
-        variant: the arm that is compared; `n_draws` and `n_seeds` are its own.
-        metric: what both are estimates of.
-        statistics: margins and confidence.
-        permuter: the study's.
-        bins: from `matching.common_bins` of all variants of this comparison.
+    `n_draws` and `n_seeds` are those of the variant. `bins` come from `matching.common_bins` of all
+    variants of this comparison.
     """
     margin = statistics.margin(metric.name)
     if metric.margin_is_share:
         margin *= abs(trained.value or 0.0)
-    value_low, value_high = variant.interval or (None, None)
-    trained_low, trained_high = trained.interval or (None, None)
+    none = (None, None)
     row: dict[str, Any] = {
-        "unit": metric.unit,
-        "n_draws": variant.arm.n_draws,
-        "n_seeds": variant.arm.n_seeds,
-        "n_units_trained": trained.arm.n_units,
-        "n_units_variant": variant.arm.n_units,
+        **{"unit": metric.unit, "n_draws": variant.arm.n_draws, "n_seeds": variant.arm.n_seeds},
+        **{"n_units_trained": trained.arm.n_units, "n_units_variant": variant.arm.n_units},
         "speaks_of": speaks_of(trained.arm, variant.arm, metric),
-        "trained": trained.value,
-        "value": variant.value,
-        "value_low": value_low,
-        "value_high": value_high,
-        "trained_low": trained_low,
-        "trained_high": trained_high,
+        **{"trained": trained.value, "value": variant.value},
+        **dict(zip(("value_low", "value_high"), variant.interval or none, strict=True)),
+        **dict(zip(("trained_low", "trained_high"), trained.interval or none, strict=True)),
         **dict.fromkeys(TESTED),
         "equivalence_margin": margin,
         **_matched_columns(trained, variant, metric, statistics, bins or {}),
     }
-    reasons = [
-        f"{name}: {arm.reason}"
-        for name, arm in (("trained", trained), ("variant", variant))
-        if arm.reason
-    ]
+    arms = {"trained": trained, "variant": variant}
+    reasons = [f"{name}: {arm.reason}" for name, arm in arms.items() if arm.reason]
     if trained.value is not None and variant.value is not None:
-        difference = variant.value - trained.value
-        row["difference"] = difference
-        units = (trained.arm.unit_values(), variant.arm.unit_values())
-        if units[0] is not None and units[1] is not None:
-            row["probability_of_superiority"] = probability_of_superiority(units[0], units[1])
+        row["difference"] = variant.value - trained.value
+        own, other = trained.arm.unit_values(), variant.arm.unit_values()
+        if own is not None and other is not None:
+            row["probability_of_superiority"] = probability_of_superiority(own, other)
         if trained.has_error and variant.has_error:
-            size = max(abs(trained.value), abs(variant.value))
-            problem = _test(row, trained, variant, statistics, margin, size)
+            problem = _test(row, trained, variant, statistics)
             p_permutation, why = permuter.p_value(trained.arm, variant.arm)
             if problem is None:
                 row["p_permutation"] = p_permutation
@@ -184,25 +156,20 @@ TESTED = (
 
 
 def _test(
-    row: dict[str, Any],
-    trained: Estimate,
-    variant: Estimate,
-    statistics: Statistics,
-    margin: float,
-    size: float,
+    row: dict[str, Any], trained: Estimate, variant: Estimate, statistics: Statistics
 ) -> str | None:
     """Fill in what the difference's error gives; the reason where it gives nothing."""
     if trained.arm.units_are_shared and trained.arm.n_units != variant.arm.n_units:
         return "the arms' documents differ in number: no test"
     spread = Spread.of(_components([trained, variant]))
-    if spread.standard_error <= ROUNDING * size:
+    if spread.standard_error <= ROUNDING * max(abs(row["trained"]), abs(row["value"])):
         return "the difference is the same in all resamples: no test"
     difference = row["difference"]
     row["standard_error"], row["df"] = spread.standard_error, spread.df
-    low, high = spread.interval(difference, statistics.confidence)
-    row["difference_low"], row["difference_high"] = low, high
+    interval = spread.interval(difference, statistics.confidence)
+    row["difference_low"], row["difference_high"] = interval
     row["p_value"] = spread.p_two_sided(difference)
-    row["p_equivalence"] = spread.p_equivalence(difference, margin)
+    row["p_equivalence"] = spread.p_equivalence(difference, row["equivalence_margin"])
     return None
 
 
@@ -216,7 +183,9 @@ def _components(arms: list[Estimate]) -> list[Component]:
             assert arm.resamples is not None
             resamples = resamples - arm.resamples
         interaction = sum(arm.interaction for arm in arms)
-        parts.append(unit_component(resamples, plus.n_resampled, interaction))
+        # Resamples are made of units, or of groups of them.
+        n_resampled = min(plus.arm.n_units, MOST_UNITS)
+        parts.append(unit_component(resamples, n_resampled, interaction))
     return parts
 
 
@@ -229,32 +198,25 @@ def _matched_columns(
 ) -> dict[str, Any]:
     """The frequency-matched columns of a contrast."""
     row: dict[str, Any] = dict.fromkeys(MATCHED)
-    if metric.unit != "latent":
-        row["matched_reason"] = f"{metric.unit}s have no firing rate"
-    elif metric.form != "mean":
-        row["matched_reason"] = "not a mean over latents"
-    elif trained.value is None or variant.value is None:
-        row["matched_reason"] = "an arm has no value"
-    elif not bins:
-        row["matched_reason"] = (
-            f"no half-decade of the firing share holds {FEWEST} latents of every cell"
-        )
-    if row["matched_reason"]:
-        return row
+    reasons = {
+        f"{metric.unit}s have no firing rate": metric.unit != "latent",
+        "not a mean over latents": metric.form != "mean",
+        "an arm has no value": trained.value is None or variant.value is None,
+        f"no half-decade of the firing share holds {FEWEST} latents of every cell": not bins,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            return row | {"matched_reason": reason}
     own, other = matched(trained.arm, bins), matched(variant.arm, bins)
     difference = other.value - own.value
-    row |= {
-        "n_matched": sum(bins.values()),
-        "matched_trained": own.value,
-        "matched_value": other.value,
-        "matched_difference": difference,
-    }
-    spread = _matched_spread(own, other)
+    row |= {"n_matched": sum(bins.values()), "matched_difference": difference}
+    row |= {"matched_trained": own.value, "matched_value": other.value}
+    spread = Spread.of([*other.components, *(part.scaled(-1) for part in own.components)])
     if spread.standard_error <= ROUNDING * max(abs(own.value), abs(other.value)):
         row["matched_reason"] = "the difference is the same in all resamples: no test"
         return row
-    low, high = spread.interval(difference, statistics.confidence)
-    row["matched_difference_low"], row["matched_difference_high"] = low, high
+    interval = spread.interval(difference, statistics.confidence)
+    row["matched_difference_low"], row["matched_difference_high"] = interval
     row["matched_p_value"] = spread.p_two_sided(difference)
     return row
 
@@ -264,11 +226,6 @@ MATCHED = (
     *("matched_difference_low", "matched_difference_high", "matched_p_value", "matched_reason"),
 )
 """Columns of `contrasts` at equal firing rates."""
-
-
-def _matched_spread(trained: Matched, variant: Matched) -> Spread:
-    negated = [part.scaled(-1) for part in trained.components]
-    return Spread.of([*variant.components, *negated])
 
 
 def adjust(rows: Iterable[dict[str, Any]], statistics: Statistics) -> None:
@@ -286,26 +243,12 @@ def adjust(rows: Iterable[dict[str, Any]], statistics: Statistics) -> None:
 
 def speaks_of(trained: Arm, variant: Arm, metric: Metric) -> str:
     """What a contrast's interval generalizes to: what is resampled in each arm, in words."""
-    own, other = (_varies(arm, metric) for arm in (trained, variant))
+
+    def varies(arm: Arm) -> str:
+        if arm.level is None:
+            return f"{metric.unit}s of one draw and seed"
+        level = "draws" if arm.level == "draw" else "seeds of one draw"
+        return f"{level} and {metric.unit}s" if arm.units_are_shared else level
+
+    own, other = varies(trained), varies(variant)
     return other if own == other else f"{other} of the variant, {own} of trained"
-
-
-def _varies(arm: Arm, metric: Metric) -> str:
-    """What is resampled in one arm."""
-    plural = f"{metric.unit}s"
-    if arm.level is None:
-        return f"{plural} of one draw and seed"
-    level = "draws" if arm.level == "draw" else "seeds of one draw"
-    return f"{level} and {plural}" if arm.units_are_shared else level
-
-
-def _undefined(metric: Metric) -> str:
-    if metric.form == "rank_correlation":
-        return f"{' or '.join(metric.columns)} does not vary"
-    return f"{metric.denominator} sums to 0"
-
-
-def _left_out(arm: Arm, plural: str) -> str | None:
-    """What an arm's numbers do not cover, though they exist."""
-    empty = [f"draw {c.draw}, seed {c.seed}" for c in arm.cells if not c.n_units]
-    return f"no {plural} in {' and '.join(empty)}, left out" if empty else None

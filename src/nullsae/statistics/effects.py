@@ -10,10 +10,10 @@ from nullsae.statistics.bootstrap import Floats
 
 
 def probability_of_superiority(trained: Floats, variant: Floats) -> float | None:
-    """P(trained > variant) + P(equal) / 2 for one unit of each, drawn at random.
+    """P(trained > variant) + P(equal) / 2 for one unit of each; None if an arm has no unit.
 
     This is the Mann-Whitney U of `trained` over the number of pairs, also known as the common
-    language effect size (Vargha & Delaney 2000). None if an arm has no unit.
+    language effect size (Vargha & Delaney 2000).
     """
     if not len(trained) or not len(variant):
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from nullsae.statistics.spread import Component, mean_component
 FEWEST = 2
 
 
-@dataclass(frozen=True)
-class Matched:
+class Matched(NamedTuple):
     """An arm's value at the common distribution of firing rates."""
 
     value: float
@@ -30,8 +29,7 @@ class Matched:
 
 def half_decades(firing_shares: Floats) -> Ints:
     """The bin of each latent: floor(2 log10(firing share)), int64; shares are positive."""
-    bins: Ints = np.floor(2 * np.log10(firing_shares)).astype(np.int64)
-    return bins
+    return np.asarray(np.floor(2 * np.log10(firing_shares)), dtype=np.int64)
 
 
 def common_bins(arms: Iterable[Arm]) -> dict[int, int]:
@@ -40,28 +38,19 @@ def common_bins(arms: Iterable[Arm]) -> dict[int, int]:
     Cells without a latent are left out, as in plain means. A bin counts where every cell has two
     latents at least.
     """
-    counts = [
-        Counter(map(int, cell.strata)) if cell.strata is not None else Counter[int]()
-        for arm in arms
-        for draw in arm.draws
-        for cell in draw
-    ]
-    if not counts:
-        return {}
-    smallest = {b: min(count[b] for count in counts) for b in sorted(counts[0])}
+    cells = [cell for arm in arms for cell in arm.with_units]
+    counts = [Counter([] if cell.strata is None else cell.strata.tolist()) for cell in cells]
+    bins = sorted(counts[0]) if counts else []
+    smallest = {b: min(count[b] for count in counts) for b in bins}
     return {b: n for b, n in smallest.items() if n >= FEWEST}
 
 
 def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
-    """Value and error of one arm at the bins' weights n_b / sum n_b.
+    """Value and error of an arm of means over latents at the weights n_b / sum n_b of bins.
 
-    Within one cell the bootstrap draws latents within bins. Of a bin's mean its variance is known:
-    that of its latents over their number, (n - 1) / n made up for as everywhere; so is its third
-    moment.
-
-    Args:
-        arm: of means over latents; every cell that has latents has some in each bin.
-        bins: from `common_bins`, not empty.
+    Every cell that has latents has some in each bin. Within one cell the bootstrap draws latents
+    within bins. Of a bin's mean its variance is known: that of its latents over their number,
+    (n - 1) / n made up for as everywhere; so is its third moment.
     """
     total = sum(bins.values())
     weights = {b: n / total for b, n in bins.items()}

@@ -64,20 +64,18 @@ class Spread:
         if variance <= 0:
             return cls(0.0, 1.0)
         skewness = sum(part.third for part in components) / variance**1.5
-        groups = [
-            [part for part in components if part.is_whole is whole] for whole in (True, False)
-        ]
         point, found = 0.0, []
-        for group in groups:
+        for whole in (True, False):
+            group = [part for part in components if part.is_whole is whole]
             if own := sum(part.variance for part in group):
                 found.append(own**2 / sum(part.variance**2 / part.df for part in group))
-                point += own / variance * t_quantile(COCHRAN_POINT, found[-1])
+                point += own / variance * float(special.stdtrit(found[-1], COCHRAN_POINT))
         df = found[0] if len(found) == 1 else float(special.stdtridf(COCHRAN_POINT, point))
         return cls(math.sqrt(variance), df, skewness)
 
     def interval(self, value: float, confidence: float) -> tuple[float, float]:
         """The interval about an estimate, both tails with (1 - confidence) / 2."""
-        quantile = t_quantile((1 + confidence) / 2, self.df)
+        quantile = float(special.stdtrit(self.df, (1 + confidence) / 2))
         low, high = (
             value - self.standard_error * _untransformed(x, self.skewness)
             for x in (quantile, -quantile)
@@ -86,11 +84,16 @@ class Spread:
 
     def p_below(self, value: float, bound: float) -> float:
         """One-sided p of "the truth is `bound` or more": small if the estimate lies below it."""
-        return t_cdf(_transformed((value - bound) / self.standard_error, self.skewness), self.df)
+        return float(special.stdtr(self.df, self._transformed(value - bound)))
 
     def p_above(self, value: float, bound: float) -> float:
-        """One-sided p of "the truth is `bound` or less"."""
-        return t_cdf(-_transformed((value - bound) / self.standard_error, self.skewness), self.df)
+        """One-sided p of "the truth is `bound` or less", precise in the lower tail."""
+        return float(special.stdtr(self.df, -self._transformed(value - bound)))
+
+    def _transformed(self, difference: float) -> float:
+        """Hall's g: monotone in the studentized estimate, and closer to symmetric."""
+        t, skewness = difference / self.standard_error, self.skewness
+        return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
 
     def p_two_sided(self, value: float, null: float = 0.0) -> float:
         """Two-sided p of "the truth is `null`"; <= 1 - confidence iff the interval excludes it."""
@@ -107,24 +110,19 @@ class Spread:
         P(t[df, d] > t[1 - level / 2, df]) = power (Cohen 1988, section 2.5); in large samples
         Bloom's (1995) z[1 - level / 2] + z[power]. Skewness is left aside.
         """
-        critical = t_quantile(1 - level / 2, self.df)
+        critical = float(special.stdtrit(self.df, 1 - level / 2))
         return self.standard_error * float(special.nctdtrinc(self.df, 1 - power, critical))
 
 
 def unit_component(resamples: Floats, n_units: int, shared_away: float = 0.0) -> Component:
     """The part of units, from values in resamples of them.
 
-    A resample's variance falls short by (n - 1) / n, which is made up for.
-
-    Args:
-        resamples: [n_resamples].
-        n_units: number of units.
-        shared_away: variance that another component holds already.
+    A resample's variance falls short by (n - 1) / n, which is made up for. `shared_away` is the
+    variance that another component holds already.
     """
-    up = n_units / (n_units - 1)
-    variance = max(0.0, up * (float(resamples.var()) - shared_away))
+    whole, up = float(resamples.var()), n_units / (n_units - 1)
+    variance = max(0.0, up * (whole - shared_away))
     moment = float(np.mean((resamples - resamples.mean()) ** 3))
-    whole = float(resamples.var())
     share = (variance / whole) ** 1.5 if whole > 0 else 0.0
     return Component(variance, n_units - 1, moment * share)
 
@@ -137,23 +135,8 @@ def mean_component(values: Floats) -> Component:
     return Component(float(values.var(ddof=1)) / len(values), len(values) - 1, is_whole=True)
 
 
-def t_cdf(x: float, df: float) -> float:
-    """Student's distribution function; keeps its precision in the lower tail."""
-    return float(special.stdtr(df, x))
-
-
-def t_quantile(p: float, df: float) -> float:
-    """The quantile of Student's distribution."""
-    return float(special.stdtrit(df, p))
-
-
-def _transformed(t: float, skewness: float) -> float:
-    """Hall's g: monotone in the studentized estimate, and closer to symmetric."""
-    return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
-
-
 def _untransformed(x: float, skewness: float) -> float:
-    """The t that `_transformed` brings to x."""
+    """The t that `Spread._transformed` brings to x."""
     if abs(skewness) < NO_SKEWNESS:
         return x
     return 3 / skewness * (float(np.cbrt(1 + skewness * (x - skewness / 6))) - 1)

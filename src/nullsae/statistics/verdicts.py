@@ -23,49 +23,36 @@ VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive")
 
 
 def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
-    """Verdict and its reason, from a row of `contrasts` alone, by `RULE`.
+    """One of `VERDICT_WORDS` and its reason, from a row of `contrasts` alone, by `RULE`.
 
-    Args:
-        row: a row of `contrasts`.
-        metric: its metric.
-        confidence: level of the intervals, e.g. 0.95.
-
-    Returns:
-        One of `VERDICT_WORDS`; and one sentence.
+    `confidence` is the level of the intervals, e.g. 0.95.
     """
     missing = [n for n in ("difference", "p_holm", "p_equivalence") if row[n] is None]
     if missing:
         return "inconclusive", f"no {', '.join(missing)}: {row['reason'] or 'not computed'}"
     alpha = alpha_of(confidence)
-    basis = _basis(row)
+    counts = [(row["n_draws"], "draw"), (row["n_seeds"], "seed")]
+    of = " x ".join(f"{n} {name}{'s' if n != 1 else ''}" for n, name in counts)
+    basis = (
+        f"variant minus trained {row['difference']:.4g} "
+        f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of the variant "
+        f"(the interval speaks of {row['speaks_of']})"
+    )
     if row["p_equivalence"] <= alpha:
         test = f"p_equivalence {row['p_equivalence']:.2g} <= {alpha:g}"
         return "equivalent", f"{basis}, within +-{row['equivalence_margin']:g}: {test}"
     if row["p_holm"] <= alpha:
         test = f"p_holm {row['p_holm']:.2g} <= {alpha:g}"
         direction = metric.direction_against(row["variant"])
-        if direction == 0:
-            return "separates", f"{basis}, no sign expected: {test}"
-        if np.sign(-row["difference"]) == direction:
-            return "separates", f"{basis}, the sign expected: {test}"
-        return "reversed", f"{basis}, against the sign expected: {test}"
+        if direction not in (0, np.sign(-row["difference"])):
+            return "reversed", f"{basis}, against the sign expected: {test}"
+        return "separates", f"{basis}, {'the' if direction else 'no'} sign expected: {test}"
     tests = (
         f"p_holm {row['p_holm']:.2g} and p_equivalence {row['p_equivalence']:.2g} > {alpha:g} "
         f"(margin {row['equivalence_margin']:g}); could have seen "
         f"{row['detectable_difference']:.2g} or more"
     )
     return "inconclusive", f"{basis}: {tests}"
-
-
-def _basis(row: Mapping[str, Any]) -> str:
-    """The difference, its interval and what it rests on."""
-    counts = [(row["n_draws"], "draw"), (row["n_seeds"], "seed")]
-    of = " x ".join(f"{n} {name}{'s' if n != 1 else ''}" for n, name in counts)
-    return (
-        f"variant minus trained {row['difference']:.4g} "
-        f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of the variant "
-        f"(the interval speaks of {row['speaks_of']})"
-    )
 
 
 def discriminating_power(
@@ -75,11 +62,7 @@ def discriminating_power(
 
     Over all sites and nulls of each subject, metric, explainer, scorer and SAE. Superiority and
     standardized differences are oriented so that more is trained on the expected side; where no
-    side is expected, away from no difference.
-
-    Args:
-        contrasts: rows of `contrasts`.
-        words: the verdict of each.
+    side is expected, away from no difference. `words` are the verdicts of the contrasts.
     """
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], str]]] = {}
@@ -102,18 +85,11 @@ def discriminating_power(
             if row["standard_error"] is not None
             for d in (row["difference"] / row["standard_error"],)
         ]
-        found.append(
-            {
-                **named,
-                "n_contrasts": len(members),
-                **{f"n_{word}": counts[word] for word in VERDICT_WORDS},
-                "separates_share": counts["separates"] / len(members),
-                "median_superiority": _median(superiority),
-                "median_standardized_difference": _median(standardized),
-            }
-        )
+        named["n_contrasts"] = len(members)
+        named |= {f"n_{word}": counts[word] for word in VERDICT_WORDS}
+        named["separates_share"] = counts["separates"] / len(members)
+        medians = {"superiority": superiority, "standardized_difference": standardized}
+        for name, numbers in medians.items():
+            named[f"median_{name}"] = float(np.median(numbers)) if numbers else None
+        found.append(named)
     return found
-
-
-def _median(numbers: list[float]) -> float | None:
-    return float(np.median(numbers)) if numbers else None

@@ -32,10 +32,7 @@ MEASURED: dict[str, tuple[str, ...]] = {"history": ("tokens_per_second",)}
 SCHEMAS: dict[str, pa.Schema] = {
     **{
         name: pa.schema(
-            [
-                *columns_of(*keys),
-                *(field for field in columns if field.name not in MEASURED.get(name, ())),
-            ]
+            [*columns_of(*keys), *(c for c in columns if c.name not in MEASURED.get(name, ()))]
         )
         for name, (keys, columns) in CELL_TABLES.items()
     },

@@ -28,12 +28,7 @@ _LOOK_OF = {
     "mlp_of_gaussian": "rerandomized_keep_embeddings",
 }
 _LOOKS_OF_WIDTHS = ("trained", "step0", "rerandomized", "rerandomized_keep_embeddings", "cascade")
-MEASURE_TITLES = {
-    "l0": "L0",
-    "l1": "L1",
-    "l1_over_sqrt_l2": "L1 / √L2",
-    "hoyer": "Hoyer",
-}
+MEASURE_TITLES = {"l0": "L0", "l1": "L1", "l1_over_sqrt_l2": "L1 / √L2", "hoyer": "Hoyer"}
 VARIANCES = {
     "explained_variance": "about the mean of the samples",
     "explained_variance_about_scalar": "about one scalar (the paper's)",
@@ -49,38 +44,31 @@ def averages(rows: Iterable[Row], columns: Iterable[str]) -> list[Row]:
 
     A column in which any seed has no value has none.
     """
-    groups: dict[tuple[str, int, float], list[Row]] = {}
+    keys, columns = ("data", "expansion", "l1_coefficient"), list(columns)
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = (row["data"], row["expansion"], row["l1_coefficient"])
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     found = []
-    for (data, expansion, coefficient), group in groups.items():
-        row = {"data": data, "expansion": expansion, "l1_coefficient": coefficient}
-        for column in columns:
-            values = [other[column] for other in group]
-            row[column] = None if None in values else fmean(values)
-        found.append(row)
+    for place, group in groups.items():
+        values = {column: [row[column] for row in group] for column in columns}
+        means = {name: None if None in own else fmean(own) for name, own in values.items()}
+        found.append(dict(zip(keys, place, strict=True)) | means)
     return found
 
 
 def pareto(rows: list[Row], variance: str, *, title: str) -> alt.VConcatChart:
     """Explained variance against each measure of sparsity, a line of panels per width.
 
-    Args:
-        rows: of the table `toy`, of one source.
-        variance: a key of `VARIANCES`.
-        title: of the figure.
+    Rows are those of the table `toy` of one source; `variance` is a key of `VARIANCES`.
     """
     n_seeds = len({row["seed"] for row in rows})
     true_l0 = [row["true_l0"] for row in rows if row["true_l0"] is not None]
     mean_true_l0 = fmean(true_l0) if true_l0 else None
     mean = [{**row, "y": row[variance]} for row in averages(rows, (*MEASURE_TITLES, variance))]
-    expansions = list(dict.fromkeys(row["expansion"] for row in mean))
     lines = []
-    for expansion in expansions:
+    for expansion, width in {row["expansion"]: row["n_latents"] for row in rows}.items():
         own = [row for row in mean if row["expansion"] == expansion]
         panels = [_pareto_panel(own, measure, mean_true_l0) for measure in MEASURE_TITLES]
-        width = next(row["n_latents"] for row in rows if row["expansion"] == expansion)
         heading = alt.Title(f"{width} latents", fontSize=13, offset=4)
         lines.append(alt.hconcat(*panels, spacing=22).properties(title=heading))
     subtitle = (
@@ -93,42 +81,25 @@ def pareto(rows: list[Row], variance: str, *, title: str) -> alt.VConcatChart:
 def _pareto_panel(rows: list[Row], measure: str, true_l0: float | None) -> alt.LayerChart:
     log = measure in LOGARITHMIC
     drawn = [
-        {
-            "data": LABELS[row["data"]],
-            "x": row[measure],
-            "y": row["y"],
-            "c": row["l1_coefficient"],
-        }
+        {"data": LABELS[row["data"]], "x": x, "y": y, "c": row["l1_coefficient"]}
         for row in rows
-        if row[measure] is not None
-        and row["y"] is not None
-        and row["y"] >= LOWEST
-        and (row[measure] > 0 or not log)
+        for x, y in ((row[measure], row["y"]),)
+        if x is not None and y is not None and y >= LOWEST and (x > 0 or not log)
     ]
     first = measure == next(iter(MEASURE_TITLES))
+    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=6)
+    axis = alt.Axis(tickCount=4, labelFlush=False, labelOverlap=True, format="~g", grid=False)
+    y_title = "Explained variance" if first else None
     base = alt.Chart(alt.InlineData(values=drawn)).encode(
-        x=alt.X(
-            "x:Q",
-            title=MEASURE_TITLES[measure],
-            scale=alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=6),
-            axis=alt.Axis(
-                tickCount=4, labelFlush=False, labelOverlap=True, format="~g", grid=False
-            ),
-        ),
-        y=alt.Y(
-            "y:Q",
-            title="Explained variance" if first else None,
-            scale=alt.Scale(domain=[LOWEST, 1]),
-        ),
+        x=alt.X("x:Q", title=MEASURE_TITLES[measure], scale=scale, axis=axis),
+        y=alt.Y("y:Q", title=y_title, scale=alt.Scale(domain=[LOWEST, 1])),
         color=_by_look(alt.Color, style.colour, legend=True),
     )
+    dash = _by_look(alt.StrokeDash, style.dash, legend=False)
+    shape = _by_look(alt.Shape, style.shape, legend=True)
     layers: list[Any] = [
-        base.mark_line(strokeWidth=1.6).encode(
-            order="c:Q", strokeDash=_by_look(alt.StrokeDash, style.dash, legend=False)
-        ),
-        base.mark_point(filled=True, size=26, opacity=1).encode(
-            shape=_by_look(alt.Shape, style.shape, legend=True)
-        ),
+        base.mark_line(strokeWidth=1.6).encode(order="c:Q", strokeDash=dash),
+        base.mark_point(filled=True, size=26, opacity=1).encode(shape=shape),
     ]
     if measure == "l0" and true_l0 is not None:
         rule = alt.Chart(alt.InlineData(values=[{"x": true_l0}]))
@@ -137,16 +108,10 @@ def _pareto_panel(rows: list[Row], measure: str, true_l0: float | None) -> alt.L
 
 
 def _by_look(channel: type[Any], look: Callable[[str], Any], *, legend: bool) -> Any:
-    return by_look(
-        channel,
-        look,
-        [LABELS[data] for data in DATA],
-        field="data",
-        looks=[_LOOK_OF[data] for data in DATA],
-        legend=alt.Legend(title=None, orient="top", columns=4, symbolOpacity=1, symbolStrokeWidth=0)
-        if legend
-        else None,
-    )
+    names, looks = [LABELS[data] for data in DATA], [_LOOK_OF[data] for data in DATA]
+    shown = alt.Legend(title=None, orient="top", columns=4, symbolOpacity=1, symbolStrokeWidth=0)
+    drawn = shown if legend else None
+    return by_look(channel, look, names, field="data", looks=looks, legend=drawn)
 
 
 RECOVERY = {
@@ -158,12 +123,15 @@ RECOVERY = {
 def recovery(rows: list[Row], *, title: str) -> alt.HConcatChart:
     """Mean max cosine to true features, and to their images, against the coefficient.
 
-    Args:
-        rows: of the table `toy`, of one source that has true features.
-        title: of the figure.
+    Rows are those of the table `toy` of one source that has true features.
     """
     panels = []
-    widths = sorted({row["n_latents"] for row in rows})
+    names = [str(width) for width in sorted({row["n_latents"] for row in rows})]
+    looks = list(islice(cycle(_LOOKS_OF_WIDTHS), len(names)))
+    axis = alt.Axis(tickCount=5, format="~g", labelOverlap=True, grid=False)
+    scale = alt.Scale(type="log", nice=False, padding=6)
+    legend = alt.Legend(title="latents", orient="top", symbolOpacity=1)
+    colour = by_look(alt.Color, style.colour, names, field="latents", looks=looks, legend=legend)
     for data, (column, at_start, name) in RECOVERY.items():
         own = [row for row in rows if row["data"] == data]
         latents = {row["expansion"]: row["n_latents"] for row in own}
@@ -177,28 +145,11 @@ def recovery(rows: list[Row], *, title: str) -> alt.HConcatChart:
             for row in averages(own, (column, at_start))
             for key in (column, at_start)
         ]
-        names = [str(width) for width in widths]
-        looks = list(islice(cycle(_LOOKS_OF_WIDTHS), len(names)))
+        y_title = "Mean max cosine" if data == "data" else None
         base = alt.Chart(alt.InlineData(values=drawn)).encode(
-            x=alt.X(
-                "x:Q",
-                title="L1 coefficient",
-                scale=alt.Scale(type="log", nice=False, padding=6),
-                axis=alt.Axis(tickCount=5, format="~g", labelOverlap=True, grid=False),
-            ),
-            y=alt.Y(
-                "y:Q",
-                title="Mean max cosine" if data == "data" else None,
-                scale=alt.Scale(domain=[0, 1]),
-            ),
-            color=by_look(
-                alt.Color,
-                style.colour,
-                names,
-                field="latents",
-                looks=looks,
-                legend=alt.Legend(title="latents", orient="top", symbolOpacity=1),
-            ),
+            x=alt.X("x:Q", title="L1 coefficient", scale=scale, axis=axis),
+            y=alt.Y("y:Q", title=y_title, scale=alt.Scale(domain=[0, 1])),
+            color=colour,
         )
         layers: list[Any] = [
             base.transform_filter("datum.trained").mark_line(strokeWidth=1.8, point=True),

@@ -50,11 +50,10 @@ def make_samples(params: TrainToyParams) -> Samples:
     def generators(purpose: str) -> torch.Generator:
         return torch_generator(params.seed, purpose, keys.source, keys.seed)
 
-    made = (
-        sharkey(source, generators)
-        if isinstance(source, SharkeySource)
-        else Samples(read_word_vectors(source))
-    )
+    if isinstance(source, SharkeySource):
+        made = sharkey(source, generators)
+    else:
+        made = Samples(read_word_vectors(source))
     if keys.data in ("gaussian", "mlp_of_gaussian"):
         assert params.gaussian is not None
         made = Samples(gaussian_control(made.x, params.gaussian, generators("toy_gaussian")))
@@ -75,20 +74,16 @@ def sharkey(source: SharkeySource, generators: Generators) -> Samples:
     active features have a coefficient from U[0, 1).
     """
     n, d, m = source.n_samples, source.d_input, source.n_true_features
-    directions = F.normalize(
-        torch.randn(m, d, dtype=torch.float64, generator=generators("toy_directions")), dim=1
-    )
+    normals = torch.randn(m, d, dtype=torch.float64, generator=generators("toy_directions"))
+    directions = F.normalize(normals, dim=1)
     mixing = mixing_matrix(source, generators("toy_covariance"))
     noise = torch.randn(n, m, dtype=torch.float64, generator=generators("toy_normals"))
     p = activation_probabilities(source, noise @ mixing.T)
     active = torch.rand(n, m, dtype=torch.float64, generator=generators("toy_active")) < p
     sizes = torch.rand(n, m, dtype=torch.float64, generator=generators("toy_coefficients"))
     x = (active * sizes) @ directions
-    return Samples(
-        x=x.float(),
-        directions=directions.float(),
-        mean_active=float(active.sum(dim=1).double().mean()),
-    )
+    mean_active = float(active.sum(dim=1).double().mean())
+    return Samples(x.float(), directions.float(), mean_active=mean_active)
 
 
 def mixing_matrix(source: SharkeySource, generator: torch.Generator) -> Tensor:
@@ -103,14 +98,10 @@ def mixing_matrix(source: SharkeySource, generator: torch.Generator) -> Tensor:
 
 
 def activation_probabilities(source: SharkeySource, normals: Tensor) -> Tensor:
-    """Probability of each true feature in each sample.
+    """Probability of each true feature in each sample, from z float64 [n, n_true_features].
 
     Phi(z_i)^(exponent * i) with i from 0, rescaled so that each sample's probabilities add up to
     `mean_active`, then cut off at 1, which takes from the sum what is above.
-
-    Args:
-        source: the generator's settings.
-        normals: z, float64 [n, n_true_features].
     """
     exponents = source.probability_exponent * torch.arange(normals.shape[1], dtype=torch.float64)
     p = torch.special.ndtr(normals) ** exponents
@@ -123,11 +114,8 @@ def gaussian_control(
 ) -> Tensor:
     """As many normal vectors as `x` has, float32 [n, d].
 
-    Args:
-        x: float32 [n, d].
-        how: `matched` has the mean and covariance of `x`; `scalar` has i.i.d. entries with the
-            mean and standard deviation of all entries of `x`.
-        generator: on the CPU.
+    `matched` have the mean and covariance of `x`; `scalar` have i.i.d. entries with the mean and
+    standard deviation of all entries of `x`.
     """
     noise = torch.randn(x.shape, dtype=torch.float64, generator=generator)
     if how == "scalar":
@@ -145,9 +133,8 @@ def random_network(
 ) -> Callable[[Tensor], Tensor]:
     """An untrained network d -> hidden_factor * d -> d with ReLU, as PyTorch initializes it.
 
-    It takes and returns float32 [n, d].
-
-    Weights and biases of `torch.nn.Linear` are U(-b, b) with b = 1 / sqrt(inputs).
+    It takes and returns float32 [n, d]. Weights and biases of `torch.nn.Linear` are U(-b, b) with
+    b = 1 / sqrt(inputs).
     """
     hidden = hidden_factor * d
 

@@ -72,28 +72,17 @@ def explained_variance(
 
 
 def mmcs(directions: Tensor, decoder: Tensor) -> float:
-    """Mean over directions of the largest cosine with any decoder row.
-
-    Args:
-        directions: [m, d].
-        decoder: [n_latents, d].
-    """
+    """Mean over directions [m, d] of the largest cosine with any decoder row [n_latents, d]."""
     cosines = F.normalize(directions.double(), dim=1) @ F.normalize(decoder.double(), dim=1).T
     return float(cosines.max(dim=1).values.mean())
 
 
 @torch.no_grad()
 def evaluate(weights: Weights, scaled: Standardized, x: Tensor) -> dict[str, Any]:
-    """Measures of one SAE on held-out vectors.
+    """Measures of one SAE on held-out vectors: standardized, and x as they came, float32 [n, d].
 
-    Args:
-        weights: one SAE.
-        scaled: the vectors, standardized.
-        x: the same as they came, float32 [n, d], on the SAE's device.
-
-    Returns:
-        `mse` (mean over entries), both explained variances, what `sparsity` says of the codes, and
-        `alive_share`, the share of the latents that fired on any sample.
+    `mse` (mean over entries), both explained variances, what `sparsity` says of the codes, and
+    `alive_share`, the share of the latents that fired on any sample.
     """
     n_latents = weights.encoder.shape[2]
     rows = max(1, CHUNK_ENTRIES // n_latents)

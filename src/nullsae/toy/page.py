@@ -19,7 +19,7 @@ from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.render import to_svg
 from nullsae.tables import read_table, write_table
 from nullsae.tables.toy import SWEEP, TOY
-from nullsae.toy.charts import LABELS, VARIANCES, Row, pareto, recovery
+from nullsae.toy.charts import LABELS, MEASURE_TITLES, VARIANCES, Row, pareto, recovery
 
 TEMPLATES = Path(__file__).parent / "templates"
 LEVELS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -28,10 +28,6 @@ LEVELS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 def report_toy(params: ReportToyParams, root: Path) -> None:
     """Join all sweeps into `paths.TOY_TABLE`, draw the figures, write `paths.TOY_PAGE`.
-
-    Args:
-        params: the section, and the formats of figures.
-        root: the folder that holds `results`.
 
     Raises:
         UserError: a sweep is missing, damaged or made by another version.
@@ -60,9 +56,7 @@ def report_toy(params: ReportToyParams, root: Path) -> None:
                 "at_equal_l0": [
                     (words, at_equal_l0(own, variance)) for variance, words in VARIANCES.items()
                 ],
-                "figures": [
-                    in_page(svg, figure, title) for figure, (title, svg) in figures.items()
-                ],
+                "figures": [in_page(svg, key, title) for key, (title, svg) in figures.items()],
             }
         )
     write_page(
@@ -80,16 +74,10 @@ def report_toy(params: ReportToyParams, root: Path) -> None:
 
 def _figures(toy: Toy, name: str, rows: list[Row]) -> dict[str, tuple[str, str]]:
     """Title and SVG of each figure of a source, by its name in `config.toy.toy_figures`."""
+    titles = (f"What SAEs keep: {name}", f"What SAEs keep, by the paper's measure: {name}")
     found = {}
-    for figure, variance, title in (
-        (f"toy.{name}", "explained_variance", f"What SAEs keep: {name}"),
-        (
-            f"toy.{name}_scalar",
-            "explained_variance_about_scalar",
-            f"What SAEs keep, by the paper's measure: {name}",
-        ),
-    ):
-        found[figure] = (title, to_svg(pareto(rows, variance, title=title)))
+    for suffix, variance, title in zip(("", "_scalar"), VARIANCES, titles, strict=True):
+        found[f"toy.{name}{suffix}"] = (title, to_svg(pareto(rows, variance, title=title)))
     if isinstance(toy.sources[name], SharkeySource):
         title = f"What SAEs find: {name}"
         found[f"toy.{name}_mmcs"] = (title, to_svg(recovery(rows, title=title)))
@@ -111,25 +99,16 @@ def of_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for data in DATA:
         # One row per seed: all of its SAEs saw the same vectors.
         by_seed = {row["seed"]: row for row in rows if row["data"] == data}
-        columns = ("data_l0", "data_l1", "data_l1_over_sqrt_l2", "data_hoyer")
-        of_mean = mean_and_sd(row["explained_variance_of_mean"] for row in by_seed.values())
-        found.append(
-            {
-                "data": data,
-                "explained_variance_of_mean": of_mean[0],
-                **{c: mean_and_sd(row[c] for row in by_seed.values())[0] for c in columns},
-            }
-        )
+        columns = ("explained_variance_of_mean", *(f"data_{measure}" for measure in MEASURE_TITLES))
+        means = {c: mean_and_sd(row[c] for row in by_seed.values())[0] for c in columns}
+        found.append({"data": data, **means})
     return found
 
 
 def interpolated(l0: Sequence[float], values: Sequence[float | None], at: float) -> float | None:
-    """The value at one L0, linear in log L0 between the points of a sweep.
+    """The value at one L0, linear in log L0 between the SAEs of a sweep; None outside of it.
 
-    Args:
-        l0: of each SAE of the sweep, in any order; those of 0 and without a value are left out.
-        values: of the same SAEs.
-        at: where; None outside of the sweep.
+    SAEs with an L0 of 0 and those without a value are left out.
     """
     points = sorted((x, y) for x, y in zip(l0, values, strict=True) if x > 0 and y is not None)
     if not points or not points[0][0] <= at <= points[-1][0]:
@@ -156,15 +135,12 @@ def at_equal_l0(rows: Sequence[Row], variance: str) -> list[dict[str, Any]]:
                 at[data, seed] = interpolated(
                     [row["l0"] for row in of_sae], [row[variance] for row in of_sae], level
                 )
-            gaps = [_difference(at["data", s], at["gaussian", s]) for s in seeds]
-            mlp_gaps = [_difference(at["mlp_of_data", s], at["mlp_of_gaussian", s]) for s in seeds]
             row: dict[str, Any] = {"n_latents": own[0]["n_latents"], "l0": level}
-            for data in DATA:
-                row[data] = mean_and_sd(at[data, seed] for seed in seeds)[0]
-            row |= {"gap": mean_and_sd(gaps), "mlp_gap": mean_and_sd(mlp_gaps)}
+            row |= {data: mean_and_sd(at[data, seed] for seed in seeds)[0] for data in DATA}
+            for gap, one, other in (("gap", *DATA[:2]), ("mlp_gap", *DATA[2:])):
+                pairs = [(at[one, seed], at[other, seed]) for seed in seeds]
+                row[gap] = mean_and_sd(
+                    a - b if a is not None and b is not None else None for a, b in pairs
+                )
             found.append(row)
     return found
-
-
-def _difference(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other

@@ -44,11 +44,8 @@ def sweep(
     train, heldout = _split(samples.x, params)
     n_latents = keys.expansion * train.shape[1]
     # The same start for all data of a source, so that they differ in nothing else.
-    start = start_weights(
-        train.shape[1],
-        n_latents,
-        torch_generator(params.seed, "toy_start", keys.source, keys.expansion, keys.seed),
-    )
+    key = ("toy_start", keys.source, keys.expansion, keys.seed)
+    start = start_weights(train.shape[1], n_latents, torch_generator(params.seed, *key))
 
     def order(epoch: int) -> Tensor:
         generator = torch_generator(params.seed, "toy_order", keys.source, keys.seed, epoch)
@@ -60,14 +57,13 @@ def sweep(
     )
     x = heldout.to(device)
     scaled = standardize(x)
+    of_data = sparsity(norms(heldout), heldout.shape[1])  # in the vectors' own basis
     own = {
-        "n_latents": n_latents,
-        "d_input": train.shape[1],
-        "n_train": len(train),
-        "n_heldout": len(heldout),
+        **{"n_latents": n_latents, "d_input": train.shape[1]},
+        **{"n_train": len(train), "n_heldout": len(heldout)},
         "explained_variance_of_mean": explained_variance(x, scaled.mean.expand_as(x)),
         "true_l0": samples.mean_active if samples.directions is not None else None,
-        **_of_data(heldout),
+        **{f"data_{name}": of_data[name] for name in MEASURES},
     }
     return [
         {
@@ -94,18 +90,10 @@ def _split(x: Tensor, params: TrainToyParams) -> tuple[Tensor, Tensor]:
     return x[order[n_heldout:]], x[order[:n_heldout]]
 
 
-def _of_data(x: Tensor) -> dict[str, float | None]:
-    """Sparsity of the vectors themselves, in their own basis."""
-    found = sparsity(norms(x), x.shape[1])
-    return {f"data_{name}": found[name] for name in MEASURES}
-
-
 def _recovered(samples: Samples, decoder: Tensor, start: Weights) -> dict[str, float | None]:
     """Mean max cosine of decoder rows to true features or images, before and after training."""
-    true, images, first = samples.directions, samples.images, start.decoder[0]
     return {
-        "mmcs": None if true is None else mmcs(true, decoder),
-        "mmcs_at_start": None if true is None else mmcs(true, first),
-        "image_mmcs": None if images is None else mmcs(images, decoder),
-        "image_mmcs_at_start": None if images is None else mmcs(images, first),
+        f"{name}{when}": None if true is None else mmcs(true, rows)
+        for name, true in (("mmcs", samples.directions), ("image_mmcs", samples.images))
+        for when, rows in (("", decoder), ("_at_start", start.decoder[0]))
     }

@@ -27,13 +27,6 @@ class Weights:
     decoder: Tensor
     """[C, n_latents, d], unit rows when it is used."""
 
-    def __len__(self) -> int:
-        return len(self.encoder)
-
-    def repeated(self, n: int) -> Weights:
-        """The weights of the first SAE, n times."""
-        return Weights(*(t[:1].repeat(n, 1, 1) for t in self.tensors))
-
     def one(self, index: int) -> Weights:
         """The weights of one SAE."""
         return Weights(*(tensor[index : index + 1] for tensor in self.tensors))
@@ -70,24 +63,20 @@ def standardize(x: Tensor) -> Standardized:
 def start_weights(d: int, n_latents: int, generator: torch.Generator) -> Weights:
     """One SAE before training: encoder as `torch.nn.Linear` starts, decoder orthogonal.
 
-    Args:
-        d: dimensions of the input.
-        n_latents: width, at least d.
-        generator: on the CPU.
+    `d` is the dimension of the input, `n_latents` the width, at least d.
     """
     bound = 1 / math.sqrt(d)
-
-    def draw(*shape: int) -> Tensor:
-        return (2 * torch.rand(*shape, generator=generator) - 1) * bound
-
-    encoder, bias = draw(1, d, n_latents), draw(1, 1, n_latents)
+    encoder, bias = (
+        (2 * torch.rand(shape, generator=generator) - 1) * bound
+        for shape in ((1, d, n_latents), (1, 1, n_latents))
+    )
     rows = torch.nn.init.orthogonal_(torch.empty(n_latents, d), generator=generator)
     return Weights(encoder, bias, F.normalize(rows, dim=1)[None])
 
 
 def encode(weights: Weights, x: Standardized) -> Tensor:
     """Codes [C, n, n_latents] of standardized vectors: ReLU(z W + b)."""
-    z = x.z.expand(len(weights), *x.z.shape)
+    z = x.z.expand(len(weights.encoder), *x.z.shape)
     return F.relu(torch.baddbmm(weights.bias, z, weights.encoder))
 
 
@@ -122,7 +111,8 @@ def train_together(
         The trained SAEs, in the order of the coefficients, decoder rows of unit norm.
     """
     scaled = standardize(x)
-    weights = Weights(*(t.to(x.device) for t in start.repeated(len(coefficients)).tensors))
+    n = len(coefficients)
+    weights = Weights(*(tensor[:1].repeat(n, 1, 1).to(x.device) for tensor in start.tensors))
     penalty = torch.tensor(coefficients, dtype=x.dtype, device=x.device)
     for tensor in weights.tensors:
         tensor.requires_grad_(True)

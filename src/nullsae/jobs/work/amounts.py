@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from nullsae.config.model_size import Size
+from nullsae.config.model_size import BYTES, Size
 from nullsae.config.saes import Sae, recipe_name
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.study import Config
@@ -17,6 +18,12 @@ HIT_PASSES, ADAM_BYTES = 5, 40
 STEP_SECONDS = 1.5e-3
 # Passes over the logits of a token in float32, for a loss.
 LOGIT_PASSES = 6
+# What adds up over the parts of a job.
+SUMMED = ("forward_flops", "forward_elements", "product_flops", "moved_bytes", "host_seconds")
+# Copies of a batch's logits: as the model gives them, in float32, their logarithms, the loss.
+LOGIT_COPIES = 4
+# An SAE's batch outside training, and the entries of its pre-activations at once.
+BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS = 4096, 2**20, 256
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Work:
     """That stay."""
     work_bytes: float = 0.0
     """That it keeps in `results/work` until it ends."""
+    held_bytes: float = 0.0
+    """Of memory that it holds at its highest, beside Python and its libraries."""
     gpu: bool = False
     """Whether it runs on the GPU where there is one."""
     dtype: str = "float32"
@@ -78,6 +87,10 @@ class SizedStudy:
     judges: Mapping[str, Size] = field(default_factory=dict)
     """Of the models that scorers run in their jobs, by scorer."""
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.config.compute.device == "cpu"
+
     def corpus(self, keys: Keys) -> CorpusSize:
         """Of a job's subject."""
         return self.corpora[self.config.subjects[keys["subject"]].corpus]
@@ -101,6 +114,23 @@ class SizedStudy:
 
     def recipe(self, keys: Keys) -> Sae:
         return self.config.saes[recipe_name(keys["sae"])]
+
+    def sae(self, keys: Keys) -> tuple[Sae, int, int]:
+        """Recipe, width of its site, and latents of an SAE."""
+        recipe = self.recipe(keys)
+        return recipe, self.sizes[keys["subject"]].d_model, self.width(keys, recipe)
+
+    def chunk(self, keys: Keys) -> int:
+        """Tokens that are captured, sampled or read at once."""
+        kept = self.cached(keys, keys.get("split", "sae_train"))
+        return min(self.config.activations.shard_tokens, kept)
+
+    def pass_bytes(self, keys: Keys, n_contexts: int, *, head: bool) -> float:
+        """A subject and one batch through it: a block's tensors, about 20 d numbers a token."""
+        size, tokens = self.sizes[keys["subject"]], n_contexts * self.context_tokens(keys)
+        batch = tokens * 20.0 * size.d_model * BYTES[size.dtype]
+        logits = tokens * size.vocab_size * 4.0 * LOGIT_COPIES if head else 0.0
+        return size.weight_bytes + batch + logits
 
     def width(self, keys: Keys, recipe: Sae) -> int:
         """Latents of an SAE; 16 times the site's width for a pretrained one, which alone knows."""
@@ -142,16 +172,17 @@ def forward(
     )
 
 
-def together(*parts: Work, **given: object) -> Work:
-    """The sum of several parts of one job; `given` says the rest."""
-    names = ("forward_flops", "forward_elements", "product_flops", "moved_bytes", "host_seconds")
-    sums: dict[str, object] = {name: sum(getattr(p, name) for p in parts) for name in names}
-    sums["tokens"] = sum(p.tokens for p in parts)
-    sums["dtype"] = next((p.dtype for p in parts if p.forward_flops), "float32")
-    for name in names:
-        if name in given:
-            sums[name] = float(sums[name]) + float(given.pop(name))  # type: ignore[arg-type]
-    return Work(**{**sums, **given})  # type: ignore[arg-type]
+def together(*parts: Work, **given: Any) -> Work:
+    """The sum of several parts of one job; `given` is added, or says what is no sum."""
+    added = {n: sum(getattr(part, n) for part in parts) + given.pop(n, 0.0) for n in SUMMED}
+    dtype = next((part.dtype for part in parts if part.forward_flops), "float32")
+    return Work(**{"tokens": sum(part.tokens for part in parts), "dtype": dtype, **added, **given})
+
+
+def shared(whole: Work, n_jobs: int) -> Work:
+    """One of n jobs that share one's work, whose result another job keeps."""
+    parts = {name: getattr(whole, name) / n_jobs for name in SUMMED}
+    return replace(whole, **parts, tokens=whole.tokens // n_jobs, written_bytes=0.0)
 
 
 def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
@@ -189,3 +220,9 @@ def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
 def sae_bytes(d: int, m: int) -> float:
     """sae.safetensors: two matrices and two vectors in float32."""
     return 4.0 * (2.0 * m * d + m + d)
+
+
+def coding_bytes(recipe: Sae, d: int, m: int) -> float:
+    """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
+    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
+    return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)

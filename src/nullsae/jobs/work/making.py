@@ -1,23 +1,26 @@
 """Formulas of the rules that make what is measured: corpora, subjects, activations, SAEs.
 
-Constants in seconds are of one core of the reference CPU.
+Constants in seconds are of one core of the reference CPU. d is the width of a subject, m the
+latents of an SAE.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from nullsae.config.corpora import BuiltinSource, TrainedTokenizer
+from nullsae.config.corpora import BuiltinSource, HubSource, TrainedTokenizer
 from nullsae.config.model_size import BYTES
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.work.amounts import (
+    LOGIT_COPIES,
     SizedStudy,
     Work,
     blocks_to,
     forward,
     sae_bytes,
+    shared,
     together,
     training,
 )
@@ -28,26 +31,44 @@ POSITION_BYTES = 8
 TOKEN_BYTES = 8
 NEWTON_SCHULZ_STEPS = 5
 EVALUATED_LAYERS_TOKENS = 8_192
-
-
-def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
-    """Read, hash, tokenize, pack, and count pairs of tokens for the bigram's loss."""
-    corpus, size = study.config.corpora[keys["corpus"]], study.corpora[keys["corpus"]]
-    seconds = size.read_tokens * TOKENIZE_SECONDS
-    if isinstance(corpus.tokenizer, TrainedTokenizer):
-        seconds += size.read_tokens * TRAIN_TOKENIZER_SECONDS
-    if isinstance(corpus.source, BuiltinSource) and corpus.source.name == "stdlib":
-        seconds += STDLIB_SECONDS
-    n = size.sae_train_tokens + size.eval_tokens
-    seconds += min(size.sae_train_tokens, NGRAM_TOKENS) * NGRAM_SECONDS
-    return Work(
-        tokens=n, host_seconds=seconds, written_bytes=n * TOKEN_BYTES, imports="transformers"
-    )
-
-
 # Per token, measured: docs/plan.md.
 TOKENIZE_SECONDS, TRAIN_TOKENIZER_SECONDS, NGRAM_SECONDS = 1.0e-6, 1.0e-6, 0.7e-6
 STDLIB_SECONDS, NGRAM_TOKENS = 4.3, 10_000_000
+# Calls of forward, backward and optimizers in one block, whatever its size.
+BLOCK_STEP_SECONDS = 4e-3
+# Two draws, moments, correlations and checksums of an entry.
+GATE_SECONDS = 1.2e-7
+NORMAL_SECONDS = 6e-9
+# The loss of a variant is taken over so many contexts, and so many bytes of logits, at once.
+LOSS_CONTEXTS, LOSS_LOGIT_BYTES = 32, 2**28
+# Activations of a chunk: one captured, one written, both permuted or pinned.
+CHUNK_COPIES = 4
+# Tokens that an SAE's start is fitted to.
+SAMPLE_TOKENS = 32_768
+
+
+def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
+    """Read, hash, tokenize, pack, and count pairs of tokens for the bigram's loss.
+
+    Held: texts unless they are streamed, twice while sorted; 12 bytes per packed token; pairs.
+    """
+    corpus, size = study.config.corpora[keys["corpus"]], study.corpora[keys["corpus"]]
+    source, counted = corpus.source, min(size.sae_train_tokens, NGRAM_TOKENS)
+    seconds = size.read_tokens * TOKENIZE_SECONDS
+    if isinstance(corpus.tokenizer, TrainedTokenizer):
+        seconds += size.read_tokens * TRAIN_TOKENIZER_SECONDS
+    if isinstance(source, BuiltinSource) and source.name == "stdlib":
+        seconds += STDLIB_SECONDS
+    n = size.sae_train_tokens + size.eval_tokens
+    streamed = isinstance(source, HubSource) and source.streaming
+    texts = 0.0 if streamed else 12.0 * size.read_tokens
+    return Work(
+        tokens=n,
+        host_seconds=seconds + counted * NGRAM_SECONDS,
+        written_bytes=n * TOKEN_BYTES,
+        held_bytes=texts + 12.0 * max(size.sae_train_tokens, size.eval_tokens) + 24.0 * counted,
+        imports="transformers",
+    )
 
 
 def publishing(study: SizedStudy, keys: Keys) -> Work:
@@ -56,70 +77,78 @@ def publishing(study: SizedStudy, keys: Keys) -> Work:
     n_eval = study.corpus(keys).eval_tokens
     health = min(EVALUATED_LAYERS_TOKENS, n_eval)
     d = float(size.d_model)
-    spectra = size.n_layers * (2 * 2.0 * d * d * health + 2 * 10.0 * d**3)
     return together(
         forward(size, n_eval, context, head=True),
         forward(size, health, context),
-        product_flops=spectra,
+        product_flops=size.n_layers * (2 * 2.0 * d * d * health + 2 * 10.0 * d**3),
         moved_bytes=8.0 * size.weight_bytes,
         written_bytes=size.weight_bytes,
     )
 
 
 def train_subject(study: SizedStudy, keys: Keys) -> Work:
-    """Forward and backward, three forward passes (Kaplan et al. 2020), and Muon's iteration."""
+    """Forward and backward, three forward passes (Kaplan et al. 2020), and Muon's iteration.
+
+    Held: six times the weights (gradients, two moments, the start, a checkpoint), and a batch: 68 d
+    + 10 T heads bytes per token and block in float32, T the tokens of a context: twice table 2 of
+    Korthikanti et al. 2022 (arXiv 2205.05198), which is for half precision.
+    """
     source, size = study.config.subjects[keys["subject"]].source, study.sizes[keys["subject"]]
     assert isinstance(source, TrainSource)
     context, d = study.context_tokens(keys), float(size.d_model)
-    n_tokens = source.steps * source.batch_contexts * context
-    once = forward(size, n_tokens, context, head=True)
+    once = forward(size, source.steps * source.batch_contexts * context, context, head=True)
     # Matrices r x c, r <= c: X X^T, its square, and their product with X, five times a step.
     shapes = ((d, 3 * d), (d, d), (d, 4 * d), (d, 4 * d))
     muon = sum(4 * r * r * c + 2 * r**3 for r, c in shapes) * NEWTON_SCHULZ_STEPS * size.n_layers
     published = publishing(study, keys)
+    token = size.n_layers * (68.0 * d + 10.0 * context * source.n_heads)
+    token += 4.0 * LOGIT_COPIES * size.vocab_size
     return together(
         *(once, once, once, published, published),
         product_flops=source.steps * muon,
         host_seconds=source.steps * size.n_layers * BLOCK_STEP_SECONDS,
         written_bytes=2 * published.written_bytes,
+        held_bytes=24.0 * size.n_parameters + source.batch_contexts * context * token,
         imports="all",
         gpu=True,
     )
 
 
-# Calls of forward, backward and optimizers in one block, whatever its size.
-BLOCK_STEP_SECONDS = 4e-3
-
-
 def randomize_model(study: SizedStudy, keys: Keys) -> Work:
-    """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread."""
-    size = study.sizes[keys["subject"]]
+    """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread.
+
+    Held: twice the weights, and 49 bytes per entry of the largest tensor while gates compare it,
+    measured at 168 MB of weights. Logits of the loss come after, and need less than the gates.
+    """
+    size, variant = study.sizes[keys["subject"]], VARIANTS[keys["variant"]]
     published = publishing(study, keys)
-    drawn = VARIANTS[keys["variant"]].changes_weights
-    gates = size.n_parameters * (GATE_SECONDS if drawn else 0.0)
+    logits = LOSS_CONTEXTS * study.context_tokens(keys) * size.vocab_size * 4
+    compared = 49.0 * size.largest_tensor * (not variant.fixed)
     return together(
         published,
-        host_seconds=gates,
+        host_seconds=size.n_parameters * (GATE_SECONDS if variant.changes_weights else 0.0),
         written_bytes=published.written_bytes,
+        held_bytes=2.0 * size.weight_bytes + max(compared, 4.0 * min(LOSS_LOGIT_BYTES, logits)),
         imports="transformers",
         gpu=True,
     )
 
 
-# Two draws, moments, correlations and checksums of an entry.
-GATE_SECONDS = 1.2e-7
-
-
 def capture(study: SizedStudy, keys: Keys) -> Work:
-    """One pass as far as the deepest site, and all sites written with their checksums."""
+    """One pass as far as the deepest site, and all sites written with their checksums.
+
+    Held: a subject, a batch, and two chunks of all sites, each twice (pinned, or permuted).
+    """
     n, size = study.cached(keys, keys["split"]), study.sizes[keys["subject"]]
-    sites = study.config.subjects[keys["subject"]].sites
-    row = size.d_model * BYTES[study.config.activations.dtype] + POSITION_BYTES
+    settings, sites = study.config.activations, study.config.subjects[keys["subject"]].sites
+    row = size.d_model * BYTES[settings.dtype] + POSITION_BYTES
     deepest = max(blocks_to(site, size) for site in sites)
+    chunks = CHUNK_COPIES * len(sites) * study.chunk(keys) * row
     return together(
         forward(size, n, study.context_tokens(keys), blocks=deepest),
         moved_bytes=8.0 * n * row * len(sites),
         written_bytes=float(n * row * len(sites)),
+        held_bytes=study.pass_bytes(keys, settings.batch_contexts, head=False) + chunks,
         imports="transformers",
         gpu=True,
     )
@@ -138,67 +167,86 @@ def cache_activations(study: SizedStudy, keys: Keys) -> Work:
     return Work(written_bytes=whole.written_bytes, imports="torch")
 
 
-def shared(whole: Work, n_jobs: int) -> Work:
-    """One of n jobs that share one's work, whose result another job keeps."""
-    names = ("forward_flops", "forward_elements", "product_flops", "moved_bytes", "host_seconds")
-    parts = {name: getattr(whole, name) / n_jobs for name in names}
-    return replace(whole, **parts, tokens=whole.tokens // n_jobs, written_bytes=0.0)
-
-
 def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
-    """Covariance in float64, its root, and a product for each vector; noise is drawn on the CPU."""
-    n, d = study.cached(keys, keys["split"]), float(study.sizes[keys["subject"]].d_model)
+    """Covariance in float64, its root, and a product for each vector; noise is drawn on the CPU.
+
+    Held: a chunk, a covariance and its root, the ids of all tokens, means of each.
+    """
+    size = study.sizes[keys["subject"]]
+    n, d = study.cached(keys, keys["split"]), float(size.d_model)
     fitted = study.cached(keys, "sae_train")
     sites = len(study.config.subjects[keys["subject"]].sites)
-    row = d * BYTES[study.config.activations.dtype] + POSITION_BYTES
+    number = BYTES[study.config.activations.dtype]
+    row = d * number + POSITION_BYTES
+    tokens = 8.0 * study.corpus(keys).of(keys["split"]) + 128.0 * size.vocab_size
     return Work(
         tokens=n,
         product_flops=sites * (4.0 * d * d * fitted + 20.0 * d**3 + 2.0 * d * d * n),
         moved_bytes=8.0 * n * row * sites,
         host_seconds=sites * n * d * NORMAL_SECONDS,
         written_bytes=n * row * sites,
+        held_bytes=CHUNK_COPIES * study.chunk(keys) * d * number + 80.0 * d**2 + tokens,
         imports="torch",
         gpu=True,
     )
 
 
-NORMAL_SECONDS = 6e-9
-
-
 def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
-    """The SAEs of one job, on cached or live activations."""
+    """The SAEs of one job, on cached or live activations.
+
+    Held: all SAEs with gradients and moments on the CPU; on a GPU, a checkpoint of one, which
+    copies weights and two moments, three times an SAE, to the host at once; an SAE is scaled into a
+    copy when it is written. Beside them the start of the data, and blocks of it.
+    """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
-    d, n = size.d_model, study.trained_tokens(keys)
-    cached = study.cached(keys, "sae_train")
-    written = held = 0.0
+    d, n, cached = size.d_model, study.trained_tokens(keys), study.cached(keys, "sae_train")
+    written = kept = steps = copies = fitting = 0.0
     stepwise = False
     for cell in cells:
-        recipe = study.recipe(cell)
-        m = study.width(cell, recipe)
-        written += sae_bytes(d, m) * (1 + len(recipe.checkpoints))
+        recipe, _, m = study.sae(cell)
+        one = sae_bytes(d, m)
+        written += one * (1 + len(recipe.checkpoints))
+        if not recipe.origin.trained or recipe.pretrained is not None:
+            fitting = max(fitting, 3 * one + 32.0 * d * d)
+        else:
+            copies = max(copies, one * (1 if study.on_cpu else 3))
+            if study.on_cpu:
+                steps += recipe.training().step_bytes(recipe, d_model=d, n_latents=m, k=recipe.kept)
         fetched = recipe.pretrained is not None and cell["variant"] == "trained"
         if fetched or not recipe.origin.trained:
             fitted = recipe.origin.fit_flops(d, cached)
             parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
             continue
         stepwise = True
-        held += 3 * sae_bytes(d, m)
+        kept += 3 * one
         parts.append(training(recipe, d, m, n))
         parts.append(Work(tokens=n * recipe.epochs, moved_bytes=20.0 * n * d * recipe.epochs))
-    if settings.mode == "stream" and stepwise:
-        sites = list(dict.fromkeys(cell["site"] for cell in cells))
-        epochs = max(study.recipe(cell).epochs for cell in cells)
+    sites = list(dict.fromkeys(cell["site"] for cell in cells))
+    recipes, stream = [study.recipe(cell) for cell in cells], settings.mode == "stream"
+    if stream and stepwise:
+        epochs = max(recipe.epochs for recipe in recipes)
         if not has_model(keys["variant"]):
             drawn = float(n * epochs * len(sites))
             live = Work(product_flops=2.0 * d * d * drawn, host_seconds=drawn * d * NORMAL_SECONDS)
         else:
             deepest = max(blocks_to(site, size) for site in sites)
             live = forward(size, n * epochs, study.context_tokens(keys), blocks=deepest)
-        parts.append(Work(**{**live.__dict__, "tokens": 0}))
-    imports = "all" if any(part.forward_flops for part in parts) else "optimizer"
-    imports = imports if stepwise else "torch"
-    return together(*parts, written_bytes=written, work_bytes=held, imports=imports, gpu=True)
+        parts.append(replace(live, tokens=0))
+    start = len(sites) * d * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
+    held = max(steps + copies, fitting) + start
+    held += 2.0 * len(sites) * study.chunk(keys) * d * BYTES[settings.dtype]
+    if stream and has_model(keys["variant"]):
+        held += study.pass_bytes(keys, settings.batch_contexts, head=False)
+    live_pass = any(part.forward_flops for part in parts)
+    return together(
+        *parts,
+        written_bytes=written,
+        work_bytes=kept,
+        held_bytes=held,
+        imports="torch" if not stepwise else "all" if live_pass else "optimizer",
+        gpu=True,
+    )
 
 
 def train_sae(study: SizedStudy, keys: Keys) -> Work:
@@ -207,7 +255,7 @@ def train_sae(study: SizedStudy, keys: Keys) -> Work:
 
 
 def take_checkpoint(study: SizedStudy, keys: Keys) -> Work:
-    """A copy."""
-    size = study.sizes[keys["subject"]]
-    written = sae_bytes(size.d_model, study.width(keys, study.recipe(keys)))
-    return Work(moved_bytes=4 * written, written_bytes=written, imports="torch")
+    """A copy: files are copied, and one is read once."""
+    _, d, m = study.sae(keys)
+    written = sae_bytes(d, m)
+    return Work(moved_bytes=4 * written, written_bytes=written, held_bytes=written, imports="torch")

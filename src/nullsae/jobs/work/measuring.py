@@ -1,30 +1,55 @@
 """Formulas of the rules that measure: SAEs, latents, explanations, tables, figures.
 
-Constants in seconds are of one core of the reference CPU.
+Constants in seconds are of one core of the reference CPU. d is the width of a subject, m the
+latents of an SAE.
 """
 
 from __future__ import annotations
 
 from nullsae.config.variants import has_model
 from nullsae.jobs.autointerp import is_shared_out
-from nullsae.jobs.grid import Keys, cross_cells, matched_cells
-from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
-from nullsae.jobs.work.making import shared
+from nullsae.jobs.grid import Keys, cross_cells, matched_cells, sae_cells
+from nullsae.jobs.work.amounts import (
+    LOGIT_COPIES,
+    SizedStudy,
+    Work,
+    coding_bytes,
+    encoding,
+    forward,
+    sae_bytes,
+    shared,
+    together,
+)
+from nullsae.jobs.work.making import LOSS_LOGIT_BYTES
 
-COVARIANCE_TOKENS = 65_536
+COVARIANCE_TOKENS, FIDELITY_CONTEXTS = 65_536, 16
+ASSIGNMENT_SECONDS = 4e-8
+FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
+LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
+# Firings that are sorted at once, and what the search for silent windows holds.
+SORTED_BYTES, CO_OCCURRING_BYTES = 150 * 2**19, 30.0 * 2**19
+EXPLANATION_SECONDS, JUDGED_SECONDS = 4e-3, 4.5e-5
+METRICS_PER_SAE, METRICS_PER_SCORE = 8, 4
+ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
+FIGURE_SECONDS = 0.21
 
 
 def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
-    """Reconstruct `eval`; means per token; geometry of the decoder; four passes for fidelity."""
-    size, recipe = study.sizes[keys["subject"]], study.recipe(keys)
-    d, n, cached = size.d_model, study.cached(keys, "eval"), study.cached(keys, "sae_train")
-    m = study.width(keys, recipe)
-    parts = [encoding(recipe, d, m, n)]
+    """Reconstruct `eval`; means per token; geometry of the decoder; four passes for fidelity.
+
+    Held: the SAE and means of each token; a block of cosines (8 m d for directions, 16 MiB, 8 d^2
+    for a spectrum), then a subject with clean and other logits.
+    """
+    size, (recipe, d, m) = study.sizes[keys["subject"]], study.sae(keys)
+    n, cached = study.cached(keys, "eval"), study.cached(keys, "sae_train")
+    parts, passes = [encoding(recipe, d, m, n)], 0.0
     with_model = has_model(keys["variant"])
     if with_model:
         fidelity = min(study.config.evaluation.fidelity_tokens, n)
         parts += 4 * [forward(size, fidelity, study.context_tokens(keys), head=True)]
         parts.append(encoding(recipe, d, m, fidelity))
+        passes = study.pass_bytes(keys, FIDELITY_CONTEXTS, head=True)
+    geometry = 8.0 * m * d + 2**24 + 24.0 * d * d
     return together(
         *parts,
         tokens=n + sum(part.tokens for part in parts),
@@ -34,6 +59,7 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         + 20.0 * float(d) ** 3,
         # Sums in float64 over what goes in and comes out, and over what means are fitted to.
         moved_bytes=(n * 160.0 + (n + cached) * 80.0) * d,
+        held_bytes=coding_bytes(recipe, d, m) + 12.0 * size.vocab_size * d + max(geometry, passes),
         imports="transformers" if with_model else "torch",
         written_bytes=2e4,
         gpu=True,
@@ -42,46 +68,58 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
 
 def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
     """Reconstruct some of `eval` of each variant."""
-    size, recipe = study.sizes[keys["subject"]], study.recipe(keys)
+    recipe, d, m = study.sae(keys)
     limit = study.config.evaluation.cross_tokens or 0
     n = min(limit, study.cached(keys, "eval")) * len(cross_cells(study.config, keys))
-    part = encoding(recipe, size.d_model, study.width(keys, recipe), n)
-    moved = n * 160.0 * size.d_model
-    return together(part, tokens=n, moved_bytes=moved, imports="torch", written_bytes=2e4, gpu=True)
+    return together(
+        encoding(recipe, d, m, n),
+        tokens=n,
+        moved_bytes=n * 160.0 * d,
+        held_bytes=coding_bytes(recipe, d, m),
+        imports="torch",
+        written_bytes=2e4,
+        gpu=True,
+    )
 
 
 def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
-    """Cosines of each pair, and the assignment, whose time is near m n in practice."""
-    recipe = study.config.saes[keys["sae"]]
+    """Cosines of each pair, and the assignment, whose time is near m n in practice.
+
+    Held: two decoders, one beside its encoder while it is read; 8 bytes per pair of latents.
+    """
+    recipe, d, m = study.sae(keys)
     n_saes = len(matched_cells(study.config, keys["sae"]))
-    m = study.width(keys, recipe)
     matched = min(m, study.config.evaluation.matching_latents)
     seeds, draws = len(recipe.seeds), study.config.draws
     # Seeds of one variant and draw, draws of one variant and seed, variants against trained.
     pairs = n_saes * (seeds - 1 + draws - 1) / 2 + n_saes * (1 - 1 / len(study.config.variants)) + 1
-    d = study.sizes[keys["subject"]].d_model
     return Work(
         product_flops=2.0 * matched * m * d * pairs,
         host_seconds=pairs * matched * m * ASSIGNMENT_SECONDS,
         moved_bytes=n_saes * 3 * sae_bytes(d, m),
         written_bytes=2e4,
+        held_bytes=2.0 * sae_bytes(d, m) + 8.0 * matched * m,
         imports="torch",
     )
 
 
-ASSIGNMENT_SECONDS = 4e-8
-
-
 def collect_latents(study: SizedStudy, keys: Keys) -> Work:
-    """Encode `eval`, sort all firings, cut windows for the sampled latents."""
-    size, recipe, settings = study.sizes[keys["subject"]], study.recipe(keys), study.config.latents
-    n, m = study.cached(keys, "eval"), study.width(keys, study.recipe(keys))
+    """Encode `eval`, sort all firings, cut windows for the sampled latents.
+
+    Held: the table of docs/latents.md.
+    """
+    (recipe, d, m), settings = study.sae(keys), study.config.latents
+    n, n_eval = study.cached(keys, "eval"), study.corpus(keys).eval_tokens
     rows = settings.n_sampled * windows_of(study)
+    kinds = {"nearest": 25.0 * n_eval / 2, "co_occurring": CO_OCCURRING_BYTES}
+    silent = sum(kinds.get(kind, 0.0) for kind in settings.silent_windows)
+    held = coding_bytes(recipe, d, m) + SORTED_BYTES + 350.0 * m
     return together(
-        encoding(recipe, size.d_model, m, n),
+        encoding(recipe, d, m, n),
         tokens=n,
         host_seconds=n * recipe.kept * FIRING_SECONDS + rows * WINDOW_SECONDS + m * LATENT_SECONDS,
         written_bytes=m * LATENT_BYTES + rows * settings.window_tokens * WINDOW_TOKEN_BYTES,
+        held_bytes=held + 66.0 * n_eval / settings.window_tokens + silent + window_bytes(study),
         imports="torch",
         gpu=True,
     )
@@ -94,41 +132,48 @@ def windows_of(study: SizedStudy) -> int:
     return s.explain_active_windows + s.explain_silent_windows + s.score_active_windows + silent
 
 
-FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
-LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
+def window_bytes(study: SizedStudy) -> float:
+    """The windows of an SAE in memory."""
+    settings = study.config.latents
+    return settings.n_sampled * windows_of(study) * (8.0 * settings.window_tokens + 60)
 
 
 def explain_latents(study: SizedStudy, keys: Keys) -> Work:
     """Token statistics, or questions, whose answers are awaited elsewhere."""
-    n = study.config.latents.n_sampled
-    return Work(host_seconds=n * EXPLANATION_SECONDS, written_bytes=n * 2_000.0)
-
-
-EXPLANATION_SECONDS = 4e-3
+    n, held = study.config.latents.n_sampled, window_bytes(study)
+    return Work(host_seconds=n * EXPLANATION_SECONDS, written_bytes=n * 2_000.0, held_bytes=held)
 
 
 def score_latents(study: SizedStudy, keys: Keys) -> Work:
-    """A formula, questions, or passes of a model that the job runs itself."""
+    """A formula, questions, or passes of a model that the job runs itself.
+
+    Held: the windows; a model, and the logits of a batch.
+    """
     settings, scorer = study.config.latents, study.config.scorers[keys["scorer"]]
-    n = settings.n_sampled * (settings.score_active_windows + settings.score_silent_windows)
+    n, held = settings.n_sampled * judged_windows(study), window_bytes(study)
     if scorer.model_in_job is not None:
         read, context = scorer.tokens_read(settings.window_tokens)
-        passes = forward(study.judges[keys["scorer"]], n * read, context, head=True)
-        return together(passes, imports="transformers", written_bytes=n * 30.0, gpu=True)
+        judge = study.judges[keys["scorer"]]
+        held += judge.weight_bytes + float(LOSS_LOGIT_BYTES * LOGIT_COPIES)
+        passes = forward(judge, n * read, context, head=True)
+        written = n * 30.0
+        return together(
+            passes, imports="transformers", written_bytes=written, held_bytes=held, gpu=True
+        )
     seconds = n * JUDGED_SECONDS * scorer.relative_seconds
-    return Work(host_seconds=seconds, written_bytes=n * 30.0)
+    return Work(host_seconds=seconds, written_bytes=n * 30.0, held_bytes=held)
 
 
-JUDGED_SECONDS = 4.5e-5
+def judged_windows(study: SizedStudy) -> int:
+    """Windows of a latent that a scorer judges."""
+    return study.config.latents.score_active_windows + study.config.latents.score_silent_windows
 
 
 def n_shards(study: SizedStudy, keys: Keys) -> int:
     """Jobs that share an SAE's latents among them; 0 where one job has them all."""
     each = study.config.autointerp.latents_per_job
-    if each is None:
-        return 0
     rule = "score_latents" if "scorer" in keys else "explain_latents"
-    if not is_shared_out(study.config, rule, keys):
+    if each is None or not is_shared_out(study.config, rule, keys):
         return 0
     return -(-study.config.latents.n_sampled // each)
 
@@ -144,9 +189,11 @@ def score_shard(study: SizedStudy, keys: Keys) -> Work:
 
 
 def prepare_judge(study: SizedStudy, keys: Keys) -> Work:
-    """Load a model and save it."""
-    written = study.judges[keys["scorer"]].weight_bytes
-    return Work(moved_bytes=20.0 * written, written_bytes=written, imports="transformers")
+    """Load a model and save it. Held: the model, and a copy while it is written."""
+    size = study.judges[keys["scorer"]].weight_bytes
+    return Work(
+        moved_bytes=20.0 * size, written_bytes=size, held_bytes=2.0 * size, imports="transformers"
+    )
 
 
 def aggregate(study: SizedStudy, keys: Keys) -> Work:
@@ -160,23 +207,21 @@ def aggregate(study: SizedStudy, keys: Keys) -> Work:
     )
     scored = len(config.scored_pairs())
     estimates = saes * (METRICS_PER_SAE + METRICS_PER_SCORE * scored)
-    return Work(
-        host_seconds=estimates
-        * (ESTIMATE_SECONDS + config.statistics.n_resamples * RESAMPLE_SECONDS),
-        written_bytes=saes * (2e5 + 5e4 * scored),
-        imports="light",
-    )
-
-
-METRICS_PER_SAE, METRICS_PER_SCORE = 8, 4
-ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
+    seconds = estimates * (ESTIMATE_SECONDS + config.statistics.n_resamples * RESAMPLE_SECONDS)
+    written = saes * (2e5 + 5e4 * scored)
+    return Work(host_seconds=seconds, written_bytes=written, held_bytes=joined_bytes(study))
 
 
 def report(study: SizedStudy, keys: Keys) -> Work:
     """Figures, in each format, and the page."""
     config = study.config
-    figures = 12 * len(config.subjects) * len(config.report.figure_formats)
-    return Work(host_seconds=figures * FIGURE_SECONDS, written_bytes=figures * 1e5)
+    n = 12 * len(config.subjects) * len(config.report.figure_formats)
+    held = joined_bytes(study)
+    return Work(host_seconds=n * FIGURE_SECONDS, written_bytes=n * 1e5, held_bytes=held)
 
 
-FIGURE_SECONDS = 0.21
+def joined_bytes(study: SizedStudy) -> float:
+    """All latents and predictions, of 300 and 100 bytes, while they are joined and resampled."""
+    widths = [study.sae(cell)[2] for cell in sae_cells(study.config)]
+    judged = len(study.config.scored_pairs()) * study.config.latents.n_sampled
+    return 300.0 * sum(widths) + 100.0 * (len(widths) * judged * judged_windows(study))

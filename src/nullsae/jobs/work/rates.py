@@ -77,12 +77,9 @@ PRODUCT_SHARE, FORWARD_SHARE, MEMORY_SHARE = 0.8, 0.35, 0.7
 def data_sheet_device(key: str) -> Device:
     """A GPU by its data sheet and the assumed shares."""
     name, float32, bfloat16, memory = DATA_SHEETS[key]
-    forward = {
-        "float32": float32 * PRODUCT_SHARE,
-        "bfloat16": bfloat16 * FORWARD_SHARE,
-        "float16": bfloat16 * FORWARD_SHARE,
-    }
-    return Device(name, forward, float32 * PRODUCT_SHARE, memory * MEMORY_SHARE, 0.0, is_gpu=True)
+    product, half = float32 * PRODUCT_SHARE, bfloat16 * FORWARD_SHARE
+    forward = {"float32": product, "bfloat16": half, "float16": half}
+    return Device(name, forward, product, memory * MEMORY_SHARE, 0.0, is_gpu=True)
 
 
 def job_seconds(work: Work, device: Device, host: Host) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from nullsae import paths, tables
 from nullsae.core.errors import UserError
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
+from nullsae.latents.store import empty_folder
 from nullsae.tables.cells import CELL_KEYS
 
 
@@ -45,31 +45,6 @@ class LatentFolder:
         latents = tables.read_table(folder / "latents.parquet", tables.cell_schema("latents"))
         firings = FiringReader.open(folder / "firings.safetensors")
         return cls(folder, {key: keys[key] for key in wanted}, latents, firings)
-
-    @property
-    def n_latents(self) -> int:
-        return int(self.latents.num_rows)
-
-    def windows(self) -> pa.Table:
-        """The table `windows`.
-
-        Raises:
-            UserError: missing or damaged.
-        """
-        return tables.read_table(self.folder / "windows.parquet", tables.cell_schema("windows"))
-
-    def belongs_to(self, split: Split) -> None:
-        """Check that the firings are of these tokens.
-
-        Raises:
-            UserError: of another number of tokens.
-        """
-        n_tokens = self.latents["n_tokens"][0].as_py()
-        if n_tokens != split.n_tokens:
-            raise UserError(
-                f"{self.folder}: latents of {n_tokens} tokens, and {split.manifest} has "
-                f"{split.n_tokens}"
-            )
 
 
 def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
@@ -101,21 +76,25 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
 
 
 @contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """A folder to write to, which gets the name `output` if all goes well.
+def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> Iterator[Path]:
+    """A folder to write the cells to, which gets the name `output` if all goes well.
 
     Raises:
-        UserError: there is something at `output`, or the disk is full.
+        UserError: the cells are of another number of tokens than the split, there is something at
+            `output`, or the disk is full.
     """
+    for cell in cells:
+        n_tokens = cell.latents["n_tokens"][0].as_py()
+        if n_tokens != split.n_tokens:
+            raise UserError(
+                f"{cell.folder}: latents of {n_tokens} tokens, and {split.manifest} has "
+                f"{split.n_tokens}"
+            )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output: {output} is there already; name a new folder")
-    folder = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        os.replace(folder, output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with empty_folder(output.with_name(f".{output.name}.partial")) as folder:
+        try:
+            yield folder
+            os.replace(folder, output)
+        except OSError as error:
+            raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None

@@ -27,19 +27,15 @@ FILE_FIRINGS = 2**23
 
 
 def export_delphi(cells: Sequence[LatentFolder], split: Split, output: Path) -> None:
-    """Write the firings of the sampled latents of each cell.
+    """Write the firings of the sampled latents of each cell into a new folder `output`.
 
-    Args:
-        cells: what to export; those that differ in their site alone share a folder.
-        split: the tokens on which they were collected.
-        output: a new folder.
+    Cells that differ in their site alone share a folder. `split` are the tokens on which they
+    were collected.
 
     Raises:
         UserError: the latents are not of these tokens, or the output cannot be written.
     """
-    for cell in cells:
-        cell.belongs_to(split)
-    with whole_folder(output) as folder:
+    with whole_folder(output, cells, split) as folder:
         for cell in cells:
             own = ("subject", "variant", "draw", "sae", "seed")
             run = "_".join(cell.keys[key] for key in own)
@@ -49,9 +45,10 @@ def export_delphi(cells: Sequence[LatentFolder], split: Split, output: Path) -> 
 def _write_cell(cell: LatentFolder, split: Split, folder: Path) -> None:
     folder.mkdir(parents=True)
     firings = cell.firings
-    counts = np.zeros(cell.n_latents, dtype=np.int64)
+    n_latents = cell.latents.num_rows
+    counts = np.zeros(n_latents, dtype=np.int64)
     counts[firings.latents] = np.diff(firings.offset)
-    largest = max(split.n_tokens // split.context_tokens, split.context_tokens, cell.n_latents)
+    largest = max(split.n_tokens // split.context_tokens, split.context_tokens, n_latents)
     small = np.uint16 if largest <= 2**16 else np.uint32
     found = list(ranges(offsets_of(counts), FILE_FIRINGS))
     for first, end in found:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
+from nullsae import tables
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError
 from nullsae.corpus.token_text import token_text
@@ -33,26 +34,16 @@ from nullsae.latents.split import Split
 HISTOGRAM_BARS = 50
 # Features in a file, as Neuronpedia's own exporter has it.
 BATCH_FEATURES = 128
-_HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-}
 Row = dict[str, Any]
 
 
 def export_neuronpedia(
     cells: Sequence[LatentFolder], split: Split, tokenizer: Path, creator: str, output: Path
 ) -> None:
-    """Write the sampled latents of each cell, a source each.
+    """Write the sampled latents of each cell, a source each, into a new folder `output`.
 
-    Args:
-        cells: what to export.
-        split: the tokens on which they were collected.
-        tokenizer: `tokenizer.json` of the corpus.
-        creator: id of the Neuronpedia account that will own the rows.
-        output: a new folder.
+    `tokenizer` is the `tokenizer.json` of the corpus, `split` the tokens on which the cells were
+    collected, `creator` the id of the Neuronpedia account that will own the rows.
 
     Raises:
         UserError: a table or the tokenizer is missing or damaged, the latents are not of these
@@ -62,9 +53,7 @@ def export_neuronpedia(
         text = Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # tokenizers raises bare Exception
         raise UserError(f"{tokenizer}: not readable as a tokenizer ({error})") from None
-    for cell in cells:
-        cell.belongs_to(split)
-    with whole_folder(output) as folder:
+    with whole_folder(output, cells, split) as folder:
         for cell in cells:
             source = Source(cell, creator)
             place = folder / source.model / source.id
@@ -86,24 +75,24 @@ class Source:
         keys = cell.keys
         self._cell, self._creator = cell, creator
         # The embedding is what the first block reads.
-        kind, layer = (
-            ("resid_pre", 0)
-            if keys["site"] == "embed"
-            else (site_kind(keys["site"]), site_layer(keys["site"]))
-        )
-        self._hook = f"blocks.{layer}.{_HOOKS[kind]}"
+        kind, layer = "resid_pre", 0
+        if keys["site"] != "embed":
+            kind, layer = site_kind(keys["site"]), site_layer(keys["site"])
+        self._hook = f"blocks.{layer}.hook_{kind}"
         self.model = keys["subject"]
         own = (keys["variant"], keys["draw"], keys["sae"], keys["seed"], keys["site"])
         self.set = "-".join(part.replace(".", "_") for part in own)
         self.id = f"{layer}-{self.set}"
         # The same rows whenever they are written.
-        written = (cell.folder / "latents.parquet").stat().st_mtime
-        self._created = datetime.fromtimestamp(int(written), UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        written = datetime.fromtimestamp(
+            int((cell.folder / "latents.parquet").stat().st_mtime), UTC
+        )
+        self._made = {"creatorId": creator, "createdAt": written.strftime("%Y-%m-%dT%H:%M:%S")}
 
     def about(self, split: Split) -> dict[str, Row]:
         """The one row of each of the four files that describe the source."""
-        made = {"creatorId": self._creator, "createdAt": self._created}
-        release = f"nullsae-{self.model}"
+        made, release = self._made, f"nullsae-{self.model}"
+        described = ", ".join(f"{key} {value}" for key, value in self._cell.keys.items())
         return {
             "release": {
                 **{"name": release, "description": release, "descriptionShort": release},
@@ -117,12 +106,12 @@ class Source:
                 **{"instruct": False, "tlensId": None, "dimension": None, "layers": 0, **made},
                 **{"neuronsPerLayer": 0, "inferenceEnabled": False, "visibility": "PUBLIC"},
                 **{"defaultSourceSetName": None, "defaultSourceId": None, "owner": ""},
-                **{"updatedAt": self._created, "website": None},
+                **{"updatedAt": made["createdAt"], "website": None},
             },
             "sourceset": {
                 **{"modelId": self.model, "name": self.set, "releaseName": release, **made},
                 **{"creatorName": self._creator, "creatorEmail": None, "visibility": "PUBLIC"},
-                **{"description": self._described(), "type": "", "urls": []},
+                **{"description": described, "type": "", "urls": []},
                 **{"hasDashboards": True, "defaultOfModelId": None, "defaultRange": 1},
                 **{"defaultShowBreaks": True, "showDfa": False, "showCorrelated": False},
                 **{"showHeadAttribution": False, "showUmap": False},
@@ -133,23 +122,18 @@ class Source:
                 **{"saelensConfig": None, "saelensRelease": None, "saelensSaeId": None},
                 **{"hfRepoId": None, "hfFolderId": None, "visibility": "PUBLIC"},
                 **{"defaultOfModelId": None, "hasUmap": False, "hasUmapLogSparsity": False},
-                **{"hasUmapClusters": False, "dataset": None, "notes": self._described()},
+                **{"hasUmapClusters": False, "dataset": None, "notes": described},
                 "num_prompts": split.n_tokens // split.context_tokens,
                 "num_tokens_in_prompt": split.context_tokens,
             },
         }
 
-    def _described(self) -> str:
-        return ", ".join(f"{key} {value}" for key, value in self._cell.keys.items())
-
     def feature(self, row: Row) -> Row:
         """The row of one latent, from its row in the table `latents`."""
         _, value = self._cell.firings.of(row["latent"])
         heights, edges = np.histogram(value, bins=HISTOGRAM_BARS)
-        others = ("neuron_alignment", "correlated_neurons", "correlated_features")
         found: Row = {
-            **{"modelId": self.model, "layer": self.id, "index": str(row["latent"])},
-            **{"creatorId": self._creator, "createdAt": self._created},
+            **{"modelId": self.model, "layer": self.id, "index": str(row["latent"]), **self._made},
             **{"sourceSetName": self.set, "hookName": self._hook},
             **{"maxActApprox": row["max_activation"], "frac_nonzero": row["firing_share"]},
             **{"hasVector": False, "vector": [], "vectorLabel": None},
@@ -160,36 +144,31 @@ class Source:
             "freq_hist_data_bar_values": ((edges[1:] + edges[:-1]) / 2).tolist(),
             **{"logits_hist_data_bar_heights": [], "logits_hist_data_bar_values": []},
         }
-        for other in others:
+        for other in ("neuron_alignment", "correlated_neurons", "correlated_features"):
             second = "values" if other == "neuron_alignment" else "pearson"
             found |= {f"{other}_{name}": [] for name in ("indices", second, "l1")}
         return found
 
     def activations(self, latents: Sequence[Row], text: Tokenizer) -> Iterable[Row]:
         """The rows of some latents' windows: the strongest, then the scoring ones by quantile."""
-        table = self._cell.windows()
-        wanted = [row["latent"] for row in latents]
-        chosen = pc.and_(pc.is_in(table["latent"], pa.array(wanted, pa.int64())), table["active"])
+        file = self._cell.folder / "windows.parquet"
+        table = tables.read_table(file, tables.cell_schema("windows"))
+        wanted = pa.array([row["latent"] for row in latents], pa.int64())
+        chosen = pc.and_(pc.is_in(table["latent"], wanted), table["active"])
         windows = table.filter(pc.and_(chosen, pc.not_equal(table["pool"], "explain"))).to_pylist()
         peaks: dict[tuple[int, int], list[float]] = {}
         for window in windows:
             key = window["latent"], window["quantile"]
             peaks.setdefault(key, []).append(max(window["activations"]))
         n_quantiles = 1 + max((w["quantile"] or 0 for w in windows), default=0)
-        order = sorted(
-            range(len(windows)),
-            key=lambda i: (windows[i]["latent"], windows[i]["pool"] != "top", i),
-        )
-        for i in order:
-            window = windows[i]
-            values = window["activations"]
-            top = window["pool"] == "top"
+        for window in sorted(windows, key=lambda w: (w["latent"], w["pool"] != "top")):
+            values, top = window["activations"], window["pool"] == "top"
             bin_peaks = peaks[window["latent"], window["quantile"]]
             digest = hashlib.blake2b(f"{self.model}/{self.id}/{window}".encode(), digest_size=12)
             yield {
                 "id": f"c{digest.hexdigest()}",
                 **{"modelId": self.model, "layer": self.id, "index": str(window["latent"])},
-                **{"creatorId": self._creator, "createdAt": self._created},
+                **self._made,
                 "tokens": [token_text(text, token) for token in window["token_ids"]],
                 "values": values,
                 **{"maxValue": max(values), "maxValueTokenIndex": int(np.argmax(values))},
@@ -206,8 +185,7 @@ class Source:
 
 def _write_lines(path: Path, rows: Iterable[Row]) -> None:
     path.parent.mkdir(exist_ok=True)
-    text = "".join(
-        json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows
-    ).encode()
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    text = "".join(lines).encode()
     # Without the time, which would make each file another one.
     path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)

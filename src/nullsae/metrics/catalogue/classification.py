@@ -10,17 +10,15 @@ _SCORE = "Averaged over latents, each judged on its own windows; failed replies 
 class _OfScores(Metric):
     """A mean over scored latents."""
 
-    table = "scores"
+    table, section = "scores", "interpretability"
     margin = 0.05
-    section = "interpretability"
     values = "[0, 1]"
 
 
 class Auroc(_OfScores):
     """Area under the receiver operating characteristic."""
 
-    name = "auroc"
-    position = 110
+    name, position = "auroc", 110
     title = "AUROC"
     columns = ("auroc",)
     chance = 0.5
@@ -39,8 +37,7 @@ class Auroc(_OfScores):
 class Auprc(_OfScores):
     """Area under the precision-recall curve."""
 
-    name = "auprc"
-    position = 120
+    name, position = "auprc", 120
     title = "AUPRC"
     columns = ("auprc",)
     floor = "share of active windows"
@@ -52,8 +49,7 @@ class Auprc(_OfScores):
 class F1(_OfScores):
     """Harmonic mean of precision and recall."""
 
-    name = "f1"
-    position = 130
+    name, position = "f1", 130
     title = "F1"
     columns = ("f1",)
     floor = '⅔ for "always yes" at equal numbers'
@@ -67,8 +63,7 @@ class F1(_OfScores):
 class BalancedAccuracy(_OfScores):
     """Mean of the true positive and true negative rates."""
 
-    name = "balanced_accuracy"
-    position = 140
+    name, position = "balanced_accuracy", 140
     title = "Balanced accuracy"
     columns = ("balanced_accuracy",)
     chance = 0.5

@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 class CeScore(Metric):
     """The share of the loss that an SAE recovers."""
 
-    name = "ce_score"
-    position = 50
+    name, position = "ce_score", 50
     title = "Cross-entropy score"
-    table = "documents"
+    table, section = "documents", "fidelity"
     columns = ("ce_clean", "ce_sae", "ce_zero", "fidelity_tokens")
     form = "ratio"
     denominator = "ce_zero - ce_clean"
     margin = 0.05
-    section = "fidelity"
     formula = "(ce_zero - ce_sae) / (ce_zero - ce_clean)"
     definition = (
         "(zero - with SAE) / (zero - clean) of the losses above: 1 is no harm, 0 as bad as zeros."
@@ -46,6 +44,5 @@ class CeScore(Metric):
 
         _, harm = self.value(columns)
         clear = is_clear(harm, columns["fidelity_tokens"])
-        if len(harm) and np.isfinite(harm).all() and not clear:
-            return "zeroing the site does no clear harm"
-        return None
+        unclear = len(harm) and np.isfinite(harm).all() and not clear
+        return "zeroing the site does no clear harm" if unclear else None

@@ -8,17 +8,14 @@ from nullsae.config.metrics import Metric
 class _OfExplanations(Metric):
     """A statistic of scored latents and what their tokens alone would score."""
 
-    table = "interpretability"
-    section = "interpretability"
-    values = "[-1, 1]"
-    floor = "0"
+    table, section = "interpretability", "interpretability"
+    values, floor = "[-1, 1]", "0"
 
 
 class GainOverLexical(_OfExplanations):
     """AUROC beyond that of token statistics."""
 
-    name = "gain_over_lexical"
-    position = 150
+    name, position = "gain_over_lexical", 150
     title = "AUROC gained over token statistics"
     columns = ("gain_over_lexical",)
     margin = 0.05
@@ -34,8 +31,7 @@ class GainOverLexical(_OfExplanations):
 class Discrimination(_OfExplanations):
     """AUROC beyond that of another latent's explanation."""
 
-    name = "discrimination"
-    position = 160
+    name, position = "discrimination", 160
     title = "AUROC gained over another latent's explanation"
     columns = ("discrimination",)
     margin = 0.05
@@ -49,8 +45,7 @@ class Discrimination(_OfExplanations):
 class AbstractShare(_OfExplanations):
     """How many latents are explained well without naming a token."""
 
-    name = "abstract_share"
-    position = 170
+    name, position = "abstract_share", 170
     place = 190
     title = "Share of abstract latents"
     columns = ("is_abstract",)
@@ -70,8 +65,7 @@ class AbstractShare(_OfExplanations):
 class EntropyAurocCorrelation(_OfExplanations):
     """Whether latents of few tokens score best."""
 
-    name = "entropy_auroc_correlation"
-    position = 180
+    name, position = "entropy_auroc_correlation", 180
     title = "Rank correlation of token entropy and AUROC"
     columns = ("token_entropy_bits", "auroc")
     form = "rank_correlation"

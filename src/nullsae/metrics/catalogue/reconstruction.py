@@ -8,17 +8,15 @@ from nullsae.config.metrics import Form, Metric
 class _OfDocuments(Metric):
     """A ratio of sums over documents."""
 
-    table = "documents"
+    table, section = "documents", "reconstruction"
     form: Form = "ratio"
     margin = 0.05
-    section = "reconstruction"
 
 
 class ExplainedVariance(_OfDocuments):
     """1 minus the fraction of variance unexplained (FVU)."""
 
-    name = "explained_variance"
-    position = 10
+    name, position = "explained_variance", 10
     title = "Explained variance"
     columns = ("squared_error", "squared_deviation")
     complement = True
@@ -37,8 +35,7 @@ class ExplainedVariance(_OfDocuments):
 class AboveGaussianFloor(_OfDocuments):
     """1 minus FVU over that of the Gaussian floor."""
 
-    name = "above_gaussian_floor"
-    position = 20
+    name, position = "above_gaussian_floor", 20
     title = "Share of structure above the Gaussian floor"
     columns = ("squared_error", "squared_deviation")
     form = "relative"
@@ -58,8 +55,7 @@ class AboveGaussianFloor(_OfDocuments):
 class Cosine(_OfDocuments):
     """Mean cosine of an activation and its reconstruction."""
 
-    name = "cosine"
-    position = 30
+    name, position = "cosine", 30
     title = "Cosine similarity"
     columns = ("cosine", "n_tokens")
     formula = "mean of x·x̂ / (‖x‖‖x̂‖)"
@@ -71,13 +67,11 @@ class Cosine(_OfDocuments):
 class L1(_OfDocuments):
     """Mean sum of the absolute activations of a token."""
 
-    name = "l1"
-    position = 40
+    name, position = "l1", 40
     title = "L1 norm of the latents (activation units)"
     columns = ("l1", "n_tokens")
     direction = 0
-    margin = 0.1
-    margin_is_share = True
+    margin, margin_is_share = 0.1, True
     formula = "mean of Σ_j |a_j|"
     definition = "Sum of the absolute latent activations of a token, mean over tokens."
     reading = (

@@ -8,15 +8,13 @@ from nullsae.config.metrics import Metric
 class _OfLatents(Metric):
     """A mean over sampled latents."""
 
-    section = "tokens"
-    margin = 0.05
+    section, margin = "tokens", 0.05
 
 
 class TokenEntropy(_OfLatents):
     """Entropy of a latent's tokens over the whole split."""
 
-    name = "token_entropy_bits"
-    position = 60
+    name, position = "token_entropy_bits", 60
     title = "Token entropy, whole split (bits)"
     columns = ("token_entropy_corrected_bits",)
     margin = 0.25
@@ -35,8 +33,7 @@ class TokenEntropy(_OfLatents):
 class ExplainTokenEntropy(_OfLatents):
     """Entropy of a latent's tokens in the windows that explainers see."""
 
-    name = "explain_token_entropy_bits"
-    position = 70
+    name, position = "explain_token_entropy_bits", 70
     title = "Token entropy, explainer's windows (bits)"
     columns = ("explain_token_entropy_bits",)
     margin = 0.25
@@ -49,8 +46,7 @@ class ExplainTokenEntropy(_OfLatents):
 class PeakTokenShare(_OfLatents):
     """How much of a latent's activation falls on one token id."""
 
-    name = "peak_token_share"
-    position = 80
+    name, position = "peak_token_share", 80
     title = "Peak token share"
     columns = ("peak_token_share",)
     direction = -1
@@ -64,8 +60,7 @@ class PeakTokenShare(_OfLatents):
 class SingleTokenShare(_OfLatents):
     """How many latents name one token."""
 
-    name = "single_token_share"
-    position = 90
+    name, position = "single_token_share", 90
     title = "Share of single-token latents"
     columns = ("peak_token_share",)
     at_least = "single_token_share"
@@ -86,8 +81,7 @@ class SingleTokenShare(_OfLatents):
 class Autocorrelation(_OfLatents):
     """How long a latent stays on."""
 
-    name = "autocorrelation"
-    position = 100
+    name, position = "autocorrelation", 100
     title = "Autocorrelation of activations"
     columns = ("autocorrelation",)
     direction = 0

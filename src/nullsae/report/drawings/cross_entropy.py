@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nullsae.config.variants import has_model
-from nullsae.report import charts, compact, matrix, panels
+from nullsae.report import charts, compact, panels
 from nullsae.report.kinds import FigureKind
 from nullsae.report.study import Study, mean
 
@@ -35,42 +35,30 @@ class CrossEntropy(FigureKind):
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
         """Chart and caption: the losses on one scale, or a matrix of SAEs."""
-        if study.compact:
-            return self._matrix(study, subject)
-        chart = charts.ranges(
-            panels.averages(study, subject, COLUMNS),
-            study.variants,
-            SHAPES,
-            columns=panels.columns(study, subject),
-            title=self.title,
-            subtitle="nats per token, mean over draws and seeds",
-        )
-        return chart, f"{self.caption}{_without_model(study)}"
-
-    def _matrix(self, study: Study, subject: str) -> tuple[Any, str]:
-        saes = study.config.saes
-        sites = compact.drawn_sites(study, subject, len(study.variants) * (len(saes) + 3))
-        grid: compact.CellValues = {}
-        for site in sites:
-            for variant in study.variants:
-                rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
-                losses = {
-                    name: mean(row[column] for row in rows) for name, column in WITHOUT_SAE.items()
-                }
-                for sae in saes:
-                    losses[sae] = mean(row["ce_sae"] for row in rows if row["sae"] == sae)
-                for name, value in losses.items():
-                    shade = compact.distance(value, losses[CLEAN], STEP_NATS)
-                    grid[site, variant, name] = value, shade
-        caption = (
-            f"{self.caption} The ground is the loss minus clean of the same row, in "
-            f"steps of {STEP_NATS:g} nats.{_without_model(study)}"
-            f"{compact.which_sites(study, subject, sites)}"
-        )
-        steps = matrix.differences(f"minus clean, in {STEP_NATS:g} nats")
         subtitle = "nats per token, mean over draws and seeds"
-        names = list(WITHOUT_SAE)
-        return compact.figure(study, grid, steps, self.title, subtitle, sites, names), caption
+        if not study.compact:
+            rows = study.rows("reconstruction", subject=subject)
+            rows = panels.averages(study, subject, rows, COLUMNS)
+            frame = charts.Frame(panels.columns(study, subject), self.title, subtitle)
+            chart = charts.ranges(rows, study.variants, frame, quantities=SHAPES)
+            return chart, f"{self.caption}{_without_model(study)}"
+
+        def in_row(site: str, variant: str) -> compact.Cells:
+            rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
+            losses = {n: mean(row[column] for row in rows) for n, column in WITHOUT_SAE.items()}
+            for sae in study.config.saes:
+                losses[sae] = mean(row["ce_sae"] for row in rows if row["sae"] == sae)
+            clean = losses[CLEAN]
+            return {n: (v, compact.distance(v, clean, STEP_NATS)) for n, v in losses.items()}
+
+        return compact.draw(
+            *(study, subject, self, in_row),
+            subtitle=subtitle,
+            ground=f"minus clean, in {STEP_NATS:g} nats",
+            caption=f"The ground is the loss minus clean of the same row, in steps of "
+            f"{STEP_NATS:g} nats.{_without_model(study)}",
+            first_columns=tuple(WITHOUT_SAE),
+        )
 
 
 def _without_model(study: Study) -> str:

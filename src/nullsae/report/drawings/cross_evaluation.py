@@ -35,36 +35,32 @@ class CrossEvaluation(FigureKind):
         config = study.config
         sae = next(iter(config.saes))
         sites = thin(config.subjects[subject].sites, compact.MAX_SITES)
-        caption = (
-            f"{self.caption} SAE: {sae}; mean over draws and seeds."
-            f"{' Other SAEs stand in the table cross_evaluation.' if len(config.saes) > 1 else ''}"
-            f"{compact.which_sites(study, subject, sites)}"
-        )
+        caption = f"{self.caption} SAE: {sae}; mean over draws and seeds."
+        if len(config.saes) > 1:
+            caption += " Other SAEs stand in the table cross_evaluation."
+        caption += compact.which_sites(study, subject, sites)
         steps = matrix.shares("explained variance, rescaled")
         data: list[Row] = []
         for site in sites:
             for variant in study.variants:
-                found = study.rows(
-                    "cross_evaluation", subject=subject, site=site, variant=variant, sae=sae
-                )
+                keys = {"subject": subject, "site": site, "variant": variant, "sae": sae}
+                found = study.rows("cross_evaluation", **keys)
                 for other in study.variants:
                     rows = [row for row in found if row["evaluated_on"] == other]
                     rescaled = mean(row["explained_variance_rescaled"] for row in rows)
-                    grid: compact.CellValues = {(site, variant, other): (rescaled, rescaled)}
+                    grid: matrix.Grid = {(site, variant, other): (rescaled, rescaled)}
                     plain = matrix.short(mean(row["explained_variance"] for row in rows))
                     own = {"second": plain, "own": other == variant}
                     data += [cell | own for cell in matrix.cells(grid, steps)]
         if all(row["step"] is None for row in data):
             return charts.nothing(self.title, "No cross evaluations"), caption
+        frame = charts.Frame(
+            matrix.columns_for(len(sites), len(study.variants)),
+            self.title,
+            "explained variance: large, inputs rescaled to the SAE's mean norm; small, as is",
+        )
         chart = matrix.matrix(
-            data,
-            study.variants,
-            study.variants,
-            steps,
-            columns=matrix.columns_for(len(sites), len(study.variants)),
-            title=self.title,
-            subtitle="explained variance: large, inputs rescaled to the SAE's mean norm; "
-            "small, as is",
+            *(data, study.variants, study.variants, steps, frame),
             row_title="SAE trained on",
             column_title="evaluated on",
             second=True,

@@ -46,7 +46,9 @@ class EntropyAuroc(FigureKind):
         by_null = study.compact or len(study.variants) > MAX_VARIANTS
         rows = _scored_latents(study, subject, explainer, scorer)
         if by_null:
-            sae, sites = _drawn(study, subject)
+            sae = next(iter(study.config.saes))
+            n_sites = max(1, MAX_PANELS // max(1, len(study.nulls)))
+            sites = thin(study.config.subjects[subject].sites, n_sites)
             rows = [row for row in rows if row["sae"] == sae and row["site"] in sites]
             rows = [
                 {**row, "panel": null if len(sites) == 1 else f"{null} · {row['site']}"}
@@ -61,25 +63,21 @@ class EntropyAuroc(FigureKind):
         step = -(-len(rows) // MAX_POINTS)
         if step > 1:
             caption += f" One latent in {step} is drawn ({len(rows)} in all)."
+        keys = ("panel", "variant", "x", "value")
+        subtitle = (
+            f"AUROC of {scorer} with explanations of {explainer}, one mark per sampled latent"
+        )
+        n_columns = 3 if by_null else panels.columns(study, subject)
         chart = charts.scatter(
-            [{key: row[key] for key in ("panel", "variant", "x", "value")} for row in rows[::step]],
+            [{key: row[key] for key in keys} for row in rows[::step]],
             study.variants,
-            columns=3 if by_null else panels.columns(study, subject),
-            height=130 if by_null else 260,
-            legend=not by_null,
-            title=self.title,
-            subtitle=f"AUROC of {scorer} with explanations of {explainer}, "
-            "one mark per sampled latent",
+            charts.Frame(n_columns, self.title, subtitle),
             x_title=METRICS["token_entropy_bits"].title,
             reference=METRICS["auroc"].chance,
+            height=130 if by_null else 260,
+            with_legend=not by_null,
         )
         return chart, caption
-
-
-def _drawn(study: Study, subject: str) -> tuple[str, list[str]]:
-    """The SAE and the sites whose latents are drawn one by one, a panel for each null and site."""
-    n_sites = max(1, MAX_PANELS // max(1, len(study.nulls)))
-    return next(iter(study.config.saes)), thin(study.config.subjects[subject].sites, n_sites)
 
 
 def _scored_latents(study: Study, subject: str, explainer: str, scorer: str) -> list[Row]:
@@ -93,13 +91,11 @@ def _scored_latents(study: Study, subject: str, explainer: str, scorer: str) -> 
     return [
         {
             "panel": panels.panel(study, {**row, "explainer": None}, row["site"]),
-            "variant": row["variant"],
-            "site": row["site"],
-            "sae": row["sae"],
+            **{key: row[key] for key in ("variant", "site", "sae")},
             "x": x,
             "value": row["auroc"],
         }
-        for row in sorted(scores, key=panels.sort_key(study, subject))
+        for row in sorted(scores, key=study.order(subject, *panels.LEVELS))
         if row["auroc"] is not None
         and (x := entropy.get(tuple(row[key] for key in keys))) is not None
     ]

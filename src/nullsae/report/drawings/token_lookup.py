@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nullsae.config.variants import GAUSSIAN, floor_name
-from nullsae.report import charts, compact, matrix, panels
+from nullsae.report import charts, compact, panels
 from nullsae.report.kinds import FigureKind
 from nullsae.report.study import Row, Study, mean
 
@@ -30,65 +30,44 @@ class TokenLookup(FigureKind):
 
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
         """Chart and caption: the two on one scale, or a matrix of SAEs."""
-        if study.compact:
-            return self._matrix(study, subject)
-        columns = {"SAE": "explained_variance", "token lookup": "token_lookup_r2"}
-        rows = panels.averages(study, subject, columns) + _floors(study, subject)
-        there = {name: LOOKUP[name] for name in LOOKUP if any(r["quantity"] == name for r in rows)}
-        chart = charts.ranges(
-            rows,
-            study.variants,
-            there,
-            columns=panels.columns(study, subject),
-            title=self.title,
-            subtitle="explained variance, mean over draws and seeds",
-        )
-        return chart, self.caption
-
-    def _matrix(self, study: Study, subject: str) -> tuple[Any, str]:
-        config = study.config
-        sites = compact.drawn_sites(study, subject, len(study.variants) * (len(config.saes) + 1))
+        config, subtitle = study.config, "explained variance, mean over draws and seeds"
+        if not study.compact:
+            columns = {"SAE": "explained_variance", "token lookup": "token_lookup_r2"}
+            rows = study.rows("reconstruction", subject=subject)
+            rows = panels.averages(study, subject, rows, columns) + _floors(study, subject)
+            there = {row["quantity"] for row in rows}
+            shapes = {name: shape for name, shape in LOOKUP.items() if name in there}
+            frame = charts.Frame(panels.columns(study, subject), self.title, subtitle)
+            return charts.ranges(rows, study.variants, frame, quantities=shapes), self.caption
         margin = config.statistics.margin("explained_variance")
-        grid: compact.CellValues = {}
-        for site in sites:
-            for variant in study.variants:
-                rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
-                floor = mean(row["token_lookup_r2"] for row in rows)
-                grid[site, variant, COLUMN] = floor, None
-                for sae in config.saes:
-                    value = mean(row["explained_variance"] for row in rows if row["sae"] == sae)
-                    grid[site, variant, sae] = value, compact.distance(value, floor, margin)
-        caption = (
-            f"{self.caption} The ground is the SAE minus the token means of the same "
-            f"row, in equivalence margins of explained variance ({margin:g})."
-            f"{compact.which_sites(study, subject, sites)}"
+
+        def in_row(site: str, variant: str) -> compact.Cells:
+            rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
+            floor = mean(row["token_lookup_r2"] for row in rows)
+            values = {
+                sae: mean(row["explained_variance"] for row in rows if row["sae"] == sae)
+                for sae in config.saes
+            }
+            own = {sae: (v, compact.distance(v, floor, margin)) for sae, v in values.items()}
+            return {COLUMN: (floor, None), **own}
+
+        return compact.draw(
+            *(study, subject, self, in_row),
+            subtitle=subtitle,
+            ground="minus token means, in margins",
+            caption=f"The ground is the SAE minus the token means of the same row, in equivalence "
+            f"margins of explained variance ({margin:g}).",
+            first_columns=(COLUMN,),
         )
-        steps = matrix.differences("minus token means, in margins")
-        subtitle = "explained variance, mean over draws and seeds"
-        chart = compact.figure(study, grid, steps, self.title, subtitle, sites, [COLUMN])
-        return chart, caption
 
 
 def _floors(study: Study, subject: str) -> list[Row]:
     """Explained variance of each variant's Gaussian floor, where there are any."""
-    if not study.config.evaluation.gaussian_floors:
-        return []
     found = []
-    for variant in study.variants:
+    for variant in study.variants if study.config.evaluation.gaussian_floors else ():
         rows = [row for row in study.floors if row["variant"] == floor_name(variant)]
         if variant == "trained" and GAUSSIAN in study.variants:
             rows = study.rows("reconstruction", variant=GAUSSIAN)
-        by_panel: dict[str, list[Row]] = {}
-        for row in sorted(rows, key=panels.sort_key(study, subject)):
-            if row["subject"] == subject:
-                by_panel.setdefault(panels.panel(study, row, row["site"]), []).append(row)
-        found += [
-            {
-                "panel": panel,
-                "variant": variant,
-                "quantity": "Gaussian floor",
-                "value": mean(row["explained_variance"] for row in cells),
-            }
-            for panel, cells in by_panel.items()
-        ]
+        own = [{**row, "variant": variant} for row in rows if row["subject"] == subject]
+        found += panels.averages(study, subject, own, {"Gaussian floor": "explained_variance"})
     return found

@@ -41,10 +41,8 @@ class TrainingCurves(FigureKind):
             runs = {(row["site"], row["sae"], row["variant"], row["draw"]) for row in history}
             most = max((sum(run[0] == site for run in runs) for site in sites), default=0)
             sites = thin(sites, max(1, min(compact.MAX_SITES, MAX_CURVES // max(1, most))))
-            caption += (
-                f" Dictionaries that are computed, not trained, have no curve."
-                f"{compact.which_sites(study, subject, sites)}"
-            )
+            caption += " Dictionaries that are computed, not trained, have no curve."
+            caption += compact.which_sites(study, subject, sites)
         rows = [
             {
                 "panel": panels.panel(study, row, row["site"]),
@@ -53,20 +51,18 @@ class TrainingCurves(FigureKind):
                 "tokens": row["tokens"],
                 "value": row["heldout_explained_variance"],
             }
-            for row in sorted(history, key=panels.sort_key(study, subject))
+            for row in sorted(history, key=study.order(subject, *panels.LEVELS))
             if row["site"] in sites
         ]
         if not rows:
             return charts.nothing(self.title, "No evaluations along training"), caption
-        chart = charts.curves(
-            rows,
-            study.variants,
-            columns=charts.MAX_COLUMNS if study.compact else panels.columns(study, subject),
-            height=120 if study.compact else 230,
-            title=self.title,
-            subtitle="explained variance on held-out tokens, one line per draw and seed",
+        frame = charts.Frame(
+            charts.MAX_COLUMNS if study.compact else panels.columns(study, subject),
+            self.title,
+            "explained variance on held-out tokens, one line per draw and seed",
         )
-        return chart, caption
+        height = 120 if study.compact else 230
+        return charts.curves(rows, study.variants, frame, height=height), caption
 
 
 class Training(FigureKind):
@@ -120,23 +116,20 @@ class Training(FigureKind):
             row["title"] = METRICS[row["metric"]].title + judge
             row["panel"] = row["site"] + (f" · {row['recipe']}" if len(recipes) > 1 else "")
         seen = [row["tokens"] for row in rows]
-        level = f"{100 * config.statistics.confidence:g} % bootstrap interval"
-        banded = " of trained" if len(study.variants) > charts.MAX_BANDS else ""
-        caption += f" Shaded: the {level}{banded}."
+        caption += panels.shading(study)
         if any(row["scorer"] for row in rows):
             caption += f" Explanations are those of {explainer}; the dashed line is chance."
         drawn = ("title", "panel", "variant", "tokens", "value", "low", "high")
+        chances = {row["title"]: METRICS[row["metric"]].chance for row in rows}
         chart = charts.along_training(
             [{key: row[key] for key in drawn} for row in rows],
             study.variants,
-            {
-                r["title"]: chance
-                for r in rows
-                if (chance := METRICS[r["metric"]].chance) is not None
-            },
-            columns=min(charts.MAX_COLUMNS, len(sites) * len(recipes)),
-            title=self.title,
-            subtitle="mean over draws and seeds, one mark for each SAE along the training",
+            charts.Frame(
+                min(charts.MAX_COLUMNS, len(sites) * len(recipes)),
+                self.title,
+                "mean over draws and seeds, one mark for each SAE along the training",
+            ),
+            references={title: at for title, at in chances.items() if at is not None},
             log=max(seen) > LOG_RATIO * min(seen),
         )
         return chart, caption
@@ -147,21 +140,18 @@ def _values(study: Study, subject: str) -> list[Row]:
 
     Each has also the name of its `recipe`, and `tokens`, those that the SAE had been trained on.
     """
+
+    def everything(table: str) -> list[Row]:
+        along = [row for row in study.along[table] if row["subject"] == subject]
+        return [*along, *study.rows(table, subject=subject)]
+
     seen: dict[tuple[str, ...], int] = {}
-    for row in _all(study, "history", subject):
+    for row in everything("history"):
         key = (row["variant"], row["site"], row["sae"])
         seen[key] = max(seen.get(key, 0), row["tokens"])
-    found = [
-        row
-        | {
-            "recipe": recipe_name(row["sae"]),
-            "tokens": seen.get((row["variant"], row["site"], row["sae"])),
-        }
-        for row in _all(study, "summaries", subject)
+    return [
+        row | {"recipe": recipe_name(row["sae"]), "tokens": tokens}
+        for row in everything("summaries")
+        if (tokens := seen.get((row["variant"], row["site"], row["sae"]))) is not None
+        and row["value"] is not None
     ]
-    return [row for row in found if row["value"] is not None and row["tokens"] is not None]
-
-
-def _all(study: Study, table: str, subject: str) -> list[Row]:
-    along = [row for row in study.along[table] if row["subject"] == subject]
-    return [*along, *study.rows(table, subject=subject)]

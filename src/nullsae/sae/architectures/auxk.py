@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.base import LimitedSae, TrainedSae, add_gradients, square_sum
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch, kernels = lazy("torch"), lazy("nullsae.sae.kernels")
+from nullsae.sae.architectures.base import (
+    Gradients,
+    LimitedSae,
+    TrainedSae,
+    square_sum,
+)
+from nullsae.sae.later import Autoencoder, Tensor, kernels, torch
 
 # AuxK computes with all dead latents as matrices as long as they are so few for each one that is
 # chosen: a product's operation costs this much less than one on a gathered row.
@@ -64,58 +59,39 @@ class RevivingSae(TrainedSae[A]):
             total += 8 * d_model * n_latents + recipe.batch_tokens * max(56 * chosen, 9 * few)
         return total
 
+    def add_auxk(
+        self, gradients: Gradients, centred: Tensor, target: Tensor, scale: Tensor, dead: Tensor
+    ) -> float:
+        """Add AuxK's gradients; returns its value.
 
-def add_auxk(
-    gradients: Gradients,
-    sae: RevivingSae[Any],
-    pre: Tensor | None,
-    centred: Tensor,
-    target: Tensor,
-    scale: Tensor,
-    dead: Tensor,
-) -> float:
-    """Add AuxK's gradients; returns its value.
-
-    AuxK is |e - e^|^2 / variance for the residual e (held constant) as modelled by the `auxk_k`
-    most active dead latents without b_dec. Its weight in the loss is
-    auxk_coefficient * min(1, dead latents / auxk_k) (Gao et al. 2024, appendix A.2).
-
-    Args:
-        gradients: what they are added to, all of them there.
-        sae: the weights.
-        pre: pre-activations, [tokens, n_latents], or None: then those of the dead latents are
-            computed.
-        centred: x - b_dec.
-        target: e, [tokens, d_model].
-        scale: the batch's variance.
-        dead: bool [n_latents].
-    """
-    rows = dead.nonzero().squeeze(1)
-    if not sae.auxk_coefficient or not len(rows):
-        return 0.0
-    k = min(sae.auxk_k, len(rows))
-    if pre is None:
-        values, local = kernels.encode_top_k(centred, sae.w_enc[rows], sae.b_enc[rows], k)
-    else:
-        values, local = kernels.top_k(pre[:, rows], k)
-    weight = 2.0 * sae.auxk_coefficient * min(1.0, len(rows) / sae.auxk_k) / scale
-    if len(rows) > DENSE_PER_CHOSEN * k:
-        hits = kernels.Hits.of(values, rows[local])
-        error = hits.decode(sae.w_dec).sub_(target)
-        value = float(square_sum(error) / scale)
-        add_gradients(gradients, sae, centred, hits, error.mul_(weight))
+        AuxK is |e - e^|^2 / variance for the residual e (held constant) as modelled by the `auxk_k`
+        most active dead latents without b_dec. Its weight in the loss is
+        auxk_coefficient * min(1, dead latents / auxk_k) (Gao et al. 2024, appendix A.2).
+        `centred` is x - b_dec, `target` e, both [tokens, d_model]; `scale` is the variance.
+        """
+        rows = dead.nonzero().squeeze(1)
+        if not self.auxk_coefficient or not len(rows):
+            return 0.0
+        k = min(self.auxk_k, len(rows))
+        values, local = kernels.encode_top_k(centred, self.w_enc[rows], self.b_enc[rows], k)
+        weight = 2.0 * self.auxk_coefficient * min(1.0, len(rows) / self.auxk_k) / scale
+        if len(rows) > DENSE_PER_CHOSEN * k:
+            hits = kernels.Hits.of(values, rows[local])
+            error = hits.decode(self.w_dec).sub_(target)
+            value = float(square_sum(error) / scale)
+            self.add_gradients(gradients, centred, hits, error.mul_(weight))
+            return value
+        codes = values.new_zeros(len(centred), len(rows)).scatter_(1, local, values)
+        w_dec = self.w_dec[rows]
+        out = torch.addmm(target, codes, w_dec, beta=-1)
+        value = float(square_sum(out) / scale)
+        out.mul_(weight)
+        if "W_dec" not in self.frozen:
+            gradients["W_dec"].index_add_(0, rows, codes.t() @ out)
+        if "encoder.weight" not in self.frozen:
+            slopes = (out @ w_dec.t()).mul_(codes > 0)
+            bias = slopes.sum(dim=0)
+            gradients["b_dec"] -= bias @ self.w_enc[rows]
+            gradients["encoder.weight"].index_add_(0, rows, slopes.t() @ centred)
+            gradients["encoder.bias"].index_add_(0, rows, bias)
         return value
-    codes = values.new_zeros(len(centred), len(rows)).scatter_(1, local, values)
-    w_dec = sae.w_dec[rows]
-    error = torch.addmm(target, codes, w_dec, beta=-1)
-    value = float(square_sum(error) / scale)
-    out = error.mul_(weight)
-    if "W_dec" not in sae.frozen:
-        gradients["W_dec"].index_add_(0, rows, codes.t() @ out)
-    if "encoder.weight" not in sae.frozen:
-        slopes = (out @ w_dec.t()).mul_(codes > 0)
-        bias = slopes.sum(dim=0)
-        gradients["b_dec"] -= bias @ sae.w_enc[rows]
-        gradients["encoder.weight"].index_add_(0, rows, slopes.t() @ centred)
-        gradients["encoder.bias"].index_add_(0, rows, bias)
-    return value

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from pydantic import PositiveInt
 
 from nullsae.config.saes import Sae
-from nullsae.core.registry import lazy
 from nullsae.sae.chunks import rows_at_once
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, kernels
-    from nullsae.sae.autoencoder import Autoencoder
-    from nullsae.sae.kernels import Hits
-
-    Gradients = dict[str, Tensor]
-else:
-    torch = lazy("torch")
-    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+from nullsae.sae.later import Autoencoder, Hits, Tensor, autoencoder, kernels, torch
 
 R = TypeVar("R", bound=Sae)
+Gradients = dict[str, Tensor]
 
 
 class LimitedSae(Sae):
@@ -74,42 +62,16 @@ class TrainedSae(ABC, Generic[R]):
     """Tensors [tokens, n_latents] that `gradients` holds at once, at most."""
 
     def __init__(self, recipe: R, k: int, start: Autoencoder) -> None:
-        """Start from these weights.
+        """Start from weights that are not copied.
 
-        Args:
-            recipe: of this architecture.
-            k: latents active per token: exactly, on average, or as the target of a penalty.
-            start: weights to start from; they are not copied.
+        k latents are active per token: exactly, on average, or as the target of a penalty.
         """
         self.recipe, self.k = recipe, k
-        named = start.parameters()
-        self.parameters = {name: named[name] for name in autoencoder.PARAMETERS}
+        self.w_enc, self.b_enc, self.w_dec, self.b_dec = weights = start.weights
+        self.parameters = dict(zip(autoencoder.PARAMETERS, weights, strict=True))
+        self.n_latents, self.d_model = self.w_dec.shape
         self.buffers: dict[str, Tensor] = {}
         self.frozen = recipe.origin.frozen
-
-    @property
-    def w_enc(self) -> Tensor:
-        return self.parameters["encoder.weight"]
-
-    @property
-    def b_enc(self) -> Tensor:
-        return self.parameters["encoder.bias"]
-
-    @property
-    def w_dec(self) -> Tensor:
-        return self.parameters["W_dec"]
-
-    @property
-    def b_dec(self) -> Tensor:
-        return self.parameters["b_dec"]
-
-    @property
-    def n_latents(self) -> int:
-        return len(self.b_enc)
-
-    @property
-    def d_model(self) -> int:
-        return len(self.b_dec)
 
     @classmethod
     def step_bytes(
@@ -119,7 +81,7 @@ class TrainedSae(ABC, Generic[R]):
 
         What the interpreter takes, and what an allocator keeps for later, comes on top. With B
         tokens in a batch, d = d_model, n = n_latents, D = `DENSE_TENSORS`, C tokens whose
-        pre-activations are held at once (`chunk_rows`) and K hits per token (`hits`), it is
+        pre-activations are held at once (`rows_at_once`) and K hits per token (`hits`), it is
 
             16 (2 d n + d + n)              weights, gradients, Adam's two moments
           + 4 d n                           the encoder once more, packed for the product
@@ -145,14 +107,59 @@ class TrainedSae(ABC, Generic[R]):
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
         """Loss of one batch and its exact gradients by all parameters that are not frozen.
 
-        Args:
-            x: [tokens, d_model], at least two different rows.
-            dead: bool [n_latents], which latents AuxK may use.
+        x [tokens, d_model] has at least two different rows; AuxK may use `dead` bool [n_latents].
         """
 
     @abstractmethod
     def autoencoder(self) -> Autoencoder:
         """The SAE as it stands, for use; it shares memory with the weights where it can."""
+
+    def fired(self, hits: Hits) -> Tensor:
+        """Which latents have a positive value in some hit, bool [n_latents]."""
+        return hits.values.new_zeros(self.n_latents).index_add_(0, hits.latents, hits.values) > 0
+
+    def add_gradients(self, gradients: Gradients, centred: Tensor, hits: Hits, out: Tensor) -> None:
+        """Add the derivatives of sum(out * decode(hits)), through the hits alone.
+
+        That b_dec is also added to a reconstruction is not counted here. `centred` and `out` are
+        [tokens, d_model]: x - b_dec, which the hits were encoded from, and the derivative of the
+        loss by what they decode to. Hits with a value of 0 pass no gradient to the encoder.
+        """
+        by_latent = kernels.HitsByLatent(hits, self.n_latents)
+        if "W_dec" not in self.frozen:
+            add(gradients, "W_dec", by_latent.row_gradient(hits.values, out))
+        if "encoder.weight" not in self.frozen:
+            codes = hits.dot_rows(out, self.w_dec).mul_(hits.values > 0)
+            bias = by_latent.bias_gradient(codes, len(out))
+            add(gradients, "b_dec", -(bias @ self.w_enc))
+            add(gradients, "encoder.weight", by_latent.row_gradient(codes, centred))
+            add(gradients, "encoder.bias", bias)
+
+    def add_fvu(
+        self,
+        gradients: Gradients,
+        x: Tensor,
+        centred: Tensor,
+        hits: Hits,
+        scale: Tensor,
+        weight: float = 1.0,
+    ) -> tuple[float, Tensor]:
+        """Add the gradients of weight x FVU; returns FVU and x - x^, which AuxK is about.
+
+        x^ is what the hits of all tokens decode to, and b_dec; `scale` is the batch's variance.
+        """
+        residual = hits.decode(self.w_dec).add_(self.b_dec).sub_(x)
+        fvu = float(square_sum(residual) / scale)
+        error = -residual
+        out = residual.mul_(2.0 * weight / scale)
+        add(gradients, "b_dec", out.sum(dim=0))
+        self.add_gradients(gradients, centred, hits, out)
+        return fvu, error
+
+
+def add(gradients: Gradients, name: str, value: Tensor) -> None:
+    """Add to a gradient, or set the one that is missing."""
+    gradients[name] = gradients[name].add_(value) if name in gradients else value
 
 
 def variance(x: Tensor) -> Tensor:
@@ -164,68 +171,3 @@ def square_sum(x: Tensor) -> Tensor:
     """Sum of the squares of x [n, d], row by row: the same bits for any number of threads."""
     total: Tensor = torch.linalg.vector_norm(x, dim=1).square_().sum()
     return total
-
-
-def fired(hits: Hits, n_latents: int) -> Tensor:
-    """Which latents have a positive value in some hit, bool [n_latents]."""
-    return hits.values.new_zeros(n_latents).index_add_(0, hits.latents, hits.values) > 0
-
-
-def add_gradients(
-    gradients: Gradients, sae: TrainedSae[Any], centred: Tensor, hits: Hits, out: Tensor
-) -> None:
-    """Add the derivatives of sum(out * decode(hits)), through the hits alone.
-
-    That b_dec is also added to a reconstruction is not counted here.
-
-    Args:
-        gradients: what they are added to; names that are missing are set, those of frozen
-            parameters left out.
-        sae: the weights.
-        centred: x - b_dec, [tokens, d_model], which the hits were encoded from.
-        hits: rectified; those with a value of 0 pass no gradient to the encoder.
-        out: derivative of the loss by the decoded hits, [tokens, d_model].
-    """
-    by_latent = kernels.HitsByLatent(hits, sae.n_latents)
-    if "W_dec" not in sae.frozen:
-        add(gradients, "W_dec", by_latent.row_gradient(hits.values, out))
-    if "encoder.weight" not in sae.frozen:
-        codes = hits.dot_rows(out, sae.w_dec).mul_(hits.values > 0)
-        bias = by_latent.bias_gradient(codes, len(out))
-        add(gradients, "b_dec", -(bias @ sae.w_enc))
-        add(gradients, "encoder.weight", by_latent.row_gradient(codes, centred))
-        add(gradients, "encoder.bias", bias)
-
-
-def add_fvu(
-    gradients: Gradients,
-    sae: TrainedSae[Any],
-    x: Tensor,
-    centred: Tensor,
-    hits: Hits,
-    scale: Tensor,
-    weight: float = 1.0,
-) -> tuple[float, Tensor]:
-    """Add the gradients of weight x FVU; returns FVU and x - x^, which AuxK is about.
-
-    Args:
-        gradients: what they are added to.
-        sae: the weights.
-        x: [tokens, d_model].
-        centred: x - b_dec.
-        hits: of all tokens; x^ is what they decode to, and b_dec.
-        scale: the batch's variance.
-        weight: of this part in the loss.
-    """
-    residual = hits.decode(sae.w_dec).add_(sae.b_dec).sub_(x)
-    fvu = float(square_sum(residual) / scale)
-    error = -residual
-    out = residual.mul_(2.0 * weight / scale)
-    add(gradients, "b_dec", out.sum(dim=0))
-    add_gradients(gradients, sae, centred, hits, out)
-    return fvu, error
-
-
-def add(gradients: Gradients, name: str, value: Tensor) -> None:
-    """Add to a gradient, or set the one that is missing."""
-    gradients[name] = gradients[name].add_(value) if name in gradients else value

@@ -7,25 +7,14 @@ has a threshold instead: the average of the smallest value that was kept.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae, add_auxk
-from nullsae.sae.architectures.base import Losses, TrainedSae, add_fvu, fired, variance
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-    from nullsae.sae.kernels import Hits
-else:
-    torch = lazy("torch")
-    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, variance
+from nullsae.sae.chunks import rows_at_once
+from nullsae.sae.later import Autoencoder, Hits, Tensor, autoencoder, kernels, torch
 
 # Of the running average of the threshold: it looks back over some 10 steps. The weights move: over
 # 50 steps, an SAE of 244 steps was left with 6% fewer active latents than k.
@@ -35,24 +24,19 @@ THRESHOLD_DECAY = 0.9
 SLACK, SAMPLED = 1.5, 4
 
 
-class AveragedSae(AuxKSae):
-    """What a recipe of BatchTopK shares with those that choose as it does."""
-
-    keeps_k = True
-
-
-B = TypeVar("B", bound=AveragedSae)
-
-
-class BatchTopKSae(AveragedSae):
+class BatchTopKSae(AuxKSae):
     """A recipe; finished SAEs are `jumprelu`."""
 
     name, position, step_cost = "batch_topk", 2, 1.25
     summary = "keeps k per token on average"
+    keeps_k = True
 
     @classmethod
     def training(cls) -> type[TrainedSae[Any]]:
         return BatchTopK
+
+
+B = TypeVar("B", bound=BatchTopKSae)
 
 
 class BatchTopK(RevivingSae[B]):
@@ -64,27 +48,26 @@ class BatchTopK(RevivingSae[B]):
 
     def __init__(self, recipe: B, k: int, start: Autoencoder) -> None:
         super().__init__(recipe, k, start)
-        self.buffers = {
-            "threshold": start.b_enc.new_zeros(()),
-            "threshold_weight": start.b_enc.new_zeros(()),
-        }
+        for name in ("threshold", "threshold_weight"):
+            self.buffers[name] = start.b_enc.new_zeros(())
 
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
-        centred = x - self.b_dec
-        hits = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(x))
-        self._follow(hits)
+        centred, hits = self._kept(x)
         scale = variance(x)
         gradients: Gradients = {}
-        fvu, error = add_fvu(gradients, self, x, centred, hits, scale)
-        auxk = add_auxk(gradients, self, None, centred, error, scale, dead)
-        return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
+        fvu, error = self.add_fvu(gradients, x, centred, hits, scale)
+        auxk = self.add_auxk(gradients, centred, error, scale, dead)
+        return gradients, Losses(fvu, auxk, 0.0, self.fired(hits))
 
-    def _follow(self, hits: Hits) -> None:
-        """Take a batch's threshold into the average."""
+    def _kept(self, x: Tensor) -> tuple[Tensor, Hits]:
+        """X - b_dec, and the batch's hits, whose threshold is taken into the average."""
+        centred = x - self.b_dec
+        hits = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(x))
         if len(hits.values):
             average, weight = self.buffers["threshold"], self.buffers["threshold_weight"]
             average.lerp_(hits.values.min(), 1.0 - THRESHOLD_DECAY)
             weight.lerp_(torch.ones_like(weight), 1.0 - THRESHOLD_DECAY)
+        return centred, hits
 
     def autoencoder(self) -> Autoencoder:
         average, weight = self.buffers["threshold"], self.buffers["threshold_weight"]
@@ -99,19 +82,11 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
     Exact. Nothing is sorted, and the pre-activations of a few tokens are held at once: of each
     such chunk the entries above a cut stay, where the cut leaves somewhat more than the chunk's
     share. A chunk whose cut turns out to be above the smallest entry that is kept of all is looked
-    at again.
-
-    Args:
-        centred: [tokens, d].
-        w_enc: [n_latents, d].
-        b_enc: [n_latents].
-        n_hits: how many, 1 to tokens * n_latents; all positive ones if there are fewer.
-
-    Returns:
-        Hits token by token, in the order of the latents.
+    at again. `n_hits` is from 1 to tokens * n_latents; if fewer are positive, all of those come,
+    token by token, in the order of the latents.
     """
     n_tokens, n_latents = len(centred), len(b_enc)
-    rows = min(n_tokens, kernels.chunk_rows(n_latents, centred.device))
+    rows = min(n_tokens, rows_at_once(n_latents, centred.device.type))
     buffer = centred.new_empty(rows, n_latents)
 
     def above(start: int, cut: float | None) -> tuple[float, Tensor, Tensor]:
@@ -122,7 +97,11 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
             sample = pre[::SAMPLED]
             cut = lower_bound_of_all(sample, math.ceil(SLACK * n_hits * len(sample) / n_tokens))
         entries = pre.flatten()
-        places = places_of(entries >= cut if cut > 0 else entries > 0)
+        found = entries >= cut if cut > 0 else entries > 0
+        if found.is_cpu:  # NumPy is faster than nonzero there
+            places = torch.from_numpy(np.flatnonzero(found.numpy()))
+        else:
+            places = found.nonzero().squeeze(1)
         return cut, places + start * n_latents, entries[places]
 
     chunks = {start: above(start, None) for start in range(0, n_tokens, rows)}
@@ -143,13 +122,10 @@ def batch_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, n_hits: int) -> H
 
 
 def lower_bound_of_all(pre: Tensor, n: int) -> float:
-    """A number with at least n entries of pre not below it, and few more.
+    """A number with at least n entries of pre [tokens, n_latents] not below it, and few more.
 
-    It is the n-th largest of the maxima of disjoint groups of entries.
-
-    Args:
-        pre: [tokens, n_latents], rows contiguous.
-        n: if more than the entries, the least of them is meant.
+    It is the n-th largest of the maxima of disjoint groups of entries; if n is more than the
+    entries, the least of them is meant. Rows are contiguous.
     """
     n_tokens, n_latents = pre.shape
     n = min(n, pre.numel())
@@ -157,13 +133,6 @@ def lower_bound_of_all(pre: Tensor, n: int) -> float:
     groups = n_latents // size
     maxima = pre[:, : groups * size].view(n_tokens, size, groups).amax(dim=1)
     return nth_largest(maxima.flatten(), n)
-
-
-def places_of(mask: Tensor) -> Tensor:
-    """Where a mask [n] is true, int64, rising."""
-    if mask.device.type != "cpu":
-        return mask.nonzero().squeeze(1)
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # faster than nonzero there
 
 
 def nth_largest(values: Tensor, n: int) -> float:

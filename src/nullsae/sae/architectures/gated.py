@@ -6,21 +6,10 @@ Rajamanoharan et al. 2024, arXiv 2404.16014.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.base import Losses, TrainedSae, square_sum, variance
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
 from nullsae.sae.architectures.standard import PayingSae, dense_gradients
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch, autoencoder = lazy("torch"), lazy("nullsae.sae.autoencoder")
+from nullsae.sae.later import Autoencoder, Tensor, autoencoder, torch
 
 
 class GatedSae(PayingSae):
@@ -81,9 +70,5 @@ class Gated(TrainedSae[GatedSae]):
         """Folded, with the same codes: gate > 0 is magnitude > b_mag - exp(r_mag) b_gate."""
         stretch = self.parameters["r_mag"].exp()
         threshold = (self.b_enc - stretch * self.parameters["b_gate"]).relu()
-        tensors = {
-            **self.parameters,
-            "encoder.weight": self.w_enc * stretch[:, None],
-            "threshold": threshold,
-        }
-        return autoencoder.Autoencoder.of(tensors, "jumprelu", None)
+        folded = {"encoder.weight": self.w_enc * stretch[:, None], "threshold": threshold}
+        return autoencoder.Autoencoder.of({**self.parameters, **folded}, "jumprelu", None)

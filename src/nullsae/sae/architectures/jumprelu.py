@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.base import LimitedSae, Losses, TrainedSae, square_sum, variance
+from nullsae.sae.architectures.base import (
+    Gradients,
+    LimitedSae,
+    Losses,
+    TrainedSae,
+    square_sum,
+    variance,
+)
 from nullsae.sae.architectures.batch_topk import batch_top_k
 from nullsae.sae.architectures.standard import dense_gradients
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch = lazy("torch")
-    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+from nullsae.sae.later import Autoencoder, Tensor, autoencoder, kernels, torch
 
 
 class JumpReluSae(LimitedSae):
@@ -80,7 +75,10 @@ class JumpReLU(TrainedSae[JumpReluSae]):
         centred = x - self.b_dec
         pre = torch.addmm(self.b_enc, centred, self.w_enc.t())
         if not self.buffers["started"]:
-            self._start(centred)
+            kept = batch_top_k(centred, self.w_enc, self.b_enc, target * len(x)).values
+            if len(kept):
+                self.parameters["log_threshold"].fill_(kept.min().log())
+            self.buffers["started"].fill_(True)
         threshold = self.parameters["log_threshold"].exp()
         near = (pre - threshold).abs_() < width / 2
         active = pre > threshold
@@ -97,12 +95,6 @@ class JumpReLU(TrainedSae[JumpReluSae]):
         fvu = float(square_sum(residual) / scale)
         penalty = self.recipe.l0_coefficient * excess**2
         return gradients, Losses(fvu, 0.0, penalty, active.any(dim=0))
-
-    def _start(self, centred: Tensor) -> None:
-        kept = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(centred)).values
-        if len(kept):
-            self.parameters["log_threshold"].fill_(kept.min().log())
-        self.buffers["started"].fill_(True)
 
     def autoencoder(self) -> Autoencoder:
         tensors = {**self.parameters, "threshold": self.parameters["log_threshold"].exp()}

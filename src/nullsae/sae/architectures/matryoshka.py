@@ -6,46 +6,23 @@ Bussmann et al. 2025, arXiv 2503.17547.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat, field_validator
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.auxk import add_auxk
-from nullsae.sae.architectures.base import (
-    Losses,
-    TrainedSae,
-    add_gradients,
-    fired,
-    square_sum,
-    variance,
-)
-from nullsae.sae.architectures.batch_topk import AveragedSae, BatchTopK, batch_top_k
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-    from nullsae.sae.kernels import Hits
-else:
-    torch, kernels = lazy("torch"), lazy("nullsae.sae.kernels")
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
+from nullsae.sae.architectures.batch_topk import BatchTopK, BatchTopKSae
+from nullsae.sae.later import Autoencoder, Hits, Tensor, kernels, torch
 
 
-class MatryoshkaSae(AveragedSae):
+class MatryoshkaSae(BatchTopKSae):
     """A recipe; finished SAEs are `jumprelu`."""
 
     name, position, step_cost = "matryoshka", 3, 1.5
     summary = "does so too, with nested prefixes of the dictionary"
 
     prefix_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
-        0.0625,
-        0.125,
-        0.25,
-        0.5,
-        1.0,
+        *(0.0625, 0.125, 0.25, 0.5, 1.0),
     )
     """`matryoshka`: shares of the dictionary that reconstruct on their own, rising, the last 1;
     rounded up to whole latents."""
@@ -83,9 +60,7 @@ class Matryoshka(BatchTopK[MatryoshkaSae]):
 
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
         n_prefixes = len(self.ends)
-        centred = x - self.b_dec
-        hits = batch_top_k(centred, self.w_enc, self.b_enc, self.k * len(x))
-        self._follow(hits)
+        centred, hits = self._kept(x)
         rings = by_ring(hits, self.ends)
         scale = variance(x)
         residuals = rings.decode(self.w_dec).view(n_prefixes, *x.shape).cumsum_(dim=0)
@@ -97,19 +72,16 @@ class Matryoshka(BatchTopK[MatryoshkaSae]):
             out[ring] += out[ring + 1]
         gradients = {"b_dec": out[0].sum(dim=0)}
         repeated = centred.expand(n_prefixes, *x.shape).reshape(-1, self.d_model)
-        add_gradients(gradients, self, repeated, rings, out.view(-1, self.d_model))
-        auxk = add_auxk(gradients, self, None, centred, target, scale, dead)
-        return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
+        self.add_gradients(gradients, repeated, rings, out.view(-1, self.d_model))
+        auxk = self.add_auxk(gradients, centred, target, scale, dead)
+        return gradients, Losses(fvu, auxk, 0.0, self.fired(hits))
 
 
 def by_ring(hits: Hits, ends: Tensor) -> Hits:
-    """Hits as rows (ring, token), ring by ring.
-
-    Args:
-        hits: token by token.
-        ends: int64 [rings], rising: where each ring of latents ends.
+    """Hits, token by token, as rows (ring, token), ring by ring; `ends` int64 [rings] are rising:
+    where each ring of latents ends.
     """
-    row = torch.bucketize(hits.latents, ends, right=True) * len(hits.offsets) + hits.tokens()
+    row = torch.bucketize(hits.latents, ends, right=True) * len(hits.offsets) + hits.tokens
     order = row.argsort(stable=True)
     counts = torch.bincount(row, minlength=len(ends) * len(hits.offsets))
     return kernels.Hits(hits.values[order], hits.latents[order], counts.cumsum(0) - counts)

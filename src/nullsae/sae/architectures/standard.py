@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import PositiveFloat
 
 from nullsae.config.saes import Sae
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.base import Losses, TrainedSae, square_sum, variance
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch = lazy("torch")
-    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
+from nullsae.sae.later import Autoencoder, Tensor, autoencoder, kernels, torch
 
 
 class PayingSae(Sae):
@@ -76,12 +65,8 @@ def dense_gradients(
 ) -> Gradients:
     """Derivatives by encoder, decoder and biases, W_dec left out where it is frozen.
 
-    Args:
-        sae: the weights.
-        centred: x - b_dec, [tokens, d_model].
-        by_pre: derivative of the loss by the pre-activations, [tokens, n_latents].
-        codes: [tokens, n_latents].
-        out: derivative of the loss by the reconstructions, [tokens, d_model].
+    `centred` is x - b_dec, `by_pre` the loss' derivative by the pre-activations, `out` that by the
+    reconstructions; `by_pre` and codes are [tokens, n_latents], the others [tokens, d_model].
     """
     bias = by_pre.sum(dim=0)
     gradients = {

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from nullsae.core.registry import lazy
-from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae, add_auxk
-from nullsae.sae.architectures.base import Losses, TrainedSae, add_fvu, fired, variance
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, kernels
-    from nullsae.sae.architectures.base import Gradients
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    autoencoder, kernels = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.kernels")
+from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae
+from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, variance
+from nullsae.sae.later import Autoencoder, Tensor, autoencoder, kernels
 
 # Multi-TopK's second loss: with so many times k latents, and this weight (Gao et al. 2024, 4.2).
 MULTI, MULTI_WEIGHT = 4, 1.0 / 8.0
@@ -67,11 +58,11 @@ class TopK(RevivingSae[TopKSae]):
         hits = kernels.Hits.of(values, indices)
         scale = variance(x)
         gradients: Gradients = {}
-        fvu, error = add_fvu(gradients, self, x, centred, hits, scale)
+        fvu, error = self.add_fvu(gradients, x, centred, hits, scale)
         if multi:
-            add_fvu(gradients, self, x, centred, wide, scale, MULTI_WEIGHT)
-        auxk = add_auxk(gradients, self, None, centred, error, scale, dead)
-        return gradients, Losses(fvu, auxk, 0.0, fired(hits, self.n_latents))
+            self.add_fvu(gradients, x, centred, wide, scale, MULTI_WEIGHT)
+        auxk = self.add_auxk(gradients, centred, error, scale, dead)
+        return gradients, Losses(fvu, auxk, 0.0, self.fired(hits))
 
     def autoencoder(self) -> Autoencoder:
         return autoencoder.Autoencoder.of(self.parameters, "topk", self.k)

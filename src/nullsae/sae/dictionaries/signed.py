@@ -1,30 +1,17 @@
 """Orthonormal directions, each with both signs, so that codes are not negative.
 
-They keep the k largest coefficients and have b_dec at the mean: a dimension with a large offset
-does not use up one of the k.
+b_dec is the mean: a dimension with a large offset does not use up one of the k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
 from nullsae.config.dictionaries import Dictionary
 from nullsae.core.errors import UserError
-from nullsae.core.registry import lazy
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from nullsae.core import moments
-    from nullsae.sae import autoencoder
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch, moments = lazy("torch"), lazy("nullsae.core.moments")
-    autoencoder = lazy("nullsae.sae.autoencoder")
+from nullsae.sae.later import Autoencoder, Pairs, Tensor, autoencoder, moments, torch
 
 
 class Signed(Dictionary):
@@ -39,15 +26,7 @@ class Signed(Dictionary):
     def width(self, d_model: int, vocab_size: int | None) -> int:
         return 2 * self.most_active(d_model)
 
-    def fit(
-        self,
-        k: int,
-        reader: Any,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        corpus: Any,
-        *,
-        where: str,
-    ) -> Autoencoder:
+    def fit(self, k: int, reader: Any, batches: Pairs, corpus: Any, where: str) -> Autoencoder:
         n_directions = self.most_active(reader.d_model)
         if k > n_directions:
             raise UserError(
@@ -55,11 +34,12 @@ class Signed(Dictionary):
                 f"of dictionary {self.name!r} at {reader.d_model} dimensions"
             )
         directions, mean = self.directions(reader, batches)
-        return signed(directions[:n_directions], mean, k)
+        # Latent i is direction i, latent n + i its opposite; codes are coefficients about the mean.
+        rows = torch.cat([directions[:n_directions], -directions[:n_directions]]).float()
+        b_enc = torch.zeros(len(rows))
+        return autoencoder.Autoencoder("topk", rows, b_enc, rows.clone(), mean.float(), k=k)
 
-    def directions(
-        self, reader: Any, batches: Iterable[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    def directions(self, reader: Any, batches: Pairs) -> tuple[Tensor, Tensor]:
         """Directions float64 [n, d_model], and the mean [d_model], of what `fit` is given."""
         raise NotImplementedError
 
@@ -77,9 +57,7 @@ class Pca(Signed):
     def most_active(self, d_model: int) -> int:
         return min(d_model, self.n_components or d_model)
 
-    def directions(
-        self, reader: Any, batches: Iterable[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    def directions(self, reader: Any, batches: Pairs) -> tuple[Tensor, Tensor]:
         found = moments.Moments(reader.d_model)
         for x, _ in batches:
             found.add(x)
@@ -97,9 +75,7 @@ class Identity(Signed):
     summary = "has the neuron basis"
     caption = "The neuron basis: each dimension, plus and minus, is a latent; nothing is trained."
 
-    def directions(
-        self, reader: Any, batches: Iterable[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    def directions(self, reader: Any, batches: Pairs) -> tuple[Tensor, Tensor]:
         return torch.eye(reader.d_model, dtype=torch.float64), reader.mean()
 
 
@@ -108,19 +84,3 @@ def principal_components(covariance: Tensor) -> Tensor:
     rows: Tensor = torch.linalg.eigh(covariance).eigenvectors.flip(1).t()
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     return rows * largest.sign()
-
-
-def signed(directions: Tensor, mean: Tensor, k: int) -> Autoencoder:
-    """The TopK dictionary of orthonormal directions [n, d_model] and their opposites.
-
-    Latent i is direction i, latent n + i its opposite; codes are coefficients about `mean`.
-    """
-    rows = torch.cat([directions, -directions]).float()
-    return autoencoder.Autoencoder(
-        "topk",
-        w_enc=rows,
-        b_enc=torch.zeros(len(rows)),
-        w_dec=rows.clone(),
-        b_dec=mean.float(),
-        k=k,
-    )

@@ -5,19 +5,12 @@ Korznikov et al. 2026, arXiv 2602.14111.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from nullsae.config.dictionaries import Dictionary
-from nullsae.core.registry import lazy
-
-if TYPE_CHECKING:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor
-else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
+from nullsae.sae.later import F, Tensor, torch
 
 
 class Learned(Dictionary):
@@ -71,12 +64,8 @@ def keep_close(rows: Tensor, start: Tensor, min_cosine: float) -> Tensor:
     """The unit rows nearest to `rows` whose cosine to those of `start` is at least `min_cosine`.
 
     A row within the cone is left as it is. One outside goes to the cone's edge, in the plane of
-    the row and its start: c r0 + sqrt(1 - c^2) u, with u the unit part of the row across r0.
-
-    Args:
-        rows: [n, d], of unit norm.
-        start: [n, d], of unit norm.
-        min_cosine: c, between 0 and 1.
+    the row and its start: c r0 + sqrt(1 - c^2) u, with u the unit part of the row across r0. Rows
+    and start are [n, d], of unit norm; c is `min_cosine`, between 0 and 1.
     """
     cosine = (rows * start).sum(dim=1, keepdim=True)
     across = F.normalize(rows - cosine * start, dim=1)

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nullsae.config.dictionaries import Dictionary
-from nullsae.core.registry import lazy
-
-if TYPE_CHECKING:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor
-
-    from nullsae.sae import autoencoder, token_means
-    from nullsae.sae.autoencoder import Autoencoder
-else:
-    torch, F = lazy("torch"), lazy("torch.nn.functional")
-    autoencoder, token_means = lazy("nullsae.sae.autoencoder"), lazy("nullsae.sae.token_means")
+from nullsae.sae.later import Autoencoder, F, Pairs, Tensor, autoencoder, token_means, torch
 
 
 class TokenLookup(Dictionary):
@@ -45,21 +33,10 @@ class TokenLookup(Dictionary):
     def width(self, d_model: int, vocab_size: int | None) -> int | None:
         return vocab_size
 
-    def fit(
-        self,
-        k: int,
-        reader: Any,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        corpus: Any,
-        *,
-        where: str,
-    ) -> Autoencoder:
-        means, counts = token_means.fit_token_means(
-            ((x, token_means.token_ids(corpus, position)) for x, position in batches),
-            int(corpus.manifest["vocab_size"]),
-            reader.d_model,
-        )
-        return token_lookup(means, counts)
+    def fit(self, k: int, reader: Any, batches: Pairs, corpus: Any, where: str) -> Autoencoder:
+        pairs = ((x, token_means.token_ids(corpus, position)) for x, position in batches)
+        vocab_size = int(corpus.manifest["vocab_size"])
+        return token_lookup(*token_means.fit_token_means(pairs, vocab_size, reader.d_model))
 
     @classmethod
     def look_up(cls, sae: Autoencoder, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,11 +49,8 @@ def token_lookup(means: Tensor, counts: Tensor) -> Autoencoder:
     """The dictionary whose latent t reconstructs means[t].
 
     b_dec is the mean over all tokens, W_dec[t] the unit direction from it to means[t], and
-    encoder.bias[t] the length of that way, which is the code of every token with id t.
-
-    Args:
-        means: float64 [vocab_size, d_model].
-        counts: int64 [vocab_size]; the latents of ids never seen do not fire.
+    encoder.bias[t] the length of that way, which is the code of every token with id t. Means are
+    float64 [vocab_size, d_model], counts int64 [vocab_size]; of ids never seen latents do not fire.
     """
     overall = counts.double() @ means / counts.sum()
     offset = torch.where((counts > 0)[:, None], means - overall, 0.0)

@@ -24,12 +24,7 @@ Written = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
-    """Write an SAE in the format of SAELens or sparsify.
-
-    Args:
-        cfg_json: the SAE's `cfg.json`.
-        layout: `saelens` or `sparsify`.
-        output: folder for the two files; it is made.
+    """Write an SAE in the layout `saelens` or `sparsify`: two files in a folder that is made.
 
     Raises:
         UserError: no such layout, one that cannot hold this SAE, or a folder that holds another.
@@ -100,20 +95,12 @@ def _saelens(sae: Autoencoder) -> Written:
         k=sae.k,
         metadata={"sae_lens_version": SAELENS_VERSION, "sae_lens_training_version": None},
     )
-    tensors = {
-        "W_enc": sae.w_enc.t(),
-        "b_enc": sae.b_enc,
-        "W_dec": sae.w_dec,
-        "b_dec": sae.b_dec,
-        **sae.own,
-    }
+    named = zip(("W_enc", "b_enc", "W_dec", "b_dec"), sae.weights, strict=True)
+    tensors = {**dict(named), **sae.own, "W_enc": sae.w_enc.t()}
     of_topk = {"k", "rescale_acts_by_decoder_norm"}
     return config.model_dump(exclude=set() if sae.k is not None else of_topk), tensors
 
 
 # Per layout: what writes it, and the architectures that it can hold.
 LAYOUTS: dict[str, Callable[[Autoencoder], Written]] = {"saelens": _saelens, "sparsify": _sparsify}
-HOLDS: dict[str, tuple[str, ...]] = {
-    "saelens": ("topk", "jumprelu", "standard"),
-    "sparsify": ("topk",),
-}
+HOLDS = {"saelens": ("topk", "jumprelu", "standard"), "sparsify": ("topk",)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nullsae.config.section import Section
 from nullsae.config.sites import site_kind, site_layer
-from nullsae.sae.autoencoder import PARAMETERS, Autoencoder
+from nullsae.sae.autoencoder import PARAMETERS, Autoencoder, shapes
 
 Shapes = dict[str, tuple[int, ...]]
 LEAST_NORM = 1e-8
@@ -47,8 +47,7 @@ class SparsifyConfig(Section):
 
     def shapes(self) -> Shapes:
         """Names and shapes of the tensors in `sae.safetensors`."""
-        wide = (self.n_latents, self.d_in)
-        return dict(zip(PARAMETERS, (wide, wide[:1], wide, wide[1:]), strict=True))
+        return shapes(self.n_latents, self.d_in)
 
     def autoencoder(self, tensors: dict[str, Tensor]) -> Autoencoder:
         """The SAE that these tensors are."""
@@ -104,17 +103,13 @@ class SaeLensConfig(Section):
         hook = config.get("hook_name", config.get("hook_point")) or ""
         scaled = config.get("normalize_activations") or "none"
         reshaped = "hook_z" if "hook_z" in hook else "none"
+        head = config.get("hook_head_index", config.get("hook_point_head_index"))
         found: dict[str, Any] = {
             "architecture": config.get("architecture", "standard"),
             "apply_b_dec_to_input": config.get("apply_b_dec_to_input", True),
             "normalize_activations": "expected_average_only_in" if scaled is True else scaled,
             "reshape_activations": config.get("reshape_activations", reshaped),
-            "metadata": {
-                "hook_name": hook,
-                "hook_head_index": config.get(
-                    "hook_head_index", config.get("hook_point_head_index")
-                ),
-            },
+            "metadata": {"hook_name": hook, "hook_head_index": head},
             **{key: config[key] for key in ("d_in", "d_sae") if key in config},
         }
         if "topk" in (found["architecture"], cls.old_activation(config)):

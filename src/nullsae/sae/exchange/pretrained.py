@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,7 @@ from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError, first_line
 from nullsae.jobs.saes import pretrained_sae_path
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.exchange.formats import (
-    WEIGHTS,
-    SaeLensConfig,
-    Shapes,
-    SparsifyConfig,
-    hook_name,
-)
+from nullsae.sae.exchange.formats import WEIGHTS, SaeLensConfig, Shapes, SparsifyConfig, hook_name
 from nullsae.sae.files import load_sae
 
 log = logging.getLogger(__name__)
@@ -40,29 +33,31 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
     What such a file says beyond plain weights is folded into them: a b_dec that the encoder does
     not subtract, and codes scaled by the norms of decoder rows. Weights come back as float32.
 
-    Args:
-        pretrained: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}`
-            are filled in.
-        site: the site that it is for.
-        where: the config key that a message names.
+    `pretrained` is a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}`
+    are filled in. `where` is the config key that a message names.
 
     Raises:
         UserError: it cannot be had, or a file or a key of it is missing, unknown, damaged or asks
             for something that is not supported; names the file and the key.
     """
     folder = _folder(pretrained, site, where)
-    weights, config_file = _weights_file(folder, where), folder / "cfg.json"
-    config = _read_config(config_file)
-    described: SaeLensConfig | SparsifyConfig
-    if weights.name == WEIGHTS["saelens"]:
-        _refuse_saelens(config_file, config)
-        described = parse_section(
-            SaeLensConfig, SaeLensConfig.upgrade(config), where=str(config_file)
+    there = sorted(file.name for file in folder.iterdir())
+    found = [name for name in WEIGHTS.values() if name in there]
+    if not found or "cfg.json" not in there:
+        missing = " or ".join(WEIGHTS.values()) if "cfg.json" in there else "cfg.json"
+        raise UserError(
+            f"{where}: {str(folder)!r} holds no {missing} but {', '.join(there) or 'nothing'}; an "
+            f"SAE is read from a cfg.json and safetensors"
         )
-        _warn_of_another_site(config_file, described.metadata.get("hook_name"), site)
-        # SAELens before version 6 wrote a factor per latent, all ones if it was not used.
-        tensors = _read_tensors(weights, described.shapes(), ones=("scaling_factor",))
-        return described.autoencoder(tensors)
+    weights, config_file = folder / found[0], folder / "cfg.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config_file}: not readable as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{config_file}: not a JSON object")
+    if weights.name == WEIGHTS["saelens"]:
+        return _of_saelens(weights, config_file, config, site)
     if "d_in" in config:
         described = parse_section(SparsifyConfig, config, where=str(config_file))
         return described.autoencoder(_read_tensors(weights, described.shapes()))
@@ -103,57 +98,41 @@ def _folder(pretrained: str, site: str, where: str) -> Path:
     return folder
 
 
-def _weights_file(folder: Path, where: str) -> Path:
-    there = sorted(file.name for file in folder.iterdir())
-    found = [name for name in WEIGHTS.values() if name in there]
-    if found and "cfg.json" in there:
-        return folder / found[0]
-    missing = " or ".join(WEIGHTS.values()) if "cfg.json" in there else "cfg.json"
-    raise UserError(
-        f"{where}: {str(folder)!r} holds no {missing} but {', '.join(there) or 'nothing'}; an SAE "
-        f"is read from a cfg.json and safetensors"
-    )
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not readable as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return config
-
-
-def _refuse_saelens(config_file: Path, config: dict[str, Any]) -> None:
-    """Refuse what the keys of an SAE for inference cannot say."""
+def _of_saelens(weights: Path, file: Path, config: dict[str, Any], site: str) -> Autoencoder:
+    # What the keys of an SAE for inference cannot say is refused.
     if "metadata" in config and "decoder_init_norm" in config:
         raise UserError(
-            f"{config_file}: decoder_init_norm is a key of training checkpoints; save the SAE with "
+            f"{file}: decoder_init_norm is a key of training checkpoints; save the SAE with "
             f"SAELens' save_inference_model"
         )
     activation = SaeLensConfig.old_activation(config)
     if activation not in ("relu", "topk"):
-        raise UserError(f"{config_file}: activation_fn: {activation!r} is not one of relu, topk")
+        raise UserError(f"{file}: activation_fn: {activation!r} is not one of relu, topk")
+    described = parse_section(SaeLensConfig, SaeLensConfig.upgrade(config), where=str(file))
+    hook, layer, kind = described.metadata.get("hook_name"), site_layer(site), site_kind(site)
+    same = {hook_name(site)}
+    if kind == "resid_post":
+        same.add(hook_name(f"resid_pre.{layer + 1}"))
+    if kind == "resid_pre":
+        same.add(hook_name(f"resid_post.{layer - 1}"))
+    # Names of other libraries' modules cannot be compared.
+    if isinstance(hook, str) and HOOK.match(hook) and hook not in same:
+        log.warning("%s: trained at %s, used at %s", file, hook, site)
+    # SAELens before version 6 wrote a factor per latent, all ones if it was not used.
+    tensors = _read_tensors(weights, described.shapes(), ones=("scaling_factor",))
+    return described.autoencoder(tensors)
 
 
-def _read_tensors(weights: Path, shapes: Shapes, ones: Collection[str] = ()) -> dict[str, Tensor]:
+def _read_tensors(weights: Path, shapes: Shapes, ones: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """All tensors of a file as float32, if they are those of `shapes`.
 
-    Args:
-        weights: the file.
-        shapes: shape by name.
-        ones: names of tensors that may be there too, and say nothing if they hold ones only.
+    Those of `ones` may be there too, and say nothing if they hold ones only.
     """
     try:
         stored = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{weights}: not readable as safetensors ({error})") from None
-    tensors = {
-        name: tensor
-        for name, tensor in stored.items()
-        if name not in ones or bool((tensor != 1).any())
-    }
+    tensors = {n: t for n, t in stored.items() if n not in ones or bool((t != 1).any())}
     for name in sorted(shapes.keys() | tensors.keys()):
         if name not in tensors:
             raise UserError(f"{weights}: {name} is missing")
@@ -170,15 +149,3 @@ def _read_tensors(weights: Path, shapes: Shapes, ones: Collection[str] = ()) -> 
         if bool(tensors[name].isnan().any()):
             raise UserError(f"{weights}: {name} holds NaN")
     return tensors
-
-
-def _warn_of_another_site(config_file: Path, hook: Any, site: str) -> None:
-    """Say so if an SAE was trained elsewhere in the model than it is used."""
-    same, layer = {hook_name(site)}, site_layer(site)
-    if site_kind(site) == "resid_post":
-        same.add(hook_name(f"resid_pre.{layer + 1}"))
-    if site_kind(site) == "resid_pre":
-        same.add(hook_name(f"resid_post.{layer - 1}"))
-    # Names of other libraries' modules cannot be compared.
-    if isinstance(hook, str) and HOOK.match(hook) and hook not in same:
-        log.warning("%s: trained at %s, used at %s", config_file, hook, site)

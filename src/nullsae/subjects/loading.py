@@ -65,7 +65,7 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
         keys = {"where": f"{key}.{path_key}", "revision_where": f"{key}.{revision_key}"}
         check_repository(path, kind="model", revision=revision, **keys)
         check_cached(path, "config.json", revision=revision, **keys)
-        settings = {
+        settings: dict[str, Any] = {
             **{"path": str(Path(path).expanduser()) if is_local(path) else path, "what": what},
             **{"revision": revision or "main", "dtype": DTYPES[source.dtype]},
             "trust_remote_code": source.trust_remote_code,
@@ -107,10 +107,10 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
     except Exception as error:  # whatever a foreign repository makes the loader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        missing = "safetensors" in reason and isinstance(error, OSError)
-        if missing and keys.get("use_safetensors"):
+        lacking = "safetensors" in reason and isinstance(error, OSError)
+        if lacking and keys.get("use_safetensors"):
             raise NoSafetensorsError(f"{what}: cannot be loaded: no safetensors") from None
-        if missing:
+        if lacking:
             cached = is_offline_mode() and not is_local(str(path))
             where = " in the cache of the hub" if cached else ""
             reason = f"there are neither safetensors nor {PICKLE}{where}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nullsae import tables
 from nullsae.config.randomization import Settings

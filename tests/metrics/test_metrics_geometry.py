@@ -185,7 +185,8 @@ def test_a_dictionary_without_an_encoder_has_no_encoder_norm() -> None:
 
 
 def test_an_encoder_row_of_zeros_has_no_cosine() -> None:
-    decoder, encoder = clustered(20, 4), torch.randn(20, 4)
+    generator = torch.Generator().manual_seed(0)
+    decoder, encoder = clustered(20, 4), torch.randn(20, 4, generator=generator)
     encoder[3] = 0
     row = decoder_geometry(sae(decoder, encoder), 0)
     cosines = F.cosine_similarity(decoder.double(), encoder.double(), dim=1)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nullsae.config.randomization import Settings
-from nullsae.config.variants import Look, Variant
 from nullsae.core.registry import lazy
-from nullsae.subjects.changes import Change, Redrawn, change_weights
+from nullsae.subjects.changes import Redrawn, WeightsVariant
 
 if TYPE_CHECKING:
     import torch
@@ -27,15 +24,10 @@ class Uniform(Redrawn):
         return (drawn * scale + values.mean()).to(tensor.dtype)
 
 
-class UniformWeights(Variant):
+class UniformWeights(WeightsVariant):
     """As `rerandomized`, without large weights."""
 
     name = "uniform_weights"
     group = "redrawn weights"
     text = "Each tensor is redrawn from a uniform distribution with its own mean and variance."
-    look = Look("#7a3b00", "#d08a4a", "square", (5, 1))
-    reads = ("norm_parameters",)
-
-    @classmethod
-    def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
-        return change_weights(model, settings, Uniform())
+    matrix = Uniform()

@@ -77,13 +77,46 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     assert refusal(local(tmp_path)).startswith(f"subject '{tmp_path}': cannot be loaded: ")
 
 
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+class Planted:
+    """What a pickle runs when it is read as one."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_a_pickle_of_weights_alone_is_read_as_data_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tiny_model("gpt2")
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    found = fetch(local(tmp_path))
+    assert all(
+        torch.equal(p, dict(found.named_parameters())[n]) for n, p in model.named_parameters()
+    )
+    assert "no safetensors; weights read from pytorch_model.bin, as data only" in caplog.text
+
+
+def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    model.config.save_pretrained(tmp_path)
+    trap = {**model.state_dict(), "planted": Planted(tmp_path / "ran")}
+    torch.save(trap, tmp_path / "pytorch_model.bin")
     assert refusal(local(tmp_path)) == (
-        f"subject '{tmp_path}': cannot be loaded: there are no safetensors, and weights in other "
-        f"formats are not read (they can run code); convert them with model.save_pretrained"
+        f"subject '{tmp_path}': cannot be loaded: pytorch_model.bin holds more than weights, and "
+        f"is not read: it could run code"
+    )
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
+    tiny_model("gpt2").config.save_pretrained(tmp_path)
+    assert refusal(local(tmp_path)) == (
+        f"subject '{tmp_path}': cannot be loaded: there are neither safetensors nor "
+        f"pytorch_model.bin"
     )
 
 

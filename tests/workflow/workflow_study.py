@@ -40,7 +40,7 @@ CONFIG: dict[str, Any] = {
     "subjects": {
         "small": {
             "corpus": "docs",
-            "source": {"kind": "train", "n_layers": 2, "d_model": 16, "n_heads": 2, "steps": 20},
+            "source": {"kind": "train", "n_layers": 2, "d_model": 16, "n_heads": 2, "steps": 120},
             "sites": ["resid_post.0"],
         }
     },

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from nullsae.config.model_files import GgufFile, Origin
+from nullsae.config.model_files import GgufFile, Origin, is_local
 from nullsae.config.section import FloatType, Section, unique
 from nullsae.config.sites import HOW, PATTERN
 
@@ -57,13 +57,34 @@ class PretrainedSource(Origin):
     """Hub id or local folder of any `AutoModelForCausalLM`."""
     revision: str | None = None
     step0_revision: str | None = None
-    """Revision of the untrained weights (Pythia: `step0`); needed by the variant `step0`."""
+    """Revision of the untrained weights (Pythia: `step0`); the variant `step0` needs it, or
+    `step0_path`."""
+    step0_path: str | None = None
+    """Hub id or local folder of the untrained weights, where they are no revision of `path`."""
     dtype: FloatType = "float32"
     """Precision of the subject's weights and forward passes."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     """How to spread a subject over several GPUs (Accelerate); by default it lies on one device."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
+
+    @model_validator(mode="after")
+    def folders_have_no_revisions(self) -> Self:
+        for key, path in (
+            ("revision", self.path),
+            ("step0_revision", self.step0_path or self.path),
+        ):
+            if getattr(self, key) is not None and is_local(path):
+                hint = "" if key == "revision" else "; give the untrained weights as step0_path"
+                raise ValueError(f"{key}: {path!r} is a local folder, which has no revisions{hint}")
+        return self
+
+    def weights_of(self, *, step0: bool) -> tuple[str, str | None, str, str]:
+        """Path and revision of the trained or the untrained weights, and the keys of the two."""
+        if not step0:
+            return self.path, self.revision, "path", "revision"
+        key = "path" if self.step0_path is None else "step0_path"
+        return self.step0_path or self.path, self.step0_revision, key, "step0_revision"
 
 
 class Subject(Section):

@@ -79,9 +79,9 @@ class Variant:
         return cls.text + (" Normalization layers are kept." if keeps else "")
 
     @classmethod
-    def revision(cls, source: Any) -> tuple[str | None, str]:
-        """Revision of a pretrained source that holds its weights, and the key that names it."""
-        return source.revision, "revision"
+    def weights_of(cls, source: Any) -> tuple[str, str | None, str, str]:
+        """Path and revision of its weights in a pretrained source, and the keys that name them."""
+        return source.weights_of(step0=False)  # type: ignore[no-any-return]
 
     @classmethod
     def lacks(cls, source: Any) -> str | None:

@@ -117,9 +117,11 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
             return
         key, code = f"config: {where}", source.trust_remote_code
         for variant in variants:
-            revision, revision_key = VARIANTS[variant].revision(source)
-            places = f"{key}.path", f"{key}.{revision_key}"
-            items.append(Model(source.path, revision, code, *places))
+            path, revision, path_key, revision_key = VARIANTS[variant].weights_of(source)
+            if is_local(path):
+                remarks.append(f"{where}.{path_key}: {source.at_hand}")
+                continue
+            items.append(Model(path, revision, code, f"{key}.{path_key}", f"{key}.{revision_key}"))
 
     for name, corpus in config.corpora.items():
         where, source, tokenizer = f"corpora.{name}", corpus.source, corpus.tokenizer

@@ -212,7 +212,7 @@ class WeightsVariant(Variant):
 
 
 class EmbeddingsVariant(Variant):
-    """Base of variants that change the input embedding, and the output embedding if it is tied."""
+    """Base of variants that change all tables that token ids index, and what is tied to them."""
 
     group = "embeddings"
     rows: ClassVar[Change]
@@ -220,8 +220,8 @@ class EmbeddingsVariant(Variant):
 
     @classmethod
     def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
-        table = model.get_input_embeddings().weight
-        return {name: cls.rows for name, p in model.named_parameters() if p is table}
+        tables = {id(module.weight) for module in families.token_tables(model).values()}
+        return {name: cls.rows for name, p in model.named_parameters() if id(p) in tables}
 
 
 def randomize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -29,6 +31,14 @@ HINTS = {
     "mpt": {"mlp_out": "ffn.down_proj"},
 }
 
+# Names that configs have for the longest context.
+CONTEXT_LIMITS = (
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
+    *("max_sequence_length", "seq_length", "context_length", "max_target_positions", "ctx_len"),
+)
+# Tokens of the pass that shows what token ids index.
+PROBE_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class Point:
@@ -41,6 +51,44 @@ class Point:
 def text_config(model: Any) -> Any:
     """The config of the language model: multimodal ones nest it."""
     return model.config.get_text_config(decoder=True)
+
+
+def token_tables(model: Any) -> dict[str, nn.Embedding]:
+    """The lookup tables that token ids index in a forward pass, by the names of their modules.
+
+    The input embedding is always one. Others are found by what they are given, not by name: where
+    there are any other tables (positions, tables of each block), a short pass shows it.
+    """
+    own = model.get_input_embeddings()
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    if set(found.values()) <= {own}:
+        return found
+    # Descending, so that no table of positions is given the same.
+    ids = torch.arange(PROBE_TOKENS, 0, -1, device=own.weight.device)[None]
+    seen: set[str] = set()
+    handles = [
+        module.register_forward_pre_hook(partial(_see_ids, seen, name, ids))
+        for name, module in found.items()
+    ]
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: module for name, module in found.items() if module is own or name in seen}
+
+
+def _see_ids(seen: set[str], name: str, ids: Tensor, _module: nn.Module, args: Any) -> None:
+    if args and args[0].shape == ids.shape and torch.equal(args[0].to(ids.device), ids):
+        seen.add(name)
+
+
+def context_limit(model: Any) -> int | None:
+    """The most tokens that a model reads at once, under whatever name; None for no limit."""
+    config = text_config(model)
+    given = [getattr(config, name, None) for name in CONTEXT_LIMITS]
+    return min((n for n in given if isinstance(n, int) and n > 0), default=None)
 
 
 def find_blocks(model: Any) -> nn.ModuleList:

@@ -84,6 +84,15 @@ def changed(before: State, after: State, names: set[str]) -> Gate:
     return passed("changed", f"{len(names)} of {len(before)} tensors")
 
 
+def untrained(initial: State, trained: State) -> Gate:
+    """Initial weights are not those of the trained subject: some tensor differs, by name."""
+    for name, tensor in initial.items():
+        other = trained.get(name)
+        if other is None or not torch.equal(tensor.to(other.device, other.dtype), other):
+            return passed("untrained", f"{name} is not the trained one")
+    return failed("untrained", "every tensor is the trained one's: these are the trained weights")
+
+
 def moments(before: State, after: State, names: set[str]) -> Gate:
     """Mean and variance of each redrawn tensor lie within 6 standard errors of the original's.
 

@@ -25,6 +25,7 @@ from nullsae.subjects.families import Point, attach, find_blocks, find_site, tex
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PICKLE = "pytorch_model.bin"
 CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".py"}
 # Contexts of the sum of a block's parts are this long.
 PROBE_TOKENS = 8
@@ -42,16 +43,16 @@ def pick_device(device: str) -> torch.device:
 def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") -> nn.Module:
     """Load a causal language model from a hub id, a local folder or a GGUF file, onto the CPU.
 
-    Of checkpoints only safetensors are read, memory-mapped by Transformers: what is not converted
-    to another dtype is not copied before it is written to.
+    Checkpoints are safetensors, memory-mapped by Transformers: what is not converted to another
+    dtype is not copied before it is written to. Where a revision has none, `pytorch_model.bin` is
+    read by torch's weights-only unpickler, which runs no code; the log says so.
 
     Args:
         source: where it comes from.
         variant: whose weights of the source are meant.
 
     Raises:
-        UserError: the model cannot be had, has no safetensors or lacks weights; names the config
-            value.
+        UserError: the model cannot be had or lacks weights; names the config value.
     """
     from nullsae.corpus.hub import check_cached, check_repository
 
@@ -59,20 +60,26 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
     if isinstance(source, GgufSource):
         model = _fetch_gguf(source, key)
     else:
-        revision, revision_key = VARIANTS[variant].revision(source)
-        at = f" at revision {revision}" if revision else ""
-        keys = {"where": f"{key}.path", "revision_where": f"{key}.{revision_key}"}
-        check_repository(source.path, kind="model", revision=revision, **keys)
-        check_cached(source.path, "config.json", revision=revision, **keys)
-        model = _from_pretrained(
-            str(Path(source.path).expanduser()) if is_local(source.path) else source.path,
-            f"subject {source.path!r}{at}",
-            revision=revision or "main",
-            dtype=DTYPES[source.dtype],
-            trust_remote_code=source.trust_remote_code,
-            use_safetensors=True,
-        )
+        path, revision, path_key, revision_key = VARIANTS[variant].weights_of(source)
+        what = f"subject {path!r}{f' at revision {revision}' if revision else ''}"
+        keys = {"where": f"{key}.{path_key}", "revision_where": f"{key}.{revision_key}"}
+        check_repository(path, kind="model", revision=revision, **keys)
+        check_cached(path, "config.json", revision=revision, **keys)
+        settings: dict[str, Any] = {
+            **{"path": str(Path(path).expanduser()) if is_local(path) else path, "what": what},
+            **{"revision": revision or "main", "dtype": DTYPES[source.dtype]},
+            "trust_remote_code": source.trust_remote_code,
+        }
+        try:
+            model = _from_pretrained(**settings, use_safetensors=True)
+        except NoSafetensorsError:
+            model = _from_pretrained(**settings, use_safetensors=False, weights_only=True)
+            log.warning("%s: no safetensors; weights read from %s, as data only", what, PICKLE)
     return model.eval().requires_grad_(False)
+
+
+class NoSafetensorsError(UserError):
+    """A checkpoint has its weights in another format."""
 
 
 def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
@@ -100,13 +107,15 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
     except Exception as error:  # whatever a foreign repository makes the loader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "safetensors" in reason and isinstance(error, OSError):
+        lacking = "safetensors" in reason and isinstance(error, OSError)
+        if lacking and keys.get("use_safetensors"):
+            raise NoSafetensorsError(f"{what}: cannot be loaded: no safetensors") from None
+        if lacking:
             cached = is_offline_mode() and not is_local(str(path))
-            reason = (
-                f"there are no safetensors{' in the cache of the hub' if cached else ''}, and "
-                f"weights in other formats are not read (they can run code); convert them with "
-                f"model.save_pretrained"
-            )
+            where = " in the cache of the hub" if cached else ""
+            reason = f"there are neither safetensors nor {PICKLE}{where}"
+        elif "Weights only load failed" in str(error):
+            reason = f"{PICKLE} holds more than weights, and is not read: it could run code"
         elif "trust_remote_code" in str(error):
             reason = "it comes with Python code of its own, which source.trust_remote_code allows"
         raise UserError(f"{what}: cannot be loaded: {reason}") from None
@@ -196,13 +205,23 @@ class Subject:
                 add to the tensor in place.
 
         Raises:
-            UserError: the model's forward pass never came by a site.
+            UserError: the model's forward pass never came by a site, or what passes there is not
+                one row for each token.
         """
         waiting = set(sites)
+        shape = tuple(input_ids.shape)
 
         def passes(site: str, x: Tensor) -> None:
             # Some families (OPT) flatten it.
-            see(site, x.reshape(*input_ids.shape, -1))
+            layouts = (*shape, self.width(site)), (shape[0] * shape[1], self.width(site))
+            if not isinstance(x, Tensor) or tuple(x.shape) not in layouts:
+                found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise UserError(
+                    f"site {site}: not supported for model_type "
+                    f"{text_config(self.model).model_type!r}: a block passes on {found}, not "
+                    f"[contexts, tokens, d_model] = {list(layouts[0])}"
+                )
+            see(site, x.reshape(*shape, -1))
             waiting.discard(site)
             if not waiting:
                 raise _StopForward

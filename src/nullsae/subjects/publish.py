@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nullsae import tables
 from nullsae.config.randomization import Settings
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, fitted_to
-from nullsae.core.errors import UserError
+from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, read_json, write_json
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs import subjects as jobs
 from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams
 from nullsae.subjects import gates
 from nullsae.subjects.changes import by_change, draw_of, randomize
-from nullsae.subjects.families import text_config
+from nullsae.subjects.families import context_limit, text_config
+from nullsae.subjects.forward_gates import forward_gates
 from nullsae.subjects.health import activation_health, heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
+
+log = logging.getLogger(__name__)
 
 PROBE_CONTEXTS = 4
 
@@ -66,10 +71,12 @@ def train_subject(
     model = model.eval().requires_grad_(False)
     made = {"kind": "train", "training": source.model_dump(mode="json"), "log": log}
     for variant, folder in (("trained", trained), ("step0", step0)):
+        checks: list[gates.Gate] = []
         if variant == "step0":
+            checks = [gates.untrained(initial, model.state_dict())]
             model.load_state_dict(initial)
         recipe = {**keys, "variant": variant, "draw": 0, "source": made}
-        _publish(model, folder, recipe, heldout, device, checks=[])
+        _publish(model, folder, recipe, heldout, device, checks=checks)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -124,6 +131,9 @@ def randomize_model(
     if isinstance(params.source, PretrainedSource):
         recipe["trust_remote_code"] = params.source.trust_remote_code
     checks = _randomize(model, params, settings) if variant.changes_weights else []
+    if params.source is not None and variant.origin == "source" and keys.variant != "trained":
+        as_trained = dict(fetch(params.source).named_parameters())
+        checks = [gates.untrained(dict(model.named_parameters()), as_trained)]
     _publish(model, output, recipe, heldout, device, checks=checks)
 
 
@@ -164,21 +174,25 @@ def _publish(
     """Save, reload, gate and measure one variant; `gates.json` and `model.parquet` come last."""
     probe = torch.from_numpy(heldout.input_ids[:PROBE_CONTEXTS])
     of: dict[str, Any] = {"split": "eval", "contexts": range(len(probe))}
+    before = Subject(model=place(model, recipe, device), recipe=recipe, device=device)
+    tells, checks = bool(checks), [*checks, *_forward_gates(before, probe)]
+    gates.require(checks, str(folder))  # before anything is written
     save_subject(model, folder, recipe)
     written = read_json(folder / "recipe.json", rebuild="")
-    before = Subject(model=place(model, written, device), recipe=written, device=device)
     saved = before.logits(probe, **of)
     subject = load_subject(folder / "recipe.json", device)
     logits = subject.logits(probe, **of)
     activations = subject.activations(probe, **of, sites=subject.block_outputs)
     variant = VARIANTS[written["variant"]]
     own = variant.gates(subject, probe)
-    if variant.origin == "trained" and not (checks or own):
+    if variant.origin == "trained" and not (tells or own):
         own = [gates.failed("changed", "no gate tells it from the trained variant")]
     checks = [*checks, gates.reloads(saved, logits), gates.finite(activations, logits), *own]
     gates.require(checks, str(folder))
 
     loss, n_predicted = heldout_loss(subject, heldout)
+    if written["variant"] == "trained":
+        check_loss(loss, heldout, f"config: subjects.{written['subject']}")
     health = activation_health(subject, heldout)
     write_json(
         folder / "gates.json", {"gates": checks, "heldout_loss_nats": loss, "health": health}
@@ -194,6 +208,48 @@ def _publish(
     tables.write_table(folder / "model.parquet", [row], tables.cell_schema("models"))
 
 
+def check_loss(loss: float, tokens: Tokens, where: str) -> None:
+    """A trained subject must have learned something of the corpus that it is given.
+
+    One that is read with another tokenizer, without the BOS that it knows, or from damaged weights
+    does no better than the frequencies of tokens.
+
+    Args:
+        loss: held-out, in nats per token.
+        tokens: the `eval` split, whose manifest has the losses of n-grams.
+        where: the config key that a message names.
+
+    Raises:
+        UserError: the loss is not below that of the unigram distribution.
+    """
+    unigram, bigram = (tokens.manifest[f"{name}_loss_nats"] for name in ("unigram", "bigram"))
+    if not loss < unigram:
+        raise UserError(
+            f"{where}: the trained subject's held-out loss is {loss:.2f} nats, no better than the "
+            f"frequencies of tokens ({unigram:.2f}): is the corpus tokenized by its own tokenizer, "
+            f"with the BOS that it expects, and are the weights whole?"
+        )
+    if not loss < bigram:
+        log.warning(
+            "%s: the trained subject's held-out loss is %.2f nats, no better than that of bigrams "
+            "(%.2f): what SAEs find in it says little of a trained transformer",
+            *(where, loss, bigram),
+        )
+
+
+def _forward_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:
+    try:
+        return forward_gates(subject, probe)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign model's code raises
+        name = type(subject.model).__name__
+        raise UserError(
+            f"subject of class {name}: not supported; a forward pass on token ids alone fails: "
+            f"{first_line(error)}"
+        ) from None
+
+
 def _check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
     """The corpus' token ids must fit the model's vocabulary and its longest context."""
     largest = int(tokens.input_ids.max())
@@ -203,7 +259,7 @@ def _check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
             f"{where}: token id {largest} is beyond the subject's vocabulary of "
             f"{config.vocab_size}; use the subject's own tokenizer in corpora.*.tokenizer"
         )
-    allowed = getattr(config, "max_position_embeddings", None)
+    allowed = context_limit(model)
     if allowed is not None and longest > allowed:
         raise UserError(
             f"{where}: contexts of {longest} tokens, but the subject reads at most "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nullsae.config.randomization import Randomization
@@ -13,10 +14,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from nullsae.subjects import gates
+    from nullsae.subjects import families, forward_gates, gates
     from nullsae.subjects.loading import Subject
 else:
     torch, gates = lazy("torch"), lazy("nullsae.subjects.gates")
+    families = lazy("nullsae.subjects.families")
+    forward_gates = lazy("nullsae.subjects.forward_gates")
 
 
 class NoiseEmbeddings(Variant):
@@ -40,19 +43,29 @@ class NoiseEmbeddings(Variant):
 
     @classmethod
     def install(cls, subject: Subject) -> None:
-        """Replace embeddings [batch, tokens, d] by noise keyed by (draw, split, context)."""
-        recipe = subject.recipe
+        """Replace embeddings [batch, tokens, d] by noise keyed by (draw, split, context).
 
-        def noise(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        Of further tables that token ids index, such as those of Gemma 3n's blocks, the noise has
+        the table's own standard deviation, and a key with its name.
+        """
+        recipe, own = subject.recipe, subject.model.get_input_embeddings()
+
+        def noise(std: float, name: tuple[str, ...], _m: Any, _i: Any, output: Tensor) -> Tensor:
             rows = []
             of = (recipe["seed"], cls.purpose, recipe["draw"], subject.split)
             for context in subject.contexts:
-                generator = torch_generator(*of, context)
+                generator = torch_generator(*of, context, *name)
                 rows.append(torch.randn(output.shape[1:], generator=generator))
-            drawn: Tensor = torch.stack(rows) * recipe["embedding_noise_std"]
+            drawn: Tensor = torch.stack(rows) * std
             return drawn.to(output)
 
-        subject.model.get_input_embeddings().register_forward_hook(noise)
+        for name, table in families.token_tables(subject.model).items():
+            if table is own:
+                hook = partial(noise, recipe["embedding_noise_std"], ())
+            else:
+                scale = float(getattr(table, "embed_scale", 1.0))
+                hook = partial(noise, scale * float(table.weight.float().std()), (name,))
+            table.register_forward_hook(hook)
 
     @classmethod
     def gates(cls, subject: Subject, probe: Tensor) -> list[gates.Gate]:
@@ -66,4 +79,7 @@ class NoiseEmbeddings(Variant):
         handle.remove()
         plain = embedding.weight[probe.to(subject.device, torch.int64)].cpu()
         std = subject.recipe["embedding_noise_std"]
-        return gates.noise(seen[0], seen[1][order], plain, std)
+        return [
+            *gates.noise(seen[0], seen[1][order], plain, std),
+            forward_gates.reads_no_text(subject, probe),
+        ]

@@ -21,14 +21,15 @@ class Step0(Variant):
     changes_weights = False
 
     @classmethod
-    def revision(cls, source: Any) -> tuple[str | None, str]:
-        return source.step0_revision, "step0_revision"
+    def weights_of(cls, source: Any) -> tuple[str, str | None, str, str]:
+        return source.weights_of(step0=True)  # type: ignore[no-any-return]
 
     @classmethod
     def lacks(cls, source: Any) -> str | None:
-        if source.kind == "train" or getattr(source, "step0_revision", None) is not None:
+        keys = ("step0_revision", "step0_path")
+        if source.kind == "train" or any(getattr(source, key, None) for key in keys):
             return None
         return (
             "step0_revision: missing, and variants names step0; give the revision of the untrained "
-            "weights, or fresh_init instead of step0"
+            "weights, or step0_path, or fresh_init instead of step0"
         )

@@ -1,0 +1,143 @@
+"""Gates on forward passes: a row of activations belongs to its own token, and to no later one.
+
+A model that is not causal, or whose blocks pass on anything but [batch, tokens, d_model], gives
+activations that look sound: finite, repeatable, and about the wrong tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nullsae.subjects.gates import Gate, failed, passed
+from nullsae.subjects.loading import Subject
+
+# What rounding may change of a site's rows, as a share of their root mean square, where the shape
+# of a batch decides which of several equivalent kernels computes it, and where it is the same.
+OTHER_SHAPE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+SAME_SHAPE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+# Added to one token's embedding, as a share of the root mean square of all.
+NUDGE = 0.5
+
+
+def forward_gates(subject: Subject, probe: Tensor) -> list[Gate]:
+    """All of them, at the embedding and after each block.
+
+    Args:
+        subject: any variant, with weights in their place.
+        probe: int token ids [contexts, tokens] of `eval`, from its start; two contexts or more.
+    """
+    sites = ["embed", *subject.block_outputs]
+    whole = _run(subject, probe, sites)
+    return [
+        alone(subject, probe, whole),
+        causal(subject, probe, whole),
+        own_rows(subject, probe, whole),
+    ]
+
+
+def alone(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
+    """The last context alone gives the activations that it gives among the others."""
+    last = len(probe) - 1
+    found = _run(subject, probe[last:], list(whole), first=last)
+    for site, rows in whole.items():
+        difference = _difference(rows[last:], found[site], rows)
+        if not difference <= OTHER_SHAPE[rows.dtype]:
+            return failed(
+                "alone",
+                f"{site}: a context alone differs by {difference:.3g} of the norm from the same "
+                f"one in a batch: rows of the batch see each other",
+            )
+    return passed("alone", f"{len(whole)} sites: one context alone is as in a batch")
+
+
+def causal(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
+    """Other tokens from the middle of each context on change nothing before them."""
+    at = probe.shape[1] // 2
+    edited = probe.clone()
+    edited[:, at:] = _another(probe[:, at:], int(probe.max()))
+    found = _run(subject, edited, list(whole))
+    for site, rows in whole.items():
+        difference = _difference(rows[:, :at], found[site][:, :at], rows)
+        if not difference <= SAME_SHAPE[rows.dtype]:
+            return failed(
+                "causal",
+                f"{site}: other tokens from position {at} on change rows before them by "
+                f"{difference:.3g} of their norm: the model is not causal",
+            )
+    return passed("causal", f"edits from position {at} on change no row before them")
+
+
+def own_rows(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
+    """A nudge to one token's embedding changes its row at every site, and none before it."""
+    at = probe.shape[1] // 2
+
+    def nudge(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        size = output.float().square().mean().sqrt() * NUDGE
+        moved = output.clone()
+        # Not the same in all dimensions: a norm that subtracts the mean would undo it.
+        moved[:, at, ::2] += size.to(output.dtype)
+        return moved
+
+    handle = subject.model.get_input_embeddings().register_forward_hook(nudge)
+    try:
+        found = _run(subject, probe, list(whole))
+    finally:
+        handle.remove()
+    for site, rows in whole.items():
+        before = _difference(rows[:, :at], found[site][:, :at], rows)
+        own = _difference(rows[:, at : at + 1], found[site][:, at : at + 1], rows)
+        if not before <= SAME_SHAPE[rows.dtype]:
+            return failed(
+                "own rows",
+                f"{site}: a nudge at position {at} changes rows before it by {before:.3g}",
+            )
+        if rows.abs().max() > 0 and not own > 0:
+            return failed("own rows", f"{site}: a nudge at position {at} leaves its row as it was")
+    return passed("own rows", f"a nudge at position {at} changes its row at {len(whole)} sites")
+
+
+def reads_no_text(subject: Subject, probe: Tensor) -> Gate:
+    """Two texts with one noise give the same activations at every site, and the same logits.
+
+    Token ids may reach a model by other roads than its input embedding: a table in each block
+    (Gemma 3n), a router that looks them up.
+    """
+    sites = ["embed", *subject.block_outputs]
+    other = _another(probe, int(probe.max()))
+    contexts = range(len(probe))
+    first, second = _run(subject, probe, sites), _run(subject, other, sites)
+    for text, found in ((probe, first), (other, second)):
+        found["logits"] = subject.logits(text, split="eval", contexts=contexts)
+    for site, rows in first.items():
+        difference = _difference(rows, second[site], rows)
+        if not difference <= SAME_SHAPE[rows.dtype]:
+            return failed(
+                "reads no text",
+                f"{site}: another text with the same noise differs by {difference:.3g} of the "
+                f"norm: token ids reach this model by a road that no embedding table is on",
+            )
+    return passed("reads no text", f"another text gives the same at {len(first)} places")
+
+
+def _run(
+    subject: Subject, ids: Tensor, sites: Sequence[str], *, first: int = 0
+) -> dict[str, Tensor]:
+    contexts = range(first, first + len(ids))
+    return subject.activations(ids, split="eval", contexts=contexts, sites=sites)
+
+
+def _another(ids: Tensor, largest: int) -> Tensor:
+    """Other token ids, each no larger than the largest."""
+    return (ids + 1 + largest // 2) % (largest + 1)
+
+
+def _difference(a: Tensor, b: Tensor, whole: Tensor) -> float:
+    """The largest difference of a row, over the root mean square of all rows; 0 / 0 is 0."""
+    if a.numel() == 0:
+        return 0.0
+    size = float(whole.double().square().sum(dim=-1).mean().sqrt())
+    largest = float((a.double() - b.double()).norm(dim=-1).max())
+    return largest / size if size else largest

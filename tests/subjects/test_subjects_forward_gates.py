@@ -1,0 +1,222 @@
+"""A row of activations belongs to its own token and to no later one, or the subject is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from family_models import FAMILIES, FURTHER, family_model, random_model
+from torch import Tensor, nn
+
+from nullsae.config.subjects import PretrainedSource
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, write_json
+from nullsae.subjects.families import context_limit, token_tables
+from nullsae.subjects.forward_gates import forward_gates, reads_no_text
+from nullsae.subjects.loading import Subject
+from nullsae.subjects.publish import randomize_model
+from small_chain import CPU, VOCAB, model_params, tiny_model, tokens_of, write_corpus
+
+PROBE = torch.from_numpy(tokens_of(3, seed=1)[0])
+SHAPE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+PER_LAYER = {
+    **{"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8, "head_dim": 8},
+    **{"num_key_value_heads": 2, "max_position_embeddings": 64, "num_kv_shared_layers": 0},
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+GEMMA4 = transformers.Gemma4TextConfig(
+    **SHAPE, **PER_LAYER, intermediate_size=48, global_head_dim=8, sliding_window=16
+)
+GEMMA3N = transformers.Gemma3nTextConfig(
+    **SHAPE,
+    **PER_LAYER,
+    intermediate_size=[48] * 2,
+    laurel_rank=4,
+    sliding_window=16,
+    activation_sparsity_pattern=[0.0] * 2,
+)
+
+
+def subject_of(model: Any, **recipe: Any) -> Subject:
+    return Subject(model=model, recipe={"vocab_size": VOCAB, **recipe}, device=CPU)
+
+
+def failures(model: Any) -> dict[str, str]:
+    found = forward_gates(subject_of(model), PROBE)
+    return {gate["gate"]: gate["detail"] for gate in found if not gate["passed"]}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
+def test_causal_families_pass(family: str) -> None:
+    assert failures(family_model(family)) == {}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.BertConfig(**SHAPE, intermediate_size=48),
+        transformers.RobertaConfig(**SHAPE, intermediate_size=48),
+        transformers.ElectraConfig(**SHAPE, intermediate_size=48, embedding_size=32),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_that_see_later_tokens_are_not_causal(config: Any) -> None:
+    assert "the model is not causal" in failures(random_model(config, config.model_type))["causal"]
+
+
+class Mixing(nn.Module):
+    """A block that lets rows of the batch see each other."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, *args: Any, **keys: Any) -> Any:
+        return self.block(x - 0.1 * x.mean(dim=0, keepdim=True), *args, **keys)
+
+
+class Shifted(Mixing):
+    """A block whose rows are those of the token before."""
+
+    def forward(self, x: Tensor, *args: Any, **keys: Any) -> Any:
+        found = self.block(x, *args, **keys)
+        whole = found[0] if isinstance(found, tuple) else found
+        moved = whole.roll(1, dims=1)
+        moved[:, 0] = 0
+        return (moved, *found[1:]) if isinstance(found, tuple) else moved
+
+
+def test_rows_of_a_batch_that_see_each_other_are_found() -> None:
+    model = tiny_model("gpt_neox")
+    model.gpt_neox.layers[1] = Mixing(model.gpt_neox.layers[1])
+    assert "rows of the batch see each other" in failures(model)["alone"]
+
+
+def test_rows_that_belong_to_another_token_are_found() -> None:
+    model = tiny_model("gpt_neox", use_parallel_residual=True)
+    model.gpt_neox.layers[2] = Shifted(model.gpt_neox.layers[2])
+    found = failures(model)
+    assert found == {"own rows": "resid_post.2: a nudge at position 8 leaves its row as it was"}
+
+
+def test_other_layouts_of_a_block_are_refused_in_one_line() -> None:
+    model = random_model(GEMMA3N, "gemma3n")
+    with pytest.raises(UserError, match=r"resid_post.0: not supported for .*gemma3n_text.*\[4, 3"):
+        forward_gates(subject_of(model), PROBE)
+
+
+# --- roads of token ids
+
+
+def test_tables_that_token_ids_index_are_found_by_what_they_are_given() -> None:
+    assert list(token_tables(tiny_model("gpt2"))) == ["transformer.wte"]  # positions are none
+    assert list(token_tables(tiny_model("llama"))) == ["model.embed_tokens"]
+    found = list(token_tables(random_model(GEMMA4, "gemma4")))
+    assert found == ["model.embed_tokens", "model.embed_tokens_per_layer"]
+
+
+NOISE = {"variant": "noise_embeddings", "draw": 0, "seed": 0, "embedding_noise_std": 1.0}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma4"])
+def test_two_texts_with_one_noise_give_the_same_activations(kind: str) -> None:
+    model = random_model(GEMMA4, "gemma4") if kind == "gemma4" else tiny_model(kind)
+    assert reads_no_text(subject_of(model, **NOISE), PROBE)["passed"]
+
+
+def test_a_road_that_is_no_table_fails_the_gate() -> None:
+    model = tiny_model("llama")
+    codes = torch.randn(VOCAB, 16, generator=torch.Generator().manual_seed(0))
+    ids: list[Tensor] = []
+    model.model.embed_tokens.register_forward_pre_hook(lambda _m, args: ids.append(args[0]))
+    model.model.layers[1].register_forward_hook(lambda _m, _i, out: out + codes[ids[-1]])
+    gate = reads_no_text(subject_of(model, **NOISE), PROBE)
+    assert not gate["passed"]
+    assert "resid_post.1: another text with the same noise differs" in gate["detail"]
+
+
+@pytest.mark.parametrize("variant", ["permuted_embeddings", "rotated_embeddings"])
+def test_embedding_nulls_change_all_tables_of_tokens(variant: str, tmp_path: Path) -> None:
+    model = random_model(GEMMA4, "gemma4")
+    model.save_pretrained(tmp_path / "m")
+    heldout = write_corpus(tmp_path / "c", *tokens_of(16, seed=2))
+    source = PretrainedSource(kind="pretrained", path=str(tmp_path / "m"))
+    out = tmp_path / variant
+    randomize_model(model_params(source, variant), trained=None, eval_tokens=heldout, output=out)
+    gates = json.loads((out / "gates.json").read_text())["gates"]
+    changed = next(gate for gate in gates if gate["gate"] == "changed")
+    assert changed["detail"].startswith("2 of ")
+
+
+# --- what stops a study
+
+
+def test_nothing_is_written_of_a_subject_that_is_refused(tmp_path: Path) -> None:
+    model = random_model(transformers.BertConfig(**SHAPE, intermediate_size=48), "bert")
+    model.save_pretrained(tmp_path / "m")
+    heldout = write_corpus(tmp_path / "c", *tokens_of(16, seed=2))
+    source = PretrainedSource(kind="pretrained", path=str(tmp_path / "m"))
+    with pytest.raises(UserError, match="gate 'causal' failed"):
+        randomize_model(
+            model_params(source), trained=None, eval_tokens=heldout, output=tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def trained_with(tmp_path: Path, unigram: float, bigram: float) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "m")
+    heldout = write_corpus(tmp_path / "c", *tokens_of(16, seed=2))
+    losses = {"unigram_loss_nats": unigram, "bigram_loss_nats": bigram}
+    write_json(heldout, {**read_json(heldout, rebuild=""), **losses})
+    source = PretrainedSource(kind="pretrained", path=str(tmp_path / "m"))
+    out = tmp_path / "out"
+    randomize_model(model_params(source), trained=None, eval_tokens=heldout, output=out)
+
+
+def test_a_trained_subject_that_knows_no_more_than_frequencies_stops(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"subjects.tiny: the trained .* no better than the freq"):
+        trained_with(tmp_path, unigram=2.0, bigram=1.0)
+
+
+def test_a_trained_subject_that_knows_no_more_than_bigrams_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained_with(tmp_path, unigram=40.0, bigram=1.0)
+    assert "no better than that of bigrams (1.00)" in caplog.text
+
+
+def test_step0_that_is_the_trained_model_fails_a_gate(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "m")
+    tiny_model("llama").save_pretrained(tmp_path / "same")
+    heldout = write_corpus(tmp_path / "c", *tokens_of(16, seed=2))
+    paths = {"path": str(tmp_path / "m"), "step0_path": str(tmp_path / "same")}
+    source = PretrainedSource(kind="pretrained", **paths)
+    params = model_params(source, "step0")
+    with pytest.raises(UserError, match="gate 'untrained' failed: every tensor is the trained"):
+        randomize_model(params, trained=None, eval_tokens=heldout, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["revision", "step0_revision"])
+def test_a_local_folder_has_no_revisions(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{key}: '/.*' is a local folder, which has no revisions"):
+        PretrainedSource(kind="pretrained", path=str(tmp_path), **{key: "step0"})
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=32), 32),
+        (transformers.GPT2Config(n_embd=32, n_head=4, n_layer=2, n_positions=48), 48),
+        (transformers.LlamaConfig(**SHAPE, intermediate_size=48, max_position_embeddings=64), 64),
+        (transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4), None),
+        (transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=-1), None),
+    ],
+    ids=lambda value: getattr(value, "model_type", str(value)),
+)
+def test_context_limits_are_found_under_any_name(config: Any, limit: int | None) -> None:
+    model = type("Model", (), {"config": config})()
+    assert context_limit(model) == limit

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 from snakemake.utils import update_config
-from workflow_study import REPOSITORY, Study, copy_of, edited
+from workflow_study import REPOSITORY, Study, cell, copy_of, edited
 
 from nullsae import paths
 from nullsae.config.parse import config_schema, parse_config, resolve_subjects
@@ -76,8 +76,11 @@ def test_an_overlay_merges_into_the_config_and_null_drops_an_entry(
         **{"explain_latents": 2, "score_latents": 4, "match_dictionaries": 1},
         **{"aggregate": 1, "report": 1},
     }
-    written = yaml.safe_load((copied.folder / paths.RUN_CONFIG).read_text(encoding="utf-8"))
-    wanted = edited()
+    file, wanted = copied.folder / paths.RUN_CONFIG, edited()
+    # A dry run, with whatever config, changes nothing under a study.
+    assert yaml.safe_load(file.read_text()) == parse_config(wanted).model_dump(mode="json")
+    copied.make(cell(paths.WINDOWS), "--configfile", str(overlay))
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
     del wanted["explainers"]["swapped"]
     wanted["statistics"]["n_resamples"] = 300
     wanted["saes"]["topk"]["seeds"] = [0, 7]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nullsae.config.saes import Sae, fill_in_recipe
+from nullsae.config.saes import Sae
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.initialization import initialize
 from nullsae.sae.trainer import Trainer, evaluate, learning_rate, schedule
@@ -72,7 +72,7 @@ def test_adam_forgets_at_the_pace_that_the_recipe_says() -> None:
 
 
 def test_the_papers_settings_are_those_of_heap_et_al() -> None:
-    paper = Sae.model_validate(fill_in_recipe({"recipe": "paper"}))
+    paper = Sae.model_validate({"recipe": "paper"})
     assert (paper.architecture, paper.k, paper.expansion_factor) == ("topk", 32, 64)
     assert (paper.adam_betas, paper.grad_clip_norm) == ((0.9, 0.999), 1.0)
     assert (paper.auxk_coefficient, paper.multi_topk) == (0.0, False)
@@ -91,6 +91,6 @@ def test_the_papers_settings_are_those_of_heap_et_al() -> None:
 
 def test_what_is_given_beside_a_recipe_replaces_its_settings() -> None:
     given = {"recipe": "paper", "base_lr": 1e-3, "n_latents": 64, "k": 4}
-    sae = Sae.model_validate(fill_in_recipe(given))
+    sae = Sae.model_validate(given)
     assert (sae.base_lr, sae.n_latents, sae.expansion_factor, sae.k) == (1e-3, 64, None, 4)
     assert sae.warmup_steps == 1000

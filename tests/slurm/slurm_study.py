@@ -24,7 +24,7 @@ CANNOT = 77
 # Of a run of this study on a busy machine.
 PATIENCE_SECONDS = 420.0
 # Less than twice of what the training of an SAE asks for.
-MAX_MEGABYTES = 12_000
+MAX_MEGABYTES = 6_000
 SUBJECT_STEPS, SAE_STEPS = 300, 2_048
 # Each `nullsae` that a job starts, as `Started` reads it.
 WRAPPER = """#!/bin/sh

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import socket
 import subprocess
@@ -23,7 +22,6 @@ from nullsae.config.read import read_merged_config
 from nullsae.planning.show import make_plan
 
 pytestmark = pytest.mark.workflow
-MAX_CPU_SECONDS = 20
 GRID = "config/paper.yaml"
 # Sites of each subject, hidden states after every block, every second, every fourth.
 SITES = {"70m": 6, "160m": 12, "410m": 24, "1b": 8, "6.9b": 8}
@@ -105,8 +103,8 @@ def nowhere() -> Iterator[str]:
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int], str, float]:
-    """Jobs per rule, all that was printed, and CPU seconds. `train_saes_*` count as `train_sae`."""
+def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int], str]:
+    """Jobs per rule, and all that was printed. `train_saes_*` count as `train_sae`."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder / "src"),
@@ -114,7 +112,6 @@ def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int]
         "HF_HOME": str(folder / "hub"),
         "HF_HUB_OFFLINE": "0",
     }
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--cores", "1"),
@@ -127,8 +124,6 @@ def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int]
         text=True,
         timeout=300,
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert done.returncode == 0, done.stdout[-4000:]
     table = re.search(r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", done.stdout, re.M | re.S)
     assert table is not None, done.stdout[-4000:]
@@ -138,7 +133,7 @@ def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int]
         name = re.sub(r"^train_saes_\d+_.*$", "train_sae", rule)
         jobs[name] = jobs.get(name, 0) + int(count)
     del jobs["all"]
-    return jobs, done.stdout, spent
+    return jobs, done.stdout
 
 
 # Those that take long, with `make test-slow`.
@@ -147,16 +142,14 @@ def named(names: Iterable[str], at_once: set[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", named(STUDIES, set()))
-def test_a_grid_has_the_jobs_counted_by_hand_within_seconds_and_without_a_hub(
+def test_a_grid_has_the_jobs_counted_by_hand_and_needs_no_hub(
     name: str, folder: Path, nowhere: str
 ) -> None:
     overlays, counted = STUDIES[name]
-    jobs, printed, cpu_seconds = dry_run(folder, overlays, nowhere)
+    jobs, printed = dry_run(folder, overlays, nowhere)
     assert jobs == counted
     assert "Ambiguous" not in printed
     assert "ambiguous" not in printed
-    # CPU seconds: those of the wall depend on what else the machine does.
-    assert cpu_seconds < MAX_CPU_SECONDS
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -181,5 +181,5 @@ def test_a_plan_has_the_jobs_that_snakemake_would_run(
     files = [*overlays, str(tmp_path / "more.yaml")]
     config = read_merged_config([REPOSITORY / f for f in ("config.yaml", *files)])
     plan = make_plan(config, tmp_path)
-    jobs, _, _ = dry_run(folder, files, nowhere)
+    jobs, _ = dry_run(folder, files, nowhere)
     assert {row.rule: row.jobs for row in plan.rows} == jobs

@@ -168,7 +168,8 @@ def test_neuronpedia_reads_the_same_rows(root: Path, seen: dict[str, Any]) -> No
         cell = LatentFolder.open(folder_of(root, site))
         rows = [row for row in cell.latents.to_pylist() if row["sampled"]]
         assert sorted(features) == [row["latent"] for row in rows]
-        windows = [w for w in cell.windows().to_pylist() if w["active"] and w["pool"] != "explain"]
+        table = tables.read_table(cell.folder / "windows.parquet", tables.cell_schema("windows"))
+        windows = [w for w in table.to_pylist() if w["active"] and w["pool"] != "explain"]
         for row in rows:
             feature = features[row["latent"]]
             assert feature["density"] == pytest.approx(row["firing_share"])

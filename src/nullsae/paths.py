@@ -85,6 +85,8 @@ BENCHMARK = "results/benchmarks/{rule}/{keys}.tsv"
 ASKED = "results/benchmarks/{rule}/{keys}.asked.json"
 COSTS = "results/benchmarks/costs.parquet"
 WORK = "results/work"
+# Batches of requests that an endpoint works on; a job that was killed finds its own here.
+BATCHES = "results/work/batches"
 
 
 def partition_keys(path: Path | str) -> dict[str, str]:

@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
+from scripted_batches import Batches
 
 WINDOW = re.compile(r"^Window (\d+):(.*)$", re.MULTILINE)
 
@@ -73,6 +74,28 @@ class Options:
     """File for the process ids of the server and its child."""
     certificate: str | None = None
     """PEM file with key and certificate; then it speaks TLS."""
+    reasoning_tokens: int = 0
+    """Spent before the first word of an answer."""
+    says_stop: bool = False
+    """Of answers that are cut, too."""
+    most_tokens: int = 0
+    """A larger limit of an answer gets a 400."""
+    system_role: str = "supported"
+    """Or what a request with a turn of the system is refused with."""
+    forbidden: dict[str, list[Any]] = field(default_factory=dict)
+    """Status and message for requests that have a field."""
+    header: dict[str, str] = field(default_factory=dict)
+    """Without this one, a 401."""
+    batch_seconds: float = 0.0
+    """From the start of a batch to its end."""
+    batch_outcome: str = "completed"
+    """Or failed, expired, cancelled."""
+    batch_spared: int = 0
+    """Of an outcome other than completed: so many of its lines are answered nevertheless."""
+    batch_drops: int = 0
+    """So many batches are made without telling."""
+    batch_lines: dict[str, list[Any]] = field(default_factory=dict)
+    """Status and message for lines whose last message ends so, the first time each."""
 
 
 def detection(text: str, body: dict[str, Any]) -> str:
@@ -143,6 +166,7 @@ class Script:
         self.options = options
         self.started = time.monotonic()
         self.in_flight = 0
+        self.batches = Batches(self)
         self.reset()
 
     def reset(self) -> None:
@@ -154,6 +178,9 @@ class Script:
         self.kinds: Counter[str] = Counter()
         self.authorization: Counter[str] = Counter()
         self.times: list[float] = []
+        self.paths: Counter[str] = Counter()
+        self.limits: Counter[int] = Counter()
+        self.batches.reset()
 
     def stats(self) -> dict[str, Any]:
         return {
@@ -166,6 +193,9 @@ class Script:
             "kinds": dict(self.kinds),
             "authorization": dict(self.authorization),
             "times": self.times,
+            "paths": dict(self.paths),
+            "limits": {str(limit): n for limit, n in sorted(self.limits.items())},
+            **self.batches.stats(),
         }
 
     def fault(self) -> dict[str, Any] | None:
@@ -180,6 +210,8 @@ class Script:
         raw = await request.read()
         body = json.loads(raw)
         self.requests += 1
+        self.paths[str(request.rel_url)] += 1
+        self.limits[limit_of(body) or 0] += 1
         self.times.append(time.time())
         key = hashlib.sha256(raw).hexdigest()
         self.bodies.add(key)
@@ -211,7 +243,7 @@ class Script:
         if _has_left(request):
             self.kinds["left"] += 1
             return _error(500, "nobody is there any more")
-        refusal = self.refusal(request, body)
+        refusal = self.unknown(request) or self.refusal(body)
         if refusal is not None:
             self.kinds[str(refusal.status)] += 1
             return refusal
@@ -234,14 +266,30 @@ class Script:
             self.answered.add(key)
         return web.Response(text=text, content_type="application/json")
 
-    def refusal(self, request: web.Request, body: dict[str, Any]) -> web.Response | None:
+    def unknown(self, request: web.Request) -> web.Response | None:
         o = self.options
+        for name, value in o.header.items():
+            if request.headers.get(name) != value:
+                said = f"Access denied due to invalid key {request.headers.get(name)}"
+                return _error(401, said)
         sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if o.key is not None and sent != o.key:
             return _error(401, f"Incorrect API key provided: {sent}.", code="invalid_api_key")
+        return None
+
+    def refusal(self, body: dict[str, Any]) -> web.Response | None:
+        o = self.options
         if o.models and body["model"] not in o.models:
             message = f"The model `{body['model']}` does not exist"
             return _error(404, message, code="model_not_found")
+        if o.system_role != "supported" and body["messages"][0]["role"] == "system":
+            return _error(400, o.system_role)
+        for name, (status, message) in o.forbidden.items():
+            if name in body:
+                return _error(status, message)
+        if o.most_tokens and (limit_of(body) or 0) > o.most_tokens:
+            message = f"max_tokens is too large; the model has at most {o.most_tokens}"
+            return _error(400, message)
         for name in o.refused_fields:
             if name in body:
                 return _error(400, f"Unsupported parameter: '{name}' is not supported")
@@ -264,15 +312,16 @@ class Script:
         if o.json_schema == "ignored":
             body.pop("response_format", None)
         content = "" if kind in ("empty", "refusal") else _function(o.answers)(last(body), body)
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or math.inf
+        limit = max((limit_of(body) or math.inf) - o.reasoning_tokens, 0)
         n_tokens = int(min(len(content) // 4 + 1, limit))
         cut = len(content) > 4 * n_tokens
         content = content[: 4 * n_tokens]
+        n_tokens = int(min(o.reasoning_tokens + n_tokens, limit_of(body) or math.inf))
         message: dict[str, Any] = {"role": "assistant", "content": content or None}
         if kind == "refusal":
             message["refusal"] = "I cannot say."
         choice: dict[str, Any] = {"index": 0, "message": message}
-        choice["finish_reason"] = "length" if cut else "stop"
+        choice["finish_reason"] = "length" if cut and not o.says_stop else "stop"
         if body.get("logprobs") and o.logprobs == "supported" and kind != "no_logprobs" and content:
             choice["logprobs"] = logprobs_of(content, body["top_logprobs"])
         n_prompt = sum(len(message["content"]) for message in body["messages"]) // 4 + 1
@@ -283,6 +332,10 @@ class Script:
             "choices": [] if kind == "no_choices" else [choice],
             "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_tokens},
         }
+
+
+def limit_of(body: dict[str, Any]) -> int | None:
+    return body.get("max_completion_tokens") or body.get("max_tokens")
 
 
 def last(body: dict[str, Any]) -> str:
@@ -330,7 +383,9 @@ async def serve(port: int, options: Options) -> None:
         return web.Response()
 
     app = web.Application(client_max_size=1 << 26)
-    app.router.add_post("/v1/chat/completions", script.chat)
+    for path in ("/v1", "/openai/deployments/{name}"):
+        app.router.add_post(f"{path}/chat/completions", script.chat)
+    script.batches.add_routes(app.router)
     app.router.add_get("/health", health)
     app.router.add_get("/stats", stats)
     app.router.add_post("/options", change)

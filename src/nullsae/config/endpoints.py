@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from nullsae.config.section import Section
 
 OPENAI_URL = "https://api.openai.com/v1"
+# Names of query parameters that hold a secret somewhere; `api-version` and the like do not.
+_SECRET = re.compile(r"key|token|secret|password|signature|^sig$|^code$", re.IGNORECASE)
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ManagedServer(Section):
@@ -30,12 +42,16 @@ class Endpoint(Section):
     model: Annotated[str, Field(min_length=1)]
     """Name of the model, as the endpoint wants it."""
     base_url: str | None = None
-    """Address, usually ending in /v1; by default OpenAI's own."""
+    """Address, usually ending in /v1; by default OpenAI's own. A query, such as Azure's
+    `?api-version=...`, is sent with each request."""
     server: ManagedServer | None = None
     """Instead of `base_url`: a server that the job starts itself."""
     api_key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the key; null, the default with `server`, sends none. Keys
-    never stand in a config."""
+    """Environment variable that holds the key, sent as `Authorization: Bearer`; null, the default
+    with `server` or `headers_env`, sends none. Keys never stand in a config."""
+    headers_env: dict[str, str] = Field(default_factory=dict)
+    """Further headers, each with the environment variable that holds its value, such as Azure's
+    `api-key: AZURE_OPENAI_API_KEY`."""
     temperature: NonNegativeFloat | None = 0.0
     """Left out where the endpoint refuses it."""
     seed: int | None = None
@@ -46,6 +62,9 @@ class Endpoint(Section):
     """Read probabilities off the answer's tokens where the endpoint gives them."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, as they are, such as `reasoning_effort: minimal`."""
+    completion_tokens_cap: PositiveInt = 8192
+    """An answer that is cut at `max_completion_tokens` is asked for again with four times as many,
+    up to this. A model that reasons spends them on its reasoning, too."""
 
     @field_validator("base_url")
     @classmethod
@@ -54,13 +73,35 @@ class Endpoint(Section):
             raise ValueError(f"{url!r} has no scheme; write http://{url} or https://{url}")
         if url is not None and not urlsplit(url).hostname:
             raise ValueError(f"{url!r} names no host; it looks like http://localhost:8000/v1")
+        for name, _ in parse_qsl(urlsplit(url or "").query, keep_blank_values=True):
+            if _SECRET.search(name):
+                # Without the address, which holds the secret.
+                raise ValueError(
+                    f"its query has {name!r}, and secrets never stand in a config; put it into an "
+                    f"environment variable and name that in api_key_env or headers_env"
+                )
         return url
+
+    @field_validator("headers_env")
+    @classmethod
+    def headers_name_variables(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, variable in headers.items():
+            if not _HEADER.fullmatch(name):
+                raise ValueError(f"{name!r} is not the name of a header, such as api-key")
+            if not _VARIABLE.fullmatch(variable):
+                # Without the text, which may be the key itself.
+                raise ValueError(
+                    f"what stands under {name!r} is not the name of an environment variable, such "
+                    f"as AZURE_OPENAI_API_KEY; the header's value goes into that variable"
+                )
+        return headers
 
     @model_validator(mode="after")
     def own_servers_get_no_key(self) -> Self:
         # The default names a key that is worth money elsewhere. Here, because params that were
         # written out no longer tell a default from what the config says.
-        if self.server is not None and "api_key_env" not in self.model_fields_set:
+        elsewhere = self.server is not None or self.headers_env
+        if elsewhere and "api_key_env" not in self.model_fields_set:
             object.__setattr__(self, "api_key_env", None)
         return self
 

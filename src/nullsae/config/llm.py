@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from nullsae.config.section import Section
@@ -12,6 +14,8 @@ class Price(Section):
 
     input_usd_per_million_tokens: NonNegativeFloat
     output_usd_per_million_tokens: NonNegativeFloat
+    batch_share: NonNegativeFloat = 0.5
+    """What the same tokens cost in a batch (`llm.batch`), as a share of these prices."""
 
 
 class Llm(Section):
@@ -27,7 +31,16 @@ class Llm(Section):
     """Failed attempts without one that succeeds, after which a job gives up: the endpoint is down.
     What came before is kept."""
     max_cost_usd: PositiveFloat | None = None
-    """Stop before all replies in the cache together have cost more; null for no limit."""
+    """Stop before all that was ever asked through the cache may have cost more; null for no limit.
+    Each request is counted at the most that it can cost until its reply says what it did cost, and
+    for good where no reply came that says so."""
+    batch: bool = False
+    """Ask through the endpoint's batch interface (files, `/batches`): cheaper, and answered within
+    a day. A job that was killed finds its batches again. A job's own server is asked directly."""
+    batch_poll_seconds: PositiveFloat = 30.0
+    """Between two looks at a batch."""
+    max_requests_per_batch: Annotated[int, Field(ge=1, le=50_000)] = 50_000
+    """OpenAI takes no more; fewer where an organization's limit on enqueued tokens is reached."""
     prices: dict[str, Price] = Field(default_factory=dict)
     """By name of the model; a model without a price counts as free."""
     cache: str = "results/cache/replies.sqlite"

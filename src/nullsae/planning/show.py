@@ -151,7 +151,8 @@ def _rows(graph: Graph, config: Config, calls: dict[str, int]) -> list[Row]:
 def _bill(config: Config, key: tuple[str, str, str], bill: Bill) -> dict[str, Any]:
     explainer, scorer, model = key
     price = config.llm.prices.get(model)
-    cost = cost_usd(price, bill.prompt_tokens, bill.completion_tokens)
+    share = price.batch_share if config.llm.batch and price is not None else 1.0
+    cost = share * cost_usd(price, bill.prompt_tokens, bill.completion_tokens)
     named = {"explainer": explainer, "scorer": scorer, "model": model}
     return {**named, **asdict(bill), "cost_usd": cost if price is not None else None}
 

@@ -17,8 +17,8 @@ from nullsae.config.llm import Llm
 
 # Requests that find out what the endpoint can do, with nothing but a plain question allowed.
 PLAIN: dict[str, Any] = {"structured_output": "never", "logprobs": "never"}
-N_PLAIN_PROBES = 1
-N_PROBES = 3
+N_PLAIN_PROBES = 2
+N_PROBES = 4
 
 
 def question(i: int, *, logprobs: bool = False) -> Request:

@@ -89,7 +89,7 @@ def test_spent_and_reserved_money_together_stay_within_the_limit(tmp_path: Path)
     last.close()
 
 
-def test_what_a_killed_process_had_reserved_is_free_again(tmp_path: Path) -> None:
+def test_what_a_killed_process_had_reserved_counts_as_spent_once(tmp_path: Path) -> None:
     path = tmp_path / "replies.sqlite"
     script = (
         "import os, sys; from pathlib import Path\n"
@@ -101,8 +101,26 @@ def test_what_a_killed_process_had_reserved_is_free_again(tmp_path: Path) -> Non
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
     ).stdout
     assert out == "None\n"
+    # Its request was on the way, and may be on the bill.
+    one, other = ReplyCache(path), ReplyCache(path)
+    assert [cache.total_cost_usd() for cache in (one, other)] == [1.0, 1.0]
+    assert one.reserve(0.1, 1.0) == 1.0
+    assert one.reserve(1.0, 2.0) is None
+    one.close()
+    other.close()
+
+
+def test_money_of_a_batch_stays_set_aside_until_it_is_settled(tmp_path: Path) -> None:
+    path = tmp_path / "replies.sqlite"
     cache = ReplyCache(path)
-    assert cache.reserve(1.0, 1.0) is None
+    assert cache.reserve(0.9, 1.0, batch="b") is None
+    cache.close()
+    cache = ReplyCache(path)
+    assert cache.reserve(0.2, 1.0) == 0.0
+    cache.put(b"k", kept(cost=0.25))
+    cache.settle("b")
+    assert cache.reserve(0.7, 1.0) is None
+    assert cache.reserve(0.1, 1.0) == 0.25
     cache.close()
 
 

@@ -109,10 +109,10 @@ def test_replies_without_the_log_probabilities_that_were_asked_for_are_kept(
 def test_a_request_that_never_succeeds_is_counted_and_the_others_are_not_held_up(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
-    server.set(faults=[{"kind": "status", "status": 500, "after": 1, "until": 4}])
+    server.set(faults=[{"kind": "status", "status": 500, "after": 2, "until": 5}])
     replies, usage = ask(server.url, 3, tmp_path, max_attempts=1)
     assert sorted(reply is None for reply in replies) == [False, True, True]
-    assert (usage.failed, usage.attempts_failed, usage.calls) == (2, 2, 2)
+    assert (usage.failed, usage.attempts_failed, usage.calls) == (2, 2, 3)
     replies, usage = ask(server.url, 3, tmp_path)
     assert contents(replies) == [expected(i) for i in range(3)]
     assert (usage.calls, usage.cached_calls) == (2, 1)
@@ -205,8 +205,8 @@ def test_money_stops_before_the_limit_and_what_was_paid_is_kept(
 def test_an_endpoint_that_breaks_down_stops_the_run_and_what_came_before_is_kept(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
-    server.set(faults=[{"kind": "status", "status": 502, "message": "no way", "after": 21}])
-    with pytest.raises(UserError, match=r"attempts failed in a row.* 502: no way; 21 replies"):
+    server.set(faults=[{"kind": "status", "status": 502, "message": "no way", "after": 22}])
+    with pytest.raises(UserError, match=r"attempts failed in a row.* 502: no way; 22 replies"):
         ask(server.url, N, tmp_path, max_failures_in_a_row=12)
     server.set(faults=[])
     replies, usage = ask(server.url, N, tmp_path)

@@ -27,16 +27,16 @@ def process() -> Iterator[ScriptedServer]:
 @pytest.mark.parametrize(
     ("options", "settings", "abilities", "n_probes"),
     [
-        ({}, {}, Abilities(True, 20, True), 3),
-        ({"json_schema": "refused"}, {}, Abilities(False, 20), 4),
-        ({"json_schema": "ignored"}, {}, Abilities(False, 20), 3),
-        ({"logprobs": "ignored"}, {}, Abilities(True, 0), 4),
-        ({"logprobs": "refused"}, {}, Abilities(True, 0), 6),
-        ({"max_top_logprobs": 5}, {}, Abilities(True, 5, True), 5),
-        ({"logprobs_with_schema": False}, {}, Abilities(True, 20, False), 4),
-        ({}, {"structured_output": "never"}, Abilities(False, 20), 2),
-        ({}, {"logprobs": "never"}, Abilities(True, 0), 2),
-        ({}, {"structured_output": "never", "logprobs": "never"}, Abilities(), 1),
+        ({}, {}, Abilities(True, 20, True), 4),
+        ({"json_schema": "refused"}, {}, Abilities(False, 20), 5),
+        ({"json_schema": "ignored"}, {}, Abilities(False, 20), 4),
+        ({"logprobs": "ignored"}, {}, Abilities(True, 0), 5),
+        ({"logprobs": "refused"}, {}, Abilities(True, 0), 7),
+        ({"max_top_logprobs": 5}, {}, Abilities(True, 5, True), 6),
+        ({"logprobs_with_schema": False}, {}, Abilities(True, 20, False), 5),
+        ({}, {"structured_output": "never"}, Abilities(False, 20), 3),
+        ({}, {"logprobs": "never"}, Abilities(True, 0), 3),
+        ({}, {"structured_output": "never", "logprobs": "never"}, Abilities(), 2),
         (
             {"refused_fields": ["temperature", "max_completion_tokens"]},
             {"structured_output": "never", "logprobs": "never"},
@@ -47,7 +47,7 @@ def process() -> Iterator[ScriptedServer]:
             {"ignored_fields": ["max_completion_tokens"], "answers": "numbers"},
             {"structured_output": "never", "logprobs": "never"},
             Abilities(token_limit="max_tokens"),
-            1,
+            2,
         ),
     ],
 )
@@ -64,7 +64,7 @@ def test_what_an_endpoint_can_do_is_found_out_once(
     replies, usage = ask(process.url, 2, tmp_path, logprobs=True, endpoint=settings)
     endpoint = Endpoint(model="m", base_url=process.url, **settings)
     cache = ReplyCache(tmp_path / Llm().cache)
-    found = cache.abilities(abilities_key(endpoint))
+    found = cache.abilities(abilities_key(endpoint, 8192))
     cache.close()
     assert found is not None
     assert Abilities(**found) == abilities
@@ -119,11 +119,12 @@ def test_a_request_holds_what_the_settings_and_abilities_say() -> None:
 
 def test_other_settings_are_found_out_anew() -> None:
     keys = {
-        abilities_key(Endpoint(model=model, base_url=url, logprobs=logprobs))
+        abilities_key(Endpoint(model=model, base_url=url, logprobs=logprobs), longest)
         for model in ("m", "n")
         for url in ("http://a/v1", "http://b/v1")
         for logprobs in ("auto", "never")
+        for longest in (100, 400)
     }
-    assert len(keys) == 8
-    seeded = abilities_key(Endpoint(model="m", base_url="http://a/v1", seed=3))
+    assert len(keys) == 16
+    seeded = abilities_key(Endpoint(model="m", base_url="http://a/v1", seed=3), 100)
     assert seeded in keys

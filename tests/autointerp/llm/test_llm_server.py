@@ -12,7 +12,7 @@ from typing import Any
 import llm_asking
 import pytest
 import scripted_server
-from llm_asking import PLAIN, ask, contents, expected
+from llm_asking import N_PLAIN_PROBES, PLAIN, ask, contents, expected
 
 from nullsae.autointerp.llm.client import LanguageModel, ask_all
 from nullsae.config.endpoints import Endpoint
@@ -66,7 +66,7 @@ def test_a_server_is_started_used_and_ended_with_its_children(tmp_path: Path) ->
     (tmp_path / "pids").unlink()
     again, cached = ask("", 5, tmp_path, endpoint=settings(tmp_path, ready_after_seconds=0.5))
     assert again == replies
-    assert (usage.calls, cached.calls) == (6, 0)
+    assert (usage.calls, cached.calls) == (5 + N_PLAIN_PROBES, 0)
     # Nothing was asked, and so nothing was started.
     assert not (tmp_path / "pids").exists()
 

@@ -26,3 +26,17 @@ def without_password(url: str) -> str:
     """An address as it may be shown: without a name and password before the host."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def with_path(url: str, path: str) -> str:
+    """An address with `path` at the end of its own path, which may hold it already; its query,
+    such as Azure's `api-version`, stays where it is.
+    """
+    parts = urlsplit(without_path(url, path))
+    return urlunsplit(parts._replace(path=parts.path + path))
+
+
+def without_path(url: str, path: str) -> str:
+    """An address without `path` at the end of its own."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix(path)))

@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from nullsae.autointerp.llm.addresses import with_path
 from nullsae.autointerp.llm.messages import AnswerToken, Reply, parse_json
 from nullsae.core.errors import UserError
 
+CHAT = "/chat/completions"
 SHOWN_CHARACTERS = 300
 # A Retry-After beyond this is taken as this: a job that stands still for hours helps nobody.
 MAX_PAUSE_SECONDS = 600.0
@@ -22,11 +24,24 @@ CONTEXT = re.compile(
     r"(prompt|input|request).{0,20} too (long|large|many)|too many (input |prompt )?tokens",
     re.IGNORECASE,
 )
+# What gateways pass on from others than OpenAI.
+CUT = ("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length")
 NO_MODEL = re.compile(
     r"model.{0,120}(not? (exist|found|available|a valid)|does not|unknown|invalid|unsupported)|"
     r"(unknown|invalid|no such|unsupported|not a valid) model",
     re.IGNORECASE,
 )
+# OpenAI's answer to a limit that was spent on reasoning.
+LIMIT_REACHED = re.compile(r"max_tokens or model output limit was reached", re.IGNORECASE)
+# What templates of chats raise about turns that they do not know; some servers say it by a 500.
+ROLES = re.compile(
+    r"system (role|(message|prompt|turn)s?.{0,30}(not|un))|roles? must|"
+    r"roles?.{0,20}(support|alternat)|(invalid|unexpected|unknown|unsupported|only).{0,30}\brole|"
+    r"\brole.{0,20}(system|invalid|unex)|jinja|chat.?template|template error",
+    re.IGNORECASE,
+)
+LOGPROBS = re.compile(r"log.?prob", re.IGNORECASE)
+SCHEMA = re.compile(r"response.?format|json.?schema|structured.?output|guided_", re.IGNORECASE)
 FILTERED = re.compile(
     r"content_filter|content_policy|content management policy|moderation|flagged", re.IGNORECASE
 )
@@ -54,8 +69,17 @@ class Valid:
 class AttemptError(Exception):
     """No valid reply this time; another attempt may bring one."""
 
-    def __init__(self, text: str, *, throttled: bool = False, pause: float | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        throttled: bool = False,
+        pause: float | None = None,
+        may_be_billed: bool = False,
+    ) -> None:
         super().__init__(text)
+        self.may_be_billed = may_be_billed
+        """Whether the model may have answered all the same, and that be on the bill."""
         self.throttled = throttled
         self.pause = pause
         """Seconds in which the endpoint wants no requests."""
@@ -70,6 +94,11 @@ class RefusedError(UserError):
         self.said = said
         """The endpoint's own words, whole."""
 
+    @property
+    def names_a_field(self) -> bool:
+        """Whether it is about log-probabilities or a schema, which one may do without."""
+        return bool(LOGPROBS.search(self.said) or SCHEMA.search(self.said))
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -78,7 +107,9 @@ class Asked:
     model: str
     address: str
     key_variable: str | None
-    """The environment variable whose key was sent; None if none was."""
+    """The environment variables whose keys were sent; None if none was."""
+    key_from: str = "api_key_env"
+    """The key of the config that names them."""
 
     def __str__(self) -> str:
         return f"{self.model} at {self.address}"
@@ -105,13 +136,20 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
         error = value.get("error") if isinstance(value, dict) else None
         code = error.get("code") if isinstance(error, dict) else None
         if not (isinstance(code, int) and 400 <= code < 600):
-            raise AttemptError("200 without a reply: " + (shortened(said) or "an empty body"))
+            text = "200 without a reply: " + (shortened(said) or "an empty body")
+            raise AttemptError(text, may_be_billed=True)
         status = code
     pause = retry_after_seconds(answer.retry_after) if status in (429, 503) else None
     if status == 429 and "insufficient_quota" not in _codes(value):
         raise AttemptError(f"429: {shortened(said)}", throttled=True, pause=pause)
-    if status >= 500 or status in (408, 409, 425):
-        raise AttemptError(f"{status}: {shortened(said)}", pause=pause)
+    if status == 400 and LIMIT_REACHED.search(said):
+        return Valid(Reply("", (), "length"), None, None)
+    # 501 says that the server cannot do what was asked, today or tomorrow.
+    is_passing = status >= 500 and status != 501 and not ROLES.search(said)
+    if is_passing or status in (408, 409, 425):
+        # A gateway's time-out: whom it asked may have answered.
+        billed = status in (408, 504, 524)
+        raise AttemptError(f"{status}: {shortened(said)}", pause=pause, may_be_billed=billed)
     if status in (400, 403, 422) and FILTERED.search(_codes(value) + " " + said):
         return Valid(Reply("", (), "content_filter"), 0, 0)
     raise RefusedError(_mend(status, said, _codes(value), asked), status=status, said=said)
@@ -143,12 +181,15 @@ def shortened(text: str) -> str:
 def _mend(status: int, said: str, codes: str, asked: Asked) -> str:
     """One line that says what the user can do."""
     text = shortened(said).rstrip(".") or "no text"
+    for key, words in (("logprobs", LOGPROBS), ("structured_output", SCHEMA)):
+        if words.search(said) and status != 402:
+            return f"{key}: {asked} refuses them ({status}: {text}); set {key}: never"
     if status in (401, 403):
         if asked.key_variable is None:
             return f"api_key_env: {asked} wants a key, and none was sent ({status}: {text})"
         return (
-            f"api_key_env: {asked} refuses the key in {asked.key_variable} ({status}: {text}); "
-            f"put one there that is valid and may use this model"
+            f"{asked.key_from}: {asked} refuses the key in {asked.key_variable} "
+            f"({status}: {text}); put one there that is valid and may use this model"
         )
     if status in (402, 429):
         return f"{asked}: the account has no credit left ({status}: {text})"
@@ -156,8 +197,8 @@ def _mend(status: int, said: str, codes: str, asked: Asked) -> str:
         return f"model: {asked.address} does not know {asked.model!r} ({status}: {text})"
     if status in (404, 405) or 300 <= status < 400:
         return (
-            f"base_url: no chat endpoint at {asked.address}/chat/completions ({status}: {text}); "
-            f"most addresses end in /v1"
+            f"base_url: no chat endpoint at {with_path(asked.address, CHAT)} ({status}: {text}); "
+            f"most addresses end in /v1, and Azure's in /openai/deployments/NAME?api-version=DATE"
         )
     if "context_length" in codes or status == 413 or CONTEXT.search(said):
         return (
@@ -195,8 +236,11 @@ def _valid(choice: dict[str, Any], usage: Any) -> Valid:
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
     finish_reason = str(choice.get("finish_reason") or "stop")
+    if finish_reason.lower() in CUT:
+        finish_reason = "length"
     if finish_reason == "error" or choice.get("error"):
-        raise AttemptError("200 with an error in its choice: " + shortened(_said(choice, b"")))
+        text = "200 with an error in its choice: " + shortened(_said(choice, b""))
+        raise AttemptError(text, may_be_billed=True)
     content = message.get("content")
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, dict))

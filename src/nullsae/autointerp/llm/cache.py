@@ -70,7 +70,7 @@ class ReplyCache:
     def __init__(self, path: Path) -> None:
         """Open the file, which must be a cache of this version; make it where there is none."""
         self.path = path
-        self._owner = uuid.uuid4().hex
+        self._owner = uuid.uuid4().hex, socket.gethostname(), os.getpid()
         self._error: UserError | None = None
         self._unwritten: dict[bytes, Kept] = {}
         try:
@@ -78,7 +78,7 @@ class ReplyCache:
         except OSError as error:
             raise UserError(f"{path}: its folder cannot be made ({error.strerror})") from None
         self._reader = _opened(path)
-        self._forget_the_dead()
+        self._spend_for_the_dead()
         self._tasks: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="replies", daemon=True)
         self._thread.start()
@@ -99,7 +99,7 @@ class ReplyCache:
         if self._error is not None:
             raise self._error
         self._unwritten[key] = kept
-        self._tasks.put((key, kept, reserved_usd))
+        self._tasks.put((key, kept, reserved_usd, kept.cost_usd))
 
     def count(self) -> int:
         """How many replies the file holds, those of other processes among them."""
@@ -126,39 +126,12 @@ class ReplyCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def reserve(self, usd: float, limit_usd: float) -> float | None:
-        """Set money aside for a request; if the limit does not allow it, what is spent, in USD."""
-        refused = self._try_to_reserve(usd, limit_usd)
-        again = refused is not None and self._forget_the_dead()
-        return self._try_to_reserve(usd, limit_usd) if again else refused
+    def reserve(self, usd: float, limit_usd: float, *, batch: str | None = None) -> float | None:
+        """Set money aside for a request; if the limit does not allow it, what is spent, in USD.
 
-    def release(self, usd: float) -> None:
-        """No longer reserve what a request without a reply would have cost."""
-        if usd:
-            self._tasks.put((None, None, usd))
-
-    def flush(self) -> None:
-        """Wait until all that was put is in the file."""
-        done = threading.Event()
-        self._tasks.put((done, None, 0.0))
-        done.wait()
-        if self._error is not None:
-            raise self._error
-
-    def close(self) -> None:
-        """Write what is left and let go of the file."""
-        self._tasks.put(None)
-        self._thread.join()
-        self._rows("DELETE FROM reservations WHERE owner = ?", self._owner)
-        self._reader.close()
-        if self._error is not None:
-            raise self._error
-
-    def _rows(self, statement: str, *values: Any) -> list[Any]:
-        with _damage_named(self.path):
-            return self._reader.execute(statement, values).fetchall()
-
-    def _try_to_reserve(self, usd: float, limit_usd: float) -> float | None:
+        That of a `batch`, by its name, stays set aside whatever ends this process, until `settle`.
+        """
+        owner = self._owner if batch is None else (batch, "", 0)
         self._rows("BEGIN IMMEDIATE")
         try:
             [(spent, reserved)] = self._rows(
@@ -169,26 +142,56 @@ class ReplyCache:
             if spent + reserved + usd > limit_usd * (1 + 1e-9):
                 return float(spent)
             with _damage_named(self.path):
-                self._reserve_more(self._reader, usd)
+                _reserve_more(self._reader, owner, usd)
             return None
         finally:
             self._rows("COMMIT")
 
-    def _reserve_more(self, connection: sqlite3.Connection, usd: float) -> None:
-        connection.execute(
-            "INSERT INTO reservations VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (owner) DO UPDATE SET cost_usd = cost_usd + excluded.cost_usd",
-            (self._owner, socket.gethostname(), os.getpid(), usd),
-        )
+    def settle(self, batch: str) -> None:
+        """Set nothing aside any more for a batch: all that it brought is in the file."""
+        self.flush()
+        self._rows("DELETE FROM reservations WHERE owner = ?", batch)
 
-    def _forget_the_dead(self) -> bool:
-        """Drop what killed processes of this machine had reserved."""
-        host = socket.gethostname()
-        rows = self._rows("SELECT owner, pid FROM reservations WHERE host = ?", host)
-        dead = [owner for owner, pid in rows if not _alive(pid)]
-        for owner in dead:
-            self._rows("DELETE FROM reservations WHERE owner = ?", owner)
-        return bool(dead)
+    def release(self, usd: float, *, spent_usd: float = 0.0) -> None:
+        """No longer reserve money for a request without a reply, which may have cost some."""
+        if usd or spent_usd:
+            self._tasks.put((None, None, usd, spent_usd))
+
+    def flush(self) -> None:
+        """Wait until all that was put is in the file."""
+        done = threading.Event()
+        self._tasks.put((done, None, 0.0, 0.0))
+        done.wait()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Write what is left and let go of the file."""
+        self._tasks.put(None)
+        self._thread.join()
+        self._rows("DELETE FROM reservations WHERE owner = ?", self._owner[0])
+        self._reader.close()
+        if self._error is not None:
+            raise self._error
+
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        with _damage_named(self.path):
+            return self._reader.execute(statement, values).fetchall()
+
+    def _spend_for_the_dead(self) -> None:
+        """Count what killed processes of this machine had reserved as spent: their requests were
+        on the way, and may be on the bill.
+        """
+        self._rows("BEGIN IMMEDIATE")
+        try:
+            host = socket.gethostname()
+            rows = self._rows("SELECT owner, pid, cost_usd FROM reservations WHERE host = ?", host)
+            dead = [(owner, max(usd, 0.0)) for owner, pid, usd in rows if not _alive(pid)]
+            for owner, usd in dead:
+                self._rows("UPDATE spending SET cost_usd = cost_usd + ?", usd)
+                self._rows("DELETE FROM reservations WHERE owner = ?", owner)
+        finally:
+            self._rows("COMMIT")
 
     def _write_all(self) -> None:
         connection = None
@@ -207,7 +210,7 @@ class ReplyCache:
             batch = [task for task in tasks if task is not None]
             if connection is not None and self._error is None:
                 try:
-                    self._write(connection, [task for task in batch if task[1] or task[2]])
+                    self._write(connection, [task for task in batch if any(task[1:])])
                 except UserError as error:
                     self._error = error
             for task in batch:
@@ -219,13 +222,12 @@ class ReplyCache:
     def _write(self, connection: sqlite3.Connection, batch: list[tuple[Any, ...]]) -> None:
         if not batch:
             return
-        replies = [(key, kept) for key, kept, _ in batch if kept]
+        replies = [(key, kept) for key, kept, *_ in batch if kept]
         rows = [
             (key, _packed(k.reply), k.model, k.prompt_tokens, k.completion_tokens, k.cost_usd)
             for key, k in replies
         ]
-        spent = sum(kept.cost_usd for _, kept in replies)
-        reserved = sum(reserved for _, _, reserved in batch)
+        reserved, spent = (sum(task[place] for task in batch) for place in (2, 3))
         # Leaving the inner block commits or, on an error, rolls back.
         with _damage_named(self.path), connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -234,9 +236,17 @@ class ReplyCache:
             if spent:
                 connection.execute("UPDATE spending SET cost_usd = cost_usd + ?", (spent,))
             if reserved:
-                self._reserve_more(connection, -reserved)
+                _reserve_more(connection, self._owner, -reserved)
         for key, _ in replies:
             self._unwritten.pop(key, None)
+
+
+def _reserve_more(connection: sqlite3.Connection, owner: tuple[str, str, int], usd: float) -> None:
+    connection.execute(
+        "INSERT INTO reservations VALUES (?, ?, ?, ?) "
+        "ON CONFLICT (owner) DO UPDATE SET cost_usd = cost_usd + excluded.cost_usd",
+        (*owner, usd),
+    )
 
 
 def _packed(reply: Reply) -> bytes | str:

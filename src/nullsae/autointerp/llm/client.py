@@ -6,23 +6,35 @@ import asyncio
 import gc
 from collections.abc import Callable, Coroutine, Iterable, Sized
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from nullsae.autointerp.llm.answers import AttemptError, RefusedError
+from nullsae.autointerp.llm.batches import Batches
 from nullsae.autointerp.llm.cache import Kept, ReplyCache, reply_key
-from nullsae.autointerp.llm.endpoint import Abilities, Found, abilities_key, find_out, request_body
+from nullsae.autointerp.llm.endpoint import (
+    Abilities,
+    Found,
+    abilities_key,
+    find_out,
+    longest_answer,
+    request_body,
+)
 from nullsae.autointerp.llm.messages import Reply, Request, Usage
 from nullsae.autointerp.llm.sending import Sending
+from nullsae.autointerp.llm.usable import MANY_ANSWERS, Answers
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
 # Coroutines at work per request in flight: some of them are between two requests.
 WIDTH = 4
-# Statuses by which endpoints say that they do not know a field.
-NOT_SUPPORTED = (400, 404, 405, 415, 422)
+# Statuses by which endpoints say that they do not know a field, or what it asks for: 403 of a
+# key that may ask plain questions ("You are not allowed to request logprobs").
+NOT_SUPPORTED = (400, 403, 404, 405, 415, 422)
+# A cut answer is asked for again with so many times the tokens.
+MORE_TOKENS = 4
 
 
 class LanguageModel:
@@ -39,10 +51,16 @@ class LanguageModel:
         self._abilities: Abilities | None = None
         self._finding_out = asyncio.Lock()
         self._asking: dict[bytes, asyncio.Future[Kept | None]] = {}
+        self._answers = Answers(endpoint)
+        self._batches: Batches | None = None
+        self._too_long: int | None = None
 
     async def __aenter__(self) -> Self:
         self._cache = ReplyCache(self._root / self._settings.cache)
         self.sending = Sending(self._endpoint, self._settings, self._cache, self.usage, self._root)
+        if self._settings.batch and self._endpoint.server is None:
+            address, root = self._endpoint.address, self._root
+            self._batches = Batches(self.sending, self._settings, self._cache, address, root)
         return self
 
     async def __aexit__(self, *_error: object) -> None:
@@ -50,32 +68,47 @@ class LanguageModel:
         async with AsyncExitStack() as last:
             last.callback(self._cache.close)
             last.push_async_callback(self.sending.connection.close)
+            if self._batches is not None:
+                last.push_async_callback(self._batches.close)
             await self.sending.drain()
 
     async def ask(self, request: Request) -> Reply | None:
-        """The reply to a request, from the cache where it has one; None if no attempt brought one.
+        """The reply to a request, from the cache where it has one; None if no attempt brought one,
+        or none that was not cut.
 
         A `UserError` says why no request can be answered any more: wrong key, unknown model,
-        endpoint down, budget spent, damaged cache ... All later requests get the same error.
+        endpoint down, budget spent, damaged cache, most answers cut or empty ... All later
+        requests get the same error.
         """
         try:
             if self.sending.error is not None:
                 raise self.sending.error
             if self._abilities is None:
-                await self._find_abilities()
+                await self._find_abilities(request)
             assert self._abilities is not None
-            kept = await self._reply_to(request, self._abilities)
+            kept = await self._whole_reply_to(request, self._abilities)
+            if kept is not None:
+                self._answers.count(kept.reply)
+                self.check_answers(MANY_ANSWERS)
         except UserError as error:
             self.sending.stop(error)
             raise
+        if kept is not None and kept.reply.is_cut:
+            kept = None
         self.usage.failed += kept is None
+        self.usage.empty += kept is not None and not kept.reply.content
         return None if kept is None else kept.reply
 
-    async def _find_abilities(self) -> None:
+    def check_answers(self, least: int = 1) -> None:
+        """A `UserError` if at least so many were answered, and most are cut or empty."""
+        if (problem := self._answers.problem(least)) is not None:
+            raise UserError(f"{problem}; {self.sending.kept_so_far()}")
+
+    async def _find_abilities(self, request: Request) -> None:
         async with self._finding_out:
             if self._abilities is not None:
                 return
-            key = abilities_key(self._endpoint)
+            key = abilities_key(self._endpoint, longest_answer(request, self._endpoint))
             known = self._cache.abilities(key)
             if known is None:
                 # Jobs start side by side: one finds out, the others read what it found.
@@ -89,14 +122,44 @@ class LanguageModel:
 
     async def _probe(self, request: Request, abilities: Abilities) -> Found:
         try:
-            kept = await self._reply_to(request, abilities)
+            kept = await self._whole_reply_to(request, abilities, probes=True)
         except RefusedError as error:
-            if error.status not in NOT_SUPPORTED:
-                raise
-            return error
+            if error.status in NOT_SUPPORTED or error.status >= 500 or error.names_a_field:
+                return error
+            raise
         return kept or AttemptError(self.sending.last_failure)
 
-    async def _reply_to(self, request: Request, abilities: Abilities) -> Kept | None:
+    async def _whole_reply_to(
+        self, request: Request, abilities: Abilities, *, probes: bool = False
+    ) -> Kept | None:
+        """A reply that is not cut; else the longest cut one, or None if no attempt brought any."""
+        longest = longest_answer(request, self._endpoint)
+        n_tokens, cut = request.max_completion_tokens, None
+        while True:
+            allowed = replace(request, max_completion_tokens=n_tokens)
+            try:
+                kept = await self._reply_to(allowed, abilities, probes=probes)
+            except RefusedError as error:
+                if cut is None or error.status not in NOT_SUPPORTED:
+                    raise
+                # As many tokens are more than the model gives, or its context has room for.
+                self._too_long = n_tokens
+                return cut
+            if kept is None:
+                return None
+            if not kept.reply.content and kept.completion_tokens >= n_tokens:
+                # Some servers say "stop" where the limit was spent on reasoning.
+                kept = replace(kept, reply=replace(kept.reply, finish_reason="length"))
+            if request.may_be_cut or not kept.reply.is_cut or n_tokens >= longest:
+                return kept
+            cut, n_tokens = kept, min(MORE_TOKENS * n_tokens, longest)
+            if self._too_long is not None and n_tokens >= self._too_long:
+                return cut
+            self.usage.cut += 1
+
+    async def _reply_to(
+        self, request: Request, abilities: Abilities, *, probes: bool
+    ) -> Kept | None:
         """What the cache has, what the same request in flight gets, or what the endpoint says."""
         body = request_body(request, self._endpoint, abilities)
         key = reply_key(self._endpoint.address, body)
@@ -105,7 +168,9 @@ class LanguageModel:
             future = asyncio.get_running_loop().create_future()
             self._asking[key] = future
             try:
-                kept = await self.sending.persist(key, body, request.max_completion_tokens)
+                # What an endpoint can do must be known before there are questions for a batch.
+                ways = self.sending if self._batches is None or probes else self._batches
+                kept = await ways.persist(key, body, request.max_completion_tokens)
                 future.set_result(kept)
                 return kept
             finally:
@@ -138,11 +203,13 @@ def ask_all(
     been received is kept.
     """
     model = LanguageModel(endpoint, settings, root=root)
+    # A batch is sent when all that can be asked by then has been.
+    width = settings.max_requests_per_batch if settings.batch else WIDTH * settings.concurrency
     # What a job has loaded is many objects, through which the collector of cyclic garbage would go
     # again and again while thousands of requests come and go.
     gc.freeze()
     try:
-        return asyncio.run(_answers(model, work, WIDTH * settings.concurrency)), model.usage
+        return asyncio.run(_answers(model, work, width)), model.usage
     finally:
         gc.unfreeze()
 
@@ -165,6 +232,7 @@ async def _answers(model: LanguageModel, work: Work, width: int) -> list[Any]:
             for task in workers:
                 if task.done() and (error := task.exception()) is not None:
                     raise error
+            model.check_answers()
         finally:
             model.sending.stop(UserError("stopped"))
             await model.sending.drain()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
 if TYPE_CHECKING:
+    from nullsae.autointerp.llm.batch_api import BatchApi
     from nullsae.autointerp.llm.server import RunningServer
     from nullsae.autointerp.llm.transport import Transport
 
@@ -45,10 +48,22 @@ class Connection:
             answer = await self._transport.post(body)
         except NoAnswerError as error:
             failure = self._in_vain(error.trouble, str(error))
-            raise failure or AttemptError(f"{error.trouble}: {error}") from None
+            billed = error.trouble in ("timeout", "dropped")
+            raise failure or AttemptError(
+                f"{error.trouble}: {error}", may_be_billed=billed
+            ) from None
         valid = read_answer(answer, self.asked)
         self._answered = True
         return valid
+
+    async def batch_api(self) -> BatchApi:
+        """The endpoint's batch interface; closing it is for the caller."""
+        from nullsae.autointerp.llm.batch_api import BatchApi
+
+        secrets = secret_headers(self._endpoint)
+        url = self._endpoint.base_url or OPENAI_URL
+        asked = asked_with(self.asked, self._endpoint, secrets)
+        return BatchApi(url, secrets, asked, self._settings.timeout_seconds)
 
     async def close(self) -> None:
         """Close connections; end the job's own server."""
@@ -63,15 +78,14 @@ class Connection:
         from nullsae.autointerp.llm.server import RunningServer
         from nullsae.autointerp.llm.transport import Transport
 
-        key = api_key(self._endpoint)
+        secrets = secret_headers(self._endpoint)
         url = self._endpoint.base_url or OPENAI_URL
         if self._endpoint.server is not None:
             self._server = RunningServer(self._endpoint.server, self._root)
             await self._server.start()
             url = f"{self._server.address}/v1"
-        variable = self._endpoint.api_key_env if key is not None else None
-        self.asked = Asked(self._endpoint.model, self.asked.address, variable)
-        return Transport(url, key, self._settings.timeout_seconds)
+        self.asked = asked_with(self.asked, self._endpoint, secrets)
+        return Transport(url, secrets, self._settings.timeout_seconds)
 
     def _in_vain(self, trouble: str, text: str) -> UserError | None:
         """What the user can mend, where asking again cannot help."""
@@ -94,8 +108,40 @@ class Connection:
         return None
 
 
-def api_key(endpoint: Endpoint) -> str | None:
-    """The key that the environment holds; a `UserError` if another machine's endpoint has none."""
+def secret_headers(endpoint: Endpoint) -> dict[str, str]:
+    """The headers whose values the environment holds.
+
+    Raises:
+        UserError: a variable is not set, though another machine's endpoint needs it, or holds what
+            no header can.
+    """
+    key = _api_key(endpoint)
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    for header, name in endpoint.headers_env.items():
+        value = os.environ.get(name, "").strip()
+        if not value:
+            raise UserError(
+                f"headers_env.{header}: the environment variable {name} is not set; put the "
+                f"header's value there"
+            )
+        if not (value.isascii() and value.isprintable()):
+            raise UserError(
+                f"headers_env.{header}: what the environment variable {name} holds fits in no "
+                f"header; one has letters, digits and signs only"
+            )
+        headers[header] = value
+    return headers
+
+
+def asked_with(asked: Asked, endpoint: Endpoint, secrets: Mapping[str, str]) -> Asked:
+    """Who was asked, with where the keys that are sent come from."""
+    if endpoint.headers_env:
+        variables = ", ".join(endpoint.headers_env.values())
+        return replace(asked, key_variable=variables, key_from="headers_env")
+    return replace(asked, key_variable=endpoint.api_key_env if secrets else None)
+
+
+def _api_key(endpoint: Endpoint) -> str | None:
     name, url = endpoint.api_key_env, endpoint.base_url or OPENAI_URL
     key = os.environ.get(name, "").strip() if name else ""
     if not key:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 from nullsae.autointerp.llm.addresses import without_password
-from nullsae.autointerp.llm.answers import AttemptError, RefusedError
+from nullsae.autointerp.llm.answers import ROLES, AttemptError, RefusedError
 from nullsae.autointerp.llm.cache import Kept
 from nullsae.autointerp.llm.messages import Request, object_schema
 from nullsae.config.endpoints import Endpoint
@@ -18,8 +18,10 @@ from nullsae.core.errors import UserError
 
 # Alternatives per token: what OpenAI gives at most, and what Fireworks and others do.
 TOP_LOGPROBS = (20, 5)
+SYSTEM = "Answer in one word."
 LONG_TASK = "Count from 1 to 200 in digits, separated by spaces."
-LONG_TASK_TOKENS = 16
+# Fewer than the task needs. A model that reasons gets no further than that, which is no harm.
+LONG_TASK_TOKENS = 64
 QUESTION = "Is the sky above a desert blue by day?"
 # A model that reasons spends tokens before it answers.
 QUESTION_TOKENS = 400
@@ -39,6 +41,8 @@ class Abilities:
     temperature: bool = True
     token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     """The field that limits the length of an answer."""
+    system_role: bool = True
+    """The template has turns of the system; else they stand at the start of the user's first."""
 
 
 # What comes back for a request that finds out something: a reply, or why there is none.
@@ -46,13 +50,22 @@ Found: TypeAlias = Kept | RefusedError | AttemptError
 Send: TypeAlias = Callable[[Request, Abilities], Awaitable[Found]]
 
 
-def abilities_key(endpoint: Endpoint) -> bytes:
-    """What abilities are kept under: all settings of the endpoint that they depend on."""
+def abilities_key(endpoint: Endpoint, longest: int) -> bytes:
+    """What abilities are kept under: all settings of the endpoint that they depend on.
+
+    `longest` is the most tokens that an answer may get (`longest_answer`): where they are too few,
+    a model that reasons shows no ability.
+    """
     settings = endpoint.model_dump(
         include={"model", "structured_output", "logprobs", "temperature", "extra_body"}
     )
-    text = json.dumps([endpoint.address, settings], sort_keys=True)
+    text = json.dumps([endpoint.address, settings, longest], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).digest()
+
+
+def longest_answer(request: Request, endpoint: Endpoint) -> int:
+    """The most tokens that the answer to a request may get, after it was cut at fewer."""
+    return max(request.max_completion_tokens, endpoint.completion_tokens_cap)
 
 
 def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> bytes:
@@ -60,7 +73,7 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     logprobs = request.logprobs and abilities.top_logprobs > 0
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "messages": request.messages,
+        "messages": request.messages if abilities.system_role else _by_user(request.messages),
         abilities.token_limit: request.max_completion_tokens,
     }
     if endpoint.temperature is not None and abilities.temperature:
@@ -90,6 +103,14 @@ async def find_out(endpoint: Endpoint, send: Send) -> Abilities:
     `UserError` says that a plain question is refused (wrong key, unknown model), or never answered.
     """
     abilities = await _plain(endpoint, send)
+    abilities, limit = await asyncio.gather(
+        _formats(abilities, endpoint, send), _token_limit(abilities, send)
+    )
+    return replace(abilities, token_limit=limit)
+
+
+async def _formats(abilities: Abilities, endpoint: Endpoint, send: Send) -> Abilities:
+    """The abilities with a schema and log-probabilities, as far as they are wanted and work."""
     wants_logprobs = endpoint.logprobs != "never"
     if endpoint.structured_output == "never":
         return await _with_logprobs(abilities, send) if wants_logprobs else abilities
@@ -127,10 +148,10 @@ async def _with_logprobs(abilities: Abilities, send: Send) -> Abilities:
 
 async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
     """How a plain question has to be put."""
-    request = Request(({"role": "user", "content": LONG_TASK},), LONG_TASK_TOKENS)
     abilities = Abilities()
+    first: RefusedError | None = None
     while True:
-        found = await send(request, abilities)
+        found = await send(_question(system=True), abilities)
         if isinstance(found, AttemptError):
             address = without_password(endpoint.base_url) if endpoint.base_url else endpoint.address
             raise UserError(
@@ -138,22 +159,52 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
                 f"the last attempt: {found}"
             )
         if isinstance(found, Kept):
-            # Older servers pass over a limit that they do not know.
-            ignored = found.completion_tokens > LONG_TASK_TOKENS
-            return replace(abilities, token_limit="max_tokens") if ignored else abilities
-        # Go without the field that the refusal names.
+            return abilities
+        # Go without what the refusal names. If that does not help, the first one says most.
+        first = first or found
         limits_newly = abilities.token_limit == "max_completion_tokens"
         sends_temperature = abilities.temperature and endpoint.temperature is not None
         if "max_completion_tokens" in found.said and limits_newly:
             abilities = replace(abilities, token_limit="max_tokens")
         elif "temperature" in found.said and sends_temperature:
             abilities = replace(abilities, temperature=False)
+        elif ROLES.search(found.said) and abilities.system_role:
+            abilities = replace(abilities, system_role=False)
         else:
-            raise found
+            raise first
 
 
-def _question(*, schema: bool = False, logprobs: bool = False) -> Request:
-    messages = ({"role": "user", "content": QUESTION},)
+async def _token_limit(
+    abilities: Abilities, send: Send
+) -> Literal["max_completion_tokens", "max_tokens"]:
+    """Which field limits an answer: older servers pass over the one that they do not know."""
+    if abilities.token_limit == "max_tokens":
+        return "max_tokens"
+    request = Request(({"role": "user", "content": LONG_TASK},), LONG_TASK_TOKENS)
+    found = await send(replace(request, may_be_cut=True), abilities)
+    is_ignored = isinstance(found, Kept) and found.completion_tokens > LONG_TASK_TOKENS
+    return "max_tokens" if is_ignored else "max_completion_tokens"
+
+
+def _by_user(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Messages with what the system says at the start of the user's next turn."""
+    made: list[dict[str, str]] = []
+    said: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            said.append(message["content"])
+        elif message["role"] == "user" and said:
+            made.append({"role": "user", "content": "\n\n".join([*said, message["content"]])})
+            said = []
+        else:
+            made.append(dict(message))
+    return made
+
+
+def _question(*, schema: bool = False, logprobs: bool = False, system: bool = False) -> Request:
+    messages: tuple[dict[str, str], ...] = ({"role": "user", "content": QUESTION},)
+    if system:
+        messages = ({"role": "system", "content": SYSTEM}, *messages)
     return Request(messages, QUESTION_TOKENS, QUESTION_SCHEMA if schema else None, logprobs)
 
 

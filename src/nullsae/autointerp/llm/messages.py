@@ -23,6 +23,8 @@ class Request:
     """JSON schema of the answer; sent where the endpoint supports it."""
     logprobs: bool = False
     """Whether log-probabilities are wanted; asked for where the endpoint gives them."""
+    may_be_cut: bool = False
+    """Whether a cut answer will do: it is not asked for again with more tokens."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,15 @@ class Reply:
     """Empty without log-probabilities; their texts joined are the content."""
     finish_reason: str
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ended where no more tokens were allowed."""
+        return self.finish_reason == "length"
+
 
 @dataclass
 class Usage:
-    """Counts of one run. `calls` + `cached_calls` + `failed` are all requests, probes included."""
+    """Counts of one run, probes included."""
 
     calls: int = 0
     """Answered, and paid by this run: so are the tokens and `cost_usd`."""
@@ -56,7 +63,13 @@ class Usage:
     attempts_failed: int = 0
     """Attempts that brought no valid reply, whether tried again or given up."""
     failed: int = 0
-    """Requests that never got a valid reply."""
+    """Requests that never got a valid reply, or only cut ones."""
+    cut: int = 0
+    """Replies that were cut where no more tokens were allowed, and asked for again with more."""
+    empty: int = 0
+    """Requests whose reply says nothing."""
+    lost_usd: float = 0.0
+    """What attempts without a reply may cost at most: those that timed out, above all."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0

@@ -16,7 +16,8 @@ from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
-# A token of a prompt is at least this long on average, so that an estimate made with it is a bound.
+# An estimate, of the tokens of a prompt that an endpoint does not count. No token has less than a
+# byte, so that a request has at most as many as its JSON has bytes: what is set aside for it.
 BYTES_PER_TOKEN = 3
 # Waits are drawn from 0 to this, doubled with each attempt ("full jitter").
 FIRST_WAIT_SECONDS = 0.5
@@ -73,13 +74,18 @@ class Sending:
         self._usage.cached_calls += 1
         self._usage.cached_cost_usd += kept.cost_usd
 
+    def count_failure(self, error: AttemptError) -> None:
+        """Count an attempt that brought no reply."""
+        self._usage.attempts_failed += 1
+        self.last_failure = str(error)
+
     async def persist(self, key: bytes, body: bytes, max_completion_tokens: int) -> Kept | None:
         """Send a request, as JSON, until a valid reply comes, and keep that under `key`.
 
         The budget allows for an answer of `max_completion_tokens`. None if no attempt brought one;
         a `UserError` if nothing more can be answered.
         """
-        worst = cost_usd(self._price, -(-len(body) // BYTES_PER_TOKEN), max_completion_tokens)
+        worst = self.worst_usd(len(body), max_completion_tokens)
         for attempt in range(1, self._settings.max_attempts + 1):
             if attempt > 1:
                 longest = min(FIRST_WAIT_SECONDS * 2.0 ** (attempt - 2), LONGEST_WAIT_SECONDS)
@@ -92,12 +98,21 @@ class Sending:
                 return await self._attempt(key, body, worst, attempt)
         return None
 
+    def worst_usd(self, n_bytes: int, max_completion_tokens: int) -> float:
+        """The most that a request of so many bytes can cost."""
+        return cost_usd(self._price, n_bytes, max_completion_tokens)
+
+    @property
+    def batch_share(self) -> float:
+        """What tokens cost in a batch, as a share of their price."""
+        return self._price.batch_share if self._price is not None else 1.0
+
     async def _attempt(self, key: bytes, body: bytes, worst: float, number: int) -> Kept:
         """Send once, within the limits, and keep what comes; raises as `Connection.send`."""
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         await self._limiter.acquire(again=number > 1)
-        reserved = 0.0
+        reserved = lost = 0.0
         try:
             sent_at = loop.time()
             if sent_at - asked_at > LOOK_AGAIN_SECONDS:
@@ -109,36 +124,47 @@ class Sending:
                 await self._reserve(worst, self._settings.max_cost_usd)
                 reserved = worst
                 sent_at = loop.time()
+            # Until it is known to have cost less, also where this is cancelled.
+            lost = worst
             self._sending += 1
             try:
                 valid = await self.connection.send(body)
             finally:
                 self._sending -= 1
                 self._sent.set()
-            kept = self._paid(valid, body)
+            kept = self.paid(valid, len(body), worst)
             self._cache.put(key, kept, reserved_usd=reserved)
-            reserved = 0.0
+            reserved = lost = 0.0
             self._limiter.succeeded()
             self._failures_in_a_row = 0
             return kept
         except AttemptError as error:
+            if not error.may_be_billed:
+                lost = 0.0
             self._note(error, sent_at, number)
             raise
-        except RefusedError:
-            self._usage.attempts_failed += 1
+        except UserError as error:
+            lost = 0.0
+            self._usage.attempts_failed += isinstance(error, RefusedError)
             raise
         finally:
-            self._cache.release(reserved)
+            self._usage.lost_usd += lost
+            self._cache.release(reserved, spent_usd=lost)
             self._limiter.release()
 
-    def _paid(self, valid: Valid, body: bytes) -> Kept:
-        """A reply with its costs, which are this run's."""
+    def paid(self, valid: Valid, n_bytes: int, worst: float, share: float = 1.0) -> Kept:
+        """A reply with its costs, which are this run's: the `share` of the price of its tokens.
+
+        `n_bytes` are the request's. It costs `worst` where the endpoint counts no tokens.
+        """
         prompt, completion = valid.prompt_tokens, valid.completion_tokens
-        if prompt is None:  # an endpoint that counts nothing: as estimated for the budget
-            prompt = -(-len(body) // BYTES_PER_TOKEN)
+        cost = worst
+        if prompt is not None and completion is not None:
+            cost = share * cost_usd(self._price, prompt, completion)
+        if prompt is None:
+            prompt = -(-n_bytes // BYTES_PER_TOKEN)
         if completion is None:
             completion = -(-len(valid.reply.content.encode(errors="replace")) // BYTES_PER_TOKEN)
-        cost = cost_usd(self._price, prompt, completion)
         self._usage.calls += 1
         self._usage.prompt_tokens += prompt
         self._usage.completion_tokens += completion
@@ -147,8 +173,7 @@ class Sending:
 
     def _note(self, error: AttemptError, sent_at: float, number: int) -> None:
         """Count a failed attempt; stop everything after too many in a row."""
-        self._usage.attempts_failed += 1
-        self.last_failure = str(error)
+        self.count_failure(error)
         if error.pause is not None:
             self._limiter.pause(error.pause)
         new_wave = self._limiter.throttled(sent_at) if error.throttled else True
@@ -160,7 +185,7 @@ class Sending:
         if self._failures_in_a_row >= most and enough and self.error is None:
             raise UserError(
                 f"{self.connection.asked}: {self._failures_in_a_row} attempts failed in a row "
-                f"(llm.max_failures_in_a_row), the last with: {error}; {self._kept_so_far()}"
+                f"(llm.max_failures_in_a_row), the last with: {error}; {self.kept_so_far()}"
             )
 
     async def _reserve(self, worst: float, limit: float) -> None:
@@ -171,16 +196,22 @@ class Sending:
                 self._cache.flush()
                 spent = self._cache.reserve(worst, limit)
                 if spent is not None:
-                    raise UserError(
-                        f"llm.max_cost_usd: {spent:.6g} of {limit:g} USD are spent, and the next "
-                        f"request to {self._model} may cost {worst:.2g}; {self._kept_so_far()}"
-                    )
+                    raise self.no_money(spent, worst)
             if spent is None:
                 return
             self._sent.clear()
             await self._sent.wait()
         raise self.error
 
-    def _kept_so_far(self) -> str:
+    def no_money(self, spent: float, worst: float) -> UserError:
+        """Why a request that may cost so much is not sent."""
+        limit = self._settings.max_cost_usd
+        return UserError(
+            f"llm.max_cost_usd: {spent:.6g} of {limit:g} USD are spent, and the next "
+            f"request to {self._model} may cost {worst:.2g}; {self.kept_so_far()}"
+        )
+
+    def kept_so_far(self) -> str:
+        """What is not lost, and how to go on, as the end of an error's line."""
         n, path = self._cache.count(), self._cache.path
         return f"{n} replies are kept in {path}, and running again goes on from there"

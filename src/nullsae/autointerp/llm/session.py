@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from nullsae.core.files import write_json
 
 if TYPE_CHECKING:
     from nullsae.autointerp.llm.client import LanguageModel
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -62,13 +65,19 @@ class Session:
             lambda model: [counted(model, one) for one in work(model)],
             root=self.root,
         )
+        if usage.cut:
+            log.warning(
+                "%d answers were cut and asked for again with more tokens; a larger "
+                "max_completion_tokens would have paid for them once",
+                usage.cut,
+            )
         if self.costs is not None:
             own = ("calls", "cached_calls", "attempts_failed", "prompt_tokens", "completion_tokens")
             row = {name: getattr(usage, name) for name in own} | {
                 "model": endpoint.model,
                 "failed_calls": usage.failed,
                 "cost_usd": usage.cost_usd + usage.cached_cost_usd,
-                "paid_usd": usage.cost_usd,
+                "paid_usd": usage.cost_usd + usage.lost_usd,
             }
             write_json(self.costs, row)
         return results
@@ -78,8 +87,8 @@ def describe(usage: Usage) -> str:
     """What was asked so far, in a few words."""
     tokens = usage.prompt_tokens + usage.completion_tokens
     text = f"{usage.calls:,} calls, {usage.cached_calls:,} cached, {tokens:,} tokens"
-    if usage.cost_usd:
-        text += f", ${usage.cost_usd:.2f}"
+    if paid := usage.cost_usd + usage.lost_usd:
+        text += f", ${paid:.2f}"
     if usage.attempts_failed:
         text += f", {usage.attempts_failed} asked again, {usage.failed} failed"
     return text

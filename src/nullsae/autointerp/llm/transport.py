@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -17,11 +18,13 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 from yarl import URL
 
-from nullsae.autointerp.llm.addresses import proxy_of
-from nullsae.autointerp.llm.answers import Answer
+from nullsae.autointerp.llm.addresses import proxy_of, with_path
+from nullsae.autointerp.llm.answers import CHAT, Answer
 from nullsae.core.errors import first_line
 
 NO_HEADERS = httpx2.Headers()
+# The value of a header such as `X-Tenant: 1` is no secret, and stands in many an answer.
+SHORTEST_SECRET = 8
 Trouble = Literal["timeout", "dropped", "refused", "unknown host", "certificate"]
 
 
@@ -36,14 +39,15 @@ class NoAnswerError(Exception):
 class Transport:
     """Posts JSON to one chat endpoint."""
 
-    def __init__(self, base_url: str, key: str | None, timeout_seconds: float) -> None:
-        self._url = base_url.rstrip("/") + "/chat/completions"
-        # The package never sees the key, so that none of its errors or logs can hold it.
+    def __init__(self, base_url: str, secrets: Mapping[str, str], timeout_seconds: float) -> None:
+        """`secrets` are headers whose values are blanked out of answers."""
+        self._url = with_path(base_url, CHAT)
+        # The package never sees a key, so that none of its errors or logs can hold it.
         self._client = AsyncOpenAI(
             api_key="none",
             base_url=base_url,
             max_retries=0,
-            http_client=_Sender(self._url, key, timeout_seconds),
+            http_client=_Sender(self._url, secrets, timeout_seconds),
         )
 
     async def close(self) -> None:
@@ -71,10 +75,10 @@ class Transport:
 class _Sender(httpx2.AsyncClient):
     """The HTTP client below the package: same URL and headers each time, aiohttp's connections."""
 
-    def __init__(self, url: str, key: str | None, timeout_seconds: float) -> None:
+    def __init__(self, url: str, secrets: Mapping[str, str], timeout_seconds: float) -> None:
         super().__init__(transport=httpx2.AsyncBaseTransport())
         self._pattern: httpx2.Request | None = None
-        self._key = key.encode() if key else None
+        self._secrets = secrets
         self._target = URL(url)
         self._patience = aiohttp.ClientTimeout(total=timeout_seconds)
         self._sent_headers: dict[str, str] = {}
@@ -88,14 +92,13 @@ class _Sender(httpx2.AsyncClient):
             taken = ("host", "content-length", "authorization", "x-stainless-")
             headers = self._pattern.headers.items()
             self._sent_headers = {n: v for n, v in headers if not n.lower().startswith(taken)}
-            if self._key is not None:
-                self._sent_headers["Authorization"] = f"Bearer {self._key.decode()}"
+            self._sent_headers |= self._secrets
         return _Posted(self._pattern, fields["content"])
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         assert isinstance(request, _Posted)
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, ssl=_ssl_context(self._target))
+            connector = aiohttp.TCPConnector(limit=0, ssl=ssl_context(self._target.scheme))
             self._session = aiohttp.ClientSession(connector=connector)
         try:
             async with self._session.post(
@@ -111,8 +114,7 @@ class _Sender(httpx2.AsyncClient):
             raise httpx2.ReadTimeout("no answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             raise httpx2.NetworkError(first_line(error)) from error
-        if self._key is not None and self._key in content:
-            content = content.replace(self._key, b"***")
+        content = blanked(content, self._secrets)
         if response.status == 200:
             return _Answered(request, content)
         # aiohttp has unpacked the content already, so only this header is passed on.
@@ -149,8 +151,19 @@ class _Answered(httpx2.Response):
         return self
 
 
-def _ssl_context(target: URL) -> ssl.SSLContext | bool:
-    if target.scheme != "https":
+def blanked(content: bytes, secrets: Mapping[str, str]) -> bytes:
+    """What an endpoint sent, without the values of secret headers should it repeat them."""
+    for value in secrets.values():
+        # "Bearer KEY": the key alone is the secret.
+        secret = value.rpartition(" ")[2].encode()
+        if len(secret) >= SHORTEST_SECRET and secret in content:
+            content = content.replace(secret, b"***")
+    return content
+
+
+def ssl_context(scheme: str) -> ssl.SSLContext | bool:
+    """Whom to trust for addresses of a scheme; an `SSLError` where that cannot be read."""
+    if scheme != "https":
         return True
     try:
         return httpx2.create_ssl_context()

@@ -76,8 +76,8 @@ class Options:
     """PEM file with key and certificate; then it speaks TLS."""
     reasoning_tokens: int = 0
     """Spent before the first word of an answer."""
-    says_stop: bool = False
-    """Of answers that are cut, too."""
+    cut_as: str = "length"
+    """The finish reason of an answer that is cut; "400" refuses it where it would be empty."""
     most_tokens: int = 0
     """A larger limit of an answer gets a 400."""
     system_role: str = "supported"
@@ -287,6 +287,9 @@ class Script:
         for name, (status, message) in o.forbidden.items():
             if name in body:
                 return _error(status, message)
+        if o.cut_as == "400" and (limit_of(body) or math.inf) <= o.reasoning_tokens:
+            message = "Could not finish the message because max_tokens or model output limit was "
+            return _error(400, message + "reached. Please try again with higher max_tokens.")
         if o.most_tokens and (limit_of(body) or 0) > o.most_tokens:
             message = f"max_tokens is too large; the model has at most {o.most_tokens}"
             return _error(400, message)
@@ -321,7 +324,7 @@ class Script:
         if kind == "refusal":
             message["refusal"] = "I cannot say."
         choice: dict[str, Any] = {"index": 0, "message": message}
-        choice["finish_reason"] = "length" if cut and not o.says_stop else "stop"
+        choice["finish_reason"] = o.cut_as if cut else "stop"
         if body.get("logprobs") and o.logprobs == "supported" and kind != "no_logprobs" and content:
             choice["logprobs"] = logprobs_of(content, body["top_logprobs"])
         n_prompt = sum(len(message["content"]) for message in body["messages"]) // 4 + 1

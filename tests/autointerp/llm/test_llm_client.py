@@ -186,19 +186,19 @@ def test_money_stops_before_the_limit_and_what_was_paid_is_kept(
 ) -> None:
     server.set(latency_seconds=0.01)
     prices = {"m": Price(input_usd_per_million_tokens=100.0, output_usd_per_million_tokens=1000.0)}
-    limit = {"prices": prices, "max_cost_usd": 0.4}
-    with pytest.raises(UserError, match=r"llm\.max_cost_usd: .* of 0\.4 USD are spent") as caught:
-        ask(server.url, N, tmp_path, **limit)
+    limit = {"prices": prices, "max_cost_usd": 0.8}
+    with pytest.raises(UserError, match=r"llm\.max_cost_usd: .* of 0\.8 USD are spent") as caught:
+        ask(server.url, 2 * N, tmp_path, **limit)
     n_kept = int(re.findall(r"(\d+) replies are kept", str(caught.value))[0])
     cache = ReplyCache(tmp_path / Llm().cache)
     spent = cache.total_cost_usd()
     cache.close()
     assert n_kept == server.stats()["answered"] > 5
-    # A request's worst case is 0.116 USD, of which it uses about a tenth.
-    assert 0.4 - 0.12 < spent <= 0.4
-    replies, usage = ask(server.url, N, tmp_path, **(limit | {"max_cost_usd": 10.0}))
-    assert contents(replies) == [expected(i) for i in range(N)]
-    assert usage.calls == N + N_PLAIN_PROBES - n_kept
+    # A request's worst case is 0.14 USD, of which it uses about a tenth.
+    assert 0.8 - 0.14 < spent <= 0.8
+    replies, usage = ask(server.url, 2 * N, tmp_path, **(limit | {"max_cost_usd": 10.0}))
+    assert contents(replies) == [expected(i) for i in range(2 * N)]
+    assert usage.calls == 2 * N + N_PLAIN_PROBES - n_kept
     assert server.stats()["repeated_answered"] == 0
 
 

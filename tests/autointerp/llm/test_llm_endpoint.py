@@ -68,12 +68,14 @@ def test_what_an_endpoint_can_do_is_found_out_once(
     cache.close()
     assert found is not None
     assert Abilities(**found) == abilities
-    assert process.stats()["requests"] == n_probes + 2
-    assert usage.calls + usage.attempts_failed == n_probes + 2
+    # An answer that is cut at 100 tokens is asked for again with 400.
+    times = 2 if options.get("answers") == "numbers" else 1
+    assert process.stats()["requests"] == n_probes + times * 2
+    assert usage.calls + usage.attempts_failed == n_probes + times * 2
     if options.get("answers") is None:
         assert contents(replies) == [expected(i) for i in range(2)]
     ask(process.url, 4, tmp_path, logprobs=True, endpoint=settings)
-    assert process.stats()["requests"] == n_probes + 4
+    assert process.stats()["requests"] == n_probes + times * 4
 
 
 def test_a_request_is_the_same_bytes_whatever_the_order_of_its_fields() -> None:

@@ -42,13 +42,14 @@ def job(url: str, root: Path, n: int, **settings: Any) -> subprocess.Popen[str]:
     endpoint = {"model": "m", "base_url": url, "api_key_env": "PLANTED"} | PLAIN
     settings = {"concurrency": 8, "timeout_seconds": 20.0} | settings
     arguments = [json.dumps(endpoint), json.dumps(settings), str(root), str(n)]
+    path = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return subprocess.Popen(
         [sys.executable, llm_asking.__file__, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ
-        | {"PLANTED": KEY, "OPENAI_LOG": "debug", "PYTHONPATH": str(Path(__file__).parents[1])},
+        | {"PLANTED": KEY, "OPENAI_LOG": "debug", "PYTHONPATH": os.pathsep.join(path)},
     )
 
 

@@ -68,6 +68,9 @@ class Batches:
     async def create(self, request: web.Request) -> web.Response:
         if (refusal := self.script.unknown(request)) is not None:
             return refusal
+        if self.script.options.batch_busy > 0:
+            self.script.options.batch_busy -= 1
+            return web.json_response({"error": {"message": "busy"}}, status=503)
         asked = await request.json()
         assert asked["endpoint"] == "/v1/chat/completions"
         batch = f"batch-{len(self.made)}"

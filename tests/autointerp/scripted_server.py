@@ -82,6 +82,7 @@ class Options:
     """A larger limit of an answer gets a 400."""
     system_role: str = "supported"
     """Or what a request with a turn of the system is refused with."""
+    system_status: int = 400
     forbidden: dict[str, list[Any]] = field(default_factory=dict)
     """Status and message for requests that have a field."""
     header: dict[str, str] = field(default_factory=dict)
@@ -94,6 +95,8 @@ class Options:
     """Of an outcome other than completed: so many of its lines are answered nevertheless."""
     batch_drops: int = 0
     """So many batches are made without telling."""
+    batch_busy: int = 0
+    """So many batches are not made, by a 503."""
     batch_lines: dict[str, list[Any]] = field(default_factory=dict)
     """Status and message for lines whose last message ends so, the first time each."""
 
@@ -283,7 +286,7 @@ class Script:
             message = f"The model `{body['model']}` does not exist"
             return _error(404, message, code="model_not_found")
         if o.system_role != "supported" and body["messages"][0]["role"] == "system":
-            return _error(400, o.system_role)
+            return _error(o.system_status, o.system_role)
         for name, (status, message) in o.forbidden.items():
             if name in body:
                 return _error(status, message)

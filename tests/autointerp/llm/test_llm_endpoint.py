@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_asking import ask, contents, expected
+from llm_asking import PLAIN, ask, contents, expected
 from scripted_server import Options, ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
@@ -14,6 +14,7 @@ from nullsae.autointerp.llm.endpoint import Abilities, abilities_key, request_bo
 from nullsae.autointerp.llm.messages import Request
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
+from nullsae.core.errors import UserError
 
 SCHEMA = {"type": "object", "properties": {}}
 
@@ -130,3 +131,97 @@ def test_other_settings_are_found_out_anew() -> None:
     assert len(keys) == 16
     seeded = abilities_key(Endpoint(model="m", base_url="http://a/v1", seed=3), 100)
     assert seeded in keys
+
+
+NO_LOGPROBS = "You are not allowed to request logprobs"
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "abilities"),
+    [
+        ({"logprobs": [403, NO_LOGPROBS]}, Abilities(True, 0)),
+        ({"logprobs": [401, NO_LOGPROBS]}, Abilities(True, 0)),
+        ({"logprobs": [501, "not implemented"]}, Abilities(True, 0)),
+        ({"response_format": [403, "not part of your plan"]}, Abilities(False, 20)),
+        (
+            {"logprobs": [403, "no"], "response_format": [403, "no"]},
+            Abilities(False, 0),
+        ),
+        ({"temperature": [403, "you may not set temperature"]}, Abilities(True, 20, True, False)),
+    ],
+)
+def test_what_a_key_may_not_ask_for_is_an_ability_and_no_bad_key(
+    process: ScriptedServer, tmp_path: Path, forbidden: dict[str, Any], abilities: Abilities
+) -> None:
+    process.set(**(vars(Options()) | {"forbidden": forbidden}))
+    process.reset()
+    replies, _ = ask(process.url, 4, tmp_path, logprobs=True, endpoint={})
+    assert contents(replies) == [expected(i) for i in range(4)]
+    cache = ReplyCache(tmp_path / Llm().cache)
+    endpoint = Endpoint(model="m", base_url=process.url)
+    assert cache.abilities(abilities_key(endpoint, 8192)) == vars(abilities)
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "System role not supported",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+        "Only user, assistant and tool roles are supported!",
+        "invalid role: system",
+        "Unexpected role 'system'",
+        "Template error: syntax error: no such turn (in <string>:1)",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_a_template_without_system_turns_gets_them_with_the_users_first(
+    process: ScriptedServer, tmp_path: Path, said: str, status: int
+) -> None:
+    process.set(**(vars(Options()) | {"system_role": said, "system_status": status}))
+    process.reset()
+    replies, usage = ask(process.url, 3, tmp_path)
+    assert contents(replies) == [expected(i) for i in range(3)]
+    assert usage.attempts_failed == 1
+
+
+def test_what_the_system_says_stands_before_the_question_of_the_user() -> None:
+    turns = (("system", "Judge."), ("user", "Is it?"), ("assistant", "Yes."), ("user", "This?"))
+    messages = tuple({"role": role, "content": content} for role, content in turns)
+    request = Request(messages, 5)
+    for system_role, expected_turns in (
+        (True, list(turns)),
+        (False, [("user", "Judge.\n\nIs it?"), *turns[2:]]),
+    ):
+        body = request_body(request, Endpoint(model="m"), Abilities(system_role=system_role))
+        sent = [(m["role"], m["content"]) for m in json.loads(body)["messages"]]
+        assert sent == expected_turns
+
+
+@pytest.mark.parametrize(
+    "path", ["/openai/deployments/gpt", "/openai/deployments/gpt/chat/completions"]
+)
+def test_the_query_of_an_address_stays_behind_the_path_and_keys_go_into_headers(
+    process: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("AZURE_KEY", "s3cr3t-0123456789")
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    process.set(**(vars(Options()) | {"header": {"api-key": "s3cr3t-0123456789"}}))
+    process.reset()
+    url = f"{process.root}{path}?api-version=2024-10-21&x=1"
+    azure = PLAIN | {"headers_env": {"api-key": "AZURE_KEY"}}
+    replies, _ = ask(url, 2, tmp_path, endpoint=azure)
+    assert contents(replies) == [expected(i) for i in range(2)]
+    stats = process.stats()
+    assert stats["paths"] == {
+        "/openai/deployments/gpt/chat/completions?api-version=2024-10-21&x=1": 4
+    }
+    assert stats["authorization"] == {"none": 4}
+    # A wrong key is named by its variable, and the endpoint's answer that repeats it is blanked.
+    monkeypatch.setenv("AZURE_KEY", "wr0ng-0123456789")
+    with pytest.raises(UserError, match=r"headers_env: .* refuses the key in AZURE_KEY") as caught:
+        ask(url, 3, tmp_path, endpoint=azure)
+    assert "invalid key ***" in str(caught.value)
+    monkeypatch.delenv("AZURE_KEY")
+    with pytest.raises(UserError, match=r"headers_env\.api-key: .* AZURE_KEY is not set"):
+        ask(url, 3, tmp_path, endpoint=azure)

@@ -1,0 +1,122 @@
+"""`llm.max_cost_usd` is a hard cap, whatever happens to a request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llm_asking import PLAIN, ask, contents, expected, question
+from scripted_server import Options, ScriptedServer
+
+from nullsae.autointerp.llm.cache import ReplyCache
+from nullsae.autointerp.llm.endpoint import Abilities, request_body
+from nullsae.autointerp.llm.session import Session
+from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm, Price
+from nullsae.core.errors import UserError
+
+PRICES = {"m": Price(input_usd_per_million_tokens=100.0, output_usd_per_million_tokens=1000.0)}
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(process: ScriptedServer, tmp_path: Path) -> ScriptedServer:
+    """One whose abilities are known already."""
+    process.set(**vars(Options()))
+    ask(process.url, [99], tmp_path)
+    process.reset()
+    return process
+
+
+def spent(root: Path) -> float:
+    cache = ReplyCache(root / Llm().cache)
+    usd = cache.total_cost_usd()
+    cache.close()
+    return usd
+
+
+def worst(url: str) -> float:
+    """The most that a question can cost: a token per byte, and an answer as long as allowed."""
+    endpoint = Endpoint(model="m", base_url=url, **PLAIN)
+    return (len(request_body(question(0), endpoint, Abilities())) * 100 + 100 * 1000) / 1e6
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "hang"},
+        {"kind": "drop"},
+        {"kind": "cut"},
+        {"kind": "no_choices"},
+        {"kind": "status", "status": 504},
+        {"kind": "status", "status": 408},
+    ],
+    ids=lambda fault: str(fault.get("status", fault["kind"])),
+)
+def test_an_attempt_that_may_be_on_the_bill_counts_at_its_most(
+    server: ScriptedServer, tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    server.set(faults=[fault | {"until": 3}])
+    settings = {"prices": PRICES, "timeout_seconds": 0.5}
+    replies, usage = ask(server.url, [0], tmp_path, **settings)
+    assert contents(replies) == [expected(0)]
+    assert usage.attempts_failed == 2
+    assert usage.lost_usd == pytest.approx(2 * worst(server.url))
+    assert spent(tmp_path) == pytest.approx(usage.cost_usd + usage.lost_usd)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_attempt_that_was_turned_away_costs_nothing(
+    server: ScriptedServer, tmp_path: Path, status: int
+) -> None:
+    server.set(faults=[{"kind": "status", "status": status, "until": 3}])
+    _, usage = ask(server.url, [0], tmp_path, prices=PRICES)
+    assert (usage.attempts_failed, usage.lost_usd) == (2, 0)
+    assert spent(tmp_path) == pytest.approx(usage.cost_usd)
+
+
+@pytest.mark.parametrize("kind", ["hang", "drop", "no_choices"])
+def test_attempts_that_bring_nothing_are_not_sent_beyond_the_limit(
+    server: ScriptedServer, tmp_path: Path, kind: str
+) -> None:
+    server.set(faults=[{"kind": kind}])
+    # Enough for seven of them, eight times in flight.
+    limit = 7.5 * worst(server.url)
+    settings = {"max_failures_in_a_row": 1000, "timeout_seconds": 0.5, "max_attempts": 3}
+    with pytest.raises(UserError, match=r"llm\.max_cost_usd"):
+        ask(server.url, 40, tmp_path, prices=PRICES, max_cost_usd=limit, **settings)
+    assert server.stats()["requests"] == 7
+    assert spent(tmp_path) == pytest.approx(7 * worst(server.url))
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_requests_side_by_side_never_cost_more_than_the_limit(
+    server: ScriptedServer, tmp_path: Path, concurrency: int
+) -> None:
+    # Each uses all that it may.
+    server.set(latency_seconds=0.01, answers="numbers")
+    capped = PLAIN | {"completion_tokens_cap": 100}
+    limit = 10.5 * worst(server.url)
+    settings = {"concurrency": concurrency, "prices": PRICES, "max_cost_usd": limit}
+    with pytest.raises(UserError, match=r"llm\.max_cost_usd|completion_tokens_cap"):
+        ask(server.url, 200, tmp_path, endpoint=capped, **settings)
+    assert 0 < spent(tmp_path) <= limit
+
+
+def test_what_may_have_been_paid_stands_in_the_costs_of_a_job(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.set(faults=[{"kind": "no_choices", "until": 2}])
+    session = Session(lambda: Llm(prices=PRICES), root=tmp_path, costs=tmp_path / "costs.json")
+    endpoint = Endpoint(model="m", base_url=server.url, **PLAIN)
+    session.all(endpoint, lambda model: [model.ask(question(0))], 1)
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    assert costs["paid_usd"] - costs["cost_usd"] == pytest.approx(worst(server.url))

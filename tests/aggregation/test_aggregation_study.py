@@ -180,6 +180,31 @@ def test_values_are_the_hand_computed_ones(root: Path) -> None:
     assert trained["low"] < 0.2 < trained["high"]
 
 
+def test_failed_windows_of_all_cells_of_an_arm_stand_beside_its_score(tmp_path: Path) -> None:
+    write_tree(study(), tmp_path)
+    counts = {"trained": (30, 10, 0), "rerandomized": (20, 10, 10)}
+    for file in cell_files(study())["scores"]:
+        keys = paths.partition_keys(file)
+        active, silent, failed = counts[keys["variant"]]
+        rows = [
+            {**row, "n_active": active, "n_silent": silent, "n_failed": failed * int(keys["draw"])}
+            for row in rows_of("scores", keys)
+        ]
+        tables.write_table(tmp_path / file, rows, tables.cell_schema("scores"))
+    aggregate(study(), params(study()), tmp_path)
+    contrast = only(read(tmp_path, "contrasts"), metric="auroc")
+    # Four latents each: of 30 windows in draw 0; of 40 in draw 1, of which 10 failed.
+    assert (contrast["n_failed_trained"], contrast["n_failed"]) == (0, 40)
+    assert contrast["answered_share"] == pytest.approx(240 / 280)
+    summary = only(read(tmp_path, "summaries"), metric="auroc", variant="rerandomized")
+    assert (summary["n_failed"], summary["answered_share"]) == (40, contrast["answered_share"])
+    found = only(read(tmp_path, "verdicts"), metric="auroc")
+    assert found["answered_share"] == contrast["answered_share"]
+    assert "rests on 86% of the windows" in found["reason"]
+    for table in ("summaries", "contrasts"):
+        assert {row["n_failed"] for row in read(tmp_path, table) if row["scorer"] is None} == {None}
+
+
 def test_interval_of_the_trained_arm_is_one_and_the_same(root: Path) -> None:
     summary = only(read(root, "summaries"), metric="auroc", variant="trained")
     contrast = only(read(root, "contrasts"), metric="auroc")

@@ -31,6 +31,10 @@ def test_verdicts_are_followed_by_what_they_say_together(
         [
             {**KEYS, **JUDGED, "site": "embed", "variant": "step0", **found},
             {
+                **{**KEYS, **JUDGED, "site": "embed", "variant": "cascade"},
+                **{**found, "answered_share": 0.62},
+            },
+            {
                 **{**KEYS, "metric": "cosine"},
                 **{"site": "embed", "variant": "cascade", "verdict": "inconclusive", "reason": ""},
             },
@@ -51,7 +55,10 @@ def test_verdicts_are_followed_by_what_they_say_together(
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     judged = "auroc (lexical, detection)"
-    assert ["small", "embed", "topk", judged, "reversed +0.07", ""] in cells
+    assert ["small", "embed", "topk", judged, "reversed +0.07", "reversed +0.07"] in cells
+    # What does not fit the column goes on below.
+    assert ["", "", "", "", "", "of 62% *"] in cells
+    assert "* So much of the windows only" in " ".join(lines)
     assert ["small", "embed", "topk", "cosine", "", "inconclusive"] in cells
     assert ["small", "topk", judged, "", "7", "", "2", "0.31", "-2.3"] in cells
     assert ["small", "topk", "cosine", "", "7", "", "2", "", ""] in cells

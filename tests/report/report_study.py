@@ -456,11 +456,14 @@ def _add_metric(
     for variant, value in values.items():
         summary = {"unit": unit, "n_draws": config.draws, "n_seeds": 1, "n_units": 50}
         interval = {"value": value, "low": value - width, "high": value + width, "reason": None}
+        failed, share = _answers(keys, variant)
+        summary |= {"n_failed": failed, "answered_share": share}
         rows["summaries"].append(keys | {"variant": variant} | summary | interval)
         if variant == "trained" or keys["sae"] not in config.saes:
             continue
         gap = value - trained
         shared = {
+            "answered_share": share,
             "difference": gap,
             "difference_low": gap - 1.4 * width,
             "difference_high": gap + 1.4 * width,
@@ -497,10 +500,19 @@ def _add_metric(
                 "df": 49.0,
                 "p_permutation": shared["p_holm"] / 4,
                 "detectable_difference": 0.07,
+                "n_failed_trained": None if failed is None else 0,
+                "n_failed": failed,
                 **_matched(unit, gap, width),
                 "reason": None,
             }
         )
+
+
+def _answers(keys: dict[str, Any], variant: str) -> tuple[int | None, float | None]:
+    """Windows of 100 without an answer, and the share of the others: some of rerandomized."""
+    if keys["scorer"] is None:
+        return None, None
+    return (17, 0.83) if variant == "rerandomized" else (0, 1.0)
 
 
 def _matched(unit: str, gap: float, width: float) -> dict[str, Any]:

@@ -122,6 +122,20 @@ def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: st
     assert sorted(per_site) == sorted(row["verdict"] for row in table)
 
 
+def test_failed_windows_stand_beside_each_score_and_a_thin_one_is_said(
+    built: Path, page: str
+) -> None:
+    rows = tables.read_table(
+        built / paths.TABLE.format(table="contrasts"), tables.SCHEMAS["contrasts"]
+    ).to_pylist()
+    judged = [row for row in rows if row["scorer"] is not None]
+    assert judged
+    assert page.count("<td>0 / 17<td>") == sum(row["n_failed"] == 17 for row in judged) > 0
+    thin = sum(row["answered_share"] == 0.83 for row in judged)
+    assert page.count("rests on 83 % of its windows") == thin
+    assert "rests on 100 %" not in page
+
+
 def test_highlight_follows_activation(page: str) -> None:
     marks = re.findall(r'<mark style="--a:([\d.]+)" title="([\d.e+-]+)">', page)
     assert len(marks) > 300

@@ -105,6 +105,22 @@ def test_verdict_names_the_numbers_it_rests_on() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(None, ""), (1.0, ""), (0.9, ""), (0.8963, "rests on 90% of"), (0.5, "rests on 50% of")],
+)
+@pytest.mark.parametrize("changes", [{}, {"p_holm": 0.3}, {"difference": None}])
+def test_a_verdict_says_how_few_windows_it_rests_on(
+    share: float | None, said: str, changes: dict[str, Any]
+) -> None:
+    plain = verdict(row(**changes), METRIC["auroc"], 0.95)
+    word, reason = verdict(row(answered_share=share, **changes), METRIC["auroc"], 0.95)
+    assert word == plain[0]
+    assert reason.startswith(plain[1])
+    assert said in reason
+    assert ("n_failed" in reason) == bool(said)
+
+
 def test_an_inconclusive_verdict_says_what_could_have_been_seen() -> None:
     _, reason = verdict(row(p_holm=0.3), METRIC["auroc"], 0.95)
     assert reason.endswith("(margin 0.05); could have seen 0.071 or more")

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from nullsae import paths, tables
 from nullsae.aggregation import cells
+from nullsae.aggregation.answered import Answered
 from nullsae.aggregation.arms import Arms
 from nullsae.aggregation.cells import GROUP_KEYS, Units
 from nullsae.aggregation.costs import read_costs
@@ -92,6 +93,7 @@ def compare(
     """
     statistics = params.statistics
     arms = Arms(sources, statistics)
+    answered = Answered(sources.get("scores", ()))
     resampler = Resampler(params.seed, statistics.n_resamples)
     permuter = Permuter(params.seed, statistics.n_resamples)
     summaries: Rows = []
@@ -115,10 +117,15 @@ def compare(
             bins = common_bins(has_value) if matches else {}
             for variant, found in estimates.items():
                 keys["variant"] = variant
-                summaries.append(keys | summary_row(found, metric))
+                own = (*where, variant)
+                summaries.append(keys | summary_row(found, metric) | answered.of_arm(metric, own))
                 if variant != "trained" and is_whole:
                     two = estimates["trained"], found
-                    contrasts.append(keys | contrast_row(*two, metric, statistics, permuter, bins))
+                    contrasts.append(
+                        keys
+                        | contrast_row(*two, metric, statistics, permuter, bins)
+                        | answered.of_contrast(metric, (*where, "trained"), own)
+                    )
     # One family per metric of one SAE: what is concluded about an SAE must not depend on how many
     # other dictionaries a study holds.
     families: dict[tuple[str, ...], Rows] = {}

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nullsae import paths, tables
-from nullsae.statistics.verdicts import RULE, VERDICT_WORDS
+from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE, VERDICT_WORDS
 from nullsae.tables.study import DISCRIMINATING_POWER, VERDICTS
 
 STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow", "inconclusive": "dim"}
@@ -32,6 +32,12 @@ def print_verdicts(root: Path) -> None:
         console = Console(width=160)
     console.print(_verdicts(rows))
     console.print("The number is the difference, variant minus trained.")
+    shares = [row["answered_share"] for row in rows if row["answered_share"] is not None]
+    if min(shares, default=1.0) < FEWEST_ANSWERED:
+        console.print(
+            "* So much of the windows only: the judge gave no usable answer about the others "
+            "(n_failed in results/tables/contrasts.parquet)."
+        )
     console.print(RULE)
     console.print(_power(power))
     console.print(
@@ -56,6 +62,9 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
         verdict, difference = row["verdict"], row["difference"]
         number = "" if difference is None else f" {difference:+.2f}"
         text = f"[{STYLES[verdict]}]{verdict}{number}[/]"
+        share = row["answered_share"]
+        if share is not None and share < FEWEST_ANSWERED:
+            text += f" of {share:.0%} *"
         cells.setdefault(key, {})[row["variant"]] = text
     for (subject, site, sae, metric, explainer, scorer), found in cells.items():
         judge = f" ({explainer}, {scorer})" if scorer else ""

@@ -16,7 +16,7 @@ from nullsae.report.names import GROUPS, entropy_pair, figure_kinds
 from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
 from nullsae.report.text import TokenText
-from nullsae.statistics.verdicts import RULE
+from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE
 
 
 def build_report(config: Config, root: Path) -> None:
@@ -46,6 +46,7 @@ def build_report(config: Config, root: Path) -> None:
             "in_order": sections.in_order,
             "verdicts": sections.VERDICTS,
             "is_drawn": sections.is_drawn,
+            "fewest_answered": FEWEST_ANSWERED,
         },
         title=config.report.title,
         subjects=subjects,

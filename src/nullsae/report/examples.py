@@ -67,8 +67,8 @@ def example_cells(study: Study, subject: str, site: str, text: TokenText) -> lis
     """Examples of each variant and shown SAE at a site: draw 0, first seed, first explainer.
 
     Each has `variant`, `sae` and `examples`: for each latent `latent`, `statistics` (its row of
-    `latents`), `peak_token`, `explanation`, `source_latent`, `scores` (pairs of scorer and AUROC)
-    and `windows` (their pieces).
+    `latents`), `peak_token`, `explanation`, `source_latent`, `scores` (scorer, AUROC, number
+    of windows without an answer) and `windows` (their pieces).
 
     Raises:
         UserError: a cell's windows are missing or damaged.
@@ -100,7 +100,7 @@ def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Row]:
     explained = study.rows("explanations", **keys, explainer=explainer)
     explanations = {row["latent"]: row for row in explained}
     scores = study.rows("scores", **keys, explainer=explainer)
-    aurocs = {(row["scorer"], row["latent"]): row["auroc"] for row in scores}
+    found = {(row["scorer"], row["latent"]): row for row in scores}
     scorers = [scorer for name, scorer in config.scored_pairs() if name == explainer]
     return [
         {
@@ -109,7 +109,11 @@ def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Row]:
             "peak_token": None if row["peak_token"] is None else text.one(row["peak_token"]),
             "explanation": explanations.get(latent, {}).get("explanation"),
             "source_latent": explanations.get(latent, {}).get("source_latent"),
-            "scores": [(scorer, aurocs.get((scorer, latent))) for scorer in scorers],
+            "scores": [
+                (scorer, score.get("auroc"), score.get("n_failed"))
+                for scorer in scorers
+                for score in (found.get((scorer, latent), {}),)
+            ],
             "windows": [
                 text.pieces(w["token_ids"], w["activations"], row["max_activation"])
                 for w in windows[latent]

@@ -19,6 +19,8 @@ RULE = (
     "missing, it is inconclusive."
 )
 """The rule of `verdict` in one sentence."""
+FEWEST_ANSWERED = 0.9
+"""A verdict says so where a judge answered about a smaller share of its windows."""
 VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive")
 
 
@@ -27,6 +29,17 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
 
     `confidence` is the level of the intervals, e.g. 0.95.
     """
+    word, reason = _verdict(row, metric, confidence)
+    share = row.get("answered_share")
+    if share is not None and share < FEWEST_ANSWERED:
+        reason += (
+            f"; rests on {share:.0%} of the windows: the judge gave no usable answer about the "
+            f"others (n_failed)"
+        )
+    return word, reason
+
+
+def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
     missing = [n for n in ("difference", "p_holm", "p_equivalence") if row[n] is None]
     if missing:
         return "inconclusive", f"no {', '.join(missing)}: {row['reason'] or 'not computed'}"

@@ -37,12 +37,15 @@ CONTRASTS = schema(
     ("matched_difference_low matched_difference_high", "float?"),
     ("matched_p_value", "float?", "two-sided, inverts the interval"),
     ("matched_reason", "text?", "why a matched number is null"),
+    ("n_failed_trained n_failed", "int?", "windows without an answer; null without a judge"),
+    ("answered_share", "float?", "of the windows, the smaller of both arms"),
     ("reason", "text?", "why a number is null"),
 )
 VERDICTS = schema(
     *CONTRAST_KEYS,
     ("verdict", "text", "separates, reversed, equivalent or inconclusive"),
     ("difference difference_low difference_high p_holm", "float?"),
+    ("answered_share", "float?", "of the windows that a judge was asked about; the smaller arm's"),
     ("reason", "text", "the rule that gave the verdict, with its numbers"),
 )
 # Means per cell with intervals: what figures are drawn from. `variant` includes `trained`.
@@ -51,6 +54,8 @@ SUMMARIES = schema(
     ("unit", "text"),
     ("n_draws n_seeds n_units", "int"),
     ("value low high", "float?"),
+    ("n_failed", "int?", "windows without an answer; null without a judge"),
+    ("answered_share", "float?", "of the windows"),
     ("reason", "text?", "why a number is null"),
 )
 # What a metric's contrasts of one SAE say together, over all sites and nulls.

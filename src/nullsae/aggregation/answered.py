@@ -1,0 +1,46 @@
+"""How many of the windows that a judge was asked about were answered, arm by arm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from nullsae.aggregation.cells import Units
+from nullsae.config.metrics import Metric
+
+# Tables of metrics that rest on a judge's answers about windows.
+JUDGED = ("scores", "interpretability")
+Arm = tuple[str | None, ...]
+
+
+class Answered:
+    """Windows with and without an answer, of all draws, seeds and latents of each arm."""
+
+    def __init__(self, scores: Iterable[Units]) -> None:
+        """From the cells of the table `scores`."""
+        self._windows: Counter[Arm] = Counter()
+        self._failed: Counter[Arm] = Counter()
+        for cell in scores:
+            failed = int(cell.column("n_failed")[0].sum())
+            judged = sum(int(cell.column(name)[0].sum()) for name in ("n_active", "n_silent"))
+            self._failed[cell.arm] += failed
+            self._windows[cell.arm] += judged + failed
+
+    def of_arm(self, metric: Metric, arm: Arm) -> dict[str, Any]:
+        """Columns of `summaries`; None for a metric that rests on no judge, or without windows."""
+        n = self._windows[arm]
+        if metric.table not in JUDGED or not n:
+            return {"n_failed": None, "answered_share": None}
+        failed = self._failed[arm]
+        return {"n_failed": failed, "answered_share": 1 - failed / n}
+
+    def of_contrast(self, metric: Metric, trained: Arm, variant: Arm) -> dict[str, Any]:
+        """Columns of `contrasts`, from both arms."""
+        own, other = self.of_arm(metric, trained), self.of_arm(metric, variant)
+        shares = [a["answered_share"] for a in (own, other) if a["answered_share"] is not None]
+        return {
+            "n_failed_trained": own["n_failed"],
+            "n_failed": other["n_failed"],
+            "answered_share": min(shares, default=None),
+        }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nullsae.config.endpoints import Endpoint
 from nullsae.config.model_files import is_local
 from nullsae.config.parse import config_schema, parse_config, parse_section, resolve_subjects
 from nullsae.config.sites import site_layer
@@ -215,6 +216,23 @@ MISTAKES: list[tuple[str, Any, str]] = [
         "subjects.small.source.step0_revision: missing, and variants names step0; give the "
         "revision of the untrained weights, or step0_path, or fresh_init instead of step0",
     ),
+    (
+        "explainers/gpt",
+        {"kind": "openai", "model": "m", "base_url": "https://a.org/v1?key=s3cr3t"},
+        "explainers.gpt.base_url: its query has 'key', and secrets never stand in a config; put it "
+        "into an environment variable and name that in api_key_env or headers_env",
+    ),
+    (
+        "explainers/gpt",
+        {"kind": "openai", "model": "m", "headers_env": {"api-key": "s3cr3t-0123"}},
+        "explainers.gpt.headers_env: what stands under 'api-key' is not the name of an environment "
+        "variable, such as AZURE_OPENAI_API_KEY; the header's value goes into that variable",
+    ),
+    (
+        "explainers/gpt",
+        {"kind": "openai", "model": "m", "headers_env": {"api key": "A_KEY"}},
+        "explainers.gpt.headers_env: 'api key' is not the name of a header, such as api-key",
+    ),
 ]
 
 
@@ -223,6 +241,27 @@ MISTAKES: list[tuple[str, Any, str]] = [
 )
 def test_a_mistake_is_refused_with_a_line_that_names_it(key: str, value: Any, line: str) -> None:
     assert refusal(changed(key, value)) == f"config: {line}"
+
+
+def test_headers_of_the_users_own_leave_the_usual_key_at_home() -> None:
+    def key_of(**endpoint: Any) -> str | None:
+        study = changed("explainers/gpt", {"kind": "openai", "model": "m", **endpoint})
+        found = parse_config(study).explainers["gpt"].endpoint
+        assert found is not None
+        # Params that were written out and read again say the same.
+        assert (
+            Endpoint.model_validate_json(
+                found.model_dump_json(include=set(Endpoint.model_fields))
+            ).api_key_env
+            == found.api_key_env
+        )
+        return found.api_key_env
+
+    azure = {"base_url": "https://a.org/openai/deployments/m?api-version=1"}
+    headers = {"headers_env": {"api-key": "A_KEY"}}
+    assert key_of(**azure) == "OPENAI_API_KEY"
+    assert key_of(**azure, **headers) is None
+    assert key_of(**azure, **headers, api_key_env="B_KEY") == "B_KEY"
 
 
 def test_the_study_of_these_tests_is_valid() -> None:

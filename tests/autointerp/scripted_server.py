@@ -54,6 +54,8 @@ class Options:
     max_top_logprobs: int = 20
     refused_fields: list[str] = field(default_factory=list)
     ignored_fields: list[str] = field(default_factory=list)
+    no_system_role: dict[str, Any] | None = None
+    """`status` and `message` of the answer to a request with a system message."""
     max_in_flight: int = 0
     """More get a 429."""
     retry_after: str | None = None
@@ -80,9 +82,6 @@ class Options:
     """The finish reason of an answer that is cut; "400" refuses it where it would be empty."""
     most_tokens: int = 0
     """A larger limit of an answer gets a 400."""
-    system_role: str = "supported"
-    """Or what a request with a turn of the system is refused with."""
-    system_status: int = 400
     forbidden: dict[str, list[Any]] = field(default_factory=dict)
     """Status and message for requests that have a field."""
     header: dict[str, str] = field(default_factory=dict)
@@ -285,8 +284,8 @@ class Script:
         if o.models and body["model"] not in o.models:
             message = f"The model `{body['model']}` does not exist"
             return _error(404, message, code="model_not_found")
-        if o.system_role != "supported" and body["messages"][0]["role"] == "system":
-            return _error(o.system_status, o.system_role)
+        if o.no_system_role and any(m["role"] == "system" for m in body["messages"]):
+            return _error(o.no_system_role["status"], o.no_system_role["message"])
         for name, (status, message) in o.forbidden.items():
             if name in body:
                 return _error(status, message)

@@ -50,6 +50,22 @@ def process() -> Iterator[ScriptedServer]:
             Abilities(token_limit="max_tokens"),
             2,
         ),
+        *(
+            (
+                {"no_system_role": {"status": status, "message": message}},
+                {"structured_output": "never", "logprobs": "never"},
+                Abilities(system_role=False),
+                3,
+            )
+            for status, message in (
+                (400, "System role not supported"),  # Gemma 2 in vLLM
+                (400, "Conversation roles must alternate user/assistant/user/assistant/..."),
+                (400, "Unsupported value: 'messages[0].role' does not support 'system'"),  # o1-mini
+                (422, "Template error: invalid operation"),  # text-generation-inference
+                (400, "bad request"),
+                (500, "Value is not callable: jinja raise_exception"),  # llama.cpp's server
+            )
+        ),
     ],
 )
 def test_what_an_endpoint_can_do_is_found_out_once(
@@ -120,6 +136,35 @@ def test_a_request_holds_what_the_settings_and_abilities_say() -> None:
     assert apart["top_logprobs"] == 20
 
 
+USER = {"role": "user", "content": "u"}
+SYSTEM = {"role": "system", "content": "s"}
+ASSISTANT = {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "sent"),
+    [
+        ((USER,), [USER]),
+        ((SYSTEM, USER), [{"role": "user", "content": "s\n\nu"}]),
+        (
+            (SYSTEM, USER, ASSISTANT, USER),
+            [{"role": "user", "content": "s\n\nu"}, ASSISTANT, USER],
+        ),
+        ((SYSTEM, SYSTEM, USER), [{"role": "user", "content": "s\n\ns\n\nu"}]),
+        ((SYSTEM, ASSISTANT, USER), [{"role": "user", "content": "s"}, ASSISTANT, USER]),
+        ((SYSTEM,), [{"role": "user", "content": "s"}]),
+    ],
+)
+def test_without_a_system_role_its_text_opens_the_users_first_message(
+    messages: tuple[dict[str, str], ...], sent: list[dict[str, str]]
+) -> None:
+    endpoint = Endpoint(model="m")
+    request = Request(messages, 5)
+    body = json.loads(request_body(request, endpoint, Abilities(system_role=False)))
+    assert body["messages"] == sent
+    assert json.loads(request_body(request, endpoint, Abilities()))["messages"] == list(messages)
+
+
 def test_other_settings_are_found_out_anew() -> None:
     keys = {
         abilities_key(Endpoint(model=model, base_url=url, logprobs=logprobs), longest)
@@ -161,41 +206,6 @@ def test_what_a_key_may_not_ask_for_is_an_ability_and_no_bad_key(
     endpoint = Endpoint(model="m", base_url=process.url)
     assert cache.abilities(abilities_key(endpoint, 8192)) == vars(abilities)
     cache.close()
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "System role not supported",
-        "Conversation roles must alternate user/assistant/user/assistant/...",
-        "Only user, assistant and tool roles are supported!",
-        "invalid role: system",
-        "Unexpected role 'system'",
-        "Template error: syntax error: no such turn (in <string>:1)",
-    ],
-)
-@pytest.mark.parametrize("status", [400, 422, 500])
-def test_a_template_without_system_turns_gets_them_with_the_users_first(
-    process: ScriptedServer, tmp_path: Path, said: str, status: int
-) -> None:
-    process.set(**(vars(Options()) | {"system_role": said, "system_status": status}))
-    process.reset()
-    replies, usage = ask(process.url, 3, tmp_path)
-    assert contents(replies) == [expected(i) for i in range(3)]
-    assert usage.attempts_failed == 1
-
-
-def test_what_the_system_says_stands_before_the_question_of_the_user() -> None:
-    turns = (("system", "Judge."), ("user", "Is it?"), ("assistant", "Yes."), ("user", "This?"))
-    messages = tuple({"role": role, "content": content} for role, content in turns)
-    request = Request(messages, 5)
-    for system_role, expected_turns in (
-        (True, list(turns)),
-        (False, [("user", "Judge.\n\nIs it?"), *turns[2:]]),
-    ):
-        body = request_body(request, Endpoint(model="m"), Abilities(system_role=system_role))
-        sent = [(m["role"], m["content"]) for m in json.loads(body)["messages"]]
-        assert sent == expected_turns
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,14 @@ NO_MODEL = re.compile(
 )
 # OpenAI's answer to a limit that was spent on reasoning.
 LIMIT_REACHED = re.compile(r"max_tokens or model output limit was reached", re.IGNORECASE)
-# What templates of chats raise about turns that they do not know; some servers say it by a 500.
-ROLES = re.compile(
-    r"system (role|(message|prompt|turn)s?.{0,30}(not|un))|roles? must|"
-    r"roles?.{0,20}(support|alternat)|(invalid|unexpected|unknown|unsupported|only).{0,30}\brole|"
-    r"\brole.{0,20}(system|invalid|unex)|jinja|chat.?template|template error",
+# Servers fail with a 500 where a chat template does not take the roles of the messages.
+TEMPLATE = re.compile(
+    r"jinja|chat.?template|template.{0,9}error|system (role|message|prompt)|roles? must alternate|"
+    r"raise_exception|(only|supported).{0,40} roles?\b",
+    re.IGNORECASE,
+)
+OTHER_FIELD = re.compile(
+    r"(parameter|argument|field|property|input)s?\b(?!.{0,30}(role|messages\W{1,2}\d))",
     re.IGNORECASE,
 )
 LOGPROBS = re.compile(r"log.?prob", re.IGNORECASE)
@@ -139,14 +142,15 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
             text = "200 without a reply: " + (shortened(said) or "an empty body")
             raise AttemptError(text, may_be_billed=True)
         status = code
+    if status in (500, 501) and TEMPLATE.search(said):
+        status = 400
     pause = retry_after_seconds(answer.retry_after) if status in (429, 503) else None
     if status == 429 and "insufficient_quota" not in _codes(value):
         raise AttemptError(f"429: {shortened(said)}", throttled=True, pause=pause)
     if status == 400 and LIMIT_REACHED.search(said):
         return Valid(Reply("", (), "length"), None, None)
     # 501 says that the server cannot do what was asked, today or tomorrow.
-    is_passing = status >= 500 and status != 501 and not ROLES.search(said)
-    if is_passing or status in (408, 409, 425):
+    if (status >= 500 and status != 501) or status in (408, 409, 425):
         # A gateway's time-out: whom it asked may have answered.
         billed = status in (408, 504, 524)
         raise AttemptError(f"{status}: {shortened(said)}", pause=pause, may_be_billed=billed)
@@ -170,6 +174,15 @@ def retry_after_seconds(header: str | None) -> float | None:
             until = until.replace(tzinfo=UTC)
         seconds = (until - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), MAX_PAUSE_SECONDS) if math.isfinite(seconds) else None
+
+
+def may_be_of_roles(refusal: RefusedError) -> bool:
+    """Whether a refusal may be of a template that does not take system messages.
+
+    Templates say so in words of their own: any refusal counts that names nothing else.
+    """
+    other = CONTEXT.search(refusal.said) or OTHER_FIELD.search(refusal.said)
+    return refusal.status in (400, 422) and (not other or TEMPLATE.search(refusal.said) is not None)
 
 
 def shortened(text: str) -> str:

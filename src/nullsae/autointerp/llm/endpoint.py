@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 from nullsae.autointerp.llm.addresses import without_password
-from nullsae.autointerp.llm.answers import ROLES, AttemptError, RefusedError
+from nullsae.autointerp.llm.answers import AttemptError, RefusedError, may_be_of_roles
 from nullsae.autointerp.llm.cache import Kept
 from nullsae.autointerp.llm.messages import Request, object_schema
 from nullsae.config.endpoints import Endpoint
 from nullsae.core.errors import UserError
 
+log = logging.getLogger(__name__)
+
 # Alternatives per token: what OpenAI gives at most, and what Fireworks and others do.
 TOP_LOGPROBS = (20, 5)
-SYSTEM = "Answer in one word."
+# Stands before the first question, so that a template without system messages shows itself.
+INSTRUCTION = "You do exactly what you are asked to do."
 LONG_TASK = "Count from 1 to 200 in digits, separated by spaces."
 # Fewer than the task needs. A model that reasons gets no further than that, which is no harm.
 LONG_TASK_TOKENS = 64
@@ -42,7 +46,7 @@ class Abilities:
     token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     """The field that limits the length of an answer."""
     system_role: bool = True
-    """The template has turns of the system; else they stand at the start of the user's first."""
+    """The chat template takes system messages; else they open the first message of the user."""
 
 
 # What comes back for a request that finds out something: a reply, or why there is none.
@@ -59,7 +63,9 @@ def abilities_key(endpoint: Endpoint, longest: int) -> bytes:
     settings = endpoint.model_dump(
         include={"model", "structured_output", "logprobs", "temperature", "extra_body"}
     )
-    text = json.dumps([endpoint.address, settings, longest], sort_keys=True)
+    # What was found out before there was a further ability does not say whether there is that one.
+    known = [field.name for field in fields(Abilities)]
+    text = json.dumps([endpoint.address, settings, longest, known], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -73,7 +79,7 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     logprobs = request.logprobs and abilities.top_logprobs > 0
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "messages": request.messages if abilities.system_role else _by_user(request.messages),
+        "messages": request.messages if abilities.system_role else folded(request.messages),
         abilities.token_limit: request.max_completion_tokens,
     }
     if endpoint.temperature is not None and abilities.temperature:
@@ -93,6 +99,23 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     # Text cut within a character may hold half a surrogate pair, which no UTF-8 can.
     return text.encode(errors="replace")
+
+
+def folded(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Messages without system messages: these open the next message of the user instead."""
+    found: list[dict[str, str]] = []
+    system: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            system.append(message["content"])
+            continue
+        if system and message["role"] != "user":
+            found.append({"role": "user", "content": "\n\n".join(system)})
+        elif system:
+            message = {"role": "user", "content": "\n\n".join([*system, message["content"]])}
+        system = []
+        found.append(dict(message))
+    return found + [{"role": "user", "content": "\n\n".join(system)}] * bool(system)
 
 
 async def find_out(endpoint: Endpoint, send: Send) -> Abilities:
@@ -159,6 +182,12 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
                 f"the last attempt: {found}"
             )
         if isinstance(found, Kept):
+            if not abilities.system_role:
+                log.info(
+                    "%s takes no system messages: what they say opens the first message of the "
+                    "user instead",
+                    endpoint.model,
+                )
             return abilities
         # Go without what the refusal names. If that does not help, the first one says most.
         first = first or found
@@ -168,7 +197,8 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
             abilities = replace(abilities, token_limit="max_tokens")
         elif "temperature" in found.said and sends_temperature:
             abilities = replace(abilities, temperature=False)
-        elif ROLES.search(found.said) and abilities.system_role:
+        elif abilities.system_role and may_be_of_roles(found):
+            # Templates refuse system messages in words of their own.
             abilities = replace(abilities, system_role=False)
         else:
             raise first
@@ -186,25 +216,10 @@ async def _token_limit(
     return "max_tokens" if is_ignored else "max_completion_tokens"
 
 
-def _by_user(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Messages with what the system says at the start of the user's next turn."""
-    made: list[dict[str, str]] = []
-    said: list[str] = []
-    for message in messages:
-        if message["role"] == "system":
-            said.append(message["content"])
-        elif message["role"] == "user" and said:
-            made.append({"role": "user", "content": "\n\n".join([*said, message["content"]])})
-            said = []
-        else:
-            made.append(dict(message))
-    return made
-
-
 def _question(*, schema: bool = False, logprobs: bool = False, system: bool = False) -> Request:
     messages: tuple[dict[str, str], ...] = ({"role": "user", "content": QUESTION},)
     if system:
-        messages = ({"role": "system", "content": SYSTEM}, *messages)
+        messages = ({"role": "system", "content": INSTRUCTION}, *messages)
     return Request(messages, QUESTION_TOKENS, QUESTION_SCHEMA if schema else None, logprobs)
 
 

@@ -111,7 +111,7 @@ def test_most_answers_cut_end_a_long_job_early(server: ScriptedServer, tmp_path:
 @pytest.mark.parametrize(
     ("kind", "n", "said"),
     [
-        ("empty", 4, "extra_body, model: 4 of 4 answers of m .* are empty"),
+        ("empty", 20, "extra_body, model: 20 of 20 answers of m .* are empty"),
         ("refusal", 20, "model: 20 of 20 answers of m .* are refusals"),
         ("filtered", 25, "model: 2. of 2. answers of m .* are refusals"),
     ],
@@ -126,8 +126,11 @@ def test_mostly_empty_answers_end_a_job_by_the_key_that_mends_it(
     assert "replies are kept" in str(caught.value)
 
 
-def test_a_few_refusals_end_no_small_job(server: ScriptedServer, tmp_path: Path) -> None:
-    server.set(faults=[{"kind": "filtered", "after": N_PLAIN_PROBES}])
+@pytest.mark.parametrize("kind", ["empty", "refusal", "filtered"])
+def test_a_few_empty_answers_end_no_small_job(
+    server: ScriptedServer, tmp_path: Path, kind: str
+) -> None:
+    server.set(faults=[{"kind": kind, "after": N_PLAIN_PROBES}])
     replies, usage = ask(server.url, 3, tmp_path)
     assert contents(replies) == ["", "", ""]
     assert usage.empty == 3

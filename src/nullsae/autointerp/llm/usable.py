@@ -7,7 +7,7 @@ from nullsae.autointerp.llm.messages import Reply
 from nullsae.config.endpoints import Endpoint
 
 # A job ends before its last question only after this many answers. It is also how many must be
-# there before refusals count: a single latent about which a model will not speak ends no study.
+# there before empty ones count: a few latents about which a model says nothing end no study.
 MANY_ANSWERS = 20
 REFUSED = ("refusal", "content_filter")
 
@@ -31,23 +31,24 @@ class Answers:
 
     def problem(self, least: int) -> str | None:
         """What is wrong with most of at least so many answers, with the key to change; or None."""
-        n_refused = self._n_refused if self._n >= MANY_ANSWERS else 0
-        n_bad = self._n_cut + self._n_empty + n_refused
+        counts = self._n >= MANY_ANSWERS
+        n_empty, n_refused = (self._n_empty, self._n_refused) if counts else (0, 0)
+        n_bad = self._n_cut + n_empty + n_refused
         if self._n < least or 2 * n_bad <= self._n:
             return None
         endpoint, of = self._endpoint, f"of {self._n} answers of {self._endpoint.model}"
         if endpoint.base_url is not None:
             of += f" at {without_password(endpoint.base_url)}"
-        if self._n_cut >= max(self._n_empty, n_refused):
+        if self._n_cut >= max(n_empty, n_refused):
             return (
                 f"completion_tokens_cap, max_completion_tokens: {self._n_cut} {of} are cut at the "
                 f"most tokens allowed (completion_tokens_cap: {endpoint.completion_tokens_cap}, or "
                 f"what the endpoint has room for); raise it, or have the model reason less by "
                 f"extra_body"
             )
-        if self._n_empty >= n_refused:
+        if n_empty >= n_refused:
             return (
-                f"extra_body, model: {self._n_empty} {of} are empty; a model may put all it says "
+                f"extra_body, model: {n_empty} {of} are empty; a model may put all it says "
                 f"into its reasoning: turn that off by extra_body (reasoning_effort: none, "
                 f"chat_template_kwargs: {{enable_thinking: false}}), or take another model"
             )

@@ -215,7 +215,7 @@ def _train(
             sample = samples[cell.keys.site]
             runs.append(Run(cell, sample, n_tokens=n_tokens, n_latents=n_latents, k=k))
         n_steps, before = sum(r.n_steps for r in runs), sum(r.trainer.step for r in runs)
-        if before:
+        if any(run.resumed for run in runs):
             logger.info("resumed at step %d of %d", before, n_steps)
         with on_sigterm() as stop:
             train_together(runs, blocks, params.seed, seconds, progress or (lambda *_: None), stop)

@@ -144,7 +144,8 @@ class Trainer:
             parameter.copy_(tensors[name])
         for name, buffer in self.model.buffers.items():
             buffer.copy_(tensors[f"buffer.{name}"])
-        for name, parameter in self.trained.items():
+        # Adam has no state before the first step.
+        for name, parameter in self.trained.items() if self.step else ():
             self.optimizer.state[parameter] = {
                 key: tensors[f"adam.{key}.{name}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")

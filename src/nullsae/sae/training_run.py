@@ -144,7 +144,8 @@ class Run:
             return Trainer(recipe, self.n_steps, start, k=k)
 
         self.trainer = fresh()
-        if cell.checkpoint.is_file() and not self._resume():
+        self.resumed = cell.checkpoint.is_file() and self._resume()
+        if cell.checkpoint.is_file() and not self.resumed:
             self.trainer = fresh()
         self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
         self.timed_tokens, self.timed_seconds = 0, 0.0

@@ -12,6 +12,7 @@ CONTRAST_KEYS = (
     ("explainer scorer", "text?"),
     ("metric variant", "text"),
 )
+WARNING = ("warning", "text?", "what speaks against the trained subject itself")
 CONTRASTS = schema(
     *CONTRAST_KEYS,
     ("unit", "text", "what is resampled within draw and seed: document or latent"),
@@ -40,6 +41,7 @@ CONTRASTS = schema(
     ("n_failed_trained n_failed", "int?", "windows without an answer; null without a judge"),
     ("answered_share", "float?", "of the windows, the smaller of both arms"),
     ("reason", "text?", "why a number is null"),
+    WARNING,
 )
 VERDICTS = schema(
     *CONTRAST_KEYS,
@@ -47,6 +49,7 @@ VERDICTS = schema(
     ("difference difference_low difference_high p_holm", "float?"),
     ("answered_share", "float?", "of the windows that a judge was asked about; the smaller arm's"),
     ("reason", "text", "the rule that gave the verdict, with its numbers"),
+    WARNING,
 )
 # Means per cell with intervals: what figures are drawn from. `variant` includes `trained`.
 SUMMARIES = schema(

@@ -27,6 +27,16 @@ NO_MODEL = re.compile(
     r"(unknown|invalid|no such|unsupported|not a valid) model",
     re.IGNORECASE,
 )
+# Servers fail with a 500 where a chat template does not take the roles of the messages.
+TEMPLATE = re.compile(
+    r"jinja|chat.?template|template.{0,9}error|system (role|message|prompt)|roles? must alternate|"
+    r"raise_exception|(only|supported).{0,40} roles?\b",
+    re.IGNORECASE,
+)
+OTHER_FIELD = re.compile(
+    r"(parameter|argument|field|property|input)s?\b(?!.{0,30}(role|messages\W{1,2}\d))",
+    re.IGNORECASE,
+)
 FILTERED = re.compile(
     r"content_filter|content_policy|content management policy|moderation|flagged", re.IGNORECASE
 )
@@ -107,6 +117,8 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
         if not (isinstance(code, int) and 400 <= code < 600):
             raise AttemptError("200 without a reply: " + (shortened(said) or "an empty body"))
         status = code
+    if status in (500, 501) and TEMPLATE.search(said):
+        status = 400
     pause = retry_after_seconds(answer.retry_after) if status in (429, 503) else None
     if status == 429 and "insufficient_quota" not in _codes(value):
         raise AttemptError(f"429: {shortened(said)}", throttled=True, pause=pause)
@@ -132,6 +144,15 @@ def retry_after_seconds(header: str | None) -> float | None:
             until = until.replace(tzinfo=UTC)
         seconds = (until - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), MAX_PAUSE_SECONDS) if math.isfinite(seconds) else None
+
+
+def may_be_of_roles(refusal: RefusedError) -> bool:
+    """Whether a refusal may be of a template that does not take system messages.
+
+    Templates say so in words of their own: any refusal counts that names nothing else.
+    """
+    other = CONTEXT.search(refusal.said) or OTHER_FIELD.search(refusal.said)
+    return refusal.status in (400, 422) and (not other or TEMPLATE.search(refusal.said) is not None)
 
 
 def shortened(text: str) -> str:

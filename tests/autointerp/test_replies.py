@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nullsae.autointerp.labels import labels
 from nullsae.autointerp.llm.messages import AnswerToken, Reply
-from nullsae.autointerp.replies import choice, explanation, judgements, labels
+from nullsae.autointerp.replies import choice, explanation, judgements
 
 
 def reply(content: str, tokens: tuple[AnswerToken, ...] = ()) -> Reply:

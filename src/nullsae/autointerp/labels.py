@@ -23,9 +23,9 @@ _MARKS = r"[\s*_\"'`(\[]*"
 _AFTER = r"""(?=[*_"'`)\]]*\s*(?:$|[,;:|)\]}"'*_`(]|\.(?!\d)|\s[-\u2013\u2014]|[\u2013\u2014→]|<br|
     (?:because|since|as|due|but)\b|(?:and\s+)?(?:(?:window|item|w)\s*)?\#?\d{1,4}\W{0,3}[:=|>→]))
     (?![\w%])"""
-_KEY_WORDS = r"(?:window|item|row|text|example|passage|sentence|excerpt|number|no|nr|id|w)"
+_KEY_WORDS = r"(?:windows?|item|row|text|example|passage|sentence|excerpt|number|no|nr|id|w)"
 _PAIR = re.compile(
-    rf"""(?<![\w./])(?<!\d[:-])(?P<word>{_KEY_WORDS}\b[\s_\#.:]{{0,3}})?\#?(?P<number>\d{{1,4}})
+    rf"""(?<![\w./])(?<!\d[:-])(?:{_KEY_WORDS}(?:\b|_|(?=\d))[\s_\#.:]{{0,3}})?\#?(?P<number>\d{{1,4}})
     [\])"'*_`\\]*\s*(?:[:=|]|[-=]>|→|⇒|[\u2013\u2014]|[-.)](?=[\s*_])|\bis\b){_MARKS}
     (?:(?:is\ )?(?:active|answer|label)\W{{1,4}})?{_LABEL}{_AFTER}
     |\(\s*(?P<first>\d{{1,4}})\s*,\s*["']?(?P<second>{"|".join(POSITIVE + NEGATIVE)})["']?\s*\)""",
@@ -40,9 +40,13 @@ _HEADED = re.compile(
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 _NUMBER = re.compile(
-    rf"\W*(?:{_KEY_WORDS}?[\s_#.:-]{{0,3}})??\#?(\d{{1,4}})[\s.:)*_\]]*", re.IGNORECASE
+    rf"\W*(?:{_KEY_WORDS}?[\s_#.:-]{{0,3}})??\#?(\d{{1,4}})[\s.:)*_\]`\"']*", re.IGNORECASE
 )
-_ROW = re.compile(rf"\W*?(?P<number>\d{{1,4}})(?:\s*[,;]\s*|\s+){_LABEL}[\s,;*_.]*", re.IGNORECASE)
+_ROW = re.compile(
+    rf"\W*?(?:{_KEY_WORDS}[\s_#]{{0,3}})?(?P<number>\d{{1,4}})(?:[\"'`]?\s*[,;]\s*[\"'`]?|\s+)"
+    rf"{_LABEL}[\s,;*_.\"'`]*",
+    re.IGNORECASE,
+)
 _LIST = re.compile(
     rf"[^\w\n]*(?:(?:(?:so|thus|the|my|final|correct|here|is|are)\s+){{0,4}}{_ANSWER_WORD}"
     rf"(?:\s+(?:is|are|in order|for|the|windows))*[^\w\n]*)?(?P<labels>{_LABEL}"
@@ -50,6 +54,7 @@ _LIST = re.compile(
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"[ \t*_]*(?:[:=|]|[-=]>|→|-\s)")
+_AFTER_KEY = re.compile(r"\d\W*[:=|>-]\W*\Z")
 _RULE = re.compile(r"\s*:?-{2,}:?\s*")
 _ITEM = re.compile(r"\w+")
 _LEAF = re.compile(rf"[\s*_\"'`(\[]*{_LABEL}{_AFTER}", re.VERBOSE | re.IGNORECASE | re.MULTILINE)
@@ -140,8 +145,10 @@ def _blocks_of_json(text: str) -> tuple[list[Block], str]:
     blocks: list[Block] = []
     rest, last_stop = text, -1
     for branch in find_branches(text):
-        if branch.kind == "[" and len(branch.items) == 1 and _SEPARATOR.match(text, branch.stop):
-            continue  # the number of a window in brackets
+        if branch.kind == "[" and len(branch.items) == 1:
+            line = text[text.rfind("\n", 0, branch.start) + 1 : branch.start]
+            if _SEPARATOR.match(text, branch.stop) or _AFTER_KEY.search(line):
+                continue  # brackets around the number of a window, or around its label
         found = _blocks_of(branch)
         if not found:
             continue

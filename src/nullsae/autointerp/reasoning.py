@@ -18,11 +18,13 @@ _OPEN = "|".join(
     (
         rf"<\s*{_NAME}(?:\s[^<>]*)?>",
         rf"<\|\s*(?!begin_of|start|end){_NAME}\s*\|>",
-        r"<\|(?:begin_of_thought|start_(?:thinking|thought|reasoning))\|>",
+        r"<\|(?:(?:begin|start)(?:_of)?_(?:thinking|thought|reasoning)|inner_prefix)\|>",
         r"\[think(?:ing)?\]",
         r"◁think▷",
         r"<\|channel>\s*thought",
         r"<unused94>(?:thought)?",
+        r"<details[^<>]*(?:reason|think|thought)[^<>]*>",
+        r"Thinking\.\.\.(?=\s*\n)",
         r"Here(?:'s| is) my thought process:",
     )
 )
@@ -30,11 +32,13 @@ _CLOSE = "|".join(
     (
         rf"<\s*/\s*{_NAME}\s*>",
         rf"<\|\s*/\s*{_NAME}\s*\|>",
-        r"<\|(?:end_of_thought|end_(?:thinking|thought|reasoning))\|>",
+        r"<\|(?:end(?:_of)?_(?:thinking|thought|reasoning)|inner_suffix)\|>",
         r"\[/think(?:ing)?\]",
         r"◁/think▷",
         r"<channel\|>",
         r"<unused95>",
+        r"</details>",
+        r"\.\.\.done thinking\.",
         r"Here(?:'s| is) my (?:final )?response:",
     )
 )

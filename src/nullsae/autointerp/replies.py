@@ -23,7 +23,7 @@ SAME_WORDS, SAME_SHARE = 6, 0.8
 _NAME = r"(?:\w+[_ ])?(?:intruders?|odd(?:_one)?(?:_out)?|answer|window|choice|number)(?:[_ ]\w+)?"
 _KEY = re.compile(_NAME, re.IGNORECASE)
 _VALUE = re.compile(r"\W*(?:window\W{0,3})?(?P<number>\d{1,4})\W*", re.IGNORECASE)
-# "The intruder is window 3", "Answer: **3**", "Window 3 does not belong", and not "is not window 3".
+# "The intruder is window 3", "Answer: **3**", "Window 3 does not belong"; not "is not window 3".
 _STATEMENTS = re.compile(
     r"""(?:\bintruder|\bodd\ one(?:\ out)?|\banswer|\\boxed|\bdoes\ not\ (?:belong|fit))
     (?:(?!\bnot\b|n't\b|\bor\b)[^\d.;!?\n]){0,40}?\n?[^\w\n]*(?P<after>\d{1,4})
@@ -40,6 +40,13 @@ _NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w%]|\.\d)")
 
 _LINE_START = re.compile(r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*\Z", re.IGNORECASE)
 _MARKER = re.compile(r"\[?\bexplanation\b[^\w\n:]{0,4}(?::[\s*_]*|[*_]*\n+)", re.IGNORECASE)
+_OTHER_MARKER = re.compile(
+    r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*(?:answer|conclusion|summary|description)"
+    r"[*_]*\s*:[\s*_]*",
+    re.IGNORECASE,
+)
+# Reasoning with a heading in the place of a tag, and no answer after it.
+_THOUGHT = re.compile(r"\W*(?:thoughts?|thinking|reasoning|analysis)[*_]*\s*:", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,9 @@ def explanation(reply: Reply) -> str | None:
     marked = [m for m in marked if _LINE_START.search(content, 0, m.start())] or marked
     if marked:
         content = content[marked[-1].end() :].strip().split("\n\n")[0]
-    elif reply.finish_reason == "length":
+    elif named := list(_OTHER_MARKER.finditer(content)):
+        content = content[named[-1].end() :].strip().split("\n\n")[0]
+    elif reply.finish_reason == "length" or _THOUGHT.match(content):
         return None
     else:
         content = content.removesuffix("```").rstrip().split("\n\n")[-1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nullsae.autointerp.labels import NEGATIVE, POSITIVE, labels
 
@@ -104,6 +106,8 @@ def found(content: str, n: int) -> dict[int, int]:
         ('"1","0"\n"2","1"', 2, {1: 0, 2: 1}),
         ("| `1` | `0` |\n| `2` | `1` |", 2, {1: 0, 2: 1}),
         ('"1": true,\n"2": false', 2, {1: 1, 2: 0}),
+        ("Answer: 1|0, 2|1", 2, {1: 0, 2: 1}),
+        ("1|0|2|1", 2, {1: 0, 2: 1}),
         ("Windows 1 and 2: yes", 2, {2: 1}),
         ("Window 1 \u2013 Answer: yes\nWindow 2 \u2013 Answer: no", 2, {1: 1, 2: 0}),
         ("1) 0\n2) 1", 2, {1: 0, 2: 1}),
@@ -150,6 +154,9 @@ def test_labels_are_those_of_their_keys(content: str, n: int, kept: dict[int, in
         ("1: 1 mug\n2: 0 mugs", 2),
         ('{"active": [1], "inactive": [2]}', 2),
         ('{"inactive": [1]}', 1),
+        ("1|1|0", 3),
+        ("0|1|1|0", 4),
+        ('[{"active": 0}, {"active": 1}]', 2),
         ("| bread | 0 |\n| mug | 1 |", 2),
         ("bread: 0\nmug: 1", 2),
         ("text one, 0\ntext two, 1", 2),
@@ -184,6 +191,30 @@ def test_a_list_without_keys_counts_only_if_it_is_whole(form: str, n: int) -> No
         if (form, n, asked) != ("{}", 2, 1):
             whole = {i + 1: i % 2 for i in range(n)}
             assert found(content, asked) == (whole if asked == n else {})
+
+
+DRAFTS = ("{d}</think>", "<think>{d}</think>", "[THINK]\n{d}\n[/THINK]", "{d}\n\nFinal answer:\n")
+ROWS = ("{k}|{v}", "{k}: {v}", "- **Window {k}:** {v}", "{k}. {v}", '"{k}": {v},', "| {k} | {v} |")
+
+
+@given(
+    data=st.data(),
+    n=st.integers(2, 6),
+    thought=st.sampled_from(DRAFTS),
+    row=st.sampled_from(ROWS),
+    draft_row=st.sampled_from(ROWS),
+)
+def test_no_draft_changes_what_is_read(
+    data: st.DataObject, n: int, thought: str, row: str, draft_row: str
+) -> None:
+    bits = st.lists(st.integers(0, 1), min_size=n, max_size=n)
+    answer, draft = data.draw(bits), data.draw(bits)
+    kept = data.draw(st.sets(st.integers(1, n), min_size=1))
+    keys = data.draw(st.permutations(sorted(kept)))
+    first = "\n".join(draft_row.format(k=k, v=v) for k, v in enumerate(draft, 1))
+    last = "\n".join(row.format(k=k, v=answer[k - 1]) for k in keys)
+    content = thought.format(d=first) + last
+    assert found(content, n) == {k: answer[k - 1] for k in sorted(kept)}
 
 
 def test_long_answers_are_read_in_time() -> None:

@@ -300,7 +300,7 @@ def _kind(line: str) -> str:
     if not any(character.isalnum() for character in _PAIR.sub(" ", bare)):
         return "sentences"
     if bare.count("|") > 1:
-        return "table"
+        return "sentences" if len(_PAIR.findall(bare)) > 1 else "table"
     if _ROW.fullmatch(line):
         return "rows"
     return "list" if _is_list(line) else "sentences"

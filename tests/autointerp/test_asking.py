@@ -149,12 +149,15 @@ def test_a_template_without_system_role_judges_as_well(
     server: ScriptedServer,
     kind: str,
     status: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="nullsae")
     server.set(no_system_role={"status": status, "message": "System role not supported"})
     more = {"n_tasks": 3} if kind == "intruder" else {}
     _, scores = score(tmp_path, rows, tokenizer_file, server, kind=kind, **more)
     assert [row["auroc"] for row in scores] == [1.0] * 3
     assert [row["n_failed"] for row in scores] == [0] * 3
+    assert caplog.text.count("m takes no system messages") == 1
     # Found out once.
     assert server.stats()["kinds"]["400" if status == 400 else "500"] == 1
 

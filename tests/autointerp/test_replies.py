@@ -223,10 +223,43 @@ def test_an_explanation_is_what_stands_last(content: str, text: str | None) -> N
     assert explanation(reply(content)) == text
 
 
-def test_of_a_reply_that_was_cut_only_a_marked_explanation_counts() -> None:
-    cut = Reply("The windows are about boats, so it may", (), "length")
-    assert explanation(cut) is None
-    assert explanation(Reply(f"{cut.content}\nExplanation: boats", (), "length")) == "boats"
+CUT = [
+    ('{"1": 0, "2": 1', "Explanation: boats on a", '{"intruder": 2'),
+    ('```json\n{"1": 0, "2": 1,', "**Explanation:** boats on a", "The intruder is window 2, as"),
+    ("hm</think>So: 1: 0\n2: 1\n3", "hm</think>So.\nExplanation: boats on a", "a</think>So: 2"),
+    ("<think>1: 1</think>1: 0, 2: 1", "<think>a</think>Explanation: boats on a", "Window 2"),
+]
+THOUGHT_ONLY = [
+    (
+        "We see. Window 1: no. Window 2: no. But",
+        "I would say\nExplanation: boats, or",
+        "Is it 2? It",
+    ),
+    ('Try {"1": 0, "2": 0}. Now', "It may be boats, as", "Perhaps the intruder is 2, but"),
+    ("<think>1: 0\n2: 1", "<think>Explanation: boats", "<think>2"),
+    ("Okay, so\n1: 0\n2: 1", "boats? No,", 'So far {"intruder": 2}. Next'),
+]
+
+
+@pytest.mark.parametrize(("judged", "explained", "chosen"), CUT)
+def test_of_a_reply_that_was_cut_the_answer_counts(
+    judged: str, explained: str, chosen: str
+) -> None:
+    said = judgements(Reply(judged, (), "length"), 3)
+    assert {n: one.probability for n, one in said.items() if n < 3} == {1: 0, 2: 1}
+    assert explanation(Reply(explained, (), "length")) == "boats on a"
+    choices = choice(Reply(chosen, (), "length"), 3)
+    assert choices is not None
+    assert choices[2].probability == 0
+
+
+@pytest.mark.parametrize(("judged", "explained", "chosen"), THOUGHT_ONLY)
+def test_a_reply_that_was_cut_within_a_thought_without_tags_has_no_answer(
+    judged: str, explained: str, chosen: str
+) -> None:
+    assert judgements(Reply(judged, (), "length"), 3) == {}
+    assert explanation(Reply(explained, (), "length")) is None
+    assert choice(Reply(chosen, (), "length"), 3) is None
 
 
 def test_probabilities_are_those_of_the_last_answer_and_not_of_a_draft() -> None:

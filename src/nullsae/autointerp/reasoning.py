@@ -72,6 +72,10 @@ _FIRST_TOKENS = re.compile(rf"\s*(?:{_SPECIAL}\s*)+")
 _LAST_TOKENS = re.compile(rf"(?:(?<=\S)|(?<=\n)){_SPECIAL}(?:\s*{_SPECIAL})*\s*\Z")
 _MARKER = re.compile(r"explanation\W{0,4}:", re.IGNORECASE)
 _ONLY_TOKENS = re.compile(r"(?:\s|<[^<>\n]*>|\[/?\w+\])*\Z")
+_FRAME = re.compile(
+    r"(?:json|my|the|final|answers?|labels?|windows?|intruder|active|explanation|is|[\W\d_])*",
+    re.IGNORECASE,
+)
 _QUOTES = (('"', '"'), ("`", "`"), ("“", "”"), ("'", "'"))
 
 
@@ -85,6 +89,17 @@ def answer_alone(content: str) -> str:
     start, stop = _within_answer_tags(content, start, stop)
     start, stop = _without_special_tokens(content, start, stop)
     return " " * start + content[start:stop] + " " * (len(content) - stop)
+
+
+def has_begun(content: str, place: int) -> bool:
+    """Whether a reply that was cut had come to its answer before a place in it.
+
+    Where the template opens the thought, a cut reply may be thought from beginning to end, without
+    a tag. It is an answer behind a thought that ended, or where nothing but its frame comes before.
+    """
+    answer = answer_alone(content)
+    n_blanked = len(answer) - len(answer.lstrip())
+    return bool(content[:n_blanked].strip()) or _FRAME.fullmatch(answer, 0, place) is not None
 
 
 def _within_channels(content: str) -> tuple[int, int]:

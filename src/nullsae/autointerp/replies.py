@@ -15,7 +15,7 @@ from itertools import accumulate
 from nullsae.autointerp.labels import NEGATIVE, POSITIVE, labels
 from nullsae.autointerp.llm.messages import Reply
 from nullsae.autointerp.loose_json import Branch, Leaf, find_branches
-from nullsae.autointerp.reasoning import answer_alone
+from nullsae.autointerp.reasoning import answer_alone, has_begun
 
 # Words that an explanation and an example begin with, and share of all, to count as the same.
 SAME_WORDS, SAME_SHARE = 6, 0.8
@@ -47,6 +47,8 @@ _OTHER_MARKER = re.compile(
 )
 # Reasoning with a heading in the place of a tag, and no answer after it.
 _THOUGHT = re.compile(r"\W*(?:thoughts?|thinking|reasoning|analysis)[*_]*\s*:", re.IGNORECASE)
+# What a token of a label may hold beside it.
+_AROUND = " \t\n\"'`:,{}[]()|*"
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,11 @@ def judgements(reply: Reply, n_windows: int) -> dict[int, Judgement]:
     P(1) / (P(0) + P(1)) from the log-probabilities at the token of each label, over all ways to
     write either that are among the most likely ones; else the label.
     """
-    found = {}
-    for number, (label, place) in labels(reply.content, n_windows).items():
+    found: dict[int, Judgement] = {}
+    said = labels(reply.content, n_windows)
+    if said and not _is_answer(reply, min(place for _, place in said.values())):
+        return found
+    for number, (label, place) in said.items():
         masses = _masses(reply, place, _side)
         total = sum(masses.values())
         is_label = total <= 0 or len(masses) < 2
@@ -85,7 +90,7 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
         return None
     number, place = named
     windows = range(1, n_windows + 1)
-    if number not in windows:
+    if number not in windows or not _is_answer(reply, place):
         return None
     masses = _masses(reply, place, lambda text: _window_number(text, n_windows))
     total = sum(masses.values())
@@ -117,15 +122,19 @@ def _named(content: str) -> tuple[int, int] | None:
     return int(numbers[-1][0]), numbers[-1].start()
 
 
+def _is_answer(reply: Reply, place: int) -> bool:
+    return reply.finish_reason != "length" or has_begun(reply.content, place)
+
+
 def explanation(reply: Reply) -> str | None:
     """The explanation in an answer: what follows the last `Explanation:`, else its last paragraph.
 
     One line without quotes or Markdown around it; None if nothing is left. Of a reply that was cut
-    only what follows `Explanation:` counts: the rest may be thought.
+    it counts only if the answer had begun: the rest may be thought.
     """
-    content = answer_alone(reply.content).strip()
+    content = answer_alone(reply.content).rstrip()
     for branch in find_branches(content)[:1]:
-        if any(c.isalnum() for c in content[: branch.start].removeprefix("```json")):
+        if any(c.isalnum() for c in content[: branch.start].replace("```json", "")):
             break
         for key, value in branch.items:
             if key and key.text.lower() == "explanation" and isinstance(value, Leaf):
@@ -133,6 +142,8 @@ def explanation(reply: Reply) -> str | None:
     marked = list(_MARKER.finditer(content))
     # In the middle of a line it may be a word of the explanation.
     marked = [m for m in marked if _LINE_START.search(content, 0, m.start())] or marked
+    if marked and not _is_answer(reply, marked[-1].start()):
+        return None
     if marked:
         content = content[marked[-1].end() :].strip().split("\n\n")[0]
     elif named := list(_OTHER_MARKER.finditer(content)):
@@ -199,10 +210,10 @@ def _masses(reply: Reply, place: int, side: Callable[[str], int | None]) -> dict
 
 @lru_cache(maxsize=1024)
 def _side(text: str) -> int | None:
-    bare = text.strip(" \t\n\"'`:,{}[]").lower()
+    bare = text.strip(_AROUND).lower()
     return 1 if bare in POSITIVE else 0 if bare in NEGATIVE else None
 
 
 def _window_number(text: str, n_windows: int) -> int | None:
-    bare = text.strip(" \t\n\"'`:,{}[]")
+    bare = text.strip(_AROUND)
     return int(bare) if bare.isdecimal() and 1 <= int(bare) <= n_windows else None

@@ -26,6 +26,8 @@ DEFAULT = Path(__file__).parents[2] / "config.yaml"
 EOS = "<|endoftext|>"
 EVIL = "<script>alert('nullsae')</script>"
 ODD_TEXT = "café naïve 東京 🙂 \x07 " + EVIL
+# Subjects whose trained form predicts no better than bigrams, and what tables then say.
+WARNED: dict[str, str] = {}
 LEVEL = {
     "trained": 0.0,
     "step0": 1.0,
@@ -181,7 +183,13 @@ def _reconstruction(cell: dict[str, Any], rng: np.random.Generator) -> dict[str,
         "l2_ratio": 0.94,
         "alive_share": 0.97 - 0.1 * level,
         "mean_norm": 12.3 + 4 * LEVEL[cell["variant"]],
-        "max_variance_share": 0.21 + 0.1 * LEVEL[cell["variant"]],
+        "reason": None,
+        "explained_variance_all_tokens": min(0.95, 0.45 + 0.4 * level) + noise,
+        "n_tokens_excluded": 0,
+        "excluded_variance_share": 0.0,
+        "max_coordinate_variance_share": 0.21 + 0.1 * LEVEL[cell["variant"]],
+        "max_eigenvalue_share": 0.25 + 0.1 * LEVEL[cell["variant"]],
+        "token_lookup_tokens": 250_000,
         "effective_rank": 61.7 - 10 * LEVEL[cell["variant"]],
         "token_lookup_r2": min(0.95, 0.45 + 0.4 * level) + noise,
         "fidelity_tokens": 16_256 if has_model else None,
@@ -284,6 +292,7 @@ def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                 "heldout_cosine": 0.9,
                 "heldout_alive_share": 0.95,
                 "dead_share": 0.01,
+                "dead_horizon_tokens": 2_500,
             }
         )
     return rows
@@ -339,6 +348,7 @@ def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, 
         "n_windows": 4992,
         "n_windows_across_documents": 110,
         "n_tokens_skipped": 0,
+        "n_tokens_excluded": 0,
         "n_firings_skipped": 0,
         "n_too_rare": len(latents) - n_pass - 2,
         "n_few_active_windows": 1,
@@ -470,6 +480,7 @@ def _add_metric(
         rows["verdicts"].append(
             keys
             | {"variant": variant, "verdict": verdict, "reason": f"variant minus trained {gap:.4g}"}
+            | {"warning": WARNED.get(str(keys["subject"]))}
             | shared
         )
         rows["contrasts"].append(
@@ -477,6 +488,7 @@ def _add_metric(
             | shared
             | {
                 "variant": variant,
+                "warning": WARNED.get(str(keys["subject"])),
                 "unit": unit,
                 "n_draws": config.draws,
                 "n_seeds": 1,

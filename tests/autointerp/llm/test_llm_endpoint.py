@@ -66,6 +66,15 @@ def process() -> Iterator[ScriptedServer]:
                 (500, "Value is not callable: jinja raise_exception"),  # llama.cpp's server
             )
         ),
+        (
+            {
+                "no_system_role": {"status": 400, "message": "Only user and model roles"},
+                "refused_fields": ["temperature", "max_completion_tokens"],
+            },
+            {"structured_output": "never", "logprobs": "never"},
+            Abilities(temperature=False, token_limit="max_tokens", system_role=False),
+            4,
+        ),
     ],
 )
 def test_what_an_endpoint_can_do_is_found_out_once(

@@ -45,6 +45,9 @@ OTHER_FIELD = re.compile(
 )
 LOGPROBS = re.compile(r"log.?prob", re.IGNORECASE)
 SCHEMA = re.compile(r"response.?format|json.?schema|structured.?output|guided_", re.IGNORECASE)
+# Fields of a message, and types of parts of its content, that hold reasoning.
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 FILTERED = re.compile(
     r"content_filter|content_policy|content management policy|moderation|flagged", re.IGNORECASE
 )
@@ -254,13 +257,10 @@ def _valid(choice: dict[str, Any], usage: Any) -> Valid:
     if finish_reason == "error" or choice.get("error"):
         text = "200 with an error in its choice: " + shortened(_said(choice, b""))
         raise AttemptError(text, may_be_billed=True)
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
-        content = "".join(part for part in parts if isinstance(part, str))
+    content = _content(message)
     if message.get("refusal"):
         content, finish_reason = "", "refusal"
-    if not isinstance(content, str) or finish_reason == "content_filter":
+    if finish_reason == "content_filter":
         content = ""
     reply = Reply(content, _tokens(choice.get("logprobs"), content), finish_reason)
     counts = usage if isinstance(usage, dict) else {}
@@ -270,6 +270,33 @@ def _valid(choice: dict[str, Any], usage: Any) -> Valid:
         prompt if type(prompt) is int else None,
         completion if type(completion) is int else None,
     )
+
+
+def _content(message: dict[str, Any]) -> str:
+    """What a message says, without the reasoning that the server has told from it.
+
+    That comes in a field of its own or as parts of the content, and some servers repeat the field
+    at the beginning of the content.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = (
+            part.get("text")
+            for part in content
+            if isinstance(part, dict) and not THOUGHT.search(str(part.get("type")))
+        )
+        content = "".join(part for part in parts if isinstance(part, str))
+    if not isinstance(content, str):
+        return ""
+    for name in REASONING_FIELDS:
+        said = message.get(name)
+        if isinstance(said, str) and said.strip():
+            start = len(content) - len(content.lstrip())
+            stop = start + len(said.strip())
+            whole = content[start:stop] == said.strip()
+            if whole and (stop == len(content) or content[stop] in "\r\n<["):
+                return content[stop:].lstrip()
+    return content
 
 
 def _tokens(logprobs: Any, content: str) -> tuple[AnswerToken, ...]:
@@ -282,8 +309,9 @@ def _tokens(logprobs: Any, content: str) -> tuple[AnswerToken, ...]:
     texts = [entry["token"] for entry in entries]
     if content not in "".join(texts):
         texts = _decoded(entries)
-    # An end token may follow the content, and a space that was stripped precede it.
-    start = "".join(texts).find(content)
+    # An end token may follow the content, and a space that was stripped precede it. Tokens of the
+    # reasoning come before, and the reasoning may hold a draft of the same words.
+    start = "".join(texts).rfind(content)
     if start < 0:
         return ()
     tokens, position, end = [], 0, start + len(content)

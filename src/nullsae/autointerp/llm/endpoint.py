@@ -14,6 +14,7 @@ from nullsae.autointerp.llm.addresses import without_password
 from nullsae.autointerp.llm.answers import AttemptError, RefusedError, may_be_of_roles
 from nullsae.autointerp.llm.cache import Kept
 from nullsae.autointerp.llm.messages import Request, object_schema
+from nullsae.autointerp.reasoning import answer_alone
 from nullsae.config.endpoints import Endpoint
 from nullsae.core.errors import UserError
 
@@ -226,7 +227,8 @@ def _question(*, schema: bool = False, logprobs: bool = False, system: bool = Fa
 def _obeys(found: Found) -> bool:
     """Whether an answer follows the schema, of which the question says nothing."""
     try:
-        value = json.loads(found.reply.content) if isinstance(found, Kept) else None
+        said = answer_alone(found.reply.content) if isinstance(found, Kept) else "null"
+        value = json.loads(said)
     except ValueError:
         return False
     return isinstance(value, dict) and value.get("answer") in (0, 1)

@@ -66,3 +66,63 @@ def plausible(text: str, body: dict[str, Any]) -> str:
     if "Strengths:" in text:
         return f"Explanation: words of kind {zlib.crc32(text.encode()):08x}"
     return json.dumps({n: zlib.crc32(line.encode()) % 2 for n, line in _windows(text)})
+
+
+EXAMPLES = (
+    "vessels for drinks, such as cups, pots and kettles, and sometimes the drink itself.",
+    'the hyphen between the two numbers of a sports score, such as "3-1" or "6-4".',
+)
+
+
+def parrot_0(text: str, body: dict[str, Any]) -> str:
+    """Explains everything by the first example of the prompt."""
+    return f"Explanation: {EXAMPLES[0]}"
+
+
+def parrot_1(text: str, body: dict[str, Any]) -> str:
+    """By the beginning of the second one, whatever follows."""
+    return f"Explanation: {EXAMPLES[1][:40].upper()} and so on"
+
+
+def parrot_once_0(text: str, body: dict[str, Any]) -> str:
+    return oracle(text, body) if "This is attempt" in text else parrot_0(text, body)
+
+
+def parrot_once_1(text: str, body: dict[str, Any]) -> str:
+    return oracle(text, body) if "This is attempt" in text else parrot_1(text, body)
+
+
+def _drafted(text: str, body: dict[str, Any]) -> tuple[str, str]:
+    """Draft answers that are wrong, and the right ones."""
+    right = oracle(text, body)
+    found = json.loads(right)
+    if "intruder" in found:
+        n = len(_windows(text))
+        return f"The intruder is window {found['intruder'] % n + 1}? Hm.", right
+    wrong = {number: 1 - label for number, label in found.items()}
+    return "So far: " + " ".join(f"Window {n}: {label}." for n, label in wrong.items()), right
+
+
+def think_closed(text: str, body: dict[str, Any]) -> str:
+    return "{}\n</think>\n\n{}".format(*_drafted(text, body))
+
+
+def think_both(text: str, body: dict[str, Any]) -> str:
+    draft, right = _drafted(text, body)
+    return f"<think>\n{draft}<think>{right[:-1]}</think>\n{draft}</think>{right}"
+
+
+def harmony(text: str, body: dict[str, Any]) -> str:
+    draft, right = _drafted(text, body)
+    return (
+        f"<|channel|>analysis<|message|>{draft}<|end|><|start|>assistant<|channel|>final"
+        f"<|message|>{right}<|return|>"
+    )
+
+
+def bracketed(text: str, body: dict[str, Any]) -> str:
+    return "[THINK]{}[/THINK]{}".format(*_drafted(text, body))
+
+
+def untagged(text: str, body: dict[str, Any]) -> str:
+    return "{}\n\nFinal answer:\n```json\n{}\n```".format(*_drafted(text, body))

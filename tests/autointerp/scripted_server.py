@@ -53,6 +53,8 @@ class Options:
     max_top_logprobs: int = 20
     refused_fields: list[str] = field(default_factory=list)
     ignored_fields: list[str] = field(default_factory=list)
+    no_system_role: dict[str, Any] | None = None
+    """`status` and `message` of the answer to a request with a system message."""
     max_in_flight: int = 0
     """More get a 429."""
     retry_after: str | None = None
@@ -242,6 +244,8 @@ class Script:
         if o.models and body["model"] not in o.models:
             message = f"The model `{body['model']}` does not exist"
             return _error(404, message, code="model_not_found")
+        if o.no_system_role and any(m["role"] == "system" for m in body["messages"]):
+            return _error(o.no_system_role["status"], o.no_system_role["message"])
         for name in o.refused_fields:
             if name in body:
                 return _error(400, f"Unsupported parameter: '{name}' is not supported")

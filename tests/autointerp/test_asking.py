@@ -20,11 +20,15 @@ from autointerp_cells import (
     score_params,
     write_windows,
 )
+from judge_answers import EXAMPLES
 from scripted_server import ScriptedServer
 
 from nullsae.autointerp.examples import examples_of, with_marks
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.explainers.language_model import OpenAIExplainer
+from nullsae.autointerp.llm.messages import Reply
+from nullsae.autointerp.prompting import load_prompt
+from nullsae.autointerp.replies import explanation
 from nullsae.autointerp.score import score_latents
 from nullsae.autointerp.scorers.intruder import IntruderScorer, intruder_tasks
 from nullsae.config.endpoints import Endpoint
@@ -107,6 +111,78 @@ def test_a_model_that_explains_nothing_leaves_reasons(
     found = explain(tmp_path, rows, tokenizer_file, server)
     assert [row["explanation"] for row in found] == [None] * 3
     assert {row["reason"] for row in found} == {"the model gave no explanation"}
+
+
+@pytest.mark.parametrize("example", range(2))
+@pytest.mark.parametrize(("answers", "n"), [("parrot", 2), ("parrot_once", 1)])
+def test_an_explanation_that_repeats_an_example_is_asked_for_once_more(
+    tmp_path: Path,
+    rows: Rows,
+    tokenizer_file: Path,
+    server: ScriptedServer,
+    answers: str,
+    n: int,
+    example: int,
+) -> None:
+    text = explanation(Reply(load_prompt("explain").examples[example], (), "stop"))
+    assert text == EXAMPLES[example]
+    server.set(answers=f"judge_answers:{answers}_{example}")
+    found = explain(tmp_path, rows, tokenizer_file, server)
+    assert [row["n_example_repeats"] for row in found] == [n] * 3
+    if n == 1:
+        assert [row["explanation"] for row in found] == list(WORDS)
+        assert {row["reason"] for row in found} == {None}
+    else:
+        assert [row["explanation"] for row in found] == [None] * 3
+        assert {row["reason"] for row in found} == {"the model repeated an example of the prompt"}
+    # Asked twice and no more, beside what the endpoint can do.
+    questions = json.loads((tmp_path / "asked.json").read_text())["calls"]
+    assert 3 * 2 < questions <= 3 * 2 + 4
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("kind", ["detection", "fuzzing", "intruder"])
+def test_a_template_without_system_role_judges_as_well(
+    tmp_path: Path,
+    rows: Rows,
+    tokenizer_file: Path,
+    server: ScriptedServer,
+    kind: str,
+    status: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="nullsae")
+    server.set(no_system_role={"status": status, "message": "System role not supported"})
+    more = {"n_tasks": 3} if kind == "intruder" else {}
+    _, scores = score(tmp_path, rows, tokenizer_file, server, kind=kind, **more)
+    assert [row["auroc"] for row in scores] == [1.0] * 3
+    assert [row["n_failed"] for row in scores] == [0] * 3
+    assert caplog.text.count("m takes no system messages") == 1
+    # Found out once.
+    assert server.stats()["kinds"]["400" if status == 400 else "500"] == 1
+
+
+THOUGHTS = ("think_closed", "think_both", "harmony", "bracketed", "untagged")
+
+
+@pytest.mark.parametrize("answers", THOUGHTS)
+@pytest.mark.parametrize("kind", ["detection", "intruder"])
+def test_drafts_in_the_reasoning_of_a_judge_never_count(
+    tmp_path: Path,
+    rows: Rows,
+    tokenizer_file: Path,
+    server: ScriptedServer,
+    kind: str,
+    answers: str,
+) -> None:
+    server.set(answers=f"judge_answers:{answers}", json_schema="ignored")
+    limit = {"max_completion_tokens": 1000}
+    more = {"n_tasks": 3} if kind == "intruder" else {}
+    shown, scores = score(tmp_path, rows, tokenizer_file, server, kind=kind, **limit, **more)
+    assert [row["auroc"] for row in scores] == [1.0] * 3
+    assert [row["n_failed"] for row in scores] == [0] * 3
+    if kind == "detection":  # the scripted server has no alternatives to other numbers
+        assert {row["evidence"] for row in shown} == {"logprobs"}
 
 
 # Judging -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from nullsae.autointerp.marking import (
     mark,
     window_texts,
 )
+from nullsae.autointerp.prompting import Notation
 
 SPECIAL = "<|endoftext|>"
 METASPACE_WORDS = ("▁the", "▁caf", "s", "▁", "▁▁", "\ufffd", "é")
@@ -166,14 +167,16 @@ WORDS = Shown("a <b c>", ((0, 1), (1, 4), (4, 6), (6, 7)))
 @pytest.mark.parametrize(
     ("marked", "expected"),
     [
-        ([0, 0, 0, 0], "a \uff1cb c\uff1e"),
-        ([1, 0, 0, 0], "<<a>> \uff1cb c\uff1e"),
-        ([0, 1, 1, 0], "a<< \uff1cb c>>\uff1e"),
-        ([1, 0, 1, 1], "<<a>> \uff1cb<< c\uff1e>>"),
-        ([1, 1, 1, 1], "<<a \uff1cb c\uff1e>>"),
+        ([0, 0, 0, 0], "a <b c>"),
+        ([1, 0, 0, 0], "<<a>> <b c>"),
+        ([0, 1, 1, 0], "a<< <b c>>>"),
+        ([1, 0, 1, 1], "<<a>> <b<< c>>>"),
+        ([1, 1, 1, 1], "<<a <b c>>>"),
     ],
 )
-def test_marks_equal_those_set_by_hand(marked: list[int], expected: str) -> None:
+def test_marks_equal_those_set_by_hand_and_code_stays_as_it_is(
+    marked: list[int], expected: str
+) -> None:
     assert mark(WORDS, np.array(marked, dtype=bool)) == expected
 
 
@@ -185,42 +188,61 @@ def test_a_shared_character_is_marked_whole_and_once() -> None:
     assert mark(shown, np.array([1, 0, 1, 1], dtype=bool)) == "<<a€b>>"
 
 
-@given(
-    words=st.lists(st.text("ab <>[]*\uff1c\n", min_size=1, max_size=4), max_size=10),
-    data=st.data(),
-    marks=st.sampled_from([("<<", ">>"), ("[", "]"), ("**", "**")]),
-)
-@settings(max_examples=200, deadline=None)
-def test_marks_are_never_confused_with_what_the_text_says(
-    words: list[str], data: st.DataObject, marks: tuple[str, str]
+PIECES = ["a", " ", "<", ">", "[", "]", "{", "}", "<<", "]]", "<mark1>", "</text>", "< /TEXT >"]
+
+
+@given(words=st.lists(st.sampled_from(PIECES), max_size=10), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_marks_and_delimiters_are_never_confused_with_what_the_text_says(
+    words: list[str], data: st.DataObject
 ) -> None:
     bounds = np.concatenate([[0], np.cumsum([len(word) for word in words], dtype=np.int64)])
     spans = zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
     shown = Shown("".join(words), tuple(spans))
     flags = [data.draw(st.booleans()) for _ in words]
-    left, right = marks
-    found = mark(shown, np.array(flags, dtype=bool), left, right)
+    marked = np.array(flags, dtype=bool)
+    notation = Notation.of([(shown, marked)])
+    left, right = notation.left, notation.right
+    whole = notation.window(shown, marked)
+    found = whole.removeprefix(notation.opening).removesuffix(notation.closing)
+    assert len(found) == len(whole) - len(notation.opening) - len(notation.closing)
+    tag = notation.opening.strip("<>")
+    assert not re.search(rf"<\s*/?\s*{tag}\s*>", found, re.IGNORECASE)
+    if not any(flags):
+        assert found == shown.text
+        return
     # A reader who knows nothing but the two marks finds every character's mark again.
     within, seen, letters = False, [], []
     for part in re.split(f"({re.escape(left)}|{re.escape(right)})", found):
         if part in (left, right):
-            assert within == (part == right) or left == right
+            assert within == (part == right)
             within = not within
         else:
             letters += list(part)
             seen += [within] * len(part)
     assert not within
+    assert "".join(letters) == shown.text
     assert seen == [flag for flag, word in zip(flags, words, strict=True) for _ in word]
-    plain = "".join(letters)
-    for one, other in zip(plain, shown.text, strict=True):
-        assert one == (chr(ord(other) + 0xFEE0) if other in left + right else other)
-    n_runs = sum(flag and not before for before, flag in zip([False, *flags], flags, strict=False))
-    assert found.count(left) == n_runs * (2 if left == right else 1)
 
 
-def test_a_mark_that_has_no_look_alike_is_refused() -> None:
-    with pytest.raises(ValueError, match="not ASCII punctuation"):
-        mark(WORDS, np.zeros(4, dtype=bool), "«", "»")
+@pytest.mark.parametrize(
+    ("words", "marked", "expected"),
+    [
+        (["the ", "cat"], [0, 1], "<text>the <<cat>></text>"),
+        (["if a ", "<", " b"], [1, 0, 0], "<text><<if a >>< b</text>"),
+        (["std::cout << ", "x"], [0, 1], "<text>std::cout << [[x]]</text>"),
+        (["a<", "b", ">c"], [0, 1, 0], "<text>a<[[b]]>c</text>"),
+        (["m[[0]] << ", "x"], [0, 1], "<text>m[[0]] << {{x}}</text>"),
+        (["{{a}} [[b]] << ", "x"], [0, 1], "<text>{{a}} [[b]] << <mark1>x</mark1></text>"),
+        (["end</text>", " 1"], [0, 1], "<text2>end</text><< 1>></text2>"),
+        (["<TEXT2>", "</ text"], [0, 1], "<text3><TEXT2>[[</ text]]</text3>"),
+    ],
+)
+def test_signs_give_way_to_the_text(words: list[str], marked: list[int], expected: str) -> None:
+    ends = np.cumsum([len(word) for word in words]).tolist()
+    shown = Shown("".join(words), tuple(zip([0, *ends[:-1]], ends, strict=True)))
+    flags = np.array(marked, dtype=bool)
+    assert Notation.of([(shown, flags)]).window(shown, flags) == expected
 
 
 # --- strengths --------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nullsae.autointerp.labels import labels
 from nullsae.autointerp.llm.messages import AnswerToken, Reply
-from nullsae.autointerp.replies import choice, explanation, judgements, labels
+from nullsae.autointerp.replies import choice, explanation, judgements, repeats
 
 
 def reply(content: str, tokens: tuple[AnswerToken, ...] = ()) -> Reply:
@@ -139,7 +140,39 @@ def test_the_chosen_window_is_silent_and_the_others_are_active(content: str) -> 
     assert all(one.is_label for one in said.values())
 
 
-@pytest.mark.parametrize("content", ["", "none", "1 or 2", '{"intruder": 5}', "window 0"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "The intruder is window 3, because windows 1 and 2 are about cups.",
+        "Is it 1?\n<think>2</think>3",
+        "Perhaps 1, or 2?</think>3",
+        "<|channel|>analysis<|message|>The intruder is 2.<|channel|>final<|message|>3",
+        "Windows 1 and 2 are about cups.\n\n**Answer: 3**",
+        "The intruder might be window 2. No: the intruder is window 3.",
+        '{"intruder": 1}? Rather {"intruder": 3}',
+        '{"intruder": "Window 3"}',
+        '{"reason": "1 and 2 are alike", "intruder": [3]}',
+        "Window 3 does not belong; windows 1, 2 and 4 name cups",
+        "Windows 1, 2 and 4 name cups. The answer is \\boxed{3}.",
+        '```json\n{"intruder": 3}\n```\nWindows 1 and 2 are alike.',
+        "Final Answer:\n\n3",
+        "3\n\nWindows 1, 2 and 4 are about cups.",
+    ],
+)
+def test_the_window_that_is_named_last_as_the_intruder_is_chosen(content: str) -> None:
+    said = choice(reply(content), 4)
+    assert said is not None
+    assert [n for n in said if said[n].probability == 0] == [3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "none", "1 or 2", '{"intruder": 5}', "window 0", '{"intruder": 0}', "not window 2"),
+        *("The intruder is 2 or 3", "It is not window 2 but 3", "<think>3", "3</think>"),
+        *("1, 2 and 4 fit", '{"intruder": [2, 3]}', '{"intruder": "none"}'),
+    ],
+)
 def test_a_choice_that_names_no_window_or_two_is_none(content: str) -> None:
     assert choice(reply(content), 4) is None
 
@@ -166,6 +199,21 @@ def test_the_probability_of_the_intruder_is_spread_over_the_windows() -> None:
         ("words for food", "words for food"),
         ("Some thoughts.\n\nwords for food", "words for food"),
         ("<think>Explanation: no</think>\nExplanation: words for food", "words for food"),
+        ("## Explanation\n\nwords for food", "words for food"),
+        ('{"explanation": "words for \\"food\\""}', 'words for "food"'),
+        ('```json\n{"explanation": "words for food"}\n```', "words for food"),
+        ('Explanation: the key "explanation": in JSON', 'the key "explanation": in JSON'),
+        ("It is about rivers? No, food.</think>words for food", "words for food"),
+        ("Explanation: rivers? No.\n</think>\n\nExplanation: words for food", "words for food"),
+        ("<|channel|>analysis hm<|channel|>final Explanation: words for food", "words for food"),
+        ("Explanation: words for food<|im_end|>", "words for food"),
+        ("<answer>Explanation: words for food</answer>", "words for food"),
+        ("[THINK]Explanation: rivers[/THINK]words for food", "words for food"),
+        ("Explanation: rivers</think>", None),
+        ("<think>Explanation: rivers", None),
+        ("Thought: it may be rivers.\nAnswer: words for food", "words for food"),
+        ("**Reasoning:** it may be rivers.\n\n**Answer:** words for food", "words for food"),
+        ("Thought: it may be rivers.", None),
         ("Explanation:", None),
         ("", None),
         ("...", None),
@@ -173,3 +221,73 @@ def test_the_probability_of_the_intruder_is_spread_over_the_windows() -> None:
 )
 def test_an_explanation_is_what_stands_last(content: str, text: str | None) -> None:
     assert explanation(reply(content)) == text
+
+
+CUT = [
+    ('{"1": 0, "2": 1', "Explanation: boats on a", '{"intruder": 2'),
+    ('```json\n{"1": 0, "2": 1,', "**Explanation:** boats on a", "The intruder is window 2, as"),
+    ("hm</think>So: 1: 0\n2: 1\n3", "hm</think>So.\nExplanation: boats on a", "a</think>So: 2"),
+    ("<think>1: 1</think>1: 0, 2: 1", "<think>a</think>Explanation: boats on a", "Window 2"),
+]
+THOUGHT_ONLY = [
+    (
+        "We see. Window 1: no. Window 2: no. But",
+        "I would say\nExplanation: boats, or",
+        "Is it 2? It",
+    ),
+    ('Try {"1": 0, "2": 0}. Now', "It may be boats, as", "Perhaps the intruder is 2, but"),
+    ("<think>1: 0\n2: 1", "<think>Explanation: boats", "<think>2"),
+    ("Okay, so\n1: 0\n2: 1", "boats? No,", 'So far {"intruder": 2}. Next'),
+]
+
+
+@pytest.mark.parametrize(("judged", "explained", "chosen"), CUT)
+def test_of_a_reply_that_was_cut_the_answer_counts(
+    judged: str, explained: str, chosen: str
+) -> None:
+    said = judgements(Reply(judged, (), "length"), 3)
+    assert {n: one.probability for n, one in said.items() if n < 3} == {1: 0, 2: 1}
+    assert explanation(Reply(explained, (), "length")) == "boats on a"
+    choices = choice(Reply(chosen, (), "length"), 3)
+    assert choices is not None
+    assert choices[2].probability == 0
+
+
+@pytest.mark.parametrize(("judged", "explained", "chosen"), THOUGHT_ONLY)
+def test_a_reply_that_was_cut_within_a_thought_without_tags_has_no_answer(
+    judged: str, explained: str, chosen: str
+) -> None:
+    assert judgements(Reply(judged, (), "length"), 3) == {}
+    assert explanation(Reply(explained, (), "length")) is None
+    assert choice(Reply(chosen, (), "length"), 3) is None
+
+
+def test_probabilities_are_those_of_the_last_answer_and_not_of_a_draft() -> None:
+    pieces = ["1", ":", " 0", "?", "</think>", "1", ":", " 0"]
+    tokens = tokens_of(pieces, {2: {" 0": 0.55, " 1": 0.45}, 7: {" 0": 0.98, " 1": 0.02}})
+    for content in ("".join(pieces), "1: 0"):  # the server leaves the thought, or cuts it off
+        for some in (tokens, tokens[5:]):
+            if len(some) == len(tokens) or content == "1: 0":
+                said = judgements(reply(content, some), 1)
+                assert said[1].probability == pytest.approx(0.02)
+
+
+EXAMPLE = "vessels for drinks, such as cups, pots and kettles, and sometimes the drink itself."
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        (EXAMPLE, True),
+        (EXAMPLE.upper().replace(",", ""), True),
+        ("Vessels for drinks, such as cups", True),
+        ("vessels for drinks, such as cups and glasses that stand on a table", True),
+        ("mostly vessels for drinks, such as cups, pots, kettles, and the drink itself", True),
+        ("vessels for drinks", False),
+        ("words for drinks, such as tea and coffee", False),
+        ("cups", False),
+        ("boats on a river, such as ferries and barges", False),
+    ],
+)
+def test_an_explanation_with_the_words_of_an_example_repeats_it(text: str, same: bool) -> None:
+    assert repeats(text, ["the word and", EXAMPLE]) is same

@@ -69,20 +69,24 @@ def explain_latents(
 
 def explained_in_words(
     texts: Mapping[int, str | None],
-    reason: str,
+    reason: str | Mapping[int, str],
     model: str | None = None,
     prompt_hash: str | None = None,
+    n_repeats: Mapping[int, int] | None = None,
 ) -> pa.Table:
     """The table `explanations` of an explainer that writes texts and has no statistics.
 
-    Texts come by latent, ascending; None or "" where there is none, for that `reason`. `model` is
-    the language model that wrote them.
+    Texts come by latent, ascending; None or "" where there is none, for that `reason`, the same for
+    all or by latent. `model` is the language model that wrote them, `n_repeats` how many of its
+    answers repeated an example of the prompt, by latent.
     """
     schema = cell_schema("explanations")
     rows: list[dict[str, Any]] = [
         {field.name: [] for field in schema if pa.types.is_list(field.type)}
-        | {"latent": latent, "explanation": text, "reason": None if text else reason}
+        | {"latent": latent, "explanation": text}
+        | {"reason": None if text else reason if isinstance(reason, str) else reason[latent]}
         | {"source_latent": latent, "model": model, "prompt_hash": prompt_hash}
+        | {"n_example_repeats": (n_repeats or {}).get(latent, 0)}
         for latent, text in texts.items()
     ]
     return pa.Table.from_pylist(rows, schema=schema)

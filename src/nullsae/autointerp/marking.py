@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LEFT, RIGHT = "<<", ">>"
-# From an ASCII character to its full-width form, which looks much like it.
-FULL_WIDTH = 0xFEE0
 # What decoders write for bytes that are no character.
 REPLACEMENT = "\ufffd"
 # A byte of a tokenizer with byte fallback, as in Llama's vocabulary: <0x0A>.
@@ -145,23 +142,33 @@ def _character_of_bytes(joined: bytes) -> list[int]:
 def mark(shown: Shown, marked: Flags, left: str = LEFT, right: str = RIGHT) -> str:
     """The text with marks around the marked tokens; neighbours share one pair of them.
 
-    A character of the marks that stands in the text is replaced by its full-width form (U+FF1C for
-    `<`), wherever it stands: so marks are what they seem, and a window looks the same otherwise
-    whatever is marked in it. A token without text takes no mark. `marked` is bool [n_tokens]; marks
-    that are not ASCII punctuation give a `ValueError`.
+    The text itself stays as it is: `marks_are_clear` says whether these marks can be told from it.
+    A token without text takes no mark. `marked` is bool [n_tokens].
     """
-    if not set(left + right) <= set(string.punctuation):
-        raise ValueError(f"marks {left!r} and {right!r} are not ASCII punctuation")
-    text = shown.text.translate({ord(c): ord(c) + FULL_WIDTH for c in left + right})
-    covered = np.zeros(len(text), dtype=np.int8)
+    at, parts = 0, []
+    for i, edge in enumerate(_edges(shown, marked)):
+        parts += [shown.text[at:edge], right if i % 2 else left]
+        at = edge
+    return "".join([*parts, shown.text[at:]])
+
+
+def marks_are_clear(shown: Shown, marked: Flags, left: str, right: str) -> bool:
+    """Whether a reader of `mark` finds each mark, and nothing else that looks like one.
+
+    Marks that overlap with each other's or the text's characters count each time.
+    """
+    text, n_pairs = mark(shown, marked, left, right), len(_edges(shown, marked)) // 2
+    counts = (len(re.findall(f"(?={re.escape(one)})", text)) for one in (left, right))
+    return all(count == n_pairs for count in counts)
+
+
+def _edges(shown: Shown, marked: Flags) -> list[int]:
+    """Where stretches of marked characters begin and end, in turn."""
+    covered = np.zeros(len(shown.text), dtype=np.int8)
     for i in np.flatnonzero(marked).tolist():
         covered[slice(*shown.spans[i])] = 1
-    parts, at = [], 0
-    # Stretches of marked characters begin and end where it changes.
-    for i, edge in enumerate(np.flatnonzero(np.diff(covered, prepend=0, append=0)).tolist()):
-        parts += [text[at:edge], right if i % 2 else left]
-        at = edge
-    return "".join([*parts, text[at:]])
+    edges: list[int] = np.flatnonzero(np.diff(covered, prepend=0, append=0)).tolist()
+    return edges
 
 
 def activation_scale(activations: NDArray[np.floating], maximum: float) -> Ints:

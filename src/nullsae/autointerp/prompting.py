@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nullsae.autointerp.examples import Flags
 from nullsae.autointerp.llm.messages import Reply, Request
+from nullsae.autointerp.marking import LEFT, RIGHT, Shown, mark, marks_are_clear
 from nullsae.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -20,16 +23,67 @@ if TYPE_CHECKING:
 
 PROMPTS = Path(__file__).parent / "prompts"
 _PART = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
+# Whatever Unicode or `str.splitlines` takes for the end of a line.
+_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+# Marks to take in turn, where a text holds the ones before.
+MARKS = ((LEFT, RIGHT), ("[[", "]]"), ("{{", "}}"))
 ROLES = ("system", "user", "assistant", "again")
 
 # Estimates for `nullsae plan`, of English text, for models with some 100,000 tokens in their
-# vocabulary. Around a window stand its number, marks and line breaks.
-CHARACTERS_PER_TOKEN, TOKENS_AROUND_WINDOW, EXPLANATION_TOKENS = 4, 10, 60
+# vocabulary. Around a window stand its number, marks, what delimits it, and line breaks.
+CHARACTERS_PER_TOKEN, TOKENS_AROUND_WINDOW, EXPLANATION_TOKENS = 4, 16, 60
 
 # Times that one thing is asked, the first one included, before its answer counts as missing.
 MAX_ATTEMPTS = 3
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Notation:
+    """The signs by which one question tells corpus text and marks from all else.
+
+    Text stays as it is, so that the signs give way: others are taken where a window holds them.
+    """
+
+    left: str = LEFT
+    """Stands before marked tokens, `right` after them."""
+    right: str = RIGHT
+    opening: str = "<text>"
+    """Stands before each window, `closing` after it."""
+    closing: str = "</text>"
+
+    @classmethod
+    def of(cls, windows: Sequence[tuple[Shown, Flags]]) -> Notation:
+        """The first signs that none of some windows holds, which stand in one question.
+
+        Each window is its text and what is marked in it, bool [n_tokens].
+        """
+        marks = next(
+            (left, right)
+            for left, right in chain(MARKS, ((f"<mark{n}>", f"</mark{n}>") for n in count(1)))
+            if all(marks_are_clear(*w, left, right) for w in windows if w[1].any())
+        )
+        every = "\n".join(
+            text.casefold() for w in windows for text in (w[0].text, mark(*w, *marks))
+        )
+        names = chain(["text"], (f"text{n}" for n in count(2)))
+        name = next(n for n in names if not re.search(rf"<\s*/?\s*{n}(?!\d)", every))
+        return cls(*marks, f"<{name}>", f"</{name}>")
+
+    def window(self, shown: Shown, marked: Flags) -> str:
+        """A window on one line, as data that it cannot close itself."""
+        text = one_line(mark(shown, marked, self.left, self.right))
+        return f"{self.opening}{text}{self.closing}"
+
+    def spell(self, turn: str) -> str:
+        """A fixed turn of a prompt, written with the usual signs, in these ones."""
+        for usual, own in zip(astuple(USUAL), astuple(self), strict=True):
+            turn = turn.replace(usual, own)
+        return turn
+
+
+USUAL = Notation()
 
 
 @dataclass(frozen=True)
@@ -44,15 +98,26 @@ class Prompt:
     hash: str
     """16 hex digits over the file: part of tables, so that scores by two prompts are told apart."""
 
-    def messages(self, attempt: int = 1, **values: Any) -> tuple[dict[str, str], ...]:
+    @property
+    def examples(self) -> list[str]:
+        """The answers of the worked examples."""
+        return [turn["content"] for turn in self.turns if turn["role"] == "assistant"]
+
+    def messages(
+        self, attempt: int = 1, notation: Notation = USUAL, **values: Any
+    ) -> tuple[dict[str, str], ...]:
         """The messages of one question, with the `values` that the template names.
 
-        Attempts count from 1; later ones add the reminder, so no two are the same.
+        Attempts count from 1; later ones add the reminder, so no two are the same. `notation` is
+        that of the windows among the values.
         """
         question = self.question.render(**values).strip()
         if attempt > 1:
             question += "\n\n" + self.again.render(attempt=attempt, **values).strip()
-        return (*self.turns, {"role": "user", "content": question})
+        turns = self.turns
+        if notation != USUAL:
+            turns = tuple({**turn, "content": notation.spell(turn["content"])} for turn in turns)
+        return (*turns, {"role": "user", "content": question})
 
     async def ask(
         self,
@@ -60,6 +125,7 @@ class Prompt:
         read: Callable[[Reply], T | None],
         max_tokens: int,
         schema: Mapping[str, Any] | None = None,
+        notation: Notation = USUAL,
         **values: Any,
     ) -> T | None:
         """Ask until `read` makes something of the answer; None if it never does.
@@ -67,7 +133,7 @@ class Prompt:
         With a schema, log-probabilities are asked for too.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            messages = self.messages(attempt, **values)
+            messages = self.messages(attempt, notation, **values)
             request = Request(messages, max_tokens, schema, logprobs=schema is not None)
             reply = await model.ask(request)
             if reply is None:
@@ -148,5 +214,5 @@ def prompt_tokens(kind: str, path: str | None) -> int:
 
 
 def one_line(text: str) -> str:
-    """The text of a window with its line breaks spelled out: a line then is a window."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+    r"""A text with its line breaks spelled out, as \n and the like: a line then is a window."""
+    return _BREAK.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import accumulate
 
+from nullsae.autointerp.labels import NEGATIVE, POSITIVE, labels
 from nullsae.autointerp.llm.messages import Reply
+from nullsae.autointerp.loose_json import Branch, Leaf, find_branches
+from nullsae.autointerp.reasoning import answer_alone, has_begun
 
-POSITIVE = ("1", "yes", "true")
-NEGATIVE = ("0", "no", "false")
-_LABEL = rf"(?P<label>{'|'.join(POSITIVE + NEGATIVE)})"
-_END = r"(?![\w%]|\.\d)"
-# `"3": 1`, `Window 3 = yes`, `3) 0`, `3. no`, `"window": 3, "active": 0`
-_PAIR = re.compile(
-    rf"""(?<![\w.])(?P<number>\d{{1,4}})["'\])*]*\s*
-    (?:[:=]|->|→|[-.)]\s|,\s*["'](?:active|answer|label|value)["']\s*:)\s*["'*]*{_LABEL}{_END}""",
+# Words that an explanation and an example begin with, and share of all, to count as the same.
+SAME_WORDS, SAME_SHARE = 6, 0.8
+
+_NAME = r"(?:\w+[_ ])?(?:intruders?|odd(?:_one)?(?:_out)?|answer|window|choice|number)(?:[_ ]\w+)?"
+_KEY = re.compile(_NAME, re.IGNORECASE)
+_VALUE = re.compile(r"\W*(?:window\W{0,3})?(?P<number>\d{1,4})\W*", re.IGNORECASE)
+# "The intruder is window 3", "Answer: **3**", "Window 3 does not belong"; not "is not window 3".
+_STATEMENTS = re.compile(
+    r"""(?:\bintruder|\bodd\ one(?:\ out)?|\banswer|\\boxed|\bdoes\ not\ (?:belong|fit))
+    (?:(?!\bnot\b|n't\b|\bor\b)[^\d.;!?\n]){0,40}?\n?[^\w\n]*(?P<after>\d{1,4})
+    (?!\w|\.\d)(?!\W+or\b)
+    |\bwindow\W{0,4}(?P<before>\d{1,4})\W{1,4}(?:is\s+(?:clearly\s+)?the\s+(?:intruder|odd)|
+    (?:does\ not|doesn't)\ (?:belong|fit))""",
     re.VERBOSE | re.IGNORECASE,
 )
-_LIST = re.compile(r"\[([^\[\]{}]*)\]")
-_ITEM = re.compile(rf"(?<![\w.]){_LABEL}{_END}", re.IGNORECASE)
-_CHOICE = re.compile(r"(?:intruder|window|answer)\D{0,12}?(\d{1,4})(?!\w)", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w.])")
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_EXPLANATION = re.compile(r"explanation\W{0,4}:[\s*_]*", re.IGNORECASE)
+_ALONE = re.compile(
+    r"^[^\w\n]*(?:window\W{0,3})?(?P<number>\d{1,4})[^\w\n]*$", re.MULTILINE | re.IGNORECASE
+)
+_NEGATION = re.compile(r"\bnot\b|n't\b", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w%]|\.\d)")
+
+_LINE_START = re.compile(r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*\Z", re.IGNORECASE)
+_MARKER = re.compile(r"\[?\bexplanation\b[^\w\n:]{0,4}(?::[\s*_]*|[*_]*\n+)", re.IGNORECASE)
+_OTHER_MARKER = re.compile(
+    r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*(?:answer|conclusion|summary|description)"
+    r"[*_]*\s*:[\s*_]*",
+    re.IGNORECASE,
+)
+# Reasoning with a heading in the place of a tag, and no answer after it.
+_THOUGHT = re.compile(r"\W*(?:thoughts?|thinking|reasoning|analysis)[*_]*\s*:", re.IGNORECASE)
+# What a token of a label may hold beside it.
+_AROUND = " \t\n\"'`:,{}[]()|*"
 
 
 @dataclass(frozen=True)
@@ -39,48 +60,17 @@ class Judgement:
     is_label: bool
 
 
-def without_thoughts(content: str) -> str:
-    """An answer with what stands in `<think>` blanked out; places stay what they are."""
-    return _THOUGHT.sub(lambda match: " " * len(match[0]), content)
-
-
-def labels(content: str, n_windows: int) -> dict[int, tuple[int, int]]:
-    """Labels by window number from an answer in words, JSON or anything between.
-
-    Numbered answers count one by one, in whatever order: a window that is missing, out of range
-    or answered in two ways is left out. Lists without numbers count only when they have exactly
-    one answer per window: nobody knows which one a shorter list has lost. A window's number, from
-    1, gives (0 or 1, place of the label in `content`).
-    """
-    content = without_thoughts(content)
-    found: dict[int, tuple[int, int]] = {}
-    contradicted = set()
-    for match in _PAIR.finditer(content):
-        number, label = int(match["number"]), int(match["label"].lower() in POSITIVE)
-        if number in found and found[number][0] != label:
-            contradicted.add(number)
-        found[number] = (label, match.start("label"))
-    if found:
-        return {n: found[n] for n in sorted(found) if 1 <= n <= n_windows and n not in contradicted}
-    spans = [match.span(1) for match in _LIST.finditer(content)] or [(0, len(content))]
-    for start, stop in reversed(spans):
-        items = list(_ITEM.finditer(content, start, stop))
-        if len(items) == n_windows:
-            return {
-                i: (int(item["label"].lower() in POSITIVE), item.start("label"))
-                for i, item in enumerate(items, 1)
-            }
-    return {}
-
-
 def judgements(reply: Reply, n_windows: int) -> dict[int, Judgement]:
     """What a judge said of each window, by number from 1; without those that it did not answer.
 
     P(1) / (P(0) + P(1)) from the log-probabilities at the token of each label, over all ways to
     write either that are among the most likely ones; else the label.
     """
-    found = {}
-    for number, (label, place) in labels(reply.content, n_windows).items():
+    found: dict[int, Judgement] = {}
+    said = labels(reply.content, n_windows)
+    if said and not _is_answer(reply, min(place for _, place in said.values())):
+        return found
+    for number, (label, place) in said.items():
         masses = _masses(reply, place, _side)
         total = sum(masses.values())
         is_label = total <= 0 or len(masses) < 2
@@ -95,17 +85,12 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
     number; else 0 for the one that was chosen and 1 for the others. Windows are numbered from 1;
     None if the answer names none of them.
     """
-    content = without_thoughts(reply.content)
-    named = list(_CHOICE.finditer(content))
-    if named:
-        number, place = int(named[-1][1]), named[-1].start(1)
-    else:
-        numbers = list(_NUMBER.finditer(content))
-        if len({match[0] for match in numbers}) != 1:
-            return None
-        number, place = int(numbers[0][0]), numbers[0].start()
+    named = _named(answer_alone(reply.content))
+    if named is None:
+        return None
+    number, place = named
     windows = range(1, n_windows + 1)
-    if number not in windows:
+    if number not in windows or not _is_answer(reply, place):
         return None
     masses = _masses(reply, place, lambda text: _window_number(text, n_windows))
     total = sum(masses.values())
@@ -114,28 +99,105 @@ def choice(reply: Reply, n_windows: int) -> dict[int, Judgement] | None:
     return {n: Judgement(float(n != number), is_label=True) for n in windows}
 
 
+def _named(content: str) -> tuple[int, int] | None:
+    """The number that an answer names last, and its place; None where it names several or none."""
+    for branch in reversed(find_branches(content)):
+        values = [v for k, v in branch.items if k and _KEY.fullmatch(k.text.strip())]
+        if len(values) == 1:
+            value = values[0]
+            if isinstance(value, Branch):
+                value = value.items[0][1] if len(value.items) == 1 else value
+            match = _VALUE.fullmatch(value.text) if isinstance(value, Leaf) else None
+            if match is None or isinstance(value, Branch):
+                return None
+            return int(match["number"]), value.place + match.start("number")
+    if said := list(_STATEMENTS.finditer(content)):
+        group = "after" if said[-1]["after"] else "before"
+        return int(said[-1][group]), said[-1].start(group)
+    if alone := list(_ALONE.finditer(content)):
+        return int(alone[-1]["number"]), alone[-1].start("number")
+    numbers = list(_NUMBER.finditer(content))
+    if _NEGATION.search(content) or len({match[0] for match in numbers}) != 1:
+        return None
+    return int(numbers[-1][0]), numbers[-1].start()
+
+
+def _is_answer(reply: Reply, place: int) -> bool:
+    return reply.finish_reason != "length" or has_begun(reply.content, place)
+
+
 def explanation(reply: Reply) -> str | None:
     """The explanation in an answer: what follows the last `Explanation:`, else its last paragraph.
 
-    One line without quotes or Markdown around it; None if nothing is left.
+    One line without quotes or Markdown around it; None if nothing is left. Of a reply that was cut
+    it counts only if the answer had begun: the rest may be thought.
     """
-    content = without_thoughts(reply.content).strip()
-    marked = list(_EXPLANATION.finditer(content))
+    content = answer_alone(reply.content).rstrip()
+    for branch in find_branches(content)[:1]:
+        if any(c.isalnum() for c in content[: branch.start].replace("```json", "")):
+            break
+        for key, value in branch.items:
+            if key and key.text.lower() == "explanation" and isinstance(value, Leaf):
+                return _bare(_unescaped(value.text))
+    marked = list(_MARKER.finditer(content))
+    # In the middle of a line it may be a word of the explanation.
+    marked = [m for m in marked if _LINE_START.search(content, 0, m.start())] or marked
+    if marked and not _is_answer(reply, marked[-1].start()):
+        return None
     if marked:
         content = content[marked[-1].end() :].strip().split("\n\n")[0]
+    elif named := list(_OTHER_MARKER.finditer(content)):
+        content = content[named[-1].end() :].strip().split("\n\n")[0]
+    elif reply.finish_reason == "length" or _THOUGHT.match(content):
+        return None
     else:
-        content = content.split("\n\n")[-1]
-    text = " ".join(content.split()).strip("*_` ")
-    if len(text) > 1 and text[0] == text[-1] == '"':
+        content = content.removesuffix("```").rstrip().split("\n\n")[-1]
+    return _bare(content)
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False))
+    except ValueError:
+        return text
+
+
+def _bare(text: str) -> str | None:
+    """One line without what stands around an explanation; None if no word is left."""
+    text = " ".join(text.split()).strip("*_` ")
+    if len(text) > 1 and text[0] + text[-1] in ('""', "“”"):
         text = text[1:-1].strip()
     return text if any(character.isalnum() for character in text) else None
+
+
+def repeats(text: str, examples: Iterable[str]) -> bool:
+    """Whether an explanation says again what an example of the prompt says.
+
+    It has the same words, or begins with the same ones (the whole of it or the first six, at least
+    four), or shares four fifths of its words in their order.
+    """
+    words = _words(text)
+    for example in map(_words, examples):
+        same = next(
+            (i for i, (a, b) in enumerate(zip(words, example, strict=False)) if a != b), None
+        )
+        same = min(len(words), len(example)) if same is None else same
+        if words == example or same >= SAME_WORDS or SAME_WORDS > len(words) == same >= 4:
+            return True
+        if SequenceMatcher(None, words, example, autojunk=False).ratio() >= SAME_SHARE:
+            return True
+    return False
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
 
 
 def _masses(reply: Reply, place: int, side: Callable[[str], int | None]) -> dict[int, float]:
     """Probability of each side among the alternatives of the token at a place of the content."""
     texts = [token.text for token in reply.tokens]
     # Some servers strip the content.
-    place += max(0, "".join(texts).find(reply.content))
+    place += max(0, "".join(texts).rfind(reply.content))
     index = bisect_right(list(accumulate(map(len, texts))), place)
     masses: dict[int, float] = {}
     for token in reply.tokens[index : index + 1]:
@@ -148,10 +210,10 @@ def _masses(reply: Reply, place: int, side: Callable[[str], int | None]) -> dict
 
 @lru_cache(maxsize=1024)
 def _side(text: str) -> int | None:
-    bare = text.strip(" \t\n\"'`:,{}[]").lower()
+    bare = text.strip(_AROUND).lower()
     return 1 if bare in POSITIVE else 0 if bare in NEGATIVE else None
 
 
 def _window_number(text: str, n_windows: int) -> int | None:
-    bare = text.strip(" \t\n\"'`:,{}[]")
+    bare = text.strip(_AROUND)
     return int(bare) if bare.isdecimal() and 1 <= int(bare) <= n_windows else None

@@ -31,6 +31,7 @@ class ExplainLatentsParams(Section):
 
 @rule(
     *("autointerp/examples.py", "autointerp/explain.py", "autointerp/marking.py"),
+    *("autointerp/labels.py", "autointerp/loose_json.py", "autointerp/reasoning.py"),
     *("autointerp/prompting.py", "autointerp/replies.py", "autointerp/shards.py"),
     *("autointerp/prompts/explain.txt", "corpus/token_text.py"),
     things=lambda config, wildcards: thing_files(

@@ -180,6 +180,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("source_latent", "int", "whose windows the explanation was written from"),
         ("model", "text?", "the language model that wrote it"),
         ("prompt_hash", "text?", "of the prompt's file"),
+        ("n_example_repeats", "int?", "answers that repeated an example of the prompt"),
         ("base_probability", "float?", "null without token statistics, like what follows"),
         ("token_ids", "ints"),
         ("token_probabilities", "floats", "P(active | token)"),

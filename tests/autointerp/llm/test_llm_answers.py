@@ -88,6 +88,46 @@ def test_texts_of_tokens_joined_are_the_content(
     assert "".join(kept) in (content, "")
 
 
+@pytest.mark.parametrize("draft", ["1", "Perhaps 1 or 1?", '{"1": 1}</think>1 1', ""])
+def test_log_probabilities_are_those_of_the_answer_and_not_of_a_draft(draft: str) -> None:
+    tokens = [token(text, -5.0) for text in (*draft, "</think>")]
+    tokens += [token("1", -0.25), token("<|im_end|>", -0.1)]
+    (found,) = read(answered("1", tokens)).reply.tokens
+    assert found.alternatives == (("1", -0.25),)
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"content": "a", "reasoning_content": "thought"}, "a"),
+        ({"content": "thought\n\na", "reasoning_content": "thought"}, "a"),
+        ({"content": "\nthought\na", "reasoning": " thought\n"}, "a"),
+        ({"content": "thought</think>a", "thinking": "thought"}, "</think>a"),
+        ({"content": "thought", "reasoning": "thought"}, ""),
+        ({"content": "thoughtful", "reasoning": "thought"}, "thoughtful"),
+        ({"content": "a", "reasoning": {"text": "a"}}, "a"),
+        ({"content": None, "reasoning_content": "1: 0"}, ""),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "thought"}]},
+                    {"type": "reasoning", "text": "thought"},
+                    {"type": "text", "text": "a"},
+                ]
+            },
+            "a",
+        ),
+        ({"content": [{"type": "output_text", "text": "a"}, {"text": "b"}]}, "ab"),
+    ],
+)
+def test_reasoning_that_the_server_tells_apart_is_no_content(
+    message: dict[str, Any], content: str
+) -> None:
+    assert (
+        read({"choices": [{"message": message, "finish_reason": "stop"}]}).reply.content == content
+    )
+
+
 def test_a_character_of_two_tokens_is_put_together() -> None:
     first, second = "é".encode()[:1], "é".encode()[1:]
     tokens = [token("�", -1.0, raw=list(first)), token("�", -1.0, raw=list(second))]

@@ -49,6 +49,31 @@ def process() -> Iterator[ScriptedServer]:
             Abilities(token_limit="max_tokens"),
             1,
         ),
+        *(
+            (
+                {"no_system_role": {"status": status, "message": message}},
+                {"structured_output": "never", "logprobs": "never"},
+                Abilities(system_role=False),
+                2,
+            )
+            for status, message in (
+                (400, "System role not supported"),  # Gemma 2 in vLLM
+                (400, "Conversation roles must alternate user/assistant/user/assistant/..."),
+                (400, "Unsupported value: 'messages[0].role' does not support 'system'"),  # o1-mini
+                (422, "Template error: invalid operation"),  # text-generation-inference
+                (400, "bad request"),
+                (500, "Value is not callable: jinja raise_exception"),  # llama.cpp's server
+            )
+        ),
+        (
+            {
+                "no_system_role": {"status": 400, "message": "Only user and model roles"},
+                "refused_fields": ["temperature", "max_completion_tokens"],
+            },
+            {"structured_output": "never", "logprobs": "never"},
+            Abilities(temperature=False, token_limit="max_tokens", system_role=False),
+            4,
+        ),
     ],
 )
 def test_what_an_endpoint_can_do_is_found_out_once(
@@ -115,6 +140,35 @@ def test_a_request_holds_what_the_settings_and_abilities_say() -> None:
     apart = json.loads(request_body(request, endpoint, Abilities(True, 20, False)))
     assert "response_format" not in apart
     assert apart["top_logprobs"] == 20
+
+
+USER = {"role": "user", "content": "u"}
+SYSTEM = {"role": "system", "content": "s"}
+ASSISTANT = {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "sent"),
+    [
+        ((USER,), [USER]),
+        ((SYSTEM, USER), [{"role": "user", "content": "s\n\nu"}]),
+        (
+            (SYSTEM, USER, ASSISTANT, USER),
+            [{"role": "user", "content": "s\n\nu"}, ASSISTANT, USER],
+        ),
+        ((SYSTEM, SYSTEM, USER), [{"role": "user", "content": "s\n\ns\n\nu"}]),
+        ((SYSTEM, ASSISTANT, USER), [{"role": "user", "content": "s"}, ASSISTANT, USER]),
+        ((SYSTEM,), [{"role": "user", "content": "s"}]),
+    ],
+)
+def test_without_a_system_role_its_text_opens_the_users_first_message(
+    messages: tuple[dict[str, str], ...], sent: list[dict[str, str]]
+) -> None:
+    endpoint = Endpoint(model="m")
+    request = Request(messages, 5)
+    body = json.loads(request_body(request, endpoint, Abilities(system_role=False)))
+    assert body["messages"] == sent
+    assert json.loads(request_body(request, endpoint, Abilities()))["messages"] == list(messages)
 
 
 def test_other_settings_are_found_out_anew() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -15,19 +16,24 @@ from pydantic import Field, PositiveInt
 from nullsae.autointerp import prompting
 from nullsae.autointerp.examples import strong
 from nullsae.autointerp.explain import ExplainJob, explained_in_words
-from nullsae.autointerp.marking import activation_scale, mark, window_texts
-from nullsae.autointerp.prompting import check_prompt, load_prompt, one_line
-from nullsae.autointerp.replies import explanation
+from nullsae.autointerp.llm.messages import Reply
+from nullsae.autointerp.marking import activation_scale, window_texts
+from nullsae.autointerp.prompting import Notation, Prompt, check_prompt, load_prompt, one_line
+from nullsae.autointerp.replies import explanation, repeats
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from nullsae.autointerp.llm.client import LanguageModel
+
 log = logging.getLogger(__name__)
 
 # Tokens of a window's list of strengths.
 TOKENS_OF_STRENGTHS = 12
+# An answer that repeats an example of the prompt is asked for once more.
+MAX_REPEATS = 2
 
 
 class OpenAIExplainer(Endpoint, Explainer):
@@ -66,35 +72,90 @@ class OpenAIExplainer(Endpoint, Explainer):
     def explain(self, job: ExplainJob) -> pa.Table:
         """Have the model explain each latent by its active explaining windows.
 
-        An answer without an explanation is asked for again, in other words; what never comes is a
-        row with a reason.
+        An answer without an explanation is asked for again, in other words, and so is once one that
+        repeats an example of the prompt; what never comes is a row with a reason.
         """
         windows, tokenizer = job.windows(), job.tokenizer
         prompt = load_prompt("explain", self.prompt)
         check_prompt(prompt, self.prompt, windows=[{"text": "", "strengths": ""}])
         shown = shown_windows(windows, tokenizer, self)
-        texts = job.session.all(
+        written = job.session.all(
             self,
             lambda model: [
-                prompt.ask(model, explanation, self.max_completion_tokens, windows=mine)
-                for mine in shown.values()
+                _write(model, prompt, mine, self.max_completion_tokens) for mine in shown.values()
             ],
             len(shown),
         )
-        if missing := sum(text is None for text in texts):
-            log.warning("%d of %d latents have no explanation", missing, len(texts))
-        found = dict(zip(shown, texts, strict=True))
-        return explained_in_words(found, "the model gave no explanation", self.model, prompt.hash)
+        if missing := sum(one.text is None for one in written):
+            n_repeating = sum(one.text is None and one.n_repeats > 0 for one in written)
+            log.warning(
+                "%d of %d latents have no explanation; for %d of them the model repeated an "
+                "example of the prompt",
+                missing,
+                len(written),
+                n_repeating,
+            )
+        texts = {latent: one.text for latent, one in zip(shown, written, strict=True)}
+        return explained_in_words(
+            texts,
+            {latent: one.reason for latent, one in zip(shown, written, strict=True)},
+            self.model,
+            prompt.hash,
+            {latent: one.n_repeats for latent, one in zip(shown, written, strict=True)},
+        )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote about a latent."""
+
+    text: str | None
+    n_repeats: int
+    """Answers that repeated an example of the prompt."""
+
+    @property
+    def reason(self) -> str:
+        """Why there is no text."""
+        if self.n_repeats >= MAX_REPEATS:
+            return "the model repeated an example of the prompt"
+        return "the model gave no explanation"
+
+
+async def _write(
+    model: LanguageModel, prompt: Prompt, mine: ShownWindows, max_tokens: int
+) -> Written:
+    """Ask until an explanation comes that is no example of the prompt, asked for once more."""
+    examples = [text for one in prompt.examples if (text := explanation(Reply(one, (), "stop")))]
+    n_repeats = 0
+
+    def read(reply: Reply) -> Written | None:
+        nonlocal n_repeats
+        text = explanation(reply)
+        if text is None:
+            return None
+        if not repeats(text, examples):
+            return Written(text, n_repeats)
+        n_repeats += 1
+        return Written(None, n_repeats) if n_repeats == MAX_REPEATS else None
+
+    found = await prompt.ask(model, read, max_tokens, notation=mine.notation, windows=mine.windows)
+    return found or Written(None, n_repeats)
+
+
+@dataclass(frozen=True)
+class ShownWindows:
+    """The windows of one question."""
+
+    windows: list[dict[str, str]]
+    """`text` has marks around strongly active tokens; `strengths` says how much, from 1 to 10,
+    which is the latent's largest activation in the prompt."""
+    notation: Notation
 
 
 def shown_windows(
     windows: pa.Table, tokenizer: Tokenizer, explainer: OpenAIExplainer
-) -> dict[int, list[dict[str, str]]]:
-    """The windows of the table `windows` to show of each latent, strongest first, by latent.
-
-    `text` has marks around strongly active tokens; `strengths` says how much, from 1 to 10, which
-    is the latent's largest activation in the prompt.
-    """
+) -> dict[int, ShownWindows]:
+    """The windows of the table `windows` to show of each latent, strongest first, by latent."""
     wanted = pc.and_(pc.equal(windows["pool"], "explain"), windows["active"])
     windows = windows.filter(wanted).sort_by([("latent", "ascending"), ("window", "ascending")])
     latents = windows["latent"].to_numpy()
@@ -109,10 +170,12 @@ def shown_windows(
     # All at once: decoding a token's piece is done once per call.
     every = [i for mine in chosen.values() for i in mine]
     texts = dict(zip(every, window_texts(tokenizer, [ids[i] for i in every]), strict=True))
-    shown: dict[int, list[dict[str, str]]] = {latent: [] for latent in chosen}
+    shown = {}
     for latent, mine in chosen.items():
-        for i in mine:
-            marked = strong(rows[i], peaks[i], explainer.mark_threshold)
+        flags = [strong(rows[i], peaks[i], explainer.mark_threshold) for i in mine]
+        notation = Notation.of([(texts[i], one) for i, one in zip(mine, flags, strict=True)])
+        windows_of = []
+        for i, marked in zip(mine, flags, strict=True):
             scale = activation_scale(rows[i], float(peaks[mine[0]]))
             strengths = [
                 f"{json.dumps(texts[i].text[start:stop], ensure_ascii=False)} {strength}"
@@ -120,6 +183,7 @@ def shown_windows(
                     zip(texts[i].spans, scale, strict=True), marked
                 )
             ]
-            text = one_line(mark(texts[i], marked))
-            shown[latent].append({"text": text, "strengths": ", ".join(strengths)})
+            text = notation.window(texts[i], marked)
+            windows_of.append({"text": text, "strengths": one_line(", ".join(strengths))})
+        shown[latent] = ShownWindows(windows_of, notation)
     return shown

@@ -27,6 +27,19 @@ NO_MODEL = re.compile(
     r"(unknown|invalid|no such|unsupported|not a valid) model",
     re.IGNORECASE,
 )
+# Servers fail with a 500 where a chat template does not take the roles of the messages.
+TEMPLATE = re.compile(
+    r"jinja|chat.?template|template.{0,9}error|system (role|message|prompt)|roles? must alternate|"
+    r"raise_exception|(only|supported).{0,40} roles?\b",
+    re.IGNORECASE,
+)
+OTHER_FIELD = re.compile(
+    r"(parameter|argument|field|property|input)s?\b(?!.{0,30}(role|messages\W{1,2}\d))",
+    re.IGNORECASE,
+)
+# Fields of a message, and types of parts of its content, that hold reasoning.
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 FILTERED = re.compile(
     r"content_filter|content_policy|content management policy|moderation|flagged", re.IGNORECASE
 )
@@ -107,6 +120,8 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
         if not (isinstance(code, int) and 400 <= code < 600):
             raise AttemptError("200 without a reply: " + (shortened(said) or "an empty body"))
         status = code
+    if status in (500, 501) and TEMPLATE.search(said):
+        status = 400
     pause = retry_after_seconds(answer.retry_after) if status in (429, 503) else None
     if status == 429 and "insufficient_quota" not in _codes(value):
         raise AttemptError(f"429: {shortened(said)}", throttled=True, pause=pause)
@@ -132,6 +147,15 @@ def retry_after_seconds(header: str | None) -> float | None:
             until = until.replace(tzinfo=UTC)
         seconds = (until - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), MAX_PAUSE_SECONDS) if math.isfinite(seconds) else None
+
+
+def may_be_of_roles(refusal: RefusedError) -> bool:
+    """Whether a refusal may be of a template that does not take system messages.
+
+    Templates say so in words of their own: any refusal counts that names nothing else.
+    """
+    other = CONTEXT.search(refusal.said) or OTHER_FIELD.search(refusal.said)
+    return refusal.status in (400, 422) and (not other or TEMPLATE.search(refusal.said) is not None)
 
 
 def shortened(text: str) -> str:
@@ -197,13 +221,10 @@ def _valid(choice: dict[str, Any], usage: Any) -> Valid:
     finish_reason = str(choice.get("finish_reason") or "stop")
     if finish_reason == "error" or choice.get("error"):
         raise AttemptError("200 with an error in its choice: " + shortened(_said(choice, b"")))
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
-        content = "".join(part for part in parts if isinstance(part, str))
+    content = _content(message)
     if message.get("refusal"):
         content, finish_reason = "", "refusal"
-    if not isinstance(content, str) or finish_reason == "content_filter":
+    if finish_reason == "content_filter":
         content = ""
     reply = Reply(content, _tokens(choice.get("logprobs"), content), finish_reason)
     counts = usage if isinstance(usage, dict) else {}
@@ -213,6 +234,33 @@ def _valid(choice: dict[str, Any], usage: Any) -> Valid:
         prompt if type(prompt) is int else None,
         completion if type(completion) is int else None,
     )
+
+
+def _content(message: dict[str, Any]) -> str:
+    """What a message says, without the reasoning that the server has told from it.
+
+    That comes in a field of its own or as parts of the content, and some servers repeat the field
+    at the beginning of the content.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = (
+            part.get("text")
+            for part in content
+            if isinstance(part, dict) and not THOUGHT.search(str(part.get("type")))
+        )
+        content = "".join(part for part in parts if isinstance(part, str))
+    if not isinstance(content, str):
+        return ""
+    for name in REASONING_FIELDS:
+        said = message.get(name)
+        if isinstance(said, str) and said.strip():
+            start = len(content) - len(content.lstrip())
+            stop = start + len(said.strip())
+            whole = content[start:stop] == said.strip()
+            if whole and (stop == len(content) or content[stop] in "\r\n<["):
+                return content[stop:].lstrip()
+    return content
 
 
 def _tokens(logprobs: Any, content: str) -> tuple[AnswerToken, ...]:
@@ -225,8 +273,9 @@ def _tokens(logprobs: Any, content: str) -> tuple[AnswerToken, ...]:
     texts = [entry["token"] for entry in entries]
     if content not in "".join(texts):
         texts = _decoded(entries)
-    # An end token may follow the content, and a space that was stripped precede it.
-    start = "".join(texts).find(content)
+    # An end token may follow the content, and a space that was stripped precede it. Tokens of the
+    # reasoning come before, and the reasoning may hold a draft of the same words.
+    start = "".join(texts).rfind(content)
     if start < 0:
         return ()
     tokens, position, end = [], 0, start + len(content)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 from nullsae.autointerp.llm.addresses import without_password
-from nullsae.autointerp.llm.answers import AttemptError, RefusedError
+from nullsae.autointerp.llm.answers import AttemptError, RefusedError, may_be_of_roles
 from nullsae.autointerp.llm.cache import Kept
 from nullsae.autointerp.llm.messages import Request, object_schema
+from nullsae.autointerp.reasoning import answer_alone
 from nullsae.config.endpoints import Endpoint
 from nullsae.core.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Alternatives per token: what OpenAI gives at most, and what Fireworks and others do.
 TOP_LOGPROBS = (20, 5)
 LONG_TASK = "Count from 1 to 200 in digits, separated by spaces."
 LONG_TASK_TOKENS = 16
+# Stands before the first question, so that a template without system messages shows itself.
+INSTRUCTION = "You do exactly what you are asked to do."
 QUESTION = "Is the sky above a desert blue by day?"
 # A model that reasons spends tokens before it answers.
 QUESTION_TOKENS = 400
@@ -39,6 +45,8 @@ class Abilities:
     temperature: bool = True
     token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     """The field that limits the length of an answer."""
+    system_role: bool = True
+    """The chat template takes system messages; else they open the first message of the user."""
 
 
 # What comes back for a request that finds out something: a reply, or why there is none.
@@ -51,7 +59,9 @@ def abilities_key(endpoint: Endpoint) -> bytes:
     settings = endpoint.model_dump(
         include={"model", "structured_output", "logprobs", "temperature", "extra_body"}
     )
-    text = json.dumps([endpoint.address, settings], sort_keys=True)
+    # What was found out before there was a further ability does not say whether there is that one.
+    known = [field.name for field in fields(Abilities)]
+    text = json.dumps([endpoint.address, settings, known], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -60,7 +70,7 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     logprobs = request.logprobs and abilities.top_logprobs > 0
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "messages": request.messages,
+        "messages": request.messages if abilities.system_role else folded(request.messages),
         abilities.token_limit: request.max_completion_tokens,
     }
     if endpoint.temperature is not None and abilities.temperature:
@@ -80,6 +90,23 @@ def request_body(request: Request, endpoint: Endpoint, abilities: Abilities) -> 
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     # Text cut within a character may hold half a surrogate pair, which no UTF-8 can.
     return text.encode(errors="replace")
+
+
+def folded(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Messages without system messages: these open the next message of the user instead."""
+    found: list[dict[str, str]] = []
+    system: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            system.append(message["content"])
+            continue
+        if system and message["role"] != "user":
+            found.append({"role": "user", "content": "\n\n".join(system)})
+        elif system:
+            message = {"role": "user", "content": "\n\n".join([*system, message["content"]])}
+        system = []
+        found.append(dict(message))
+    return found + [{"role": "user", "content": "\n\n".join(system)}] * bool(system)
 
 
 async def find_out(endpoint: Endpoint, send: Send) -> Abilities:
@@ -127,7 +154,8 @@ async def _with_logprobs(abilities: Abilities, send: Send) -> Abilities:
 
 async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
     """How a plain question has to be put."""
-    request = Request(({"role": "user", "content": LONG_TASK},), LONG_TASK_TOKENS)
+    system = {"role": "system", "content": INSTRUCTION}
+    request = Request((system, {"role": "user", "content": LONG_TASK}), LONG_TASK_TOKENS)
     abilities = Abilities()
     while True:
         found = await send(request, abilities)
@@ -138,6 +166,12 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
                 f"the last attempt: {found}"
             )
         if isinstance(found, Kept):
+            if not abilities.system_role:
+                log.info(
+                    "%s takes no system messages: what they say opens the first message of the "
+                    "user instead",
+                    endpoint.model,
+                )
             # Older servers pass over a limit that they do not know.
             ignored = found.completion_tokens > LONG_TASK_TOKENS
             return replace(abilities, token_limit="max_tokens") if ignored else abilities
@@ -148,6 +182,9 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
             abilities = replace(abilities, token_limit="max_tokens")
         elif "temperature" in found.said and sends_temperature:
             abilities = replace(abilities, temperature=False)
+        elif abilities.system_role and may_be_of_roles(found):
+            # Templates refuse system messages in words of their own.
+            abilities = replace(abilities, system_role=False)
         else:
             raise found
 
@@ -160,7 +197,8 @@ def _question(*, schema: bool = False, logprobs: bool = False) -> Request:
 def _obeys(found: Found) -> bool:
     """Whether an answer follows the schema, of which the question says nothing."""
     try:
-        value = json.loads(found.reply.content) if isinstance(found, Kept) else None
+        said = answer_alone(found.reply.content) if isinstance(found, Kept) else "null"
+        value = json.loads(said)
     except ValueError:
         return False
     return isinstance(value, dict) and value.get("answer") in (0, 1)

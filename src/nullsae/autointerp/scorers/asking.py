@@ -12,8 +12,15 @@ from pydantic import PositiveInt
 from nullsae.autointerp import prompting
 from nullsae.autointerp.examples import Examples, Flags, Floats, Ints
 from nullsae.autointerp.llm.messages import Request, object_schema
-from nullsae.autointerp.marking import mark, shown_examples
-from nullsae.autointerp.prompting import MAX_ATTEMPTS, Prompt, check_prompt, load_prompt, one_line
+from nullsae.autointerp.marking import Shown, shown_examples
+from nullsae.autointerp.prompting import (
+    MAX_ATTEMPTS,
+    Notation,
+    Prompt,
+    check_prompt,
+    load_prompt,
+    one_line,
+)
 from nullsae.autointerp.replies import Judgement, judgements
 from nullsae.autointerp.score import Judged, ScoreJob
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
@@ -23,8 +30,6 @@ from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from nullsae.autointerp.llm.client import LanguageModel
 
 # Length of an answer: its frame, and a number, a label and punctuation per window.
@@ -106,7 +111,7 @@ class AskingScorer(Scorer):
         examples, tokenizer = job.examples, job.tokenizer
         prompt = load_prompt(self.name, self.prompt)
         check_prompt(prompt, self.prompt, explanation="", windows=[""])
-        texts = example_texts(examples, tokenizer)
+        shown = shown_examples(tokenizer, examples)
         questions = []
         size, limit = self.windows_per_prompt, self.max_completion_tokens
         latents, explanations = (job.explained[n].to_pylist() for n in ("latent", "explanation"))
@@ -116,11 +121,11 @@ class AskingScorer(Scorer):
                 generator = numpy_generator(job.params.seed, *keys)
                 order = generator.permutation(np.flatnonzero(examples.latent == latent))
                 questions += [(text, order[i : i + size]) for i in range(0, len(order), size)]
-        answers: list[Answer] = [None] * len(texts)
+        answers: list[Answer] = [None] * len(shown)
         said_of_all = job.session.all(
             judge,
             lambda model: [
-                _ask_labels(model, prompt, text, [texts[i] for i in rows], limit)
+                _ask_labels(model, prompt, one_line(text), [shown[i] for i in rows], limit)
                 for text, rows in questions
             ],
             len(questions),
@@ -150,15 +155,20 @@ def judged_by_answers(
 
 
 async def _ask_labels(
-    model: LanguageModel, prompt: Prompt, explanation: str, windows: list[str], limit: int | None
+    model: LanguageModel,
+    prompt: Prompt,
+    explanation: str,
+    windows: list[tuple[Shown, Flags]],
+    limit: int | None,
 ) -> list[Answer]:
     """Ask about some windows; ask again about those without an answer."""
     answers: list[Answer] = [None] * len(windows)
     unanswered, attempt = list(range(len(windows))), 1
     for _ in range(MAX_ATTEMPTS):
         n = len(unanswered)
-        shown = [windows[i] for i in unanswered]
-        messages = prompt.messages(attempt, explanation=explanation, windows=shown)
+        notation = Notation.of([windows[i] for i in unanswered])
+        texts = [notation.window(*windows[i]) for i in unanswered]
+        messages = prompt.messages(attempt, notation, explanation=explanation, windows=texts)
         length = limit or FRAME_TOKENS + WINDOW_TOKENS * n
         schema = object_schema({str(i): [0, 1] for i in range(1, n + 1)})
         reply = await model.ask(Request(messages, length, schema, logprobs=True))
@@ -174,11 +184,6 @@ async def _ask_labels(
         # says the same again.
         attempt = attempt + 1 if len(unanswered) == n else 1
     return answers
-
-
-def example_texts(examples: Examples, tokenizer: Tokenizer) -> list[str]:
-    """Each window as one line, with its marks."""
-    return [one_line(mark(*window)) for window in shown_examples(tokenizer, examples)]
 
 
 def judge_by_tokens(examples: Examples, explained: pa.Table, shown: Flags) -> Floats:

@@ -9,7 +9,8 @@ from pydantic import Field, PositiveInt
 
 from nullsae.autointerp.examples import Examples, Ints
 from nullsae.autointerp.llm.messages import object_schema
-from nullsae.autointerp.prompting import check_prompt, load_prompt
+from nullsae.autointerp.marking import shown_examples
+from nullsae.autointerp.prompting import Notation, check_prompt, load_prompt
 from nullsae.autointerp.replies import choice
 from nullsae.autointerp.score import Judged, ScoreJob
 from nullsae.autointerp.scorers import asking
@@ -89,7 +90,7 @@ class IntruderScorer(Scorer):
         tokenizer = job.tokenizer
         prompt = load_prompt("intruder", self.prompt)
         check_prompt(prompt, self.prompt, windows=[""])
-        texts = asking.example_texts(examples, tokenizer)
+        shown = shown_examples(tokenizer, examples)
         tasks = [
             task
             for latent in np.unique(examples.latent).tolist()
@@ -105,9 +106,11 @@ class IntruderScorer(Scorer):
                     lambda reply: choice(reply, n),
                     length,
                     object_schema({"intruder": list(range(1, n + 1))}),
-                    windows=[texts[i] for i in rows],
+                    notation,
+                    windows=[notation.window(*shown[i]) for i in rows],
                 )
                 for rows in tasks
+                for notation in [Notation.of([shown[i] for i in rows])]
             ],
             len(tasks),
         )

@@ -1,0 +1,213 @@
+"""Where the answer stands in a reply, and where the reasoning before it.
+
+Models think aloud in many notations, and servers and chat templates leave more or less of them in
+the content: both tags, the closing one alone (the template opened the thought), the opening one
+alone (the thought was cut), or none. `docs/replies.md` says how each is read.
+"""
+
+from __future__ import annotations
+
+import re
+
+# <think>, <thinking>, <seed:think>, <think_fast>, <reasoning>, <inner_monologue> ...
+_NAME = (
+    r"(?:\w+[:_.-])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratch_?pad|analysis|"
+    r"monologue|cot|chain_of_thought)(?:[_-]\w+)?"
+)
+_OPEN = "|".join(
+    (
+        rf"<\s*{_NAME}(?:\s[^<>]*)?>",
+        rf"<\|\s*(?!begin_of|start|end){_NAME}\s*\|>",
+        r"<\|(?:(?:begin|start)(?:_of)?_(?:thinking|thought|reasoning)|inner_prefix)\|>",
+        r"\[think(?:ing)?\]",
+        r"◁think▷",
+        r"<\|channel>\s*thought",
+        r"<unused94>(?:thought)?",
+        r"<details[^<>]*(?:reason|think|thought)[^<>]*>",
+        r"Thinking\.\.\.(?=\s*\n)",
+        r"Here(?:'s| is) my thought process:",
+    )
+)
+_CLOSE = "|".join(
+    (
+        rf"<\s*/\s*{_NAME}\s*>",
+        rf"<\|\s*/\s*{_NAME}\s*\|>",
+        r"<\|(?:end(?:_of)?_(?:thinking|thought|reasoning)|inner_suffix)\|>",
+        r"\[/think(?:ing)?\]",
+        r"◁/think▷",
+        r"<channel\|>",
+        r"<unused95>",
+        r"</details>",
+        r"\.\.\.done thinking\.",
+        r"Here(?:'s| is) my (?:final )?response:",
+    )
+)
+_TAG = re.compile(rf"(?P<close>{_CLOSE})|(?P<open>{_OPEN})", re.IGNORECASE)
+
+# OpenAI's harmony format: messages in channels, of which `final` is the answer.
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*(?P<channel>analysis|commentary|final)"
+    r"(?:\s+to=\S+)?\s*(?:<\|constrain\|>\s*\w+)?\s*(?:<\|message\|>)?",
+    re.IGNORECASE,
+)
+_END_OF_MESSAGE = re.compile(r"<\|(?:end|return|call|start)\|>")
+# The same where a server has dropped the special tokens.
+_BARE_FINAL = re.compile(r"assistant\s*final(?=\W|[A-Z]|$)")
+_BARE_ANALYSIS = re.compile(r"\s*(?:analysis|assistantanalysis)(?=[A-Z\"'])")
+
+_ANSWER = r"(?:final[_ ]?)?(?:answer|response|output|solution)|final"
+_OPEN_ANSWER = re.compile(
+    rf"<(?:{_ANSWER})>|\[(?:{_ANSWER})\](?!\s*:)|<\|(?:begin_of_(?:solution|box)|start_response)\|>",
+    re.IGNORECASE,
+)
+_CLOSE_ANSWER = re.compile(
+    rf"</(?:{_ANSWER})>|\[/(?:{_ANSWER})\]|<\|(?:end_of_(?:solution|box)|end_response)\|>",
+    re.IGNORECASE,
+)
+_SPECIAL = (
+    r"(?:<\|[\w▁]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|</?s>|<(?:bos|eos)>|<(?:start|end)_of_turn>)"
+)
+_FIRST_TOKENS = re.compile(rf"\s*(?:{_SPECIAL}\s*)+")
+# After a space it may be what the answer speaks of.
+_LAST_TOKENS = re.compile(rf"(?:(?<=\S)|(?<=\n)){_SPECIAL}(?:\s*{_SPECIAL})*\s*\Z")
+_MARKER = re.compile(r"explanation\W{0,4}:", re.IGNORECASE)
+_ONLY_TOKENS = re.compile(r"(?:\s|<[^<>\n]*>|\[/?\w+\])*\Z")
+_FRAME = re.compile(
+    r"(?:json|my|the|final|answers?|labels?|windows?|intruder|active|explanation|is|[\W\d_])*",
+    re.IGNORECASE,
+)
+_QUOTES = (('"', '"'), ("`", "`"), ("“", "”"), ("'", "'"))
+
+
+def answer_alone(content: str) -> str:
+    """A reply with everything blanked that is not its answer; places stay what they are.
+
+    Blank as a whole where the reasoning never came to an answer.
+    """
+    start, stop = _within_channels(content)
+    start, stop = _after_thoughts(content, start, stop)
+    start, stop = _within_answer_tags(content, start, stop)
+    start, stop = _without_special_tokens(content, start, stop)
+    return " " * start + content[start:stop] + " " * (len(content) - stop)
+
+
+def has_begun(content: str, place: int) -> bool:
+    """Whether a reply that was cut had come to its answer before a place in it.
+
+    Where the template opens the thought, a cut reply may be thought from beginning to end, without
+    a tag. It is an answer behind a thought that ended, or where nothing but its frame comes before.
+    """
+    answer = answer_alone(content)
+    n_blanked = len(answer) - len(answer.lstrip())
+    return bool(content[:n_blanked].strip()) or _FRAME.fullmatch(answer, 0, place) is not None
+
+
+def _within_channels(content: str) -> tuple[int, int]:
+    """The last message of the channel `final`, or all where there are no channels."""
+    headers = [m for m in _CHANNEL.finditer(content) if not _is_quoted(content, m)]
+    if headers:
+        finals = [m for m in headers if m["channel"].lower() == "final"]
+        # What follows the last answer in another channel is no answer, and does not undo it.
+        if not finals:
+            return len(content), len(content)
+        start = finals[-1].end()
+        end = _END_OF_MESSAGE.search(content, start)
+        later = [m.start() for m in headers if m.start() >= start]
+        return start, min([len(content), *later, *([end.start()] if end else [])])
+    bare = list(_BARE_FINAL.finditer(content))
+    if bare:
+        return bare[-1].end(), len(content)
+    if _BARE_ANALYSIS.match(content):
+        return len(content), len(content)
+    return 0, len(content)
+
+
+def _after_thoughts(content: str, start: int, stop: int) -> tuple[int, int]:
+    """What stands behind the last thought; nothing if that did not end."""
+    tags = [m for m in _TAG.finditer(content, start, stop) if not _is_quoted(content, m)]
+    depth, opened_first, opened_at, answer = 0, False, -1, start
+    before: list[tuple[int, int]] = []
+    for tag in tags:
+        if tag["open"]:
+            if depth == 0:
+                if _is_mention(content, tag, stop):
+                    continue
+                opened_first = opened_first or not content[start : tag.start()].strip()
+            # A template's own opening tag and the model's after it are one.
+            if not (depth and not content[opened_at : tag.start()].strip()):
+                depth += 1
+            opened_at = tag.end()
+        elif depth:
+            depth -= 1
+            answer = tag.end()
+        elif opened_first and not _starts_line(content, tag.start()):
+            continue  # the thought had both of its tags: the answer speaks of one
+        elif not _is_mention(content, tag, stop):
+            if opened_first:
+                before.append((answer, tag.start()))
+            answer = tag.end()
+    if depth:
+        return stop, stop
+    # A tag left over behind the answer closes nothing.
+    while before and not _says_something(content[answer:stop]):
+        answer, stop = before.pop()
+    return answer, stop
+
+
+def _within_answer_tags(content: str, start: int, stop: int) -> tuple[int, int]:
+    """What stands in the last <answer> ... </answer>, or all where there is none."""
+    for tag in reversed([*_OPEN_ANSWER.finditer(content, start, stop)]):
+        if _is_quoted(content, tag) or not _says_something(content[tag.end() : stop]):
+            continue
+        close = _CLOSE_ANSWER.search(content, tag.end(), stop)
+        return tag.end(), close.start() if close else stop
+    last = [m for m in _CLOSE_ANSWER.finditer(content, start, stop) if not _is_quoted(content, m)]
+    if last and not content[last[-1].end() : stop].strip():
+        return start, last[-1].start()
+    return start, stop
+
+
+def _without_special_tokens(content: str, start: int, stop: int) -> tuple[int, int]:
+    """Without tokens such as <|im_end|> around an answer."""
+    if (first := _FIRST_TOKENS.match(content, start, stop)) is not None:
+        start = first.end()
+    last = _LAST_TOKENS.search(content, start, stop)
+    return start, last.start() if last else stop
+
+
+def _is_quoted(content: str, tag: re.Match[str]) -> bool:
+    """Whether a tag stands within quotation marks, which begin and end on its line."""
+    left = content[content.rfind("\n", 0, tag.start()) + 1 : tag.start()]
+    end_of_line = content.find("\n", tag.end())
+    right = content[tag.end() : end_of_line if end_of_line >= 0 else None]
+    for opening, closing in _QUOTES:
+        if opening not in left or closing not in right:
+            continue
+        if opening == "'":  # mostly an apostrophe
+            if left.endswith("'") and right.startswith("'"):
+                return True
+            continue
+        inside = left[left.rfind(opening) + 1 :] + right[: right.find(closing)]
+        both = (left + right).count(opening)
+        odd = left.count(opening) % 2 == 1 and both % 2 == 0 if opening == closing else True
+        # Braces: the tag stands between two values of JSON.
+        if odd and closing not in inside and not set(inside) & set("{}"):
+            return True
+    return False
+
+
+def _is_mention(content: str, tag: re.Match[str], stop: int) -> bool:
+    """Whether an explanation speaks of a tag in the middle of its sentence."""
+    line = content[content.rfind("\n", 0, tag.start()) + 1 : tag.start()]
+    if not _MARKER.search(line) or _MARKER.search(content, tag.end(), stop):
+        return False
+    inside_sentence = re.search(r"[\w:,(]\s*\Z", line) is not None
+    return inside_sentence and re.match(r"\s+[a-z(]|[,;.)]", content[tag.end() : stop]) is not None
+
+
+def _starts_line(content: str, place: int) -> bool:
+    return _ONLY_TOKENS.match(content, content.rfind("\n", 0, place) + 1, place) is not None
+
+
+def _says_something(text: str) -> bool:
+    return any(character.isalnum() for character in text)

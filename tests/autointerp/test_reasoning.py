@@ -1,0 +1,129 @@
+"""Reasoning in replies: whatever notation it comes in, and whatever of it is left."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nullsae.autointerp.reasoning import answer_alone
+
+THOUGHTS = [
+    ("<think>", "</think>"),
+    ("<think>\n", "\n</think>\n\n"),
+    ("<THINK>", "</Think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<think type='long'>", "</think >"),
+    ("<|think|>", "<|/think|>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought\n", "<channel|>"),
+    ("Here is my thought process: ", "Here is my response: "),
+]
+DRAFT = 'Explanation: rivers? {"1": 0}, [1, 0]. Window 1: no.\n\nIt\'s a "draft" of it'
+ANSWER = '{"1": 1, "2": 0}'
+
+
+def alone(content: str) -> str:
+    found = answer_alone(content)
+    assert len(found) == len(content)
+    assert all(one in (" ", other) for one, other in zip(found, content, strict=True))
+    return found.strip()
+
+
+@pytest.mark.parametrize(("opening", "closing"), THOUGHTS)
+def test_an_answer_is_what_follows_the_thought(opening: str, closing: str) -> None:
+    assert alone(opening + DRAFT + closing + ANSWER) == ANSWER
+    # The template had opened it, or an opening tag came twice.
+    assert alone(DRAFT + closing + ANSWER) == ANSWER
+    assert alone(opening + "\n" + opening + DRAFT + closing + ANSWER) == ANSWER
+    # One thought in another.
+    assert alone(f"{opening}a\n{opening}{DRAFT}{closing}{DRAFT}{closing}{ANSWER}") == ANSWER
+    # A second thought, and a second answer.
+    assert alone(f"{opening}a{closing}{DRAFT}\n{opening}b{closing}{ANSWER}") == ANSWER
+    assert alone(f"a{closing}{DRAFT}\n{closing}{ANSWER}") == ANSWER
+
+
+@pytest.mark.parametrize(("opening", "closing"), THOUGHTS)
+def test_a_thought_that_was_cut_has_no_answer(opening: str, closing: str) -> None:
+    assert alone(opening + DRAFT) == ""
+    assert alone(f"Sure. {opening}{DRAFT}") == ""
+    assert alone(f"{opening}a{closing}{DRAFT}\n{opening}{DRAFT}") == ""
+    assert alone(opening + DRAFT + closing) == ""
+    assert alone(DRAFT + closing) == ""
+
+
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (f"<|channel|>analysis<|message|>{DRAFT}<|end|>{FINAL}{ANSWER}<|return|>", ANSWER),
+        (f"<|channel|>analysis{DRAFT}<|channel|>final{ANSWER}", ANSWER),
+        (f"{DRAFT}<|end|>{FINAL}{ANSWER}", ANSWER),
+        (f"<|channel|>final <|constrain|>json<|message|>{ANSWER}<|end|>", ANSWER),
+        (f"<|channel|>final<|message|>{DRAFT}<|end|>{FINAL}{ANSWER}", ANSWER),
+        (f"<|channel|>analysis<|message|>{DRAFT}<|end|><|channel|>commentary<|message|>x", ""),
+        (f"<|channel|>analysis<|message|>{DRAFT}", ""),
+        (f"analysisWe see. {DRAFT}assistantfinal{ANSWER}", ANSWER),
+        (f"analysisWe see. {DRAFT}", ""),
+        ("analysis of poems and plays", "analysis of poems and plays"),
+    ],
+)
+def test_of_channels_the_last_final_one_is_the_answer(content: str, answer: str) -> None:
+    assert alone(content) == answer
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (f"<think>a</think><answer>{ANSWER}</answer>", ANSWER),
+        (f"<answer>{DRAFT}</answer> No: <answer>{ANSWER}</answer>", ANSWER),
+        (f"<think>a</think>\n{ANSWER}</answer>", ANSWER),
+        (f"<|START_RESPONSE|>{ANSWER}<|END_RESPONSE|>", ANSWER),
+        (f"<|begin_of_solution|>{ANSWER}<|end_of_solution|>", ANSWER),
+        (f"{ANSWER}<|im_end|>", ANSWER),
+        (f"<s>{ANSWER}</s>", ANSWER),
+        (f"<think>a</think>\n{ANSWER}\n</think>", ANSWER),
+    ],
+)
+def test_an_answer_has_no_marker_around_it(content: str, answer: str) -> None:
+    assert alone(content) == answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        'Explanation: tags such as "<think>" and "</think>" in logs.',
+        "Explanation: the tag `</think>` at its end",
+        "Explanation: the tag “[/THINK]” in transcripts",
+        "Explanation: markup such as '<think>' in HTML",
+        'Explanation: what stands in `<think>a</think>` or "<answer>b</answer>"',
+        '{"explanation": "the tag </think>, and [THINK]"}',
+        "Explanation: the tag </think> that ends a thought",
+        "Explanation: tags, <think> among them, in logs",
+        "Explanation: the end of a text, such as <|endoftext|>",
+        "Explanation: <b> and <i> in HTML, [1] in references",
+    ],
+)
+@pytest.mark.parametrize(
+    "thought", ["", "<think>a\nb</think>\n", "<think>'</think>' ends it</think>"]
+)
+def test_a_tag_that_an_answer_speaks_of_ends_no_thought(answer: str, thought: str) -> None:
+    assert alone(thought + answer) == answer
+
+
+@given(st.lists(st.sampled_from([*(t for pair in THOUGHTS for t in pair), '"', "`", "\n", "a"])))
+def test_no_text_breaks_the_reader_of_thoughts(parts: list[str]) -> None:
+    alone("".join(parts))
+
+
+def test_a_long_reply_is_read_in_time() -> None:
+    for part in ("<think>", "</think>", '"<think>"', "<", "[THINK]\n", "<|channel|>final"):
+        alone(part * 20_000 if len(part) == 1 else part * 2_000)

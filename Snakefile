@@ -14,6 +14,14 @@ rule all:
         TABLE_FILES,
 
 
+# For people and for tools: no job reads it. It is written under Snakemake's lock and never by a
+# dry run, so that nothing changes below a study at work.
+onstart:
+    write_text(
+        paths.RUN_CONFIG, yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False)
+    )
+
+
 include: "workflow/rules/corpus.smk"
 include: "workflow/rules/subjects.smk"
 include: "workflow/rules/activations.smk"

@@ -18,7 +18,6 @@ from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.corpus.ngram import caution
 from nullsae.jobs.grid import cell_files
-from nullsae.jobs.tables import AggregateParams
 from nullsae.statistics.verdicts import verdict
 from nullsae.tables.cells import CELL_TABLES
 from nullsae.tables.study import COSTS
@@ -46,10 +45,6 @@ def study(*, variants: list[str] = ["trained", "rerandomized"], **changes: Any) 
     data["statistics"] = {"n_resamples": 400, "confidence": 0.9}
     data["evaluation"] = {"gaussian_floors": False}
     return parse_config(data | {"variants": variants, "draws": 2} | changes)
-
-
-def params(config: Config) -> AggregateParams:
-    return AggregateParams(seed=config.seed, statistics=config.statistics)
 
 
 def filled(table: str, **values: Any) -> dict[str, Any]:
@@ -126,7 +121,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A folder with = in its name is no partition key.
     root = tmp_path_factory.mktemp("study") / "subject=elsewhere"
     write_tree(study(), root)
-    aggregate(study(), params(study()), root)
+    aggregate(study(), root)
     return root
 
 
@@ -192,7 +187,7 @@ def test_failed_windows_of_all_cells_of_an_arm_stand_beside_its_score(tmp_path: 
             for row in rows_of("scores", keys)
         ]
         tables.write_table(tmp_path / file, rows, tables.cell_schema("scores"))
-    aggregate(study(), params(study()), tmp_path)
+    aggregate(study(), tmp_path)
     contrast = only(read(tmp_path, "contrasts"), metric="auroc")
     # Four latents each: of 30 windows in draw 0; of 40 in draw 1, of which 10 failed.
     assert (contrast["n_failed_trained"], contrast["n_failed"]) == (0, 40)
@@ -315,7 +310,7 @@ def test_a_subject_no_better_than_bigrams_is_a_warning_beside_every_number(
         # A null is expected to be no better.
         row = filled("models", heldout_loss_nats=loss if trained else 9.0, bigram_loss_nats=3.1)
         tables.write_table(tmp_path / file, [row], tables.cell_schema("models"))
-    aggregate(study(), params(study()), tmp_path)
+    aggregate(study(), tmp_path)
     for table in ("contrasts", "verdicts"):
         found = {row["warning"] for row in read(tmp_path, table)}
         assert found == {caution(loss, 3.1)}
@@ -329,7 +324,7 @@ def test_a_null_whose_site_has_no_variance_is_null_with_that_reason(tmp_path: Pa
         if "variant=rerandomized" in str(file):
             rows = [row | {"squared_error": 0.0, "squared_deviation": 0.0} for row in rows]
         tables.write_table(tmp_path / file, rows, tables.cell_schema("documents"))
-    aggregate(study(), params(study()), tmp_path)
+    aggregate(study(), tmp_path)
     row = only(read(tmp_path, "contrasts"), metric="explained_variance")
     assert (row["value"], row["difference"]) == (None, None)
     assert row["trained"] is not None
@@ -353,7 +348,7 @@ def test_holm_counts_all_contrasts_of_a_metric_of_a_subject(tmp_path: Path) -> N
     scorers = {"detection": {"kind": "detection"}, "fuzzing": {"kind": "fuzzing"}}
     config = study(scorers=scorers, explainers={"a": {"kind": "lexical"}, "b": {"kind": "lexical"}})
     write_tree(config, tmp_path)
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     rows = [row for row in read(tmp_path, "contrasts") if row["metric"] == "auroc"]
     groups = [(row["explainer"], row["scorer"]) for row in rows]
     assert groups == [(e, s) for e in ("a", "b") for s in scorers]
@@ -366,13 +361,13 @@ def test_the_same_inputs_give_the_same_bytes_and_row_order_does_not_matter(
 ) -> None:
     config = study()
     write_tree(config, tmp_path, shuffled=True)
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     computed = ("summaries", "contrasts", "verdicts", "interpretability", "discriminating_power")
     for table in computed:
         name = paths.TABLE.format(table=table)
         assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
     before = {p.name: p.read_bytes() for p in (root / "results/tables").iterdir()}
-    aggregate(config, params(config), root)
+    aggregate(config, root)
     assert {p.name: p.read_bytes() for p in (root / "results/tables").iterdir()} == before
 
 
@@ -383,7 +378,7 @@ def test_another_variant_leaves_the_numbers_of_the_first_alone(
     monkeypatch.setitem(AUROCS, "step0", [[0.5, 0.6]])
     config = study(variants=["step0", "rerandomized", "trained"])
     write_tree(config, tmp_path)
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     # These depend on how many variants there are, or which latents all of them have.
     apart = ("p_holm", "detectable_difference", "n_matched")
     for metric in ("explained_variance", "auroc"):
@@ -404,7 +399,7 @@ def test_structure_above_the_gaussian_floor_is_that_of_each_variants_own(
         monkeypatch.setitem(SQUARED_ERRORS, name, errors)
     config = study(evaluation={"gaussian_floors": True})
     write_tree(config, tmp_path)
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     row = only(read(tmp_path, "contrasts"), metric="above_gaussian_floor")
     # FVU 9/60 against 18/60; mean over draws of 30/60 to 34/60 and 24/60 to 32/60.
     assert row["trained"] == pytest.approx(0.5, abs=1e-12)
@@ -426,7 +421,7 @@ def test_the_gaussian_variant_is_the_floor_of_trained_and_has_none(
     monkeypatch.setitem(AUROCS, "gaussian", [[0.5, 0.6], [0.5, 0.7]])
     config = study(variants=["trained", "gaussian"])
     write_tree(config, tmp_path)
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     row = only(read(tmp_path, "contrasts"), metric="above_gaussian_floor")
     assert row["trained"] == pytest.approx(0.5, abs=1e-12)
     assert (row["value"], row["p_value"]) == (None, None)
@@ -443,7 +438,7 @@ def along_training(config: Config, shares: list[float]) -> Config:
 def test_saes_along_their_training_enter_no_contrast(root: Path, tmp_path: Path) -> None:
     config = along_training(study(), [0.1, 0.5])
     write_tree(config, tmp_path)
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     # Holm: further contrasts would raise every p.
     for table in ("contrasts", "verdicts"):
         name = paths.TABLE.format(table=table)
@@ -471,7 +466,7 @@ def test_another_dictionary_does_not_change_conclusions_about_this_one(
     (topk,) = config.saes.values()
     config = config.model_copy(update={"saes": {"topk": topk, "another": topk}})
     write_tree(config, tmp_path)
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     for table in ("contrasts", "verdicts"):
         found = read(tmp_path, table)
         assert {row["sae"] for row in found} == {"topk", "another"}
@@ -490,7 +485,7 @@ def test_what_a_clock_gave_stands_in_no_table_of_the_study(root: Path) -> None:
 def test_a_study_of_the_trained_subject_alone_has_no_contrasts(tmp_path: Path) -> None:
     config = study(variants=["trained"])
     write_tree(config, tmp_path)
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     assert read(tmp_path, "contrasts") == read(tmp_path, "verdicts") == []
     assert read(tmp_path, "discriminating_power") == []
     assert len(read(tmp_path, "summaries")) == len(all_metrics()) - 3
@@ -501,7 +496,7 @@ def test_a_study_without_surviving_latents_is_reported_not_refused(tmp_path: Pat
     write_tree(config, tmp_path)
     for file in cell_files(config)["scores"]:
         tables.write_table(tmp_path / file, [], tables.cell_schema("scores"))
-    aggregate(config, params(config), tmp_path)
+    aggregate(config, tmp_path)
     assert read(tmp_path, "scores") == []
     found = only(read(tmp_path, "verdicts"), metric="auroc")
     assert found["verdict"] == "inconclusive"
@@ -515,13 +510,13 @@ def test_a_study_in_which_no_latent_can_be_scored_is_one_line(tmp_path: Path) ->
     empty = [filled("coverage", n_sampled=0)]
     for file in others:
         tables.write_table(tmp_path / file, empty, tables.cell_schema("coverage"))
-    aggregate(config, params(config), tmp_path)  # one cell has some
+    aggregate(config, tmp_path)  # one cell has some
     tables.write_table(tmp_path / first, empty, tables.cell_schema("coverage"))
     with pytest.raises(UserError, match=r"^config: latents\.min_firings") as caught:
-        aggregate(config, params(config), tmp_path)
+        aggregate(config, tmp_path)
     assert "\n" not in str(caught.value)
     unscored = study(explainers={}, scorers={})
-    aggregate(unscored, params(unscored), tmp_path)
+    aggregate(unscored, tmp_path)
 
 
 def test_a_missing_cell_is_named(tmp_path: Path) -> None:
@@ -530,7 +525,7 @@ def test_a_missing_cell_is_named(tmp_path: Path) -> None:
     missing = tmp_path / cell_files(config)["scores"][-1]
     missing.unlink()
     with pytest.raises(UserError, match="the file is missing") as caught:
-        aggregate(config, params(config), tmp_path)
+        aggregate(config, tmp_path)
     assert str(missing) in str(caught.value)
 
 
@@ -542,7 +537,7 @@ def test_documents_of_another_split_are_refused(tmp_path: Path) -> None:
     rows[0]["document"] = 12
     tables.write_table(tmp_path / file, rows, tables.cell_schema("documents"))
     with pytest.raises(UserError, match="3 documents that are not the 3 of") as caught:
-        aggregate(config, params(config), tmp_path)
+        aggregate(config, tmp_path)
     assert str(caught.value).startswith(file)
 
 

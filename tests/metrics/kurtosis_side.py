@@ -76,7 +76,7 @@ def aggregated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Config) 
     monkeypatch.setattr(study_of, "rows_of", rows_of)
     monkeypatch.setitem(study_of.FILLERS, pa.float64(), 0.5)
     study_of.write_tree(config, tmp_path)
-    aggregate(config, study_of.params(config), tmp_path)
+    aggregate(config, tmp_path)
 
 
 def test_metrics_of_others_have_contrasts_and_verdicts(

@@ -33,17 +33,6 @@ except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.
     sys.exit(str(error))
 
-RUN_CONFIG_TEXT = yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False)
-# A dry run of another config must not change what a run at work will read.
-if (
-    workflow.is_main_process
-    and not workflow.output_settings.dryrun
-    and not (
-        Path(paths.RUN_CONFIG).is_file()
-        and Path(paths.RUN_CONFIG).read_text() == RUN_CONFIG_TEXT
-    )
-):
-    write_text(paths.RUN_CONFIG, RUN_CONFIG_TEXT)
 
 # What each job asks of its machine.
 NEEDS = Needs(STUDY)

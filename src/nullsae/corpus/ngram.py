@@ -84,16 +84,16 @@ def _discount(counts: IntArray) -> float:
     return once / (once + 2 * twice) if once and twice else FALLBACK_DISCOUNT
 
 
-def ngram_losses(ngram: Ngram, contexts: IntArray) -> tuple[float, float, int]:
+def ngram_losses(ngram: Ngram, contexts: IntArray, first: int = 1) -> tuple[float, float, int]:
     """Mean loss on exactly the tokens that a causal model predicts in packed contexts.
 
-    Those are all but the first of each of `contexts`, token ids [n_contexts, context_tokens] of
-    other documents than the fit's.
+    Those are all from the position `first` on of each of `contexts`, token ids [n_contexts,
+    context_tokens] of other documents than the fit's.
 
     Returns:
         Unigram loss and bigram loss in nats per token, and the number of tokens predicted.
     """
-    token = contexts[:, 1:]
+    token = contexts[:, first:]
     unigram = -np.log(ngram.unigram[token]).mean()
-    bigram = -np.log(ngram.bigram_probability(contexts[:, :-1], token)).mean()
+    bigram = -np.log(ngram.bigram_probability(contexts[:, first - 1 : -1], token)).mean()
     return float(unigram), float(bigram), int(token.size)

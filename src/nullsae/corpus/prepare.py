@@ -17,6 +17,7 @@ from nullsae import paths
 from nullsae.config.corpora import BuiltinSource, Corpus, TrainedTokenizer
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, write_json
+from nullsae.corpus.boundaries import Boundaries, boundaries
 from nullsae.corpus.documents import Replaced, SplitName, normalize, split_of_digest, text_digest
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
 from nullsae.corpus.sources import describe, documents, is_streamed
@@ -74,41 +75,58 @@ class Reader:
 
 
 class Packer:
-    """Joins documents of one split by EOS, in order, and cuts them into contexts of one length."""
+    """Joins documents of one split, in order, and cuts them into contexts of one length."""
 
-    def __init__(self, n_contexts: int | None, context_tokens: int, eos_token_id: int) -> None:
+    def __init__(self, n_contexts: int | None, context_tokens: int, bounds: Boundaries) -> None:
         """Start empty; with `n_contexts` None everything is kept."""
         self.n_contexts, self.context_tokens = n_contexts, context_tokens
-        self._eos = np.int32(eos_token_id)
+        self._before = np.array(bounds.before_context, dtype=np.int32)
+        ends = [] if bounds.separator_token_id is None else [bounds.separator_token_id]
+        self._after = np.array(ends, dtype=np.int32)
         self._documents: list[IntArray] = []
-        self.n_tokens = 0
-        """Tokens collected, EOS included."""
+        self._n_text = 0
+
+    @property
+    def _room(self) -> int:
+        """Tokens of documents and separators in a context."""
+        return self.context_tokens - len(self._before)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the contexts of all documents so far have, a last short one included."""
+        return self._n_text + -(-self._n_text // self._room) * len(self._before)
 
     @property
     def full(self) -> bool:
         """Whether another document would be dropped whole."""
-        wanted = self.n_contexts
-        return wanted is not None and self.n_tokens >= wanted * self.context_tokens
+        return self.n_contexts is not None and self._n_text >= self.n_contexts * self._room
 
     def add(self, ids: IntArray) -> None:
-        """Add one document's token ids, [n_tokens]; its EOS is added here."""
-        self._documents.append(np.append(ids, self._eos))
-        self.n_tokens += len(ids) + 1
+        """Add one document's token ids, [n_tokens]; the separator is added here.
+
+        A document of no token, where there is no separator either, has no place and no index.
+        """
+        if n := len(ids) + len(self._after):
+            self._documents.append(np.concatenate([ids, self._after]))
+            self._n_text += n
 
     def contexts(self) -> tuple[IntArray, IntArray]:
         """input_ids and document_id, both int32 [n_contexts, context_tokens], or all whole ones.
 
-        What is left over is dropped; with too little, a ValueError is raised. An EOS has the
-        document_id of the document that it ends.
+        What is left over is dropped; with too little, a ValueError is raised. A separator has the
+        document_id of the document that it ends, BOS that of the token behind it.
         """
-        whole = self.n_tokens // self.context_tokens
-        shape = (whole if self.n_contexts is None else self.n_contexts, self.context_tokens)
-        if self.n_tokens < (size := shape[0] * shape[1]):
-            raise ValueError(f"{self.n_tokens} tokens, {size} needed")
+        whole = self._n_text // self._room
+        shape = (whole if self.n_contexts is None else self.n_contexts, self._room)
+        if self._n_text < (size := shape[0] * shape[1]):
+            raise ValueError(f"{self._n_text} tokens, {size} needed")
         lengths = [len(ids) for ids in self._documents]
-        documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        tokens = np.concatenate(self._documents)
-        return tokens[:size].reshape(shape), documents[:size].reshape(shape)
+        documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[:size]
+        tokens = np.concatenate(self._documents)[:size].reshape(shape)
+        before = np.broadcast_to(self._before, (shape[0], len(self._before)))
+        documents = documents.reshape(shape)
+        first = np.broadcast_to(documents[:, :1], before.shape)
+        return np.hstack([before, tokens]), np.hstack([first, documents])
 
 
 def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
@@ -134,7 +152,7 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             )
     reader = Reader(documents(corpus.source, where=f"{where}.source"), corpus.eval_share)
     packers: dict[SplitName, Packer] = {}
-    encoder = pack(reader, packers, corpus, where)
+    encoder, bounds = pack(reader, packers, corpus, where)
     packed = {split: packers[split].contexts() for split in SPLITS}
     if packed["eval"][1].max() < 1:
         raise UserError(
@@ -143,9 +161,12 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             f"{packers['eval'].n_tokens}"
         )
     save_tokenizer(encoder.tokenizer, root / paths.TOKENIZER.format(corpus=name))
-    fit_tokens = packed["sae_train"][0].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
+    n_bos = len(bounds.before_context)
+    fit_tokens = packed["sae_train"][0][:, n_bos:].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
     ngram = fit_ngram(fit_tokens, encoder.vocab_size)
-    unigram_loss, bigram_loss, n_predicted = ngram_losses(ngram, packed["eval"][0])
+    unigram_loss, bigram_loss, n_predicted = ngram_losses(
+        ngram, packed["eval"][0], first=max(1, n_bos)
+    )
     for split, (input_ids, document_id) in packed.items():
         file = root / paths.CORPUS_TOKENS.format(corpus=name, split=split)
         with atomic_path(file) as temporary:
@@ -158,7 +179,7 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
             "n_tokens": input_ids.size,
             "n_documents": int(document_id.max()) + 1,
             "vocab_size": encoder.vocab_size,
-            "eos_token_id": encoder.eos_token_id,
+            **bounds.manifest(),
             "tokens_checksum": checksum(file),
             "tokenizer_checksum": checksum(root / paths.TOKENIZER_FILE.format(corpus=name)),
             "source": {**describe(corpus.source), "digest": reader.digest()},
@@ -209,15 +230,18 @@ def _tokenizer_and_order(
     return train_tokenizer(texts, corpus.tokenizer), chain(head, stream)
 
 
-def pack(reader: Reader, packers: dict[SplitName, Packer], corpus: Corpus, where: str) -> Encoder:
+def pack(
+    reader: Reader, packers: dict[SplitName, Packer], corpus: Corpus, where: str
+) -> tuple[Encoder, Boundaries]:
     """Encode documents in order until each split is full or the documents end.
 
     `packers` is empty at first. `UserError`s are those of the tokenizer and of `check_amounts`.
     """
     encoder, ordered = _tokenizer_and_order(reader, corpus, where)
+    bounds = boundaries(encoder, corpus, where)
     for split, n_tokens in wanted_tokens(corpus).items():
         n_contexts = None if n_tokens is None else n_tokens // corpus.context_tokens
-        packers[split] = Packer(n_contexts, corpus.context_tokens, encoder.eos_token_id)
+        packers[split] = Packer(n_contexts, corpus.context_tokens, bounds)
     while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
         lacking = [document for document in batch if not packers[document.split].full]
         encoded = encoder.encode([document.text for document in lacking])
@@ -227,7 +251,7 @@ def pack(reader: Reader, packers: dict[SplitName, Packer], corpus: Corpus, where
         if all(packer.full for packer in packers.values()):
             break
     check_amounts(packers, reader, wanted_tokens(corpus), corpus, where)
-    return encoder
+    return encoder, bounds
 
 
 def check_amounts(

@@ -33,6 +33,10 @@ TEXT_ENDS = (
 )
 
 
+class UnfitError(UserError):
+    """The config fits neither text nor tokenizer: the same run would end in the same way."""
+
+
 @dataclass(frozen=True)
 class Boundaries:
     """Token ids that no text holds, as a corpus uses them."""
@@ -65,18 +69,18 @@ def boundaries(encoder: Encoder, corpus: Corpus, where: str) -> Boundaries:
     """The settings `prepend_bos` and `separator` of a corpus, for its tokenizer.
 
     Raises:
-        UserError: the tokenizer has no such token, or BOS fills a context; names the key below
+        UnfitError: the tokenizer has no such token, or BOS fills a context; names the key below
             `where`.
     """
     bos, prepend = encoder.bos_token_ids, corpus.prepend_bos
     if prepend == "auto":
         prepend = encoder.wants_bos
     if prepend and not bos:
-        raise UserError(
+        raise UnfitError(
             f"{where}.prepend_bos: true, and the tokenizer has no BOS token; write auto or false"
         )
     if prepend and len(bos) >= corpus.context_tokens:
-        raise UserError(
+        raise UnfitError(
             f"{where}.context_tokens: {corpus.context_tokens} leaves no room behind the "
             f"{len(bos)} tokens that the tokenizer puts before a text; raise it"
         )
@@ -99,7 +103,7 @@ def _separator(encoder: Encoder, wanted: str, where: str) -> int | None:
         found = encoder.token_id(wanted)
     if found is None:
         lacking = {"auto": "EOS token", "eos": "EOS token", "bos": "BOS token"}
-        raise UserError(
+        raise UnfitError(
             f"{where}.separator: {wanted}, and the tokenizer has no "
             f"{lacking.get(wanted, 'such token')}; write none, or a token that it has, such as "
             f"{_example(encoder)!r}"

@@ -61,6 +61,11 @@ def load_tokens(manifest_path: Path | str) -> Tokens:
         raise UserError(f"{manifest_path}: not a corpus manifest; rebuild it with: {rebuild}")
     file = manifest_path.with_name(TOKENS_FILE)
     verify(file, manifest["tokens_checksum"], rebuild=rebuild)
+    return map_tokens(file, manifest)
+
+
+def map_tokens(file: Path, manifest: dict[str, Any]) -> Tokens:
+    """The tokens of a file, whatever its manifest says of it."""
     ids, documents = (_mapped(file, name) for name in ("input_ids", "document_id"))
     return Tokens(ids, documents, manifest)
 

@@ -213,7 +213,7 @@ def test_a_full_disk_is_found_out_before_writing(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    needed = int(60 * CONTEXT * 3 * (D_MODEL * 4 + 8) * 1.02)
+    needed = int(60 * CONTEXT * 3 * (D_MODEL * 4 + 12) * 1.02)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed - 1))
     output = tmp_path / "deep" / "split"
     with pytest.raises(UserError, match=r"the activations need .* GB, the disk has .* GB free"):
@@ -226,7 +226,7 @@ def test_a_full_disk_is_found_out_before_writing(
 def test_shards_that_are_there_or_will_be_deleted_need_no_more_disk(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage, row = namedtuple("usage", "total used free"), D_MODEL * 4 + 8
+    usage, row = namedtuple("usage", "total used free"), D_MODEL * 4 + 12
     capture(chain, tmp_path, sites=SITES[:1])
     folder = tmp_path / f"site={SITES[0]}"
     (folder / "shard-00002.safetensors").unlink()
@@ -409,7 +409,7 @@ def test_a_user_is_told_what_a_capture_takes(
         return found
 
     capture(chain, tmp_path, batch_contexts=2)
-    gigabytes = 960 * 3 * (D_MODEL * 4 + 8) / 1e9
+    gigabytes = 960 * 3 * (D_MODEL * 4 + 12) / 1e9
     (line,) = told()
     wanted = rf"{tmp_path}: 960 tokens at 3 sites, {gigabytes:.3f} GB to write, about [0-9.]+ min"
     assert re.match(wanted, line)
@@ -515,7 +515,7 @@ def test_embeddings_narrower_than_the_blocks_fit_their_store(
 ) -> None:
     recipe = other_subject(tmp_path / "model", "opt", word_embed_proj_dim=8, ffn_dim=32)
     usage, rows = namedtuple("usage", "total used free"), 60 * CONTEXT
-    needed = int(rows * (8 * 4 + 8 + 16 * 4 + 8) * 1.02)
+    needed = int(rows * (8 * 4 + 12 + 16 * 4 + 12) * 1.02)
     for free, fits in ((needed - 1, False), (needed, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(10**9, 0, free))
         run = {"model": recipe, "tokens": chain.eval_tokens, "output": tmp_path / "out"}

@@ -522,7 +522,7 @@ def test_a_full_disk_is_found_out_before_writing(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    needed = int(60 * CONTEXT * 3 * (D_MODEL * 4 + 8) * 1.02)
+    needed = int(60 * CONTEXT * 3 * (D_MODEL * 4 + 12) * 1.02)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed - 1))
     with pytest.raises(UserError, match=r"the activations need .* GB, the disk has .* GB free"):
         sample(chain, tmp_path / "split", sites=SITES)

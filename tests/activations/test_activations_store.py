@@ -94,14 +94,17 @@ def test_a_shard_is_what_others_call_a_safetensors_file(tmp_path: Path, dtype: s
     order = torch.randperm(1100, generator=torch.Generator().manual_seed(3))
     writer = SiteWriter(tmp_path / "ours", dtype=dtype)
     writer.write(0, x, position, order)
-    theirs = {"activations": x[order], "position": position[order]}
+    norm = x[order].double().norm(dim=1).float()
+    theirs = {"activations": x[order], "norm": norm, "position": position[order]}
     save_file(theirs, tmp_path / "theirs.safetensors")
     shard = tmp_path / "ours/shard-00000.safetensors"
     found = load_file(shard)
     assert found.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6 * (name == "norm"), atol=0)
+    theirs["norm"] = found["norm"]
+    save_file(theirs, tmp_path / "theirs.safetensors")
     ours, other = shard.read_bytes(), (tmp_path / "theirs.safetensors").read_bytes()
     (n,), (m,) = struct.unpack("<Q", ours[:8]), struct.unpack("<Q", other[:8])
     assert n % 8 == 0, "tensors that are not aligned cannot be mapped"
@@ -267,7 +270,7 @@ def test_the_manifest_holds_no_time_and_does_not_depend_on_the_run(tmp_path: Pat
         assert file.read_bytes() == (two / file.name).read_bytes()
     assert set(json.loads((one / "manifest.json").read_text())) == {
         *("key", "site", "split", "context_tokens", "tokens_checksum", "dtype", "d_model"),
-        *("n_tokens", "mean", "mean_norm", "shards"),
+        *("n_tokens", "mean", "mean_norm", "excluded", "shards", "shards_key"),
     }
 
 

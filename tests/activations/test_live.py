@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nullsae.activations.blocks import CachedBlocks
 from nullsae.activations.capture import cache_activations
+from nullsae.activations.exclusion import Kept
 from nullsae.activations.gaussian import sample_gaussian
 from nullsae.activations.live import LiveBlocks, live_blocks
 from nullsae.activations.store import SiteReader
@@ -28,6 +29,8 @@ from small_chain import (
     tokens_of,
     write_corpus,
 )
+
+RULES = {site: Kept() for site in ("resid_post.0", "resid_post.1")}
 
 
 def stream_params(variant: Any = "trained", **keys: Any) -> TrainSaeParams:
@@ -99,7 +102,7 @@ def test_a_stream_holds_the_same_bits_as_a_cache(
     blocks = live_blocks(
         stream_params(variant), sites=sites, tokens=chain.train_tokens, model=recipe, fitted=None
     )
-    same_bits(blocks, CachedBlocks(sites))
+    same_bits(blocks, CachedBlocks(0, sites))
     # 60 contexts in blocks of 11 and passes of 4.
     assert blocks.sizes == [11 * CONTEXT] * 5 + [5 * CONTEXT]
     assert blocks.work([0, 5]) == "2 blocks computed in 5 forward passes"
@@ -132,7 +135,7 @@ def test_a_gaussian_stream_is_drawn_like_its_cache(
     )
     sites = readers(tmp_path / "manifest.json")
     blocks = live_blocks(params, sites=sites, tokens=chain.train_tokens, model=None, fitted=fitted)
-    same_bits(blocks, CachedBlocks(sites))
+    same_bits(blocks, CachedBlocks(0, sites))
     assert blocks.work([0, 5]) == "2 blocks sampled"
 
 
@@ -145,7 +148,7 @@ def test_activations_that_are_not_finite_are_refused(value: float) -> None:
         return {site: x.clone() for site in sites}
 
     keys = ModelKeys(subject="tiny", variant="step0", draw=0)
-    blocks = LiveBlocks(0, keys, 4, [range(0, 3), range(3, 6), range(6, 9)], 2, source)
+    blocks = LiveBlocks(0, keys, 4, [range(0, 3), range(3, 6), range(6, 9)], 2, source, RULES)
     blocks.block(0, ["resid_post.1"])
     with pytest.raises(UserError) as caught:
         blocks.block(1, ["resid_post.1"])
@@ -162,7 +165,11 @@ def test_large_but_finite_activations_are_passed_on() -> None:
     """Their sum overflows float32."""
     keys = ModelKeys(subject="tiny", variant="trained", draw=0)
     large = torch.full((8, 3), 3e38)
-    blocks = LiveBlocks(0, keys, 4, [range(2)], 2, lambda contexts, sites: {"resid_post.0": large})
+
+    def source(contexts: range, sites: Any) -> dict[str, Tensor]:
+        return {"resid_post.0": large}
+
+    blocks = LiveBlocks(0, keys, 4, [range(2)], 2, source, RULES)
     assert torch.equal(blocks.block(0, ["resid_post.0"])["resid_post.0"], large)
 
 

@@ -46,7 +46,10 @@ def test_moments_equal_those_of_numpy(dtype: torch.dtype) -> None:
     share = values / values.sum()
     assert health == {
         "mean_norm": pytest.approx(np.linalg.norm(exact, axis=1).mean(), rel=1e-13),
-        "max_variance_share": pytest.approx(exact.var(axis=0).max() / values.sum(), rel=1e-12),
+        "max_coordinate_variance_share": pytest.approx(
+            exact.var(axis=0).max() / values.sum(), rel=1e-12
+        ),
+        "max_eigenvalue_share": pytest.approx(share.max(), rel=1e-12),
         "effective_rank": pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-12),
     }
 
@@ -89,7 +92,7 @@ def test_a_mean_far_from_zero_costs_no_digits(first: str) -> None:
 def test_an_isotropic_cloud_has_full_rank(d: int, scale: float) -> None:
     health = moments_of(isotropic(d, scale) + 5.0).health()
     assert health["effective_rank"] == pytest.approx(d, rel=1e-9)
-    assert health["max_variance_share"] == pytest.approx(1 / d, rel=1e-9)
+    assert health["max_coordinate_variance_share"] == pytest.approx(1 / d, rel=1e-9)
     assert moments_of(isotropic(d, scale)).health()["mean_norm"] == pytest.approx(
         scale * math.sqrt(d), rel=1e-12
     )
@@ -100,32 +103,35 @@ def test_a_line_has_rank_one() -> None:
     x = torch.linspace(-1, 1, 50, dtype=torch.float64)[:, None] * direction + 7.0
     health = moments_of(x).health()
     assert health["effective_rank"] == pytest.approx(1.0, abs=1e-9)
-    assert health["max_variance_share"] == pytest.approx(144 / 169, rel=1e-12)
+    assert health["max_coordinate_variance_share"] == pytest.approx(144 / 169, rel=1e-12)
 
 
 def test_the_shares_follow_their_closed_form() -> None:
     """Variances 6 : 1 : 1 along the axes."""
     x = isotropic(3) * torch.tensor([6.0, 1.0, 1.0], dtype=torch.float64).sqrt()
     health = moments_of(x).health()
-    assert health["max_variance_share"] == pytest.approx(6 / 8, rel=1e-12)
+    assert health["max_coordinate_variance_share"] == pytest.approx(6 / 8, rel=1e-12)
     entropy = -(6 / 8) * math.log(6 / 8) - 2 * (1 / 8) * math.log(1 / 8)
     assert health["effective_rank"] == pytest.approx(math.exp(entropy), rel=1e-12)
 
 
 def test_rotating_the_cloud_keeps_its_rank_and_hides_a_massive_dimension() -> None:
-    """The rank belongs to the cloud, the share to the axes: a massive dimension lies along one."""
+    """The rank and the eigenvalue's share are the cloud's, the coordinate's share the axes'."""
     x = isotropic(4) * torch.tensor([10.0, 1.0, 1.0, 1.0], dtype=torch.float64)
     hadamard = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2.0
     plain, turned = moments_of(x).health(), moments_of(x @ hadamard.double()).health()
     assert turned["effective_rank"] == pytest.approx(plain["effective_rank"], rel=1e-9)
-    assert plain["max_variance_share"] == pytest.approx(100 / 103, rel=1e-12)
-    assert turned["max_variance_share"] == pytest.approx(1 / 4, rel=1e-12)
+    assert plain["max_coordinate_variance_share"] == pytest.approx(100 / 103, rel=1e-12)
+    assert turned["max_coordinate_variance_share"] == pytest.approx(1 / 4, rel=1e-12)
+    for health in (plain, turned):
+        assert health["max_eigenvalue_share"] == pytest.approx(100 / 103, rel=1e-12)
 
 
-def test_a_point_has_a_share_and_a_rank_of_zero() -> None:
+def test_a_point_has_no_share_and_no_rank() -> None:
     x = torch.tensor([[3.0, 4.0]]).expand(20, 2)
     assert moments_of(x, (7,)).health() == {
         "mean_norm": 5.0,
-        "max_variance_share": 0.0,
-        "effective_rank": 0.0,
+        "max_coordinate_variance_share": None,
+        "max_eigenvalue_share": None,
+        "effective_rank": None,
     }

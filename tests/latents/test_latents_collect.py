@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from nullsae import tables
+from nullsae.activations.capture import cache_activations
 from nullsae.activations.store import SiteReader
+from nullsae.config.activations import Exclude
 from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
@@ -31,6 +33,7 @@ from small_chain import (
     CONTEXT,
     Chain,
     all_rows,
+    capture_params,
     cell,
     save_tiny_sae,
     write_corpus,
@@ -645,6 +648,32 @@ def test_bos_fires_in_no_window_unless_asked_for(
     for row in found["windows"]:
         span = slice(row["start"], row["start"] + LENGTH)
         np.testing.assert_allclose(row["activations"], rest[span, row["latent"]], rtol=1e-5)
+
+
+def test_excluded_tokens_fire_no_latent_and_count_nowhere(
+    chain: Chain, tiny_sae: Path, tmp_path: Path, dense: NDArray[np.float64]
+) -> None:
+    exclude = Exclude(start_tokens=1, norm_above_median=None)
+    cache_activations(
+        capture_params(exclude=exclude),
+        split="eval",
+        model=chain.recipe,
+        tokens=chain.eval_tokens,
+        output=tmp_path / "eval",
+    )
+    found = collect(chain, tiny_sae, tmp_path, activations=tmp_path / "eval/manifest.json")
+    counts = np.arange(len(dense)) % CONTEXT > 0
+    fires = (dense > 0) & counts[:, None]
+    for row in found["latents"]:
+        assert row["n_tokens"] == counts.sum()
+        assert row["firings"] == fires[:, row["latent"]].sum()
+        assert row["firing_share"] == pytest.approx(fires[counts, row["latent"]].mean())
+    (coverage,) = found["coverage"]
+    assert coverage["n_tokens"] == len(dense)
+    assert coverage["n_tokens_excluded"] == (~counts).sum()
+    for row in found["windows"]:
+        shown = np.arange(row["start"], row["start"] + LENGTH)
+        assert not np.array(row["activations"])[shown % CONTEXT == 0].any()
 
 
 def test_skipping_an_unknown_end_of_text_is_refused(

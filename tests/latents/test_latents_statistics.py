@@ -108,7 +108,7 @@ def expected_columns(column: np.ndarray, split: Split) -> dict[str, float]:
 @settings(max_examples=25, deadline=None)
 def test_every_statistic_equals_that_of_the_dense_matrix(seed: int) -> None:
     dense, split = random_case(seed)
-    found = Sums.of(firings_of(dense, seed), split).columns(split)
+    found = Sums.of(firings_of(dense, seed), split).columns(split, split.n_tokens)
     for latent in range(N_LATENTS):
         expected = expected_columns(dense[:, latent], split)
         assert set(expected) == set(found)
@@ -123,7 +123,7 @@ def test_every_statistic_equals_that_of_the_dense_matrix(seed: int) -> None:
 @settings(max_examples=25, deadline=None)
 def test_no_statistic_depends_on_the_pieces_that_it_is_added_up_from(seed: int, most: int) -> None:
     dense, split = random_case(seed)
-    whole = Sums.of(firings_of(dense), split).columns(split)
+    whole = Sums.of(firings_of(dense), split).columns(split, split.n_tokens)
     parts: list[dict[str, np.ndarray]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nullsae.latents.store.PIECE_FIRINGS", most)
@@ -135,10 +135,10 @@ def test_no_statistic_depends_on_the_pieces_that_it_is_added_up_from(seed: int, 
                 sums = sums.then(Sums.of(part, split))
                 continue
             if sums is not None:
-                parts.append(sums.columns(split))
+                parts.append(sums.columns(split, split.n_tokens))
             sums, at = Sums.of(part, split), first
         assert sums is not None
-        parts.append(sums.columns(split))
+        parts.append(sums.columns(split, split.n_tokens))
     assert n_pieces > len(parts), "no latent was torn apart"
     for name, values in whole.items():
         joined = np.concatenate([part[name] for part in parts])
@@ -174,7 +174,7 @@ def test_short_contexts_give_no_mean_over_lags() -> None:
     split = Split(
         np.zeros(n, np.int32), (np.arange(n) // 4).astype(np.int32), 4, None, Path("manifest.json")
     )
-    found = Sums.of(firings_of(dense), split).columns(split)
+    found = Sums.of(firings_of(dense), split).columns(split, split.n_tokens)
     assert not np.isnan(found["autocorrelation_lag1"][:4]).any()
     assert np.isnan(found["autocorrelation"]).all()
     assert split.n_pairs[3:].tolist() == [0] * 12
@@ -228,7 +228,7 @@ def test_miller_madow_lessens_the_bias_of_a_small_sample() -> None:
 
 def test_no_firings_at_all_give_zeros_and_nan() -> None:
     dense, split = random_case(0)
-    found = Sums.of(firings_of(np.zeros_like(dense)), split).columns(split)
+    found = Sums.of(firings_of(np.zeros_like(dense)), split).columns(split, split.n_tokens)
     assert found["firings"].tolist() == found["n_documents"].tolist() == [0] * N_LATENTS
     assert found["max_activation"].tolist() == [0] * N_LATENTS
     assert found["peak_token"].tolist() == [-1] * N_LATENTS

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -253,9 +254,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_a
     assert not list((tmp_path / "work").iterdir()), "a finished training leaves a checkpoint"
 
 
-@pytest.mark.parametrize("within", ["a step", "a block"])
+@pytest.mark.parametrize("within", ["a step", "a block", "the first block"])
 def test_sigterm_loses_no_steps(
-    tmp_path: Path, within: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, within: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Steps of 128 tokens on blocks of 500 and 1000: 3, 8, 11, 14, ... are made by their ends."""
     x, _ = planted(1500, 6)
@@ -270,7 +271,8 @@ def test_sigterm_loses_no_steps(
 
     def block(self: CachedBlocks, index: int, sites: Any) -> Any:
         fetched.append(index)
-        if len(fetched) == 4:  # one to start from, then the third that is trained on
+        # One to start from, then the third that is trained on, or the first.
+        if len(fetched) == (4 if within == "a block" else 2):
             terminate()
             raise AssertionError("the block was got all the same")
         return real(self, index, sites)
@@ -280,15 +282,18 @@ def test_sigterm_loses_no_steps(
         asked: dict[str, Any] = {"progress": lambda step, *_: step == last and terminate()}
     else:
         monkeypatch.setattr(CachedBlocks, "block", block)
-        last, asked = 11, {}
+        last, asked = (11 if within == "a block" else 0), {}
     with pytest.raises(StoppedError, match=rf"^stopped by SIGTERM at step {last} of 22; [^\n]*$"):
         run(tmp_path, x, sae, output="resumed", **asked)
     monkeypatch.undo()
     assert not (tmp_path / "resumed").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     steps: list[int] = []
-    run(tmp_path, x, sae, output="resumed", progress=lambda step, *_: steps.append(step))
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, x, sae, output="resumed", progress=lambda step, *_: steps.append(step))
     assert steps == list(range(last + 1, 23))
+    assert f"resumed at step {last} of 22" in caplog.text
+    assert "damaged" not in caplog.text
     for file in ("sae.safetensors", "cfg.json"):
         whole, resumed = tmp_path / "whole" / file, tmp_path / "resumed" / file
         assert whole.read_bytes() == resumed.read_bytes(), file

@@ -283,7 +283,8 @@ def test_health_equals_numpy_by_hand(chain: Chain, monkeypatch: pytest.MonkeyPat
             variances = x.var(axis=0)
             assert found["sites"][site] == {
                 "mean_norm": pytest.approx(np.linalg.norm(x, axis=1).mean()),
-                "max_variance_share": pytest.approx(variances.max() / variances.sum()),
+                "max_coordinate_variance_share": pytest.approx(variances.max() / variances.sum()),
+                "max_eigenvalue_share": pytest.approx(p.max()),
                 "effective_rank": pytest.approx(math.exp(-(p * np.log(p)).sum())),
             }
 

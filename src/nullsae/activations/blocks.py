@@ -3,7 +3,8 @@
 A block is a shard of `sae_train`: consecutive contexts, tokens permuted within it. Blocks come in
 an order drawn anew for each epoch; the first epoch trusts the permutation within them, later ones
 permute again. Order and permutations depend on the config's seed alone: SAEs differ by what they
-see, not by when they see it, and any of them can be trained together.
+see, not by when they see it, and any of them can be trained together. A token that is excluded at
+a site has another one of the block in its place.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Blocks(Protocol):
 class CachedBlocks:
     """Blocks read from the shards of captured sites."""
 
+    seed: int
     readers: dict[str, SiteReader]
 
     @property
@@ -56,7 +58,12 @@ class CachedBlocks:
         return [int(shard["n_tokens"]) for shard in reader.manifest["shards"]]
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
-        return {site: self.readers[site].stored(index)[0] for site in sites}
+        found = {}
+        for site in sites:
+            reader = self.readers[site]
+            x, kept = reader.stored(index)[0], reader.kept(index)
+            found[site] = reader.rule.fill(x, kept, self.seed, index, self.name(index, site))
+        return found
 
     def name(self, index: int, site: str) -> str:
         return str(self.readers[site].file(index))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.layout import SplitJob
-from nullsae.activations.preflight import POSITION_BYTES, CaptureClock, check_disk
+from nullsae.activations.preflight import ROW_BYTES, CaptureClock, check_disk
 from nullsae.activations.shards import finished_shards, left_over
 from nullsae.activations.store import SiteWriter
 from nullsae.config.parse import check_sites
@@ -111,7 +111,7 @@ def _capture(
     tokens = [len(contexts) * job.corpus.input_ids.shape[1] for contexts in shards]
     own = range(len(shards)) if portion is None else portion.among(len(shards))
     among = None if portion is None else own
-    kept = {s: finished_shards(job.folder(s), key=params.key, among=own) for s in sites}
+    kept = {s: finished_shards(job.folder(s), key=params.shards_key, among=own) for s in sites}
     # Per shard the sites that lack it.
     todo = {i: [s for s in sites if kept[s].get(i) != tokens[i]] for i in own}
     todo = {index: lacking for index, lacking in todo.items() if lacking}
@@ -121,7 +121,7 @@ def _capture(
         check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
         check_sites_add_up(subject, sites, where="--params: sites")
         item = DTYPES[params.dtype].itemsize
-        row_bytes = {site: subject.width(site) * item + POSITION_BYTES for site in sites}
+        row_bytes = {site: subject.width(site) * item + ROW_BYTES for site in sites}
         n_bytes = sum(
             tokens[i] * row_bytes[site] for i, lacking in todo.items() for site in lacking
         )
@@ -129,7 +129,11 @@ def _capture(
         check_disk(job.output, n_bytes, freed=sum(file.stat().st_size for file in stale))
     writers = {
         site: SiteWriter(
-            job.folder(site), dtype=params.dtype, key=params.key, keep=keep[site], among=among
+            job.folder(site),
+            dtype=params.dtype,
+            key=params.shards_key,
+            keep=keep[site],
+            among=among,
         )
         for site in sites
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.layout import SplitJob
-from nullsae.activations.preflight import POSITION_BYTES, check_disk
+from nullsae.activations.preflight import ROW_BYTES, check_disk
 from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
@@ -72,7 +72,7 @@ def sample_gaussian(
         n_tokens = job.shards[-1].stop * job.corpus.input_ids.shape[1]
         key, item = params.fitted_activations_key, DTYPES[params.dtype].itemsize
         readers = [SiteReader.open(fitted, site, key=key) for site in job.missing]
-        row_bytes = sum(reader.d_model * item + POSITION_BYTES for reader in readers)
+        row_bytes = sum(reader.d_model * item + ROW_BYTES for reader in readers)
         check_disk(output, n_tokens * row_bytes)
         for index, (site, reader) in enumerate(zip(job.missing, readers, strict=True)):
             for done in _sample_site(job, site, reader):
@@ -225,6 +225,13 @@ class SampleCheck:
             return [failed("finite", "NaN or infinite samples")]
         n, whiten, silent = self.moments.n, self.whiten.cpu(), self.silent.cpu()
         shift = mean - self.gaussian.mean.cpu()
+        if not whiten.shape[1]:
+            # A site where all tokens are the same: so must be all samples.
+            holds = not bool(covariance.any() or shift.any())
+            return [
+                passed("finite", f"{n} samples"),
+                judged("constant", holds, "all samples are the fitted mean"),
+            ]
         second = covariance + torch.outer(shift, shift)
         # Each entry of the whitened sample mean [r] times sqrt(n) is N(0, 1).
         white = shift @ whiten

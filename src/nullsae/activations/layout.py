@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nullsae.activations.exclusion import LeftOut
 from nullsae.activations.shards import drop_records
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key, read_json, rebuild_command, write_json
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.corpus.token_text import read_tokenizer, token_text
 from nullsae.jobs.activations import CacheActivationsParams, SampleGaussianParams
+
+logger = logging.getLogger(__name__)
+
+# Token ids that a warning names.
+NAMED_IDS = 5
 
 P = TypeVar("P", CacheActivationsParams, SampleGaussianParams)
 
@@ -39,8 +48,13 @@ class SplitJob(Generic[P]):
         """
         if not params.key:
             read = [read_json(file, rebuild=rebuild_command(file)) for file in (source, tokens)]
-            key = content_key([params.model_dump(mode="json", exclude={"sites"}), split, read])
-            params = params.model_copy(update={"key": key})
+            update = {
+                name: content_key([params.model_dump(mode="json", exclude=but), split, read])
+                for name, but in (("key", {"sites"}), ("shards_key", {"sites", "exclude"}))
+            }
+            params = params.model_copy(update=update)
+        elif not params.shards_key:
+            params = params.model_copy(update={"shards_key": params.key})
         self.params: P = params
         self.split, self.tokens, self.output = split, tokens, output
         self.missing = [s for s in params.sites if not is_complete(self.folder(s), key=params.key)]
@@ -66,14 +80,38 @@ class SplitJob(Generic[P]):
         return position, shard_order(self.params.seed, self.split, index, len(position))
 
     def finish_site(self, writer: SiteWriter, site: str, **more: Any) -> None:
-        """Write a site's manifest, with its provenance and what else its maker knows."""
-        writer.finish(
+        """Write a site's manifest, with its provenance and what else its maker knows.
+
+        A warning says which tokens were left out, and how much of the variance they held.
+        """
+        left_out = writer.finish(
             key=self.params.key,
             site=site,
             split=self.split,
             context_tokens=self.corpus.input_ids.shape[1],
+            exclude=self.params.exclude,
             tokens_checksum=self.corpus.manifest["tokens_checksum"],
             **more,
+        )
+        if left_out.n_excluded:
+            logger.warning("warning: %s: %s", self.folder(site), self._told(left_out))
+
+    def _told(self, left_out: LeftOut) -> str:
+        """Which tokens were left out, in words."""
+        position = torch.cat(left_out.positions).numpy()
+        first = int((position % self.corpus.input_ids.shape[1] == 0).sum())
+        ids, counts = np.unique(self.corpus.input_ids.reshape(-1)[position], return_counts=True)
+        often = np.argsort(-counts, kind="stable")[:NAMED_IDS]
+        tokenizer = self.tokens.parent.with_name("tokenizer") / "tokenizer.json"
+        text = read_tokenizer(tokenizer) if tokenizer.is_file() else None
+        names = [
+            f"{'id' if text is None else repr(token_text(text, token))} {token} ({count})"
+            for token, count in zip(ids[often].tolist(), counts[often].tolist(), strict=True)
+        ]
+        return (
+            f"activations.exclude leaves out {left_out.n_excluded:,} of {left_out.n:,} tokens, "
+            f"which hold {left_out.variance_share:.1%} of the variance; {first:,} are the first "
+            f"of their context; most often: {', '.join(names)}"
         )
 
     def finish(self) -> None:
@@ -84,7 +122,8 @@ class SplitJob(Generic[P]):
             drop_records(self.folder(site))
             reader = SiteReader.open(manifest, site)
             checksums = [shard["checksum"] for shard in reader.manifest["shards"]]
-            sites[site] = {"n_tokens": reader.n_tokens, "shards": checksums}
+            excluded = {"excluded": reader.manifest["excluded"]}
+            sites[site] = {"n_tokens": reader.n_tokens, **excluded, "shards": checksums}
         write_json(manifest, {"key": self.params.key, "split": self.split, "sites": sites})
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.capture import capture_contexts
+from nullsae.activations.exclusion import Kept, row_norms
 from nullsae.activations.gaussian import Gaussian, fit_moments
 from nullsae.activations.layout import shard_contexts, shard_order
 from nullsae.activations.store import SiteReader
@@ -53,6 +54,8 @@ class LiveBlocks:
     batch_contexts: int
     """Contexts in a forward pass."""
     source: Source
+    rules: Mapping[str, Kept]
+    """Which tokens count, by site."""
 
     @property
     def sizes(self) -> list[int]:
@@ -77,6 +80,9 @@ class LiveBlocks:
                     f"{self.name(index, site)}: row {row} (token {position}) is NaN or infinite; "
                     f"a subject in float16 or a larger activations.dtype may be the cause"
                 )
+            rule = self.rules[site]
+            kept = rule.mask(row_norms(x).cpu(), contexts.start * self.context_tokens + order)
+            found[site] = rule.fill(x, kept, self.seed, index, self.name(index, site))
         return found
 
     def name(self, index: int, site: str) -> str:
@@ -158,7 +164,10 @@ def live_blocks(
             dtype=DTYPES[stream.dtype],
         )
     shards = shard_contexts(corpus, stream.max_tokens, stream.shard_tokens)
-    return LiveBlocks(params.seed, keys, context_tokens, shards, stream.batch_contexts, source)
+    # Of the cached part, whose median stands for that of the stream.
+    rules = {site: reader.rule for site, reader in sites.items()}
+    batch_contexts = stream.batch_contexts
+    return LiveBlocks(params.seed, keys, context_tokens, shards, batch_contexts, source, rules)
 
 
 def _sampled(

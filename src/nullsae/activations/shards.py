@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,7 +39,7 @@ class ShardSums:
     """
 
     def __init__(self, path: Path, d_model: int) -> None:
-        self.path, self.n_tokens, self.norm_sum = path, 0, 0.0
+        self.path, self.n_tokens, self.norm_sum, self.square_sum = path, 0, 0.0, 0.0
         self.total = torch.zeros(d_model, dtype=torch.float64)
 
     def add(self, piece: Tensor, position: Tensor) -> None:
@@ -54,12 +55,18 @@ class ShardSums:
             )
         self.total += values.sum(dim=0)
         self.norm_sum += norm_sum
+        self.square_sum += float(norms.square().sum())
         self.n_tokens += len(piece)
 
     def save_record(self, key: str, checksum: str) -> None:
         """Vouch for the shard, which must be whole by now."""
         record = {"key": key, "file": self.path.name, "checksum": checksum}
-        sums = {"n_tokens": self.n_tokens, "sum": self.total.tolist(), "norm_sum": self.norm_sum}
+        sums = {
+            "n_tokens": self.n_tokens,
+            "sum": self.total.tolist(),
+            "norm_sum": self.norm_sum,
+            "square_sum": self.square_sum,
+        }
         write_json(self.path.with_suffix(".json"), record | sums)
 
 
@@ -67,6 +74,12 @@ def pieces(n: int) -> Iterator[slice]:
     """Slices of a shard of `n` rows, in the pieces that `ShardSums` adds."""
     for start in range(0, n, PIECE_ROWS):
         yield slice(start, start + PIECE_ROWS)
+
+
+def norms(file: Path) -> tuple[Tensor, Tensor]:
+    """Norms float32 [n] and positions int64 [n] of a shard's rows."""
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_tensor("norm"), tensors.get_tensor("position")
 
 
 def finished_shards(
@@ -82,7 +95,7 @@ def finished_shards(
         return {}
     found: dict[int, int] = {}
     manifest = _read(folder / "manifest.json")
-    listed = [{**shard, "key": manifest["key"]} for shard in manifest.get("shards", ())]
+    listed = [{**shard, "key": manifest.get("shards_key")} for shard in manifest.get("shards", ())]
     for record in (*map(_read, folder.glob(RECORDS)), *listed):
         if record.get("key") != key:
             continue

@@ -1,14 +1,17 @@
 """Shards of activations: safetensors files beside a manifest that vouches for them.
 
-A site's folder holds `shard-00000.safetensors` ... with the keys `activations` [n, d_model] and
-`position` int64 [n], the flat index (context * context_tokens + offset) of each row's token in
-its split, and `manifest.json`, written last.
+A site's folder holds `shard-00000.safetensors` ... with the keys `activations` [n, d_model],
+`norm` float32 [n] and `position` int64 [n], the flat index (context * context_tokens + offset) of
+each row's token in its split, and `manifest.json`, written last. All tokens are there; `excluded`
+in the manifest says which of them count, and statistics there are of those alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nullsae.activations import shards
+from nullsae.activations.exclusion import Kept, LeftOut, row_norms
+from nullsae.config.activations import Exclude
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
 from nullsae.core.tensor_files import header
@@ -85,17 +90,26 @@ class SiteWriter:
                     digest.update(data)
                     stream.write(data)
 
+                def put_rows() -> None:
+                    for part in shards.pieces(len(placed)):
+                        piece = activations[part]
+                        if order is not None:
+                            # Copies whole rows; indexing goes through them number by number.
+                            piece = activations.index_select(0, order[part])
+                        sums.add(piece, placed)
+                        put(piece.contiguous().view(torch.uint8).numpy().data)
+
+                norms = row_norms(activations)
+                norms = norms if order is None else norms[order]
+                stored = {"activations": activations, "norm": norms, "position": placed}
                 # In the order in which safetensors wants them: by falling alignment.
-                rows = (("position", placed), ("activations", activations))
+                rows = sorted(stored.items(), key=lambda row: (-row[1].itemsize, row[0]))
                 put(header((name, shards.TYPES[x.dtype], x.shape) for name, x in rows))
-                put(placed.contiguous().numpy().data)
-                for part in shards.pieces(len(placed)):
-                    piece = activations[part]
-                    if order is not None:
-                        # Copies whole rows; indexing goes through them number by number.
-                        piece = activations.index_select(0, order[part])
-                    sums.add(piece, placed)
-                    put(piece.contiguous().view(torch.uint8).numpy().data)
+                for name, x in rows:
+                    if name == "activations":
+                        put_rows()
+                    else:
+                        put(x.contiguous().numpy().data)
             sums.save_record(self.key, digest.hexdigest())
         except OSError as error:
             raise UserError(
@@ -103,29 +117,62 @@ class SiteWriter:
                 f"stay, and the same command goes on after them"
             ) from None
 
-    def finish(self, **provenance: Any) -> None:
-        """Write the site's manifest: from now on the shards count as complete."""
+    def finish(
+        self, *, context_tokens: int = 1, exclude: Exclude | None = None, **provenance: Any
+    ) -> LeftOut:
+        """Write the site's manifest: from now on the shards count as complete.
+
+        By default no token is left out. Returns what was.
+
+        Raises:
+            UserError: fewer than half of the tokens are left.
+        """
         total = torch.zeros(0, dtype=torch.float64)
-        norm_sum, n_tokens = 0.0, 0
+        norm_sum, square_sum, n_tokens = 0.0, 0.0, 0
         listed: list[dict[str, Any]] = []
         for index in range(sum(1 for _ in self.folder.glob(shards.RECORDS))):
             record = read_json(self.folder / shards.RECORD.format(index), rebuild="")
             added = torch.tensor(record["sum"], dtype=torch.float64)
             total = total + added if len(total) else added
             norm_sum += record["norm_sum"]
+            square_sum += record["square_sum"]
             n_tokens += record["n_tokens"]
             listed.append({name: record[name] for name in ("file", "n_tokens", "checksum")})
+        files = [self.folder / shard["file"] for shard in listed]
+        exclude = exclude or Exclude(norm_above_median=None)
+        rule, median = Kept.fitted(exclude, lambda: map(shards.norms, files), context_tokens)
+        left_out = LeftOut(n_tokens, total, norm_sum, square_sum)
+        for file in files:
+            norm, position = shards.norms(file)
+            if not bool((kept := rule.mask(norm, position)).all()):
+                left_out.add(load_file(file)["activations"][~kept], position[~kept])
+        if left_out.n_excluded > n_tokens / 2:
+            raise UserError(
+                f"{self.folder}: activations.exclude leaves out {left_out.n_excluded} of "
+                f"{n_tokens} tokens; lower start_tokens or raise norm_above_median"
+            )
         manifest = {
             **provenance,
+            "shards_key": self.key,
+            "context_tokens": context_tokens,
             "dtype": self.dtype,
             "d_model": len(total),
-            "n_tokens": n_tokens,
-            "mean": (total / n_tokens).tolist(),
-            "mean_norm": norm_sum / n_tokens,
+            "n_tokens": n_tokens - left_out.n_excluded,
+            "mean": left_out.mean.tolist(),
+            "mean_norm": left_out.mean_norm,
+            "variance": left_out.variance,
+            "excluded": {
+                **exclude.model_dump(),
+                "n_tokens": left_out.n_excluded,
+                "variance_share": left_out.variance_share,
+                "median_norm": median,
+                "norm_limit": None if rule.norm_limit == math.inf else rule.norm_limit,
+            },
             "shards": listed,
         }
         write_json(self.folder / "manifest.json", manifest)
         shards.drop_records(self.folder)
+        return left_out
 
 
 @dataclass(frozen=True)
@@ -154,6 +201,11 @@ class SiteReader:
                 f"{folder / 'manifest.json'}: made from another config (key {found}, "
                 f"wanted {key}); rebuild it with: {rebuild}"
             )
+        if "excluded" not in manifest:
+            raise UserError(
+                f"{folder / 'manifest.json'}: says nothing of excluded tokens; rebuild it with: "
+                f"{rebuild}"
+            )
         return cls(folder, manifest, rebuild)
 
     def file(self, index: int) -> Path:
@@ -166,14 +218,30 @@ class SiteReader:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens that count."""
         return int(self.manifest["n_tokens"])
+
+    @property
+    def n_excluded(self) -> int:
+        """Tokens that are there and do not count."""
+        return int(self.manifest["excluded"]["n_tokens"])
+
+    @cached_property
+    def rule(self) -> Kept:
+        """Which tokens count."""
+        return Kept.of(self.manifest)
 
     @property
     def n_shards(self) -> int:
         return len(self.manifest["shards"])
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether all tokens that count have the same activation: no variance to explain."""
+        return not self.manifest["variance"]
+
     def mean(self) -> Tensor:
-        """Mean activation over the split, float64 [d_model]."""
+        """Mean activation over the tokens of the split that count, float64 [d_model]."""
         return torch.tensor(self.manifest["mean"], dtype=torch.float64)
 
     def check(self) -> None:
@@ -188,7 +256,8 @@ class SiteReader:
     def stored(self, index: int) -> tuple[Tensor, Tensor]:
         """One shard as (activations [n, d_model] in the storage dtype, position int64 [n]).
 
-        Both are mapped from the file: what is not looked at is not read.
+        All its tokens are there: `kept` says which count. Both are mapped from the file: what is
+        not looked at is not read.
 
         Raises:
             UserError: the file cannot be read.
@@ -200,10 +269,29 @@ class SiteReader:
             raise UserError(f"{path}: {error}; rebuild it with: {self.rebuild}") from None
         return tensors["activations"], tensors["position"]
 
+    def kept(self, index: int) -> Tensor:
+        """Which tokens of a shard count, bool [n].
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            return self.rule.mask(*shards.norms(self.file(index)))
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{self.file(index)}: {error}; rebuild it with: {self.rebuild}"
+            ) from None
+
     def batches(
-        self, batch_tokens: int | None = None, *, max_tokens: int | None = None
+        self,
+        batch_tokens: int | None = None,
+        *,
+        max_tokens: int | None = None,
+        excluded: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """All tokens in stored order, in batches of exactly `batch_tokens` but for the last.
+        """The tokens that count in stored order, in batches of exactly `batch_tokens` but the last.
+
+        With `excluded`, those that do not count.
 
         By default of `BATCH_TOKENS`. They run on over the ends of shards, so that shard sizes never
         change a result.
@@ -214,14 +302,20 @@ class SiteReader:
         Raises:
             UserError: as `stored`.
         """
-        rest = self.n_tokens if max_tokens is None else min(max_tokens, self.n_tokens)
+        rest = self.n_excluded if excluded else self.n_tokens
+        rest = rest if max_tokens is None else min(max_tokens, rest)
         held: list[tuple[Tensor, Tensor]] = []
         size = batch_tokens or BATCH_TOKENS
         lacking = size
         for index in range(self.n_shards):
             if rest <= 0:
                 break
-            x, position = (tensor[:rest] for tensor in self.stored(index))
+            x, position = self.stored(index)
+            if self.n_excluded:
+                wanted = self.kept(index) ^ excluded
+                if not bool(wanted.all()):
+                    x, position = x[wanted], position[wanted]
+            x, position = x[:rest], position[:rest]
             rest -= len(x)
             while len(x):
                 held.append((x[:lacking], position[:lacking]))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from nullsae.config.section import FloatType, Section
+
+
+class Exclude(Section):
+    """Tokens that SAEs are neither trained nor measured on: one rule for every variant."""
+
+    start_tokens: NonNegativeInt = 0
+    """Leave out so many tokens at the start of each context."""
+    norm_above_median: Annotated[float, Field(gt=1.0)] | None = 10.0
+    """Leave out tokens whose activation's norm is more than so many times the median of the split
+    at the site, as of attention sinks; null leaves out none by its norm."""
 
 
 class Activations(Section):
@@ -24,6 +34,8 @@ class Activations(Section):
     bits."""
     shared_pass: bool = False
     """Train all SAEs of a site in one job that reads its activations once, to the same bits."""
+    exclude: Exclude = Exclude()
+    """Tokens that are captured and then left out of training and of every metric."""
     dtype: FloatType = "bfloat16"
     """Precision on disk."""
     shard_tokens: PositiveInt = 65_536

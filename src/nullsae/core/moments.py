@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Of a mean square: below this share of it, a variance is what float64 left of none.
+ROUNDING = 1e-12
+# Figures of health that need a variance.
+SHARES = ("max_coordinate_variance_share", "max_eigenvalue_share", "effective_rank")
+
 
 class Moments:
     """Streaming float64 moments of vectors; how they are batched changes nothing but rounding.
@@ -45,24 +50,26 @@ class Moments:
         """Float64 [d_model, d_model], with n in the denominator, on the CPU."""
         return (self._products / self.n).cpu()
 
-    def health(self) -> dict[str, float]:
-        """Mean norm, largest share of the variance in one dimension, and effective rank.
+    def health(self) -> dict[str, float | None]:
+        """Mean norm, largest shares of the variance, and effective rank.
 
-        The effective rank is exp(H(p)), p the eigenvalues of the covariance over their sum (Roy and
+        The shares are those of one coordinate and of one eigenvector of the covariance. The
+        effective rank is exp(H(p)), p the eigenvalues of the covariance over their sum (Roy and
         Vetterli 2007, of the covariance instead of the matrix): d_model for an isotropic cloud, 1
         for a line. A massive-activation dimension shows as a large share. Vectors that are all the
-        same have no variance to share: 0 and 0.
+        same have no variance to share: None.
         """
         covariance = self.covariance()
         variances = covariance.diagonal().clamp_min(0.0)
         norm, total = self._norms / self.n, float(variances.sum())
-        if total == 0.0:
-            return {"mean_norm": norm, "max_variance_share": 0.0, "effective_rank": 0.0}
+        if total <= ROUNDING * float(self._mean.square().sum()):
+            return {"mean_norm": norm} | dict.fromkeys(SHARES)
         eigenvalues = torch.linalg.eigvalsh(covariance).clamp_min(0.0)
         share = eigenvalues / eigenvalues.sum()
         entropy = -torch.special.xlogy(share, share).sum()
         return {
             "mean_norm": norm,
-            "max_variance_share": float(variances.max()) / total,
+            "max_coordinate_variance_share": float(variances.max()) / total,
+            "max_eigenvalue_share": float(share.max()),
             "effective_rank": float(entropy.exp()),
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from nullsae.config.activations import Activations
+from nullsae.config.activations import Activations, Exclude
 from nullsae.config.compute import Compute
 from nullsae.config.section import FloatType, Section
 from nullsae.config.study import Config
@@ -34,9 +34,12 @@ class SplitParams(Section):
     seed: NonNegativeInt
     dtype: FloatType
     shard_tokens: PositiveInt
+    exclude: Exclude = Exclude()
     compute: Compute
     key: str = ""
     """Provenance, written into the manifests; by default made from the inputs."""
+    shards_key: str = ""
+    """The same of the shards alone: another `exclude` leaves them as they are."""
 
 
 class CacheActivationsParams(SplitParams):
@@ -82,8 +85,10 @@ def _of_split(config: Config, keys: ModelKeys, split: str) -> dict[str, Any]:
         "seed": config.seed,
         "dtype": settings.dtype,
         "shard_tokens": settings.shard_tokens,
+        "exclude": settings.exclude,
         "compute": config.compute,
         "key": key_of(config, keys, split),
+        "shards_key": shards_key(config, keys, split),
     }
 
 
@@ -102,6 +107,12 @@ def activations_key(config: Config, subject: str, variant: str, draw: int, split
 
 def key_of(config: Config, keys: ModelKeys, split: str) -> str:
     """`activations_key` of a model's keys."""
+    exclude = config.activations.exclude.model_dump(mode="json")
+    return content_key([shards_key(config, keys, split), exclude])
+
+
+def shards_key(config: Config, keys: ModelKeys, split: str) -> str:
+    """What determines the shards: all but which of their tokens count."""
     seed, settings = config.seed, config.activations
     if fitted := fitted_key(config, keys):
         return _sampled(fitted, seed, keys, settings, split)

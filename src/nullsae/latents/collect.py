@@ -65,9 +65,10 @@ def collect_latents(
     reader = SiteReader.open(activations, params.keys.site, key=params.eval_activations_key)
     reader.check()
     split = Split.open(tokens)
-    if reader.n_tokens != split.n_tokens:
+    n_captured = reader.n_tokens + reader.n_excluded
+    if n_captured != split.n_tokens:
         raise UserError(
-            f"{activations}: activations of {reader.n_tokens} tokens, and {tokens} has "
+            f"{activations}: activations of {n_captured} tokens, and {tokens} has "
             f"{split.n_tokens}; rebuild them with: {rebuild_command(activations)}"
         )
     settings = params.latents
@@ -78,7 +79,7 @@ def collect_latents(
         # The same pools for every variant: they depend on the corpus alone.
         dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
         pools = pools_of(grid.document, dealt)
-        known = describe(found, split, grid, pools, dealt, settings, folder)
+        known = describe(found, split, grid, pools, dealt, settings, folder, reader.n_tokens)
         least = settings.min_pool_windows
         wrong = (
             known.statistics["firings"] < settings.min_firings,
@@ -93,7 +94,8 @@ def collect_latents(
         rows, entropy = draw_sample(sampled, found, known, split, pools, dealt, params)
         tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
         write_firings(firings, sampled, found)
-        described = _latent_columns(known, coder, split, reasons == PASSES, sampled, entropy)
+        n_tokens = reader.n_tokens
+        described = _latent_columns(known, coder, n_tokens, reasons == PASSES, sampled, entropy)
         tables.write_table(latents, pa.table(described), tables.cell_schema("latents"))
     covered = {
         "n_tokens": split.n_tokens,
@@ -105,6 +107,7 @@ def collect_latents(
         "n_windows": int((pools >= 0).sum()),
         "n_windows_across_documents": int((pools < 0).sum()),
         "n_tokens_skipped": int(skipped[0]),
+        "n_tokens_excluded": reader.n_excluded,
         "n_firings_skipped": int(skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
@@ -197,7 +200,7 @@ def draw_sample(
 def _latent_columns(
     known: Described,
     coder: Autoencoder,
-    split: Split,
+    n_tokens: int,
     passes: np.ndarray,
     sampled: np.ndarray,
     entropy: dict[int, float | None],
@@ -214,7 +217,7 @@ def _latent_columns(
         cosine[rows] = found.cpu().numpy()
     columns = {
         "latent": np.arange(n),
-        "n_tokens": np.full(n, split.n_tokens),
+        "n_tokens": np.full(n, n_tokens),
         **known.statistics,
         "encoder_decoder_cosine": cosine,
         "explain_pool_active_windows": known.active[0],

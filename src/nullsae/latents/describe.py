@@ -56,13 +56,14 @@ def describe(
     dealt: np.ndarray,
     settings: Latents,
     folder: Path,
+    n_tokens: int,
 ) -> Described:
     """Go through the sorted firings of a split, some latents after the others.
 
     `pools` (int8 [n_windows]) has the pool of each cell and `dealt` (int8 [n_documents]) that of
-    each document (`deal_documents`). Files go to `folder`, which is the caller's to delete. Memory:
-    about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes per latent. A full disk raises a
-    `UserError`.
+    each document (`deal_documents`). `n_tokens` of the split's tokens count. Files go to `folder`,
+    which is the caller's to delete. Memory: about 150 bytes x `store.PIECE_FIRINGS`, and 350 bytes
+    per latent. A full disk raises a `UserError`.
     """
     n = firings.n_latents
     columns: list[dict[str, np.ndarray]] = []
@@ -90,7 +91,7 @@ def describe(
             fires_in[:, mine] += _by_pool(cells, pools[cells.window])
             active[:, mine] += _by_pool(spans, pools_of(split.document[spans.start], dealt))
         assert sums is not None
-        columns.append(sums.columns(split))
+        columns.append(sums.columns(split, n_tokens))
     cell_columns, span_columns = cell_store.mapped(), span_store.mapped()
     in_pool = np.array([[int((pools == pool).sum())] for pool in range(len(POOLS))])
     return Described(

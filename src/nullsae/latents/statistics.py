@@ -118,15 +118,18 @@ class Sums:
             of_metrics={m: _plus(own, later.of_metrics[m]) for m, own in self.of_metrics.items()},
         )
 
-    def columns(self, split: Split) -> dict[str, np.ndarray]:
-        """The statistics [n] by their names in the table `latents`; NaN (or -1) where undefined."""
-        n, added, counts = split.n_tokens, self.added, self.added["counts"]
+    def columns(self, split: Split, n: int) -> dict[str, np.ndarray]:
+        """The statistics [n] by their names in the table `latents`; NaN (or -1) where undefined.
+
+        `n` tokens of the split count: a latent is silent on the others.
+        """
+        added, counts = self.added, self.added["counts"]
         alive = counts > 0
         each = np.where(alive, counts, 1)
         offset = added["offset_total"] / each
         offset_variance = np.maximum(added["offset_squares"] / each - offset**2, 0)
         moments = added["total"], added["squares"], added["products"]
-        correlation = autocorrelation(*moments, n, split.n_pairs)
+        correlation = autocorrelation(*moments, split.n_tokens, split.n_pairs)
 
         def of_firings(values: np.ndarray) -> np.ndarray:
             return np.where(alive, values, np.nan)

@@ -74,7 +74,7 @@ def _measure(
         exact = x.double()
         n, total = n + len(x), total + exact.sum(dim=0)
         norms += float(exact.norm(dim=1).sum())
-    factors = {"plain": 1.0, "rescaled": input_norm / (norms / n)}
+    factors = {"plain": 1.0, "rescaled": input_norm / (norms / n) if norms else 1.0}
     sums = {
         name: ReconstructionSums(mean=total / n * factor, n_documents=1, n_latents=coder.n_latents)
         for name, factor in factors.items()

@@ -11,12 +11,12 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.activations.store import SiteReader, document_of
 from nullsae.core.errors import UserError
-from nullsae.core.moments import Moments
+from nullsae.core.moments import SHARES, Moments
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
 from nullsae.metrics.geometry import decoder_geometry
-from nullsae.metrics.reconstruction import ReconstructionSums
+from nullsae.metrics.reconstruction import ReconstructionSums, explained
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.sae.token_means import fit_token_means, token_ids
@@ -24,6 +24,7 @@ from nullsae.subjects.loading import load_subject, pick_device
 
 # Tokens of eval, from its start, that the covariance is taken over.
 HEALTH_TOKENS = 65_536
+NO_VARIANCE = "the site has no variance: all tokens have the same activation"
 
 
 def evaluate_sae(
@@ -77,15 +78,22 @@ def evaluate_sae(
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
     sums, health = _reconstruct(coder, heldout, tokens, progress)
     vocab_size = int(tokens.manifest["vocab_size"])
-    means, _ = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
-    lookup = token_lookup_r2(means, _with_ids(heldout, tokens), heldout.mean())
-    spliced = None if model is None else _spliced(params, model, coder, heldout.mean(), tokens)
+    means, counts = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
+    lookup = None
+    if not heldout.is_constant:
+        lookup = token_lookup_r2(means, _with_ids(heldout, tokens), heldout.mean())
+    spliced = None if model is None else _spliced(params, model, coder, heldout, tokens)
     row = {
         "n_latents": coder.n_latents,
         "d_model": config.d_model,
+        "reason": NO_VARIANCE if heldout.is_constant else None,
         **sums.totals(),
-        **{name: health[name] for name in ("max_variance_share", "effective_rank")},
+        "explained_variance_all_tokens": _of_all_tokens(sums, coder, heldout, tokens),
+        "n_tokens_excluded": heldout.n_excluded,
+        "excluded_variance_share": heldout.manifest["excluded"]["variance_share"],
+        **{name: health[name] for name in SHARES},
         "token_lookup_r2": lookup,
+        "token_lookup_tokens": int(counts.sum()),
         **(dict.fromkeys(COLUMNS) if spliced is None else spliced.totals()),
     }
     without = dict.fromkeys(DOCUMENT_COLUMNS)
@@ -101,7 +109,7 @@ def evaluate_sae(
 
 def _reconstruct(
     coder: Autoencoder, heldout: SiteReader, tokens: Tokens, progress: Callable[[int, int], None]
-) -> tuple[ReconstructionSums, Mapping[str, float]]:
+) -> tuple[ReconstructionSums, Mapping[str, float | None]]:
     """Sums over all tokens, and the health of the activations."""
     n_documents = int(tokens.document_id.max()) + 1
     sums = ReconstructionSums(
@@ -120,7 +128,11 @@ def _reconstruct(
 
 
 def _spliced(
-    params: EvaluateSaeParams, model: Path, coder: Autoencoder, mean: Tensor, tokens: Tokens
+    params: EvaluateSaeParams,
+    model: Path,
+    coder: Autoencoder,
+    heldout: SiteReader,
+    tokens: Tokens,
 ) -> Fidelity:
     """Fidelity over contexts spread over the split."""
     subject = load_subject(model, coder.b_dec.device)
@@ -128,7 +140,39 @@ def _spliced(
     contexts = spread(n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens)
     input_ids = torch.from_numpy(tokens.input_ids[contexts])
     site, documents = params.keys.site, tokens.document_id[contexts]
-    return fidelity(subject, coder, site, input_ids, documents, mean, contexts=contexts)
+    kept = torch.ones_like(input_ids, dtype=torch.bool)
+    if heldout.n_excluded:
+        rows = {context: row for row, context in enumerate(contexts)}
+        for _, position in heldout.batches(excluded=True):
+            for at in position.tolist():
+                context, offset = divmod(at, context_tokens)
+                if context in rows:
+                    kept[rows[context], offset] = False
+    mean = heldout.mean()
+    return fidelity(subject, coder, site, input_ids, documents, mean, contexts=contexts, kept=kept)
+
+
+def _of_all_tokens(
+    sums: ReconstructionSums, coder: Autoencoder, heldout: SiteReader, tokens: Tokens
+) -> float | None:
+    """Explained variance over all tokens, excluded ones too, about the mean of all."""
+    rest = ReconstructionSums(
+        mean=heldout.mean(), n_documents=sums.n_documents, n_latents=coder.n_latents
+    )
+    total = torch.zeros(heldout.d_model, dtype=torch.float64)
+    for x, position in heldout.batches(excluded=True):
+        ids = token_ids(tokens, position)
+        values, indices = coder.encode(x.to(coder.b_dec.device), ids)
+        of_documents = document_of(position, tokens.document_id)
+        rest.add(x, coder.decode(values, indices), values, indices, of_documents)
+        total += (x.double() - heldout.mean()).sum(dim=0)
+    error, deviation = (
+        sum(float(s.by_document[name].sum()) for s in (sums, rest))
+        for name in ("squared_error", "squared_deviation")
+    )
+    # About the mean of all instead of that of the tokens that count (Steiner's theorem).
+    n = heldout.n_tokens + heldout.n_excluded
+    return explained(error, deviation - float(total.square().sum()) / n)
 
 
 def open_site(manifest: Path, site: str, key: str, d_model: int, sae: Path) -> SiteReader:
@@ -154,7 +198,7 @@ def token_lookup_r2(
 
     1 - sum |x - means[token]|^2 / sum |x - split_mean|^2, over another split than that of the
     means, float64 [vocab_size, d_model]. Batches are pairs of activations [n, d_model] and token
-    ids int64 [n]; their mean is float64 [d_model].
+    ids int64 [n]; their mean is float64 [d_model]. Something must vary.
     """
     error, deviation = 0.0, 0.0
     for x, ids in batches:

@@ -66,11 +66,13 @@ def fidelity(
     mean: Tensor,
     *,
     contexts: Sequence[int],
+    kept: Tensor | None = None,
 ) -> Fidelity:
     """Losses of the next token over contexts of `eval`, with the site replaced or not.
 
     ce_clean: the subject as it is; ce_sae: the site replaced by its reconstruction; ce_zero, by
-    zeros; ce_mean, by the split's mean activation. kl_* = KL(clean || replaced).
+    zeros; ce_mean, by the split's mean activation. kl_* = KL(clean || replaced). Tokens that are
+    excluded stay as they are, and what is predicted from them counts nowhere.
 
     Args:
         subject: the variant.
@@ -80,15 +82,17 @@ def fidelity(
         documents: [contexts, tokens], the document of each token.
         mean: [d_model], mean activation of the site.
         contexts: index of each row in the split.
+        kept: bool [contexts, tokens], which tokens count; all by default.
     """
+    kept = torch.ones_like(input_ids, dtype=torch.bool) if kept is None else kept
     names = ("fidelity_tokens", *LOSSES, *DIVERGENCES)
     targets = documents[:, 1:]
     by_document = {name: np.zeros(int(documents.max()) + 1) for name in names}
     by_context = {name: np.zeros(len(input_ids)) for name in names}
 
     def add(name: str, start: int, values: Tensor) -> None:
-        exact = values.double().cpu().numpy()
-        rows = slice(start, start + len(exact))
+        rows = slice(start, start + len(values))
+        exact = (values.double().cpu() * kept[rows, :-1]).numpy()
         np.add.at(by_document[name], targets[rows], exact)
         by_context[name][rows] = exact.sum(axis=1)
 
@@ -97,7 +101,8 @@ def fidelity(
         placed = contexts[start : start + len(batch)]
         add("fidelity_tokens", start, torch.ones(len(batch), batch.shape[1] - 1))
         clean = torch.empty(0)
-        for name, replace in _replacements(sae, batch, mean).items():
+        counting = kept[start : start + len(batch)]
+        for name, replace in _replacements(sae, batch, mean, counting).items():
             logits = subject.logits(
                 batch, split="eval", contexts=placed, site=site, replace=replace
             )
@@ -122,9 +127,12 @@ def spread(n_contexts: int, n_tokens: int, context_tokens: int) -> list[int]:
 
 
 def _replacements(
-    sae: Autoencoder, input_ids: Tensor, mean: Tensor
+    sae: Autoencoder, input_ids: Tensor, mean: Tensor, kept: Tensor
 ) -> dict[str, Callable[[Tensor], Tensor] | None]:
-    """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`."""
+    """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`.
+
+    Only where `kept`, bool [contexts, tokens], is true.
+    """
     token_ids = input_ids.flatten().long()
 
     # A subject may lie on several devices: each site says where its own activations are.
@@ -132,9 +140,14 @@ def _replacements(
         flat = x.flatten(0, 1).to(sae.b_dec.device, torch.float32)
         return sae.decode(*sae.encode(flat, token_ids)).to(x.device, x.dtype).view(x.shape)
 
+    def where_kept(replace: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        if bool(kept.all()):
+            return replace
+        return lambda x: torch.where(kept.to(x.device)[..., None], replace(x), x)
+
     return {
         "clean": None,
-        "sae": reconstruct,
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.to(x.device, x.dtype).expand_as(x),
+        "sae": where_kept(reconstruct),
+        "zero": where_kept(torch.zeros_like),
+        "mean": where_kept(lambda x: mean.to(x.device, x.dtype).expand_as(x)),
     }

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nullsae.core.moments import ROUNDING
+
 SUMS = ("squared_error", "squared_deviation", "cosine", "l0", "l1")
+
+
+def explained(error: float, deviation: float) -> float | None:
+    """1 - sum |x - x^|^2 / sum |x - mean|^2; None where nothing varies."""
+    return 1.0 - error / deviation if deviation else None
 
 
 class ReconstructionSums:
@@ -16,7 +23,7 @@ class ReconstructionSums:
 
     def __init__(self, *, mean: Tensor, n_documents: int, n_latents: int) -> None:
         """Start at zero; `mean` float64 [d_model] is the mean activation of the whole split."""
-        self.mean = mean
+        self.mean, self.n_documents = mean, n_documents
         self.by_document = {name: np.zeros(n_documents) for name in ("n_tokens", *SUMS)}
         self.input_norms, self.output_norms = 0.0, 0.0
         self.fired = np.zeros(n_latents, dtype=bool)
@@ -32,9 +39,11 @@ class ReconstructionSums:
         x, output = x.double().cpu(), output.double().cpu()
         norm, output_norm = x.norm(dim=1), output.norm(dim=1)
         product = (norm * output_norm).clamp_min(torch.finfo(torch.float64).tiny)
+        deviation = (x - self.mean).square().sum(dim=1)
         per_token = {
             "squared_error": (x - output).square().sum(dim=1),
-            "squared_deviation": (x - self.mean).square().sum(dim=1),
+            # Where nothing varies, the mean is off by rounding.
+            "squared_deviation": torch.where(deviation > ROUNDING * norm**2, deviation, 0.0),
             "cosine": (x * output).sum(dim=1) / product,
             "l0": (values != 0).sum(dim=1).double().cpu(),
             "l1": values.double().abs().sum(dim=1).cpu(),
@@ -50,16 +59,17 @@ class ReconstructionSums:
         """The split's metrics.
 
         explained_variance = 1 - sum |x - x^|^2 / sum |x - mean|^2: 0 for predicting the mean, 1
-        for a perfect copy. cosine, l0, l1 are means over tokens; l2_ratio is the mean norm of the
-        output over that of the input; alive_share counts latents that fired at least once.
+        for a perfect copy; None without variance, as l2_ratio without a norm. cosine, l0, l1 are
+        means over tokens; l2_ratio is the mean norm of the output over that of the input;
+        alive_share counts latents that fired at least once.
         """
         sums = {name: float(values.sum()) for name, values in self.by_document.items()}
         n = sums["n_tokens"]
         return {
             "n_tokens": int(n),
-            "explained_variance": 1.0 - sums["squared_error"] / sums["squared_deviation"],
+            "explained_variance": explained(sums["squared_error"], sums["squared_deviation"]),
             **{name: sums[name] / n for name in ("cosine", "l0", "l1")},
-            "l2_ratio": self.output_norms / self.input_norms,
+            "l2_ratio": self.output_norms / self.input_norms if self.input_norms else None,
             "alive_share": float(self.fired.mean()),
             "mean_norm": self.input_norms / n,
         }

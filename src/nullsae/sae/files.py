@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import (
+    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationInfo,
     field_validator,
@@ -45,7 +45,7 @@ class SaeConfig(Section):
     seed: int
     """The config's seed."""
     activations_key: str
-    input_norm: PositiveFloat
+    input_norm: NonNegativeFloat
     """Mean norm of the activations it was trained on; of `pretrained`, those it is evaluated on."""
     training: dict[str, Any]
     """The recipe, as in the config."""

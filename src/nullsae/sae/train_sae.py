@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
+from nullsae.core.randomness import torch_generator
 from nullsae.core.sigterm import on_sigterm
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.saes import TrainSaeParams
@@ -25,6 +27,7 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.files import load_sae
+from nullsae.sae.initialization import initialize
 from nullsae.sae.shared_pass import Progress, enough_memory, train_together
 from nullsae.sae.token_means import token_ids
 from nullsae.sae.trainer import evaluate
@@ -82,7 +85,15 @@ def train_sae(
         if _is_whole(cell, cell.work):
             continue
         given = _pretrained(cell) if cell.recipe.pretrained else None
-        if given is not None and cell.keys.variant == "trained":
+        constant = cell.train.is_constant and cell.recipe.origin.trained
+        if constant and (given is None or cell.keys.variant != "trained"):
+            logger.warning(
+                "warning: %s: %s: all tokens have the same activation; there is nothing to train "
+                "on, and no latent of the SAE will fire",
+                *(cell.where, cell.keys.site),
+            )
+            _finish_without_steps(cell, _silent(cell, given).to(device), tokens=0)
+        elif given is not None and cell.keys.variant == "trained":
             _finish_without_steps(cell, given.to(device), tokens=0)
         elif not cell.recipe.origin.trained:
             corpora = _corpora(cell, train_tokens, eval_tokens)
@@ -96,7 +107,7 @@ def train_sae(
         blocks: Blocks = (
             live_blocks(params, sites=readers, tokens=train_tokens, model=model, fitted=fitted)
             if params.stream
-            else CachedBlocks(readers)
+            else CachedBlocks(params.seed, readers)
         )
         ran = _train(params, stepwise, blocks, device, progress)
     with on_sigterm():  # one that is published in part would be made again
@@ -204,7 +215,7 @@ def _train(
             sample = samples[cell.keys.site]
             runs.append(Run(cell, sample, n_tokens=n_tokens, n_latents=n_latents, k=k))
         n_steps, before = sum(r.n_steps for r in runs), sum(r.trainer.step for r in runs)
-        if before:
+        if any(run.resumed for run in runs):
             logger.info("resumed at step %d of %d", before, n_steps)
         with on_sigterm() as stop:
             train_together(runs, blocks, params.seed, seconds, progress or (lambda *_: None), stop)
@@ -227,6 +238,17 @@ def _publish(cell: Cell) -> None:
             with atomic_path(target) as temporary:
                 shutil.copyfile(file, temporary)
     shutil.rmtree(cell.work)
+
+
+def _silent(cell: Cell, given: Autoencoder | None) -> Autoencoder:
+    """The SAE of a site without variance: it gives back the mean, and none of its latents fires."""
+    n_latents, k = _shape(cell, given)
+    generator = torch_generator(cell.seed, "sae_init", *cell.keys.parts())
+    mean = cell.train.mean().float()
+    start = initialize(mean[None], n_latents=n_latents, k=k, generator=generator)
+    start = dataclasses.replace(start, w_enc=torch.zeros_like(start.w_enc), b_dec=mean)
+    sae: Autoencoder = cell.recipe.training()(cell.recipe, k, start).autoencoder()
+    return sae
 
 
 def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
@@ -304,11 +326,13 @@ def _finish_without_steps(
         x, position = next(split.batches(size))
         ids = None if corpus is None else token_ids(corpus, position)
         found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
+    explained = found[0]["heldout_explained_variance"]
     row = {
         **{"step": 0, "tokens": tokens, "lr": 0.0, "auxk_loss": 0.0, "sparsity_loss": 0.0},
-        "fvu_loss": 1.0 - found[0]["heldout_explained_variance"],
+        "fvu_loss": None if explained is None else 1.0 - explained,
         **found[1],
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
+        "dead_horizon_tokens": min(cell.recipe.heldout_tokens, cell.heldout.n_tokens),
         "tokens_per_second": None,
     }
     cell.write(cell.work, cell.keys, sae, [row], 0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from nullsae.activations.store import BATCH_TOKENS
 from nullsae.config.saes import Sae
 from nullsae.core.checkpoint import load_state, save_state
+from nullsae.core.moments import ROUNDING
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.autoencoder import Autoencoder
 
@@ -47,7 +48,7 @@ class Trainer:
         """At the start of `n_steps`; the weights to start from are not copied."""
         self.recipe, self.n_steps, self.origin = recipe, n_steps, recipe.origin
         self.model: TrainedSae[Any] = recipe.training()(recipe, k, start)
-        self.step, self.history = 0, list[dict[str, Any]]()
+        self.step, self.seen_tokens, self.history = 0, 0, list[dict[str, Any]]()
         self.unfired_tokens = torch.zeros_like(start.b_enc, dtype=torch.int64)
         self.trained = {
             name: tensor
@@ -71,8 +72,17 @@ class Trainer:
 
     @property
     def dead(self) -> Tensor:
-        """Which latents count as dead, bool [n_latents]."""
+        """Which latents count as dead and are to be revived, bool [n_latents]."""
         return self.unfired_tokens >= self.dead_after_tokens
+
+    def silent(self) -> dict[str, Any]:
+        """The share of latents that fired on none of the last tokens, and how many those are.
+
+        They are as many as make a latent dead, or all so far in a training that is younger.
+        """
+        horizon = min(self.dead_after_tokens, self.seen_tokens)
+        silent = self.unfired_tokens >= horizon
+        return {"dead_share": float(silent.double().mean()), "dead_horizon_tokens": horizon}
 
     def train_step(self, x: Tensor) -> Losses:
         """One optimizer step on x [batch_tokens, d_model]; returns the losses before it."""
@@ -98,6 +108,7 @@ class Trainer:
         if self.start is not None:
             w_dec.copy_(self.origin.hold(w_dec, self.start))
         self.unfired_tokens += len(x)
+        self.seen_tokens += len(x)
         self.unfired_tokens[losses.fired] = 0
         self.step += 1
         return losses
@@ -113,7 +124,11 @@ class Trainer:
         for name, parameter in self.trained.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
-        metadata = {"step": str(self.step), "history": json.dumps(self.history)}
+        metadata = {
+            "step": str(self.step),
+            "seen_tokens": str(self.seen_tokens),
+            "history": json.dumps(self.history),
+        }
         save_state(path, tensors, metadata)
 
     def load(self, path: Path) -> None:
@@ -122,24 +137,26 @@ class Trainer:
         After an error, one of `DAMAGED`, what is in memory is of no use any more.
         """
         tensors, metadata = load_state(path)
-        self.step = int(metadata["step"])
+        self.step, self.seen_tokens = int(metadata["step"]), int(metadata["seen_tokens"])
         self.history = json.loads(metadata["history"])
         self.unfired_tokens = tensors["unfired_tokens"].to(self.unfired_tokens.device)
         for name, parameter in self.model.parameters.items():
             parameter.copy_(tensors[name])
         for name, buffer in self.model.buffers.items():
             buffer.copy_(tensors[f"buffer.{name}"])
-        for name, parameter in self.trained.items():
+        # Adam has no state before the first step.
+        for name, parameter in self.trained.items() if self.step else ():
             self.optimizer.state[parameter] = {
                 key: tensors[f"adam.{key}.{name}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
 
 
-def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str, float]:
+def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str, Any]:
     """Explained variance, mean cosine and share of latents that fired on x [tokens, d_model].
 
-    `ids` are the token ids int64 [tokens], where the architecture reads them.
+    Explained variance is None where all tokens are the same. `ids` are the token ids int64
+    [tokens], where the architecture reads them.
     """
     error, cosine = 0.0, 0.0
     fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=x.device)
@@ -153,8 +170,9 @@ def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str
         fired[indices[values > 0]] = True
     exact = x.double()
     variance = float((exact - exact.mean(dim=0)).square().sum())
+    varies = variance > ROUNDING * float(exact.square().sum())
     return {
-        "heldout_explained_variance": 1.0 - error / variance,
+        "heldout_explained_variance": 1.0 - error / variance if varies else None,
         "heldout_cosine": cosine / len(x),
         "heldout_alive_share": float(fired.double().mean()),
     }

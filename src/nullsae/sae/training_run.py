@@ -144,7 +144,8 @@ class Run:
             return Trainer(recipe, self.n_steps, start, k=k)
 
         self.trainer = fresh()
-        if cell.checkpoint.is_file() and not self._resume():
+        self.resumed = cell.checkpoint.is_file() and self._resume()
+        if cell.checkpoint.is_file() and not self.resumed:
             self.trainer = fresh()
         self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
         self.timed_tokens, self.timed_seconds = 0, 0.0
@@ -197,15 +198,16 @@ class Run:
                     "auxk_loss": losses.auxk,
                     "sparsity_loss": losses.sparsity,
                     **found,
-                    "dead_share": float(trainer.dead.double().mean()),
+                    **trainer.silent(),
                     "tokens_per_second": self.timed_tokens / self.timed_seconds,
                 }
             )
             self.timed_tokens, self.timed_seconds = 0, 0.0
+            explained = found["heldout_explained_variance"]
             logger.info(
-                "%s, seed %d, %s: step %d of %d: FVU %.4f, held-out explained variance %.4f",
+                "%s, seed %d, %s: step %d of %d: FVU %.4f, held-out explained variance %s",
                 *(keys.sae, keys.seed, keys.site, trainer.step, self.n_steps, losses.fvu),
-                found["heldout_explained_variance"],
+                "undefined" if explained is None else f"{explained:.4f}",
             )
         for share in self.due.get(trainer.step, ()):
             along = keys.model_copy(update={"sae": checkpoint_name(keys.sae, share)})

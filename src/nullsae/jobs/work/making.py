@@ -17,8 +17,8 @@ from nullsae.config.variants import VARIANTS, has_model
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 
-# Bytes beside each stored activation: its position, int64.
-POSITION_BYTES = 8
+# Bytes beside each stored activation: its position, int64, and its norm, float32.
+ROW_BYTES = 8 + 4
 # A token in a corpus: its id and its document, int32 each.
 TOKEN_BYTES = 8
 # Of UTF-8 text per token on disk; and of all buffers while a corpus is sorted and packed.
@@ -147,7 +147,7 @@ def capture(study: SizedStudy, keys: Keys) -> Work:
     """
     n, size = study.cached(keys, keys["split"]), study.sizes[keys["subject"]]
     settings, sites = study.config.activations, study.config.subjects[keys["subject"]].sites
-    row = size.d_model * BYTES[settings.dtype] + POSITION_BYTES
+    row = size.d_model * BYTES[settings.dtype] + ROW_BYTES
     deepest = max(blocks_to(site, size) for site in sites)
     chunks = CHUNK_COPIES * len(sites) * study.chunk(keys) * row
     return together(
@@ -183,7 +183,7 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     fitted = study.cached(keys, "sae_train")
     sites = len(study.config.subjects[keys["subject"]].sites)
     number = BYTES[study.config.activations.dtype]
-    row = d * number + POSITION_BYTES
+    row = d * number + ROW_BYTES
     tokens = 128.0 * size.vocab_size
     return Work(
         tokens=n,

@@ -80,7 +80,10 @@ def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> I
     something at `output`, or that the disk is full.
     """
     for cell in cells:
-        n_tokens = cell.latents["n_tokens"][0].as_py()
+        covered = tables.read_table(
+            cell.folder / "coverage.parquet", tables.cell_schema("coverage")
+        )
+        n_tokens = covered["n_tokens"][0].as_py()
         if n_tokens != split.n_tokens:
             raise UserError(
                 f"{cell.folder}: latents of {n_tokens} tokens, and {split.manifest} has "

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from nullsae.config.metrics import Form, Metric
+
+if TYPE_CHECKING:
+    from nullsae.config.metrics import Numbers
 
 
 class _OfDocuments(Metric):
@@ -11,6 +17,13 @@ class _OfDocuments(Metric):
     table, section = "documents", "reconstruction"
     form: Form = "ratio"
     margin = 0.05
+
+    def undefined(self, columns: Mapping[str, Numbers]) -> str | None:
+        """A site where all tokens have the same activation has no variance to explain."""
+        deviation = columns.get("squared_deviation")
+        if deviation is None or not len(deviation) or deviation.any():
+            return None
+        return "the site has no variance"
 
 
 class ExplainedVariance(_OfDocuments):

@@ -52,7 +52,7 @@ class TrainingCurves(FigureKind):
                 "value": row["heldout_explained_variance"],
             }
             for row in sorted(history, key=study.order(subject, *panels.LEVELS))
-            if row["site"] in sites
+            if row["site"] in sites and row["heldout_explained_variance"] is not None
         ]
         if not rows:
             return charts.nothing(self.title, "No evaluations along training"), caption

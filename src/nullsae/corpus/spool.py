@@ -7,8 +7,10 @@ the texts in a row, and an index of digests and lengths, which is sorted when th
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,6 +23,9 @@ from nullsae.core.files import read_json, room_for, write_json
 from nullsae.corpus.documents import Replaced, SplitName
 from nullsae.corpus.reading import Counts, Document, normalized
 
+log = logging.getLogger(__name__)
+
+SHOW_SECONDS = 30
 # Bytes of text that are held before they are written.
 BUFFER_BYTES = 2**25
 N_BUCKETS = 256
@@ -43,6 +48,21 @@ class _Held:
 
     index: bytearray = field(default_factory=bytearray)
     texts: bytearray = field(default_factory=bytearray)
+
+
+class _Clock:
+    """Says every half minute how many documents were read: how many there are nobody knows."""
+
+    def __init__(self, n_before: int) -> None:
+        self._n_before, self._start = n_before, time.monotonic()
+        self._shown = self._start
+
+    def show(self, n_read: int) -> None:
+        now = time.monotonic()
+        if now - self._shown >= SHOW_SECONDS:
+            self._shown = now
+            rate = (n_read - self._n_before) / (now - self._start)
+            log.info("%d documents read, %.0f documents/s", n_read, rate)
 
 
 class Spool:
@@ -81,7 +101,7 @@ class Spool:
             shutil.rmtree(self.folder, ignore_errors=True)
         if self._digest:
             return
-        held = 0
+        held, clock = 0, _Clock(self.counts.n_read)
         rest = islice(iter(texts), self.counts.n_read, None)
         for document in normalized(rest, self._eval_share, self.counts):
             data = document.text.encode()
@@ -93,6 +113,7 @@ class Spool:
             held += len(data) + ENTRY.itemsize
             if held >= BUFFER_BYTES:
                 self._flush()
+                clock.show(self.counts.n_read)
                 held = 0
         self._flush()
         self._count()

@@ -16,6 +16,7 @@ from nullsae.config.metrics import all_metrics
 from nullsae.config.parse import parse_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.corpus.ngram import caution
 from nullsae.jobs.grid import cell_files
 from nullsae.jobs.tables import AggregateParams
 from nullsae.statistics.verdicts import verdict
@@ -277,6 +278,41 @@ def test_equal_firing_rates_are_compared_beside_the_plain_numbers(root: Path) ->
     assert (auroc["n_matched"], auroc["matched_value"]) == (None, None)
     assert "no half-decade" in auroc["matched_reason"]
     assert only(read(root, "contrasts"), metric="cosine")["matched_reason"]
+
+
+@pytest.mark.parametrize(("loss", "warned"), [(2.9, False), (3.1, True), (4.0, True)])
+def test_a_subject_no_better_than_bigrams_is_a_warning_beside_every_number(
+    tmp_path: Path, loss: float, warned: bool
+) -> None:
+    write_tree(study(), tmp_path)
+    for file in cell_files(study())["models"]:
+        trained = "variant=trained" in str(file)
+        # A null is expected to be no better.
+        row = filled("models", heldout_loss_nats=loss if trained else 9.0, bigram_loss_nats=3.1)
+        tables.write_table(tmp_path / file, [row], tables.cell_schema("models"))
+    aggregate(study(), params(study()), tmp_path)
+    for table in ("contrasts", "verdicts"):
+        found = {row["warning"] for row in read(tmp_path, table)}
+        assert found == {caution(loss, 3.1)}
+        assert (None in found) is not warned
+
+
+def test_a_null_whose_site_has_no_variance_is_null_with_that_reason(tmp_path: Path) -> None:
+    write_tree(study(), tmp_path)
+    for file in cell_files(study())["documents"]:
+        rows = rows_of("documents", paths.partition_keys(file))
+        if "variant=rerandomized" in str(file):
+            rows = [row | {"squared_error": 0.0, "squared_deviation": 0.0} for row in rows]
+        tables.write_table(tmp_path / file, rows, tables.cell_schema("documents"))
+    aggregate(study(), params(study()), tmp_path)
+    row = only(read(tmp_path, "contrasts"), metric="explained_variance")
+    assert (row["value"], row["difference"]) == (None, None)
+    assert row["trained"] is not None
+    assert "the site has no variance in draw 0, seed 0" in row["reason"]
+    assert (
+        only(read(tmp_path, "verdicts"), metric="explained_variance")["verdict"] == "inconclusive"
+    )
+    assert only(read(tmp_path, "contrasts"), metric="cosine")["difference"] is not None
 
 
 def test_what_an_interval_speaks_of_is_said(root: Path) -> None:

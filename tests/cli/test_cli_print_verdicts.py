@@ -25,6 +25,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"verdict": "reversed", "difference": 0.0712, "reason": "because"}
+    found["warning"] = "the subject [b]knows[/b] little"
     write(
         tmp_path,
         "verdicts",
@@ -55,6 +56,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     assert ["small", "embed", "topk", "cosine", "", "inconclusive"] in cells
     assert ["small", "topk", judged, "", "7", "", "2", "0.31", "-2.3"] in cells
     assert ["small", "topk", "cosine", "", "7", "", "2", "", ""] in cells
+    assert "Warning: subject small: the subject [b]knows[/b] little." in lines
     assert RULE in " ".join(" ".join(lines).split())
     first = next(i for i, line in enumerate(lines) if line.startswith("Verdicts"))
     assert first < next(i for i, line in enumerate(lines) if line.startswith("What each metric"))

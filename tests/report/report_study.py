@@ -26,6 +26,8 @@ DEFAULT = Path(__file__).parents[2] / "config.yaml"
 EOS = "<|endoftext|>"
 EVIL = "<script>alert('nullsae')</script>"
 ODD_TEXT = "café naïve 東京 🙂 \x07 " + EVIL
+# Subjects whose trained form predicts no better than bigrams, and what tables then say.
+WARNED: dict[str, str] = {}
 LEVEL = {
     "trained": 0.0,
     "step0": 1.0,
@@ -478,6 +480,7 @@ def _add_metric(
         rows["verdicts"].append(
             keys
             | {"variant": variant, "verdict": verdict, "reason": f"variant minus trained {gap:.4g}"}
+            | {"warning": WARNED.get(str(keys["subject"]))}
             | shared
         )
         rows["contrasts"].append(
@@ -485,6 +488,7 @@ def _add_metric(
             | shared
             | {
                 "variant": variant,
+                "warning": WARNED.get(str(keys["subject"])),
                 "unit": unit,
                 "n_draws": config.draws,
                 "n_seeds": 1,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from report_page import Elements, scroll_width
-from report_study import EVIL, default_config, write_study
+from report_study import EVIL, WARNED, default_config, write_study
 
 from nullsae import paths, tables
 from nullsae.config.study import Config
@@ -62,6 +62,20 @@ def test_script_in_title_text_or_explanation_comes_out_inert(elements: Elements)
     text = "".join(elements.text)
     assert text.count(EVIL) >= 1 + 1 + 2 * 5 * 3 * 2  # title, h1; each example: text, explanation
     assert not [a for _, attrs in elements.tags for a in attrs if a.startswith("on")]
+
+
+def test_a_warning_about_a_subject_stands_above_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    assert "Read with care" not in page
+    config = default_config(report={**REPORT, "figure_formats": ["svg"]})
+    monkeypatch.setitem(WARNED, "small", f"it knows {EVIL}")
+    write_study(tmp_path, config)
+    build_report(config, tmp_path)
+    warned = (tmp_path / paths.REPORT).read_text(encoding="utf-8")
+    assert warned.count("Read with care") == 1
+    assert warned.index("Read with care") < warned.index("Held-out loss")
+    assert f"it knows {EVIL}" in "".join(Elements(warned).text)
 
 
 def test_page_reaches_for_nothing_outside_itself(page: str, elements: Elements) -> None:

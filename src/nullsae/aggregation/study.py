@@ -18,6 +18,7 @@ from nullsae.aggregation.interpretability import interpretability
 from nullsae.config.metrics import LEVELS, METRICS, all_metrics
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.corpus.ngram import caution
 from nullsae.jobs.grid import cell_files, sae_names
 from nullsae.jobs.tables import AggregateParams
 from nullsae.statistics.baselines import applies
@@ -42,11 +43,12 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
     """
     files = cell_files(config)
     sources: dict[str, list[Units]] = {}
+    wholes: dict[str, pa.Table] = {}
     for table in tables.AGGREGATED:
         if table not in files:
             continue  # computed below
         read = cells.read_cells(table, files[table], root)
-        whole = cells.whole_table(table, read)
+        whole = wholes[table] = cells.whole_table(table, read)
         tables.write_table(root / paths.TABLE.format(table=table), whole, tables.SCHEMAS[table])
         if table in LEVELS:
             sources[table] = [Units(keys, part, LEVELS[table]) for keys, part in read]
@@ -62,6 +64,13 @@ def aggregate(config: Config, params: AggregateParams, root: Path) -> None:
     sources["interpretability"] = found
     parts = [cells.with_keys(INTERPRETABILITY, unit.keys, unit.table) for unit in found]
     summaries, contrasts = compare(config, params, sources)
+    warnings = {
+        row["subject"]: caution(row["heldout_loss_nats"], row["bigram_loss_nats"])
+        for row in wholes["models"].to_pylist()
+        if row["variant"] == "trained"
+    }
+    for row in contrasts:
+        row["warning"] = warnings.get(row["subject"])
     judged = [verdict(row, METRICS[row["metric"]](), statistics.confidence) for row in contrasts]
     verdicts = [
         {name: value for name, value in contrast.items() if name in VERDICTS.names}

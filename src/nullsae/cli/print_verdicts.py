@@ -39,6 +39,10 @@ def print_verdicts(root: Path) -> None:
         "is on the expected side of one of the null. Difference: in standard errors, positive on "
         "the expected side."
     )
+    for subject, warning in sorted(
+        {(row["subject"], row["warning"]) for row in rows if row["warning"]}
+    ):
+        console.print(f"Warning: subject {subject}: {warning}.", style="red", markup=False)
     console.print(f"Report: {(root / paths.REPORT).resolve()}", soft_wrap=True)
 
 

@@ -16,6 +16,19 @@ FALLBACK_DISCOUNT = 0.75
 PIECE_TOKENS = 2**20
 
 
+def caution(loss: float, bigram_loss: float) -> str | None:
+    """What stands beside every number of a trained subject that is no better than bigrams.
+
+    Both losses are held-out, in nats per token. None if it is better.
+    """
+    if loss < bigram_loss:
+        return None
+    return (
+        f"the trained subject's held-out loss is {loss:.2f} nats, no better than that of bigrams "
+        f"({bigram_loss:.2f}): what SAEs find in it says little of a trained transformer"
+    )
+
+
 @dataclass(frozen=True)
 class Ngram:
     """Counts of a token sequence, ready for queries.

@@ -81,6 +81,9 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "sites": section.sites,
         "model": next((row for row in health if row["gap_nats"] is not None), None),
         "health": health,
+        "warnings": sorted(
+            {row["warning"] for row in study.rows("contrasts", subject=subject) if row["warning"]}
+        ),
         "activations": sections.activation_health(study, subject),
         "d_model": next((row["d_model"] for row in reconstruction), None),
         "matrices": sections.verdict_matrices(study, subject),

@@ -17,6 +17,7 @@ from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, fitted_to
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, read_json, write_json
+from nullsae.corpus.ngram import caution
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs import subjects as jobs
 from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams
@@ -232,12 +233,8 @@ def check_loss(loss: float, tokens: Tokens, where: str) -> None:
             f"frequencies of tokens ({unigram:.2f}): is the corpus tokenized by its own tokenizer, "
             f"with the BOS that it expects (corpora.*.prepend_bos), and are the weights whole?"
         )
-    if not loss < bigram:
-        log.warning(
-            "%s: the trained subject's held-out loss is %.2f nats, no better than that of bigrams "
-            "(%.2f): what SAEs find in it says little of a trained transformer",
-            *(where, loss, bigram),
-        )
+    if warning := caution(loss, bigram):
+        log.warning("warning: %s: %s", where, warning)
 
 
 def _forward_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:

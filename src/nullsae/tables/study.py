@@ -12,6 +12,7 @@ CONTRAST_KEYS = (
     ("explainer scorer", "text?"),
     ("metric variant", "text"),
 )
+WARNING = ("warning", "text?", "what speaks against the trained subject itself")
 CONTRASTS = schema(
     *CONTRAST_KEYS,
     ("unit", "text", "what is resampled within draw and seed: document or latent"),
@@ -38,12 +39,14 @@ CONTRASTS = schema(
     ("matched_p_value", "float?", "two-sided, inverts the interval"),
     ("matched_reason", "text?", "why a matched number is null"),
     ("reason", "text?", "why a number is null"),
+    WARNING,
 )
 VERDICTS = schema(
     *CONTRAST_KEYS,
     ("verdict", "text", "separates, reversed, equivalent or inconclusive"),
     ("difference difference_low difference_high p_holm", "float?"),
     ("reason", "text", "the rule that gave the verdict, with its numbers"),
+    WARNING,
 )
 # Means per cell with intervals: what figures are drawn from. `variant` includes `trained`.
 SUMMARIES = schema(

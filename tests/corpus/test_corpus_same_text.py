@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nullsae.config.corpora import FilesSource
 from nullsae.core.errors import UserError
 from nullsae.corpus.documents import Replaced, normalize
-from nullsae.corpus.prepare import Reader
+from nullsae.corpus.reading import Reader
 from nullsae.corpus.sources import documents
 
 TEXTS = ["a line\nand another", "Grüße, 世界 \U0001f600", "", "plain"]
@@ -143,5 +143,5 @@ def test_copies_that_differ_in_line_ends_or_marks_are_one_document() -> None:
     copies = ["a\nb", "a\r\nb", "\ufeffa\nb", "a\rb"]
     reader = Reader([*copies, "other"], 0.5)
     assert [document.text for document in reader] == ["a\nb", "other"]
-    assert reader.n_repeated == 3
-    assert reader.replaced == Replaced(line_ends=2, byte_order_marks=1)
+    assert reader.counts.n_repeated == 3
+    assert reader.counts.replaced == Replaced(line_ends=2, byte_order_marks=1)

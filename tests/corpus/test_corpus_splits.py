@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nullsae.corpus.documents import SplitName, split_of_digest, text_digest
-from nullsae.corpus.prepare import Reader
+from nullsae.corpus.reading import Reader
 
 texts = st.lists(st.text(), max_size=30)
 
@@ -58,8 +58,9 @@ def test_the_hash_that_splits_documents_is_that_of_finished_studies() -> None:
 def test_empty_and_repeated_documents_are_left_out_and_counted() -> None:
     reader = Reader(["a", "", " \n\t", "b", "a"], 0.5)
     assert [document.text for document in reader] == ["a", "b"]
-    assert (reader.n_read, reader.n_empty, reader.n_repeated) == (5, 2, 1)
-    assert sum(reader.n_kept.values()) == 2
+    counts = reader.counts
+    assert (counts.n_read, counts.n_empty, counts.n_repeated) == (5, 2, 1)
+    assert sum(counts.n_kept.values()) == 2
 
 
 def test_the_digest_of_a_source_does_not_depend_on_order_but_on_content() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
 from nullsae.core.errors import UserError
@@ -103,19 +102,13 @@ def test_a_tokenizer_that_truncates_does_not_cut_documents(tmp_path: Path) -> No
 
 
 def test_a_tokenizer_that_cannot_serve_is_refused_in_one_line(tmp_path: Path) -> None:
-    backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(
-        tmp_path / "no_eos"
-    )
     (tmp_path / "empty").mkdir()
-    for name, says in [("no_eos", "no EOS token"), ("empty", "could be loaded")]:
-        config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / name))
-        with pytest.raises(UserError) as caught:
-            load_tokenizer(config, where="config: corpora.c.tokenizer")
-        assert says in str(caught.value)
-        assert "corpora.c.tokenizer.path" in str(caught.value)
-        assert "\n" not in str(caught.value)
+    config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "empty"))
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(config, where="config: corpora.c.tokenizer")
+    assert "could be loaded" in str(caught.value)
+    assert "corpora.c.tokenizer.path" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

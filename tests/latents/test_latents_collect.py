@@ -579,7 +579,7 @@ def test_skipped_tokens_do_not_fire_and_are_counted(
     file = chain.eval_tokens.with_name("tokens.safetensors")
     (tmp_path / "tokens.safetensors").write_bytes(file.read_bytes())
     manifest = tmp_path / "manifest.json"
-    write_json(manifest, {**read_json(chain.eval_tokens, rebuild=""), "eos_token_id": 2})
+    write_json(manifest, {**read_json(chain.eval_tokens, rebuild=""), "separator_token_id": 2})
     ids = load_tokens(manifest).input_ids.ravel()
     skip = (np.arange(len(ids)) % CONTEXT < start) | (end & (ids == 2))
     found = collect(
@@ -597,6 +597,57 @@ def test_skipped_tokens_do_not_fire_and_are_counted(
     assert coverage["n_firings_skipped"] == (dense[skip] > 0).sum() > 0
     if start:
         assert {row["first_position_share"] for row in found["latents"]} <= {0.0, None}
+
+
+@pytest.mark.parametrize(
+    ("said", "is_bos"),
+    [
+        # Before each context; in the place of a separator; a token that also ends documents.
+        ({"prepend_bos": True, "bos_token_ids": [3]}, lambda at, ids: (at < 1) | (ids == 3)),
+        (
+            {"prepend_bos": False, "bos_token_ids": [2], "separator_token_id": 2},
+            lambda at, ids: ids == 2,
+        ),
+        (
+            {"prepend_bos": True, "bos_token_ids": [2], "eos_token_id": 2},
+            lambda at, ids: at < 1,
+        ),
+        (
+            {"prepend_bos": True, "bos_token_ids": [5, 7]},
+            lambda at, ids: (at < 2) | (ids == 5) | (ids == 7),
+        ),
+    ],
+)
+@pytest.mark.parametrize("skip", [True, False])
+def test_bos_fires_in_no_window_unless_asked_for(
+    chain: Chain,
+    tiny_sae: Path,
+    tmp_path: Path,
+    dense: NDArray[np.float64],
+    said: dict[str, Any],
+    is_bos: Any,
+    skip: bool,
+) -> None:
+    file = chain.eval_tokens.with_name("tokens.safetensors")
+    (tmp_path / "tokens.safetensors").write_bytes(file.read_bytes())
+    manifest = tmp_path / "manifest.json"
+    write_json(manifest, {**read_json(chain.eval_tokens, rebuild=""), **said})
+    ids = load_tokens(manifest).input_ids.ravel()
+    bos = is_bos(np.arange(len(ids)) % CONTEXT, ids)
+    keys = {} if skip else {"skip_bos": False}
+    found = collect(chain, tiny_sae, tmp_path, tokens=manifest, **keys)
+    (coverage,) = found["coverage"]
+    assert (dense[bos] > 0).sum() > 0
+    if not skip:
+        assert coverage["n_tokens_skipped"] == coverage["n_firings_skipped"] == 0
+        bos[:] = False
+    assert coverage["n_tokens_skipped"] == bos.sum()
+    assert coverage["n_firings_skipped"] == (dense[bos] > 0).sum()
+    rest = np.where(bos[:, None], 0, dense)
+    assert [row["firings"] for row in found["latents"]] == (rest > 0).sum(axis=0).tolist()
+    for row in found["windows"]:
+        span = slice(row["start"], row["start"] + LENGTH)
+        np.testing.assert_allclose(row["activations"], rest[span, row["latent"]], rtol=1e-5)
 
 
 def test_excluded_tokens_fire_no_latent_and_count_nowhere(
@@ -629,7 +680,7 @@ def test_skipping_an_unknown_end_of_text_is_refused(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        UserError, match=r"has no eos_token_id, which latents.skip_end_of_text needs"
+        UserError, match=r"has no separator_token_id, which latents.skip_end_of_text needs"
     ):
         collect(chain, tiny_sae, tmp_path, skip_end_of_text=True)
     assert list(tmp_path.iterdir()) == []

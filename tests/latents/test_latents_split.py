@@ -23,7 +23,7 @@ def test_mapped_tokens_equal_loaded_ones(chain: Chain) -> None:
     assert split.context_tokens == loaded.input_ids.shape[1]
     assert split.n_types == loaded.input_ids.max() + 1
     assert not split.ids.flags.owndata, "the tokens are in memory"
-    assert split.eos_token_id is None
+    assert split.separator_token_id is None
 
 
 @given(seed=st.integers(0, 1000), piece=st.integers(1, 300))

@@ -25,6 +25,7 @@ from nullsae.subjects.training import (
     Muon,
     learning_rate_scale,
     orthogonalize,
+    text_from,
     train_model,
 )
 from small_chain import COMPUTE, flip_byte, tokens_of, write_corpus
@@ -313,3 +314,15 @@ def test_a_subject_resumes_from_its_own_checkpoint_only_and_removes_it(
     assert steps == [6, 7, 8]
     assert list((tmp_path / "work").iterdir()) == []
     assert resumed == run("undisturbed", 8)
+
+
+@pytest.mark.parametrize("n_bos", [0, 1, 2])
+def test_a_training_context_is_text_from_anywhere_behind_bos(n_bos: int) -> None:
+    length, bos = 6, [90, 91][:n_bos]
+    text = np.arange(10 * length, dtype=np.int32)
+    ids = np.hstack([np.tile(np.array(bos, np.int32), (10, 1)), text.reshape(10, length)])
+    tokens = Tokens(ids, ids, {"prepend_bos": bool(bos), "bos_token_ids": bos or [90]})
+    for start in range(len(text) - length + 1):
+        (row,) = text_from(tokens, np.array([start]))
+        assert row.dtype == np.int64
+        assert row.tolist() == [*bos, *range(start, start + length)]

@@ -92,13 +92,13 @@ def _sample_site(
     gaussian = Gaussian.fitted_to(fit, device)
     check = SampleCheck(gaussian, int(job.corpus.manifest["vocab_size"]))
     writer = SiteWriter(folder, dtype=params.dtype)
-    ids = torch.from_numpy(job.corpus.input_ids).long()
+    ids = torch.from_numpy(job.corpus.input_ids)
     length = ids.shape[1]
     for index, contexts in enumerate(job.shards):
         parts = []
         samples = gaussian.contexts(contexts, length, params.seed, params.keys, site, job.split)
         for context, x in zip(contexts, samples, strict=True):
-            check.add(x, ids[context])
+            check.add(x, ids[context].long())
             parts.append(x.to("cpu", dtype))
         writer.write(index, torch.cat(parts), *job.rows(index))
         yield contexts.stop * length

@@ -26,7 +26,8 @@ def prepare_corpus(
     from nullsae.corpus.prepare import prepare_corpus
     from nullsae.jobs.corpus import PrepareCorpusParams
 
-    prepare_corpus(options.read_params(PrepareCorpusParams, params), name, root)
+    with bar(f"corpus {name}", "tokens") as progress:
+        prepare_corpus(options.read_params(PrepareCorpusParams, params), name, root, progress)
 
 
 @verbs.command("train_subject", cls=options.Verb)

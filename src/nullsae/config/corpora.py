@@ -71,8 +71,14 @@ class GgufTokenizer(GgufFile):
 class Corpus(Section):
     source: BuiltinSource | HubSource | FilesSource = Field(discriminator="kind")
     tokenizer: TrainedTokenizer | PretrainedTokenizer | GgufTokenizer = Field(discriminator="kind")
+    prepend_bos: Literal["auto"] | bool = "auto"
+    """Whether each context begins with BOS. `auto`: if the tokenizer itself puts it before a text,
+    or its `tokenizer_config.json` says `add_bos_token: true`; one that is trained here does not."""
+    separator: Annotated[str, Field(min_length=1)] = "auto"
+    """What ends each document: `eos`, `bos`, `none`, or a token. `auto`: EOS, but the end of a text
+    where the tokenizer's EOS is the end of a chat turn."""
     context_tokens: Annotated[int, Field(ge=8)] = 128
-    """Length of the contexts that documents, joined by EOS, are packed into."""
+    """Length of the contexts that the documents are packed into, BOS included."""
     eval_share: Share = 0.05
     """Share of the documents that go to `eval`, by a hash of each document's text."""
     sae_train_tokens: PositiveInt | None = None

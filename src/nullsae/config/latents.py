@@ -27,6 +27,8 @@ class Latents(Section):
     document; of two that overlap, the stronger. Silent windows are cells."""
     skip_start_tokens: NonNegativeInt = 0
     """Firings on so many tokens at the start of each context count as none."""
+    skip_bos: bool = True
+    """Firings on BOS count as none."""
     skip_end_of_text: bool = False
     """Firings on the token that ends documents count as none."""
     explain_active_windows: PositiveInt = 40

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SplitName = Literal["eval", "sae_train"]
+SPLITS: tuple[SplitName, ...] = ("sae_train", "eval")
 SURROGATE = re.compile("[\ud800-\udfff]")
 MARK = "\ufeff"
 

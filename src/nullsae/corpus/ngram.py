@@ -12,6 +12,8 @@ IntArray = NDArray[np.integer]
 
 # Used where an order has no n-gram seen once or none seen twice, so that Ney's estimate is void.
 FALLBACK_DISCOUNT = 0.75
+# Tokens whose losses are computed together.
+PIECE_TOKENS = 2**20
 
 
 def caution(loss: float, bigram_loss: float) -> str | None:
@@ -97,16 +99,20 @@ def _discount(counts: IntArray) -> float:
     return once / (once + 2 * twice) if once and twice else FALLBACK_DISCOUNT
 
 
-def ngram_losses(ngram: Ngram, contexts: IntArray) -> tuple[float, float, int]:
+def ngram_losses(ngram: Ngram, contexts: IntArray, first: int = 1) -> tuple[float, float, int]:
     """Mean loss on exactly the tokens that a causal model predicts in packed contexts.
 
-    Those are all but the first of each of `contexts`, token ids [n_contexts, context_tokens] of
-    other documents than the fit's.
+    Those are all from the position `first` on of each of `contexts`, token ids [n_contexts,
+    context_tokens] of other documents than the fit's.
 
     Returns:
         Unigram loss and bigram loss in nats per token, and the number of tokens predicted.
     """
-    token = contexts[:, 1:]
-    unigram = -np.log(ngram.unigram[token]).mean()
-    bigram = -np.log(ngram.bigram_probability(contexts[:, :-1], token)).mean()
-    return float(unigram), float(bigram), int(token.size)
+    unigram = bigram = 0.0
+    for start in range(0, len(contexts), step := max(1, PIECE_TOKENS // contexts.shape[1])):
+        piece = contexts[start : start + step]
+        token, before = piece[:, first:], piece[:, first - 1 : -1]
+        unigram -= float(np.log(ngram.unigram[token]).sum())
+        bigram -= float(np.log(ngram.bigram_probability(before, token)).sum())
+    n = contexts[:, first:].size
+    return unigram / n, bigram / n, n

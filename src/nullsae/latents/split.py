@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +30,13 @@ class Split:
     document: np.ndarray
     """int32 [n_tokens]: the document of each token."""
     context_tokens: int
-    eos_token_id: int | None
+    separator_token_id: int | None
     """The id that ends each document, if the manifest says so."""
     manifest: Path
+    n_bos: int = 0
+    """Tokens of BOS that each context begins with."""
+    bos_token_ids: Sequence[int] = ()
+    """Ids that are BOS wherever they stand."""
 
     @classmethod
     def open(cls, manifest: Path) -> Split:
@@ -43,14 +47,26 @@ class Split:
         """
         tokens = load_tokens(manifest)
         ids, document = tokens.input_ids, tokens.document_id
-        eos = tokens.manifest.get("eos_token_id")
-        split = cls(ids.reshape(-1), document.reshape(-1), ids.shape[1], eos, manifest)
+        ends = tokens.manifest.get("separator_token_id")
+        bos = tokens.bos_token_ids
+        # Where one token is both, as in GPT-2, only that at the start of a context is BOS.
+        if tokens.manifest.get("eos_token_id") in bos:
+            bos = []
+        split = cls(
+            *(ids.reshape(-1), document.reshape(-1), ids.shape[1], ends, manifest),
+            *(tokens.n_bos, bos),
+        )
         if len(np.unique(split.document[split.bounds[:-1]])) != len(split.bounds) - 1:
             raise UserError(
                 f"{manifest.with_name(TOKENS_FILE)}: the tokens of a document are not in a row; "
                 f"rebuild it with: {rebuild_command(manifest)}"
             )
         return split
+
+    def is_bos(self, position: np.ndarray) -> np.ndarray:
+        """Whether BOS stands at each of the given positions: bool [n]."""
+        prepended = position % self.context_tokens < self.n_bos
+        return prepended | np.isin(self.ids[position], self.bos_token_ids)
 
     @property
     def n_tokens(self) -> int:

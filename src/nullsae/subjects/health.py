@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
@@ -20,26 +21,92 @@ MAX_LOGIT_BYTES = 2**28
 # Tokens of `eval`, from its start, whose activations give the health of a variant.
 HEALTH_TOKENS = 8192
 HEALTH_BATCH_TOKENS = 2048
+# Contexts of `eval`, from its start, that are read with BOS and without.
+BOS_CONTEXTS = 16
 
 
 def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
-    """Mean next-token loss over a split, in nats, and the number of tokens that are predicted."""
-    ids = torch.from_numpy(tokens.input_ids)
+    """Mean next-token loss over a split, in nats, and the number of tokens that are predicted.
+
+    Those are all but the first of each context, or all but BOS.
+    """
+    ids, first = torch.from_numpy(tokens.input_ids), tokens.first_predicted
     context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
     n_batch = min(LOSS_BATCH_CONTEXTS, max(1, MAX_LOGIT_BYTES // context_bytes))
     total = 0.0
     for start in range(0, len(ids), n_batch):
         batch = ids[start : start + n_batch]
         contexts = range(start, start + len(batch))
-        logits = subject.logits(batch, split="eval", contexts=contexts)[:, :-1].float()
-        target = batch[:, 1:].to(logits.device, torch.int64)
-        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-        total += float(losses.double().sum())
-    n = tokens.input_ids[:, 1:].size
+        logits = subject.logits(batch, split="eval", contexts=contexts)
+        total += float(_losses(logits, batch, first).sum())
+    n = tokens.input_ids[:, first:].size
     loss = total / n
     if not math.isfinite(loss):
         raise UserError(f"{subject.recipe['variant']}: the held-out loss is {loss}")
     return loss, n
+
+
+def _losses(logits: Tensor, ids: Tensor, first: int) -> Tensor:
+    """Of each token from the position `first` on, in nats: float64 [contexts, tokens - first].
+
+    Args:
+        logits: [contexts, tokens, vocab].
+        ids: int [contexts, tokens].
+        first: at least 1.
+    """
+    logits = logits[:, first - 1 : -1].float()
+    target = ids[:, first:].to(logits.device, torch.int64)
+    losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+    return losses.double().reshape(target.shape)
+
+
+def bos_check(subject: Subject, tokens: Tokens) -> dict[str, Any] | None:
+    """The loss on a few contexts of `eval` as the corpus has them, and with BOS the other way.
+
+    Both are over the same tokens with the same tokens before them, but for BOS. The corpus' choice
+    is worse where it loses by more than twice the standard error of the difference over contexts.
+
+    Returns:
+        None without a BOS. Else `prepended`, the corpus' choice, `loss_nats`, `other_loss_nats`,
+        `n_contexts`, `n_predicted_tokens`, and `warning`, a line where the other choice is better.
+    """
+    bos, ids = tokens.bos_token_ids, torch.from_numpy(tokens.input_ids[:BOS_CONTEXTS])
+    if not bos or ids.shape[1] < len(bos) + 3:
+        return None
+    # As long as a context that has both.
+    text = ids[:, tokens.n_bos :][:, : ids.shape[1] - len(bos)]
+    before = torch.tensor(bos, dtype=text.dtype).expand(len(text), -1)
+    context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
+    n_batch = max(1, MAX_LOGIT_BYTES // context_bytes)
+    found = {}
+    for prepended in (True, False):
+        rows = torch.cat([before, text], dim=1) if prepended else text
+        parts = []
+        for start in range(0, len(rows), n_batch):
+            batch = rows[start : start + n_batch]
+            logits = subject.logits(batch, split="eval", contexts=range(start, start + len(batch)))
+            # The first token of the text has nothing to be predicted from without BOS.
+            parts.append(_losses(logits, batch, 1 + len(bos) * prepended).mean(dim=1).cpu())
+        found[prepended] = torch.cat(parts)
+    chosen = bool(tokens.n_bos)
+    loss, other = (float(found[choice].mean()) for choice in (chosen, not chosen))
+    lost, warning = found[chosen] - found[not chosen], None
+    error = float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
+    if loss - other > 2 * error:
+        kept, instead = ("with", "without") if chosen else ("without", "with")
+        warning = (
+            f"the trained subject's loss on {len(text)} contexts is {loss:.2f} nats {kept} BOS, as "
+            f"the corpus is, and {other:.2f} {instead}: set corpora.*.prepend_bos to "
+            f"{str(not chosen).lower()}"
+        )
+    return {
+        "prepended": chosen,
+        "loss_nats": loss,
+        "other_loss_nats": other,
+        "n_contexts": len(text),
+        "n_predicted_tokens": len(text) * (text.shape[1] - 1),
+        "warning": warning,
+    }
 
 
 def activation_health(subject: Subject, tokens: Tokens) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from nullsae.subjects import gates
 from nullsae.subjects.changes import by_change, draw_of, randomize
 from nullsae.subjects.families import context_limit, text_config
 from nullsae.subjects.forward_gates import forward_gates
-from nullsae.subjects.health import activation_health, heldout_loss
+from nullsae.subjects.health import activation_health, bos_check, heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
 
 log = logging.getLogger(__name__)
@@ -192,12 +192,15 @@ def _publish(
     gates.require(checks, str(folder))
 
     loss, n_predicted = heldout_loss(subject, heldout)
+    found: dict[str, Any] = {"gates": checks, "heldout_loss_nats": loss}
     if written["variant"] == "trained":
-        check_loss(loss, heldout, f"config: subjects.{written['subject']}")
-    health = activation_health(subject, heldout)
-    write_json(
-        folder / "gates.json", {"gates": checks, "heldout_loss_nats": loss, "health": health}
-    )
+        where = f"config: subjects.{written['subject']}"
+        found["bos"] = bos_check(subject, heldout)
+        if found["bos"] and found["bos"]["warning"]:
+            log.warning("%s: %s", where, found["bos"]["warning"])
+        check_loss(loss, heldout, where)
+    found["health"] = activation_health(subject, heldout)
+    write_json(folder / "gates.json", found)
     row = {
         "n_parameters": sum(p.numel() for p in subject.model.parameters()),
         "heldout_loss_nats": loss,
@@ -228,7 +231,7 @@ def check_loss(loss: float, tokens: Tokens, where: str) -> None:
         raise UserError(
             f"{where}: the trained subject's held-out loss is {loss:.2f} nats, no better than the "
             f"frequencies of tokens ({unigram:.2f}): is the corpus tokenized by its own tokenizer, "
-            f"with the BOS that it expects, and are the weights whole?"
+            f"with the BOS that it expects (corpora.*.prepend_bos), and are the weights whole?"
         )
     if warning := caution(loss, bigram):
         log.warning("warning: %s: %s", where, warning)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -154,15 +155,15 @@ class Training:
     ) -> None:
         """The steps that are left, each followed by `done`."""
         source, context_tokens = self.source, tokens.input_ids.shape[1]
-        flat, offsets = tokens.input_ids.reshape(-1), np.arange(context_tokens)
+        length = context_tokens - tokens.n_bos
+        n_starts = len(tokens.input_ids) * length - length + 1
         generator = numpy_generator(seed, "subject_batches", subject)
         for step in range(1, source.steps + 1):
             # Drawn for the steps of a run before, too: the generator has no other memory of them.
-            n_starts = len(flat) - context_tokens + 1
             starts = generator.integers(0, n_starts, size=(source.batch_contexts, 1))
             if step <= self.step:
                 continue
-            loss = self._step(torch.from_numpy(flat[starts + offsets].astype(np.int64)))
+            loss = self._step(torch.from_numpy(text_from(tokens, starts.reshape(-1))))
             self.losses.append(loss)
             self.step = step
             if not math.isfinite(loss):
@@ -265,6 +266,22 @@ def train_model(
 
         training.run(tokens, seed, subject, done)
     return model.eval(), initial, training.log
+
+
+def text_from(tokens: Tokens, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Contexts that begin anywhere in the text of a split, each with BOS where the split's have it.
+
+    Args:
+        tokens: the split.
+        starts: first token of each, counted without BOS, [n].
+
+    Returns:
+        Token ids int64 [n, context_tokens].
+    """
+    context_tokens, n_bos = tokens.input_ids.shape[1], tokens.n_bos
+    row, at = np.divmod(starts[:, None] + np.arange(context_tokens - n_bos), context_tokens - n_bos)
+    before = np.broadcast_to(tokens.input_ids[0, :n_bos], (len(starts), n_bos))
+    return np.hstack([before, tokens.input_ids[row, n_bos + at]]).astype(np.int64)
 
 
 def _initial_model(

@@ -21,6 +21,8 @@ from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_b
 ROW_BYTES = 8 + 4
 # A token in a corpus: its id and its document, int32 each.
 TOKEN_BYTES = 8
+# Of UTF-8 text per token on disk; and of all buffers while a corpus is sorted and packed.
+TEXT_BYTES, PACKING_BYTES = 4.0, 2e8
 NEWTON_SCHULZ_STEPS = 5
 EVALUATED_LAYERS_TOKENS = 8_192
 # Per token, measured: docs/plan.md.
@@ -46,23 +48,25 @@ SAMPLE_TOKENS = 32_768
 def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
     """Read, hash, tokenize, pack, and count pairs of tokens for the bigram's loss.
 
-    Held: texts unless they are streamed, twice while sorted; 12 bytes per packed token; pairs.
+    Held: buffers of a fixed size, and pairs. On disk while it runs: the texts, but of a stream only
+    those that its tokenizer is trained on; 4 bytes per packed token.
     """
     corpus, size = study.config.corpora[keys["corpus"]], study.corpora[keys["corpus"]]
     source, counted = corpus.source, min(size.sae_train_tokens, NGRAM_TOKENS)
     seconds = size.read_tokens * TOKENIZE_SECONDS
-    if isinstance(corpus.tokenizer, TrainedTokenizer):
+    if trained := isinstance(corpus.tokenizer, TrainedTokenizer):
         seconds += size.read_tokens * TRAIN_TOKENIZER_SECONDS
     if isinstance(source, BuiltinSource) and source.name == "stdlib":
         seconds += STDLIB_SECONDS
     n = size.sae_train_tokens + size.eval_tokens
     streamed = isinstance(source, HubSource) and source.streaming
-    texts = 0.0 if streamed else 12.0 * size.read_tokens
+    spooled = 0 if streamed and not trained else size.read_tokens
     return Work(
         tokens=n,
         host_seconds=seconds + counted * NGRAM_SECONDS,
         written_bytes=n * TOKEN_BYTES,
-        held_bytes=texts + 12.0 * max(size.sae_train_tokens, size.eval_tokens) + 24.0 * counted,
+        work_bytes=TEXT_BYTES * spooled + 4.0 * n,
+        held_bytes=PACKING_BYTES + 24.0 * counted,
         imports="transformers",
     )
 
@@ -172,7 +176,7 @@ def cache_activations(study: SizedStudy, keys: Keys) -> Work:
 def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     """Covariance in float64, its root, and a product for each vector; noise is drawn on the CPU.
 
-    Held: a chunk, a covariance and its root, the ids of all tokens, means of each.
+    Held: a chunk, a covariance and its root, means of each token.
     """
     size = study.sizes[keys["subject"]]
     n, d = study.cached(keys, keys["split"]), float(size.d_model)
@@ -180,7 +184,7 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     sites = len(study.config.subjects[keys["subject"]].sites)
     number = BYTES[study.config.activations.dtype]
     row = d * number + ROW_BYTES
-    tokens = 8.0 * study.corpus(keys).of(keys["split"]) + 128.0 * size.vocab_size
+    tokens = 128.0 * size.vocab_size
     return Work(
         tokens=n,
         product_flops=sites * (4.0 * d * d * fitted + 20.0 * d**3 + 2.0 * d * d * n),

@@ -1,0 +1,134 @@
+"""Where contexts begin and documents end: the token ids of BOS and of the separator."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from nullsae.config.corpora import Corpus
+from nullsae.core.errors import UserError
+from nullsae.corpus.tokenizer import EOS, Encoder
+
+log = logging.getLogger(__name__)
+
+# What chat models are taught to end a turn with; their tokenizers call some of them EOS.
+TURN_ENDS = frozenset(
+    {
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>", "<|return|>", "<|user|>"),
+        *("<end_of_turn>", "<turn|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<|role_end|>"),
+    }
+)
+# What texts end with in pretraining, the most common first.
+TEXT_ENDS = (
+    *(
+        EOS,
+        "<|end_of_text|>",
+        "</s>",
+        "<eos>",
+        "<|eos|>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    ),
+    *("<EOS_TOKEN>", "[EOS]", "<|END_OF_TEXT|>"),
+)
+
+
+class UnfitError(UserError):
+    """The config fits neither text nor tokenizer: the same run would end in the same way."""
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Token ids that no text holds, as a corpus uses them."""
+
+    prepend_bos: bool
+    """Whether each context begins with `bos_token_ids`."""
+    bos_token_ids: tuple[int, ...]
+    """The tokenizer's BOS: of nearly all one id, or none."""
+    separator_token_id: int | None
+    """What stands after each document; None for nothing."""
+    eos_token_id: int | None
+    """The tokenizer's own EOS."""
+
+    @property
+    def before_context(self) -> tuple[int, ...]:
+        """The ids at the start of each context."""
+        return self.bos_token_ids if self.prepend_bos else ()
+
+    def manifest(self) -> dict[str, Any]:
+        """What a corpus' manifest says of them."""
+        return {
+            "prepend_bos": self.prepend_bos,
+            "bos_token_ids": list(self.bos_token_ids),
+            "separator_token_id": self.separator_token_id,
+            "eos_token_id": self.eos_token_id,
+        }
+
+
+def boundaries(encoder: Encoder, corpus: Corpus, where: str) -> Boundaries:
+    """The settings `prepend_bos` and `separator` of a corpus, for its tokenizer.
+
+    Raises:
+        UnfitError: the tokenizer has no such token, or BOS fills a context; names the key below
+            `where`.
+    """
+    bos, prepend = encoder.bos_token_ids, corpus.prepend_bos
+    if prepend == "auto":
+        prepend = encoder.wants_bos
+    if prepend and not bos:
+        raise UnfitError(
+            f"{where}.prepend_bos: true, and the tokenizer has no BOS token; write auto or false"
+        )
+    if prepend and len(bos) >= corpus.context_tokens:
+        raise UnfitError(
+            f"{where}.context_tokens: {corpus.context_tokens} leaves no room behind the "
+            f"{len(bos)} tokens that the tokenizer puts before a text; raise it"
+        )
+    separator = _separator(encoder, corpus.separator, where)
+    return Boundaries(bool(prepend), bos, separator, encoder.eos_token_id)
+
+
+def _separator(encoder: Encoder, wanted: str, where: str) -> int | None:
+    """The id that ends documents."""
+    found: int | None = None
+    if wanted == "none":
+        return None
+    if wanted == "auto":
+        found = _end_of_text(encoder, where)
+    elif wanted == "eos":
+        found = encoder.eos_token_id
+    elif wanted == "bos":
+        found = next(iter(reversed(encoder.bos_token_ids)), None)
+    else:
+        found = encoder.token_id(wanted)
+    if found is None:
+        lacking = {"auto": "EOS token", "eos": "EOS token", "bos": "BOS token"}
+        raise UnfitError(
+            f"{where}.separator: {wanted}, and the tokenizer has no "
+            f"{lacking.get(wanted, 'such token')}; write none, or a token that it has, such as "
+            f"{_example(encoder)!r}"
+        )
+    return found
+
+
+def _end_of_text(encoder: Encoder, where: str) -> int | None:
+    """EOS, unless that ends a chat turn or is missing: then the first end of a text there is."""
+    own, tokenizer = encoder.eos_token_id, encoder.tokenizer
+    name: str | None = None
+    if own is not None:
+        name = str(tokenizer.convert_ids_to_tokens(own))
+        ends_turns = name in TURN_ENDS or name in str(tokenizer.chat_template)
+        if name in TEXT_ENDS or not ends_turns:
+            return own
+    special = encoder.special_tokens
+    for token in TEXT_ENDS:
+        if token in special:
+            why = f"EOS, {name}, ends chat turns" if name else "tokenizer has no EOS"
+            log.info("%s.separator: auto is %s: the %s", where, token, why)
+            return special[token]
+    return own
+
+
+def _example(encoder: Encoder) -> str:
+    """A token that could separate documents."""
+    return next(iter(encoder.special_tokens), encoder.tokenizer.convert_ids_to_tokens(0))

@@ -1,0 +1,71 @@
+"""Reads a source once: normalizes its texts, leaves out what is empty or repeated, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nullsae.corpus.digests import DigestSet
+from nullsae.corpus.documents import (
+    SPLITS,
+    Replaced,
+    SplitName,
+    normalize,
+    split_of_digest,
+    text_digest,
+)
+
+
+class Document(NamedTuple):
+    """One text with its place; documents sort by digest."""
+
+    digest: bytes
+    split: SplitName
+    text: str
+
+
+@dataclass
+class Counts:
+    """What was read of a source so far."""
+
+    n_read: int = 0
+    n_empty: int = 0
+    n_repeated: int = 0
+    replaced: Replaced = field(default_factory=Replaced)
+    n_kept: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    """Distinct documents of each split."""
+
+
+def normalized(texts: Iterable[str], eval_share: float, counts: Counts) -> Iterator[Document]:
+    """Documents that are not empty, repeated ones among them; counts all but these two."""
+    for text in texts:
+        counts.n_read += 1
+        text = normalize(text, counts.replaced)
+        if not text.strip():
+            counts.n_empty += 1
+            continue
+        digest = text_digest(text)
+        yield Document(digest, split_of_digest(digest, eval_share), text)
+
+
+class Reader:
+    """Distinct documents of a source, in its order."""
+
+    def __init__(self, texts: Iterable[str], eval_share: float) -> None:
+        self.counts = Counts()
+        self._documents = normalized(texts, eval_share, self.counts)
+        self._digests = DigestSet()
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self._documents:
+            # Two copies in `eval` would put one text into both the explaining and scoring pools.
+            if self._digests.add(document.digest):
+                self.counts.n_kept[document.split] += 1
+                yield document
+            else:
+                self.counts.n_repeated += 1
+
+    def digest(self) -> str:
+        """One digest of the set of documents read so far."""
+        return self._digests.digest()

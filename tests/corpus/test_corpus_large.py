@@ -1,0 +1,238 @@
+"""Corpora larger than memory: what a preparation takes, and what a killed one leaves."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from nullsae import paths
+from nullsae.config.corpora import Corpus
+from nullsae.config.parse import parse_section
+from nullsae.core.errors import UserError
+from nullsae.corpus import preparation, prepare, spool
+from nullsae.corpus.documents import SPLITS
+from nullsae.corpus.prepare import prepare_corpus
+from nullsae.corpus.reading import Document, Reader
+from nullsae.corpus.tokenizer import Encoder, train_tokenizer
+from nullsae.jobs.corpus import PrepareCorpusParams
+
+WORDS = [f"word{i}" for i in range(300)]
+CONTEXT = 16
+SHARE = 0.2
+
+
+def texts_of(n: int, n_words: int = 30) -> list[str]:
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 2 * n_words))) for _ in range(n)]
+    return [*texts, "", *texts[: n // 10]]
+
+
+def save_words(folder: Path) -> Path:
+    """A tokenizer that knows nothing but the words."""
+    vocabulary = {word: i for i, word in enumerate([*WORDS, "</s>", "<unk>"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+def params_of(root: Path, texts: list[str], **keys: Any) -> PrepareCorpusParams:
+    file = root / "data/train.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given = {
+        "source": {"kind": "files", "paths": [str(file)]},
+        "tokenizer": {"kind": "train", "vocab_size": 300},
+        "context_tokens": CONTEXT,
+        "eval_share": SHARE,
+        **keys,
+    }
+    return PrepareCorpusParams(corpus=parse_section(Corpus, given, where="test"))
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    folder = root / "results"
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def stream_of(root: Path) -> dict[str, Any]:
+    return {
+        "source": {"kind": "hub", "path": str(root / "data"), "streaming": True},
+        "sae_train_tokens": 16_000,
+        "eval_tokens": 3000,
+    }
+
+
+def packed_in_memory(documents: list[Document], encoder: Encoder, split: str) -> Any:
+    """Contexts by joining everything at once."""
+    ids, index = [], []
+    for i, document in enumerate(d for d in documents if d.split == split):
+        mine = [*encoder.encode([document.text])[0].tolist(), encoder.eos_token_id]
+        ids += mine
+        index += [i] * len(mine)
+    n = len(ids) // CONTEXT * CONTEXT
+    return {
+        name: np.array(values[:n], dtype=np.int32).reshape(-1, CONTEXT)
+        for name, values in (("input_ids", ids), ("document_id", index))
+    }
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_tokens_are_to_the_byte_those_of_a_sort_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(preparation, "ENCODE_BATCH_DOCUMENTS", batch)
+    monkeypatch.setattr(preparation, "CHECKPOINT_TOKENS", 500)
+    monkeypatch.setattr(spool, "BUFFER_BYTES", 3000)
+    texts = texts_of(300)
+    params = params_of(tmp_path, texts)
+    prepare_corpus(params, "c", tmp_path)
+    documents = sorted(Reader(texts, SHARE))
+    encoder = train_tokenizer(
+        (d.text for d in documents if d.split == "sae_train"), params.corpus.tokenizer
+    )
+    for split in SPLITS:
+        save_file(packed_in_memory(documents, encoder, split), tmp_path / "wanted")
+        made = tmp_path / paths.CORPUS_TOKENS.format(corpus="c", split=split)
+        assert made.read_bytes() == (tmp_path / "wanted").read_bytes()
+
+
+def test_a_source_is_read_again_where_too_little_of_it_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "BUFFER_BYTES", 3000)
+    words = {"kind": "pretrained", "path": str(save_words(tmp_path / "words"))}
+    wanted = {"sae_train_tokens": 4000, "eval_tokens": 800, "tokenizer": words}
+    made = {}
+    for kept in (16, 1):
+        monkeypatch.setattr(preparation, "KEPT_BYTES_PER_TOKEN", kept)
+        root = tmp_path / str(kept)
+        params = params_of(tmp_path, texts_of(900), **wanted)
+        prepare_corpus(params, "c", root)
+        made[kept] = files_of(root)
+    assert made[16] == made[1]
+
+
+def run_until_killed(params: PrepareCorpusParams, root: Path, kind: str, at: int) -> int:
+    """Prepare in a process of its own, which ends by SIGKILL; returns its exit code."""
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work() -> None:
+        def texts(*given: Any, **keys: Any) -> Iterator[str]:
+            for i, text in enumerate(read(*given, **keys)):
+                if kind == "texts" and i == at:
+                    kill()
+                yield text
+
+        def progress(done: int, _total: int) -> None:
+            if kind == "tokens" and done >= at:
+                kill()
+
+        read = prepare.documents
+        prepare.documents = texts
+        if kind == "writing":
+            prepare.write_json = lambda *_: kill()
+        prepare_corpus(params, "c", root, progress)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+KILLS = [("texts", 10), ("texts", 150), ("tokens", 200), ("tokens", 5000), ("writing", 0)]
+
+
+@pytest.mark.parametrize("source", ["files", "stream"])
+@pytest.mark.parametrize("tokenizer", ["trained", "pretrained"])
+def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, tokenizer: str
+) -> None:
+    monkeypatch.setattr(preparation, "CHECKPOINT_TOKENS", 300)
+    monkeypatch.setattr(spool, "BUFFER_BYTES", 3000)
+    keys: dict[str, Any] = stream_of(tmp_path) if source == "stream" else {}
+    if tokenizer == "pretrained":
+        folder = save_words(tmp_path / "words")
+        keys["tokenizer"] = {"kind": "pretrained", "path": str(folder)}
+    params = params_of(tmp_path, texts_of(900), **keys)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    prepare_corpus(params, "c", whole)
+    for kind, at in KILLS:
+        assert run_until_killed(params, killed, kind, at) == -signal.SIGKILL, (kind, at)
+    encoded: list[str] = []
+    encode = Encoder.encode
+
+    def count(self: Encoder, texts: Any) -> Any:
+        encoded.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(Encoder, "encode", count)
+    prepare_corpus(params, "c", killed)
+    # Everything was packed when the last run was killed; the last checkpoint is not far back.
+    assert sum(len(text.split()) for text in encoded) < 3000
+    assert files_of(killed) == files_of(whole)
+
+
+def test_a_preparation_that_cannot_succeed_leaves_nothing(tmp_path: Path) -> None:
+    params = params_of(tmp_path, texts_of(50), sae_train_tokens=10**6)
+    with pytest.raises(UserError, match="1000000 tokens are asked for"):
+        prepare_corpus(params, "c", tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from nullsae.config.corpora import Corpus
+from nullsae.config.parse import parse_section
+from nullsae.corpus import ngram, packing, prepare, spool
+from nullsae.jobs.corpus import PrepareCorpusParams
+
+def kilobytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+# Smaller by as much as the corpus is smaller than a large one.
+prepare.MAX_NGRAM_FIT_TOKENS, ngram.PIECE_TOKENS, packing.BUFFER_TOKENS = 2**14, 2**14, 2**14
+spool.BUFFER_BYTES = 2**18
+for root, corpus in zip(sys.argv[1::2], sys.argv[2::2]):
+    given = parse_section(Corpus, json.loads(corpus), where="test")
+    # Linux forgets the peak of the imports, which is larger than that of a small corpus.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kilobytes("VmRSS")
+    prepare.prepare_corpus(PrepareCorpusParams(corpus=given), "c", Path(root))
+    print((kilobytes("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_memory_does_not_grow_with_a_corpus(tmp_path: Path) -> None:
+    words = {"kind": "pretrained", "path": str(save_words(tmp_path / "words"))}
+    command, sizes = [sys.executable, "-c", SCRIPT], []
+    for n in (400, 4000):
+        root = tmp_path / str(n)
+        corpus = params_of(root, texts_of(n, 400), tokenizer=words).corpus
+        command += [str(root), corpus.model_dump_json()]
+        sizes.append((root / "data/train.jsonl").stat().st_size)
+    assert sizes[1] > 9 * sizes[0] > 10**6
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    _, large = map(int, result.stdout.split())
+    # Sorted and packed in memory, it takes 3.8 times the size of the file.
+    assert large < sizes[1]

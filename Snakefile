@@ -18,7 +18,8 @@ rule all:
 # dry run, so that nothing changes below a study at work.
 onstart:
     write_text(
-        paths.RUN_CONFIG, yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False)
+        paths.RUN_CONFIG,
+        yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False),
     )
 
 

@@ -20,7 +20,6 @@ rule explain_shard:
         config=job_params("explain_latents", "seed", "explainers"),
         code=job_code("explain_latents"),
         ranks=ranks_of_shard,
-        run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER),
     message:
         "Explain by {wildcards.explainer}, latents {params.ranks}: {wildcards.variant},"
@@ -28,7 +27,7 @@ rule explain_shard:
     shell:
         "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
         " --tokenizer {input.tokenizer} --ranks {params.ranks} --output {output}"
-        " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"
+        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule explain_latents:
@@ -55,14 +54,13 @@ rule explain_latents:
         code=job_code("explain_latents"),
         base=given("base"),
         shards=shard_options,
-        run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS),
     message:
         "Explain by {wildcards.explainer}: {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
         " --tokenizer {input.tokenizer} {params.base} {params.shards} --output {output}"
-        " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"
+        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule prepare_judge:
@@ -113,7 +111,6 @@ rule score_shard:
         explanations=given("explanations"),
         judge=given("judge"),
         ranks=ranks_of_shard,
-        run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="score_shard", keys=paths.SHARD_OF_SCORER),
     message:
         "Score {wildcards.explainer} by {wildcards.scorer}, latents {params.ranks}:"
@@ -123,7 +120,7 @@ rule score_shard:
         " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
         " --ranks {params.ranks}"
         " --predictions {output.predictions} --scores {output.scores}"
-        " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"
+        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule score_latents:
@@ -153,7 +150,6 @@ rule score_latents:
         explanations=given("explanations"),
         judge=given("judge"),
         shards=shard_options,
-        run_config=paths.RUN_CONFIG,
         costs=paths.ASKED.format(rule="score_latents", keys=paths.SCORER_KEYS),
     message:
         "Score {wildcards.explainer} by {wildcards.scorer}: {wildcards.variant}, {wildcards.site}"
@@ -162,4 +158,4 @@ rule score_latents:
         " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
         " {params.shards}"
         " --predictions {output.predictions} --scores {output.scores}"
-        " --run-config {params.run_config} --costs {params.costs} > {log} 2>&1"
+        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"

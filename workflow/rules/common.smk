@@ -34,6 +34,9 @@ except UserError as error:
     sys.exit(str(error))
 
 
+# How endpoints are asked. It changes no answer: in shell lines, not in params, it makes no job
+# run again.
+LLM = STUDY.llm.model_dump_json()
 # What each job asks of its machine.
 NEEDS = Needs(STUDY)
 CELL_FILES = cell_files(STUDY)

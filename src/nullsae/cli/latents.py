@@ -46,7 +46,7 @@ def explain_latents(
     tokenizer: options.Tokenizer,
     output: options.Table,
     base: options.SomeBase = None,
-    run_config: options.SomeRunConfig = None,
+    llm: options.SomeLlm = None,
     costs: options.Costs = None,
     ranks: options.SomeRanks = None,
     shard: options.SomeShards = None,
@@ -66,7 +66,7 @@ def explain_latents(
             tokenizer=tokenizer,
             output=output,
             base=base,
-            session=options.session_of(run_config, costs, progress),
+            session=options.session_of(llm, costs, progress),
             ranks=Ranks.parse(ranks) if ranks else None,
         )
 
@@ -89,7 +89,7 @@ def score_latents(
     scores: options.Table,
     explanations: options.SomeExplanations = None,
     judge: options.SomeJudge = None,
-    run_config: options.SomeRunConfig = None,
+    llm: options.SomeLlm = None,
     costs: options.Costs = None,
     ranks: options.SomeRanks = None,
     shard: options.SomeShards = None,
@@ -112,6 +112,6 @@ def score_latents(
             judge=judge,
             predictions=predictions,
             scores=scores,
-            session=options.session_of(run_config, costs, progress),
+            session=options.session_of(llm, costs, progress),
             ranks=Ranks.parse(ranks) if ranks else None,
         )

@@ -39,11 +39,13 @@ SomeRecipe = Annotated[Maybe, Option(help="recipe.json; gaussian has none.")]
 Output = Annotated[Path, Option(help="Where the result goes.")]
 Table = Annotated[Path, Option(help="The Parquet table to write.")]
 Root = Annotated[Path, Option(help="The folder that holds results/.")]
-RunConfig = Annotated[Path, Option(help="The merged config of the study.")]
 Windows = Annotated[Path, Option(help="windows.parquet of the SAE.")]
 Work = Annotated[Path, Option(help="Folder for checkpoints.")]
 Tokenizer = Annotated[Path, Option(help="tokenizer.json of the corpus.")]
-SomeRunConfig = Annotated[Maybe, Option(help="Merged config of the study, for its section llm.")]
+SomeLlm = Annotated[
+    str | None,
+    Option(help="How endpoints are asked, as in the config's section llm: JSON text or a file."),
+]
 SomeBase = Annotated[Maybe, Option(help="explanations.parquet that an explainer exchanges.")]
 SomeExplanations = Annotated[
     Maybe, Option(help="explanations.parquet to judge by, if the scorer does.")
@@ -80,8 +82,8 @@ class Verb(typer.core.TyperCommand):
                 print(f"  {line}")
 
 
-def read_params(model: type[S], given: str) -> S:
-    """Parse `--params`: JSON text, or the path of a .json or .yaml file.
+def read_params(model: type[S], given: str, option: str = "--params") -> S:
+    """Parse what an option was given: JSON text, or the path of a .json or .yaml file.
 
     Raises:
         UserError: not readable, or not what the verb takes; names the file or the key.
@@ -90,24 +92,24 @@ def read_params(model: type[S], given: str) -> S:
     from nullsae.config.read import read_yaml
 
     is_file = given.endswith((".json", ".yaml", ".yml"))
-    where = given if is_file else "--params"
-    return parse_section(model, read_yaml(Path(given)) if is_file else _json(given), where=where)
+    where = given if is_file else option
+    found = read_yaml(Path(given)) if is_file else _json(given, option)
+    return parse_section(model, found, where=where)
 
 
-def _json(text: str) -> Any:
+def _json(text: str, option: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(f"--params: not JSON ({error}), nor a .json or .yaml file") from None
+        raise UserError(f"{option}: not JSON ({error}), nor a .json or .yaml file") from None
 
 
-def session_of(run_config: Path | None, costs: Path | None, progress: Bar) -> Session:
-    """Settings for asking endpoints: the study's section `llm`, or its defaults."""
+def session_of(llm: str | None, costs: Path | None, progress: Bar) -> Session:
+    """Settings for asking endpoints: those given, or the defaults."""
     from nullsae.autointerp.llm.session import Session
     from nullsae.config.llm import Llm
-    from nullsae.config.read import read_config
 
     def settings() -> Llm:
-        return Llm() if run_config is None else read_config(run_config).llm
+        return Llm() if llm is None else read_params(Llm, llm, "--llm")
 
     return Session(settings, progress=progress, costs=costs)

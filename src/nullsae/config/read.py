@@ -47,12 +47,3 @@ def _merge(below: Any, above: Any) -> Any:
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return below | {key: _merge(below.get(key), value) for key, value in above.items()}
-
-
-def read_config(path: Path) -> Config:
-    """Read and check the merged config of a study.
-
-    Raises:
-        UserError: a file that cannot be read, or a mistake in it.
-    """
-    return parse_config(read_yaml(path))

@@ -16,6 +16,7 @@ from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.config.toy import DATA, Toy, toy_cells, toy_figures
 from nullsae.core.errors import UserError
+from nullsae.core.files import checksum
 from nullsae.jobs.rules import rule_params
 
 REPOSITORY = Path(__file__).parents[2]
@@ -134,4 +135,4 @@ def test_an_edit_of_the_file_of_word_vectors_is_seen(tmp_path: Path) -> None:
     assert params(config)["local_files"] == []
     file.write_text("word 1 2\n", encoding="utf-8")
     (stamp,) = params(config)["local_files"]
-    assert stamp.startswith(f"{file} 9 ")
+    assert stamp == f"v.txt {checksum(file)}"

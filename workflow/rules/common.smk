@@ -19,6 +19,7 @@ from nullsae.config.study import NO_EXPLAINER
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
+from nullsae.jobs.limits import default_limit
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
 from nullsae.report.names import figure_names
@@ -97,8 +98,11 @@ def job_code(rule):
 
 def most(resource, otherwise):
     """What no job asks more of: `max_<resource>` in a profile's `default-resources`."""
-    given = (workflow.resource_settings.default_resources or {}).get(f"max_{resource}")
-    return otherwise if given is None else int(getattr(given, "raw", given))
+    defaults = workflow.resource_settings.default_resources
+    try:
+        return default_limit(defaults, resource, otherwise)
+    except UserError as error:
+        sys.exit(str(error))
 
 
 def doubled(resource, first, cap):

@@ -1,20 +1,64 @@
-"""Files outside of `results/` that jobs read: an edit of one must run them again."""
+"""Files outside of `results/` that jobs read: an edit of one must run them again.
+
+They count by their names and bytes: to touch a file, to copy it, or to move the folder that it is
+in runs nothing again. What a file's bytes hash to is remembered by its path, size and time, in the
+user's cache folder: large files are read once, not by each dry run.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
 from glob import escape, glob
 from pathlib import Path
 
+import xxhash
+
 from nullsae.config.model_files import find_gguf, is_local
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
+from nullsae.core.errors import UserError
+from nullsae.core.files import checksum, write_text
+
+# A file that was changed so short a time ago may change again without a later time or another size.
+SETTLED_NANOSECONDS = 2 * 10**9
+# From this size on, reading a file is worth a line.
+LARGE_BYTES = 2 * 10**9
 
 
 def stamps(patterns: Iterable[str]) -> tuple[str, ...]:
-    """Name, size and time of the files that match, in order of their names."""
+    """Name and hash of the files that match, in the order of their paths."""
     files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
-    stats = ((file, file.stat()) for file in sorted(files) if file.is_file())
-    return tuple(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats)
+    return tuple(f"{file.name} {content(file)}" for file in sorted(files) if file.is_file())
+
+
+def content(file: Path) -> str:
+    """XXH3-128 of a file's bytes as hex, read again only if its size or time changed."""
+    stat = file.stat()
+    return _content(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _content(path: str, n_bytes: int, time_ns: int) -> str:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    note = Path(home, "nullsae/file_hashes", xxhash.xxh3_128_hexdigest(path.encode()))
+    known = f"{n_bytes} {time_ns} "
+    try:
+        text = note.read_text(encoding="ascii")
+        if text.startswith(known):
+            return text.removeprefix(known)
+    except (OSError, ValueError):
+        pass
+    if n_bytes >= LARGE_BYTES:
+        print(f"{path}: reading {n_bytes / 1e9:.0f} GB to know it by its bytes", file=sys.stderr)
+    digest = checksum(path)
+    if time.time_ns() - time_ns > SETTLED_NANOSECONDS:
+        with suppress(OSError, UserError):  # it is only read again
+            write_text(note, known + digest)
+    return digest
 
 
 def named_file(path: str | Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from nullsae.core.errors import UserError, first_line
+from nullsae.jobs.limits import Kind, limit
 
 PLUGIN = "snakemake-executor-plugin-slurm"
 # In the order in which Snakemake looks for them.
@@ -71,8 +72,8 @@ def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
         elif not partitions[name].up:
             wrong.append(f"{where}: partition {name!r} is down or takes no jobs (sinfo -p {name})")
     usable = {name: partitions[name] for name in names if name in partitions}
-    for name, limit in limits.items():
-        gpus = limit.get("max_gpu", 0)
+    for name, own in limits.items():
+        gpus = own.get("max_gpu", 0)
         if name in usable and gpus and not usable[name].has_gpus:
             wrong.append(
                 f"{limits_file}: partitions.{name}.max_gpu: {gpus}, but no node of it has a GPU "
@@ -214,18 +215,20 @@ def _wrong_limits(
 ) -> list[str]:
     """Caps on what jobs ask for that no partition grants: those jobs would wait for ever."""
     defaults, wrong = _defaults(given), []
-    caps = (
-        ("max_runtime", MAX_RUNTIME_MINUTES, "minutes", "runtime_minutes"),
-        ("max_mem_mb", MAX_MEGABYTES, "MB", "megabytes"),
+    caps: tuple[tuple[Kind, int, str, str], ...] = (
+        ("runtime", MAX_RUNTIME_MINUTES, "minutes", "runtime_minutes"),
+        ("mem_mb", MAX_MEGABYTES, "MB", "megabytes"),
     )
     with_gpus = {n: p for n, p in usable.items() if limits.get(n, {"max_gpu": 1}).get("max_gpu")}
     for kind, able in (("without a GPU", usable), ("with a GPU", with_gpus)):
-        for key, otherwise, unit, grant in caps if able else ():
-            cap = _whole(defaults.get(key, otherwise), f"{file}: default-resources.{key}")
+        for resource, otherwise, unit, grant in caps if able else ():
+            key = f"max_{resource}"
+            given_cap = defaults.get(key, otherwise)
+            cap = limit(resource, given_cap, f"{file}: default-resources.{key}")
             granted = max(getattr(found, grant) for found in able.values())
             if cap > granted:
                 wrong.append(
-                    f"{file}: default-resources.{key}: {cap}: jobs {kind} get at most "
+                    f"{file}: default-resources.{key}: {given_cap}: jobs {kind} get at most "
                     f"{granted:.0f} {unit} here ({', '.join(able)}); write {granted:.0f} or less"
                 )
     return wrong

@@ -1,0 +1,72 @@
+"""Limits of what jobs ask for, as profiles and command lines write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from snakemake.resources import Resources
+
+from nullsae.core.errors import UserError
+from nullsae.jobs.limits import Kind, default_limit, limit
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        ("mem_mb", 64_000, 64_000),
+        ("mem_mb", "64000", 64_000),
+        ("mem_mb", "64GB", 64_000),
+        ("mem_mb", '"64 GB"', 64_000),
+        ("mem_mb", "0.5TB", 500_000),
+        ("mem_mb", "1GiB", 1_074),
+        ("runtime", 720, 720),
+        ("runtime", "12h", 720),
+        ("runtime", "'1d'", 1_440),
+        ("runtime", "90 minutes", 90),
+        ("runtime", "2w", 20_160),
+    ],
+)
+def test_a_limit_is_read_with_its_unit(kind: Kind, given: Any, expected: int) -> None:
+    assert limit(kind, given, "here") == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        *(("mem_mb", given) for given in ("much", "-1", True, None)),
+        *(("runtime", given) for given in ("64GB", "", "0")),
+    ],
+)
+def test_what_is_no_amount_is_refused_with_the_right_form(kind: Kind, given: Any) -> None:
+    example = "64GB" if kind == "mem_mb" else "12h"
+    with pytest.raises(UserError, match=rf"^profile: .*; write .* such as {example}$"):
+        limit(kind, given, "profile")
+
+
+@pytest.mark.parametrize(
+    ("kind", "resources", "expected"),
+    [
+        ("runtime", [], 99),
+        ("runtime", ["slurm_account=us"], 99),
+        ("runtime", ['runtime="2h"', "mem_mb=1000"], 99),
+        ("runtime", ["max_runtime=600"], 600),
+        ("runtime", ['max_runtime="24h"'], 1_440),
+        ("runtime", ["max_runtime=60 * 24"], 1_440),
+        ("runtime", ["max_runtime=attempt * 30"], 30),
+        ("mem_mb", ['max_mem_mb="64GB"'], 64_000),
+        ("mem_mb", ["max_mem_mb=4 * 16_000"], 64_000),
+    ],
+)
+def test_default_resources_of_any_form_set_the_limit(
+    kind: Kind, resources: list[str], expected: int
+) -> None:
+    given = Resources.parse(resources, allow_expressions=True) if resources else None
+    assert default_limit(given, kind, 99) == expected
+
+
+@pytest.mark.parametrize("given", ["max_runtime=1 / 0", 'max_runtime="soon"', "max_runtime=[1]"])
+def test_a_limit_that_is_none_is_one_line(given: str) -> None:
+    with pytest.raises(UserError, match=r"^--default-resources max_runtime: ") as caught:
+        default_limit(Resources.parse([given], allow_expressions=True), "runtime", 99)
+    assert "\n" not in str(caught.value)

@@ -270,7 +270,7 @@ def test_the_manifest_holds_no_time_and_does_not_depend_on_the_run(tmp_path: Pat
         assert file.read_bytes() == (two / file.name).read_bytes()
     assert set(json.loads((one / "manifest.json").read_text())) == {
         *("key", "site", "split", "context_tokens", "tokens_checksum", "dtype", "d_model"),
-        *("n_tokens", "mean", "mean_norm", "excluded", "shards", "shards_key"),
+        *("n_tokens", "mean", "mean_norm", "variance", "excluded", "shards", "shards_key"),
     }
 
 

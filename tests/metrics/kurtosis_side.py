@@ -41,7 +41,7 @@ def test_the_column_is_scipys_however_firings_are_cut(
     grid = Grid.cut(split.document.reshape(-1, CONTEXT), 4)
     dealt = deal_documents(grid, np.random.default_rng(0))
     pools = pools_of(grid.document, dealt)
-    known = describe(firings, split, grid, pools, dealt, Latents(), tmp_path)
+    known = describe(firings, split, grid, pools, dealt, Latents(), tmp_path, split.n_tokens)
     found = known.statistics["kurtosis"]
     for latent, column in enumerate(dense.T[:-2].astype(np.float64)):
         expected = scipy.stats.kurtosis(column[column > 0])

@@ -19,7 +19,7 @@ from nullsae import tables
 from nullsae.activations.blocks import CachedBlocks
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
-from nullsae.core.sigterm import StoppedError
+from nullsae.core.stopping import StoppedError
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
@@ -254,9 +254,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_a
     assert not list((tmp_path / "work").iterdir()), "a finished training leaves a checkpoint"
 
 
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("within", ["a step", "a block", "the first block"])
-def test_sigterm_loses_no_steps(
-    tmp_path: Path, within: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_no_steps_are_lost_by_a_warning_or_ctrl_c(
+    tmp_path: Path,
+    within: str,
+    kind: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Steps of 128 tokens on blocks of 500 and 1000: 3, 8, 11, 14, ... are made by their ends."""
     x, _ = planted(1500, 6)
@@ -264,7 +269,7 @@ def test_sigterm_loses_no_steps(
     run(tmp_path, x, sae, output="whole")
 
     def terminate(*_: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), kind)
 
     fetched: list[int] = []
     real = CachedBlocks.block
@@ -283,7 +288,9 @@ def test_sigterm_loses_no_steps(
     else:
         monkeypatch.setattr(CachedBlocks, "block", block)
         last, asked = (11 if within == "a block" else 0), {}
-    with pytest.raises(StoppedError, match=rf"^stopped by SIGTERM at step {last} of 22; [^\n]*$"):
+    with pytest.raises(
+        StoppedError, match=rf"^stopped by {kind.name} at step {last} of 22; [^\n]*$"
+    ):
         run(tmp_path, x, sae, output="resumed", **asked)
     monkeypatch.undo()
     assert not (tmp_path / "resumed").exists()

@@ -16,7 +16,7 @@ from torch import Tensor
 from nullsae.config.subjects import TrainSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
-from nullsae.core.sigterm import StoppedError
+from nullsae.core.stopping import StoppedError
 from nullsae.corpus.store import Tokens
 from nullsae.jobs.subjects import TrainSubjectParams
 from nullsae.subjects.publish import train_subject

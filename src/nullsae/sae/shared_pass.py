@@ -14,7 +14,7 @@ from torch import Tensor
 from nullsae.activations.blocks import Blocks, ahead, block_order, order_within
 from nullsae.activations.live import bad_row
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.sigterm import Stop, StoppedError
+from nullsae.core.stopping import Stop, StoppedError
 from nullsae.sae.training_run import Cell, DivergedError, Run
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,9 @@ def train_together(
         if unfinished := [run for run in runs if not run.done and id(run) not in diverged]:
             for run in unfinished:
                 run.trainer.save(run.cell.checkpoint)
+            step = sum(run.trainer.step for run in runs)
             raise StoppedError(
-                f"stopped by SIGTERM at step {sum(run.trainer.step for run in runs)} of {n_steps}; "
+                f"stopped by {stop.signal} at step {step} of {n_steps}; "
                 f"run again to go on from there "
                 f"({unfinished[0].cell.checkpoint.parent}: {len(unfinished)} SAEs unfinished)"
             )

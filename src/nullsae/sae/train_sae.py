@@ -20,7 +20,7 @@ from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
 from nullsae.core.randomness import torch_generator
-from nullsae.core.sigterm import on_sigterm
+from nullsae.core.stopping import stoppable
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
@@ -71,10 +71,10 @@ def train_sae(
     over all SAEs, or with (tokens, tokens in all, None) where there are no steps.
 
     Returns the number of optimizer steps that this call ran (less than all after a resume). After a
-    `StoppedError`, for SIGTERM, the same call goes on from there. A `UserError` names activations
-    that are damaged, foreign, not finite or fewer than one batch, a recipe or a pretrained SAE that
-    does not fit them, a loss that is not finite, or a lack of memory; SAEs that are finished by
-    then stay in `work`.
+    `StoppedError`, for SIGTERM or Ctrl-C, the same call goes on from there. A `UserError` names
+    activations that are damaged, foreign, not finite or fewer than one batch, a recipe or a
+    pretrained SAE that does not fit them, a loss that is not finite, or a lack of memory; SAEs that
+    are finished by then stay in `work`.
     """
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
@@ -110,7 +110,7 @@ def train_sae(
             else CachedBlocks(params.seed, readers)
         )
         ran = _train(params, stepwise, blocks, device, progress)
-    with on_sigterm():  # one that is published in part would be made again
+    with stoppable():  # one that is published in part would be made again
         for cell in cells:
             _publish(cell)
     return ran
@@ -217,7 +217,7 @@ def _train(
         n_steps, before = sum(r.n_steps for r in runs), sum(r.trainer.step for r in runs)
         if any(run.resumed for run in runs):
             logger.info("resumed at step %d of %d", before, n_steps)
-        with on_sigterm() as stop:
+        with stoppable() as stop:
             train_together(runs, blocks, params.seed, seconds, progress or (lambda *_: None), stop)
     ran = sum(run.trainer.step for run in runs) - before
     logger.info("ran %d of %d steps", ran, n_steps)

@@ -55,7 +55,7 @@ def train_subject(
         progress: called with (step, steps, loss) after each step.
 
     Raises:
-        StoppedError: SIGTERM came; the same call goes on from there.
+        StoppedError: SIGTERM or Ctrl-C came; the same call goes on from there.
         UserError: the recipe gives no model, or the training diverged.
     """
     from nullsae.subjects.training import train_model

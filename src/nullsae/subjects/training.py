@@ -20,7 +20,7 @@ from nullsae.config.subjects import TrainSource
 from nullsae.core.checkpoint import DAMAGED, load_state, save_state
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.randomness import numpy_generator, seed_of
-from nullsae.core.sigterm import StoppedError, on_sigterm
+from nullsae.core.stopping import StoppedError, stoppable
 from nullsae.corpus.store import Tokens
 
 logger = logging.getLogger(__name__)
@@ -248,11 +248,11 @@ def train_model(
     def leave() -> None:
         training.save(checkpoint)
         raise StoppedError(
-            f"stopped by SIGTERM at step {training.step} of {source.steps}; run again to go on "
-            f"from there ({checkpoint})"
+            f"stopped by {stop.signal} at step {training.step} of {source.steps}; "
+            f"run again to go on from there ({checkpoint})"
         )
 
-    with on_sigterm() as stop:
+    with stoppable() as stop:
         saved = time.monotonic()
 
         def done(step: int, steps: int, loss: float) -> None:

@@ -8,26 +8,37 @@ from typing import Any
 import pytest
 
 from nullsae.core.errors import UserError
-from nullsae.core.sigterm import Stop, StoppedError, on_sigterm
+from nullsae.core.stopping import Stop, StoppedError, stoppable
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT], autouse=True)
+def kind(request: pytest.FixtureRequest) -> None:
+    """The signal that `terminate` sends: a cluster's warning, or Ctrl-C."""
+    global SENT
+    SENT = request.param
+
+
+SENT = signal.SIGTERM
 
 
 def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), SENT)
 
 
 def leave() -> None:
     raise StoppedError("left")
 
 
-def test_sigterm_ends_the_block_only_where_it_says_so() -> None:
+def test_an_end_that_is_asked_for_ends_the_block_only_where_it_says_so() -> None:
     passed = []
-    with on_sigterm() as stop:
+    with stoppable() as stop:
         stop.here(leave)
         terminate()
         passed.append(stop.asked)
         with pytest.raises(StoppedError):
             stop.here(leave)
     assert passed == [True]
+    assert stop.signal == SENT.name
 
 
 def test_work_that_may_be_cut_off_is_not_waited_for() -> None:
@@ -39,13 +50,13 @@ def test_work_that_may_be_cut_off_is_not_waited_for() -> None:
             terminate()
             ended.append(1)
 
-    with on_sigterm() as stop, pytest.raises(StoppedError):
+    with stoppable() as stop, pytest.raises(StoppedError):
         work(stop)
     assert (begun, ended) == ([1], [])
 
 
 def test_work_does_not_begin_if_an_end_was_asked_for_before() -> None:
-    with on_sigterm() as stop:
+    with stoppable() as stop:
         terminate()
         with pytest.raises(StoppedError), stop.anywhere(leave):
             raise AssertionError("begun")
@@ -59,13 +70,13 @@ def test_a_second_signal_does_not_cut_off_what_the_first_one_saves() -> None:
         saved.append(1)
         raise StoppedError("left")
 
-    with on_sigterm() as stop, pytest.raises(StoppedError), stop.anywhere(save):
+    with stoppable() as stop, pytest.raises(StoppedError), stop.anywhere(save):
         terminate()
     assert saved == [1]
 
 
 def test_signals_outside_of_the_work_are_only_noted() -> None:
-    with on_sigterm() as stop:
+    with stoppable() as stop:
         with stop.anywhere(leave):
             pass
         terminate()
@@ -74,21 +85,21 @@ def test_signals_outside_of_the_work_are_only_noted() -> None:
 
 def test_the_handler_from_before_is_restored() -> None:
     seen: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    before = signal.signal(SENT, lambda number, _: seen.append(number))
     try:
-        with pytest.raises(StoppedError), on_sigterm():
+        with pytest.raises(StoppedError), stoppable():
             leave()
         terminate()
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert seen == [signal.SIGTERM]
+        signal.signal(SENT, before)
+    assert seen == [SENT]
 
 
 def test_a_thread_can_use_it() -> None:
     found: list[Any] = []
 
     def work() -> None:
-        with on_sigterm() as stop:
+        with stoppable() as stop:
             found.append(stop)
 
     thread = threading.Thread(target=work)

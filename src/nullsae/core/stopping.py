@@ -1,4 +1,4 @@
-"""Delays a SIGTERM, a cluster's warning before it kills a job, until state is consistent."""
+"""Delays an end until state is consistent: SIGTERM, with which clusters warn, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from nullsae.core.errors import UserError
 
+ENDS = (signal.SIGTERM, signal.SIGINT)
+
 
 class StoppedError(UserError):
     """A job that was stopped early; the message says where a rerun will resume."""
@@ -19,11 +21,11 @@ class Stop:
     """Whether an end was asked for, and what to do then.
 
     `leave` saves what the next run needs and raises `StoppedError`, or returns where nothing worth
-    saving is left to do.
+    saving is left to do. `signal` is the name of the signal that asked.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.signal = False, ""
         self._leave: Callable[[], None] | None = None
 
     def here(self, leave: Callable[[], None]) -> None:
@@ -41,16 +43,17 @@ class Stop:
         finally:
             self._leave = None
 
-    def _ask(self, *_: Any) -> None:
+    def _ask(self, number: int, *_: Any) -> None:
         first, self.asked = not self.asked, True
+        self.signal = self.signal or signal.Signals(number).name
         # A second signal must not cut off what the first one began to save.
         if first and self._leave is not None:
             self._leave()
 
 
 @contextmanager
-def on_sigterm() -> Iterator[Stop]:
-    """Within the block SIGTERM ends nothing by itself; it is kept for `Stop`.
+def stoppable() -> Iterator[Stop]:
+    """Within the block SIGTERM and SIGINT end nothing by themselves; they are kept for `Stop`.
 
     Outside the main thread, where Python takes no signals, it stays what it was.
     """
@@ -58,8 +61,9 @@ def on_sigterm() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.signal(signal.SIGTERM, stop._ask)
+    before = {number: signal.signal(number, stop._ask) for number in ENDS}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

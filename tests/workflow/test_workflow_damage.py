@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -33,7 +34,14 @@ def other_k(config: dict[str, Any]) -> None:
 def test_a_damaged_shard_is_named_and_the_command_shown_repairs_it(
     study: Study, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    copied = copy_of(study, tmp_path / "s").configure(other_k)
+    copied = copy_of(study, tmp_path / "s")
+    options: list[str] = []
+    if damage is Path.unlink:
+        overlay = copied.folder / "my overlay.yaml"
+        overlay.write_text("saes: {topk: {k: 6}}", encoding="utf-8")
+        options = ["--configfile", str(overlay), "--config", "saes={topk: {k: 5}}"]
+    else:
+        copied.configure(other_k)
     split = {"sae_train": "shard-00001.safetensors", "eval": "shard-00000.safetensors"}
     name = "eval" if damage is truncate else "sae_train"
     relative = f"{cell(paths.SITE, split=name)}/{split[name]}"
@@ -42,7 +50,7 @@ def test_a_damaged_shard_is_named_and_the_command_shown_repairs_it(
     damage(shard)
 
     target = cell(paths.SAE_CONFIG)
-    failed = copied.snakemake(target)
+    failed = copied.snakemake(target, *options)
     assert failed.returncode != 0
     errors = re.findall(r"^nullsae train_sae: error: (.*)$", failed.stdout, re.M)
     # Snakemake shows the log of the failed job; it must hold one line, not a traceback.
@@ -53,13 +61,13 @@ def test_a_damaged_shard_is_named_and_the_command_shown_repairs_it(
     assert ("missing" if damage is Path.unlink else "damaged") in errors[0]
     assert not (copied.folder / target).exists()
 
+    # As it stands, from the folder in which the run was started.
     command = shlex.split(errors[0].partition("rebuild it with: ")[2])
     assert command[0] == "snakemake"
-    # In a folder of its own, the study must be told where the workflow is.
-    where = ["-s", f"{copied.tree}/Snakefile", "--directory", str(copied.folder)]
-    repaired = copied.run([command[0], *where, *command[1:]])
+    repaired = copied.run(command)
     assert repaired.returncode == 0, repaired.stdout[-3000:]
     assert checksum(shard) == before
 
-    copied.make(target)
-    assert (copied.folder / target).is_file()
+    copied.make(target, *options)
+    made = json.loads((copied.folder / target).read_text(encoding="utf-8"))
+    assert made["training"]["k"] == 5

@@ -22,6 +22,7 @@ from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
 from nullsae.jobs.limits import default_limit
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
+from nullsae.jobs.started import remember_options
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
 
@@ -34,6 +35,8 @@ except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.
     sys.exit(str(error))
 
+
+remember_options(workflow, sys.argv)
 
 # How endpoints are asked. It changes no answer: in shell lines, not in params, it makes no job
 # run again.

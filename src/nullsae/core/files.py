@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from nullsae.core.errors import UserError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
+
+# The variable that holds the options which say what study is at work: `jobs.started`.
+STARTED_WITH = "NULLSAE_STARTED_WITH"
 
 
 @contextmanager
@@ -109,8 +113,11 @@ def verify(path: Path | str, expected: str, *, rebuild: str) -> None:
 
 
 def rebuild_command(target: Path | str) -> str:
-    """The command that makes Snakemake produce one file again."""
-    return f"snakemake --cores all --resources gpu=1 --forcerun {target} -- {target}"
+    """The command that makes Snakemake produce one file again, of the study that is at work."""
+    options = os.environ.get(STARTED_WITH, "")
+    start = f"snakemake --cores all --resources gpu=1 {options}".rstrip()
+    file = shlex.quote(str(target))
+    return f"{start} --forcerun {file} -- {file}"
 
 
 def content_key(value: Any) -> str:

@@ -1,0 +1,54 @@
+"""How Snakemake was started: messages show commands that work for this very run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nullsae.core.files import STARTED_WITH
+
+# Where Snakemake looks by itself.
+SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
+PROFILES = ("--profile", "--workflow-profile")
+
+
+def remember_options(workflow: Any, arguments: Sequence[str]) -> None:
+    """Keep the options that say which study is meant, in a variable that jobs inherit.
+
+    Jobs that a cluster starts, by an inner Snakemake with other arguments, keep those of the run.
+
+    Args:
+        workflow: Snakemake's own.
+        arguments: the command line, for its profiles.
+    """
+    if workflow.is_main_process or STARTED_WITH not in os.environ:
+        os.environ[STARTED_WITH] = shlex.join(_options(workflow, arguments))
+
+
+def _options(workflow: Any, arguments: Sequence[str]) -> Iterator[str]:
+    start, main = Path(workflow.workdir_init), Path(workflow.main_snakefile).resolve()
+    found = next((f for name in SNAKEFILES if (f := start / name).is_file()), None)
+    if found is None or found.resolve() != main:
+        yield from ("-s", str(main))
+    if workflow.overwrite_workdir is not None:
+        yield from ("--directory", str(Path(start, workflow.overwrite_workdir)))
+    settings = workflow.config_settings
+    if settings.configfiles:
+        yield from ("--configfile", *map(str, settings.configfiles))
+    if args := settings.config_args:
+        yield from ("--config", *([args] if isinstance(args, str) else args))
+    yield from _profiles(arguments)
+
+
+def _profiles(arguments: Sequence[str]) -> Iterator[str]:
+    """The options that name profiles, with their values."""
+    taking = False
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if argument.startswith("-"):
+            taking = name in PROFILES
+        if taking:
+            yield argument

@@ -15,10 +15,21 @@ from torch import Tensor
 
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
+from nullsae.core.files import read_json
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.subjects.health import heldout_loss
 from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
-from small_chain import CPU, SITES, Chain, flip_byte, tiny_model
+from nullsae.subjects.publish import randomize_model
+from small_chain import (
+    CPU,
+    SITES,
+    Chain,
+    flip_byte,
+    model_params,
+    tiny_model,
+    tokens_of,
+    write_corpus,
+)
 from tiny_gguf import write_tiny_gguf
 
 EVAL: dict[str, Any] = {"split": "eval"}
@@ -98,6 +109,20 @@ def test_a_pickle_of_weights_alone_is_read_as_data_and_said(
         torch.equal(p, dict(found.named_parameters())[n]) for n, p in model.named_parameters()
     )
     assert "no safetensors; weights read from pytorch_model.bin, as data only" in caplog.text
+
+
+def test_the_recipes_of_a_subject_read_from_a_pickle_say_so(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    heldout = write_corpus(tmp_path / "c", *tokens_of(8, seed=2))
+    plain = model_params(local(tmp_path))
+    randomize_model(plain, trained=None, eval_tokens=heldout, output=tmp_path / "trained")
+    own = model_params(None, "permuted_weights")
+    recipe = tmp_path / "trained/recipe.json"
+    randomize_model(own, trained=recipe, eval_tokens=heldout, output=tmp_path / "permuted")
+    for file in (recipe, tmp_path / "permuted/recipe.json"):
+        assert read_json(file, rebuild="")["source"]["weights_file"] == "pytorch_model.bin"
 
 
 def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
 
     Checkpoints are safetensors, memory-mapped by Transformers: what is not converted to another
     dtype is not copied before it is written to. Where a revision has none, `pytorch_model.bin` is
-    read by torch's weights-only unpickler, which runs no code; the log says so.
+    read by torch's weights-only unpickler, which runs no code; the log says so, and the model's
+    attribute `read_from`.
 
     Args:
         source: where it comes from.
@@ -74,6 +75,7 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
             model = _from_pretrained(**settings, use_safetensors=True)
         except NoSafetensorsError:
             model = _from_pretrained(**settings, use_safetensors=False, weights_only=True)
+            model.read_from = PICKLE  # type: ignore[assignment]
             log.warning("%s: no safetensors; weights read from %s, as data only", what, PICKLE)
     return model.eval().requires_grad_(False)
 

@@ -118,6 +118,8 @@ def randomize_model(
             raise UserError(f"--params: source.{lacking}")
         model: Any = fetch(params.source, variant=keys.variant)
         source: dict[str, Any] = params.source.model_dump(mode="json")
+        if file := getattr(model, "read_from", None):
+            source["weights_file"] = file
     else:
         if variant.origin == "source" and keys.variant != "trained":
             raise UserError(

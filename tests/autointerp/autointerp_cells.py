@@ -61,6 +61,7 @@ def window(
         "start": index * len(token_ids),
         "token_ids": token_ids,
         "activations": activations,
+        "skipped": [False] * len(activations),
     }
 
 

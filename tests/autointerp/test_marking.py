@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nullsae.autointerp.examples import Examples, misplaced_marks
+from nullsae.autointerp.examples import Examples, fuzz_marks, misplaced_marks
 from nullsae.autointerp.marking import (
     BYTE_LETTERS,
     Shown,
@@ -286,8 +287,29 @@ def examples(
         starts=np.cumsum([0, *(len(row) for row in activations)]),
         tokens=np.zeros(len(flat), dtype=np.int64),
         activations=flat,
+        skipped=np.zeros(len(flat), dtype=bool),
         marked=np.concatenate(marked),
     )
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_no_mark_stands_on_a_token_that_can_be_no_firing(seed: int) -> None:
+    """Such as BOS at the start of a window: a mark there would tell that the window is silent."""
+    rng = np.random.default_rng(seed)
+    rows = [[0.0, 0.9, 0.0, 0.7, 0.0]] + [[0.0] * 5] * 4 + [[0.0, 0.3, 0.0, 0.0, 0.0]]
+    skipped = rng.random(5 * len(rows)) < 0.4
+    case = replace(examples(rows, [0] * len(rows)), skipped=skipped)
+    active = np.repeat(case.active, 5)
+    for marked in (fuzz_marks(case, 0.3, seed, "fuzz_marks"), misplaced_marks(case, seed)):
+        silent = case.activations <= 0
+        assert not (marked & silent & skipped).any()
+    marked = fuzz_marks(case, 0.3, seed, "fuzz_marks")
+    able = np.add.reduceat(~skipped, case.starts[:-1])
+    n_marked = np.add.reduceat(marked, case.starts[:-1])
+    for i in np.flatnonzero(~case.active):
+        assert n_marked[i] in {min(1, able[i]), min(2, able[i])}
+    assert (marked & active).sum() == 3
 
 
 @given(st.integers(0, 1000))

@@ -24,6 +24,7 @@ from nullsae.corpus.store import load_tokens
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.collect import collect_latents, sort_firings
 from nullsae.latents.sample import FiringReader
+from nullsae.latents.skipped import Skipped
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid, deal_documents, pools_of
 from nullsae.sae.autoencoder import Autoencoder
@@ -362,7 +363,8 @@ def test_a_code_holds_at_most_k_latents(chain: Chain, tiny_sae: Path, tmp_path: 
     sae, _ = load_sae(tiny_sae)
     reader = SiteReader.open(chain.eval_activations, SITE)
     split = Split.open(chain.eval_tokens)
-    firings, _ = sort_firings(sae, reader, split, settings(), tmp_path)
+    skipped = Skipped.of(split, settings(), reader)
+    firings, _ = sort_firings(sae, reader, split, skipped, tmp_path)
     per_token = np.bincount(firings.position, minlength=reader.n_tokens)
     assert per_token.max() == sae.k
     assert (firings.value > 0).all()
@@ -648,6 +650,7 @@ def test_bos_fires_in_no_window_unless_asked_for(
     for row in found["windows"]:
         span = slice(row["start"], row["start"] + LENGTH)
         np.testing.assert_allclose(row["activations"], rest[span, row["latent"]], rtol=1e-5)
+        assert row["skipped"] == bos[span].tolist()
 
 
 def test_excluded_tokens_fire_no_latent_and_count_nowhere(
@@ -674,6 +677,7 @@ def test_excluded_tokens_fire_no_latent_and_count_nowhere(
     for row in found["windows"]:
         shown = np.arange(row["start"], row["start"] + LENGTH)
         assert not np.array(row["activations"])[shown % CONTEXT == 0].any()
+        assert row["skipped"] == (shown % CONTEXT == 0).tolist()
 
 
 def test_skipping_an_unknown_end_of_text_is_refused(

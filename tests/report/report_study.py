@@ -385,6 +385,7 @@ def _windows(
                 "start": start,
                 "token_ids": tokens,
                 "activations": values.tolist(),
+                "skipped": [False] * len(values),
             }
         )
     return rows

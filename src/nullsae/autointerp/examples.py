@@ -41,6 +41,8 @@ class Examples:
     # Of each token, [n_positions].
     tokens: Ints
     activations: NDArray[np.float32]
+    skipped: Flags
+    """Tokens that can be no firing, such as BOS: a mark on one would tell."""
     marked: Flags
     """All False until marks are drawn."""
 
@@ -60,7 +62,7 @@ class Examples:
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         at = np.repeat(self.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])
         of_examples = ("latent", "window", "active", "silent_kind", "quantile")
-        of_positions = ("tokens", "activations", "marked")
+        of_positions = ("tokens", "activations", "skipped", "marked")
         return Examples(
             starts=starts,
             **{name: getattr(self, name).take(rows) for name in of_examples},
@@ -98,6 +100,7 @@ def examples_of(
         starts=np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(), dtype=np.int64)]),
         tokens=tokens,
         activations=table["activations"].combine_chunks().flatten().to_numpy(),
+        skipped=table["skipped"].combine_chunks().flatten().to_numpy(zero_copy_only=False),
         marked=np.zeros(len(tokens), dtype=np.bool_),
     )
 
@@ -142,7 +145,8 @@ def fuzz_marks(
 
     Active windows: positions above `mark_threshold` times the window's largest activation.
     Silent windows: as many as one randomly drawn active window of the same latent has, so that
-    the number of marks tells nothing, at positions drawn without replacement. Each silent window
+    the number of marks tells nothing, at positions drawn without replacement, of tokens that may
+    fire. Each silent window
     has a generator of its own, keyed by (seed, purpose, key, latent, window): positions change
     from window to window, and every explainer is judged on the same marks.
     """
@@ -156,9 +160,10 @@ def fuzz_marks(
         sizes = sizes if len(sizes) else np.ones(1, dtype=np.int64)  # nothing to imitate
         for i in np.flatnonzero(mine & ~examples.active).tolist():
             generator = numpy_generator(seed, purpose, *key, latent, int(examples.window[i]))
-            size = min(int(generator.choice(sizes)), int(n_tokens[i]))
-            chosen = generator.choice(int(n_tokens[i]), size, replace=False)
-            marked[examples.starts[i] + chosen] = True
+            start, stop = examples.starts[i], examples.starts[i + 1]
+            able = start + np.flatnonzero(~examples.skipped[start:stop])
+            size = min(int(generator.choice(sizes)), len(able))
+            marked[able[generator.choice(len(able), size, replace=False)]] = True
     return marked
 
 
@@ -174,7 +179,8 @@ def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
     n_marked = examples.n_marked
     for i in np.flatnonzero(examples.active).tolist():
         start, stop = examples.starts[i], examples.starts[i + 1]
-        silent = start + np.flatnonzero(examples.activations[start:stop] <= 0)
+        may_fire = ~examples.skipped[start:stop]
+        silent = start + np.flatnonzero((examples.activations[start:stop] <= 0) & may_fire)
         latent, window = int(examples.latent[i]), int(examples.window[i])
         generator = numpy_generator(seed, "misplaced_marks", *key, latent, window)
         size = min(max(1, int(n_marked[i])), len(silent))

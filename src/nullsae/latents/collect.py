@@ -17,7 +17,6 @@ import torch
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
-from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import numpy_generator
@@ -25,6 +24,7 @@ from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.describe import Described, describe
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
+from nullsae.latents.skipped import Skipped
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings, FiringSorter, empty_folder
 from nullsae.latents.windows import Grid, deal_documents, draw_windows, pools_of, top_windows
@@ -74,7 +74,8 @@ def collect_latents(
     settings = params.latents
     with empty_folder(latents.with_name(f".{latents.stem}.partial")) as folder:
         coder = coder.to(pick_device(params.compute.device))
-        found, skipped = sort_firings(coder, reader, split, settings, folder, progress)
+        skipped = Skipped.of(split, settings, reader)
+        found, n_skipped = sort_firings(coder, reader, split, skipped, folder, progress)
         grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
         # The same pools for every variant: they depend on the corpus alone.
         dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
@@ -91,7 +92,7 @@ def collect_latents(
         sampler = numpy_generator(params.seed, "sample_latents", *params.keys.parts())
         size = min(settings.n_sampled, len(candidates))
         sampled = np.sort(sampler.choice(candidates, size=size, replace=False))
-        rows, entropy = draw_sample(sampled, found, known, split, pools, dealt, params)
+        rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
         tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
         write_firings(firings, sampled, found)
         n_tokens = reader.n_tokens
@@ -106,9 +107,9 @@ def collect_latents(
         "n_sampled": size,
         "n_windows": int((pools >= 0).sum()),
         "n_windows_across_documents": int((pools < 0).sum()),
-        "n_tokens_skipped": int(skipped[0]),
+        "n_tokens_skipped": int(n_skipped[0]),
         "n_tokens_excluded": reader.n_excluded,
-        "n_firings_skipped": int(skipped[1]),
+        "n_firings_skipped": int(n_skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
     }
@@ -119,7 +120,7 @@ def sort_firings(
     sae: Autoencoder,
     reader: SiteReader,
     split: Split,
-    settings: Latents,
+    skipped: Skipped,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Firings, np.ndarray]:
@@ -127,15 +128,9 @@ def sort_firings(
 
     Those on tokens that the settings skip are left out: the first of each context, BOS, and the
     ends of documents. The array counts such tokens and their firings: int64 [2]. A `UserError` says
-    that a shard cannot be read, that the disk is full, or that the ends of documents are to be
-    skipped and the corpus does not name them.
+    that a shard cannot be read, or that the disk is full.
     """
-    if settings.skip_end_of_text and split.separator_token_id is None:
-        raise UserError(
-            f"{split.manifest}: has no separator_token_id, which latents.skip_end_of_text needs; "
-            f"set corpora.*.separator, or latents.skip_end_of_text to false"
-        )
-    skipped = np.zeros(2, dtype=np.int64)
+    n_skipped = np.zeros(2, dtype=np.int64)
     sorter = FiringSorter(folder, n_latents=sae.n_latents, n_tokens=split.n_tokens)
     done = 0
     with torch.no_grad():
@@ -145,12 +140,8 @@ def sort_firings(
             codes = sae.encode(x.to(sae.w_dec.device), torch.from_numpy(ids.astype(np.int64)))
             values, indices = (t.cpu().numpy() for t in codes)
             fires = values > 0
-            skip = position % split.context_tokens < settings.skip_start_tokens
-            if settings.skip_end_of_text:
-                skip |= ids == split.separator_token_id
-            if settings.skip_bos:
-                skip |= split.is_bos(position)
-            skipped += skip.sum(), fires[skip].sum()
+            skip = skipped.by_settings(position)
+            n_skipped += skip.sum(), fires[skip].sum()
             fires[skip] = False
             hit = np.flatnonzero(fires)
             where = np.repeat(position, np.count_nonzero(fires, axis=1))
@@ -158,14 +149,14 @@ def sort_firings(
             done += len(position)
             if progress is not None:
                 progress(done, reader.n_tokens)
-    return sorter.sorted(), skipped
+    return sorter.sorted(), n_skipped
 
 
 def draw_sample(
     sampled: np.ndarray,
     firings: Firings,
     known: Described,
-    split: Split,
+    skipped: Skipped,
     pools: np.ndarray,
     dealt: np.ndarray,
     params: CollectLatentsParams,
@@ -175,9 +166,9 @@ def draw_sample(
     `pools` (int8 [n_windows]) and `dealt` (int8 [n_documents]) are as for `describe`. Returns rows
     of the table `windows`, and by latent the entropy in bits over its explaining windows.
     """
-    settings, grid = params.latents, known.grid
+    settings, grid, split = params.latents, known.grid, skipped.split
     silence = HardSilence(known.cells, grid, pools, split)
-    rows = WindowRows(split.ids, split.document, settings.window_tokens)
+    rows = WindowRows(split.ids, split.document, settings.window_tokens, skipped.at)
     entropy: dict[int, float | None] = {}
     for latent in sampled.tolist():
         own = firings.of(latent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,18 @@ def activations_in(
 class WindowRows:
     """Collects rows of the table `windows`, latent by latent."""
 
-    def __init__(self, token_ids: np.ndarray, document: np.ndarray, window_tokens: int) -> None:
-        """Start empty; the arrays are those of the split, [n_tokens]."""
+    def __init__(
+        self,
+        token_ids: np.ndarray,
+        document: np.ndarray,
+        window_tokens: int,
+        skipped: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        """Start empty; the arrays are those of the split, [n_tokens]. `skipped` says of positions
+        which of them never count, bool of their shape.
+        """
         self._ids, self._document, self._length = token_ids, document, window_tokens
+        self._skipped = skipped
         self._parts: list[dict[str, np.ndarray]] = []
 
     def add(
@@ -53,7 +62,8 @@ class WindowRows:
         over the token ids of the explaining windows.
         """
         start = np.concatenate([draw.start for draw in draws])
-        ids = self._ids[start[:, None] + np.arange(self._length)]
+        at = start[:, None] + np.arange(self._length)
+        ids = self._ids[at]
         values = activations_in(position, value, start, self._length)
 
         def of_draws(given: list[Any], dtype: type) -> np.ndarray:
@@ -73,6 +83,7 @@ class WindowRows:
                 "start": start,
                 "token_ids": ids,
                 "activations": values,
+                "skipped": self._skipped(at),
             }
         )
         shown = of_draws([draw.pool == "explain" and draw.active for draw in draws], bool)

@@ -158,6 +158,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("start", "int", "flat token index in the split"),
         ("token_ids", "ints"),
         ("activations", "floats", "activation units"),
+        ("skipped", "flags", "tokens whose firings count as none: such as BOS; never marked"),
     ),
     "coverage": _table(
         CELL_KEYS,

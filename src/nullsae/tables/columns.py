@@ -12,6 +12,7 @@ _TYPES = {
     "flag": pa.bool_(),
     "ints": pa.list_(pa.int32()),
     "floats": pa.list_(pa.float32()),
+    "flags": pa.list_(pa.bool_()),
 }
 
 

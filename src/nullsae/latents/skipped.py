@@ -1,0 +1,54 @@
+"""Tokens whose firings count as none: BOS, ends of text, excluded ones, starts of contexts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nullsae.activations.store import SiteReader
+from nullsae.config.latents import Latents
+from nullsae.core.errors import UserError
+from nullsae.latents.split import Split
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Which tokens of a split do not count, by flat positions."""
+
+    split: Split
+    settings: Latents
+    excluded: np.ndarray
+    """int64 [n], ascending: positions that `activations.exclude` leaves out."""
+
+    @classmethod
+    def of(cls, split: Split, settings: Latents, reader: SiteReader) -> Skipped:
+        """As the settings and the activations of a site say.
+
+        A `UserError` says that ends of documents are to be skipped and the corpus names none.
+        """
+        if settings.skip_end_of_text and split.separator_token_id is None:
+            raise UserError(
+                f"{split.manifest}: has no separator_token_id, which latents.skip_end_of_text "
+                f"needs; set corpora.*.separator, or latents.skip_end_of_text to false"
+            )
+        found = [at.numpy() for _, at in reader.batches(excluded=True)]
+        excluded = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
+        return cls(split, settings, excluded)
+
+    def by_settings(self, position: np.ndarray) -> np.ndarray:
+        """Of positions of any shape, those that `latents.skip_*` names: bool, of that shape."""
+        split, settings = self.split, self.settings
+        skip: np.ndarray = position % split.context_tokens < settings.skip_start_tokens
+        if settings.skip_end_of_text:
+            skip |= split.ids[position] == split.separator_token_id
+        if settings.skip_bos:
+            skip |= split.is_bos(position)
+        return skip
+
+    def at(self, position: np.ndarray) -> np.ndarray:
+        """Of positions of any shape, all that do not count: bool, of that shape."""
+        place = np.searchsorted(self.excluded, position)
+        skip = self.by_settings(position)
+        skip |= np.append(self.excluded, -1)[place] == position
+        return skip

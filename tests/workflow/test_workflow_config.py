@@ -79,7 +79,7 @@ def test_an_overlay_merges_into_the_config_and_null_drops_an_entry(
     file, wanted = copied.folder / paths.RUN_CONFIG, edited()
     # A dry run, with whatever config, changes nothing under a study.
     assert yaml.safe_load(file.read_text()) == parse_config(wanted).model_dump(mode="json")
-    copied.make(cell(paths.WINDOWS), "--configfile", str(overlay))
+    copied.make(cell(paths.SAE_CONFIG, seed="7"), "--configfile", str(overlay))
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
     del wanted["explainers"]["swapped"]
     wanted["statistics"]["n_resamples"] = 300

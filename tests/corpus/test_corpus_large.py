@@ -223,6 +223,7 @@ for root, corpus in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_corpus(tmp_path: Path) -> None:
     words = {"kind": "pretrained", "path": str(save_words(tmp_path / "words"))}
     command, sizes = [sys.executable, "-c", SCRIPT], []

@@ -65,6 +65,7 @@ def kill_at_checkpoint(study: Study, target: str) -> None:
     assert survivors == []
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_and_gives_the_same_bytes(study: Study, tmp_path: Path) -> None:
     killed = copy_of(study, tmp_path / "killed").configure(slow_training)
     undisturbed = copy_of(study, tmp_path / "undisturbed").configure(slow_training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
 import yaml
 from workflow_study import Study, copy_of, edited
 
@@ -28,6 +29,7 @@ def content(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_looking_at_a_study_by_any_config_changes_no_byte(study: Study, tmp_path: Path) -> None:
     copied = copy_of(study, tmp_path / "s")
     other = copied.folder / "other.yaml"

@@ -13,6 +13,12 @@ from nullsae.jobs.code_hash import thing_files
 from nullsae.jobs.report import WITHOUT_NUMBERS
 from nullsae.jobs.rules import Wildcards, rule
 
+# What tables know of only by the files of cells, or not at all.
+NOT_IN_TABLES: dict[str, Any] = {
+    **WITHOUT_NUMBERS,
+    **dict.fromkeys(("report", "compute", "randomization", "latents"), True),
+}
+
 
 class AggregateParams(Section):
     """What `nullsae aggregate` takes."""
@@ -22,8 +28,7 @@ class AggregateParams(Section):
 
     @field_serializer("study")
     def numbers_alone(self, study: Config) -> dict[str, Any]:
-        but = {**WITHOUT_NUMBERS, "report": True, "compute": True}
-        return study.model_dump(mode="json", exclude=but)
+        return study.model_dump(mode="json", exclude=NOT_IN_TABLES)
 
 
 @rule(

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import field_serializer
 
+from nullsae.config.activations import Activations
 from nullsae.config.metrics import METRICS
 from nullsae.config.section import Section
 from nullsae.config.study import Config
@@ -17,6 +18,8 @@ from nullsae.jobs.rules import Wildcards, rule
 NOT_IN_TABLES: dict[str, Any] = {
     **WITHOUT_NUMBERS,
     **dict.fromkeys(("report", "compute", "randomization", "latents"), True),
+    # All that a config may leave out.
+    "activations": {*Activations.model_fields} - {"sae_train_tokens"},
 }
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.layout import SplitJob
-from nullsae.activations.preflight import ROW_BYTES, CaptureClock, check_disk
+from nullsae.activations.preflight import CaptureClock, check_disk
 from nullsae.activations.shards import finished_shards, left_over
 from nullsae.activations.store import SiteWriter
 from nullsae.config.parse import check_sites
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.jobs.activations import CacheActivationsParams
+from nullsae.jobs.work.making import ROW_BYTES
 from nullsae.subjects.loading import DTYPES, Subject, check_sites_add_up, load_subject, pick_device
 
 # Shards in memory: one is captured while the one before it is written.

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.layout import SplitJob
-from nullsae.activations.preflight import ROW_BYTES, check_disk
+from nullsae.activations.preflight import check_disk
 from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.work.making import ROW_BYTES
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, judged, passed, require
 from nullsae.subjects.loading import DTYPES, pick_device
 

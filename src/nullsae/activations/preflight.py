@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 TIMED_BATCH = 2
 # What a file system needs beside the tensors: headers, manifests, blocks half used.
 DISK_OVERHEAD = 1.02
-# Position and norm of a row.
-ROW_BYTES = 8 + 4
 
 
 @dataclass

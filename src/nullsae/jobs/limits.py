@@ -10,10 +10,9 @@ if TYPE_CHECKING:
     from snakemake.resources import Resources
 
 Kind = Literal["mem_mb", "runtime"]
-# The resource whose unit it has, in Snakemake, and how a message says it.
-FORMS: dict[Kind, tuple[str, str]] = {
-    "mem_mb": ("mem_mb", "megabytes, or a size such as 64GB"),
-    "runtime": ("runtime", "minutes, or a time such as 12h"),
+FORMS: dict[Kind, str] = {
+    "mem_mb": "megabytes, or a size such as 64GB",
+    "runtime": "minutes, or a time such as 12h",
 }
 
 
@@ -26,16 +25,15 @@ def limit(kind: Kind, given: Any, where: str) -> int:
     from snakemake.exceptions import WorkflowError
     from snakemake.resources import Resource
 
-    unit, form = FORMS[kind]
     try:
         # As Snakemake reads the resource itself.
         text = str(given).strip()
-        found = Resource.parse_human_friendly(unit.removesuffix("_mb"), text)
+        found = Resource.parse_human_friendly(kind.removesuffix("_mb"), text)
         if isinstance(found, int) and not isinstance(given, bool) and found > 0:
             return found
     except WorkflowError:
         pass
-    raise UserError(f"{where}: {given!r}; write {form}")
+    raise UserError(f"{where}: {given!r}; write {FORMS[kind]}")
 
 
 def default_limit(defaults: Resources | None, kind: Kind, otherwise: int) -> int:

@@ -7,7 +7,9 @@ activations that look sound: finite, repeatable, and about the wrong tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,14 +44,13 @@ def alone(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
     """The last context alone gives the activations that it gives among the others."""
     last = len(probe) - 1
     found = _run(subject, probe[last:], list(whole), first=last)
-    for site, rows in whole.items():
-        difference = _difference(rows[last:], found[site], rows)
-        if not difference <= OTHER_SHAPE[rows.dtype]:
-            return failed(
-                "alone",
-                f"{site}: a context alone differs by {difference:.3g} of the norm from the same "
-                f"one in a batch: rows of the batch see each other",
-            )
+    if beyond := _first_beyond(OTHER_SHAPE, whole, found, np.s_[last:], np.s_[:]):
+        site, difference = beyond
+        return failed(
+            "alone",
+            f"{site}: a context alone differs by {difference:.3g} of the norm from the same "
+            f"one in a batch: rows of the batch see each other",
+        )
     return passed("alone", f"{len(whole)} sites: one context alone is as in a batch")
 
 
@@ -59,14 +60,13 @@ def causal(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate
     edited = probe.clone()
     edited[:, at:] = _another(probe[:, at:], int(probe.max()))
     found = _run(subject, edited, list(whole))
-    for site, rows in whole.items():
-        difference = _difference(rows[:, :at], found[site][:, :at], rows)
-        if not difference <= SAME_SHAPE[rows.dtype]:
-            return failed(
-                "causal",
-                f"{site}: other tokens from position {at} on change rows before them by "
-                f"{difference:.3g} of their norm: the model is not causal",
-            )
+    if beyond := _first_beyond(SAME_SHAPE, whole, found, np.s_[:, :at], np.s_[:, :at]):
+        site, difference = beyond
+        return failed(
+            "causal",
+            f"{site}: other tokens from position {at} on change rows before them by "
+            f"{difference:.3g} of their norm: the model is not causal",
+        )
     return passed("causal", f"edits from position {at} on change no row before them")
 
 
@@ -111,14 +111,13 @@ def reads_no_text(subject: Subject, probe: Tensor) -> Gate:
     first, second = _run(subject, probe, sites), _run(subject, other, sites)
     for text, found in ((probe, first), (other, second)):
         found["logits"] = subject.logits(text, split="eval", contexts=contexts)
-    for site, rows in first.items():
-        difference = _difference(rows, second[site], rows)
-        if not difference <= SAME_SHAPE[rows.dtype]:
-            return failed(
-                "reads no text",
-                f"{site}: another text with the same noise differs by {difference:.3g} of the "
-                f"norm: token ids reach this model by a road that no embedding table is on",
-            )
+    if beyond := _first_beyond(SAME_SHAPE, first, second, np.s_[:], np.s_[:]):
+        site, difference = beyond
+        return failed(
+            "reads no text",
+            f"{site}: another text with the same noise differs by {difference:.3g} of the "
+            f"norm: token ids reach this model by a road that no embedding table is on",
+        )
     return passed("reads no text", f"another text gives the same at {len(first)} places")
 
 
@@ -127,6 +126,21 @@ def _run(
 ) -> dict[str, Tensor]:
     contexts = range(first, first + len(ids))
     return subject.activations(ids, split="eval", contexts=contexts, sites=sites)
+
+
+def _first_beyond(
+    allowed: Mapping[torch.dtype, float],
+    whole: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    of_whole: Any,
+    of_found: Any,
+) -> tuple[str, float] | None:
+    """The first site at which a part of `whole` and one of `found` differ by more than allowed."""
+    for site, rows in whole.items():
+        difference = _difference(rows[of_whole], found[site][of_found], rows)
+        if not difference <= allowed[rows.dtype]:
+            return site, difference
+    return None
 
 
 def _another(ids: Tensor, largest: int) -> Tensor:

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import llm_asking
 import pytest
 from llm_asking import PLAIN, ask, contents, expected, question
-from scripted_server import Options, ScriptedServer
+from scripted_server import ScriptedServer
 
 from nullsae import paths
 from nullsae.autointerp.llm.cache import ReplyCache
@@ -26,19 +25,6 @@ from nullsae.core.errors import UserError
 N = 20
 PRICES = {"m": Price(input_usd_per_million_tokens=100.0, output_usd_per_million_tokens=1000.0)}
 BATCH: dict[str, Any] = {"batch": True, "batch_poll_seconds": 0.05}
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: ScriptedServer) -> ScriptedServer:
-    process.set(**vars(Options()))
-    process.reset()
-    return process
 
 
 def spent(root: Path) -> float:

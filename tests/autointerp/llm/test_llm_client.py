@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from llm_asking import N_PLAIN_PROBES, N_PROBES, PLAIN, ask, contents, expected, question
-from scripted_server import Options, ScriptedServer
+from scripted_server import ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.client import LanguageModel, ask_all
@@ -20,19 +20,6 @@ from nullsae.config.llm import Llm, Price
 from nullsae.core.errors import UserError
 
 N = 60
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: ScriptedServer) -> ScriptedServer:
-    process.set(**vars(Options()))
-    process.reset()
-    return process
 
 
 FAULTS: list[dict[str, Any]] = [

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from llm_asking import N_PLAIN_PROBES, PLAIN, ask, contents, expected
-from scripted_server import Options, ScriptedServer
+from scripted_server import ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.endpoint import Abilities, abilities_key
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: ScriptedServer) -> ScriptedServer:
-    process.set(**vars(Options()))
-    process.reset()
-    return process
 
 
 def know(server: ScriptedServer, root: Path) -> None:

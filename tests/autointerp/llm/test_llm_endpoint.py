@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
 SCHEMA = {"type": "object", "properties": {}}
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
 
 
 @pytest.mark.parametrize(

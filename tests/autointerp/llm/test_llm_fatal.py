@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import llm_asking
 import pytest
 from llm_asking import N_PLAIN_PROBES, PLAIN, ask, contents, expected
-from scripted_server import Options, ScriptedServer
+from scripted_server import ScriptedServer
 
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.messages import Reply
@@ -22,19 +21,6 @@ from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
 KEY = "sk-planted-5up3rs3cr3t"
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: ScriptedServer) -> ScriptedServer:
-    process.set(**vars(Options()))
-    process.reset()
-    return process
 
 
 def job(url: str, root: Path, n: int, **settings: Any) -> subprocess.Popen[str]:

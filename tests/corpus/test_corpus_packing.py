@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -28,6 +28,7 @@ lists = st.lists(st.lists(st.integers(0, 99), max_size=20), min_size=1, max_size
     st.integers(0, 2),
     st.sampled_from([1, 5, 2**20]),
 )
+@example([[0, 0]], 1, 2, False, 2, 2**20)  # one column is contiguous by columns
 def test_packing_equals_joining_by_hand(
     documents: list[list[int]], room: int, n_contexts: int, ends: bool, n_bos: int, buffer: int
 ) -> None:

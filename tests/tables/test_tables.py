@@ -17,6 +17,7 @@ SAMPLES: dict[str, Any] = {
     "double": 0.5,
     "string": "text",
     "bool": True,
+    "list<item: bool>": [True, False],
     "list<item: int32>": [1, 2],
     "list<item: float>": [0.5, 2.0],
 }

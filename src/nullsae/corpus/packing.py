@@ -138,10 +138,11 @@ class Packer:
         with atomic_path(path) as temporary, open(temporary, "wb") as stream:
             stream.write(header(tensors))
             for rows in self._documents(shape[0]):
-                stream.write(np.hstack([np.repeat(rows[:, :1], len(self._before), 1), rows]).data)
+                before = np.repeat(rows[:, :1], len(self._before), 1)
+                stream.write(np.hstack([before, rows]).tobytes())
             for rows in self._ids(shape[0]):
                 before = np.broadcast_to(self._before, (len(rows), len(self._before)))
-                stream.write(np.hstack([before, rows]).data)
+                stream.write(np.hstack([before, rows]).tobytes())
 
     def _pieces(self, n_contexts: int) -> Iterator[range]:
         """Contexts that are copied together."""

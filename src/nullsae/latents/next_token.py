@@ -1,0 +1,224 @@
+"""Whether a latent, where it fires, raises the logit of the token that comes next.
+
+For a firing at token t, e(v) is the direct effect of a row of the decoder on the logit of token v
+(`subjects.unembedding`). The share of draws v ~ q with e(v) < e(x_{t+1}), ties for a half, is 0.5
+if the row says nothing of the next token. q is the distribution of next tokens in the split, or of
+those that follow the same token x_t in it. Both are exact: tokens are sorted once for each latent,
+and counted, not drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nullsae.latents.split import Split
+from nullsae.latents.store import Firings, changes
+
+# Effects (latents x tokens of the vocabulary), or successors, that are sorted together: < 2^22.
+PIECE = 2**21
+PLACE_BITS = 22
+
+
+@dataclass(frozen=True)
+class Successors:
+    """The pairs (token, next token) of a split, both in one context and one document."""
+
+    pair: np.ndarray
+    """int32 [n_tokens]: index of the pair that starts at each position; -1 for none."""
+    first: np.ndarray
+    """int64 [n_pairs], the first token of each kind of pair, ascending."""
+    second: np.ndarray
+    """int64 [n_pairs], the second, ascending for equal first ones."""
+    count: np.ndarray
+    """int64 [n_pairs], how often each kind occurs."""
+
+    @classmethod
+    def of(cls, split: Split) -> Successors:
+        """Count the pairs of a split. Memory: about 40 bytes per token."""
+        at = np.arange(split.n_tokens - 1)
+        within = (at + 1) % split.context_tokens != 0
+        within &= split.document[1:] == split.document[:-1]
+        at = at[within]
+        kinds = max(split.n_types, 1)
+        key = split.ids[at].astype(np.int64) * kinds + split.ids[at + 1]
+        found, pair_of, count = np.unique(key, return_inverse=True, return_counts=True)
+        pair = np.full(split.n_tokens, -1, dtype=np.int32)
+        pair[at] = pair_of
+        return cls(pair, found // kinds, found % kinds, count)
+
+
+class Aurocs(NamedTuple):
+    """Means over the firings of some latents, float64 [n]; NaN where no next token follows one."""
+
+    unigram: np.ndarray
+    """Against all next tokens of the split."""
+    bigram: np.ndarray
+    """Against those that follow the same token."""
+
+
+def next_token_aurocs(
+    rows: Sequence[Tensor],
+    path: Tensor,
+    firings: Firings,
+    latents: np.ndarray,
+    successors: Successors,
+) -> list[Aurocs]:
+    """What rows of a decoder say of the tokens that follow the firings of latents.
+
+    Memory: about 100 bytes x `PIECE` for each entry of `rows`, and 50 bytes per firing of as many
+    latents as `PIECE` effects are of.
+
+    Args:
+        rows: [n, d_model] each, a row for each of `latents`: its own, or others as placebos.
+        path: float32 [vocab, d_model], `subjects.unembedding.direct_path`; its device computes.
+        firings: of all latents.
+        latents: int64 [n], ascending.
+        successors: of the split that the firings are of.
+
+    Returns:
+        One for each entry of `rows`.
+    """
+    table = _Table.of(successors, len(path), path.device)
+    found = [Aurocs(*np.full((2, len(latents)), np.nan)) for _ in rows]
+    step = max(1, PIECE // len(path))
+    for start in range(0, len(latents), step):
+        some = slice(start, start + step)
+        fired = _Fired.of_latents(firings, latents[some], successors, path.device)
+        total = np.bincount(fired.of.cpu(), fired.n.cpu(), minlength=len(latents[some]))
+        known = total > 0
+        ranks = [_ranks(of_latents[some].to(path) @ path.T) for of_latents in rows]
+        for shares, into in (
+            ([_among_all(rank, fired, table) for rank in ranks], 0),
+            (_among_successors(ranks, fired, table), 1),
+        ):
+            for one, share in zip(found, shares, strict=True):
+                weighed = (share * fired.n).cpu().numpy()
+                sums = np.bincount(fired.of.cpu(), weighed, minlength=len(total))
+                one[into][some][known] = sums[known] / total[known]
+    return found
+
+
+@dataclass(frozen=True)
+class _Table:
+    """`Successors` on the device."""
+
+    first: Tensor
+    second: Tensor
+    count: Tensor
+    start: Tensor
+    """int64 [vocab + 1]: where the pairs of each first token lie."""
+    unigram: Tensor
+    """int64 [vocab]: how often each token comes next."""
+
+    @classmethod
+    def of(cls, successors: Successors, vocab: int, device: torch.device) -> _Table:
+        start = np.searchsorted(successors.first, np.arange(vocab + 1))
+        unigram = np.zeros(vocab, dtype=np.int64)
+        np.add.at(unigram, successors.second, successors.count)
+        arrays = (successors.first, successors.second, successors.count, start, unigram)
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+@dataclass(frozen=True)
+class _Fired:
+    """Kinds of pairs at whose first token some latents fire, by latent, then by kind: int64 [m]."""
+
+    of: Tensor
+    """Index of the latent."""
+    pair: Tensor
+    n: Tensor
+    """Firings."""
+    begin: Tensor
+    """int64 [groups + 1]: where the kinds with one latent and one first token lie."""
+
+    @classmethod
+    def of_latents(
+        cls, firings: Firings, latents: np.ndarray, successors: Successors, device: torch.device
+    ) -> _Fired:
+        pairs = [successors.pair[firings.position[firings.of(at)]] for at in latents.tolist()]
+        of = np.repeat(np.arange(len(latents)), [len(found) for found in pairs])
+        every = np.concatenate([np.empty(0, dtype=np.int32), *pairs])
+        kinds = max(1, len(successors.first))
+        key, n = np.unique((of * kinds + every)[every >= 0], return_counts=True)
+        of, pair = key // kinds, key % kinds
+        begin = np.append(np.flatnonzero(changes(of, successors.first[pair])), len(key))
+        return cls(*(torch.from_numpy(array).to(device) for array in (of, pair, n, begin)))
+
+
+def _ranks(effects: Tensor) -> Tensor:
+    """By latent and token, the place of its effect among all: int64 [n, vocab], ties equal."""
+    values, order = effects.sort(dim=1)
+    new = torch.ones_like(order)
+    new[:, 1:] = values[:, 1:] != values[:, :-1]
+    return torch.empty_like(order).scatter_(1, order, new.cumsum(dim=1) - 1)
+
+
+def _among_all(rank: Tensor, fired: _Fired, table: _Table) -> Tensor:
+    """Share of next tokens below each one that follows: float64 [m]."""
+    mass = torch.zeros_like(rank).scatter_add_(1, rank, table.unigram.expand_as(rank))
+    return _middle(mass)[fired.of, rank[fired.of, table.second[fired.pair]]] / table.unigram.sum()
+
+
+def _among_successors(ranks: Sequence[Tensor], fired: _Fired, table: _Table) -> list[Tensor]:
+    """The same share of those that follow the same token, for each of several rankings."""
+    leading = fired.begin[:-1]
+    of, token = fired.of[leading], table.first[fired.pair[leading]]
+    sizes = table.start[token + 1] - table.start[token]
+    ends = sizes.cumsum(0).cpu().numpy()
+    found = [torch.empty(len(fired.of), dtype=torch.float64, device=of.device) for _ in ranks]
+    low, done = 0, 0
+    while low < len(ends):
+        stop = max(low + 1, int(np.searchsorted(ends, done + PIECE, side="right")))
+        groups = slice(low, stop)
+        mine = slice(int(fired.begin[low]), int(fired.begin[stop]))
+        # Successors of the groups in a row, and where those that were seen stand among them.
+        group = torch.arange(stop - low, device=of.device).repeat_interleave(sizes[groups])
+        before = sizes[groups].cumsum(0) - sizes[groups]
+        pair = torch.arange(len(group), device=of.device) - before[group]
+        pair += table.start[token[groups]][group]
+        seen = torch.arange(stop - low, device=of.device).repeat_interleave(
+            fired.begin[low + 1 : stop + 1] - fired.begin[low:stop]
+        )
+        place = fired.pair[mine] - table.start[token[groups]][seen] + before[seen]
+        row, successor, count = of[groups][group], table.second[pair], table.count[pair]
+        for share, rank in zip(found, ranks, strict=True):
+            key = group * rank.shape[1] + rank[row, successor]
+            share[mine] = _share_below(key, group, count)[place]
+        low, done = stop, int(ends[stop - 1])
+    return found
+
+
+def _share_below(key: Tensor, group: Tensor, count: Tensor) -> Tensor:
+    """Share of its group's count with a smaller key, and half of that with its own: float64 [n].
+
+    Keys of later groups (int64 [n], ascending) are larger.
+    """
+    place = torch.arange(len(key), device=key.device)
+    both = _sorted((key << PLACE_BITS) | place)
+    order, key = both & (2**PLACE_BITS - 1), both >> PLACE_BITS
+    new = torch.ones_like(key)
+    new[1:] = key[1:] != key[:-1]
+    tie = torch.empty_like(key).scatter_(0, order, new.cumsum(dim=0) - 1)
+    mass = torch.zeros_like(key).scatter_add_(0, tie, count)
+    totals = count.new_zeros(int(group[-1]) + 1).scatter_add_(0, group, count)
+    before = totals.cumsum(0) - totals
+    return (_middle(mass)[tie] - before[group]) / totals[group]
+
+
+def _sorted(keys: Tensor) -> Tensor:
+    """On the CPU NumPy sorts integers several times as fast as torch."""
+    return keys.sort().values if keys.is_cuda else torch.from_numpy(np.sort(keys.numpy()))
+
+
+def _middle(mass: Tensor) -> Tensor:
+    """Mass below each of some ranks, and half of its own: float64, along the last dimension.
+
+    Counts are summed as integers, so that no order of summing and no device changes a value.
+    """
+    return mass.cumsum(dim=-1) - mass.double() / 2

@@ -61,5 +61,7 @@ def test_a_metric_that_lacks_something_says_so() -> None:
     with pytest.raises(TypeError, match=r"metric 'bare': lacks title, columns, margin, section"):
         type("Bare", (Metric,), {"name": "bare"})
     whole = dict.fromkeys(("title", "definition", "reading", "section"), "text")
-    with pytest.raises(TypeError, match=r"metric 'odd': section 'text' is none of reconstruction"):
+    with pytest.raises(
+        TypeError, match=r"metric 'odd': section 'text' is none of effects, reconstruction"
+    ):
         type("Odd", (Metric,), {"name": "odd", "columns": ("c",), "margin": 1.0, **whole})

@@ -52,6 +52,8 @@ EXPLAINERS = {
     "swapped": {"kind": "swapped", "of": "lexical"},
 }
 CENTRE = {
+    "next_token_auroc": (0.7, -0.2),
+    "next_token_auroc_bigram": (0.53, -0.03),
     "explained_variance": (0.82, -0.06),
     "cosine": (0.93, -0.02),
     "l1": (38.0, 90.0),
@@ -326,6 +328,11 @@ def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                 "first_position_share": 0.01,
                 "autocorrelation_lag1": 0.1,
                 "autocorrelation": 0.05,
+                **{
+                    f"{name}{of}": 0.5
+                    for name in ("next_token_auroc", "next_token_auroc_bigram")
+                    for of in ("", "_swapped", "_random")
+                },
                 "explain_pool_active_windows": 60,
                 "score_pool_active_windows": 140,
                 "passes_filter": sampled,
@@ -354,6 +361,7 @@ def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, 
         "n_few_active_windows": 1,
         "n_few_silent_windows": 1,
         "n_windows_too_short": 0,
+        "no_effects": None,
     }
 
 

@@ -32,7 +32,7 @@ from nullsae.report.matrix import NONE, differences, shares, short
 from nullsae.report.names import figure_names
 from nullsae.report.study import Study, thin
 
-MOST_BYTES = 6_000_000
+MOST_BYTES = 6_500_000
 GROUND = r'<path[^>]*fill="({})"'
 TEXT = re.compile(r'<text[^>]*transform="translate\(([\d.]+),([\d.]+)\)"[^>]*>([^<]*)</text>')
 

@@ -1,6 +1,7 @@
 rule collect_latents:
     input:
         sae=paths.SAE_CONFIG,
+        model=model_recipe,
         activations=captured("eval"),
         tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
     output:
@@ -22,10 +23,11 @@ rule collect_latents:
         config=job_params("collect_latents", *ACTIVATIONS, "latents"),
         code=job_code("collect_latents"),
         activations=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
+        model=given("model"),
     message:
         "Latents of {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae collect_latents --params {params.config:q} --sae {input.sae}"
-        " --activations {params.activations} --tokens {input.tokens} --latents {output.latents}"
-        " --windows {output.windows} --coverage {output.coverage}"
+        " --activations {params.activations} --tokens {input.tokens} {params.model}"
+        " --latents {output.latents} --windows {output.windows} --coverage {output.coverage}"
         " --firings {output.firings} > {log} 2>&1"

@@ -54,7 +54,7 @@ class Arms:
         draw, seed = int(cell.keys["draw"]), int(cell.keys["seed"])
         kept = np.ones(len(cell.ids), dtype=bool)
         if metric.table == "latents":
-            kept = cell.column("sampled")[0] == 1
+            kept = cell.column(metric.among)[0] == 1
         n_rows = int(kept.sum())
         for name in metric.columns:
             kept &= cell.column(name)[1]

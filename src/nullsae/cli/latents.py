@@ -20,6 +20,7 @@ def collect_latents(
     windows: options.Table,
     coverage: options.Table,
     firings: options.Output,
+    model: options.SomeRecipe = None,
 ) -> None:
     """Describe every latent; cut the windows of a random sample of them."""
     from nullsae.jobs.latents import CollectLatentsParams
@@ -31,6 +32,7 @@ def collect_latents(
             sae=sae,
             activations=activations,
             tokens=tokens,
+            model=model,
             latents=latents,
             windows=windows,
             coverage=coverage,

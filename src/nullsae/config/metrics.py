@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.float64]
     Counts = NDArray[np.int64]
 
+Among = Literal["sampled", "passes_filter"]
 Level = Literal["document", "latent", "cell"]
 Form = Literal["mean", "ratio", "relative", "rank_correlation"]
 Direction = Literal[-1, 0, 1]
@@ -35,6 +36,7 @@ LEVELS: dict[str, Level] = {
 }
 """Tables that metrics can be taken from, and what a row of each is about."""
 SECTIONS = {
+    "effects": "Effect on the next token",
     "reconstruction": "Reconstruction",
     "tokens": "Token identity and entropy",
     "interpretability": "Automated interpretability",
@@ -67,7 +69,10 @@ class Metric:
     """What stands on an axis, with the unit."""
 
     table: str = "latents"
-    """One of `LEVELS`. Of `latents` only the sampled ones count."""
+    """One of `LEVELS`."""
+    among: Among = "sampled"
+    """Which rows of the table `latents` count: those that judges may be asked about, or all that
+    pass the filter."""
     columns: tuple[str, ...]
     """What it is computed from; by default `column`. Units with a null in one are left out."""
     column: Column | None = None

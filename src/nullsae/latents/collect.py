@@ -17,11 +17,13 @@ import torch
 
 from nullsae import tables
 from nullsae.activations.store import SiteReader
+from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.describe import Described, describe
+from nullsae.latents.effects import effect_columns
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
 from nullsae.latents.skipped import Skipped
@@ -45,6 +47,7 @@ def collect_latents(
     sae: Path,
     activations: Path,
     tokens: Path,
+    model: Path | None = None,
     latents: Path,
     windows: Path,
     coverage: Path,
@@ -55,10 +58,10 @@ def collect_latents(
 
     `firings` is written too, those of the sampled latents (`latents.sample`). `sae` is the SAE's
     `cfg.json`, `activations` the manifest of the variant's `eval` activations, `tokens` that of the
-    corpus' `eval` split. `progress` is called with (tokens done, tokens in all). Temporary files,
-    16 bytes per firing and at most 24 per active window, lie in a folder beside `latents`. A
-    `UserError` names an input that is missing, damaged or of another config, or says that the disk
-    is full.
+    corpus' `eval` split, `model` the variant's `recipe.json` where it has
+    weights. `progress` is called with (tokens done, tokens in all). Temporary files, 16 bytes per
+    firing and at most 24 per active window, lie in a folder beside `latents`. A `UserError` names
+    an input that is missing, damaged or of another config, or says that the disk is full.
     """
     torch.set_num_threads(params.compute.threads)
     coder, _ = load_sae(sae)
@@ -81,13 +84,7 @@ def collect_latents(
         dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
         pools = pools_of(grid.document, dealt)
         known = describe(found, split, grid, pools, dealt, settings, folder, reader.n_tokens)
-        least = settings.min_pool_windows
-        wrong = (
-            known.statistics["firings"] < settings.min_firings,
-            (known.active < least).any(axis=0),
-            (known.silent < least).any(axis=0),
-        )
-        reasons = np.argmax([*wrong, np.ones(found.n_latents, dtype=bool)], axis=0)
+        reasons = _reasons(known, settings)
         candidates = np.flatnonzero(reasons == PASSES)
         sampler = numpy_generator(params.seed, "sample_latents", *params.keys.parts())
         size = min(settings.n_sampled, len(candidates))
@@ -95,8 +92,13 @@ def collect_latents(
         rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
         tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
         write_firings(firings, sampled, found)
-        n_tokens = reader.n_tokens
-        described = _latent_columns(known, coder, n_tokens, reasons == PASSES, sampled, entropy)
+        effects, no_effects = effect_columns(
+            params, model=model, w_dec=coder.w_dec, firings=found, passing=candidates, split=split
+        )
+        described = _latent_columns(
+            *({**known.statistics, **effects}, known.active, coder, reader.n_tokens),
+            *(reasons == PASSES, sampled, entropy),
+        )
         tables.write_table(latents, pa.table(described), tables.cell_schema("latents"))
     covered = {
         "n_tokens": split.n_tokens,
@@ -112,8 +114,21 @@ def collect_latents(
         "n_firings_skipped": int(n_skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
+        "no_effects": no_effects,
     }
     tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
+
+
+def _reasons(known: Described, settings: Latents) -> np.ndarray:
+    """By latent, the first of `REASONS` that holds, or `PASSES`: int64 [n_latents]."""
+    least = settings.min_pool_windows
+    wrong = (
+        known.statistics["firings"] < settings.min_firings,
+        (known.active < least).any(axis=0),
+        (known.silent < least).any(axis=0),
+    )
+    first: np.ndarray = np.argmax([*wrong, np.ones(len(known.active[0]), dtype=bool)], axis=0)
+    return first
 
 
 def sort_firings(
@@ -189,7 +204,8 @@ def draw_sample(
 
 
 def _latent_columns(
-    known: Described,
+    statistics: dict[str, np.ndarray],
+    active: np.ndarray,
     coder: Autoencoder,
     n_tokens: int,
     passes: np.ndarray,
@@ -209,10 +225,10 @@ def _latent_columns(
     columns = {
         "latent": np.arange(n),
         "n_tokens": np.full(n, n_tokens),
-        **known.statistics,
+        **statistics,
         "encoder_decoder_cosine": cosine,
-        "explain_pool_active_windows": known.active[0],
-        "score_pool_active_windows": known.active[1],
+        "explain_pool_active_windows": active[0],
+        "score_pool_active_windows": active[1],
         "passes_filter": passes,
         "sampled": np.isin(np.arange(n), sampled),
         "explain_token_entropy_bits": shown,

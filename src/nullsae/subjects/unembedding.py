@@ -50,7 +50,7 @@ def direct_path(subject: Subject) -> Tensor:
 def _final_norm(subject: Subject, head: nn.Module) -> nn.Module | None:
     """The module between the last block and the head; None where the head reads the block."""
     model = subject.model
-    ids = torch.arange(PROBE_TOKENS)[None] % head.weight.shape[0]
+    ids = torch.arange(PROBE_TOKENS)[None] % subject.recipe.get("vocab_size", PROBE_TOKENS)
     last = subject.block_outputs[-1]
     where: dict[str, Any] = {"split": "eval", "contexts": [0]}
     stream = subject.activations(ids, sites=[last], **where)[last]

@@ -144,6 +144,13 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("explain_pool_active_windows score_pool_active_windows", "int"),
         ("passes_filter sampled", "flag"),
         ("explain_token_entropy_bits", "float?", "bits, over the explainer's windows"),
+        *(
+            (f"{name} {name}_swapped {name}_random", "float?", what)
+            for name, what in (
+                ("next_token_auroc", "of passing latents"),
+                ("next_token_auroc_bigram", "against tokens that follow the same token"),
+            )
+        ),
         *((c.name, c.kind, c.unit) for _, c in with_column()),
     ),
     "windows": _table(
@@ -172,6 +179,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("n_too_rare", "int", "latents with too few firings for the filter"),
         ("n_few_active_windows n_few_silent_windows", "int", "latents, of the others"),
         ("n_windows_too_short", "int", "centred: no room in the document; of all latents"),
+        ("no_effects", "text?", "why effects on logits are null for all latents"),
     ),
     "explanations": _table(
         EXPLAINER_KEYS,

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from test_latents_collect import settings
+
+from nullsae import tables
+from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.latents.collect import collect_latents
+from nullsae.latents.effects import COLUMNS
+from nullsae.sae.files import load_sae
+from nullsae.subjects.loading import load_subject
+from small_chain import COMPUTE, CPU, Chain, all_rows, cell
+
+SITE = "resid_post.1"
+Rows = list[dict[str, Any]]
+
+
+def collected(
+    chain: Chain, sae: Path, folder: Path, *, model: Path | None, site: str = SITE
+) -> tuple[Rows, dict[str, Any]]:
+    """Tables `latents` and `coverage`."""
+    files = {name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")}
+    collect_latents(
+        CollectLatentsParams(seed=0, keys=cell(site), latents=settings(), compute=COMPUTE),
+        sae=sae,
+        activations=chain.eval_activations,
+        tokens=chain.eval_tokens,
+        model=model,
+        firings=folder / "firings.safetensors",
+        **files,
+    )
+    found = {
+        name: tables.read_table(files[name], tables.cell_schema(name)).to_pylist()
+        for name in ("latents", "coverage")
+    }
+    return found["latents"], found["coverage"][0]
+
+
+@pytest.fixture(scope="module")
+def of_chain(
+    chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Rows, dict[str, Any]]:
+    return collected(chain, tiny_sae, tmp_path_factory.mktemp("effects"), model=chain.recipe)
+
+
+def test_aurocs_are_recomputed_from_shards_weights_and_tokens(
+    chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]]
+) -> None:
+    rows, coverage = of_chain
+    assert coverage["no_effects"] is None
+    sae, _ = load_sae(tiny_sae)
+    x, position = all_rows(chain.eval_activations, SITE)
+    assert position.tolist() == list(range(len(x)))
+    pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
+    top = pre.topk(sae.k, dim=1)
+    fires = (torch.zeros_like(pre).scatter(1, top.indices, top.values.relu()) > 0).numpy()
+    model = load_subject(chain.recipe, CPU).model
+    norm = model.gpt_neox.final_layer_norm.weight
+    directions = sae.w_dec - sae.w_dec.mean(dim=1, keepdim=True)
+    effects = ((directions * norm) @ model.get_output_embeddings().weight.T).detach().numpy()
+    corpus = load_file(chain.eval_tokens.with_name("tokens.safetensors"))
+    ids, document = corpus["input_ids"], corpus["document_id"]
+    in_document = document[:, 1:] == document[:, :-1]
+    now, following = ids[:, :-1][in_document], ids[:, 1:][in_document]
+    fired = fires.reshape(*ids.shape, -1)[:, :-1][in_document]
+    checked = 0
+    for row in rows:
+        if not row["passes_filter"]:
+            assert all(row[name] is None for name in COLUMNS)
+            continue
+        latent, effect = row["latent"], effects[row["latent"]]
+        where = np.flatnonzero(fired[:, latent])
+        all_next, same_token = [], []
+        for t in where:
+            mine = effect[following[t]]
+            for into, q in ((all_next, following), (same_token, following[now == now[t]])):
+                into.append(np.mean(effect[q] < mine) + np.mean(effect[q] == mine) / 2)
+        assert row["next_token_auroc"] == pytest.approx(np.mean(all_next), abs=1e-9)
+        assert row["next_token_auroc_bigram"] == pytest.approx(np.mean(same_token), abs=1e-9)
+        checked += 1
+    assert checked >= 5
+
+
+def test_placebos_are_other_rows_and_the_same_in_each_run(
+    chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = [row for row in of_chain[0] if row["passes_filter"]]
+    for placebo in ("swapped", "random"):
+        for name in ("next_token_auroc", "next_token_auroc_bigram"):
+            assert all(0 <= row[f"{name}_{placebo}"] <= 1 for row in rows)
+        assert all(row[f"next_token_auroc_{placebo}"] != row["next_token_auroc"] for row in rows)
+    again, _ = collected(chain, tiny_sae, tmp_path, model=chain.recipe)
+    assert again == of_chain[0]
+
+
+def test_activations_without_a_model_have_a_reason_in_place_of_effects(
+    chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]], tmp_path: Path
+) -> None:
+    rows, coverage = collected(chain, tiny_sae, tmp_path, model=None)
+    assert coverage["no_effects"] == "no model"
+    assert all(row[name] is None for row in rows for name in COLUMNS)
+    # Nothing else is touched by whether there is one.
+    without = [{k: v for k, v in row.items() if k not in COLUMNS} for row in rows]
+    assert without == [{k: v for k, v in row.items() if k not in COLUMNS} for row in of_chain[0]]

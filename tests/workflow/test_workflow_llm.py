@@ -59,8 +59,9 @@ def asked(study: Study, tmp_path_factory: pytest.TempPathFactory, server: Script
     asking.configure(with_model(server))
     jobs = asking.jobs()
     assert jobs == {
-        "explain_latents": 2 * N_CELLS,
+        "explain_latents": N_CELLS,
         "score_latents": 2 * 2 * N_CELLS,
+        "explain_and_score": N_CELLS,  # those that are exchanged
         "aggregate": 1,
         "report": 1,
     }

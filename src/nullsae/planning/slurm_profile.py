@@ -388,6 +388,7 @@ def _wrong_limits(
             if cap > granted:
                 wrong.append(
                     f"{file}: default-resources.max_{resource}: {given_cap}: jobs {kind} get at "
-                    f"most {granted:.0f} {unit} here ({', '.join(able)}); write {granted:.0f} or less"
+                    f"most {granted:.0f} {unit} here ({', '.join(able)}); "
+                    f"write {granted:.0f} or less"
                 )
     return wrong

@@ -96,7 +96,7 @@ class ScoreLatentsParams(Section):
         # Replies are kept by what was asked, so asking again after an edit of it costs no call.
         *("autointerp/llm/serve_gguf.py", "autointerp/llm/session.py"),
         *("autointerp/explain.py", "autointerp/explainers", "autointerp/prompts/explain.txt"),
-        *("autointerp/local_model.py", "autointerp/scorers"),
+        *("autointerp/local_model.py", "autointerp/scorers", "autointerp/explain_and_score.py"),
     ),
     things=lambda config, wildcards: _scoring_files(config, wildcards),
 )

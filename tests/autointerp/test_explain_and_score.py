@@ -127,7 +127,7 @@ def test_what_a_language_model_wrote_is_exchanged_where_it_lies(
 
 def test_a_job_that_lacks_windows_names_them(tmp_path: Path, tokenizer_file: Path) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"resid_post\.1/topk/0/windows\.parquet"):
+    with pytest.raises(UserError, match=r"resid_post\.1/topk/7/windows\.parquet"):
         shared(tmp_path / "none", [], tokenizer_file, cells=[{**CELLS[0], "seed": 7}, *CELLS])
 
 

@@ -51,7 +51,7 @@ def explain_and_score(
                 shown,
                 tokenizer,
                 Path(explanations.format(**own, explainer=name)),
-                base and Path(explanations.format(**own, explainer=base)),
+                None if base is None else Path(explanations.format(**own, explainer=base)),
             )
             progress(done := done + 1, total)
         for judging in params.scorers:

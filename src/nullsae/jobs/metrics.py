@@ -66,11 +66,16 @@ class EvaluateSaesParams(Section):
         """How each of the SAEs is evaluated."""
         for model in self.models:
             fidelity = self.fidelity_tokens if has_model(model.variant) else None
-            own = {"subject": self.subject, "variant": model.variant, "draw": self.draw}
             for sae in model.saes:
+                keys = CellKeys(
+                    subject=self.subject,
+                    variant=model.variant,
+                    draw=self.draw,
+                    **sae.model_dump(),
+                )
                 yield EvaluateSaeParams(
                     seed=self.seed,
-                    keys=CellKeys(**own, **sae.model_dump()),
+                    keys=keys,
                     fidelity_tokens=fidelity,
                     compute=self.compute,
                     activations_key=model.activations_key,

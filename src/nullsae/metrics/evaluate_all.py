@@ -123,7 +123,9 @@ def evaluate_saes(
                 eval_activations=Path(eval_activations.format(**own)),
                 train_tokens=train_tokens,
                 eval_tokens=eval_tokens,
-                **outputs,
+                reconstruction=outputs["reconstruction"],
+                documents=outputs["documents"],
+                geometry=outputs["geometry"],
             )
             if copies:
                 copies.keep(outputs)

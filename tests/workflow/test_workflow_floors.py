@@ -266,8 +266,10 @@ def test_a_damaged_floor_is_told_with_the_command_that_makes_it_again(
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     measured = cell(paths.RECONSTRUCTION, variant=FLOORS[1])
     (copied.folder / measured).unlink()
+    # Copies of what its weights gave when they were whole.
+    shutil.rmtree(copied.folder / paths.EVALUATED)
     assert copied.snakemake(measured).returncode != 0
-    # In the job of its variant, whose own SAE was evaluated before.
+    # In the job of its variant, after the variant's own SAE.
     keys = cell(paths.MODEL_KEYS, variant="rerandomized")
     log = paths.LOG.format(rule="evaluate_sae", keys=keys)
     *_, line = (copied.folder / log).read_text().splitlines()

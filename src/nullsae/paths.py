@@ -47,9 +47,11 @@ TAKEN_HISTORY = TAKEN + "/history.parquet"
 
 METRICS = "results/metrics/" + CELL_KEYS
 RECONSTRUCTION = METRICS + "/reconstruction.parquet"
-CROSS_EVALUATION = METRICS + "/cross_evaluation.parquet"
 DOCUMENTS = METRICS + "/documents.parquet"
 GEOMETRY = METRICS + "/geometry.parquet"
+# Copies of the three tables above, so that no SAE is evaluated again beside a new one.
+EVALUATED = "results/work/evaluated"
+CROSS_EVALUATION = METRICS + "/cross_evaluation.parquet"
 # Of all SAEs of a recipe at a site.
 OVERLAP = "results/overlap/" + RECIPE_KEYS + "/overlap.parquet"
 
@@ -68,8 +70,9 @@ PREDICTIONS_SHARD = "results/work/scores/" + SHARD_OF_SCORER + "/predictions.par
 SCORES_SHARD = "results/work/scores/" + SHARD_OF_SCORER + "/scores.parquet"
 JUDGE = "results/judges/scorer={scorer}"
 JUDGE_MANIFEST = JUDGE + "/manifest.json"
-PREDICTIONS = "results/scores/" + SCORER_KEYS + "/predictions.parquet"
-SCORES = "results/scores/" + SCORER_KEYS + "/scores.parquet"
+SCORES_FOLDER = "results/scores/" + SCORER_KEYS
+PREDICTIONS = SCORES_FOLDER + "/predictions.parquet"
+SCORES = SCORES_FOLDER + "/scores.parquet"
 
 TOY_KEYS = "source={source}/data={data}/expansion={expansion}/seed={seed}"
 TOY_SWEEP = "results/toy/sweeps/" + TOY_KEYS + "/sweep.parquet"

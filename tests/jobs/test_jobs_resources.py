@@ -12,8 +12,9 @@ from nullsae.config.model_size import neox_size
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.jobs.grid import floor_cells, recipe_cells, sae_cells, scorer_cells, variant_cells
+from nullsae.jobs.of_models import evaluation_rules
 from nullsae.jobs.resources import OTHERWISE, Needs
-from nullsae.jobs.work import NOT_PLANNED, WORK
+from nullsae.jobs.work import NOT_PLANNED, WORK, job_work
 from nullsae.jobs.work.amounts import sae_bytes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def jobs(config: Config) -> list[tuple[str, dict[str, str]]]:
     found += [("sample_gaussian", {**keys, **split}) for keys in floor_cells(config)]
     found += [("match_dictionaries", keys) for keys in recipe_cells(config)]
     for keys in scorer_cells(config):
-        found += [("explain_latents", keys), ("score_latents", keys)]
+        found += [("explain_latents", keys), ("score_latents", keys), ("explain_and_score", keys)]
     return [*found, ("aggregate", {}), ("report", {})]
 
 
@@ -58,6 +59,24 @@ def test_every_rule_with_a_formula_says_what_its_jobs_hold() -> None:
         for rule, keys in jobs(config):
             assert WORK[rule](needs._study, keys).held_bytes > 0, rule
     assert set(OTHERWISE) - set(WORK) == set(NOT_PLANNED) - {"toy"}
+
+
+def test_a_job_for_many_saes_starts_once_takes_their_time_and_holds_the_largest() -> None:
+    config = study("config/paper-plus.yaml")
+    needs, (rule, *_) = Needs(config), evaluation_rules(config)
+    model = {"subject": "pythia-70m", "variant": "trained", "draw": "0"}
+    cells = rule.cells_of(model)
+    each = [needs.asked("evaluate_sae", [cell]) for cell in cells]
+    together = needs.asked("evaluate_sae", cells)
+    assert len(cells) == 21 + 20
+    assert together.megabytes == max(asked.megabytes for asked in each)
+    # Each writes its tables, and is asked at least half an hour for, which covers its start.
+    work = [job_work(needs._study, "evaluate_sae", [cell]) for cell in cells]
+    joined = job_work(needs._study, "evaluate_sae", cells)
+    assert joined.flops == pytest.approx(sum(one.flops for one in work))
+    assert joined.written_bytes == sum(one.written_bytes for one in work)
+    assert together.minutes < sum(asked.minutes for asked in each)
+    assert joined.imports == "transformers"
 
 
 def test_the_largest_sae_of_the_paper_is_asked_room_for_its_checkpoint() -> None:

@@ -17,6 +17,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.jobs.activations import activations_key
 from nullsae.jobs.grid import cell_files, cross_cells, floor_cells, sae_cells
+from nullsae.jobs.metrics import EvaluateSaesParams
 from nullsae.jobs.rules import rule_params
 from nullsae.jobs.saes import TrainSaeParams, pretrained_sae_path
 from nullsae.jobs.shared_training import SharedJob, shared_jobs
@@ -254,7 +255,13 @@ def test_the_page_lists_saes_in_the_order_of_the_config() -> None:
 def test_an_sae_along_its_training_is_measured_by_the_same_slice() -> None:
     config = study(saes__topk__checkpoints=[0.1])
     along = {**CELL, "variant": "trained", "draw": "0", "sae": "topk@0.1"}
-    for rule in ("evaluate_sae", "cross_evaluate", "collect_latents", "explain_latents"):
+    found = params(config, "evaluate_sae", **along)
+    whole = params(study(), "evaluate_sae", **along)
+    saes = found["models"][0].pop("saes")
+    assert [sae for sae in saes if sae["sae"] == "topk"] == whole["models"][0].pop("saes")
+    assert {sae["sae"] for sae in saes} == {"topk", "topk@0.1"}
+    assert found == whole
+    for rule in ("cross_evaluate", "collect_latents", "explain_latents"):
         own = {"explainer": "lexical"} if rule == "explain_latents" else {}
         found = params(config, rule, **along, **own)
         whole = params(study(), rule, **{**along, "sae": "topk"}, **own)
@@ -345,17 +352,28 @@ def test_floors_change_no_job_of_a_variant() -> None:
     for cell in cells:
         judged = {"explainer": "lexical", "scorer": "detection"}
         for rule in (
-            *("train_sae", "evaluate_sae", "cross_evaluate", "collect_latents"),
-            *("explain_latents", "score_latents"),
+            *("train_sae", "cross_evaluate", "collect_latents"),
+            *("explain_latents", "score_latents", "explain_and_score"),
         ):
             keys = {**cell, **judged}
             own = cell if rule == "train_sae" else keys
             assert rule_params(config, rule, own) == rule_params(plain, rule, own), rule
+        # A floor is evaluated by the job of its variant, after the SAEs of that.
+        with_floor = EvaluateSaesParams.model_validate_json(
+            rule_params(config, "evaluate_sae", cell)
+        )
+        without = EvaluateSaesParams.model_validate_json(rule_params(plain, "evaluate_sae", cell))
+        alone = list(without.each())
+        assert list(with_floor.each())[: len(alone)] == alone
     keys = {"corpus": "c"}
     assert rule_params(config, "prepare_corpus", keys) == rule_params(plain, "prepare_corpus", keys)
     assert len(list(floor_cells(config))) == 4 * (1 + 9 * 2)
     assert not list(floor_cells(plain))
     assert cell_files(plain) != cell_files(config)
+
+
+def changed_or_not(changes: dict[str, Any]) -> list[Config]:
+    return [with_floors(**changes), with_floors()]
 
 
 def test_a_floor_has_the_slice_of_its_variant_but_for_what_it_does_not_use() -> None:
@@ -364,11 +382,17 @@ def test_a_floor_has_the_slice_of_its_variant_but_for_what_it_does_not_use() -> 
     trained = params(with_floors(), "train_sae", **place)
     # SAEs along the training are no floors, and there is no model to measure fidelity in.
     assert params(with_floors(**own), "train_sae", **place) == trained
-    measured = params(with_floors(), "evaluate_sae", **place)
-    assert params(with_floors(**own), "evaluate_sae", **place) == measured
-    for rule in ("train_sae", "evaluate_sae"):
-        variant = {**CELL, "variant": "cascade"}
-        assert params(with_floors(**own), rule, **variant) != params(with_floors(), rule, **variant)
+    variant = {**CELL, "variant": "cascade"}
+    measured = [params(config, "evaluate_sae", **variant) for config in changed_or_not(own)]
+    assert measured[0]["models"][0] != measured[1]["models"][0]
+    assert measured[0]["models"][1] == measured[1]["models"][1]
+    floors = [
+        list(parse_section(EvaluateSaesParams, found, where="").each())[-4:] for found in measured
+    ]
+    assert floors[0] == floors[1]
+    assert {one.keys.variant for one in floors[0]} == {"gaussian@cascade"}
+    trained_by = [params(config, "train_sae", **variant) for config in changed_or_not(own)]
+    assert trained_by[0] != trained_by[1]
     of_variant = params(with_floors(), "train_sae", **{**CELL, "variant": "cascade"})
     assert trained["saes"] == of_variant["saes"]
     assert trained["cells"] == of_variant["cells"]

@@ -115,3 +115,8 @@ def test_no_jobs_are_left_behind(bad_day: BadDay) -> None:
         r"has been submitted with SLURM jobid (\d+)", bad_day.first_log + bad_day.second_log
     )
     assert sorted({e.job for e in bad_day.study.ended()}) == sorted(sent)
+
+
+def test_tables_and_report_are_one_job_of_slurm(bad_day: BadDay) -> None:
+    jobs = {s.verb: s.job for s in bad_day.study.started() if s.verb in ("aggregate", "report")}
+    assert jobs["aggregate"] == jobs["report"] != "local"

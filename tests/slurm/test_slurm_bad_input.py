@@ -51,13 +51,13 @@ def test_an_unknown_partition_gets_one_line(study: SlurmStudy, local: Study) -> 
         f"{file}: partitions.nowhere: no partition 'nowhere' on this cluster; it has gpu, main"
     )
     target = cell(paths.SCORES)
-    ran = study.snakemake("--forcerun", "score_latents", "--retries", "0", "--", target)
+    ran = study.snakemake("--forcerun", "explain_and_score", "--retries", "0", "--", target)
     assert ran.returncode != 0
     assert "sbatch: error: invalid partition specified: nowhere" in ran.stdout
     assert study.started() == []
     assert queue() == []
     # Sent or not, Snakemake deletes what a job is to make anew; all else is as it was.
-    for name in (cell(paths.WINDOWS), cell(paths.EXPLANATIONS), cell(paths.SAE_WEIGHTS)):
+    for name in (cell(paths.WINDOWS), cell(paths.LATENTS), cell(paths.SAE_WEIGHTS)):
         assert (study.folder / name).read_bytes() == (local.folder / name).read_bytes()
 
 

@@ -14,7 +14,7 @@ from nullsae import paths
 
 pytestmark = pytest.mark.slurm
 SCORES = [cell(paths.SCORES, variant=variant) for variant in ("trained", "rerandomized")]
-AGAIN = ("collect_latents", "explain_latents", "score_latents")
+AGAIN = ("collect_latents", "explain_and_score")
 
 
 @pytest.fixture

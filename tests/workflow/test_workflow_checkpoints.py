@@ -39,8 +39,8 @@ def test_a_checkpoint_goes_through_the_jobs_of_all_later_stages(
     copied = copy_of(study, tmp_path / "s", linked=True).configure(along)
     # The two SAEs are trained again, and then there are two more; nothing is captured.
     assert copied.jobs() == {
-        **{"train_sae": 2, "take_checkpoint": 2, "evaluate_sae": 4, "collect_latents": 4},
-        **{"explain_latents": 8, "score_latents": 16, "match_dictionaries": 1},
+        **{"train_sae": 2, "take_checkpoint": 2, "evaluate_sae": 2, "collect_latents": 4},
+        **{"explain_and_score": 2, "match_dictionaries": 1},
         **{"aggregate": 1, "report": 1},
     }
 

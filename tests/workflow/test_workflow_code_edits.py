@@ -22,18 +22,21 @@ END = {"aggregate", "report"}
 CASES: dict[str, set[str]] = {
     "metrics/reconstruction.py": {"evaluate_sae", *END},
     "metrics/overlap.py": {"match_dictionaries", *END},
-    "latents/windows.py": {"collect_latents", "explain_latents", "score_latents", *END},
-    "autointerp/score.py": {"score_latents", *END},
-    "autointerp/explain.py": {"explain_latents", "score_latents", *END},
+    "metrics/evaluate_all.py": set(),
+    "latents/windows.py": {"collect_latents", "explain_and_score", *END},
+    "autointerp/score.py": {"explain_and_score", *END},
+    "autointerp/explain.py": {"explain_and_score", *END},
+    # No explanations or scores of this study are asked for.
+    "autointerp/prompting.py": set(),
     "sae/architectures/topk.py": {
-        *("train_sae", "evaluate_sae", "collect_latents", "explain_latents", "score_latents"),
+        *("train_sae", "evaluate_sae", "collect_latents", "explain_and_score"),
         *("match_dictionaries", *END),
     },
     # The study has no SAEs along their training; those that it has must not be trained again.
     "sae/checkpoints.py": set(),
     "activations/store.py": {
         *("cache_activations", "train_sae", "evaluate_sae", "collect_latents"),
-        *("explain_latents", "score_latents", "match_dictionaries", *END),
+        *("explain_and_score", "match_dictionaries", *END),
     },
     "statistics/effects.py": END,
     "report/templates/index.html.j2": {"report"},

@@ -73,7 +73,7 @@ def test_an_overlay_merges_into_the_config_and_null_drops_an_entry(
     # One more seed per variant; its latents and the old ones' explained by `lexical` alone.
     assert copied.jobs("--configfile", str(overlay)) == {
         **{"train_sae": 2, "evaluate_sae": 2, "collect_latents": 2},
-        **{"explain_latents": 2, "score_latents": 4, "match_dictionaries": 1},
+        **{"explain_and_score": 2, "match_dictionaries": 1},
         **{"aggregate": 1, "report": 1},
     }
     file, wanted = copied.folder / paths.RUN_CONFIG, edited()

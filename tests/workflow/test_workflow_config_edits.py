@@ -18,7 +18,8 @@ from nullsae import paths
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 END = {"aggregate": 1, "report": 1}
-EXPLAIN_ON = {"explain_latents": 4, "score_latents": 8, **END}
+# One job for all that explains and scores without asking, and one for the metrics of all SAEs.
+EXPLAIN_ON = {"explain_and_score": 2, **END}
 COLLECT_ON = {"collect_latents": 2, **EXPLAIN_ON}
 TRAIN_ON = {"train_sae": 2, "evaluate_sae": 2, "match_dictionaries": 1, **COLLECT_ON}
 CAPTURE_ON = {"cache_activations": 4, **TRAIN_ON}
@@ -50,16 +51,16 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
     "margin": (put("statistics", "equivalence_margins", "auroc", to=0.1), END),
     "add_scorer": (
         put("scorers", "strict", to={"kind": "fuzzing", "mark_threshold": 0.5}),
-        {"score_latents": 4, **END},
+        EXPLAIN_ON,
     ),
     "scorer_option": (
         put("scorers", "fuzzing", "mark_threshold", to=0.5),
-        {"score_latents": 4, **END},
+        EXPLAIN_ON,
     ),
-    "drop_scorer": (lambda config: config["scorers"].pop("fuzzing"), END),
+    "drop_scorer": (lambda config: config["scorers"].pop("fuzzing"), EXPLAIN_ON),
     "add_explainer": (
         put("explainers", "short", to={"kind": "lexical", "top_tokens": 3}),
-        {"explain_latents": 2, "score_latents": 4, **END},
+        EXPLAIN_ON,
     ),
     "explainer_option": (put("explainers", "lexical", "top_tokens", to=3), EXPLAIN_ON),
     "n_sampled": (put("latents", "n_sampled", to=3), COLLECT_ON),
@@ -81,7 +82,7 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
         {
             "cache_activations": 2,
             **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1, "match_dictionaries": 1},
-            **{"explain_latents": 2, "score_latents": 4, **END},
+            **{"explain_and_score": 1, **END},
         },
     ),
     "add_draw": (
@@ -89,7 +90,7 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
         {
             **{"randomize_model": 1, "cache_activations": 2},
             **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1, "match_dictionaries": 1},
-            **{"explain_latents": 2, "score_latents": 4, **END},
+            **{"explain_and_score": 1, **END},
         },
     ),
     "norm_parameters": (
@@ -97,7 +98,7 @@ CASES: dict[str, tuple[Edit, dict[str, int]]] = {
         {
             **{"randomize_model": 1, "cache_activations": 2},
             **{"train_sae": 1, "evaluate_sae": 1, "collect_latents": 1, "match_dictionaries": 1},
-            **{"explain_latents": 2, "score_latents": 4, **END},
+            **{"explain_and_score": 1, **END},
         },
     ),
     # No variant uses it; the report shows the whole config.

@@ -31,11 +31,11 @@ def jobs_of_controls() -> dict[str, int]:
     """What the controls of `more_controls` take beyond the study: four variants, two SAEs."""
     return {
         **{"randomize_model": 1, "cache_activations": 2, "sample_gaussian": 2},
-        **{"train_sae": 6, "evaluate_sae": 6, "collect_latents": 6, "cross_evaluate": 8},
+        **{"train_sae": 6, "evaluate_sae": 4, "collect_latents": 6, "cross_evaluate": 8},
         # Of two recipes, now with four variants.
         "match_dictionaries": 2,
-        # Of 8 cells x 3 explainers, the lexical ones of 2 cells were there.
-        **{"explain_latents": 22, "score_latents": 22, "aggregate": 1, "report": 1},
+        # A job has all SAEs of a model.
+        **{"explain_and_score": 4, "aggregate": 1, "report": 1},
     }
 
 

@@ -96,14 +96,16 @@ def test_every_draw_has_a_floor_and_the_variant_gaussian_is_one_itself(
     both = dry_run(study, tmp_path / "two", with_gaussian, also(draws=2), floors)
     # Two draws of rerandomized; `gaussian` is the floor of `trained`.
     more = {rule: n - without.get(rule, 0) for rule, n in both.items()}
+    # That of the first draw, which is evaluated again beside its floor.
     assert {rule: n for rule, n in more.items() if n} == {
-        **{"sample_gaussian": 4, "train_sae": 2, "evaluate_sae": 2}
+        **{"sample_gaussian": 4, "train_sae": 2, "evaluate_sae": 1}
     }
 
 
 def test_an_edit_redoes_no_floor_that_it_has_no_part_in(floored: Study, tmp_path: Path) -> None:
     cases: dict[str, tuple[list[Edit], dict[str, int]]] = {
-        "off": ([], END),
+        # What is left was evaluated before; so say the jobs, in seconds.
+        "off": ([], {"evaluate_sae": 2, **END}),
         "nothing": ([floors], {}),
         # Of the variants' SAEs: a floor has no model, and nothing is said of its latents.
         "fidelity": (
@@ -116,18 +118,16 @@ def test_an_edit_redoes_no_floor_that_it_has_no_part_in(floored: Study, tmp_path
             [floors, with_lookup],
             {
                 # Floors are not matched with each other.
-                **{"train_sae": 4 + 2, "evaluate_sae": 4 + 2, "match_dictionaries": 2},
-                "collect_latents": 4,
-                **{"explain_latents": 8, "score_latents": 16, **END},
+                **{"train_sae": 4 + 2, "evaluate_sae": 2, "match_dictionaries": 2},
+                **{"collect_latents": 4, "explain_and_score": 2, **END},
             },
         ),
         "dtype": (
             [floors, also(activations={"dtype": "float32"})],
             {
                 **{"cache_activations": 4, "sample_gaussian": 4},
-                **{"train_sae": 4, "evaluate_sae": 4, "match_dictionaries": 1},
-                "collect_latents": 2,
-                **{"explain_latents": 4, "score_latents": 8, **END},
+                **{"train_sae": 4, "evaluate_sae": 2, "match_dictionaries": 1},
+                **{"collect_latents": 2, "explain_and_score": 2, **END},
             },
         ),
         # Of one variant: its own floor, and not that of the trained one.
@@ -135,9 +135,8 @@ def test_an_edit_redoes_no_floor_that_it_has_no_part_in(floored: Study, tmp_path
             [floors, also(randomization={"norm_parameters": "keep"})],
             {
                 **{"randomize_model": 1, "cache_activations": 2, "sample_gaussian": 2},
-                **{"train_sae": 2, "evaluate_sae": 2, "match_dictionaries": 1},
-                "collect_latents": 1,
-                **{"explain_latents": 2, "score_latents": 4, **END},
+                **{"train_sae": 2, "evaluate_sae": 1, "match_dictionaries": 1},
+                **{"collect_latents": 1, "explain_and_score": 1, **END},
             },
         ),
     }
@@ -267,9 +266,13 @@ def test_a_damaged_floor_is_told_with_the_command_that_makes_it_again(
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     measured = cell(paths.RECONSTRUCTION, variant=FLOORS[1])
     (copied.folder / measured).unlink()
+    # Copies of what its weights gave when they were whole.
+    shutil.rmtree(copied.folder / paths.EVALUATED)
     assert copied.snakemake(measured).returncode != 0
-    log = paths.LOG.format(rule="evaluate_sae", keys=cell(paths.CELL_KEYS, variant=FLOORS[1]))
-    (line,) = (copied.folder / log).read_text().splitlines()
+    # In the job of its variant, after the variant's own SAE.
+    keys = cell(paths.MODEL_KEYS, variant="rerandomized")
+    log = paths.LOG.format(rule="evaluate_sae", keys=keys)
+    *_, line = (copied.folder / log).read_text().splitlines()
     assert line.startswith("nullsae evaluate_sae: error: ")
     command = line.partition("rebuild it with: ")[2]
     # As a shell reads it, with this study's folder and sources.

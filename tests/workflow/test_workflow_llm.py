@@ -59,8 +59,9 @@ def asked(study: Study, tmp_path_factory: pytest.TempPathFactory, server: Script
     asking.configure(with_model(server))
     jobs = asking.jobs()
     assert jobs == {
-        "explain_latents": 2 * N_CELLS,
+        "explain_latents": N_CELLS,
         "score_latents": 2 * 2 * N_CELLS,
+        "explain_and_score": N_CELLS,  # those that are exchanged
         "aggregate": 1,
         "report": 1,
     }
@@ -125,6 +126,59 @@ def test_nothing_runs_again_and_what_does_is_not_paid_again(
     pd.testing.assert_frame_equal(before, after)
     assert (costs(asked)["calls"] == 0).all()
     assert costs(asked)["cost_usd"].sum() > 0
+
+
+def add(section: str, name: str, **values: Any) -> Any:
+    """An edit that adds an entry, or sets keys of one that is there."""
+
+    def edit(config: dict[str, Any]) -> None:
+        config[section][name] = config[section].get(name, {}) | values
+
+    return edit
+
+
+END = {"aggregate": 1, "report": 1}
+# One more that asks nobody, or another prompt: what runs again, and whom a shared job has explain.
+EDITS: dict[str, tuple[Any, dict[str, int], str]] = {
+    "free explainer": (
+        add("explainers", "short", kind="lexical", top_tokens=3),
+        {"explain_and_score": N_CELLS, **END},
+        "lexical",
+    ),
+    "placebo of a free one": (
+        add("explainers", "short", kind="swapped", of="lexical"),
+        {"explain_and_score": N_CELLS, **END},
+        "lexical",
+    ),
+    "prompt of a model": (
+        add("explainers", "gpt", shown_windows=3),
+        {
+            # What the placebo is judged by follows what the model wrote.
+            **{"explain_latents": N_CELLS, "score_latents": 2 * 2 * N_CELLS},
+            **{"explain_and_score": N_CELLS, **END},
+        },
+        "gpt_swapped",
+    ),
+    "prompt of a judge": (
+        add("scorers", "detection", windows_per_prompt=4),
+        {"score_latents": 2 * N_CELLS, **END},
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_what_asks_nobody_and_what_is_paid_run_again_apart(
+    asked: Asking, server: ScriptedServer, tmp_path: Path, case: str
+) -> None:
+    edit, expected, made = EDITS[case]
+    copy = copy_of(asked, tmp_path / "study", linked=True)
+    edited = Asking(copy.folder, copy.tree).configure(with_model(server), edit)
+    assert edited.jobs() == expected
+    said = edited.make("--dry-run", "--printshellcmds")
+    shared = [line for line in said.splitlines() if "nullsae explain_and_score " in line]
+    assert len(shared) == expected.get("explain_and_score", 0)
+    assert all(f'"{made}":' in line for line in shared)
 
 
 def test_the_key_is_nowhere(asked: Asking) -> None:

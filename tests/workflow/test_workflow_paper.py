@@ -19,6 +19,7 @@ import pytest
 from workflow_study import REPOSITORY, freeze
 
 from nullsae.config.read import read_merged_config
+from nullsae.jobs.shared_training import rule_of
 from nullsae.planning.show import make_plan
 
 pytestmark = pytest.mark.workflow
@@ -29,18 +30,23 @@ N_VARIANTS = 5
 
 
 def expected(sites: int, saes_per_site: int, *, explainers: int = 3, models: int) -> dict[str, int]:
-    """Jobs per rule of a study in the paper's way, worked out by hand."""
+    """Jobs per rule of a study in the paper's way, worked out by hand.
+
+    Beside `lexical`, a model explains, and what it wrote is exchanged where there are three.
+    """
     saes = sites * N_VARIANTS * saes_per_site
     return {
         "prepare_corpus": 1,
         "randomize_model": models * N_VARIANTS,
         "cache_activations": models * N_VARIANTS * 2,
         "train_sae": sites * N_VARIANTS,
-        "evaluate_sae": saes,
+        "evaluate_sae": models * N_VARIANTS,
         "collect_latents": saes,
         "match_dictionaries": sites * saes_per_site,
-        "explain_latents": saes * explainers,
-        "score_latents": saes * explainers * 2,
+        "explain_latents": saes,
+        "score_latents": saes * (explainers - 1) * 2,
+        # One for `lexical`, one for the placebo that waits for the model.
+        "explain_and_score": models * N_VARIANTS * (explainers - 1),
         "aggregate": 1,
         "report": 1,
     }
@@ -75,11 +81,13 @@ STUDIES: dict[str, tuple[list[str], dict[str, int]]] = {
             # Gaussian floors of all but `token_lookup`.
             "sample_gaussian": 4 * 5 * 2,
             "train_sae": 2 * 4 * 5,
-            "evaluate_sae": 4 * 5 * (21 + 20),
+            # A job has all 21 SAEs of a model, and their 20 floors.
+            "evaluate_sae": 4 * 5,
             "collect_latents": 4 * 5 * 21,
             "match_dictionaries": 4 * 11,
-            "explain_latents": 4 * 5 * 21 * 3,
-            "score_latents": 4 * 5 * 21 * 3,
+            "explain_latents": 4 * 5 * 21,
+            "score_latents": 4 * 5 * 21 * 2,
+            "explain_and_score": 4 * 5 * 2,
             "aggregate": 1,
             "report": 1,
         },
@@ -104,7 +112,7 @@ def nowhere() -> Iterator[str]:
 
 
 def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int], str]:
-    """Jobs per rule, and all that was printed. `train_saes_*` count as `train_sae`."""
+    """Jobs per rule, and all that was printed."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder / "src"),
@@ -130,7 +138,7 @@ def dry_run(folder: Path, overlays: list[str], hub: str) -> tuple[dict[str, int]
     jobs: dict[str, int] = {}
     for line in table[1].splitlines():
         rule, count = line.split()
-        name = re.sub(r"^train_saes_\d+_.*$", "train_sae", rule)
+        name = rule_of(rule)
         jobs[name] = jobs.get(name, 0) + int(count)
     del jobs["all"]
     return jobs, done.stdout

@@ -98,8 +98,8 @@ def test_the_schema_of_the_config_has_all_five(extended: Extended) -> None:
         ("variant", {"randomize_model"}),
         ("architecture", {"train_sae"}),
         ("metric", {"collect_latents", "aggregate"}),
-        ("explainer", {"explain_latents"}),
-        ("scorer", {"score_latents"}),
+        ("explainer", {"explain_and_score"}),
+        ("scorer", {"explain_and_score"}),
     ],
 )
 def test_an_edit_of_a_module_runs_again_what_uses_it(

@@ -62,7 +62,8 @@ def test_latents_in_several_jobs_get_the_same_explanations_and_scores(
         copy.configure(with_model(server, autointerp={"latents_per_job": 3}))
         assert copy.jobs() == {
             "explain_shard": 2 * N_CELLS,
-            "explain_latents": 2 * N_CELLS,  # and those that are exchanged
+            "explain_latents": N_CELLS,
+            "explain_and_score": N_CELLS,  # those that are exchanged
             "score_shard": 2 * 2 * 2 * N_CELLS,
             "score_latents": 2 * 2 * N_CELLS,
             "aggregate": 1,

@@ -15,7 +15,7 @@ NEW = "resid_post.1"
 # One more cell per variant, where training again at the old site would make two.
 ONE_MORE_CELL_EACH = {
     **{"cache_activations": 4, "train_sae": 2, "evaluate_sae": 2, "collect_latents": 2},
-    **{"explain_latents": 4, "score_latents": 8, "match_dictionaries": 1},
+    **{"explain_and_score": 2, "match_dictionaries": 1},
     **{"aggregate": 1, "report": 1},
 }
 

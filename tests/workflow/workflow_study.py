@@ -19,6 +19,7 @@ import yaml
 
 from nullsae.config.corpora import BuiltinSource
 from nullsae.corpus.sources import documents
+from nullsae.jobs.of_models import NUMBER
 
 REPOSITORY = Path(__file__).parents[2]
 N_DOCUMENTS = 60
@@ -119,13 +120,19 @@ class Study:
         return result.stdout
 
     def jobs(self, *arguments: str) -> dict[str, int]:
-        """What a dry run would run: jobs per rule, without `all`."""
+        """What a dry run would run: jobs per rule, without `all`.
+
+        Rules that differ in a number at their names' end count as one.
+        """
         output = self.make(*arguments, "--dry-run", "--quiet", "rules")
         table = re.search(r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", output, re.M | re.S)
         if table is None:
             assert "Nothing to be done" in output, output
             return {}
-        found = {rule: int(n) for rule, n in map(str.split, table[1].splitlines())}
+        found: dict[str, int] = {}
+        for name, n in map(str.split, table[1].splitlines()):
+            rule = name.partition(NUMBER)[0]
+            found[rule] = found.get(rule, 0) + int(n)
         return {rule: n for rule, n in found.items() if rule != "all"}
 
     def verb(self, name: str, /, **options: object) -> subprocess.CompletedProcess[str]:

@@ -1,3 +1,60 @@
+# Whoever asks a language model or runs one has jobs of its own, so that no answer is lost with
+# another. All others take seconds: one job has all of them, for all SAEs of a model.
+PAID_PAIRS = [
+    pair for pair in STUDY.scored_pairs() if not is_free(STUDY, *pair)
+]
+FREE = free_rules(STUDY)
+if FREE:
+    # A scorer may judge some explanations by a formula, and others by asking.
+    workflow.ruleorder(*(job.name for job in FREE), "score_latents")
+
+
+for job in FREE:
+
+    rule:
+        name:
+            job.name
+        input:
+            windows=files_of(job, paths.WINDOWS),
+            tokenizer=corpus_file(paths.TOKENIZER_FILE),
+            written=written_explanations(job),
+        output:
+            job.files(paths.EXPLANATIONS, paths.PREDICTIONS, paths.SCORES),
+        log:
+            paths.LOG.format(rule="explain_and_score", keys=keys_of_free(job)),
+        benchmark:
+            paths.BENCHMARK.format(rule="explain_and_score", keys=keys_of_free(job))
+        wildcard_constraints:
+            subject=any_of(job.subjects),
+            variant=any_of(job.variants),
+        conda:
+            "../../envs/nullsae.yaml"
+        threads: 1
+        resources:
+            **as_set_for(
+                "explain_and_score",
+                gpu=0,
+                **needed("explain_and_score", job.cells_of),
+            ),
+        params:
+            config=job_params(
+                *("explain_and_score", "seed", "subjects", "variants", "draws", "saes"),
+                *("explainers", "scorers"),
+                writer=job.writer,
+            ),
+            code=job_code("explain_and_score", writer=job.writer),
+            windows=left_open(paths.WINDOWS, "site", "sae", "seed"),
+            explanations=left_open(paths.EXPLANATIONS, "site", "sae", "seed", "explainer"),
+            scores=left_open(paths.SCORES_FOLDER, "site", "sae", "seed", "explainer", "scorer"),
+        message:
+            "Explain and score without asking: {wildcards.subject}, {wildcards.variant},"
+            " draw {wildcards.draw}"
+        shell:
+            "nullsae explain_and_score --params {params.config:q} --windows {params.windows:q}"
+            " --tokenizer {input.tokenizer} --explanations {params.explanations:q}"
+            " --scores {params.scores:q} > {log} 2>&1"
+
+
 # Some of the latents of an SAE, where `autointerp.latents_per_job` shares them out.
 rule explain_shard:
     input:
@@ -42,6 +99,8 @@ rule explain_latents:
         paths.LOG.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS),
     benchmark:
         paths.BENCHMARK.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS)
+    wildcard_constraints:
+        explainer=any_of(name for name in STUDY.explainers if STUDY.explainers[name].endpoint),
     conda:
         "../../envs/nullsae.yaml"
     threads: 1
@@ -137,6 +196,9 @@ rule score_latents:
         paths.LOG.format(rule="score_latents", keys=paths.SCORER_KEYS),
     benchmark:
         paths.BENCHMARK.format(rule="score_latents", keys=paths.SCORER_KEYS)
+    wildcard_constraints:
+        explainer=any_of(dict.fromkeys(explainer for explainer, _ in PAID_PAIRS)),
+        scorer=any_of(dict.fromkeys(scorer for _, scorer in PAID_PAIRS)),
     conda:
         "../../envs/nullsae.yaml"
     threads: judging_threads

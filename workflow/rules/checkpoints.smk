@@ -1,4 +1,8 @@
-# An SAE along its training is cut out of that training, not trained.
+# An SAE along its training is cut out of that training, not trained: a copy of files.
+localrules:
+    take_checkpoint,
+
+
 rule take_checkpoint:
     input:
         paths.SAE_CONFIG,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from functools import cache
 from inspect import signature
@@ -13,13 +14,13 @@ from snakemake.io import flag
 from nullsae import paths, tables
 from nullsae.jobs import rules as jobs
 from nullsae.jobs.activations import ACTIVATIONS, activations_key
-from nullsae.jobs.autointerp import asks, is_shared_out
+from nullsae.jobs.autointerp import asks, is_free, is_shared_out, paid_writer
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
-from nullsae.config.study import NO_EXPLAINER
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
 from nullsae.jobs.limits import default_limit
+from nullsae.jobs.of_models import evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
 from nullsae.jobs.started import remember_options
@@ -85,18 +86,23 @@ def known(function):
     return function
 
 
-def job_params(rule, *keys):
+def job_params(rule, *keys, **more):
     """A function of wildcards: what a job uses of these keys of the config, as JSON.
 
-    Without keys, of all. A builder of params that reads another key fails.
+    Without keys, of all. A builder of params that reads another key fails. `more` is given to it
+    beside the wildcards.
     """
     config = jobs.only(STUDY, keys) if keys else STUDY
-    return known(lambda wildcards: jobs.rule_params(config, rule, dict(wildcards)))
+    return known(
+        lambda wildcards: jobs.rule_params(config, rule, {**dict(wildcards), **more})
+    )
 
 
-def job_code(rule):
-    """A function of wildcards: the hash of the code that the job runs."""
-    return known(lambda wildcards: jobs.job_code(STUDY, rule, dict(wildcards)))
+def job_code(rule, **more):
+    """A function of wildcards: the hash of the code that the job runs; `more` as above."""
+    return known(
+        lambda wildcards: jobs.job_code(STUDY, rule, {**dict(wildcards), **more})
+    )
 
 
 def most(resource, otherwise):
@@ -120,9 +126,9 @@ def doubled(resource, first, cap):
     )
 
 
-def needed(rule, cells=None):
-    """Memory, run time and disk of a rule's jobs; of one job, if `cells` names what it makes."""
-    first = lambda wildcards: NEEDS.asked(rule, cells or [dict(wildcards)])
+def needed(rule, cells=lambda wildcards: [dict(wildcards)]):
+    """Memory, run time and disk of a rule's jobs; `cells` gives the keys of all that one makes."""
+    first = lambda wildcards: NEEDS.asked(rule, cells(wildcards))
     return {
         "mem_mb": doubled("megabytes", first, most("mem_mb", 256_000)),
         "runtime": doubled("minutes", first, most("runtime", 7 * 24 * 60)),
@@ -249,10 +255,15 @@ def base_explanations(wildcards):
 
 @known
 def judged_explanations(wildcards):
-    """The explanations that a scorer judges; none for one that needs none."""
-    if wildcards.explainer == NO_EXPLAINER:
+    """What a language model wrote of all that a scorer judges; the job itself does the rest.
+
+    So a file that several explainers share, and that is written anew with another one of them,
+    asks no judge again.
+    """
+    writer = paid_writer(STUDY, wildcards.explainer)
+    if writer is None:
         return []
-    return paths.EXPLANATIONS.format(**wildcards)
+    return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": writer})
 
 
 @known
@@ -349,8 +360,59 @@ def shared_inputs(job):
 
 
 def cells_of(job):
-    """The keys of each SAE that a job trains."""
-    return [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
+    """A function of wildcards: the keys of each SAE that a job trains."""
+    found = [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
+    return lambda wildcards: found
+
+
+def files_of(job, *patterns):
+    """A function of wildcards: patterns filled in for each SAE of a job of a `ModelRule`."""
+    return known(
+        lambda wildcards: list(
+            dict.fromkeys(
+                pattern.format(**cell)
+                for pattern in patterns
+                for cell in job.cells_of(wildcards)
+            )
+        )
+    )
+
+
+def captured_for(job, split):
+    """A function of wildcards: what the SAEs of a job of a `ModelRule` are evaluated on."""
+    names = ("subject", "variant", "draw", "site")
+
+    @known
+    def manifests(wildcards):
+        cells = [{name: c[name] for name in names} for c in job.cells_of(wildcards)]
+        sites = {tuple(cell.values()): cell for cell in cells}
+        found = [captured_by({**cell, "split": split}) for cell in sites.values()]
+        return list(dict.fromkeys(found))
+
+    return manifests
+
+
+def written_explanations(job):
+    """A function of wildcards: what a language model wrote that a job exchanges."""
+    if job.writer is None:
+        return []
+    return files_of(job, paths.EXPLANATIONS.replace("{explainer}", job.writer))
+
+
+def keys_of_free(job):
+    """What tells a job that asks nobody from others of its rule, in the names of its logs."""
+    return str(Path(paths.MODEL_KEYS, f"explainer={job.writer}" if job.writer else ""))
+
+
+def left_open(pattern, *names):
+    """A function of wildcards: a pattern in which only these keys are still to be filled in."""
+    opened = {name: f"{{{name}}}" for name in names}
+    return known(lambda wildcards: pattern.format(**{**dict(wildcards), **opened}))
+
+
+def any_of(names):
+    """A regular expression for these names."""
+    return "|".join(map(re.escape, names)) or NOTHING
 
 
 def shared_options(job):

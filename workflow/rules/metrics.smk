@@ -1,39 +1,56 @@
-rule evaluate_sae:
-    input:
-        sae=paths.SAE_CONFIG,
-        model=model_recipe,
-        train=captured("sae_train"),
-        heldout=captured("eval"),
-        train_tokens=corpus_file(paths.CORPUS_MANIFEST, split="sae_train"),
-        eval_tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
-    output:
-        reconstruction=paths.RECONSTRUCTION,
-        documents=paths.DOCUMENTS,
-        geometry=paths.GEOMETRY,
-    log:
-        paths.LOG.format(rule="evaluate_sae", keys=paths.CELL_KEYS),
-    benchmark:
-        paths.BENCHMARK.format(rule="evaluate_sae", keys=paths.CELL_KEYS)
-    conda:
-        "../../envs/nullsae.yaml"
-    threads: STUDY.compute.threads
-    resources:
-        **needed("evaluate_sae"),
-        gpu=GPUS,
-    params:
-        config=job_params("evaluate_sae", *ACTIVATIONS, "evaluation"),
-        code=job_code("evaluate_sae"),
-        model=given("model"),
-        train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
-        heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
-    message:
-        "Evaluate {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
-    shell:
-        "nullsae evaluate_sae --params {params.config:q} --sae {input.sae} {params.model}"
-        " --train-activations {params.train} --eval-activations {params.heldout}"
-        " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
-        " --reconstruction {output.reconstruction} --documents {output.documents}"
-        " --geometry {output.geometry} > {log} 2>&1"
+# All SAEs of a model, and its floors: what an SAE takes is hardly more than a job's start.
+for job in evaluation_rules(STUDY):
+
+    rule:
+        name:
+            job.name
+        input:
+            saes=files_of(job, paths.SAE_CONFIG),
+            model=model_recipe,
+            train=captured_for(job, "sae_train"),
+            heldout=captured_for(job, "eval"),
+            train_tokens=corpus_file(paths.CORPUS_MANIFEST, split="sae_train"),
+            eval_tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+        output:
+            job.files(paths.RECONSTRUCTION, paths.DOCUMENTS, paths.GEOMETRY),
+        log:
+            paths.LOG.format(rule="evaluate_sae", keys=paths.MODEL_KEYS),
+        benchmark:
+            paths.BENCHMARK.format(rule="evaluate_sae", keys=paths.MODEL_KEYS)
+        wildcard_constraints:
+            subject=any_of(job.subjects),
+            variant=any_of(job.variants),
+        conda:
+            "../../envs/nullsae.yaml"
+        threads: STUDY.compute.threads
+        resources:
+            **as_set_for(
+                "evaluate_sae", gpu=GPUS, **needed("evaluate_sae", job.cells_of)
+            ),
+        params:
+            config=job_params(
+                *("evaluate_sae", *ACTIVATIONS, "variants", "draws", "saes"), "evaluation"
+            ),
+            code=job_code("evaluate_sae"),
+            model=given("model"),
+            sae=left_open(paths.SAE_CONFIG, "variant", "site", "sae", "seed"),
+            train=left_open(
+                paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"), "variant"
+            ),
+            heldout=left_open(
+                paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"), "variant"
+            ),
+            metrics=left_open(paths.METRICS, "variant", "site", "sae", "seed"),
+            # Undeclared: an SAE that was evaluated before is not evaluated again beside a new one.
+            kept=paths.EVALUATED,
+        message:
+            "Evaluate SAEs of {wildcards.subject}, {wildcards.variant}, draw {wildcards.draw}"
+        shell:
+            "nullsae evaluate_sae --params {params.config:q} --sae {params.sae:q} {params.model}"
+            " --train-activations {params.train:q} --eval-activations {params.heldout:q}"
+            " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
+            " --output {params.metrics:q} --kept {params.kept} --code {params.code}"
+            " > {log} 2>&1"
 
 
 rule cross_evaluate:
@@ -94,9 +111,7 @@ rule match_dictionaries:
         ),
         code=job_code("match_dictionaries"),
         # One path for all of them: a shell line has no room for hundreds.
-        sae=lambda wildcards: paths.SAE_CONFIG.format(
-            **wildcards, variant="{variant}", draw="{draw}", seed="{seed}"
-        ),
+        sae=left_open(paths.SAE_CONFIG, "variant", "draw", "seed"),
     message:
         "Match the SAEs {wildcards.sae} of {wildcards.subject}, {wildcards.site}"
     shell:

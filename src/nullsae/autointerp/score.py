@@ -6,17 +6,19 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from nullsae.autointerp.examples import Examples, Flags, Floats, Ints, examples_of, with_marks
+from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks, of_latents
 from nullsae.core.errors import UserError
 from nullsae.corpus.token_text import read_tokenizer
-from nullsae.jobs.autointerp import ScoreLatentsParams
+from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
 
 if TYPE_CHECKING:
@@ -84,8 +86,9 @@ def score_latents(
 
     Predictions are sorted by (latent, window), scores by latent. Of `windows` and `explanations`,
     which not every scorer needs, those of the sampled latents of `ranks` are judged; `join_shards`
-    makes one table of all. The manifest `judge` is the `model` of `ScoreJob`. A `UserError` says
-    which file is missing or damaged, or why an endpoint cannot be used.
+    makes one table of all. Explainers of the params explain first; what they exchange is
+    `explanations`. The manifest `judge` is the `model` of `ScoreJob`. A `UserError` says which file
+    is missing or damaged, or why an endpoint cannot be used.
     """
     scorer = params.scorer
     table = read_table(windows, cell_schema("windows"))
@@ -96,9 +99,7 @@ def score_latents(
     if not scorer.needs_explanations:
         explained = pa.table({"latent": np.unique(table["latent"].to_numpy())})
     else:
-        if explanations is None:
-            raise UserError(f"{scores}: a scorer of kind {scorer.name} needs --explanations")
-        explained = read_table(explanations, cell_schema("explanations")).sort_by("latent")
+        explained = _explanations(params, windows, tokenizer, explanations, scores)
         if ranks is not None:
             explained = of_latents(explained, np.unique(table["latent"].to_numpy()))
         if not explained.num_rows and ranks is None:
@@ -124,6 +125,33 @@ def score_latents(
     ]
     write_table(predictions, predictions_table(examples, judged), cell_schema("predictions"))
     write_table(scores, rows, cell_schema("scores"))
+
+
+def _explanations(
+    params: ScoreLatentsParams,
+    windows: Path,
+    tokenizer: Path | None,
+    explanations: Path | None,
+    scores: Path,
+) -> pa.Table:
+    """The table `explanations`, sorted by latent: as given, or as explainers of the job write it.
+
+    They explain all latents, whichever are judged, as in a job of their own.
+    """
+    schema = cell_schema("explanations")
+    with TemporaryDirectory() as folder:
+        for index, explainer in enumerate(params.explainers):
+            if tokenizer is None:
+                raise UserError(
+                    f"--tokenizer: missing; {explainer.name} explains the latents first"
+                )
+            own = ExplainLatentsParams(seed=params.seed, keys=params.keys, explainer=explainer)
+            output = Path(folder) / f"{index}.parquet"
+            explain_latents(own, windows, tokenizer, output, base=explanations)
+            explanations = output
+        if explanations is None:
+            raise UserError(f"{scores}: a scorer of kind {params.scorer.name} needs --explanations")
+        return read_table(explanations, schema).sort_by("latent")
 
 
 def predictions_table(examples: Examples, judged: Judged) -> pa.Table:

@@ -30,4 +30,8 @@ def _sections(annotation: Any) -> list[type[Section]]:
     """The sections that an annotation names, through unions and optionals."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
+    # The kinds of a registry, in a list or a mapping.
+    for part in getattr(annotation, "__metadata__", ()):
+        if isinstance(part, Choice):
+            return list(part.all())
     return [section for part in get_args(annotation) for section in _sections(part)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+from typer import Option
 
 from nullsae.cli import options
 from nullsae.core.progress import bar
@@ -70,6 +73,31 @@ def explain_latents(
             base=base,
             session=options.session_of(llm, costs, progress),
             ranks=Ranks.parse(ranks) if ranks else None,
+        )
+
+
+@verbs.command("explain_and_score", cls=options.Verb)
+def explain_and_score(
+    params: options.Params,
+    windows: Annotated[str, Option(help="windows.parquet; {site}, {sae}, {seed} are filled in.")],
+    tokenizer: options.Tokenizer,
+    explanations: Annotated[
+        str, Option(help="explanations.parquet; {explainer} is filled in too.")
+    ],
+    scores: Annotated[str, Option(help="Folder of each SAE's scores; {scorer} is filled in too.")],
+) -> None:
+    """Explain and score the latents of a model's SAEs by all that asks no language model."""
+    from nullsae.autointerp.explain_and_score import explain_and_score
+    from nullsae.jobs.autointerp import ExplainAndScoreParams
+
+    with bar("explain_and_score", "tables") as progress:
+        explain_and_score(
+            options.read_params(ExplainAndScoreParams, params),
+            windows=windows,
+            tokenizer=tokenizer,
+            explanations=explanations,
+            scores=scores,
+            progress=progress,
         )
 
 

@@ -27,6 +27,9 @@ Captured = Annotated[Path, Option(help="manifest.json of that split's activation
 ManyCaptured = Annotated[
     list[Path], Option(help="manifest.json of one variant's eval activations; repeat.")
 ]
+OfVariants = Annotated[
+    str, Option(help="manifest.json of that split's activations; {variant} is filled in.")
+]
 Fitted = Annotated[
     Path, Option(help="manifest.json of the trained variant's sae_train activations.")
 ]

@@ -63,32 +63,37 @@ def take_checkpoint(
 @verbs.command("evaluate_sae", cls=options.Verb)
 def evaluate_sae(
     params: options.Params,
-    sae: options.SaeFile,
-    train_activations: options.Captured,
-    eval_activations: options.Captured,
+    sae: Annotated[
+        str, Option(help="cfg.json of each SAE; {variant}, {site}, {sae}, {seed} are filled in.")
+    ],
+    train_activations: options.OfVariants,
+    eval_activations: options.OfVariants,
     train_tokens: options.Manifest,
     eval_tokens: options.Manifest,
-    reconstruction: options.Table,
-    documents: options.Table,
-    geometry: options.Table,
+    output: Annotated[
+        str, Option(help="Folder of each SAE's tables; the same keys are filled in.")
+    ],
     model: options.SomeRecipe = None,
+    kept: Annotated[
+        Path | None, Option(help="Folder with copies of tables: what is there is not made again.")
+    ] = None,
+    code: Annotated[str, Option(help="Hash of the code, which --kept goes by.")] = "",
 ) -> None:
     """Measure reconstruction, fidelity and the token-lookup floor on eval, and the decoder."""
-    from nullsae.jobs.metrics import EvaluateSaeParams
-    from nullsae.metrics.evaluate import evaluate_sae
+    from nullsae.jobs.metrics import EvaluateSaesParams
+    from nullsae.metrics.evaluate_all import Kept, evaluate_saes
 
-    with bar("evaluate_sae", "tokens") as progress:
-        evaluate_sae(
-            options.read_params(EvaluateSaeParams, params),
+    with bar("evaluate_sae", "SAEs") as progress:
+        evaluate_saes(
+            options.read_params(EvaluateSaesParams, params),
             sae=sae,
             model=model,
             train_activations=train_activations,
             eval_activations=eval_activations,
             train_tokens=train_tokens,
             eval_tokens=eval_tokens,
-            reconstruction=reconstruction,
-            documents=documents,
-            geometry=geometry,
+            output=output,
+            kept=Kept(kept, code) if kept else None,
             progress=progress,
         )
 

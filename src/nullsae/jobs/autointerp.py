@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt
 
 from nullsae.config.compute import Compute
 from nullsae.config.endpoints import Endpoint
-from nullsae.config.explainers import EXPLAINERS, AnyExplainer
+from nullsae.config.explainers import EXPLAINERS, AnyExplainer, Explainer
 from nullsae.config.scorers import SCORERS, AnyScorer
 from nullsae.config.section import Kind, Section
-from nullsae.config.study import Config
+from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.config.subjects import GgufSource, PretrainedSource
-from nullsae.jobs.code_hash import thing_files
+from nullsae.jobs.code_hash import files_in, thing_files
 from nullsae.jobs.file_stamps import model_files, named_file, stamps
-from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.grid import sae_cells
+from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
 
 
@@ -79,6 +82,10 @@ class ScoreLatentsParams(Section):
     """Whom the scorer asks; without one, explanations are judged by their token statistics."""
     compute: Compute | None = None
     """Of a scorer that runs a model itself."""
+    explainers: tuple[AnyExplainer, ...] = ()
+    """Those that ask nobody and whose explanations are judged: the job has the first explain the
+    latents, the next exchange that, and so on. A judge is never asked again because a file that
+    others share was written anew."""
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a prompt of the user's own."""
 
@@ -89,9 +96,9 @@ class ScoreLatentsParams(Section):
         # Replies are kept by what was asked, so asking again after an edit of it costs no call.
         *("autointerp/llm/serve_gguf.py", "autointerp/llm/session.py"),
         *("autointerp/explain.py", "autointerp/explainers", "autointerp/prompts/explain.txt"),
-        *("autointerp/local_model.py", "autointerp/scorers"),
+        *("autointerp/local_model.py", "autointerp/scorers", "autointerp/explain_and_score.py"),
     ),
-    things=lambda config, wildcards: thing_files(SCORERS, config.scorers[wildcards["scorer"]].name),
+    things=lambda config, wildcards: _scoring_files(config, wildcards),
 )
 def score_latents(config: Config, wildcards: Wildcards) -> ScoreLatentsParams:
     """An SAE's latents, who explained them and who scores."""
@@ -103,6 +110,7 @@ def score_latents(config: Config, wildcards: Wildcards) -> ScoreLatentsParams:
         scorer=scorer,
         judge=config.asked(explainer, name),
         compute=None if scorer.model_in_job is None else config.compute,
+        explainers=tuple(_made_by_judge(config, explainer, name)),
         local_files=_own_files(scorer),
     )
 
@@ -110,6 +118,147 @@ def score_latents(config: Config, wildcards: Wildcards) -> ScoreLatentsParams:
 def _own_files(section: Kind) -> tuple[str, ...]:
     """The stamps of the user's own files that an explainer or scorer reads, such as a prompt."""
     return stamps(map(named_file, section.local_files))
+
+
+def _made_by_judge(config: Config, explainer: str, scorer: str) -> Iterator[Explainer]:
+    """The explainers that a job of `score_latents` has explain, each on what the one before wrote.
+
+    None where it asks nobody, which is no job of the workflow's, or reads what a model wrote.
+    """
+    if explainer != NO_EXPLAINER and not is_free(config, explainer, scorer):
+        chain = [explainer, config.explainers[explainer].exchanges]
+        for name in reversed(chain):
+            if name is not None and config.explainers[name].endpoint is None:
+                yield config.explainers[name]
+
+
+def _scoring_files(config: Config, wildcards: Wildcards) -> Iterator[Path]:
+    """What only some jobs of `score_latents` run."""
+    explainer, scorer = wildcards["explainer"], wildcards["scorer"]
+    yield from thing_files(SCORERS, config.scorers[scorer].name)
+    made = [section.name for section in _made_by_judge(config, explainer, scorer)]
+    if made:
+        yield from files_in(["autointerp/explain.py", "corpus/token_text.py"])
+        yield from thing_files(EXPLAINERS, *made)
+
+
+class FreeCell(Section):
+    """One SAE of a job, beside the model that all of its SAEs share."""
+
+    site: str
+    sae: str
+    seed: NonNegativeInt
+
+
+class FreeScorer(Section):
+    """A scorer that judges one explainer's explanations by a formula."""
+
+    explainer: str
+    """Key of `explainers`, or none."""
+    name: str
+    """Key of `scorers`."""
+    scorer: AnyScorer
+
+
+class ExplainAndScoreParams(Section):
+    """What `nullsae explain_and_score` takes."""
+
+    seed: NonNegativeInt
+    keys: ModelKeys
+    cells: tuple[FreeCell, ...]
+    """The SAEs whose latents are explained."""
+    explainers: dict[str, AnyExplainer]
+    """By name, those that write before those that exchange."""
+    scorers: tuple[FreeScorer, ...]
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of files of the user's own."""
+
+    def cell_keys(self, cell: FreeCell) -> CellKeys:
+        """All keys of one of the SAEs."""
+        return CellKeys(**self.keys.model_dump(), **cell.model_dump())
+
+
+def _free_files(config: Config, wildcards: Wildcards) -> Iterator[Path]:
+    writer = wildcards.get("writer")
+    explainers = [config.explainers[name].name for name in free_explainers(config, writer)]
+    scorers = [config.scorers[name].name for _, name in free_pairs(config, writer)]
+    yield from thing_files(EXPLAINERS, *explainers)
+    yield from thing_files(SCORERS, *scorers)
+
+
+@rule(
+    *("autointerp/examples.py", "autointerp/explain.py", "autointerp/score.py"),
+    *("autointerp/explain_and_score.py", "corpus/token_text.py"),
+    things=_free_files,
+)
+def explain_and_score(config: Config, wildcards: Wildcards) -> ExplainAndScoreParams:
+    """All SAEs of a model, and who explains and scores their latents without asking anybody.
+
+    Those that exchange what a language model wrote are of another job, which has that explainer's
+    name as `writer`.
+    """
+    keys, writer = ModelKeys.of(wildcards), wildcards.get("writer")
+    own = {"subject": keys.subject, "variant": keys.variant, "draw": str(keys.draw)}.items()
+    explainers = {name: config.explainers[name] for name in free_explainers(config, writer)}
+    scorers = [
+        FreeScorer(explainer=e, name=s, scorer=config.scorers[s].for_job(config.writer(e)))
+        for e, s in free_pairs(config, writer)
+    ]
+    used: list[Kind] = [*explainers.values(), *(judging.scorer for judging in scorers)]
+    return ExplainAndScoreParams(
+        seed=config.seed,
+        keys=keys,
+        cells=tuple(
+            FreeCell(site=cell["site"], sae=cell["sae"], seed=int(cell["seed"]))
+            for cell in sae_cells(config)
+            if own <= cell.items()
+        ),
+        explainers=explainers,
+        scorers=tuple(scorers),
+        local_files=tuple(dict.fromkeys(file for kind in used for file in _own_files(kind))),
+    )
+
+
+def paid_writer(config: Config, explainer: str) -> str | None:
+    """The explainer that asks a model for what this one writes or exchanges; None for nobody."""
+    if explainer == NO_EXPLAINER:
+        return None
+    chain = (explainer, config.explainers[explainer].exchanges)
+    return next((n for n in chain if n and config.explainers[n].endpoint is not None), None)
+
+
+def free_explainers(config: Config, writer: str | None = None) -> list[str]:
+    """Explainers that ask nobody, those that write before those that exchange.
+
+    Args:
+        config: the study.
+        writer: the explainer that asks, whose explanations they exchange; None for those that need
+            no answers of anybody.
+    """
+    found = [
+        name
+        for name, explainer in config.explainers.items()
+        if explainer.endpoint is None and paid_writer(config, name) == writer
+    ]
+    return sorted(found, key=lambda name: config.explainers[name].exchanges is not None)
+
+
+def free_pairs(config: Config, writer: str | None = None) -> list[tuple[str, str]]:
+    """Explainers and scorers that judge them without asking anybody or running a model.
+
+    By whose answers they wait for, as in `free_explainers`.
+    """
+    return [
+        (explainer, scorer)
+        for explainer, scorer in config.scored_pairs()
+        if is_free(config, explainer, scorer) and paid_writer(config, explainer) == writer
+    ]
+
+
+def is_free(config: Config, explainer: str, scorer: str) -> bool:
+    """Whether a scorer judges these explanations without asking anybody or running a model."""
+    asked = config.asked(explainer, scorer)
+    return asked is None and config.scorers[scorer].model_in_job is None
 
 
 def asks(config: Config, rule: str, wildcards: Wildcards) -> bool:

@@ -82,6 +82,17 @@ def floor_cells(config: Config) -> Iterator[Keys]:
         yield from _saes_of(config, {**keys, "variant": floor_name(keys["variant"])}, seeds)
 
 
+def evaluated_with(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
+    """Keys of the SAEs that one job evaluates: those of a model, and its floors.
+
+    Both are read and measured in the same way, one after the other.
+    """
+    own = {name: wildcards[name] for name in ("subject", "variant", "draw")}
+    of_floor = own | {"variant": floor_name(own["variant"])}
+    found = chain(sae_cells(config), floor_cells(config))
+    return [c for c in found if own.items() <= c.items() or of_floor.items() <= c.items()]
+
+
 def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
     """Keys of the SAEs that one job trains: those that match the wildcards of its rule.
 

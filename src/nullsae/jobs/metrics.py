@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import NonNegativeInt, PositiveInt
 
 from nullsae.config.compute import Compute
 from nullsae.config.evaluation import Evaluation
 from nullsae.config.section import Section
 from nullsae.config.study import Config
-from nullsae.config.variants import VariantName, has_model
+from nullsae.config.variants import ModelName, VariantName, has_model
 from nullsae.jobs.activations import key_of
-from nullsae.jobs.grid import cross_cells, matched_cells
+from nullsae.jobs.grid import cross_cells, evaluated_with, matched_cells
 from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
 
 
 class EvaluateSaeParams(Section):
-    """What `nullsae evaluate_sae` takes."""
+    """How one SAE is evaluated."""
 
     seed: NonNegativeInt
     keys: CellKeys
@@ -29,20 +31,90 @@ class EvaluateSaeParams(Section):
     """The same for those of `eval`."""
 
 
+class EvaluatedSae(Section):
+    """One SAE of a job, beside the keys that all of its SAEs share."""
+
+    site: str
+    sae: str
+    seed: NonNegativeInt
+
+
+class EvaluatedModel(Section):
+    """What SAEs of a job were trained on: a model, or Gaussian data in its place."""
+
+    variant: ModelName
+    saes: tuple[EvaluatedSae, ...]
+    activations_key: str = ""
+    """If given, activations of `sae_train` with another key are refused."""
+    eval_activations_key: str = ""
+    """The same for those of `eval`."""
+
+
+class EvaluateSaesParams(Section):
+    """What `nullsae evaluate_sae` takes."""
+
+    seed: NonNegativeInt
+    subject: str
+    draw: NonNegativeInt
+    models: tuple[EvaluatedModel, ...]
+    """A variant, and its floor where that has one."""
+    fidelity_tokens: PositiveInt | None = Evaluation().fidelity_tokens
+    """As in `EvaluateSaeParams`."""
+    compute: Compute
+
+    def each(self) -> Iterator[EvaluateSaeParams]:
+        """How each of the SAEs is evaluated."""
+        for model in self.models:
+            fidelity = self.fidelity_tokens if has_model(model.variant) else None
+            for sae in model.saes:
+                keys = CellKeys(
+                    subject=self.subject,
+                    variant=model.variant,
+                    draw=self.draw,
+                    **sae.model_dump(),
+                )
+                yield EvaluateSaeParams(
+                    seed=self.seed,
+                    keys=keys,
+                    fidelity_tokens=fidelity,
+                    compute=self.compute,
+                    activations_key=model.activations_key,
+                    eval_activations_key=model.eval_activations_key,
+                )
+
+
 @rule(
     *("metrics", "core/moments.py", "sae/token_means.py"),
-    but=("metrics/catalogue", "metrics/cross.py", "metrics/overlap.py"),
+    but=(
+        *("metrics/catalogue", "metrics/cross.py", "metrics/overlap.py"),
+        "metrics/evaluate_all.py",
+    ),
 )
-def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaeParams:
-    """An SAE on its own variant's activations, or a floor on its own."""
-    keys = CellKeys.of(wildcards)
-    return EvaluateSaeParams(
+def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaesParams:
+    """All SAEs of a model on their own activations, and its floors on theirs."""
+    of_model = ModelKeys.of(wildcards)
+    saes: dict[str, list[EvaluatedSae]] = {}
+    for cell in evaluated_with(config, wildcards):
+        own = EvaluatedSae(site=cell["site"], sae=cell["sae"], seed=int(cell["seed"]))
+        saes.setdefault(cell["variant"], []).append(own)
+    models = []
+    for variant, each in saes.items():
+        keys = of_model.model_copy(update={"variant": variant})
+        models.append(
+            EvaluatedModel(
+                variant=variant,
+                saes=tuple(each),
+                activations_key=key_of(config, keys, "sae_train"),
+                eval_activations_key=key_of(config, keys, "eval"),
+            )
+        )
+    return EvaluateSaesParams(
         seed=config.seed,
-        keys=keys,
-        fidelity_tokens=config.evaluation.fidelity_tokens if has_model(keys.variant) else None,
+        subject=of_model.subject,
+        draw=of_model.draw,
+        models=tuple(models),
+        fidelity_tokens=config.evaluation.fidelity_tokens if has_model(of_model.variant) else None,
         compute=config.compute,
-        activations_key=key_of(config, keys.model, "sae_train"),
-        eval_activations_key=key_of(config, keys.model, "eval"),
     )
 
 

@@ -17,9 +17,8 @@ from nullsae.config.model_size import known_size
 from nullsae.config.study import Config
 from nullsae.jobs.autointerp import asks
 from nullsae.jobs.grid import Keys
-from nullsae.jobs.work import WORK, rates
+from nullsae.jobs.work import WORK, job_work, rates
 from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, Work
-from nullsae.jobs.work.making import train_saes
 from nullsae.jobs.work.measuring import n_shards
 
 T = TypeVar("T")
@@ -35,6 +34,7 @@ OTHERWISE = {
     "report": (4_000, 30),
     **dict.fromkeys(("explain_shard", "explain_latents"), (1_000, 120)),
     **dict.fromkeys(("score_shard", "score_latents"), (1_000, 240)),
+    "explain_and_score": (1_000, 30),
     **dict.fromkeys(("prepare_corpus", "train_subject", "aggregate"), (4_000, 60)),
     **dict.fromkeys(("randomize_model", "sample_gaussian", "match_dictionaries"), (8_000, 60)),
     **dict.fromkeys(("evaluate_sae", "cross_evaluate", "collect_latents"), (8_000, 120)),
@@ -100,7 +100,7 @@ class Needs:
         megabytes, minutes = self._otherwise(rule, cells)
         if not self._knows(rule, keys):
             return Asked(megabytes, minutes, 1_000, known=False)
-        work = train_saes(study, cells) if rule == "train_sae" else WORK[rule](study, keys)
+        work = job_work(study, rule, cells)
         joins = rule in ("explain_latents", "score_latents") and n_shards(study, keys) > 0
         if joins:
             work = Work(written_bytes=work.written_bytes)
@@ -109,7 +109,8 @@ class Needs:
         disk = math.ceil((work.written_bytes + work.work_bytes) * DISK_MARGIN / 1e6)
         # How long an endpoint takes to answer is not known.
         whole = rule.replace("_shard", "_latents")
-        if not (joins or ("explainer" in keys and asks(study.config, whole, keys))):
+        asking = whole in ("explain_latents", "score_latents") and asks(study.config, whole, keys)
+        if not (joins or asking):
             device = self._device if on_gpu else rates.REFERENCE_CPU
             seconds = rates.job_seconds(work, device, rates.REFERENCE_HOST)
             if not on_gpu:

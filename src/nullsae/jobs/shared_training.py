@@ -13,6 +13,7 @@ from nullsae.config.saes import Sae
 from nullsae.config.study import Config
 from nullsae.core.files import content_key
 from nullsae.jobs.grid import trained_together
+from nullsae.jobs.of_models import NUMBER
 from nullsae.jobs.rules import as_json
 from nullsae.jobs.saes import SaeCell, TrainSaeParams, train_sae
 
@@ -23,8 +24,11 @@ NO_RESULTS = "NULLSAE_NO_RESULTS"
 
 
 def rule_of(name: str) -> str:
-    """The rule of a job by the name that Snakemake gives: `train_sae` for those made here."""
-    return "train_sae" if name.startswith(PREFIX) else name
+    """The rule of a job by the name that Snakemake gives: `train_sae` for those made here.
+
+    Rules of `jobs.of_models` differ in a number at the end.
+    """
+    return "train_sae" if name.startswith(PREFIX) else name.partition(NUMBER)[0]
 
 
 @dataclass(frozen=True)

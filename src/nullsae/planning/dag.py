@@ -18,9 +18,8 @@ from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.shared_training import NO_RESULTS, rule_of
-from nullsae.jobs.work import WORK
+from nullsae.jobs.work import WORK, job_work
 from nullsae.jobs.work.amounts import SizedStudy, Work
-from nullsae.jobs.work.making import train_saes
 from nullsae.paths import partition_keys
 
 Name = tuple[str, ...]
@@ -64,7 +63,7 @@ class Graph:
         self.jobs: list[Job] = []
         for rule, cells, needs in _ordered(_ask_snakemake(study.config, root)):
             keys = cells[0]
-            work = train_saes(study, cells) if rule == "train_sae" else WORK[rule](study, keys)
+            work = job_work(study, rule, cells)
             rules = {self.jobs[need].rule for need in needs}
             if SHARDED.get(rule) in rules:
                 work = Work(written_bytes=work.written_bytes)
@@ -83,7 +82,7 @@ def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:
     flow, jobs = list(WORK), []
     for name, outputs, needs in answer:
         cells = [partition_keys(output) for output in outputs]
-        jobs.append((rule_of(name), [c for i, c in enumerate(cells) if c not in cells[:i]], needs))
+        jobs.append((rule_of(name), list({tuple(c.items()): c for c in cells}.values()), needs))
     places: dict[int, int] = {}
     found: list[tuple[str, list[Keys], list[int]]] = []
 

@@ -25,18 +25,57 @@ INIT_SECONDS, POLLS_REMEMBERED = 40, 3
 MAX_RUNTIME_MINUTES, MAX_MEGABYTES = 7 * 24 * 60, 256_000
 
 
+# Resources that the executor hands to sbatch as options, with those options.
+OPTIONS = {
+    "slurm_partition": ("-p", "--partition"),
+    "constraint": ("-C", "--constraint"),
+    "qos": ("-q", "--qos"),
+    "clusters": ("-M", "--clusters"),
+}
+# Other names of the executor for `clusters`.
+CLUSTERS = ("clusters", "cluster", "slurm_cluster")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes that are alike, of one partition, as SLURM knows them."""
+
+    partition: str
+    is_default: bool
+    """Whether jobs without a partition go there."""
+    up: bool
+    runtime_minutes: float
+    megabytes: int
+    has_gpus: bool
+    features: frozenset[str]
+    """What a constraint may ask for."""
+
+
 @dataclass
 class Partition:
-    """A partition as SLURM knows it: the most that any of its nodes has."""
+    """A partition, or the nodes that a constraint chooses: the most that any of them has."""
 
     up: bool
     runtime_minutes: float
     megabytes: int
     has_gpus: bool
 
+    @classmethod
+    def of(cls, nodes: list[Nodes]) -> Partition:
+        """What these nodes have together."""
+        return cls(
+            up=any(node.up for node in nodes),
+            runtime_minutes=max(node.runtime_minutes for node in nodes),
+            megabytes=max(node.megabytes for node in nodes),
+            has_gpus=any(node.has_gpus for node in nodes),
+        )
+
 
 def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
     """Compare a profile, the folder named after `--profile` or its file, with the cluster.
+
+    Jobs may be sent by partition, by constraint, by quality of service, or to the partition that
+    is the cluster's default; to another cluster too (`clusters`).
 
     Returns:
         What is wrong, and what was found to fit: a line each. Nothing wrong: jobs can be sent.
@@ -49,22 +88,46 @@ def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
     if file is None:
         raise UserError(f"--profile: {profile}: no profile.yaml there")
     given = _mapping(file)
+    clusters = list(_named(file, given, "clusters"))
+    there = ("-M", ",".join(clusters)) if clusters else ()
     # SLURM's own settings.
-    lines = _ask("scontrol", "show", "config").splitlines()
+    lines = _ask("scontrol", *there, "show", "config").splitlines()
     pairs = (line.split("=", 1) for line in lines if "=" in line)
     config = {key.strip(): value.strip() for key, value in pairs}
-    partitions = _partitions()
+    nodes = _nodes(there)
     if not importlib.util.find_spec(PLUGIN.replace("-", "_")):
         raise UserError(
             f"{PLUGIN}: not installed in this environment; pip install -r requirements-slurm.txt"
         )
     wrong = _wrong_status(file, given, config)
+    usable, limits = _usable(file, given, nodes, wrong)
+    granted, unknown = _wrong_qos(file, given)
+    wrong += [*unknown, *_wrong_limits(file, given, usable, limits), *granted]
+    fits = [_described(name, found) for name, found in usable.items()]
+    if limits and not any(limit.get("max_gpu") for limit in limits.values()):
+        fits.append("no partition takes jobs with a GPU: they need compute.device: cpu")
+    return wrong, fits
+
+
+def _described(name: str, found: Partition) -> str:
+    time = f"{found.runtime_minutes:,.0f} minutes"
+    time = "no time limit" if found.runtime_minutes == float("inf") else time
+    gpus = ", GPUs" if found.has_gpus else ""
+    return f"{name}: {time}, {found.megabytes:,} MB{gpus}"
+
+
+def _usable(
+    file: Path, given: dict[str, Any], nodes: list[Nodes], wrong: list[str]
+) -> tuple[dict[str, Partition], dict[str, dict[str, Any]]]:
+    """What jobs may go to, by its name, and the profile's own limits of partitions.
+
+    What the profile names and the cluster has not is added to `wrong`.
+    """
     names, limits_file, limits = _named_partitions(file, given)
-    if not names:
-        wrong.append(
-            f"{file}: names no partition; give slurm_partition in default-resources, or "
-            f"slurm-partition-config"
-        )
+    partitions = {
+        name: Partition.of([node for node in nodes if node.partition == name])
+        for name in dict.fromkeys(node.partition for node in nodes)
+    }
     known = ", ".join(sorted(partitions))
     for name, where in names.items():
         if name not in partitions:
@@ -79,16 +142,46 @@ def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
                 f"{limits_file}: partitions.{name}.max_gpu: {gpus}, but no node of it has a GPU "
                 f"(sinfo -p {name} -o %G)"
             )
-    wrong += _wrong_limits(file, given, usable, limits)
-    fits = []
-    for name, found in usable.items():
-        time = f"{found.runtime_minutes:,.0f} minutes"
-        time = "no time limit" if found.runtime_minutes == float("inf") else time
-        gpus = ", GPUs" if found.has_gpus else ""
-        fits.append(f"{name}: {time}, {found.megabytes:,} MB{gpus}")
-    if limits and not any(limit.get("max_gpu") for limit in limits.values()):
-        fits.append("no partition takes jobs with a GPU: they need compute.device: cpu")
-    return wrong, fits
+    chosen = _chosen(file, given, nodes, wrong)
+    if names:
+        return usable, limits
+    if chosen:
+        return chosen, limits
+    default = next((node.partition for node in nodes if node.is_default), None)
+    if default is not None:
+        return {default: partitions[default]}, limits
+    # By quality of service or another cluster: the site chooses the partition.
+    sent_by = [*_named(file, given, "qos"), *_named(file, given, "clusters")]
+    if not sent_by and not _named(file, given, "constraint"):
+        wrong.append(
+            f"{file}: names no partition, and this cluster has no default one; give "
+            f"slurm_partition, constraint or qos in default-resources, or slurm-partition-config"
+        )
+    up = [node for node in nodes if node.up]
+    return ({", ".join(sent_by): Partition.of(up)} if sent_by and up else {}), limits
+
+
+def _chosen(
+    file: Path, given: dict[str, Any], nodes: list[Nodes], wrong: list[str]
+) -> dict[str, Partition]:
+    """The nodes that each constraint of the profile chooses, of all that it may mean."""
+    found: dict[str, Partition] = {}
+    features = frozenset().union(*(node.features for node in nodes))
+    for constraint, where in _named(file, given, "constraint").items():
+        # Names, which SLURM joins by & | , and brackets, each perhaps with a number of nodes.
+        asked = re.findall(r"[^\s&|,()\[\]*]+", re.sub(r"\*\d+", "", constraint))
+        if unknown := [name for name in asked if name not in features]:
+            wrong.append(
+                f"{where}: no node has the feature {unknown[0]!r}; nodes here have "
+                f"{', '.join(sorted(features)) or 'none'} (sinfo -o %f)"
+            )
+            continue
+        meant = [node for node in nodes if node.up and node.features & set(asked)]
+        if meant:
+            found[f"constraint {constraint}"] = Partition.of(meant)
+        else:
+            wrong.append(f"{where}: all nodes of {constraint!r} are down (sinfo -o '%P %a %f')")
+    return found
 
 
 def _mapping(file: Path) -> dict[str, Any]:
@@ -138,17 +231,88 @@ def _ask(*command: str) -> str:
     return found.stdout
 
 
-def _partitions() -> dict[str, Partition]:
-    """What `sinfo` says of each partition, over the groups of like nodes that it lists."""
-    found: dict[str, Partition] = {}
-    for line in _ask("sinfo", "-h", "-o", "%R|%a|%l|%m|%G").splitlines():
-        name, available, limit, megabytes, gres = line.split("|", 4)
-        part = found.setdefault(name, Partition(False, 0.0, 0, False))
-        part.up |= available == "up"
-        part.runtime_minutes = max(part.runtime_minutes, _minutes(limit))
-        part.megabytes = max(part.megabytes, int(megabytes.rstrip("+") or 0))
-        part.has_gpus |= re.search(r"(^|,)gpu\b", gres) is not None
+def _nodes(there: tuple[str, ...]) -> list[Nodes]:
+    """The groups of like nodes that `sinfo` lists, of other clusters too where `there` says so."""
+    found = []
+    for line in _ask("sinfo", *there, "-h", "-o", "%P|%a|%l|%m|%G|%f").splitlines():
+        # Of several clusters, the name of each stands before its lines.
+        if line.count("|") < 5:
+            continue
+        name, available, limit, megabytes, gres, features = line.split("|", 5)
+        found.append(
+            Nodes(
+                partition=name.removesuffix("*"),
+                is_default=name.endswith("*"),
+                up=available == "up",
+                runtime_minutes=_minutes(limit),
+                megabytes=int(megabytes.rstrip("+") or 0),
+                has_gpus=re.search(r"(^|,)gpu\b", gres) is not None,
+                features=frozenset(features.split(",")) - {"", "(null)"},
+            )
+        )
     return found
+
+
+def _named(file: Path, given: dict[str, Any], resource: str) -> dict[str, str]:
+    """What a profile gives as an option of sbatch, each value with where it stands."""
+    keys = CLUSTERS if resource == "clusters" else (resource,)
+    sections = {"default-resources": _defaults(given)}
+    for rule, resources in (given.get("set-resources") or {}).items():
+        sections[f"set-resources.{rule}"] = resources
+    found: dict[str, str] = {}
+    for section, resources in sections.items():
+        for key in keys:
+            if resources.get(key):
+                found.setdefault(str(resources[key]), f"{file}: {section}.{key}")
+        extra = str(resources.get("slurm_extra") or "").strip("'\"")
+        for value in _of_option(extra, *OPTIONS[resource]):
+            found.setdefault(value, f"{file}: {section}.slurm_extra")
+    if resource == "qos" and given.get("slurm-qos"):
+        found.setdefault(str(given["slurm-qos"]), f"{file}: slurm-qos")
+    return found
+
+
+def _of_option(text: str, short: str, long: str) -> list[str]:
+    """The values of an option in a command line, such as `-q name` and `--qos=name`."""
+    pattern = rf"(?:^|\s)(?:{short}\s*|{long}[=\s]\s*)(\S+)"
+    return [value.strip("'\"") for value in re.findall(pattern, text)]
+
+
+def _wrong_qos(file: Path, given: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Caps on run time that a quality of service does not grant, and names that are not known.
+
+    Only the accounts of a cluster know them: without sacctmgr nothing is said.
+    """
+    named = _named(file, given, "qos")
+    if not named or shutil.which("sacctmgr") is None:
+        return [], []
+    try:
+        lines = _ask("sacctmgr", "-n", "-P", "show", "qos", "format=Name,MaxWall").splitlines()
+    except UserError:
+        return [], []
+    grants = dict(line.split("|", 1) for line in lines if "|" in line)
+    known = ", ".join(sorted(grants))
+    unknown = [
+        f"{where}: no quality of service {name!r} on this cluster; it has {known}"
+        for name, where in named.items()
+        if name not in grants
+    ]
+    cap, shown = _cap(file, given, "runtime", MAX_RUNTIME_MINUTES)
+    limits = {name: _minutes(grants[name] or "infinite") for name in named if name in grants}
+    granted = [
+        f"{file}: default-resources.max_runtime: {shown}: jobs of qos {name} get at most "
+        f"{most:.0f} minutes here; write {most:.0f} or less"
+        for name, most in limits.items()
+        if cap > most
+    ]
+    return granted, unknown
+
+
+def _cap(file: Path, given: dict[str, Any], resource: Kind, otherwise: int) -> tuple[int, Any]:
+    """What no job asks more of, and how the profile writes it."""
+    key = f"max_{resource}"
+    value = _defaults(given).get(key, otherwise)
+    return limit(resource, value, f"{file}: default-resources.{key}"), value
 
 
 def _minutes(limit: str) -> float:
@@ -186,12 +350,7 @@ def _named_partitions(
     file: Path, given: dict[str, Any]
 ) -> tuple[dict[str, str], Path, dict[str, dict[str, Any]]]:
     """Partitions with where each is named, and the file of limits with its content."""
-    names: dict[str, str] = {}
-    if default := _defaults(given).get("slurm_partition"):
-        names[str(default)] = f"{file}: default-resources.slurm_partition"
-    for rule, resources in given.get("set-resources", {}).items():
-        if partition := resources.get("slurm_partition"):
-            names.setdefault(str(partition), f"{file}: set-resources.{rule}.slurm_partition")
+    names = _named(file, given, "slurm_partition")
     limits_file = file
     limits: Any = {}
     if config := given.get("slurm-partition-config"):
@@ -214,21 +373,22 @@ def _wrong_limits(
     limits: dict[str, dict[str, Any]],
 ) -> list[str]:
     """Caps on what jobs ask for that no partition grants: those jobs would wait for ever."""
-    defaults, wrong = _defaults(given), []
+    wrong = []
     caps: tuple[tuple[Kind, int, str, str], ...] = (
         ("runtime", MAX_RUNTIME_MINUTES, "minutes", "runtime_minutes"),
         ("mem_mb", MAX_MEGABYTES, "MB", "megabytes"),
     )
     with_gpus = {n: p for n, p in usable.items() if limits.get(n, {"max_gpu": 1}).get("max_gpu")}
+    if not limits:
+        with_gpus = {n: p for n, p in usable.items() if p.has_gpus}
     for kind, able in (("without a GPU", usable), ("with a GPU", with_gpus)):
         for resource, otherwise, unit, grant in caps if able else ():
-            key = f"max_{resource}"
-            given_cap = defaults.get(key, otherwise)
-            cap = limit(resource, given_cap, f"{file}: default-resources.{key}")
+            cap, given_cap = _cap(file, given, resource, otherwise)
             granted = max(getattr(found, grant) for found in able.values())
             if cap > granted:
                 wrong.append(
-                    f"{file}: default-resources.{key}: {given_cap}: jobs {kind} get at most "
-                    f"{granted:.0f} {unit} here ({', '.join(able)}); write {granted:.0f} or less"
+                    f"{file}: default-resources.max_{resource}: {given_cap}: jobs {kind} get at "
+                    f"most {granted:.0f} {unit} here ({', '.join(able)}); "
+                    f"write {granted:.0f} or less"
                 )
     return wrong

@@ -17,9 +17,20 @@ _FORMULAS: tuple[Callable[[SizedStudy, Keys], Work], ...] = (
     *(making.cache_activations, making.sample_gaussian, making.train_sae, making.take_checkpoint),
     *(measuring.evaluate_sae, measuring.cross_evaluate, measuring.match_dictionaries),
     *(measuring.collect_latents, measuring.explain_shard, measuring.explain_latents),
-    *(measuring.prepare_judge, measuring.score_shard, measuring.score_latents, measuring.aggregate),
-    measuring.report,
+    *(measuring.prepare_judge, measuring.score_shard, measuring.score_latents),
+    *(measuring.explain_and_score, measuring.aggregate, measuring.report),
 )
 WORK = {formula.__name__: formula for formula in _FORMULAS}
+# Of rules whose jobs make several things: from the keys of each.
+JOINT: dict[str, Callable[[SizedStudy, list[Keys]], Work]] = {
+    "train_sae": making.train_saes,
+    "evaluate_sae": measuring.evaluate_saes,
+    "explain_and_score": measuring.explain_and_scores,
+}
 # Rules that no study of SAEs needs: `snakemake toy` alone runs them, in minutes on one core.
 NOT_PLANNED = ("toy", "train_toy", "report_toy")
+
+
+def job_work(study: SizedStudy, rule: str, cells: list[Keys]) -> Work:
+    """What a job takes that makes all of these cells."""
+    return JOINT[rule](study, cells) if rule in JOINT else WORK[rule](study, cells[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from nullsae.jobs.grid import Keys
 
 # Passes over the logits of a token in float32, for a loss.
 LOGIT_PASSES = 6
+# What a job may load first, from the quickest on.
+IMPORTS = ("light", "torch", "optimizer", "transformers", "all")
 # What adds up over the parts of a job.
 SUMMED = ("forward_flops", "forward_elements", "product_flops", "moved_bytes", "host_seconds")
 
@@ -162,6 +164,21 @@ def together(*parts: Work, **given: Any) -> Work:
     added = {n: sum(getattr(part, n) for part in parts) + given.pop(n, 0.0) for n in SUMMED}
     dtype = next((part.dtype for part in parts if part.forward_flops), "float32")
     return Work(**{"tokens": sum(part.tokens for part in parts), "dtype": dtype, **added, **given})
+
+
+def in_turn(parts: Sequence[Work]) -> Work:
+    """One job that does several things after each other: it starts once, and holds the largest.
+
+    It imports what the one imports that needs most.
+    """
+    return together(
+        *parts,
+        imports=max((part.imports for part in parts), key=IMPORTS.index),
+        written_bytes=sum(part.written_bytes for part in parts),
+        work_bytes=max(part.work_bytes for part in parts),
+        held_bytes=max(part.held_bytes for part in parts),
+        gpu=any(part.gpu for part in parts),
+    )
 
 
 def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:

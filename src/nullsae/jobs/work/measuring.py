@@ -10,7 +10,15 @@ from nullsae.config.saes import Sae
 from nullsae.config.variants import has_model
 from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells, sae_cells
-from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
+from nullsae.jobs.work.amounts import (
+    SizedStudy,
+    Work,
+    encoding,
+    forward,
+    in_turn,
+    sae_bytes,
+    together,
+)
 from nullsae.jobs.work.making import LOSS_LOGIT_BYTES
 
 COVARIANCE_TOKENS, FIDELITY_CONTEXTS = 65_536, 16
@@ -25,6 +33,11 @@ ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
 FIGURE_SECONDS = 0.21
 # An SAE's batch outside training, and the entries of its pre-activations at once.
 BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS = 4096, 2**20, 256
+
+
+def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
+    """The SAEs of one job, one after the other."""
+    return in_turn([evaluate_sae(study, cell) for cell in cells])
 
 
 def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
@@ -54,7 +67,8 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         moved_bytes=(n * 160.0 + (n + cached) * 80.0) * d,
         held_bytes=coding_bytes(recipe, d, m) + 12.0 * size.vocab_size * d + max(geometry, passes),
         imports="transformers" if with_model else "torch",
-        written_bytes=2e4,
+        # A copy of them is kept.
+        written_bytes=4e4,
         gpu=True,
     )
 
@@ -135,6 +149,16 @@ def explain_latents(study: SizedStudy, keys: Keys) -> Work:
     """Token statistics, or questions, whose answers are awaited elsewhere."""
     n, held = study.config.latents.n_sampled, window_bytes(study)
     return Work(host_seconds=n * EXPLANATION_SECONDS, written_bytes=n * 2_000.0, held_bytes=held)
+
+
+def explain_and_scores(study: SizedStudy, cells: list[Keys]) -> Work:
+    """The explanations and scores of one job, one after the other."""
+    return in_turn([explain_and_score(study, cell) for cell in cells])
+
+
+def explain_and_score(study: SizedStudy, keys: Keys) -> Work:
+    """Explanations or scores that ask nobody."""
+    return (score_latents if "scorer" in keys else explain_latents)(study, keys)
 
 
 def score_latents(study: SizedStudy, keys: Keys) -> Work:

@@ -1,0 +1,104 @@
+"""Jobs that do what is small for all SAEs of a model: its metrics, and what asks nobody.
+
+Each would take a few seconds of which starting Python and its libraries is the most, so one job
+does it for a subject, variant and draw. Snakemake wants all files of a rule to have the same
+wildcards, so models that differ in their sites or floors have rules of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nullsae.config.study import Config
+from nullsae.config.variants import floor_name
+from nullsae.jobs.autointerp import free_explainers, free_pairs
+from nullsae.jobs.grid import Keys, evaluated_with, sae_cells, variant_cells
+
+# Between a rule's name and the number of those that differ from it in their files alone.
+NUMBER = "__"
+MODEL = ("subject", "variant", "draw")
+
+
+@dataclass(frozen=True)
+class ModelRule:
+    """A rule of jobs that each take all SAEs of a model."""
+
+    name: str
+    """That of the first is the plain one."""
+    subjects: tuple[str, ...]
+    variants: tuple[str, ...]
+    """A job is for one of these subjects and variants."""
+    cells: tuple[Keys, ...]
+    """What a job makes; `{subject}`, `{variant}` and `{draw}` stand for its own."""
+    writer: str | None = None
+    """The explainer that asks a model, whose explanations the job exchanges."""
+
+    def files(self, *patterns: str) -> list[str]:
+        """Patterns of `nullsae.paths` filled in for each cell that is one of theirs."""
+        return [
+            pattern.format(**cell)
+            for pattern in patterns
+            for cell in self.cells
+            if ("{scorer}" in pattern) == ("scorer" in cell)
+        ]
+
+    def cells_of(self, wildcards: Mapping[str, str]) -> list[Keys]:
+        """What one job makes."""
+        own = {name: wildcards[name] for name in MODEL}
+        return [{name: v.format(**own) for name, v in cell.items()} for cell in self.cells]
+
+
+def evaluation_rules(config: Config) -> list[ModelRule]:
+    """The rules that evaluate SAEs, and their floors beside them."""
+    cells = ((model, c) for model in variant_cells(config) for c in evaluated_with(config, model))
+    return _rules("evaluate_sae", cells)
+
+
+def free_rules(config: Config) -> list[ModelRule]:
+    """The rules of explainers and scorers that ask nobody and run no model.
+
+    Those that exchange what a language model wrote wait for it, and so stand apart.
+    """
+    found: list[ModelRule] = []
+    for writer in (None, *config.explainers):
+        explainers, pairs = free_explainers(config, writer), free_pairs(config, writer)
+        made: list[Keys] = [{"explainer": explainer} for explainer in explainers]
+        made += [{"explainer": explainer, "scorer": scorer} for explainer, scorer in pairs]
+        cells = [(_model(cell), {**cell, **own}) for cell in sae_cells(config) for own in made]
+        found += _rules("explain_and_score", cells, writer, len(found))
+    return found
+
+
+def _model(cell: Keys) -> Keys:
+    return {name: cell[name] for name in MODEL}
+
+
+def _rules(
+    rule: str,
+    cells: Iterable[tuple[Keys, Keys]],
+    writer: str | None = None,
+    first: int = 0,
+) -> list[ModelRule]:
+    """Models that have the same files but for their keys in one rule."""
+    by_model: dict[tuple[str, ...], list[tuple[tuple[str, str], ...]]] = {}
+    for model, cell in cells:
+        opened = {name: f"{{{name}}}" for name in MODEL}
+        if cell["variant"] != model["variant"]:
+            opened["variant"] = floor_name(opened["variant"])
+        by_model.setdefault(tuple(model.values()), []).append(tuple({**cell, **opened}.items()))
+    # What a model's files are called depends on its sites by the subject, on floors by the variant:
+    # those that are alike are all combinations of some subjects and some variants.
+    alike: dict[tuple[tuple[tuple[str, str], ...], ...], list[tuple[str, ...]]] = {}
+    for key, own in by_model.items():
+        alike.setdefault(tuple(own), []).append(key)
+    return [
+        ModelRule(
+            name=rule if not index else f"{rule}{NUMBER}{index}",
+            subjects=tuple(dict.fromkeys(model[0] for model in models)),
+            variants=tuple(dict.fromkeys(model[1] for model in models)),
+            cells=tuple(map(dict, own)),
+            writer=writer,
+        )
+        for index, (own, models) in enumerate(alike.items(), start=first)
+    ]

@@ -1,0 +1,132 @@
+"""Evaluation of all SAEs of a model, one after the other: a job of `evaluate_sae`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nullsae.config.variants import is_floor
+from nullsae.core.files import atomic_path, checksum, content_key, write_json
+from nullsae.jobs.metrics import EvaluateSaeParams, EvaluateSaesParams
+from nullsae.metrics.evaluate import evaluate_sae
+
+log = logging.getLogger(__name__)
+TABLES = ("reconstruction", "documents", "geometry")
+# Beside the copies: their key and checksums.
+MADE = "made.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Copies of SAEs' tables, so that a job repeats no evaluation where only another SAE is new."""
+
+    folder: Path
+    """Of all SAEs; each has a folder of its own in it."""
+    code: str
+    """Hash of the code that evaluates."""
+
+    def copies(self, params: EvaluateSaeParams, sae: Path) -> Copies:
+        """Those of one SAE.
+
+        Its `cfg.json` states the checksum of its weights; params hold the keys of activations.
+        """
+        names = (f"{n}={v}" for n, v in params.keys.model_dump().items())
+        determined = [params.model_dump(mode="json"), self.code, checksum(sae)]
+        return Copies(self.folder.joinpath(*names), content_key(determined))
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Copies of one SAE's tables in a folder."""
+
+    folder: Path
+    key: str
+    """Of all that determines them."""
+
+    def take(self, outputs: dict[str, Path]) -> bool:
+        """Copy whole tables of this key to where they belong; whether there are any."""
+        try:
+            made = json.loads((self.folder / MADE).read_text(encoding="utf-8"))
+            whole = made["key"] == self.key and all(
+                checksum(self.folder / path.name) == made["checksums"][name]
+                for name, path in outputs.items()
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        for path in outputs.values() if whole else ():
+            _copy(self.folder / path.name, path)
+        return whole
+
+    def keep(self, outputs: dict[str, Path]) -> None:
+        """Copy tables; what says that they are whole comes last."""
+        (self.folder / MADE).unlink(missing_ok=True)
+        for path in outputs.values():
+            _copy(path, self.folder / path.name)
+        checksums = {name: checksum(path) for name, path in outputs.items()}
+        write_json(self.folder / MADE, {"key": self.key, "checksums": checksums})
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def evaluate_saes(
+    params: EvaluateSaesParams,
+    *,
+    sae: str,
+    model: Path | None,
+    train_activations: str,
+    eval_activations: str,
+    train_tokens: Path,
+    eval_tokens: Path,
+    output: str,
+    kept: Kept | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Evaluate SAEs as `evaluate_sae` does, each into tables of its own.
+
+    Args:
+        params: the rule's slice of the config.
+        sae: path of each `cfg.json`; {variant}, {site}, {sae} and {seed} are filled in.
+        model: `recipe.json` of the variant; None for `gaussian`, which has none. Floors use none.
+        train_activations: manifest of the `sae_train` activations; {variant} is filled in.
+        eval_activations: manifest of the `eval` activations, the same.
+        train_tokens: manifest of the corpus' `sae_train` split.
+        eval_tokens: manifest of its `eval` split.
+        output: folder of each SAE's tables, as `sae`.
+        kept: where copies of tables lie. An SAE whose copies are there, of the same params, code
+            and weights, is not evaluated again.
+        progress: called with (SAEs done, SAEs in all).
+
+    Raises:
+        UserError: as `evaluate_sae`.
+    """
+    each = list(params.each())
+    for done, one in enumerate(each):
+        own = one.keys.model_dump()
+        config = Path(sae.format(**own))
+        outputs = {name: Path(output.format(**own)) / f"{name}.parquet" for name in TABLES}
+        copies = kept.copies(one, config) if kept and config.is_file() else None
+        if copies and copies.take(outputs):
+            log.info("%s: evaluated before, its tables are copied", config.parent)
+        else:
+            evaluate_sae(
+                one,
+                sae=config,
+                model=None if is_floor(one.keys.variant) else model,
+                train_activations=Path(train_activations.format(**own)),
+                eval_activations=Path(eval_activations.format(**own)),
+                train_tokens=train_tokens,
+                eval_tokens=eval_tokens,
+                reconstruction=outputs["reconstruction"],
+                documents=outputs["documents"],
+                geometry=outputs["geometry"],
+            )
+            if copies:
+                copies.keep(outputs)
+        progress(done + 1, len(each))

@@ -1,0 +1,223 @@
+"""Jobs that take all SAEs of a model: which there are, and what each makes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nullsae import paths
+from nullsae.config.parse import parse_config, resolve_subjects
+from nullsae.config.read import read_merged_config
+from nullsae.config.study import Config
+from nullsae.jobs.autointerp import free_explainers, free_pairs, is_free
+from nullsae.jobs.grid import cell_files, sae_cells, variant_cells
+from nullsae.jobs.of_models import ModelRule, evaluation_rules, free_rules
+from nullsae.jobs.rules import job_code, rule_params
+from nullsae.jobs.shared_training import rule_of
+
+REPOSITORY = Path(__file__).parents[2]
+METRICS = (paths.RECONSTRUCTION, paths.DOCUMENTS, paths.GEOMETRY)
+EXPLAINED = (paths.EXPLANATIONS, paths.PREDICTIONS, paths.SCORES)
+GPT = {"kind": "openai", "model": "m", "base_url": "http://h/v1", "api_key_env": None}
+LIKELIHOOD = {"kind": "likelihood", "model": {"kind": "pretrained", "path": "org/judge"}}
+
+
+def study(*overlays: str) -> Config:
+    return read_merged_config([REPOSITORY / file for file in ("config.yaml", *overlays)])
+
+
+def changed(**sections: Any) -> Config:
+    """The default study with more in some sections."""
+    data = study().model_dump(mode="json")
+    for name, more in sections.items():
+        data[name] = data[name] | more if isinstance(more, dict) else more
+    return resolve_subjects(parse_config(data))
+
+
+def with_a_model() -> Config:
+    """A language model, its placebo, and a scorer that runs a model itself."""
+    explainers = {"gpt": GPT, "gpt_swapped": {"kind": "swapped", "of": "gpt"}}
+    return changed(explainers=explainers, scorers={"likelihood": LIKELIHOOD})
+
+
+def files_made(config: Config, rules: list[ModelRule], patterns: tuple[str, ...]) -> list[str]:
+    """All files of the jobs of these rules."""
+    found = []
+    for model in variant_cells(config):
+        for rule in rules:
+            if model["subject"] in rule.subjects and model["variant"] in rule.variants:
+                found += [file.format(**model) for file in rule.files(*patterns)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        study(),
+        study("config/paper-plus.yaml"),
+        study("config/all-controls.yaml"),
+        changed(variants=["trained", "rerandomized", "gaussian"], draws=2),
+        changed(
+            evaluation={"gaussian_floors": False},
+            variants=["trained", "gaussian"],
+        ),
+    ],
+    ids=["default", "plus", "all controls", "gaussian", "no floors"],
+)
+def test_every_sae_and_floor_is_evaluated_by_just_one_job(config: Config) -> None:
+    files = files_made(config, evaluation_rules(config), METRICS)
+    wanted = cell_files(config)
+    expected = [f for name in ("reconstruction", "documents", "geometry") for f in wanted[name]]
+    assert Counter(files) == Counter(expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [study(), study("config/paper-plus.yaml"), study("config/paper.yaml"), with_a_model()],
+    ids=["default", "plus", "paper", "judges"],
+)
+def test_explanations_and_scores_come_from_a_shared_job_or_one_that_asks(config: Config) -> None:
+    files = files_made(config, free_rules(config), EXPLAINED)
+    assert len(set(files)) == len(files)
+    asking = [
+        paths.EXPLANATIONS.format(**cell, explainer=name)
+        for cell in sae_cells(config)
+        for name, explainer in config.explainers.items()
+        if explainer.endpoint is not None
+    ]
+    asking += [
+        pattern.format(**cell, explainer=explainer, scorer=scorer)
+        for cell in sae_cells(config)
+        for explainer, scorer in config.scored_pairs()
+        if not is_free(config, explainer, scorer)
+        for pattern in (paths.PREDICTIONS, paths.SCORES)
+    ]
+    wanted = cell_files(config)
+    expected = [f for name in ("explanations", "predictions", "scores") for f in wanted[name]]
+    assert Counter(files) + Counter(asking) == Counter(expected)
+
+
+def test_models_that_differ_in_sites_or_floors_have_rules_of_their_own() -> None:
+    (only,) = evaluation_rules(study())
+    assert only.name == "evaluate_sae"
+    found = evaluation_rules(changed(variants=["trained", "rerandomized", "gaussian"]))
+    # `gaussian` is the floor of `trained`.
+    assert [(rule.name, rule.variants) for rule in found] == [
+        ("evaluate_sae", ("trained", "gaussian")),
+        ("evaluate_sae__1", ("rerandomized",)),
+    ]
+    plus = study("config/paper-plus.yaml")
+    # One site each, of four numbers, and what waits for the language model.
+    assert len(evaluation_rules(plus)) == 4
+    assert [(rule.name, rule.writer) for rule in free_rules(plus)] == [
+        ("explain_and_score", None),
+        *((f"explain_and_score__{n}", None) for n in (1, 2, 3)),
+        *((f"explain_and_score__{n}", "llama") for n in (4, 5, 6, 7)),
+    ]
+    assert {rule_of(rule.name) for rule in free_rules(plus)} == {"explain_and_score"}
+
+
+def test_who_asks_nobody_is_told_from_who_waits_for_an_answer() -> None:
+    config = with_a_model()
+    assert free_explainers(config) == ["lexical", "swapped"]
+    assert free_explainers(config, "gpt") == ["gpt_swapped"]
+    pairs = [(e, s) for e in ("lexical", "swapped") for s in ("detection", "fuzzing")]
+    assert free_pairs(config) == pairs
+    # A model is asked to judge what a model wrote, and likelihoods take a model.
+    assert free_pairs(config, "gpt") == []
+
+
+def test_those_that_write_come_before_those_that_exchange() -> None:
+    """Whatever the order of the config."""
+    explainers = dict(reversed(list(study().explainers.items())))
+    turned = study().model_copy(update={"explainers": explainers})
+    assert list(turned.explainers) == ["swapped", "lexical"]
+    assert free_explainers(turned) == ["lexical", "swapped"]
+
+
+MODEL = {"subject": "small", "variant": "trained", "draw": "0"}
+CELL = {**MODEL, "site": "resid_post.1", "sae": "topk", "seed": "0"}
+
+
+def said(config: Config) -> dict[str, tuple[str, str]]:
+    """Params and code of jobs, by what they do."""
+    judged = {**CELL, "scorer": "detection"}
+    jobs = {
+        "free": ("explain_and_score", MODEL),
+        "placebo of gpt": ("explain_and_score", {**MODEL, "writer": "gpt"}),
+        "gpt explains": ("explain_latents", {**CELL, "explainer": "gpt"}),
+        "gpt judged": ("score_latents", {**judged, "explainer": "gpt"}),
+        "placebo judged": ("score_latents", {**judged, "explainer": "gpt_swapped"}),
+        "likelihood": ("score_latents", {**CELL, "explainer": "gpt", "scorer": "likelihood"}),
+    }
+    return {
+        name: (rule_params(config, rule, keys), job_code(config, rule, keys))
+        for name, (rule, keys) in jobs.items()
+    }
+
+
+def other(config: Config) -> set[str]:
+    """The jobs that are others than those of `with_a_model`."""
+    before, after = said(with_a_model()), said(config)
+    return {name for name, found in before.items() if after[name] != found}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "more", "expected"),
+    [
+        # What asks nobody.
+        ("explainers", "short", {"kind": "lexical", "top_tokens": 3}, {"free"}),
+        ("explainers", "lexical", {"kind": "lexical", "top_tokens": 3}, {"free"}),
+        ("explainers", "short_swapped", {"kind": "swapped", "of": "lexical"}, {"free"}),
+        # A language model, with another prompt: its placebo is made by the judge itself.
+        ("explainers", "gpt", {**GPT, "shown_windows": 7}, {"gpt explains"}),
+        ("explainers", "other", {"kind": "swapped", "of": "gpt"}, {"placebo of gpt"}),
+        # How a model is asked is no business of a formula.
+        (
+            "scorers",
+            "detection",
+            {"kind": "detection", "windows_per_prompt": 3},
+            {"gpt judged", "placebo judged"},
+        ),
+    ],
+)
+def test_who_asks_and_who_does_not_run_again_apart(
+    section: str, name: str, more: dict[str, Any], expected: set[str]
+) -> None:
+    data = with_a_model().model_dump(mode="json")
+    data[section] = data[section] | {name: more}
+    assert other(resolve_subjects(parse_config(data))) == expected
+
+
+def test_a_judge_of_placebos_depends_on_the_code_that_exchanges() -> None:
+    """It makes them itself, where the one that reads what a model wrote does not."""
+    config = with_a_model()
+    keys = {**CELL, "scorer": "detection"}
+    swapped = job_code(config, "score_latents", {**keys, "explainer": "gpt_swapped"})
+    assert swapped != job_code(config, "score_latents", {**keys, "explainer": "gpt"})
+    # What the formula judges is a file that the same job wrote before.
+    lexical = rule_params(config, "score_latents", {**keys, "explainer": "lexical"})
+    assert '"explainers":[]' in lexical
+
+
+def test_the_default_study_and_paper_plus_have_at_most_half_the_jobs() -> None:
+    """By hand: what was a job of each SAE, explainer and scorer before, and what is one now."""
+    # Corpus, subject, 3 more models, 5 x 2 captures and as many samples; 10 SAEs and 10 floors,
+    # trained; latents of 10; 2 matches; tables, report, and `all`.
+    others = 1 + 1 + 3 + 10 + 10 + 20 + 10 + 2 + 1 + 1 + 1
+    before = others + 20 + 10 * 2 + 10 * 2 * 2
+    models = len(list(variant_cells(study())))
+    assert (before, others + 2 * models) == (140, 70)
+
+    plus = study("config/paper-plus.yaml")
+    models, saes = len(list(variant_cells(plus))), len(list(sae_cells(plus)))
+    assert (models, saes) == (20, 420)
+    # Corpus; models, captures, samples, passes of SAEs and of floors; latents; matches; the end.
+    others = 1 + models * (1 + 2 + 2 + 1 + 1) + saes + 4 * 11 + 3
+    before = others + (420 + 400) + saes * (3 + 3)
+    after = others + models + saes * (1 + 2) + models * 2
+    assert (before, after) == (3_948, 1_928)
+    assert after <= before / 2

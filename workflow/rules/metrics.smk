@@ -2,6 +2,7 @@ rule evaluate_sae:
     input:
         sae=paths.SAE_CONFIG,
         model=model_recipe,
+        weights=borrowed_weights,
         train=captured("sae_train"),
         heldout=captured("eval"),
         train_tokens=corpus_file(paths.CORPUS_MANIFEST, split="sae_train"),

@@ -16,11 +16,10 @@ from nullsae.config.randomization import Settings
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, fitted_to
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.files import content_key, read_json, rebuild_command, verify, write_json
+from nullsae.core.files import read_json, rebuild_command, verify, write_json
 from nullsae.corpus.ngram import caution
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs import subjects as jobs
-from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams
+from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams, training_key
 from nullsae.subjects import gates
 from nullsae.subjects.changes import by_change, draw_of, randomize
 from nullsae.subjects.families import context_limit, text_config
@@ -64,8 +63,8 @@ def train_subject(
     torch.set_num_threads(params.compute.threads)
     device, source = pick_device(params.compute.device), params.source
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
-    made_of = [params.model_dump(mode="json"), jobs.train_subject.code(), tokens.manifest]
-    checkpoint = work / f"train_subject-{content_key(made_of)}.safetensors"
+    checkpoint = work / f"train_subject-{training_key(params, tokens.manifest)}.safetensors"
+    tokenizer = tokenizer_beside(eval_tokens)
     keys: dict[str, Any] = {"seed": params.seed, "subject": params.subject}
     model, initial, log = train_model(
         source, tokens, **keys, device=device, checkpoint=checkpoint, progress=progress
@@ -78,8 +77,7 @@ def train_subject(
             checks = [gates.untrained(initial, model.state_dict())]
             model.load_state_dict(initial)
         recipe = {**keys, "variant": variant, "draw": 0, "source": made}
-        kept = {"checks": checks, "tokenizer": tokenizer_beside(eval_tokens)}
-        _publish(model, folder, recipe, heldout, device, **kept)
+        _publish(model, folder, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
     checkpoint.unlink(missing_ok=True)
 
 

@@ -20,7 +20,7 @@ RESULTS = "results"
 # Snakemake's own locks, in a study's folder.
 LOCKS = ".snakemake/locks"
 # Lines for one tree; beyond, folders are counted by their last key.
-MOST_LINES = 10
+MOST_LINES = 20
 
 
 @dataclass
@@ -229,16 +229,19 @@ def _shortened(groups: Mapping[str, int]) -> dict[str, int]:
     """Groups by their names, or, where they are many, by how many end alike."""
     if len(groups) <= MOST_LINES:
         return {name.removeprefix(f"{RESULTS}/"): size for name, size in groups.items()}
-    number: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for name, size in groups.items():
-        last = PurePosixPath(name).name
-        number[last] += 1
-        sizes[last] += size
-    found = {f"{number[name]} x {name}": size for name, size in sizes.most_common(MOST_LINES)}
-    if rest := len(sizes) - len(found):
-        found[f"and {rest} more sorts"] = sum(sizes.values()) - sum(found.values())
-    return found
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in groups:
+        alike[PurePosixPath(name).name].append(name)
+    named = {
+        f"{len(names)} x {last}" if len(names) > 1 else names[0].removeprefix(f"{RESULTS}/"): sum(
+            groups[name] for name in names
+        )
+        for last, names in alike.items()
+    }
+    largest = dict(Counter(named).most_common(MOST_LINES))
+    if rest := len(named) - len(largest):
+        largest[f"and {rest} more"] = sum(named.values()) - sum(largest.values())
+    return largest
 
 
 def size_text(n_bytes: int) -> str:

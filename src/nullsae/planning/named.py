@@ -87,8 +87,8 @@ def _work(config: Config) -> Iterator[str]:
         tuple(cell[key] for key in ("subject", "variant", "draw"))
         for cell in chain(sae_cells(config), floor_cells(config))
     }
-    for subject, variant, draw in sorted(groups):
-        saes = train_sae(config, {"subject": subject, "variant": variant, "draw": draw})
+    for of_subject, variant, draw in sorted(groups):
+        saes = train_sae(config, {"subject": of_subject, "variant": variant, "draw": draw})
         for cell in saes.cells:
             yield f"train_sae-{saes.cell_key(cell, saes.code(cell))}"
 

@@ -164,7 +164,8 @@ def study(tmp_path: Path, root: Path, named: Named, monkeypatch: pytest.MonkeyPa
             file = tmp_path / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"x" * (index + 1))
-    (tmp_path / paths.RUN_CONFIG).write_text("{}\n")
+    last = "variants: [trained, cascade]\nsaes: {topk: {}, wide: {}}\nseed: 1\nscorers: null\n"
+    (tmp_path / paths.RUN_CONFIG).write_text(last)
     monkeypatch.setattr(module, "named_by", lambda _config, _root: named)
     return tmp_path
 
@@ -238,7 +239,7 @@ def test_a_listing_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[st
     assert "results/cache/" in said
     for name in ("notes.txt", "my_copy/", "figures/poster.png"):
         assert name in said.partition("not ours, and left alone:")[2]
-    assert "was of another config" in said  # run_config.yaml here is empty
+    assert "The last run here also had variants cascade, saes wide: is a --configfile" in said
 
 
 @pytest.mark.parametrize("llm_cache", [False, True])

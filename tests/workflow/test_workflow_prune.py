@@ -55,9 +55,11 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     complete = prune(copied)
     assert "0 B (0 files) are left over" in complete
     assert "not ours" not in complete
+    assert "The last run" not in complete
     copied.configure(fewer)
     # The config was edited and not run yet: the listing says so.
-    assert "was of another config" in prune(copied)
+    dropped = "variants rerandomized, explainers swapped, scorers fuzzing"
+    assert f"The last run here also had {dropped}: is a --configfile missing?" in prune(copied)
     copied.make()
     before, wide = files(copied), another_sae(copied)
     assert len(wide) > 12
@@ -93,7 +95,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
 
     prune(copied, "--yes")
     after = files(copied)
-    dropped = ("variant=rerandomized", "explainer=swapped", "scorer=fuzzing", "sae=wide")
+    left = ("variant=rerandomized", "explainer=swapped", "scorer=fuzzing", "sae=wide")
     # One variant has nothing to be compared with.
     compared = {
         cell("results/overlap/subject=small/site={site}/sae=topk/overlap.parquet"),
@@ -102,7 +104,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     kept = {
         file: content
         for file, content in before.items()
-        if file not in compared and not any(name in file for name in dropped)
+        if file not in compared and not any(name in file for name in left)
     }
     assert {file: after[file] for file in kept} == kept
     assert after.keys() == kept.keys() | own.keys()

@@ -87,11 +87,8 @@ def prune(
     leaves = found.files[State.LEFT] | (found.files[State.PAID] if llm_cache else {})
     for line in _listing(found, leaves, config, llm_cache):
         print(line)
-    if _is_of_another_config(config, root):
-        print(
-            f"The last run here was of another config ({paths.RUN_CONFIG}): is a --configfile "
-            f"missing?"
-        )
+    if dropped := _dropped(config, root):
+        print(f"The last run here also had {', '.join(dropped)}: is a --configfile missing?")
     if not leaves:
         return
     if not yes:
@@ -108,9 +105,17 @@ def prune(
     print(f"Deleted {len(leaves):,} files, {size_text(n_bytes)}.")
 
 
-def _is_of_another_config(config: Config, root: Path) -> bool:
+def _dropped(config: Config, root: Path) -> list[str]:
+    """What the last run's config named and the present one does not, with its section."""
     file = root / paths.RUN_CONFIG
-    return file.is_file() and read_yaml(file) != config.model_dump(mode="json")
+    before, now = read_yaml(file) if file.is_file() else None, config.model_dump(mode="json")
+    return [
+        f"{section} {name}"
+        for section in ("corpora", "subjects", "variants", "saes", "explainers", "scorers")
+        if isinstance(before, dict)
+        for name in before.get(section) or ()
+        if name not in now[section]
+    ]
 
 
 def delete(root: Path, files: Mapping[str, int]) -> int:

@@ -39,7 +39,8 @@ from nullsae.config.compute import Compute
 from nullsae.core.files import checksum, write_json
 from nullsae.core.randomness import numpy_generator, torch_generator
 from nullsae.jobs.activations import CacheActivationsParams
-from nullsae.subjects.loading import load_subject, save_subject
+from nullsae.subjects.folders import save_subject
+from nullsae.subjects.loading import load_subject
 
 CONTEXT_TOKENS = 256
 VOCAB, D_MODEL, N_LAYERS, N_HEADS = 50_304, 512, 6, 8

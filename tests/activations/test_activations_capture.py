@@ -23,7 +23,8 @@ from nullsae.config.sites import KINDS
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.subjects.families import Point
-from nullsae.subjects.loading import Subject, load_subject, save_subject
+from nullsae.subjects.folders import save_subject
+from nullsae.subjects.loading import Subject, load_subject
 from small_chain import (
     CONTEXT,
     CPU,

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.collect import collect_latents
-from nullsae.latents.exports.cell import LatentFolder, corpus_files
+from nullsae.latents.exports.cell import LatentFolder, corpus_files, model_place
 from nullsae.latents.sample import FiringReader
+from nullsae.latents.split import Split
 from small_chain import COMPUTE, CONTEXT, VOCAB, Chain, write_corpus
 
 PEERS = Path(__file__).parents[2] / ".venv-peers"
@@ -286,3 +288,27 @@ def test_a_corpus_that_the_config_does_not_name_is_not_guessed(root: Path, tmp_p
 def test_the_schema_of_latents_has_what_exports_read() -> None:
     names = set(tables.cell_schema("latents").names)
     assert {"sampled", "max_activation", "firing_share", "n_tokens"} <= names
+
+
+def test_delphi_is_told_a_folder_and_no_name_that_is_an_id_of_the_hub(
+    root: Path, tmp_path: Path
+) -> None:
+    manifest = root / paths.CORPUS_MANIFEST.format(corpus="c", split="eval")
+    split, cell = Split.open(manifest), LatentFolder.open(folder_of(root, SITES[0]))
+    corpus = str(root / paths.TOKENIZER.format(corpus="c"))
+    # Nothing but latents and tokens, as of activations that were sampled.
+    gaussian = replace(cell, keys={**cell.keys, "variant": "gaussian"})
+    assert model_place(gaussian, split) == corpus
+    for variant in ("trained", "noise_embeddings"):
+        keys = {**cell.keys, "variant": variant}
+        model = tmp_path / paths.RECIPE.format(**keys)
+        moved = replace(cell, folder=tmp_path / paths.LATENT_FOLDER.format(**keys), keys=keys)
+        assert model_place(moved, split) == corpus
+        model.parent.mkdir(parents=True)
+        (model.parent / "tokenizer.json").write_text("{}")
+        assert model_place(moved, split) == str(model.parent)
+    lonely = replace(split, manifest=tmp_path / "alone/split=eval/manifest.json")
+    assert model_place(gaussian, lonely) == ""
+    export(root, "delphi", tmp_path / "out")
+    config = tmp_path / "out" / RUN / "latents" / SITES[0] / "config.json"
+    assert json.loads(config.read_text())["model_name"] == corpus

@@ -24,7 +24,8 @@ from nullsae.config.sites import KINDS
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.subjects.families import find_blocks, find_site
-from nullsae.subjects.loading import Subject, check_sites_add_up, fetch, load_subject, save_subject
+from nullsae.subjects.folders import save_subject
+from nullsae.subjects.loading import Subject, check_sites_add_up, fetch, load_subject
 from small_chain import CPU
 
 LAST = N_LAYERS - 1

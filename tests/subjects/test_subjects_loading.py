@@ -17,8 +17,9 @@ from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.subjects.folders import save_subject
 from nullsae.subjects.health import heldout_loss
-from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
+from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place
 from nullsae.subjects.publish import randomize_model
 from small_chain import (
     CPU,

@@ -6,6 +6,7 @@ ruleorder: sample_gaussian > cache_activations
 rule capture_portion:
     input:
         model=paths.RECIPE,
+        weights=borrowed_weights,
         tokens=corpus_file(paths.CORPUS_MANIFEST),
     output:
         paths.ACTIVATIONS_PORTION,
@@ -35,6 +36,7 @@ rule capture_portion:
 rule cache_activations:
     input:
         model=paths.RECIPE,
+        weights=borrowed_weights,
         tokens=corpus_file(paths.CORPUS_MANIFEST),
         # Without any, this job captures; after them, it only writes what joins their shards.
         portions=[

@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 from snakemake.io import flag
@@ -18,7 +19,13 @@ from nullsae.jobs.autointerp import asks, is_free, is_shared_out, paid_writer
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
-from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
+from nullsae.config.variants import (
+    FLOOR_PREFIX,
+    VARIANTS,
+    fitted_to,
+    has_model,
+    runs_on_trained,
+)
 from nullsae.jobs.limits import default_limit
 from nullsae.jobs.of_models import evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs
@@ -229,6 +236,17 @@ def model_recipe(wildcards):
     return paths.RECIPE.format(**wildcards) if has_model(wildcards.variant) else []
 
 
+@known
+def borrowed_weights(wildcards):
+    """The recipe of the trained weights where a variant has none of its own; none for others.
+
+    No option of a verb: the variant's own recipe says where they are.
+    """
+    if not runs_on_trained(wildcards.variant):
+        return []
+    return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
+
+
 def fitted_keys(keys):
     """The keys of the activations that Gaussian ones are fitted to; None for those of a model."""
     fitted = fitted_to(keys["variant"], int(keys["draw"]))
@@ -349,12 +367,14 @@ def shared_inputs(job):
         for split in ("sae_train", "eval")
     }
     fitted = fitted_keys(keys)
+    borrowed = borrowed_weights(SimpleNamespace(**keys)) if stream else []
     return {
         "train": captured_at(job.sites, split="sae_train", **keys),
         "heldout": captured_at(job.sites, split="eval", **keys),
         "train_tokens": tokens["sae_train"] if stream or looked_up else [],
         "eval_tokens": tokens["eval"] if looked_up else [],
         "model": [paths.RECIPE.format(**keys)] if stream and not fitted else [],
+        "weights": borrowed,
         "fitted": captured_at(job.sites, **fitted) if stream and fitted else [],
     }
 

@@ -2,6 +2,7 @@ rule collect_latents:
     input:
         sae=paths.SAE_CONFIG,
         model=model_recipe,
+        weights=borrowed_weights,
         activations=captured("eval"),
         tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
     output:

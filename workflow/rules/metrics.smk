@@ -7,6 +7,7 @@ for job in evaluation_rules(STUDY):
         input:
             saes=files_of(job, paths.SAE_CONFIG),
             model=model_recipe,
+            weights=borrowed_weights,
             train=captured_for(job, "sae_train"),
             heldout=captured_for(job, "eval"),
             train_tokens=corpus_file(paths.CORPUS_MANIFEST, split="sae_train"),

@@ -120,6 +120,22 @@ def plan(
     print_plan(root, configfile or [], device=device, gpus=gpus, cores=cores, json_file=json)
 
 
+@verbs.command("prune")
+def prune(
+    configfile: Overlays = None,
+    root: Root = Path(),
+    yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] = False,
+    llm_cache: Annotated[
+        bool,
+        Option("--llm-cache", help="Also replies of language models, which were paid for."),
+    ] = False,
+) -> None:
+    """List what lies below results/ and the present config does not name, with sizes."""
+    from nullsae.planning.prune import prune
+
+    prune(root, configfile or [], yes=yes, llm_cache=llm_cache)
+
+
 @verbs.command("serve_gguf")
 def serve_gguf(
     port: Annotated[int, Option(help="Port of the loopback interface.")],

@@ -68,6 +68,16 @@ class Variant:
     """Whether `changes` names any."""
 
     @classmethod
+    def has_own_weights(cls) -> bool:
+        """Whether its weights are its own; else it runs on those of `trained`, if on any."""
+        return not cls.sampled_from and (cls.changes_weights or cls.origin == "source")
+
+    @classmethod
+    def acts_on_passes(cls) -> bool:
+        """Whether it is more than weights: it has an `install` of its own."""
+        return cls.install.__func__ is not Variant.install.__func__  # type: ignore[attr-defined]
+
+    @classmethod
     def settings(cls, randomization: Randomization) -> dict[str, Any]:
         """What it depends on of `randomization`, by key."""
         return {key: getattr(randomization, key) for key in cls.reads}
@@ -143,6 +153,11 @@ def is_floor(variant: str) -> bool:
 def has_model(variant: str) -> bool:
     """Whether a variant has weights, and so forward passes and a loss; floors have none."""
     return not is_floor(variant) and not VARIANTS[variant].sampled_from
+
+
+def runs_on_trained(variant: str) -> bool:
+    """Whether a variant runs on the weights of `trained`, and has no copy of them."""
+    return has_model(variant) and not VARIANTS[variant].has_own_weights()
 
 
 def fitted_to(variant: str, draw: int) -> tuple[str, int] | None:

@@ -60,9 +60,9 @@ def prepare_corpus(
                 f"{where}.{split}_tokens: {n_tokens} is less than one context "
                 f"(context_tokens {corpus.context_tokens})"
             )
-    made_of = [name, params.model_dump(mode="json"), jobs.prepare_corpus.code()]
-    key = content_key([*made_of, describe(corpus.source)])
-    with _work_folder(root / paths.WORK / f"prepare_corpus-{key}") as work:
+    with _work_folder(
+        root / paths.WORK / f"prepare_corpus-{preparation_key(name, params)}"
+    ) as work:
         made = Preparation(corpus, where, work)
         start = time.monotonic()
         made.pack(lambda: documents(corpus.source, where=f"{where}.source"), progress)
@@ -71,6 +71,12 @@ def prepare_corpus(
         seconds = time.monotonic() - start
         log.info("%s: %d tokens, %.0f s, %.0f tokens/s", where, n, seconds, n / seconds)
         _write(made, params, name, root)
+
+
+def preparation_key(name: str, params: PrepareCorpusParams) -> str:
+    """All that determines the work on a corpus, as one short key: what names its folder."""
+    made_of = [name, params.model_dump(mode="json"), jobs.prepare_corpus.code()]
+    return content_key([*made_of, describe(params.corpus.source)])
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt
 
@@ -48,6 +49,16 @@ def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
     if not isinstance(source, TrainSource):
         raise ValueError(f"subject {name} is not trained here")
     return TrainSubjectParams(seed=config.seed, subject=name, source=source, compute=config.compute)
+
+
+def training_key(params: TrainSubjectParams, tokens: Mapping[str, Any]) -> str:
+    """All that determines the training of a subject, as one short key: what names its checkpoint.
+
+    Args:
+        params: the rule's.
+        tokens: the manifest of the corpus' `sae_train` split.
+    """
+    return content_key([params.model_dump(mode="json"), train_subject.code(), tokens])
 
 
 class RandomizeModelParams(Settings):

@@ -19,14 +19,13 @@ from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
-from nullsae.core.files import checksum, read_json, rebuild_command, room_for, verify, write_json
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
+from nullsae.subjects.folders import read_recipe
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLE = "pytorch_model.bin"
-CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".py"}
 # Contexts of the sum of a block's parts are this long.
 PROBE_TOKENS = 8
 
@@ -126,29 +125,6 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         reason = f"{len(missing)} weights are missing, {missing[0]} for one"
         raise UserError(f"{what}: cannot be loaded: {reason}")
     return model  # type: ignore[no-any-return]
-
-
-def save_subject(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Write a Hugging Face checkpoint folder, then `recipe.json` with a checksum per file.
-
-    The recipe comes last: a folder without one is unfinished.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in list(folder.iterdir()):
-        if old.suffix in CHECKPOINT_SUFFIXES or ".safetensors" in old.name:
-            old.unlink()
-    with room_for(folder):
-        model.save_pretrained(folder)
-    files = [p for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES]
-    config = text_config(model)
-    described = {
-        "n_layers": config.num_hidden_layers,
-        "d_model": config.hidden_size,
-        "vocab_size": config.vocab_size,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "files": {file.name: checksum(file) for file in files},
-    }
-    write_json(folder / "recipe.json", {**recipe, **described})
 
 
 class _StopForward(Exception):  # noqa: N818 - control flow, not an error
@@ -351,7 +327,8 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
 def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     """Load a variant from its folder after verifying every file against the recipe.
 
-    The file stays mapped: on the CPU, nothing is copied.
+    One without weights of its own runs on those that its recipe names. The file stays mapped: on
+    the CPU, nothing is copied.
 
     Raises:
         UserError: a file is missing or damaged (names it and the command that rebuilds it), or
@@ -359,17 +336,14 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     """
     from transformers import AutoModelForCausalLM
 
-    rebuild = rebuild_command(recipe_file)
-    recipe = read_json(recipe_file, rebuild=rebuild)
-    for name, expected in recipe["files"].items():
-        verify(recipe_file.parent / name, expected, rebuild=rebuild)
+    recipe, folder = read_recipe(recipe_file)
     if (variant := recipe.get("variant", "trained")) not in VARIANTS:
         raise UserError(
             f"{recipe_file}: variant {variant!r} is not one of {', '.join(VARIANTS)}; "
             f"install the package that it comes from"
         )
     model = AutoModelForCausalLM.from_pretrained(
-        recipe_file.parent,
+        folder,
         dtype=DTYPES[recipe["dtype"]],
         trust_remote_code=recipe.get("trust_remote_code", False),
         use_safetensors=True,

@@ -16,17 +16,17 @@ from nullsae.config.randomization import Settings
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, fitted_to
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.files import content_key, read_json, write_json
+from nullsae.core.files import read_json, rebuild_command, verify, write_json
 from nullsae.corpus.ngram import caution
 from nullsae.corpus.store import Tokens, load_tokens
-from nullsae.jobs import subjects as jobs
-from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams
+from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams, training_key
 from nullsae.subjects import gates
 from nullsae.subjects.changes import by_change, draw_of, randomize
 from nullsae.subjects.families import context_limit, text_config
+from nullsae.subjects.folders import save_subject
 from nullsae.subjects.forward_gates import forward_gates
 from nullsae.subjects.health import activation_health, bos_check, heldout_loss
-from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place, save_subject
+from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ def train_subject(
     torch.set_num_threads(params.compute.threads)
     device, source = pick_device(params.compute.device), params.source
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
-    made_of = [params.model_dump(mode="json"), jobs.train_subject.code(), tokens.manifest]
-    checkpoint = work / f"train_subject-{content_key(made_of)}.safetensors"
+    checkpoint = work / f"train_subject-{training_key(params, tokens.manifest)}.safetensors"
+    tokenizer = tokenizer_beside(eval_tokens)
     keys: dict[str, Any] = {"seed": params.seed, "subject": params.subject}
     model, initial, log = train_model(
         source, tokens, **keys, device=device, checkpoint=checkpoint, progress=progress
@@ -77,7 +77,7 @@ def train_subject(
             checks = [gates.untrained(initial, model.state_dict())]
             model.load_state_dict(initial)
         recipe = {**keys, "variant": variant, "draw": 0, "source": made}
-        _publish(model, folder, recipe, heldout, device, checks=checks)
+        _publish(model, folder, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -88,7 +88,8 @@ def randomize_model(
 
     Args:
         params: the rule's slice of the config.
-        trained: `recipe.json` of the trained variant; None where `params.source` is read.
+        trained: `recipe.json` of the trained variant; None where `params.source` is read. A variant
+            without weights of its own runs on those beside it.
         eval_tokens: manifest of the corpus' `eval` split.
         output: folder of the variant.
 
@@ -111,7 +112,13 @@ def randomize_model(
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
     heldout = load_tokens(eval_tokens)
+    weights = None if variant.has_own_weights() else trained
     if trained is None:
+        if not variant.has_own_weights():
+            raise UserError(
+                f"--trained: missing; {keys.variant!r} has no weights of its own and runs on those "
+                f"of the trained variant"
+            )
         if params.source is None:
             raise UserError("--params: source is missing, and --trained is not given")
         if lacking := variant.lacks(params.source):
@@ -137,7 +144,31 @@ def randomize_model(
     if params.source is not None and variant.origin == "source" and keys.variant != "trained":
         as_trained = dict(fetch(params.source).named_parameters())
         checks = [gates.untrained(dict(model.named_parameters()), as_trained)]
-    _publish(model, output, recipe, heldout, device, checks=checks)
+    tokenizer = tokenizer_beside(eval_tokens)
+    _publish(
+        *(model, output, recipe, heldout, device),
+        checks=checks,
+        tokenizer=tokenizer,
+        weights=weights,
+    )
+
+
+def tokenizer_beside(tokens: Path) -> Path | None:
+    """The tokenizer's folder of a corpus, found by the manifest of a split, and whole.
+
+    None, with a warning, for tokens that came without one.
+
+    Raises:
+        UserError: it is not the one that the tokens were made with.
+    """
+    file = tokens.parent.with_name("tokenizer") / "tokenizer.json"
+    if not file.is_file():
+        log.warning("warning: %s: no tokenizer here; the model's folder gets none", file.parent)
+        return None
+    rebuild = rebuild_command(tokens)
+    if expected := read_json(tokens, rebuild=rebuild).get("tokenizer_checksum"):
+        verify(file, expected, rebuild=rebuild)
+    return file.parent
 
 
 def _randomize(model: Any, params: RandomizeModelParams, settings: Settings) -> list[gates.Gate]:
@@ -173,6 +204,8 @@ def _publish(
     device: torch.device,
     *,
     checks: list[gates.Gate],
+    tokenizer: Path | None,
+    weights: Path | None = None,
 ) -> None:
     """Save, reload, gate and measure one variant; `gates.json` and `model.parquet` come last."""
     probe = torch.from_numpy(heldout.input_ids[:PROBE_CONTEXTS])
@@ -180,7 +213,7 @@ def _publish(
     before = Subject(model=place(model, recipe, device), recipe=recipe, device=device)
     tells, checks = bool(checks), [*checks, *_forward_gates(before, probe)]
     gates.require(checks, str(folder))  # before anything is written
-    save_subject(model, folder, recipe)
+    save_subject(model, folder, recipe, tokenizer=tokenizer, weights=weights)
     written = read_json(folder / "recipe.json", rebuild="")
     saved = before.logits(probe, **of)
     subject = load_subject(folder / "recipe.json", device)

@@ -127,7 +127,7 @@ def randomize_model(study: SizedStudy, keys: Keys) -> Work:
     return together(
         published,
         host_seconds=size.n_parameters * (GATE_SECONDS if variant.changes_weights else 0.0),
-        written_bytes=published.written_bytes,
+        written_bytes=published.written_bytes if variant.has_own_weights() else 0.0,
         held_bytes=2.0 * size.weight_bytes + max(compared, 4.0 * min(LOSS_LOGIT_BYTES, logits)),
         imports="transformers",
         gpu=True,

@@ -46,6 +46,25 @@ class LatentFolder:
         return cls(folder, {key: keys[key] for key in wanted}, latents, firings)
 
 
+def model_place(cell: LatentFolder, split: Split) -> str:
+    """The folder that transformers reads a cell's tokenizer from, and its model if it has one.
+
+    The name of a subject means nothing to other programs, or, as an id of the hub, something else.
+    Activations without a model have the tokenizer of the corpus alone, and so has a variant whose
+    definition is no weight: nobody takes another model for it.
+
+    Returns:
+        An absolute path; empty where neither is beside the cell and the tokens.
+    """
+    root = cell.folder.absolute().parents[len(cell.keys) + 1]
+    model = (root / paths.RECIPE.format(**cell.keys)).parent
+    tokenizer = split.manifest.absolute().parent.with_name("tokenizer")
+    for folder in (model, tokenizer):
+        if (folder / "tokenizer.json").is_file():
+            return str(folder)
+    return ""
+
+
 def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
     """Manifest of the `eval` split and tokenizer of the corpus that all cells were collected on.
 

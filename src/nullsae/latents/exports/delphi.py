@@ -6,7 +6,8 @@
 with the keys `locations` [n, 3] (context, offset in it, latent - first), `activations` [n] and
 `tokens` [n_contexts, context_tokens]. The files of a site hold ranges of latents in a row. Only the
 sampled latents have firings in them. Activations stay float32 where delphi's own cache rounds them
-to float16, which its reader takes as it is.
+to float16, which its reader takes as it is. `model_name`, which delphi loads the tokenizer from, is
+the folder of the variant below `results/models`, or of the corpus' tokenizer where there is none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from nullsae.core.files import write_json
-from nullsae.latents.exports.cell import LatentFolder, whole_folder
+from nullsae.latents.exports.cell import LatentFolder, model_place, whole_folder
 from nullsae.latents.split import Split
 from nullsae.latents.store import offsets_of, ranges
 
@@ -75,6 +76,6 @@ def _write_cell(cell: LatentFolder, split: Split, folder: Path) -> None:
             "cache_ctx_len": split.context_tokens,
             "n_tokens": split.n_tokens,
             "n_splits": len(found),
-            "model_name": cell.keys["subject"],
+            "model_name": model_place(cell, split),
         },
     )

@@ -1,0 +1,259 @@
+"""What lies below `results/` and is not of the present config: listed, and deleted on request."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from nullsae import paths
+from nullsae.config.read import read_merged_config, read_yaml
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.planning.named import named_by
+from nullsae.planning.results_tree import ResultsTree, State
+
+RESULTS = "results"
+# Snakemake's own locks, in a study's folder.
+LOCKS = ".snakemake/locks"
+# Lines for one tree; beyond, folders are counted by their last key.
+MOST_LINES = 20
+
+
+@dataclass
+class Found:
+    """The files below `results/`, by what they are; sizes in bytes by path."""
+
+    files: dict[State, dict[str, int]] = field(
+        default_factory=lambda: {state: {} for state in State}
+    )
+    links: list[str] = field(default_factory=list)
+    """Symbolic links, which are never followed."""
+
+    def total(self, state: State) -> int:
+        """Bytes of all files of a state."""
+        return sum(self.files[state].values())
+
+
+def find(config: Config, root: Path) -> Found:
+    """Look at all that lies below `results/` of a study's folder.
+
+    Raises:
+        UserError: there is no such folder, or Snakemake finds a mistake.
+    """
+    if not (root / RESULTS).is_dir():
+        raise UserError(f"{root / RESULTS}: no such folder; give the folder of the study by --root")
+    tree, found = ResultsTree(config, named_by(config, root)), Found()
+    for path, size in _walk(root, RESULTS, found.links):
+        found.files[tree.state(path)][path] = size
+    return found
+
+
+def _walk(root: Path, folder: str, links: list[str]) -> Iterator[tuple[str, int]]:
+    """Path and size of each file below a folder, sorted; links go to `links`."""
+    with os.scandir(root / folder) as entries:
+        for entry in sorted(entries, key=lambda each: each.name):
+            path = f"{folder}/{entry.name}"
+            if entry.is_symlink():
+                links.append(path)
+            elif entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, path, links)
+            else:
+                yield path, entry.stat(follow_symlinks=False).st_size
+
+
+def prune(
+    root: Path, configfiles: list[Path], *, yes: bool = False, llm_cache: bool = False
+) -> None:
+    """Print what the present config does not name below `results/`; delete it with `yes`.
+
+    Args:
+        root: the folder of the study, with `config.yaml`.
+        configfiles: overlays, as for Snakemake.
+        yes: delete it.
+        llm_cache: also what was paid for: the cache of replies, and batches on their way.
+
+    Raises:
+        UserError: a mistake in the config; or nothing may be deleted: Snakemake is at work here,
+            or nothing of the config is here, or a file cannot be deleted.
+    """
+    if yes:
+        _refuse_locks(root)
+    config = read_merged_config([root / "config.yaml", *configfiles])
+    found = find(config, root)
+    leaves = found.files[State.LEFT] | (found.files[State.PAID] if llm_cache else {})
+    for line in _listing(found, leaves, config, llm_cache):
+        print(line)
+    if dropped := _dropped(config, root):
+        print(f"The last run here also had {', '.join(dropped)}: is a --configfile missing?")
+    if not leaves:
+        return
+    if not yes:
+        print("Nothing was deleted; --yes deletes it.")
+        return
+    cells = [path for path in found.files[State.NAMED] if "=" in path]
+    if not cells:
+        raise UserError(
+            f"{root / RESULTS}: nothing here is of this config, and nothing was deleted; give the "
+            f"--configfile that the study was run with, or delete the folder yourself"
+        )
+    with _locked(root, leaves):
+        n_bytes = delete(root, leaves)
+    print(f"Deleted {len(leaves):,} files, {size_text(n_bytes)}.")
+
+
+def _dropped(config: Config, root: Path) -> list[str]:
+    """What the last run's config named and the present one does not, with its section."""
+    file = root / paths.RUN_CONFIG
+    before, now = read_yaml(file) if file.is_file() else None, config.model_dump(mode="json")
+    return [
+        f"{section} {name}"
+        for section in ("corpora", "subjects", "variants", "saes", "explainers", "scorers")
+        if isinstance(before, dict)
+        for name in before.get(section) or ()
+        if name not in now[section]
+    ]
+
+
+def delete(root: Path, files: Mapping[str, int]) -> int:
+    """Delete files below `results/`, and the folders that get empty by that; returns their bytes.
+
+    A file is not deleted if the way to it leads through a link, as it did not when it was found.
+    What says that a cell is whole goes first: one that is deleted in part is not taken for whole.
+
+    Raises:
+        UserError: some could not be deleted; names the first. The others are gone.
+    """
+    top = (root / RESULTS).resolve()
+    failed: list[str] = []
+    n_bytes = 0
+    for path in sorted(files, key=lambda each: (not each.endswith(".json"), each)):
+        file = top.joinpath(*PurePosixPath(path).parts[1:])
+        try:
+            if file.parent.resolve() != file.parent:
+                raise OSError(0, "a link leads there")
+            file.unlink()
+            n_bytes += files[path]
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            failed.append(f"{path}: {error.strerror}")
+    for folder in sorted({PurePosixPath(path).parent for path in files}, reverse=True):
+        _remove_empty(top.joinpath(*folder.parts[1:]), top)
+    if failed:
+        raise UserError(f"{len(failed)} files could not be deleted, such as {failed[0]}")
+    return n_bytes
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    """Remove a folder, and those above it, as long as they are empty."""
+    while folder != top and folder.is_relative_to(top):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+@contextmanager
+def _locked(root: Path, files: Iterable[str]) -> Iterator[None]:
+    """Keep Snakemake from these files meanwhile, by a lock of its own kind."""
+    own = root / LOCKS / f"{os.getpid()}.output.lock"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        own.write_text("".join(f"{path}\n" for path in files), encoding="utf-8")
+        _refuse_locks(root, own)
+        yield
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _refuse_locks(root: Path, own: Path | None = None) -> None:
+    """Raise a `UserError` where Snakemake is at work in the folder, or was killed there."""
+    if others := [lock for lock in (root / LOCKS).glob("*.lock") if lock != own]:
+        raise UserError(
+            f"{others[0]}: Snakemake is at work here, and nothing was deleted; if it was killed, "
+            f"run `snakemake --unlock` first"
+        )
+
+
+def _listing(
+    found: Found, leaves: Mapping[str, int], config: Config, llm_cache: bool
+) -> Iterator[str]:
+    """The lines that say what there is."""
+    named, left = found.total(State.NAMED), sum(leaves.values())
+    yield (
+        f"{RESULTS}/: {size_text(named)} are of this config, {size_text(left)} "
+        f"({len(leaves):,} files) are left over"
+    )
+    kept = [path for state in State for path in found.files[state] if path not in leaves]
+    per_tree: dict[str, dict[str, int]] = defaultdict(dict)
+    for group, size in _groups(leaves, [*kept, *found.links]).items():
+        per_tree[group.split("/")[1]][group] = size
+    for tree, groups in per_tree.items():
+        yield f"  {size_text(sum(groups.values())):>9}  {RESULTS}/{tree}"
+        for name, size in _shortened(groups).items():
+            yield f"  {size_text(size):>9}    {name}"
+    if found.files[State.PAID] and not llm_cache:
+        paid = ", ".join(_groups(found.files[State.PAID], kept_but(found, State.PAID)))
+        yield (
+            f"kept, as it was paid for ({size_text(found.total(State.PAID))}; --llm-cache deletes "
+            f"it): {paid}"
+        )
+    foreign = _groups(found.files[State.FOREIGN], [*kept_but(found, State.FOREIGN), *found.links])
+    if foreign:
+        yield "not ours, and left alone:"
+        for name, size in _shortened(foreign).items():
+            yield f"  {size_text(size):>9}    {name}"
+    for link in found.links[:MOST_LINES]:
+        yield f"a link, and not followed: {link}"
+    if len(found.links) > MOST_LINES:
+        yield f"and {len(found.links) - MOST_LINES} more links"
+
+
+def kept_but(found: Found, state: State) -> list[str]:
+    """The paths of all files of other states."""
+    return [path for other in State if other is not state for path in found.files[other]]
+
+
+def _groups(files: Mapping[str, int], others: Iterable[str]) -> dict[str, int]:
+    """Bytes by the topmost folders that hold nothing but these files; else by file."""
+    around = {str(folder) for path in others for folder in PurePosixPath(path).parents}
+    around |= {".", RESULTS}
+    found: Counter[str] = Counter()
+    for path, size in files.items():
+        above = [str(folder) for folder in PurePosixPath(path).parents if str(folder) not in around]
+        found[f"{above[-1]}/" if above else path] += size
+    return dict(found)
+
+
+def _shortened(groups: Mapping[str, int]) -> dict[str, int]:
+    """Groups by their names, or, where they are many, by how many end alike."""
+    if len(groups) <= MOST_LINES:
+        return {name.removeprefix(f"{RESULTS}/"): size for name, size in groups.items()}
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in groups:
+        alike[PurePosixPath(name).name].append(name)
+    named = {
+        f"{len(names)} x {last}" if len(names) > 1 else names[0].removeprefix(f"{RESULTS}/"): sum(
+            groups[name] for name in names
+        )
+        for last, names in alike.items()
+    }
+    largest = dict(Counter(named).most_common(MOST_LINES))
+    if rest := len(named) - len(largest):
+        largest[f"and {rest} more"] = sum(named.values()) - sum(largest.values())
+    return largest
+
+
+def size_text(n_bytes: int) -> str:
+    """A size in units of 1000 bytes, such as `1.2 MB`."""
+    size = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import Field
+
 from nullsae import paths
 from nullsae.config.parse import parse_section
 from nullsae.config.section import Section
@@ -46,7 +48,7 @@ class Acceptance(Section):
     nullsae: str
     """Version of the package at that time."""
     codes: tuple[AcceptedCode, ...]
-    activations: dict[str, str] = {}
+    activations: dict[str, str] = Field(default_factory=dict)
     """Keys of activations by the present code, and by the code that captured them."""
 
 
@@ -69,8 +71,12 @@ class Accepted:
         """Take in an acceptance; it outweighs earlier ones of the same jobs."""
         for found in acceptance.codes:
             for job in found.jobs:
-                self.codes[found.rule, _key(job_keys(job)), found.present] = found.accepted
+                self.add_code(found.rule, job_keys(job), found.present, found.accepted)
         self.keys |= acceptance.activations
+
+    def add_code(self, rule: str, keys: Mapping[str, str], present: str, accepted: str) -> None:
+        """Have a job's present code count as an older one."""
+        self.codes[rule, _key(keys), present] = accepted
 
     def code(self, rule: str, keys: Mapping[str, str], present: str) -> str:
         """The hash that a job's code counts by, whose present hash is given."""

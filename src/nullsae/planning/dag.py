@@ -62,7 +62,8 @@ class Graph:
             UserError: there is no Snakefile, or Snakemake finds a mistake.
         """
         self.jobs: list[Job] = []
-        for rule, cells, needs in _ordered(_ask_snakemake(study.config, root)):
+        answer = ask_snakemake(study.config, root, "nullsae.planning.dag")
+        for rule, cells, needs in _ordered(answer):
             keys = cells[0]
             work = train_saes(study, cells) if rule == "train_sae" else WORK[rule](study, keys)
             rules = {self.jobs[need].rule for need in needs}
@@ -112,14 +113,21 @@ def snakefile_of(root: Path) -> Path:
     raise UserError(f"{root}: no Snakefile here; go to the folder of the workflow, or name it")
 
 
-def _ask_snakemake(config: Config, root: Path) -> Any:
-    """Rule, outputs and needs of each job of a study without results, from a process of its own."""
+def ask_snakemake(config: Config, root: Path, module: str) -> Any:
+    """What a module prints as JSON of a study's jobs, in a process of its own.
+
+    The module is given the Snakefile, the folder and a config file, and has the jobs of a study
+    without results.
+
+    Raises:
+        UserError: there is no Snakefile, or Snakemake finds a mistake.
+    """
     snakefile = snakefile_of(root)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "nullsae.planning.dag", snakefile, root.resolve(), file],
+            [sys.executable, "-m", module, snakefile, root.resolve(), file],
             env={**os.environ, NO_RESULTS: "1"},
             capture_output=True,
             text=True,
@@ -131,8 +139,17 @@ def _ask_snakemake(config: Config, root: Path) -> Any:
 
 
 @contextmanager
-def opened_dag(snakefile: Path, root: Path, file: Path) -> Iterator[Any]:
-    """Snakemake's DAG of all jobs of a config file, in its working folder."""
+def opened_dag(
+    snakefile: Path, root: Path, file: Path, targets: Iterable[str] = ()
+) -> Iterator[Any]:
+    """Snakemake's DAG of all jobs of a config file, in its working folder.
+
+    Args:
+        snakefile: the workflow's.
+        root: the working folder.
+        file: the config file.
+        targets: rules to ask for; by default what Snakemake makes by itself.
+    """
     from snakemake.api import SnakemakeApi
     from snakemake.settings import types
 
@@ -141,7 +158,7 @@ def opened_dag(snakefile: Path, root: Path, file: Path) -> Iterator[Any]:
         config = types.ConfigSettings(configfiles=[file], replace_workflow_config=True)
         resources = types.ResourceSettings()
         given = api.workflow(resources, config, snakefile=snakefile, workdir=root)
-        given.dag(types.DAGSettings(forceall=True))
+        given.dag(types.DAGSettings(targets=set(targets), forceall=True))
         # What `snakemake --dag` does before it draws; nothing public hands out the jobs.
         workflow = given._workflow
         workflow._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)

@@ -13,7 +13,7 @@ from snakemake.io import flag
 
 from nullsae import paths, tables
 from nullsae.jobs import rules as jobs
-from nullsae.jobs.accepted import read_accepted, use
+from nullsae.jobs.accepted import honour, read_accepted
 from nullsae.jobs.activations import ACTIVATIONS, activations_key
 from nullsae.jobs.autointerp import asks, is_shared_out
 from nullsae.jobs.code_changes import changed_code, changed_code_line
@@ -35,7 +35,7 @@ shell.prefix("set -euo pipefail; trap : TERM; ")
 
 try:
     STUDY = resolve_subjects(parse_config(config))
-    use(read_accepted(Path()))
+    honour(read_accepted(Path()))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.
     sys.exit(str(error))
@@ -112,9 +112,16 @@ def job_params(rule, *keys):
     return known(lambda wildcards: jobs.rule_params(config, rule, dict(wildcards)))
 
 
-def job_code(rule):
-    """A function of wildcards: the hash of the code that the job runs."""
-    return known(lambda wildcards: jobs.job_code(STUDY, rule, dict(wildcards)))
+def job_code(rule, **more):
+    """A function of wildcards: the hash of the code that the job counts by.
+
+    `more` is beside the wildcards. It says of itself what it is of: `code_of` asks.
+    """
+    found = known(
+        lambda wildcards: jobs.job_code(STUDY, rule, {**dict(wildcards), **more})
+    )
+    found.of = (rule, more)
+    return found
 
 
 def most(resource, otherwise):

@@ -15,6 +15,8 @@ from nullsae.jobs.rules import rules
 
 KEYS = ("corpus", "subject", "variant", "site", "sae", "explainer", "scorer")
 """The keys of jobs that say which contrasts rest on them: on all draws, seeds and splits alike."""
+# Rules about explanations alone.
+JUDGING = ("explain_", "score_")
 # What has no part in a contrast, or is made anew with the tables.
 APART = ("aggregate", "report", "train_toy", "report_toy")
 
@@ -45,14 +47,15 @@ def accepted_notes(config: Config, root: Path) -> Callable[[Mapping[str, Any]], 
         found = [
             text
             for (names, text), jobs in in_force.items()
-            if not jobs.isdisjoint(product(*(own[name] for name in names)))
+            if (row["explainer"] or not text.startswith(JUDGING))
+            and not jobs.isdisjoint(product(*(own[name] for name in names)))
         ]
         return "; ".join(found) or None
 
     return note
 
 
-def _present(config: Config, rule: str, keys: Mapping[str, str]) -> str | None:
+def _present(config: Config, rule: str, keys: Mapping[str, Any]) -> str | None:
     """Hash of a job's present code; None for a job that the config has no more."""
     try:
         return rules()[rule].present_code(config, keys)

@@ -12,7 +12,7 @@ import typer
 from nullsae import __version__, paths
 from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
-from nullsae.jobs.accepted import Acceptance, append_acceptance, job_name, read_accepted, use
+from nullsae.jobs.accepted import Acceptance, append_acceptance, honour, job_name, read_accepted
 from nullsae.jobs.code_record import Record, noted_record, read_record
 from nullsae.jobs.rules import rules as all_rules_by_name
 from nullsae.planning.accept import Change, Comparison, differing_files
@@ -53,15 +53,15 @@ def accept_code(
     if not (root / paths.RUN_CONFIG).parent.is_dir():
         raise UserError(f"{root / 'results'}: no results here; --root names the study's folder")
     config = read_merged_config([root / "config.yaml", *overlays], _given(pairs))
-    use(read_accepted(root))
+    honour(read_accepted(root))
     record = read_record(root)
     found = Comparison(config, list(known) if all_rules else rules, record, root)
     found.look_at(made_jobs(config, root))
     noted = noted_record()
-    changes = [change for change in found.changes.values() if change.rule in found.accepted]
-    for change in changes:
-        _show(change, record, noted)
-    codes = tuple(found.codes(record, noted))
+    for change in found.changes.values():
+        if change.rule in found.accepted and (change.jobs or change.n_lost):
+            _show(change, record, noted)
+    codes = tuple(found.codes(noted))
     if not codes:
         raise UserError(_nothing(found, "all rules" if all_rules else ", ".join(rules)))
     if found.others:
@@ -114,7 +114,7 @@ def _n(count: int, word: str) -> str:
 
 
 def _nothing(found: Comparison, named: str) -> str:
-    changed = {change.rule for change in found.changes.values()} & found.accepted
+    changed = {change.rule for change in found.changes.values() if change.n_lost} & found.accepted
     if changed:
         return (
             f"{', '.join(sorted(changed))}: nothing can be kept: not only the code changed since "

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -74,11 +75,11 @@ class Accepted:
                 self.add_code(found.rule, job_keys(job), found.present, found.accepted)
         self.keys |= acceptance.activations
 
-    def add_code(self, rule: str, keys: Mapping[str, str], present: str, accepted: str) -> None:
+    def add_code(self, rule: str, keys: Mapping[str, Any], present: str, accepted: str) -> None:
         """Have a job's present code count as an older one."""
         self.codes[rule, _key(keys), present] = accepted
 
-    def code(self, rule: str, keys: Mapping[str, str], present: str) -> str:
+    def code(self, rule: str, keys: Mapping[str, Any], present: str) -> str:
         """The hash that a job's code counts by, whose present hash is given."""
         if not self.codes:
             return present
@@ -93,11 +94,11 @@ _in_use = Accepted()
 
 
 def in_use() -> Accepted:
-    """What was accepted in the results that this process is about; nothing unless `use` said so."""
+    """What was accepted in the results at work; nothing unless `honour` said so."""
     return _in_use
 
 
-def use(accepted: Accepted) -> None:
+def honour(accepted: Accepted) -> None:
     """Have the builders of params honour what was accepted."""
     global _in_use
     _in_use = accepted
@@ -136,19 +137,19 @@ def append_acceptance(root: Path, acceptance: Acceptance) -> None:
     write_json(root / paths.ACCEPTED, found.model_dump(mode="json"))
 
 
-def job_name(keys: Mapping[str, str]) -> str:
-    """The keys of a job as one text."""
-    return "/".join(f"{name}={value}" for name, value in keys.items()) or ALL
+def job_name(keys: Mapping[str, Any]) -> str:
+    """The keys of a job as one text; those that are None without a value."""
+    return "/".join(f"{n}={'' if v is None else v}" for n, v in keys.items()) or ALL
 
 
-def job_keys(name: str) -> dict[str, str]:
+def job_keys(name: str) -> dict[str, Any]:
     """The keys of a job by its `job_name`."""
     pairs = (part.partition("=") for part in name.split("/") if name != ALL)
-    return {key: value for key, _, value in pairs}
+    return {key: value or None for key, _, value in pairs}
 
 
-def _key(keys: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    return frozenset((name, str(value)) for name, value in keys.items())
+def _key(keys: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    return frozenset((name, str(value)) for name, value in keys.items() if value is not None)
 
 
 def accepted_jobs(acceptances: Iterable[Acceptance]) -> Iterator[tuple[str, str, str, str]]:

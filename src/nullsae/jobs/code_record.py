@@ -31,6 +31,11 @@ def noted_record() -> Record:
     }
 
 
+def noted_files(rule: str, code: str) -> dict[str, str]:
+    """The digest of each file that a hash of a rule's code is of; none for one not worked out."""
+    return file_digests(*_noted.get(rule, {}).get(code, ()))
+
+
 def read_record(root: Path) -> Record:
     """Per rule and hash that a run below `root` worked out, the digest of each file.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -17,15 +16,15 @@ from nullsae.core.files import content_key
 from nullsae.jobs import rules as jobs
 from nullsae.jobs.accepted import AcceptedCode, in_use, job_name
 from nullsae.jobs.activations import activations_key, fitted_key, shards_key_by
-from nullsae.jobs.code_changes import recorded_code
+from nullsae.jobs.code_changes import is_other_code, recorded_cells, recorded_code
 from nullsae.jobs.code_record import Record, changed_files
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.saes import SaeCell, train_sae
+from nullsae.jobs.saes import train_sae
 from nullsae.jobs.shared_training import PREFIX
 from nullsae.planning.made import MadeJob
 
 CAPTURES = ("cache_activations", "sample_gaussian")
-Keys = dict[str, str]
+Keys = dict[str, Any]
 
 
 @dataclass
@@ -61,6 +60,7 @@ class Comparison:
             root: the folder that holds `results/`.
         """
         self.config, self.accepted, self.root = config, set(accepted), root
+        self.record = record
         self.changes: dict[tuple[str, str, str], Change] = {}
         self.activations: dict[str, str] = {}
         """Older keys of shards by the present ones."""
@@ -99,7 +99,7 @@ class Comparison:
             if added:
                 self._remove(job.rule, job.keys, present)
             if change:
-                change.n_lost += 1
+                self._lose(change)
         elif change:
             change.jobs.append(job.keys)
             change.n_files += len(job.outputs)
@@ -120,7 +120,8 @@ class Comparison:
             if file not in job.recorded:
                 continue
             files = [n for n in job.outputs if Path(n).parent == Path(file).parent]
-            then = _code_of_cell(job.recorded[file], cell)
+            own = (cell.site, cell.sae, cell.seed)
+            then = recorded_cells(job.recorded[file]).get(own)
             present = jobs.rules()["train_sae"].present_code(self.config, whole)
             change = self._change("train_sae", whole, present, then or present)
             added = change is not None and "train_sae" in self.accepted
@@ -131,7 +132,7 @@ class Comparison:
                 if added:
                     self._remove("train_sae", whole, present)
                 if change:
-                    change.n_lost += 1
+                    self._lose(change)
             elif change:
                 change.jobs.append(whole)
                 change.n_files += len(files)
@@ -148,10 +149,15 @@ class Comparison:
         """The change that a job's code went through; None for none, or one that was accepted."""
         if in_use().code(rule, keys, present) == then:
             return None
-        if rule not in self.accepted:
-            self.others.add(rule)
         change = Change(rule, present, then)
         return self.changes.setdefault((rule, present, then), change)
+
+    def _lose(self, change: Change) -> None:
+        """Count a job that runs again, if its code has a part in that."""
+        if is_other_code(change.rule, change.present, change.recorded, self.record):
+            change.n_lost += 1
+            if change.rule not in self.accepted:
+                self.others.add(change.rule)
 
     def _add(self, rule: str, keys: Keys, present: str, then: str) -> None:
         in_use().add_code(rule, keys, present, then)
@@ -198,7 +204,7 @@ class Comparison:
         known = self._known.get(rule, []) if rule in self.accepted else []
         return list(dict.fromkeys([present, in_use().code(rule, keys, present), *known]))
 
-    def codes(self, record: Record, noted: Record) -> Iterator[AcceptedCode]:
+    def codes(self, noted: Record) -> Iterator[AcceptedCode]:
         """What to record of the jobs that are kept."""
         for change in self.changes.values():
             if change.rule in self.accepted and change.jobs:
@@ -206,7 +212,7 @@ class Comparison:
                     rule=change.rule,
                     present=change.present,
                     accepted=change.recorded,
-                    files=tuple(differing_files(change, record, noted) or ()),
+                    files=tuple(differing_files(change, self.record, noted) or ()),
                     jobs=tuple(map(job_name, change.jobs)),
                 )
 
@@ -221,18 +227,6 @@ def differing_files(change: Change, record: Record, noted: Record) -> list[str] 
 def job_keys(job: MadeJob) -> Keys:
     """The keys in the path of a job's first output."""
     return paths.partition_keys(next(iter(job.outputs), "")) or job.keys
-
-
-def _code_of_cell(recorded: list[str], cell: SaeCell) -> str | None:
-    """The hash of code that made one of several SAEs, from the recorded params of their job."""
-    own = (cell.site, cell.sae, cell.seed)
-    for text in recorded:
-        if '"cells"' not in text:
-            continue
-        for found in json.loads(ast.literal_eval(text))["cells"]:
-            if (found["site"], found["sae"], found["seed"]) == own:
-                return str(found.get("code") or "") or None
-    return None
 
 
 def _read_key(file: Path) -> Any:

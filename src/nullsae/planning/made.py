@@ -11,7 +11,7 @@ from typing import Any
 
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
-from nullsae.jobs.code_changes import stage_of
+from nullsae.jobs.code_changes import code_of
 from nullsae.planning.dag import ask_snakemake, opened_dag
 
 
@@ -23,7 +23,7 @@ class MadeJob:
     """Of Snakemake's rule."""
     rule: str
     """The one of `jobs.rules` whose code it runs."""
-    keys: dict[str, str]
+    keys: dict[str, Any]
     inputs: list[str]
     outputs: list[str]
     """Those that are there."""
@@ -62,8 +62,8 @@ def _jobs(dag: Any) -> Iterator[MadeJob]:
         own = {repr(getattr(job.params, n)) for n in ("config", "code") if recorded and n in named}
         yield MadeJob(
             name=job.rule.name,
-            rule=stage_of(job.rule.name),
-            keys={str(name): str(value) for name, value in job.wildcards.items()},
+            rule=code_of(job)[0],
+            keys=code_of(job)[1],
             inputs=list(map(str, job.input)),
             outputs=there,
             recorded={file: params for file, params in recorded.items() if params is not None},

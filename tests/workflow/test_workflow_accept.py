@@ -40,6 +40,10 @@ def another_k(config: dict[str, Any]) -> None:
     config["saes"]["topk"]["k"] = 5
 
 
+def shared_pass(config: dict[str, Any]) -> None:
+    config["activations"]["shared_pass"] = True
+
+
 @pytest.fixture
 def upgraded(study: Study, tmp_path: Path) -> Study:
     """A finished study whose capture and training were edited since, moved elsewhere."""
@@ -122,3 +126,18 @@ def test_what_cannot_be_accepted_gets_one_line(study: Study, tmp_path: Path) -> 
         assert len(done.stdout.splitlines()) == 1
         assert said in done.stdout
     assert not (study.folder / paths.ACCEPTED).exists()
+
+
+def test_saes_of_one_pass_are_accepted_one_by_one(study: Study, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(study.tree, tree, ignore=shutil.ignore_patterns("__pycache__"))
+    upgraded = copy_of(study, tmp_path / "study", tree=tree).configure(shared_pass)
+    edit(upgraded, "sae/trainer.py")
+    target = cell(paths.RECONSTRUCTION)
+    before = upgraded.make(target, "--dry-run")
+    assert LINE.format("train_sae") + "2 jobs run again" in before
+    assert "kept: 2 jobs, 6 files: " in accept(upgraded, "train_sae", "--yes")
+    assert upgraded.jobs(target) == {}
+    new = cell(paths.SAE_CONFIG, seed="1")
+    more = upgraded.configure(shared_pass, another_seed)
+    assert list(more.jobs(new).values()) == [1]

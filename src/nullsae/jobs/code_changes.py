@@ -67,8 +67,8 @@ def changed_code(dag: Any) -> tuple[list[str], int]:
     for job in dag.needrun_jobs(exclude_finished=False):
         # Hashes alone: other params take time.
         present = getattr(job.rule.params, "code", None) if job.output else None
-        if present is None:
-            continue
+        if not callable(present):
+            continue  # one of an importer's own
         code = present(job.wildcards)
         found = dag.workflow.persistence.metadata(job.output[0])
         if found is None:

@@ -104,13 +104,13 @@ class Made:
     def compare(
         self, *rules: str, config: Config | None = None, record: Record | None = None
     ) -> Comparison:
+        accepted.honour(accepted.read_accepted(self.root))
         found = Comparison(config or self.config, rules, record or {}, self.root)
         found.look_at(self.jobs)
         return found
 
     def kept(self, *rules: str, config: Config | None = None) -> dict[str, int]:
         """The jobs that can be kept, per rule."""
-        accepted.honour(accepted.Accepted())
         found = self.compare(*rules, config=config)
         kept: dict[str, int] = {}
         for change in found.changes.values():
@@ -150,7 +150,6 @@ def test_code_before_a_capture_is_accepted_by_its_own_name(tmp_path: Path, confi
     record: Record = {"prepare_corpus": {OLD: {}}}
     refused = made.compare(*rules, record=record)
     assert [change.jobs for change in refused.changes.values()] == [[], []]
-    accepted.honour(accepted.Accepted())
     taken = made.compare(*rules, "prepare_corpus", record=record)
     assert sorted(len(change.jobs) for change in taken.changes.values()) == [2, 2]
 
@@ -172,9 +171,8 @@ def test_seeds_of_different_code_each_keep_their_own(tmp_path: Path, config: Con
     # Recorded, it is what Snakemake compares with what it recorded itself.
     acceptance = Acceptance(date="", nullsae="", codes=tuple(found.codes({})))
     accepted.append_acceptance(tmp_path, acceptance)
-    accepted.honour(accepted.read_accepted(tmp_path))
-    assert [jobs.job_code(config, "train_sae", keys) for keys in CELLS] == [OLD, OLDER]
     assert made.compare("train_sae").changes == {}
+    assert [jobs.job_code(config, "train_sae", keys) for keys in CELLS] == [OLD, OLDER]
 
 
 @pytest.mark.parametrize(

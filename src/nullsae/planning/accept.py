@@ -15,7 +15,7 @@ from nullsae.config.subjects import TrainSource
 from nullsae.core.files import content_key
 from nullsae.jobs import rules as jobs
 from nullsae.jobs.accepted import AcceptedCode, in_use, job_name
-from nullsae.jobs.activations import activations_key, fitted_key, shards_key_by
+from nullsae.jobs.activations import fitted_key, key_of, shards_key_by
 from nullsae.jobs.code_changes import is_other_code, recorded_cells, recorded_code
 from nullsae.jobs.code_record import Record, changed_files
 from nullsae.jobs.keys import ModelKeys
@@ -143,7 +143,7 @@ class Comparison:
         own = (whole["site"], whole["sae"], int(whole["seed"]))
         cell = next(c for c in params.cells if (c.site, c.sae, c.seed) == own)
         found = _read_key(self.root / paths.SAE_CONFIG.format(**whole))
-        return found == params.cell_key(cell, params.code(cell))
+        return bool(found == params.cell_key(cell, params.code(cell)))
 
     def _change(self, rule: str, keys: Keys, present: str, then: str) -> Change | None:
         """The change that a job's code went through; None for none, or one that was accepted."""
@@ -175,7 +175,7 @@ class Comparison:
             return  # a portion
         keys, split = ModelKeys.of(job.keys), job.keys["split"]
         found = _read_key(self.root / paths.ACTIVATIONS_MANIFEST.format(**job.keys))
-        if found in (None, activations_key(self.config, *keys.model_dump().values(), split)):
+        if found in (None, key_of(self.config, keys, split)):
             return
         exclude = self.config.activations.exclude.model_dump(mode="json")
         upstream = self._upstream(keys, split)

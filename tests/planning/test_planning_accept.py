@@ -20,6 +20,7 @@ from nullsae.jobs.activations import shards_key_by
 from nullsae.jobs.code_changes import is_other_code
 from nullsae.jobs.code_record import Record, noted_record
 from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import train_sae
 from nullsae.planning.accept import Comparison
 from nullsae.planning.made import MadeJob
 
@@ -109,6 +110,11 @@ class Made:
         found.look_at(self.jobs)
         return found
 
+    def moved(self) -> Made:
+        """Without Snakemake's records."""
+        self.jobs = [MadeJob(**{**vars(job), "recorded": {}, "others": []}) for job in self.jobs]
+        return self
+
     def kept(self, *rules: str, config: Config | None = None) -> dict[str, int]:
         """The jobs that can be kept, per rule."""
         found = self.compare(*rules, config=config)
@@ -141,6 +147,50 @@ def test_accepted_captures_keep_what_was_trained_on_them(tmp_path: Path, config:
     found = made.compare("cache_activations")
     assert len(found.activations) == 2
     assert found.others == set()
+
+
+def test_activations_without_records_of_snakemake_are_known_by_their_manifests(
+    tmp_path: Path, config: Config
+) -> None:
+    made = Made(tmp_path, config, cache_activations=OLD).moved()
+    record: Record = {"cache_activations": {OLDER: {}, OLD: {}}}
+    assert len(made.compare("cache_activations", record=record).activations) == 2
+    assert made.compare("train_sae", record=record).activations == {}
+    assert made.compare("cache_activations").activations == {}
+
+
+def test_saes_of_one_pass_are_known_by_what_each_says_of_itself(
+    tmp_path: Path, config: Config
+) -> None:
+    made = Made(tmp_path, config, train_sae=OLD)
+    params = train_sae(config, MODEL)
+    files = [paths.SAE_CONFIG.format(**keys) for keys in CELLS]
+    for file, cell, code in zip(files, params.cells, (OLD, OLDER), strict=True):
+        write_json(tmp_path / file, {"key": params.cell_key(cell, code)})
+    made.jobs = [
+        MadeJob(
+            name="train_saes_0",
+            rule="train_sae",
+            keys={},
+            inputs=[],
+            outputs=files,
+            recorded={},
+            others=[],
+            has_config=True,
+            differs=False,
+        )
+    ]
+    record: Record = {"train_sae": {OLD: {}, OLDER: {}}}
+    found = made.compare("train_sae", record=record)
+    assert {change.recorded: len(change.jobs) for change in found.changes.values()} == {
+        OLD: 1,
+        OLDER: 1,
+    }
+    kept = train_sae(config, MODEL)
+    assert [kept.code(cell) for cell in kept.cells] == [OLD, OLDER]
+    other = parse_config(DATA | {"saes": {"topk": {"k": 5, "n_latents": 32, "seeds": [0, 1]}}})
+    found = made.compare("train_sae", record=record, config=other)
+    assert [change for change in found.changes.values() if change.jobs] == []
 
 
 def test_code_before_a_capture_is_accepted_by_its_own_name(tmp_path: Path, config: Config) -> None:

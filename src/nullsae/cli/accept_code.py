@@ -62,7 +62,9 @@ def accept_code(
         if change.rule in found.accepted and (change.jobs or change.n_lost):
             _show(change, record, noted)
     codes = tuple(found.codes(noted))
-    if not codes:
+    if found.activations:
+        print(f"kept: the keys of {_n(len(found.activations), 'split')} of activations")
+    if not codes and not found.activations:
         raise UserError(_nothing(found, "all rules" if all_rules else ", ".join(rules)))
     if found.others:
         print(f"Not accepted, so made again with all that reads it: {', '.join(found.others)}.")

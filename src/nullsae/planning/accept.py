@@ -114,36 +114,27 @@ class Comparison:
     def _look_at_cells(self, job: MadeJob, lost: bool) -> None:
         """The SAEs of a job that trains several, each of which its `cfg.json` names what it is."""
         keys = {name: job_keys(job)[name] for name in ("subject", "variant", "draw")}
-        for cell in train_sae(self.config, keys).cells:
+        params = train_sae(self.config, keys)
+        for cell in params.cells:
             whole = {**keys, "site": cell.site, "sae": cell.sae, "seed": str(cell.seed)}
             file = paths.SAE_CONFIG.format(**whole)
-            if file not in job.recorded:
+            if file not in job.outputs:
                 continue
-            files = [n for n in job.outputs if Path(n).parent == Path(file).parent]
-            own = (cell.site, cell.sae, cell.seed)
-            then = recorded_cells(job.recorded[file]).get(own)
+            files = [name for name in job.outputs if Path(name).parent == Path(file).parent]
+            recorded = recorded_cells(job.recorded.get(file)).get((cell.site, cell.sae, cell.seed))
+            known = (params.code(cell), recorded, *self._known.get("train_sae", ()))
+            found = _read_key(self.root / file)
+            then = next((c for c in known if c and params.cell_key(cell, c) == found), None)
             present = jobs.rules()["train_sae"].present_code(self.config, whole)
-            change = self._change("train_sae", whole, present, then or present)
-            added = change is not None and "train_sae" in self.accepted
-            if added:
-                self._add("train_sae", whole, present, then or present)
-            if lost or not self._is_cell(keys, whole):
+            change = self._change("train_sae", whole, present, then or recorded or present)
+            if lost or then is None or (change and "train_sae" not in self.accepted):
                 self._dirty.update(files)
-                if added:
-                    self._remove("train_sae", whole, present)
                 if change:
                     self._lose(change)
             elif change:
+                self._add("train_sae", whole, present, then)
                 change.jobs.append(whole)
                 change.n_files += len(files)
-
-    def _is_cell(self, keys: Keys, whole: Keys) -> bool:
-        """Whether an SAE's `cfg.json` says that it is what the config asks for."""
-        params = train_sae(self.config, keys)
-        own = (whole["site"], whole["sae"], int(whole["seed"]))
-        cell = next(c for c in params.cells if (c.site, c.sae, c.seed) == own)
-        found = _read_key(self.root / paths.SAE_CONFIG.format(**whole))
-        return bool(found == params.cell_key(cell, params.code(cell)))
 
     def _change(self, rule: str, keys: Keys, present: str, then: str) -> Change | None:
         """The change that a job's code went through; None for none, or one that was accepted."""

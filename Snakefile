@@ -21,6 +21,9 @@ onstart:
         paths.RUN_CONFIG,
         yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False),
     )
+    # Works out the code of all jobs that are about to run, which the record is of.
+    say_changed_code()
+    write_record(Path())
 
 
 include: "workflow/rules/corpus.smk"

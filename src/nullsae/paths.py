@@ -18,6 +18,9 @@ SCORER_KEYS = EXPLAINER_KEYS + "/scorer={scorer}"
 RECIPE_KEYS = "subject={subject}/site={site}/sae={sae}"
 
 RUN_CONFIG = "results/run_config.yaml"
+# What the code was made of that made what is here, and which of it counts as the present one.
+CODE = "results/code.json"
+ACCEPTED = "results/accepted.json"
 
 CORPUS = "results/corpus/corpus={corpus}"
 CORPUS_MANIFEST = CORPUS + "/split={split}/manifest.json"

@@ -26,6 +26,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
 ) -> None:
     found = {"verdict": "reversed", "difference": 0.0712, "reason": "because"}
     found["warning"] = "the subject [b]knows[/b] little"
+    found["accepted"] = "train_sae accepted from 00000000000000aa"
     write(
         tmp_path,
         "verdicts",
@@ -64,6 +65,8 @@ def test_verdicts_are_followed_by_what_they_say_together(
     assert ["small", "topk", judged, "", "7", "", "2", "0.31", "-2.3"] in cells
     assert ["small", "topk", "cosine", "", "7", "", "2", "", ""] in cells
     assert "Warning: subject small: the subject [b]knows[/b] little." in lines
+    older = "Made by older code in part: train_sae accepted from 00000000000000aa."
+    assert older in lines
     assert RULE in " ".join(" ".join(lines).split())
     first = next(i for i, line in enumerate(lines) if line.startswith("Verdicts"))
     assert first < next(i for i, line in enumerate(lines) if line.startswith("What each metric"))

@@ -26,6 +26,8 @@ DEFAULT = Path(__file__).parents[2] / "config.yaml"
 EOS = "<|endoftext|>"
 EVIL = "<script>alert('nullsae')</script>"
 ODD_TEXT = "café naïve 東京 🙂 \x07 " + EVIL
+# What contrasts say of accepted code, by the name `code`.
+OLDER: dict[str, str] = {}
 # Subjects whose trained form predicts no better than bigrams, and what tables then say.
 WARNED: dict[str, str] = {}
 LEVEL = {
@@ -493,7 +495,7 @@ def _add_metric(
         rows["verdicts"].append(
             keys
             | {"variant": variant, "verdict": verdict, "reason": f"variant minus trained {gap:.4g}"}
-            | {"warning": WARNED.get(str(keys["subject"]))}
+            | {"warning": WARNED.get(str(keys["subject"])), "accepted": OLDER.get("code")}
             | shared
         )
         rows["contrasts"].append(
@@ -502,6 +504,7 @@ def _add_metric(
             | {
                 "variant": variant,
                 "warning": WARNED.get(str(keys["subject"])),
+                "accepted": OLDER.get("code"),
                 "unit": unit,
                 "n_draws": config.draws,
                 "n_seeds": 1,

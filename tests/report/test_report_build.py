@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from report_page import Elements, scroll_width
-from report_study import EVIL, WARNED, default_config, write_study
+from report_study import EVIL, OLDER, WARNED, default_config, write_study
 
 from nullsae import paths, tables
 from nullsae.config.study import Config
@@ -70,12 +70,15 @@ def test_a_warning_about_a_subject_stands_above_its_numbers(
     assert "Read with care" not in page
     config = default_config(report={**REPORT, "figure_formats": ["svg"]})
     monkeypatch.setitem(WARNED, "small", f"it knows {EVIL}")
+    monkeypatch.setitem(OLDER, "code", "train_sae accepted from 00aa; report accepted from 00bb")
     write_study(tmp_path, config)
     build_report(config, tmp_path)
     warned = (tmp_path / paths.REPORT).read_text(encoding="utf-8")
     assert warned.count("Read with care") == 1
     assert warned.index("Read with care") < warned.index("Held-out loss")
     assert f"it knows {EVIL}" in "".join(Elements(warned).text)
+    assert "older code" not in page
+    assert "report accepted from 00bb, train_sae accepted from 00aa." in warned
 
 
 def test_page_reaches_for_nothing_outside_itself(page: str, elements: Elements) -> None:

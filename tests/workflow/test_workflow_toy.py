@@ -44,7 +44,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
 def test_the_target_makes_the_toys_and_nothing_else(toys: Study) -> None:
     results = toys.folder / "results"
     assert {path.name for path in results.iterdir()} == {
-        *("toy", "figures", "logs", "benchmarks", "run_config.yaml"),
+        *("toy", "figures", "logs", "benchmarks", "run_config.yaml", "code.json"),
     }
     assert {path.name for path in (results / "figures").iterdir()} == {
         *("toy.sharkey.png", "toy.sharkey_scalar.png", "toy.sharkey_mmcs.png"),

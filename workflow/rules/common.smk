@@ -1,5 +1,6 @@
 """The checked config, and what all rules share. No rules here."""
 
+import atexit
 import json
 import os
 import re
@@ -14,8 +15,11 @@ from snakemake.io import flag
 
 from nullsae import paths, tables
 from nullsae.jobs import rules as jobs
+from nullsae.jobs.accepted import honour, read_accepted
 from nullsae.jobs.activations import ACTIVATIONS, activations_key
 from nullsae.jobs.autointerp import asks, is_free, is_shared_out, paid_writer
+from nullsae.jobs.code_changes import changed_code, changed_code_line
+from nullsae.jobs.code_record import write_record
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
@@ -30,7 +34,7 @@ from nullsae.jobs.limits import default_limit
 from nullsae.jobs.of_models import evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
-from nullsae.jobs.started import remember_options
+from nullsae.jobs.started import remember_options, study_options
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
 
@@ -39,12 +43,26 @@ shell.prefix("set -euo pipefail; trap : TERM; ")
 
 try:
     STUDY = resolve_subjects(parse_config(config))
+    honour(read_accepted(Path()))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.
     sys.exit(str(error))
 
 
 remember_options(workflow, sys.argv)
+
+
+def say_changed_code():
+    """One line, where Snakemake is about to run jobs for their code."""
+    changed, n_jobs = changed_code(workflow.dag)
+    if changed:
+        line = changed_code_line(changed, n_jobs, study_options(workflow))
+        print(line, file=sys.stderr, flush=True)
+
+
+# A dry run calls no hook: `onstart` is for runs.
+if workflow.is_main_process:
+    atexit.register(lambda: workflow.dryrun and workflow.dag and say_changed_code())
 
 # How endpoints are asked. It changes no answer: in shell lines, not in params, it makes no job
 # run again.
@@ -106,10 +124,15 @@ def job_params(rule, *keys, **more):
 
 
 def job_code(rule, **more):
-    """A function of wildcards: the hash of the code that the job runs; `more` as above."""
-    return known(
+    """A function of wildcards: the hash of the code that the job counts by.
+
+    `more` is beside the wildcards. It says of itself what it is of: `code_of` asks.
+    """
+    found = known(
         lambda wildcards: jobs.job_code(STUDY, rule, {**dict(wildcards), **more})
     )
+    found.of = (rule, more)
+    return found
 
 
 def most(resource, otherwise):

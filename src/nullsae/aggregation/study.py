@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from nullsae import paths, tables
 from nullsae.aggregation import cells
+from nullsae.aggregation.accepted import accepted_notes
 from nullsae.aggregation.answered import Answered
 from nullsae.aggregation.arms import Arms
 from nullsae.aggregation.cells import GROUP_KEYS, Units
@@ -69,8 +70,10 @@ def aggregate(config: Config, root: Path) -> None:
         for row in wholes["models"].to_pylist()
         if row["variant"] == "trained"
     }
+    accepted = accepted_notes(config, root)
     for row in contrasts:
         row["warning"] = warnings.get(row["subject"])
+        row["accepted"] = accepted(row)
     judged = [verdict(row, METRICS[row["metric"]](), statistics.confidence) for row in contrasts]
     verdicts = [
         {name: value for name, value in contrast.items() if name in VERDICTS.names}

@@ -49,6 +49,9 @@ def print_verdicts(root: Path) -> None:
         {(row["subject"], row["warning"]) for row in rows if row["warning"]}
     ):
         console.print(f"Warning: subject {subject}: {warning}.", style="red", markup=False)
+    notes = [row["accepted"].split("; ") for row in rows if row["accepted"]]
+    if accepted := sorted({note for found in notes for note in found}):
+        console.print(f"Made by older code in part: {'; '.join(accepted)}.", markup=False)
     console.print(f"Report: {(root / paths.REPORT).resolve()}", soft_wrap=True)
 
 

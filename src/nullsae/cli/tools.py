@@ -13,7 +13,32 @@ from nullsae.cli.options import Maybe, Output, Root, SaeFile
 from nullsae.core.errors import UserError
 
 verbs = typer.Typer()
+ConfigPairs = Annotated[
+    list[str] | None, Option(help="KEY=VALUE, as for snakemake; may be repeated.")
+]
 Overlays = Annotated[list[Path] | None, Option(help="Overlays, as for snakemake; may be repeated.")]
+
+
+@verbs.command("accept")
+def accept(
+    rules: Annotated[list[str] | None, typer.Argument(help="Rules of the workflow.")] = None,
+    all_rules: Annotated[bool, Option("--all", help="All rules whose code changed.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False,
+    configfile: Overlays = None,
+    config: ConfigPairs = None,
+    root: Root = Path(),
+) -> None:
+    """Keep results that older code made: record that the present code gives the same."""
+    from nullsae.cli.accept_code import accept_code
+
+    accept_code(
+        root,
+        rules or [],
+        all_rules=all_rules,
+        yes=yes,
+        overlays=configfile or [],
+        pairs=config or [],
+    )
 
 
 @verbs.command("export_sae")

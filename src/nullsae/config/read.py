@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,12 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
 
 
-def read_merged_config(files: list[Path]) -> Config:
+def read_merged_config(files: list[Path], more: Mapping[str, Any] | None = None) -> Config:
     """Merge config files as Snakemake does, key by key, and check the result.
+
+    Args:
+        files: in the order in which they are merged.
+        more: what is merged last, such as what `--config` gave.
 
     Raises:
         UserError: a file that cannot be read, or a mistake in the config.
@@ -40,6 +45,7 @@ def read_merged_config(files: list[Path]) -> Config:
         if not isinstance(given, dict):
             raise UserError(f"{file}: not a config; it has keys such as `subjects:`")
         merged = _merge(merged, given)
+    merged = _merge(merged, dict(more or {}))
     return resolve_subjects(parse_config(merged))
 
 

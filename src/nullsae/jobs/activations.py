@@ -13,9 +13,10 @@ from nullsae.config.section import FloatType, Section
 from nullsae.config.study import Config
 from nullsae.config.variants import fitted_to
 from nullsae.core.files import content_key
+from nullsae.jobs.accepted import in_use
 from nullsae.jobs.corpus import corpus_key
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.rules import Wildcards, rule
+from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
 from nullsae.jobs.subjects import model_key
 
 # Config keys that decide a variant's activations.
@@ -113,13 +114,18 @@ def key_of(config: Config, keys: ModelKeys, split: str) -> str:
 
 def shards_key(config: Config, keys: ModelKeys, split: str) -> str:
     """What determines the shards: all but which of their tokens count."""
+    return in_use().key(shards_key_by(config, keys, split))
+
+
+def shards_key_by(config: Config, keys: ModelKeys, split: str, codes: Codes = PRESENT) -> str:
+    """`shards_key` of what was made by this code, whatever was accepted of it."""
     seed, settings = config.seed, config.activations
     if fitted := fitted_key(config, keys):
-        return _sampled(fitted, seed, keys, settings, split)
+        return _sampled(fitted, seed, keys, settings, split, codes)
     subject = config.subjects[keys.subject]
-    corpus = corpus_key(subject.corpus, config.corpora[subject.corpus])
-    model = model_key(seed, config.compute, keys, subject.source, config.randomization)
-    return _captured(corpus, model, seed, settings, split)
+    corpus = corpus_key(subject.corpus, config.corpora[subject.corpus], codes)
+    model = model_key(seed, config.compute, keys, subject.source, config.randomization, codes)
+    return _captured(corpus, model, seed, settings, split, codes)
 
 
 def fitted_key(config: Config, keys: ModelKeys) -> str:
@@ -132,15 +138,19 @@ def fitted_key(config: Config, keys: ModelKeys) -> str:
 
 
 @cache
-def _captured(corpus: str, model: str, seed: int, settings: Activations, split: str) -> str:
+def _captured(
+    corpus: str, model: str, seed: int, settings: Activations, split: str, codes: Codes
+) -> str:
     # How SAEs are trained on them says nothing about them.
     used = settings.model_dump(mode="json", include={"dtype", "shard_tokens", "batch_contexts"})
-    code = cache_activations.code()
+    code = codes.of(cache_activations)
     return content_key([corpus, model, seed, code, split, used, _max_tokens(settings, split)])
 
 
 @cache
-def _sampled(fitted: str, seed: int, keys: ModelKeys, settings: Activations, split: str) -> str:
+def _sampled(
+    fitted: str, seed: int, keys: ModelKeys, settings: Activations, split: str, codes: Codes
+) -> str:
     used = settings.model_dump(mode="json", include={"dtype", "shard_tokens"})
     own = [keys.variant, keys.draw, split, used, _max_tokens(settings, split)]
-    return content_key([fitted, seed, sample_gaussian.code(), own])
+    return content_key([fitted, seed, codes.of(sample_gaussian), own])

@@ -39,6 +39,17 @@ def code_hash(*files: Path) -> str:
     return hashlib.blake2b(b"".join(found), digest_size=8).hexdigest()
 
 
+def file_digests(*files: Path) -> dict[str, str]:
+    """16 hex digits over what each file computes, by its path in the package; none without code."""
+    found = {_name(file): digest.hex() for file in files if (digest := _digest(file))}
+    return dict(sorted(found.items()))
+
+
+def _name(file: Path) -> str:
+    inside = file.is_relative_to(PACKAGE)
+    return (file.relative_to(PACKAGE) if inside else Path(file.parent.name, file.name)).as_posix()
+
+
 def files_in(names: Iterable[str], but: Iterable[str] = ()) -> list[Path]:
     """The files of the package that these paths name, those in folders too, sorted.
 

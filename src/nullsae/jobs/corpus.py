@@ -10,7 +10,7 @@ from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.core.files import content_key
 from nullsae.jobs.file_stamps import folder_files, named_file, stamps
-from nullsae.jobs.rules import Wildcards, rule
+from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
 
 
 class PrepareCorpusParams(Section):
@@ -38,6 +38,7 @@ def _params(name: str, corpus: Corpus) -> PrepareCorpusParams:
 
 
 @cache
-def corpus_key(name: str, corpus: Corpus) -> str:
+def corpus_key(name: str, corpus: Corpus, codes: Codes = PRESENT) -> str:
     """All that determines the tokens of a corpus, as one short key; its files are seen once."""
-    return content_key([_params(name, corpus).model_dump(mode="json"), prepare_corpus.code()])
+    params = _params(name, corpus).model_dump(mode="json")
+    return content_key([params, codes.of(prepare_corpus)])

@@ -17,7 +17,9 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from nullsae.config.section import Section
 from nullsae.config.study import Config
+from nullsae.jobs.accepted import in_use
 from nullsae.jobs.code_hash import code_hash, files_in
+from nullsae.jobs.code_record import note_code
 
 Wildcards = Mapping[str, str]
 P = TypeVar("P", bound=Section)
@@ -59,7 +61,14 @@ class Rule(Generic[P]):
 
     def code(self, *things: Path) -> str:
         """Hash of the code that a job runs, with the files of the things that it alone uses."""
-        return code_hash(*self.files, *things)
+        files = (*self.files, *things)
+        found = code_hash(*files)
+        note_code(self.name, found, files)
+        return found
+
+    def present_code(self, config: Config, wildcards: Wildcards) -> str:
+        """Hash of the code that one job would run now."""
+        return self.code(*self.things(config, wildcards))
 
 
 def rule(
@@ -105,9 +114,23 @@ def rule_params(config: Config, rule: str, wildcards: Wildcards) -> str:
 
 
 def job_code(config: Config, rule: str, wildcards: Wildcards) -> str:
-    """Hash of the code that one job runs."""
-    found = rules()[rule]
-    return found.code(*found.things(config, wildcards))
+    """Hash of the code that one job counts by: an older one's, where that was accepted."""
+    return in_use().code(rule, wildcards, rules()[rule].present_code(config, wildcards))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The hashes that rules' code has in a key: of the present code, but for those given."""
+
+    given: tuple[tuple[str, str], ...] = ()
+    """Rules and hashes."""
+
+    def of(self, rule: Rule[Any], *things: Path) -> str:
+        """The hash of a job's code, with the files of the things that it alone uses."""
+        return dict(self.given).get(rule.name) or rule.code(*things)
+
+
+PRESENT = Codes()
 
 
 def as_json(section: Section, *, ordered: bool = True) -> str:

@@ -17,6 +17,7 @@ from nullsae.config.sites import site_layer
 from nullsae.config.study import Config
 from nullsae.config.variants import is_floor
 from nullsae.core.files import content_key
+from nullsae.jobs.accepted import in_use
 from nullsae.jobs.activations import fitted_key, key_of
 from nullsae.jobs.code_hash import files_in, thing_files
 from nullsae.jobs.file_stamps import folder_files, stamps
@@ -34,6 +35,8 @@ class SaeCell(Section):
     seed: NonNegativeInt
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
+    code: str = ""
+    """Hash of the code that it counts as made by; by default that of the present code."""
 
 
 class StreamParams(Section):
@@ -87,7 +90,7 @@ class TrainSaeParams(Section):
 
     def code(self, cell: SaeCell) -> str:
         """Hash of the code that makes one of the cells."""
-        return train_sae.code(*_recipe_files(self.saes[cell.sae], self.keys.variant))
+        return cell.code or _present_code(self.saes[cell.sae], self.keys.variant)
 
     def cell_key(self, cell: SaeCell, code: str) -> str:
         """Hash of all that determines one of the cells, whatever it is trained beside."""
@@ -110,6 +113,10 @@ def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
         return tuple(files_in(["sae/exchange"], but=["sae/exchange/export.py"]))
     made_by = thing_files(ARCHITECTURES, recipe.architecture)
     return made_by + thing_files(DICTIONARIES, recipe.dictionary)
+
+
+def _present_code(recipe: Sae, variant: str) -> str:
+    return train_sae.code(*_recipe_files(recipe, variant))
 
 
 def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
@@ -145,7 +152,9 @@ def _cell(saes: Mapping[str, Sae], cell: Wildcards) -> SaeCell:
     if (pretrained := saes[sae].pretrained) is not None:
         path, inside = pretrained_sae_path(pretrained, site)
         read = folder_files(str(Path(path) / inside)) if is_local(path) else []
-    return SaeCell(site=site, sae=sae, seed=seed, local_files=stamps(read))
+    present = _present_code(saes[sae], cell["variant"])
+    code = in_use().code("train_sae", cell, present)
+    return SaeCell(site=site, sae=sae, seed=seed, local_files=stamps(read), code=code)
 
 
 def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:

@@ -28,6 +28,24 @@ def remember_options(workflow: Any, arguments: Sequence[str]) -> None:
         os.environ[STARTED_WITH] = shlex.join(_options(workflow, arguments))
 
 
+def study_options(workflow: Any) -> str:
+    """The options by which verbs for people mean the study of this run.
+
+    Args:
+        workflow: Snakemake's own.
+    """
+    found: list[str] = []
+    settings = workflow.config_settings
+    for file in settings.configfiles or ():
+        found += ["--configfile", str(file)]
+    args = settings.config_args or ()
+    for pair in [args] if isinstance(args, str) else args:
+        found += ["--config", pair]
+    if workflow.overwrite_workdir is not None:
+        found += ["--root", str(Path(workflow.workdir_init, workflow.overwrite_workdir))]
+    return shlex.join(found)
+
+
 def _options(workflow: Any, arguments: Sequence[str]) -> Iterator[str]:
     start, main = Path(workflow.workdir_init), Path(workflow.main_snakefile).resolve()
     found = next((f for name in SNAKEFILES if (f := start / name).is_file()), None)

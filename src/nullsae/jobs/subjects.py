@@ -19,7 +19,7 @@ from nullsae.core.files import content_key
 from nullsae.jobs.code_hash import thing_files
 from nullsae.jobs.file_stamps import model_files, stamps
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.rules import Wildcards, rule
+from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
 
 
 class TrainSubjectParams(Section):
@@ -32,7 +32,7 @@ class TrainSubjectParams(Section):
     compute: Compute
 
 
-def _made_by_training(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
+def _made_by_training() -> tuple[Path, ...]:
     made = (name for name, variant in VARIANTS.items() if variant.by_training)
     return thing_files(VARIANTS, *made)
 
@@ -40,7 +40,7 @@ def _made_by_training(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...
 @rule(
     *("subjects", "core/moments.py"),
     but=("subjects/changes.py", "subjects/variants"),
-    things=_made_by_training,
+    things=lambda _config, _wildcards: _made_by_training(),
 )
 def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
     """A subject that is trained here."""
@@ -104,17 +104,22 @@ def _randomize(
 
 @cache
 def model_key(
-    seed: int, compute: Compute, keys: ModelKeys, source: Source, settings: Randomization
+    seed: int,
+    compute: Compute,
+    keys: ModelKeys,
+    source: Source,
+    settings: Randomization,
+    codes: Codes = PRESENT,
 ) -> str:
     """All that determines a variant's weights, the corpus aside, as one short key.
 
     Local files are looked at once.
     """
     params: list[Section] = [_randomize(seed, compute, keys, source, settings)]
-    code = [randomize_model.code(*thing_files(VARIANTS, keys.variant))]
+    code = [codes.of(randomize_model, *thing_files(VARIANTS, keys.variant))]
     if isinstance(source, TrainSource):
         params.append(
             TrainSubjectParams(seed=seed, subject=keys.subject, source=source, compute=compute)
         )
-        code.append(train_subject.code())
+        code.append(codes.of(train_subject, *_made_by_training()))
     return content_key([[each.model_dump(mode="json") for each in params], code])

@@ -63,6 +63,7 @@ def build_report(config: Config, root: Path) -> None:
         confidence_percent=f"{100 * config.statistics.confidence:g}",
         pair=entropy_pair(config),
         verdict_rule=RULE,
+        accepted=study.accepted,
         refused=sections.REFUSED,
         in_page=in_page,
     )

@@ -80,6 +80,12 @@ class Study:
             candidates = self._by_place[table].get(place, [])
         return [row for row in candidates if all(row[key] == keys[key] for key in keys)]
 
+    @property
+    def accepted(self) -> list[str]:
+        """The rules whose older code made files of the study, with its hashes."""
+        notes = [row["accepted"] for row in self.tables["contrasts"] if row["accepted"]]
+        return sorted({part for note in notes for part in note.split("; ")})
+
     @cached_property
     def _by_place(self) -> dict[str, dict[tuple[Any, ...], list[Row]]]:
         # A large study asks thousands of times for the rows of one cell.

@@ -13,6 +13,7 @@ CONTRAST_KEYS = (
     ("metric variant", "text"),
 )
 WARNING = ("warning", "text?", "what speaks against the trained subject itself")
+ACCEPTED = ("accepted", "text?", "rules whose older code made files of it, with its hash")
 CONTRASTS = schema(
     *CONTRAST_KEYS,
     ("unit", "text", "what is resampled within draw and seed: document or latent"),
@@ -42,6 +43,7 @@ CONTRASTS = schema(
     ("answered_share", "float?", "of the windows, the smaller of both arms"),
     ("reason", "text?", "why a number is null"),
     WARNING,
+    ACCEPTED,
 )
 VERDICTS = schema(
     *CONTRAST_KEYS,
@@ -50,6 +52,7 @@ VERDICTS = schema(
     ("answered_share", "float?", "of the windows that a judge was asked about; the smaller arm's"),
     ("reason", "text", "the rule that gave the verdict, with its numbers"),
     WARNING,
+    ACCEPTED,
 )
 # Means per cell with intervals: what figures are drawn from. `variant` includes `trained`.
 SUMMARIES = schema(

@@ -1,0 +1,63 @@
+"""Which contrasts rest on files of older code, for which the present one was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from nullsae.config.study import Config
+from nullsae.config.variants import floor_name
+from nullsae.core.errors import UserError
+from nullsae.jobs.accepted import accepted_jobs, job_keys, read_acceptances
+from nullsae.jobs.rules import rules
+
+KEYS = ("corpus", "subject", "variant", "site", "sae", "explainer", "scorer")
+"""The keys of jobs that say which contrasts rest on them: on all draws, seeds and splits alike."""
+# Rules about explanations alone.
+JUDGING = ("explain_", "score_")
+# What has no part in a contrast, or is made anew with the tables.
+APART = ("aggregate", "report", "train_toy", "report_toy")
+
+
+def accepted_notes(config: Config, root: Path) -> Callable[[Mapping[str, Any]], str | None]:
+    """A function of rows of `contrasts`: what was accepted of the files that they rest on.
+
+    Only what is in force counts: where the code changed once more, files were made anew.
+
+    Raises:
+        UserError: the file of acceptances is damaged.
+    """
+    # The values of jobs' keys, by the names of the keys and by what to say.
+    in_force: dict[tuple[tuple[str, ...], str], set[tuple[str, ...]]] = {}
+    for rule, job, present, accepted in accepted_jobs(read_acceptances(root)):
+        keys = job_keys(job)
+        if rule not in APART and _present(config, rule, keys) == present:
+            names = tuple(name for name in KEYS if name in keys)
+            told = in_force.setdefault((names, f"{rule} accepted from {accepted}"), set())
+            told.add(tuple(keys[name] for name in names))
+
+    def note(row: Mapping[str, Any]) -> str | None:
+        variants = (row["variant"], "trained")
+        own = {name: (row.get(name),) for name in KEYS} | {
+            "corpus": (config.subjects[row["subject"]].corpus,),
+            "variant": (*variants, *map(floor_name, variants)),
+        }
+        found = [
+            text
+            for (names, text), jobs in in_force.items()
+            if (row["explainer"] or not text.startswith(JUDGING))
+            and not jobs.isdisjoint(product(*(own[name] for name in names)))
+        ]
+        return "; ".join(found) or None
+
+    return note
+
+
+def _present(config: Config, rule: str, keys: Mapping[str, Any]) -> str | None:
+    """Hash of a job's present code; None for a job that the config has no more."""
+    try:
+        return rules()[rule].present_code(config, keys)
+    except (KeyError, UserError):
+        return None

@@ -1,0 +1,142 @@
+"""`nullsae accept`: shows what a change of code concerns, asks, and records the answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import typer
+
+from nullsae import __version__, paths
+from nullsae.config.read import read_merged_config
+from nullsae.core.errors import UserError
+from nullsae.jobs.accepted import Acceptance, append_acceptance, honour, job_name, read_accepted
+from nullsae.jobs.code_record import Record, noted_record, read_record
+from nullsae.jobs.rules import rules as all_rules_by_name
+from nullsae.planning.accept import Change, Comparison, differing_files
+from nullsae.planning.made import made_jobs
+
+SHOWN_JOBS = 6
+SHOWN_FILES = 12
+
+
+def accept_code(
+    root: Path,
+    rules: Sequence[str],
+    *,
+    all_rules: bool,
+    yes: bool,
+    overlays: Sequence[Path],
+    pairs: Sequence[str],
+) -> None:
+    """Record that the present code of rules gives what their files were made by.
+
+    Args:
+        root: the folder that holds `config.yaml` and `results/`.
+        rules: those to accept.
+        all_rules: all of them instead.
+        yes: do not ask.
+        overlays: config files merged over `config.yaml`.
+        pairs: `KEY=VALUE`, merged last.
+
+    Raises:
+        UserError: no such rule, no results, nothing to accept, nobody to ask, or a run at work.
+    """
+    known = all_rules_by_name()
+    if bool(rules) == all_rules:
+        raise UserError("give the rules whose code is to be accepted, or --all")
+    for rule in rules:
+        if rule not in known:
+            raise UserError(f"{rule!r} is no rule; it is one of {', '.join(known)}")
+    if not (root / paths.RUN_CONFIG).parent.is_dir():
+        raise UserError(f"{root / 'results'}: no results here; --root names the study's folder")
+    config = read_merged_config([root / "config.yaml", *overlays], _given(pairs))
+    honour(read_accepted(root))
+    record = read_record(root)
+    found = Comparison(config, list(known) if all_rules else rules, record, root)
+    found.look_at(made_jobs(config, root))
+    noted = noted_record()
+    for change in found.changes.values():
+        if change.rule in found.accepted and (change.jobs or change.n_lost):
+            _show(change, record, noted)
+    codes = tuple(found.codes(noted))
+    if found.activations:
+        print(f"kept: the keys of {_n(len(found.activations), 'split')} of activations")
+    if not codes and not found.activations:
+        raise UserError(_nothing(found, "all rules" if all_rules else ", ".join(rules)))
+    if found.others:
+        print(f"Not accepted, so made again with all that reads it: {', '.join(found.others)}.")
+    if not yes:
+        _ask()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    acceptance = Acceptance(
+        date=now, nullsae=__version__, codes=codes, activations=found.activations
+    )
+    append_acceptance(root, acceptance)
+    print(f"Recorded in {root / paths.ACCEPTED}; the tables say it from their next run on.")
+
+
+def _given(pairs: Sequence[str]) -> dict[str, object]:
+    """What `--config` gives, as Snakemake reads it."""
+    from snakemake.cli import parse_config
+
+    try:
+        return dict(parse_config(list(pairs))) if pairs else {}
+    except ValueError as error:
+        raise UserError(f"--config: {error}") from None
+
+
+def _show(change: Change, record: Record, noted: Record) -> None:
+    """Print a change: hashes, files, jobs."""
+    print(f"{change.rule}: code {change.recorded} -> {change.present}")
+    files = differing_files(change, record, noted)
+    if files is None:
+        print(f"  files: not known; {paths.CODE} does not say what {change.recorded} was made of")
+    else:
+        print(f"  files: {_some(files, SHOWN_FILES)}")
+    if change.jobs:
+        count = f"{_n(len(change.jobs), 'job')}, {_n(change.n_files, 'file')}"
+        print(f"  kept: {count}: {_some([job_name(keys) for keys in change.jobs], SHOWN_JOBS)}")
+    if change.n_lost:
+        print(
+            f"  run again all the same: {_n(change.n_lost, 'job')}; not only their code changed, "
+            f"or they read what is made again"
+        )
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _n(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _nothing(found: Comparison, named: str) -> str:
+    changed = {change.rule for change in found.changes.values() if change.n_lost} & found.accepted
+    if changed:
+        return (
+            f"{', '.join(sorted(changed))}: nothing can be kept: not only the code changed since "
+            f"results/ was made, or what these jobs read is made again; "
+            f"{_also(found.others)}`snakemake -n` says why"
+        )
+    hint = f" (it changed for {', '.join(sorted(found.others))})" if found.others else ""
+    return f"{named}: nothing to accept: what is in results/ was made by the present code{hint}"
+
+
+def _also(others: set[str]) -> str:
+    return f"the code of {', '.join(sorted(others))} changed too; " if others else ""
+
+
+def _ask() -> None:
+    print(
+        "Accepting says that the present code gives what these files hold. They stay as they are; "
+        "new cells are made by the present code."
+    )
+    if not sys.stdin.isatty():
+        raise UserError("there is no terminal to ask at; look at the above and give --yes")
+    if not typer.confirm("Accept?"):
+        raise UserError("nothing was recorded")

@@ -1,0 +1,228 @@
+"""What an upgrade of the code concerns in a study, job by job, and which of it may be kept."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nullsae import paths
+from nullsae.config.study import Config
+from nullsae.config.subjects import TrainSource
+from nullsae.core.files import content_key
+from nullsae.jobs import rules as jobs
+from nullsae.jobs.accepted import AcceptedCode, in_use, job_name
+from nullsae.jobs.activations import fitted_key, key_of, shards_key_by
+from nullsae.jobs.code_changes import is_other_code, recorded_cells, recorded_code
+from nullsae.jobs.code_record import Record, changed_files
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import train_sae
+from nullsae.jobs.shared_training import PREFIX
+from nullsae.planning.made import MadeJob
+
+CAPTURES = ("cache_activations", "sample_gaussian")
+Keys = dict[str, Any]
+
+
+@dataclass
+class Change:
+    """A rule whose code is not the code that its files were made by."""
+
+    rule: str
+    present: str
+    recorded: str
+    jobs: list[Keys] = field(default_factory=list)
+    """Keys of those that can be kept."""
+    n_files: int = 0
+    n_lost: int = 0
+    """Jobs that run again all the same: more than their code changed, or what they read is made
+    anew.
+    """
+
+
+class Comparison:
+    """The present code of a study against the code that its files were made by.
+
+    Where a rule is accepted, what is kept is put into `accepted.in_use()` on the way: keys of
+    activations decide whether what was made of them is kept too.
+    """
+
+    def __init__(self, config: Config, accepted: Iterable[str], record: Record, root: Path) -> None:
+        """Compare nothing yet.
+
+        Args:
+            config: the checked config, sites resolved.
+            accepted: the rules whose present code is to count as the older one.
+            record: which files each hash is of.
+            root: the folder that holds `results/`.
+        """
+        self.config, self.accepted, self.root = config, set(accepted), root
+        self.record = record
+        self.changes: dict[tuple[str, str, str], Change] = {}
+        self.activations: dict[str, str] = {}
+        """Older keys of shards by the present ones."""
+        self.others: set[str] = set()
+        """Rules whose code changed too, but is not accepted."""
+        self._known: dict[str, list[str]] = {rule: list(codes) for rule, codes in record.items()}
+        self._dirty: set[str] = set()
+
+    def look_at(self, made: list[MadeJob]) -> None:
+        """Compare all jobs, given each after those that it reads from."""
+        for job in made:
+            for code in map(recorded_code, job.recorded.values()):
+                if code is not None:
+                    self._known.setdefault(job.rule, []).append(code)
+        for job in made:
+            if job.rule in CAPTURES and job.outputs:
+                self._find_key(job)
+            lost = not self._dirty.isdisjoint(job.inputs)
+            if job.name.startswith(PREFIX) and job.outputs:
+                self._look_at_cells(job, lost)
+            elif job.recorded:
+                self._look_at_job(job, lost)
+            elif lost:
+                self._dirty.update(job.outputs)
+
+    def _look_at_job(self, job: MadeJob, lost: bool) -> None:
+        recorded = next(iter(job.recorded.values()))
+        present = jobs.rules()[job.rule].present_code(self.config, job.keys)
+        then = recorded_code(recorded) or present
+        change = self._change(job.rule, job.keys, present, then)
+        added = change is not None and job.rule in self.accepted
+        if added:
+            self._add(job.rule, job.keys, present, then)
+        if lost or job.differs or not self._is_as_recorded(job, recorded):
+            self._dirty.update(job.outputs)
+            if added:
+                self._remove(job.rule, job.keys, present)
+            if change:
+                self._lose(change)
+        elif change:
+            change.jobs.append(job.keys)
+            change.n_files += len(job.outputs)
+
+    def _is_as_recorded(self, job: MadeJob, recorded: list[str]) -> bool:
+        """Whether Snakemake will find the params of a job to be those that it recorded."""
+        own = {repr(jobs.job_code(self.config, job.rule, job.keys))}
+        if job.has_config:
+            own.add(repr(jobs.rule_params(self.config, job.rule, job.keys)))
+        return set(recorded) == own | set(job.others)
+
+    def _look_at_cells(self, job: MadeJob, lost: bool) -> None:
+        """The SAEs of a job that trains several, each of which its `cfg.json` names what it is."""
+        keys = {name: job_keys(job)[name] for name in ("subject", "variant", "draw")}
+        params = train_sae(self.config, keys)
+        for cell in params.cells:
+            whole = {**keys, "site": cell.site, "sae": cell.sae, "seed": str(cell.seed)}
+            file = paths.SAE_CONFIG.format(**whole)
+            if file not in job.outputs:
+                continue
+            files = [name for name in job.outputs if Path(name).parent == Path(file).parent]
+            recorded = recorded_cells(job.recorded.get(file)).get((cell.site, cell.sae, cell.seed))
+            known = (params.code(cell), recorded, *self._known.get("train_sae", ()))
+            found = _read_key(self.root / file)
+            then = next((c for c in known if c and params.cell_key(cell, c) == found), None)
+            present = jobs.rules()["train_sae"].present_code(self.config, whole)
+            change = self._change("train_sae", whole, present, then or recorded or present)
+            if lost or then is None or (change and "train_sae" not in self.accepted):
+                self._dirty.update(files)
+                if change:
+                    self._lose(change)
+            elif change:
+                self._add("train_sae", whole, present, then)
+                change.jobs.append(whole)
+                change.n_files += len(files)
+
+    def _change(self, rule: str, keys: Keys, present: str, then: str) -> Change | None:
+        """The change that a job's code went through; None for none, or one that was accepted."""
+        if in_use().code(rule, keys, present) == then:
+            return None
+        change = Change(rule, present, then)
+        return self.changes.setdefault((rule, present, then), change)
+
+    def _lose(self, change: Change) -> None:
+        """Count a job that runs again, if its code has a part in that."""
+        if is_other_code(change.rule, change.present, change.recorded, self.record):
+            change.n_lost += 1
+            if change.rule not in self.accepted:
+                self.others.add(change.rule)
+
+    def _add(self, rule: str, keys: Keys, present: str, then: str) -> None:
+        in_use().add_code(rule, keys, present, then)
+
+    def _remove(self, rule: str, keys: Keys, present: str) -> None:
+        in_use().add_code(rule, keys, present, present)
+
+    def _find_key(self, job: MadeJob) -> None:
+        """Have activations count by the key that they have, if accepted code alone made it another.
+
+        The key that stands in a manifest is a hash: it is made anew of each code that its rules are
+        known to have had.
+        """
+        if job.keys.keys() != {"subject", "variant", "draw", "split"}:
+            return  # a portion
+        keys, split = ModelKeys.of(job.keys), job.keys["split"]
+        found = _read_key(self.root / paths.ACTIVATIONS_MANIFEST.format(**job.keys))
+        if found in (None, key_of(self.config, keys, split)):
+            return
+        exclude = self.config.activations.exclude.model_dump(mode="json")
+        upstream = self._upstream(keys, split)
+        for codes in itertools.product(*(self._codes(rule, own) for rule, own in upstream.items())):
+            given = jobs.Codes(tuple(zip(upstream, codes, strict=True)))
+            shards = shards_key_by(self.config, keys, split, given)
+            if content_key([shards, exclude]) == found:
+                present = shards_key_by(self.config, keys, split)
+                self.activations[present] = in_use().keys[present] = shards
+                return
+
+    def _upstream(self, keys: ModelKeys, split: str) -> dict[str, Keys]:
+        """The rules whose code is in the key of activations, with the keys of their jobs."""
+        own = {**keys.model_dump(mode="json"), "draw": str(keys.draw)}
+        if fitted_key(self.config, keys):
+            return {"sample_gaussian": {**own, "split": split}}
+        subject = self.config.subjects[keys.subject]
+        found = {"prepare_corpus": {"corpus": subject.corpus}, "randomize_model": own}
+        if isinstance(subject.source, TrainSource):
+            found["train_subject"] = {"subject": keys.subject}
+        return {**found, "cache_activations": {**own, "split": split}}
+
+    def _codes(self, rule: str, keys: Keys) -> list[str]:
+        """The hashes that a job's code may have had as far as accepted, the present one first."""
+        present = jobs.rules()[rule].present_code(self.config, keys)
+        known = self._known.get(rule, []) if rule in self.accepted else []
+        return list(dict.fromkeys([present, in_use().code(rule, keys, present), *known]))
+
+    def codes(self, noted: Record) -> Iterator[AcceptedCode]:
+        """What to record of the jobs that are kept."""
+        for change in self.changes.values():
+            if change.rule in self.accepted and change.jobs:
+                yield AcceptedCode(
+                    rule=change.rule,
+                    present=change.present,
+                    accepted=change.recorded,
+                    files=tuple(differing_files(change, self.record, noted) or ()),
+                    jobs=tuple(map(job_name, change.jobs)),
+                )
+
+
+def differing_files(change: Change, record: Record, noted: Record) -> list[str] | None:
+    """The files that changed; None if no run noted what the older code was made of."""
+    before = record.get(change.rule, {}).get(change.recorded)
+    now = noted.get(change.rule, {}).get(change.present)
+    return None if before is None or now is None else changed_files(before, now)
+
+
+def job_keys(job: MadeJob) -> Keys:
+    """The keys in the path of a job's first output."""
+    return paths.partition_keys(next(iter(job.outputs), "")) or job.keys
+
+
+def _read_key(file: Path) -> Any:
+    """The key that a manifest or a `cfg.json` states; None where there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -62,6 +62,11 @@ class Cell:
         """What a killed training resumes from."""
         return self.work.with_name(f"{self.work.name}.safetensors")
 
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that makes it."""
+        return self.work.with_name(f"{self.work.name}.lock")
+
     def write(
         self,
         folder: Path,

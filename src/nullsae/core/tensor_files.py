@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Bytes of one number, by the names of the types in safetensors, in the order in which its own writer
-# puts them.
+# Bytes of one number, by the names of the types in safetensors, in the order in which its own
+# writer puts them.
 TYPE_BYTES = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
     **dict.fromkeys(("F32", "U32", "I32"), 4),

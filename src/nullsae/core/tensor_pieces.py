@@ -71,9 +71,10 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
 def put_tensor(tensor: Tensor, put: Sink) -> None:
     """Give a tensor's bytes, as safetensors stores them, to `put`, piece by piece."""
     for piece in pieces(tensor):
-        # A piece that is not contiguous is copied where it is; so is one of which bits are implied.
-        whole = piece.resolve_conj().resolve_neg().contiguous().reshape(-1).cpu()
-        put(whole.view(torch.uint8).numpy().data)
+        # One that is not contiguous is copied where it is, and so is one whose signs are implied.
+        whole = piece.resolve_conj().resolve_neg().contiguous().cpu()
+        # A single number counts as contiguous whatever its stride; as bytes it does not.
+        put(whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data)
 
 
 def fill_tensor(tensor: Tensor, read: Sink) -> None:

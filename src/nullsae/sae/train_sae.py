@@ -74,8 +74,9 @@ def train_sae(
     variant's `recipe.json` as `model`, and for the variant `gaussian` the manifest of the trained
     variant's `sae_train` activations as `fitted`. In `output`, the folder of each SAE, `{site}`,
     `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same params and
-    activations resumes there; it waits, up to a minute, for another process that is at it. `progress` is called with (step, steps, FVU of the batch), counted
-    over all SAEs, or with (tokens, tokens in all, None) where there are no steps.
+    activations resumes there, and waits, up to a minute, for another process that is at it.
+    `progress` is called with (step, steps, FVU of the batch), counted over all SAEs, or with
+    (tokens, tokens in all, None) where there are no steps.
 
     Returns the number of optimizer steps that this call ran (less than all after a resume). After a
     `StoppedError`, for SIGTERM or Ctrl-C, the same call goes on from there. A `UserError` names

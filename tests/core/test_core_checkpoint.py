@@ -124,7 +124,7 @@ def test_a_file_that_is_cut_or_of_something_else_is_refused(tmp_path: Path) -> N
         assert all(torch.equal(tensors[name], untouched[name]) for name in tensors)
 
 
-STATE_BYTES = 400 * 2**20
+STATE_BYTES = 256 * 2**20
 MEASURED = """
 import sys, torch
 from pathlib import Path

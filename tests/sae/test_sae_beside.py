@@ -16,6 +16,7 @@ import torch
 from nullsae.config.saes import Sae
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import SaeCell, TrainSaeParams
+from nullsae.sae.train_sae import train_sae
 from small_chain import COMPUTE, write_site
 
 # The verb; it stops at a step as if it took long, and waits for others less than a minute.
@@ -52,22 +53,26 @@ def test_the_next_run_names_the_orphan_and_goes_on_once_that_is_ended(tmp_path: 
     )
     (tmp_path / "params.json").write_text(params.model_dump_json())
 
-    def verb(output: str, stop_at: int = -1) -> list[str]:
+    def verb(stop_at: int = -1) -> list[str]:
         return [
             *(sys.executable, "-c", VERB, str(stop_at), "train_sae", "--params", "params.json"),
             *("--train-activations", "train/manifest.json"),
             *("--eval-activations", "eval/manifest.json"),
-            *("--output", output, "--work", f"work of {output}"),
+            *("--output", "sae", "--work", "work"),
         ]
 
-    def run(output: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            verb(output), cwd=tmp_path, capture_output=True, text=True, timeout=100
-        )
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(verb(), cwd=tmp_path, capture_output=True, text=True, timeout=100)
 
+    train_sae(
+        params,
+        train_activations=tmp_path / "train/manifest.json",
+        eval_activations=tmp_path / "eval/manifest.json",
+        output=tmp_path / "whole",
+        work=tmp_path / "work",
+    )
     # The shell stays in between, as that of a Snakemake job does.
-    shell = subprocess.Popen(["bash", "-c", '"$@"; true', "_", *verb("sae", 13)], cwd=tmp_path)
-    assert run("whole").returncode == 0
+    shell = subprocess.Popen(["bash", "-c", '"$@"; true', "_", *verb(13)], cwd=tmp_path)
     deadline = time.monotonic() + 100
     while not (orphans := _stopped(shell.pid)):
         assert shell.poll() is None
@@ -77,13 +82,13 @@ def test_the_next_run_names_the_orphan_and_goes_on_once_that_is_ended(tmp_path: 
     try:
         shell.kill()
         shell.wait()
-        work = tmp_path / "work of sae"
+        work = tmp_path / "work"
         before = {file.name: file.read_bytes() for file in work.iterdir()}
         assert json.loads(before[next(n for n in before if n.endswith(".lock"))])["pid"] == orphan
-        second = run("sae")
+        second = run()
         assert second.returncode == 2
         [error] = [line for line in second.stderr.splitlines() if "error" in line]
-        assert error.startswith("nullsae train_sae: error: work of sae/train_sae-")
+        assert error.startswith("nullsae train_sae: error: work/train_sae-")
         assert f": process {orphan} on " in error
         assert f"end it with `kill {orphan}` there, and run again" in error
         assert {file.name: file.read_bytes() for file in work.iterdir()} == before
@@ -91,7 +96,7 @@ def test_the_next_run_names_the_orphan_and_goes_on_once_that_is_ended(tmp_path: 
     finally:
         os.kill(orphan, signal.SIGKILL)
 
-    third = run("sae")
+    third = run()
     assert third.returncode == 0, third.stderr
     assert "resumed at step 10 of 22" in third.stderr
     for file in ("sae.safetensors", "cfg.json"):

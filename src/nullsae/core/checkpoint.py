@@ -27,7 +27,7 @@ from nullsae.core.tensor_pieces import (
 )
 
 # What reading a damaged file may raise.
-DAMAGED = (OSError, ValueError, KeyError, TypeError)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -37,10 +36,7 @@ TYPES = {dtype: name for name, dtype in TORCH_TYPES.items()}
 _RANKS = {name: rank for rank, name in enumerate(TYPE_BYTES)}
 
 
-class Sink(Protocol):
-    """What takes bytes."""
-
-    def __call__(self, data: memoryview) -> object: ...
+Sink = Callable[[memoryview], object]
 
 
 def in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

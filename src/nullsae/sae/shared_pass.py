@@ -110,7 +110,6 @@ def train_together(
     diverged: dict[int, UserError] = {}
     on_cuda = runs[0].heldout.device.type == "cuda"
     started = time.perf_counter()
-
     checkpoints = Checkpoints(lambda: [r for r in runs if not r.done and id(r) not in diverged])
 
     def leave() -> None:

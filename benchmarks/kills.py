@@ -71,7 +71,7 @@ STUDY: dict[str, Any] = {
             **{"epochs": 12, "checkpoint_every_steps": 50, "checkpoints": [0.3]},
         }
     },
-    "evaluation": {"fidelity_tokens": 1_024},
+    "evaluation": {"fidelity_tokens": 1_024, "gaussian_floors": False},
     "latents": {"n_sampled": 4, "min_firings": 20, "min_pool_windows": 4, "window_tokens": 8},
     "explainers": {
         "lexical": {"kind": "lexical"},

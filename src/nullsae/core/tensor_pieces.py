@@ -54,14 +54,14 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
     """Views that make up a tensor, in the order of its numbers, none above `PIECE_BYTES`."""
     tensor = tensor.detach()
     if tensor.is_contiguous():
-        yield from tensor.view(-1).split(PIECE_BYTES // tensor.itemsize)
+        yield from torch.split(tensor.view(-1), PIECE_BYTES // tensor.itemsize)
     elif tensor.nbytes <= PIECE_BYTES:
         yield tensor
     elif (row_bytes := tensor[0].nbytes) > PIECE_BYTES:
         for row in tensor:
             yield from pieces(row)
     else:
-        yield from tensor.split(PIECE_BYTES // row_bytes)
+        yield from torch.split(tensor, PIECE_BYTES // row_bytes)
 
 
 def put_tensor(tensor: Tensor, put: Sink) -> None:

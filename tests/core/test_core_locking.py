@@ -94,6 +94,17 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
         pass
 
 
+def test_a_failure_leaves_no_folders_that_were_made_for_the_lock(tmp_path: Path) -> None:
+    file = tmp_path / "deep/er/lock"
+    with pytest.raises(ValueError, match="bad"), alone_at([file, tmp_path / "deep/lock"]):
+        raise ValueError("bad")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="bad"), alone_at([file]):
+        (tmp_path / "deep/result").touch()
+        raise ValueError("bad")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "deep", tmp_path / "deep/result"]
+
+
 def test_of_several_locks_none_is_kept_where_one_is_taken(tmp_path: Path) -> None:
     files = [tmp_path / name for name in "abc"]
     with alone_at([files[1]]):

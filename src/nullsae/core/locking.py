@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +38,12 @@ class Alone:
     certain: bool = True
     """Whether no other process is at work; false where the file system has no locks."""
     _held: list[tuple[Path, IO[str]]] = field(default_factory=list)
+    _made: list[Path] = field(default_factory=list)
+    """Folders that were not there, the outer ones last."""
 
     def take(self, file: Path) -> bool:
         """Take one lock; false where another process holds it."""
+        self._made += [folder for folder in file.parents if not folder.exists()]
         while True:
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -78,12 +81,18 @@ class Alone:
         stream.flush()
         return True
 
-    def release(self) -> None:
-        """Let others in. The files go first: one that is not locked any more is nobody's."""
+    def release(self, *, failed: bool = False) -> None:
+        """Let others in; after a failure without a trace, if nothing else was written.
+
+        The files go first: one that is not locked any more is nobody's.
+        """
         for file, stream in self._held:
             file.unlink(missing_ok=True)
             stream.close()
         self._held.clear()
+        for folder in self._made if failed else ():
+            with suppress(OSError):
+                folder.rmdir()  # if it is empty
 
 
 @contextmanager
@@ -118,8 +127,10 @@ def alone_at(files: Iterable[Path], wait_seconds: float | None = None) -> Iterat
                 said = True
                 time.sleep(min(LOOK_SECONDS, rest))
         yield alone
-    finally:
-        alone.release()
+    except BaseException:
+        alone.release(failed=True)
+        raise
+    alone.release()
 
 
 def _is(file: Path, stream: IO[str]) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,10 @@ def test_a_failure_leaves_no_folders_that_were_made_for_the_lock(tmp_path: Path)
     with pytest.raises(ValueError, match="bad"), alone_at([file, tmp_path / "deep/lock"]):
         raise ValueError("bad")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="bad"), alone_at([file]):
-        (tmp_path / "deep/result").touch()
-        raise ValueError("bad")
+    result = tmp_path / "deep/result"
+    with suppress(KeyboardInterrupt), alone_at([file, result.with_name("a")]):
+        result.write_text("kept")
+        raise KeyboardInterrupt
     assert list(tmp_path.rglob("*")) == [tmp_path / "deep", tmp_path / "deep/result"]
 
 
@@ -148,6 +149,18 @@ def test_two_are_never_in_however_often_the_files_come_and_go(tmp_path: Path) ->
     assert [process.wait(100) for process in processes] == [0] * 3
     assert (tmp_path / "count").read_text() == "600"
     assert [file.name for file in tmp_path.iterdir()] == ["count"]
+
+
+def test_a_lock_that_was_deleted_deletes_nobody_elses(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    with alone_at([file]):
+        file.unlink()
+        other = holder(file)
+        other.__enter__()
+    assert file.exists()
+    with pytest.raises(UserError, match="is already at work"), alone_at([file], wait_seconds=0):
+        raise AssertionError("two are in")
+    other.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])

@@ -39,7 +39,7 @@ class Alone:
     """Whether no other process is at work; false where the file system has no locks."""
     _held: list[tuple[Path, IO[str]]] = field(default_factory=list)
     _made: list[Path] = field(default_factory=list)
-    """Folders that were not there, the outer ones last."""
+    """Folders that were not there."""
 
     def take(self, file: Path) -> bool:
         """Take one lock; false where another process holds it."""
@@ -63,22 +63,19 @@ class Alone:
                         *(file, error.strerror),
                     )
                 self.certain = False
+                file.unlink(missing_ok=True)
                 return True
             # Whoever held it before deletes it in the end: then this one keeps nobody out.
             if _is(file, stream):
                 break
             stream.close()
         self._held.append((file, stream))
-        stream.truncate(0)
-        json.dump(
-            {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-            },
-            stream,
-        )
-        stream.flush()
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            stream.truncate(0)
+            stream.write(json.dumps(own))
+            stream.flush()
         return True
 
     def release(self, *, failed: bool = False) -> None:
@@ -87,10 +84,13 @@ class Alone:
         The files go first: one that is not locked any more is nobody's.
         """
         for file, stream in self._held:
-            file.unlink(missing_ok=True)
-            stream.close()
+            if _is(file, stream):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):
+                stream.close()
         self._held.clear()
-        for folder in self._made if failed else ():
+        deepest_first = sorted(self._made, key=lambda folder: -len(folder.parts))
+        for folder in deepest_first if failed else ():
             with suppress(OSError):
                 folder.rmdir()  # if it is empty
 

@@ -20,6 +20,7 @@ from nullsae.activations import capture as module
 from nullsae.activations.capture import cache_activations, capture_contexts
 from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.config.sites import KINDS
+from nullsae.core import locking
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.subjects.families import Point
@@ -539,3 +540,20 @@ def test_parts_that_do_not_add_up_are_refused(chain: Chain, tmp_path: Path) -> N
         cache_activations(capture_params(sites=("embed", "attn_out.0")), split="eval", **run)
     assert not (tmp_path / "out").exists()
     cache_activations(capture_params(sites=("embed", "resid_post.0")), split="eval", **run)
+
+
+def test_a_split_is_captured_by_one_process_at_a_time(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "WAIT_SECONDS", 0.0)
+    tried: list[int] = []
+
+    def beside(done: int, _: int) -> None:
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+            capture(chain, tmp_path)
+        tried.append(done)
+
+    assert capture(chain, tmp_path, progress=beside) == list(SITES)
+    assert tried
+    assert capture(chain, tmp_path) == []
+    assert not list(tmp_path.rglob(".*"))

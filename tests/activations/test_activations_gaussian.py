@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch import Tensor
 from nullsae.activations import gaussian as module
 from nullsae.activations.gaussian import Gaussian, SampleCheck, oas_shrinkage, sample_gaussian
 from nullsae.activations.store import SiteReader
+from nullsae.core import locking
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.corpus.store import load_tokens
@@ -562,3 +564,19 @@ def test_token_ids_are_those_at_the_positions_of_the_samples(
     offered = torch.cat(seen)
     assert torch.equal(offered[at, :-1].float(), found)
     assert torch.equal(offered[:, -1].int(), ids)
+
+
+def test_a_split_is_sampled_by_one_process_at_a_time(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "WAIT_SECONDS", 0.0)
+    tried: list[int] = []
+
+    def beside(done: int, _: int) -> None:
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+            sample(chain, tmp_path)
+        tried.append(done)
+
+    assert sample(chain, tmp_path, progress=beside) == [SITE]
+    assert tried
+    assert not list(tmp_path.rglob(".*"))

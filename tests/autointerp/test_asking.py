@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,9 @@ from nullsae.autointerp.replies import explanation
 from nullsae.autointerp.score import score_latents
 from nullsae.autointerp.scorers.intruder import IntruderScorer, intruder_tasks
 from nullsae.config.endpoints import Endpoint
+from nullsae.config.llm import Llm
 from nullsae.config.parse import parse_section
+from nullsae.core import locking
 from nullsae.core.errors import UserError
 from nullsae.jobs.autointerp import ExplainLatentsParams, ScoreLatentsParams
 from nullsae.tables import cell_schema, read_table, write_table
@@ -372,51 +376,81 @@ def test_more_windows_in_a_question_are_fewer_questions(
 # Kill and start again ----------------------------------------------------------------------
 
 
+def kept_replies(cache: Path) -> int:
+    """How many replies have reached the disk."""
+    if not cache.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{cache}?mode=ro", uri=True)) as file:
+        try:
+            return int(file.execute("SELECT count(*) FROM replies").fetchone()[0])
+        except sqlite3.OperationalError:  # its tables are being made
+            return 0
+
+
 def test_a_killed_job_goes_on_where_it_was(
     tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
 ) -> None:
     whole = score(tmp_path / "whole", rows, tokenizer_file, server, kind="detection")
+    n_probes = server.stats()["requests"] - 18
     folder = tmp_path / "killed"
     folder.mkdir()
     server.reset()
-    server.set(latency_seconds=0.05)
+    # Nine questions get their answer; the job waits for those of the others when it is killed.
+    server.set(faults=[{"kind": "hang", "after": n_probes + 9}], hang_seconds=100.0)
     source = write_windows(folder / "windows.parquet", rows)
     write_table(folder / "explanations.parquet", told(), cell_schema("explanations"))
     params = {"seed": 0, "keys": KEYS, "scorer": {"kind": "detection"}, "judge": judge_of(server)}
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "nullsae.cli.main",
-            "score_latents",
-            "--params",
-            json.dumps(params),
-        ),
+        *(sys.executable, "-m", "nullsae.cli.main", "score_latents"),
+        *("--params", json.dumps(params)),
         *("--windows", str(source), "--tokenizer", str(tokenizer_file)),
         *("--explanations", str(folder / "explanations.parquet")),
         *("--predictions", str(folder / "predictions.parquet")),
         *("--scores", str(folder / "scores.parquet")),
     ]
     process = subprocess.Popen(command, cwd=folder, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(server.stats()["times"]) < 9:
+    deadline = time.monotonic() + 90
+    while kept_replies(folder / Llm().cache) < 9 or server.stats()["in_flight"] < 9:
         assert process.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "scores.parquet").exists()
+    server.set(faults=[])
     before = server.stats()
     subprocess.run(command, cwd=folder, check=True, timeout=60)
     after = server.stats()
-    assert after["requests"] > before["requests"]
-    # What was in flight when it was killed may be asked again: its answer never came.
-    assert after["repeated_answered"] <= 2
+    assert after["requests"] - before["requests"] == 9
+    assert after["repeated_answered"] == 0
     found = tuple(
         read_table(folder / f"{name}.parquet", cell_schema(name)).to_pylist()
         for name in ("predictions", "scores")
     )
     assert found == whole
+
+
+def test_one_process_at_a_time_asks_what_a_job_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: ScriptedServer
+) -> None:
+    """Two would pay for each answer twice."""
+    monkeypatch.setattr(locking, "WAIT_SECONDS", 0.0)
+    endpoint = parse_section(Endpoint, judge_of(server), where="judge")
+    tried: list[int] = []
+
+    async def question() -> int:
+        return 1
+
+    def beside(done: int, *_: Any) -> None:
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+            asked(tmp_path).all(endpoint, lambda _: [question()], 1)
+        tried.append(done)
+
+    session = asked(tmp_path)
+    session.progress = beside
+    assert session.all(endpoint, lambda _: [question()], 1) == [1]
+    assert tried == [1]
+    assert asked(tmp_path).all(endpoint, lambda _: [question()], 1) == [1]
 
 
 # Bad input ---------------------------------------------------------------------------------

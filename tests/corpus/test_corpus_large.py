@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from nullsae import paths
 from nullsae.config.corpora import Corpus
 from nullsae.config.parse import parse_section
+from nullsae.core import locking
 from nullsae.core.errors import UserError
 from nullsae.corpus import preparation, prepare, spool
 from nullsae.corpus.documents import SPLITS
@@ -237,3 +238,28 @@ def test_memory_does_not_grow_with_a_corpus(tmp_path: Path) -> None:
     _, large = map(int, result.stdout.split())
     # Sorted and packed in memory, it takes 3.8 times the size of the file.
     assert large < sizes[1]
+
+
+@pytest.mark.parametrize("source", ["files", "stream"])
+def test_a_corpus_is_prepared_by_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setattr(locking, "WAIT_SECONDS", 0.0)
+    keys: dict[str, Any] = stream_of(tmp_path) if source == "stream" else {}
+    params = params_of(tmp_path, texts_of(900), **keys)
+    tried: list[int] = []
+
+    def beside(done: int, _: int) -> None:
+        if not tried:
+            before = files_of(tmp_path)
+            with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+                prepare_corpus(params, "c", tmp_path)
+            assert files_of(tmp_path) == before
+        tried.append(done)
+
+    prepare_corpus(params, "c", tmp_path, beside)
+    assert tried
+    made = files_of(tmp_path)
+    assert not (tmp_path / paths.WORK).exists()
+    prepare_corpus(params, "c", tmp_path)
+    assert files_of(tmp_path) == made

@@ -22,6 +22,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.stopping import StoppedError
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import SaeCell, TrainSaeParams
+from nullsae.sae import shared_pass
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.sae.initialization import initialize
@@ -252,6 +253,30 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, killed_a
         assert whole.read_bytes() == resumed.read_bytes(), file
     assert history(tmp_path / "resumed") == history(tmp_path / "whole")
     assert not list((tmp_path / "work").iterdir()), "a finished training leaves a checkpoint"
+
+
+def test_a_kill_costs_no_more_than_the_time_between_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many steps lie between those that the recipe asks for."""
+    monkeypatch.setattr(shared_pass, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(shared_pass, "PAUSE_PER_SAVING", 0.0)
+    x, _ = planted(1500, 6)
+    sae = recipe(batch_tokens=128, epochs=2)
+    assert sae.checkpoint_every_steps > 22
+
+    def kill(step: int, *_: Any) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, x, sae, output="resumed", progress=kill)
+    steps: list[int] = []
+    run(tmp_path, x, sae, output="resumed", progress=lambda step, *_: steps.append(step))
+    assert steps == list(range(8, 23))
+    run(tmp_path, x, sae, output="whole")
+    one, other = (tmp_path / name / "sae.safetensors" for name in ("resumed", "whole"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

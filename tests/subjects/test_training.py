@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nullsae.config.subjects import TrainSource
+from nullsae.core import locking
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.core.stopping import StoppedError
@@ -326,3 +327,43 @@ def test_a_training_context_is_text_from_anywhere_behind_bos(n_bos: int) -> None
         (row,) = text_from(tokens, np.array([start]))
         assert row.dtype == np.int64
         assert row.tolist() == [*bos, *range(start, start + length)]
+
+
+def test_a_subject_is_trained_by_one_process_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "WAIT_SECONDS", 0.0)
+    train_tokens = write_corpus(tmp_path / "sae_train", *tokens_of(12, seed=0))
+    eval_tokens = write_corpus(tmp_path / "eval", *tokens_of(6, seed=1))
+    manifest = read_json(train_tokens, rebuild="")
+    write_json(train_tokens, {**manifest, "eos_token_id": 0})
+    params = TrainSubjectParams(seed=0, subject="small", source=tiny(steps=4), compute=COMPUTE)
+    tried: list[int] = []
+
+    def run(progress: Any = None) -> None:
+        train_subject(
+            params,
+            train_tokens=train_tokens,
+            eval_tokens=eval_tokens,
+            trained=tmp_path / "trained",
+            step0=tmp_path / "step0",
+            work=tmp_path / "work",
+            progress=progress,
+        )
+
+    def beside(step: int, *_: Any) -> None:
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is already at work"):
+            run()
+        [lock] = (tmp_path / "work").iterdir()
+        # A killed process was writing a checkpoint; nobody is, now.
+        lock.with_name(f".{lock.stem}.1.partial.safetensors").touch()
+        tried.append(step)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(beside)
+    assert tried == [1]
+    assert len(list((tmp_path / "work").iterdir())) == 1
+    run()
+    assert list((tmp_path / "work").iterdir()) == []
+    assert (tmp_path / "trained/gates.json").is_file()

@@ -20,6 +20,7 @@ from nullsae.activations.store import SiteWriter
 from nullsae.config.parse import check_sites
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
+from nullsae.core.locking import alone_at
 from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.jobs.work.making import ROW_BYTES
 from nullsae.subjects.loading import DTYPES, Subject, check_sites_add_up, load_subject, pick_device
@@ -88,17 +89,20 @@ def cache_activations(
         The sites that were not complete before.
 
     Raises:
-        UserError: not enough disk, a site beyond the last block, activations not finite, or a
-            file that cannot be written. Shards that were finished stay.
+        UserError: not enough disk, a site beyond the last block, activations not finite, a file
+            that cannot be written, or another process that captures the same for longer than a
+            minute. Shards that were finished stay.
     """
     torch.set_num_threads(params.compute.threads)
-    job = SplitJob(params, split, model, tokens, output)
-    if job.missing:
-        _capture(job, model, portion, progress)
-    if portion is None:
-        job.finish()
-    else:
-        write_json(output / portion.manifest, {"key": job.params.key, "split": split})
+    own = "manifest.json" if portion is None else portion.manifest
+    with alone_at([SplitJob.lock(output, own)]):
+        job = SplitJob(params, split, model, tokens, output)
+        if job.missing:
+            _capture(job, model, portion, progress)
+        if portion is None:
+            job.finish()
+        else:
+            write_json(output / own, {"key": job.params.key, "split": split})
     return job.missing
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nullsae.activations.layout import SplitJob
 from nullsae.activations.preflight import check_disk
 from nullsae.activations.store import SiteReader, SiteWriter
+from nullsae.core.locking import alone_at
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.activations import SampleGaussianParams
@@ -65,21 +66,23 @@ def sample_gaussian(
 
     Raises:
         UserError: the activations to fit to are missing, damaged or of another config, not enough
-            disk, or a gate that fails; names the file, or the site and the gate.
+            disk, or a gate that fails; names the file, or the site and the gate. Or another
+            process samples the same, for longer than a minute.
     """
     torch.set_num_threads(params.compute.threads)
-    job = SplitJob(params, split, fitted, tokens, output)
-    if job.missing:
-        n_tokens = job.shards[-1].stop * job.corpus.input_ids.shape[1]
-        key, item = params.fitted_activations_key, DTYPES[params.dtype].itemsize
-        readers = [SiteReader.open(fitted, site, key=key) for site in job.missing]
-        row_bytes = sum(reader.d_model * item + ROW_BYTES for reader in readers)
-        check_disk(output, n_tokens * row_bytes)
-        for index, (site, reader) in enumerate(zip(job.missing, readers, strict=True)):
-            for done in _sample_site(job, site, reader):
-                if progress is not None:
-                    progress(index * n_tokens + done, len(job.missing) * n_tokens)
-    job.finish()
+    with alone_at([SplitJob.lock(output)]):
+        job = SplitJob(params, split, fitted, tokens, output)
+        if job.missing:
+            n_tokens = job.shards[-1].stop * job.corpus.input_ids.shape[1]
+            key, item = params.fitted_activations_key, DTYPES[params.dtype].itemsize
+            readers = [SiteReader.open(fitted, site, key=key) for site in job.missing]
+            row_bytes = sum(reader.d_model * item + ROW_BYTES for reader in readers)
+            check_disk(output, n_tokens * row_bytes)
+            for index, (site, reader) in enumerate(zip(job.missing, readers, strict=True)):
+                for done in _sample_site(job, site, reader):
+                    if progress is not None:
+                        progress(index * n_tokens + done, len(job.missing) * n_tokens)
+        job.finish()
     return job.missing
 
 

@@ -59,6 +59,11 @@ class SplitJob(Generic[P]):
         self.split, self.tokens, self.output = split, tokens, output
         self.missing = [s for s in params.sites if not is_complete(self.folder(s), key=params.key)]
 
+    @staticmethod
+    def lock(output: Path, manifest: str = "manifest.json") -> Path:
+        """Locked by the process that makes what ends in a manifest of the split's folder."""
+        return output / f".{manifest}.lock"
+
     def folder(self, site: str) -> Path:
         """Where a site's shards are."""
         return self.output / f"site={site}"

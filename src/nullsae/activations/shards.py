@@ -27,8 +27,6 @@ RECORD, RECORDS = "shard-{:05d}.json", "shard-*.json"
 # Rows that are permuted, summed, hashed and written while the processor's cache holds them. The
 # sums of a shard are sums over such pieces: another number changes their last bits.
 PIECE_ROWS = 512
-# Names of the storage types in safetensors.
-TYPES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class ShardSums:

@@ -28,6 +28,7 @@ from nullsae.config.activations import Exclude
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
 from nullsae.core.tensor_files import header
+from nullsae.core.tensor_pieces import TYPES
 
 # Tokens that are read and added up together: another number changes the last bits of sums.
 BATCH_TOKENS = 4096
@@ -104,7 +105,7 @@ class SiteWriter:
                 stored = {"activations": activations, "norm": norms, "position": placed}
                 # In the order in which safetensors wants them: by falling alignment.
                 rows = sorted(stored.items(), key=lambda row: (-row[1].itemsize, row[0]))
-                put(header((name, shards.TYPES[x.dtype], x.shape) for name, x in rows))
+                put(header((name, TYPES[x.dtype], x.shape) for name, x in rows))
                 for name, x in rows:
                     if name == "activations":
                         put_rows()

@@ -1,48 +1,139 @@
-"""The state of a training in a file: whole, checked, without pickle."""
+"""The state of a training in a file: whole, checked, without pickle.
+
+It is written and read tensor by tensor, in pieces: neither takes a second copy of it in memory.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nullsae.core.files import atomic_path
+from nullsae.core.tensor_files import TYPE_BYTES, header, read_header
+from nullsae.core.tensor_pieces import (
+    TORCH_TYPES,
+    described,
+    fill_tensor,
+    in_order,
+    put_tensor,
+)
 
 # What reading a damaged file may raise.
-DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def save_state(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write named tensors of any shape and dtype, and texts, atomically."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**metadata, "checksum": _checksum(metadata, tensors)}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors of any shape, dtype and device to a safetensors file, atomically."""
+    tensors = in_order(tensors)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(header(described(tensors)))
+        for tensor in tensors.values():
+            put_tensor(tensor, stream.write)
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_state` wrote: the tensors in their shapes and dtypes, on the CPU, and the texts.
+def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write named tensors of any shape, dtype and device, and texts, atomically.
 
-    Raises:
-        One of `DAMAGED`: the file is not what was written.
+    The file is one of safetensors, with a `checksum` (XXH3-128, hex) among its metadata.
     """
-    with safe_open(path, framework="pt") as stream:
-        metadata: dict[str, str] = stream.metadata()
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-    if metadata.pop("checksum") != _checksum(metadata, tensors):
-        raise ValueError("its content differs from its checksum")
-    return tensors, metadata
+    tensors = in_order(tensors)
+    digest = _Digest(metadata)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+
+        def put(data: memoryview) -> None:
+            digest.add(data)
+            stream.write(data)
+
+        # As long as the true one, which is known in the end.
+        stream.write(header(described(tensors), {**metadata, "checksum": digest.hex()}))
+        for name, tensor in tensors.items():
+            digest.add(name.encode())
+            put_tensor(tensor, put)
+        stream.seek(0)
+        stream.write(header(described(tensors), {**metadata, "checksum": digest.hex()}))
 
 
-def _checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    """XXH3-128 of what a file holds, as hex."""
-    digest = xxhash.xxh3_128(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class SavedState:
+    """A file of `save_state` whose tensors are not read yet."""
+
+    path: Path
+    metadata: dict[str, str]
+    """The texts."""
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+    """Dtype and shape of each tensor, in the order of the file."""
+    start: int
+    """Where their bytes begin."""
+    checksum: str
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read what stands before the tensors.
+
+        Raises:
+            One of `DAMAGED`: the file is not what was written.
+        """
+        found, start = read_header(path)
+        metadata = found.pop("__metadata__")
+        tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        stop = 0
+        for name, of in found.items():
+            at, stop = stop, stop + math.prod(of["shape"]) * TYPE_BYTES[of["dtype"]]
+            if of["data_offsets"] != [at, stop]:
+                raise ValueError(f"{name} is not where it should be")
+            tensors[name] = TORCH_TYPES[of["dtype"]], tuple(of["shape"])
+        if (size := path.stat().st_size) != start + stop:
+            raise ValueError(f"{size} bytes instead of {start + stop}")
+        return cls(path, metadata, tensors, start, metadata.pop("checksum"))
+
+    def room(self, name: str, device: torch.device) -> Tensor:
+        """A tensor of the dtype and shape of a stored one, for `read_into` to fill."""
+        dtype, shape = self.tensors[name]
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def read_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors in place with those that are stored, by their names: all of these.
+
+        Raises:
+            One of `DAMAGED`: other names, dtypes or shapes are stored, before anything is
+            filled, or the file is not what was written; the tensors are then of no use any more.
+        """
+        wanted = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+        if wanted != self.tensors:
+            differing = sorted(dict(wanted.items() ^ self.tensors.items()))
+            raise ValueError(f"it holds other tensors ({', '.join(differing)})")
+        digest = _Digest(self.metadata)
+        with open(self.path, "rb") as stream:
+            stream.seek(self.start)
+
+            def read(room: memoryview) -> None:
+                if stream.readinto(room) != len(room):
+                    raise ValueError("it ends too early")
+                digest.add(room)
+
+            for name in self.tensors:
+                digest.add(name.encode())
+                fill_tensor(tensors[name], read)
+        if digest.hex() != self.checksum:
+            raise ValueError("its content differs from its checksum")
+
+
+class _Digest:
+    """XXH3-128 of what a file holds: its texts, then name and bytes of each tensor."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        self._found = xxhash.xxh3_128(json.dumps(dict(metadata), sort_keys=True).encode())
+
+    def add(self, data: Any) -> None:
+        self._found.update(data)
+
+    def hex(self) -> str:
+        return self._found.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shlex
@@ -61,6 +62,16 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def drop_partial(path: Path) -> None:
+    """Delete what killed processes left of `path`, a file, or of the files in it, a folder.
+
+    Only where no process is at work on it.
+    """
+    left = [*path.parent.glob(f".{glob.escape(path.stem)}.*.partial*"), *path.rglob(".*.partial*")]
+    for file in left:
+        file.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -4,32 +4,52 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Bytes of one number, by the names of the types in safetensors.
-TYPE_BYTES = {"I64": 8, "I32": 4, "U32": 4, "F32": 4, "BF16": 2, "F16": 2}
+# Bytes of one number, by the names of the types in safetensors, in the order in which its own
+# writer puts them.
+TYPE_BYTES = {
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+    **dict.fromkeys(("F32", "U32", "I32"), 4),
+    **dict.fromkeys(("BF16", "F16", "U16", "I16"), 2),
+    **dict.fromkeys(("F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1),
+}
+# safetensors takes no longer one.
+MAX_HEADER_BYTES = 100_000_000
 
 
-def header(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> bytes:
+def header(
+    tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """What a safetensors file begins with: the length of a JSON text, then this text.
 
     Args:
         tensors: name, type (a key of `TYPE_BYTES`) and shape of each, in the order of their bytes.
             Readers want these aligned: types of more bytes go first.
+        metadata: texts by their names.
     """
-    described, stop = {}, 0
+    described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    stop = 0
     for name, dtype, shape in tensors:
         start, stop = stop, stop + math.prod(shape) * TYPE_BYTES[dtype]
         described[name] = {"dtype": dtype, "shape": [*shape], "data_offsets": [start, stop]}
-    text = json.dumps(described, separators=(",", ":")).encode()
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Each tensor's `dtype`, `shape` and `data_offsets` by its name, and where the data begin."""
+    """Each tensor's `dtype`, `shape` and `data_offsets` by its name, and where the data begin.
+
+    Metadata are the texts under `__metadata__`. A `ValueError` says that there is no such header.
+    """
     with open(file, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        return json.loads(stream.read(size)), 8 + size
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes")
+        found = json.loads(stream.read(size))
+    if not isinstance(found, dict):
+        raise ValueError("the header is no JSON object")
+    return found, 8 + size

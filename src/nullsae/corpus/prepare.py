@@ -16,6 +16,7 @@ from nullsae import paths
 from nullsae.config.corpora import BuiltinSource, Corpus
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, content_key, write_json
+from nullsae.core.locking import alone_at
 from nullsae.corpus.boundaries import UnfitError
 from nullsae.corpus.documents import SPLITS
 from nullsae.corpus.ngram import fit_ngram, ngram_losses
@@ -51,7 +52,8 @@ def prepare_corpus(
 
     Raises:
         UserError: the source or tokenizer cannot be read, or there is too little text; names the
-            config key. Nothing is written then.
+            config key. Or another process is at it, for longer than a minute. Nothing is written
+            then.
     """
     corpus, where = params.corpus, f"config: corpora.{name}"
     for split, n_tokens in wanted_tokens(corpus).items():
@@ -81,19 +83,25 @@ def preparation_key(name: str, params: PrepareCorpusParams) -> str:
 
 @contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
-    """A folder that stays where the block fails with something in it that a rerun can use."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A folder that stays where the block fails with something in it that a rerun can use.
+
+    No other process is at work in it.
+    """
     useful = True
     try:
-        yield folder
-        useful = False
-    except UnfitError:
-        # Another config is another key: nobody will come back to this.
-        useful = False
-        raise
+        with alone_at([folder.with_name(f"{folder.name}.lock")]):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                yield folder
+                useful = False
+            except UnfitError:
+                # Another config is another key: nobody will come back to this.
+                useful = False
+                raise
+            finally:
+                if not (useful and any(folder.iterdir())):
+                    shutil.rmtree(folder)
     finally:
-        if not (useful and any(folder.iterdir())):
-            shutil.rmtree(folder)
         for parent in (folder.parent, folder.parent.parent):
             with suppress(OSError):
                 parent.rmdir()  # if it is empty

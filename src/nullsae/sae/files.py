@@ -15,13 +15,14 @@ from pydantic import (
     model_validator,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.parse import parse_section
 from nullsae.config.section import Section
+from nullsae.core.checkpoint import save_tensors
 from nullsae.core.errors import UserError
-from nullsae.core.files import atomic_path, checksum, rebuild_command, verify, write_json
+from nullsae.core.files import checksum, rebuild_command, verify, write_json
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder, codings, shapes
 
@@ -86,9 +87,7 @@ class SaeConfig(Section):
 def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
     """Write the weights as float32, then the config; the config makes the folder complete."""
     weights = folder / "sae.safetensors"
-    tensors = {name: t.float().cpu().contiguous() for name, t in sae.parameters().items()}
-    with atomic_path(weights) as temporary:
-        save_file(tensors, temporary)
+    save_tensors(weights, {name: tensor.float() for name, tensor in sae.parameters().items()})
     described |= {key: getattr(sae, key) for key in ("architecture", "d_model", "n_latents", "k")}
     config = SaeConfig(weights_checksum=checksum(weights), **described)
     write_json(folder / "cfg.json", config.model_dump(mode="json"))

@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float | None], None]
 
+# Work that a kill without a warning costs, at most; more where saving itself takes long.
+CHECKPOINT_SECONDS = 600.0
+PAUSE_PER_SAVING = 20.0
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -52,6 +56,31 @@ def plan(runs: Sequence[Run], sizes: Sequence[int], seed: int) -> list[Visit]:
     return visits
 
 
+class Checkpoints:
+    """Writes those of all runs at once, now and then.
+
+    A run writes its own every `checkpoint_every_steps`, which may be hours. Resuming is exact, so
+    the clock decides nothing.
+    """
+
+    def __init__(self, unfinished: Callable[[], list[Run]]) -> None:
+        self.unfinished, self._saved, self._pause = unfinished, time.monotonic(), CHECKPOINT_SECONDS
+
+    def save(self) -> list[Run]:
+        """Write those of the runs that need them; returns these."""
+        start, runs = time.monotonic(), self.unfinished()
+        for run in runs:
+            run.trainer.save(run.cell.checkpoint)
+        self._saved = time.monotonic()
+        self._pause = max(CHECKPOINT_SECONDS, PAUSE_PER_SAVING * (self._saved - start))
+        return runs
+
+    def now_and_then(self) -> None:
+        """Write them if the last time is long ago."""
+        if time.monotonic() - self._saved > self._pause:
+            self.save()
+
+
 def train_together(
     runs: Sequence[Run],
     blocks: Blocks,
@@ -81,12 +110,11 @@ def train_together(
     diverged: dict[int, UserError] = {}
     on_cuda = runs[0].heldout.device.type == "cuda"
     started = time.perf_counter()
+    checkpoints = Checkpoints(lambda: [r for r in runs if not r.done and id(r) not in diverged])
 
     def leave() -> None:
         # Where nothing is unfinished, the rest takes no time.
-        if unfinished := [run for run in runs if not run.done and id(run) not in diverged]:
-            for run in unfinished:
-                run.trainer.save(run.cell.checkpoint)
+        if unfinished := checkpoints.save():
             step = sum(run.trainer.step for run in runs)
             raise StoppedError(
                 f"stopped by {stop.signal} at step {step} of {n_steps}; "
@@ -97,6 +125,7 @@ def train_together(
     def done(fvu: float) -> None:
         progress(sum(run.trainer.step for run in runs), n_steps, fvu)
         stop.here(leave)
+        checkpoints.now_and_then()
 
     stream = ahead(lambda v: blocks.block(v.index, v.sites), visits, in_background=on_cuda)
     for at, visit in enumerate(visits):

@@ -18,7 +18,14 @@ from nullsae.activations.live import live_blocks
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
-from nullsae.core.files import atomic_path, content_key, read_json, rebuild_command
+from nullsae.core.files import (
+    atomic_path,
+    content_key,
+    drop_partial,
+    read_json,
+    rebuild_command,
+)
+from nullsae.core.locking import alone_at
 from nullsae.core.randomness import torch_generator
 from nullsae.core.stopping import stoppable
 from nullsae.corpus.store import Tokens, load_tokens
@@ -67,19 +74,41 @@ def train_sae(
     variant's `recipe.json` as `model`, and for the variant `gaussian` the manifest of the trained
     variant's `sae_train` activations as `fitted`. In `output`, the folder of each SAE, `{site}`,
     `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same params and
-    activations resumes there. `progress` is called with (step, steps, FVU of the batch), counted
-    over all SAEs, or with (tokens, tokens in all, None) where there are no steps.
+    activations resumes there, and waits, up to a minute, for another process that is at it.
+    `progress` is called with (step, steps, FVU of the batch), counted over all SAEs, or with
+    (tokens, tokens in all, None) where there are no steps.
 
     Returns the number of optimizer steps that this call ran (less than all after a resume). After a
     `StoppedError`, for SIGTERM or Ctrl-C, the same call goes on from there. A `UserError` names
     activations that are damaged, foreign, not finite or fewer than one batch, a recipe or a
-    pretrained SAE that does not fit them, a loss that is not finite, or a lack of memory; SAEs that
-    are finished by then stay in `work`.
+    pretrained SAE that does not fit them, a loss that is not finite, a lack of memory, or another
+    process that makes the same; SAEs that are finished by then stay in `work`.
     """
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
     live = [file for file in (model, fitted) if file is not None]
     cells = _open(params, (train_activations, eval_activations), output, work, live)
+    files = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
+    with alone_at(cell.lock for cell in cells) as alone:
+        # Whoever was waited for may have made them.
+        cells = [cell for cell in cells if not _is_whole(cell, cell.output)]
+        for cell in cells if alone.certain else ():
+            drop_partial(cell.work)
+        return _make(params, cells, device, **files, model=model, fitted=fitted, progress=progress)
+
+
+def _make(
+    params: TrainSaeParams,
+    cells: Sequence[Cell],
+    device: torch.device,
+    *,
+    train_tokens: Path | None,
+    eval_tokens: Path | None,
+    model: Path | None,
+    fitted: Path | None,
+    progress: Progress | None,
+) -> int:
+    """Make these SAEs and publish them; the arguments and the result are those of `train_sae`."""
     stepwise: list[tuple[Cell, Autoencoder | None]] = []
     for cell in cells:
         if _is_whole(cell, cell.work):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nullsae.activations.store import BATCH_TOKENS
 from nullsae.config.saes import Sae
-from nullsae.core.checkpoint import load_state, save_state
+from nullsae.core.checkpoint import SavedState, save_state
 from nullsae.core.moments import ROUNDING
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.autoencoder import Autoencoder
@@ -118,9 +118,8 @@ class Trainer:
         return self.peak_lr * schedule(self.step, self.n_steps, self.recipe)
 
     def save(self, path: Path) -> None:
-        """Write everything that the next step depends on, atomically."""
-        tensors = {"unfired_tokens": self.unfired_tokens, **self.model.parameters}
-        tensors |= {f"buffer.{name}": value for name, value in self.model.buffers.items()}
+        """Write everything that the next step depends on, atomically, without a copy in memory."""
+        tensors = self._tensors()
         for name, parameter in self.trained.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
@@ -132,24 +131,26 @@ class Trainer:
         save_state(path, tensors, metadata)
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint written by `save`.
+        """Continue from a checkpoint written by `save`, read into the tensors that are there.
 
         After an error, one of `DAMAGED`, what is in memory is of no use any more.
         """
-        tensors, metadata = load_state(path)
-        self.step, self.seen_tokens = int(metadata["step"]), int(metadata["seen_tokens"])
-        self.history = json.loads(metadata["history"])
-        self.unfired_tokens = tensors["unfired_tokens"].to(self.unfired_tokens.device)
-        for name, parameter in self.model.parameters.items():
-            parameter.copy_(tensors[name])
-        for name, buffer in self.model.buffers.items():
-            buffer.copy_(tensors[f"buffer.{name}"])
+        saved, tensors = SavedState.open(path), self._tensors()
+        self.step = int(saved.metadata["step"])
+        self.seen_tokens = int(saved.metadata["seen_tokens"])
+        self.history = json.loads(saved.metadata["history"])
         # Adam has no state before the first step.
         for name, parameter in self.trained.items() if self.step else ():
-            self.optimizer.state[parameter] = {
-                key: tensors[f"adam.{key}.{name}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+            own = {key: f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            state = {key: saved.room(found, parameter.device) for key, found in own.items()}
+            self.optimizer.state[parameter] = state
+            tensors |= {found: state[key] for key, found in own.items()}
+        saved.read_into(tensors)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The state, but for the optimizer's."""
+        buffers = {f"buffer.{name}": value for name, value in self.model.buffers.items()}
+        return {"unfired_tokens": self.unfired_tokens, **self.model.parameters, **buffers}
 
 
 def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str, Any]:

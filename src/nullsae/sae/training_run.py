@@ -62,6 +62,11 @@ class Cell:
         """What a killed training resumes from."""
         return self.work.with_name(f"{self.work.name}.safetensors")
 
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that makes it."""
+        return self.work.with_name(f"{self.work.name}.lock")
+
     def write(
         self,
         folder: Path,
@@ -146,6 +151,7 @@ class Run:
         self.trainer = fresh()
         self.resumed = cell.checkpoint.is_file() and self._resume()
         if cell.checkpoint.is_file() and not self.resumed:
+            del self.trainer  # there may be no room for two
             self.trainer = fresh()
         self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
         self.timed_tokens, self.timed_seconds = 0, 0.0

@@ -16,7 +16,8 @@ from nullsae.config.randomization import Settings
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, fitted_to
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.files import read_json, rebuild_command, verify, write_json
+from nullsae.core.files import drop_partial, read_json, rebuild_command, verify, write_json
+from nullsae.core.locking import alone_at
 from nullsae.corpus.ngram import caution
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.subjects import RandomizeModelParams, TrainSubjectParams, training_key
@@ -51,12 +52,13 @@ def train_subject(
         eval_tokens: manifest of the `eval` split.
         trained: folder of the trained variant.
         step0: folder of the untrained one.
-        work: folder for checkpoints; a run with the same params and tokens resumes there.
+        work: folder for checkpoints; a run with the same params and tokens resumes there. It
+            waits, up to a minute, for another process that is at it.
         progress: called with (step, steps, loss) after each step.
 
     Raises:
         StoppedError: SIGTERM or Ctrl-C came; the same call goes on from there.
-        UserError: the recipe gives no model, or the training diverged.
+        UserError: the recipe gives no model, the training diverged, or another process is at it.
     """
     from nullsae.subjects.training import train_model
 
@@ -66,19 +68,22 @@ def train_subject(
     checkpoint = work / f"train_subject-{training_key(params, tokens.manifest)}.safetensors"
     tokenizer = tokenizer_beside(eval_tokens)
     keys: dict[str, Any] = {"seed": params.seed, "subject": params.subject}
-    model, initial, log = train_model(
-        source, tokens, **keys, device=device, checkpoint=checkpoint, progress=progress
-    )
-    model = model.eval().requires_grad_(False)
-    made = {"kind": "train", "training": source.model_dump(mode="json"), "log": log}
-    for variant, folder in (("trained", trained), ("step0", step0)):
-        checks: list[gates.Gate] = []
-        if variant == "step0":
-            checks = [gates.untrained(initial, model.state_dict())]
-            model.load_state_dict(initial)
-        recipe = {**keys, "variant": variant, "draw": 0, "source": made}
-        _publish(model, folder, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
-    checkpoint.unlink(missing_ok=True)
+    with alone_at([checkpoint.with_suffix(".lock")]) as alone:
+        if alone.certain:
+            drop_partial(checkpoint)
+        model, initial, log = train_model(
+            source, tokens, **keys, device=device, checkpoint=checkpoint, progress=progress
+        )
+        model = model.eval().requires_grad_(False)
+        made = {"kind": "train", "training": source.model_dump(mode="json"), "log": log}
+        for variant, folder in (("trained", trained), ("step0", step0)):
+            checks: list[gates.Gate] = []
+            if variant == "step0":
+                checks = [gates.untrained(initial, model.state_dict())]
+                model.load_state_dict(initial)
+            recipe = {**keys, "variant": variant, "draw": 0, "source": made}
+            _publish(model, folder, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
+        checkpoint.unlink(missing_ok=True)
 
 
 def randomize_model(

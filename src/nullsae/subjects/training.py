@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from nullsae.config.subjects import TrainSource
-from nullsae.core.checkpoint import DAMAGED, load_state, save_state
+from nullsae.core.checkpoint import DAMAGED, SavedState, save_state
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.randomness import numpy_generator, seed_of
 from nullsae.core.stopping import StoppedError, stoppable
@@ -116,39 +116,41 @@ class Training:
         }
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, atomically."""
-        tensors: dict[str, Tensor] = {}
+        """Write a checkpoint, atomically, without a copy in memory."""
+        tensors = self._parameters()
         for optimizer, parameters in self.optimizers.items():
             for name, parameter in parameters.items():
-                tensors[f"parameter.{name}"] = parameter.detach()
                 for key, value in optimizer.state[parameter].items():
                     tensors[f"optimizer.{key}.{name}"] = value
         kept = {"step": self.step, "log": self.log, "losses": self.losses}
         save_state(path, tensors, {"training": json.dumps(kept)})
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote.
+        """Go on from what `save` wrote, read into the tensors that are there.
 
         Raises:
             One of `DAMAGED`: what is in memory is then of no use any more.
         """
-        tensors, metadata = load_state(path)
-        kept = json.loads(metadata["training"])
+        saved, tensors = SavedState.open(path), self._parameters()
+        kept = json.loads(saved.metadata["training"])
         self.step, self.log, self.losses = kept["step"], kept["log"], kept["losses"]
         owners = {
             name: (parameter, optimizer.state[parameter])
             for optimizer, parameters in self.optimizers.items()
             for name, parameter in parameters.items()
         }
-        for found, value in tensors.items():
+        for found in saved.tensors:
             if found.startswith("optimizer."):
                 _, key, name = found.split(".", 2)
                 parameter, state = owners[name]
                 # AdamW counts its steps on the CPU.
-                state[key] = value if key == "step" else value.to(parameter.device)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"parameter.{name}"])
+                device = torch.device("cpu") if key == "step" else parameter.device
+                tensors[found] = state[key] = saved.room(found, device)
+        saved.read_into(tensors)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        named = self.model.named_parameters()
+        return {f"parameter.{name}": parameter.detach() for name, parameter in named}
 
     def run(
         self, tokens: Tokens, seed: int, subject: str, done: Callable[[int, int, float], None]

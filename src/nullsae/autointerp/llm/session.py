@@ -12,6 +12,7 @@ from nullsae.autointerp.llm.messages import Usage
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.files import write_json
+from nullsae.core.locking import alone_at
 
 if TYPE_CHECKING:
     from nullsae.autointerp.llm.client import LanguageModel
@@ -42,7 +43,8 @@ class Session:
     ) -> list[T]:
         """Results of the `n_questions` coroutines that `work` makes, in order; writes their cost.
 
-        A `UserError` says that the endpoint cannot be used, or that the budget is spent.
+        A `UserError` says that the endpoint cannot be used, that the budget is spent, or that
+        another process has been asking the same for a minute.
         """
         if not n_questions:
             return []
@@ -59,12 +61,15 @@ class Session:
                 self.progress(done, n_questions, describe(model.usage))
             return result
 
-        results, usage = ask_all(
-            endpoint,
-            self.settings(),
-            lambda model: [counted(model, one) for one in work(model)],
-            root=self.root,
-        )
+        # The same questions from two processes at once are paid for twice.
+        locks = [] if self.costs is None else [self.costs.with_name(f".{self.costs.name}.lock")]
+        with alone_at(locks):
+            results, usage = ask_all(
+                endpoint,
+                self.settings(),
+                lambda model: [counted(model, one) for one in work(model)],
+                root=self.root,
+            )
         if usage.cut:
             log.warning(
                 "%d answers were cut and asked for again with more tokens; a larger "

@@ -89,9 +89,9 @@ def publishing(study: SizedStudy, keys: Keys) -> Work:
 def train_subject(study: SizedStudy, keys: Keys) -> Work:
     """Forward and backward, three forward passes (Kaplan et al. 2020), and Muon's iteration.
 
-    Held: six times the weights (gradients, two moments, the start, a checkpoint), and a batch: 68 d
-    + 10 T heads bytes per token and block in float32, T the tokens of a context: twice table 2 of
-    Korthikanti et al. 2022 (arXiv 2205.05198), which is for half precision.
+    Held: five times the weights (gradients, two moments, the start), and a batch: 68 d + 10 T heads
+    bytes per token and block in float32, T the tokens of a context: twice table 2 of Korthikanti et
+    al. 2022 (arXiv 2205.05198), which is for half precision.
     """
     source, size = study.config.subjects[keys["subject"]].source, study.sizes[keys["subject"]]
     assert isinstance(source, TrainSource)
@@ -108,7 +108,7 @@ def train_subject(study: SizedStudy, keys: Keys) -> Work:
         product_flops=source.steps * muon,
         host_seconds=source.steps * size.n_layers * BLOCK_STEP_SECONDS,
         written_bytes=2 * published.written_bytes,
-        held_bytes=24.0 * size.n_parameters + source.batch_contexts * context * token,
+        held_bytes=20.0 * size.n_parameters + source.batch_contexts * context * token,
         imports="all",
         gpu=True,
     )
@@ -220,9 +220,9 @@ def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
 def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     """The SAEs of one job, on cached or live activations.
 
-    Held: all SAEs with gradients and moments on the CPU; on a GPU, a checkpoint of one, which
-    copies weights and two moments, three times an SAE, to the host at once; an SAE is scaled into a
-    copy when it is written. Beside them the start of the data, and blocks of it.
+    Held: all SAEs with gradients and moments on the CPU, and a copy of one, which is scaled when it
+    is written; on a GPU these are not in the host's memory. Beside them the start of the data, and
+    blocks of it.
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
@@ -236,8 +236,8 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
         if not recipe.origin.trained or recipe.pretrained is not None:
             fitting = max(fitting, 3 * one + 32.0 * d * d)
         else:
-            copies = max(copies, one * (1 if study.on_cpu else 3))
             if study.on_cpu:
+                copies = max(copies, one)
                 steps += recipe.training().step_bytes(recipe, d_model=d, n_latents=m, k=recipe.kept)
         fetched = recipe.pretrained is not None and cell["variant"] == "trained"
         if fetched or not recipe.origin.trained:

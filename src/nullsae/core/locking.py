@@ -1,0 +1,152 @@
+"""One process at a time at what a job leaves half done: locks that end with their process.
+
+Snakemake has a lock of its own, but a job outlives a Snakemake that was killed, and nothing tells
+the next run so.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from nullsae.core.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# A job that SLURM puts back in the queue may start while its former self is still saving.
+WAIT_SECONDS = 60.0
+LOOK_SECONDS = 0.2
+HELD = (errno.EAGAIN, errno.EACCES)
+"""Errors that say that another process holds the lock; any other, that there are no locks here."""
+
+
+@dataclass
+class Alone:
+    """What `alone_at` holds."""
+
+    certain: bool = True
+    """Whether no other process is at work; false where the file system has no locks."""
+    _held: list[tuple[Path, IO[str]]] = field(default_factory=list)
+    _made: list[Path] = field(default_factory=list)
+    """Folders that were not there."""
+
+    def take(self, file: Path) -> bool:
+        """Take one lock; false where another process holds it."""
+        self._made += [folder for folder in file.parents if not folder.exists()]
+        while True:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stream = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+            except FileNotFoundError:  # another process has just deleted an empty folder
+                continue
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                stream.close()
+                if error.errno in HELD:
+                    return False
+                if self.certain:
+                    logger.warning(
+                        "warning: %s: the file system has no locks (%s); see to it that no other "
+                        "process is at work on the same",
+                        *(file, error.strerror),
+                    )
+                self.certain = False
+                file.unlink(missing_ok=True)
+                return True
+            # Whoever held it before deletes it in the end: then this one keeps nobody out.
+            if _is(file, stream):
+                break
+            stream.close()
+        self._held.append((file, stream))
+        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        own = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            stream.truncate(0)
+            stream.write(json.dumps(own))
+            stream.flush()
+        return True
+
+    def release(self, *, failed: bool = False) -> None:
+        """Let others in; after a failure without a trace, if nothing else was written.
+
+        The files go first: one that is not locked any more is nobody's.
+        """
+        for file, stream in self._held:
+            if _is(file, stream):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):
+                stream.close()
+        self._held.clear()
+        deepest_first = sorted(self._made, key=lambda folder: -len(folder.parts))
+        for folder in deepest_first if failed else ():
+            with suppress(OSError):
+                folder.rmdir()  # if it is empty
+
+
+@contextmanager
+def alone_at(files: Iterable[Path], wait_seconds: float | None = None) -> Iterator[Alone]:
+    """Within the block no other process is in one with any of these lock files.
+
+    A process that is in is waited for. However a process ends, its locks end with it; a file that
+    it left behind keeps nobody out.
+
+    Args:
+        files: names of lock files, made here and deleted at the end.
+        wait_seconds: `WAIT_SECONDS` by default, for all of them together.
+
+    Raises:
+        UserError: a process is in for longer; says which, on which host, and what to do.
+    """
+    deadline = time.monotonic() + (WAIT_SECONDS if wait_seconds is None else wait_seconds)
+    alone, said = Alone(), False
+    try:
+        # In one order, so that two jobs do not wait for each other.
+        for file in sorted(set(files)):
+            while not alone.take(file):
+                who, ended_by = _holder(file)
+                rest = deadline - time.monotonic()
+                if rest <= 0:
+                    raise UserError(
+                        f"{file}: {who} is already at work on this; wait for its end, or end it"
+                        f"{ended_by}, and run again: what it has done is kept"
+                    )
+                if not said:
+                    logger.warning("waiting up to %.0f s for %s (%s)", rest, who, file)
+                said = True
+                time.sleep(min(LOOK_SECONDS, rest))
+        yield alone
+    except BaseException:
+        alone.release(failed=True)
+        raise
+    alone.release()
+
+
+def _is(file: Path, stream: IO[str]) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.stat(file), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(file: Path) -> tuple[str, str]:
+    """Who holds a lock, and how to end it, in words."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        who = f"process {found['pid']} on {found['host']} (since {found['since']})"
+        return who, f" with `kill {found['pid']}` there"
+    except (OSError, ValueError, KeyError, TypeError):
+        # Another process has only just come, or gone.
+        return "another process", ""

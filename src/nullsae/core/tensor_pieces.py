@@ -1,0 +1,82 @@
+"""Tensors on their way to a file and back piece by piece: none needs a second copy in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from nullsae.core.tensor_files import TYPE_BYTES
+
+# What is in the host's memory beside a tensor.
+PIECE_BYTES = 2**24
+TORCH_TYPES = {
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F32": torch.float32,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+# Names of dtypes in safetensors.
+TYPES = {dtype: name for name, dtype in TORCH_TYPES.items()}
+_RANKS = {name: rank for rank, name in enumerate(TYPE_BYTES)}
+
+
+Sink = Callable[[memoryview], object]
+
+
+def in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in the order in which safetensors' own writer puts them."""
+    items = tensors.items()
+    return dict(sorted(items, key=lambda item: (_RANKS[TYPES[item[1].dtype]], item[0])))
+
+
+def described(tensors: Mapping[str, Tensor]) -> list[tuple[str, str, list[int]]]:
+    """Tensors as `header` takes them: name, type and shape of each."""
+    return [(name, TYPES[t.dtype], list(t.shape)) for name, t in tensors.items()]
+
+
+def pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Views that make up a tensor, in the order of its numbers, none above `PIECE_BYTES`."""
+    tensor = tensor.detach()
+    if tensor.is_contiguous():
+        yield from torch.split(tensor.view(-1), PIECE_BYTES // tensor.itemsize)
+    elif tensor.nbytes <= PIECE_BYTES:
+        yield tensor
+    elif (row_bytes := tensor[0].nbytes) > PIECE_BYTES:
+        for row in tensor:
+            yield from pieces(row)
+    else:
+        yield from torch.split(tensor, PIECE_BYTES // row_bytes)
+
+
+def put_tensor(tensor: Tensor, put: Sink) -> None:
+    """Give a tensor's bytes, as safetensors stores them, to `put`, piece by piece."""
+    for piece in pieces(tensor):
+        # One that is not contiguous is copied where it is, and so is one whose signs are implied.
+        whole = piece.resolve_conj().resolve_neg().contiguous().cpu()
+        # A single number counts as contiguous whatever its stride; as bytes it does not.
+        put(whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data)
+
+
+def fill_tensor(tensor: Tensor, read: Sink) -> None:
+    """Fill a tensor in place with bytes that `read` writes into the memory that it is given."""
+    room = torch.empty(min(PIECE_BYTES, tensor.nbytes), dtype=torch.uint8)
+    for piece in pieces(tensor):
+        found = room[: piece.nbytes]
+        read(found.numpy().data)
+        piece.copy_(found.view(piece.dtype).view(piece.shape))

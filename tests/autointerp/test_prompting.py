@@ -266,8 +266,7 @@ def test_what_prompts_need_of_jinja_is_there(tmp_path: Path) -> None:
     )
     said = of_question(tmp_path, question).messages(**VALUES)[-1]["content"]
     assert said == (
-        "THE WORD &|bread << and>> butter; no \\n thing|(1 of 2)bread(2 of 2)no \\n|02|"
-        '{"a": 2}'
+        'THE WORD &|bread << and>> butter; no \\n thing|(1 of 2)bread(2 of 2)no \\n|02|{"a": 2}'
     )
 
 
@@ -293,6 +292,4 @@ def test_a_judge_sees_what_a_text_hides() -> None:
     hidden = "a\u202eb\x1b[31mc\u200bd" + "".join(chr(0xE0000 + ord(c)) for c in "hi")
     shown = Shown(hidden, ((0, 1), (1, len(hidden))))
     window = USUAL.window(shown, np.array([True, False]))
-    assert window == (
-        r"<text><<a>>\u202eb\x1b[31mc\u200bd\U000e0068\U000e0069</text>"
-    )
+    assert window == (r"<text><<a>>\u202eb\x1b[31mc\u200bd\U000e0068\U000e0069</text>")

@@ -23,7 +23,7 @@ from nullsae.report.examples import pick, strongest
 from nullsae.report.names import GROUPS, entropy_pair, figure_names
 from nullsae.report.page import number, p_value, percent, signed
 from nullsae.report.study import Study
-from nullsae.report.text import TokenText, visible
+from nullsae.report.text import TokenText, inked
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear sRGB.
 SIGHT = {
@@ -174,10 +174,11 @@ def test_ids_beyond_the_vocabulary_and_special_tokens_are_shown(text: TokenText)
 
 
 def test_white_space_is_visible() -> None:
-    assert visible("a\nb\tc") == "a¶b⇥c"
-    assert visible("  ") == "␣␣"
-    assert visible(" the") == " the"
-    assert visible("\x07") == "␇"
+    assert inked("a\nb\tc") == "a¶b⇥c"
+    assert inked("  ") == "␣␣"
+    assert inked(" the") == " the"
+    assert inked("\x07") == r"\x07"
+    assert inked("\u202e") == r"\u202e"
 
 
 def test_a_broken_tokenizer_is_named(tmp_path: Any) -> None:

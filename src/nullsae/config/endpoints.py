@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from nullsae.config.section import Section
+from nullsae.config.section import Section, Trusted
 
 OPENAI_URL = "https://api.openai.com/v1"
 # Names of query parameters that hold a secret somewhere; `api-version` and the like do not.
@@ -28,8 +28,12 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class ManagedServer(Section):
     """An OpenAI-compatible server that each job starts for itself and ends with itself."""
 
-    command: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Program and arguments; `{port}` becomes a free port of the loopback interface."""
+    command: Annotated[
+        tuple[str, ...], Field(min_length=1), Trusted("jobs run this program as you")
+    ]
+    """Program and arguments; `{port}` becomes a free port of the loopback interface, where it is to
+    listen itself. It finds the key that requests carry, another one in each run, in its environment
+    as `LLAMA_API_KEY`, `VLLM_API_KEY` and `NULLSAE_SERVER_KEY`."""
     health: Annotated[str, Field(pattern="^/")] = "/health"
     """Path that answers with 200 as soon as the server is ready."""
     ready_seconds: PositiveFloat = 120.0

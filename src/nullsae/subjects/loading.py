@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, read_json, rebuild_command, room_for, verify, write_json
+from nullsae.core.folders import check_files
+from nullsae.subjects.checkpoints import (
+    check_checkpoint,
+    check_described,
+    with_own_kernels,
+)
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
 
 log = logging.getLogger(__name__)
@@ -66,6 +73,7 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
         keys = {"where": f"{key}.{path_key}", "revision_where": f"{key}.{revision_key}"}
         check_repository(path, kind="model", revision=revision, **keys)
         check_cached(path, "config.json", revision=revision, **keys)
+        revision = check_checkpoint(path, revision, where=f"{what}: cannot be loaded")
         settings: dict[str, Any] = {
             **{"path": str(Path(path).expanduser()) if is_local(path) else path, "what": what},
             **{"revision": revision or "main", "dtype": DTYPES[source.dtype]},
@@ -92,7 +100,11 @@ def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
             f"(pip install {GGUF_PACKAGES})"
         )
     model: Any = _from_pretrained(
-        file.parent, f"subject {file}", gguf_file=file.name, dtype=DTYPES[source.dtype]
+        file.parent,
+        f"subject {file}",
+        gguf_file=file.name,
+        dtype=DTYPES[source.dtype],
+        trust_remote_code=False,
     )
     # The weights are plain by now, and Transformers saves no model that says it is quantized.
     model.hf_quantizer = None
@@ -105,7 +117,11 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
     from huggingface_hub import is_offline_mode
     from transformers import AutoModelForCausalLM
 
+    # Else Transformers looks for safetensors in another revision, which a robot may have proposed.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
+        if "gguf_file" not in keys:
+            keys["config"] = _config(path, keys.get("revision"), keys["trust_remote_code"])
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
     except Exception as error:  # whatever a foreign repository makes the loader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -126,6 +142,13 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         reason = f"{len(missing)} weights are missing, {missing[0]} for one"
         raise UserError(f"{what}: cannot be loaded: {reason}")
     return model  # type: ignore[no-any-return]
+
+
+def _config(path: str | Path, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    code = {"trust_remote_code": trust_remote_code}
+    return with_own_kernels(AutoConfig.from_pretrained(path, revision=revision or "main", **code))
 
 
 def save_subject(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
@@ -368,10 +391,14 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
             f"{recipe_file}: variant {variant!r} is not one of {', '.join(VARIANTS)}; "
             f"install the package that it comes from"
         )
+    folder, trusted = recipe_file.parent, recipe.get("trust_remote_code", False)
+    check_files(folder, where=str(recipe_file))
+    check_described(folder, where=str(recipe_file))
     model = AutoModelForCausalLM.from_pretrained(
-        recipe_file.parent,
+        folder,
+        config=_config(folder, None, trusted),
         dtype=DTYPES[recipe["dtype"]],
-        trust_remote_code=recipe.get("trust_remote_code", False),
+        trust_remote_code=trusted,
         use_safetensors=True,
     )
     model = place(model.eval().requires_grad_(False), recipe, device)

@@ -80,15 +80,20 @@ class Connection:
 
         secrets = secret_headers(self._endpoint)
         url = self._endpoint.base_url or OPENAI_URL
-        if self._endpoint.server is not None:
-            self._server = RunningServer(self._endpoint.server, self._root)
-            await self._server.start()
-            url = f"{self._server.address}/v1"
+        check = None
         self.asked = asked_with(self.asked, self._endpoint, secrets)
-        return Transport(url, secrets, self._settings.timeout_seconds)
+        if self._endpoint.server is not None:
+            given = secrets.get("Authorization", "").removeprefix("Bearer ")
+            self._server = RunningServer(self._endpoint.server, self._root, given or None)
+            await self._server.start()
+            url, check = f"{self._server.address}/v1", self._server.check
+            secrets = {"Authorization": f"Bearer {self._server.key}"} | secrets
+        return Transport(url, secrets, self._settings.timeout_seconds, check)
 
     def _in_vain(self, trouble: str, text: str) -> UserError | None:
         """What the user can mend, where asking again cannot help."""
+        if self._server is not None and self._server.problem is not None:
+            return UserError(self._server.problem)
         if self._server is not None and self._server.ended:
             return UserError(
                 f"server.command: {self.asked.address} ended while it was in use"

@@ -9,8 +9,8 @@ class UserError(Exception):
     """A mistake in a config, a file or an environment that the user can mend.
 
     The message is one line: what is wrong, where (file or config key), the value found, and
-    what would be right. The command line prints it without a traceback and exits with 2. Values found
-    are as others wrote them: what they hold of control characters is spelled out.
+    what would be right. The command line prints it without a traceback and exits with 2. Values
+    are what others wrote, so that control characters in them are spelled out.
     """
 
     def __init__(self, message: object) -> None:

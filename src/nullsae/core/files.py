@@ -84,7 +84,7 @@ def read_json(path: Path | str, *, rebuild: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"{path}: not readable as JSON ({error}); rebuild it with: {rebuild}"
         raise UserError(message) from None
 

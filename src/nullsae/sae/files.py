@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ from nullsae.config.parse import parse_section
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, checksum, rebuild_command, verify, write_json
+from nullsae.core.folders import read_foreign_json
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder, codings, shapes
 
@@ -103,10 +103,7 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     rebuild = rebuild_command(config_file)
     if not config_file.is_file():
         raise UserError(f"{config_file}: the file is missing; rebuild it with: {rebuild}")
-    try:
-        data = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config_file}: not readable as JSON ({error})") from None
+    data = read_foreign_json(config_file, where=str(config_file))
     config = parse_section(SaeConfig, data, where=str(config_file))
     weights = config_file.parent / "sae.safetensors"
     verify(weights, config.weights_checksum, rebuild=rebuild)

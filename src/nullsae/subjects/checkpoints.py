@@ -57,7 +57,7 @@ def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | No
     if config is None:
         return revision  # loading it says what is missing
     commit = config.parent.name if _COMMIT.fullmatch(config.parent.name) else revision
-    described = read_foreign_json(config, where=where)
+    described = read_foreign_json(config, where=f"{where}: {CONFIG}")
     names = [*INDEXED, *([ADAPTER] if find_spec("peft") else [])]
     if isinstance(given := described.get("transformers_weights"), str):
         names.append(_plain(given, (".safetensors", ".safetensors.index.json"), CONFIG, where))
@@ -83,11 +83,11 @@ def check_described(folder: Path, *, where: str) -> None:
             n_tensors = max(n_tensors or 0, len(weights))
     if (folder / CONFIG).is_file():
         most = n_tensors if not (folder / "model.safetensors").is_file() else None
-        _check_config(read_foreign_json(folder / CONFIG, where=where), most, where)
+        _check_config(read_foreign_json(folder / CONFIG, where=f"{where}: {CONFIG}"), most, where)
 
 
 def _check_index(file: Path, suffix: str, where: str) -> dict[str, str]:
-    weights = read_foreign_json(file, where=where).get("weight_map")
+    weights = read_foreign_json(file, where=f"{where}: {file.name}").get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{where}: {file.name} has no weight_map")
     for tensor, name in weights.items():
@@ -114,12 +114,9 @@ def _check_config(described: dict[str, Any], n_tensors: int | None, where: str) 
         most, of = n_tensors, "tensors that its index names"
     for section in _sections(described):
         if found := next((key for key in QUANTIZED if section.get(key)), None):
-            method = (
-                section[found].get("quant_method") if isinstance(section[found], dict) else None
-            )
             raise UserError(
-                f"{where}: its weights are quantized ({found}: {method or 'unknown'}), which "
-                f"nothing here can randomize; take the model that it was made from"
+                f"{where}: {CONFIG} has a {found}: such weights are no numbers that can be "
+                f"randomized; take the model that they were made from"
             )
         for key in LAYER_KEYS:
             if isinstance(section.get(key), int) and section[key] > most:

@@ -42,8 +42,8 @@ def serve_gguf(
     """Answer OpenAI-compatible requests at a port of 127.0.0.1 until SIGTERM or SIGINT.
 
     Requests must carry the key of the environment variable `LLAMA_API_KEY`, if that is set;
-    `GET /health` answers anybody with 200 as soon as the model is loaded. Weights are requantized to
-    `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and answer
+    `GET /health` answers anybody with 200 as soon as the model is loaded. Weights are requantized
+    to `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and answer
     of one request, `slots` the requests answered at the same time, `threads` those of the CPU. A
     `UserError` says that a package is missing, `quantize` is unknown, the port is taken, or the
     file cannot be read.

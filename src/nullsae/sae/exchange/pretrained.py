@@ -49,7 +49,7 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
             f"SAE is read from a cfg.json and safetensors"
         )
     weights, config_file = folder / found[0], folder / "cfg.json"
-    config = read_foreign_json(config_file, where=str(folder))
+    config = read_foreign_json(config_file, where=str(config_file))
     if weights.name == WEIGHTS["saelens"]:
         return _of_saelens(weights, config_file, config, site)
     if "d_in" in config:

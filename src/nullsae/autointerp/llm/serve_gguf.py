@@ -43,10 +43,10 @@ def serve_gguf(
 
     Requests must carry the key of the environment variable `LLAMA_API_KEY`, if that is set;
     `GET /health` answers anybody with 200 as soon as the model is loaded. Weights are requantized
-    to `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and answer
-    of one request, `slots` the requests answered at the same time, `threads` those of the CPU. A
-    `UserError` says that a package is missing, `quantize` is unknown, the port is taken, or the
-    file cannot be read.
+    to `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and
+    answer of one request, `slots` the requests answered at the same time, `threads` those of the
+    CPU. A `UserError` says that a package is missing, `quantize` is unknown, the port is taken, or
+    the file cannot be read.
     """
     if quantize not in QUANTIZATIONS:
         raise UserError(f"--quantize: {quantize!r} is not one of {', '.join(QUANTIZATIONS)}")

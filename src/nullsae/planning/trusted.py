@@ -41,7 +41,8 @@ def trusted_keys(section: Section, key: str = "") -> list[TrustedKey]:
 
 def plug_ins() -> list[str]:
     """What installed packages add to nullsae, one line each; it runs with each command."""
-    found = [point for point in entry_points() if point.group.startswith(PLUG_INS)]
+    groups = [group for group in entry_points().groups if group.startswith(PLUG_INS)]
+    found = [point for group in groups for point in entry_points(group=group)]
     return sorted({visible(f"{p.group} {p.name}: {p.value}".replace("\n", " ")) for p in found})
 
 

@@ -261,7 +261,7 @@ def test_what_prompts_need_of_jinja_is_there(tmp_path: Path) -> None:
     question = (
         "{% set n = windows | length %}{% macro of(i) %}({{ i }} of {{ n }}){% endmacro %}"
         "{{ explanation | upper | replace('AND', '&') }}|{{ windows | join('; ') }}|"
-        "{% for w in windows if not loop.last or n > 1 %}{{ of(loop.index) }}{{ w[:5] }}"
+        "{% for w in windows if w or n > 1 %}{{ of(loop.index) }}{{ w[:5] }}"
         "{% else %}none{% endfor %}|{{ '%02d' | format(n) }}|{{ {'a': n} | tojson }}"
     )
     said = of_question(tmp_path, question).messages(**VALUES)[-1]["content"]

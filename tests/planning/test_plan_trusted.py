@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field
 
 from nullsae.config.parse import parse_config
+from nullsae.config.read import read_merged_config
 from nullsae.config.section import Section, Trusted
 from nullsae.planning.show import print_plan
 from nullsae.planning.trusted import trusted_keys
@@ -20,9 +21,7 @@ SERVER = {"command": ["serve", "--port", "{port}", "a b", "\x1b[2Jx\n"]}
 
 def study(**sections: Any) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
-    for name, section in sections.items():
-        config[name] = {**config[name], **section}
-    return config
+    return config | {"variants": ["trained", "rerandomized"], **sections}
 
 
 def hostile() -> dict[str, Any]:
@@ -40,7 +39,7 @@ def hostile() -> dict[str, Any]:
 
 def test_every_key_that_runs_code_is_named_wherever_it_stands() -> None:
     found = {key.key: key for key in trusted_keys(parse_config(hostile()))}
-    assert {name for name in found if not name.endswith("_env")} == {
+    assert {*found} == {
         "subjects.theirs.source.trust_remote_code",
         "explainers.mine.server.command",
         "scorers.far.judge.server.command",
@@ -52,13 +51,22 @@ def test_every_key_that_runs_code_is_named_wherever_it_stands() -> None:
     assert found["subjects.theirs.source.trust_remote_code"].value == "true"
 
 
-@pytest.mark.parametrize("overlay", [None, "quick.yaml", "paper.yaml"])
-def test_a_config_that_runs_nobodys_code_is_trusted_with_nothing(overlay: str | None) -> None:
-    config = study()
-    if overlay is not None:
-        above = yaml.safe_load((REPOSITORY / "config" / overlay).read_text())
-        config = study(**{k: v for k, v in above.items() if isinstance(v, dict) and k in config})
-    assert trusted_keys(parse_config(config)) == []
+@pytest.mark.parametrize("overlays", [(), ("quick.yaml",), ("all-controls.yaml",)])
+def test_a_config_that_runs_nobodys_code_is_trusted_with_nothing(overlays: tuple[str, ...]) -> None:
+    files = [REPOSITORY / "config.yaml", *(REPOSITORY / "config" / name for name in overlays)]
+    assert trusted_keys(read_merged_config(files)) == []
+
+
+def test_a_config_says_whose_keys_it_sends() -> None:
+    files = [REPOSITORY / "config.yaml", REPOSITORY / "config" / "llm.yaml"]
+    assert [(k.key, k.value) for k in trusted_keys(read_merged_config(files))] == [
+        ("explainers.gpt.api_key_env", "OPENAI_API_KEY")
+    ]
+    azure = {"kind": "openai", "model": "m", "headers_env": {"api-key": "AZURE_OPENAI_API_KEY"}}
+    found = trusted_keys(parse_config(study(explainers={"azure": azure}, scorers={})))
+    assert [(k.key, k.value) for k in found] == [
+        ("explainers.azure.headers_env", "'api-key: AZURE_OPENAI_API_KEY'")
+    ]
 
 
 class Inner(Section):

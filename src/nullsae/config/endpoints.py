@@ -50,10 +50,14 @@ class Endpoint(Section):
     `?api-version=...`, is sent with each request."""
     server: ManagedServer | None = None
     """Instead of `base_url`: a server that the job starts itself."""
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: Annotated[
+        str | None, Trusted("jobs send what this environment variable holds to the endpoint")
+    ] = "OPENAI_API_KEY"
     """Environment variable that holds the key, sent as `Authorization: Bearer`; null, the default
     with `server` or `headers_env`, sends none. Keys never stand in a config."""
-    headers_env: dict[str, str] = Field(default_factory=dict)
+    headers_env: Annotated[
+        dict[str, str], Trusted("jobs send what these environment variables hold to the endpoint")
+    ] = Field(default_factory=dict)
     """Further headers, each with the environment variable that holds its value, such as Azure's
     `api-key: AZURE_OPENAI_API_KEY`."""
     temperature: NonNegativeFloat | None = 0.0

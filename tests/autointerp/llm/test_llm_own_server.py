@@ -202,12 +202,8 @@ def test_a_server_that_others_can_reach_is_warned_of(
         "        self.send_response(200); self.end_headers()\n"
         "http.server.HTTPServer(('0.0.0.0', int(sys.argv[1])), Hello).serve_forever()"
     )
-    ask_all(
-        Endpoint(**endpoint(sys.executable, "-c", open_to_all, "{port}")),
-        Llm(max_attempts=1),
-        lambda model: [model.ask(llm_asking.question(0))],
-        root=tmp_path,
-    )
+    with pytest.raises(UserError, match="refuses a request"):
+        ask("", 1, tmp_path, endpoint=endpoint(sys.executable, "-c", open_to_all, "{port}"))
     [said] = [r.getMessage() for r in caplog.records if "0.0.0.0" in r.getMessage()]
     assert "have it listen at 127.0.0.1" in said
 

@@ -11,6 +11,8 @@ import psutil
 # Where a connection to 127.0.0.1 can end.
 LOOPBACK = ("127.0.0.1", "::ffff:127.0.0.1")
 EVERY = ("0.0.0.0", "::")
+# After so many, a socket without an owner is one that another user's process holds.
+LOOKS = 3
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,14 @@ def listeners(port: int, leader: int) -> Listeners:
     """
     own, foreign = [], []
     family = _descendants(leader)
-    for pid, address in _listening(port, family):
+    found = _listening(port, family)
+    for _ in range(LOOKS - 1):
+        if all(pid is not None for pid, _ in found):
+            break
+        # A socket that was made while its owner was looked for has one at the next look.
+        family = _descendants(leader)
+        found = _listening(port, family)
+    for pid, address in found:
         if pid in family or _group(pid) == leader:
             own.append(address)
         else:

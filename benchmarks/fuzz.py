@@ -215,10 +215,13 @@ def work(only: str | None, seed: int, home: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of this process
     targets = [*found_targets(only).values()]
+    # What lies beside the files that are read is made, and libraries are loaded, before it counts.
+    for target in targets:
+        assert target.examples
     os.chdir(home / "cwd")
     watch = Watch(home)
     warm = 0
-    for line in sys.stdin:
+    for n_read, line in enumerate(sys.stdin, 1):
         number = int(line)
         target = targets[number % len(targets)]
         draw = random.Random(f"{seed}:{target.name}:{number}")
@@ -241,12 +244,12 @@ def work(only: str | None, seed: int, home: Path) -> None:
             wrong.append(f"{type(error).__name__} at {at}: {str(error)[:300]}\n{said}")
         wrong += watch.seen
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if number >= 0 and warm and peak - warm > GROWTH_BYTES:
+        if warm and peak - warm > GROWTH_BYTES:
             wrong.append(f"memory grew by {(peak - warm) / 1e6:,.0f} MB")
         answers.write(json.dumps([number, target.name, how, wrong, peak]) + "\n")
         answers.flush()
         # Each kind of input once: what their libraries take is no growth.
-        if number < len(targets):
+        if n_read == len(targets):
             warm = peak
 
 

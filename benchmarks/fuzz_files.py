@@ -140,6 +140,8 @@ class Models(Beside):
         """Save a tiny GPT-NeoX of random weights, in pieces."""
         import transformers
 
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         sizes: dict[str, Any] = {"hidden_size": D_MODEL, "intermediate_size": 2 * D_MODEL}
         sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
         config = transformers.GPTNeoXConfig(**sizes, max_position_embeddings=32)
@@ -149,12 +151,9 @@ class Models(Beside):
 
     def read(self, data: bytes, folder: Path) -> None:
         """As `subjects.NAME.source` is read."""
-        import transformers
-
         from nullsae.config.subjects import PretrainedSource
         from nullsae.subjects.loading import fetch
 
-        transformers.logging.set_verbosity_error()
         fetch(PretrainedSource(kind="pretrained", path=str(self.placed(data, folder))))
 
 

@@ -15,20 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from nullsae.config.model_files import is_local
-from nullsae.config.model_size import LAYER_KEYS
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.folders import check_files, read_foreign_json
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
-INDEX, PICKLE_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
-# The files that each index may name.
-INDEXED = {INDEX: ".safetensors", PICKLE_INDEX: ".bin"}
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Keys of a config under which weights are kept in fewer bits than a randomization can work on.
 QUANTIZED = ("quantization_config", "compression_config")
-# The deepest model that anybody published has some hundreds.
-MAX_LAYERS = 10_000
 
 
 def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | None:
@@ -50,15 +45,14 @@ def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | No
     if is_local(path):
         folder = Path(path).expanduser()
         if folder.is_dir():
-            check_files(folder, where=where)
-            check_described(folder, where=where)
+            check_folder(folder, where=where)
         return revision
     config = _downloaded(path, CONFIG, revision, where)
     if config is None:
         return revision  # loading it says what is missing
     commit = config.parent.name if _COMMIT.fullmatch(config.parent.name) else revision
     described = read_foreign_json(config, where=f"{where}: {CONFIG}")
-    names = [*INDEXED, *([ADAPTER] if find_spec("peft") else [])]
+    names = [*INDEXES, *([ADAPTER] if find_spec("peft") else [])]
     if isinstance(given := described.get("transformers_weights"), str):
         names.append(_plain(given, (".safetensors", ".safetensors.index.json"), CONFIG, where))
     for name in names:
@@ -68,6 +62,12 @@ def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | No
     return commit
 
 
+def check_folder(folder: Path, *, where: str) -> None:
+    """Check the files of a local folder, and what its config and indexes say."""
+    check_files(folder, where=where)
+    check_described(folder, where=where)
+
+
 def check_described(folder: Path, *, where: str) -> None:
     """Check the config and the indexes in a folder, as far as they are there."""
     if (folder / ADAPTER).is_file() and find_spec("peft"):
@@ -75,18 +75,13 @@ def check_described(folder: Path, *, where: str) -> None:
             f"{where}: it holds an adapter ({ADAPTER}), which stands for a model elsewhere; merge "
             f"the two, and save them as one model"
         )
-    n_tensors = None
     for file in sorted(folder.glob("*.index.json")):
-        suffix = ".safetensors" if ".safetensors." in file.name else ".bin"
-        weights = _check_index(file, suffix, where)
-        if file.name in INDEXED:
-            n_tensors = max(n_tensors or 0, len(weights))
+        _check_index(file, ".safetensors" if ".safetensors." in file.name else ".bin", where)
     if (folder / CONFIG).is_file():
-        most = n_tensors if not (folder / "model.safetensors").is_file() else None
-        _check_config(read_foreign_json(folder / CONFIG, where=f"{where}: {CONFIG}"), most, where)
+        _check_config(read_foreign_json(folder / CONFIG, where=f"{where}: {CONFIG}"), where)
 
 
-def _check_index(file: Path, suffix: str, where: str) -> dict[str, str]:
+def _check_index(file: Path, suffix: str, where: str) -> None:
     weights = read_foreign_json(file, where=f"{where}: {file.name}").get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{where}: {file.name} has no weight_map")
@@ -94,7 +89,6 @@ def _check_index(file: Path, suffix: str, where: str) -> dict[str, str]:
         if not isinstance(name, str):
             raise UserError(f"{where}: {file.name}: {tensor!r} is in {name!r}, which is no name")
         _plain(name, (suffix,), file.name, where)
-    return weights
 
 
 def _plain(name: str, suffixes: tuple[str, ...], inside: str, where: str) -> str:
@@ -106,23 +100,15 @@ def _plain(name: str, suffixes: tuple[str, ...], inside: str, where: str) -> str
     return name
 
 
-def _check_config(described: dict[str, Any], n_tensors: int | None, where: str) -> None:
+def _check_config(described: dict[str, Any], where: str) -> None:
     if (given := described.get("transformers_weights")) is not None:
         _plain(str(given), (".safetensors", ".safetensors.index.json"), CONFIG, where)
-    most, of = MAX_LAYERS, "blocks that any model has"
-    if n_tensors is not None and n_tensors < most:
-        most, of = n_tensors, "tensors that its index names"
     for section in _sections(described):
         if found := next((key for key in QUANTIZED if section.get(key)), None):
             raise UserError(
                 f"{where}: {CONFIG} has a {found}: such weights are no numbers that can be "
                 f"randomized; take the model that they were made from"
             )
-        for key in LAYER_KEYS:
-            if isinstance(section.get(key), int) and section[key] > most:
-                raise UserError(
-                    f"{where}: {CONFIG}: {key} {section[key]} is more than the {most} {of}"
-                )
 
 
 def _sections(described: Any) -> Iterator[dict[str, Any]]:
@@ -156,11 +142,17 @@ def _downloaded(path: str, name: str, revision: str | None, where: str) -> Path 
     raise UserError(f"{where}: {name} could not be fetched from the hub: {reason}")
 
 
-def with_own_kernels(config: Any) -> Any:
-    """A `PretrainedConfig` whose attention and experts run on what Transformers picks by itself.
+def own_config(path: str | Path, trust_remote_code: bool, revision: str | None = None) -> Any:
+    """A model's `PretrainedConfig`, with the attention that Transformers picks by itself.
 
-    A model's files can name another implementation, down to a kernel that is downloaded and run.
+    A model's files can name another implementation of attention or experts, down to a kernel that
+    is downloaded and run.
     """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        path, revision=revision or "main", trust_remote_code=trust_remote_code
+    )
     waiting, seen = [config], set()
     while waiting:
         one = waiting.pop()

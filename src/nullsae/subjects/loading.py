@@ -21,12 +21,7 @@ from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, read_json, rebuild_command, room_for, verify, write_json
-from nullsae.core.folders import check_files
-from nullsae.subjects.checkpoints import (
-    check_checkpoint,
-    check_described,
-    with_own_kernels,
-)
+from nullsae.subjects.checkpoints import check_checkpoint, check_folder, own_config
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
 
 log = logging.getLogger(__name__)
@@ -121,7 +116,7 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         if "gguf_file" not in keys:
-            keys["config"] = _config(path, keys.get("revision"), keys["trust_remote_code"])
+            keys["config"] = own_config(path, keys["trust_remote_code"], keys["revision"])
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
     except Exception as error:  # whatever a foreign repository makes the loader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -142,13 +137,6 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         reason = f"{len(missing)} weights are missing, {missing[0]} for one"
         raise UserError(f"{what}: cannot be loaded: {reason}")
     return model  # type: ignore[no-any-return]
-
-
-def _config(path: str | Path, revision: str | None, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    code = {"trust_remote_code": trust_remote_code}
-    return with_own_kernels(AutoConfig.from_pretrained(path, revision=revision or "main", **code))
 
 
 def save_subject(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
@@ -392,11 +380,10 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
             f"install the package that it comes from"
         )
     folder, trusted = recipe_file.parent, recipe.get("trust_remote_code", False)
-    check_files(folder, where=str(recipe_file))
-    check_described(folder, where=str(recipe_file))
+    check_folder(folder, where=str(recipe_file))
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        config=_config(folder, None, trusted),
+        config=own_config(folder, trusted),
         dtype=DTYPES[recipe["dtype"]],
         trust_remote_code=trusted,
         use_safetensors=True,

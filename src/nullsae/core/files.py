@@ -18,6 +18,9 @@ from nullsae.core.errors import UserError
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
 
+# Of what nobody else of this machine may read.
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+
 # The variable that holds the options which say what study is at work: `jobs.started`.
 STARTED_WITH = "NULLSAE_STARTED_WITH"
 
@@ -63,9 +66,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+def write_text(path: Path | str, text: str, *, private: bool = False) -> None:
+    """Write `text` as UTF-8, atomically; if `private`, for nobody else of this machine to read."""
     with atomic_path(path) as temporary:
+        if private:
+            temporary.touch(PRIVATE_FILE)
         temporary.write_text(text, encoding="utf-8")
 
 

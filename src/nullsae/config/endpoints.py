@@ -90,9 +90,8 @@ class Endpoint(Section):
     def headers_name_variables(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, variable in headers.items():
             if not _HEADER.fullmatch(name) or has_key(name):
-                raise ValueError(
-                    "what stands before ':' is not the name of a header, such as api-key"
-                )
+                shown = "what stands there" if has_key(name) else repr(name)
+                raise ValueError(f"{shown} is not the name of a header, such as api-key")
             if not is_variable(variable):
                 # Without the text, which may be the key itself.
                 raise ValueError(

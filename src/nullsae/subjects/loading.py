@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
+from nullsae.config.model_size import check_model
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
@@ -105,6 +106,8 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
     from huggingface_hub import is_offline_mode
     from transformers import AutoModelForCausalLM
 
+    if "gguf_file" not in keys:
+        check_model(str(path), what, keys.get("revision"))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
     except Exception as error:  # whatever a foreign repository makes the loader raise

@@ -47,5 +47,5 @@ def counts(valid: Valid, n_bytes: int, max_completion_tokens: int) -> Counts:
 def _believed(count: object, n_bytes: int, most: int) -> int | None:
     if type(count) is not int:
         return None
-    least = n_bytes // MOST_BYTES_PER_TOKEN
+    least = -(-n_bytes // MOST_BYTES_PER_TOKEN)
     return count if least <= count <= MOST_TIMES * most + SPARE_TOKENS else None

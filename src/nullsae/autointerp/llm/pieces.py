@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 # Of a reply: its frame and the content, and of each token its text, bytes and alternatives.
 SPARE_BYTES, BYTES_OF_TOKEN = 8 << 20, 4096
@@ -10,8 +11,9 @@ SPARE_BYTES, BYTES_OF_TOKEN = 8 << 20, 4096
 BYTES_PER_VALUE, SPARE_VALUES = 16, 200_000
 # No compressed piece is unpacked to more at a time.
 MOST_UNPACKED = 1 << 20
-# zlib's: gzip's header and zlib's are told apart; and deflate without either.
-_WINDOW_BITS = {"gzip": 47, "x-gzip": 47, "deflate": 47}
+_PACKED = ("gzip", "x-gzip", "deflate")
+# What zlib is told: to read a header of gzip or its own; and that there is none.
+_ANY_HEADER, _NO_HEADER = 47, -15
 ENCODINGS = "gzip, deflate"
 
 
@@ -35,11 +37,11 @@ class Pieces:
         """`encoding` is the header `Content-Encoding`."""
         self._most, self._n = most, 0
         self._found: list[bytes] = []
-        name = (encoding or "identity").strip().lower()
-        if name not in (*_WINDOW_BITS, "identity"):
+        self._name = (encoding or "identity").strip().lower()
+        if self._name not in (*_PACKED, "identity"):
             raise PackingError("packed in a way that was not asked for")
-        self._bits = _WINDOW_BITS.get(name)
-        self._packed = zlib.decompressobj(self._bits) if self._bits else None
+        self._start = b""
+        self._packed: Any = None
 
     def add(self, piece: bytes) -> None:
         """Unpack a piece and keep it.
@@ -53,24 +55,29 @@ class Pieces:
 
     def unpacked(self, piece: bytes) -> list[bytes]:
         """What a piece holds, unpacked and counted; raises as `add`."""
-        if self._packed is None:
+        if self._name == "identity":
             return [self._counted(piece)]
         parts = []
+        if self._packed is None:
+            piece = self._start = self._start + piece
+            if len(piece) < 2:
+                return []
+            self._packed = zlib.decompressobj(self._bits(piece))
         while piece:
             try:
                 parts.append(self._counted(self._packed.decompress(piece, MOST_UNPACKED)))
             except zlib.error as error:
-                if self._bits == 47 and self._n == 0 and not parts:
-                    # Some servers send deflate without zlib's header.
-                    self._bits = -zlib.MAX_WBITS
-                    self._packed = zlib.decompressobj(self._bits)
-                    continue
                 raise PackingError(f"not packed as its header says ({error})") from None
             piece = self._packed.unconsumed_tail
-            if self._packed.eof and self._packed.unused_data:
-                piece = self._packed.unused_data
-                self._packed = zlib.decompressobj(self._bits or 0)
+            if self._packed.eof and (piece := self._packed.unused_data):
+                # One part of gzip behind another.
+                self._packed = zlib.decompressobj(_ANY_HEADER)
         return parts
+
+    def _bits(self, start: bytes) -> int:
+        """How to read what begins so: some servers send deflate without zlib's header."""
+        has_header = start[0] & 15 == 8 and int.from_bytes(start[:2]) % 31 == 0
+        return _ANY_HEADER if has_header or self._name != "deflate" else _NO_HEADER
 
     def whole(self) -> bytes:
         """All that came; a `TooLongError` if it is JSON of more values than a reply can have."""

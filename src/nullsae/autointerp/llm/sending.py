@@ -111,10 +111,10 @@ class Sending:
 
     async def _attempt(self, key: bytes, body: bytes, max_tokens: int, number: int) -> Kept:
         """Send once, within the limits, and keep what comes; raises as `Connection.send`."""
-        worst = self.worst_usd(len(body), max_tokens)
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         await self._limiter.acquire(again=number > 1)
+        worst = self.worst_usd(len(body), max_tokens)
         reserved = lost = 0.0
         try:
             sent_at = loop.time()

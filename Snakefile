@@ -20,6 +20,7 @@ onstart:
     write_text(
         paths.RUN_CONFIG,
         yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False),
+        private=True,
     )
 
 

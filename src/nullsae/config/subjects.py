@@ -15,9 +15,9 @@ class TrainSource(Origin):
     """A small GPT-NeoX trained inside the workflow on the corpus' `sae_train` split."""
 
     kind: Literal["train"]
-    n_layers: PositiveInt = 3
-    d_model: PositiveInt = 128
-    n_heads: PositiveInt = 4
+    n_layers: Annotated[int, Field(ge=1, le=1000)] = 3
+    d_model: Annotated[int, Field(ge=1, le=65_536)] = 128
+    n_heads: Annotated[int, Field(ge=1, le=4096)] = 4
     rotary_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each head that is rotated (Pythia: 0.25)."""
     steps: PositiveInt = 1000

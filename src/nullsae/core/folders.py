@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from nullsae.core.errors import UserError, first_line
+from nullsae.core.errors import UserError
 
 # What libraries read of a model, a tokenizer or an SAE.
 SUFFIXES = (".json", ".safetensors", ".bin", ".py", ".txt", ".jinja", ".model", ".tiktoken")
-# The index of a model with 100,000 tensors has 10 MB, its config less than one.
-MAX_JSON_BYTES = 64_000_000
 
 
 def check_files(folder: Path, *, where: str) -> None:
@@ -44,24 +40,3 @@ def _blobs(folder: Path) -> list[Path]:
         for inner in (folder, *folder.parents)
         if inner.parent.name == "snapshots" and "--" in inner.parents[1].name
     ]
-
-
-def read_foreign_json(file: Path, *, where: str) -> dict[str, Any]:
-    """The JSON object in a file that others wrote.
-
-    Raises:
-        UserError: it is no such object, or larger than any that is honest; begins with `where`.
-    """
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_JSON_BYTES + 1)
-        if len(data) > MAX_JSON_BYTES:
-            raise UserError(f"{where}: more than {MAX_JSON_BYTES:,} bytes")
-        found = json.loads(data)
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not readable as JSON ({first_line(error)})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: not a JSON object")
-    return found

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.parse import parse_section
+from nullsae.config.plain import read_object
 from nullsae.config.section import Section
-from nullsae.core.errors import UserError
+from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import atomic_path, checksum, rebuild_command, verify, write_json
-from nullsae.core.folders import read_foreign_json
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder, codings, shapes
 
@@ -103,7 +103,10 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     rebuild = rebuild_command(config_file)
     if not config_file.is_file():
         raise UserError(f"{config_file}: the file is missing; rebuild it with: {rebuild}")
-    data = read_foreign_json(config_file, where=str(config_file))
+    try:
+        data = read_object(config_file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config_file}: not readable as JSON ({first_line(error)})") from None
     config = parse_section(SaeConfig, data, where=str(config_file))
     weights = config_file.parent / "sae.safetensors"
     verify(weights, config.weights_checksum, rebuild=rebuild)

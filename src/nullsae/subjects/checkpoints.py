@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from nullsae.config.model_files import is_local
+from nullsae.config.plain import read_object
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.folders import check_files, read_foreign_json
+from nullsae.core.folders import check_files
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# The index of a model with 100,000 tensors has 10 MB, its config less than one.
+MAX_BYTES = 64_000_000
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Keys of a config under which weights are kept in fewer bits than a randomization can work on.
@@ -51,24 +54,24 @@ def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | No
     if config is None:
         return revision  # loading it says what is missing
     commit = config.parent.name if _COMMIT.fullmatch(config.parent.name) else revision
-    described = read_foreign_json(config, where=f"{where}: {CONFIG}")
+    described = _read(config, where)
     names = [*INDEXES, *([ADAPTER] if find_spec("peft") else [])]
     if isinstance(given := described.get("transformers_weights"), str):
         names.append(_plain(given, (".safetensors", ".safetensors.index.json"), CONFIG, where))
     for name in names:
         if name.endswith(".json"):
             _downloaded(path, name, commit, where)
-    check_described(config.parent, where=where)
+    check_named(config.parent, where=where)
     return commit
 
 
 def check_folder(folder: Path, *, where: str) -> None:
     """Check the files of a local folder, and what its config and indexes say."""
     check_files(folder, where=where)
-    check_described(folder, where=where)
+    check_named(folder, where=where)
 
 
-def check_described(folder: Path, *, where: str) -> None:
+def check_named(folder: Path, *, where: str) -> None:
     """Check the config and the indexes in a folder, as far as they are there."""
     if (folder / ADAPTER).is_file() and find_spec("peft"):
         raise UserError(
@@ -78,17 +81,25 @@ def check_described(folder: Path, *, where: str) -> None:
     for file in sorted(folder.glob("*.index.json")):
         _check_index(file, ".safetensors" if ".safetensors." in file.name else ".bin", where)
     if (folder / CONFIG).is_file():
-        _check_config(read_foreign_json(folder / CONFIG, where=f"{where}: {CONFIG}"), where)
+        _check_config(_read(folder / CONFIG, where), where)
 
 
 def _check_index(file: Path, suffix: str, where: str) -> None:
-    weights = read_foreign_json(file, where=f"{where}: {file.name}").get("weight_map")
+    weights = _read(file, where).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{where}: {file.name} has no weight_map")
     for tensor, name in weights.items():
         if not isinstance(name, str):
             raise UserError(f"{where}: {file.name}: {tensor!r} is in {name!r}, which is no name")
         _plain(name, (suffix,), file.name, where)
+
+
+def _read(file: Path, where: str) -> dict[str, Any]:
+    try:
+        return read_object(file, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        said = first_line(error)
+        raise UserError(f"{where}: {file.name}: not readable as JSON ({said})") from None
 
 
 def _plain(name: str, suffixes: tuple[str, ...], inside: str, where: str) -> str:

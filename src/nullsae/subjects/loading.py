@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
+from nullsae.config.model_size import check_model
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
@@ -114,6 +115,8 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
 
     # Else Transformers looks for safetensors in another revision, which a robot may have proposed.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    if "gguf_file" not in keys:
+        check_model(str(path), what, keys.get("revision"))
     try:
         if "gguf_file" not in keys:
             keys["config"] = own_config(path, keys["trust_remote_code"], keys["revision"])

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from nullsae.config.model_files import is_local
 from nullsae.config.parse import parse_section
+from nullsae.config.plain import read_object
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError, first_line
-from nullsae.core.folders import check_files, read_foreign_json
+from nullsae.core.folders import check_files
 from nullsae.jobs.saes import pretrained_sae_path
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.formats import WEIGHTS, SaeLensConfig, Shapes, SparsifyConfig, hook_name
@@ -49,7 +50,10 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
             f"SAE is read from a cfg.json and safetensors"
         )
     weights, config_file = folder / found[0], folder / "cfg.json"
-    config = read_foreign_json(config_file, where=str(config_file))
+    try:
+        config = read_object(config_file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config_file}: not readable as JSON ({first_line(error)})") from None
     if weights.name == WEIGHTS["saelens"]:
         return _of_saelens(weights, config_file, config, site)
     if "d_in" in config:

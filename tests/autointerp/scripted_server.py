@@ -65,6 +65,8 @@ class Options:
     """Of those 429s."""
     key: str | None = None
     """Any other gets a 401 that repeats it."""
+    key_variable: str | None = None
+    """The environment variable that holds `key`."""
     models: list[str] = field(default_factory=list)
     """Any other gets a 404."""
     max_characters: int = 0
@@ -514,6 +516,8 @@ def main() -> None:
     parser.add_argument("options", nargs="?", default="{}")
     arguments = parser.parse_args()
     options = Options(**json.loads(arguments.options))
+    if options.key_variable is not None:
+        options.key = os.environ[options.key_variable]
     if options.exit_status is not None:
         print("the model file is missing", file=sys.stderr)
         sys.exit(options.exit_status)

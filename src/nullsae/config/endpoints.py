@@ -19,7 +19,7 @@ from pydantic import (
 
 from nullsae.config.addresses import INSTEAD, check_address, is_local
 from nullsae.config.keys import has_key, is_variable, secret_field
-from nullsae.config.section import Section
+from nullsae.config.section import Section, Trusted
 
 OPENAI_URL = "https://api.openai.com/v1"
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -28,8 +28,12 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 class ManagedServer(Section):
     """An OpenAI-compatible server that each job starts for itself and ends with itself."""
 
-    command: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Program and arguments; `{port}` becomes a free port of the loopback interface."""
+    command: Annotated[
+        tuple[str, ...], Field(min_length=1), Trusted("jobs run this program as you")
+    ]
+    """Program and arguments; `{port}` becomes a free port of the loopback interface, where it is to
+    listen itself. It finds the key that requests carry, another one in each run, in its environment
+    as `LLAMA_API_KEY`, `VLLM_API_KEY` and `NULLSAE_SERVER_KEY`."""
     health: Annotated[str, Field(pattern="^/")] = "/health"
     """Path that answers with 200 as soon as the server is ready."""
     ready_seconds: PositiveFloat = 120.0
@@ -46,10 +50,14 @@ class Endpoint(Section):
     `?api-version=...`, is sent with each request."""
     server: ManagedServer | None = None
     """Instead of `base_url`: a server that the job starts itself."""
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: Annotated[
+        str | None, Trusted("jobs send what this environment variable holds to the endpoint")
+    ] = "OPENAI_API_KEY"
     """Environment variable that holds the key, sent as `Authorization: Bearer`; null, the default
     with `server` or `headers_env`, sends none. Keys never stand in a config."""
-    headers_env: dict[str, str] = Field(default_factory=dict)
+    headers_env: Annotated[
+        dict[str, str], Trusted("jobs send what these environment variables hold to the endpoint")
+    ] = Field(default_factory=dict)
     """Further headers, each with the environment variable that holds its value, such as Azure's
     `api-key: AZURE_OPENAI_API_KEY`."""
     temperature: NonNegativeFloat | None = 0.0

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from nullsae.config.model_files import GgufFile, Origin, is_local
-from nullsae.config.section import FloatType, Section, unique
+from nullsae.config.section import FloatType, Section, Trusted, unique
 from nullsae.config.sites import HOW, PATTERN
 
 
@@ -65,7 +65,9 @@ class PretrainedSource(Origin):
     """Precision of the subject's weights and forward passes."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     """How to spread a subject over several GPUs (Accelerate); by default it lies on one device."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[
+        bool, Trusted("jobs run Python code that comes with the model as you")
+    ] = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
 
     @model_validator(mode="after")

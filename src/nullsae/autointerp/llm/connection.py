@@ -98,15 +98,20 @@ class Connection:
         headers = secret_headers(self._endpoint, self._settings.insecure_hosts)
         self.secrets = Secrets(headers)
         url = self._endpoint.base_url or OPENAI_URL
-        if self._endpoint.server is not None:
-            self._server = RunningServer(self._endpoint.server, self._root)
-            await self._server.start()
-            url = f"{self._server.address}/v1"
         self.asked = asked_with(self.asked, self._endpoint, headers)
-        return Transport(url, self.secrets, self._settings.timeout_seconds)
+        check = None
+        if self._endpoint.server is not None:
+            given = headers.get("Authorization", "").removeprefix("Bearer ")
+            self._server = RunningServer(self._endpoint.server, self._root, given or None)
+            await self._server.start()
+            url, check = f"{self._server.address}/v1", self._server.check
+            self.secrets = Secrets({"Authorization": f"Bearer {self._server.key}"} | headers)
+        return Transport(url, self.secrets, self._settings.timeout_seconds, check)
 
     def _in_vain(self, trouble: str, text: str) -> UserError | None:
         """What the user can mend, where asking again cannot help."""
+        if self._server is not None and self._server.problem is not None:
+            return UserError(self._server.problem)
         if self._server is not None and self._server.ended:
             return UserError(
                 f"server.command: {self.asked.address} ended while it was in use"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Literal, Self
 
@@ -27,6 +28,7 @@ from nullsae.core.errors import first_line
 NO_HEADERS = httpx2.Headers()
 # How long an answer may be: the package hands nothing of its own through to the HTTP client.
 _MOST_BYTES: ContextVar[int] = ContextVar("most_bytes")
+Check = Callable[[], Awaitable[None]]
 Trouble = Literal["timeout", "dropped", "unusable", "refused", "unknown host", "certificate"]
 
 
@@ -41,15 +43,24 @@ class NoAnswerError(Exception):
 class Transport:
     """Posts JSON to one chat endpoint."""
 
-    def __init__(self, base_url: str, secrets: Secrets, timeout_seconds: float) -> None:
-        """The headers of `secrets` are sent, and their values blanked out of answers."""
+    def __init__(
+        self,
+        base_url: str,
+        secrets: Secrets,
+        timeout_seconds: float,
+        check: Check | None = None,
+    ) -> None:
+        """The headers of `secrets` are sent, and their values blanked out of answers. `check` is
+        called on each new connection before anything is sent, and raises an `OSError` if nothing
+        may be.
+        """
         self._url = with_path(base_url, CHAT)
         # The package never sees a key, so that none of its errors or logs can hold it.
         self._client = AsyncOpenAI(
             api_key="none",
             base_url=base_url,
             max_retries=0,
-            http_client=_Sender(self._url, secrets, timeout_seconds),
+            http_client=_Sender(self._url, secrets, timeout_seconds, check),
         )
 
     async def close(self) -> None:
@@ -81,8 +92,11 @@ class Transport:
 class _Sender(httpx2.AsyncClient):
     """The HTTP client below the package: same URL and headers each time, aiohttp's connections."""
 
-    def __init__(self, url: str, secrets: Secrets, timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str, secrets: Secrets, timeout_seconds: float, check: Check | None
+    ) -> None:
         super().__init__(transport=httpx2.AsyncBaseTransport())
+        self._check = check
         self._pattern: httpx2.Request | None = None
         self._secrets = secrets
         self._target = URL(url)
@@ -104,7 +118,7 @@ class _Sender(httpx2.AsyncClient):
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         assert isinstance(request, _Posted)
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, ssl=ssl_context(self._target.scheme))
+            connector = _Connector(self._check, ssl_context(self._target.scheme))
             # Unpacking is done here, where what comes out of it is counted.
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         try:
@@ -137,6 +151,24 @@ class _Sender(httpx2.AsyncClient):
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connections that are looked at before they are used."""
+
+    def __init__(self, check: Check | None, trusted: ssl.SSLContext | bool) -> None:
+        super().__init__(limit=0, ssl=trusted)
+        self._check = check
+
+    async def _create_connection(self, *arguments: Any, **options: Any) -> Any:
+        made = await super()._create_connection(*arguments, **options)
+        if self._check is not None:
+            try:
+                await self._check()
+            except BaseException:
+                made.close()
+                raise
+        return made
 
 
 class _Posted(httpx2.Request):

@@ -17,6 +17,7 @@ from nullsae.config.parse import parse_section
 from nullsae.config.plain import read_object
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import check_files
 from nullsae.jobs.saes import pretrained_sae_path
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.formats import WEIGHTS, SaeLensConfig, Shapes, SparsifyConfig, hook_name
@@ -39,6 +40,7 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
     that is not supported.
     """
     folder = _folder(pretrained, site, where)
+    check_files(folder, where=where)
     there = sorted(file.name for file in folder.iterdir())
     found = [name for name in WEIGHTS.values() if name in there]
     if not found or "cfg.json" not in there:

@@ -94,14 +94,9 @@ def test_what_is_no_secret_is_taken(keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://a b/v1",
-        "http://a\n.b/v1",
-        "http://a\\@b/v1",
-        "http://a:99999/v1",
-        "http:///v1",
-        "a/v1",
-    ]
-    + ["http://a:0/v1", "ftp://a/v1", "http://[::1/v1", "http://a\u202eb/v1"],
+        *("http://a b/v1", "http://a\n.b/v1", "http://a\\@b/v1", "http://a:99999/v1", "http:///v1"),
+        *("a/v1", "http://a:0/v1", "ftp://a/v1", "http://[::1/v1", "http://a\u202eb/v1"),
+    ],
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     assert refusal(base_url=url).startswith("here: base_url: ")

@@ -202,7 +202,9 @@ def check_model(path: str, what: str, revision: str | None = None) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value:,}" if abs(value) < 1e15 else f"a number of {len(f'{value:.0f}')} digits"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if abs(value) < 10**15 else f"a number of {len(str(abs(value)))} digits"
 
 
 def shape_of(described: dict[str, Any]) -> Shape:

@@ -32,6 +32,7 @@ def read_yaml(path: Path) -> Any:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not text in UTF-8") from None
     try:
+        _check_events(text, str(path))
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -47,6 +48,18 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not YAML ({first_line(error)})") from None
     except RecursionError:
         raise UserError(f"{path}: nested more than {MOST_DEPTH} times") from None
+
+
+def _check_events(text: str, where: str) -> None:
+    """Check how deep and how many the values are, before libyaml goes through them by recursion."""
+    depth = 0
+    for n, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise UserError(f"{where}: nested more than {MOST_DEPTH} times")
+        if n > 2 * MOST_VALUES:
+            raise UserError(f"{where}: more than {MOST_VALUES:,} values; a config has some hundred")
 
 
 def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:

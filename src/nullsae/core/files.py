@@ -91,10 +91,11 @@ def read_small(path: Path | str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
     """
     # Without waiting for whoever might write into a pipe.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: not a file but {_kind(mode)}")
     with open(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not a file but {_kind(status.st_mode)}")
         data = stream.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise UserError(f"{path}: longer than {most_bytes:,} bytes, which no such file is")

@@ -160,7 +160,7 @@ def test_the_lie_of_one_endpoint_leaves_the_budget_of_another_as_it_is(
     server: ScriptedServer, tmp_path: Path, lie: Any
 ) -> None:
     with ScriptedServer() as honest:
-        _, usage = ask(honest.url, 2, tmp_path, prices=PRICES)
+        ask(honest.url, 2, tmp_path, prices=PRICES)
         before = spent(tmp_path)
         server.set(usage=lie)
         ask(server.url, 1, tmp_path, prices=PRICES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
+import re
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ def understood(text: str) -> str:
     for _ in range(3):
         text = unescape(unquote(text))
         forms.append(text)
-    forms.append(text.encode("latin-1", "replace").decode("unicode_escape", "replace"))
+    forms.append(re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), text))
     return "\n".join(forms).casefold()
 
 
@@ -85,8 +87,6 @@ def test_the_tokens_of_a_reply_that_holds_a_key_go_with_it() -> None:
     one = {"token": "1", "logprob": -0.2, "top_logprobs": alternatives}
     for content, entries in ((KEY, tokens), ("1", [one])):
         choice = {"message": {"content": content}, "logprobs": {"content": entries}}
-        import json
-
         answer = Answer(200, None, json.dumps({"choices": [choice]}).encode())
         reply = read_answer(answer, Asked("m", "http://a/v1", None), SECRETS).reply
         assert KEY not in repr(reply)

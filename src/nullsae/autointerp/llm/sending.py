@@ -137,6 +137,9 @@ class Sending:
                 self._sent.set()
             kept = self.paid(valid, len(body), max_tokens)
             self._cache.put(key, kept, reserved_usd=reserved)
+            if kept.cost_usd > worst:
+                # Before the next request sets aside what is left.
+                self._cache.flush()
             reserved = lost = 0.0
             self._limiter.succeeded()
             self._failures_in_a_row = 0

@@ -172,10 +172,6 @@ def test_a_key_that_the_config_names_is_the_servers(
 
 WRAPPERS = {
     "a shell's child": ("sh", "-c", '"$0" "$@"; true'),
-    "in a session of its own": (
-        *(sys.executable, "-c"),
-        "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True).wait()",
-    ),
     "left by its parent": (
         *(sys.executable, "-c"),
         "import os, subprocess, sys, time\n"
@@ -190,6 +186,17 @@ def test_a_server_may_be_any_process_that_the_command_starts(
 ) -> None:
     replies, _ = ask("", 1, tmp_path, endpoint=endpoint(*wrapper, *scripted()))
     assert contents(replies) == [expected(0)]
+
+
+def test_a_server_that_would_outlive_the_job_is_not_asked(tmp_path: Path) -> None:
+    """Its command is ended with its process group, which this one leaves."""
+    leaves = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True).wait()"
+    command = (sys.executable, "-c", leaves, *scripted(pids=str(tmp_path / "pids")))
+    try:
+        with pytest.raises(UserError, match=r"process \d+ listens at port \d+"):
+            ask("", 1, tmp_path, endpoint=endpoint(*command))
+    finally:
+        os.kill(int((tmp_path / "pids").read_text().split()[0]), signal.SIGKILL)
 
 
 def test_a_server_that_others_can_reach_is_warned_of(
@@ -213,11 +220,11 @@ def test_listeners_are_told_apart_by_whose_they_are() -> None:
         port = mine.getsockname()[1]
         other = subprocess.Popen(["sleep", "60"], start_new_session=True)
         try:
-            assert listeners(port, os.getpid()).own == ("127.0.0.1",)
-            assert listeners(port, os.getpid()).foreign == ()
+            assert listeners(port, os.getpgid(0)).own == ("127.0.0.1",)
+            assert listeners(port, os.getpgid(0)).foreign == ()
             assert listeners(port, other.pid).own == ()
             assert listeners(port, other.pid).foreign == (f"process {os.getpid()}",)
         finally:
             other.kill()
             other.wait()
-    assert listeners(port, os.getpid()).own == ()
+    assert listeners(port, os.getpgid(0)).own == ()

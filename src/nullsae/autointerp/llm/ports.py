@@ -25,36 +25,21 @@ class Listeners:
     """Processes of others that listen: `process 12`, or `a process of another user`."""
 
 
-def listeners(port: int, leader: int) -> Listeners:
-    """Who listens at a port.
-
-    Args:
-        port: of 127.0.0.1.
-        leader: process id of the program in question, which leads a process group. Its group and
-            its descendants count as its own.
-    """
-    own, foreign = [], []
-    family = _descendants(leader)
-    found = _listening(port, family)
+def listeners(port: int, group: int) -> Listeners:
+    """Who listens at a port of 127.0.0.1: processes of one process group, or others."""
+    own, foreign = set(), set()
+    found = _listening(port, group)
     for _ in range(LOOKS - 1):
         if all(pid is not None for pid, _ in found):
             break
         # A socket that was made while its owner was looked for has one at the next look.
-        family = _descendants(leader)
-        found = _listening(port, family)
+        found = _listening(port, group)
     for pid, address in found:
-        if pid in family or _group(pid) == leader:
-            own.append(address)
+        if _group(pid) == group:
+            own.add(address)
         else:
-            foreign.append("a process of another user" if pid is None else f"process {pid}")
-    return Listeners(tuple(sorted(set(own))), tuple(sorted(set(foreign))))
-
-
-def _descendants(leader: int) -> set[int]:
-    found = {leader}
-    with contextlib.suppress(psutil.Error):
-        found |= {child.pid for child in psutil.Process(leader).children(recursive=True)}
-    return found
+            foreign.add("a process of another user" if pid is None else f"process {pid}")
+    return Listeners(tuple(sorted(own)), tuple(sorted(foreign)))
 
 
 def _group(pid: int | None) -> int | None:
@@ -64,16 +49,17 @@ def _group(pid: int | None) -> int | None:
     return None
 
 
-def _listening(port: int, family: set[int]) -> list[tuple[int | None, str]]:
+def _listening(port: int, group: int) -> list[tuple[int | None, str]]:
     """Process, as far as it can be known, and address of each socket that listens at a port."""
     try:
         found = [(one.pid, one) for one in psutil.net_connections("tcp")]
     except (psutil.AccessDenied, PermissionError):
         # macOS shows nobody but root the sockets of others.
         found = []
-        for pid in family:
-            with contextlib.suppress(psutil.Error):
-                found += [(pid, one) for one in psutil.Process(pid).net_connections("tcp")]
+        for pid in psutil.pids():
+            if _group(pid) == group:
+                with contextlib.suppress(psutil.Error):
+                    found += [(pid, one) for one in psutil.Process(pid).net_connections("tcp")]
     return [
         (pid, one.laddr.ip)
         for pid, one in found

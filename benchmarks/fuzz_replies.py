@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import gzip
 import json
+import logging
 import random
 import resource
 import shutil
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -108,7 +110,7 @@ class Chats:
 
     def read(self, data: bytes, folder: Path) -> None:
         """As an answer of a status that the data choose."""
-        status = STATUSES[sum(data[:9]) % len(STATUSES)] if sum(data) % 3 == 0 else 200
+        status = STATUSES[sum(data) // 8 % len(STATUSES)] if sum(data) % 8 == 0 else 200
         use(data, status, data[:40].decode("latin-1"))
 
 
@@ -131,17 +133,20 @@ class Packed:
 
     name: ClassVar[str] = "gzip"
     examples: ClassVar[tuple[bytes, ...]] = (
-        *(gzip.compress(one, mtime=0) for one in Chats.examples),
+        *Chats.examples,
+        gzip.compress(Chats.examples[0], mtime=0),
         gzip.compress(b" " * (64 << 20), mtime=0),
         gzip.compress(b"[" * (4 << 20), mtime=0),
         gzip.compress(b"[]," * (2 << 20), mtime=0),
     )
 
     def read(self, data: bytes, folder: Path) -> None:
-        """Unpack piece by piece, and read."""
+        """Unpack piece by piece, and read; what is no gzip yet is packed first."""
         from nullsae.autointerp.llm.pieces import PackingError, Pieces, TooLongError, most_bytes
         from nullsae.core.errors import UserError
 
+        if data[:2] != b"\x1f\x8b":
+            data = gzip.compress(data, mtime=0)
         try:
             pieces = Pieces(("gzip", "deflate")[sum(data) % 2], most_bytes(MOST_TOKENS))
             for i in range(0, len(data), 4096):
@@ -156,12 +161,11 @@ class BatchLines:
     """Files of answers of the batch interface."""
 
     name: ClassVar[str] = "batch"
-    examples: ClassVar[tuple[bytes, ...]] = tuple(
-        json.dumps(
-            {"custom_id": "a1", "response": {"status_code": 200, "body": one}, "error": None}
-        ).encode()
-        for one in CHATS
-    ) + (
+    examples: ClassVar[tuple[bytes, ...]] = (
+        *(
+            json.dumps({"custom_id": "a1", "response": {"status_code": 200, "body": one}}).encode()
+            for one in CHATS
+        ),
         b'{"custom_id": "a1", "response": null, "error": {"code": "expired", "message": "late"}}\n'
         b'{"custom_id": "a2", "response": {"status_code": 500, "body": {}}}\n',
     )
@@ -220,10 +224,11 @@ class Rows:
         path = folder / "replies.sqlite"
         ReplyCache(path).close()
         connection = sqlite3.connect(path)
-        own: Any = data if sum(data) % 2 else data.decode("utf-8", "replace")
+        text = data.decode("utf-8", "replace")
+        own: Any = (data, text, zlib.compress(data))[len(data) % 3]
         row = (b"k", own, "m", sum(data) % 7, 2, 0.5)
         connection.execute("INSERT INTO replies VALUES (?, ?, ?, ?, ?, ?)", row)
-        connection.execute("INSERT INTO abilities VALUES (?, ?)", (b"k", row[1]))
+        connection.execute("INSERT INTO abilities VALUES (?, ?)", (b"k", text))
         connection.commit()
         connection.close()
         cache = ReplyCache(path)
@@ -275,6 +280,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    logging.disable()
     home = Path(tempfile.mkdtemp(prefix="fuzz."))
     (home / "cwd/results").mkdir(parents=True)
     counts: Counter[str] = Counter()

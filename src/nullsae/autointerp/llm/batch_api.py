@@ -10,6 +10,8 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeGuard, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -167,6 +169,16 @@ class BatchApi:
                             take(*found)
 
             await self._patiently(read, DOWNLOAD_SECONDS)
+
+    async def delete(self, *files: str | None) -> None:
+        """Have the endpoint delete files, if it will: they are of no more use."""
+
+        async def deleted(file: str) -> None:
+            await self._client.files.delete(file)
+
+        for file in filter(is_id, files):
+            with suppress(AttemptError, RefusedError):
+                await self._once(partial(deleted, file))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]], seconds: float | None = None) -> T:
         for attempt in range(1, MOST_TRIES + 1):

@@ -259,6 +259,8 @@ class Batches:
         await api.take_answers(batch, limits, take)
         self._cache.settle(record.name)
         record.remove()
+        # They hold prompts and replies, and are read once.
+        await api.delete(record.file, batch.output_file_id, batch.error_file_id)
         n_replies = sum(isinstance(one, Kept) for one in found.values())
         log.info("batch %s %s: %d replies", record.batch, batch.status, n_replies)
         for name in record.requests:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import math
 import os
 import random
@@ -214,6 +215,7 @@ def work(only: str | None, seed: int, home: Path) -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of this process
+    logging.disable()
     targets = [*found_targets(only).values()]
     # What lies beside the files that are read is made, and libraries are loaded, before it counts.
     for target in targets:

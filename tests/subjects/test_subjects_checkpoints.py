@@ -204,6 +204,16 @@ def test_quantized_weights_are_refused_by_what_the_config_says(
     assert f"config.json has a {key}" in refusal(model)
 
 
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size"])
+def test_a_size_that_is_not_stated_is_not_taken_for_the_familys_largest(
+    model: Path, key: str
+) -> None:
+    """GPT-NeoX without one has that of a model of 20 billion weights."""
+    change(model / "config.json", lambda c: c.pop(key))
+    with pytest.raises(UserError, match=r"describes a model of|cannot be loaded"):
+        load(model)
+
+
 def test_code_beside_a_model_stays_where_it_is(model: Path) -> None:
     made = model.parent / "made"
     (model / "modeling_mine.py").write_text(f"import pathlib; pathlib.Path({str(made)!r}).touch()")

@@ -184,11 +184,8 @@ def check_model(path: str, what: str, revision: str | None = None) -> None:
     Raises:
         UserError: no model is so large, or this one has not so many weights; or it is no config.
     """
-    weight_bytes = None
     if is_local(path):
         file = Path(path) / "config.json"
-        found = [f for kind in ("*.safetensors", "*.bin") for f in Path(path).glob(kind)]
-        weight_bytes = sum(f.stat().st_size for f in found if f.is_file())
     else:
         import huggingface_hub
 
@@ -198,7 +195,15 @@ def check_model(path: str, what: str, revision: str | None = None) -> None:
         file = Path(cached if isinstance(cached, str) else "")
     if file.is_file():  # whoever loads it says that it is missing
         described = _read_described(file, f"{what}: ")
-        check_described(described, f"{what}: config.json", weight_bytes or None)
+        check_described(described, f"{what}: config.json", local_weight_bytes(path))
+
+
+def local_weight_bytes(path: str) -> int | None:
+    """Size of the files of weights in a local folder; None for the hub, or where there are none."""
+    if not is_local(path):
+        return None
+    found = [file for kind in ("*.safetensors", "*.bin") for file in Path(path).glob(kind)]
+    return sum(file.stat().st_size for file in found if file.is_file()) or None
 
 
 def _short(value: float) -> str:

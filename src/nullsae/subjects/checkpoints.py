@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nullsae.config.model_files import is_local
+from nullsae.config.model_size import check_described, local_weight_bytes
 from nullsae.config.plain import read_object
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.folders import check_files
@@ -153,17 +154,21 @@ def _downloaded(path: str, name: str, revision: str | None, where: str) -> Path 
     raise UserError(f"{where}: {name} could not be fetched from the hub: {reason}")
 
 
-def own_config(path: str | Path, trust_remote_code: bool, revision: str | None = None) -> Any:
+def own_config(
+    path: str | Path, *, where: str, trust_remote_code: bool, revision: str = "main"
+) -> Any:
     """A model's `PretrainedConfig`, with the attention that Transformers picks by itself.
 
     A model's files can name another implementation of attention or experts, down to a kernel that
-    is downloaded and run.
+    is downloaded and run. A `UserError` says that it is larger than its files of weights.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
-        path, revision=revision or "main", trust_remote_code=trust_remote_code
+        path, revision=revision, trust_remote_code=trust_remote_code
     )
+    # What the file does not state has the default of its family, which may be large.
+    check_described(config.to_dict(), f"{where}: {CONFIG}", local_weight_bytes(str(path)))
     waiting, seen = [config], set()
     while waiting:
         one = waiting.pop()

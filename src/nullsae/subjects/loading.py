@@ -119,8 +119,11 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         check_model(str(path), what, keys.get("revision"))
     try:
         if "gguf_file" not in keys:
-            keys["config"] = own_config(path, keys["trust_remote_code"], keys["revision"])
+            own = {"revision": keys["revision"], "trust_remote_code": keys["trust_remote_code"]}
+            keys["config"] = own_config(path, where=what, **own)
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
+    except UserError:
+        raise
     except Exception as error:  # whatever a foreign repository makes the loader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         lacking = "safetensors" in reason and isinstance(error, OSError)
@@ -386,7 +389,7 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     check_folder(folder, where=str(recipe_file))
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        config=own_config(folder, trusted),
+        config=own_config(folder, where=str(recipe_file), trust_remote_code=trusted),
         dtype=DTYPES[recipe["dtype"]],
         trust_remote_code=trusted,
         use_safetensors=True,

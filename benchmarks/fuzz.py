@@ -33,6 +33,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,9 +136,10 @@ def _changed(tree: Any, draw: random.Random) -> Any:
             places += [(node, key) for key in keys]
             waiting += [node[key] for key in keys]
     if not places or draw.random() < 0.02:
-        return draw.choice(NASTY)
+        return deepcopy(draw.choice(NASTY))
     node, key = draw.choice(places)
-    value = draw.choice(NASTY)
+    # A copy: an input must not depend on those before it.
+    value = deepcopy(draw.choice(NASTY))
     what = draw.random()
     if what < 0.6:
         node[key] = value

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from nullsae.config.addresses import shown_address
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.model_files import is_local
@@ -164,7 +165,7 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
 
 def _endpoint_remark(where: str, endpoint: Endpoint) -> str:
     if endpoint.server is None:
-        return f"{where}: asks {endpoint.address}, which the machines of the study must reach"
+        return f"{where}: asks {shown_address(endpoint.address)}, which the machines of the study must reach"
     command = endpoint.server.command[0]
     return f"{where}.server: if {command} reads a model of a hub, name that with --model"
 

@@ -248,7 +248,12 @@ def study() -> dict[str, Any]:
         "saes": {"theirs": {"pretrained": SAES + "::layers.{layer}", "k": 2}},
         "explainers": {
             "lexical": {"kind": "lexical"},
-            "asked": {"kind": "openai", "model": "m", "base_url": "http://gpu7:8000/v1"},
+            "asked": {
+                "kind": "openai",
+                "model": "m",
+                "base_url": "http://gpu7:8000/v1",
+                "api_key_env": None,
+            },
         },
         "scorers": {"likelihood": likelihood},
     }

@@ -165,7 +165,8 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
 
 def _endpoint_remark(where: str, endpoint: Endpoint) -> str:
     if endpoint.server is None:
-        return f"{where}: asks {shown_address(endpoint.address)}, which the machines of the study must reach"
+        address = shown_address(endpoint.address)
+        return f"{where}: asks {address}, which the machines of the study must reach"
     command = endpoint.server.command[0]
     return f"{where}.server: if {command} reads a model of a hub, name that with --model"
 

@@ -20,6 +20,7 @@ onstart:
     write_text(
         paths.RUN_CONFIG,
         yaml.safe_dump(STUDY.model_dump(mode="json"), sort_keys=False),
+        private=True,
     )
     # Works out the code of all jobs that are about to run, which the record is of.
     say_changed_code()

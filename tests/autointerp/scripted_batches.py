@@ -23,7 +23,7 @@ class Batches:
 
     def reset(self) -> None:
         self.answered: set[str] = set()
-        self.n_lines = self.n_repeated = 0
+        self.n_lines = self.n_repeated = self.n_deleted = 0
         self.refused_once: set[tuple[str, str]] = set()
         self.made.clear()
         self.files.clear()
@@ -33,11 +33,13 @@ class Batches:
             "batches": len(self.made),
             "batch_lines": self.n_lines,
             "batch_repeated": self.n_repeated,
+            "files_left": sum(map(bool, self.files.values())),
         }
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_post("/v1/files", self.upload)
         router.add_get("/v1/files/{id}/content", self.content)
+        router.add_delete("/v1/files/{id}", self.delete)
         router.add_post("/v1/batches", self.create)
         router.add_get("/v1/batches", self.list)
         router.add_get("/v1/batches/{id}", self.retrieve)
@@ -64,6 +66,15 @@ class Batches:
 
     async def content(self, request: web.Request) -> web.Response:
         return web.Response(body=self.files[request.match_info["id"]])
+
+    async def delete(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        if name not in self.files:
+            return web.json_response({"error": {"message": "No such file"}}, status=404)
+        self.n_deleted += 1
+        # The name stays taken.
+        self.files[name] = b""
+        return web.json_response({"id": name, "object": "file", "deleted": True})
 
     async def create(self, request: web.Request) -> web.Response:
         if (refusal := self.script.unknown(request)) is not None:

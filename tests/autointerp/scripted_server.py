@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import gzip
 import hashlib
 import importlib
 import json
@@ -42,7 +44,8 @@ class Options:
     """A function of `ANSWERS`, or `module:function`; gets the last message and the whole body."""
     faults: list[dict[str, Any]] = field(default_factory=list)
     """Each with `kind` (status, hang, drop, cut, no_choices, html, empty, refusal, filtered,
-    no_logprobs), `every` (of n requests the last; default 1: all), `after` (so many requests are
+    no_logprobs, body: `text` as it is, bomb: `megabytes` of spaces, packed, drip: a byte now and
+    then), `every` (of n requests the last; default 1: all), `after` (so many requests are
     spared), `until` (none from that one on); `status`, `retry_after` and `message` for the kind
     status. The first that matches."""
     hang_seconds: float = 30.0
@@ -62,6 +65,8 @@ class Options:
     """Of those 429s."""
     key: str | None = None
     """Any other gets a 401 that repeats it."""
+    key_variable: str | None = None
+    """The environment variable that holds `key`."""
     models: list[str] = field(default_factory=list)
     """Any other gets a 404."""
     max_characters: int = 0
@@ -84,6 +89,10 @@ class Options:
     """A larger limit of an answer gets a 400."""
     forbidden: dict[str, list[Any]] = field(default_factory=dict)
     """Status and message for requests that have a field."""
+    usage: Any = None
+    """In the place of an honest count of tokens, if not None; `none` leaves it out."""
+    echo: str | None = None
+    """Repeat the key that was sent, in each answer and error: by a function of `ECHOES`."""
     header: dict[str, str] = field(default_factory=dict)
     """Without this one, a 401."""
     batch_seconds: float = 0.0
@@ -122,6 +131,29 @@ def numbers(text: str, body: dict[str, Any]) -> str:
 
 
 ANSWERS = {f.__name__: f for f in (detection, explanation, echo, numbers)}
+
+
+ECHOES: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "escapes": lambda key: "".join(f"\\u{ord(c):04x}" for c in key),
+    "percent": lambda key: "".join(f"%{ord(c):02X}" for c in key),
+    "entities": lambda key: "".join(f"&#{ord(c)};" for c in key),
+    "case": str.swapcase,
+    "base64": lambda key: base64.b64encode(f"Bearer {key}".encode()).decode(),
+    "hexadecimal": lambda key: key.encode().hex(),
+    "unseen": "\u200b".join,
+    "twice": lambda key: "".join(f"%25{ord(c):02X}" for c in key),
+}
+
+
+async def drip(request: web.Request) -> web.StreamResponse:
+    """A byte of white space every tenth of a second, without end."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while not _has_left(request):
+        await response.write(b" ")
+        await asyncio.sleep(0.1)
+    return response
 
 
 def _hash(text: str) -> str:
@@ -259,9 +291,26 @@ class Script:
             return _error(500, "dropped")
         if kind == "html":
             return web.Response(text="<html>hello</html>", content_type="text/html")
+        if kind == "body":
+            return web.Response(
+                text=fault["text"] if fault else "", content_type="application/json"
+            )
+        if kind == "bomb":
+            body_ = gzip.compress(b" " * (int(fault["megabytes"] if fault else 0) << 20))
+            return web.Response(body=body_, headers={"Content-Encoding": "gzip"})
+        if kind == "drip":
+            return await drip(request)
         if kind == "filtered":
             return _error(400, "not allowed", code="content_filter")
-        text = json.dumps(self.answer(body, kind))
+        answer = self.answer(body, kind)
+        if o.echo is not None:
+            sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            answer["choices"][0]["message"]["content"] = f"You sent {ECHOES[o.echo](sent)} to me"
+        if o.usage is not None:
+            answer["usage"] = o.usage
+            if o.usage == "none":
+                del answer["usage"]
+        text = json.dumps(answer)
         if kind == "cut":
             return web.Response(text=text[: len(text) // 2], content_type="application/json")
         if kind != "no_choices":
@@ -276,7 +325,8 @@ class Script:
                 return _error(401, said)
         sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if o.key is not None and sent != o.key:
-            return _error(401, f"Incorrect API key provided: {sent}.", code="invalid_api_key")
+            shown = ECHOES[o.echo or "plain"](sent)
+            return _error(401, f"Incorrect API key provided: {shown}.", code="invalid_api_key")
         return None
 
     def refusal(self, body: dict[str, Any]) -> web.Response | None:
@@ -466,6 +516,8 @@ def main() -> None:
     parser.add_argument("options", nargs="?", default="{}")
     arguments = parser.parse_args()
     options = Options(**json.loads(arguments.options))
+    if options.key_variable is not None:
+        options.key = os.environ[options.key_variable]
     if options.exit_status is not None:
         print("the model file is missing", file=sys.stderr)
         sys.exit(options.exit_status)

@@ -117,6 +117,21 @@ def test_a_model_that_explains_nothing_leaves_reasons(
     assert {row["reason"] for row in found} == {"the model gave no explanation"}
 
 
+@pytest.mark.parametrize("size", [5_000, 300_000, 5_000_000])
+def test_an_explanation_without_end_is_cut_and_what_was_cut_is_counted(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer, size: int
+) -> None:
+    message = {"content": "Explanation: " + "cups " * (size // 5)}
+    text = json.dumps({"choices": [{"message": message}], "usage": {"prompt_tokens": 600}})
+    # What the endpoint can do is found out first.
+    explain(tmp_path / "before", rows, tokenizer_file, server)
+    server.set(faults=[{"kind": "body", "text": text}])
+    found = explain(tmp_path, rows, tokenizer_file, server)
+    assert [row["explanation"] for row in found] == ["cups " * 800] * 3
+    # Of 5 MB most was cut before anybody read it.
+    assert all(900 < row["n_characters_cut"] < 60_000 for row in found)
+
+
 @pytest.mark.parametrize("example", range(2))
 @pytest.mark.parametrize(("answers", "n"), [("parrot", 2), ("parrot_once", 1)])
 def test_an_explanation_that_repeats_an_example_is_asked_for_once_more(

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nullsae.autointerp.marking import Shown
-from nullsae.autointerp.prompting import PROMPTS, Notation, check_prompt, load_prompt, one_line
+from nullsae.autointerp.prompting import (
+    PROMPTS,
+    USUAL,
+    Notation,
+    Prompt,
+    load_prompt,
+    one_line,
+)
+from nullsae.autointerp.templates import Renderer
 from nullsae.core.errors import UserError
 
 VALUES = {"explanation": "the word and", "windows": ["bread << and>> butter", "no \\n thing"]}
@@ -133,13 +144,14 @@ def test_a_prompt_of_the_users_own_is_read_and_hashed(tmp_path: Path) -> None:
         ("=== assistant\nx\n=== again\ny", "ends with a question"),
         ("=== robot\nx\n=== user\ny\n=== again\nz", "'=== robot' is not one of"),
         ("=== user\n{% for %}\n=== again\nz", "not a template"),
+        ("=== user\n" + "x" * 1_000_000 + "\n=== again\nz", "more than 1,000,000 bytes"),
     ],
 )
 def test_a_file_that_is_no_prompt_is_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.txt"
     file.write_text(text)
     with pytest.raises(UserError) as error:
-        load_prompt("detection", str(file))
+        load_prompt("detection", str(file)).check(**VALUES)
     assert str(file) in str(error.value)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -156,4 +168,128 @@ def test_a_name_that_a_prompt_does_not_have_is_named_before_anything_is_sent(
     file = tmp_path / "mine.txt"
     file.write_text("=== user\n{{ explanaton }}\n=== again\nz")
     with pytest.raises(UserError, match="'explanaton' is undefined; what there is: explanation, w"):
-        check_prompt(load_prompt("detection", str(file)), str(file), **VALUES)
+        load_prompt("detection", str(file)).check(**VALUES)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev", "pipe"])
+def test_what_is_no_file_is_never_read_as_a_prompt(tmp_path: Path, path: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"cannot be read as a prompt: not a file$"):
+        load_prompt("detection", str(tmp_path / path))
+
+
+def of_question(folder: Path, question: str) -> Prompt:
+    file = folder / "mine.txt"
+    file.write_text(f"=== user\n{question}\n=== again\n{{{{ attempt }}}}")
+    load_prompt.cache_clear()
+    return load_prompt("detection", str(file))
+
+
+# Each runs a command in a plain environment of Jinja; `CMD` is the command, quoted.
+WAYS_TO_THE_SHELL = [
+    "{{ cycler.__init__.__globals__.os.popen(CMD).read() }}",
+    "{{ lipsum.__globals__['os'].system(CMD) }}",
+    "{{ self.__init__.__globals__.__builtins__.__import__('os').system(CMD) }}",
+    "{{ (joiner.__init__['__globals__'].__builtins__ | attr('get'))('eval')"
+    "('__import__(\"os\").system(' ~ (CMD | tojson) ~ ')') }}",
+    "{% for c in ''.__class__.__mro__[1].__subclasses__() %}{% if c.__name__ == '_wrap_close' %}"
+    "{{ c.__init__.__globals__['system'](CMD) }}{% endif %}{% endfor %}",
+    "{{ namespace.__init__ | attr('__globals__') | attr('get') }}"
+    "{{ (namespace.__init__ | attr('__globals__')).get('__builtins__')['__import__']('os')"
+    ".system(CMD) }}",
+]
+
+
+@pytest.mark.parametrize("way", WAYS_TO_THE_SHELL)
+def test_a_prompt_file_runs_no_command(tmp_path: Path, way: str) -> None:
+    made = tmp_path / "made"
+    with pytest.raises(UserError) as error:
+        of_question(tmp_path, way.replace("CMD", repr(f"touch {made}"))).check(**VALUES)
+    assert not made.exists()
+    assert str(error.value).startswith(f"{tmp_path / 'mine.txt'}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_the_process_of_templates_has_no_key_to_give_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    renderer = Renderer()
+    renderer.render("x", {})
+    assert renderer._process is not None
+    environment = Path(f"/proc/{renderer._process.pid}/environ")
+    assert not environment.exists() or b"sk-secret" not in environment.read_bytes()
+    renderer.close()
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10 ** 11 }}",
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ 'x' | center(10 ** 11) }}",
+        "{{ '%0999999999d' % 1 }}",
+        "{% for i in range(10 ** 9) %}{{ i }}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'some fifty characters that come again and again' }}"
+        "{% endfor %}",
+        "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}"
+        "{% endfor %}{{ ns.x }}",
+        "{{ lipsum(n=10 ** 7) }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+    ids=lambda question: question[:40],
+)
+def test_a_template_without_end_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, question: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError) as error:
+        of_question(tmp_path, question).check(**VALUES)
+    assert re.search(
+        "takes more than|makes more than|too big|recursion|Range too|not a template|ended the p",
+        str(error.value),
+    )
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - began < 60
+    # The next prompt is none the worse for it.
+    load_prompt("detection").check(**VALUES)
+
+
+def test_what_prompts_need_of_jinja_is_there(tmp_path: Path) -> None:
+    question = (
+        "{% set n = windows | length %}{% macro of(i) %}({{ i }} of {{ n }}){% endmacro %}"
+        "{{ explanation | upper | replace('AND', '&') }}|{{ windows | join('; ') }}|"
+        "{% for w in windows if w or n > 1 %}{{ of(loop.index) }}{{ w[:5] }}"
+        "{% else %}none{% endfor %}|{{ '%02d' | format(n) }}|{{ {'a': n} | tojson }}"
+    )
+    said = of_question(tmp_path, question).messages(**VALUES)[-1]["content"]
+    assert said == (
+        'THE WORD &|bread << and>> butter; no \\n thing|(1 of 2)bread(2 of 2)no \\n|02|{"a": 2}'
+    )
+
+
+def test_templates_see_plain_values_only(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        of_question(tmp_path, "{{ windows }}").messages(windows=tmp_path)
+
+
+ORDINARY = [
+    "tab\tand 'quotes' \\n",
+    "👨‍👩‍👧 ❤️ 🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f 🏳️‍🌈",
+    "שלום עולם مرحبا می‌خواهم",
+    "क्‍ष ಕ್‌ಷ 漢字 é e\u0301",
+]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_a_judge_is_told_words_of_any_script_as_they_are(text: str) -> None:
+    assert one_line(text) == text
+
+
+def test_a_judge_sees_what_a_text_hides() -> None:
+    hidden = "a\u202eb\x1b[31mc\u200bd" + "".join(chr(0xE0000 + ord(c)) for c in "hi")
+    shown = Shown(hidden, ((0, 1), (1, len(hidden))))
+    window = USUAL.window(shown, np.array([True, False]))
+    assert window == (r"<text><<a>>\u202eb\x1b[31mc\u200bd\U000e0068\U000e0069</text>")

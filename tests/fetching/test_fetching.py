@@ -248,7 +248,12 @@ def study() -> dict[str, Any]:
         "saes": {"theirs": {"pretrained": SAES + "::layers.{layer}", "k": 2}},
         "explainers": {
             "lexical": {"kind": "lexical"},
-            "asked": {"kind": "openai", "model": "m", "base_url": "http://gpu7:8000/v1"},
+            "asked": {
+                "kind": "openai",
+                "model": "m",
+                "base_url": "http://gpu7:8000/v1",
+                "api_key_env": None,
+            },
         },
         "scorers": {"likelihood": likelihood},
     }
@@ -364,6 +369,9 @@ def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
     hub.add("models", "someone/busy", hub.repositories["models", PYTHIA]["main"])
     hub.add("models", "someone/huge", {"config.json": b"{}", "model.safetensors": b"little"})
     hub.claimed_bytes["someone/huge"] = 10**18
+    index = json.dumps({"metadata": {}, "weight_map": {"a": "pytorch_model.bin"}}).encode()
+    hostile = {"model.safetensors.index.json": index, "pytorch_model.bin": b"pickle"}
+    hub.add("models", "someone/indexed", {"config.json": b"{}", **hostile})
     config = small(
         variants=["trained", "step0"],
         subjects=subjects(
@@ -373,6 +381,7 @@ def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
             huge={"path": "someone/huge", "step0_revision": "main"},
             busy={"path": "someone/busy", "step0_revision": "main"},
             sharded={"path": SHARDED, "revision": "v2", "step0_revision": "v2"},
+            indexed={"path": "someone/indexed", "step0_revision": "main"},
         ),
     )
     write_study(tmp_path, config)
@@ -392,7 +401,9 @@ def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
         f"{key}.huge.source.path: 'someone/huge' at main needs 1,000,000,000.0 GB more, and ",
         f"{key}.busy.source.path: model someone/busy could not be fetched: HTTP 403, busy",
         f"{key}.busy.source.path: model someone/busy at main could not be fetched: HTTP 403, busy",
-        "nullsae fetch: error: 9 of 13 could not be fetched, see above; what was fetched stays",
+        f"{key}.indexed.source.path: 'someone/indexed': model.safetensors.index.json names",
+        f"{key}.indexed.source.path: 'someone/indexed' at main: model.safetensors.index.json n",
+        "nullsae fetch: error: 11 of 15 could not be fetched, see above; what was fetched stays",
     ]
     lines = [line.removeprefix("failed").strip() for line in errors]
     assert len(lines) == len(starts), "\n".join(lines)

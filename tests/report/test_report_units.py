@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,12 +19,14 @@ from nullsae.config.metrics import all_metrics
 from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
+from nullsae.core.visible import visible
 from nullsae.report import sections, style
 from nullsae.report.examples import pick, strongest
 from nullsae.report.names import GROUPS, entropy_pair, figure_names
-from nullsae.report.page import number, p_value, percent, signed
+from nullsae.report.page import in_page, number, p_value, percent, signed, write_page
+from nullsae.report.render import to_svg
 from nullsae.report.study import Study
-from nullsae.report.text import TokenText, visible
+from nullsae.report.text import TokenText, inked
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear sRGB.
 SIGHT = {
@@ -174,10 +177,35 @@ def test_ids_beyond_the_vocabulary_and_special_tokens_are_shown(text: TokenText)
 
 
 def test_white_space_is_visible() -> None:
-    assert visible("a\nb\tc") == "a¶b⇥c"
-    assert visible("  ") == "␣␣"
-    assert visible(" the") == " the"
-    assert visible("\x07") == "␇"
+    assert inked("a\nb\tc") == "a¶b⇥c"
+    assert inked("  ") == "␣␣"
+    assert inked(" the") == " the"
+    assert inked("\x07") == r"\x07"
+    assert inked("\u202e") == r"\u202e"
+
+
+@pytest.mark.parametrize("hidden", ["\x1b[31m", "\u202e", "\x00", "\u2028", "\ud800", "\u200b"])
+def test_a_page_and_its_figures_spell_out_what_a_text_hides(tmp_path: Path, hidden: str) -> None:
+    (tmp_path / "x.html.j2").write_text(
+        "<p>{{ text }}</p><p title='{{ text }}'>{{ svg }}</p>{{ words }}"
+    )
+    chart = alt.Chart({"values": [{"a": 1}]}, title="figure").mark_point().encode(x="a:Q")
+    words = "שלום\n👨\u200d👩\u200d👧\té"
+    svg = to_svg(chart).replace("figure", "of " + hidden)
+    write_page(
+        tmp_path / "page.html",
+        "x.html.j2",
+        folders=[tmp_path],
+        text=f"a{hidden}b",
+        svg=in_page(svg, "f", hidden),
+        words=words,
+    )
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    spelled = visible(hidden)
+    assert hidden.encode("utf-8", "surrogatepass") not in page.encode("utf-8")
+    assert page.startswith(f"<p>a{spelled}b</p><p title='a{spelled}b'>")
+    assert f"of {spelled}" in page
+    assert page.endswith(words)
 
 
 def test_a_broken_tokenizer_is_named(tmp_path: Any) -> None:

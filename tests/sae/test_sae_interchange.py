@@ -394,7 +394,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").write_text("{")
     assert "cfg.json: not readable as JSON" in refusal(lambda: read(tmp_path))
     (tmp_path / "cfg.json").write_text("[]")
-    assert "cfg.json: not a JSON object" in refusal(lambda: read(tmp_path))
+    assert "cfg.json: not readable as JSON (not a JSON object)" in refusal(lambda: read(tmp_path))
 
 
 def test_a_folder_without_an_sae_is_refused(tmp_path: Path) -> None:

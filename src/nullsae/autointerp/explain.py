@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks
@@ -18,6 +20,11 @@ from nullsae.tables import cell_schema, read_table, write_table
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# Of an explanation. An honest one has some hundred.
+MOST_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,10 @@ def explain_latents(
     A `UserError` says which file is missing or damaged, or why an endpoint cannot be used.
     """
     job = ExplainJob(params, windows, tokenizer, output, base, session or Session(), ranks)
-    write_table(output, params.explainer.explain(job), cell_schema("explanations"))
+    table = params.explainer.explain(job)
+    if n_cut := pc.sum(pc.greater(table["n_characters_cut"], 0)).as_py():
+        log.warning("%d explanations were cut at %d characters", n_cut, MOST_CHARACTERS)
+    write_table(output, table, cell_schema("explanations"))
 
 
 def explained_in_words(
@@ -78,12 +88,14 @@ def explained_in_words(
 
     Texts come by latent, ascending; None or "" where there is none, for that `reason`, the same for
     all or by latent. `model` is the language model that wrote them, `n_repeats` how many of its
-    answers repeated an example of the prompt, by latent.
+    answers repeated an example of the prompt, by latent. A text is cut at `MOST_CHARACTERS`: it
+    goes into each question to a judge.
     """
     schema = cell_schema("explanations")
     rows: list[dict[str, Any]] = [
         {field.name: [] for field in schema if pa.types.is_list(field.type)}
-        | {"latent": latent, "explanation": text}
+        | {"latent": latent, "explanation": text and text[:MOST_CHARACTERS]}
+        | {"n_characters_cut": max(len(text or "") - MOST_CHARACTERS, 0)}
         | {"reason": None if text else reason if isinstance(reason, str) else reason[latent]}
         | {"source_latent": latent, "model": model, "prompt_hash": prompt_hash}
         | {"n_example_repeats": (n_repeats or {}).get(latent, 0)}

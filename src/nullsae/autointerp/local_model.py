@@ -82,7 +82,10 @@ def load_judge(manifest: Path, device: torch.device) -> LocalJudge:
         for name, expected in described["files"].items():
             verify(folder / name, expected, rebuild=rebuild)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[described["source"]["dtype"]], use_safetensors=True
+            folder,
+            dtype=DTYPES[described["source"]["dtype"]],
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:

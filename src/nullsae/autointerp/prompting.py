@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nullsae.autointerp.examples import Flags
 from nullsae.autointerp.llm.messages import Reply, Request
 from nullsae.autointerp.marking import LEFT, RIGHT, Shown, mark, marks_are_clear
+from nullsae.autointerp.templates import RENDERER, TemplateError
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.visible import visible
 
 if TYPE_CHECKING:
-    import jinja2
-
     from nullsae.autointerp.llm.client import LanguageModel
 
 PROMPTS = Path(__file__).parent / "prompts"
 _PART = re.compile(r"^=== *(\w+) *$", re.MULTILINE)
-# Whatever Unicode or `str.splitlines` takes for the end of a line.
-_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+# No prompt is as long, and most models read less.
+MAX_FILE_BYTES = 1_000_000
 # Marks to take in turn, where a text holds the ones before.
 MARKS = ((LEFT, RIGHT), ("[[", "]]"), ("{{", "}}"))
 ROLES = ("system", "user", "assistant", "again")
@@ -92,9 +92,12 @@ class Prompt:
 
     turns: tuple[dict[str, str], ...]
     """The fixed turns: instructions and worked examples."""
-    question: jinja2.Template
-    again: jinja2.Template
+    question: str
+    """In Jinja's syntax, as is `again`."""
+    again: str
     """Added to the question when an answer could not be used."""
+    file: Path
+    """Where it stands, for messages."""
     hash: str
     """16 hex digits over the file: part of tables, so that scores by two prompts are told apart."""
 
@@ -106,18 +109,37 @@ class Prompt:
     def messages(
         self, attempt: int = 1, notation: Notation = USUAL, **values: Any
     ) -> tuple[dict[str, str], ...]:
-        """The messages of one question, with the `values` that the template names.
+        """The messages of one question, with the `values` that the template names: plain ones,
+        of which JSON consists.
 
         Attempts count from 1; later ones add the reminder, so no two are the same. `notation` is
-        that of the windows among the values.
+        that of the windows among the values. A `UserError` names the file of a template that
+        cannot be rendered: it names what is not among the values, does what no prompt may, or
+        takes too much time or memory.
         """
-        question = self.question.render(**values).strip()
+        question = self._rendered(self.question, values).strip()
         if attempt > 1:
-            question += "\n\n" + self.again.render(attempt=attempt, **values).strip()
+            question += "\n\n" + self._rendered(self.again, {"attempt": attempt, **values}).strip()
         turns = self.turns
         if notation != USUAL:
             turns = tuple({**turn, "content": notation.spell(turn["content"])} for turn in turns)
         return (*turns, {"role": "user", "content": question})
+
+    def check(self, **values: Any) -> None:
+        """Render it before anything is sent, as `messages` does; a `UserError` as there."""
+        self.messages(2, **values)
+
+    def _rendered(self, template: str, values: Mapping[str, Any]) -> str:
+        try:
+            return RENDERER.render(template, values)
+        except TemplateError as error:
+            said = first_line(error)
+            if error.kind == "syntax":
+                raise UserError(f"{self.file}: not a template: {said}") from None
+            if error.kind == "undefined":
+                known = ", ".join([*(v for v in values if v != "attempt"), "attempt (in again)"])
+                raise UserError(f"{self.file}: {said}; what there is: {known}") from None
+            raise UserError(f"{self.file}: cannot be rendered: {said}") from None
 
     async def ask(
         self,
@@ -152,7 +174,12 @@ def read_parts(kind: str, path: str | None = None) -> tuple[Path, str, list[tupl
     """
     file = Path(path).expanduser() if path else PROMPTS / f"{kind}.txt"
     try:
-        data = file.read_bytes()
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file}: cannot be read as a prompt: not a file")
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise UserError(f"{file}: not a prompt: it has more than {MAX_FILE_BYTES:,} bytes")
         before, *parts = _PART.split(data.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read as a prompt: {error.strerror}") from None
@@ -171,9 +198,6 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
     not be used. A `UserError` names a file that is missing or not such a file, and the line that is
     wrong.
     """
-    # Lazy: the modules of explainers and scorers are loaded to check a config.
-    import jinja2
-
     file, before, turns, digest = read_parts(kind, path)
     if unknown := [role for role, _ in turns if role not in ROLES]:
         raise UserError(f"{file}: '=== {unknown[0]}' is not one of {', '.join(ROLES)}")
@@ -184,26 +208,8 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
             f"{file}: a prompt starts with '=== system' or '=== user', ends with a question under "
             f"'=== user', and has an '=== again' for answers that could not be used"
         )
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    try:
-        question, reminder = (environment.from_string(t) for t in (turns[-1][1], again))
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{file}: not a template: {first_line(error)}") from None
     fixed = tuple({"role": role, "content": body} for role, body in turns[:-1])
-    return Prompt(fixed, question, reminder, digest)
-
-
-def check_prompt(prompt: Prompt, source: str | None, **values: Any) -> None:
-    """Render a prompt before anything is sent; a `UserError` if it names what there is not."""
-    import jinja2
-
-    try:
-        prompt.messages(2, **values)
-    except jinja2.UndefinedError as error:
-        known = ", ".join([*values, "attempt (in again)"])
-        raise UserError(f"{source}: {first_line(error)}; what there is: {known}") from None
+    return Prompt(fixed, turns[-1][1], again, file, digest)
 
 
 @cache
@@ -214,5 +220,9 @@ def prompt_tokens(kind: str, path: str | None) -> int:
 
 
 def one_line(text: str) -> str:
-    r"""A text with its line breaks spelled out, as \n and the like: a line then is a window."""
-    return _BREAK.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    r"""A text as a prompt may hold it: a line then is a window, and nothing in it is hidden.
+
+    Line breaks are spelled out as \n and the like, and so are control, direction and invisible
+    characters; all other text, tabs included, stays as it is.
+    """
+    return visible(text).replace("\n", "\\n")

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from nullsae.autointerp.labels import NEGATIVE, POSITIVE, labels
-from nullsae.autointerp.llm.messages import Reply
+from nullsae.autointerp.llm.messages import Reply, without_halves
 from nullsae.autointerp.loose_json import Branch, Leaf, find_branches
 from nullsae.autointerp.reasoning import answer_alone, has_begun
 
@@ -157,7 +157,7 @@ def explanation(reply: Reply) -> str | None:
 
 def _unescaped(text: str) -> str:
     try:
-        return str(json.loads(f'"{text}"', strict=False))
+        return without_halves(str(json.loads(f'"{text}"', strict=False)))
     except ValueError:
         return text
 
@@ -216,4 +216,5 @@ def _side(text: str) -> int | None:
 
 def _window_number(text: str, n_windows: int) -> int | None:
     bare = text.strip(_AROUND)
-    return int(bare) if bare.isdecimal() and 1 <= int(bare) <= n_windows else None
+    is_number = len(bare) <= 4 and bare.isdecimal()
+    return int(bare) if is_number and 1 <= int(bare) <= n_windows else None

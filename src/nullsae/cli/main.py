@@ -12,6 +12,7 @@ import typer
 from nullsae import __version__
 from nullsae.cli import latents, saes, study, subjects, tools, toy
 from nullsae.core.errors import UserError
+from nullsae.core.visible import show_only_visible
 
 ABOUT = (
     "Placebo-controlled interpretability of sparse autoencoders.\n\n"
@@ -53,6 +54,9 @@ def main() -> None:
     """Entry point: a `UserError` becomes one line and exit code 2."""
     # Read when torch loads: spinning barriers cost more than they save where jobs share cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Kernels are code: none is downloaded because a model's family has one.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
+    show_only_visible()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

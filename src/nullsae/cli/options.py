@@ -92,7 +92,7 @@ def read_params(model: type[S], given: str, option: str = "--params") -> S:
         UserError: not readable, or not what the verb takes; names the file or the key.
     """
     from nullsae.config.parse import parse_section
-    from nullsae.config.read import read_yaml
+    from nullsae.config.plain import read_yaml
 
     is_file = given.endswith((".json", ".yaml", ".yml"))
     where = given if is_file else option
@@ -103,7 +103,7 @@ def read_params(model: type[S], given: str, option: str = "--params") -> S:
 def _json(text: str, option: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{option}: not JSON ({error}), nor a .json or .yaml file") from None
 
 

@@ -11,6 +11,7 @@ from typer import Option
 from nullsae import paths
 from nullsae.cli.options import Maybe, Output, Root, SaeFile
 from nullsae.core.errors import UserError
+from nullsae.core.visible import visible
 
 verbs = typer.Typer()
 ConfigPairs = Annotated[
@@ -78,7 +79,7 @@ def check_cluster(
 
     wrong, fits = check_cluster(profile)
     for line in (*wrong, *fits):
-        print(line)
+        print(visible(line))
     if wrong:
         raise UserError(f"--profile: {profile}: {len(wrong)} of its settings do not fit")
 

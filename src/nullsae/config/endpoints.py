@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -16,20 +17,23 @@ from pydantic import (
     model_validator,
 )
 
-from nullsae.config.section import Section
+from nullsae.config.addresses import INSTEAD, check_address, is_local
+from nullsae.config.keys import has_key, is_variable, secret_field
+from nullsae.config.section import Section, Trusted
 
 OPENAI_URL = "https://api.openai.com/v1"
-# Names of query parameters that hold a secret somewhere; `api-version` and the like do not.
-_SECRET = re.compile(r"key|token|secret|password|signature|^sig$|^code$", re.IGNORECASE)
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ManagedServer(Section):
     """An OpenAI-compatible server that each job starts for itself and ends with itself."""
 
-    command: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Program and arguments; `{port}` becomes a free port of the loopback interface."""
+    command: Annotated[
+        tuple[str, ...], Field(min_length=1), Trusted("jobs run this program as you")
+    ]
+    """Program and arguments; `{port}` becomes a free port of the loopback interface, where it is to
+    listen itself. It finds the key that requests carry, another one in each run, in its environment
+    as `LLAMA_API_KEY`, `VLLM_API_KEY` and `NULLSAE_SERVER_KEY`."""
     health: Annotated[str, Field(pattern="^/")] = "/health"
     """Path that answers with 200 as soon as the server is ready."""
     ready_seconds: PositiveFloat = 120.0
@@ -46,10 +50,14 @@ class Endpoint(Section):
     `?api-version=...`, is sent with each request."""
     server: ManagedServer | None = None
     """Instead of `base_url`: a server that the job starts itself."""
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: Annotated[
+        str | None, Trusted("jobs send what this environment variable holds to the endpoint")
+    ] = "OPENAI_API_KEY"
     """Environment variable that holds the key, sent as `Authorization: Bearer`; null, the default
     with `server` or `headers_env`, sends none. Keys never stand in a config."""
-    headers_env: dict[str, str] = Field(default_factory=dict)
+    headers_env: Annotated[
+        dict[str, str], Trusted("jobs send what these environment variables hold to the endpoint")
+    ] = Field(default_factory=dict)
     """Further headers, each with the environment variable that holds its value, such as Azure's
     `api-key: AZURE_OPENAI_API_KEY`."""
     temperature: NonNegativeFloat | None = 0.0
@@ -61,7 +69,8 @@ class Endpoint(Section):
     logprobs: Literal["auto", "never"] = "auto"
     """Read probabilities off the answer's tokens where the endpoint gives them."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request, as they are, such as `reasoning_effort: minimal`."""
+    """Further fields of each request, as they are, such as `reasoning_effort: minimal`. They stand
+    in logs and process lists: secrets are refused."""
     completion_tokens_cap: PositiveInt = 8192
     """An answer that is cut at `max_completion_tokens` is asked for again with four times as many,
     up to this. A model that reasons spends them on its reasoning, too."""
@@ -69,32 +78,42 @@ class Endpoint(Section):
     @field_validator("base_url")
     @classmethod
     def url_is_complete(cls, url: str | None) -> str | None:
-        if url is not None and (urlsplit(url).scheme not in ("http", "https")):
-            raise ValueError(f"{url!r} has no scheme; write http://{url} or https://{url}")
-        if url is not None and not urlsplit(url).hostname:
-            raise ValueError(f"{url!r} names no host; it looks like http://localhost:8000/v1")
-        for name, _ in parse_qsl(urlsplit(url or "").query, keep_blank_values=True):
-            if _SECRET.search(name):
-                # Without the address, which holds the secret.
-                raise ValueError(
-                    f"its query has {name!r}, and secrets never stand in a config; put it into an "
-                    f"environment variable and name that in api_key_env or headers_env"
-                )
+        if url is not None:
+            check_address(url)
         return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def key_is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and not is_variable(name):
+            # Without the text, which may be the key itself.
+            raise ValueError(
+                "what stands here is not the name of an environment variable, such as "
+                "OPENAI_API_KEY; the key goes into that variable"
+            )
+        return name
 
     @field_validator("headers_env")
     @classmethod
     def headers_name_variables(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, variable in headers.items():
-            if not _HEADER.fullmatch(name):
-                raise ValueError(f"{name!r} is not the name of a header, such as api-key")
-            if not _VARIABLE.fullmatch(variable):
+            if not _HEADER.fullmatch(name) or has_key(name):
+                shown = "what stands there" if has_key(name) else repr(name)
+                raise ValueError(f"{shown} is not the name of a header, such as api-key")
+            if not is_variable(variable):
                 # Without the text, which may be the key itself.
                 raise ValueError(
                     f"what stands under {name!r} is not the name of an environment variable, such "
                     f"as AZURE_OPENAI_API_KEY; the header's value goes into that variable"
                 )
         return headers
+
+    @field_validator("extra_body")
+    @classmethod
+    def body_has_no_secrets(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if (field := secret_field(body)) is not None:
+            raise ValueError(f"{field} holds what looks like a secret, and {INSTEAD}")
+        return body
 
     @model_validator(mode="after")
     def own_servers_get_no_key(self) -> Self:
@@ -110,6 +129,24 @@ class Endpoint(Section):
         if self.base_url is not None and self.server is not None:
             raise ValueError("give base_url or server, not both: a job's own server picks its port")
         return self
+
+    def sent_in_clear(self, insecure_hosts: Collection[str]) -> str | None:
+        """What is wrong where a key would be sent without encryption; None where it would not.
+
+        `insecure_hosts` may get one so.
+        """
+        url = urlsplit(self.base_url or OPENAI_URL)
+        key = "headers_env" if self.headers_env else "api_key_env"
+        has_secrets = bool(self.headers_env or self.api_key_env) and self.server is None
+        if not has_secrets or url.scheme != "http" or is_local(url.geturl()):
+            return None
+        if (url.hostname or "") in insecure_hosts:
+            return None
+        return (
+            f"{key}: keys would go to {url.hostname} without encryption (http://); write https://, "
+            f"set {key}: {'{}' if self.headers_env else 'null'} if it wants none, or name the host "
+            f"in llm.insecure_hosts"
+        )
 
     @property
     def address(self) -> str:

@@ -43,6 +43,8 @@ class Llm(Section):
     """OpenAI takes no more; fewer where an organization's limit on enqueued tokens is reached."""
     prices: dict[str, Price] = Field(default_factory=dict)
     """By name of the model; a model without a price counts as free."""
+    insecure_hosts: tuple[str, ...] = ()
+    """Hosts other than this machine that may be sent a key without encryption, by http://."""
     cache: str = "results/cache/replies.sqlite"
     """SQLite file of all replies, relative to the folder of the study. A network file system that
     several machines write to at once is no place for it."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nullsae.config import plain
 from nullsae.config.corpora import Corpus, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
@@ -33,6 +34,19 @@ PYTHIA = {
     "pythia-6.9b": (32, 4096, 32, 50432),
     "pythia-12b": (36, 5120, 40, 50688),
 }
+# The largest that a config.json may state: several times those of any model there is. A model is
+# built of what its file states before its weights are looked at.
+MOST = {
+    **dict.fromkeys(LAYER_KEYS, 2_000),
+    **dict.fromkeys((*WIDTH_KEYS, "head_dim", "word_embed_proj_dim", "d_kv"), 200_000),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), 20_000),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "d_ff"), 2_000_000),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 20_000_000),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 100_000_000),
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 20_000),
+}
+# Weights of a file have at least half a byte each (in 4 bits), and some models use theirs twice.
+WEIGHTS_PER_BYTE, SPARE_WEIGHTS = 4, 1 << 28
 # Families whose MLP has two matrices; the others gate it by a third.
 TWO_MATRICES = ("gpt_neox", "gpt2", "opt", "gptj", "gpt_neo", "bloom", "falcon", "phi", "codegen")
 LEARNED_POSITIONS = ("gpt2", "opt", "gpt_neo")
@@ -118,12 +132,90 @@ def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
         file = _hub_config(source, where, FOR_PATTERNS, otherwise)
     else:
         return Shape()
-    return shape_of(json.loads(file.read_text(encoding="utf-8")))
+    return shape_of(_read_described(file, f"{where}.path: "))
+
+
+def _read_described(file: Path, where: str) -> dict[str, Any]:
+    """A `config.json`, if a model can be so large; `where` begins the line of a `UserError`."""
+    try:
+        described = plain.read_object(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}{file}: {first_line(error)}") from None
+    check_described(described, f"{where}{file}")
+    return described
+
+
+def check_described(described: dict[str, Any], where: str, weight_bytes: int | None = None) -> None:
+    """Check the sizes that a Hugging Face `config.json` states, before a model is built of them.
+
+    Args:
+        described: what it states.
+        where: the file, for messages.
+        weight_bytes: the size of the files of weights, where that is known.
+
+    Raises:
+        UserError: no model is so large, or this one has not so many weights.
+    """
+    text = described.get("text_config")
+    for section in (described, text if isinstance(text, dict) else {}):
+        for key, most in MOST.items():
+            value, least = section.get(key), int(key in (*LAYER_KEYS, *WIDTH_KEYS))
+            if isinstance(value, int | float) and not least <= value <= most:
+                raise UserError(f"{where}: {key}: {_short(value)} is not from {least} to {most:,}")
+    if weight_bytes is None:
+        return
+    with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+        n = described_size(described, "float32").n_parameters
+        if n > WEIGHTS_PER_BYTE * weight_bytes + SPARE_WEIGHTS:
+            raise UserError(
+                f"{where}: describes a model of {n:.3g} weights, and its files of weights have "
+                f"{weight_bytes:,} bytes"
+            )
+
+
+def check_model(path: str, what: str, revision: str | None = None) -> None:
+    """Check what the config.json of a model states, if it is on this machine.
+
+    Args:
+        path: local folder or hub id.
+        what: the model, for messages.
+        revision: of the hub.
+
+    Raises:
+        UserError: no model is so large, or this one has not so many weights; or it is no config.
+    """
+    if is_local(path):
+        file = Path(path) / "config.json"
+    else:
+        import huggingface_hub
+
+        cached = huggingface_hub.try_to_load_from_cache(
+            path, "config.json", revision=revision or "main"
+        )
+        file = Path(cached if isinstance(cached, str) else "")
+    if file.is_file():  # whoever loads it says that it is missing
+        described = _read_described(file, f"{what}: ")
+        check_described(described, f"{what}: config.json", local_weight_bytes(path))
+
+
+def local_weight_bytes(path: str) -> int | None:
+    """Size of the files of weights in a local folder; None for the hub, or where there are none."""
+    if not is_local(path):
+        return None
+    found = [file for kind in ("*.safetensors", "*.bin") for file in Path(path).glob(kind)]
+    return sum(file.stat().st_size for file in found if file.is_file()) or None
+
+
+def _short(value: float) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if abs(value) < 10**15 else f"a number of {len(str(abs(value)))} digits"
 
 
 def shape_of(described: dict[str, Any]) -> Shape:
     """The size that a Hugging Face `config.json` states; multimodal models nest the text's."""
-    described = described.get("text_config", described)
+    text = described.get("text_config", described)
+    described = text if isinstance(text, dict) else described
     return Shape(_first(described, LAYER_KEYS), _first(described, WIDTH_KEYS))
 
 
@@ -144,6 +236,7 @@ def described_size(described: dict[str, Any], dtype: str) -> Size:
         KeyError: it does not say how many blocks, how wide, or how many tokens.
     """
     text = described.get("text_config", described)
+    text = text if isinstance(text, dict) else described
     shape = shape_of(text)
     n_layers, d = shape.n_layers, shape.d_model
     if n_layers is None or d is None:
@@ -213,6 +306,9 @@ def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
         return described_size(described, source.dtype)
     except KeyError as error:
         raise UserError(f"{where}: {name} does not state {error}, which a plan needs") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        said = f"{where}: {name} states sizes that are none ({first_line(error)})"
+        raise UserError(said) from None
 
 
 def _pythia(source: PretrainedSource) -> tuple[int, int, int] | None:
@@ -227,10 +323,7 @@ def _described(source: PretrainedSource, where: str) -> Any:
     need = f"a plan needs the size of {source.path!r}"
     local = Path(source.path).expanduser() / "config.json"
     file = local if is_local(source.path) else _hub_config(source, where, need)
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where}.path: {need}, and {file}: {first_line(error)}") from None
+    return _read_described(file, f"{where}.path: {need}, and ")
 
 
 def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str = "") -> Path:

@@ -9,13 +9,19 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from nullsae.config.keys import has_key
 from nullsae.config.model_size import subject_shape
+from nullsae.config.plain import check_amount
 from nullsae.config.section import without_nulls
 from nullsae.config.sites import expand_sites, needs_depth
 from nullsae.config.study import ENTRIES, Config
 from nullsae.core.errors import UserError
 
 S = TypeVar("S", bound=BaseModel)
+
+# Keys whose values are never shown: people write keys there that belong elsewhere.
+MAY_HOLD_KEYS = ("api_key_env", "headers_env", "base_url", "extra_body")
+MOST_SHOWN = 300
 
 
 def parse_config(data: Any) -> Config:
@@ -31,10 +37,15 @@ def parse_config(data: Any) -> Config:
 
 def parse_section(model: type[S], data: Any, *, where: str) -> S:
     """Validate plain data against a model; mistakes become a `UserError` that names the key."""
+    check_amount(data, where)
     try:
         # JSON mode: lists may fill tuples, but text never passes for a number. `str` is for what
         # YAML makes of a bare 2024-01-31, which can be a revision.
-        return model.model_validate_json(json.dumps(data, default=str))
+        text = json.dumps(data, default=str)
+    except TypeError:
+        raise UserError(f"{where}: a key that is neither text nor a number") from None
+    try:
+        return model.model_validate_json(text)
     except ValidationError as error:
         lines = [_explain(detail, data, model) for detail in error.errors()]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
@@ -51,7 +62,9 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
             current = current.get(part)
         elif isinstance(current, list) and isinstance(part, int) and part < len(current):
             current = current[part]
-    name, kind, value = ".".join(key), detail["type"], detail["input"]
+    hidden = next((part for part in key if part in MAY_HOLD_KEYS), None)
+    name, kind = ".".join("***" if has_key(part) else part for part in key), detail["type"]
+    value, said = detail["input"], _shown(detail["input"], hidden)
     prefix = f"{name}: " if name else ""
     if kind == "extra_forbidden":
         return f"{prefix}unknown key{_suggest(key[-1], _known_keys(model, detail['loc'][:-1]))}"
@@ -65,16 +78,24 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
             prefix, value = f"{prefix}kind: ", context["tag"]
         options = re.findall(r"'([^']+)'", context.get("expected_tags") or context["expected"])
         hint = _suggest(str(value), options)
-        return f"{prefix}{value!r} is not one of {', '.join(options)}{hint}"
+        return f"{prefix}{_shown(value, hidden)} is not one of {', '.join(options)}{hint}"
     if isinstance(value, str) and kind in {"float_type", "int_type", "float_parsing"}:
         hint = ""
         if exponent := re.fullmatch(r"([+-]?\d+)(e[+-]?\d+)", value, re.IGNORECASE):
             hint = f"; YAML reads {value} as text, write {exponent[1]}.0{exponent[2]}"
-        return f"{prefix}{value!r} is text, not a number{hint}"
+        return f"{prefix}{said} is text, not a number{hint}"
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{prefix}{message}"
-    return f"{prefix}{value!r}: {message[0].lower()}{message[1:]}"
+    return f"{prefix}{said}: {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: Any, hidden: str | None) -> str:
+    """A value as a message may show it: not what may be a key, and not all of what is long."""
+    text = repr(value)
+    if hidden is not None or has_key(text):
+        return "what stands here"
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + " ..."
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Config files: read, merged, checked."""
+"""Config files: merged and checked."""
 
 from __future__ import annotations
 
@@ -6,27 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nullsae.config.parse import parse_config, resolve_subjects
+from nullsae.config.plain import read_yaml
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML or JSON file.
-
-    Raises:
-        UserError: not there, or not readable; names the file.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not text in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def read_merged_config(files: list[Path], more: Mapping[str, Any] | None = None) -> Config:

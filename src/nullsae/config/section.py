@@ -64,6 +64,17 @@ class OneOf:
         return {"enum": [*self.names()], "type": "string"}
 
 
+@dataclass(frozen=True)
+class Trusted:
+    """Annotation of a key that makes code of somebody's choice run, or sends secrets away.
+
+    Nobody can check such a value but the person whose config it is: `nullsae plan` names it.
+    """
+
+    does: str
+    """What happens because of it, from `jobs ...`."""
+
+
 class Kind(Section):
     """A section whose key `kind` says which of the classes of a registry it is.
 

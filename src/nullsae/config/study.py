@@ -126,6 +126,8 @@ class Config(Section):
             except ValueError as error:
                 raise ValueError(f"scorers.{name}.{error}") from None
         for key, endpoint in self.endpoints().items():
+            if (problem := endpoint.sent_in_clear(self.llm.insecure_hosts)) is not None:
+                raise ValueError(f"{key}.{problem}")
             if self.llm.max_cost_usd is not None and endpoint.model not in self.llm.prices:
                 raise ValueError(
                     f"llm.prices: no price for {endpoint.model!r} ({key}.model), and "

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from nullsae.config.model_files import GgufFile, Origin, is_local
-from nullsae.config.section import FloatType, Section, unique
+from nullsae.config.section import FloatType, Section, Trusted, unique
 from nullsae.config.sites import HOW, PATTERN
 
 
@@ -15,9 +15,9 @@ class TrainSource(Origin):
     """A small GPT-NeoX trained inside the workflow on the corpus' `sae_train` split."""
 
     kind: Literal["train"]
-    n_layers: PositiveInt = 3
-    d_model: PositiveInt = 128
-    n_heads: PositiveInt = 4
+    n_layers: Annotated[int, Field(ge=1, le=1000)] = 3
+    d_model: Annotated[int, Field(ge=1, le=65_536)] = 128
+    n_heads: Annotated[int, Field(ge=1, le=4096)] = 4
     rotary_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each head that is rotated (Pythia: 0.25)."""
     steps: PositiveInt = 1000
@@ -65,7 +65,9 @@ class PretrainedSource(Origin):
     """Precision of the subject's weights and forward passes."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     """How to spread a subject over several GPUs (Accelerate); by default it lies on one device."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[
+        bool, Trusted("jobs run Python code that comes with the model as you")
+    ] = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
 
     @model_validator(mode="after")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from nullsae.core.visible import visible
+
 
 class UserError(Exception):
     """A mistake in a config, a file or an environment that the user can mend.
 
     The message is one line: what is wrong, where (file or config key), the value found, and
-    what would be right. The command line prints it without a traceback and exits with 2.
+    what would be right. The command line prints it without a traceback and exits with 2. Values
+    are what others wrote, so that control characters in them are spelled out.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(visible(str(message)))
 
 
 def first_line(error: BaseException) -> str:

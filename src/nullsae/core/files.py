@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,15 @@ from typing import Any
 
 import xxhash
 
-from nullsae.core.errors import UserError
+from nullsae.core.errors import UserError, first_line
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
+
+# Of a file that a stage or a person wrote to be read whole.
+MOST_JSON_BYTES = 256 << 20
+# Of what nobody else of this machine may read.
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 # The variable that holds the options which say what study is at work: `jobs.started`.
 STARTED_WITH = "NULLSAE_STARTED_WITH"
@@ -74,15 +80,43 @@ def drop_partial(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def write_text(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+def write_text(path: Path | str, text: str, *, private: bool = False) -> None:
+    """Write `text` as UTF-8, atomically; if `private`, for nobody else of this machine to read."""
     with atomic_path(path) as temporary:
+        if private:
+            temporary.touch(PRIVATE_FILE)
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as sorted, indented JSON, atomically. The same value gives the same bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_small(path: Path | str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
+    """The bytes of a file that somebody named: a file, and no longer than that.
+
+    Raises:
+        OSError: it cannot be opened.
+        UserError: it is a device, a pipe or a folder, which may have no end, or is too long.
+    """
+    # Without waiting for whoever might write into a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: not a file but {_kind(mode)}")
+    with open(descriptor, "rb") as stream:
+        data = stream.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise UserError(f"{path}: longer than {most_bytes:,} bytes, which no such file is")
+    return data
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
 
 
 def read_json(path: Path | str, *, rebuild: str) -> Any:
@@ -92,11 +126,11 @@ def read_json(path: Path | str, *, rebuild: str) -> Any:
         UserError: the file is missing or is not JSON; names it and the `rebuild` command.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_small(path))
     except FileNotFoundError:
         raise UserError(f"{path}: the file is missing; rebuild it with: {rebuild}") from None
-    except ValueError as error:
-        message = f"{path}: not readable as JSON ({error}); rebuild it with: {rebuild}"
+    except (ValueError, RecursionError) as error:
+        message = f"{path}: not readable as JSON ({first_line(error)}); rebuild it with: {rebuild}"
         raise UserError(message) from None
 
 

@@ -20,6 +20,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import check_files
 from nullsae.corpus.hub import check_repository
 
 EOS = "<|endoftext|>"
@@ -135,6 +136,8 @@ def load_tokenizer(
         path = str(Path(config.path).expanduser()) if is_local(config.path) else config.path
         keys = {"revision": config.revision or "main"}
         check_repository(path, kind="model", revision=config.revision, where=key)
+        if Path(path).is_dir():
+            check_files(Path(path), where=key)
     asks = False
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **keys)

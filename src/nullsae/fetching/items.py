@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.core.errors import UserError
 from nullsae.jobs.saes import pretrained_sae_path
+from nullsae.subjects.checkpoints import check_checkpoint
 
 # Small files at the top of a model's repository: configs, tokenizers, chat templates.
 SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
@@ -70,6 +71,7 @@ class Model:
             return json.loads(Path(file).read_text(encoding="utf-8"))
 
         config = read("config.json")
+        check_checkpoint(self.path, found.commit, where=this)
         given = config.get("transformers_weights")
         weights = [n for n in (given, WEIGHTS, WEIGHTS_INDEX) if n is not None and n in sizes][:1]
         if not weights or ".safetensors" not in weights[0]:

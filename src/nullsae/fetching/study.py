@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from nullsae.config.addresses import shown_address
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.model_files import is_local
@@ -20,6 +21,7 @@ from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, write_text
+from nullsae.core.visible import visible
 from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, TokenizerFiles
 from nullsae.fetching.streams import Stream
 from nullsae.jobs.saes import pretrained_sae_path
@@ -73,7 +75,7 @@ def fetch_study(
         named.append(Model(path, revision or None, False, "--model", "--model"))
     items = list(dict.fromkeys(named))
     for remark in remarks:
-        print(f"{'no fetch':<10}{remark}", flush=True)
+        print(visible(f"{'no fetch':<10}{remark}"), flush=True)
     failed = sum(not _fetch_one(item) for item in items)
     streams = [item for item in named if isinstance(item, Stream) and item.file.is_file()]
     if not items:
@@ -163,7 +165,8 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
 
 def _endpoint_remark(where: str, endpoint: Endpoint) -> str:
     if endpoint.server is None:
-        return f"{where}: asks {endpoint.address}, which the machines of the study must reach"
+        address = shown_address(endpoint.address)
+        return f"{where}: asks {address}, which the machines of the study must reach"
     command = endpoint.server.command[0]
     return f"{where}.server: if {command} reads a model of a hub, name that with --model"
 
@@ -181,12 +184,12 @@ def _fetch_one(item: Item) -> bool:
     else:
         how = "was there" if fetched.was_there else "fetched"
         size = f"{fetched.n_bytes / 1e6:,.1f} MB"
-        print(f"{how:<10}{item.describe()}: {size} in {fetched.folder}", flush=True)
+        print(visible(f"{how:<10}{item.describe()}: {size} in {fetched.folder}"), flush=True)
         return True
     # Servers may repeat what they were sent.
     if token := huggingface_hub.get_token():
         message = message.replace(token, "(token)")
-    print(f"{'failed':<10}{message}", file=sys.stderr, flush=True)
+    print(visible(f"{'failed':<10}{message}"), file=sys.stderr, flush=True)
     return False
 
 

@@ -22,6 +22,7 @@ from nullsae.config.model_files import find_gguf, is_local
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, write_text
+from nullsae.core.visible import visible
 
 # A file that was changed so short a time ago may change again without a later time or another size.
 SETTLED_NANOSECONDS = 2 * 10**9
@@ -53,7 +54,8 @@ def _content(path: str, n_bytes: int, time_ns: int) -> str:
     except (OSError, ValueError):
         pass
     if n_bytes >= LARGE_BYTES:
-        print(f"{path}: reading {n_bytes / 1e9:.0f} GB to know it by its bytes", file=sys.stderr)
+        said = f"{path}: reading {n_bytes / 1e9:.0f} GB to know it by its bytes"
+        print(visible(said), file=sys.stderr)
     digest = checksum(path)
     if time.time_ns() - time_ns > SETTLED_NANOSECONDS:
         with suppress(OSError, UserError):  # it is only read again

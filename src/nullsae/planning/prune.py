@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from nullsae import paths
-from nullsae.config.read import read_merged_config, read_yaml
+from nullsae.config.plain import read_yaml
+from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.planning.named import named_by

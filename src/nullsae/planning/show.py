@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nullsae.autointerp.llm.cache import ReplyCache
@@ -17,6 +18,7 @@ from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
+from nullsae.core.visible import visible
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.work.amounts import SizedStudy
 from nullsae.jobs.work.rates import job_seconds, wall_seconds
@@ -25,6 +27,7 @@ from nullsae.planning.dag import Graph
 from nullsae.planning.devices import pick_device
 from nullsae.planning.schedule import list_schedule, peak_disk_bytes
 from nullsae.planning.sizes import corpus_sizes, subject_sizes
+from nullsae.planning.trusted import plug_ins, trusted_keys
 
 CORES_PER_GPU = 16
 # Columns of a plan: sums over the jobs of a rule, and what its largest job asks for.
@@ -175,13 +178,14 @@ def print_plan(
         UserError: a mistake in the config, or a file that cannot be written.
     """
     config = read_merged_config([root / "config.yaml", *overlays])
+    console = Console() if Console().is_terminal else Console(width=120)
+    _print_trusted(console, config)
     plan = make_plan(config, root, device=device, gpus=gpus, cores=cores)
     if json_file is not None:
         try:
             write_json(json_file, asdict(plan))
         except OSError as error:
             raise UserError(f"--json: {json_file} cannot be written ({error.strerror})") from None
-    console = Console() if Console().is_terminal else Console(width=120)
     _print_rules(console, plan)
     on = f"{plan.gpus} x {plan.device}, " if plan.gpus else ""
     console.print(
@@ -196,6 +200,21 @@ def print_plan(
     if not plan.tokens_are_counted:
         console.print("Tokens of the corpus are an estimate from its characters.")
     _print_bills(console, plan, config, root)
+
+
+def _print_trusted(console: Console, config: Config) -> None:
+    """Name what nothing here checks, before any of it is used."""
+    keys, added = trusted_keys(config), plug_ins()
+    if keys:
+        console.print("This config is trusted with (see SECURITY.md):", markup=False)
+    # One line each, whatever the width: to be read, searched and copied whole.
+    for found in keys:
+        line = f"  {found.key}: {found.value} ({found.does})"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if added:
+        console.print("Installed packages add to nullsae, and run with each command:")
+    for line in added:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_rules(console: Console, plan: Plan) -> None:
@@ -241,7 +260,7 @@ def _print_bills(console: Console, plan: Plan, config: Config, root: Path) -> No
     for bill in plan.bills:
         cost = "no price" if bill["cost_usd"] is None else f"{bill['cost_usd']:,.2f}"
         counts = (f"{bill[name]:,}" for name in numbers)
-        table.add_row(*(bill[name] for name in names), *counts, cost)
+        table.add_row(*(escape(visible(bill[name])) for name in names), *counts, cost)
     console.print(table)
     calls = sum(bill["calls"] for bill in plan.bills)
     total = sum(bill["cost_usd"] or 0.0 for bill in plan.bills)

@@ -11,9 +11,10 @@ from markupsafe import Markup, escape
 
 from nullsae import __version__, paths
 from nullsae.core.files import write_text
+from nullsae.core.visible import visible
 from nullsae.report import style
 from nullsae.report.render import inline_svg, write_figure
-from nullsae.report.text import NONE, visible
+from nullsae.report.text import NONE, inked
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -38,13 +39,14 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (number, signed, percent, p_value, visible)
+    filters = (number, signed, percent, p_value, inked)
     environment.filters |= {written.__name__: written for written in filters}
     environment.globals |= in_macros or {}
     page = environment.get_template(template).render(
         version=__version__, dark=style.dark(), **context
     )
-    write_text(path, page)
+    # Whatever it shows, and whoever wrote that.
+    write_text(path, visible(page))
 
 
 def write_figures(root: Path, name: str, formats: Iterable[str], svg: str) -> None:

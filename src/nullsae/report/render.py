@@ -10,6 +10,7 @@ import altair as alt
 import vl_convert
 
 from nullsae.core.files import atomic_path
+from nullsae.core.visible import visible
 from nullsae.report import style
 
 PIXEL_RATIO = 2.0
@@ -23,7 +24,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
     spec["padding"] = 8
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     svg = str(vl_convert.vegalite_to_svg(spec, vl_version=version))
-    return _renumber_clips(svg)
+    return _renumber_clips(visible(svg))
 
 
 def write_figure(path: Path, svg: str) -> None:

@@ -11,13 +11,11 @@ from tokenizers import Tokenizer
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
+from nullsae.core.visible import visible
 from nullsae.corpus.token_text import token_text
 
-# Named marks for what has no ink; other control characters get their Unicode pictures.
-_MARKS = {"\n": "¶", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
-_PICTURES = str.maketrans(
-    {chr(code): chr(0x2400 + code) for code in range(32)} | _MARKS  # U+2400: control pictures
-)
+# Marks for what has no ink and is no rarity in text.
+_MARKS = str.maketrans({"\n": "¶", "\t": "⇥"})
 _UNFINISHED = "\ufffd"
 """What decoding gives for a token that holds a part of a character only."""
 _MAX_UTF8_BYTES = 4
@@ -104,16 +102,16 @@ class TokenText:
             pairs = list(run)
             if active:
                 found += [
-                    Piece(visible(text), value, min(1.0, value / scale))
+                    Piece(inked(text), value, min(1.0, value / scale))
                     for text, value in self._characters(pairs)
                 ]
             else:
-                found.append(Piece(visible(self.run([token for token, _ in pairs])), 0.0, 0.0))
+                found.append(Piece(inked(self.run([token for token, _ in pairs])), 0.0, 0.0))
         return found
 
 
-def visible(text: str) -> str:
-    """Show what has no ink: a line break as ¶, and white space alone as ␣."""
+def inked(text: str) -> str:
+    """Show what has no ink: a line break as ¶, white space alone as ␣, and else as `visible`."""
     if text and not text.strip(" "):
         return "␣" * len(text)
-    return text.translate(_PICTURES)
+    return visible(text.translate(_MARKS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +18,10 @@ from safetensors.torch import load_file
 
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.parse import parse_section
+from nullsae.config.plain import read_object
 from nullsae.config.section import Section
 from nullsae.core.checkpoint import save_tensors
-from nullsae.core.errors import UserError
+from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import checksum, rebuild_command, verify, write_json
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder, codings, shapes
@@ -103,9 +103,9 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     if not config_file.is_file():
         raise UserError(f"{config_file}: the file is missing; rebuild it with: {rebuild}")
     try:
-        data = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config_file}: not readable as JSON ({error})") from None
+        data = read_object(config_file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config_file}: not readable as JSON ({first_line(error)})") from None
     config = parse_section(SaeConfig, data, where=str(config_file))
     weights = config_file.parent / "sae.safetensors"
     verify(weights, config.weights_checksum, rebuild=rebuild)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
+from nullsae.config.model_size import check_model
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
+from nullsae.subjects.checkpoints import check_checkpoint, check_folder, own_config
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
 from nullsae.subjects.folders import read_recipe
 
@@ -65,6 +68,7 @@ def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") ->
         keys = {"where": f"{key}.{path_key}", "revision_where": f"{key}.{revision_key}"}
         check_repository(path, kind="model", revision=revision, **keys)
         check_cached(path, "config.json", revision=revision, **keys)
+        revision = check_checkpoint(path, revision, where=f"{what}: cannot be loaded")
         settings: dict[str, Any] = {
             **{"path": str(Path(path).expanduser()) if is_local(path) else path, "what": what},
             **{"revision": revision or "main", "dtype": DTYPES[source.dtype]},
@@ -91,7 +95,11 @@ def _fetch_gguf(source: GgufSource, key: str) -> nn.Module:
             f"(pip install {GGUF_PACKAGES})"
         )
     model: Any = _from_pretrained(
-        file.parent, f"subject {file}", gguf_file=file.name, dtype=DTYPES[source.dtype]
+        file.parent,
+        f"subject {file}",
+        gguf_file=file.name,
+        dtype=DTYPES[source.dtype],
+        trust_remote_code=False,
     )
     # The weights are plain by now, and Transformers saves no model that says it is quantized.
     model.hf_quantizer = None
@@ -104,8 +112,17 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
     from huggingface_hub import is_offline_mode
     from transformers import AutoModelForCausalLM
 
+    # Else Transformers looks for safetensors in another revision, which a robot may have proposed.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    if "gguf_file" not in keys:
+        check_model(str(path), what, keys.get("revision"))
     try:
+        if "gguf_file" not in keys:
+            own = {"revision": keys["revision"], "trust_remote_code": keys["trust_remote_code"]}
+            keys["config"] = own_config(path, where=what, **own)
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **keys)
+    except UserError:
+        raise
     except Exception as error:  # whatever a foreign repository makes the loader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         lacking = "safetensors" in reason and isinstance(error, OSError)
@@ -342,10 +359,13 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
             f"{recipe_file}: variant {variant!r} is not one of {', '.join(VARIANTS)}; "
             f"install the package that it comes from"
         )
+    trusted = recipe.get("trust_remote_code", False)
+    check_folder(folder, where=str(recipe_file))
     model = AutoModelForCausalLM.from_pretrained(
         folder,
+        config=own_config(folder, where=str(recipe_file), trust_remote_code=trusted),
         dtype=DTYPES[recipe["dtype"]],
-        trust_remote_code=recipe.get("trust_remote_code", False),
+        trust_remote_code=trusted,
         use_safetensors=True,
     )
     model = place(model.eval().requires_grad_(False), recipe, device)

@@ -190,6 +190,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("model", "text?", "the language model that wrote it"),
         ("prompt_hash", "text?", "of the prompt's file"),
         ("n_example_repeats", "int?", "answers that repeated an example of the prompt"),
+        ("n_characters_cut", "int?", "of the explanation, behind the first 4000"),
         ("base_probability", "float?", "null without token statistics, like what follows"),
         ("token_ids", "ints"),
         ("token_probabilities", "floats", "P(active | token)"),

@@ -101,4 +101,5 @@ COSTS = schema(
     ("prompt_tokens completion_tokens", "int?", "of the calls"),
     ("cost_usd", "float?", "of all answers, whenever they were paid for"),
     ("paid_usd", "float?", "by the last run of the job"),
+    ("estimated_calls", "int?", "calls whose tokens were not counted, or not as can be true"),
 )

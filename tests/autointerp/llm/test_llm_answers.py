@@ -215,4 +215,4 @@ def test_alternatives_that_are_no_number_are_passed_over() -> None:
 
 def test_half_a_surrogate_pair_in_an_answer_is_read() -> None:
     content = b'{"choices": [{"message": {"content": "a\\ud83d"}, "finish_reason": "stop"}]}'
-    assert read(content).reply.content == "a\ud83d"
+    assert read(content).reply.content == "a\ufffd"

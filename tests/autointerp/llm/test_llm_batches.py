@@ -64,6 +64,8 @@ def test_questions_go_into_one_batch_at_half_the_price(
     assert contents(replies) == [expected(i) for i in range(N)]
     stats = server.stats()
     assert (stats["batches"], stats["batch_lines"]) == (1, N)
+    # What was uploaded and what came of it are deleted.
+    assert stats["files_left"] == 0
     whole, at_once = ask(server.url, N, tmp_path / "at_once", prices=PRICES)
     assert whole == replies
     # What the endpoint can do is found out at once, at the whole price.

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from nullsae.autointerp.llm.cache import Kept, ReplyCache, reply_key
+from nullsae.autointerp.llm.cache import ReplyCache, reply_key
+from nullsae.autointerp.llm.kept_replies import Kept
 from nullsae.autointerp.llm.messages import AnswerToken, Reply
 from nullsae.core.errors import UserError
 
 LONG = Reply(
-    "é\ud800 1" * 200, (AnswerToken("1", (("1", -0.1), ("0", -1 / 3))), AnswerToken("", ())), "stop"
+    "é\ufffd 1" * 200, (AnswerToken("1", (("1", -0.1), ("0", -1 / 3))), AnswerToken("", ())), "stop"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,84 @@ def test_what_may_have_been_paid_stands_in_the_costs_of_a_job(
     session.all(endpoint, lambda model: [model.ask(question(0))], 1)
     costs = json.loads((tmp_path / "costs.json").read_text())
     assert costs["paid_usd"] - costs["cost_usd"] == pytest.approx(worst(server.url))
+
+
+LIES: list[Any] = [
+    {"prompt_tokens": -(10**9), "completion_tokens": 10},
+    {"prompt_tokens": 60, "completion_tokens": -1},
+    {"prompt_tokens": 10**30, "completion_tokens": 10},
+    {"prompt_tokens": 60, "completion_tokens": 10**9},
+    {"prompt_tokens": 0, "completion_tokens": 0},
+    {"prompt_tokens": 1.5, "completion_tokens": 2.5},
+    {"prompt_tokens": True, "completion_tokens": "10"},
+    [1, 2],
+    "none",
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: str(lie)[:60])
+def test_counts_that_cannot_be_true_are_estimated_and_cost_the_most_that_they_can(
+    server: ScriptedServer, tmp_path: Path, lie: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.set(usage=lie)
+    _, usage = ask(server.url, 3, tmp_path, prices=PRICES)
+    assert usage.cost_usd == pytest.approx(3 * worst(server.url))
+    assert spent(tmp_path) == pytest.approx(usage.cost_usd)
+    assert 0 < usage.prompt_tokens < 3 * 1000
+    assert 0 < usage.completion_tokens < 3 * 100
+    assert usage.estimated == 3
+    assert [r.levelname for r in caplog.records if "estimated" in r.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize("lie", LIES[:5], ids=lambda lie: str(lie)[:60])
+def test_a_limit_holds_for_an_endpoint_that_lies(
+    server: ScriptedServer, tmp_path: Path, lie: Any
+) -> None:
+    server.set(usage=lie)
+    limit = 5.5 * worst(server.url)
+    with pytest.raises(UserError, match=r"llm\.max_cost_usd"):
+        ask(server.url, 40, tmp_path, prices=PRICES, max_cost_usd=limit, concurrency=1)
+    assert server.stats()["requests"] == 5
+    assert 0 < spent(tmp_path) <= limit
+
+
+@pytest.mark.parametrize("lie", LIES[:4], ids=lambda lie: str(lie)[:60])
+def test_the_lie_of_one_endpoint_leaves_the_budget_of_another_as_it_is(
+    server: ScriptedServer, tmp_path: Path, lie: Any
+) -> None:
+    with ScriptedServer() as honest:
+        ask(honest.url, 2, tmp_path, prices=PRICES)
+        before = spent(tmp_path)
+        server.set(usage=lie)
+        ask(server.url, 1, tmp_path, prices=PRICES)
+        assert spent(tmp_path) == pytest.approx(before + worst(server.url))
+        left = before + worst(server.url) + 1.5 * worst(honest.url)
+        replies, _ = ask(honest.url, [5], tmp_path, prices=PRICES, max_cost_usd=left)
+        assert contents(replies) == [expected(5)]
+
+
+def test_more_tokens_than_were_asked_for_count_and_are_set_aside_from_then_on(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.set(usage={"prompt_tokens": 60, "completion_tokens": 300})
+    one = (60 * 100 + 300 * 1000) / 1e6
+    settings = {"concurrency": 1, "prices": PRICES, "max_cost_usd": 4.5 * one}
+    with pytest.raises(UserError, match=r"llm\.max_cost_usd"):
+        ask(server.url, 40, tmp_path, **settings)
+    assert server.stats()["requests"] == 4
+    assert spent(tmp_path) == pytest.approx(4 * one)
+
+
+def test_money_that_an_older_version_took_back_is_not_there_to_spend(tmp_path: Path) -> None:
+    path = tmp_path / Llm().cache
+    ReplyCache(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE spending SET cost_usd = -4000")
+    connection.commit()
+    connection.close()
+    cache = ReplyCache(path)
+    assert cache.total_cost_usd() == 0.0
+    assert cache.reserve(1.5, 1.0) == 0.0
+    cache.release(0.0, spent_usd=0.25)
+    assert cache.total_cost_usd() == 0.25
+    cache.close()

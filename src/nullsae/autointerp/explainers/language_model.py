@@ -18,7 +18,7 @@ from nullsae.autointerp.examples import strong
 from nullsae.autointerp.explain import ExplainJob, explained_in_words
 from nullsae.autointerp.llm.messages import Reply
 from nullsae.autointerp.marking import activation_scale, window_texts
-from nullsae.autointerp.prompting import Notation, Prompt, check_prompt, load_prompt, one_line
+from nullsae.autointerp.prompting import Notation, Prompt, load_prompt, one_line
 from nullsae.autointerp.replies import explanation, repeats
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.explainers import Explainer
@@ -77,7 +77,7 @@ class OpenAIExplainer(Endpoint, Explainer):
         """
         windows, tokenizer = job.windows(), job.tokenizer
         prompt = load_prompt("explain", self.prompt)
-        check_prompt(prompt, self.prompt, windows=[{"text": "", "strengths": ""}])
+        prompt.check(windows=[{"text": "", "strengths": ""}])
         shown = shown_windows(windows, tokenizer, self)
         written = job.session.all(
             self,

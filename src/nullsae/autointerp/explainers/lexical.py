@@ -123,6 +123,7 @@ def lexical_explanations(
         "source_latent": latents,
         **dict.fromkeys(("reason", "model", "prompt_hash"), pa.nulls(len(texts), pa.string())),
         "n_example_repeats": np.zeros(len(texts), np.int64),
+        "n_characters_cut": np.zeros(len(texts), np.int64),
         "base_probability": found.base,
         "token_ids": lists_of(rows_from, found.token, pa.int32()),
         "token_probabilities": lists_of(rows_from, found.p_token, pa.float32()),

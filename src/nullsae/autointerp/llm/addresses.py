@@ -1,9 +1,11 @@
-"""Addresses of endpoints: whose they are, and how they are shown."""
+"""Addresses of endpoints: their paths, and the way to them."""
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
+
+from nullsae.config.addresses import is_local
 
 
 def proxy_of(url: str) -> str | None:
@@ -13,19 +15,6 @@ def proxy_of(url: str) -> str | None:
         return None
     proxy = getproxies().get(parts.scheme) or getproxies().get("all")
     return proxy if proxy and proxy.startswith("http") else None
-
-
-def is_local(url: str) -> bool:
-    """Whether an address is this machine's own, where servers seldom want a key."""
-    host = (urlsplit(url).hostname or "").lower()
-    named = host == "localhost" or host.endswith(".localhost")
-    return named or host in ("::1", "0.0.0.0") or host.startswith("127.")
-
-
-def without_password(url: str) -> str:
-    """An address as it may be shown: without a name and password before the host."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def with_path(url: str, path: str) -> str:

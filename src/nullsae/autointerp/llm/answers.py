@@ -12,11 +12,19 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from nullsae.autointerp.llm.addresses import with_path
-from nullsae.autointerp.llm.messages import AnswerToken, Reply, parse_json
+from nullsae.autointerp.llm.messages import AnswerToken, Reply, logprob, parse_json, without_halves
+from nullsae.autointerp.llm.secrets import NO_SECRETS, SHORTEST_SECRET, Secrets
 from nullsae.core.errors import UserError
 
 CHAT = "/chat/completions"
 SHOWN_CHARACTERS = 300
+# Of the endpoint's own words about an error.
+MOST_SAID = 4000
+# Of a reply by the tokens that it may have: more is cut off. Runs of spaces are the longest tokens.
+MOST_CHARACTERS_PER_TOKEN, SPARE_CHARACTERS = 64, 20_000
+# Alternatives of a token, and characters of one: no endpoint gives more.
+MOST_ALTERNATIVES, MOST_TOKEN_CHARACTERS = 32, 200
+FINISH_REASON = re.compile(r"[a-z][a-z_-]{0,39}")
 # A Retry-After beyond this is taken as this: a job that stands still for hours helps nobody.
 MAX_PAUSE_SECONDS = 600.0
 CONTEXT = re.compile(
@@ -70,6 +78,8 @@ class Valid:
     reply: Reply
     prompt_tokens: int | None
     completion_tokens: int | None
+    is_free: bool = False
+    """Nothing was answered, and nothing is on the bill."""
 
 
 class AttemptError(Exception):
@@ -121,8 +131,13 @@ class Asked:
         return f"{self.model} at {self.address}"
 
 
-def read_answer(answer: Answer, asked: Asked) -> Valid:
-    """The reply in what came back.
+def read_answer(
+    answer: Answer,
+    asked: Asked,
+    secrets: Secrets = NO_SECRETS,
+    max_completion_tokens: int | None = None,
+) -> Valid:
+    """The reply in what came back, without secrets, and no longer than that many tokens can be.
 
     Raises:
         AttemptError: a 408, 409, 425, 429 or 5xx, JSON that is cut, an answer without choices.
@@ -135,8 +150,11 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
     if answer.status == 200 and isinstance(value, dict):
         choices = value.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            return _valid(choices[0], value.get("usage"))
-    status, said = answer.status, _said(value, answer.content)
+            most = max_completion_tokens
+            if most is not None:
+                most = MOST_CHARACTERS_PER_TOKEN * most + SPARE_CHARACTERS
+            return _valid(choices[0], value.get("usage"), secrets, most)
+    status, said = answer.status, secrets.blank(_said(value, answer.content))
     if status == 200:
         # Some gateways wrap the error of whom they asked.
         error = value.get("error") if isinstance(value, dict) else None
@@ -158,7 +176,7 @@ def read_answer(answer: Answer, asked: Asked) -> Valid:
         billed = status in (408, 504, 524)
         raise AttemptError(f"{status}: {shortened(said)}", pause=pause, may_be_billed=billed)
     if status in (400, 403, 422) and FILTERED.search(_codes(value) + " " + said):
-        return Valid(Reply("", (), "content_filter"), 0, 0)
+        return Valid(Reply("", (), "content_filter"), 0, 0, is_free=True)
     raise RefusedError(_mend(status, said, _codes(value), asked), status=status, said=said)
 
 
@@ -171,11 +189,13 @@ def retry_after_seconds(header: str | None) -> float | None:
     except ValueError:
         try:
             until = parsedate_to_datetime(header)
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             return None
-        if until.tzinfo is None:
-            until = until.replace(tzinfo=UTC)
-        seconds = (until - datetime.now(UTC)).total_seconds()
+        try:
+            until = until.replace(tzinfo=until.tzinfo or UTC)
+            seconds = (until - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):
+            return None
     return min(max(seconds, 0.0), MAX_PAUSE_SECONDS) if math.isfinite(seconds) else None
 
 
@@ -226,43 +246,60 @@ def _mend(status: int, said: str, codes: str, asked: Asked) -> str:
 
 
 def _said(value: Any, content: bytes) -> str:
-    """The endpoint's own words about an error."""
+    """The endpoint's own words about an error, as far as anybody reads them."""
     error = value.get("error", value) if isinstance(value, dict) else value
     if isinstance(error, dict):
         parts = [error.get("message") or error.get("detail") or error.get("msg")]
         metadata = error.get("metadata")
         if isinstance(metadata, dict):
             parts.append(metadata.get("raw"))
-        said = " ".join(str(part) for part in parts if part)
-        if said:
-            return said
-        error = json.dumps(error)
+        said = " ".join(_text(part) for part in parts if part)
+        return (said or _text(error))[:MOST_SAID]
     if isinstance(error, str):
-        return error
-    return content[:2000].decode(errors="replace")
+        return without_halves(error[:MOST_SAID])
+    return content[:MOST_SAID].decode(errors="replace")
+
+
+def _text(value: Any) -> str:
+    """A value of JSON as text; empty for numbers that have no end."""
+    if isinstance(value, str):
+        return without_halves(value)
+    try:
+        return json.dumps(value)
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _codes(value: Any) -> str:
     error = value.get("error", value) if isinstance(value, dict) else None
     found = error if isinstance(error, dict) else {}
-    return " ".join(str(found[name]) for name in ("code", "type") if found.get(name))
+    return " ".join(_text(found[name])[:200] for name in ("code", "type") if found.get(name))
 
 
-def _valid(choice: dict[str, Any], usage: Any) -> Valid:
+def _valid(choice: dict[str, Any], usage: Any, secrets: Secrets, most: int | None) -> Valid:
+    """A reply, of at most so many characters."""
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
-    finish_reason = str(choice.get("finish_reason") or "stop")
+    finish_reason = choice.get("finish_reason") or "stop"
+    if not (isinstance(finish_reason, str) and FINISH_REASON.fullmatch(finish_reason.lower())):
+        finish_reason = "other"
     if finish_reason.lower() in CUT:
         finish_reason = "length"
     if finish_reason == "error" or choice.get("error"):
-        text = "200 with an error in its choice: " + shortened(_said(choice, b""))
-        raise AttemptError(text, may_be_billed=True)
+        text = secrets.blank(_said(choice, b""))
+        raise AttemptError(
+            f"200 with an error in its choice: {shortened(text)}", may_be_billed=True
+        )
     content = _content(message)
     if message.get("refusal"):
         content, finish_reason = "", "refusal"
     if finish_reason == "content_filter":
         content = ""
-    reply = Reply(content, _tokens(choice.get("logprobs"), content), finish_reason)
+    whole = content[:most]
+    bare = secrets.blank(whole)
+    # Tokens make up what was said, which is not what is kept.
+    tokens = () if bare != content else _tokens(choice.get("logprobs"), content, secrets)
+    reply = Reply(without_halves(bare), tokens, secrets.blank(finish_reason))
     counts = usage if isinstance(usage, dict) else {}
     prompt, completion = (counts.get(f"{kind}_tokens") for kind in ("prompt", "completion"))
     return Valid(
@@ -283,7 +320,7 @@ def _content(message: dict[str, Any]) -> str:
         parts = (
             part.get("text")
             for part in content
-            if isinstance(part, dict) and not THOUGHT.search(str(part.get("type")))
+            if isinstance(part, dict) and not THOUGHT.search(_text(part.get("type"))[:100])
         )
         content = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(content, str):
@@ -299,7 +336,7 @@ def _content(message: dict[str, Any]) -> str:
     return content
 
 
-def _tokens(logprobs: Any, content: str) -> tuple[AnswerToken, ...]:
+def _tokens(logprobs: Any, content: str, secrets: Secrets) -> tuple[AnswerToken, ...]:
     """The tokens of the content; none where those that came do not make it up."""
     entries = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not content or not isinstance(entries, list) or not entries:
@@ -318,7 +355,8 @@ def _tokens(logprobs: Any, content: str) -> tuple[AnswerToken, ...]:
     for text, entry in zip(texts, entries, strict=True):
         first, last = max(start - position, 0), min(end - position, len(text))
         if first < last or (start < position < end and not text):
-            tokens.append(AnswerToken(text[first:last], _alternatives(entry)))
+            own = without_halves(text[first:last])
+            tokens.append(AnswerToken(own, _alternatives(entry, secrets)))
         position += len(text)
     return tuple(tokens)
 
@@ -329,23 +367,33 @@ def _decoded(entries: list[dict[str, Any]]) -> list[str]:
     texts = []
     for entry in entries:
         raw = entry.get("bytes")
-        try:
-            texts.append(decoder.decode(bytes(raw)) if raw is not None else entry["token"])
-        except (TypeError, ValueError):
+        if raw is None:
+            texts.append(entry["token"])
+        elif isinstance(raw, list) and all(type(b) is int and 0 <= b < 256 for b in raw):
+            texts.append(decoder.decode(bytes(raw)))
+        else:
+            # Not what bytes are: a number, for example, would be as many zeros.
             return [entry["token"] for entry in entries]
     return texts
 
 
-def _alternatives(entry: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+def _alternatives(entry: dict[str, Any], secrets: Secrets) -> tuple[tuple[str, float], ...]:
+    """The alternatives of a token whose log-probabilities can be some."""
     top = entry.get("top_logprobs")
+    others = [other for other in (top if isinstance(top, list) else ()) if isinstance(other, dict)]
     pairs = [
-        (other["token"], float(other["logprob"]))
-        for other in (top if isinstance(top, list) else ())
-        if isinstance(other, dict)
-        and isinstance(other.get("token"), str)
-        and isinstance(other.get("logprob"), int | float)
+        (_alternative(other["token"], secrets), value)
+        for other in others[:MOST_ALTERNATIVES]
+        if isinstance(other.get("token"), str)
+        and (value := logprob(other.get("logprob"))) is not None
     ]
-    chosen = entry.get("logprob")
-    if isinstance(chosen, int | float) and entry["token"] not in (text for text, _ in pairs):
-        pairs.insert(0, (entry["token"], float(chosen)))
+    chosen, text = logprob(entry.get("logprob")), _alternative(entry["token"], secrets)
+    if chosen is not None and text not in (other for other, _ in pairs):
+        pairs.insert(0, (text, chosen))
     return tuple(pairs)
+
+
+def _alternative(text: str, secrets: Secrets) -> str:
+    text = without_halves(text[:MOST_TOKEN_CHARACTERS])
+    # Most tokens are too short to hold a secret, and there are many.
+    return text if len(text) < SHORTEST_SECRET else secrets.blank(text)

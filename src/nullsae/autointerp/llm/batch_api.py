@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import TypeVar
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeGuard, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 from openai.types import Batch
 
-from nullsae.autointerp.llm.addresses import proxy_of, without_path
+from nullsae.autointerp.llm.addresses import without_path
 from nullsae.autointerp.llm.answers import (
     CHAT,
     Answer,
@@ -26,8 +28,11 @@ from nullsae.autointerp.llm.answers import (
     read_answer,
     shortened,
 )
+from nullsae.autointerp.llm.bounded import bounded_client, lines_of
 from nullsae.autointerp.llm.messages import parse_json
-from nullsae.autointerp.llm.transport import blanked, ssl_context
+from nullsae.autointerp.llm.pieces import most_bytes
+from nullsae.autointerp.llm.secrets import Secrets
+from nullsae.autointerp.llm.transport import ssl_context
 from nullsae.core.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -39,6 +44,11 @@ NAME = "nullsae"
 MOST_LISTED = 2000
 # Times that a call other than the start of a batch is tried, with growing waits in between.
 MOST_TRIES = 5
+# How long a call and the download of a file of answers may take in all, drip or not.
+CALL_SECONDS, DOWNLOAD_SECONDS = 600.0, 3600.0
+# Lines of a file beyond those that were asked for.
+SPARE_LINES = 1000
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 
 T = TypeVar("T")
 
@@ -46,10 +56,8 @@ T = TypeVar("T")
 class BatchApi:
     """Starts batches, looks at them and reads what they brought."""
 
-    def __init__(
-        self, url: str, secrets: Mapping[str, str], asked: Asked, timeout_seconds: float
-    ) -> None:
-        """`secrets` are headers, whose values are blanked out of all that is shown."""
+    def __init__(self, url: str, secrets: Secrets, asked: Asked, timeout_seconds: float) -> None:
+        """The headers of `secrets` are sent, and their values blanked out of all that is shown."""
         self._asked, self._secrets = asked, secrets
         parts = urlsplit(url)
         self._client = AsyncOpenAI(
@@ -58,16 +66,11 @@ class BatchApi:
             base_url=without_path(parts._replace(query="").geturl(), CHAT),
             default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
             # A file of requests is long, and an upload is no attempt at an answer.
-            timeout=max(timeout_seconds, 600.0),
+            timeout=max(timeout_seconds, CALL_SECONDS),
             max_retries=0,
-            http_client=httpx2.AsyncClient(
-                auth=_Secrets(secrets),
-                verify=ssl_context(parts.scheme),
-                proxy=proxy_of(url),
-                trust_env=False,
-                follow_redirects=True,
-            ),
+            http_client=bounded_client(url, secrets, ssl_context(parts.scheme)),
         )
+        self._call_seconds = max(timeout_seconds, CALL_SECONDS)
 
     async def close(self) -> None:
         await self._client.close()
@@ -75,8 +78,11 @@ class BatchApi:
     async def upload(self, lines: bytes) -> str:
         """The id of a new file of requests."""
         file = ("requests.jsonl", lines, "application/jsonl")
-        made = await self._patiently(lambda: self._client.files.create(file=file, purpose="batch"))
-        return made.id
+
+        async def uploaded() -> str:
+            return self._id_of(await self._client.files.create(file=file, purpose="batch"))
+
+        return await self._patiently(uploaded)
 
     async def start(self, file: str, name: str) -> str:
         """The id of a new batch of a file's requests.
@@ -84,17 +90,19 @@ class BatchApi:
         Where no answer comes, the batch may have been made all the same, and would be paid twice
         if it were made again: it is looked for first.
         """
+
+        async def created() -> str:
+            made = await self._client.batches.create(
+                input_file_id=file,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                metadata={NAME: name},
+            )
+            return self._id_of(made)
+
         for attempt in range(1, MOST_TRIES + 1):
             try:
-                made = await self._once(
-                    lambda: self._client.batches.create(
-                        input_file_id=file,
-                        endpoint="/v1/chat/completions",
-                        completion_window="24h",
-                        metadata={NAME: name},
-                    )
-                )
-                return made.id
+                return await self._once(created)
             except AttemptError as error:
                 await asyncio.sleep(error.pause or 0.5 * 2**attempt)
                 if (found := await self.find(name)) is not None:
@@ -109,8 +117,9 @@ class BatchApi:
         async def among() -> str | None:
             n = 0
             async for batch in self._client.batches.list(limit=100):
-                if (batch.metadata or {}).get(NAME) == name:
-                    return batch.id
+                metadata = getattr(batch, "metadata", None)
+                if isinstance(metadata, dict) and metadata.get(NAME) == name:
+                    return self._id_of(batch)
                 n += 1
                 if n == MOST_LISTED:
                     break
@@ -136,27 +145,59 @@ class BatchApi:
                 return None
             raise
 
-    async def answers(self, batch: Batch) -> AsyncIterator[tuple[str, Answer | AttemptError]]:
-        """What came for each request, by its `custom_id`; some may be missing."""
-        for file in (batch.output_file_id, batch.error_file_id):
-            if file is not None:
-                content = await self._patiently(
-                    lambda file=file: self._client.files.content(file)  # type: ignore[misc]
-                )
-                for line in _lines(blanked(content.content, self._secrets)):
-                    yield line
+    async def take_answers(
+        self,
+        batch: Batch,
+        limits: Iterable[int],
+        take: Callable[[str, Answer | AttemptError], None],
+    ) -> None:
+        """Hand over what came for each request, by its `custom_id`; some may be missing.
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        `limits` are the most tokens of each request. A line may come more than once.
+        """
+        limits = [*limits]
+        most, most_lines = most_bytes(max(limits, default=0)), 2 * len(limits) + SPARE_LINES
+        for file in (batch.output_file_id, batch.error_file_id):
+            if not is_id(file):
+                continue
+
+            async def read(file: str = str(file)) -> None:
+                content = self._client.files.with_streaming_response.content(file)
+                async with content as response:
+                    async for line in lines_of(response.iter_bytes(), most, most_lines):
+                        if (found := read_line(self._secrets.blank_bytes(line))) is not None:
+                            take(*found)
+
+            await self._patiently(read, DOWNLOAD_SECONDS)
+
+    async def delete(self, *files: str | None) -> None:
+        """Have the endpoint delete files, if it will: they are of no more use."""
+
+        async def deleted(file: str) -> None:
+            await self._client.files.delete(file)
+
+        for file in filter(is_id, files):
+            with suppress(AttemptError, RefusedError):
+                await self._once(partial(deleted, file))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], seconds: float | None = None) -> T:
         for attempt in range(1, MOST_TRIES + 1):
             try:
-                return await self._once(call)
+                return await self._once(call, seconds)
             except AttemptError as error:
                 if attempt == MOST_TRIES:
                     raise UserError(f"llm.batch: {self._asked}: {error}") from None
                 await asyncio.sleep(error.pause or 0.5 * 2**attempt)
         raise AssertionError
 
-    async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
+    def _id_of(self, made: Any) -> str:
+        """The id of what the endpoint made, which becomes part of addresses, files and logs."""
+        found = getattr(made, "id", None)
+        if not is_id(found) or self._secrets.is_in(found):
+            raise ValueError("without an id")
+        return found
+
+    async def _once(self, call: Callable[[], Awaitable[T]], seconds: float | None = None) -> T:
         """What a call of the package returns.
 
         Raises:
@@ -164,19 +205,22 @@ class BatchApi:
             RefusedError: it may not; its line begins with the key to change.
         """
         try:
-            return await call()
+            async with asyncio.timeout(seconds or self._call_seconds):
+                return await call()
         except APIStatusError as error:
             response = error.response
-            content = blanked(response.content, self._secrets)
+            content = self._secrets.blank_bytes(response.content)
             answer = Answer(response.status_code, response.headers.get("retry-after"), content)
-        except APITimeoutError:
+        except (APITimeoutError, TimeoutError):
             raise AttemptError("no answer in time") from None
         except APIConnectionError as error:
-            raise AttemptError(first_line(error.__cause__ or error)) from None
-        except ValueError as error:
-            raise AttemptError(f"an answer that is none: {first_line(error)}") from None
+            said = self._secrets.blank(first_line(error.__cause__ or error))
+            raise AttemptError(shortened(said)) from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            said = shortened(self._secrets.blank(first_line(error)))
+            raise AttemptError(f"an answer that is none: {said}") from None
         try:
-            read_answer(answer, self._asked)
+            read_answer(answer, self._asked, self._secrets)
         except RefusedError as error:
             if error.status in (404, 405) or error.status == 501:
                 text = (
@@ -189,39 +233,34 @@ class BatchApi:
         raise AttemptError(f"{answer.status}: an answer that is none")
 
 
-class _Secrets(httpx2.Auth):
-    """Puts in what the package does not see."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self._headers = headers
-
-    def auth_flow(self, request: httpx2.Request) -> Iterator[httpx2.Request]:  # type: ignore[override]
-        del request.headers["Authorization"]
-        request.headers.update(self._headers)
-        yield request
-
-
 def request_line(name: str, body: bytes) -> bytes:
     """The line of a request in a file, with a line's end; `name` is its `custom_id`."""
     head = json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions"})
     return head[:-1].encode() + b', "body": ' + body + b"}\n"
 
 
-def _lines(content: bytes) -> Iterator[tuple[str, Answer | AttemptError]]:
-    for line in content.splitlines():
-        if not line.strip():
-            continue
-        try:
-            value = parse_json(line)
-            name, response, error = (value.get(n) for n in ("custom_id", "response", "error"))
-        except (ValueError, AttributeError):
-            log.warning("a line of a batch's answers is none: %.80r", line)
-            continue
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether a value can be an endpoint's id of a file or of a batch."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+def read_line(line: bytes) -> tuple[str, Answer | AttemptError] | None:
+    """A line of a file of answers: the request's `custom_id` and what came for it; None if none."""
+    if not line.strip():
+        return None
+    try:
+        value = parse_json(line)
+        name, response, error = (value.get(n) for n in ("custom_id", "response", "error"))
+        if not isinstance(name, str):
+            return None
         if isinstance(response, dict) and isinstance(response.get("body"), dict | list | str):
             status = response.get("status_code", 200)
             content = json.dumps(response["body"]).encode()
-            yield str(name), Answer(status if type(status) is int else 200, None, content)
-        else:
-            said = error if isinstance(error, dict) else {}
-            text = shortened(str(said.get("message") or said.get("code") or "no answer"))
-            yield str(name), AttemptError(text)
+            return name, Answer(status if type(status) is int else 200, None, content)
+    except (ValueError, AttributeError, RecursionError):
+        log.warning("a line of a batch's answers is none")
+        return None
+    said = error if isinstance(error, dict) else {}
+    texts = (said.get("message"), said.get("code"), "no answer")
+    text = next(text for text in texts if isinstance(text, str) and text)
+    return name, AttemptError(shortened(text))

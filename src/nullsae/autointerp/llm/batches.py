@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nullsae import paths
-from nullsae.autointerp.llm.answers import AttemptError, RefusedError, read_answer
+from nullsae.autointerp.llm.answers import Answer, AttemptError, RefusedError, shortened
 from nullsae.autointerp.llm.batch_record import Asked, BatchRecord, records
-from nullsae.autointerp.llm.cache import Kept, ReplyCache
+from nullsae.autointerp.llm.cache import ReplyCache
+from nullsae.autointerp.llm.kept_replies import Kept
 from nullsae.autointerp.llm.sending import Sending
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
@@ -219,8 +220,9 @@ class Batches:
             else:
                 if batch is None or batch.status in ENDED:
                     break
-                done = batch.request_counts
-                now = f"{batch.status}, {done.completed if done else 0} requests done"
+                done = getattr(batch.request_counts, "completed", 0)
+                status = shortened(self._sending.connection.secrets.blank(str(batch.status)))
+                now = f"{status}, {done if type(done) is int else 0} requests done"
                 if now != counts:
                     counts = now
                     log.info("batch %s: %s", record.batch, counts)
@@ -235,43 +237,51 @@ class Batches:
     async def _take_in(self, batch: Batch, record: BatchRecord) -> None:
         """Keep the replies of a batch that has ended; hand them, and errors, to who waits."""
         api = await self._opened()
-        asked, share = self._sending.connection.asked, self._sending.batch_share
+        connection, share = self._sending.connection, self._sending.batch_share
         found: dict[str, Kept | Exception] = {}
-        async for name, answer in api.answers(batch):
+
+        def take(name: str, answer: Answer | AttemptError) -> None:
             if (request := record.requests.get(name)) is None or name in found:
-                continue
+                return
+            most = request.max_completion_tokens
             try:
                 if isinstance(answer, AttemptError):
-                    raise answer
-                valid = read_answer(answer, asked)
+                    said = shortened(connection.secrets.blank(str(answer)))
+                    raise AttemptError(said)
+                valid = connection.read(answer, most)
             except (AttemptError, RefusedError) as error:
                 found[name] = error
-                continue
-            worst = self._worst_usd(request)
-            kept = found[name] = self._sending.paid(valid, request.n_bytes, worst, share)
+                return
+            kept = found[name] = self._sending.paid(valid, request.n_bytes, most, share)
             self._cache.put(bytes.fromhex(name), kept)
+
+        limits = (request.max_completion_tokens for request in record.requests.values())
+        await api.take_answers(batch, limits, take)
         self._cache.settle(record.name)
         record.remove()
+        # They hold prompts and replies, and are read once.
+        await api.delete(record.file, batch.output_file_id, batch.error_file_id)
         n_replies = sum(isinstance(one, Kept) for one in found.values())
-        log.info("batch %s %s: %d replies", batch.id, batch.status, n_replies)
+        log.info("batch %s %s: %d replies", record.batch, batch.status, n_replies)
         for name in record.requests:
             self._answered(name, found.get(name, AttemptError("no answer in the batch")))
-        self._check(batch, n_replies)
+        self._check(batch, str(record.batch), n_replies)
 
-    def _check(self, batch: Batch, n_replies: int) -> None:
+    def _check(self, batch: Batch, name: str, n_replies: int) -> None:
         """A `UserError` if it makes no sense to send further batches."""
         asked = self._sending.connection.asked
         if batch.status in ("failed", "cancelled"):
-            data = (batch.errors.data if batch.errors else None) or []
-            said = "; ".join(f"{e.code}: {e.message}" for e in data[:3]) or "no reason given"
+            data = getattr(batch.errors, "data", None)
+            data = data[:3] if isinstance(data, list) else []
+            errors = [(getattr(e, "code", None), getattr(e, "message", None)) for e in data]
+            said = "; ".join(f"{code}: {text}" for code, text in errors) or "no reason given"
+            said = shortened(self._sending.connection.secrets.blank(said))
             advice = (
                 "where too many tokens are enqueued, set llm.max_requests_per_batch lower"
                 if batch.status == "failed"
                 else "running again asks for what is left"
             )
-            raise UserError(
-                f"llm.batch: {asked}: batch {batch.id} {batch.status} ({said}); {advice}"
-            )
+            raise UserError(f"llm.batch: {asked}: batch {name} {batch.status} ({said}); {advice}")
         self._n_in_vain = 0 if n_replies else self._n_in_vain + 1
         if self._n_in_vain >= MOST_IN_VAIN:
             raise UserError(

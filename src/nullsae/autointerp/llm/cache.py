@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
+import math
 import os
 import queue
 import socket
@@ -11,16 +13,17 @@ import sqlite3
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from nullsae.autointerp.llm.messages import AnswerToken, Reply, parse_json
-from nullsae.core.errors import UserError
+from nullsae.autointerp.llm.kept_replies import Kept, packed, unpacked
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.files import PRIVATE_FILE, PRIVATE_FOLDER
+
+log = logging.getLogger(__name__)
 
 # Both stand in the header of the file: whose it is, and which layout it has.
 APPLICATION_ID = 0x6E73_6165
@@ -29,8 +32,6 @@ BUSY_SECONDS = 60.0
 # A transaction takes as long for one reply as for ten, so that the thread lets some gather; a
 # kill loses more in flight than in this time.
 GATHER_SECONDS = 0.01
-# Shorter replies do not shrink enough to pay for the time.
-COMPRESS_FROM_BYTES = 512
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
   key BLOB PRIMARY KEY, reply BLOB NOT NULL, model TEXT NOT NULL,
@@ -41,17 +42,6 @@ CREATE TABLE IF NOT EXISTS reservations (
   owner TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, cost_usd REAL NOT NULL);
 INSERT OR IGNORE INTO spending VALUES (0, 0.0);
 """
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A reply with what it cost."""
-
-    reply: Reply
-    model: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
 
 
 def reply_key(address: str, body: bytes) -> bytes:
@@ -74,7 +64,9 @@ class ReplyCache:
         self._error: UserError | None = None
         self._unwritten: dict[bytes, Kept] = {}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+            _keep_private(path)
         except OSError as error:
             raise UserError(f"{path}: its folder cannot be made ({error.strerror})") from None
         self._reader = _opened(path)
@@ -91,15 +83,25 @@ class ReplyCache:
             "WHERE key = ?",
             key,
         )
-        with _damage_named(self.path):
-            return Kept(_unpacked(rows[0][0]), *rows[0][1:]) if rows else None
+        if not rows:
+            return None
+        try:
+            return unpacked(rows[0])
+        except ValueError as error:
+            # Of an older version, or damaged: it is asked again, as if it had never come.
+            log.warning("%s: a reply cannot be read (%s), and is asked again", self.path, error)
+            self._rows("DELETE FROM replies WHERE key = ?", key)
+            return None
 
     def put(self, key: bytes, kept: Kept, *, reserved_usd: float = 0.0) -> None:
-        """Keep a reply; its money is spent, and what was reserved for it no longer is."""
+        """Keep a reply; its money is spent, and what was reserved for it no longer is.
+
+        A reply that cannot be kept is forgotten with this process, and its money is spent.
+        """
         if self._error is not None:
             raise self._error
         self._unwritten[key] = kept
-        self._tasks.put((key, kept, reserved_usd, kept.cost_usd))
+        self._tasks.put((key, kept, reserved_usd, _money(kept.cost_usd)))
 
     def count(self) -> int:
         """How many replies the file holds, those of other processes among them."""
@@ -109,12 +111,16 @@ class ReplyCache:
     def total_cost_usd(self) -> float:
         """What all replies that ever came into this file have cost."""
         self.flush()
-        return float(self._rows("SELECT cost_usd FROM spending")[0][0])
+        return float(self._rows("SELECT max(cost_usd, 0) FROM spending")[0][0])
 
     def abilities(self, key: bytes) -> dict[str, Any] | None:
         """What was found out about an endpoint."""
         rows = self._rows("SELECT value FROM abilities WHERE key = ?", key)
-        return json.loads(rows[0][0]) if rows else None
+        try:
+            found = json.loads(rows[0][0]) if rows else None
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def keep_abilities(self, key: bytes, value: dict[str, Any]) -> None:
         self._rows("INSERT OR REPLACE INTO abilities VALUES (?, ?)", key, json.dumps(value))
@@ -122,7 +128,8 @@ class ReplyCache:
     @contextmanager
     def alone(self, key: bytes) -> Iterator[None]:
         """Keep other processes out that want the same key; waits for one that is in."""
-        with open(self.path.with_name(f"{self.path.name}-{key.hex()[:8]}.lock"), "w") as file:
+        lock = self.path.with_name(f"{self.path.name}-{key.hex()[:8]}.lock")
+        with open(lock, "w", opener=lambda name, flags: os.open(name, flags, PRIVATE_FILE)) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -135,7 +142,7 @@ class ReplyCache:
         self._rows("BEGIN IMMEDIATE")
         try:
             [(spent, reserved)] = self._rows(
-                "SELECT (SELECT cost_usd FROM spending), "
+                "SELECT (SELECT max(cost_usd, 0) FROM spending), "
                 "(SELECT coalesce(sum(max(cost_usd, 0)), 0) FROM reservations)"
             )
             # Sums of many small amounts are exact to about this much only.
@@ -155,7 +162,7 @@ class ReplyCache:
     def release(self, usd: float, *, spent_usd: float = 0.0) -> None:
         """No longer reserve money for a request without a reply, which may have cost some."""
         if usd or spent_usd:
-            self._tasks.put((None, None, usd, spent_usd))
+            self._tasks.put((None, None, usd, _money(spent_usd)))
 
     def flush(self) -> None:
         """Wait until all that was put is in the file."""
@@ -213,6 +220,8 @@ class ReplyCache:
                     self._write(connection, [task for task in batch if any(task[1:])])
                 except UserError as error:
                     self._error = error
+                except Exception as error:  # whoever waits for this thread must hear of it
+                    self._error = UserError(f"{self.path}: a bug in writing it: {error!r}")
             for task in batch:
                 if isinstance(task[0], threading.Event):
                     task[0].set()
@@ -222,11 +231,13 @@ class ReplyCache:
     def _write(self, connection: sqlite3.Connection, batch: list[tuple[Any, ...]]) -> None:
         if not batch:
             return
-        replies = [(key, kept) for key, kept, *_ in batch if kept]
-        rows = [
-            (key, _packed(k.reply), k.model, k.prompt_tokens, k.completion_tokens, k.cost_usd)
-            for key, k in replies
-        ]
+        replies = {key: kept for key, kept, *_ in batch if kept}
+        rows = []
+        for key, kept in replies.items():
+            try:
+                rows.append((key, *packed(kept)))
+            except ValueError as error:
+                log.warning("%s: a reply cannot be kept (%s)", self.path, first_line(error))
         reserved, spent = (sum(task[place] for task in batch) for place in (2, 3))
         # Leaving the inner block commits or, on an error, rolls back.
         with _damage_named(self.path), connection:
@@ -234,10 +245,11 @@ class ReplyCache:
             # Another process may have paid for the same reply meanwhile: its money is spent too.
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?)", rows)
             if spent:
-                connection.execute("UPDATE spending SET cost_usd = cost_usd + ?", (spent,))
+                # Never less than nothing, which an older version may have left.
+                connection.execute("UPDATE spending SET cost_usd = max(cost_usd, 0) + ?", (spent,))
             if reserved:
                 _reserve_more(connection, self._owner, -reserved)
-        for key, _ in replies:
+        for key in replies:
             self._unwritten.pop(key, None)
 
 
@@ -249,17 +261,17 @@ def _reserve_more(connection: sqlite3.Connection, owner: tuple[str, str, int], u
     )
 
 
-def _packed(reply: Reply) -> bytes | str:
-    tokens = [[token.text, token.alternatives] for token in reply.tokens]
-    text = json.dumps([reply.content, reply.finish_reason, tokens], separators=(",", ":"))
-    return text if len(text) < COMPRESS_FROM_BYTES else zlib.compress(text.encode(), 1)
+def _money(usd: float) -> float:
+    """An amount that can be spent: finite, and not below 0."""
+    return usd if math.isfinite(usd) and usd > 0 else 0.0
 
 
-def _unpacked(packed: bytes | str) -> Reply:
-    text = zlib.decompress(packed) if isinstance(packed, bytes) else packed
-    content, finish_reason, tokens = parse_json(text)
-    made = (AnswerToken(t, tuple((other, p) for other, p in others)) for t, others in tokens)
-    return Reply(content, tuple(made), finish_reason)
+def _keep_private(path: Path) -> None:
+    """Make the file if it is not there, and let nobody else read it; its journals do the same."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
+    stat = path.stat()
+    if stat.st_uid == os.getuid() and stat.st_mode & 0o077:
+        path.chmod(PRIVATE_FILE)
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -306,14 +318,14 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite, and of content that is no reply, into a `UserError`."""
+    """Turn errors of SQLite into a `UserError`."""
     try:
         yield
     except sqlite3.OperationalError as error:
         raise UserError(
             f"{path}: cannot be read or written ({error}); it is the cache of replies"
         ) from None
-    except (sqlite3.Error, zlib.error, ValueError, TypeError) as error:
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise UserError(
             f"{path}: the cache of replies is damaged ({error}); move it away, or mend it with "
             f"sqlite3's .recover: without it all replies are asked and paid for again"

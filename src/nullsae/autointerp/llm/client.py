@@ -12,15 +12,17 @@ from typing import Any, Self, TypeAlias
 
 from nullsae.autointerp.llm.answers import AttemptError, RefusedError
 from nullsae.autointerp.llm.batches import Batches
-from nullsae.autointerp.llm.cache import Kept, ReplyCache, reply_key
+from nullsae.autointerp.llm.cache import ReplyCache, reply_key
 from nullsae.autointerp.llm.endpoint import (
     Abilities,
     Found,
     abilities_key,
+    abilities_of,
     find_out,
     longest_answer,
     request_body,
 )
+from nullsae.autointerp.llm.kept_replies import Kept
 from nullsae.autointerp.llm.messages import Reply, Request, Usage
 from nullsae.autointerp.llm.sending import Sending
 from nullsae.autointerp.llm.usable import MANY_ANSWERS, Answers
@@ -109,16 +111,16 @@ class LanguageModel:
             if self._abilities is not None:
                 return
             key = abilities_key(self._endpoint, longest_answer(request, self._endpoint))
-            known = self._cache.abilities(key)
+            known = abilities_of(self._cache.abilities(key))
             if known is None:
                 # Jobs start side by side: one finds out, the others read what it found.
                 with ExitStack() as held:
                     await asyncio.to_thread(held.enter_context, self._cache.alone(key))
-                    known = self._cache.abilities(key)
+                    known = abilities_of(self._cache.abilities(key))
                     if known is None:
-                        known = asdict(await find_out(self._endpoint, self._probe))
-                        self._cache.keep_abilities(key, known)
-            self._abilities = Abilities(**known)
+                        known = await find_out(self._endpoint, self._probe)
+                        self._cache.keep_abilities(key, asdict(known))
+            self._abilities = known
 
     async def _probe(self, request: Request, abilities: Abilities) -> Found:
         try:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nullsae.autointerp.llm.addresses import is_local, without_password
-from nullsae.autointerp.llm.answers import Asked, AttemptError, Valid, read_answer
+from nullsae.autointerp.llm.answers import (
+    Answer,
+    Asked,
+    AttemptError,
+    Valid,
+    read_answer,
+    shortened,
+)
+from nullsae.autointerp.llm.pieces import most_bytes
+from nullsae.autointerp.llm.secrets import NO_SECRETS, Secrets
+from nullsae.config.addresses import is_local, shown_address
 from nullsae.config.endpoints import OPENAI_URL, Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
@@ -30,12 +39,14 @@ class Connection:
         self._transport: Transport | None = None
         self._opening = asyncio.Lock()
         self._answered = False
+        self.secrets = NO_SECRETS
+        """What is sent to it; known when it is opened."""
         address = endpoint.base_url or OPENAI_URL
         if endpoint.server is not None:
             address = f"the server {endpoint.server.command[0]!r}"
-        self.asked = Asked(endpoint.model, without_password(address.rstrip("/")), None)
+        self.asked = Asked(endpoint.model, shown_address(address.rstrip("/")), None)
 
-    async def send(self, body: bytes) -> Valid:
+    async def send(self, body: bytes, max_completion_tokens: int) -> Valid:
         """Send a request, read the answer; an `AttemptError` where it may be tried again."""
         # Lazy, as in `_open`: a run that finds all replies in the cache imports no HTTP client.
         from nullsae.autointerp.llm.transport import NoAnswerError
@@ -45,25 +56,31 @@ class Connection:
                 if self._transport is None:
                     self._transport = await self._open()
         try:
-            answer = await self._transport.post(body)
+            answer = await self._transport.post(body, most_bytes(max_completion_tokens))
         except NoAnswerError as error:
-            failure = self._in_vain(error.trouble, str(error))
-            billed = error.trouble in ("timeout", "dropped")
+            said = shortened(self.secrets.blank(str(error)))
+            failure = self._in_vain(error.trouble, said)
+            billed = error.trouble in ("timeout", "dropped", "unusable")
             raise failure or AttemptError(
-                f"{error.trouble}: {error}", may_be_billed=billed
+                f"{error.trouble}: {said}", may_be_billed=billed
             ) from None
-        valid = read_answer(answer, self.asked)
+        valid = self.read(answer, max_completion_tokens)
         self._answered = True
         return valid
+
+    def read(self, answer: Answer, max_completion_tokens: int) -> Valid:
+        """The reply in what came back; raises as `read_answer`."""
+        return read_answer(answer, self.asked, self.secrets, max_completion_tokens)
 
     async def batch_api(self) -> BatchApi:
         """The endpoint's batch interface; closing it is for the caller."""
         from nullsae.autointerp.llm.batch_api import BatchApi
 
-        secrets = secret_headers(self._endpoint)
+        headers = secret_headers(self._endpoint, self._settings.insecure_hosts)
+        self.secrets = Secrets(headers)
         url = self._endpoint.base_url or OPENAI_URL
-        asked = asked_with(self.asked, self._endpoint, secrets)
-        return BatchApi(url, secrets, asked, self._settings.timeout_seconds)
+        asked = asked_with(self.asked, self._endpoint, headers)
+        return BatchApi(url, self.secrets, asked, self._settings.timeout_seconds)
 
     async def close(self) -> None:
         """Close connections; end the job's own server."""
@@ -78,17 +95,23 @@ class Connection:
         from nullsae.autointerp.llm.server import RunningServer
         from nullsae.autointerp.llm.transport import Transport
 
-        secrets = secret_headers(self._endpoint)
+        headers = secret_headers(self._endpoint, self._settings.insecure_hosts)
+        self.secrets = Secrets(headers)
         url = self._endpoint.base_url or OPENAI_URL
+        self.asked = asked_with(self.asked, self._endpoint, headers)
+        check = None
         if self._endpoint.server is not None:
-            self._server = RunningServer(self._endpoint.server, self._root)
+            given = headers.get("Authorization", "").removeprefix("Bearer ")
+            self._server = RunningServer(self._endpoint.server, self._root, given or None)
             await self._server.start()
-            url = f"{self._server.address}/v1"
-        self.asked = asked_with(self.asked, self._endpoint, secrets)
-        return Transport(url, secrets, self._settings.timeout_seconds)
+            url, check = f"{self._server.address}/v1", self._server.check
+            self.secrets = Secrets({"Authorization": f"Bearer {self._server.key}"} | headers)
+        return Transport(url, self.secrets, self._settings.timeout_seconds, check)
 
     def _in_vain(self, trouble: str, text: str) -> UserError | None:
         """What the user can mend, where asking again cannot help."""
+        if self._server is not None and self._server.problem is not None:
+            return UserError(self._server.problem)
         if self._server is not None and self._server.ended:
             return UserError(
                 f"server.command: {self.asked.address} ended while it was in use"
@@ -108,13 +131,16 @@ class Connection:
         return None
 
 
-def secret_headers(endpoint: Endpoint) -> dict[str, str]:
+def secret_headers(endpoint: Endpoint, insecure_hosts: Collection[str] = ()) -> dict[str, str]:
     """The headers whose values the environment holds.
 
     Raises:
         UserError: a variable is not set, though another machine's endpoint needs it, or holds what
-            no header can.
+            no header can; or keys would go without encryption to a host that is neither this
+            machine nor one of `insecure_hosts`.
     """
+    if (problem := endpoint.sent_in_clear(insecure_hosts)) is not None:
+        raise UserError(problem)
     key = _api_key(endpoint)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     for header, name in endpoint.headers_env.items():
@@ -149,7 +175,7 @@ def _api_key(endpoint: Endpoint) -> str | None:
             return None
         raise UserError(
             f"api_key_env: the environment variable {name} is not set, and {endpoint.model} at "
-            f"{without_password(url)} needs a key; put it there, or set api_key_env: null"
+            f"{shown_address(url)} needs a key; put it there, or set api_key_env: null"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(

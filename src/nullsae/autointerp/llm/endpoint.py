@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
-from nullsae.autointerp.llm.addresses import without_password
 from nullsae.autointerp.llm.answers import AttemptError, RefusedError, may_be_of_roles
-from nullsae.autointerp.llm.cache import Kept
-from nullsae.autointerp.llm.messages import Request, object_schema
+from nullsae.autointerp.llm.kept_replies import Kept
+from nullsae.autointerp.llm.messages import Request, object_schema, parse_json
 from nullsae.autointerp.reasoning import answer_alone
+from nullsae.config.addresses import shown_address
 from nullsae.config.endpoints import Endpoint
 from nullsae.core.errors import UserError
 
@@ -48,6 +48,17 @@ class Abilities:
     """The field that limits the length of an answer."""
     system_role: bool = True
     """The chat template takes system messages; else they open the first message of the user."""
+
+
+def abilities_of(kept: Mapping[str, Any] | None) -> Abilities | None:
+    """The abilities that were kept as a dictionary; None where that is none, or not whole."""
+    usual = {field.name: field.default for field in fields(Abilities)}
+    if kept is None or {name: type(value) for name, value in kept.items()} != {
+        name: type(value) for name, value in usual.items()
+    }:
+        return None
+    found = Abilities(**kept)
+    return found if 0 <= found.top_logprobs <= max(TOP_LOGPROBS) else None
 
 
 # What comes back for a request that finds out something: a reply, or why there is none.
@@ -177,7 +188,7 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
     while True:
         found = await send(_question(system=True), abilities)
         if isinstance(found, AttemptError):
-            address = without_password(endpoint.base_url) if endpoint.base_url else endpoint.address
+            address = shown_address(endpoint.base_url) if endpoint.base_url else endpoint.address
             raise UserError(
                 f"{endpoint.model} at {address}: no valid reply to a first, plain question; "
                 f"the last attempt: {found}"
@@ -228,7 +239,7 @@ def _obeys(found: Found) -> bool:
     """Whether an answer follows the schema, of which the question says nothing."""
     try:
         said = answer_alone(found.reply.content) if isinstance(found, Kept) else "null"
-        value = json.loads(said)
+        value = parse_json(said)
     except ValueError:
         return False
     return isinstance(value, dict) and value.get("answer") in (0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 from pydantic_core import from_json
 
 from nullsae.config.llm import Price
+
+# Some servers write -9999 for a probability of 0.
+MOST_LOGPROB, ROUNDING = 1e300, 1e-3
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Usage:
     """Attempts that brought no valid reply, whether tried again or given up."""
     failed: int = 0
     """Requests that never got a valid reply, or only cut ones."""
+    estimated: int = 0
+    """Calls whose tokens the endpoint did not count, or not as can be true."""
     cut: int = 0
     """Replies that were cut where no more tokens were allowed, and asked for again with more."""
     empty: int = 0
@@ -98,7 +105,7 @@ def cost_usd(price: Price | None, prompt_tokens: float, completion_tokens: float
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value of JSON text; a ValueError if it is none.
+    """The value of JSON text; a ValueError if it is none, or deeper than anybody nests.
 
     By pydantic's parser: with log-probabilities, reading is most of what a reply costs, and this
     takes a half to a third of the standard library's time.
@@ -106,5 +113,24 @@ def parse_json(text: bytes | str) -> Any:
     try:
         return from_json(text)
     except ValueError:
+        pass
+    try:
         # The other parser also takes halves of surrogate pairs, which some servers write.
         return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def without_halves(text: str) -> str:
+    """A text with each half of a surrogate pair, which no file can hold, replaced by U+FFFD."""
+    return text if text.isascii() else _HALF.sub("\ufffd", text)
+
+
+def logprob(value: Any) -> float | None:
+    """A natural log probability as a finite float <= 0; None for what is none.
+
+    Servers that round may give a little more than 0.
+    """
+    if type(value) not in (int, float) or not -MOST_LOGPROB < value < ROUNDING:
+        return None
+    return min(float(value), 0.0)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from contextlib import suppress
 from pathlib import Path
 
 from nullsae.autointerp.llm.answers import AttemptError, RefusedError, Valid
-from nullsae.autointerp.llm.cache import Kept, ReplyCache
+from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.connection import Connection
+from nullsae.autointerp.llm.counts import counts
+from nullsae.autointerp.llm.kept_replies import Kept
 from nullsae.autointerp.llm.limiter import Limiter
 from nullsae.autointerp.llm.messages import Usage, cost_usd
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
 from nullsae.core.errors import UserError
 
-# An estimate, of the tokens of a prompt that an endpoint does not count. No token has less than a
-# byte, so that a request has at most as many as its JSON has bytes: what is set aside for it.
-BYTES_PER_TOKEN = 3
+log = logging.getLogger(__name__)
+
 # Waits are drawn from 0 to this, doubled with each attempt ("full jitter").
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 60.0
@@ -51,6 +53,7 @@ class Sending:
         self._sent, self._stopped = asyncio.Event(), asyncio.Event()
         self._drain_until = 0.0
         self._failures_in_a_row = 0
+        self._excess = 1.0
 
     def stop(self, error: Exception) -> None:
         """Send nothing more; what is in flight may still arrive. The first error is kept."""
@@ -85,7 +88,6 @@ class Sending:
         The budget allows for an answer of `max_completion_tokens`. None if no attempt brought one;
         a `UserError` if nothing more can be answered.
         """
-        worst = self.worst_usd(len(body), max_completion_tokens)
         for attempt in range(1, self._settings.max_attempts + 1):
             if attempt > 1:
                 longest = min(FIRST_WAIT_SECONDS * 2.0 ** (attempt - 2), LONGEST_WAIT_SECONDS)
@@ -95,23 +97,24 @@ class Sending:
                 if self.error is not None:
                     raise self.error
             with suppress(AttemptError):
-                return await self._attempt(key, body, worst, attempt)
+                return await self._attempt(key, body, max_completion_tokens, attempt)
         return None
 
     def worst_usd(self, n_bytes: int, max_completion_tokens: int) -> float:
-        """The most that a request of so many bytes can cost."""
-        return cost_usd(self._price, n_bytes, max_completion_tokens)
+        """The most that a request of so many bytes can cost, by what others have cost."""
+        return self._excess * cost_usd(self._price, n_bytes, max_completion_tokens)
 
     @property
     def batch_share(self) -> float:
         """What tokens cost in a batch, as a share of their price."""
         return self._price.batch_share if self._price is not None else 1.0
 
-    async def _attempt(self, key: bytes, body: bytes, worst: float, number: int) -> Kept:
+    async def _attempt(self, key: bytes, body: bytes, max_tokens: int, number: int) -> Kept:
         """Send once, within the limits, and keep what comes; raises as `Connection.send`."""
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         await self._limiter.acquire(again=number > 1)
+        worst = self.worst_usd(len(body), max_tokens)
         reserved = lost = 0.0
         try:
             sent_at = loop.time()
@@ -128,12 +131,15 @@ class Sending:
             lost = worst
             self._sending += 1
             try:
-                valid = await self.connection.send(body)
+                valid = await self.connection.send(body, max_tokens)
             finally:
                 self._sending -= 1
                 self._sent.set()
-            kept = self.paid(valid, len(body), worst)
+            kept = self.paid(valid, len(body), max_tokens)
             self._cache.put(key, kept, reserved_usd=reserved)
+            if kept.cost_usd > worst:
+                # Before the next request sets aside what is left.
+                self._cache.flush()
             reserved = lost = 0.0
             self._limiter.succeeded()
             self._failures_in_a_row = 0
@@ -152,24 +158,32 @@ class Sending:
             self._cache.release(reserved, spent_usd=lost)
             self._limiter.release()
 
-    def paid(self, valid: Valid, n_bytes: int, worst: float, share: float = 1.0) -> Kept:
+    def paid(self, valid: Valid, n_bytes: int, max_tokens: int, share: float = 1.0) -> Kept:
         """A reply with its costs, which are this run's: the `share` of the price of its tokens.
 
-        `n_bytes` are the request's. It costs `worst` where the endpoint counts no tokens.
+        `n_bytes` are the request's, which allowed for `max_tokens`. It costs the most that it can
+        where the endpoint does not count its tokens, or not as can be true.
         """
-        prompt, completion = valid.prompt_tokens, valid.completion_tokens
-        cost = worst
-        if prompt is not None and completion is not None:
-            cost = share * cost_usd(self._price, prompt, completion)
-        if prompt is None:
-            prompt = -(-n_bytes // BYTES_PER_TOKEN)
-        if completion is None:
-            completion = -(-len(valid.reply.content.encode(errors="replace")) // BYTES_PER_TOKEN)
+        found = counts(valid, n_bytes, max_tokens)
+        worst = share * self.worst_usd(n_bytes, max_tokens)
+        cost = share * cost_usd(self._price, found.prompt_tokens, found.completion_tokens)
+        if not found.are_counted:
+            cost = max(cost, worst)
+            self._usage.estimated += 1
+            if self._usage.estimated == 1:
+                log.warning(
+                    "%s counts no tokens, or not as can be true: they are estimated, and each such "
+                    "reply is counted at the most that it can cost",
+                    self.connection.asked,
+                )
+        elif worst and cost > worst:
+            # It passes over limits: what is set aside for the next request allows for that.
+            self._excess *= cost / worst
         self._usage.calls += 1
-        self._usage.prompt_tokens += prompt
-        self._usage.completion_tokens += completion
+        self._usage.prompt_tokens += found.prompt_tokens
+        self._usage.completion_tokens += found.completion_tokens
         self._usage.cost_usd += cost
-        return Kept(valid.reply, self._model, prompt, completion, cost)
+        return Kept(valid.reply, self._model, found.prompt_tokens, found.completion_tokens, cost)
 
     def _note(self, error: AttemptError, sent_at: float, number: int) -> None:
         """Count a failed attempt; stop everything after too many in a row."""

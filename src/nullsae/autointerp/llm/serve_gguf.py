@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 QUANTIZATIONS = ("none", "q4_0", "q8_0")
 XLLAMACPP = "xllamacpp==2026.10.11549"
 HOST = "127.0.0.1"
+# As for llama.cpp's own server. A command line would show it to all users of the machine.
+KEY_VARIABLE = "LLAMA_API_KEY"
 
 
 def serve_gguf(
@@ -38,11 +41,12 @@ def serve_gguf(
 ) -> NoReturn:
     """Answer OpenAI-compatible requests at a port of 127.0.0.1 until SIGTERM or SIGINT.
 
-    `GET /health` answers with 200 as soon as the model is loaded. Weights are requantized to
-    `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and answer
-    of one request, `slots` the requests answered at the same time, `threads` those of the CPU. A
-    `UserError` says that a package is missing, `quantize` is unknown, the port is taken, or the
-    file cannot be read.
+    Requests must carry the key of the environment variable `LLAMA_API_KEY`, if that is set;
+    `GET /health` answers anybody with 200 as soon as the model is loaded. Weights are requantized
+    to `quantize` into the folder `work` first, if not `none`. `context_tokens` are prompt and
+    answer of one request, `slots` the requests answered at the same time, `threads` those of the
+    CPU. A `UserError` says that a package is missing, `quantize` is unknown, the port is taken, or
+    the file cannot be read.
     """
     if quantize not in QUANTIZATIONS:
         raise UserError(f"--quantize: {quantize!r} is not one of {', '.join(QUANTIZATIONS)}")
@@ -72,6 +76,8 @@ def _start(file: Path, port: int, context_tokens: int, slots: int, threads: int)
     params.model.path = str(file)
     params.hostnames = [HOST]
     params.port = port
+    if key := os.environ.get(KEY_VARIABLE):
+        params.api_keys = [key]
     params.n_ctx = context_tokens * slots  # llama.cpp divides it among them
     params.n_parallel = slots
     params.cpuparams.n_threads = threads

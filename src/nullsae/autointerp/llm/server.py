@@ -1,10 +1,16 @@
-"""A server that a job starts for itself, and that never outlives it."""
+"""A server that a job starts for itself, that nobody else speaks for, and that never outlives it.
+
+Any user of a machine can listen at any port of it. So each run has a random key, and nothing is
+sent before the server itself, or a process of its own, is seen to listen at its port.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -17,10 +23,20 @@ import aiohttp
 
 from nullsae.autointerp.llm import guard
 from nullsae.autointerp.llm.answers import shortened
+from nullsae.autointerp.llm.ports import EVERY, listeners
 from nullsae.config.endpoints import ManagedServer
 from nullsae.core.errors import UserError
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.1
+# Where servers look for the key that they ask for: llama.cpp, vLLM, and scripts around others.
+# The environment of a process is shown to its user alone, its command line to all.
+KEY_VARIABLES = ("LLAMA_API_KEY", "VLLM_API_KEY", "NULLSAE_SERVER_KEY")
+
+
+class NotOurServerError(OSError):
+    """Something else may listen at the port, and so nothing is sent there."""
 
 
 class RunningServer:
@@ -30,13 +46,18 @@ class RunningServer:
     the server ends with this process whatever ends that: SIGKILL leaves no chance to do it here.
     """
 
-    def __init__(self, settings: ManagedServer, root: Path) -> None:
+    def __init__(self, settings: ManagedServer, root: Path, key: str | None = None) -> None:
+        """`key` is what it is to ask for; by default a random one."""
         self._settings, self._root = settings, root
+        self.key = key or secrets.token_urlsafe(32)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - until `stop`
         self._guard: asyncio.subprocess.Process | None = None
         self._group: int | None = None
         self.address = ""
         """Without a path; known as soon as it starts."""
+        self.problem: str | None = None
+        """Why nothing more is sent to it."""
+        self._port, self._warned = 0, False
 
     @property
     def ended(self) -> bool:
@@ -47,16 +68,17 @@ class RunningServer:
         """What it printed last, as ` (...)`; empty if it printed nothing."""
         size = self._output.seek(0, os.SEEK_END)
         self._output.seek(max(0, size - 4096))
-        lines = self._output.read().decode(errors="replace").strip().splitlines()
+        text = self._output.read().decode(errors="replace").replace(self.key, "***")
+        lines = text.strip().splitlines()
         return f" ({shortened(lines[-1])})" if lines else ""
 
     async def start(self) -> None:
         """Start it and wait until it is ready; a `UserError` where it never gets ready."""
         with socket.socket() as probe:  # a free port
             probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        self.address = f"http://127.0.0.1:{port}"
-        words = [word.replace("{port}", port) for word in self._settings.command]
+            self._port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self._port}"
+        words = [word.replace("{port}", str(self._port)) for word in self._settings.command]
         if shutil.which(words[0]) is None and not (self._root / words[0]).is_file():
             raise UserError(
                 f"server.command: no program {words[0]!r}; install it, or write its whole path"
@@ -90,6 +112,7 @@ class RunningServer:
             stdout=asyncio.subprocess.PIPE,
             stderr=self._output,
             cwd=self._root,
+            env=os.environ | dict.fromkeys(KEY_VARIABLES, self.key),
             # Ctrl-C in a terminal goes to the whole foreground group.
             start_new_session=True,
         )
@@ -105,7 +128,8 @@ class RunningServer:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         timeout = aiohttp.ClientTimeout(total=max(1.0, min(5.0, seconds)))
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        headers = {"Authorization": f"Bearer {self.key}"}
+        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
             while loop.time() < deadline:
                 if self.ended:
                     assert self._guard is not None
@@ -113,12 +137,51 @@ class RunningServer:
                         f"server.command: {program!r} ended with {self._guard.returncode} before "
                         f"it was ready{self.last_line()}"
                     )
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                    async with session.get(self.address + self._settings.health) as response:
-                        if response.status == 200:
-                            return
+                if await self._listens():
+                    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                        async with session.get(self.address + self._settings.health) as response:
+                            if response.status == 200:
+                                return
                 await asyncio.sleep(POLL_SECONDS)
         raise UserError(
             f"server.ready_seconds: {program!r} did not answer {self._settings.health} with 200 "
             f"within {seconds:g} s{self.last_line()}; give it longer, or mend server.health"
         )
+
+    async def check(self) -> None:
+        """Raise a `NotOurServerError` unless the server listens at its port, and nobody else does.
+
+        For each new connection, before anything is sent through it: whoever listens now is who it
+        was made to, since a port that is listened at cannot be taken.
+        """
+        try:
+            listens = await self._listens()
+        except UserError as error:
+            self.problem = str(error)
+            raise NotOurServerError(self.problem) from None
+        if self.ended or not listens:
+            raise NotOurServerError(f"{self._settings.command[0]!r} does not listen any more")
+
+    async def _listens(self) -> bool:
+        """Whether it listens; a `UserError` if somebody else does."""
+        assert self._group is not None
+        found = await asyncio.to_thread(listeners, self._port, self._group)
+        program = self._settings.command[0]
+        if found.foreign:
+            raise UserError(
+                f"server.command: {found.foreign[0]} listens at port {self._port}, which was free "
+                f"for {program!r}; nothing was sent to it; run again, or find out whose it is"
+            )
+        if open_to_all := [address for address in found.own if address in EVERY]:
+            self._warn_once(open_to_all[0])
+        return bool(found.own)
+
+    def _warn_once(self, address: str) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "server.command: %r listens at %s, where other machines may reach it; have it "
+                "listen at 127.0.0.1, as with --host 127.0.0.1",
+                self._settings.command[0],
+                address,
+            )

@@ -83,6 +83,7 @@ class Session:
                 "failed_calls": usage.failed,
                 "cost_usd": usage.cost_usd + usage.cached_cost_usd,
                 "paid_usd": usage.cost_usd + usage.lost_usd,
+                "estimated_calls": usage.estimated,
             }
             write_json(self.costs, row)
         return results

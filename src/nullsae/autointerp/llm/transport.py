@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -20,12 +21,15 @@ from yarl import URL
 
 from nullsae.autointerp.llm.addresses import proxy_of, with_path
 from nullsae.autointerp.llm.answers import CHAT, Answer
+from nullsae.autointerp.llm.pieces import ENCODINGS, PackingError, Pieces, TooLongError
+from nullsae.autointerp.llm.secrets import Secrets
 from nullsae.core.errors import first_line
 
 NO_HEADERS = httpx2.Headers()
-# The value of a header such as `X-Tenant: 1` is no secret, and stands in many an answer.
-SHORTEST_SECRET = 8
-Trouble = Literal["timeout", "dropped", "refused", "unknown host", "certificate"]
+# How long an answer may be: the package hands nothing of its own through to the HTTP client.
+_MOST_BYTES: ContextVar[int] = ContextVar("most_bytes")
+Check = Callable[[], Awaitable[None]]
+Trouble = Literal["timeout", "dropped", "unusable", "refused", "unknown host", "certificate"]
 
 
 class NoAnswerError(Exception):
@@ -39,22 +43,35 @@ class NoAnswerError(Exception):
 class Transport:
     """Posts JSON to one chat endpoint."""
 
-    def __init__(self, base_url: str, secrets: Mapping[str, str], timeout_seconds: float) -> None:
-        """`secrets` are headers whose values are blanked out of answers."""
+    def __init__(
+        self,
+        base_url: str,
+        secrets: Secrets,
+        timeout_seconds: float,
+        check: Check | None = None,
+    ) -> None:
+        """The headers of `secrets` are sent, and their values blanked out of answers. `check` is
+        called on each new connection before anything is sent, and raises an `OSError` if nothing
+        may be.
+        """
         self._url = with_path(base_url, CHAT)
         # The package never sees a key, so that none of its errors or logs can hold it.
         self._client = AsyncOpenAI(
             api_key="none",
             base_url=base_url,
             max_retries=0,
-            http_client=_Sender(self._url, secrets, timeout_seconds),
+            http_client=_Sender(self._url, secrets, timeout_seconds, check),
         )
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def post(self, body: bytes) -> Answer:
-        """Send a request that is JSON already, once; a `NoAnswerError` where nothing came back."""
+    async def post(self, body: bytes, most_bytes: int) -> Answer:
+        """Send a request that is JSON already, once.
+
+        A `NoAnswerError` where nothing came back, or more than `most_bytes`.
+        """
+        _MOST_BYTES.set(most_bytes)
         try:
             response = await self._client.post(
                 self._url,
@@ -75,8 +92,11 @@ class Transport:
 class _Sender(httpx2.AsyncClient):
     """The HTTP client below the package: same URL and headers each time, aiohttp's connections."""
 
-    def __init__(self, url: str, secrets: Mapping[str, str], timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str, secrets: Secrets, timeout_seconds: float, check: Check | None
+    ) -> None:
         super().__init__(transport=httpx2.AsyncBaseTransport())
+        self._check = check
         self._pattern: httpx2.Request | None = None
         self._secrets = secrets
         self._target = URL(url)
@@ -89,17 +109,18 @@ class _Sender(httpx2.AsyncClient):
         if self._pattern is None:
             self._pattern = httpx2.Request(method, url, headers=fields["headers"])
             # Those of `x-stainless` are statistics that the package adds.
-            taken = ("host", "content-length", "authorization", "x-stainless-")
+            taken = ("host", "content-length", "authorization", "accept-encoding", "x-stainless-")
             headers = self._pattern.headers.items()
             self._sent_headers = {n: v for n, v in headers if not n.lower().startswith(taken)}
-            self._sent_headers |= self._secrets
+            self._sent_headers |= {"Accept-Encoding": ENCODINGS, **self._secrets.headers}
         return _Posted(self._pattern, fields["content"])
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         assert isinstance(request, _Posted)
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, ssl=ssl_context(self._target.scheme))
-            self._session = aiohttp.ClientSession(connector=connector)
+            connector = _Connector(self._check, ssl_context(self._target.scheme))
+            # Unpacking is done here, where what comes out of it is counted.
+            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         try:
             async with self._session.post(
                 self._target,
@@ -109,12 +130,17 @@ class _Sender(httpx2.AsyncClient):
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as response:
-                content = await response.read()
+                pieces = Pieces(response.headers.get("Content-Encoding"), _MOST_BYTES.get())
+                async for piece in response.content.iter_any():
+                    pieces.add(piece)
+                content = pieces.whole()
+        except (TooLongError, PackingError) as error:
+            raise httpx2.DecodingError(str(error)) from error
         except TimeoutError as error:
             raise httpx2.ReadTimeout("no answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             raise httpx2.NetworkError(first_line(error)) from error
-        content = blanked(content, self._secrets)
+        content = self._secrets.blank_bytes(content)
         if response.status == 200:
             return _Answered(request, content)
         # aiohttp has unpacked the content already, so only this header is passed on.
@@ -125,6 +151,24 @@ class _Sender(httpx2.AsyncClient):
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connections that are looked at before they are used."""
+
+    def __init__(self, check: Check | None, trusted: ssl.SSLContext | bool) -> None:
+        super().__init__(limit=0, ssl=trusted)
+        self._check = check
+
+    async def _create_connection(self, *arguments: Any, **options: Any) -> Any:
+        made = await super()._create_connection(*arguments, **options)
+        if self._check is not None:
+            try:
+                await self._check()
+            except BaseException:
+                made.close()
+                raise
+        return made
 
 
 class _Posted(httpx2.Request):
@@ -151,16 +195,6 @@ class _Answered(httpx2.Response):
         return self
 
 
-def blanked(content: bytes, secrets: Mapping[str, str]) -> bytes:
-    """What an endpoint sent, without the values of secret headers should it repeat them."""
-    for value in secrets.values():
-        # "Bearer KEY": the key alone is the secret.
-        secret = value.rpartition(" ")[2].encode()
-        if len(secret) >= SHORTEST_SECRET and secret in content:
-            content = content.replace(secret, b"***")
-    return content
-
-
 def ssl_context(scheme: str) -> ssl.SSLContext | bool:
     """Whom to trust for addresses of a scheme; an `SSLError` where that cannot be read."""
     if scheme != "https":
@@ -177,9 +211,11 @@ def _no_answer(error: APIConnectionError) -> NoAnswerError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-        if isinstance(cause, aiohttp.ClientError | OSError):
+        if isinstance(cause, aiohttp.ClientError | OSError | TooLongError | PackingError):
             break
     trouble: Trouble = "dropped"
+    if isinstance(cause, TooLongError | PackingError):
+        trouble = "unusable"
     certificate = aiohttp.ClientConnectorCertificateError | ssl.SSLError | aiohttp.ClientSSLError
     if isinstance(cause, certificate):
         trouble = "certificate"

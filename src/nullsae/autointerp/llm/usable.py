@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nullsae.autointerp.llm.addresses import without_password
 from nullsae.autointerp.llm.messages import Reply
+from nullsae.config.addresses import shown_address
 from nullsae.config.endpoints import Endpoint
 
 # A job ends before its last question only after this many answers. It is also how many must be
@@ -38,7 +38,7 @@ class Answers:
             return None
         endpoint, of = self._endpoint, f"of {self._n} answers of {self._endpoint.model}"
         if endpoint.base_url is not None:
-            of += f" at {without_password(endpoint.base_url)}"
+            of += f" at {shown_address(endpoint.base_url)}"
         if self._n_cut >= max(n_empty, n_refused):
             return (
                 f"completion_tokens_cap, max_completion_tokens: {self._n_cut} {of} are cut at the "

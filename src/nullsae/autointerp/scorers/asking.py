@@ -17,7 +17,6 @@ from nullsae.autointerp.prompting import (
     MAX_ATTEMPTS,
     Notation,
     Prompt,
-    check_prompt,
     load_prompt,
     one_line,
 )
@@ -110,7 +109,7 @@ class AskingScorer(Scorer):
         """
         examples, tokenizer = job.examples, job.tokenizer
         prompt = load_prompt(self.name, self.prompt)
-        check_prompt(prompt, self.prompt, explanation="", windows=[""])
+        prompt.check(explanation="", windows=[""])
         shown = shown_examples(tokenizer, examples)
         questions = []
         size, limit = self.windows_per_prompt, self.max_completion_tokens

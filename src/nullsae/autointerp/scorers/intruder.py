@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from nullsae.autointerp.examples import Examples, Ints
 from nullsae.autointerp.llm.messages import object_schema
 from nullsae.autointerp.marking import shown_examples
-from nullsae.autointerp.prompting import Notation, check_prompt, load_prompt
+from nullsae.autointerp.prompting import Notation, load_prompt
 from nullsae.autointerp.replies import choice
 from nullsae.autointerp.score import Judged, ScoreJob
 from nullsae.autointerp.scorers import asking
@@ -89,7 +89,7 @@ class IntruderScorer(Scorer):
             raise UserError("--params: judge is missing, and scorer.kind intruder asks one")
         tokenizer = job.tokenizer
         prompt = load_prompt("intruder", self.prompt)
-        check_prompt(prompt, self.prompt, windows=[""])
+        prompt.check(windows=[""])
         shown = shown_examples(tokenizer, examples)
         tasks = [
             task

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import yaml
 
 from nullsae import paths, tables
+from nullsae.config.plain import read_yaml
 from nullsae.core.errors import UserError
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.split import Split
@@ -77,9 +77,9 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
         root = folder.parents[len(cell.keys) + 1]
         file = root / paths.RUN_CONFIG
         try:
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            config = read_yaml(file)
             found.add((root, config["subjects"][cell.keys["subject"]]["corpus"]))
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (UserError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file}: does not say which corpus {cell.folder} is of ({error!r}); give --tokens "
                 f"and, for neuronpedia, --tokenizer"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from glob import escape
@@ -15,8 +14,10 @@ from torch import Tensor
 
 from nullsae.config.model_files import is_local
 from nullsae.config.parse import parse_section
+from nullsae.config.plain import read_object
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import check_files
 from nullsae.jobs.saes import pretrained_sae_path
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.formats import WEIGHTS, SaeLensConfig, Shapes, SparsifyConfig, hook_name
@@ -39,6 +40,7 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
     that is not supported.
     """
     folder = _folder(pretrained, site, where)
+    check_files(folder, where=where)
     there = sorted(file.name for file in folder.iterdir())
     found = [name for name in WEIGHTS.values() if name in there]
     if not found or "cfg.json" not in there:
@@ -49,11 +51,9 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
         )
     weights, config_file = folder / found[0], folder / "cfg.json"
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config_file}: not readable as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{config_file}: not a JSON object")
+        config = read_object(config_file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config_file}: not readable as JSON ({first_line(error)})") from None
     if weights.name == WEIGHTS["saelens"]:
         return _of_saelens(weights, config_file, config, site)
     if "d_in" in config:

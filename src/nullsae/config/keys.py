@@ -1,0 +1,76 @@
+"""What looks like a key or a password: refused in a config, and shown in no message."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# Beginnings that vendors give their keys, so that such are known where they turn up.
+_VENDORS = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|gsk|csk|hf|gh[opsu]|github_pat|glpat|xai|xox[abp]|nvapi|pplx|"
+    r"r8|fw)[-_](?=[A-Za-z_-]*\d)|AIza|AKIA|eyJ)[A-Za-z0-9_-]{8,}"
+)
+# Letters and digits in one piece, longer than words are.
+_PIECE = re.compile(r"[A-Za-z0-9]{24,}")
+# Names of query parameters and of fields whose value is a secret somewhere; `api-version` is not.
+_SECRET_PARAMETER = re.compile(
+    r"key|token|secret|passw|pwd|signature|^sig$|^code$|auth|credential|jwt|session", re.IGNORECASE
+)
+_SECRET_FIELD = re.compile(
+    r"api[-_]?key|secret|passw|^pwd$|authorization|bearer|credential|(access|auth|api)[-_]?token|"
+    r"^(token|key|auth)$",
+    re.IGNORECASE,
+)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+def has_vendors_key(text: str) -> bool:
+    """Whether a text holds something that begins as the keys of a vendor do."""
+    return _VENDORS.search(text) is not None
+
+
+def has_key(text: str) -> bool:
+    """Whether a text holds a vendor's key, or a long piece of letters and digits such as a key."""
+    pieces = (piece[0] for piece in _PIECE.finditer(text))
+    return has_vendors_key(text) or any(_is_mixed(piece) for piece in pieces)
+
+
+def is_variable(text: str) -> bool:
+    """Whether a text is the name of an environment variable, and no key typed in its place."""
+    if not _VARIABLE.fullmatch(text) or has_key(text):
+        return False
+    # A short key without signs, such as s3cr3t0123456789.
+    is_word = "_" in text or len(text) < 8 or text.upper() == text
+    return is_word or not _is_mixed(text)
+
+
+def names_secret_parameter(name: str) -> bool:
+    """Whether a query parameter of this name holds a secret."""
+    return _SECRET_PARAMETER.search(name) is not None
+
+
+def secret_field(value: Any, name: str = "") -> str | None:
+    """The name of the first field below a value of JSON that holds a secret, with what is above it.
+
+    A field counts by its name if a text stands there, and any text that a vendor's key stands in.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if has_key(str(key)):
+                return f"{name}.***".removeprefix(".")
+            below = f"{name}.{key}".removeprefix(".")
+            if isinstance(inner, str) and inner and _SECRET_FIELD.search(str(key)):
+                return below
+            if (found := secret_field(inner, below)) is not None:
+                return found
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            if (found := secret_field(inner, name)) is not None:
+                return found
+    elif isinstance(value, str) and has_vendors_key(value):
+        return name
+    return None
+
+
+def _is_mixed(piece: str) -> bool:
+    return any(c.isdigit() for c in piece) and any(c.isalpha() for c in piece)

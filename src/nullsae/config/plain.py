@@ -1,0 +1,154 @@
+"""Plain data of files that others wrote: how much there is, before anything is made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.files import read_small
+
+# By libyaml where it is there: many times as fast.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Of a config or a file of params. A value named by an alias counts each time.
+MOST_BYTES, MOST_VALUES, MOST_CHARACTERS, MOST_DEPTH = 8 << 20, 500_000, 64_000_000, 100
+# Python converts no longer numbers to text.
+MOST_DIGITS = 4000
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML or JSON file.
+
+    Raises:
+        UserError: not there, not readable, or larger than any config; names the file.
+    """
+    try:
+        text = read_small(path, MOST_BYTES).decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not text in UTF-8") from None
+    try:
+        _check_events(text, str(path))
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            check_amount(node, str(path))
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({_without_text(error)})") from None
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path}: not YAML ({first_line(error)})") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested more than {MOST_DEPTH} times") from None
+
+
+def _check_events(text: str, where: str) -> None:
+    """Check how deep and how many the values are, before libyaml goes through them by recursion."""
+    depth = 0
+    for n, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise UserError(f"{where}: nested more than {MOST_DEPTH} times")
+        if n > 2 * MOST_VALUES:
+            raise UserError(f"{where}: more than {MOST_VALUES:,} values; a config has some hundred")
+
+
+def read_object(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """The object in a JSON file of a model or an SAE.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no JSON object.
+        UserError: it is no file, or larger than any such file.
+    """
+    found = parse_object(read_small(path, most_bytes))
+    check_amount(found, str(path))
+    return found
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """The object in JSON text; a ValueError where there is none."""
+    try:
+        found = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def check_amount(data: Any, where: str) -> None:
+    """Check data of YAML or JSON, or the nodes of YAML, before it is written out or gone through.
+
+    Raises:
+        UserError: it holds itself, or more values, characters or levels than any config.
+    """
+    sizes: dict[int, tuple[int, int, int]] = {}
+    # Without recursion: what is nested too deeply must not end this.
+    pending: list[tuple[Any, int, bool]] = [(data, 0, False)]
+    open_: set[int] = set()
+    while pending:
+        value, depth, is_done = pending.pop()
+        inner = _inside(value)
+        if is_done:
+            open_.discard(id(value))
+            parts = [sizes[id(one)] for one in inner]
+            values, characters, height = (
+                1 + sum(p[0] for p in parts),
+                sum(p[1] for p in parts),
+                1 + max((p[2] for p in parts), default=0),
+            )
+            if values > MOST_VALUES or characters > MOST_CHARACTERS:
+                raise UserError(
+                    f"{where}: more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters, "
+                    f"aliases counted each time; a config has some hundred"
+                )
+            if height > MOST_DEPTH:
+                raise UserError(f"{where}: nested more than {MOST_DEPTH} times")
+            sizes[id(value)] = values, characters, height
+        elif id(value) in sizes:
+            continue
+        elif id(value) in open_:
+            raise UserError(f"{where}: a value holds itself, by an alias")
+        elif not inner:
+            sizes[id(value)] = 1, _length(value, where), 1
+        else:
+            if depth > MOST_DEPTH:
+                raise UserError(f"{where}: nested more than {MOST_DEPTH} times")
+            open_.add(id(value))
+            pending.append((value, depth, True))
+            pending += [(one, depth + 1, False) for one in inner]
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        return [*value]
+    if isinstance(value, yaml.MappingNode):
+        return [one for pair in value.value for one in pair]
+    return [*value.value] if isinstance(value, yaml.SequenceNode) else []
+
+
+def _length(value: Any, where: str) -> int:
+    if isinstance(value, yaml.ScalarNode):
+        value = value.value
+    if isinstance(value, int) and value.bit_length() > 3 * MOST_DIGITS:
+        raise UserError(f"{where}: a number of more than {MOST_DIGITS} digits")
+    return len(value) if isinstance(value, str | bytes) else 1
+
+
+def _without_text(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself, which may hold what nobody should see."""
+    mark = getattr(error, "problem_mark", None)
+    problem = " ".join(str(getattr(error, "problem", None) or first_line(error)).split())
+    return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark else problem

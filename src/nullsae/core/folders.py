@@ -1,0 +1,42 @@
+"""Folders that others filled: what may be read of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nullsae.core.errors import UserError
+
+# What libraries read of a model, a tokenizer or an SAE.
+SUFFIXES = (".json", ".safetensors", ".bin", ".py", ".txt", ".jinja", ".model", ".tiktoken")
+
+
+def check_files(folder: Path, *, where: str) -> None:
+    """Make sure that what is read of a folder are files, and lies in it.
+
+    Links may lead elsewhere within the folder. In a snapshot of the hub's cache, they may lead to
+    the blobs of that repository.
+
+    Raises:
+        UserError: one that is no file, or a link out of the folder; begins with `where`.
+    """
+    allowed = [folder.resolve(), *_blobs(folder.resolve())]
+    for file in sorted(folder.iterdir()):
+        if not file.name.endswith(SUFFIXES) or (file.is_dir() and not file.is_symlink()):
+            continue
+        if not file.is_file():
+            raise UserError(f"{where}: {str(file)!r} is no file, or a link to nothing")
+        target = file.resolve()
+        if not any(target.is_relative_to(place) for place in allowed):
+            raise UserError(
+                f"{where}: {str(file)!r} is a link to {str(target)!r}, outside of the folder; put "
+                f"the file itself there"
+            )
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Where the files of a snapshot lie: `models--X--Y/snapshots/COMMIT/...` has links there."""
+    return [
+        inner.parents[1] / "blobs"
+        for inner in (folder, *folder.parents)
+        if inner.parent.name == "snapshots" and "--" in inner.parents[1].name
+    ]

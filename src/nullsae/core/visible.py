@@ -1,0 +1,74 @@
+"""Text of others as it may be shown: what has no ink, or moves other text about, is spelled out.
+
+Corpora, models, replies and configs may hold anything. An escape sequence clears a terminal, a
+right-to-left override turns a sentence round, and tag characters hide one from people that a
+language model reads. Words stay as they are, in any script: letters, line breaks, tabs, emoji and
+the joiners inside them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from types import TracebackType
+
+_SHOWN = re.compile(
+    # A flag of a part of a country, such as England's: a black flag and tags that spell its code.
+    "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"
+    # Control characters, but for tab and line feed.
+    "|([\x00-\x08\x0b-\x1f\x7f-\x9f"
+    # What sets the direction of text, and ends lines and paragraphs.
+    "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+    # No width at all: zero-width space, word joiner, byte order mark, invisible operators.
+    "\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
+    # Tags, which spell ASCII unseen, and halves of surrogate pairs.
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+    # A joiner joins, and a selector selects, nothing after another one; rows of them hide text.
+    "|(?<=[\u200c\u200d])[\u200c\u200d]"
+    "|(?<=[\ufe00-\ufe0f\U000e0100-\U000e01ef])[\ufe00-\ufe0f\U000e0100-\U000e01ef])"
+)
+
+
+def visible(text: str) -> str:
+    r"""A text with each control, direction and invisible character spelled out, as \x1b is.
+
+    Line feeds and tabs stay. Text that holds none of these characters comes back as it is.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _SHOWN.sub(lambda found: spelled(found[1]) if found[1] else found[0], text)
+
+
+def spelled(character: str) -> str:
+    r"""One character as Python spells it: \n, \x1b, \u202e, \ud800, \U000e0041."""
+    code = ord(character)
+    if character in "\t\n\r":
+        return {"\t": r"\t", "\n": r"\n", "\r": r"\r"}[character]
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class _Record(logging.LogRecord):
+    """A line of a log, whichever library writes it."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return visible(super().getMessage())
+
+
+def show_only_visible() -> None:
+    """Have this process spell out such characters in its logs, warnings and tracebacks.
+
+    For programs, not for libraries: it changes the process as a whole.
+    """
+    logging.setLogRecordFactory(_Record)
+    logging.captureWarnings(True)
+    sys.excepthook = _print_traceback
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, where))))

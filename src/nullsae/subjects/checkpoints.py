@@ -1,0 +1,181 @@
+"""What the files of a model may say, checked before a library opens one of them.
+
+A config names the class, the code, the weights and the kernels of a model; an index names files. A
+hostile one names a pickle, a file of somebody else's, or a kernel that is downloaded and run. Here
+weights are safetensors beside the config, the attention is PyTorch's own, and Python code is read
+only where the study's config says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nullsae.config.model_files import is_local
+from nullsae.config.model_size import check_described, local_weight_bytes
+from nullsae.config.plain import read_object
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import check_files
+
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# The index of a model with 100,000 tensors has 10 MB, its config less than one.
+MAX_BYTES = 64_000_000
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Keys of a config under which weights are kept in fewer bits than a randomization can work on.
+QUANTIZED = ("quantization_config", "compression_config")
+
+
+def check_checkpoint(path: str, revision: str | None, *, where: str) -> str | None:
+    """Check a model's config and indexes: of a local folder, or of the hub, from its cache.
+
+    Weights are not read. What is downloaded is what loading the model downloads, too.
+
+    Args:
+        path: hub id or local folder.
+        revision: of the hub.
+        where: what a message begins with.
+
+    Returns:
+        The commit of the hub that was looked at, for loading the same; else the revision as it is.
+
+    Raises:
+        UserError: it names what it may not name, or is no such file.
+    """
+    if is_local(path):
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            check_folder(folder, where=where)
+        return revision
+    config = _downloaded(path, CONFIG, revision, where)
+    if config is None:
+        return revision  # loading it says what is missing
+    commit = config.parent.name if _COMMIT.fullmatch(config.parent.name) else revision
+    described = _read(config, where)
+    names = [*INDEXES, *([ADAPTER] if find_spec("peft") else [])]
+    if isinstance(given := described.get("transformers_weights"), str):
+        names.append(_plain(given, (".safetensors", ".safetensors.index.json"), CONFIG, where))
+    for name in names:
+        if name.endswith(".json"):
+            _downloaded(path, name, commit, where)
+    check_named(config.parent, where=where)
+    return commit
+
+
+def check_folder(folder: Path, *, where: str) -> None:
+    """Check the files of a local folder, and what its config and indexes say."""
+    check_files(folder, where=where)
+    check_named(folder, where=where)
+
+
+def check_named(folder: Path, *, where: str) -> None:
+    """Check the config and the indexes in a folder, as far as they are there."""
+    if (folder / ADAPTER).is_file() and find_spec("peft"):
+        raise UserError(
+            f"{where}: it holds an adapter ({ADAPTER}), which stands for a model elsewhere; merge "
+            f"the two, and save them as one model"
+        )
+    for file in sorted(folder.glob("*.index.json")):
+        _check_index(file, ".safetensors" if ".safetensors." in file.name else ".bin", where)
+    if (folder / CONFIG).is_file():
+        _check_config(_read(folder / CONFIG, where), where)
+
+
+def _check_index(file: Path, suffix: str, where: str) -> None:
+    weights = _read(file, where).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise UserError(f"{where}: {file.name} has no weight_map")
+    for tensor, name in weights.items():
+        if not isinstance(name, str):
+            raise UserError(f"{where}: {file.name}: {tensor!r} is in {name!r}, which is no name")
+        _plain(name, (suffix,), file.name, where)
+
+
+def _read(file: Path, where: str) -> dict[str, Any]:
+    try:
+        return read_object(file, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        said = first_line(error)
+        raise UserError(f"{where}: {file.name}: not readable as JSON ({said})") from None
+
+
+def _plain(name: str, suffixes: tuple[str, ...], inside: str, where: str) -> str:
+    if not _PLAIN.fullmatch(name) or not name.endswith(suffixes):
+        raise UserError(
+            f"{where}: {inside} names {name!r}; it may name *{suffixes[0]} files beside it, and "
+            f"nothing else"
+        )
+    return name
+
+
+def _check_config(described: dict[str, Any], where: str) -> None:
+    if (given := described.get("transformers_weights")) is not None:
+        _plain(str(given), (".safetensors", ".safetensors.index.json"), CONFIG, where)
+    for section in _sections(described):
+        if found := next((key for key in QUANTIZED if section.get(key)), None):
+            raise UserError(
+                f"{where}: {CONFIG} has a {found}: such weights are no numbers that can be "
+                f"randomized; take the model that they were made from"
+            )
+
+
+def _sections(described: Any) -> Iterator[dict[str, Any]]:
+    """A config and those nested in it."""
+    waiting = [described]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+
+
+def _downloaded(path: str, name: str, revision: str | None, where: str) -> Path | None:
+    """A small file of the hub, in its cache; None where the repository has none."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(path, name, revision=revision))
+    except errors.LocalEntryNotFoundError as error:
+        # Without a network what is not in the cache cannot be loaded either.
+        if huggingface_hub.is_offline_mode():
+            return None
+        reason = first_line(error)
+    except errors.EntryNotFoundError:
+        return None
+    except Exception as error:  # the HTTP client differs between versions of huggingface_hub
+        reason = first_line(error)
+    raise UserError(f"{where}: {name} could not be fetched from the hub: {reason}")
+
+
+def own_config(
+    path: str | Path, *, where: str, trust_remote_code: bool, revision: str = "main"
+) -> Any:
+    """A model's `PretrainedConfig`, with the attention that Transformers picks by itself.
+
+    A model's files can name another implementation of attention or experts, down to a kernel that
+    is downloaded and run. A `UserError` says that it is larger than its files of weights.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=trust_remote_code
+    )
+    # What the file does not state has the default of its family, which may be large.
+    check_described(config.to_dict(), f"{where}: {CONFIG}", local_weight_bytes(str(path)))
+    waiting, seen = [config], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or not hasattr(one, "_attn_implementation"):
+            continue
+        seen.add(id(one))
+        one._attn_implementation = None
+        one._experts_implementation = None
+        waiting += vars(one).values()
+    return config

@@ -1,0 +1,237 @@
+"""What the files of a model may say: an index, a config, links, and what they choose."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from family_models import SHAPE, random_model
+
+from nullsae.config.subjects import PretrainedSource
+from nullsae.core.errors import UserError
+from nullsae.subjects.loading import fetch, load_subject, save_subject
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    random_model(transformers.GPTNeoXConfig(**SHAPE), "m").save_pretrained(
+        folder, max_shard_size="20KB"
+    )
+    assert (folder / INDEX).is_file()
+    return folder
+
+
+@pytest.fixture
+def model(sharded: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sharded, tmp_path / "model"))
+
+
+def change(file: Path, act: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(file.read_text())
+    act(content)
+    file.write_text(json.dumps(content))
+
+
+def load(folder: Path, **keys: Any) -> Any:
+    return fetch(PretrainedSource(kind="pretrained", path=str(folder), **keys))
+
+
+def refusal(folder: Path, **keys: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(folder, **keys)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"subject {str(folder)!r}: cannot be loaded: ")
+    return str(caught.value)
+
+
+class Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+NAMES = [
+    "weights.pkl",
+    "pytorch_model.bin",
+    "../outside.safetensors",
+    "/tmp/outside.safetensors",
+    "sub/inside.safetensors",
+    "..safetensors/../x.safetensors",
+    "~/x.safetensors",
+    "http:x.safetensors",
+    "a\\b.safetensors",
+    "x.safetensors\n",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_index_names_safetensors_beside_it_and_nothing_else(model: Path, name: str) -> None:
+    made = model.parent / "made"
+    first = next(iter(json.loads((model / INDEX).read_text())["weight_map"].values()))
+    target = model / name
+    if name and not target.is_absolute() and "~" not in name:
+        target.parent.mkdir(exist_ok=True, parents=True)
+        if name.endswith((".pkl", ".bin")):
+            target.write_bytes(pickle.dumps(Touch(made)))
+        else:
+            shutil.copy(model / first, target.parent / target.name)
+
+    def rename(content: dict[str, Any]) -> None:
+        tensors = content["weight_map"]
+        content["weight_map"] = {t: name if f == first else f for t, f in tensors.items()}
+
+    change(model / INDEX, rename)
+    assert f"{INDEX} names {name!r}; it may name *.safetensors files beside it" in refusal(model)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"weight_map": [1]}', "has no weight_map"),
+        (b'{"weight_map": {"a": 1}}', "'a' is in 1, which is no name"),
+        (b"[]", "not a JSON object"),
+        (b'{"a":' * 100_000, "not readable as JSON"),
+        (b"\xff\xfe", "not readable as JSON"),
+    ],
+    ids=["list", "number", "array", "deep", "bytes"],
+)
+def test_an_index_that_is_none_is_one_line(model: Path, content: bytes, said: str) -> None:
+    (model / INDEX).write_bytes(content)
+    assert f"{INDEX}" in refusal(model)
+    assert said in refusal(model)
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "weights.bin", "weights.pkl"])
+def test_a_config_names_no_weights_elsewhere(model: Path, name: str) -> None:
+    change(model / "config.json", lambda c: c.update(transformers_weights=name))
+    assert f"config.json names {name!r}" in refusal(model)
+
+
+@pytest.mark.parametrize("file", ["config.json", INDEX, "model-00001-of-%s.safetensors"])
+def test_no_file_of_a_local_model_is_a_link_out_of_it(model: Path, file: str) -> None:
+    place = next(model.glob(file.replace("%s", "*")))
+    place.rename(model.parent / place.name)
+    place.symlink_to(model.parent / place.name)
+    assert "is a link to" in refusal(model)
+    assert "outside of the folder" in refusal(model)
+
+
+def test_links_within_a_folder_and_a_linked_folder_are_as_good_as_files(model: Path) -> None:
+    place = next(model.glob("model-00001-of-*.safetensors"))
+    (model / "kept").mkdir()
+    place.rename(model / "kept" / place.name)
+    place.symlink_to(Path("kept") / place.name)
+    (model.parent / "linked").symlink_to(model)
+    assert load(model.parent / "linked").config.model_type == "gpt_neox"
+
+
+def test_a_snapshot_of_the_hubs_cache_may_be_given_as_a_folder(model: Path) -> None:
+    repository = model.parent / "models--someone--tiny"
+    snapshot, blobs = repository / "snapshots" / ("a" * 40), repository / "blobs"
+    snapshot.mkdir(parents=True)
+    model.rename(blobs)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(os.path.relpath(blob, snapshot))
+    assert load(snapshot).config.model_type == "gpt_neox"
+    # The layout alone opens no other folder.
+    blobs.rename(model.parent / "elsewhere")
+    blobs.symlink_to(model.parent / "elsewhere")
+    assert "outside of the folder" in refusal(snapshot)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "nothing"])
+def test_what_is_no_file_is_not_opened(model: Path, kind: str) -> None:
+    place = next(model.glob("model-00001-of-*.safetensors"))
+    place.unlink()
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/zero" if kind == "device" else "gone")
+    assert "is no file" in refusal(model)
+
+
+CHOICES = [
+    {"attn_implementation": "kernels-community/flash-attn3"},
+    {"_attn_implementation": "evil/kernel"},
+    {"attn_implementation": "flash_attention_2", "experts_implementation": "grouped_mm"},
+    {"_attn_implementation_internal": "evil/kernel:attention"},
+    {"attn_implementation": {"": "evil/kernel", "text_config": "evil/kernel"}},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_model_does_not_choose_the_kernels_that_run_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any]
+) -> None:
+    loaded: list[Any] = []
+    for module in (transformers.modeling_utils, transformers.integrations.hub_kernels):
+        for name in ("lazy_import_flash_attention", "get_kernel", "load_and_register_attn_kernel"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda *a, **k: loaded.append(a))
+    change(model / "config.json", lambda c: c.update(choice))
+    found = load(model)
+    assert found.config._attn_implementation in ("sdpa", "eager")
+    assert loaded == []
+    plain = load(shutil.copytree(model, model.parent / "plain"))
+    assert found.config._attn_implementation == plain.config._attn_implementation
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_quantized_weights_are_refused_by_what_the_config_says(
+    model: Path, key: str, nested: bool
+) -> None:
+    value: Any = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    added = {"text_config": {key: value}} if nested else {key: value}
+    change(model / "config.json", lambda c: c.update(added))
+    assert f"config.json has a {key}" in refusal(model)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size"])
+def test_a_size_that_is_not_stated_is_not_taken_for_the_familys_largest(
+    model: Path, key: str
+) -> None:
+    """GPT-NeoX without one has that of a model of 20 billion weights."""
+    change(model / "config.json", lambda c: c.pop(key))
+    with pytest.raises(UserError, match=r"describes a model of|cannot be loaded"):
+        load(model)
+
+
+def test_code_beside_a_model_stays_where_it_is(model: Path) -> None:
+    made = model.parent / "made"
+    (model / "modeling_mine.py").write_text(f"import pathlib; pathlib.Path({str(made)!r}).touch()")
+    change(
+        model / "config.json",
+        lambda c: c.update(
+            model_type="mine",
+            auto_map={"AutoConfig": "modeling_mine.C", "AutoModelForCausalLM": "modeling_mine.M"},
+        ),
+    )
+    assert "source.trust_remote_code allows" in refusal(model)
+    assert not made.exists()
+
+
+def test_a_folder_of_results_is_looked_at_as_well(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "variant"
+    save_subject(load(model), folder, {"variant": "trained"})
+    load_subject(folder / "recipe.json", torch.device("cpu"))
+    (folder / INDEX).write_text('{"metadata": {}, "weight_map": {"a": "../x.safetensors"}}')
+    with pytest.raises(UserError, match=r"names '\.\./x\.safetensors'"):
+        load_subject(folder / "recipe.json", torch.device("cpu"))

@@ -235,8 +235,8 @@ def described_size(described: dict[str, Any], dtype: str) -> Size:
     Raises:
         KeyError: it does not say how many blocks, how wide, or how many tokens.
     """
-    text = described.get("text_config", described)
-    text = text if isinstance(text, dict) else described
+    nested = described.get("text_config")
+    text: dict[str, Any] = nested if isinstance(nested, dict) else described
     shape = shape_of(text)
     n_layers, d = shape.n_layers, shape.d_model
     if n_layers is None or d is None:
@@ -244,7 +244,7 @@ def described_size(described: dict[str, Any], dtype: str) -> Size:
     vocab_size = int(text["vocab_size"])
     heads = text.get("num_attention_heads", text.get("n_head"))
     width = int(text.get("head_dim") or (d // heads if heads else d)) * (heads or 1)
-    values = width * text.get("num_key_value_heads", heads or 1) // (heads or 1)
+    values = width * (text.get("num_key_value_heads") or heads or 1) // (heads or 1)
     inner = text.get("intermediate_size") or text.get("n_inner") or text.get("ffn_dim") or 4 * d
     matrices = 2 if text.get("model_type") in TWO_MATRICES else 3
     block = d * (2 * width + 2 * values) + matrices * d * inner

@@ -25,12 +25,15 @@ from torch import Tensor
 from nullsae.activations import shards
 from nullsae.activations.exclusion import Kept, LeftOut, row_norms
 from nullsae.config.activations import Exclude
+from nullsae.core import provenance as makers
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
 from nullsae.core.tensor_files import header
 
 # Tokens that are read and added up together: another number changes the last bits of sums.
 BATCH_TOKENS = 4096
+# Who made some of a site's shards, where several jobs share it.
+PART_OF_PROVENANCE = "provenance-{}.json"
 
 
 class SiteWriter:
@@ -59,6 +62,7 @@ class SiteWriter:
             among: shards that this job makes, where other jobs make others; else all.
         """
         self.folder, self.dtype, self.key = folder, dtype, key
+        self.resumes, self.shared, self.recorded = bool(keep), among is not None, False
         for file in shards.left_over(folder, keep=keep, among=among):
             # Another job may have deleted a manifest that is no longer true.
             file.unlink(missing_ok=True)
@@ -78,6 +82,7 @@ class SiteWriter:
             UserError: NaN or infinite activations, naming the shard and the row, or a file that
                 cannot be written; no part of the shard stays.
         """
+        self._record_maker(index)
         path = self.folder / shards.SHARD.format(index)
         sums = shards.ShardSums(path, activations.shape[1])
         # Of the bytes that are meant: what a disk makes of them is found out by readers.
@@ -116,6 +121,22 @@ class SiteWriter:
                 f"{path}: cannot be written: {error.strerror or error}; shards that are finished "
                 f"stay, and the same command goes on after them"
             ) from None
+
+    def _record_maker(self, index: int) -> None:
+        """Say who writes, with the first shard: a job that is killed later has made some."""
+        if self.recorded:
+            return
+        self.recorded = True
+        # Jobs that share a site each have a file: two may write at the same time.
+        name = PART_OF_PROVENANCE.format(f"{index:05d}") if self.shared else makers.FILE
+        makers.record(self.folder, key=self.key, resumes=self.resumes, name=name)
+
+    def _join_makers(self) -> None:
+        """Name those who shared the site in one file."""
+        if parts := sorted(self.folder.glob(PART_OF_PROVENANCE.format("*"))):
+            makers.record(self.folder, key=self.key, resumes=True, parts=parts, own=False)
+            for part in parts:
+                part.unlink()
 
     def finish(
         self, *, context_tokens: int = 1, exclude: Exclude | None = None, **provenance: Any
@@ -170,6 +191,7 @@ class SiteWriter:
             },
             "shards": listed,
         }
+        self._join_makers()
         write_json(self.folder / "manifest.json", manifest)
         shards.drop_records(self.folder)
         return left_out

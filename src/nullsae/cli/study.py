@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from nullsae.cli.job import job
 from nullsae.cli.options import Params, Root, Verb, read_params
 
 verbs = typer.Typer()
@@ -17,7 +18,9 @@ def aggregate(params: Params, root: Root = Path()) -> None:
     from nullsae.aggregation import aggregate
     from nullsae.jobs.tables import AggregateParams
 
-    aggregate(read_params(AggregateParams, params).study, root)
+    given = read_params(AggregateParams, params)
+    with job("aggregate", "comparisons", given) as progress:
+        aggregate(given.study, root, progress)
 
 
 @verbs.command("report", cls=Verb)
@@ -26,4 +29,6 @@ def report(params: Params, root: Root = Path()) -> None:
     from nullsae.jobs.report import ReportParams
     from nullsae.report.build import build_report
 
-    build_report(read_params(ReportParams, params).study, root)
+    given = read_params(ReportParams, params)
+    with job("report", "figures", given):
+        build_report(given.study, root)

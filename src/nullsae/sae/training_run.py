@@ -16,6 +16,7 @@ from nullsae import tables
 from nullsae.activations.blocks import Batches
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae, checkpoint_name
+from nullsae.core import provenance
 from nullsae.core.checkpoint import DAMAGED
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.randomness import torch_generator
@@ -74,6 +75,13 @@ class Cell:
         schema = tables.cell_schema("history")
         tables.write_table(folder / "history.parquet", history, schema)
         given = self.recipe.pretrained is not None and keys.variant == "trained"
+        provenance.record(
+            folder,
+            key=self.key,
+            resumes=True,
+            parts=[self.work / provenance.FILE],
+            tokens_seen=None if given else history[-1]["tokens"],
+        )
         save_sae(
             sae,
             folder,
@@ -147,6 +155,7 @@ class Run:
         self.resumed = cell.checkpoint.is_file() and self._resume()
         if cell.checkpoint.is_file() and not self.resumed:
             self.trainer = fresh()
+        provenance.record(cell.work, key=cell.key, resumes=self.resumed)
         self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
         self.timed_tokens, self.timed_seconds = 0, 0.0
 

@@ -15,6 +15,7 @@ from nullsae import tables
 from nullsae.config.randomization import Settings
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, fitted_to
+from nullsae.core import provenance
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, read_json, write_json
 from nullsae.corpus.ngram import caution
@@ -65,6 +66,9 @@ def train_subject(
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
     made_of = [params.model_dump(mode="json"), jobs.train_subject.code(), tokens.manifest]
     checkpoint = work / f"train_subject-{content_key(made_of)}.safetensors"
+    # Beside the checkpoint: whoever resumes it did not make it alone.
+    makers = checkpoint.with_suffix(".json")
+    provenance.record(work, name=makers.name, resumes=checkpoint.is_file())
     keys: dict[str, Any] = {"seed": params.seed, "subject": params.subject}
     model, initial, log = train_model(
         source, tokens, **keys, device=device, checkpoint=checkpoint, progress=progress
@@ -78,11 +82,18 @@ def train_subject(
             model.load_state_dict(initial)
         recipe = {**keys, "variant": variant, "draw": 0, "source": made}
         _publish(model, folder, recipe, heldout, device, checks=checks)
-    checkpoint.unlink(missing_ok=True)
+        provenance.record(folder, parts=[makers])
+    for file in (checkpoint, makers):
+        file.unlink(missing_ok=True)
 
 
 def randomize_model(
-    params: RandomizeModelParams, *, trained: Path | None, eval_tokens: Path, output: Path
+    params: RandomizeModelParams,
+    *,
+    trained: Path | None,
+    eval_tokens: Path,
+    output: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Make one variant of a subject and check it.
 
@@ -91,6 +102,7 @@ def randomize_model(
         trained: `recipe.json` of the trained variant; None where `params.source` is read.
         eval_tokens: manifest of the corpus' `eval` split.
         output: folder of the variant.
+        progress: called with (held-out tokens read, held-out tokens in all).
 
     Raises:
         UserError: the source cannot be loaded, the variant has no such draw, its settings do
@@ -137,7 +149,7 @@ def randomize_model(
     if params.source is not None and variant.origin == "source" and keys.variant != "trained":
         as_trained = dict(fetch(params.source).named_parameters())
         checks = [gates.untrained(dict(model.named_parameters()), as_trained)]
-    _publish(model, output, recipe, heldout, device, checks=checks)
+    _publish(model, output, recipe, heldout, device, checks=checks, progress=progress)
 
 
 def _randomize(model: Any, params: RandomizeModelParams, settings: Settings) -> list[gates.Gate]:
@@ -173,6 +185,7 @@ def _publish(
     device: torch.device,
     *,
     checks: list[gates.Gate],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Save, reload, gate and measure one variant; `gates.json` and `model.parquet` come last."""
     probe = torch.from_numpy(heldout.input_ids[:PROBE_CONTEXTS])
@@ -193,7 +206,7 @@ def _publish(
     checks = [*checks, gates.reloads(saved, logits), gates.finite(activations, logits), *own]
     gates.require(checks, str(folder))
 
-    loss, n_predicted = heldout_loss(subject, heldout)
+    loss, n_predicted = heldout_loss(subject, heldout, progress)
     found: dict[str, Any] = {"gates": checks, "heldout_loss_nats": loss}
     if written["variant"] == "trained":
         where = f"config: subjects.{written['subject']}"

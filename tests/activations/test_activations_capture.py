@@ -159,7 +159,7 @@ def test_neither_the_batch_nor_the_shard_size_changes_what_is_captured(
 def test_two_captures_give_the_same_bytes(chain: Chain, tmp_path: Path) -> None:
     capture(chain, tmp_path, "sae_train")
     files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
-    assert len(files) == 1 + 3 * 9
+    assert len(files) == 1 + 3 * 10
     for file in files:
         first = (chain.train_activations.parent / file).read_bytes()
         assert (tmp_path / file).read_bytes() == first, file

@@ -82,7 +82,6 @@ class SiteWriter:
             UserError: NaN or infinite activations, naming the shard and the row, or a file that
                 cannot be written; no part of the shard stays.
         """
-        self._record_maker(index)
         path = self.folder / shards.SHARD.format(index)
         sums = shards.ShardSums(path, activations.shape[1])
         # Of the bytes that are meant: what a disk makes of them is found out by readers.
@@ -115,6 +114,8 @@ class SiteWriter:
                         put_rows()
                     else:
                         put(x.contiguous().numpy().data)
+            # Before what makes the shard count: no shard that stays has a maker unknown.
+            self._record_maker(index)
             sums.save_record(self.key, digest.hexdigest())
         except OSError as error:
             raise UserError(
@@ -123,7 +124,7 @@ class SiteWriter:
             ) from None
 
     def _record_maker(self, index: int) -> None:
-        """Say who writes, with the first shard: a job that is killed later has made some."""
+        """Say who writes, with its first shard: a job that is killed later has made some."""
         if self.recorded:
             return
         self.recorded = True

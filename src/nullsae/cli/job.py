@@ -28,6 +28,7 @@ def job(
     makes: Iterable[Path] = (),
     parts: Iterable[Path] = (),
     on_cpu: bool = False,
+    about: str = "",
 ) -> Iterator[Bar]:
     """Log what is at work on what, give a bar, and record who made the folders `makes`.
 
@@ -42,13 +43,14 @@ def job(
             is made by jobs that go on where others ended is recorded by its stage, not here.
         parts: outputs of the jobs that this one only joins.
         on_cpu: whether it uses no other device, whatever `compute` says.
+        about: further sizes, in words, that stand in no input.
     """
     compute = getattr(params, "compute", None)
     device = "cpu" if compute is None or on_cpu else _picked(compute.device)
     threads = None if compute is None else compute.threads
     with provenance.at_work(verb, device=device, dtype=_dtype(params), threads=threads):
         log.info("%s", provenance.described(provenance.this_job()))
-        if sizes := [text for file in reads if file is not None and (text := size_of(file))]:
+        if sizes := [*filter(None, (about, *(size_of(file) for file in reads if file)))]:
             log.info("%s: %s", verb, "; ".join(sizes))
         with bar(verb, unit) as progress:
             yield progress

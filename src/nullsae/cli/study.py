@@ -16,10 +16,13 @@ verbs = typer.Typer()
 def aggregate(params: Params, root: Root = Path()) -> None:
     """Join all cells into tables; compute summaries, contrasts and verdicts."""
     from nullsae.aggregation import aggregate
+    from nullsae.jobs.grid import cell_files
     from nullsae.jobs.tables import AggregateParams
 
     given = read_params(AggregateParams, params)
-    with job("aggregate", "comparisons", given) as progress:
+    n_files = sum(map(len, cell_files(given.study).values()))
+    about = f"{n_files:,} files of cells"
+    with job("aggregate", "comparisons", given, about=about) as progress:
         aggregate(given.study, root, progress)
 
 
@@ -28,7 +31,9 @@ def report(params: Params, root: Root = Path()) -> None:
     """Draw the figures and write results/report/index.html."""
     from nullsae.jobs.report import ReportParams
     from nullsae.report.build import build_report
+    from nullsae.report.names import figure_names
 
     given = read_params(ReportParams, params)
-    with job("report", "figures", given):
+    about = f"{len(figure_names(given.study))} figures"
+    with job("report", "figures", given, about=about):
         build_report(given.study, root)

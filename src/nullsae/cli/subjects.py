@@ -28,7 +28,9 @@ def prepare_corpus(
 
     given = options.read_params(PrepareCorpusParams, params)
     made = root / paths.CORPUS.format(corpus=name)
-    with job("prepare_corpus", "tokens", given, makes=[made]) as progress:
+    wanted = {"sae_train": given.corpus.sae_train_tokens, "eval": given.corpus.eval_tokens}
+    about = ", ".join(f"{split}: {n or 'all'} tokens" for split, n in wanted.items())
+    with job("prepare_corpus", "tokens", given, makes=[made], about=about) as progress:
         prepare_corpus(given, name, root, progress)
 
 

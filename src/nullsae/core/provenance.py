@@ -164,7 +164,8 @@ def record(
     jobs, revisions = ((this_job(),), dict(_process.revisions)) if own else ((), {})
     made = Provenance(key, jobs, revisions, tokens_seen).after(*earlier)
     if made.jobs:
-        write_json(folder / name, asdict(made))
+        if read(folder / name) != made:
+            write_json(folder / name, asdict(made))
     else:  # joined from parts of which nobody knows: nor may what stood here before say it
         (folder / name).unlink(missing_ok=True)
 

@@ -63,6 +63,11 @@ class Cell:
         """What a killed training resumes from."""
         return self.work.with_name(f"{self.work.name}.safetensors")
 
+    @property
+    def makers(self) -> Path:
+        """Who trained so far; those of a training that is resumed made a part of it."""
+        return self.work.with_name(f"{self.work.name}.{provenance.FILE}")
+
     def write(
         self,
         folder: Path,
@@ -78,8 +83,7 @@ class Cell:
         provenance.record(
             folder,
             key=self.key,
-            resumes=True,
-            parts=[self.work / provenance.FILE],
+            parts=[self.makers],
             tokens_seen=None if given else history[-1]["tokens"],
         )
         save_sae(
@@ -155,7 +159,8 @@ class Run:
         self.resumed = cell.checkpoint.is_file() and self._resume()
         if cell.checkpoint.is_file() and not self.resumed:
             self.trainer = fresh()
-        provenance.record(cell.work, key=cell.key, resumes=self.resumed)
+        makers = cell.makers
+        provenance.record(makers.parent, key=cell.key, resumes=self.resumed, name=makers.name)
         self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
         self.timed_tokens, self.timed_seconds = 0, 0.0
 
@@ -224,6 +229,7 @@ class Run:
         if self.done:
             self._write(self.cell.work, keys)
             self.cell.checkpoint.unlink(missing_ok=True)
+            self.cell.makers.unlink(missing_ok=True)
         elif trainer.step % recipe.checkpoint_every_steps == 0:
             trainer.save(self.cell.checkpoint)
         return losses.fvu

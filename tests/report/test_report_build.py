@@ -81,6 +81,7 @@ def test_a_warning_about_a_subject_stands_above_its_numbers(
     assert f"it knows {EVIL}" in text
     assert f"step0 and trained were not made alike: torch 2.5.1 {EVIL}, in sae" in text
     assert f"Cells were made by nullsae 0.1.0, torch 2.6.0 and 2.5.1 {EVIL}, Python 3.12" in text
+    assert "secret-host" not in warned
     # Both values stand in the table at the end, each with what it made.
     rows = re.findall(r"<tr><th scope=.row.>sae</th>(.*?)</tr>", warned)
     assert [re.sub(r"<[^>]+>", "|", row).strip("|").split("||") for row in rows] == [

@@ -138,7 +138,10 @@ def match_dictionaries(
     from nullsae.metrics.overlap import match_dictionaries
 
     given = options.read_params(MatchDictionariesParams, params)
-    with job("match_dictionaries", "pairs", given, makes=[output], on_cpu=True) as progress:
+    about = f"{len(given.cells)} SAEs, at most {given.matching_latents:,} latents of each"
+    with job(
+        "match_dictionaries", "pairs", given, makes=[output], on_cpu=True, about=about
+    ) as progress:
         match_dictionaries(
             given,
             sae=sae,

@@ -19,7 +19,9 @@ def train_toy(params: Params, output: Table) -> None:
     from nullsae.toy.sweep import train_toy
 
     given = read_params(TrainToyParams, params)
-    with job("train_toy", "steps", given, makes=[output]) as progress:
+    sizes = given.source.model_dump(include={"n_samples", "d_input", "n_true_features"})
+    about = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
+    with job("train_toy", "steps", given, makes=[output], about=about) as progress:
         train_toy(given, output, progress=progress)
 
 

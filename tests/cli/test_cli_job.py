@@ -17,6 +17,7 @@ from nullsae.config.compute import Compute
 from nullsae.config.section import Section
 from nullsae.core import provenance
 from nullsae.core.errors import UserError
+from nullsae.core.files import write_text
 from small_chain import Chain
 
 
@@ -81,6 +82,22 @@ def test_outputs_of_one_folder_have_one_provenance(tmp_path: Path) -> None:
             file.write_text("")
     assert [f.name for f in sorted(tmp_path.rglob("provenance*"))] == ["provenance.json"]
     assert (tmp_path / "a.b=c/provenance.json").is_file()
+
+
+@pytest.mark.parametrize("of_folder", [True, False])
+def test_of_many_cells_those_that_a_job_wrote_have_a_provenance(
+    tmp_path: Path, of_folder: bool
+) -> None:
+    tables = {name: tmp_path / f"sae={name}/seed=0/scores.parquet" for name in ("a", "b", "c")}
+    for name in ("a", "b"):
+        tables[name].parent.mkdir(parents=True)
+        tables[name].write_text("before")
+    pattern = f"{tmp_path}/sae={{sae}}/seed={{seed}}"
+    with job("score", "tables", makes=[pattern if of_folder else f"{pattern}/scores.parquet"]):
+        for name in ("b", "c"):  # as all tables are written: whole, under another name first
+            write_text(tables[name], "after")
+    found = sorted(file.parent.parent.name for file in tmp_path.rglob("provenance.json"))
+    assert found == ["sae=b", "sae=c"]
 
 
 def test_a_corpus_made_by_hand_has_a_head_and_a_provenance(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ def job(
     params: Section | None = None,
     *,
     reads: Iterable[Path | None] = (),
-    makes: Iterable[Path] = (),
+    makes: Iterable[Path | str] = (),
     parts: Iterable[Path] = (),
     on_cpu: bool = False,
     about: str = "",
@@ -41,6 +43,8 @@ def job(
         reads: inputs, of which the log gives the sizes.
         makes: outputs: the folder of each gets a `provenance.json` once the block has ended. What
             is made by jobs that go on where others ended is recorded by its stage, not here.
+            A text with names in braces, such as `results/sae={sae}/a.parquet`, stands for all
+            folders or files that it fits, and means those that the block has written.
         parts: outputs of the jobs that this one only joins.
         on_cpu: whether it uses no other device, whatever `compute` says.
         about: further sizes, in words, that stand in no input.
@@ -52,11 +56,30 @@ def job(
         log.info("%s", provenance.described(provenance.this_job()))
         if sizes := [*filter(None, (about, *(size_of(file) for file in reads if file)))]:
             log.info("%s: %s", verb, "; ".join(sizes))
+        one = [Path(made) for made in makes if not _is_pattern(made)]
+        many = [str(made) for made in makes if _is_pattern(made)]
+        before = _stamps(many)
         with bar(verb, unit) as progress:
             yield progress
+        one += [file for file, stamp in _stamps(many).items() if before.get(file) != stamp]
         joined = [file.parent / provenance.FILE for file in parts]
-        for folder in dict.fromkeys(made.parent if made.is_file() else made for made in makes):
+        for folder in dict.fromkeys(made.parent if made.is_file() else made for made in one):
             provenance.record(folder, parts=joined, own=not joined)
+
+
+def _is_pattern(made: Path | str) -> bool:
+    return "{" in str(made)
+
+
+def _stamps(patterns: Iterable[str]) -> dict[Path, int]:
+    """When each file was written that fits a pattern, or lies in a folder that does."""
+    found: dict[Path, int] = {}
+    for pattern in patterns:
+        anywhere = "*".join(glob.escape(part) for part in re.split(r"\{\w+\}", pattern))
+        for path in map(Path, sorted(glob.glob(anywhere))):
+            files = path.iterdir() if path.is_dir() else [path]
+            found |= {f: f.stat().st_mtime_ns for f in files if f.name != provenance.FILE}
+    return found
 
 
 def _picked(device: str) -> str:

@@ -8,7 +8,7 @@ ACTIVATE := . .venv/bin/activate &&
 .PHONY: run test test-slow test-llm test-slurm check docs schema lock clean
 
 run: .venv/installed
-	$(ACTIVATE) snakemake --cores all --resources gpu=1
+	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason
 	@$(ACTIVATE) nullsae verdicts
 
 test: .venv/installed-dev .venv-peers/installed

@@ -5,7 +5,8 @@ compared byte by byte. Where a Parquet file differs, its columns and first rows 
 named; of safetensors files the tensors, of JSON files the keys. Tables of `results/tables` come
 one by one, all else in a summary of each folder.
 
-Logs, `results/benchmarks` and `results/work` are left out, and so are columns that a clock gave.
+Logs, `results/benchmarks`, `results/work` and each `provenance.json` are left out, and so are
+columns that a clock gave.
 `--columns a,b` names further columns that may differ. Exits with 1 if a table differs.
 """
 
@@ -26,6 +27,7 @@ from safetensors.numpy import load_file
 from nullsae.tables import MEASURED
 
 LEFT_OUT = ("benchmarks", "logs", "work")
+PROVENANCE = "provenance.json"
 # Rows of a table, and files of a folder, that are named before the rest is only counted.
 NAMED = 3
 
@@ -41,7 +43,7 @@ def results_folder(folder: Path) -> Path:
 def files(results: Path) -> set[str]:
     """Paths below a results folder, without what differs between any two runs."""
     found = (path.relative_to(results) for path in results.rglob("*") if path.is_file())
-    return {str(path) for path in found if path.parts[0] not in LEFT_OUT}
+    return {str(p) for p in found if p.parts[0] not in LEFT_OUT and p.name != PROVENANCE}
 
 
 def column_difference(old: pa.ChunkedArray, new: pa.ChunkedArray) -> str | None:

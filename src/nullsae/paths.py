@@ -90,6 +90,8 @@ BENCHMARK = "results/benchmarks/{rule}/{keys}.tsv"
 # What a job asked of language models; beside the benchmark file of the job.
 ASKED = "results/benchmarks/{rule}/{keys}.asked.json"
 COSTS = "results/benchmarks/costs.parquet"
+# Who made what; each artifact has a `provenance.json` of its own (core/provenance.py).
+PROVENANCE = "results/benchmarks/provenance.parquet"
 WORK = "results/work"
 # Batches of requests that an endpoint works on; a job that was killed finds its own here.
 BATCHES = "results/work/batches"

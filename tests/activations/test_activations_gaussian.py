@@ -197,7 +197,7 @@ def test_two_runs_give_the_same_bytes(chain: Chain, tmp_path: Path) -> None:
         assert sample(chain, tmp_path / name, "sae_train", sites=SITES) == list(SITES)
     files = sorted(p.relative_to(tmp_path / "one") for p in tmp_path.glob("one/**/*.*"))
     files = [file for file in files if (tmp_path / "one" / file).is_file()]
-    assert len(files) == 1 + 3 * 9
+    assert len(files) == 1 + 3 * 10
     for file in files:
         one, two = ((tmp_path / name / file).read_bytes() for name in ("one", "two"))
         assert one == two, file

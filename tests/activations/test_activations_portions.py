@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from nullsae.activations import capture as module
 from nullsae.activations.capture import Portion, cache_activations
+from nullsae.core import provenance
 from nullsae.core.errors import UserError
 from nullsae.subjects.loading import Subject
 from small_chain import SITES, Chain, capture_params, flip_byte
@@ -52,6 +54,31 @@ def test_portions_in_any_order_give_the_bytes_of_one_job(
         assert (tmp_path / f"portion-{index}-of-{n}.json").is_file()
     capture(chain, tmp_path)
     assert files(tmp_path) == files(whole)
+
+
+def test_a_site_names_each_machine_that_captured_a_portion_of_it(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, host in enumerate(("a", "b", "a")):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        capture(chain, tmp_path, f"{index}/3")
+    monkeypatch.setattr(socket, "gethostname", lambda: "joiner")
+    capture(chain, tmp_path)
+    for site in SITES:
+        (file,) = (tmp_path / f"site={site}").glob("provenance*")
+        found = provenance.read(file)
+        assert found is not None
+        assert [job.host for job in found.jobs] == ["a", "b"]
+    # With all sites whole, nobody made anything.
+    before = file.read_bytes()
+    assert capture(chain, tmp_path) == []
+    assert file.read_bytes() == before
+    # One shard is made again, the others stay as they were.
+    flip_byte(next((tmp_path / f"site={SITES[-1]}").glob("shard-*.safetensors")))
+    assert capture(chain, tmp_path) == [SITES[-1]]
+    found = provenance.read(file)
+    assert found is not None
+    assert [job.host for job in found.jobs] == ["a", "b", "joiner"]
 
 
 def test_portions_that_run_at_once_keep_each_others_files(

@@ -30,7 +30,9 @@ def randn(n: int, d: int = 5) -> Tensor:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
+    """Files of a site, but for the one that says who made them."""
+    found = sorted(file.name for file in folder.iterdir())
+    return [name for name in found if name != "provenance.json"]
 
 
 def refusal(manifest: Path, *, key: str = "") -> str:

@@ -9,6 +9,7 @@ from nullsae import paths, tables
 from nullsae.cli.print_verdicts import print_verdicts
 from nullsae.core.errors import UserError
 from nullsae.statistics.verdicts import RULE
+from nullsae.tables.study import PROVENANCE
 
 KEYS = {"subject": "small", "sae": "topk", "metric": "auroc"}
 JUDGED: dict[str, Any] = {"explainer": "lexical", "scorer": "detection"}
@@ -53,6 +54,11 @@ def test_verdicts_are_followed_by_what_they_say_together(
             {**{**KEYS, "metric": "cosine"}, **counts, **shares, "median_superiority": None},
         ],
     )
+    row = dict.fromkeys(PROVENANCE.names, "") | {"kind": "sae", "subject": "small", "site": "embed"}
+    row |= {"variant": "step0", "differs_from_trained": "torch 2.5.1 (trained: 2.6.0)"}
+    row |= dict.fromkeys(("draw", "seed", "threads", "tokens_seen"))
+    row |= {"job": 0} | dict.fromkeys(("split", "sae", "explainer", "scorer"))
+    tables.write_table(tmp_path / paths.PROVENANCE, [row], PROVENANCE)
     print_verdicts(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
@@ -67,6 +73,8 @@ def test_verdicts_are_followed_by_what_they_say_together(
     assert "Warning: subject small: the subject [b]knows[/b] little." in lines
     older = "Made by older code in part: train_sae accepted from 00000000000000aa."
     assert older in lines
+    told = "step0 and trained were not made alike: torch 2.5.1 (trained: 2.6.0), in sae embed."
+    assert f"Warning: subject small: {told}" in lines
     assert RULE in " ".join(" ".join(lines).split())
     first = next(i for i, line in enumerate(lines) if line.startswith("Verdicts"))
     assert first < next(i for i, line in enumerate(lines) if line.startswith("What each metric"))

@@ -19,7 +19,7 @@ from nullsae.report.drawings.token_lookup import _floors
 from nullsae.report.names import figure_names
 from nullsae.report.render import inline_svg
 from nullsae.report.study import load_study
-from nullsae.tables.study import SUMMARIES
+from nullsae.tables.study import PROVENANCE, SUMMARIES
 
 MAGIC = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<svg"}
 REPORT = {"title": f"A {EVIL} study", "figure_formats": ["png", "pdf", "svg"]}
@@ -68,17 +68,46 @@ def test_a_warning_about_a_subject_stands_above_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
     assert "Read with care" not in page
+    assert "Versions and devices of the jobs were not recorded." in page
     config = default_config(report={**REPORT, "figure_formats": ["svg"]})
     monkeypatch.setitem(WARNED, "small", f"it knows {EVIL}")
     monkeypatch.setitem(OLDER, "code", "train_sae accepted from 00aa; report accepted from 00bb")
     write_study(tmp_path, config)
+    write_provenance(tmp_path, {"trained": "2.6.0", "step0": f"2.5.1 {EVIL}"})
     build_report(config, tmp_path)
     warned = (tmp_path / paths.REPORT).read_text(encoding="utf-8")
-    assert warned.count("Read with care") == 1
-    assert warned.index("Read with care") < warned.index("Held-out loss")
-    assert f"it knows {EVIL}" in "".join(Elements(warned).text)
+    assert warned.count("Read with care") == 2
+    assert warned.rindex("Read with care") < warned.index("Held-out loss")
+    text = "".join(Elements(warned).text)
+    assert f"it knows {EVIL}" in text
+    assert f"step0 and trained were not made alike: torch 2.5.1 {EVIL}, in sae" in text
+    assert f"Cells were made by nullsae 0.1.0, torch 2.6.0 and 2.5.1 {EVIL}, Python 3.12" in text
+    assert "secret-host" not in warned
+    # Both values stand in the table at the end, each with what it made.
+    rows = re.findall(r"<tr><th scope=.row.>sae</th>(.*?)</tr>", warned)
+    assert [re.sub(r"<[^>]+>", "|", row).strip("|").split("||") for row in rows] == [
+        ["torch", "2.6.0", "1", "trained"],
+        [
+            "torch",
+            f"2.5.1 {html.escape(EVIL, quote=False).replace(chr(39), '&#39;')}",
+            "1",
+            "step0",
+        ],
+    ]
     assert "older code" not in page
     assert "report accepted from 00bb, train_sae accepted from 00aa." in warned
+
+
+def write_provenance(root: Path, torch: dict[str, str]) -> None:
+    """An SAE of each of these variants, made by this version of torch."""
+    same = {"verb": "train_sae", "nullsae": "0.1.0", "python": "3.12", "device": "EPYC"}
+    rows = []
+    for variant, version in torch.items():
+        told = None if variant == "trained" else f"torch {version}"
+        row = dict.fromkeys(PROVENANCE.names) | same | {"kind": "sae", "subject": "small", "job": 0}
+        row |= {"variant": variant, "torch": version, "differs_from_trained": told}
+        rows.append(row | {"device_kind": "cpu", "host": "secret-host"})
+    tables.write_table(root / paths.PROVENANCE, rows, PROVENANCE)
 
 
 def test_page_reaches_for_nothing_outside_itself(page: str, elements: Elements) -> None:

@@ -133,9 +133,13 @@ class Job:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Every file of an SAE's folder: bytes, but for what a clock gave and the key of the mode."""
+    """Every file of an SAE's folder that it is made of: bytes, but for what a clock gave and the
+    key of the mode.
+    """
     found: dict[str, Any] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file.name == "provenance.json":  # it holds the key, too
+            continue
         name = str(file.relative_to(folder))
         if file.suffix == ".parquet":
             table = tables.read_table(file, tables.cell_schema("history"))

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.activations.blocks import CachedBlocks
 from nullsae.config.saes import Sae
+from nullsae.core import provenance
 from nullsae.core.errors import UserError
 from nullsae.core.stopping import StoppedError
 from nullsae.jobs.keys import ModelKeys
@@ -354,6 +356,34 @@ def test_a_missing_folder_of_checkpoints_does_not_end_a_run(tmp_path: Path) -> N
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.parametrize("second", ["a", "b"])
+def test_a_resumed_training_has_one_provenance_with_each_machine_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    x, _ = planted(1500, 6)
+    sae = recipe(batch_tokens=128, checkpoint_every_steps=5, checkpoints=(0.2,))
+
+    def kill(step: int, _steps: int, _loss: float) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "a")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, x, sae, progress=kill)
+    monkeypatch.setattr(socket, "gethostname", lambda: second)
+    output = run(tmp_path, x, sae)
+    (file,) = output.glob("provenance.json")
+    found = provenance.read(file)
+    assert found is not None
+    assert [job.host for job in found.jobs] == (["a"] if second == "a" else ["a", "b"])
+    assert found.tokens_seen == 11 * 128
+    # The SAE after three steps was whole before the kill.
+    along = provenance.read(output / "checkpoints/0.2/provenance.json")
+    assert along is not None
+    assert [job.host for job in along.jobs] == ["a"]
+    assert along.tokens_seen == 3 * 128
+
+
 def test_a_checkpoint_of_other_params_is_not_resumed(tmp_path: Path) -> None:
     x, _ = planted(1500, 6)
     sae = recipe(batch_tokens=128, checkpoint_every_steps=5)
@@ -364,7 +394,7 @@ def test_a_checkpoint_of_other_params_is_not_resumed(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, x, sae, progress=kill)
-    assert len(list((tmp_path / "work").iterdir())) == 1
+    assert len(list((tmp_path / "work").glob("*.safetensors"))) == 1
     steps: list[int] = []
     other = sae.model_copy(update={"lr": 5e-3})
     run(tmp_path, x, other, progress=lambda step, *_: steps.append(step))

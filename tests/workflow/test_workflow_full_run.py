@@ -6,7 +6,8 @@ import pytest
 import yaml
 from workflow_study import Study, edited
 
-from nullsae import paths, tables
+from nullsae import __version__, paths, tables
+from nullsae.aggregation.provenance import artifacts
 from nullsae.config.parse import parse_config
 from nullsae.jobs.grid import cell_files
 from nullsae.report.names import figure_names
@@ -54,6 +55,32 @@ def test_no_job_leaves_a_temporary_or_unfinished_file(study: Study) -> None:
     results = study.folder / "results"
     assert [p for p in results.rglob("*") if ".partial" in p.name or p.name.startswith(".")] == []
     assert list((results / "work").glob("*")) == []
+
+
+def test_every_cell_says_who_made_it_and_every_log_begins_with_it(study: Study) -> None:
+    rows = pq.read_table(study.folder / paths.PROVENANCE).to_pylist()
+    config = parse_config(edited())
+    expected = [
+        (kind, folder) for kind, _, folder in artifacts(config) if (study.folder / folder).is_dir()
+    ]
+    assert {kind for kind, _ in expected} == {
+        *("corpus", "model", "activations", "sae", "metrics", "overlap", "latents"),
+        *("explanations", "scores"),
+    }
+    assert all((study.folder / folder / "provenance.json").is_file() for _, folder in expected)
+    assert len(rows) == len(expected)
+    assert {row["nullsae"] for row in rows} == {__version__}
+    # Jobs of one machine: no arm differs, though only some of them load Transformers.
+    assert {row["differs_from_trained"] for row in rows} == {None}
+    (tokens,) = {row["tokens_seen"] for row in rows if row["kind"] == "sae"}
+    assert tokens == 16_384
+    logs = sorted((study.folder / "results/logs").rglob("*.log"))
+    assert len(logs) > len(expected) / 2
+    for log in logs:
+        first = log.read_text(encoding="utf-8").partition("\n")[0]
+        assert first.startswith(f"nullsae {__version__}"), log
+    training = next(log for log in logs if "train_sae" in log.parts)
+    assert "16,384 tokens of 16 dimensions" in training.read_text(encoding="utf-8")
 
 
 def test_run_config_is_the_parsed_config_with_all_defaults(study: Study) -> None:

@@ -13,6 +13,8 @@ rule aggregate:
             )
             for file in TABLE_FILES
         ],
+        # Not of the tables: it says which machines made them.
+        provenance=paths.PROVENANCE,
     log:
         paths.LOG.format(rule="aggregate", keys="all"),
     benchmark:

@@ -133,11 +133,14 @@ def left_over(
 ) -> list[Path]:
     """The files of a site's folder that belong to none of these shards.
 
-    With `among`, the manifest and shards with such an index only: the rest is of other jobs.
+    With `among`, the manifest and shards with such an index only: the rest is of other jobs. Who
+    made the shards is not of them: `SiteWriter` knows whether that still holds.
     """
     kept = {name.format(index) for index in keep for name in (SHARD, RECORD)}
 
     def own(file: Path) -> bool:
+        if file.name.startswith("provenance"):
+            return False
         if among is None or file.name == "manifest.json":
             return True
         return bool(SHARD_FILE.fullmatch(file.name)) and shard_index(file) in among

@@ -25,6 +25,7 @@ from torch import Tensor
 from nullsae.activations import shards
 from nullsae.activations.exclusion import Kept, LeftOut, row_norms
 from nullsae.config.activations import Exclude
+from nullsae.core import provenance as makers
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, verify, write_json
 from nullsae.core.tensor_files import header
@@ -32,6 +33,8 @@ from nullsae.core.tensor_pieces import TYPES
 
 # Tokens that are read and added up together: another number changes the last bits of sums.
 BATCH_TOKENS = 4096
+# Who made some of a site's shards, where several jobs share it.
+PART_OF_PROVENANCE = "provenance-{}.json"
 
 
 class SiteWriter:
@@ -60,6 +63,7 @@ class SiteWriter:
             among: shards that this job makes, where other jobs make others; else all.
         """
         self.folder, self.dtype, self.key = folder, dtype, key
+        self.resumes, self.shared, self.recorded = bool(keep), among is not None, False
         for file in shards.left_over(folder, keep=keep, among=among):
             # Another job may have deleted a manifest that is no longer true.
             file.unlink(missing_ok=True)
@@ -111,12 +115,30 @@ class SiteWriter:
                         put_rows()
                     else:
                         put(x.contiguous().numpy().data)
+            # Before what makes the shard count: no shard that stays has a maker unknown.
+            self._record_maker(index)
             sums.save_record(self.key, digest.hexdigest())
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written: {error.strerror or error}; shards that are finished "
                 f"stay, and the same command goes on after them"
             ) from None
+
+    def _record_maker(self, index: int) -> None:
+        """Say who writes, with its first shard: a job that is killed later has made some."""
+        if self.recorded:
+            return
+        self.recorded = True
+        # Jobs that share a site each have a file: two may write at the same time.
+        name = PART_OF_PROVENANCE.format(f"{index:05d}") if self.shared else makers.FILE
+        makers.record(self.folder, key=self.key, resumes=self.resumes, name=name)
+
+    def _join_makers(self) -> None:
+        """Name those who shared the site in one file."""
+        if parts := sorted(self.folder.glob(PART_OF_PROVENANCE.format("*"))):
+            makers.record(self.folder, key=self.key, resumes=True, parts=parts, own=False)
+            for part in parts:
+                part.unlink()
 
     def finish(
         self, *, context_tokens: int = 1, exclude: Exclude | None = None, **provenance: Any
@@ -171,6 +193,7 @@ class SiteWriter:
             },
             "shards": listed,
         }
+        self._join_makers()
         write_json(self.folder / "manifest.json", manifest)
         shards.drop_records(self.folder)
         return left_out

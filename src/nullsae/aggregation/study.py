@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nullsae.aggregation.arms import Arms
 from nullsae.aggregation.cells import GROUP_KEYS, Units
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
+from nullsae.aggregation.provenance import differences, read_provenance
 from nullsae.config.metrics import LEVELS, METRICS, all_metrics
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
@@ -28,15 +30,20 @@ from nullsae.statistics.contrasts import adjust, contrast_row, estimate, summary
 from nullsae.statistics.matching import common_bins
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.verdicts import discriminating_power, verdict
-from nullsae.tables.study import COSTS, INTERPRETABILITY, VERDICTS
+from nullsae.tables.study import COSTS, INTERPRETABILITY, PROVENANCE, VERDICTS
+
+log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
+Progress = Callable[[int, int], None]
 
 
-def aggregate(config: Config, root: Path) -> None:
-    """Write `results/tables/*.parquet` and the table of costs below `root`.
+def aggregate(config: Config, root: Path, progress: Progress = lambda done, total: None) -> None:
+    """Write `results/tables/*.parquet`, the table of costs and that of provenance below `root`.
 
-    The config says which cells the study consists of, and their order.
+    The config says which cells the study consists of, and their order. The log names the contrasts
+    whose arms were not made alike. `progress` is called with (comparisons done, comparisons in
+    all).
 
     Raises:
         UserError: a cell's file is missing, damaged, or about other documents than the rest, or
@@ -64,7 +71,7 @@ def aggregate(config: Config, root: Path) -> None:
     found = interpretability(config, statistics, sources["scores"], sources["latents"])
     sources["interpretability"] = found
     parts = [cells.with_keys(INTERPRETABILITY, unit.keys, unit.table) for unit in found]
-    summaries, contrasts = compare(config, sources)
+    summaries, contrasts = compare(config, sources, progress)
     warnings = {
         row["subject"]: caution(row["heldout_loss_nats"], row["bigram_loss_nats"])
         for row in wholes["models"].to_pylist()
@@ -89,10 +96,17 @@ def aggregate(config: Config, root: Path) -> None:
     }
     for table, rows in written.items():
         tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])
+    # Neither is a function of the config.
     tables.write_table(root / paths.COSTS, read_costs(root), COSTS)
+    made_by = read_provenance(config, root)
+    tables.write_table(root / paths.PROVENANCE, made_by, PROVENANCE)
+    for subject, text in differences(made_by):
+        log.warning("warning: subject %s: %s", subject, text)
 
 
-def compare(config: Config, sources: dict[str, list[Units]]) -> tuple[Rows, Rows]:
+def compare(
+    config: Config, sources: dict[str, list[Units]], progress: Progress = lambda done, total: None
+) -> tuple[Rows, Rows]:
     """Rows of `summaries` and of `contrasts`.
 
     SAEs along their training have summaries only: contrasts and verdicts are about whole SAEs,
@@ -107,7 +121,9 @@ def compare(config: Config, sources: dict[str, list[Units]]) -> tuple[Rows, Rows
     permuter = Permuter(config.seed, statistics.n_resamples)
     summaries: Rows = []
     contrasts: Rows = []
-    for group in _groups(config):
+    groups = [*_groups(config)]
+    for number, group in enumerate(groups):
+        progress(number, len(groups))
         where = tuple(group[name] for name in GROUP_KEYS)
         for metric in all_metrics():
             if not applies(metric, config, group["explainer"]):

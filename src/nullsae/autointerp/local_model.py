@@ -17,6 +17,7 @@ from nullsae.config.model_files import find_gguf
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, read_json, rebuild_command, verify, write_json
+from nullsae.core.provenance import note_revision
 from nullsae.corpus.tokenizer import Encoder, load_tokenizer
 from nullsae.jobs.autointerp import PrepareJudgeParams
 from nullsae.subjects.families import text_config
@@ -64,6 +65,7 @@ def prepare_judge(params: PrepareJudgeParams, output: Path) -> None:
         manifest["name"] = source.path
         # The main branch may move between the jobs of a study.
         manifest["commit"] = getattr(model.config, "_commit_hash", None)
+        note_revision(f"model {source.path}", manifest["commit"])
     write_json(output, manifest)
 
 

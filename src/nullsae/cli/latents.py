@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 from nullsae.cli import options
-from nullsae.core.progress import bar
+from nullsae.cli.job import job
 
 verbs = typer.Typer()
 
@@ -29,9 +29,11 @@ def collect_latents(
     from nullsae.jobs.latents import CollectLatentsParams
     from nullsae.latents.collect import collect_latents
 
-    with bar("collect_latents", "tokens") as progress:
+    given = options.read_params(CollectLatentsParams, params)
+    reads, makes = (sae, activations, tokens), (latents, windows, coverage, firings)
+    with job("collect_latents", "tokens", given, reads=reads, makes=makes) as progress:
         collect_latents(
-            options.read_params(CollectLatentsParams, params),
+            given,
             sae=sae,
             activations=activations,
             tokens=tokens,
@@ -62,11 +64,14 @@ def explain_latents(
     from nullsae.jobs.autointerp import ExplainLatentsParams
 
     if shard:
-        join_shards([folder / output.name for folder in shard], "explanations", output)
+        files = [folder / output.name for folder in shard]
+        with job("explain_latents", "files", makes=[output], parts=files):
+            join_shards(files, "explanations", output)
         return
-    with bar("explain_latents", "latents") as progress:
+    given = options.read_params(ExplainLatentsParams, params)
+    with job("explain_latents", "latents", given, reads=[windows], makes=[output]) as progress:
         explain_latents(
-            options.read_params(ExplainLatentsParams, params),
+            given,
             windows=windows,
             tokenizer=tokenizer,
             output=output,
@@ -90,9 +95,10 @@ def explain_and_score(
     from nullsae.autointerp.explain_and_score import explain_and_score
     from nullsae.jobs.autointerp import ExplainAndScoreParams
 
-    with bar("explain_and_score", "tables") as progress:
+    given, makes = options.read_params(ExplainAndScoreParams, params), (explanations, scores)
+    with job("explain_and_score", "tables", given, reads=[tokenizer], makes=makes) as progress:
         explain_and_score(
-            options.read_params(ExplainAndScoreParams, params),
+            given,
             windows=windows,
             tokenizer=tokenizer,
             explanations=explanations,
@@ -107,7 +113,9 @@ def prepare_judge(params: options.Params, output: options.Output) -> None:
     from nullsae.autointerp.local_model import prepare_judge
     from nullsae.jobs.autointerp import PrepareJudgeParams
 
-    prepare_judge(options.read_params(PrepareJudgeParams, params), output)
+    given = options.read_params(PrepareJudgeParams, params)
+    with job("prepare_judge", "files", given, makes=[output]):
+        prepare_judge(given, output)
 
 
 @verbs.command("score_latents", cls=options.Verb)
@@ -129,13 +137,18 @@ def score_latents(
     from nullsae.autointerp.shards import Ranks, join_shards
     from nullsae.jobs.autointerp import ScoreLatentsParams
 
+    makes = (predictions, scores)
     if shard:
-        for table, output in (("predictions", predictions), ("scores", scores)):
-            join_shards([folder / output.name for folder in shard], table, output)
+        files = [folder / scores.name for folder in shard]
+        with job("score_latents", "files", makes=makes, parts=files):
+            for table, output in (("predictions", predictions), ("scores", scores)):
+                join_shards([folder / output.name for folder in shard], table, output)
         return
-    with bar("score_latents", "questions") as progress:
+    given = options.read_params(ScoreLatentsParams, params)
+    reads = (windows, explanations)
+    with job("score_latents", "questions", given, reads=reads, makes=makes) as progress:
         score_latents(
-            options.read_params(ScoreLatentsParams, params),
+            given,
             windows=windows,
             explanations=explanations,
             tokenizer=tokenizer,

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nullsae import paths, tables
+from nullsae.aggregation.provenance import differences
 from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE, VERDICT_WORDS
-from nullsae.tables.study import DISCRIMINATING_POWER, VERDICTS
+from nullsae.tables.study import DISCRIMINATING_POWER, PROVENANCE, VERDICTS
 
 STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow", "inconclusive": "dim"}
 
@@ -45,9 +46,10 @@ def print_verdicts(root: Path) -> None:
         "is on the expected side of one of the null. Difference: in standard errors, positive on "
         "the expected side."
     )
-    for subject, warning in sorted(
-        {(row["subject"], row["warning"]) for row in rows if row["warning"]}
-    ):
+    warnings = sorted({(row["subject"], row["warning"]) for row in rows if row["warning"]})
+    if (file := root / paths.PROVENANCE).is_file():
+        warnings += differences(tables.read_table(file, PROVENANCE).to_pylist())
+    for subject, warning in warnings:
         console.print(f"Warning: subject {subject}: {warning}.", style="red", markup=False)
     notes = [row["accepted"].split("; ") for row in rows if row["accepted"]]
     if accepted := sorted({note for found in notes for note in found}):

@@ -10,7 +10,7 @@ from typer import Option
 
 from nullsae import paths
 from nullsae.cli import options
-from nullsae.core.progress import bar
+from nullsae.cli.job import job
 
 verbs = typer.Typer()
 
@@ -33,9 +33,11 @@ def train_sae(
     from nullsae.jobs.saes import TrainSaeParams
     from nullsae.sae.train_sae import train_sae
 
-    with bar("train_sae", "steps") as progress:
+    given = options.read_params(TrainSaeParams, params)
+    reads = (train_activations, eval_activations, train_tokens, model, fitted)
+    with job("train_sae", "steps", given, reads=reads) as progress:
         train_sae(
-            options.read_params(TrainSaeParams, params),
+            given,
             train_activations=train_activations,
             eval_activations=eval_activations,
             output=output,
@@ -55,9 +57,11 @@ def take_checkpoint(
     output: options.Output,
 ) -> None:
     """Copy an SAE as it was along its training, for the later stages to run on."""
-    from nullsae.sae.checkpoints import take_checkpoint
+    from nullsae.sae.checkpoints import checkpoint_folder, take_checkpoint
 
-    take_checkpoint(sae, share=share, output=output)
+    taken = checkpoint_folder(sae.parent, share) / sae.name
+    with job("take_checkpoint", "files", reads=[sae], makes=[output], parts=[taken]):
+        take_checkpoint(sae, share=share, output=output)
 
 
 @verbs.command("evaluate_sae", cls=options.Verb)
@@ -83,9 +87,10 @@ def evaluate_sae(
     from nullsae.jobs.metrics import EvaluateSaesParams
     from nullsae.metrics.evaluate_all import Kept, evaluate_saes
 
-    with bar("evaluate_sae", "SAEs") as progress:
+    given, reads = options.read_params(EvaluateSaesParams, params), (model, eval_tokens)
+    with job("evaluate_sae", "SAEs", given, reads=reads, makes=[output]) as progress:
         evaluate_saes(
-            options.read_params(EvaluateSaesParams, params),
+            given,
             sae=sae,
             model=model,
             train_activations=train_activations,
@@ -110,13 +115,17 @@ def cross_evaluate(
     from nullsae.jobs.metrics import CrossEvaluateParams
     from nullsae.metrics.cross import cross_evaluate
 
-    cross_evaluate(
-        options.read_params(CrossEvaluateParams, params),
-        sae=sae,
-        activations=activations,
-        tokens=tokens,
-        output=output,
-    )
+    given = options.read_params(CrossEvaluateParams, params)
+    # Its table lies in a folder that evaluate_sae answers for.
+    with job("cross_evaluate", "variants", given, reads=(sae, tokens)) as progress:
+        cross_evaluate(
+            given,
+            sae=sae,
+            activations=activations,
+            tokens=tokens,
+            output=output,
+            progress=progress,
+        )
 
 
 @verbs.command("match_dictionaries", cls=options.Verb)
@@ -131,9 +140,13 @@ def match_dictionaries(
     from nullsae.jobs.metrics import MatchDictionariesParams
     from nullsae.metrics.overlap import match_dictionaries
 
-    with bar("match_dictionaries", "pairs") as progress:
+    given = options.read_params(MatchDictionariesParams, params)
+    about = f"{len(given.cells)} SAEs, at most {given.matching_latents:,} latents of each"
+    with job(
+        "match_dictionaries", "pairs", given, makes=[output], on_cpu=True, about=about
+    ) as progress:
         match_dictionaries(
-            options.read_params(MatchDictionariesParams, params),
+            given,
             sae=sae,
             output=output,
             progress=progress,

@@ -11,7 +11,7 @@ from typer import Option
 
 from nullsae import paths
 from nullsae.cli import options
-from nullsae.core.progress import bar
+from nullsae.cli.job import job
 
 verbs = typer.Typer()
 
@@ -26,8 +26,12 @@ def prepare_corpus(
     from nullsae.corpus.prepare import prepare_corpus
     from nullsae.jobs.corpus import PrepareCorpusParams
 
-    with bar(f"corpus {name}", "tokens") as progress:
-        prepare_corpus(options.read_params(PrepareCorpusParams, params), name, root, progress)
+    given = options.read_params(PrepareCorpusParams, params)
+    made = root / paths.CORPUS.format(corpus=name)
+    wanted = {"sae_train": given.corpus.sae_train_tokens, "eval": given.corpus.eval_tokens}
+    about = ", ".join(f"{split}: {n or 'all'} tokens" for split, n in wanted.items())
+    with job("prepare_corpus", "tokens", given, makes=[made], about=about) as progress:
+        prepare_corpus(given, name, root, progress)
 
 
 @verbs.command("train_subject", cls=options.Verb)
@@ -44,8 +48,8 @@ def train_subject(
     from nullsae.subjects.publish import train_subject
 
     given = options.read_params(TrainSubjectParams, params)
-    with bar("train_subject", "steps") as progress:
-        tokens = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
+    tokens = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
+    with job("train_subject", "steps", given, reads=tokens.values()) as progress:
         train_subject(given, **tokens, trained=trained, step0=step0, work=work, progress=progress)
 
 
@@ -60,12 +64,12 @@ def randomize_model(
     from nullsae.jobs.subjects import RandomizeModelParams
     from nullsae.subjects.publish import randomize_model
 
-    randomize_model(
-        options.read_params(RandomizeModelParams, params),
-        trained=trained,
-        eval_tokens=eval_tokens,
-        output=output,
-    )
+    given = options.read_params(RandomizeModelParams, params)
+    reads = (trained, eval_tokens)
+    with job("randomize_model", "held-out tokens", given, reads=reads, makes=[output]) as progress:
+        randomize_model(
+            given, trained=trained, eval_tokens=eval_tokens, output=output, progress=progress
+        )
 
 
 @verbs.command("cache_activations", cls=options.Verb)
@@ -81,9 +85,10 @@ def cache_activations(
     from nullsae.activations.capture import Portion, cache_activations
     from nullsae.jobs.activations import CacheActivationsParams
 
-    with bar("cache_activations", "tokens") as progress:
+    given = options.read_params(CacheActivationsParams, params)
+    with job("cache_activations", "tokens", given, reads=(model, tokens)) as progress:
         captured = cache_activations(
-            options.read_params(CacheActivationsParams, params),
+            given,
             split=split,
             model=model,
             tokens=tokens,
@@ -106,9 +111,10 @@ def sample_gaussian(
     from nullsae.activations.gaussian import sample_gaussian
     from nullsae.jobs.activations import SampleGaussianParams
 
-    with bar("sample_gaussian", "tokens") as progress:
+    given = options.read_params(SampleGaussianParams, params)
+    with job("sample_gaussian", "tokens", given, reads=(fitted, tokens)) as progress:
         sample_gaussian(
-            options.read_params(SampleGaussianParams, params),
+            given,
             split=split,
             fitted=fitted,
             tokens=tokens,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
+from nullsae.cli.job import job
 from nullsae.cli.options import Params, Root, Table, Verb, read_params
-from nullsae.core.progress import bar
 
 verbs = typer.Typer()
 
@@ -18,8 +18,11 @@ def train_toy(params: Params, output: Table) -> None:
     from nullsae.jobs.toy import TrainToyParams
     from nullsae.toy.sweep import train_toy
 
-    with bar("train_toy", "steps") as progress:
-        train_toy(read_params(TrainToyParams, params), output, progress=progress)
+    given = read_params(TrainToyParams, params)
+    sizes = given.source.model_dump(include={"n_samples", "d_input", "n_true_features"})
+    about = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
+    with job("train_toy", "steps", given, makes=[output], about=about) as progress:
+        train_toy(given, output, progress=progress)
 
 
 @verbs.command("report_toy", cls=Verb)
@@ -28,4 +31,6 @@ def report_toy(params: Params, root: Root = Path()) -> None:
     from nullsae.jobs.toy import ReportToyParams
     from nullsae.toy.page import report_toy
 
-    report_toy(read_params(ReportToyParams, params), root)
+    given = read_params(ReportToyParams, params)
+    with job("report_toy", "figures", given):
+        report_toy(given, root)

@@ -1,53 +1,93 @@
-"""Progress bars on a terminal, nothing elsewhere: logs stay short."""
+"""How far a piece of work is: a bar on a terminal, a line every half minute in a log."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from rich import progress as rich_progress
-from rich.console import Console
-from rich.text import Text
+log = logging.getLogger(__name__)
 
-
-class _Rate(rich_progress.ProgressColumn):
-    """Units per second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-
-    def render(self, task: rich_progress.Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s")
+EVERY_SECONDS = 30.0
 
 
-class Bar:
+class Bar(Protocol):
     """Call it with (done, total) or (done, total, a figure to show)."""
 
-    def __init__(self, progress: rich_progress.Progress, description: str) -> None:
-        self.progress = progress
-        self.task = progress.add_task(description, total=None, figure="")
+    def __call__(self, done: int, total: int, figure: float | str | None = None) -> None: ...
+
+
+class LogLines:
+    """Logs done, total, rate and time left, at most every `EVERY_SECONDS`.
+
+    What ends sooner logs nothing. The rate is the mean since the first call, which may come at any
+    step: a training that is resumed begins in the middle.
+    """
+
+    def __init__(
+        self, description: str, unit: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock` gives seconds from any start."""
+        self.description, self.unit, self.clock = description, unit, clock
+        self.logged = clock()
+        self.first: tuple[float, int] | None = None
+        self.before = 0
 
     def __call__(self, done: int, total: int, figure: float | str | None = None) -> None:
-        shown = f"{figure:.4f}" if isinstance(figure, float) else figure or ""
-        self.progress.update(self.task, completed=done, total=total, figure=shown)
+        now = self.clock()
+        if self.first is None or done < self.before:  # a phase that counts anew
+            self.first = now, done
+        self.before = done
+        if now - self.logged < EVERY_SECONDS:
+            return
+        self.logged = now
+        told = [f"{done:,} of {total:,} {self.unit}"]
+        seconds, n_done = now - self.first[0], done - self.first[1]
+        if seconds > 0 and n_done > 0:
+            rate = n_done / seconds
+            told.append(f"{_number(rate)} {self.unit}/s")
+            if done < total:
+                told.append(f"{duration((total - done) / rate)} left")
+        log.info("%s: %s", self.description, ", ".join([*told, *filter(None, [_text(figure)])]))
+
+
+def _text(figure: float | str | None) -> str:
+    """A figure as it stands beside a rate."""
+    return f"{figure:.4f}" if isinstance(figure, float) else figure or ""
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text with two figures at most: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager
 def bar(description: str, unit: str) -> Iterator[Bar]:
-    """A progress bar on stderr with rate and time left; silent where stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        _Rate(unit),
-        rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[figure]}"),
-    )
-    with rich_progress.Progress(
-        *columns, console=console, disable=not sys.stderr.isatty()
-    ) as progress:
-        yield Bar(progress, description)
+    """Progress on stderr with rate and time left: a bar on a terminal, `LogLines` elsewhere."""
+    if not sys.stderr.isatty():
+        yield LogLines(description, unit)
+        return
+    # Lazy: 40 ms that jobs and `--help` do not need.
+    from nullsae.core.terminal_bar import terminal_bar
+
+    with terminal_bar(description, unit) as update:
+
+        def on_terminal(done: int, total: int, figure: float | str | None = None) -> None:
+            update(done, total, _text(figure))
+
+        yield on_terminal

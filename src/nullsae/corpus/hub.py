@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Literal
 
 import huggingface_hub
 from huggingface_hub import errors
 
 from nullsae.config.model_files import is_local
+from nullsae.core import provenance
 from nullsae.core.errors import UserError, first_line
 
 TIMEOUT_SECONDS = 10.0
@@ -24,6 +27,8 @@ def check_repository(
 ) -> None:
     """Raise a `UserError` at once if the hub cannot be reached or has no such repository.
 
+    The commit that the revision is now is noted for the provenance of what the job makes.
+
     Local folders pass, and so does everything in offline mode (`HF_HUB_OFFLINE=1`): the loading
     library then looks into its cache only, and says quickly what is missing.
 
@@ -34,12 +39,16 @@ def check_repository(
         where: the config key of `path`.
         revision_where: that of the revision, if it is another one.
     """
-    if is_local(path) or huggingface_hub.is_offline_mode():
+    if is_local(path):
+        return
+    if huggingface_hub.is_offline_mode():
+        provenance.note_revision(f"{kind} {path}", cached_commit(path, kind, revision))
         return
     what = f"{'data set' if kind == 'dataset' else kind} {path!r}"
     api = huggingface_hub.HfApi()
     try:
-        api.repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
+        found = api.repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
+        provenance.note_revision(f"{kind} {path}", found.sha)
         return
     except errors.HFValidationError:
         reason = NO_ID.format(where, path)
@@ -59,6 +68,19 @@ def check_repository(
             f"HF_HUB_OFFLINE=1 if it is in the cache, or give a local folder"
         )
     raise UserError(reason)
+
+
+def cached_commit(path: str, kind: Literal["dataset", "model"], revision: str | None) -> str | None:
+    """The commit that the hub's cache takes a revision for; None where it does not know it."""
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    folder = huggingface_hub.constants.HF_HUB_CACHE
+    name = f"{kind}s--{path.replace('/', '--')}"
+    try:
+        found = Path(folder, name, "refs", revision or "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return found or None
 
 
 def check_cached(

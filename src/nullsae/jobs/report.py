@@ -51,7 +51,7 @@ def _things(config: Config, _wildcards: Wildcards) -> Iterator[Path]:
 
 
 # The page shows SAEs and explainers in the order of the config; nothing else depends on it.
-@rule("report", things=_things, ordered=False)
+@rule("report", "aggregation/provenance.py", things=_things, ordered=False)
 def report(config: Config, _wildcards: Wildcards) -> ReportParams:
     """The whole study."""
     return ReportParams(study=config)

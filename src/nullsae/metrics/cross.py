@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from nullsae.subjects.loading import pick_device
 
 
 def cross_evaluate(
-    params: CrossEvaluateParams, *, sae: Path, activations: list[Path], tokens: Path, output: Path
+    params: CrossEvaluateParams,
+    *,
+    sae: Path,
+    activations: list[Path],
+    tokens: Path,
+    output: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the table `cross_evaluation` of one SAE: a row per variant, in the order of the params.
 
@@ -37,6 +44,7 @@ def cross_evaluate(
         activations: manifests of the variants' `eval` activations, in the order of the params.
         tokens: manifest of the corpus' `eval` split.
         output: the table.
+        progress: called with (variants done, variants in all).
 
     Raises:
         UserError: another number of manifests than of variants, or activations that are missing,
@@ -57,11 +65,12 @@ def cross_evaluate(
         open_site(manifest, params.keys.site, key, config.d_model, sae)
         for manifest, key in zip(activations, keys, strict=True)
     ]
-    rows = [
-        {"evaluated_on": variant.variant, "evaluated_on_draw": variant.draw}
-        | _measure(coder, config.input_norm, reader, corpus, params.max_tokens)
-        for variant, reader in zip(params.variants, readers, strict=True)
-    ]
+    rows = []
+    for variant, reader in zip(params.variants, readers, strict=True):
+        place = {"evaluated_on": variant.variant, "evaluated_on_draw": variant.draw}
+        found = _measure(coder, config.input_norm, reader, corpus, params.max_tokens)
+        rows.append(place | found)
+        progress(len(rows), len(readers))
     tables.write_table(output, rows, tables.cell_schema("cross_evaluation"))
 
 

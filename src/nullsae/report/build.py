@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from nullsae import paths
+from nullsae.aggregation.provenance import differences, in_short
 from nullsae.config.study import Config
 from nullsae.report import examples, sections, style
 from nullsae.report.controls import controls
@@ -55,6 +56,7 @@ def build_report(config: Config, root: Path) -> None:
         config=config,
         config_yaml=yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True),
         controls=controls(config),
+        made_by=in_short(study.made_by),
         compact=study.compact,
         tight=sections.is_tight(study),
         example_rule=examples.RULE,
@@ -83,9 +85,12 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "sites": section.sites,
         "model": next((row for row in health if row["gap_nats"] is not None), None),
         "health": health,
-        "warnings": sorted(
-            {row["warning"] for row in study.rows("contrasts", subject=subject) if row["warning"]}
-        ),
+        "warnings": [
+            *sorted(
+                {r["warning"] for r in study.rows("contrasts", subject=subject) if r["warning"]}
+            ),
+            *(text for name, text in differences(study.made_by) if name == subject),
+        ],
         "activations": sections.activation_health(study, subject),
         "d_model": next((row["d_model"] for row in reconstruction), None),
         "matrices": sections.verdict_matrices(study, subject),

@@ -56,6 +56,8 @@ class Study:
     """Rows of `ALONG_TRAINING` about SAEs as they were along their training."""
     floors: list[Row] = field(default_factory=list)
     """Rows of `reconstruction` about Gaussian floors, which are no variants."""
+    made_by: list[Row] = field(default_factory=list)
+    """Rows of `provenance`; none where it is not there."""
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -123,6 +125,7 @@ def load_study(config: Config, root: Path) -> Study:
     import pyarrow.compute as pc
 
     from nullsae import tables
+    from nullsae.tables.study import PROVENANCE
 
     loaded: dict[str, list[Row]] = {}
     along: dict[str, list[Row]] = {}
@@ -146,7 +149,10 @@ def load_study(config: Config, root: Path) -> Study:
         if name in ("explanations", "scores"):
             table = table.filter(pc.field("explainer") == (shown_explainer(config) or ""))
         loaded[name] = table.to_pylist()
-    return Study(config=config, root=root, tables=loaded, along=along, floors=floors)
+    made_by = []
+    if (file := root / paths.PROVENANCE).is_file():
+        made_by = tables.read_table(file, PROVENANCE).to_pylist()
+    return Study(config, root, loaded, along, floors, made_by)
 
 
 def thin(names: Sequence[str], n: int) -> list[str]:

@@ -16,6 +16,7 @@ from nullsae import tables
 from nullsae.activations.blocks import Batches
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae, checkpoint_name
+from nullsae.core import provenance
 from nullsae.core.checkpoint import DAMAGED
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.randomness import torch_generator
@@ -67,6 +68,11 @@ class Cell:
         """Locked by the process that makes it."""
         return self.work.with_name(f"{self.work.name}.lock")
 
+    @property
+    def makers(self) -> Path:
+        """Who trained so far; those of a training that is resumed made a part of it."""
+        return self.work.with_name(f"{self.work.name}.{provenance.FILE}")
+
     def write(
         self,
         folder: Path,
@@ -79,6 +85,12 @@ class Cell:
         schema = tables.cell_schema("history")
         tables.write_table(folder / "history.parquet", history, schema)
         given = self.recipe.pretrained is not None and keys.variant == "trained"
+        provenance.record(
+            folder,
+            key=self.key,
+            parts=[self.makers],
+            tokens_seen=None if given else history[-1]["tokens"],
+        )
         save_sae(
             sae,
             folder,
@@ -153,6 +165,8 @@ class Run:
         if cell.checkpoint.is_file() and not self.resumed:
             del self.trainer  # there may be no room for two
             self.trainer = fresh()
+        makers = cell.makers
+        provenance.record(makers.parent, key=cell.key, resumes=self.resumed, name=makers.name)
         self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
         self.timed_tokens, self.timed_seconds = 0, 0.0
 
@@ -221,6 +235,7 @@ class Run:
         if self.done:
             self._write(self.cell.work, keys)
             self.cell.checkpoint.unlink(missing_ok=True)
+            self.cell.makers.unlink(missing_ok=True)
         elif trainer.step % recipe.checkpoint_every_steps == 0:
             trainer.save(self.cell.checkpoint)
         return losses.fvu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,10 +26,15 @@ HEALTH_BATCH_TOKENS = 2048
 BOS_CONTEXTS = 16
 
 
-def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
+def heldout_loss(
+    subject: Subject,
+    tokens: Tokens,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[float, int]:
     """Mean next-token loss over a split, in nats, and the number of tokens that are predicted.
 
-    Those are all but the first of each context, or all but BOS.
+    Those are all but the first of each context, or all but BOS. `progress` is called with (tokens
+    done, tokens in all).
     """
     ids, first = torch.from_numpy(tokens.input_ids), tokens.first_predicted
     context_bytes = ids.shape[1] * text_config(subject.model).vocab_size * 4
@@ -39,6 +45,7 @@ def heldout_loss(subject: Subject, tokens: Tokens) -> tuple[float, int]:
         contexts = range(start, start + len(batch))
         logits = subject.logits(batch, split="eval", contexts=contexts)
         total += float(_losses(logits, batch, first).sum())
+        progress(contexts.stop * ids.shape[1], ids.numel())
     n = tokens.input_ids[:, first:].size
     loss = total / n
     if not math.isfinite(loss):

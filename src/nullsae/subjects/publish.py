@@ -15,6 +15,7 @@ from nullsae import tables
 from nullsae.config.randomization import Settings
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, fitted_to
+from nullsae.core import provenance
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import drop_partial, read_json, rebuild_command, verify, write_json
 from nullsae.core.locking import alone_at
@@ -67,10 +68,13 @@ def train_subject(
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
     checkpoint = work / f"train_subject-{training_key(params, tokens.manifest)}.safetensors"
     tokenizer = tokenizer_beside(eval_tokens)
+    # Beside the checkpoint: whoever resumes it did not make it alone.
+    makers = checkpoint.with_suffix(".json")
     keys: dict[str, Any] = {"seed": params.seed, "subject": params.subject}
     with alone_at([checkpoint.with_suffix(".lock")]) as alone:
         if alone.certain:
             drop_partial(checkpoint)
+        provenance.record(work, name=makers.name, resumes=checkpoint.is_file())
         model, initial, log = train_model(
             source, tokens, **keys, device=device, checkpoint=checkpoint, progress=progress
         )
@@ -83,11 +87,18 @@ def train_subject(
                 model.load_state_dict(initial)
             recipe = {**keys, "variant": variant, "draw": 0, "source": made}
             _publish(model, folder, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
-        checkpoint.unlink(missing_ok=True)
+            provenance.record(folder, parts=[makers])
+        for file in (checkpoint, makers):
+            file.unlink(missing_ok=True)
 
 
 def randomize_model(
-    params: RandomizeModelParams, *, trained: Path | None, eval_tokens: Path, output: Path
+    params: RandomizeModelParams,
+    *,
+    trained: Path | None,
+    eval_tokens: Path,
+    output: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Make one variant of a subject and check it.
 
@@ -97,6 +108,7 @@ def randomize_model(
             without weights of its own runs on those beside it.
         eval_tokens: manifest of the corpus' `eval` split.
         output: folder of the variant.
+        progress: called with (held-out tokens read, held-out tokens in all).
 
     Raises:
         UserError: the source cannot be loaded, the variant has no such draw, its settings do
@@ -155,6 +167,7 @@ def randomize_model(
         checks=checks,
         tokenizer=tokenizer,
         weights=weights,
+        progress=progress,
     )
 
 
@@ -211,6 +224,7 @@ def _publish(
     checks: list[gates.Gate],
     tokenizer: Path | None,
     weights: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Save, reload, gate and measure one variant; `gates.json` and `model.parquet` come last."""
     probe = torch.from_numpy(heldout.input_ids[:PROBE_CONTEXTS])
@@ -231,7 +245,7 @@ def _publish(
     checks = [*checks, gates.reloads(saved, logits), gates.finite(activations, logits), *own]
     gates.require(checks, str(folder))
 
-    loss, n_predicted = heldout_loss(subject, heldout)
+    loss, n_predicted = heldout_loss(subject, heldout, progress)
     found: dict[str, Any] = {"gates": checks, "heldout_loss_nats": loss}
     if written["variant"] == "trained":
         where = f"config: subjects.{written['subject']}"

@@ -103,3 +103,25 @@ COSTS = schema(
     ("paid_usd", "float?", "by the last run of the job"),
     ("estimated_calls", "int?", "calls whose tokens were not counted, or not as can be true"),
 )
+# Who made what: one row per artifact and job that made it or a part of it. Texts are `unknown` for
+# what was made before this was recorded, and null where a job did not use it.
+PROVENANCE = schema(
+    ("kind", "text", "corpus, model, activations, sae, metrics, latents, explanations, scores, .."),
+    ("corpus subject variant", "text?"),
+    ("draw", "int?"),
+    ("split site sae", "text?"),
+    ("seed", "int?"),
+    ("explainer scorer", "text?"),
+    ("job", "int", "which of the jobs that made it, from 0"),
+    ("verb nullsae", "text"),
+    ("commit", "text?", "the last that changed nullsae; + where files were changed since"),
+    ("python", "text"),
+    ("torch transformers", "text?"),
+    ("cuda", "text?", "what torch was built for"),
+    ("device device_kind host", "text"),
+    ("dtype", "text?", "what the job stored or computed in"),
+    ("threads", "int?"),
+    ("revisions", "text?", "commits of what it read from the hub"),
+    ("tokens_seen", "int?", "that an SAE was trained on, each epoch counted"),
+    ("differs_from_trained", "text?", "in what the variant's cells differ from those of trained"),
+)

@@ -1,0 +1,264 @@
+"""Who made an artifact: versions, device and host, in a `provenance.json` beside it.
+
+It is no input of any job and no output that a rule declares: what a job makes depends on its params
+and its code, and must be the same bytes on two machines. So a tree that was made before there was
+such a file stays as it is, and says nothing of who made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nullsae import __version__
+from nullsae.core.files import write_json
+
+FILE = "provenance.json"
+PACKAGE = Path(__file__).parents[1]
+GIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A job that made an artifact or a part of it; None where something was not used."""
+
+    verb: str
+    nullsae: str
+    commit: str | None
+    """The last one that changed the package; `+` where files were changed since."""
+    python: str
+    torch: str | None
+    transformers: str | None
+    cuda: str | None
+    """What torch was built for."""
+    device: str
+    """Name of the GPU, or of the CPU."""
+    device_kind: str
+    """`cpu`, `cuda` or `mps`."""
+    host: str
+    dtype: str | None
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Content of `provenance.json`."""
+
+    key: str = ""
+    """Of what was made, where several jobs may make it one after the other."""
+    jobs: tuple[Maker, ...] = ()
+    """Who made it, each once, in the order in which they came."""
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Commits of what the jobs read from the hub, by `model ID`, `dataset ID`."""
+    tokens_seen: int | None = None
+    """That an SAE was trained on, each epoch counted."""
+
+    def after(self, *earlier: Provenance) -> Provenance:
+        """This one, with the jobs that made earlier parts of the same before its own."""
+        jobs = dict.fromkeys(job for one in (*earlier, self) for job in one.jobs)
+        revisions = {k: v for one in (*earlier, self) for k, v in one.revisions.items()}
+        seen = [one.tokens_seen for one in (self, *earlier) if one.tokens_seen is not None]
+        tokens = seen[0] if seen else None
+        return replace(self, jobs=tuple(jobs), revisions=revisions, tokens_seen=tokens)
+
+
+class _Process:
+    """What is known of the job that this process is."""
+
+    def __init__(self) -> None:
+        self.verb = ""
+        self.device = "cpu"
+        self.dtype: str | None = None
+        self.threads: int | None = None
+        self.revisions: dict[str, str] = {}
+
+
+_process = _Process()
+
+
+@contextmanager
+def at_work(
+    verb: str, *, device: str = "cpu", dtype: str | None = None, threads: int | None = None
+) -> Iterator[None]:
+    """Within the block this process is one job, on this torch device.
+
+    `dtype` is what it stores or computes in, `threads` how many it computes with.
+    """
+    global _process
+    before, _process = _process, _Process()
+    _process.verb, _process.device, _process.dtype = verb, device, dtype
+    _process.threads = threads
+    try:
+        yield
+    finally:
+        _process = before
+
+
+def note_revision(what: str, commit: str | None) -> None:
+    """The job reads this commit of a repository, such as `model EleutherAI/pythia-70m`."""
+    if commit:
+        _process.revisions[what] = commit
+
+
+def this_job() -> Maker:
+    """The job that this process is, with what it has loaded by now."""
+    torch, device = sys.modules.get("torch"), _process.device
+    return Maker(
+        verb=_process.verb,
+        nullsae=__version__,
+        commit=package_commit(),
+        python=platform.python_version(),
+        torch=None if torch is None else str(torch.__version__),
+        transformers=_version("transformers") if "transformers" in sys.modules else None,
+        cuda=None if torch is None else torch.version.cuda,
+        device=device_name(device),
+        device_kind=device.partition(":")[0],
+        host=socket.gethostname(),
+        dtype=_process.dtype,
+        threads=_process.threads,
+    )
+
+
+def record(
+    folder: Path,
+    *,
+    key: str = "",
+    resumes: bool = False,
+    parts: Iterable[Path] = (),
+    own: bool = True,
+    tokens_seen: int | None = None,
+    name: str = FILE,
+) -> None:
+    """Write who made what lies in a folder.
+
+    Args:
+        folder: where it lies.
+        key: hash of all that determines it, where `resumes` may follow.
+        resumes: whether this job goes on where an earlier one ended: that one stays named, if it
+            made something of the same key.
+        parts: files that this function wrote, of the jobs that made parts of it; with a key,
+            those of the same key.
+        own: whether this job made any of it, and did not only join it.
+        tokens_seen: that an SAE was trained on.
+        name: of the file.
+    """
+    earlier = [
+        found
+        for file in parts
+        if (found := read(file)) is not None and (not key or found.key == key)
+    ]
+    if resumes and (found := read(folder / name)) is not None and found.key == key:
+        earlier = [found, *earlier]
+    jobs, revisions = ((this_job(),), dict(_process.revisions)) if own else ((), {})
+    made = Provenance(key, jobs, revisions, tokens_seen).after(*earlier)
+    if made.jobs:
+        if read(folder / name) != made:
+            write_json(folder / name, asdict(made))
+    else:  # joined from parts of which nobody knows: nor may what stood here before say it
+        (folder / name).unlink(missing_ok=True)
+
+
+def read(file: Path) -> Provenance | None:
+    """What stands in a file; None where there is none, or none that can be read."""
+    try:
+        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        names = [each.name for each in fields(Maker)]
+        jobs = tuple(Maker(**{name: job[name] for name in names}) for job in data.pop("jobs"))
+        return Provenance(jobs=jobs, **data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def described(job: Maker) -> str:
+    """A job in one line, for the head of its log."""
+    versions = [
+        f"nullsae {job.nullsae}" + (f" ({job.commit})" if job.commit else ""),
+        f"Python {job.python}",
+        *(
+            f"{label} {version}"
+            for label, version in (
+                ("torch", job.torch),
+                ("transformers", job.transformers),
+                ("CUDA", job.cuda),
+            )
+            if version is not None
+        ),
+    ]
+    where = f"{job.device_kind}: {job.device}"
+    if job.threads is not None:
+        where += f", {job.threads} thread{'s' * (job.threads != 1)}"
+    return f"{', '.join(versions)}; {where}; host {job.host}"
+
+
+@cache
+def package_commit() -> str | None:
+    """The last commit that changed the package, 12 hex digits; None outside a checkout of it.
+
+    `+` follows where files of it were changed since. Commits of anything else beside the package,
+    such as a study's config, leave it as it is.
+    """
+    # Installed below somebody's repository, it is in no commit of it.
+    found = _git("log", "-1", "--format=%H", "--", ".")
+    if not found:
+        return None
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    return found[:12] + "+" * bool(changed)
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in the package's folder; None where it cannot."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), *arguments],
+            env={**environment, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@cache
+def device_name(device: str) -> str:
+    """The name of a torch device: a GPU's as its driver says it, else the CPU's."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    return _cpu_name()
+
+
+def _cpu_name() -> str:
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            text = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
+        else:
+            text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+            found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+            text = found[1] if found else ""
+    except (OSError, subprocess.TimeoutExpired):
+        text = ""
+    return " ".join(text.split()) or platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,46 +1,41 @@
 """The checked config, and what all rules share. No rules here."""
 
-import json
-import os
 import sys
-from functools import cache
 from inspect import signature
 from pathlib import Path
 
 import yaml
-from snakemake.io import flag
 
 from nullsae import paths, tables
 from nullsae.jobs import rules as jobs
-from nullsae.jobs.activations import ACTIVATIONS, activations_key
+from nullsae.jobs.activations import ACTIVATIONS
 from nullsae.jobs.autointerp import asks, is_shared_out
+from nullsae.jobs.entry import check_start, take_absolute_targets, with_typed_entries
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.config.study import NO_EXPLAINER
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
-from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, fitted_to, has_model
+from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
 from nullsae.jobs.limits import default_limit
 from nullsae.jobs.resources import Needs
-from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
+from nullsae.jobs.sae_inputs import captured_by, fitted_keys, options_of
+from nullsae.jobs.sae_inputs import sae_inputs, settled
+from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
 
-# A job that is told to end keeps what it has first; its shell must not end before it.
-shell.prefix("set -euo pipefail; trap : TERM; ")
-
 try:
-    STUDY = resolve_subjects(parse_config(config))
+    check_start(workflow, sys.argv)
+    STUDY = resolve_subjects(parse_config(with_typed_entries(workflow, config)))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.
     sys.exit(str(error))
 
 
 remember_options(workflow, sys.argv)
+take_absolute_targets(workflow)
 
-# How endpoints are asked. It changes no answer: in shell lines, not in params, it makes no job
-# run again.
-LLM = STUDY.llm.model_dump_json()
 # What each job asks of its machine.
 NEEDS = Needs(STUDY)
 CELL_FILES = cell_files(STUDY)
@@ -154,24 +149,17 @@ def looked_up_tokens(split):
 
 
 def captured(split):
-    """A function of wildcards: the manifest of a site's activations.
-
-    One capture job makes all sites of a split, and Snakemake runs all that is below a job that
-    runs, or, for `ancient` inputs, looks at no other reason to run it. Neither will do: a new site
-    must leave the SAEs of the others alone, and an edit of their recipe must still reach them. So
-    a site that is already captured as the config asks for is read by its own manifest, which no
-    rule makes, recorded under the name of the split's manifest, so that the set of inputs does
-    not change between the run that captures it and later ones.
-    """
-
-    return known(lambda wildcards: captured_by({**dict(wildcards), "split": split}))
+    """A function of wildcards: the manifest of a site's activations, as `captured_by` explains."""
+    return known(
+        lambda wildcards: captured_by(STUDY, {**dict(wildcards), "split": split})
+    )
 
 
 @known
 def captured_of_all_variants(wildcards):
     """The `eval` activations that an SAE is cross-evaluated on."""
     return [
-        captured_by({**cell, "split": "eval", "site": wildcards.site})
+        captured_by(STUDY, {**cell, "split": "eval", "site": wildcards.site})
         for cell in cross_cells(STUDY, dict(wildcards))
     ]
 
@@ -183,29 +171,6 @@ def saes_of_recipe(wildcards):
         paths.SAE_CONFIG.format(**wildcards, **cell)
         for cell in matched_cells(STUDY, wildcards.sae)
     ]
-
-
-def captured_by(keys):
-    """The manifest of one site's activations, as `captured` explains."""
-    of_split = paths.ACTIVATIONS_MANIFEST.format(**keys)
-    of_site = Path(paths.SITE.format(**keys)) / "manifest.json"
-    wanted = activations_key(
-        STUDY, keys["subject"], keys["variant"], int(keys["draw"]), keys["split"]
-    )
-    if key_of(of_site) != wanted:
-        return of_split
-    return ancient(flag(str(of_site), "sourcecache_entry", of_split))
-
-
-@cache
-def key_of(manifest):
-    """The provenance that a manifest states; None where there is none."""
-    if NO_RESULTS in os.environ:
-        return None
-    try:
-        return json.loads(manifest.read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 @known
@@ -223,19 +188,17 @@ def model_recipe(wildcards):
     return paths.RECIPE.format(**wildcards) if has_model(wildcards.variant) else []
 
 
-def fitted_keys(keys):
-    """The keys of the activations that Gaussian ones are fitted to; None for those of a model."""
-    fitted = fitted_to(keys["variant"], int(keys["draw"]))
-    if fitted is None:
-        return None
-    variant, draw = fitted
-    return {**keys, "variant": variant, "draw": draw, "split": "sae_train"}
-
-
 @known
 def fitted_activations(wildcards):
     """The manifest of the activations that Gaussian ones are fitted to."""
     return paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(dict(wildcards)))
+
+
+@known
+def how_to_ask(wildcards, input):
+    """How endpoints are asked. It changes no answer and must make no job run again: Snakemake takes
+    what is made from a job's inputs for no param of its own."""
+    return STUDY.llm.model_dump_json()
 
 
 @known
@@ -322,46 +285,20 @@ def ranks_of_shard(wildcards):
     return f"{int(wildcards.shard) * each}:{(int(wildcards.shard) + 1) * each}"
 
 
-def captured_at(sites, **keys):
-    """The manifests of several sites' activations, each as `captured` explains, named once."""
-    return list(dict.fromkeys(captured_by({**keys, "site": site}) for site in sites))
-
-
 def shared_inputs(job):
     """What a job reads that trains several SAEs, by the names of its rule's inputs."""
-    keys = {name: job.keys[name] for name in ("subject", "variant", "draw")}
-    stream = STUDY.activations.mode == "stream"
-    looked_up = any(sae.origin.reads_tokens for sae in job.recipes)
-    corpus = STUDY.subjects[keys["subject"]].corpus
-    tokens = {
-        split: [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]
-        for split in ("sae_train", "eval")
-    }
-    fitted = fitted_keys(keys)
-    return {
-        "train": captured_at(job.sites, split="sae_train", **keys),
-        "heldout": captured_at(job.sites, split="eval", **keys),
-        "train_tokens": tokens["sae_train"] if stream or looked_up else [],
-        "eval_tokens": tokens["eval"] if looked_up else [],
-        "model": [paths.RECIPE.format(**keys)] if stream and not fitted else [],
-        "fitted": captured_at(job.sites, **fitted) if stream and fitted else [],
-    }
+    found = sae_inputs(STUDY, job.keys, job.sites, job.recipes)
+    return settled(found) if job.whole else found
+
+
+def shared_options(job):
+    """The options for the inputs that only some of these jobs have."""
+    return " ".join(options_of(job.keys, shared_inputs(job)))
 
 
 def cells_of(job):
     """The keys of each SAE that a job trains."""
     return [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
-
-
-def shared_options(job):
-    """The options for the inputs that only some of these jobs have."""
-    files = shared_inputs(job)
-    if files["fitted"]:
-        # One site's own manifest may be what Snakemake looks at: `captured`.
-        of_split = paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(job.keys))
-        files["fitted"] = [of_split]
-    named = ("train_tokens", "eval_tokens", "model", "fitted")
-    return " ".join(option(n.replace("_", "-"), *files[n]) for n in named if files[n])
 
 
 def shared_folder(job):
@@ -375,13 +312,6 @@ def hive(keys):
     return str(Path(*(f"{name}={value}" for name, value in keys.items())))
 
 
-def is_named(file):
-    """Whether the command line names a file, which Snakemake then wants a rule for, or a plan asks
-    for the jobs of all.
-    """
-    return file in sys.argv or NO_RESULTS in os.environ
-
-
 def fixed(text):
     """A function of wildcards that gives a text as it is, braces and all."""
     return known(lambda wildcards: text)
@@ -389,7 +319,8 @@ def fixed(text):
 
 def as_set_for(rule, **resources):
     """Resources, where a profile's `set-resources` for another rule does not say otherwise."""
-    given = workflow.resource_settings.overwrite_resources.get(rule, {})
+    name = workflow.modifier.modify_rulename(rule)
+    given = workflow.resource_settings.overwrite_resources.get(name, {})
     return {**resources, **given}
 
 

@@ -43,8 +43,9 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
             " --output {params.folder} --work {params.work} > {log} 2>&1"
 
 
-# One rule per job: which SAEs it makes depends on which ones are there.
-for job in shared_jobs(STUDY, named=is_named):
+# One rule per job: which SAEs it makes depends on which ones are there. Those that are whole have a
+# job, too, which Snakemake has no reason to run, but can be told to.
+for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
 
     rule:
         name:
@@ -52,7 +53,7 @@ for job in shared_jobs(STUDY, named=is_named):
         input:
             **shared_inputs(job),
         output:
-            # One that is named and whole is not made again.
+            # What is whole is not deleted, and not made again.
             config=update(job.files(paths.SAE_CONFIG)),
             weights=update(job.files(paths.SAE_WEIGHTS)),
             history=update(job.files(paths.HISTORY)),

@@ -16,7 +16,7 @@ from nullsae.config.study import NO_EXPLAINER
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
-from nullsae.jobs.limits import default_limit
+from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.sae_inputs import captured_by, fitted_keys, options_of
 from nullsae.jobs.sae_inputs import sae_inputs, settled
@@ -27,6 +27,7 @@ from nullsae.config.parse import resolve_subjects, parse_config
 
 try:
     check_start(workflow, sys.argv)
+    read_set_resources(workflow.resource_settings)
     STUDY = resolve_subjects(parse_config(with_typed_entries(workflow, config)))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.
@@ -315,13 +316,6 @@ def hive(keys):
 def fixed(text):
     """A function of wildcards that gives a text as it is, braces and all."""
     return known(lambda wildcards: text)
-
-
-def as_set_for(rule, **resources):
-    """Resources, where a profile's `set-resources` for another rule does not say otherwise."""
-    name = workflow.modifier.modify_rulename(rule)
-    given = workflow.resource_settings.overwrite_resources.get(name, {})
-    return {**resources, **given}
 
 
 def option(name, files):

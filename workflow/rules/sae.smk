@@ -46,6 +46,10 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
 # One rule per job: which SAEs it makes depends on which ones are there. Those that are whole have a
 # job, too, which Snakemake has no reason to run, but can be told to.
 for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
+    set_as_for(
+        workflow.resource_settings,
+        *map(workflow.modifier.modify_rulename, ("train_sae", job.name)),
+    )
 
     rule:
         name:
@@ -65,11 +69,8 @@ for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
             "../../envs/nullsae.yaml"
         threads: STUDY.compute.threads
         resources:
-            **as_set_for(
-                "train_sae",
-                gpu=GPUS,
-                **needed("train_sae", cells_of(job)),
-            ),
+            **needed("train_sae", cells_of(job)),
+            gpu=GPUS,
         params:
             config=fixed(job.text),
             code=fixed(job.code),

@@ -90,7 +90,9 @@ def _values(arguments: Sequence[str], *names: str) -> Iterator[str]:
 
 def _shares_nothing(executor: str) -> bool:
     from snakemake_interface_common.exceptions import InvalidPluginException
-    from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+    from snakemake_interface_executor_plugins.registry import (  # type: ignore[import-untyped]
+        ExecutorPluginRegistry,
+    )
 
     try:
         plugin = ExecutorPluginRegistry().get_plugin(executor)

@@ -69,11 +69,10 @@ def read_set_resources(settings: ResourceSettings) -> None:
     from snakemake.resources import Resource
 
     for rule, given in settings.overwrite_resources.items():
-        for name in ("mem", "disk"):
-            # Snakemake keeps `mem_mb` by this name, too.
+        for name in ("mem_mb", "disk_mb"):  # so Snakemake keeps `mem` and `disk`, too
             text = _literal(given[name].raw) if name in given else None
             if text is not None:
-                megabytes = limit("mem_mb", text, f"--set-resources {rule}:{name}_mb")
+                megabytes = limit("mem_mb", text, f"--set-resources {rule}:{name}")
                 given[name] = Resource(name, megabytes)
 
 

@@ -1,7 +1,9 @@
 """nullsae: the placebo-controlled SAE experiment, from text to verdicts."""
 
+from nullsae.jobs.entry import base_config, guard_shells
 
-configfile: "config.yaml"
+
+configfile: base_config(workflow)
 
 
 include: "workflow/rules/common.smk"
@@ -38,3 +40,6 @@ include: "workflow/rules/autointerp.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/toy.smk"
+
+
+guard_shells(workflow, shell)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from snakemake.resources import Resources
+from snakemake.resources import Resource, Resources
+from snakemake.settings.types import ResourceSettings
 
 from nullsae.core.errors import UserError
-from nullsae.jobs.limits import Kind, default_limit, limit
+from nullsae.jobs.limits import Kind, default_limit, limit, read_set_resources, set_as_for
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,51 @@ def test_a_limit_that_is_none_is_one_line(given: str) -> None:
     with pytest.raises(UserError, match=r"^--default-resources max_runtime: ") as caught:
         default_limit(Resources.parse([given], allow_expressions=True), "runtime", 99)
     assert "\n" not in str(caught.value)
+
+
+def given(*assignments: str) -> ResourceSettings:
+    """As the command line's parser hands over what `--set-resources` says of `train_sae`."""
+    parsed = Resources.parse(list(assignments), allow_expressions=True)
+    return ResourceSettings(overwrite_resources={"train_sae": parsed})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "megabytes"),
+    [
+        ('mem_mb="2GB"', 2_000),
+        ("mem_mb=2GB", 2_000),
+        ("mem_mb='0.5 TB'", 500_000),
+        ('mem="2GB"', 2_000),
+        ('disk_mb="3GB"', 3_000),
+        ("mem_mb=4000", 4_000),
+        ("mem_mb=attempt * 4000", 8_000),
+        ('mem="8GB" if attempt > 1 else "1GB"', 8_000),
+    ],
+)
+def test_set_resources_takes_sizes_with_units_and_expressions(
+    assignment: str, megabytes: int
+) -> None:
+    settings = given(assignment)
+    read_set_resources(settings)
+    kind = assignment.partition("=")[0].removesuffix("_mb")
+    found = settings.overwrite_resources["train_sae"][f"{kind}_mb"]
+    assert isinstance(found, Resource)
+    if found.is_evaluable():
+        job = {"input": [], "attempt": 2, "threads": 1, "rulename": "", "async_run": None}
+        found = found.evaluate({}, **job)
+    assert found.value == megabytes
+
+
+@pytest.mark.parametrize("assignment", ['mem_mb="much"', "disk_mb='2 hours'", "mem_mb=3hours"])
+def test_a_size_that_is_none_is_one_line_that_names_the_rule(assignment: str) -> None:
+    with pytest.raises(UserError, match=r"^--set-resources train_sae:.*_mb: .*64GB$") as caught:
+        read_set_resources(given(assignment))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_set_for_trainings_holds_for_those_of_several_saes() -> None:
+    settings = given("mem_mb=5000", "slurm_partition=long")
+    set_as_for(settings, "train_sae", "train_saes_0")
+    set_as_for(settings, "evaluate_sae", "train_saes_0")
+    found = settings._parsed_overwrite_resources["train_saes_0"]
+    assert found["mem_mb"].value == 5_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nullsae.jobs.grid import cell_files, cross_cells, floor_cells, sae_cells
 from nullsae.jobs.metrics import EvaluateSaesParams
 from nullsae.jobs.rules import rule_params
 from nullsae.jobs.saes import TrainSaeParams, pretrained_sae_path
-from nullsae.jobs.shared_training import SharedJob, shared_jobs
+from nullsae.jobs.shared_training import SharedJob, shared_jobs, whole_saes
 
 STUDY: dict[str, Any] = {
     "corpora": {
@@ -164,6 +165,12 @@ def write_saes(root: Path, jobs: list[SharedJob]) -> None:
             (root / file).touch()
 
 
+def jobs_in(root: Path, config: Config) -> tuple[list[SharedJob], list[SharedJob]]:
+    """The jobs that have SAEs to make, and those whose SAEs are whole."""
+    jobs = shared_jobs(config, whole_saes(config, root))
+    return [job for job in jobs if not job.whole], [job for job in jobs if job.whole]
+
+
 @pytest.mark.parametrize(
     ("mode", "n_jobs"), [({"mode": "stream"}, 3), ({"shared_pass": True}, 18), ({}, 0)]
 )
@@ -171,7 +178,7 @@ def test_jobs_that_share_a_pass_hold_every_sae_once(
     tmp_path: Path, mode: dict[str, Any], n_jobs: int
 ) -> None:
     config = many(**mode)
-    jobs = shared_jobs(config, root=tmp_path)
+    jobs = shared_jobs(config)
     files = [file for job in jobs for file in job.files(paths.SAE_CONFIG)]
     # Trained, and two draws of gaussian.
     assert len(jobs) == n_jobs
@@ -193,15 +200,17 @@ def test_a_finished_sae_is_not_made_again_beside_a_new_one(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     config = many(**mode)
-    first = shared_jobs(config, root=tmp_path)
+    first = shared_jobs(config)
     write_saes(tmp_path, first)
-    assert shared_jobs(config, root=tmp_path) == []
+    # Jobs that are done keep their names and all of their SAEs.
+    assert jobs_in(tmp_path, config) == ([], [replace(job, whole=True) for job in first])
     edited = config.saes["topk"].model_copy(update={"lr": 1e-3})
     grown = config.saes["topk"].model_copy(update={"seeds": (*range(5), 7)})
     for saes in ({"new": edited}, {"topk": edited}, {"topk": grown}):
         changed = config.model_copy(update={"saes": {**config.saes, **saes}})
-        jobs = shared_jobs(changed, root=tmp_path)
-        assert len(jobs) == len(first)
+        jobs, whole = jobs_in(tmp_path, changed)
+        assert [job.name for job in jobs] == [job.name for job in first]
+        assert [job.name for job in whole] == [f"{job.name}_whole" for job in first]
         cells = [cell for job in jobs for cell in job.params.cells]
         expected = {("new", s) for s in range(5)} if "new" in saes else {("topk", 7)}
         if saes == {"topk": edited}:
@@ -209,26 +218,31 @@ def test_a_finished_sae_is_not_made_again_beside_a_new_one(
         assert {(cell.sae, cell.seed) for cell in cells} == expected
         assert len(cells) == 18 * len(expected)
         assert {name for job in jobs for name in job.params.saes} == {n for n, _ in expected}
+        left = {(cell.sae, cell.seed) for job in whole for cell in job.params.cells}
+        assert not left & expected
+        assert len(left | expected) == len(
+            {(c.sae, c.seed) for j in shared_jobs(changed) for c in j.params.cells}
+        )
 
 
-def test_an_sae_that_is_lost_or_named_has_a_job(tmp_path: Path) -> None:
+def test_an_sae_that_is_lost_or_damaged_has_a_job_to_make_it(tmp_path: Path) -> None:
     config = many(mode="stream")
-    (job, *others) = shared_jobs(config, root=tmp_path)
+    (job, *others) = shared_jobs(config)
     write_saes(tmp_path, [job, *others])
     weights, history = job.files(paths.SAE_WEIGHTS)[3], job.files(paths.HISTORY)[9]
     for file in (weights, history):
         (tmp_path / file).unlink()
     config_file = job.files(paths.SAE_CONFIG)[20]
     (tmp_path / config_file).write_text('{"key": ')
-    named = job.files(paths.SAE_CONFIG)[30]
-    (found,) = shared_jobs(config, root=tmp_path, named=lambda file: file == named)
+    (found,), whole = jobs_in(tmp_path, config)
     assert (found.name, found.keys) == (job.name, job.keys)
-    assert found.params.cells == tuple(job.params.cells[i] for i in (3, 9, 20, 30))
+    assert found.params.cells == tuple(job.params.cells[i] for i in (3, 9, 20))
+    assert [len(job.params.cells) for job in whole] == [147, 150, 150]
 
 
 def test_neither_the_mode_nor_what_is_trained_beside_it_changes_an_sae(tmp_path: Path) -> None:
     """A change would show in its key, which would train it again."""
-    shared = shared_jobs(many(shared_pass=True), root=tmp_path)
+    shared = shared_jobs(many(shared_pass=True))
     wildcards = {**CELL, "draw": "0", "variant": "trained"}
     one = TrainSaeParams.model_validate_json(rule_params(many(), "train_sae", wildcards))
     (of_site,) = (
@@ -412,7 +426,7 @@ def test_jobs_that_share_a_pass_keep_floors_apart_and_miss_none(
         }
     )
     plain = config.model_copy(update={"evaluation": many().evaluation})
-    before, jobs = shared_jobs(plain, root=tmp_path), shared_jobs(config, root=tmp_path)
+    before, jobs = shared_jobs(plain), shared_jobs(config)
     # Trained and step0, and two draws of rerandomized.
     assert len(before) == 4 * per_variant
     assert len(jobs) == 2 * len(before)
@@ -427,4 +441,6 @@ def test_jobs_that_share_a_pass_keep_floors_apart_and_miss_none(
         assert floor.name.isidentifier()
     assert len({job.name for job in jobs}) == len(jobs)
     write_saes(tmp_path, before)
-    assert [job.name for job in shared_jobs(config, root=tmp_path)] == [f.name for f in floors]
+    missing, whole = jobs_in(tmp_path, config)
+    assert [job.name for job in missing] == [f.name for f in floors]
+    assert [job.name for job in whole] == [job.name for job in before]

@@ -15,7 +15,7 @@ from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.activations import activations_key
 from nullsae.jobs.resources import Needs
-from nullsae.jobs.shared_training import rule_of, shared_jobs
+from nullsae.jobs.shared_training import rule_of, shared_jobs, whole_saes
 from nullsae.planning.dag import snakefile_of
 from nullsae.planning.show import Plan, make_plan
 
@@ -50,7 +50,7 @@ def counts(plan: Plan) -> dict[str, int]:
 def test_a_plan_counts_what_is_finished_and_writes_nothing(folder: Path) -> None:
     config = study(folder, SHARED)
     before = make_plan(config, folder)
-    for job in shared_jobs(config, root=folder):
+    for job in shared_jobs(config):
         for cell in job.params.cells:
             keys = job.params.cell_keys(cell).model_dump()
             key = job.params.cell_key(cell, job.params.code(cell))
@@ -65,7 +65,7 @@ def test_a_plan_counts_what_is_finished_and_writes_nothing(folder: Path) -> None
                     file = folder / pattern.format(**own)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text(json.dumps({"key": made}))
-    assert shared_jobs(config, root=folder) == []
+    assert all(job.whole for job in shared_jobs(config, whole_saes(config, folder)))
     lock = folder / ".snakemake/locks/0.input.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_text("results/tables/latents.parquet\n")

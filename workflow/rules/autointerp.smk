@@ -1,8 +1,6 @@
 # Whoever asks a language model or runs one has jobs of its own, so that no answer is lost with
 # another. All others take seconds: one job has all of them, for all SAEs of a model.
-PAID_PAIRS = [
-    pair for pair in STUDY.scored_pairs() if not is_free(STUDY, *pair)
-]
+PAID_PAIRS = [pair for pair in STUDY.scored_pairs() if not is_free(STUDY, *pair)]
 FREE = free_rules(STUDY)
 if FREE:
     # A scorer may judge some explanations by a formula, and others by asking.
@@ -10,6 +8,7 @@ if FREE:
 
 
 for job in FREE:
+    resources_as_set_for("explain_and_score", job)
 
     rule:
         name:
@@ -31,21 +30,29 @@ for job in FREE:
             "../../envs/nullsae.yaml"
         threads: 1
         resources:
-            **as_set_for(
-                "explain_and_score",
-                gpu=0,
-                **needed("explain_and_score", job.cells_of),
-            ),
+            **needed("explain_and_score", job.cells_of),
+            gpu=0,
         params:
             config=job_params(
-                *("explain_and_score", "seed", "subjects", "variants", "draws", "saes"),
+                *(
+                    "explain_and_score",
+                    "seed",
+                    "subjects",
+                    "variants",
+                    "draws",
+                    "saes",
+                ),
                 *("explainers", "scorers"),
                 writer=job.writer,
             ),
             code=job_code("explain_and_score", writer=job.writer),
             windows=left_open(paths.WINDOWS, "site", "sae", "seed"),
-            explanations=left_open(paths.EXPLANATIONS, "site", "sae", "seed", "explainer"),
-            scores=left_open(paths.SCORES_FOLDER, "site", "sae", "seed", "explainer", "scorer"),
+            explanations=left_open(
+                paths.EXPLANATIONS, "site", "sae", "seed", "explainer"
+            ),
+            scores=left_open(
+                paths.SCORES_FOLDER, "site", "sae", "seed", "explainer", "scorer"
+            ),
         message:
             "Explain and score without asking: {wildcards.subject}, {wildcards.variant},"
             " draw {wildcards.draw}"
@@ -77,6 +84,7 @@ rule explain_shard:
         config=job_params("explain_latents", "seed", "explainers"),
         code=job_code("explain_latents"),
         ranks=ranks_of_shard,
+        llm=how_to_ask,
         costs=paths.ASKED.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER),
     message:
         "Explain by {wildcards.explainer}, latents {params.ranks}: {wildcards.variant},"
@@ -84,7 +92,7 @@ rule explain_shard:
     shell:
         "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
         " --tokenizer {input.tokenizer} --ranks {params.ranks} --output {output}"
-        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
+        " --llm {params.llm:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule explain_latents:
@@ -100,7 +108,9 @@ rule explain_latents:
     benchmark:
         paths.BENCHMARK.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS)
     wildcard_constraints:
-        explainer=any_of(name for name in STUDY.explainers if STUDY.explainers[name].endpoint),
+        explainer=any_of(
+            name for name in STUDY.explainers if STUDY.explainers[name].endpoint
+        ),
     conda:
         "../../envs/nullsae.yaml"
     threads: 1
@@ -113,13 +123,14 @@ rule explain_latents:
         code=job_code("explain_latents"),
         base=given("base"),
         shards=shard_options,
+        llm=how_to_ask,
         costs=paths.ASKED.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS),
     message:
         "Explain by {wildcards.explainer}: {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
         " --tokenizer {input.tokenizer} {params.base} {params.shards} --output {output}"
-        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
+        " --llm {params.llm:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule prepare_judge:
@@ -170,6 +181,7 @@ rule score_shard:
         explanations=given("explanations"),
         judge=given("judge"),
         ranks=ranks_of_shard,
+        llm=how_to_ask,
         costs=paths.ASKED.format(rule="score_shard", keys=paths.SHARD_OF_SCORER),
     message:
         "Score {wildcards.explainer} by {wildcards.scorer}, latents {params.ranks}:"
@@ -179,7 +191,7 @@ rule score_shard:
         " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
         " --ranks {params.ranks}"
         " --predictions {output.predictions} --scores {output.scores}"
-        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
+        " --llm {params.llm:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule score_latents:
@@ -212,6 +224,7 @@ rule score_latents:
         explanations=given("explanations"),
         judge=given("judge"),
         shards=shard_options,
+        llm=how_to_ask,
         costs=paths.ASKED.format(rule="score_latents", keys=paths.SCORER_KEYS),
     message:
         "Score {wildcards.explainer} by {wildcards.scorer}: {wildcards.variant}, {wildcards.site}"
@@ -220,4 +233,4 @@ rule score_latents:
         " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
         " {params.shards}"
         " --predictions {output.predictions} --scores {output.scores}"
-        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
+        " --llm {params.llm:q} --costs {params.costs} > {log} 2>&1"

@@ -1,48 +1,39 @@
 """The checked config, and what all rules share. No rules here."""
 
 import atexit
-import json
-import os
 import re
 import sys
-from functools import cache
 from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
 
 import yaml
-from snakemake.io import flag
 
 from nullsae import paths, tables
 from nullsae.jobs import rules as jobs
 from nullsae.jobs.accepted import honour, read_accepted
-from nullsae.jobs.activations import ACTIVATIONS, activations_key
+from nullsae.jobs.activations import ACTIVATIONS
 from nullsae.jobs.autointerp import asks, is_free, is_shared_out, paid_writer
 from nullsae.jobs.code_changes import changed_code, changed_code_line
 from nullsae.jobs.code_record import write_record
+from nullsae.jobs.entry import check_start, take_absolute_targets, with_typed_entries
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
-from nullsae.config.variants import (
-    FLOOR_PREFIX,
-    VARIANTS,
-    fitted_to,
-    has_model,
-    runs_on_trained,
-)
-from nullsae.jobs.limits import default_limit
+from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model, runs_on_trained
+from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
 from nullsae.jobs.of_models import evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs
-from nullsae.jobs.shared_training import NO_RESULTS, shared_jobs
+from nullsae.jobs.sae_inputs import captured_by, fitted_keys, options_of
+from nullsae.jobs.sae_inputs import sae_inputs, settled
+from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options, study_options
 from nullsae.report.names import figure_names
 from nullsae.config.parse import resolve_subjects, parse_config
 
-# A job that is told to end keeps what it has first; its shell must not end before it.
-shell.prefix("set -euo pipefail; trap : TERM; ")
-
 try:
-    STUDY = resolve_subjects(parse_config(config))
+    check_start(workflow, sys.argv)
+    read_set_resources(workflow.resource_settings)
+    STUDY = resolve_subjects(parse_config(with_typed_entries(workflow, config)))
     honour(read_accepted(Path()))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.
@@ -50,6 +41,7 @@ except UserError as error:
 
 
 remember_options(workflow, sys.argv)
+take_absolute_targets(workflow)
 
 
 def say_changed_code():
@@ -63,10 +55,6 @@ def say_changed_code():
 # A dry run calls no hook: `onstart` is for runs.
 if workflow.is_main_process:
     atexit.register(lambda: workflow.dryrun and workflow.dag and say_changed_code())
-
-# How endpoints are asked. It changes no answer: in shell lines, not in params, it makes no job
-# run again.
-LLM = STUDY.llm.model_dump_json()
 # What each job asks of its machine.
 NEEDS = Needs(STUDY)
 CELL_FILES = cell_files(STUDY)
@@ -190,24 +178,17 @@ def looked_up_tokens(split):
 
 
 def captured(split):
-    """A function of wildcards: the manifest of a site's activations.
-
-    One capture job makes all sites of a split, and Snakemake runs all that is below a job that
-    runs, or, for `ancient` inputs, looks at no other reason to run it. Neither will do: a new site
-    must leave the SAEs of the others alone, and an edit of their recipe must still reach them. So
-    a site that is already captured as the config asks for is read by its own manifest, which no
-    rule makes, recorded under the name of the split's manifest, so that the set of inputs does
-    not change between the run that captures it and later ones.
-    """
-
-    return known(lambda wildcards: captured_by({**dict(wildcards), "split": split}))
+    """A function of wildcards: the manifest of a site's activations, as `captured_by` explains."""
+    return known(
+        lambda wildcards: captured_by(STUDY, {**dict(wildcards), "split": split})
+    )
 
 
 @known
 def captured_of_all_variants(wildcards):
     """The `eval` activations that an SAE is cross-evaluated on."""
     return [
-        captured_by({**cell, "split": "eval", "site": wildcards.site})
+        captured_by(STUDY, {**cell, "split": "eval", "site": wildcards.site})
         for cell in cross_cells(STUDY, dict(wildcards))
     ]
 
@@ -219,29 +200,6 @@ def saes_of_recipe(wildcards):
         paths.SAE_CONFIG.format(**wildcards, **cell)
         for cell in matched_cells(STUDY, wildcards.sae)
     ]
-
-
-def captured_by(keys):
-    """The manifest of one site's activations, as `captured` explains."""
-    of_split = paths.ACTIVATIONS_MANIFEST.format(**keys)
-    of_site = Path(paths.SITE.format(**keys)) / "manifest.json"
-    wanted = activations_key(
-        STUDY, keys["subject"], keys["variant"], int(keys["draw"]), keys["split"]
-    )
-    if key_of(of_site) != wanted:
-        return of_split
-    return ancient(flag(str(of_site), "sourcecache_entry", of_split))
-
-
-@cache
-def key_of(manifest):
-    """The provenance that a manifest states; None where there is none."""
-    if NO_RESULTS in os.environ:
-        return None
-    try:
-        return json.loads(manifest.read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 @known
@@ -270,19 +228,17 @@ def borrowed_weights(wildcards):
     return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
 
 
-def fitted_keys(keys):
-    """The keys of the activations that Gaussian ones are fitted to; None for those of a model."""
-    fitted = fitted_to(keys["variant"], int(keys["draw"]))
-    if fitted is None:
-        return None
-    variant, draw = fitted
-    return {**keys, "variant": variant, "draw": draw, "split": "sae_train"}
-
-
 @known
 def fitted_activations(wildcards):
     """The manifest of the activations that Gaussian ones are fitted to."""
     return paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(dict(wildcards)))
+
+
+@known
+def how_to_ask(wildcards, input):
+    """How endpoints are asked. It changes no answer and must make no job run again: Snakemake takes
+    what is made from a job's inputs for no param of its own."""
+    return STUDY.llm.model_dump_json()
 
 
 @known
@@ -374,32 +330,15 @@ def ranks_of_shard(wildcards):
     return f"{int(wildcards.shard) * each}:{(int(wildcards.shard) + 1) * each}"
 
 
-def captured_at(sites, **keys):
-    """The manifests of several sites' activations, each as `captured` explains, named once."""
-    return list(dict.fromkeys(captured_by({**keys, "site": site}) for site in sites))
-
-
 def shared_inputs(job):
     """What a job reads that trains several SAEs, by the names of its rule's inputs."""
-    keys = {name: job.keys[name] for name in ("subject", "variant", "draw")}
-    stream = STUDY.activations.mode == "stream"
-    looked_up = any(sae.origin.reads_tokens for sae in job.recipes)
-    corpus = STUDY.subjects[keys["subject"]].corpus
-    tokens = {
-        split: [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]
-        for split in ("sae_train", "eval")
-    }
-    fitted = fitted_keys(keys)
-    borrowed = borrowed_weights(SimpleNamespace(**keys)) if stream else []
-    return {
-        "train": captured_at(job.sites, split="sae_train", **keys),
-        "heldout": captured_at(job.sites, split="eval", **keys),
-        "train_tokens": tokens["sae_train"] if stream or looked_up else [],
-        "eval_tokens": tokens["eval"] if looked_up else [],
-        "model": [paths.RECIPE.format(**keys)] if stream and not fitted else [],
-        "weights": borrowed,
-        "fitted": captured_at(job.sites, **fitted) if stream and fitted else [],
-    }
+    found = sae_inputs(STUDY, job.keys, job.sites, job.recipes)
+    return settled(found) if job.whole else found
+
+
+def shared_options(job):
+    """The options for the inputs that only some of these jobs have."""
+    return " ".join(options_of(job.keys, shared_inputs(job)))
 
 
 def cells_of(job):
@@ -429,7 +368,9 @@ def captured_for(job, split):
     def manifests(wildcards):
         cells = [{name: c[name] for name in names} for c in job.cells_of(wildcards)]
         sites = {tuple(cell.values()): cell for cell in cells}
-        found = [captured_by({**cell, "split": split}) for cell in sites.values()]
+        found = [
+            captured_by(STUDY, {**cell, "split": split}) for cell in sites.values()
+        ]
         return list(dict.fromkeys(found))
 
     return manifests
@@ -458,21 +399,16 @@ def any_of(names):
     return "|".join(map(re.escape, names)) or NOTHING
 
 
-def shared_options(job):
-    """The options for the inputs that only some of these jobs have."""
-    files = shared_inputs(job)
-    if files["fitted"]:
-        # One site's own manifest may be what Snakemake looks at: `captured`.
-        of_split = paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(job.keys))
-        files["fitted"] = [of_split]
-    named = ("train_tokens", "eval_tokens", "model", "fitted")
-    return " ".join(option(n.replace("_", "-"), *files[n]) for n in named if files[n])
-
-
 def shared_folder(job):
     """The folder of each SAE of a job, with what they differ in left open."""
     left_open = {name: f"{{{name}}}" for name in ("site", "sae", "seed")}
     return paths.SAE.format(**{**left_open, **job.keys})
+
+
+def resources_as_set_for(rule, job):
+    """Let `--set-resources` of a rule reach one of its jobs that has a name of its own."""
+    names = map(workflow.modifier.modify_rulename, (rule, job.name))
+    set_as_for(workflow.resource_settings, *names)
 
 
 def hive(keys):
@@ -480,22 +416,9 @@ def hive(keys):
     return str(Path(*(f"{name}={value}" for name, value in keys.items())))
 
 
-def is_named(file):
-    """Whether the command line names a file, which Snakemake then wants a rule for, or a plan asks
-    for the jobs of all.
-    """
-    return file in sys.argv or NO_RESULTS in os.environ
-
-
 def fixed(text):
     """A function of wildcards that gives a text as it is, braces and all."""
     return known(lambda wildcards: text)
-
-
-def as_set_for(rule, **resources):
-    """Resources, where a profile's `set-resources` for another rule does not say otherwise."""
-    given = workflow.resource_settings.overwrite_resources.get(rule, {})
-    return {**resources, **given}
 
 
 def option(name, files):

@@ -1,5 +1,6 @@
 # All SAEs of a model, and its floors: what an SAE takes is hardly more than a job's start.
 for job in evaluation_rules(STUDY):
+    resources_as_set_for("evaluate_sae", job)
 
     rule:
         name:
@@ -25,12 +26,12 @@ for job in evaluation_rules(STUDY):
             "../../envs/nullsae.yaml"
         threads: STUDY.compute.threads
         resources:
-            **as_set_for(
-                "evaluate_sae", gpu=GPUS, **needed("evaluate_sae", job.cells_of)
-            ),
+            **needed("evaluate_sae", job.cells_of),
+            gpu=GPUS,
         params:
             config=job_params(
-                *("evaluate_sae", *ACTIVATIONS, "variants", "draws", "saes"), "evaluation"
+                *("evaluate_sae", *ACTIVATIONS, "variants", "draws", "saes"),
+                "evaluation",
             ),
             code=job_code("evaluate_sae"),
             model=given("model"),

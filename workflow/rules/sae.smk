@@ -43,8 +43,10 @@ if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
             " --output {params.folder} --work {params.work} > {log} 2>&1"
 
 
-# One rule per job: which SAEs it makes depends on which ones are there.
-for job in shared_jobs(STUDY, named=is_named):
+# One rule per job: which SAEs it makes depends on which ones are there. Those that are whole have a
+# job, too, which Snakemake has no reason to run, but can be told to.
+for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
+    resources_as_set_for("train_sae", job)
 
     rule:
         name:
@@ -52,7 +54,7 @@ for job in shared_jobs(STUDY, named=is_named):
         input:
             **shared_inputs(job),
         output:
-            # One that is named and whole is not made again.
+            # What is whole is not deleted, and not made again.
             config=update(job.files(paths.SAE_CONFIG)),
             weights=update(job.files(paths.SAE_WEIGHTS)),
             history=update(job.files(paths.HISTORY)),
@@ -64,11 +66,8 @@ for job in shared_jobs(STUDY, named=is_named):
             "../../envs/nullsae.yaml"
         threads: STUDY.compute.threads
         resources:
-            **as_set_for(
-                "train_sae",
-                gpu=GPUS,
-                **needed("train_sae", cells_of(job)),
-            ),
+            **needed("train_sae", cells_of(job)),
+            gpu=GPUS,
         params:
             config=fixed(job.text),
             code=fixed(job.code),

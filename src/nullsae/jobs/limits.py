@@ -1,13 +1,16 @@
-"""What no job asks more of, in every form in which Snakemake takes it."""
+"""Resources that a profile or a command line sets, in every form in which Snakemake takes them."""
 
 from __future__ import annotations
 
+import ast
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from nullsae.core.errors import UserError
 
 if TYPE_CHECKING:
     from snakemake.resources import Resources
+    from snakemake.settings.types import ResourceSettings
 
 Kind = Literal["mem_mb", "runtime"]
 FORMS: dict[Kind, str] = {
@@ -55,3 +58,41 @@ def default_limit(defaults: Resources | None, kind: Kind, otherwise: int) -> int
         text = " ".join(str(error).split())
         raise UserError(f"{where}: {found.raw!r}: {text or type(error).__name__}") from None
     return limit(kind, value, where)
+
+
+def read_set_resources(settings: ResourceSettings) -> None:
+    """Read sizes of `--set-resources` that have a unit, which Snakemake takes for `mem` alone.
+
+    Raises:
+        UserError: a text that is no size.
+    """
+    from snakemake.resources import Resource
+
+    for rule, given in settings.overwrite_resources.items():
+        for name in ("mem_mb", "disk_mb"):  # so Snakemake keeps `mem` and `disk`, too
+            text = _literal(given[name].raw) if name in given else None
+            if text is not None:
+                megabytes = limit("mem_mb", text, f"--set-resources {rule}:{name}")
+                given[name] = Resource(name, megabytes)
+
+
+def _literal(raw: Any) -> str | None:
+    """The text that an expression is, in quotes or, with a unit, without."""
+    if not isinstance(raw, str):
+        return None
+    try:
+        found = ast.literal_eval(raw)
+    except (ValueError, SyntaxError):
+        # An amount with a unit is no expression of Python, and any other text may be one.
+        return raw if re.fullmatch(r"[\d.]+ ?[A-Za-z]+", raw) else None
+    return found if isinstance(found, str) else None
+
+
+def set_as_for(settings: ResourceSettings, rule: str, job: str) -> None:
+    """Let what `--set-resources` says of a rule hold for a rule of another name, too.
+
+    Called before that rule is defined; what is said of it by its own name comes first.
+    """
+    known: Any = settings._parsed_overwrite_resources
+    if rule in known:
+        known.setdefault(job, known[rule])

@@ -1,0 +1,174 @@
+"""What the Snakefile does about how it was started or imported, before it has any rules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nullsae.core.errors import UserError
+
+BASE_CONFIG = "config.yaml"
+# A job that is told to end keeps what it has first; its shell must not end before it.
+GUARD = "set -euo pipefail; trap : TERM; "
+_NOT_SHARED = (
+    "results/ must be one folder for all jobs; run on one machine, or on a cluster whose nodes "
+    "share a file system (--profile profiles/slurm, docs/cluster.md)"
+)
+
+
+def base_config(workflow: Any) -> str:
+    """The config that others are merged into: the working folder's, else the checkout's.
+
+    A module has that of the checkout, where the importer gives none: `config.yaml` of the working
+    folder is the importer's.
+    """
+    if workflow.modifier.is_main_snakefile() and Path(BASE_CONFIG).exists():
+        return BASE_CONFIG
+    checkout = workflow.current_basedir.get_path_or_uri(secret_free=True)
+    return str(Path(checkout, BASE_CONFIG))
+
+
+def check_start(workflow: Any, arguments: Sequence[str]) -> None:
+    """Refuse what Snakemake takes and this workflow cannot do.
+
+    Args:
+        workflow: Snakemake's own.
+        arguments: the command line.
+
+    Raises:
+        UserError: jobs would share no file system, or `--configfile` is given twice.
+    """
+    if not workflow.is_main_process:
+        return
+    given = [a.partition("=")[0] for a in arguments]
+    if sum(name in ("--configfile", "--configfiles") for name in given) > 1:
+        raise UserError(
+            "--configfile: given twice, where Snakemake reads the last alone; "
+            "write --configfile first.yaml second.yaml"
+        )
+    storage = workflow.storage_settings
+    if storage.default_storage_provider is not None:
+        where = f"--default-storage-provider {storage.default_storage_provider}"
+        raise UserError(f"{where}: {_NOT_SHARED}")
+    shared = {str(usage) for usage in storage.shared_fs_usage}
+    if missing := [name for name in ("input-output", "sources") if name not in shared]:
+        raise UserError(f"--shared-fs-usage: lacks {', '.join(missing)}; {_NOT_SHARED}")
+    if (executor := _executor(arguments)) and _shares_nothing(executor):
+        raise UserError(f"--executor {executor}: its jobs share no files; {_NOT_SHARED}")
+
+
+def _executor(arguments: Sequence[str]) -> str | None:
+    """The executor that the command line names, or else its profiles, the last one first."""
+    if found := list(_values(arguments, "--executor", "-e")):
+        return found[-1]
+    from snakemake.cli import get_profile_dir
+
+    profiles = [os.environ.get("SNAKEMAKE_PROFILE", "")]
+    profiles += _values(arguments, "--profile", "--workflow-profile")
+    for name in reversed(profiles):
+        if name and name != "none" and (place := get_profile_dir(name)) is not None:
+            try:
+                profile = yaml.safe_load(place[1].read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # Snakemake has read it in its own way
+            if isinstance(profile, dict) and profile.get("executor"):
+                return str(profile["executor"])
+    return None
+
+
+def _values(arguments: Sequence[str], *names: str) -> Iterator[str]:
+    """The values of an option, in the order in which they were given."""
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            yield value if equals else after
+
+
+def _shares_nothing(executor: str) -> bool:
+    from snakemake_interface_common.exceptions import InvalidPluginException
+    from snakemake_interface_executor_plugins.registry import (  # type: ignore[import-untyped]
+        ExecutorPluginRegistry,
+    )
+
+    try:
+        plugin = ExecutorPluginRegistry().get_plugin(executor)
+    except InvalidPluginException:
+        return False
+    return bool(plugin.common_settings.implies_no_shared_fs)
+
+
+def typed_entries(entries: str | Iterable[str] | None) -> dict[str, Any]:
+    """The lists and mappings of `--config name=value`, with numbers that are numbers.
+
+    Snakemake reads all below the first level as text.
+    """
+    found: dict[str, Any] = {}
+    for entry in [entries] if isinstance(entries, str) else entries or ():
+        name, _, value = entry.partition("=")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            continue
+        if isinstance(parsed, dict | list):
+            found[name] = _merged(found.get(name), parsed)
+    return found
+
+
+def with_typed_entries(workflow: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run, its `--config` read by `typed_entries`; a module's as it is."""
+    if not workflow.modifier.is_main_snakefile():
+        return dict(config)
+    merged: dict[str, Any] = _merged(config, typed_entries(workflow.config_settings.config_args))
+    return merged
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return above
+    return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
+
+
+def take_absolute_targets(workflow: Any) -> None:
+    """Let a target, or a file of `--forcerun` or `--until`, be named by its whole path.
+
+    Snakemake compares paths as text, and rules name theirs from the working folder. It hands each
+    file that the command line names to this function of a modifier, and has no other place for it.
+    """
+    if not workflow.modifier.is_main_snakefile():
+        return
+    modifier = workflow.modifier.path_modifier
+    apply = modifier.apply_default_storage
+    folder = Path.cwd()
+
+    def from_here(path: Any) -> Any:
+        if type(path) is str and path.startswith("/"):
+            return apply(relative(path, folder))
+        return apply(path)
+
+    modifier.apply_default_storage = from_here
+
+
+def relative(path: str, folder: Path) -> str:
+    """A path as seen from a folder that holds it, however it is linked to; else as it is."""
+    whole = Path(os.path.normpath(path))
+    for parent in whole.parents:
+        if parent == folder or parent.resolve() == folder:
+            return str(whole.relative_to(parent))
+    return path
+
+
+def guard_shells(workflow: Any, shell: Any) -> None:
+    """Give the shells of this workflow's rules, and of no importer's, what `GUARD` says.
+
+    Called after all rules.
+    """
+    if workflow.modifier.is_main_snakefile():
+        shell.prefix(GUARD)
+        return
+    for rule in workflow.modifier.rules:
+        if rule.shellcmd is not None and not rule.shellcmd.startswith(GUARD):
+            rule.shellcmd = GUARD + rule.shellcmd

@@ -1,0 +1,124 @@
+"""What trainings of SAEs, and all that reads activations, take as inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from nullsae import paths
+from nullsae.config.saes import Sae
+from nullsae.config.study import Config
+from nullsae.config.variants import fitted_to, runs_on_trained
+from nullsae.jobs.activations import activations_key
+from nullsae.jobs.rules import Wildcards
+from nullsae.jobs.shared_training import NO_RESULTS
+
+Inputs = dict[str, list[str]]
+# Those that only some trainings have, by their names in a rule.
+SOME_HAVE = ("train_tokens", "eval_tokens", "model", "fitted")
+
+
+def captured_by(config: Config, keys: Wildcards) -> str:
+    """The manifest of one site's activations, as Snakemake is to see it.
+
+    One capture job makes all sites of a split, and Snakemake runs all that is below a job that
+    runs, or, for `ancient` inputs, looks at no other reason to run it. Neither will do: a new site
+    must leave the SAEs of the others alone, and an edit of their recipe must still reach them. So
+    a site that is already captured as the config asks for is read by its own manifest, which no
+    rule makes, recorded under the name of the split's manifest, so that the set of inputs does
+    not change between the run that captures it and later ones.
+    """
+    from snakemake.io import ancient, flag
+
+    of_split = paths.ACTIVATIONS_MANIFEST.format(**keys)
+    of_site = str(Path(paths.SITE.format(**keys)) / "manifest.json")
+    names = keys["subject"], keys["variant"], int(keys["draw"]), keys["split"]
+    if _key_in(of_site) != activations_key(config, *names):
+        return of_split
+    flagged: str = ancient(flag(of_site, "sourcecache_entry", of_split))
+    return flagged
+
+
+@cache
+def _key_in(manifest: str) -> str | None:
+    """The provenance that a manifest states; None where there is none."""
+    if NO_RESULTS in os.environ:
+        return None
+    try:
+        found: str = json.loads(Path(manifest).read_text(encoding="utf-8"))["key"]
+        return found
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def fitted_keys(keys: Wildcards) -> dict[str, str] | None:
+    """Keys of the activations that Gaussian ones are fitted to; None for those of a model."""
+    fitted = fitted_to(keys["variant"], int(keys["draw"]))
+    if fitted is None:
+        return None
+    variant, draw = fitted
+    return {**keys, "variant": variant, "draw": str(draw), "split": "sae_train"}
+
+
+def sae_inputs(
+    config: Config, keys: Wildcards, sites: Iterable[str], recipes: Iterable[Sae]
+) -> Inputs:
+    """What a job reads that makes SAEs of these recipes at these sites, by the names of inputs.
+
+    Args:
+        config: the checked config, sites resolved.
+        keys: subject, variant and draw, and perhaps more.
+        sites: where they are trained.
+        recipes: how they are made.
+    """
+    of_model = {name: keys[name] for name in ("subject", "variant", "draw")}
+    stream = config.activations.mode == "stream"
+    looked_up = any(sae.origin.reads_tokens for sae in recipes)
+    corpus = config.subjects[keys["subject"]].corpus
+    train_tokens, eval_tokens = (
+        [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]
+        for split in ("sae_train", "eval")
+    )
+    fitted = fitted_keys(of_model)
+    trained = paths.RECIPE.format(subject=keys["subject"], variant="trained", draw=0)
+
+    def captured(**more: str) -> list[str]:
+        each = (captured_by(config, {**of_model, **more, "site": site}) for site in sites)
+        return list(dict.fromkeys(each))
+
+    return {
+        "train": captured(split="sae_train"),
+        "heldout": captured(split="eval"),
+        "train_tokens": train_tokens if stream or looked_up else [],
+        "eval_tokens": eval_tokens if looked_up else [],
+        "model": [paths.RECIPE.format(**of_model)] if stream and not fitted else [],
+        # Of no option: a variant's own recipe says where its weights are.
+        "weights": [trained] if stream and runs_on_trained(keys["variant"]) else [],
+        "fitted": captured(**fitted) if stream and fitted else [],
+    }
+
+
+def settled(inputs: Inputs) -> Inputs:
+    """The inputs of a job whose outputs are known to be whole: no reason to run it.
+
+    `ancient` keeps it from running after a job above. A `checkpoint_target`, for Snakemake the
+    sign of an input that is not known for certain, keeps it from comparing times, and params, code
+    and inputs with what it recorded, which may be those of another job that made the same.
+    """
+    from snakemake.io import ancient, checkpoint_target
+
+    still = {name: [ancient(file) for file in files] for name, files in inputs.items()}
+    return {**still, "heldout": [checkpoint_target(file) for file in still["heldout"]]}
+
+
+def options_of(keys: Wildcards, inputs: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """The command line's options for the inputs that only some trainings have."""
+    for name in SOME_HAVE:
+        files = list(inputs[name])
+        if files and name == "fitted":
+            # One site's own manifest may be what Snakemake looks at: `captured_by`.
+            files = [paths.ACTIVATIONS_MANIFEST.format(**(fitted_keys(keys) or {}))]
+        yield from (f"--{name.replace('_', '-')} {file}" for file in files)

@@ -1,0 +1,115 @@
+"""How Snakemake was started: what is refused, and what is read anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from snakemake.settings.types import SharedFSUsage, StorageSettings
+
+from nullsae.core.errors import UserError
+from nullsae.jobs.entry import _executor, check_start, relative, typed_entries
+
+
+def workflow(*, is_main_process: bool = True, **storage: Any) -> SimpleNamespace:
+    settings = StorageSettings(**storage)
+    return SimpleNamespace(is_main_process=is_main_process, storage_settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ({"default_storage_provider": "s3"}, "--default-storage-provider s3: results/ must be"),
+        ({"shared_fs_usage": frozenset()}, "--shared-fs-usage: lacks input-output, sources;"),
+        (
+            {"shared_fs_usage": frozenset({SharedFSUsage.INPUT_OUTPUT})},
+            "--shared-fs-usage: lacks sources;",
+        ),
+    ],
+)
+def test_jobs_without_a_file_system_in_common_are_refused_in_one_line(
+    storage: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        check_start(workflow(**storage), ["snakemake"])
+    assert str(caught.value).startswith(said)
+    assert "docs/cluster.md" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    # What a run was allowed to do, its jobs may.
+    check_start(workflow(is_main_process=False, **storage), ["snakemake"])
+
+
+def test_a_source_cache_of_each_node_is_no_hindrance() -> None:
+    usage = SharedFSUsage.all() - {SharedFSUsage.SOURCE_CACHE, SharedFSUsage.SOFTWARE_DEPLOYMENT}
+    check_start(workflow(shared_fs_usage=usage), ["snakemake", "--configfile", "a", "b"])
+
+
+@pytest.mark.parametrize(
+    "line", ["--configfile a --configfile b", "--configfile=a --cores 2 --configfiles b"]
+)
+def test_a_second_configfile_that_would_replace_the_first_is_refused(line: str) -> None:
+    with pytest.raises(UserError, match=r"^--configfile: given twice.*first.yaml second.yaml$"):
+        check_start(workflow(), ["snakemake", *line.split()])
+
+
+@pytest.mark.parametrize(
+    ("line", "executor"),
+    [
+        ("--cores 2", None),
+        ("--executor kubernetes", "kubernetes"),
+        ("--executor=tes -n", "tes"),
+        ("-e slurm", "slurm"),
+        ("--profile mine", "googlebatch"),
+        ("--profile mine --executor local", "local"),
+        ("--profile mine --workflow-profile=other", "slurm"),
+        ("--profile none", None),
+    ],
+)
+def test_the_executor_is_the_command_lines_or_a_profiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, executor: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SNAKEMAKE_PROFILE", raising=False)
+    for name, text in {
+        "mine": "executor: googlebatch\njobs: 3\n",
+        "other": "executor: slurm",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "profile.yaml").write_text(text)
+    assert _executor(line.split()) == executor
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (["saes={topk: {k: 5, lr: 1.0e-3}}"], {"saes": {"topk": {"k": 5, "lr": 0.001}}}),
+        (
+            ["saes={a: {k: 5}}", "saes={a: {n_latents: 8}}"],
+            {"saes": {"a": {"k": 5, "n_latents": 8}}},
+        ),
+        (["variants=[trained, step0]", "draws=2"], {"variants": ["trained", "step0"]}),
+        ("evaluation={gaussian_floors: false}", {"evaluation": {"gaussian_floors": False}}),
+        (["title={", "other=a: b: c", "flag=true", "empty="], {}),
+        (None, {}),
+    ],
+)
+def test_nested_numbers_of_the_command_line_are_numbers(
+    entries: Any, expected: dict[str, Any]
+) -> None:
+    assert typed_entries(entries) == expected
+
+
+def test_a_whole_path_is_seen_from_the_working_folder(tmp_path: Path) -> None:
+    folder = (tmp_path / "study").resolve()
+    (folder / "results").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (folder / "results/saes").symlink_to(scratch)
+    for start in (folder, link, f"{folder}/../study", f"{folder}/./"):
+        assert relative(f"{start}/results/a.json", folder) == "results/a.json"
+    assert relative(f"{link}/results/saes/x", folder) == "results/saes/x"
+    assert relative("/elsewhere/results/a.json", folder) == "/elsewhere/results/a.json"

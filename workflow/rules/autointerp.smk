@@ -20,6 +20,7 @@ rule explain_shard:
         config=job_params("explain_latents", "seed", "explainers"),
         code=job_code("explain_latents"),
         ranks=ranks_of_shard,
+        llm=how_to_ask,
         costs=paths.ASKED.format(rule="explain_shard", keys=paths.SHARD_OF_EXPLAINER),
     message:
         "Explain by {wildcards.explainer}, latents {params.ranks}: {wildcards.variant},"
@@ -27,7 +28,7 @@ rule explain_shard:
     shell:
         "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
         " --tokenizer {input.tokenizer} --ranks {params.ranks} --output {output}"
-        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
+        " --llm {params.llm:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule explain_latents:
@@ -54,13 +55,14 @@ rule explain_latents:
         code=job_code("explain_latents"),
         base=given("base"),
         shards=shard_options,
+        llm=how_to_ask,
         costs=paths.ASKED.format(rule="explain_latents", keys=paths.EXPLAINER_KEYS),
     message:
         "Explain by {wildcards.explainer}: {wildcards.variant}, {wildcards.site}"
     shell:
         "nullsae explain_latents --params {params.config:q} --windows {input.windows}"
         " --tokenizer {input.tokenizer} {params.base} {params.shards} --output {output}"
-        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
+        " --llm {params.llm:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule prepare_judge:
@@ -111,6 +113,7 @@ rule score_shard:
         explanations=given("explanations"),
         judge=given("judge"),
         ranks=ranks_of_shard,
+        llm=how_to_ask,
         costs=paths.ASKED.format(rule="score_shard", keys=paths.SHARD_OF_SCORER),
     message:
         "Score {wildcards.explainer} by {wildcards.scorer}, latents {params.ranks}:"
@@ -120,7 +123,7 @@ rule score_shard:
         " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
         " --ranks {params.ranks}"
         " --predictions {output.predictions} --scores {output.scores}"
-        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
+        " --llm {params.llm:q} --costs {params.costs} > {log} 2>&1"
 
 
 rule score_latents:
@@ -150,6 +153,7 @@ rule score_latents:
         explanations=given("explanations"),
         judge=given("judge"),
         shards=shard_options,
+        llm=how_to_ask,
         costs=paths.ASKED.format(rule="score_latents", keys=paths.SCORER_KEYS),
     message:
         "Score {wildcards.explainer} by {wildcards.scorer}: {wildcards.variant}, {wildcards.site}"
@@ -158,4 +162,4 @@ rule score_latents:
         " --tokenizer {input.tokenizer} {params.explanations} {params.judge}"
         " {params.shards}"
         " --predictions {output.predictions} --scores {output.scores}"
-        " --llm {LLM:q} --costs {params.costs} > {log} 2>&1"
+        " --llm {params.llm:q} --costs {params.costs} > {log} 2>&1"

@@ -38,9 +38,6 @@ except UserError as error:
 
 remember_options(workflow, sys.argv)
 
-# How endpoints are asked. It changes no answer: in shell lines, not in params, it makes no job
-# run again.
-LLM = STUDY.llm.model_dump_json()
 # What each job asks of its machine.
 NEEDS = Needs(STUDY)
 CELL_FILES = cell_files(STUDY)
@@ -236,6 +233,13 @@ def fitted_keys(keys):
 def fitted_activations(wildcards):
     """The manifest of the activations that Gaussian ones are fitted to."""
     return paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(dict(wildcards)))
+
+
+@known
+def how_to_ask(wildcards, input):
+    """How endpoints are asked. It changes no answer and must make no job run again: Snakemake takes
+    what is made from a job's inputs for no param of its own."""
+    return STUDY.llm.model_dump_json()
 
 
 @known

@@ -34,6 +34,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(ACTIVATE) snakefmt --check Snakefile workflow
+	$(ACTIVATE) snakemake --lint
 	$(BIN)/mypy
 
 docs: .venv/installed

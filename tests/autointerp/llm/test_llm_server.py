@@ -91,6 +91,8 @@ def test_a_server_ends_with_its_job_however_that_ends(tmp_path: Path, kind: sign
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        # Whoever runs the tests may ignore it: `nohup`, a shell's background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     found = pids(tmp_path)
     assert len(found) == 2

@@ -208,6 +208,11 @@ def test_what_reads_files_that_are_made_again_is_not_kept(tmp_path: Path, config
     made = Made(tmp_path, config, cache_activations=OLD, train_sae=OLD)
     assert made.kept("train_sae") == {}
     assert made.compare("train_sae").others == {"cache_activations"}
+    only = Made(tmp_path, config, cache_activations=OLD).compare("train_sae")
+    assert (only.others, only.again) == (
+        {"cache_activations"},
+        {"train_sae": 2},
+    )
     assert made.kept("train_sae", "cache_activations") == {"train_sae": 2, "cache_activations": 2}
 
 

@@ -66,6 +66,9 @@ def accept_code(
         print(f"kept: the keys of {_n(len(found.activations), 'split')} of activations")
     if not codes and not found.activations:
         raise UserError(_nothing(found, "all rules" if all_rules else ", ".join(rules)))
+    if found.again:
+        told = ", ".join(f"{rule} ({n})" for rule, n in found.again.items())
+        print(f"By the same code, run again for their params or for what they read: {told}.")
     if found.others:
         print(f"Not accepted, so made again with all that reads it: {', '.join(found.others)}.")
     if not yes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ class Comparison:
         """Older keys of shards by the present ones."""
         self.others: set[str] = set()
         """Rules whose code changed too, but is not accepted."""
+        self.again: Counter[str] = Counter()
+        """Jobs per rule that run again, though their code is the same."""
         self._known: dict[str, list[str]] = {rule: list(codes) for rule, codes in record.items()}
         self._dirty: set[str] = set()
 
@@ -98,8 +101,7 @@ class Comparison:
             self._dirty.update(job.outputs)
             if added:
                 self._remove(job.rule, job.keys, present)
-            if change:
-                self._lose(change)
+            self._lose(job.rule, change)
         elif change:
             change.jobs.append(job.keys)
             change.n_files += len(job.outputs)
@@ -129,8 +131,7 @@ class Comparison:
             change = self._change("train_sae", whole, present, then or recorded or present)
             if lost or then is None or (change and "train_sae" not in self.accepted):
                 self._dirty.update(files)
-                if change:
-                    self._lose(change)
+                self._lose("train_sae", change)
             elif change:
                 self._add("train_sae", whole, present, then)
                 change.jobs.append(whole)
@@ -143,9 +144,11 @@ class Comparison:
         change = Change(rule, present, then)
         return self.changes.setdefault((rule, present, then), change)
 
-    def _lose(self, change: Change) -> None:
-        """Count a job that runs again, if its code has a part in that."""
-        if is_other_code(change.rule, change.present, change.recorded, self.record):
+    def _lose(self, rule: str, change: Change | None) -> None:
+        """Count a job that runs again: with its code, or for other reasons alone."""
+        if change is None:
+            self.again[rule] += 1
+        elif is_other_code(change.rule, change.present, change.recorded, self.record):
             change.n_lost += 1
             if change.rule not in self.accepted:
                 self.others.add(change.rule)

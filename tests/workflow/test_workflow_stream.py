@@ -168,7 +168,6 @@ def test_jobs_of_a_finished_stream_are_listed_and_can_be_forced(
     targets = measured("topk")
     assert copied.jobs(*targets, "--until", names[0]) == {}
     assert copied.jobs(*targets, "--forcerun", names[0], "--until", names[0]) == {names[0]: 1}
-    assert names[0] not in copied.jobs(*targets, "--forcerun", names[0], "--omit-from", names[0])
     before = {p: p.read_bytes() for p in (copied.folder / "results/saes").rglob("*.*")}
     assert copied.jobs(names[0]) == {}
     # A group's job is one of an inner Snakemake.

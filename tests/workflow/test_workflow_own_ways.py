@@ -43,19 +43,6 @@ def test_a_whole_path_and_one_with_a_dot_are_targets(study: Study) -> None:
     assert study.jobs(table, "--forcerun", table) == {"aggregate": 1}
 
 
-def test_set_resources_takes_units_and_expressions(study: Study) -> None:
-    sizes = ('train_sae:mem_mb="2GB"', 'train_sae:runtime="2h"', "train_sae:disk_mb=attempt * 77")
-    said = dry(study, "--forcerun", "train_sae", "--until", "train_sae", "--set-resources", *sizes)
-    (line, *others) = set(re.findall(r"resources: .*", said))
-    assert others == []
-    asked = dict(pair.split("=") for pair in re.findall(r"\w+=[^,]+", line))
-    assert (asked["mem_mb"], asked["runtime"], asked["disk_mb"]) == ("2000", "120", "77")
-    assert asked["gpu"] == "0"
-    refused = study.snakemake("-n", "--set-resources", 'train_sae:mem_mb="much"')
-    assert refused.returncode != 0
-    assert refused.stdout.splitlines()[-1].startswith("--set-resources train_sae:mem_mb: 'much'")
-
-
 def test_several_configs_and_nested_numbers_merge_in_their_order(
     study: Study, tmp_path: Path
 ) -> None:
@@ -143,16 +130,16 @@ def test_an_importer_keeps_its_rules_config_and_shells_to_itself(
     renamed = f" as {prefix}*" if prefix else ""
     text = MODULE.format(snakefile=f"{study.tree}/Snakefile", renamed=renamed)
     (copied.folder / "Snakefile").write_text(text)
-    command = ["snakemake", "--cores", "1", "--resources", "gpu=1"]
+    options = ["--cores", "1", "--resources", "gpu=1"]
     # Its wildcard `draw` is no number there, and no signal is trapped in its shell.
-    made = copied.run([*command, "first.txt"])
+    made = copied.run(["snakemake", "first.txt", *options])
     assert made.returncode == 0, made.stdout
     assert (copied.folder / "first.txt.traps").read_text() == ""
     target = cell(paths.EXPLANATIONS)
-    said = copied.run([*command, "-n", "-p", "--forcerun", target, "--", target, f"{prefix}all"])
+    forced = [target, f"{prefix}all", "-n", "-p", "--forcerun", target]
+    said = copied.run(["snakemake", *forced, *options])
     assert said.returncode == 0, said.stdout
-    assert f"rule {prefix}explain_latents" in said.stdout
-    assert "set -euo pipefail; trap : TERM; nullsae explain_latents --params" in said.stdout
+    assert re.search(rf"^{prefix}explain_latents +\d", said.stdout, re.M)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from workflow_study import Study, cell, copy_of, new_study
 
 from nullsae import paths
@@ -156,29 +155,6 @@ def whole_jobs(study: Study, *options: str) -> list[str]:
     return re.findall(r"train_saes_\w+", study.make("--list-rules", *options))
 
 
-def test_jobs_of_a_finished_stream_are_listed_and_can_be_forced(
-    stream: Study, tmp_path: Path
-) -> None:
-    copied = copy_of(stream, tmp_path / "s")
-    names = whole_jobs(copied)
-    assert [re.sub(r"^train_saes_\d+_", "", name) for name in names] == [
-        "small_trained_0",
-        "small_gaussian_0",
-    ]
-    targets = measured("topk")
-    assert copied.jobs(*targets, "--until", names[0]) == {}
-    assert copied.jobs(*targets, "--forcerun", names[0], "--until", names[0]) == {names[0]: 1}
-    assert names[0] not in copied.jobs(*targets, "--forcerun", names[0], "--omit-from", names[0])
-    before = {p: p.read_bytes() for p in (copied.folder / "results/saes").rglob("*.*")}
-    assert copied.jobs(names[0]) == {}
-    # A group's job is one of an inner Snakemake.
-    copied.make(names[0], "--forcerun", names[0], "--groups", f"{names[0]}=pass")
-    log = copied.folder / "results/logs/train_sae/subject=small/variant=trained/draw=0.log"
-    assert log.read_text().count(": already there") == 4
-    assert before == {p: p.read_bytes() for p in (copied.folder / "results/saes").rglob("*.*")}
-    assert copied.jobs(*targets) == {}
-
-
 def test_whole_saes_beside_a_new_one_can_be_forced_by_themselves(
     stream: Study, tmp_path: Path
 ) -> None:
@@ -212,21 +188,3 @@ def test_a_requeued_job_of_a_stream_finds_what_its_first_start_made(
         }
     log = copied.folder / "results/logs/train_sae/subject=small/variant=trained/draw=0.log"
     assert log.read_text().count(": already there") == 4
-
-
-def test_a_module_renames_the_jobs_of_a_stream(stream: Study, tmp_path: Path) -> None:
-    copied = copy_of(stream, tmp_path / "s", linked=True).configure(streamed, with_wide)
-    config = copied.folder / "config.yaml"
-    (copied.folder / "mine.yaml").write_text(
-        f"study: {json.dumps(yaml.safe_load(config.read_text()))}"
-    )
-    (copied.folder / "Snakefile").write_text(
-        'configfile: "mine.yaml"\nmodule nullsae:\n'
-        f'    snakefile: "{stream.tree}/Snakefile"\n    config: config["study"]\n'
-        "use rule * from nullsae as ns_*\n"
-    )
-    sizes = ("--set-resources", 'ns_train_sae:mem_mb="2345MB"')
-    said = copied.run(["snakemake", "-n", "--cores", "1", *measured("wide"), *sizes])
-    assert said.returncode == 0, said.stdout
-    assert len(re.findall(r"^rule ns_train_saes_\w+:", said.stdout, re.M)) == 2
-    assert said.stdout.count("mem_mb=2345") == 2

@@ -114,3 +114,11 @@ def test_content_keys_do_not_depend_on_the_order_and_do_not_collide(
     assert key == content_key(json.loads(json.dumps(one)))
     assert (key == content_key(two)) == (one == two)
     assert len(key) == 16
+
+
+def test_a_private_file_is_for_nobody_else_to_read_also_where_it_was_not(tmp_path: Path) -> None:
+    file = tmp_path / "run_config.yaml"
+    for private in (False, True, True):
+        write_text(file, "a: 1\n", private=private)
+        assert not private or file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text() == "a: 1\n"

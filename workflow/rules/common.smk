@@ -43,6 +43,7 @@ except UserError as error:
 remember_options(workflow, sys.argv)
 take_absolute_targets(workflow)
 
+
 def say_changed_code():
     """One line, where Snakemake is about to run jobs for their code."""
     changed, n_jobs = changed_code(workflow.dag)

@@ -7,6 +7,7 @@ configfile: base_config(workflow)
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
 
 
 rule all:

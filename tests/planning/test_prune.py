@@ -13,6 +13,7 @@ from nullsae import paths
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.core.locking import alone_at
 from nullsae.jobs.saes import train_sae
 from nullsae.planning import prune as module
 from nullsae.planning.named import Named, named_by
@@ -58,6 +59,11 @@ NAMED = (
     f"results/work/explanations/{OF_GPT}/shard=1/explanations.parquet",
     f"results/scores/{OF_GPT}/scorer=likely/scores.parquet",
     "results/judges/scorer=likely/manifest.json",
+    f"results/work/evaluated/{CELL}/documents.parquet",
+    f"results/work/evaluated/{CELL.replace('rerandomized', 'gaussian@rerandomized')}/made.json",
+    f"results/activations/{MODEL}/split=eval/.manifest.json.lock",
+    f"results/benchmarks/explain_latents/{OF_GPT.rpartition('/')[0]}/"
+    ".explainer=gpt.asked.json.lock",
     "results/tables/verdicts.parquet",
     "results/figures/small.auroc.png",
     "results/report/index.html",
@@ -98,7 +104,14 @@ LEFT = (
     f"results/logs/train_sae/{CELL.replace('topk', 'wide')}.log",
     f"results/benchmarks/explain_latents/{CELL}/explainer=claude.asked.json",
     "results/work/train_sae-0123456789abcdef.safetensors",
+    "results/work/train_sae-0123456789abcdef.provenance.json",
+    "results/work/train_sae-0123456789abcdef.lock",
     "results/work/train_sae-0123456789abcdef/checkpoints/0.5/cfg.json",
+    "results/work/train_subject-0123456789abcdef.json",
+    "results/work/train_subject-0123456789abcdef.lock",
+    "results/work/prepare_corpus-0123456789abcdef.lock",
+    f"results/work/evaluated/{CELL.replace('topk', 'wide')}/made.json",
+    f"results/activations/{MODEL.replace('draw=0', 'draw=1')}/split=eval/.manifest.json.lock",
     "results/work/prepare_corpus-0123456789abcdef/documents/eval-0a.texts",
     "results/work/model.q4_0.0123456789abcdef.gguf",
     # Half-written, and of another machine's job.
@@ -311,6 +324,16 @@ def test_nothing_is_deleted_beside_snakemake(
     assert tree(study) == before
     assert [f.name for f in file.parent.iterdir()] == [lock]
     prune(study, [study / "more.yaml"])  # to look is allowed
+
+
+def test_nothing_is_deleted_under_a_job_that_snakemake_left_behind(study: Path) -> None:
+    before = tree(study)
+    with alone_at([study / "results/work/train_sae-0123456789abcdef.lock"]):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is already at work"):
+            prune(study, [study / "more.yaml"], yes=True)
+        assert {path for path in before if not path.endswith(".lock")} <= tree(study)
+    prune(study, [study / "more.yaml"], yes=True)
+    assert not set(LEFT) & tree(study)
 
 
 def test_snakemake_waits_for_a_prune(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.jobs.accepted import Acceptance, append_acceptance, honour, job_name, read_accepted
 from nullsae.jobs.code_record import Record, noted_record, read_record
+from nullsae.jobs.entry import typed_entries
 from nullsae.jobs.rules import rules as all_rules_by_name
 from nullsae.planning.accept import Change, Comparison, differing_files
 from nullsae.planning.made import made_jobs
@@ -86,7 +87,7 @@ def _given(pairs: Sequence[str]) -> dict[str, object]:
     from snakemake.cli import parse_config
 
     try:
-        return dict(parse_config(list(pairs))) if pairs else {}
+        return {**parse_config(list(pairs)), **typed_entries(pairs)} if pairs else {}
     except ValueError as error:
         raise UserError(f"--config: {error}") from None
 

@@ -14,6 +14,7 @@ from nullsae.config.plain import read_yaml
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.core.locking import alone_at
 from nullsae.planning.named import named_by
 from nullsae.planning.results_tree import ResultsTree, State
 
@@ -78,8 +79,9 @@ def prune(
         llm_cache: also what was paid for: the cache of replies, and batches on their way.
 
     Raises:
-        UserError: a mistake in the config; or nothing may be deleted: Snakemake is at work here,
-            or nothing of the config is here, or a file cannot be deleted.
+        UserError: a mistake in the config; or nothing may be deleted: Snakemake or a job that it
+            left behind is at work here, or nothing of the config is here, or a file cannot be
+            deleted.
     """
     if yes:
         _refuse_locks(root)
@@ -101,7 +103,8 @@ def prune(
             f"{root / RESULTS}: nothing here is of this config, and nothing was deleted; give the "
             f"--configfile that the study was run with, or delete the folder yourself"
         )
-    with _locked(root, leaves):
+    locks = [root / path for path in leaves if path.endswith(".lock")]
+    with _locked(root, leaves), alone_at(locks, wait_seconds=0):
         n_bytes = delete(root, leaves)
     print(f"Deleted {len(leaves):,} files, {size_text(n_bytes)}.")
 

@@ -42,6 +42,8 @@ SPOOL_FILES = (
 )
 # A half-written file, by `core.files.atomic_path`: `.STEM.PID.partial.SUFFIX`.
 PARTIAL = re.compile(r"\.(?P<stem>.+)\.\d+\.partial(?P<suffix>\.[^.]*)?")
+# Locked by the process that makes a file: `.NAME.lock`.
+LOCK = re.compile(r"\.(?P<locked>.+)\.lock")
 # Written beside whatever a job makes.
 BESIDE = re.compile(r"provenance(-\d+)?\.json")
 PER_JOB = re.compile(r"results/(logs|benchmarks)/([^/]+)/(.+)\.(log|tsv|asked\.json)")
@@ -112,15 +114,21 @@ KINDS = (
     Kind(f"{paths.SAE}/checkpoints/{{share}}/{{file}}", SAE_FILES, paths.SAE_CONFIG),
     Kind(f"{paths.LATENT_FOLDER}/.latents.partial/{{file}}", part_of=paths.LATENTS),
     Kind(f"{paths.JUDGE}/checkpoint/{{file}}", CHECKPOINT_FILES, paths.JUDGE_MANIFEST),
+    Kind(
+        f"{paths.EVALUATED}/{paths.CELL_KEYS}/{{file}}",
+        r"(reconstruction|documents|geometry)\.parquet|made\.json",
+        paths.RECONSTRUCTION,
+    ),
 )
 # What is resumed: in `Named.work` by the name of its rule and its key.
 RESUMED = tuple(
     Kind(f"{paths.WORK}/{pattern}", file)
     for pattern, file in (
-        ("train_subject-{key}.safetensors", ""),
-        ("train_sae-{key}.safetensors", ""),
+        ("train_subject-{key}.{file}", r"safetensors|json|lock"),
+        ("train_sae-{key}.{file}", r"safetensors|provenance\.json|lock"),
         ("train_sae-{key}/{file}", SAE_FILES),
         ("train_sae-{key}/checkpoints/{share}/{file}", SAE_FILES),
+        ("prepare_corpus-{key}.lock", ""),
         ("prepare_corpus-{key}/{file}", SPOOL_FILES),
     )
 )
@@ -155,6 +163,8 @@ class ResultsTree:
         if partial := PARTIAL.fullmatch(name):
             # It is of whatever it was to become.
             return self.state(f"{folder}/{partial['stem']}{partial['suffix'] or ''}")
+        if lock := LOCK.fullmatch(name):
+            return self.state(f"{folder}/{lock['locked']}")
         owners = [*self._owners(path, name, folder)]
         if any(owners):
             return State.NAMED

@@ -1,0 +1,235 @@
+"""What jobs read, and how many at once: functions of wildcards. No rules here."""
+
+
+def corpus_file(pattern, **keys):
+    """A file of the corpus that the job's subject reads."""
+
+    @known
+    def path(wildcards):
+        corpus = STUDY.subjects[wildcards.subject].corpus
+        return pattern.format(corpus=corpus, **{**dict(wildcards), **keys})
+
+    return path
+
+
+def looked_up_tokens(split):
+    """The corpus' tokens of a split where an SAE's codes depend on them; else none."""
+
+    @known
+    def path(wildcards):
+        if not STUDY.saes[wildcards.sae].origin.reads_tokens:
+            return []
+        return corpus_file(paths.CORPUS_MANIFEST, split=split)(wildcards)
+
+    return path
+
+
+def captured(split):
+    """A function of wildcards: the manifest of a site's activations, as `captured_by` explains."""
+    return known(
+        lambda wildcards: captured_by(STUDY, {**dict(wildcards), "split": split})
+    )
+
+
+@known
+def captured_of_all_variants(wildcards):
+    """The `eval` activations that an SAE is cross-evaluated on."""
+    return [
+        captured_by(STUDY, {**cell, "split": "eval", "site": wildcards.site})
+        for cell in cross_cells(STUDY, dict(wildcards))
+    ]
+
+
+@known
+def saes_of_recipe(wildcards):
+    """The SAEs that are compared with each other."""
+    return [
+        paths.SAE_CONFIG.format(**wildcards, **cell)
+        for cell in matched_cells(STUDY, wildcards.sae)
+    ]
+
+
+@known
+def trained_recipe(wildcards):
+    """The trained variant that a randomization starts from; none if it is read from its source."""
+    own = wildcards.subject in trained_here(STUDY)
+    if not own and VARIANTS[wildcards.variant].origin == "source":
+        return []
+    return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
+
+
+@known
+def model_recipe(wildcards):
+    """The variant's weights; none where there are only activations."""
+    return paths.RECIPE.format(**wildcards) if has_model(wildcards.variant) else []
+
+
+@known
+def borrowed_weights(wildcards):
+    """The recipe of the trained weights where a variant has none of its own; none for others.
+
+    No option of a verb: the variant's own recipe says where they are.
+    """
+    if not runs_on_trained(wildcards.variant):
+        return []
+    return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
+
+
+@known
+def fitted_activations(wildcards):
+    """The manifest of the activations that Gaussian ones are fitted to."""
+    return paths.ACTIVATIONS_MANIFEST.format(**fitted_keys(dict(wildcards)))
+
+
+@known
+def how_to_ask(wildcards, input):
+    """How endpoints are asked. It changes no answer and must make no job run again: Snakemake takes
+    what is made from a job's inputs for no param of its own."""
+    return STUDY.llm.model_dump_json()
+
+
+@known
+def base_explanations(wildcards):
+    """The explanations that an explainer exchanges; none for one that writes its own."""
+    base = STUDY.explainers[wildcards.explainer].exchanges
+    if base is None:
+        return []
+    return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": base})
+
+
+@known
+def judged_explanations(wildcards):
+    """What a language model wrote of all that a scorer judges; the job itself does the rest.
+
+    So a file that several explainers share, and that is written anew with another one of them,
+    asks no judge again.
+    """
+    writer = paid_writer(STUDY, wildcards.explainer)
+    if writer is None:
+        return []
+    return paths.EXPLANATIONS.format(**{**dict(wildcards), "explainer": writer})
+
+
+@known
+def judge_in_process(wildcards):
+    """The model that a job runs itself; none for scorers that ask, and where shards ran it."""
+    model = STUDY.scorers[wildcards.scorer].model_in_job
+    if model is None or scored_shards(wildcards):
+        return []
+    return paths.JUDGE_MANIFEST.format(**wildcards)
+
+
+@known
+def judging_threads(wildcards):
+    return STUDY.compute.threads if judge_in_process(wildcards) else 1
+
+
+@known
+def judging_gpus(wildcards):
+    return GPUS if judge_in_process(wildcards) else 0
+
+
+def asks_a_model(rule):
+    """1 for a job that sends requests: `--resources llm=2` lets two of them run at once."""
+    shards = explained_shards if rule == "explain_latents" else scored_shards
+    return known(
+        lambda wildcards: int(
+            asks(STUDY, rule, dict(wildcards)) and not shards(wildcards)
+        )
+    )
+
+
+def shard_tables(pattern, wildcards):
+    """A table of each of the jobs that share an SAE's latents; none for such a job itself."""
+    each = STUDY.autointerp.latents_per_job
+    if each is None or "shard" in wildcards.keys():
+        return []
+    n_shards = -(-STUDY.latents.n_sampled // each)
+    return [pattern.format(**wildcards, shard=shard) for shard in range(n_shards)]
+
+
+@known
+def explained_shards(wildcards):
+    """The tables that an SAE's explanations are joined from, where they are shared out."""
+    if not is_shared_out(STUDY, "explain_latents", dict(wildcards)):
+        return []
+    return shard_tables(paths.EXPLANATIONS_SHARD, wildcards)
+
+
+@known
+def scored_shards(wildcards):
+    """The tables that an SAE's scores are joined from, where they are shared out."""
+    if not is_shared_out(STUDY, "score_latents", dict(wildcards)):
+        return []
+    return shard_tables(paths.SCORES_SHARD, wildcards)
+
+
+@known
+def shard_options(wildcards, input):
+    """`--shard` for each folder of tables that are joined."""
+    return " ".join(option("shard", Path(table).parent) for table in input.shards)
+
+
+@known
+def ranks_of_shard(wildcards):
+    """Which of an SAE's sampled latents a job is for: FIRST:END."""
+    each = STUDY.autointerp.latents_per_job or STUDY.latents.n_sampled
+    return f"{int(wildcards.shard) * each}:{(int(wildcards.shard) + 1) * each}"
+
+
+def shared_inputs(job):
+    """What a job reads that trains several SAEs, by the names of its rule's inputs."""
+    found = sae_inputs(STUDY, job.keys, job.sites, job.recipes)
+    return settled(found) if job.whole else found
+
+
+def shared_options(job):
+    """The options for the inputs that only some of these jobs have."""
+    return " ".join(options_of(job.keys, shared_inputs(job)))
+
+
+def cells_of(job):
+    """A function of wildcards: the keys of each SAE that a job trains."""
+    found = [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
+    return lambda wildcards: found
+
+
+def files_of(job, *patterns):
+    """A function of wildcards: patterns filled in for each SAE of a job of a `ModelRule`."""
+    return known(
+        lambda wildcards: list(
+            dict.fromkeys(
+                pattern.format(**cell)
+                for pattern in patterns
+                for cell in job.cells_of(wildcards)
+            )
+        )
+    )
+
+
+def captured_for(job, split):
+    """A function of wildcards: what the SAEs of a job of a `ModelRule` are evaluated on."""
+    names = ("subject", "variant", "draw", "site")
+
+    @known
+    def manifests(wildcards):
+        cells = [{name: c[name] for name in names} for c in job.cells_of(wildcards)]
+        sites = {tuple(cell.values()): cell for cell in cells}
+        found = [
+            captured_by(STUDY, {**cell, "split": split}) for cell in sites.values()
+        ]
+        return list(dict.fromkeys(found))
+
+    return manifests
+
+
+def written_explanations(job):
+    """A function of wildcards: what a language model wrote that a job exchanges."""
+    if job.writer is None:
+        return []
+    return files_of(job, paths.EXPLANATIONS.replace("{explainer}", job.writer))
+
+
+def keys_of_free(job):
+    """What tells a job that asks nobody from others of its rule, in the names of its logs."""
+    return str(Path(paths.MODEL_KEYS, f"explainer={job.writer}" if job.writer else ""))

@@ -407,6 +407,7 @@ def test_a_killed_job_goes_on_where_it_was(
 ) -> None:
     whole = score(tmp_path / "whole", rows, tokenizer_file, server, kind="detection")
     n_probes = server.stats()["requests"] - 18
+    n_kept = kept_replies(tmp_path / "whole" / Llm().cache) - 9
     folder = tmp_path / "killed"
     folder.mkdir()
     server.reset()
@@ -425,7 +426,7 @@ def test_a_killed_job_goes_on_where_it_was(
     ]
     process = subprocess.Popen(command, cwd=folder, start_new_session=True)
     deadline = time.monotonic() + 90
-    while kept_replies(folder / Llm().cache) < 9 or server.stats()["in_flight"] < 9:
+    while kept_replies(folder / Llm().cache) < n_kept or server.stats()["in_flight"] < 9:
         assert process.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import unicodedata
@@ -94,4 +93,8 @@ def test_logs_warnings_and_tracebacks_of_a_program_hold_no_control_characters() 
 
 
 def test_a_library_leaves_the_loggers_of_others_alone() -> None:
-    assert logging.getLogRecordFactory() is logging.LogRecord
+    program = (
+        "import logging, nullsae.core.visible, nullsae.sae.files; "
+        "assert logging.getLogRecordFactory() is logging.LogRecord"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -17,7 +17,8 @@ from family_models import SHAPE, random_model
 
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
-from nullsae.subjects.loading import fetch, load_subject, save_subject
+from nullsae.subjects.folders import save_subject
+from nullsae.subjects.loading import fetch, load_subject
 
 INDEX = "model.safetensors.index.json"
 

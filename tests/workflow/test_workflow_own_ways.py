@@ -139,7 +139,8 @@ def test_an_importer_keeps_its_rules_config_and_shells_to_itself(
     forced = [target, f"{prefix}all", "-n", "-p", "--forcerun", target]
     said = copied.run(["snakemake", *forced, *options])
     assert said.returncode == 0, said.stdout
-    assert re.search(rf"^{prefix}explain_latents +\d", said.stdout, re.M)
+    assert re.search(rf"^{prefix}explain_and_score +\d", said.stdout, re.M)
+    assert "not present in the Snakefile" not in said.stdout
 
 
 @pytest.mark.slow

@@ -1,6 +1,4 @@
 # An SAE along its training is cut out of that training, not trained: a copy of files.
-localrules:
-    take_checkpoint,
 
 
 rule take_checkpoint:
@@ -17,6 +15,7 @@ rule take_checkpoint:
     wildcard_constraints:
         sae="[^/@]+",
         share="[^/@]+",
+    localrule: True
     conda:
         "../../envs/nullsae.yaml"
     threads: 1

@@ -103,6 +103,7 @@ def _declared() -> Iterator[Kind]:
 
 KINDS = (
     *_declared(),
+    Kind(f"{paths.CORPUS}/{{file}}", r"provenance\.json", paths.TOKENIZER_FILE),
     Kind(f"{paths.TOKENIZER}/{{file}}", TOKENIZER_FILES, paths.TOKENIZER_FILE),
     Kind(f"{paths.MODEL}/{{file}}", rf"README\.md|{CHECKPOINT_FILES}", paths.RECIPE),
     Kind(

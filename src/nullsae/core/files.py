@@ -22,6 +22,7 @@ FULL_TEXTS = tuple(os.strerror(number) for number in FULL_DISK)
 
 # Of a file that a stage or a person wrote to be read whole.
 MOST_JSON_BYTES = 256 << 20
+PIECE_BYTES = 1 << 20
 # Of what nobody else of this machine may read.
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
@@ -106,11 +107,14 @@ def read_small(path: Path | str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise UserError(f"{path}: not a file but {_kind(mode)}")
+    data = bytearray()
     with open(descriptor, "rb") as stream:
-        data = stream.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise UserError(f"{path}: longer than {most_bytes:,} bytes, which no such file is")
-    return data
+        # In pieces: one read of all that is allowed would take as much memory for a short file.
+        while piece := stream.read(PIECE_BYTES):
+            data += piece
+            if len(data) > most_bytes:
+                raise UserError(f"{path}: longer than {most_bytes:,} bytes, which no such file is")
+    return bytes(data)
 
 
 def _kind(mode: int) -> str:

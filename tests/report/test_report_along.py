@@ -149,7 +149,7 @@ def test_checkpoints_change_no_other_figure_or_table_of_the_page(
                 assert name in WHOLE or len(rows) < table.num_rows or not rows
                 table = rows
             tables.write_table(tmp_path / path.relative_to(built), table, tables.SCHEMAS[name])
-    for folder in ("results/latents", "results/corpus"):
+    for folder in ("results/latents", "results/corpus", paths.ANSWER):
         (tmp_path / folder).symlink_to(built / folder)
     build_report(without, tmp_path)
     names = figure_names(without)

@@ -32,6 +32,7 @@ OLDER: dict[str, str] = {}
 WARNED: dict[str, str] = {}
 LEVEL = {
     "trained": 0.0,
+    "retrained": 0.05,
     "step0": 1.0,
     "fresh_init": 1.1,
     "rerandomized": 0.8,

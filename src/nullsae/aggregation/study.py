@@ -147,6 +147,7 @@ def compare(
             estimates = {
                 variant: estimate(arms.arm(metric, where, variant), metric, statistics, resampler)
                 for variant in config.variants
+                if config.draws_of(variant, group["subject"])
             }
             is_whole = group["sae"] in config.saes
             has_value = [found.arm for found in estimates.values() if found.value is not None]
@@ -174,7 +175,7 @@ def compare(
     return summaries, contrasts
 
 
-def _groups(config: Config) -> Iterator[dict[str, str | None]]:
+def _groups(config: Config) -> Iterator[dict[str, Any]]:
     """The comparisons of a study, in display order: without an explainer first."""
     for subject, section in config.subjects.items():
         for site in section.sites:

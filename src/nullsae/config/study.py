@@ -159,5 +159,5 @@ class Config(Section):
         return pairs + [(NO_EXPLAINER, name) for name in self.scorers if name not in judging]
 
     def draws_of(self, variant: str, subject: str) -> range:
-        """The draws of a subject's variant: fixed variants have draw 0 only."""
+        """The draws of a subject's variant: one for fixed ones, none if the subject lacks it."""
         return VARIANTS[variant].draws(self.subjects[subject].source, self.draws)

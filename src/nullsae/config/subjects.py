@@ -67,23 +67,25 @@ NUMBER = "{n}"
 class RetrainedModel(Section):
     """A subject as its makers trained it from another seed."""
 
-    path: str
+    path: str | None
     """Hub id or local folder (PolyPythias: `EleutherAI/pythia-14m-seed1`). `{n}` here or in
-    `revision` stands for the number of the draw, from 1; without it there is one draw."""
+    `revision` stands for the number of the draw, from 1; without it there is one draw. null where
+    nobody trained the subject again: it then is without this variant."""
     revision: str | None = None
 
     @property
-    def is_numbered(self) -> bool:
-        """Whether each draw is another model."""
-        return NUMBER in self.path or NUMBER in (self.revision or "")
+    def n_models(self) -> int | None:
+        """How many there are to take as draws; None for one of each number."""
+        if self.path is None:
+            return 0
+        return None if NUMBER in self.path or NUMBER in (self.revision or "") else 1
 
     def numbered(self, draw: NonNegativeInt) -> RetrainedModel:
         """The model of one draw."""
-        n, revision = str(draw + 1), self.revision
-        return RetrainedModel(
-            path=self.path.replace(NUMBER, n),
-            revision=revision and revision.replace(NUMBER, n),
+        path, revision = (
+            text and text.replace(NUMBER, str(draw + 1)) for text in (self.path, self.revision)
         )
+        return RetrainedModel(path=path, revision=revision)
 
 
 class PretrainedSource(Origin):
@@ -121,7 +123,7 @@ class PretrainedSource(Origin):
     @model_validator(mode="after")
     def retrained_is_another_model(self) -> Self:
         given = self.retrained
-        if given is None:
+        if given is None or given.path is None:
             return self
         if given.revision is not None and is_local(given.path):
             raise ValueError(

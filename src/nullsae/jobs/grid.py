@@ -10,7 +10,7 @@ from nullsae import paths
 from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
-from nullsae.config.variants import GAUSSIAN, floor_name, has_model
+from nullsae.config.variants import GAUSSIAN, VARIANTS, floor_name, has_model
 
 Keys = dict[str, str]
 
@@ -114,6 +114,7 @@ def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, 
     return [
         {"subject": subject, "variant": variant, "draw": draw if variant == own else 0}
         for variant in config.variants
+        if VARIANTS[variant].draws(config.subjects[subject].source, 1)
     ]
 
 

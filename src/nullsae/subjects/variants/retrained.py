@@ -27,10 +27,10 @@ class Retrained(Variant):
 
     @classmethod
     def draws(cls, source: Any, n: int) -> range:
-        given = getattr(source, "retrained", None)
-        if source.kind == "train" or (given is not None and given.is_numbered):
+        if source.kind == "train":
             return range(n)
-        return range(1)
+        found = source.retrained.n_models
+        return range(n if found is None else found)
 
     @classmethod
     def source_of(cls, source: Any, draw: int) -> Any:

@@ -108,8 +108,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "variants",
         ["trained", "rerandomised"],
-        "variants.1: 'rerandomised' is not one of trained, step0, fresh_init, rerandomized, "
-        "rerandomized_keep_embeddings, permuted_weights, spectrum_matched, cascade, "
+        "variants.1: 'rerandomised' is not one of trained, retrained, step0, fresh_init, "
+        "rerandomized, rerandomized_keep_embeddings, permuted_weights, spectrum_matched, cascade, "
         "permuted_embeddings, rotated_embeddings, noise_embeddings, gaussian; "
         "did you mean 'rerandomized'?",
     ),

@@ -1,4 +1,4 @@
-"""The report of a study with every control: 12 variants, 8 SAEs, 3 explainers, 2 scorers."""
+"""The report of a study with every control: 13 variants, 8 SAEs, 3 explainers, 2 scorers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def rows_of(root: Path, name: str) -> list[dict[str, Any]]:
 def test_the_full_study_has_all_figures_and_a_light_sound_page(
     built: Path, config: Config, page: str
 ) -> None:
-    assert (len(config.variants), len(config.saes)) == (12, 8)
+    assert (len(config.variants), len(config.saes)) == (13, 8)
     assert (len(config.explainers), len(config.scorers)) == (3, 2)
     found = {path.name for path in (built / "results/figures").iterdir()}
     assert found == {f"{name}.svg" for name in figure_names(config)}
@@ -157,7 +157,7 @@ def test_scored_metrics_have_a_panel_for_each_site_explainer_and_scorer(built: P
         for explainer in EXPLAINERS:
             for scorer in ("detection", "fuzzing"):
                 assert found.count(f"{site} · {explainer}, {scorer}") == 1
-    assert sum(bool(re.fullmatch(r"\d\.\d\d", text)) for text in found) == 12 * 8 * 3 * 2 * 2
+    assert sum(bool(re.fullmatch(r"\d\.\d\d", text)) for text in found) == 13 * 8 * 3 * 2 * 2
 
 
 def test_gaussian_has_activations_and_no_loss(built: Path, page: str) -> None:

@@ -250,7 +250,7 @@ def test_looks_made_from_names_stay_apart_and_repeat() -> None:
                 assert np.abs(np.subtract(one, other)).max() > 10
     assert len({style.shape(variant) for variant in VARIANTS}) == len(VARIANTS)
     assert len({tuple(style.dash(variant)) for variant in VARIANTS}) == len(VARIANTS)
-    assert style.colour("upper") == "#0f1dfa"
+    assert style.colour("upper") == "#f600aa"
 
 
 PROBE = """

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_subjects_hub import add_revision
 
+from hub_cache import add_revision
 from nullsae.config.corpora import TrainedTokenizer
 from nullsae.config.parse import parse_config, resolve_subjects
 from nullsae.config.study import Config

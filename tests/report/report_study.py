@@ -553,6 +553,13 @@ def _matched(unit: str, gap: float, width: float) -> dict[str, Any]:
     return {"n_matched": 31, "matched_reason": None} | found
 
 
+def style_of(row: dict[str, Any]) -> str:
+    """The colours of a verdict: with a positive control, equivalence speaks for a metric."""
+    against = {"separates": "reversed", "reversed": "reversed", "equivalent": "separates"}
+    own = str(row["verdict"])
+    return against.get(own, own) if is_positive_control(row["variant"]) else own
+
+
 def _add_power(rows: dict[str, list[dict[str, Any]]]) -> None:
     """Counts of the verdicts that were made up, as `aggregate` would count them."""
     keys = ("subject", "sae", "explainer", "scorer", "metric")

@@ -356,9 +356,9 @@ def test_a_hub_has_as_many_draws_as_models(tmp_path: Path) -> None:
     fetched, _ = wanted(of_hub(WITH, 2, retrained=each), tmp_path)
     assert [item.describe() for item in fetched] == [
         "model someone/tiny",
-        "model someone/tiny at step0",
         "model someone/tiny at seed1",
         "model someone/tiny at seed2",
+        "model someone/tiny at step0",
     ]
     params = json.loads(
         rule_params(

@@ -70,9 +70,9 @@ STUDIES: dict[str, tuple[list[str], dict[str, int]]] = {
         [GRID, "config/paper/1b-tokens-on-70m-410m.yaml"],
         expected(SITES["70m"] + SITES["410m"], 1, models=2),
     ),
-    # Four sizes; trained, step0 and three draws, and three sizes that were trained again: 23 models;
-    # three widths and two more architectures with three seeds each, and six dictionary nulls: 5 x 3
-    # + 6 SAEs at the one site of each.
+    # Four sizes; trained, step0 and three draws, and three sizes trained again: 23 models; three
+    # widths and two more architectures with three seeds each, and six dictionary nulls: 5 x 3 + 6
+    # SAEs at the one site of each.
     "plus": (
         ["config/paper-plus.yaml"],
         {

@@ -112,15 +112,16 @@ def test_the_config_of_pythia_14m_runs_on_models_of_that_shape_in_the_hubs_cache
     twin_pythias(tmp_path / "hub", [json.loads(line)["text"] for line in lines])
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    small = {
+    small: dict[str, Any] = {
         "corpora": {
-            "speeches": {
-                **{"source": {"paths": ["docs.jsonl"], "kind": "files", "name": None}},
-                **{"context_tokens": 64, "eval_share": 0.3},
-                **{"sae_train_tokens": 16_384, "eval_tokens": 8_192},
-            }
+            "speeches": None,
+            "docs": {
+                **{"source": {"kind": "files", "paths": ["docs.jsonl"]}, "context_tokens": 64},
+                "tokenizer": {"kind": "pretrained", "path": "EleutherAI/pythia-14m"},
+                **{"eval_share": 0.3, "sae_train_tokens": 16_384, "eval_tokens": 8_192},
+            },
         },
-        "subjects": {"pythia-14m": {"sites": ["resid_post.-1"]}},
+        "subjects": {"pythia-14m": {"corpus": "docs", "sites": ["resid_post.-1"]}},
         "variants": ["trained", "retrained", "step0"],
         "activations": {"sae_train_tokens": 16_384},
         "saes": {"topk": {"k": 8, "n_latents": 64, "batch_tokens": 512}},

@@ -59,6 +59,10 @@ def test_it_is_added_to_a_study_by_its_own_jobs_and_measured_as_any_variant(
     tested = table(copied, "contrasts")
     tested = tested[(tested.variant == "retrained") & tested.p_equivalence.notna()]
     assert power.n_controls.sum() == len(tested) > 0
+    answer = json.loads((copied.folder / paths.ANSWER).read_text(encoding="utf-8"))
+    for finding in answer["findings"]:
+        of = {one["variant"]: one["is_control"] for one in finding["against"]}
+        assert of == {"retrained": True, "rerandomized": False}
     page = (copied.folder / paths.REPORT).read_text(encoding="utf-8")
     assert "positive control" in page
     assert "on those of 1 null: the same" in page

@@ -96,7 +96,7 @@ def twin_pythias(cache: Path, documents: list[str]) -> None:
         model, initial, _ = train_model(
             *(source, tokens),
             **{"seed": seed, "subject": name, "device": torch.device("cpu")},
-            checkpoint=cache / "training.safetensors",
+            checkpoint=cache / f"{name}.safetensors",
         )
         repository = cache / f"models--EleutherAI--{name}"
         add_revision(repository, "main", "ab"[seed] * 40, model, tokenizer)

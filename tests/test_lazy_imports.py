@@ -35,7 +35,7 @@ SPLIT = {"subject": "small", "variant": "gaussian", "draw": "0", "split": "eval"
 VERBS: dict[str, tuple[dict[str, str], str, set[str]]] = {
     "sample_gaussian": (SPLIT, "fitted tokens output", {"torch"}),
     "train_sae": (SAE, "train-activations eval-activations output", {"torch"}),
-    "cross_evaluate": (SAE, "sae tokens output" + 5 * " activations", {"torch"}),
+    "cross_evaluate": (SAE, "sae tokens output" + 6 * " activations", {"torch"}),
     "match_dictionaries": (SAE, "sae output", {"torch", "scipy"}),
     "collect_latents": (
         SAE,

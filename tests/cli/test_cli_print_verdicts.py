@@ -10,7 +10,7 @@ from nullsae.cli.print_verdicts import print_verdicts
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.statistics.answer import Answer
-from nullsae.statistics.verdicts import RULE
+from nullsae.statistics.verdicts import CONTROL_RULE, RULE
 from nullsae.tables.study import PROVENANCE
 
 KEYS = {"subject": "small", "sae": "topk", "metric": "auroc"}
@@ -48,6 +48,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     counts = {"n_contrasts": 9, "n_separates": 0, "n_reversed": 7, "n_equivalent": 0}
     shares = {"separates_share": 0.0, "median_superiority": 0.314, "n_inconclusive": 2}
     medians = {"median_standardized_difference": -2.26}
+    shares |= {"n_controls": 0, "n_controls_told_apart": 0, "n_controls_equivalent": 0}
     write(
         tmp_path,
         "discriminating_power",
@@ -102,3 +103,35 @@ def test_an_answer_of_another_version_is_one_line_that_says_how_to_make_it_anew(
     write_json(tmp_path / paths.ANSWER, {"text": "42"})
     with pytest.raises(UserError, match=r"answer.json: not as this version writes it.*snakemake"):
         print_verdicts(tmp_path)
+
+
+def test_a_positive_control_is_spoken_of_as_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts = {"retrained": ("separates", "equivalent"), "step0": ("separates", "equivalent")}
+    metrics = ("auroc", "cosine")
+    rows = [
+        {"subject": "small", "sae": "topk", "site": "embed", "metric": metric, "variant": variant}
+        | {"verdict": verdict, "reason": "because"}
+        for variant, words in verdicts.items()
+        for metric, verdict in zip(metrics, words, strict=True)
+    ]
+    write(tmp_path, "verdicts", rows)
+    counts = {f"n_{word}": 0 for word in ("separates", "reversed", "equivalent", "inconclusive")}
+    power = [
+        {**KEYS, "metric": metric, "n_contrasts": 4, **counts}
+        | {"n_controls": 2, "n_controls_told_apart": told, "n_controls_equivalent": 1 - told}
+        for metric, told in zip(metrics, (1, 0), strict=True)
+    ]
+    write(tmp_path, "discriminating_power", power)
+    write_json(tmp_path / paths.ANSWER, Answer((), ()).as_json())
+    print_verdicts(tmp_path, all_verdicts=True)
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert ["small", "embed", "topk", "auroc", "told apart", "separates"] in cells
+    assert ["small", "embed", "topk", "cosine", "equivalent", "equivalent"] in cells
+    ends = [row[-1] for row in cells if row[:2] == ["small", "topk"]]
+    assert ends == ["1 of 2 (0)", "2 of 2 (1)"]
+    text = " ".join(" ".join(lines).split())
+    assert CONTROL_RULE in text
+    assert "(positive" in text

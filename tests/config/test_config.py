@@ -108,8 +108,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "variants",
         ["trained", "rerandomised"],
-        "variants.1: 'rerandomised' is not one of trained, step0, fresh_init, rerandomized, "
-        "rerandomized_keep_embeddings, permuted_weights, spectrum_matched, cascade, "
+        "variants.1: 'rerandomised' is not one of trained, retrained, step0, fresh_init, "
+        "rerandomized, rerandomized_keep_embeddings, permuted_weights, spectrum_matched, cascade, "
         "permuted_embeddings, rotated_embeddings, noise_embeddings, gaussian; "
         "did you mean 'rerandomized'?",
     ),
@@ -337,8 +337,9 @@ def test_the_schema_has_every_section_and_lets_no_unknown_keys_through() -> None
 def test_draws_multiply_random_variants_alone() -> None:
     study = changed("draws", 3)
     config = parse_config(study)
-    assert config.draws_of("trained") == config.draws_of("step0") == range(1)
-    assert config.draws_of("rerandomized") == config.draws_of("noise_embeddings") == range(3)
+    assert config.draws_of("trained", "small") == config.draws_of("step0", "small") == range(1)
+    for variant in ("rerandomized", "noise_embeddings", "retrained"):
+        assert config.draws_of(variant, "small") == range(3)
 
 
 def test_site_names_lead_to_their_blocks() -> None:

@@ -205,19 +205,19 @@ def test_a_judge_of_placebos_depends_on_the_code_that_exchanges() -> None:
 
 def test_the_default_study_and_paper_plus_have_at_most_half_the_jobs() -> None:
     """By hand: what was a job of each SAE, explainer and scorer before, and what is one now."""
-    # Corpus, subject, 3 more models, 5 x 2 captures and as many samples; 10 SAEs and 10 floors,
-    # trained; latents of 10; 2 matches; tables, report, and `all`.
-    others = 1 + 1 + 3 + 10 + 10 + 20 + 10 + 2 + 1 + 1 + 1
-    before = others + 20 + 10 * 2 + 10 * 2 * 2
+    # Corpus, subject, 4 more models, 6 x 2 captures and as many samples; 12 SAEs and 12 floors,
+    # trained; latents of 12; 2 matches; tables, report, and `all`.
+    others = 1 + 1 + 4 + 12 + 12 + 24 + 12 + 2 + 1 + 1 + 1
+    before = others + 24 + 12 * 2 + 12 * 2 * 2
     models = len(list(variant_cells(study())))
-    assert (before, others + 2 * models) == (140, 70)
+    assert (before, others + 2 * models) == (167, 83)
 
     plus = study("config/paper-plus.yaml")
     models, saes = len(list(variant_cells(plus))), len(list(sae_cells(plus)))
-    assert (models, saes) == (20, 420)
+    assert (models, saes) == (23, 483)
     # Corpus; models, captures, samples, passes of SAEs and of floors; latents; matches; the end.
     others = 1 + models * (1 + 2 + 2 + 1 + 1) + saes + 4 * 11 + 3
-    before = others + (420 + 400) + saes * (3 + 3)
+    before = others + (483 + 460) + saes * (3 + 3)
     after = others + models + saes * (1 + 2) + models * 2
-    assert (before, after) == (3_948, 1_928)
+    assert (before, after) == (4_533, 2_210)
     assert after <= before / 2

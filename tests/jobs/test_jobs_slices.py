@@ -381,7 +381,7 @@ def test_floors_change_no_job_of_a_variant() -> None:
         assert list(with_floor.each())[: len(alone)] == alone
     keys = {"corpus": "c"}
     assert rule_params(config, "prepare_corpus", keys) == rule_params(plain, "prepare_corpus", keys)
-    assert len(list(floor_cells(config))) == 4 * (1 + 9 * 2)
+    assert len(list(floor_cells(config))) == 4 * (1 + 10 * 2)
     assert not list(floor_cells(plain))
     assert cell_files(plain) != cell_files(config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -18,7 +19,7 @@ from nullsae.config.metrics import all_metrics
 from nullsae.config.parse import parse_config
 from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
-from nullsae.config.variants import VARIANTS
+from nullsae.config.variants import VARIANTS, is_positive_control
 from nullsae.jobs import grid as cells
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
@@ -33,6 +34,7 @@ OLDER: dict[str, str] = {}
 WARNED: dict[str, str] = {}
 LEVEL = {
     "trained": 0.0,
+    "retrained": 0.05,
     "step0": 1.0,
     "fresh_init": 1.1,
     "rerandomized": 0.8,
@@ -84,7 +86,7 @@ def default_config(**sections: Any) -> Config:
 
 
 def all_controls_config(**sections: Any) -> Config:
-    """Every variant, dictionary, explainer and scorer: 12 x 8 x 3 x 2, at sites of two kinds."""
+    """Every variant, dictionary, explainer and scorer: 13 x 8 x 3 x 2, at sites of two kinds."""
     subject = default_config().model_dump(mode="json")["subjects"]["small"]
     wanted = {
         "subjects": {"small": subject | {"sites": ["resid_post.1", "mlp_out.1"]}},
@@ -554,16 +556,33 @@ def _matched(unit: str, gap: float, width: float) -> dict[str, Any]:
     return {"n_matched": 31, "matched_reason": None} | found
 
 
+def style_of(row: dict[str, Any]) -> str:
+    """The colours of a verdict: with a positive control, equivalence speaks for a metric."""
+    against = {"separates": "reversed", "reversed": "reversed", "equivalent": "separates"}
+    own = str(row["verdict"])
+    return against.get(own, own) if is_positive_control(row["variant"]) else own
+
+
 def _add_power(rows: dict[str, list[dict[str, Any]]]) -> None:
     """Counts of the verdicts that were made up, as `aggregate` would count them."""
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     counted: dict[tuple[Any, ...], list[str]] = {}
+    controls: Counter[tuple[Any, ...]] = Counter()
     for row in rows["verdicts"]:
-        counted.setdefault(tuple(row[key] for key in keys), []).append(row["verdict"])
+        values = tuple(row[key] for key in keys)
+        words = counted.setdefault(values, [])
+        if is_positive_control(row["variant"]):
+            controls[values] += 1
+        else:
+            words.append(row["verdict"])
     for values, words in counted.items():
+        n = controls[values]
         rows["discriminating_power"].append(
             dict(zip(keys, values, strict=True))
-            | {"n_contrasts": len(words), "separates_share": words.count("separates") / len(words)}
+            | {"n_contrasts": len(words)}
+            | {"separates_share": words.count("separates") / len(words) if words else None}
             | {f"n_{word}": words.count(word) for word in VERDICTS}
             | {"median_superiority": 0.63, "median_standardized_difference": 1.7}
+            | {"n_controls": n, "n_controls_told_apart": min(n, 1), "n_controls_equivalent": n // 2}
+            | {"controls_not_told_apart_share": (n - min(n, 1)) / n if n else None}
         )

@@ -3,13 +3,14 @@ from __future__ import annotations
 import html
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from report_page import Elements, scroll_width
-from report_study import EVIL, OLDER, WARNED, default_config, write_study
+from report_study import EVIL, OLDER, WARNED, default_config, style_of, write_study
 
 from nullsae import paths, tables
 from nullsae.config.study import Config
@@ -165,7 +166,13 @@ def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: st
             assert f"{middle} [{low}, {high}]" in text
     matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
     per_site = re.findall(r'class="chip (\w+)">[^<]*</span> <small>resid', matrix)
-    assert sorted(per_site) == sorted(row["verdict"] for row in table)
+    assert sorted(per_site) == sorted(map(style_of, table))
+    # A positive control is told apart, or not; a null never is in this word.
+    words = Counter(row["verdict"] for row in table if row["variant"] == "retrained")
+    n_told = words["separates"] + words["reversed"]
+    assert matrix.count("≠ told apart</span> <small>resid") == n_told > 0
+    assert "retrained, is the same transformer trained again from another seed" in text
+    assert "on those of 4 nulls: the same transformer" in text
 
 
 def test_failed_windows_stand_beside_each_score_and_a_thin_one_is_said(

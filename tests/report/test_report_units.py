@@ -270,7 +270,7 @@ def test_coverage_adds_counts_over_draws_instead_of_averaging_shares() -> None:
     assert found is not None
     assert found["pass_share"] == 80 / 400
     assert [found[name] for name in sections.REFUSED] == [300, 17, 3]
-    assert table["resid_post.2"] == [None] * 5
+    assert table["resid_post.2"] == [None] * 6
 
 
 def test_the_matrix_keeps_each_verdict_in_the_column_of_its_null() -> None:

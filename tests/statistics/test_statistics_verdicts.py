@@ -20,7 +20,13 @@ from nullsae.statistics.contrasts import (
 from nullsae.statistics.matching import common_bins
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.spread import Spread
-from nullsae.statistics.verdicts import RULE, VERDICT_WORDS, discriminating_power, verdict
+from nullsae.statistics.verdicts import (
+    CONTROL_RULE,
+    RULE,
+    VERDICT_WORDS,
+    discriminating_power,
+    verdict,
+)
 
 METRIC = {metric.name: metric for metric in all_metrics()}
 SETTINGS = Statistics(n_resamples=999)
@@ -128,7 +134,7 @@ def test_an_inconclusive_verdict_says_what_could_have_been_seen() -> None:
 
 def test_the_rule_names_every_word() -> None:
     assert all(word.removesuffix("s") in RULE for word in VERDICT_WORDS)
-    assert "\n" not in RULE
+    assert "\n" not in RULE + CONTROL_RULE
 
 
 def test_level_follows_the_confidence() -> None:
@@ -383,3 +389,53 @@ def test_power_is_oriented_by_what_the_metric_should_show() -> None:
         pytest.approx(3.0),
     )
     assert (empty["median_superiority"], empty["median_standardized_difference"]) == (None, None)
+
+
+@pytest.mark.parametrize("difference", [-0.2, 0.2])
+@pytest.mark.parametrize("name", ["auroc", "peak_token_share", "next_token_auroc"])
+def test_a_positive_control_is_told_apart_whichever_side_it_is_on(
+    name: str, difference: float
+) -> None:
+    changes = {"variant": "retrained", "difference": difference}
+    word, reason = verdict(row(**changes), METRIC[name], 0.95)
+    assert word == "separates"
+    assert "no sign expected" in reason
+    word, _ = verdict(row(**changes, p_equivalence=0.01), METRIC[name], 0.95)
+    assert word == "equivalent"
+
+
+def test_positive_controls_are_counted_apart_from_nulls() -> None:
+    def one(variant: str, difference: float | None, metric: str = "cosine") -> dict[str, Any]:
+        keys = {"subject": "s", "sae": "a", "explainer": None, "scorer": None, "metric": metric}
+        tested = None if difference is None else 0.5
+        return {**keys, "variant": variant, "difference": difference, "standard_error": 0.1} | {
+            "probability_of_superiority": 0.9 if difference else None,
+            "p_equivalence": tested,
+        }
+
+    contrasts = [
+        (one("step0", -0.3), "separates"),
+        (one("rerandomized", -0.1), "inconclusive"),
+        # As far off as a null can be: it must move no median of the nulls.
+        (one("retrained", 9.0), "separates"),
+        (one("retrained", 0.01), "equivalent"),
+        (one("retrained", 0.02), "equivalent"),
+        (one("retrained", 0.2), "inconclusive"),
+        # Never computed: no evidence that a metric tells no trainings apart.
+        (one("retrained", None), "inconclusive"),
+        (one("step0", -0.3, "l1"), "separates"),
+        (one("retrained", None, "auroc"), "inconclusive"),
+    ]
+    rows = [
+        row if row["difference"] is not None else {**row, "standard_error": None}
+        for row, _ in contrasts
+    ]
+    cosine, l1, auroc = discriminating_power(rows, [word for _, word in contrasts])
+    assert (cosine["n_contrasts"], cosine["n_separates"], cosine["n_inconclusive"]) == (2, 1, 1)
+    assert cosine["separates_share"] == 0.5
+    assert cosine["median_standardized_difference"] == pytest.approx(2.0)
+    assert [cosine[f"n_controls{of}"] for of in ("", "_told_apart", "_equivalent")] == [4, 1, 2]
+    assert cosine["controls_not_told_apart_share"] == 0.75
+    assert (l1["n_controls"], l1["controls_not_told_apart_share"]) == (0, None)
+    assert (auroc["n_contrasts"], auroc["separates_share"]) == (0, None)
+    assert (auroc["n_controls"], auroc["controls_not_told_apart_share"]) == (0, None)

@@ -150,7 +150,7 @@ def test_an_unknown_variant_is_refused_and_the_known_ones_are_listed() -> None:
 @pytest.mark.usefixtures("added")
 def test_an_added_variant_is_parsed_listed_and_drawn() -> None:
     config = study("upper", "gaussian_cascade", draws=2, randomization={"norm_parameters": "keep"})
-    assert list(config.draws_of("upper")) == [0, 1]
+    assert list(config.draws_of("upper", "small")) == [0, 1]
     assert "upper" in json.loads(config_schema())["properties"]["variants"]["items"]["enum"]
     keys = {"subject": "small", "variant": "upper", "draw": "1"}
     params = json.loads(rule_params(config, "randomize_model", keys))
@@ -250,7 +250,7 @@ def test_looks_made_from_names_stay_apart_and_repeat() -> None:
                 assert np.abs(np.subtract(one, other)).max() > 10
     assert len({style.shape(variant) for variant in VARIANTS}) == len(VARIANTS)
     assert len({tuple(style.dash(variant)) for variant in VARIANTS}) == len(VARIANTS)
-    assert style.colour("upper") == "#0f1dfa"
+    assert style.colour("upper") == "#f600aa"
 
 
 PROBE = """

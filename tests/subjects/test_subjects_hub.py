@@ -18,6 +18,7 @@ import torch
 import transformers
 from family_models import N_LAYERS, SHAPE, random_model
 
+from hub_cache import add_revision
 from nullsae.config.model_size import Shape, subject_shape
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
@@ -25,22 +26,6 @@ from nullsae.subjects.loading import fetch
 
 PYTHIA = "someone/pythia-tiny"
 MAIN, STEP0, PICKLED = "a" * 40, "b" * 40, "c" * 40
-
-
-def add_revision(repository: Path, revision: str, commit: str, model: Any) -> Path:
-    """Put a model into the hub's cache as a download does: blobs, and links to them."""
-    snapshot, blobs = repository / "snapshots" / commit, repository / "blobs"
-    for folder in (snapshot, blobs, repository / "refs"):
-        folder.mkdir(parents=True, exist_ok=True)
-    (repository / "refs" / revision).write_text(commit)
-    made = repository / "made"
-    model.save_pretrained(made)
-    for file in sorted(made.iterdir()):
-        blob = blobs / f"{commit[0]}-{file.name}"
-        file.rename(blob)
-        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
-    made.rmdir()
-    return snapshot
 
 
 def pythia(key: str) -> Any:

@@ -70,24 +70,26 @@ STUDIES: dict[str, tuple[list[str], dict[str, int]]] = {
         [GRID, "config/paper/1b-tokens-on-70m-410m.yaml"],
         expected(SITES["70m"] + SITES["410m"], 1, models=2),
     ),
-    # Four sizes; trained, step0 and three draws; three widths and two more architectures with
-    # three seeds each, and six dictionary nulls: 5 x 3 + 6 SAEs at the one site of each.
+    # Four sizes; trained, step0 and three draws, and three sizes trained again: 23 models; three
+    # widths and two more architectures with three seeds each, and six dictionary nulls: 5 x 3 + 6
+    # SAEs at the one site of each.
     "plus": (
         ["config/paper-plus.yaml"],
         {
             "prepare_corpus": 1,
             "randomize_model": 4 * 5,
-            "cache_activations": 4 * 5 * 2,
+            "retrain_subject": 3,
+            "cache_activations": 23 * 2,
             # Gaussian floors of all but `token_lookup`.
-            "sample_gaussian": 4 * 5 * 2,
-            "train_sae": 2 * 4 * 5,
+            "sample_gaussian": 23 * 2,
+            "train_sae": 2 * 23,
             # A job has all 21 SAEs of a model, and their 20 floors.
-            "evaluate_sae": 4 * 5,
-            "collect_latents": 4 * 5 * 21,
+            "evaluate_sae": 23,
+            "collect_latents": 23 * 21,
             "match_dictionaries": 4 * 11,
-            "explain_latents": 4 * 5 * 21,
-            "score_latents": 4 * 5 * 21 * 2,
-            "explain_and_score": 4 * 5 * 2,
+            "explain_latents": 23 * 21,
+            "score_latents": 23 * 21 * 2,
+            "explain_and_score": 23 * 2,
             "aggregate": 1,
             "report": 1,
         },

@@ -19,7 +19,8 @@ from nullsae.jobs.entry import check_start, take_absolute_targets, with_typed_en
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
-from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model, runs_on_trained
+from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
+from nullsae.config.variants import is_positive_control, runs_on_trained
 from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
 from nullsae.jobs.of_models import evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs

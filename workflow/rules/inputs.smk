@@ -45,7 +45,7 @@ def saes_of_recipe(wildcards):
     """The SAEs that are compared with each other."""
     return [
         paths.SAE_CONFIG.format(**wildcards, **cell)
-        for cell in matched_cells(STUDY, wildcards.sae)
+        for cell in matched_cells(STUDY, wildcards.subject, wildcards.sae)
     ]
 
 
@@ -54,6 +54,22 @@ def trained_recipe(wildcards):
     """The trained variant that a randomization starts from; none if it is read from its source."""
     own = wildcards.subject in trained_here(STUDY)
     if not own and VARIANTS[wildcards.variant].origin == "source":
+        return []
+    return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
+
+
+@known
+def read_in_training(wildcards):
+    """The tokens that a subject is trained on; none of one that is trained elsewhere."""
+    if wildcards.subject not in trained_here(STUDY):
+        return []
+    return corpus_file(paths.CORPUS_MANIFEST, split="sae_train")(wildcards)
+
+
+@known
+def compared_recipe(wildcards):
+    """The subject that another training of it is compared with; none where both start here."""
+    if wildcards.subject in trained_here(STUDY):
         return []
     return paths.RECIPE.format(subject=wildcards.subject, variant="trained", draw=0)
 

@@ -106,6 +106,7 @@ rule match_dictionaries:
             "match_dictionaries",
             "seed",
             "compute",
+            "subjects",
             "variants",
             "draws",
             "saes",

@@ -1,5 +1,5 @@
-# A subject trained here makes both of its own reference variants.
-ruleorder: train_subject > randomize_model
+# A subject trained here makes both of its own reference variants; a positive control is trained, too.
+ruleorder: train_subject > retrain_subject > randomize_model
 
 
 rule train_subject:
@@ -44,6 +44,44 @@ rule train_subject:
         "nullsae train_subject --params {params.config:q}"
         " --train-tokens {input.train_tokens} --eval-tokens {input.eval_tokens}"
         " --trained {params.trained} --step0 {params.step0} --work {params.work} > {log} 2>&1"
+
+
+# A job of its own: on two cores it runs beside `train_subject`.
+rule retrain_subject:
+    input:
+        train_tokens=read_in_training,
+        trained=compared_recipe,
+        eval_tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+    output:
+        recipe=paths.RECIPE,
+        gates=paths.GATES,
+        table=paths.MODEL_TABLE,
+    log:
+        paths.LOG.format(rule="retrain_subject", keys=paths.MODEL_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="retrain_subject", keys=paths.MODEL_KEYS)
+    wildcard_constraints:
+        variant=any_of(filter(is_positive_control, VARIANTS)),
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        **needed("retrain_subject"),
+        gpu=GPUS,
+    params:
+        config=job_params("retrain_subject", "seed", "compute", "subjects"),
+        code=job_code("retrain_subject"),
+        train_tokens=given("train_tokens"),
+        trained=given("trained"),
+        folder=paths.MODEL,
+        # Undeclared, as in `train_subject`.
+        work=paths.WORK,
+    message:
+        "Subject {wildcards.subject}: another training, {wildcards.variant}, draw {wildcards.draw}"
+    shell:
+        "nullsae retrain_subject --params {params.config:q}"
+        " {params.train_tokens} {params.trained} --eval-tokens {input.eval_tokens}"
+        " --output {params.folder} --work {params.work} > {log} 2>&1"
 
 
 rule randomize_model:

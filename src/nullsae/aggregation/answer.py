@@ -8,6 +8,7 @@ from typing import Any
 
 from nullsae import paths
 from nullsae.config.study import Config
+from nullsae.config.variants import is_positive_control
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, rebuild_command, write_json
 from nullsae.statistics.answer import Answer, answer
@@ -18,7 +19,9 @@ def write_answer(
 ) -> None:
     """Write the answer of a study; `words` are the verdicts of its contrasts."""
     placebos = {name for name, one in config.explainers.items() if one.exchanges is not None}
-    write_json(root / paths.ANSWER, answer(contrasts, words, placebos=placebos).as_json())
+    controls = set(filter(is_positive_control, config.variants))
+    found = answer(contrasts, words, controls=controls, placebos=placebos)
+    write_json(root / paths.ANSWER, found.as_json())
 
 
 def read_answer(root: Path) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nullsae.aggregation.interpretability import interpretability
 from nullsae.aggregation.provenance import differences, read_provenance
 from nullsae.config.metrics import LEVELS, METRICS, all_metrics
 from nullsae.config.study import Config
+from nullsae.config.variants import VARIANTS, is_null
 from nullsae.core.errors import UserError
 from nullsae.corpus.ngram import caution
 from nullsae.jobs.grid import cell_files, sae_names
@@ -73,14 +75,11 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
     sources["interpretability"] = found
     parts = [cells.with_keys(INTERPRETABILITY, unit.keys, unit.table) for unit in found]
     summaries, contrasts = compare(config, sources, progress)
-    warnings = {
-        row["subject"]: caution(row["heldout_loss_nats"], row["bigram_loss_nats"])
-        for row in wholes["models"].to_pylist()
-        if row["variant"] == "trained"
-    }
+    warnings = _cautions(wholes["models"])
     accepted = accepted_notes(config, root)
     for row in contrasts:
-        row["warning"] = warnings.get(row["subject"])
+        arms = ((row["subject"], variant) for variant in ("trained", row["variant"]))
+        row["warning"] = next((warnings[arm] for arm in arms if arm in warnings), None)
         row["accepted"] = accepted(row)
     judged = [verdict(row, METRICS[row["metric"]](), statistics.confidence) for row in contrasts]
     verdicts = [
@@ -105,6 +104,19 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
     tables.write_table(root / paths.PROVENANCE, made_by, PROVENANCE)
     for subject, text in differences(made_by):
         log.warning("warning: subject %s: %s", subject, text)
+
+
+def _cautions(models: pa.Table) -> dict[tuple[str, str], str]:
+    """What speaks against trained subjects and positive controls, by subject and variant."""
+    found = {}
+    # Of several draws, the worst.
+    for row in sorted(models.to_pylist(), key=itemgetter("heldout_loss_nats")):
+        if is_null(row["variant"]):
+            continue
+        if text := caution(row["heldout_loss_nats"], row["bigram_loss_nats"]):
+            of = "" if row["variant"] == "trained" else f"in {row['variant']}, "
+            found[row["subject"], row["variant"]] = of + text
+    return found
 
 
 def compare(
@@ -138,6 +150,7 @@ def compare(
             estimates = {
                 variant: estimate(arms.arm(metric, where, variant), metric, statistics, resampler)
                 for variant in config.variants
+                if config.draws_of(variant, group["subject"])
             }
             is_whole = group["sae"] in config.saes
             has_value = [found.arm for found in estimates.values() if found.value is not None]
@@ -155,16 +168,17 @@ def compare(
                         | answered.of_contrast(metric, (*where, "trained"), own)
                     )
     # One family per metric of one SAE: what is concluded about an SAE must not depend on how many
-    # other dictionaries a study holds.
+    # other dictionaries a study holds. Positive controls are a question of their own.
     families: dict[tuple[str, ...], Rows] = {}
     for row in contrasts:
-        families.setdefault((row["subject"], row["sae"], row["metric"]), []).append(row)
+        role = VARIANTS[row["variant"]].role
+        families.setdefault((row["subject"], row["sae"], row["metric"], role), []).append(row)
     for rows in families.values():
         adjust(rows, statistics)
     return summaries, contrasts
 
 
-def _groups(config: Config) -> Iterator[dict[str, str | None]]:
+def _groups(config: Config) -> Iterator[dict[str, Any]]:
     """The comparisons of a study, in display order: without an explainer first."""
     for subject, section in config.subjects.items():
         for site in section.sites:

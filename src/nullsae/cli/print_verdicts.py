@@ -11,10 +11,17 @@ from rich.table import Table
 from nullsae import paths, tables
 from nullsae.aggregation.answer import read_answer
 from nullsae.aggregation.provenance import differences
-from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE, VERDICT_WORDS
+from nullsae.config.variants import is_positive_control
+from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE, VERDICT_WORDS
 from nullsae.tables.study import DISCRIMINATING_POWER, PROVENANCE, VERDICTS
 
 STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow", "inconclusive": "dim"}
+# Against a positive control: what speaks for a metric there speaks against it with a null.
+OF_CONTROLS = {
+    **{name: (name, style) for name, style in STYLES.items()},
+    **dict.fromkeys(("separates", "reversed"), ("told apart", "red")),
+    "equivalent": ("equivalent", "green"),
+}
 
 
 def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
@@ -71,12 +78,19 @@ def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[st
             "(n_failed in results/tables/contrasts.parquet)."
         )
     console.print(RULE)
+    if any(is_positive_control(row["variant"]) for row in rows):
+        console.print(CONTROL_RULE)
     console.print(_power(power))
     console.print(
         "Over all sites and nulls. Superiority: the chance that a latent or document of trained "
         "is on the expected side of one of the null. Difference: in standard errors, positive on "
         "the expected side."
     )
+    if any(row["n_controls"] for row in power):
+        console.print(
+            "Not told apart: comparisons with positive controls without a difference beyond "
+            "chance; in brackets, those shown to be equivalent."
+        )
 
 
 def _verdicts(rows: list[dict[str, Any]]) -> Table:
@@ -86,13 +100,17 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
     for name in ("subject", "site", "sae", "metric"):
         table.add_column(name)
     for variant in variants:
-        table.add_column(variant.replace("_", " "), max_width=16)
+        name = variant.replace("_", " ") + " (positive control)" * is_positive_control(variant)
+        table.add_column(name, max_width=16)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         key = tuple(row[name] or "" for name in keys)
         verdict, difference = row["verdict"], row["difference"]
         number = "" if difference is None else f" {difference:+.2f}"
-        text = f"[{STYLES[verdict]}]{verdict}{number}[/]"
+        word, style = verdict, STYLES[verdict]
+        if is_positive_control(row["variant"]):
+            word, style = OF_CONTROLS[verdict]
+        text = f"[{style}]{word}{number}[/]"
         share = row["answered_share"]
         if share is not None and share < FEWEST_ANSWERED:
             text += f" of {share:.0%} *"
@@ -113,6 +131,9 @@ def _power(rows: list[dict[str, Any]]) -> Table:
         table.add_column(word, justify="right")
     for name in ("superiority", "difference"):
         table.add_column(name, justify="right")
+    with_controls = any(row["n_controls"] for row in rows)
+    if with_controls:
+        table.add_column("controls not told apart", justify="right", max_width=14)
     for row in rows:
         judge = f" ({row['explainer']}, {row['scorer']})" if row["scorer"] else ""
         counts = [
@@ -123,5 +144,8 @@ def _power(rows: list[dict[str, Any]]) -> Table:
             "" if row[name] is None else f"{row[name]:.{digits}f}"
             for name, digits in (("median_superiority", 2), ("median_standardized_difference", 1))
         ]
+        if with_controls:
+            n, told, equal = (row[f"n_controls{of}"] for of in ("", "_told_apart", "_equivalent"))
+            medians.append(f"{n - told} of {n} ({equal})" if n else "")
         table.add_row(row["subject"], row["sae"], row["metric"] + judge, *counts, *medians)
     return table

@@ -53,6 +53,37 @@ def train_subject(
         train_subject(given, **tokens, trained=trained, step0=step0, work=work, progress=progress)
 
 
+@verbs.command("retrain_subject", cls=options.Verb)
+def retrain_subject(
+    params: options.Params,
+    eval_tokens: options.Manifest,
+    output: options.Output,
+    train_tokens: Annotated[
+        Path | None, Option(help="manifest.json of sae_train, of a subject that is trained here.")
+    ] = None,
+    trained: options.SomeTrained = None,
+    work: options.Work = Path(paths.WORK),
+) -> None:
+    """Train the subject again from another seed, or read what others trained; run gates."""
+    from nullsae.jobs.subjects import RetrainSubjectParams
+    from nullsae.subjects.retraining import retrain_subject
+
+    given = options.read_params(RetrainSubjectParams, params)
+    trains, reads = given.source.kind == "train", (train_tokens, eval_tokens, trained)
+    unit = "steps" if trains else "held-out tokens"
+    makes = [] if trains else [output]
+    with job("retrain_subject", unit, given, reads=reads, makes=makes) as progress:
+        retrain_subject(
+            given,
+            eval_tokens=eval_tokens,
+            output=output,
+            work=work,
+            train_tokens=train_tokens,
+            trained=trained,
+            progress=progress,
+        )
+
+
 @verbs.command("randomize_model", cls=options.Verb)
 def randomize_model(
     params: options.Params,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from nullsae.config.variants import is_positive_control
 from nullsae.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ class Metric:
 
     def direction_against(self, variant: str) -> Direction:
         """The sign of (trained minus this variant) that is expected, or 0."""
+        if is_positive_control(variant):
+            return 0
         return self.directions.get(variant, self.direction)
 
     def value(self, columns: Mapping[str, Numbers]) -> Numbers | tuple[Numbers, ...]:

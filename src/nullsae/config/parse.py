@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nullsae.config.keys import has_key
-from nullsae.config.model_size import subject_shape
+from nullsae.config.model_size import Shape, subject_shape
 from nullsae.config.plain import check_amount
 from nullsae.config.section import without_nulls
 from nullsae.config.sites import expand_sites, needs_depth
 from nullsae.config.study import ENTRIES, Config
+from nullsae.config.subjects import PretrainedSource
+from nullsae.config.variants import VARIANTS, is_positive_control
 from nullsae.core.errors import UserError
 
 S = TypeVar("S", bound=BaseModel)
@@ -156,6 +158,7 @@ def resolve_subjects(config: Config) -> Config:
         except ValueError as error:
             raise UserError(f"{key}.sites: {error}") from None
         subjects[name] = subject.model_copy(update={"sites": sites})
+        _check_retrained(config, name, shape)
         for sae_name, sae in config.saes.items():
             if shape.d_model is None:
                 continue
@@ -166,6 +169,28 @@ def resolve_subjects(config: Config) -> Config:
                     f"that can be active at once, {most}, at {shape.d_model} dimensions"
                 )
     return config.model_copy(update={"subjects": subjects})
+
+
+def _check_retrained(config: Config, name: str, shape: Shape) -> None:
+    """A local folder in the place of a retrained subject must hold one of the subject's size."""
+    source, key = config.subjects[name].source, f"config: subjects.{name}.source"
+    if not isinstance(source, PretrainedSource):
+        return
+    for variant in filter(is_positive_control, config.variants):
+        for draw in config.draws_of(variant, name):
+            of_draw = VARIANTS[variant].source_of(source, draw)
+            path, _, path_key, _ = VARIANTS[variant].weights_of(of_draw)
+            given = source.model_copy(update={"path": path})
+            found = subject_shape(
+                given, where=f"{key}.{path_key.removesuffix('.path')}", fetch=False
+            )
+            for what in ("n_layers", "d_model"):
+                own, other = getattr(shape, what), getattr(found, what)
+                if None not in (own, other) and own != other:
+                    raise UserError(
+                        f"{key}.{path_key}: {path!r} has {what} {other}, the subject {own}; give "
+                        f"the same architecture, trained from another seed"
+                    )
 
 
 def check_sites(sites: tuple[str, ...], n_layers: int, *, where: str) -> None:

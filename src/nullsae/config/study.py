@@ -158,6 +158,6 @@ class Config(Section):
         pairs = [(explainer, name) for explainer in self.explainers for name in judging]
         return pairs + [(NO_EXPLAINER, name) for name in self.scorers if name not in judging]
 
-    def draws_of(self, variant: str) -> range:
-        """The draws of a variant: fixed variants have draw 0 only."""
-        return range(1 if VARIANTS[variant].fixed else self.draws)
+    def draws_of(self, variant: str, subject: str) -> range:
+        """The draws of a subject's variant: one for fixed ones, none if the subject lacks it."""
+        return VARIANTS[variant].draws(self.subjects[subject].source, self.draws)

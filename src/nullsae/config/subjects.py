@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from nullsae.config.model_files import GgufFile, Origin, is_local
 from nullsae.config.section import FloatType, Section, Trusted, unique
@@ -51,6 +60,34 @@ class GgufSource(GgufFile):
     """Precision of the subject's weights and forward passes."""
 
 
+# Stands in `retrained` for the number of a draw.
+NUMBER = "{n}"
+
+
+class RetrainedModel(Section):
+    """A subject as its makers trained it from another seed."""
+
+    path: str | None
+    """Hub id or local folder (PolyPythias: `EleutherAI/pythia-14m-seed1`). `{n}` here or in
+    `revision` stands for the number of the draw, from 1; without it there is one draw. null where
+    nobody trained the subject again: it then is without this variant."""
+    revision: str | None = None
+
+    @property
+    def n_models(self) -> int | None:
+        """How many there are to take as draws; None for one of each number."""
+        if self.path is None:
+            return 0
+        return None if NUMBER in self.path or NUMBER in (self.revision or "") else 1
+
+    def numbered(self, draw: NonNegativeInt) -> RetrainedModel:
+        """The model of one draw."""
+        path, revision = (
+            text and text.replace(NUMBER, str(draw + 1)) for text in (self.path, self.revision)
+        )
+        return RetrainedModel(path=path, revision=revision)
+
+
 class PretrainedSource(Origin):
     kind: Literal["pretrained"]
     path: str
@@ -61,6 +98,8 @@ class PretrainedSource(Origin):
     `step0_path`."""
     step0_path: str | None = None
     """Hub id or local folder of the untrained weights, where they are no revision of `path`."""
+    retrained: RetrainedModel | None = None
+    """The subject trained from another seed; the variant `retrained` needs it."""
     dtype: FloatType = "float32"
     """Precision of the subject's weights and forward passes."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None
@@ -80,6 +119,29 @@ class PretrainedSource(Origin):
                 hint = "" if key == "revision" else "; give the untrained weights as step0_path"
                 raise ValueError(f"{key}: {path!r} is a local folder, which has no revisions{hint}")
         return self
+
+    @model_validator(mode="after")
+    def retrained_is_another_model(self) -> Self:
+        given = self.retrained
+        if given is None or given.path is None:
+            return self
+        if given.revision is not None and is_local(given.path):
+            raise ValueError(
+                f"retrained.revision: {given.path!r} is a local folder, which has no revisions"
+            )
+        if (given.path, given.revision or "main") == (self.path, self.revision or "main"):
+            raise ValueError(
+                f"retrained: {given.path!r} is the subject itself; give one from another seed"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_an_unused_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Params of jobs that read no `retrained` are as they were before there was one."""
+        dumped: dict[str, Any] = serialize(self)
+        if self.retrained is None:
+            dumped.pop("retrained", None)
+        return dumped
 
     def weights_of(self, *, step0: bool) -> tuple[str, str | None, str, str]:
         """Path and revision of the trained or the untrained weights, and the keys of the two."""

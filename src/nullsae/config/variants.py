@@ -58,6 +58,9 @@ class Variant:
     """Of a variant without weights: the one whose activations give it its mean and covariance."""
     by_training: ClassVar[bool] = False
     """Whether training a subject here makes it, too."""
+    role: ClassVar[Literal["null", "positive control"]] = "null"
+    """What it is beside `trained`. A good metric tells a null from that. A positive control is
+    trained like the subject, from another seed: a good metric does not tell the two apart."""
     fixed: ClassVar[bool] = False
     """Whether nothing in it is drawn, so that it has draw 0 only."""
     reads: ClassVar[tuple[str, ...]] = ()
@@ -87,6 +90,21 @@ class Variant:
         """`text` under these settings."""
         keeps = "norm_parameters" in cls.reads and randomization.norm_parameters == "keep"
         return cls.text + (" Normalization layers are kept." if keeps else "")
+
+    @classmethod
+    def draws(cls, source: Any, n: int) -> range:
+        """Its draws in a study of `n` draws, of a subject from this source."""
+        return range(1 if cls.fixed else n)
+
+    @classmethod
+    def source_of(cls, source: Any, draw: int) -> Any:
+        """What one draw depends on of a subject's source, in the source's form.
+
+        What only other variants read is left out, so that an edit of it runs nothing again here.
+        """
+        if getattr(source, "retrained", None) is None:
+            return source
+        return source.model_copy(update={"retrained": None})
 
     @classmethod
     def weights_of(cls, source: Any) -> tuple[str, str | None, str, str]:
@@ -153,6 +171,16 @@ def is_floor(variant: str) -> bool:
 def has_model(variant: str) -> bool:
     """Whether a variant has weights, and so forward passes and a loss; floors have none."""
     return not is_floor(variant) and not VARIANTS[variant].sampled_from
+
+
+def is_positive_control(variant: str) -> bool:
+    """Whether a variant is trained like the subject, from another seed."""
+    return VARIANTS[variant].role == "positive control"
+
+
+def is_null(variant: str) -> bool:
+    """Whether a good metric tells a variant from `trained`."""
+    return variant != "trained" and not is_positive_control(variant)
 
 
 def runs_on_trained(variant: str) -> bool:

@@ -118,8 +118,13 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
             remarks.append(f"{where}: {source.at_hand}")
             return
         key, code = f"config: {where}", source.trust_remote_code
-        for variant in variants:
-            path, revision, path_key, revision_key = VARIANTS[variant].weights_of(source)
+        each = [
+            (VARIANTS[variant], draw)
+            for variant in variants
+            for draw in VARIANTS[variant].draws(source, config.draws)
+        ]
+        for of, draw in each:
+            path, revision, path_key, revision_key = of.weights_of(of.source_of(source, draw))
             if is_local(path):
                 remarks.append(f"{where}.{path_key}: {source.at_hand}")
                 continue

@@ -10,7 +10,7 @@ from nullsae import paths
 from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
-from nullsae.config.variants import GAUSSIAN, floor_name, has_model
+from nullsae.config.variants import GAUSSIAN, VARIANTS, floor_name, has_model
 
 Keys = dict[str, str]
 
@@ -19,7 +19,7 @@ def variant_cells(config: Config) -> Iterator[Keys]:
     """Keys of everything that has activations: subject, variant, draw."""
     for subject in config.subjects:
         for variant in config.variants:
-            for draw in config.draws_of(variant):
+            for draw in config.draws_of(variant, subject):
                 yield {"subject": subject, "variant": variant, "draw": str(draw)}
 
 
@@ -114,15 +114,16 @@ def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, 
     return [
         {"subject": subject, "variant": variant, "draw": draw if variant == own else 0}
         for variant in config.variants
+        if VARIANTS[variant].draws(config.subjects[subject].source, 1)
     ]
 
 
-def matched_cells(config: Config, sae: str) -> list[dict[str, Any]]:
+def matched_cells(config: Config, subject: str, sae: str) -> list[dict[str, Any]]:
     """Variant, draw and seed of the SAEs of one recipe that are compared with each other."""
     return [
         {"variant": variant, "draw": draw, "seed": seed}
         for variant in config.variants
-        for draw in config.draws_of(variant)
+        for draw in config.draws_of(variant, subject)
         for seed in config.saes[sae].seeds
     ]
 
@@ -132,7 +133,7 @@ def recipe_cells(config: Config) -> Iterator[Keys]:
     for subject, section in config.subjects.items():
         for site in section.sites:
             for sae in config.saes:
-                if len(matched_cells(config, sae)) > 1:
+                if len(matched_cells(config, subject, sae)) > 1:
                     yield {"subject": subject, "site": site, "sae": sae}
 
 

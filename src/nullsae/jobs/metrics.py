@@ -176,7 +176,10 @@ def match_dictionaries(config: Config, wildcards: Wildcards) -> MatchDictionarie
         subject=wildcards["subject"],
         site=wildcards["site"],
         sae=wildcards["sae"],
-        cells=tuple(MatchedSae(**cell) for cell in matched_cells(config, wildcards["sae"])),
+        cells=tuple(
+            MatchedSae(**cell)
+            for cell in matched_cells(config, wildcards["subject"], wildcards["sae"])
+        ),
         matching_latents=config.evaluation.matching_latents,
         compute=config.compute,
     )

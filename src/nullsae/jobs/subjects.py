@@ -14,12 +14,17 @@ from nullsae.config.randomization import Randomization, Settings
 from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
-from nullsae.config.variants import VARIANTS
+from nullsae.config.variants import VARIANTS, is_positive_control
 from nullsae.core.files import content_key
 from nullsae.jobs.code_hash import thing_files
-from nullsae.jobs.file_stamps import model_files, stamps
+from nullsae.jobs.file_stamps import folder_files, model_files, stamps
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
+
+# What makes positive controls, and nothing else.
+RETRAINING = "subjects/retraining.py"
+
+Source = TrainSource | PretrainedSource | GgufSource
 
 
 class TrainSubjectParams(Section):
@@ -39,7 +44,7 @@ def _made_by_training() -> tuple[Path, ...]:
 
 @rule(
     *("subjects", "core/moments.py"),
-    but=("subjects/changes.py", "subjects/variants"),
+    but=("subjects/changes.py", "subjects/variants", RETRAINING),
     things=lambda _config, _wildcards: _made_by_training(),
 )
 def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
@@ -51,14 +56,52 @@ def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
     return TrainSubjectParams(seed=config.seed, subject=name, source=source, compute=config.compute)
 
 
-def training_key(params: TrainSubjectParams, tokens: Mapping[str, Any]) -> str:
+class RetrainSubjectParams(Section):
+    """What `nullsae retrain_subject` takes."""
+
+    seed: NonNegativeInt
+    """The config's seed."""
+    keys: ModelKeys
+    source: Annotated[TrainSource | PretrainedSource, Field(discriminator="kind")]
+    """How it is trained, or where its weights come from: `retrained` of a pretrained source."""
+    local_files: tuple[str, ...] = ()
+    """As in `PrepareCorpusParams`, of a retrained subject in a local folder."""
+    compute: Compute
+
+
+@rule(
+    *("subjects", "core/moments.py"),
+    but=("subjects/changes.py", "subjects/variants"),
+    things=lambda _, wildcards: thing_files(VARIANTS, wildcards["variant"]),
+)
+def retrain_subject(config: Config, wildcards: Wildcards) -> RetrainSubjectParams:
+    """A positive control: the subject from another seed, trained here or made elsewhere."""
+    keys = ModelKeys.of(wildcards)
+    return _retrain(config.seed, config.compute, keys, config.subjects[keys.subject].source)
+
+
+def _retrain(seed: int, compute: Compute, keys: ModelKeys, source: Source) -> RetrainSubjectParams:
+    variant = VARIANTS[keys.variant]
+    given = variant.source_of(source, keys.draw)
+    if lacking := variant.lacks(given):
+        raise ValueError(f"subject {keys.subject}: source.{lacking}")
+    own = [] if isinstance(given, TrainSource) else folder_files(variant.weights_of(given)[0])
+    return RetrainSubjectParams(
+        seed=seed, keys=keys, source=given, local_files=stamps(own), compute=compute
+    )
+
+
+def training_key(
+    params: TrainSubjectParams | RetrainSubjectParams, tokens: Mapping[str, Any]
+) -> str:
     """All that determines the training of a subject, as one short key: what names its checkpoint.
 
     Args:
         params: the rule's.
         tokens: the manifest of the corpus' `sae_train` split.
     """
-    return content_key([params.model_dump(mode="json"), train_subject.code(), tokens])
+    made_by = train_subject if isinstance(params, TrainSubjectParams) else retrain_subject
+    return content_key([params.model_dump(mode="json"), made_by.code(), tokens])
 
 
 class RandomizeModelParams(Settings):
@@ -75,7 +118,7 @@ class RandomizeModelParams(Settings):
 
 @rule(
     *("subjects", "core/moments.py"),
-    but=("subjects/training.py", "subjects/variants"),
+    but=("subjects/training.py", "subjects/variants", RETRAINING),
     things=lambda _, wildcards: thing_files(VARIANTS, wildcards["variant"]),
 )
 def randomize_model(config: Config, wildcards: Wildcards) -> RandomizeModelParams:
@@ -85,20 +128,18 @@ def randomize_model(config: Config, wildcards: Wildcards) -> RandomizeModelParam
     return _randomize(config.seed, config.compute, keys, source, config.randomization)
 
 
-Source = TrainSource | PretrainedSource | GgufSource
-
-
 def _randomize(
     seed: int, compute: Compute, keys: ModelKeys, source: Source, settings: Randomization
 ) -> RandomizeModelParams:
-    given = None if isinstance(source, TrainSource) else source
+    variant = VARIANTS[keys.variant]
+    given = None if isinstance(source, TrainSource) else variant.source_of(source, keys.draw)
     return RandomizeModelParams(
         seed=seed,
         keys=keys,
         source=given,
         local_files=stamps(model_files(given, f"config: subjects.{keys.subject}.source")),
         compute=compute,
-        **VARIANTS[keys.variant].settings(settings),
+        **variant.settings(settings),
     )
 
 
@@ -115,8 +156,12 @@ def model_key(
 
     Local files are looked at once.
     """
+    things = thing_files(VARIANTS, keys.variant)
+    if is_positive_control(keys.variant):
+        retrained = _retrain(seed, compute, keys, source).model_dump(mode="json")
+        return content_key([retrained, codes.of(retrain_subject, *things)])
     params: list[Section] = [_randomize(seed, compute, keys, source, settings)]
-    code = [codes.of(randomize_model, *thing_files(VARIANTS, keys.variant))]
+    code = [codes.of(randomize_model, *things)]
     if isinstance(source, TrainSource):
         params.append(
             TrainSubjectParams(seed=seed, subject=keys.subject, source=source, compute=compute)

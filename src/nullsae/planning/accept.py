@@ -13,6 +13,7 @@ from typing import Any
 from nullsae import paths
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
+from nullsae.config.variants import is_positive_control
 from nullsae.core.files import content_key
 from nullsae.jobs import rules as jobs
 from nullsae.jobs.accepted import AcceptedCode, in_use, job_name
@@ -187,8 +188,10 @@ class Comparison:
         if fitted_key(self.config, keys):
             return {"sample_gaussian": {**own, "split": split}}
         subject = self.config.subjects[keys.subject]
-        found = {"prepare_corpus": {"corpus": subject.corpus}, "randomize_model": own}
-        if isinstance(subject.source, TrainSource):
+        again = is_positive_control(keys.variant)
+        made_by = "retrain_subject" if again else "randomize_model"
+        found = {"prepare_corpus": {"corpus": subject.corpus}, made_by: own}
+        if isinstance(subject.source, TrainSource) and not again:
             found["train_subject"] = {"subject": keys.subject}
         return {**found, "cache_activations": {**own, "split": split}}
 

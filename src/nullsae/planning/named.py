@@ -18,12 +18,13 @@ from nullsae import paths
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
+from nullsae.config.variants import is_positive_control
 from nullsae.core.errors import UserError
 from nullsae.jobs.corpus import prepare_corpus
-from nullsae.jobs.grid import floor_cells, sae_cells
+from nullsae.jobs.grid import floor_cells, model_cells, sae_cells
 from nullsae.jobs.saes import train_sae
 from nullsae.jobs.shared_training import rule_of
-from nullsae.jobs.subjects import train_subject, training_key
+from nullsae.jobs.subjects import retrain_subject, train_subject, training_key
 from nullsae.planning.dag import ask_snakemake, opened_dag
 
 # The toy models are in no study's own target.
@@ -83,6 +84,10 @@ def _work(config: Config) -> Iterator[str]:
                 continue  # nothing was trained on what is not there
             params = train_subject(config, {"subject": name})
             yield f"train_subject-{training_key(params, manifest)}"
+            for keys in model_cells(config):
+                if keys["subject"] == name and is_positive_control(keys["variant"]):
+                    again = retrain_subject(config, keys)
+                    yield f"retrain_subject-{training_key(again, manifest)}"
     groups = {
         tuple(cell[key] for key in ("subject", "variant", "draw"))
         for cell in chain(sae_cells(config), floor_cells(config))

@@ -126,6 +126,7 @@ RESUMED = tuple(
     Kind(f"{paths.WORK}/{pattern}", file)
     for pattern, file in (
         ("train_subject-{key}.{file}", r"safetensors|json|lock"),
+        ("retrain_subject-{key}.{file}", r"safetensors|json|lock"),
         ("train_sae-{key}.{file}", r"safetensors|provenance\.json|lock"),
         ("train_sae-{key}/{file}", SAE_FILES),
         ("train_sae-{key}/checkpoints/{share}/{file}", SAE_FILES),

@@ -18,7 +18,7 @@ from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
 from nullsae.report.text import TokenText
 from nullsae.statistics.answer import TIER_RULE, TIERS
-from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE
+from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE
 
 
 def build_report(config: Config, root: Path) -> None:
@@ -46,7 +46,9 @@ def build_report(config: Config, root: Path) -> None:
             "colour": style.colour,
             "tally": sections.tally,
             "in_order": sections.in_order,
-            "verdicts": sections.VERDICTS,
+            "shown": sections.shown_verdict,
+            "compared": study.compared,
+            "positive_controls": study.positive_controls,
             "is_drawn": sections.is_drawn,
             "fewest_answered": FEWEST_ANSWERED,
         },
@@ -54,6 +56,7 @@ def build_report(config: Config, root: Path) -> None:
         subjects=subjects,
         variants=study.variants,
         nulls=study.nulls,
+        control_rule=CONTROL_RULE,
         config=config,
         config_yaml=yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True),
         answer=study.answer,

@@ -41,6 +41,6 @@ def _sae_text(sae: Sae) -> str:
     if sae.pretrained is None:
         return sae.origin.text()
     return (
-        f"Made elsewhere ({sae.pretrained}) and used for trained; the nulls' SAEs have the "
-        f"same width and are trained here."
+        f"Made elsewhere ({sae.pretrained}) and used for trained; the other variants' SAEs have "
+        f"the same width and are trained here."
     )

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from nullsae.config.metrics import METRICS
-from nullsae.config.variants import VARIANTS, has_model
+from nullsae.config.variants import VARIANTS, has_model, is_positive_control
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
 
 VERDICTS = ("separates", "equivalent", "inconclusive", "reversed")
 MAX_SITES_IN_CELL = 4
 """With more sites, a cell of the matrix counts verdicts instead of listing sites."""
-MAX_NULLS_SPELLED_OUT = 5
-"""With more nulls, a verdict is a sign and a number, so that all columns fit."""
+MAX_VARIANTS_SPELLED_OUT = 5
+"""With more beside `trained`, a verdict is a sign and a number, so that all columns fit."""
 MAX_CONTRASTS = 6000
 """Contrasts on the page; beyond it, those of the first SAEs only, so that it stays light."""
 MAX_CONTRASTS_WITH_REASONS = 1000
@@ -29,17 +29,47 @@ LEVELS = ("metric", "sae", "explainer", "scorer", "variant", "site")
 """What contrasts are sorted by."""
 
 
+class ShownVerdict(NamedTuple):
+    """How the page shows a verdict."""
+
+    sign: str
+    word: str
+    style: str
+    """The class of its colours."""
+
+
+_SHOWN = {
+    "separates": ShownVerdict("▲", "separates", "separates"),
+    "reversed": ShownVerdict("▼", "reversed", "reversed"),
+    "equivalent": ShownVerdict("≈", "equivalent", "equivalent"),
+    "inconclusive": ShownVerdict("?", "inconclusive", "inconclusive"),
+}
+# There equivalence is what speaks for a metric, and a difference either way against it.
+_SHOWN_OF_CONTROL = {
+    **_SHOWN,
+    **dict.fromkeys(("separates", "reversed"), ShownVerdict("≠", "told apart", "reversed")),
+    "equivalent": ShownVerdict("≈", "equivalent", "separates"),
+}
+
+
+def shown_verdict(verdict: str | None, variant: str | None = None) -> ShownVerdict:
+    """A verdict against a variant in the page's words; without a variant, against a null."""
+    of_control = variant is not None and is_positive_control(variant)
+    otherwise = ShownVerdict("", verdict or "", "inconclusive")
+    return (_SHOWN_OF_CONTROL if of_control else _SHOWN).get(verdict or "", otherwise)
+
+
 class MatrixRow(NamedTuple):
-    """One metric (and explainer, scorer, SAE) against all nulls."""
+    """One metric (and explainer, scorer, SAE) against all other variants."""
 
     title: str
     detail: str
     """The levels that tell it from its neighbours, e.g. "lexical, detection"."""
     cells: list[list[Row]]
-    """For each null, its verdict rows, in the order of the sites."""
+    """For each variant, its verdict rows, in the order of the sites."""
 
     def by_site(self) -> list[tuple[str, list[Row | None]]]:
-        """The same rows by site: for each null, its row or None."""
+        """The same rows by site: for each variant, its row or None."""
         sites = dict.fromkeys(row["site"] for cell in self.cells for row in cell)
         rows = [{row["site"]: row for row in cell} for cell in self.cells]
         return [(site, [found.get(site) for found in rows]) for site in sites]
@@ -57,7 +87,7 @@ class Matrix(NamedTuple):
 
     sae: str | None
     counts: dict[str, Counter[str]]
-    """Per null, how many of its comparisons got each verdict."""
+    """Per variant, how many of its comparisons got each verdict."""
     groups: list[MatrixGroup]
 
 
@@ -102,7 +132,7 @@ def activation_health(study: Study, subject: str) -> list[Row]:
     return [
         {"variant": v, "draw": draw, "sites": {site: first.get((v, draw, site)) for site in sites}}
         for v in study.variants
-        for draw in study.config.draws_of(v)
+        for draw in study.config.draws_of(v, subject)
     ]
 
 
@@ -112,12 +142,12 @@ def is_drawn(variant: str) -> bool:
 
 
 def is_tight(study: Study) -> bool:
-    """Whether verdicts must be short: many nulls, or a matrix for each of many SAEs."""
-    return study.compact or len(study.nulls) > MAX_NULLS_SPELLED_OUT
+    """Whether verdicts must be short: many variants, or a matrix for each of many SAEs."""
+    return study.compact or len(study.compared) > MAX_VARIANTS_SPELLED_OUT
 
 
 def verdict_matrices(study: Study, subject: str) -> list[Matrix]:
-    """Verdicts as matrices: metrics down, nulls across, sites within a cell.
+    """Verdicts as matrices: metrics down, variants across, sites within a cell.
 
     One for all SAEs, or, where verdicts must be short, one for each.
     """
@@ -132,14 +162,14 @@ def verdict_matrices(study: Study, subject: str) -> list[Matrix]:
 
 def _matrix(study: Study, sae: str | None, ordered: list[Row]) -> Matrix:
     rows: dict[tuple[str, str], dict[str, list[Row]]] = {}
-    counts: dict[str, Counter[str]] = {null: Counter() for null in study.nulls}
+    counts: dict[str, Counter[str]] = {v: Counter() for v in study.compared}
     for row in ordered:
         key = (row["metric"], _detail(study, row, with_sae=sae is None))
         rows.setdefault(key, {}).setdefault(row["variant"], []).append(row)
         counts[row["variant"]][row["verdict"]] += 1
     groups: dict[str, list[MatrixRow]] = {}
-    for (metric, detail), by_null in rows.items():
-        cells = [by_null.get(null, []) for null in study.nulls]
+    for (metric, detail), by_variant in rows.items():
+        cells = [by_variant.get(variant, []) for variant in study.compared]
         matrix_row = MatrixRow(METRICS[metric].title, detail, cells)
         groups.setdefault(metric_group(metric), []).append(matrix_row)
     return Matrix(sae, counts, [MatrixGroup(title, group) for title, group in groups.items()])

@@ -11,6 +11,7 @@ from typing import Any
 from nullsae import paths
 from nullsae.config.metrics import METRICS
 from nullsae.config.study import NO_EXPLAINER, Config
+from nullsae.config.variants import is_null, is_positive_control
 from nullsae.report.names import shown_explainer
 from nullsae.statistics.answer import Answer
 
@@ -67,9 +68,19 @@ class Study:
         return self.config.variants
 
     @property
-    def nulls(self) -> tuple[str, ...]:
+    def compared(self) -> tuple[str, ...]:
         """The variants that `trained` is compared with, in display order."""
         return tuple(variant for variant in self.variants if variant != "trained")
+
+    @property
+    def nulls(self) -> tuple[str, ...]:
+        """Those that a good metric tells from `trained`."""
+        return tuple(filter(is_null, self.variants))
+
+    @property
+    def positive_controls(self) -> tuple[str, ...]:
+        """Those that a good metric does not tell from `trained`."""
+        return tuple(filter(is_positive_control, self.variants))
 
     @property
     def compact(self) -> bool:

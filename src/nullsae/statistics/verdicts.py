@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nullsae.config.metrics import METRICS, Metric
+from nullsae.config.variants import is_null, is_positive_control
 from nullsae.statistics.effects import alpha_of
 
 RULE = (
@@ -19,6 +20,11 @@ RULE = (
     "missing, it is inconclusive."
 )
 """The rule of `verdict` in one sentence."""
+CONTROL_RULE = (
+    "A positive control is trained like the subject, from another seed: no sign is expected there, "
+    "a good metric is equivalent, and one that separates tells two trainings apart."
+)
+"""How to read the verdicts against a positive control, in one sentence."""
 FEWEST_ANSWERED = 0.9
 """A verdict says so where a judge answered about a smaller share of its windows."""
 VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive")
@@ -76,6 +82,9 @@ def discriminating_power(
     Over all sites and nulls of each subject, metric, explainer, scorer and SAE. Superiority and
     standardized differences are oriented so that more is trained on the expected side; where no
     side is expected, away from no difference. `words` are the verdicts of the contrasts.
+
+    Contrasts with positive controls are counted apart. One without a test does not count there: a
+    metric that was never computed must not pass for one that tells no trainings apart.
     """
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], str]]] = {}
@@ -85,6 +94,8 @@ def discriminating_power(
     for group, members in groups.items():
         named = dict(zip(keys, group, strict=True))
         metric = METRICS[named["metric"]]()
+        again = [(row, word) for row, word in members if is_positive_control(row["variant"])]
+        members = [(row, word) for row, word in members if is_null(row["variant"])]
         directed = [(row, metric.direction_against(row["variant"])) for row, _ in members]
         counts = Counter(word for _, word in members)
         superiority = [
@@ -100,9 +111,20 @@ def discriminating_power(
         ]
         named["n_contrasts"] = len(members)
         named |= {f"n_{word}": counts[word] for word in VERDICT_WORDS}
-        named["separates_share"] = counts["separates"] / len(members)
+        named["separates_share"] = counts["separates"] / len(members) if members else None
         medians = {"superiority": superiority, "standardized_difference": standardized}
         for name, numbers in medians.items():
             named[f"median_{name}"] = float(np.median(numbers)) if numbers else None
-        found.append(named)
+        found.append(named | _told_from_controls(again))
     return found
+
+
+def _told_from_controls(contrasts: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
+    """The columns of `discriminating_power` about positive controls."""
+    counts = Counter(word for row, word in contrasts if row["p_equivalence"] is not None)
+    n, n_told = counts.total(), counts["separates"] + counts["reversed"]
+    return {
+        **{"n_controls": n, "n_controls_told_apart": n_told},
+        "n_controls_equivalent": counts["equivalent"],
+        "controls_not_told_apart_share": (n - n_told) / n if n else None,
+    }

@@ -64,15 +64,19 @@ SUMMARIES = schema(
     ("answered_share", "float?", "of the windows"),
     ("reason", "text?", "why a number is null"),
 )
-# What a metric's contrasts of one SAE say together, over all sites and nulls.
+# What a metric's contrasts of one SAE say together, over all sites: with nulls, which a good metric
+# tells apart, and with positive controls, which it does not.
 DISCRIMINATING_POWER = schema(
     ("subject sae", "text"),
     ("explainer scorer", "text?"),
     ("metric", "text"),
-    ("n_contrasts n_separates n_reversed n_equivalent n_inconclusive", "int"),
-    ("separates_share", "float"),
+    ("n_contrasts n_separates n_reversed n_equivalent n_inconclusive", "int", "with nulls"),
+    ("separates_share", "float?", "of the contrasts with nulls; null without any"),
     ("median_superiority", "float?", "1: trained on the expected side in all pairs of units"),
     ("median_standardized_difference", "float?", "standard errors, positive: as expected"),
+    ("n_controls", "int", "tested contrasts with positive controls"),
+    ("n_controls_told_apart n_controls_equivalent", "int", "of these"),
+    ("controls_not_told_apart_share", "float?", "of these; null without any"),
 )
 # What an explanation tells beyond tokens, and beyond another latent's explanation.
 INTERPRETABILITY = schema(

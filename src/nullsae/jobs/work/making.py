@@ -93,6 +93,21 @@ def train_subject(study: SizedStudy, keys: Keys) -> Work:
     bytes per token and block in float32, T the tokens of a context: twice table 2 of Korthikanti et
     al. 2022 (arXiv 2205.05198), which is for half precision.
     """
+    return _train(study, keys, published=2)
+
+
+def retrain_subject(study: SizedStudy, keys: Keys) -> Work:
+    """One more training, whose start is not kept; or a model that was trained elsewhere.
+
+    Held, of the latter: it, and the subject that it is compared with.
+    """
+    if isinstance(study.config.subjects[keys["subject"]].source, TrainSource):
+        return _train(study, keys, published=1)
+    made = randomize_model(study, keys)
+    return replace(made, held_bytes=made.held_bytes + study.sizes[keys["subject"]].weight_bytes)
+
+
+def _train(study: SizedStudy, keys: Keys, *, published: int) -> Work:
     source, size = study.config.subjects[keys["subject"]].source, study.sizes[keys["subject"]]
     assert isinstance(source, TrainSource)
     context, d = study.context_tokens(keys), float(size.d_model)
@@ -100,14 +115,14 @@ def train_subject(study: SizedStudy, keys: Keys) -> Work:
     # Matrices r x c, r <= c: X X^T, its square, and their product with X, five times a step.
     shapes = ((d, 3 * d), (d, d), (d, 4 * d), (d, 4 * d))
     muon = sum(4 * r * r * c + 2 * r**3 for r, c in shapes) * NEWTON_SCHULZ_STEPS * size.n_layers
-    published = publishing(study, keys)
+    each = publishing(study, keys)
     token = size.n_layers * (68.0 * d + 10.0 * context * source.n_heads)
     token += size.logit_bytes
     return together(
-        *(once, once, once, published, published),
+        *(once, once, once, *(each,) * published),
         product_flops=source.steps * muon,
         host_seconds=source.steps * size.n_layers * BLOCK_STEP_SECONDS,
-        written_bytes=2 * published.written_bytes,
+        written_bytes=published * each.written_bytes,
         held_bytes=20.0 * size.n_parameters + source.batch_contexts * context * token,
         imports="all",
         gpu=True,

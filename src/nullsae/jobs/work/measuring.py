@@ -95,7 +95,7 @@ def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
     Held: two decoders, one beside its encoder while it is read; 8 bytes per pair of latents.
     """
     recipe, d, m = study.sae(keys)
-    n_saes = len(matched_cells(study.config, keys["sae"]))
+    n_saes = len(matched_cells(study.config, keys["subject"], keys["sae"]))
     matched = min(m, study.config.evaluation.matching_latents)
     seeds, draws = len(recipe.seeds), study.config.draws
     # Seeds of one variant and draw, draws of one variant and seed, variants against trained.
@@ -217,8 +217,8 @@ def aggregate(study: SizedStudy, keys: Keys) -> Work:
     """Read all cells; resample the units of each metric and variant."""
     config = study.config
     saes = sum(
-        len(subject.sites) * len(config.draws_of(variant)) * len(recipe.seeds)
-        for subject in config.subjects.values()
+        len(subject.sites) * len(config.draws_of(variant, name)) * len(recipe.seeds)
+        for name, subject in config.subjects.items()
         for variant in config.variants
         for recipe in config.saes.values()
     )

@@ -14,7 +14,7 @@ from nullsae.report.study import Row, Study, thin
 MAX_POINTS = 6000
 """Latents in a scatter plot; beyond it every m-th is drawn, so that the page stays light."""
 MAX_VARIANTS = 6
-"""With more variants, latents are drawn in a panel for each null."""
+"""With more variants, latents are drawn in a panel for each."""
 MAX_PANELS = 12
 
 
@@ -43,20 +43,20 @@ class EntropyAuroc(FigureKind):
         assert pair is not None  # the figure exists only where something is scored
         explainer, scorer = pair
         caption = self.caption
-        by_null = study.compact or len(study.variants) > MAX_VARIANTS
+        apart = study.compact or len(study.variants) > MAX_VARIANTS
         rows = _scored_latents(study, subject, explainer, scorer)
-        if by_null:
+        if apart:
             sae = next(iter(study.config.saes))
-            n_sites = max(1, MAX_PANELS // max(1, len(study.nulls)))
+            n_sites = max(1, MAX_PANELS // max(1, len(study.compared)))
             sites = thin(study.config.subjects[subject].sites, n_sites)
             rows = [row for row in rows if row["sae"] == sae and row["site"] in sites]
             rows = [
-                {**row, "panel": null if len(sites) == 1 else f"{null} · {row['site']}"}
-                for null in study.nulls
+                {**row, "panel": other if len(sites) == 1 else f"{other} · {row['site']}"}
+                for other in study.compared
                 for row in sorted(rows, key=lambda row: sites.index(row["site"]))
-                if row["variant"] in ("trained", null)
+                if row["variant"] in ("trained", other)
             ]
-            caption += f" Each panel has one null, and trained in red; SAE: {sae}."
+            caption += f" Each panel has one variant, and trained in red; SAE: {sae}."
             caption += compact.which_sites(study, subject, sites)
         if not rows:
             return charts.nothing(self.title, "No scored latents"), caption
@@ -67,15 +67,15 @@ class EntropyAuroc(FigureKind):
         subtitle = (
             f"AUROC of {scorer} with explanations of {explainer}, one mark per sampled latent"
         )
-        n_columns = 3 if by_null else panels.columns(study, subject)
+        n_columns = 3 if apart else panels.columns(study, subject)
         chart = charts.scatter(
             [{key: row[key] for key in keys} for row in rows[::step]],
             study.variants,
             charts.Frame(n_columns, self.title, subtitle),
             x_title=METRICS["token_entropy_bits"].title,
             reference=METRICS["auroc"].chance,
-            height=130 if by_null else 260,
-            with_legend=not by_null,
+            height=130 if apart else 260,
+            with_legend=not apart,
         )
         return chart, caption
 

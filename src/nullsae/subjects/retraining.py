@@ -1,0 +1,253 @@
+"""Positive controls: the subject from another seed, trained here or made elsewhere.
+
+This file counts in the hash of `retrain_subject` alone: studies without such a control go on with
+the models that they have.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nullsae.config.model_files import is_local
+from nullsae.config.subjects import PretrainedSource, TrainSource
+from nullsae.config.variants import VARIANTS
+from nullsae.core import provenance
+from nullsae.core.errors import UserError
+from nullsae.core.files import drop_partial, read_json
+from nullsae.core.locking import alone_at
+from nullsae.core.randomness import seed_of
+from nullsae.corpus.store import Tokens, load_tokens
+from nullsae.jobs.subjects import RetrainSubjectParams, training_key
+from nullsae.subjects import gates
+from nullsae.subjects.families import text_config
+from nullsae.subjects.loading import fetch, load_subject, pick_device
+from nullsae.subjects.publish import _check_tokens, _publish, check_loss, tokenizer_beside
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "tokenizer.json"
+# What tells architectures with the same tensors apart, by the names of most families.
+ARCHITECTURE = (
+    *("model_type", "num_attention_heads", "num_key_value_heads", "hidden_act"),
+    *("use_parallel_residual", "tie_word_embeddings"),
+)
+
+
+def retrain_subject(
+    params: RetrainSubjectParams,
+    *,
+    eval_tokens: Path,
+    output: Path,
+    work: Path,
+    train_tokens: Path | None = None,
+    trained: Path | None = None,
+    progress: Callable[..., None] = lambda *done: None,
+) -> None:
+    """Make one draw of a positive control and check it.
+
+    Args:
+        params: the rule's slice of the config.
+        eval_tokens: manifest of the corpus' `eval` split.
+        output: folder of the variant.
+        work: folder for checkpoints, as of `train_subject`.
+        train_tokens: manifest of the `sae_train` split, if the subject is trained here.
+        trained: `recipe.json` of the trained variant, if it comes from elsewhere: to compare with.
+        progress: called with (steps done, steps in all, loss in nats per token) in a training, else
+            with (held-out tokens read, held-out tokens in all).
+
+    Raises:
+        StoppedError: SIGTERM or Ctrl-C came; the same call goes on from there.
+        UserError: an input is missing, the training diverged, the model has another architecture or
+            tokenizer than the subject, a gate fails, or the model has not learned the corpus.
+    """
+    torch.set_num_threads(params.compute.threads)
+    source, keys = params.source, params.keys
+    if lacking := VARIANTS[keys.variant].lacks(source):
+        raise UserError(f"--params: source.{lacking}")
+    heldout = load_tokens(eval_tokens)
+    if isinstance(source, TrainSource):
+        if train_tokens is None:
+            raise UserError("--train-tokens: missing, and the subject is trained here")
+        tokens, where = load_tokens(train_tokens), f"config: subjects.{keys.subject}.source"
+        tokenizer = tokenizer_beside(eval_tokens)
+        _train(params, source, tokens, heldout, output, work, tokenizer, progress)
+    else:
+        if trained is None:
+            raise UserError("--trained: missing, and the model comes from elsewhere")
+        where = f"config: subjects.{keys.subject}.source.retrained"
+        _fetch(params, source, heldout, output, trained, tokenizer_beside(eval_tokens), progress)
+    _check_learned(output, heldout, where)
+
+
+def training_seed(params: RetrainSubjectParams) -> int:
+    """The seed of one draw's training, in the place of the config's seed that `trained` has."""
+    keys = params.keys
+    return seed_of(params.seed, keys.variant, keys.subject, keys.draw)
+
+
+def _train(
+    params: RetrainSubjectParams,
+    source: TrainSource,
+    tokens: Tokens,
+    heldout: Tokens,
+    output: Path,
+    work: Path,
+    tokenizer: Path | None,
+    progress: Callable[[int, int, float], None],
+) -> None:
+    """Train as `train_subject` does, from another seed; of the start nothing is kept."""
+    from nullsae.subjects.training import train_model
+
+    device, seed = pick_device(params.compute.device), training_seed(params)
+    key = training_key(params, tokens.manifest)
+    checkpoint = work / f"retrain_subject-{key}.safetensors"
+    # Beside the checkpoint: whoever resumes it did not make it alone.
+    makers = checkpoint.with_suffix(".json")
+    with alone_at([checkpoint.with_suffix(".lock")]) as alone:
+        if alone.certain:
+            drop_partial(checkpoint)
+        provenance.record(work, name=makers.name, resumes=checkpoint.is_file())
+        model, initial, steps = train_model(
+            source,
+            tokens,
+            seed=seed,
+            subject=params.keys.subject,
+            device=device,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        model = model.eval().requires_grad_(False)
+        made: dict[str, Any] = {"kind": "train", "training": source.model_dump(mode="json")}
+        made |= {"training_seed": seed, "log": steps}
+        checks = [gates.untrained(initial, model.state_dict())]
+        recipe = {**params.keys.model_dump(), "seed": params.seed, "source": made}
+        _publish(model, output, recipe, heldout, device, checks=checks, tokenizer=tokenizer)
+        provenance.record(output, parts=[makers])
+        for file in (checkpoint, makers):
+            file.unlink(missing_ok=True)
+
+
+def _fetch(
+    params: RetrainSubjectParams,
+    source: PretrainedSource,
+    heldout: Tokens,
+    output: Path,
+    trained: Path,
+    tokenizer: Path | None,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Read a model that was trained elsewhere, if it is the subject's architecture."""
+    keys = params.keys
+    path, revision, path_key, _ = VARIANTS[keys.variant].weights_of(source)
+    where = f"config: subjects.{keys.subject}.source.{path_key}"
+    model: Any = fetch(source, variant=keys.variant)
+    own = load_subject(trained, torch.device("cpu")).model
+    check_architecture(model, own, where=f"{where}: {path!r}")
+    _check_tokens(model, heldout, where=f"config: subjects.{keys.subject}.corpus")
+    if tokenizer is not None:
+        check_tokenizer(path, revision, tokenizer, where=where)
+    made = source.model_dump(mode="json")
+    if file := getattr(model, "read_from", None):
+        made["weights_file"] = file
+    recipe = {**keys.model_dump(), "seed": params.seed, "source": made}
+    recipe["trust_remote_code"] = source.trust_remote_code
+    tensors = dict(model.named_parameters())
+    # Not a tensor is shared: what was trained on from the subject is no other training.
+    checks = [gates.changed(dict(own.named_parameters()), tensors, set(tensors))]
+    device = pick_device(params.compute.device)
+    _publish(
+        *(model, output, recipe, heldout, device),
+        checks=checks,
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+
+
+def check_architecture(model: Any, subject: Any, *, where: str) -> None:
+    """Check that a model has the tensors of the subject, and uses them in the same way.
+
+    Raises:
+        UserError: the first difference; the line begins with `where`.
+    """
+    own, other = (
+        {name: list(p.shape) for name, p in each.named_parameters()} for each in (subject, model)
+    )
+    for name in sorted(own.keys() | other.keys()):
+        if own.get(name) != other.get(name):
+            found, wanted = (
+                "missing" if name not in shapes else f"{shapes[name]}" for shapes in (other, own)
+            )
+            raise UserError(
+                f"{where} is not the subject from another seed: {name} is {found}, in the subject "
+                f"{wanted}"
+            )
+    configs = [text_config(each) for each in (model, subject)]
+    for name in ARCHITECTURE:
+        of_model, of_subject = (getattr(config, name, None) for config in configs)
+        if of_model != of_subject:
+            raise UserError(
+                f"{where} is not the subject from another seed: {name} is {of_model!r}, in the "
+                f"subject {of_subject!r}"
+            )
+
+
+def check_tokenizer(path: str, revision: str | None, corpus: Path, *, where: str) -> None:
+    """Check that a model reads the tokens of the corpus, if it says what it reads.
+
+    Args:
+        path: local folder or hub id of the model.
+        revision: of the hub.
+        corpus: the folder of the corpus' tokenizer.
+        where: the config key, for messages.
+
+    Raises:
+        UserError: its `tokenizer.json` gives another text to one of the corpus' token ids.
+    """
+    from tokenizers import Tokenizer
+
+    file = _tokenizer_file(path, revision)
+    if file is None:
+        text = "warning: %s: %r has no %s; only its loss tells whether it reads the corpus' tokens"
+        log.warning(text, where, path, TOKENIZER_FILE)
+        return
+    try:
+        own, other = (
+            {number: text for text, number in Tokenizer.from_file(str(each)).get_vocab().items()}
+            for each in (corpus / TOKENIZER_FILE, file)
+        )
+    except Exception as error:  # the library raises no narrower one
+        raise UserError(f"{where}: {path!r}: {TOKENIZER_FILE}: {error}") from None
+    for number, text in sorted(own.items()):
+        if other.get(number) != text:
+            raise UserError(
+                f"{where}: {path!r} has another tokenizer than the subject: token {number} is "
+                f"{other.get(number)!r} there and {text!r} in the corpus"
+            )
+
+
+def _tokenizer_file(path: str, revision: str | None) -> Path | None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if is_local(path):
+        file = Path(path).expanduser() / TOKENIZER_FILE
+        return file if file.is_file() else None
+    try:
+        return Path(huggingface_hub.hf_hub_download(path, TOKENIZER_FILE, revision=revision))
+    except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError):
+        return None
+
+
+def _check_learned(folder: Path, heldout: Tokens, where: str) -> None:
+    """The gate of the loss, which `trained` has too. A folder that fails it has no gates.json."""
+    found = folder / "gates.json"
+    try:
+        check_loss(read_json(found, rebuild="")["heldout_loss_nats"], heldout, where)
+    except UserError:
+        found.unlink()
+        raise

@@ -231,9 +231,9 @@ def test_which_metrics_a_study_has_follows_from_its_explainers() -> None:
     assert lexical_baseline(config) == "tokens"
     assert swapped_baselines(config) == {"pairs": "others"}
     names = study_metrics(config)
-    assert [m.name for m in all_metrics() if m.name not in names] == ["above_gaussian_floor"]
+    assert [m.name for m in all_metrics() if m.name not in names] == ["above_floors"]
     floors = study(evaluation={"gaussian_floors": True})
-    assert "above_gaussian_floor" in study_metrics(floors)
+    assert "above_floors" in study_metrics(floors)
     gain, discrimination = METRIC["gain_over_lexical"], METRIC["discrimination"]
     assert [applies(gain, config, e) for e in ("pairs", "tokens", "others", "none")] == [
         *(True, False, False, False),

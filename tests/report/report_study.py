@@ -66,7 +66,7 @@ CENTRE = {
     "auprc": (0.86, 0.01),
     "f1": (0.74, -0.03),
     "balanced_accuracy": (0.75, -0.005),
-    "above_gaussian_floor": (0.45, -0.2),
+    "above_floors": (0.45, -0.2),
     "ce_score": (0.9, -0.1),
     "single_token_share": (0.1, 0.2),
     "autocorrelation": (0.08, -0.05),

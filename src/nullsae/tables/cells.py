@@ -75,6 +75,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("document n_tokens", "int"),
         ("squared_error", "float", "activation units squared"),
         ("squared_deviation", "float", "activation units squared, about the split's mean"),
+        ("token_lookup_error", "float", "activation units squared, of the mean per token id"),
         ("cosine l0", "float", "summed over tokens"),
         ("l1", "float", "activation units, summed over tokens"),
         ("fidelity_tokens", "int?", "predicted tokens; null outside the sample of fidelity"),

@@ -47,5 +47,8 @@ class Latents(Section):
     """Equal-count slices of the active windows, ranked by their largest activation."""
     top_windows: NonNegativeInt = 10
     """The strongest windows of each sampled latent, kept for people to look at."""
+    promoted_tokens: PositiveInt = 10
+    """Tokens that are named for each sampled latent: so many that its decoder row promotes most,
+    and as many that it suppresses most. Explanations of kind `promoted` are made of them."""
 
     _unique = field_validator("silent_windows")(unique)

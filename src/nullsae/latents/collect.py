@@ -24,6 +24,7 @@ from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.describe import Described, describe
 from nullsae.latents.effects import effect_columns
+from nullsae.latents.promoted import Lists
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
 from nullsae.latents.skipped import Skipped
@@ -92,12 +93,18 @@ def collect_latents(
         rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
         tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
         write_firings(firings, sampled, found)
-        effects, no_effects = effect_columns(
-            params, model=model, w_dec=coder.w_dec, firings=found, passing=candidates, split=split
+        effects = effect_columns(
+            params,
+            model=model,
+            w_dec=coder.w_dec,
+            firings=found,
+            passing=candidates,
+            sampled=sampled,
+            split=split,
         )
         described = _latent_columns(
-            *({**known.statistics, **effects}, known.active, coder, reader.n_tokens),
-            *(reasons == PASSES, sampled, entropy),
+            *({**known.statistics, **effects.numbers}, known.active, coder, reader.n_tokens),
+            *(reasons == PASSES, sampled, entropy, effects.lists),
         )
         tables.write_table(latents, pa.table(described), tables.cell_schema("latents"))
     covered = {
@@ -114,7 +121,7 @@ def collect_latents(
         "n_firings_skipped": int(n_skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
-        "no_effects": no_effects,
+        "no_effects": effects.reason,
     }
     tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
 
@@ -211,6 +218,7 @@ def _latent_columns(
     passes: np.ndarray,
     sampled: np.ndarray,
     entropy: dict[int, float | None],
+    lists: dict[str, Lists],
 ) -> dict[str, pa.Array]:
     """The table `latents`, column by column."""
     n = len(passes)
@@ -235,6 +243,9 @@ def _latent_columns(
     }
     made = {}
     for field in tables.cell_schema("latents"):
+        if field.name in lists:
+            made[field.name] = pa.array(lists[field.name], field.type)
+            continue
         values, missing = columns[field.name], None
         if field.nullable:
             missing = values < 0 if field.name == "peak_token" else np.isnan(values)

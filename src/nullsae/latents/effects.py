@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from nullsae.config.sites import KINDS, site_kind
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.latents import promoted
 from nullsae.latents.next_token import Successors, next_token_aurocs
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
@@ -26,6 +28,17 @@ COLUMNS = tuple(
 )
 
 
+class Effects(NamedTuple):
+    """Columns of `latents`."""
+
+    numbers: dict[str, np.ndarray]
+    """`COLUMNS`, float64 [n_latents] each and NaN where undefined."""
+    lists: dict[str, promoted.Lists]
+    """`promoted.COLUMNS`, of each latent; None but for sampled ones."""
+    reason: str | None
+    """Why there is none of all these, if there is none."""
+
+
 def effect_columns(
     params: CollectLatentsParams,
     *,
@@ -33,39 +46,47 @@ def effect_columns(
     w_dec: Tensor,
     firings: Firings,
     passing: np.ndarray,
+    sampled: np.ndarray,
     split: Split,
-) -> tuple[dict[str, np.ndarray], str | None]:
-    """`COLUMNS`, float64 [n_latents] each and NaN where undefined, and why all are, if they are.
+) -> Effects:
+    """What latents do to the logits.
 
-    Each latent is given its own row of the decoder, that of another passing latent (`_swapped`,
-    each row to one latent), and a random direction: two placebos, at 0.5 if nothing is wrong.
+    Each passing latent is given its own row of the decoder, that of another one (`_swapped`, each
+    row to one latent), and a random direction: two placebos, at 0.5 if nothing is wrong.
 
     Args:
         params: keys what is drawn.
         model: the subject's `recipe.json`; None where there is no model.
         w_dec: [n_latents, d_model], on the device that computes.
         firings: of all latents.
-        passing: int64 [n], the latents that are looked at, ascending.
+        passing: int64 [n], the latents that pass the filter, ascending.
+        sampled: int64 [n], those of them whose tokens are named, ascending.
         split: that the firings are of.
     """
     columns = {name: np.full(len(w_dec), np.nan) for name in COLUMNS}
+    lists: dict[str, promoted.Lists] = {n: [None] * len(w_dec) for n in promoted.COLUMNS}
     if model is None:
-        return columns, "no model"
+        return Effects(columns, lists, "no model")
     if site_kind(params.keys.site) not in KINDS:
-        return columns, "the site is not in the residual stream and not written to it"
+        why = "the site is not in the residual stream and not written to it"
+        return Effects(columns, lists, why)
     try:
-        path = direct_path(load_subject(model, w_dec.device))
+        path = direct_path(load_subject(model, w_dec.device)).to(w_dec.device)
     except NoDirectPathError as error:
-        return columns, str(error)
+        return Effects(columns, lists, str(error))
     successors = Successors.of(split)
     rows = _rows(params, w_dec, passing)
-    found = next_token_aurocs(
-        list(rows.values()), path.to(w_dec.device), firings, passing, successors
-    )
+    found = next_token_aurocs(list(rows.values()), path, firings, passing, successors)
     for of, aurocs in zip(rows, found, strict=True):
         columns[f"next_token_auroc{ROWS[of]}"][passing] = aurocs.unigram
         columns[f"next_token_auroc_bigram{ROWS[of]}"][passing] = aurocs.bigram
-    return columns, None
+    named = promoted.promoted_tokens(
+        w_dec[torch.from_numpy(sampled)], path[: split.vocab_size], params.latents.promoted_tokens
+    )
+    for name, of_latents in named.items():
+        for latent, own in zip(sampled.tolist(), of_latents, strict=True):
+            lists[name][latent] = own
+    return Effects(columns, lists, None)
 
 
 def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> dict[str, Tensor]:

@@ -152,6 +152,14 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
                 ("next_token_auroc_bigram", "against tokens that follow the same token"),
             )
         ),
+        *(
+            column
+            for end, what in (("promoted", "raises"), ("suppressed", "lowers"))
+            for column in (
+                (f"{end}_tokens", "ints?", f"ids whose logits its row {what} most; if sampled"),
+                (f"{end}_effects", "floats?", "on them, sd over the vocabulary from its mean"),
+            )
+        ),
         *((c.name, c.kind, c.unit) for _, c in with_column()),
     ),
     "windows": _table(

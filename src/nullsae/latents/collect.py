@@ -93,15 +93,7 @@ def collect_latents(
         rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
         tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
         write_firings(firings, sampled, found)
-        effects = effect_columns(
-            params,
-            model=model,
-            w_dec=coder.w_dec,
-            firings=found,
-            passing=candidates,
-            sampled=sampled,
-            split=split,
-        )
+        effects = effect_columns(params, model, coder.w_dec, found, split, candidates, sampled)
         described = _latent_columns(
             *({**known.statistics, **effects.numbers}, known.active, coder, reader.n_tokens),
             *(reasons == PASSES, sampled, entropy, effects.lists),

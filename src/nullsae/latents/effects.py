@@ -41,13 +41,12 @@ class Effects(NamedTuple):
 
 def effect_columns(
     params: CollectLatentsParams,
-    *,
     model: Path | None,
     w_dec: Tensor,
     firings: Firings,
+    split: Split,
     passing: np.ndarray,
     sampled: np.ndarray,
-    split: Split,
 ) -> Effects:
     """What latents do to the logits.
 
@@ -59,9 +58,9 @@ def effect_columns(
         model: the subject's `recipe.json`; None where there is no model.
         w_dec: [n_latents, d_model], on the device that computes.
         firings: of all latents.
+        split: that the firings are of.
         passing: int64 [n], the latents that pass the filter, ascending.
         sampled: int64 [n], those of them whose tokens are named, ascending.
-        split: that the firings are of.
     """
     columns = {name: np.full(len(w_dec), np.nan) for name in COLUMNS}
     lists: dict[str, promoted.Lists] = {n: [None] * len(w_dec) for n in promoted.COLUMNS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +78,7 @@ def evaluate_sae(
         raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
     sums, health = _reconstruct(coder, heldout, tokens, progress)
-    vocab_size = int(tokens.manifest["vocab_size"])
-    means, counts = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
-    batches = (
-        (x, token_ids(tokens, position), document_of(position, tokens.document_id))
-        for x, position in heldout.batches()
-    )
-    looked_up = token_lookup_errors(means, batches, sums.n_documents)
+    looked_up, n_fitted = _looked_up(fitted, fit_tokens, heldout, tokens)
     spliced = None if model is None else _spliced(params, model, coder, heldout, tokens)
     row = {
         "n_latents": coder.n_latents,
@@ -98,7 +92,7 @@ def evaluate_sae(
         "token_lookup_r2": explained(
             float(looked_up.sum()), float(sums.by_document["squared_deviation"].sum())
         ),
-        "token_lookup_tokens": int(counts.sum()),
+        "token_lookup_tokens": n_fitted,
         **(dict.fromkeys(COLUMNS) if spliced is None else spliced.totals()),
     }
     without = dict.fromkeys(DOCUMENT_COLUMNS)
@@ -198,6 +192,20 @@ def open_site(manifest: Path, site: str, key: str, d_model: int, sae: Path) -> S
     return reader
 
 
+def _looked_up(
+    fitted: SiteReader, fit_tokens: Tokens, heldout: SiteReader, tokens: Tokens
+) -> tuple[np.ndarray, int]:
+    """`token_lookup_errors` of the means of one split on another one, and tokens of the first."""
+    pairs = ((x, token_ids(fit_tokens, position)) for x, position in fitted.batches())
+    means, counts = fit_token_means(pairs, int(tokens.manifest["vocab_size"]), fitted.d_model)
+    batches = (
+        (x, token_ids(tokens, position), document_of(position, tokens.document_id))
+        for x, position in heldout.batches()
+    )
+    errors = token_lookup_errors(means, batches, int(tokens.document_id.max()) + 1)
+    return errors, int(counts.sum())
+
+
 def token_lookup_errors(
     means: Tensor, batches: Iterable[tuple[Tensor, Tensor, np.ndarray]], n_documents: int
 ) -> np.ndarray:
@@ -212,9 +220,3 @@ def token_lookup_errors(
         error = (x.double() - means[ids]).square().sum(dim=1)
         np.add.at(errors, documents, error.numpy())
     return errors
-
-
-def _with_ids(reader: SiteReader, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of activations with the token ids at their positions."""
-    for x, position in reader.batches():
-        yield x, token_ids(tokens, position)

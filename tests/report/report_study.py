@@ -131,7 +131,7 @@ def write_study(root: Path, config: Config) -> None:
         rows["geometry"].append(_geometry(cell))
         if sae.origin.trained:
             rows["history"] += _history(cell, rng)
-        latents = _latents(cell, rng)
+        latents = _latents(cell, odd, rng)
         rows["latents"] += latents
         sampled = [row for row in latents if row["sampled"]]
         rows["coverage"].append(_coverage(cell, latents))
@@ -302,7 +302,9 @@ def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
     return rows
 
 
-def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+def _latents(
+    cell: dict[str, Any], odd: list[int], rng: np.random.Generator
+) -> list[dict[str, Any]]:
     rows = []
     for latent in range(40):
         sampled = latent % 4 == 0
@@ -335,6 +337,7 @@ def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                     for name in ("next_token_auroc", "next_token_auroc_bigram")
                     for of in ("", "_swapped", "_random")
                 },
+                **_effects(cell, odd if sampled else None),
                 "explain_pool_active_windows": 60,
                 "score_pool_active_windows": 140,
                 "passes_filter": sampled,
@@ -343,6 +346,18 @@ def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
             }
         )
     return rows
+
+
+def _effects(cell: dict[str, Any], odd: list[int] | None) -> dict[str, Any]:
+    """Tokens of `ODD_TEXT`, from its two ends; none of data without a model."""
+    if odd is None or cell["variant"] == "gaussian":
+        names = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
+        return dict.fromkeys(names)
+    n = len(odd) // 2
+    return {
+        **{"promoted_tokens": odd[:n], "promoted_effects": [4.5 - 0.1 * i for i in range(n)]},
+        **{"suppressed_tokens": odd[n:], "suppressed_effects": [-3.2] * len(odd[n:])},
+    }
 
 
 def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -363,7 +378,7 @@ def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, 
         "n_few_active_windows": 1,
         "n_few_silent_windows": 1,
         "n_windows_too_short": 0,
-        "no_effects": None,
+        "no_effects": "no model" if cell["variant"] == "gaussian" else None,
     }
 
 

@@ -22,8 +22,9 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.latents.causal_effects import causal_columns
 from nullsae.latents.describe import Described, describe
-from nullsae.latents.effects import effect_columns
+from nullsae.latents.effects import effect_columns, subject_for_effects
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
 from nullsae.latents.skipped import Skipped
@@ -92,11 +93,29 @@ def collect_latents(
         rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
         tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
         write_firings(firings, sampled, found)
+        site, device = params.keys.site, coder.w_dec.device
+        subject, no_subject = subject_for_effects(model, site, device)
         effects, no_effects = effect_columns(
-            params, model=model, w_dec=coder.w_dec, firings=found, passing=candidates, split=split
+            params,
+            subject=subject,
+            w_dec=coder.w_dec,
+            firings=found,
+            passing=candidates,
+            split=split,
         )
+        causal, no_causal_effects = causal_columns(
+            params,
+            subject=subject,
+            coder=coder,
+            dtype=reader.manifest["dtype"],
+            firings=found,
+            known=known,
+            skipped=skipped,
+            sampled=sampled,
+        )
+        statistics = {**known.statistics, **effects, **causal}
         described = _latent_columns(
-            *({**known.statistics, **effects}, known.active, coder, reader.n_tokens),
+            *(statistics, known.active, coder, reader.n_tokens),
             *(reasons == PASSES, sampled, entropy),
         )
         tables.write_table(latents, pa.table(described), tables.cell_schema("latents"))
@@ -114,7 +133,8 @@ def collect_latents(
         "n_firings_skipped": int(n_skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
-        "no_effects": no_effects,
+        "no_effects": no_subject or no_effects,
+        "no_causal_effects": no_subject or no_causal_effects,
     }
     tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.next_token import Successors, next_token_aurocs
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
-from nullsae.subjects.loading import load_subject
+from nullsae.subjects.loading import Subject, load_subject
 from nullsae.subjects.unembedding import NoDirectPathError, direct_path
 
 # Whose row of the decoder is looked at, and what that adds to the name of a column.
@@ -26,10 +27,27 @@ COLUMNS = tuple(
 )
 
 
+def subject_for_effects(
+    model: Path | None, site: str, device: torch.device
+) -> tuple[Subject | None, str | None]:
+    """The subject that effects of directions at a site are seen on, or why there is none.
+
+    Args:
+        model: the subject's `recipe.json`; None where there is no model.
+        site: that the directions are of.
+        device: that computes.
+    """
+    if model is None:
+        return None, "no model"
+    if site_kind(site) not in KINDS:
+        return None, "the site is not in the residual stream and not written to it"
+    return load_subject(model, device), None
+
+
 def effect_columns(
     params: CollectLatentsParams,
     *,
-    model: Path | None,
+    subject: Subject | None,
     w_dec: Tensor,
     firings: Firings,
     passing: np.ndarray,
@@ -42,19 +60,17 @@ def effect_columns(
 
     Args:
         params: keys what is drawn.
-        model: the subject's `recipe.json`; None where there is no model.
+        subject: None where there is none for the site.
         w_dec: [n_latents, d_model], on the device that computes.
         firings: of all latents.
         passing: int64 [n], the latents that are looked at, ascending.
         split: that the firings are of.
     """
     columns = {name: np.full(len(w_dec), np.nan) for name in COLUMNS}
-    if model is None:
-        return columns, "no model"
-    if site_kind(params.keys.site) not in KINDS:
-        return columns, "the site is not in the residual stream and not written to it"
+    if subject is None:
+        return columns, None
     try:
-        path = direct_path(load_subject(model, w_dec.device))
+        path = direct_path(subject)
     except NoDirectPathError as error:
         return columns, str(error)
     successors = Successors.of(split)
@@ -74,12 +90,15 @@ def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> d
     order = numpy_generator(params.seed, "another_latent", *keys).permutation(len(passing))
     other = np.empty(len(passing), dtype=np.int64)
     other[order] = passing[np.roll(order, 1)]
-    drawn = numpy_generator(params.seed, "random_direction", *keys).standard_normal(
-        w_dec.shape, dtype=np.float32
-    )
     return {
         "own": w_dec[torch.from_numpy(passing)],
         # The only one of its kind has no other: an empty row says nothing.
         "swapped": w_dec[torch.from_numpy(other)] * (len(passing) > 1),
-        "random": torch.from_numpy(drawn[passing]),
+        "random": random_directions(params, w_dec.shape)[passing],
     }
+
+
+def random_directions(params: CollectLatentsParams, shape: Sequence[int]) -> Tensor:
+    """A random direction for each latent of an SAE: float32 [n_latents, d_model]."""
+    generator = numpy_generator(params.seed, "random_direction", *params.keys.parts())
+    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))

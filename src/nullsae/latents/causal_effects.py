@@ -24,7 +24,7 @@ from nullsae.subjects.loading import Subject
 
 # Fewer contexts than these say too little of a latent.
 LEAST_PLACES = 8
-CHANGES = ("ablation_kl_nats", "ablation_ce_nats", "addition_kl_nats", "addition_gain_nats")
+CHANGES = ("ablation_kl_nats", "ablation_ce_nats", "addition_kl_nats", "addition_logp_nats")
 INJECTION = ("token_injection_rate", "token_injection_rate_swapped")
 COLUMNS = (*(f"{name}{of}" for name in CHANGES for of in ROWS.values()), *INJECTION)
 # Beside them, a number that is never null.
@@ -104,7 +104,7 @@ def causal_columns(
         *(interventions, split, silence, mean[silence.of], directions),
         Tokens.of_firings(firings, sampled, successors, silence),
     )
-    for name, values in (("addition_kl_nats", found.kl), ("addition_gain_nats", found.gain)):
+    for name, values in (("addition_kl_nats", found.kl), ("addition_logp_nats", found.gain)):
         _fill(columns, name, values, sampled, enough_silent)
 
     peaks = peak_tokens(firings, sampled, split, count_occurrences(split, skipped.at))

@@ -158,7 +158,10 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
                 ("ablation_kl_nats", "nats, clean from edited prediction, of sampled latents"),
                 ("ablation_ce_nats", "nats, added to the loss of the next token"),
                 ("addition_kl_nats", "nats, the direction added where the latent is silent"),
-                ("addition_gain_nats", "nats, log-probability of tokens that follow its firings"),
+                (
+                    "addition_logp_nats",
+                    "nats, added to the log-probability of tokens that follow its firings",
+                ),
             )
         ),
         (

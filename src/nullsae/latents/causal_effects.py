@@ -15,8 +15,9 @@ from nullsae.latents.describe import Described
 from nullsae.latents.effects import ROWS, random_directions
 from nullsae.latents.injection import count_occurrences, injection_rates, peak_tokens
 from nullsae.latents.next_token import Successors
-from nullsae.latents.places import firing_places, silent_places
+from nullsae.latents.places import Places, firing_places, silent_places
 from nullsae.latents.skipped import Skipped
+from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.interventions import Interventions
@@ -59,15 +60,13 @@ def causal_columns(
     """
     columns = {name: np.full(coder.n_latents, np.nan) for name in COLUMNS}
     columns[N_FIRINGS] = np.zeros(coder.n_latents, dtype=np.int64)
-    n = params.latents.causal_places
-    if subject is None or not n or not len(sampled):
-        return columns, None if subject is None else _reason(n)
-    split, site, keys = skipped.split, params.keys.site, params.keys.parts()
-    least = min(LEAST_PLACES, n)
-
-    def generator_of(purpose: str) -> Callable[[int], np.random.Generator]:
-        return partial(numpy_generator, params.seed, purpose, *keys)
-
+    if subject is None:
+        return columns, None
+    if not params.latents.causal_places:
+        return columns, "latents.causal_places is 0"
+    if not len(sampled):
+        return columns, "no latent is sampled"
+    split, keys = skipped.split, params.keys.parts()
     # The same for all variants.
     order = numpy_generator(params.seed, "causal_contexts").permutation(
         split.n_tokens // split.context_tokens
@@ -75,61 +74,80 @@ def causal_columns(
     turn = numpy_generator(params.seed, "another_sampled_latent", *keys).permutation(len(sampled))
     partners = np.empty(len(sampled), dtype=np.int64)
     partners[turn] = np.roll(turn, 1)
-    own = coder.w_dec[torch.from_numpy(sampled)]
-    drawn = random_directions(params, coder.w_dec.shape)[sampled]
-    directions = equal_norms([own, own[torch.from_numpy(partners)], drawn.to(own)])
-    successors, interventions = Successors.of(split), Interventions(subject, site)
-
-    places = firing_places(
-        *(firings, sampled, successors.pair, split, order, n),
-        generator_of("ablated_firings"),
-    )
-    found = changes_at(
-        *(interventions, split, places, -places.value, directions),
-        Tokens.of_places(split, places),
-    )
-    enough = places.enough(len(sampled), least)
-    columns[N_FIRINGS][sampled] = np.bincount(places.of, minlength=len(sampled))
-    # What the log-probability of the next token loses, the loss gains.
-    for name, values in (("ablation_kl_nats", found.kl), ("ablation_ce_nats", -found.gain)):
-        _fill(columns, name, values, sampled, enough)
-
     silence = silent_places(
-        *(known.cells, sampled, known.grid, skipped.at, order, n),
-        generator_of("silent_places"),
+        *(known.cells, sampled, known.grid, skipped.at, order, params.latents.causal_places),
+        _generators(params, "silent_places"),
     )
-    enough_silent = silence.enough(len(sampled), least)
-    mean = known.statistics["mean_activation"][sampled]
-    found = changes_at(
-        *(interventions, split, silence, mean[silence.of], directions),
-        Tokens.of_firings(firings, sampled, successors, silence),
+    found = _changes(
+        params, subject, coder, firings, known, split, sampled, partners, order, silence
     )
-    for name, values in (("addition_kl_nats", found.kl), ("addition_logp_nats", found.gain)):
-        _fill(columns, name, values, sampled, enough_silent)
-
+    silent = silence.enough(len(sampled), _least(params))
+    for name, values in found.items():
+        columns[name][sampled] = values
     peaks = peak_tokens(firings, sampled, split, count_occurrences(split, skipped.at))
     rates = injection_rates(
-        *(subject, site, coder, dtype, split, firings, sampled, partners, peaks, silence),
-        generator_of("injected_tokens"),
+        *(subject, params.keys.site, coder, dtype, split, firings, sampled, partners, peaks),
+        *(silence, _generators(params, "injected_tokens")),
     )
     for name, values in zip(INJECTION, rates, strict=True):
-        columns[name][sampled] = np.where(enough_silent, values, np.nan)
+        columns[name][sampled] = np.where(silent, values, np.nan)
     return columns, None
 
 
-def _reason(n: int) -> str:
-    return "no latent is sampled" if n else "latents.causal_places is 0"
-
-
-def _fill(
-    columns: dict[str, np.ndarray],
-    name: str,
-    means: np.ndarray,
+def _changes(
+    params: CollectLatentsParams,
+    subject: Subject,
+    coder: Autoencoder,
+    firings: Firings,
+    known: Described,
+    split: Split,
     sampled: np.ndarray,
-    known: np.ndarray,
-) -> None:
-    """Put means [n, rows] into their columns, of the latents with enough places (bool [n])."""
-    for row, of in enumerate(ROWS.values()):
-        # The only one of its kind has no other to be compared with.
-        there = known & ((of != "_swapped") | (len(sampled) > 1))
-        columns[name + of][sampled] = np.where(there, means[:, row], np.nan)
+    partners: np.ndarray,
+    order: np.ndarray,
+    silence: Places,
+) -> dict[str, np.ndarray]:
+    """The columns of directions taken away and added, of the sampled latents: [n] each."""
+    own = coder.w_dec[torch.from_numpy(sampled)]
+    drawn = random_directions(params, coder.w_dec.shape)[sampled]
+    directions = equal_norms([own, own[torch.from_numpy(partners)], drawn.to(own)])
+    successors, interventions = Successors.of(split), Interventions(subject, params.keys.site)
+    fired = firing_places(
+        *(firings, sampled, successors.pair, split, order, params.latents.causal_places),
+        _generators(params, "ablated_firings"),
+    )
+    mean = known.statistics["mean_activation"][sampled]
+    taken, added = (
+        changes_at(interventions, split, places, amounts, directions, tokens)
+        for places, amounts, tokens in (
+            (fired, -fired.value, Tokens.of_places(split, fired)),
+            (
+                silence,
+                mean[silence.of],
+                Tokens.of_firings(firings, sampled, successors, silence),
+            ),
+        )
+    )
+    found = {N_FIRINGS: np.bincount(fired.of, minlength=len(sampled))}
+    for name, values, places in (
+        ("ablation_kl_nats", taken.kl, fired),
+        # What the log-probability of the next token loses, the loss gains.
+        ("ablation_ce_nats", -taken.gain, fired),
+        ("addition_kl_nats", added.kl, silence),
+        ("addition_logp_nats", added.gain, silence),
+    ):
+        enough = places.enough(len(sampled), _least(params))
+        for row, of in enumerate(ROWS.values()):
+            # The only one of its kind has no other to be compared with.
+            there = enough & ((of != "_swapped") | (len(sampled) > 1))
+            found[name + of] = np.where(there, values[:, row], np.nan)
+    return found
+
+
+def _least(params: CollectLatentsParams) -> int:
+    """Places that a latent must have."""
+    return min(LEAST_PLACES, params.latents.causal_places)
+
+
+def _generators(params: CollectLatentsParams, purpose: str) -> Callable[[int], np.random.Generator]:
+    """A generator for each latent."""
+    return partial(numpy_generator, params.seed, purpose, *params.keys.parts())

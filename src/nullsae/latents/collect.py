@@ -93,29 +93,11 @@ def collect_latents(
         rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
         tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
         write_firings(firings, sampled, found)
-        site, device = params.keys.site, coder.w_dec.device
-        subject, no_subject = subject_for_effects(model, site, device)
-        effects, no_effects = effect_columns(
-            params,
-            subject=subject,
-            w_dec=coder.w_dec,
-            firings=found,
-            passing=candidates,
-            split=split,
+        effects, why_none = _effects(
+            *(params, model, coder, reader, found, known, skipped, candidates, sampled)
         )
-        causal, no_causal_effects = causal_columns(
-            params,
-            subject=subject,
-            coder=coder,
-            dtype=reader.manifest["dtype"],
-            firings=found,
-            known=known,
-            skipped=skipped,
-            sampled=sampled,
-        )
-        statistics = {**known.statistics, **effects, **causal}
         described = _latent_columns(
-            *(statistics, known.active, coder, reader.n_tokens),
+            *({**known.statistics, **effects}, known.active, coder, reader.n_tokens),
             *(reasons == PASSES, sampled, entropy),
         )
         tables.write_table(latents, pa.table(described), tables.cell_schema("latents"))
@@ -133,10 +115,47 @@ def collect_latents(
         "n_firings_skipped": int(n_skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
-        "no_effects": no_subject or no_effects,
-        "no_causal_effects": no_subject or no_causal_effects,
+        **why_none,
     }
     tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
+
+
+def _effects(
+    params: CollectLatentsParams,
+    model: Path | None,
+    coder: Autoencoder,
+    reader: SiteReader,
+    firings: Firings,
+    known: Described,
+    skipped: Skipped,
+    passing: np.ndarray,
+    sampled: np.ndarray,
+) -> tuple[dict[str, np.ndarray], dict[str, str | None]]:
+    """Columns of `latents` that need the subject, [n_latents] each, and why there are none."""
+    subject, no_subject = subject_for_effects(model, params.keys.site, coder.w_dec.device)
+    direct, no_direct = effect_columns(
+        params,
+        subject=subject,
+        w_dec=coder.w_dec,
+        firings=firings,
+        passing=passing,
+        split=skipped.split,
+    )
+    causal, no_causal = causal_columns(
+        params,
+        subject=subject,
+        coder=coder,
+        dtype=reader.manifest["dtype"],
+        firings=firings,
+        known=known,
+        skipped=skipped,
+        sampled=sampled,
+    )
+    why_none = {
+        "no_effects": no_subject or no_direct,
+        "no_causal_effects": no_subject or no_causal,
+    }
+    return {**direct, **causal}, why_none
 
 
 def _reasons(known: Described, settings: Latents) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from nullsae.config.metrics import Direction, Metric
 from nullsae.core.registry import lazy
@@ -155,7 +155,7 @@ class TokenInjectionRate(Metric):
     columns = ("token_injection_rate",)
     section, direction, margin, floor = "tokens", -1, 0.05, "0"
     # Its latents see no tokens, whatever is written.
-    directions: ClassVar[Mapping[str, Direction]] = {"noise_embeddings": 1}
+    directions: Mapping[str, Direction] = {"noise_embeddings": 1}
     formula = (
         "P(fires on v written into a silent window) / P(fires on v in the text), v ~ firings on "
         "the 5 tokens with the largest sums of activation"

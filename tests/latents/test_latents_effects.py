@@ -12,7 +12,7 @@ from test_latents_collect import settings
 
 from nullsae import tables
 from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents import promoted
+from nullsae.latents import causal_effects, promoted
 from nullsae.latents.collect import collect_latents
 from nullsae.latents.effects import COLUMNS
 from nullsae.sae.files import load_sae
@@ -134,5 +134,6 @@ def test_activations_without_a_model_have_a_reason_in_place_of_effects(
     lacking = (*COLUMNS, *promoted.COLUMNS)
     assert all(row[name] is None for row in rows for name in lacking)
     # Nothing else is touched by whether there is one.
-    without = [{k: v for k, v in row.items() if k not in lacking} for row in rows]
-    assert without == [{k: v for k, v in row.items() if k not in lacking} for row in of_chain[0]]
+    own = {*lacking, *causal_effects.COLUMNS, causal_effects.N_FIRINGS}
+    without = [{k: v for k, v in row.items() if k not in own} for row in rows]
+    assert without == [{k: v for k, v in row.items() if k not in own} for row in of_chain[0]]

@@ -19,6 +19,7 @@ from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS
 from nullsae.jobs import grid as cells
+from nullsae.latents.causal_effects import COLUMNS as CAUSAL_COLUMNS
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
 
@@ -56,6 +57,10 @@ EXPLAINERS = {
 CENTRE = {
     "next_token_auroc": (0.7, -0.2),
     "next_token_auroc_bigram": (0.53, -0.03),
+    "ablation_kl_log_ratio": (0.35, -0.3),
+    "ablation_ce_gain_nats": (0.015, -0.015),
+    "addition_gain_nats": (0.25, -0.25),
+    "token_injection_rate": (0.9, 0.08),
     "explained_variance": (0.82, -0.06),
     "cosine": (0.93, -0.02),
     "l1": (38.0, 90.0),
@@ -338,6 +343,8 @@ def _latents(
                     for of in ("", "_swapped", "_random")
                 },
                 **_effects(cell, odd if sampled else None),
+                "ablation_firings": 16 if sampled else 0,
+                **dict.fromkeys(CAUSAL_COLUMNS, 0.2 if sampled else None),
                 "explain_pool_active_windows": 60,
                 "score_pool_active_windows": 140,
                 "passes_filter": sampled,
@@ -379,6 +386,7 @@ def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, 
         "n_few_silent_windows": 1,
         "n_windows_too_short": 0,
         "no_effects": "no model" if cell["variant"] == "gaussian" else None,
+        "no_causal_effects": None,
     }
 
 

@@ -21,6 +21,9 @@ from nullsae.jobs.file_stamps import model_files, stamps
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
 
+# What a subject's predictions owe to directions: no model is made by it.
+OF_LATENTS = ("subjects/unembedding.py", "subjects/interventions.py")
+
 
 class TrainSubjectParams(Section):
     """What `nullsae train_subject` takes."""
@@ -39,7 +42,7 @@ def _made_by_training() -> tuple[Path, ...]:
 
 @rule(
     *("subjects", "core/moments.py"),
-    but=("subjects/changes.py", "subjects/variants"),
+    but=("subjects/changes.py", "subjects/variants", *OF_LATENTS),
     things=lambda _config, _wildcards: _made_by_training(),
 )
 def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
@@ -75,7 +78,7 @@ class RandomizeModelParams(Settings):
 
 @rule(
     *("subjects", "core/moments.py"),
-    but=("subjects/training.py", "subjects/variants"),
+    but=("subjects/training.py", "subjects/variants", *OF_LATENTS),
     things=lambda _, wildcards: thing_files(VARIANTS, wildcards["variant"]),
 )
 def randomize_model(config: Config, wildcards: Wildcards) -> RandomizeModelParams:

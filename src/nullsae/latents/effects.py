@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from nullsae.latents import promoted
 from nullsae.latents.next_token import Successors, next_token_aurocs
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
-from nullsae.subjects.loading import load_subject
+from nullsae.subjects.loading import Subject, load_subject
 from nullsae.subjects.unembedding import NoDirectPathError, direct_path
 
 # Whose row of the decoder is looked at, and what that adds to the name of a column.
@@ -36,12 +37,29 @@ class Effects(NamedTuple):
     lists: dict[str, promoted.Lists]
     """`promoted.COLUMNS`, of each latent; None but for sampled ones."""
     reason: str | None
-    """Why there is none of all these, if there is none."""
+    """Why a subject gives none of all these, if it gives none."""
+
+
+def subject_for_effects(
+    model: Path | None, site: str, device: torch.device
+) -> tuple[Subject | None, str | None]:
+    """The subject that effects of directions at a site are seen on, or why there is none.
+
+    Args:
+        model: the subject's `recipe.json`; None where there is no model.
+        site: that the directions are of.
+        device: that computes.
+    """
+    if model is None:
+        return None, "no model"
+    if site_kind(site) not in KINDS:
+        return None, "the site is not in the residual stream and not written to it"
+    return load_subject(model, device), None
 
 
 def effect_columns(
     params: CollectLatentsParams,
-    model: Path | None,
+    subject: Subject | None,
     w_dec: Tensor,
     firings: Firings,
     split: Split,
@@ -55,7 +73,7 @@ def effect_columns(
 
     Args:
         params: keys what is drawn.
-        model: the subject's `recipe.json`; None where there is no model.
+        subject: None where there is none for the site.
         w_dec: [n_latents, d_model], on the device that computes.
         firings: of all latents.
         split: that the firings are of.
@@ -64,13 +82,10 @@ def effect_columns(
     """
     columns = {name: np.full(len(w_dec), np.nan) for name in COLUMNS}
     lists: dict[str, promoted.Lists] = {n: [None] * len(w_dec) for n in promoted.COLUMNS}
-    if model is None:
-        return Effects(columns, lists, "no model")
-    if site_kind(params.keys.site) not in KINDS:
-        why = "the site is not in the residual stream and not written to it"
-        return Effects(columns, lists, why)
+    if subject is None:
+        return Effects(columns, lists, None)
     try:
-        path = direct_path(load_subject(model, w_dec.device)).to(w_dec.device)
+        path = direct_path(subject).to(w_dec.device)
     except NoDirectPathError as error:
         return Effects(columns, lists, str(error))
     successors = Successors.of(split)
@@ -94,12 +109,15 @@ def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> d
     order = numpy_generator(params.seed, "another_latent", *keys).permutation(len(passing))
     other = np.empty(len(passing), dtype=np.int64)
     other[order] = passing[np.roll(order, 1)]
-    drawn = numpy_generator(params.seed, "random_direction", *keys).standard_normal(
-        w_dec.shape, dtype=np.float32
-    )
     return {
         "own": w_dec[torch.from_numpy(passing)],
         # The only one of its kind has no other: an empty row says nothing.
         "swapped": w_dec[torch.from_numpy(other)] * (len(passing) > 1),
-        "random": torch.from_numpy(drawn[passing]),
+        "random": random_directions(params, w_dec.shape)[passing],
     }
+
+
+def random_directions(params: CollectLatentsParams, shape: Sequence[int]) -> Tensor:
+    """A random direction for each latent of an SAE: float32 [n_latents, d_model]."""
+    generator = numpy_generator(params.seed, "random_direction", *params.keys.parts())
+    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))

@@ -17,7 +17,13 @@ from nullsae.config.parse import parse_config
 from nullsae.config.statistics import Statistics
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
-from nullsae.statistics.baselines import applies, lexical_baseline, study_metrics, swapped_baselines
+from nullsae.statistics.baselines import (
+    applies,
+    lexical_baseline,
+    no_gain,
+    study_metrics,
+    swapped_baselines,
+)
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
 METRIC = {metric.name: metric for metric in all_metrics()}
@@ -231,9 +237,9 @@ def test_which_metrics_a_study_has_follows_from_its_explainers() -> None:
     assert lexical_baseline(config) == "tokens"
     assert swapped_baselines(config) == {"pairs": "others"}
     names = study_metrics(config)
-    assert [m.name for m in all_metrics() if m.name not in names] == ["above_gaussian_floor"]
+    assert [m.name for m in all_metrics() if m.name not in names] == ["above_floors"]
     floors = study(evaluation={"gaussian_floors": True})
-    assert "above_gaussian_floor" in study_metrics(floors)
+    assert "above_floors" in study_metrics(floors)
     gain, discrimination = METRIC["gain_over_lexical"], METRIC["discrimination"]
     assert [applies(gain, config, e) for e in ("pairs", "tokens", "others", "none")] == [
         *(True, False, False, False),
@@ -259,3 +265,21 @@ def test_columns_are_looked_up_by_latent() -> None:
     assert list(cell.ids) == [2, 5, 9]
     found = cell.looked_up("auroc", np.array([9, 2, 3, 11, 5]))
     assert found == pytest.approx([NAN, 0.2, NAN, NAN, 0.1], nan_ok=True)
+
+
+def test_explanations_of_the_output_side_are_compared_with_their_placebo_only() -> None:
+    """Token statistics say nothing of what comes next: no gain over them is looked for."""
+    config = study(
+        explainers={
+            "lexical": {"kind": "lexical"},
+            "promoted": {"kind": "promoted"},
+            "other": {"kind": "swapped", "of": "promoted"},
+        },
+        scorers={"detection": {"kind": "detection"}, "next": {"kind": "continuation"}},
+    )
+    assert no_gain(config, "promoted") == no_gain(config, "other")
+    assert no_gain(config, "promoted") == "explanations of the output side"
+    names = {m.name for m in all_metrics() if applies(m, config, "promoted")}
+    assert {"auroc", "discrimination", "entropy_auroc_correlation"} <= names
+    assert "gain_over_lexical" not in names
+    assert "gain_over_lexical" not in {m.name for m in all_metrics() if applies(m, config, "other")}

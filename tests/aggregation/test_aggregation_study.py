@@ -31,6 +31,8 @@ SQUARED_ERRORS = {
     "trained": [[1.0, 2.0, 6.0]],
     "rerandomized": [[5.0, 8.0, 17.0], [4.0, 9.0, 11.0]],
 }
+# Squared error of the mean per token id, per tenth of the deviation.
+LOOKED_UP = {"rerandomized": 5.5}
 AUROCS = {
     "trained": [[0.9, 0.8, None, 0.7]],
     "rerandomized": [[0.6, 0.5, 0.7, 0.4], [0.8, None, None, 0.6]],
@@ -68,6 +70,7 @@ def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
                 n_tokens=4,
                 squared_error=error,
                 squared_deviation=10.0 * (i + 1),
+                token_lookup_error=LOOKED_UP.get(variant, 10.0) * (i + 1),
                 l0=float(i),
                 # Zeroing costs 4, 3 and 2 nats a token of trained, nothing of the others.
                 fidelity_tokens=10,
@@ -231,7 +234,7 @@ def test_documents_are_paired_between_variants(root: Path) -> None:
 
 def test_one_row_per_comparison_in_display_order(root: Path) -> None:
     # No floors, one explainer: these have nothing to be compared with.
-    absent = {"above_gaussian_floor", "gain_over_lexical", "discrimination"}
+    absent = {"above_floors", "gain_over_lexical", "discrimination"}
     names = [metric.name for metric in all_metrics() if metric.name not in absent]
     assert [row["metric"] for row in read(root, "contrasts")] == names
     assert [row["metric"] for row in read(root, "verdicts")] == names
@@ -389,7 +392,7 @@ def test_another_variant_leaves_the_numbers_of_the_first_alone(
         assert [new[k] for k in kept] == [old[k] for k in kept]
 
 
-def test_structure_above_the_gaussian_floor_is_that_of_each_variants_own(
+def test_above_floors_takes_the_smaller_floor_of_each_variants_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     floors = {
@@ -401,10 +404,11 @@ def test_structure_above_the_gaussian_floor_is_that_of_each_variants_own(
     config = study(evaluation={"gaussian_floors": True})
     write_tree(config, tmp_path)
     aggregate(config, tmp_path)
-    row = only(read(tmp_path, "contrasts"), metric="above_gaussian_floor")
-    # FVU 9/60 against 18/60; mean over draws of 30/60 to 34/60 and 24/60 to 32/60.
+    row = only(read(tmp_path, "contrasts"), metric="above_floors")
+    # FVU 9/60, the Gaussian's 18/60, token means 60/60. Of rerandomized 30/60 and 24/60, the
+    # Gaussian's 34/60 and 32/60, token means 33/60: the smaller in the first draw only.
     assert row["trained"] == pytest.approx(0.5, abs=1e-12)
-    assert row["value"] == pytest.approx(1 - (30 / 34 + 24 / 32) / 2, abs=1e-12)
+    assert row["value"] == pytest.approx(1 - (30 / 33 + 24 / 32) / 2, abs=1e-12)
     assert row["p_value"] is not None
     assert row["unit"] == "document"
     # A floor is no variant: it has no row of its own anywhere.
@@ -415,6 +419,31 @@ def test_structure_above_the_gaussian_floor_is_that_of_each_variants_own(
     assert plain["trained"] == pytest.approx(0.85, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "errors", "expected"),
+    [
+        ("a perfect copy", [0.0, 0.0, 0.0], 1.0),
+        ("the token lookup itself", [5.5, 11.0, 16.5], 0.0),
+        ("the mean", [10.0, 20.0, 30.0], 1 - 60 / 33),
+    ],
+)
+def test_above_floors_of_known_dictionaries(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    errors: list[float],
+    expected: float,
+) -> None:
+    monkeypatch.setitem(SQUARED_ERRORS, "rerandomized", [errors, errors])
+    monkeypatch.setitem(SQUARED_ERRORS, "gaussian@trained", [[4.0, 4.0, 10.0]])
+    monkeypatch.setitem(SQUARED_ERRORS, "gaussian@rerandomized", [[6.0, 12.0, 18.0]] * 2)
+    config = study(evaluation={"gaussian_floors": True})
+    write_tree(config, tmp_path)
+    aggregate(config, tmp_path)
+    row = only(read(tmp_path, "contrasts"), metric="above_floors")
+    assert row["value"] == pytest.approx(expected, abs=1e-12), name
+
+
 def test_the_gaussian_variant_is_the_floor_of_trained_and_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,7 +452,7 @@ def test_the_gaussian_variant_is_the_floor_of_trained_and_has_none(
     config = study(variants=["trained", "gaussian"])
     write_tree(config, tmp_path)
     aggregate(config, tmp_path)
-    row = only(read(tmp_path, "contrasts"), metric="above_gaussian_floor")
+    row = only(read(tmp_path, "contrasts"), metric="above_floors")
     assert row["trained"] == pytest.approx(0.5, abs=1e-12)
     assert (row["value"], row["p_value"]) == (None, None)
     assert row["reason"] == "variant: no Gaussian floor of draw 0, seed 0"

@@ -140,8 +140,8 @@ def ran(environment: dict[str, str], *arguments: str) -> str:
 def test_a_study_takes_kinds_of_another_package_like_its_own(environment: dict[str, str]) -> None:
     found = json.loads(ran(environment, "-c", STUDY, str(REPOSITORY / "config.yaml")))
     assert found["wrong_kind"] == (
-        "config: explainers.mine: kind: 'peek' is not one of lexical, openai, swapped, peak; did "
-        "you mean 'peak'?"
+        "config: explainers.mine: kind: 'peek' is not one of lexical, openai, swapped, promoted, "
+        "peak; did you mean 'peak'?"
     )
     assert found["wrong_key"] == (
         "config: scorers.lookup.negative: unknown key; did you mean 'negatives'?"

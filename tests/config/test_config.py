@@ -400,3 +400,23 @@ def test_k_beyond_an_expansion_is_refused() -> None:
         study = changed("saes/topk", {"k": k + 1, "dictionary": dictionary})
         with pytest.raises(UserError, match="active at once, 64, at 64"):
             resolve_subjects(parse_config(study))
+
+
+def test_scorers_judge_explanations_of_their_own_side() -> None:
+    """A placebo has the side of what it exchanges."""
+    study = changed("explainers/promoted", {"kind": "promoted"})
+    study["explainers"]["other"] = {"kind": "swapped", "of": "promoted"}
+    study["scorers"]["continuation"] = {"kind": "continuation"}
+    assert parse_config(study).scored_pairs() == [
+        *(("lexical", "fuzzing"), ("swapped", "fuzzing")),
+        *(("promoted", "continuation"), ("other", "continuation")),
+    ]
+
+
+def test_a_scorer_without_explanations_of_its_side_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(changed("scorers/next", {"kind": "continuation"}))
+    assert str(caught.value) == (
+        "config: scorers.next: kind continuation judges explanations of the output side, and none "
+        "of explainers writes such"
+    )

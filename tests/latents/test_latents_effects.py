@@ -5,17 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from safetensors.numpy import load_file
 from test_latents_collect import settings
 
 from nullsae import tables
 from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.latents import causal_effects, promoted
 from nullsae.latents.collect import collect_latents
 from nullsae.latents.effects import COLUMNS
 from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import load_subject
-from small_chain import COMPUTE, CPU, Chain, all_rows, cell
+from small_chain import COMPUTE, CPU, VOCAB, Chain, all_rows, cell
 
 SITE = "resid_post.1"
 Rows = list[dict[str, Any]]
@@ -49,21 +51,27 @@ def of_chain(
     return collected(chain, tiny_sae, tmp_path_factory.mktemp("effects"), model=chain.recipe)
 
 
+def effects_by_hand(chain: Chain, sae: Path) -> Any:
+    """Direct effects on the logits, float32 [n_latents, vocab]: centring, gain, unembedding."""
+    rows = load_sae(sae)[0].w_dec
+    model = load_subject(chain.recipe, CPU).model
+    norm = model.gpt_neox.final_layer_norm.weight
+    directions = rows - rows.mean(dim=1, keepdim=True)
+    return ((directions * norm) @ model.get_output_embeddings().weight.T).detach().numpy()
+
+
 def test_aurocs_are_recomputed_from_shards_weights_and_tokens(
     chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]]
 ) -> None:
     rows, coverage = of_chain
     assert coverage["no_effects"] is None
     sae, _ = load_sae(tiny_sae)
+    effects = effects_by_hand(chain, tiny_sae)
     x, position = all_rows(chain.eval_activations, SITE)
     assert position.tolist() == list(range(len(x)))
     pre = (x - sae.b_dec) @ sae.w_enc.T + sae.b_enc
     top = pre.topk(sae.k, dim=1)
     fires = (torch.zeros_like(pre).scatter(1, top.indices, top.values.relu()) > 0).numpy()
-    model = load_subject(chain.recipe, CPU).model
-    norm = model.gpt_neox.final_layer_norm.weight
-    directions = sae.w_dec - sae.w_dec.mean(dim=1, keepdim=True)
-    effects = ((directions * norm) @ model.get_output_embeddings().weight.T).detach().numpy()
     corpus = load_file(chain.eval_tokens.with_name("tokens.safetensors"))
     ids, document = corpus["input_ids"], corpus["document_id"]
     in_document = document[:, 1:] == document[:, :-1]
@@ -87,6 +95,25 @@ def test_aurocs_are_recomputed_from_shards_weights_and_tokens(
     assert checked >= 5
 
 
+def test_the_promoted_and_suppressed_tokens_are_the_ends_of_the_unembedded_row(
+    chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]]
+) -> None:
+    effects = effects_by_hand(chain, tiny_sae)[:, :VOCAB].astype(np.float64)
+    scores = scipy.stats.zscore(effects, axis=1)
+    n_sampled = 0
+    for row in of_chain[0]:
+        if not row["sampled"]:
+            assert all(row[name] is None for name in promoted.COLUMNS)
+            continue
+        n_sampled += 1
+        own = scores[row["latent"]]
+        order = np.argsort(own)
+        for end, expected in (("promoted", order[::-1][:10]), ("suppressed", order[:10])):
+            assert row[f"{end}_tokens"] == expected.tolist()
+            assert row[f"{end}_effects"] == pytest.approx(own[expected], rel=1e-4)
+    assert n_sampled >= 3
+
+
 def test_placebos_are_other_rows_and_the_same_in_each_run(
     chain: Chain, tiny_sae: Path, of_chain: tuple[Rows, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -104,7 +131,9 @@ def test_activations_without_a_model_have_a_reason_in_place_of_effects(
 ) -> None:
     rows, coverage = collected(chain, tiny_sae, tmp_path, model=None)
     assert coverage["no_effects"] == "no model"
-    assert all(row[name] is None for row in rows for name in COLUMNS)
+    lacking = (*COLUMNS, *promoted.COLUMNS)
+    assert all(row[name] is None for row in rows for name in lacking)
     # Nothing else is touched by whether there is one.
-    without = [{k: v for k, v in row.items() if k not in COLUMNS} for row in rows]
-    assert without == [{k: v for k, v in row.items() if k not in COLUMNS} for row in of_chain[0]]
+    own = {*lacking, *causal_effects.COLUMNS, causal_effects.N_FIRINGS}
+    without = [{k: v for k, v in row.items() if k not in own} for row in rows]
+    assert without == [{k: v for k, v in row.items() if k not in own} for row in of_chain[0]]

@@ -75,6 +75,7 @@ def root(chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory)
             sae=tiny_sae,
             activations=chain.eval_activations,
             tokens=manifest,
+            model=chain.recipe,
             latents=folder / "latents.parquet",
             windows=folder / "windows.parquet",
             coverage=folder / "coverage.parquet",
@@ -212,7 +213,14 @@ def test_neuronpedia_rows_belong_together(root: Path, tmp_path: Path) -> None:
         assert (source["num_prompts"], source["num_tokens_in_prompt"]) == (60, CONTEXT)
         reader = FiringReader.open(folder_of(root, site) / "firings.safetensors")
         features = jsonl(place / "features/batch-0.jsonl.gz")
+        cell = LatentFolder.open(folder_of(root, site))
+        rows = {str(row["latent"]): row for row in cell.latents.to_pylist()}
         for feature in features:
+            for name, end in (("pos", "promoted"), ("neg", "suppressed")):
+                row = rows[feature["index"]]
+                assert feature[f"{name}_str"] == [f"word{v}" for v in row[f"{end}_tokens"]]
+                assert feature[f"{name}_values"] == row[f"{end}_effects"]
+                assert len(feature[f"{name}_str"]) == 10
             assert (feature["layer"], feature["creatorId"]) == (source["id"], "someone")
             assert feature["hookName"] == f"blocks.{site[-1]}.hook_resid_post"
             _, value = reader.of(int(feature["index"]))

@@ -152,6 +152,8 @@ def test_every_table_equals_a_dense_recomputation(
     by_document = np.bincount(tokens.document_id.ravel(), weights=error.numpy())
     for entry in documents:
         assert entry["squared_error"] == pytest.approx(by_document[entry["document"]], rel=1e-5)
+        left = (exact - means[ids])[tokens.document_id.ravel() == entry["document"]]
+        assert entry["token_lookup_error"] == pytest.approx(float(left.square().sum()), rel=1e-9)
         wanted = spliced.of_document(entry["document"])
         found = {name: entry[name] for name in DOCUMENT_COLUMNS}
         assert found == {n: v and pytest.approx(v, abs=1e-5) for n, v in wanted.items()}
@@ -307,8 +309,11 @@ def test_a_lookup_by_token_sees_the_tokens(
         training={},
         n_steps=0,
     )
-    (row,), _ = run(chain, tmp_path / "cfg.json", tmp_path)
+    (row,), documents = run(chain, tmp_path / "cfg.json", tmp_path)
     assert row["explained_variance"] == pytest.approx(row["token_lookup_r2"], abs=1e-6)
+    for document in documents:
+        left = document["token_lookup_error"]
+        assert document["squared_error"] == pytest.approx(left, rel=1e-5)
     assert row["l0"] == 1.0
     assert row["ce_sae"] != pytest.approx(row["ce_mean"], abs=1e-3)
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
-from nullsae.metrics.evaluate import token_lookup_r2
+from nullsae.metrics.evaluate import token_lookup_errors
 from nullsae.sae.token_means import fit_token_means
 
 VOCAB, D = 20, 6
@@ -24,8 +26,15 @@ def split(x: Tensor, ids: Tensor, size: int = 70) -> list[tuple[Tensor, Tensor]]
     return list(zip(torch.split(x, size), torch.split(ids, size), strict=True))
 
 
+def errors(means: Tensor, x: Tensor, ids: Tensor, size: int = 70, n_documents: int = 1) -> Any:
+    """Of documents that take turns."""
+    documents = np.array_split(np.arange(len(x)) % n_documents, range(size, len(x), size))
+    batches = zip(*zip(*split(x, ids, size), strict=True), documents, strict=True)
+    return token_lookup_errors(means, batches, n_documents)
+
+
 def r2(means: Tensor, x: Tensor, ids: Tensor) -> float:
-    return token_lookup_r2(means, split(x, ids), x.double().mean(dim=0))
+    return 1 - errors(means, x, ids).sum() / float((x.double() - x.double().mean(0)).square().sum())
 
 
 def test_means_equal_a_group_by() -> None:
@@ -67,8 +76,10 @@ def test_batches_do_not_change_the_floor() -> None:
     means, _ = fit_token_means(split(x, ids, 10), VOCAB, D)
     other, _ = fit_token_means([(x, ids)], VOCAB, D)
     torch.testing.assert_close(means, other, rtol=1e-13, atol=1e-14)
+    one = errors(means, x, ids, 17, n_documents=3)
+    np.testing.assert_allclose(one, errors(means, x, ids, 333, n_documents=3), rtol=1e-13)
+    off = (x.double() - means[ids]).square().sum(dim=1).numpy()
+    np.testing.assert_allclose(one, [off[d::3].sum() for d in range(3)], rtol=1e-12)
+    # Predicting the mean itself explains nothing.
     mean = x.double().mean(dim=0)
-    one = token_lookup_r2(means, split(x, ids, 17), mean)
-    assert one == pytest.approx(token_lookup_r2(means, [(x, ids)], mean), rel=1e-13)
-    # Predicting the mean itself: 0.
-    assert token_lookup_r2(mean.expand(VOCAB, D), [(x, ids)], mean) == pytest.approx(0, abs=1e-14)
+    assert r2(mean.expand(VOCAB, D), x, ids) == pytest.approx(0, abs=1e-14)

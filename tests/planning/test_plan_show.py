@@ -187,4 +187,5 @@ def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
     corpus = next(row for row in plan.rows if row.rule == "prepare_corpus")
     assert corpus.tokens == 1_050_112
     collect = next(row for row in plan.rows if row.rule == "collect_latents")
-    assert collect.tokens == 10 * 50_048
+    causal = 2 * 50_048 + 50 * 16 * 64 * (2 * 4 + 1)
+    assert collect.tokens == 10 * (50_048 + causal)

@@ -220,4 +220,7 @@ def test_evaluation_goes_through_eval_once_and_four_times_through_a_part(tmp_pat
     found = Graph(study(text, tmp_path)).by_rule()
     # Of a model's two sites, one after the other.
     assert {job.work.tokens for job in found["evaluate_sae"]} == {2 * (99_968 + 4 * 8192)}
-    assert {job.work.tokens for job in found["collect_latents"]} == {99_968}
+    # Twice through contexts at most, and cut ones for 16 places of 50 latents: 4 directions at
+    # firings and in silence, and a written token.
+    causal = 2 * 99_968 + 50 * 16 * 64 * (2 * 4 + 1)
+    assert {job.work.tokens for job in found["collect_latents"]} == {99_968 + causal}

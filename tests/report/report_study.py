@@ -21,6 +21,7 @@ from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
 from nullsae.config.variants import VARIANTS, is_positive_control
 from nullsae.jobs import grid as cells
+from nullsae.latents.causal_effects import COLUMNS as CAUSAL_COLUMNS
 from nullsae.report.sections import VERDICTS
 from nullsae.report.study import COLUMNS
 
@@ -59,6 +60,10 @@ EXPLAINERS = {
 CENTRE = {
     "next_token_auroc": (0.7, -0.2),
     "next_token_auroc_bigram": (0.53, -0.03),
+    "ablation_kl_log_ratio": (0.35, -0.3),
+    "ablation_ce_gain_nats": (0.015, -0.015),
+    "addition_gain_nats": (0.25, -0.25),
+    "token_injection_rate": (0.9, 0.08),
     "explained_variance": (0.82, -0.06),
     "cosine": (0.93, -0.02),
     "l1": (38.0, 90.0),
@@ -69,7 +74,7 @@ CENTRE = {
     "auprc": (0.86, 0.01),
     "f1": (0.74, -0.03),
     "balanced_accuracy": (0.75, -0.005),
-    "above_gaussian_floor": (0.45, -0.2),
+    "above_floors": (0.45, -0.2),
     "ce_score": (0.9, -0.1),
     "single_token_share": (0.1, 0.2),
     "autocorrelation": (0.08, -0.05),
@@ -134,7 +139,7 @@ def write_study(root: Path, config: Config) -> None:
         rows["geometry"].append(_geometry(cell))
         if sae.origin.trained:
             rows["history"] += _history(cell, rng)
-        latents = _latents(cell, rng)
+        latents = _latents(cell, odd, rng)
         rows["latents"] += latents
         sampled = [row for row in latents if row["sampled"]]
         rows["coverage"].append(_coverage(cell, latents))
@@ -307,7 +312,9 @@ def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
     return rows
 
 
-def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+def _latents(
+    cell: dict[str, Any], odd: list[int], rng: np.random.Generator
+) -> list[dict[str, Any]]:
     rows = []
     for latent in range(40):
         sampled = latent % 4 == 0
@@ -340,6 +347,9 @@ def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                     for name in ("next_token_auroc", "next_token_auroc_bigram")
                     for of in ("", "_swapped", "_random")
                 },
+                **_effects(cell, odd if sampled else None),
+                "ablation_firings": 16 if sampled else 0,
+                **dict.fromkeys(CAUSAL_COLUMNS, 0.2 if sampled else None),
                 "explain_pool_active_windows": 60,
                 "score_pool_active_windows": 140,
                 "passes_filter": sampled,
@@ -348,6 +358,18 @@ def _latents(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
             }
         )
     return rows
+
+
+def _effects(cell: dict[str, Any], odd: list[int] | None) -> dict[str, Any]:
+    """Tokens of `ODD_TEXT`, from its two ends; none of data without a model."""
+    if odd is None or cell["variant"] == "gaussian":
+        names = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
+        return dict.fromkeys(names)
+    n = len(odd) // 2
+    return {
+        **{"promoted_tokens": odd[:n], "promoted_effects": [4.5 - 0.1 * i for i in range(n)]},
+        **{"suppressed_tokens": odd[n:], "suppressed_effects": [-3.2] * len(odd[n:])},
+    }
 
 
 def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -368,7 +390,8 @@ def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, 
         "n_few_active_windows": 1,
         "n_few_silent_windows": 1,
         "n_windows_too_short": 0,
-        "no_effects": None,
+        "no_effects": "no model" if cell["variant"] == "gaussian" else None,
+        "no_causal_effects": None,
     }
 
 

@@ -279,6 +279,12 @@ def test_each_sae_has_a_matrix_of_its_own_and_the_first_is_open(built: Path, pag
     assert "≠" in page
 
 
+def test_latents_without_a_model_have_a_reason_in_place_of_promoted_tokens(page: str) -> None:
+    part = page[page.index('id="small-examples"') :]
+    assert "no effect on the logits: no model" in part
+    assert part.count('<p class="effects">promotes') > part.count("no effect on the logits") > 0
+
+
 def test_examples_are_of_the_first_saes_and_the_page_says_so(page: str) -> None:
     part = page[page.index('id="small-examples"') :]
     assert "examples of learned and frozen_decoder are shown" in part

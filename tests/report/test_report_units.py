@@ -117,7 +117,7 @@ def test_every_metric_has_a_figure_and_every_name_is_given_once() -> None:
     assert len(names) == len(all_metrics()) + len(extra)
     # What no comparison of a study has is no figure of it.
     fewer = figure_names(default_config(evaluation={"gaussian_floors": False}))
-    assert set(names) - set(fewer) == {"small.gain_over_lexical", "small.above_gaussian_floor"}
+    assert set(names) - set(fewer) == {"small.gain_over_lexical", "small.above_floors"}
     kinds = [kind for group in GROUPS for kind in group.kinds]
     assert len(kinds) == len(set(kinds))
 

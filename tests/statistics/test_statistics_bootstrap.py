@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,15 +70,37 @@ def test_ratio_of_sums_agrees_with_scipy() -> None:
     assert scipy.stats.ks_2samp(ours, theirs.bootstrap_distribution).pvalue > 1e-3
 
 
-def test_relative_is_the_ratio_over_that_of_the_floor() -> None:
+@pytest.mark.parametrize("n_floors", [1, 2])
+def test_relative_is_the_ratio_over_that_of_the_smallest_floor(n_floors: int) -> None:
     rng = GENERATOR(12)
-    own, floor = rng.gamma(2.0, size=(2, 15)), rng.gamma(3.0, size=(2, 15))
-    arm = one_cell(*own, *floor, statistic="relative", complement=True)
-    sums = [column.sum() for column in (*own, *floor)]
-    assert arm.value() == pytest.approx(1 - (sums[0] / sums[1]) / (sums[2] / sums[3]), rel=1e-14)
-    units = arm.unit_values()
-    expected = 1 - (own[0] / own[1]) / (floor[0] / floor[1])
-    assert units == pytest.approx(expected, rel=1e-13)
+    own, floors = rng.gamma(2.0, size=(2, 15)), rng.gamma(3.0, size=(n_floors, 2, 15))
+    arm = one_cell(*own, *floors.reshape(-1, 15), statistic="relative", complement=True)
+
+    def expected(axis: int | None) -> Any:
+        sums = own if axis is None else own.sum(axis=1)
+        other = floors if axis is None else floors.sum(axis=2)
+        return 1 - (sums[0] / sums[1]) / (other[:, 0] / other[:, 1]).min(axis=0)
+
+    assert arm.value() == pytest.approx(expected(1), rel=1e-14)
+    assert arm.unit_values() == pytest.approx(expected(None), rel=1e-13)
+
+
+def test_each_resample_takes_its_own_smallest_floor() -> None:
+    """Against loops: of documents of two kinds, now one floor is the smaller, now the other."""
+    rng = GENERATOR(14)
+    own = rng.gamma(4.0, size=(2, 12))
+    ones = np.ones(12)
+    floors = np.stack([np.linspace(1, 3, 12), np.linspace(3, 1, 12)])
+    arm = one_cell(*own, floors[0], ones, floors[1], ones, statistic="relative")
+    counts = next(Resampler(7, 200).counts(12))
+    which, expected = [], []
+    for count in counts.astype(int):
+        drawn = np.repeat(np.arange(12), count)
+        left = floors[:, drawn].sum(axis=1) / len(drawn)
+        which.append(left.argmin())
+        expected.append(own[0, drawn].sum() / own[1, drawn].sum() / left.min())
+    assert 20 < sum(which) < 180
+    assert Resampler(7, 200).members(arm)[:, 0] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("decimals", [1, 8])

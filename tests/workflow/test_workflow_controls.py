@@ -22,8 +22,13 @@ def more_controls(config: dict[str, Any]) -> None:
         "lexical": {"kind": "lexical"},
         "bigram": {"kind": "lexical", "context": "bigram"},
         "swapped": {"kind": "swapped", "of": "bigram"},
+        "promoted": {"kind": "promoted"},
+        "promoted_swapped": {"kind": "swapped", "of": "promoted"},
     }
-    config["scorers"] = {"detection": {"kind": "detection"}}
+    config["scorers"] = {
+        "detection": {"kind": "detection"},
+        "continuation": {"kind": "continuation"},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,27 @@ def test_no_table_misses_a_control(controlled: Study) -> None:
     without = reconstruction[reconstruction.ce_clean.isna()]
     assert set(without.variant) == {"gaussian"}
     assert list(table(controlled, "models").variant) == VARIANTS[:-1]
+
+
+def test_the_output_side_has_scores_of_its_own_and_a_reason_without_a_model(
+    controlled: Study,
+) -> None:
+    scores = table(controlled, "scores")
+    assert {*zip(scores.explainer, scores.scorer, strict=True)} == {
+        *((name, "detection") for name in ("lexical", "bigram", "swapped")),
+        *((name, "continuation") for name in ("promoted", "promoted_swapped")),
+    }
+    explained = table(controlled, "explanations")
+    without = explained[(explained.explainer == "promoted") & explained.explanation.isna()]
+    assert set(without.variant) == {"gaussian"}
+    assert set(without.reason) == {"no model"}
+    found = table(controlled, "contrasts")
+    of_gaussian = found[(found.variant == "gaussian") & (found.scorer == "continuation")]
+    assert of_gaussian.value.isna().all()
+    others = found[(found.variant == "rerandomized") & (found.explainer == "promoted")]
+    assert others[others.metric == "auroc"].value.notna().any()
+    assert "gain_over_lexical" not in set(others.metric)
+    assert "discrimination" in set(others.metric)
 
 
 def test_a_token_lookup_dictionary_is_the_token_lookup_floor(controlled: Study) -> None:

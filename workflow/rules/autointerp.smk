@@ -14,7 +14,7 @@ for job in FREE:
         name:
             job.name
         input:
-            windows=files_of(job, paths.WINDOWS),
+            latents=files_of(job, paths.WINDOWS, paths.LATENTS, paths.COVERAGE),
             tokenizer=corpus_file(paths.TOKENIZER_FILE),
             written=written_explanations(job),
         output:

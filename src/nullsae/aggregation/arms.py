@@ -66,7 +66,7 @@ class Arms:
             if floor is None:
                 reason = f"no Gaussian floor of {where}"
             else:
-                columns += self._values(metric, floor, kept)[0]
+                columns += self._values(metric, floor, kept)[0][:2]
         strata = None
         if metric.unit == "latent":
             # Half-decades of firing shares; none where a latent has no such share.

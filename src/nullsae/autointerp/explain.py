@@ -50,6 +50,15 @@ class ExplainJob:
         table = read_table(self.windows_file, schema, columns=list(columns) or None)
         return self.ranks.take(table) if self.ranks else table
 
+    def beside(self, table: str, *columns: str) -> pa.Table:
+        """A table that the job of `windows` wrote beside it, of all latents.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        file = self.windows_file.with_name(f"{table}.parquet")
+        return read_table(file, cell_schema(table), columns=list(columns))
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The corpus' tokenizer; a `UserError` if the file is missing or damaged."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
 from nullsae.config.section import Choice, Kind
@@ -12,9 +12,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+Side = Literal["input", "output"]
+
+
 class Explainer(Kind):
     """Explains the latents of an SAE. A subclass is all that a study knows of a kind."""
 
+    side: ClassVar[Side] = "input"
+    """What its explanations say: when a latent fires (`input`), or what it makes likelier to come
+    next (`output`). A scorer judges explanations of its own side. A placebo's side is that of what
+    it exchanges."""
     has_statistics: ClassVar[bool] = False
     """Whether its explanations hold token statistics, by which a formula judges them. Others are
     text, which a language model judges."""

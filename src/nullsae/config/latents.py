@@ -45,7 +45,14 @@ class Latents(Section):
     of an active window, as far as they go, with this latent silent."""
     n_quantiles: PositiveInt = 10
     """Equal-count slices of the active windows, ranked by their largest activation."""
+    causal_places: NonNegativeInt = 16
+    """Firings of each sampled latent, each in another context, at which its direction is taken
+    away, and silent windows in which it is added and its tokens are written; 0 for none. Each
+    costs some passes of a context through the subject."""
     top_windows: NonNegativeInt = 10
     """The strongest windows of each sampled latent, kept for people to look at."""
+    promoted_tokens: PositiveInt = 10
+    """Tokens that are named for each sampled latent: so many that its decoder row promotes most,
+    and as many that it suppresses most. Explanations of kind `promoted` are made of them."""
 
     _unique = field_validator("silent_windows")(unique)

@@ -79,8 +79,9 @@ class Metric:
     column: Column | None = None
     """A column of `latents` that this metric adds, by `latent_sums` and `latent_column`."""
     form: Form = "mean"
-    """`mean`: over units. `ratio`: of the sums of two values. `relative`: that ratio over the same
-    one of the Gaussian floor. `rank_correlation`: Spearman's, of two values."""
+    """`mean`: over units. `ratio`: of the sums of two values. `relative`: the first of two
+    ratios over the smaller of the second and the first one of the Gaussian floor's cell; values
+    come in pairs, numerator and denominator. `rank_correlation`: Spearman's, of two values."""
     complement: bool = False
     """The metric is 1 minus that."""
     at_least: str | None = None
@@ -168,7 +169,7 @@ class Metric:
         return self.directions.get(variant, self.direction)
 
     def value(self, columns: Mapping[str, Numbers]) -> Numbers | tuple[Numbers, ...]:
-        """What `form` is taken of: one array [n_units], or two for a ratio or a correlation.
+        """What `form` is taken of: one array [n_units]; two for a ratio or a correlation, or four.
 
         Args:
             columns: by name, float64 [n_units] each, of the units of one draw and seed that have

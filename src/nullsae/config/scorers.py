@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from nullsae.config.endpoints import Endpoint, Questions, WindowCounts
-from nullsae.config.explainers import Explainer
+from nullsae.config.explainers import Explainer, Side
 from nullsae.config.latents import SilentKind
 from nullsae.config.section import Choice, Kind
 from nullsae.config.subjects import GgufSource, PretrainedSource
@@ -24,6 +24,8 @@ class Scorer(Kind):
 
     needs_explanations: ClassVar[bool] = True
     """A scorer that needs none runs once per SAE, under no explainer."""
+    side: ClassVar[Side] = "input"
+    """The side of the explanations that it judges, as in `Explainer`."""
     relative_seconds: ClassVar[float] = 1.0
     """A job's time on the CPU per window, of that of a formula."""
     negatives: SilentKind | Literal["misplaced"] = "random"

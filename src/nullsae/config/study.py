@@ -16,7 +16,7 @@ from nullsae.config.compute import Compute
 from nullsae.config.corpora import Corpus
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.evaluation import Evaluation
-from nullsae.config.explainers import AnyExplainer, Explainer
+from nullsae.config.explainers import AnyExplainer, Explainer, Side
 from nullsae.config.latents import Latents
 from nullsae.config.llm import Llm
 from nullsae.config.randomization import Randomization
@@ -120,6 +120,13 @@ class Config(Section):
                     f"scorers.{name}.negatives: {scorer.negatives!r} is not one of "
                     f"latents.silent_windows ({', '.join(kinds)})"
                 )
+        paired = {name for pair in self.scored_pairs() for name in pair}
+        for name, scorer in self.scorers.items():
+            if self.explainers and name not in paired:
+                raise ValueError(
+                    f"scorers.{name}: kind {scorer.name} judges explanations of the {scorer.side} "
+                    f"side, and none of explainers writes such"
+                )
         for explainer_name, name in self.scored_pairs():
             try:
                 self.asked(explainer_name, name)
@@ -142,6 +149,11 @@ class Config(Section):
         found = self.explainers[explainer]
         return found if found.exchanges is None else self.explainers[found.exchanges]
 
+    def side(self, explainer: str) -> Side:
+        """The side that an explainer's explanations are about."""
+        writer = self.writer(explainer)
+        return "input" if writer is None else writer.side
+
     def asked(self, explainer: str, scorer: str) -> Endpoint | None:
         """Whom a scorer asks about an explainer's explanations; None if it asks nobody."""
         return self.scorers[scorer].asked(self.writer(explainer))
@@ -153,9 +165,14 @@ class Config(Section):
         return {key: endpoint for key, endpoint in named.items() if endpoint is not None}
 
     def scored_pairs(self) -> list[tuple[str, str]]:
-        """Every (explainer, scorer), in display order; scorers that need none come once."""
+        """Every (explainer, scorer) of one side, in display order; scorers of none come once."""
         judging = [name for name, scorer in self.scorers.items() if scorer.needs_explanations]
-        pairs = [(explainer, name) for explainer in self.explainers for name in judging]
+        pairs = [
+            (explainer, name)
+            for explainer in self.explainers
+            for name in judging
+            if self.side(explainer) == self.scorers[name].side
+        ]
         return pairs + [(NO_EXPLAINER, name) for name in self.scorers if name not in judging]
 
     def draws_of(self, variant: str, subject: str) -> range:

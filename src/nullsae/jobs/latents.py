@@ -15,6 +15,7 @@ from nullsae.jobs.activations import key_of
 from nullsae.jobs.code_hash import thing_files
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.rules import Wildcards, rule
+from nullsae.jobs.subjects import OF_LATENTS
 
 
 class CollectLatentsParams(Section):
@@ -33,7 +34,7 @@ def _columns(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
     return thing_files(METRICS, *(metric.name for metric, _ in with_column()))
 
 
-@rule("latents", but=("latents/exports",), things=_columns)
+@rule("latents", *OF_LATENTS, but=("latents/exports",), things=_columns)
 def collect_latents(config: Config, wildcards: Wildcards) -> CollectLatentsParams:
     """The latents of an SAE."""
     keys = CellKeys.of(wildcards)

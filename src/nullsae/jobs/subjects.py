@@ -25,6 +25,8 @@ from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
 RETRAINING = "subjects/retraining.py"
 
 Source = TrainSource | PretrainedSource | GgufSource
+# What a subject's predictions owe to directions: no model is made by it.
+OF_LATENTS = ("subjects/unembedding.py", "subjects/interventions.py")
 
 
 class TrainSubjectParams(Section):
@@ -44,7 +46,7 @@ def _made_by_training() -> tuple[Path, ...]:
 
 @rule(
     *("subjects", "core/moments.py"),
-    but=("subjects/changes.py", "subjects/variants", RETRAINING),
+    but=("subjects/changes.py", "subjects/variants", RETRAINING, *OF_LATENTS),
     things=lambda _config, _wildcards: _made_by_training(),
 )
 def train_subject(config: Config, wildcards: Wildcards) -> TrainSubjectParams:
@@ -118,7 +120,7 @@ class RandomizeModelParams(Settings):
 
 @rule(
     *("subjects", "core/moments.py"),
-    but=("subjects/training.py", "subjects/variants", RETRAINING),
+    but=("subjects/training.py", "subjects/variants", RETRAINING, *OF_LATENTS),
     things=lambda _, wildcards: thing_files(VARIANTS, wildcards["variant"]),
 )
 def randomize_model(config: Config, wildcards: Wildcards) -> RandomizeModelParams:

@@ -22,8 +22,10 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.latents.causal_effects import causal_columns
 from nullsae.latents.describe import Described, describe
-from nullsae.latents.effects import effect_columns
+from nullsae.latents.effects import effect_columns, subject_for_effects
+from nullsae.latents.promoted import Lists
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
 from nullsae.latents.skipped import Skipped
@@ -92,12 +94,12 @@ def collect_latents(
         rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
         tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
         write_firings(firings, sampled, found)
-        effects, no_effects = effect_columns(
-            params, model=model, w_dec=coder.w_dec, firings=found, passing=candidates, split=split
+        numbers, lists, why_none = _effects(
+            *(params, model, coder, reader, found, known, skipped, candidates, sampled)
         )
         described = _latent_columns(
-            *({**known.statistics, **effects}, known.active, coder, reader.n_tokens),
-            *(reasons == PASSES, sampled, entropy),
+            *({**known.statistics, **numbers}, known.active, coder, reader.n_tokens),
+            *(reasons == PASSES, sampled, entropy, lists),
         )
         tables.write_table(latents, pa.table(described), tables.cell_schema("latents"))
     covered = {
@@ -114,9 +116,42 @@ def collect_latents(
         "n_firings_skipped": int(n_skipped[1]),
         **{name: int((reasons == code).sum()) for code, name in enumerate(REASONS)},
         "n_windows_too_short": known.n_too_short,
-        "no_effects": no_effects,
+        **why_none,
     }
     tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
+
+
+def _effects(
+    params: CollectLatentsParams,
+    model: Path | None,
+    coder: Autoencoder,
+    reader: SiteReader,
+    firings: Firings,
+    known: Described,
+    skipped: Skipped,
+    passing: np.ndarray,
+    sampled: np.ndarray,
+) -> tuple[dict[str, np.ndarray], dict[str, Lists], dict[str, str | None]]:
+    """Columns of `latents` that need the subject, of each latent: numbers and lists; and why there
+    are none.
+    """
+    subject, no_subject = subject_for_effects(model, params.keys.site, coder.w_dec.device)
+    direct = effect_columns(params, subject, coder.w_dec, firings, skipped.split, passing, sampled)
+    causal, no_causal = causal_columns(
+        params,
+        subject=subject,
+        coder=coder,
+        dtype=reader.manifest["dtype"],
+        firings=firings,
+        known=known,
+        skipped=skipped,
+        sampled=sampled,
+    )
+    why_none = {
+        "no_effects": no_subject or direct.reason,
+        "no_causal_effects": no_subject or no_causal,
+    }
+    return {**direct.numbers, **causal}, direct.lists, why_none
 
 
 def _reasons(known: Described, settings: Latents) -> np.ndarray:
@@ -211,6 +246,7 @@ def _latent_columns(
     passes: np.ndarray,
     sampled: np.ndarray,
     entropy: dict[int, float | None],
+    lists: dict[str, Lists],
 ) -> dict[str, pa.Array]:
     """The table `latents`, column by column."""
     n = len(passes)
@@ -235,6 +271,9 @@ def _latent_columns(
     }
     made = {}
     for field in tables.cell_schema("latents"):
+        if field.name in lists:
+            made[field.name] = pa.array(lists[field.name], field.type)
+            continue
         values, missing = columns[field.name], None
         if field.nullable:
             missing = values < 0 if field.name == "peak_token" else np.isnan(values)

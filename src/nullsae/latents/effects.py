@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +13,11 @@ from torch import Tensor
 from nullsae.config.sites import KINDS, site_kind
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.latents import promoted
 from nullsae.latents.next_token import Successors, next_token_aurocs
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
-from nullsae.subjects.loading import load_subject
+from nullsae.subjects.loading import Subject, load_subject
 from nullsae.subjects.unembedding import NoDirectPathError, direct_path
 
 # Whose row of the decoder is looked at, and what that adds to the name of a column.
@@ -26,46 +29,78 @@ COLUMNS = tuple(
 )
 
 
+class Effects(NamedTuple):
+    """Columns of `latents`."""
+
+    numbers: dict[str, np.ndarray]
+    """`COLUMNS`, float64 [n_latents] each and NaN where undefined."""
+    lists: dict[str, promoted.Lists]
+    """`promoted.COLUMNS`, of each latent; None but for sampled ones."""
+    reason: str | None
+    """Why a subject gives none of all these, if it gives none."""
+
+
+def subject_for_effects(
+    model: Path | None, site: str, device: torch.device
+) -> tuple[Subject | None, str | None]:
+    """The subject that effects of directions at a site are seen on, or why there is none.
+
+    Args:
+        model: the subject's `recipe.json`; None where there is no model.
+        site: that the directions are of.
+        device: that computes.
+    """
+    if model is None:
+        return None, "no model"
+    if site_kind(site) not in KINDS:
+        return None, "the site is not in the residual stream and not written to it"
+    return load_subject(model, device), None
+
+
 def effect_columns(
     params: CollectLatentsParams,
-    *,
-    model: Path | None,
+    subject: Subject | None,
     w_dec: Tensor,
     firings: Firings,
-    passing: np.ndarray,
     split: Split,
-) -> tuple[dict[str, np.ndarray], str | None]:
-    """`COLUMNS`, float64 [n_latents] each and NaN where undefined, and why all are, if they are.
+    passing: np.ndarray,
+    sampled: np.ndarray,
+) -> Effects:
+    """What latents do to the logits.
 
-    Each latent is given its own row of the decoder, that of another passing latent (`_swapped`,
-    each row to one latent), and a random direction: two placebos, at 0.5 if nothing is wrong.
+    Each passing latent is given its own row of the decoder, that of another one (`_swapped`, each
+    row to one latent), and a random direction: two placebos, at 0.5 if nothing is wrong.
 
     Args:
         params: keys what is drawn.
-        model: the subject's `recipe.json`; None where there is no model.
+        subject: None where there is none for the site.
         w_dec: [n_latents, d_model], on the device that computes.
         firings: of all latents.
-        passing: int64 [n], the latents that are looked at, ascending.
         split: that the firings are of.
+        passing: int64 [n], the latents that pass the filter, ascending.
+        sampled: int64 [n], those of them whose tokens are named, ascending.
     """
     columns = {name: np.full(len(w_dec), np.nan) for name in COLUMNS}
-    if model is None:
-        return columns, "no model"
-    if site_kind(params.keys.site) not in KINDS:
-        return columns, "the site is not in the residual stream and not written to it"
+    lists: dict[str, promoted.Lists] = {n: [None] * len(w_dec) for n in promoted.COLUMNS}
+    if subject is None:
+        return Effects(columns, lists, None)
     try:
-        path = direct_path(load_subject(model, w_dec.device))
+        path = direct_path(subject).to(w_dec.device)
     except NoDirectPathError as error:
-        return columns, str(error)
+        return Effects(columns, lists, str(error))
     successors = Successors.of(split)
     rows = _rows(params, w_dec, passing)
-    found = next_token_aurocs(
-        list(rows.values()), path.to(w_dec.device), firings, passing, successors
-    )
+    found = next_token_aurocs(list(rows.values()), path, firings, passing, successors)
     for of, aurocs in zip(rows, found, strict=True):
         columns[f"next_token_auroc{ROWS[of]}"][passing] = aurocs.unigram
         columns[f"next_token_auroc_bigram{ROWS[of]}"][passing] = aurocs.bigram
-    return columns, None
+    named = promoted.promoted_tokens(
+        w_dec[torch.from_numpy(sampled)], path[: split.vocab_size], params.latents.promoted_tokens
+    )
+    for name, of_latents in named.items():
+        for latent, own in zip(sampled.tolist(), of_latents, strict=True):
+            lists[name][latent] = own
+    return Effects(columns, lists, None)
 
 
 def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> dict[str, Tensor]:
@@ -74,12 +109,15 @@ def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> d
     order = numpy_generator(params.seed, "another_latent", *keys).permutation(len(passing))
     other = np.empty(len(passing), dtype=np.int64)
     other[order] = passing[np.roll(order, 1)]
-    drawn = numpy_generator(params.seed, "random_direction", *keys).standard_normal(
-        w_dec.shape, dtype=np.float32
-    )
     return {
         "own": w_dec[torch.from_numpy(passing)],
         # The only one of its kind has no other: an empty row says nothing.
         "swapped": w_dec[torch.from_numpy(other)] * (len(passing) > 1),
-        "random": torch.from_numpy(drawn[passing]),
+        "random": random_directions(params, w_dec.shape)[passing],
     }
+
+
+def random_directions(params: CollectLatentsParams, shape: Sequence[int]) -> Tensor:
+    """A random direction for each latent of an SAE: float32 [n_latents, d_model]."""
+    generator = numpy_generator(params.seed, "random_direction", *params.keys.parts())
+    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))

@@ -37,6 +37,8 @@ class Split:
     """Tokens of BOS that each context begins with."""
     bos_token_ids: Sequence[int] = ()
     """Ids that are BOS wherever they stand."""
+    vocab_size: int | None = None
+    """One more than the largest id of the tokenizer, if the manifest says so."""
 
     @classmethod
     def open(cls, manifest: Path) -> Split:
@@ -54,7 +56,7 @@ class Split:
             bos = []
         split = cls(
             *(ids.reshape(-1), document.reshape(-1), ids.shape[1], ends, manifest),
-            *(tokens.n_bos, bos),
+            *(tokens.n_bos, bos, tokens.manifest.get("vocab_size")),
         )
         if len(np.unique(split.document[split.bounds[:-1]])) != len(split.bounds) - 1:
             raise UserError(

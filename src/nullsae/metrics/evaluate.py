@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,11 +78,7 @@ def evaluate_sae(
         raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
     sums, health = _reconstruct(coder, heldout, tokens, progress)
-    vocab_size = int(tokens.manifest["vocab_size"])
-    means, counts = fit_token_means(_with_ids(fitted, fit_tokens), vocab_size, fitted.d_model)
-    lookup = None
-    if not heldout.is_constant:
-        lookup = token_lookup_r2(means, _with_ids(heldout, tokens), heldout.mean())
+    looked_up, n_fitted = _looked_up(fitted, fit_tokens, heldout, tokens)
     spliced = None if model is None else _spliced(params, model, coder, heldout, tokens)
     row = {
         "n_latents": coder.n_latents,
@@ -92,13 +89,17 @@ def evaluate_sae(
         "n_tokens_excluded": heldout.n_excluded,
         "excluded_variance_share": heldout.manifest["excluded"]["variance_share"],
         **{name: health[name] for name in SHARES},
-        "token_lookup_r2": lookup,
-        "token_lookup_tokens": int(counts.sum()),
+        "token_lookup_r2": explained(
+            float(looked_up.sum()), float(sums.by_document["squared_deviation"].sum())
+        ),
+        "token_lookup_tokens": n_fitted,
         **(dict.fromkeys(COLUMNS) if spliced is None else spliced.totals()),
     }
     without = dict.fromkeys(DOCUMENT_COLUMNS)
     of_documents = [
-        own | (without if spliced is None else spliced.of_document(own["document"]))
+        own
+        | {"token_lookup_error": float(looked_up[own["document"]])}
+        | (without if spliced is None else spliced.of_document(own["document"]))
         for own in sums.documents()
     ]
     shape = decoder_geometry(coder, params.seed)
@@ -191,24 +192,31 @@ def open_site(manifest: Path, site: str, key: str, d_model: int, sae: Path) -> S
     return reader
 
 
-def token_lookup_r2(
-    means: Tensor, batches: Iterable[tuple[Tensor, Tensor]], split_mean: Tensor
-) -> float:
-    """How much variance the token's identity alone explains, without an SAE.
+def _looked_up(
+    fitted: SiteReader, fit_tokens: Tokens, heldout: SiteReader, tokens: Tokens
+) -> tuple[np.ndarray, int]:
+    """`token_lookup_errors` of the means of one split on another one, and tokens of the first."""
+    pairs = ((x, token_ids(fit_tokens, position)) for x, position in fitted.batches())
+    means, counts = fit_token_means(pairs, int(tokens.manifest["vocab_size"]), fitted.d_model)
+    batches = (
+        (x, token_ids(tokens, position), document_of(position, tokens.document_id))
+        for x, position in heldout.batches()
+    )
+    errors = token_lookup_errors(means, batches, int(tokens.document_id.max()) + 1)
+    return errors, int(counts.sum())
 
-    1 - sum |x - means[token]|^2 / sum |x - split_mean|^2, over another split than that of the
-    means, float64 [vocab_size, d_model]. Batches are pairs of activations [n, d_model] and token
-    ids int64 [n]; their mean is float64 [d_model]. Something must vary.
+
+def token_lookup_errors(
+    means: Tensor, batches: Iterable[tuple[Tensor, Tensor, np.ndarray]], n_documents: int
+) -> np.ndarray:
+    """What the token's identity alone leaves unexplained, without an SAE: float64 [n_documents].
+
+    sum |x - means[token]|^2 over the tokens of each document, of another split than that of the
+    means, float64 [vocab_size, d_model]. Batches are activations [n, d_model], token ids int64 [n]
+    and documents int [n].
     """
-    error, deviation = 0.0, 0.0
-    for x, ids in batches:
-        exact = x.double()
-        error += float((exact - means[ids]).square().sum())
-        deviation += float((exact - split_mean).square().sum())
-    return 1.0 - error / deviation
-
-
-def _with_ids(reader: SiteReader, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of activations with the token ids at their positions."""
-    for x, position in reader.batches():
-        yield x, token_ids(tokens, position)
+    errors = np.zeros(n_documents)
+    for x, ids, documents in batches:
+        error = (x.double() - means[ids]).square().sum(dim=1)
+        np.add.at(errors, documents, error.numpy())
+    return errors

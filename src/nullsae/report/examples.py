@@ -68,7 +68,8 @@ def example_cells(study: Study, subject: str, site: str, text: TokenText) -> lis
 
     Each has `variant`, `sae` and `examples`: for each latent `latent`, `statistics` (its row of
     `latents`), `peak_token`, `explanation`, `source_latent`, `scores` (scorer, AUROC, number
-    of windows without an answer) and `windows` (their pieces).
+    of windows without an answer), `windows` (their pieces), `promoted` and `suppressed` (text and
+    effect of tokens; empty without effects) and `no_effects` (why).
 
     Raises:
         UserError: a cell's windows are missing or damaged.
@@ -101,6 +102,7 @@ def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Row]:
     explanations = {row["latent"]: row for row in explained}
     scores = study.rows("scores", **keys, explainer=explainer)
     found = {(row["scorer"], row["latent"]): row for row in scores}
+    (covered,) = study.rows("coverage", **keys)
     scorers = [scorer for name, scorer in config.scored_pairs() if name == explainer]
     return [
         {
@@ -118,7 +120,15 @@ def _examples(study: Study, keys: dict[str, Any], text: TokenText) -> list[Row]:
                 text.pieces(w["token_ids"], w["activations"], row["max_activation"])
                 for w in windows[latent]
             ],
+            **{end: _named(row, end, text) for end in ("promoted", "suppressed")},
+            "no_effects": covered["no_effects"],
         }
         for row in chosen
         for latent in (row["latent"],)
     ]
+
+
+def _named(row: Row, end: str, text: TokenText) -> list[tuple[str, float]]:
+    """Text and effect of the tokens that a latent promotes or suppresses most."""
+    tokens, effects = (row[f"{end}_{what}"] or [] for what in ("tokens", "effects"))
+    return [(text.one(token), effect) for token, effect in zip(tokens, effects, strict=True)]

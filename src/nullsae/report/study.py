@@ -21,6 +21,7 @@ _SAE = ("subject", "variant", "draw", "site", "sae", "seed")
 _OF_LATENTS = (
     *("latent", "firing_share", "max_activation", "token_entropy_bits"),
     *("token_entropy_corrected_bits", "peak_token", "peak_token_share", "sampled"),
+    *("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects"),
 )
 COLUMNS: dict[str, tuple[str, ...] | None] = {
     **dict.fromkeys(("models", "reconstruction", "cross_evaluation")),

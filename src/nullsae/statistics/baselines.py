@@ -26,6 +26,8 @@ def no_gain(config: Config, explainer: str) -> str | None:
     lexical = lexical_baseline(config)
     if explainer == NO_EXPLAINER or lexical is None:
         return "no lexical explanations"
+    if config.side(explainer) != config.side(lexical):
+        return "explanations of the output side"
     if explainer == lexical:
         return "the lexical explainer itself"
     return "swapped explanations" if _is_swapped(config, explainer) else None

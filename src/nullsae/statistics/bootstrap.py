@@ -43,7 +43,7 @@ class ArmCell:
     """The units of one draw and seed.
 
     `columns` are float64 [n_units] each, as the arm's statistic wants them: `mean` one; `ratio`
-    numerator and denominator; `relative` those of the cell and those of its floor;
+    numerator and denominator; `relative` those of the cell and those of each of its floors;
     `rank_correlation` two.
     """
 
@@ -149,18 +149,17 @@ def unit_statistics(cell: ArmCell) -> Floats:
     """Each unit's own ratio; units with a denominator of 0 have none and are left out."""
     if len(cell.columns) == 1:
         return cell.columns[0]
-    above, below = cell.columns[0], cell.columns[1]
-    if len(cell.columns) == 4:
-        above, below = above * cell.columns[3], below * cell.columns[2]
-    return np.asarray(above[below != 0] / below[below != 0])
+    # A unit by itself is a sum over one.
+    values = of_sums("ratio" if len(cell.columns) == 2 else "relative", cell.columns, 1)
+    return values[np.isfinite(values)]
 
 
 def weighted(statistic: Form, columns: tuple[Floats, ...], weights: Floats) -> Floats:
     """A cell's statistic with each unit counted so often, float64 [n_resamples].
 
-    `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the floor's;
-    `rank_correlation`: Spearman's, ties at their mean rank. Columns are as in `ArmCell`, [n_units]
-    each, and weights whole numbers, [n_resamples, n_units].
+    `mean`: sum / count; `ratio`: ratio of sums; `relative`: that over the smallest
+    of the floors'; `rank_correlation`: Spearman's, ties at their mean rank. Columns are as in
+    `ArmCell`, [n_units] each, and weights whole numbers, [n_resamples, n_units].
     """
     if statistic == "rank_correlation":
         return rank_correlations(columns[0], columns[1], weights)
@@ -180,7 +179,8 @@ def of_sums(statistic: Form, sums: Sequence[Floats], n_units: Floats | int) -> F
         if statistic == "mean":
             return np.asarray(sums[0] / n_units)
         own = sums[0] / sums[1]
-        return np.asarray(own if statistic == "ratio" else own / (sums[2] / sums[3]))
+        floors = [above / below for above, below in zip(sums[2::2], sums[3::2], strict=True)]
+        return np.asarray(own if statistic == "ratio" else own / np.min(floors, axis=0))
 
 
 def rank_correlations(x: Floats, y: Floats, weights: Floats) -> Floats:

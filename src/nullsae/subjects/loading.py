@@ -172,7 +172,11 @@ class Subject:
         embedded = self.model.get_input_embeddings().weight.shape[1]
         return int(embedded if site == "embed" else text_config(self.model).hidden_size)
 
-    def _place(self, input_ids: Tensor, split: str, contexts: Sequence[int]) -> Tensor:
+    def placed(self, input_ids: Tensor, split: str, contexts: Sequence[int]) -> Tensor:
+        """Integers [contexts, tokens] as the model reads them, before a pass over these contexts.
+
+        `split` and `contexts` key what is drawn per context; see `watch`.
+        """
         if len(contexts) != len(input_ids):
             raise ValueError(f"{len(contexts)} context indices for {len(input_ids)} contexts")
         self.split, self.contexts = split, contexts
@@ -221,7 +225,7 @@ class Subject:
             if not waiting:
                 raise _StopForward
 
-        input_ids = self._place(input_ids, split, contexts)
+        input_ids = self.placed(input_ids, split, contexts)
         with ExitStack() as stack:
             for site in sites:
                 stack.callback(attach(self._point(site), partial(passes, site)).remove)
@@ -266,7 +270,7 @@ class Subject:
             replace: maps that site's [batch, tokens, width], on the subject's device, to what goes
                 on in its place.
         """
-        input_ids = self._place(input_ids, split, contexts)
+        input_ids = self.placed(input_ids, split, contexts)
         with ExitStack() as stack:
             if site is not None and replace is not None:
 

@@ -75,6 +75,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("document n_tokens", "int"),
         ("squared_error", "float", "activation units squared"),
         ("squared_deviation", "float", "activation units squared, about the split's mean"),
+        ("token_lookup_error", "float", "activation units squared, of the mean per token id"),
         ("cosine l0", "float", "summed over tokens"),
         ("l1", "float", "activation units, summed over tokens"),
         ("fidelity_tokens", "int?", "predicted tokens; null outside the sample of fidelity"),
@@ -151,6 +152,32 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
                 ("next_token_auroc_bigram", "against tokens that follow the same token"),
             )
         ),
+        *(
+            column
+            for end, what in (("promoted", "raises"), ("suppressed", "lowers"))
+            for column in (
+                (f"{end}_tokens", "ints?", f"ids whose logits its row {what} most; if sampled"),
+                (f"{end}_effects", "floats?", "on them, sd over the vocabulary from its mean"),
+            )
+        ),
+        ("ablation_firings", "int", "contexts in which a direction is taken away at a firing"),
+        *(
+            (f"{name} {name}_swapped {name}_random", "float?", what)
+            for name, what in (
+                ("ablation_kl_nats", "nats, clean from edited prediction, of sampled latents"),
+                ("ablation_ce_nats", "nats, added to the loss of the next token"),
+                ("addition_kl_nats", "nats, the direction added where the latent is silent"),
+                (
+                    "addition_logp_nats",
+                    "nats, added to the log-probability of tokens that follow its firings",
+                ),
+            )
+        ),
+        (
+            "token_injection_rate token_injection_rate_swapped",
+            "float?",
+            "firings where its tokens are written into silent windows, over those in the text",
+        ),
         *((c.name, c.kind, c.unit) for _, c in with_column()),
     ),
     "windows": _table(
@@ -180,6 +207,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("n_few_active_windows n_few_silent_windows", "int", "latents, of the others"),
         ("n_windows_too_short", "int", "centred: no room in the document; of all latents"),
         ("no_effects", "text?", "why effects on logits are null for all latents"),
+        ("no_causal_effects", "text?", "the same of effects that take passes of the subject"),
     ),
     "explanations": _table(
         EXPLAINER_KEYS,

@@ -6,7 +6,10 @@ latents of an SAE.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nullsae.config.saes import Sae
+from nullsae.config.sites import KINDS, site_kind, site_layer
 from nullsae.config.variants import has_model
 from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells, sae_cells
@@ -31,6 +34,8 @@ EXPLANATION_SECONDS, JUDGED_SECONDS = 4e-3, 4.5e-5
 METRICS_PER_SAE, METRICS_PER_SCORE = 8, 4
 ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
 FIGURE_SECONDS = 0.21
+# Contexts that are captured at once to take latents away, and log-probabilities of a pass.
+CAUSAL_TOKENS, CAUSAL_LOGIT_BYTES = 2**14, 60.0 * 2**23
 # An SAE's batch outside training, and the entries of its pre-activations at once.
 BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS = 4096, 2**20, 256
 
@@ -111,25 +116,54 @@ def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
 
 
 def collect_latents(study: SizedStudy, keys: Keys) -> Work:
-    """Encode `eval`, sort all firings, cut windows for the sampled latents.
+    """Encode `eval`, sort all firings, cut windows for the sampled latents; passes of the subject.
 
-    Held: the table of docs/latents.md.
+    Held: the table of docs/latents.md, and a subject with a batch.
     """
     (recipe, d, m), settings = study.sae(keys), study.config.latents
+    passes = causal_passes(study, keys)
     n, n_eval = study.cached(keys, "eval"), study.corpus(keys).eval_tokens
     rows = settings.n_sampled * windows_of(study)
     kinds = {"nearest": 25.0 * n_eval / 2, "co_occurring": CO_OCCURRING_BYTES}
     silent = sum(kinds.get(kind, 0.0) for kind in settings.silent_windows)
     held = coding_bytes(recipe, d, m) + SORTED_BYTES + 350.0 * m
+    with_model = bool(passes)
+    if with_model:
+        n_contexts = -(-CAUSAL_TOKENS // study.context_tokens(keys))
+        held += study.pass_bytes(keys, n_contexts, head=False) + CAUSAL_LOGIT_BYTES
     return together(
         encoding(recipe, d, m, n),
-        tokens=n,
+        *passes,
+        tokens=n + sum(part.tokens for part in passes),
         host_seconds=n * recipe.kept * FIRING_SECONDS + rows * WINDOW_SECONDS + m * LATENT_SECONDS,
         written_bytes=m * LATENT_BYTES + rows * settings.window_tokens * WINDOW_TOKEN_BYTES,
         held_bytes=held + 66.0 * n_eval / settings.window_tokens + silent + window_bytes(study),
-        imports="torch",
+        imports="transformers" if with_model else "torch",
         gpu=True,
     )
+
+
+def causal_passes(study: SizedStudy, keys: Keys) -> list[Work]:
+    """Passes in which a direction is taken away, or added, or a token is written; none without any.
+
+    Contexts are cut behind the change, in the middle on average. Passes with a direction begin at
+    the site, four for each place; the head reads one token of each.
+    """
+    settings, size = study.config.latents, study.sizes[keys["subject"]]
+    if not has_model(keys["variant"]) or site_kind(keys["site"]) not in KINDS:
+        return []
+    context = study.context_tokens(keys)
+    places = settings.n_sampled * settings.causal_places
+    before = min(size.n_layers, site_layer(keys["site"]) + 1)
+    captured = 2.0 * min(places * context, study.corpus(keys).eval_tokens)
+    changed = 2 * 4 * places
+    head = replace(forward(size, changed, context, blocks=0, head=True), tokens=0)
+    return [
+        forward(size, captured, context, blocks=before),
+        forward(size, changed * context / 2, context // 2, blocks=size.n_layers - before),
+        forward(size, places * context / 2, context // 2, blocks=before),
+        head,
+    ]
 
 
 def windows_of(study: SizedStudy) -> int:

@@ -62,7 +62,7 @@ def export_neuronpedia(
             for batch, start in enumerate(range(0, len(latents), BATCH_FEATURES)):
                 some = latents[start : start + BATCH_FEATURES]
                 file = f"batch-{batch}.jsonl.gz"
-                _write_lines(place / "features" / file, map(source.feature, some))
+                _write_lines(place / "features" / file, (source.feature(row, text) for row in some))
                 _write_lines(place / "activations" / file, source.activations(some, text))
 
 
@@ -126,9 +126,14 @@ class Source:
             },
         }
 
-    def feature(self, row: Row) -> Row:
+    def feature(self, row: Row, text: Tokenizer) -> Row:
         """The row of one latent, from its row in the table `latents`."""
         _, value = self._cell.firings.of(row["latent"])
+        logits: Row = {}
+        for name, end in (("pos", "promoted"), ("neg", "suppressed")):
+            tokens = row[f"{end}_tokens"] or []
+            logits[f"{name}_str"] = [token_text(text, token) for token in tokens]
+            logits[f"{name}_values"] = row[f"{end}_effects"] or []
         heights, edges = np.histogram(value, bins=HISTOGRAM_BARS)
         found: Row = {
             **{"modelId": self.model, "layer": self.id, "index": str(row["latent"]), **self._made},
@@ -137,7 +142,7 @@ class Source:
             **{"hasVector": False, "vector": [], "vectorLabel": None},
             **{"vectorDefaultSteerStrength": None, "decoder_weights_dist": []},
             **{"topkCosSimIndices": [], "topkCosSimValues": []},
-            **{"neg_str": [], "neg_values": [], "pos_str": [], "pos_values": []},
+            **logits,
             "freq_hist_data_bar_heights": heights.tolist(),
             "freq_hist_data_bar_values": ((edges[1:] + edges[:-1]) / 2).tolist(),
             **{"logits_hist_data_bar_heights": [], "logits_hist_data_bar_values": []},

@@ -45,24 +45,32 @@ class ExplainedVariance(_OfDocuments):
     along_training = 1
 
 
-class AboveGaussianFloor(_OfDocuments):
-    """1 minus FVU over that of the Gaussian floor."""
+class AboveFloors(_OfDocuments):
+    """1 minus FVU over the smaller of two that take no structure: covariance and token identity."""
 
-    name, position = "above_gaussian_floor", 20
-    title = "Share of structure above the Gaussian floor"
-    columns = ("squared_error", "squared_deviation")
+    name, position = "above_floors", 20
+    title = "Share explained above both floors"
+    columns = ("squared_error", "squared_deviation", "token_lookup_error")
     form = "relative"
     complement = True
+    formula = "1 - FVU / min(FVU_G, FVU_T), FVU = 1 - explained variance"
     definition = (
-        "1 - FVU / FVU of an SAE of the same recipe on Gaussian data with this variant's own "
-        "mean and covariance; FVU is 1 - explained variance."
+        "1 - FVU / min(FVU_G, FVU_T). FVU is 1 - explained variance: FVU_G of an SAE of the same "
+        "recipe on Gaussian data with this variant's own mean and covariance, FVU_T of the mean "
+        "activation per token id."
     )
     reading = (
-        "0 means that the SAE found nothing beyond what the covariance alone allows; a null "
-        "near trained has as much structure to find, learned or not."
+        "0 means that the SAE explains no more than the covariance or the token alone does, "
+        "whichever does more; a null near trained has as much structure beyond both."
     )
     values = "(-∞, 1]"
     floor = "0"
+    denominator = "squared_deviation or what a floor leaves"
+
+    def value(self, columns: Mapping[str, Numbers]) -> tuple[Numbers, ...]:
+        """Numerator and denominator of FVU, and of FVU_T."""
+        error, deviation, looked_up = (columns[name] for name in self.columns)
+        return error, deviation, looked_up, deviation
 
 
 class Cosine(_OfDocuments):

@@ -1,0 +1,51 @@
+"""Which tokens a latent makes likelier or less likely by the direct path to the logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nullsae.latents.next_token import PIECE
+
+COLUMNS = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
+# What float32 leaves of effects that cancel, as a share of their terms.
+ROUNDING = 1e-6
+
+Lists = list[list[float] | None]
+
+
+def promoted_tokens(rows: Tensor, path: Tensor, n_tokens: int) -> dict[str, Lists]:
+    """The tokens whose logits rows of a decoder raise most, and those that they lower most.
+
+    An effect is that on the logit of a token, less the mean over the vocabulary (what all logits
+    share changes no probability), over their standard deviation (the path is known up to a factor,
+    and the final norm divides by another number at each token). Ties go to the smaller id. No token
+    is at both ends: each has half of a small vocabulary at most. Memory: about 40 bytes x `PIECE`.
+
+    Args:
+        rows: [n, d_model].
+        path: float32 [vocab, d_model], `subjects.unembedding.direct_path`, of the tokens that there
+            are: rows of the head beyond those of the tokenizer are none.
+        n_tokens: at each end.
+
+    Returns:
+        `COLUMNS`, a list for each row, strongest first; None for a row without effects.
+    """
+    found: dict[str, Lists] = {name: [] for name in COLUMNS}
+    k = min(n_tokens, len(path) // 2)
+    step = max(1, PIECE // len(path))
+    size = path.norm(dim=1).mean()
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step].to(path)
+        effects = some @ path.T
+        effects -= effects.mean(dim=1, keepdim=True)
+        spread = effects.std(dim=1, correction=0)
+        has_some = (spread > ROUNDING * size * some.norm(dim=1)).tolist()
+        effects /= spread[:, None]
+        for end, descending in (("promoted", True), ("suppressed", False)):
+            values, order = effects.sort(dim=1, descending=descending, stable=True)
+            for name, part in (("tokens", order), ("effects", values)):
+                lists = part[:, :k].tolist()
+                found[f"{end}_{name}"] += [
+                    own if has else None for own, has in zip(lists, has_some, strict=True)
+                ]
+    return found

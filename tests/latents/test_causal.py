@@ -17,7 +17,7 @@ from nullsae.latents.next_token import Successors
 from nullsae.latents.places import Places, firing_places, silent_places
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid
-from nullsae.metrics.catalogue.effects import AblationKlLogRatio
+from nullsae.metrics.catalogue.effects import AblationCeGain, AblationKlLogRatio, AdditionGain
 from nullsae.subjects.interventions import Interventions
 from nullsae.subjects.loading import Subject
 from small_chain import CPU, VOCAB, tiny_model, tokens_of
@@ -162,6 +162,18 @@ def test_a_direction_that_is_read_has_a_large_ratio_and_one_that_is_not_has_none
     found = ablated(subject, "resid_post.1", split, places, torch.stack([dead, 2 * dead]))
     np.testing.assert_allclose(log_ratio(found), 0, atol=1e-12)
     np.testing.assert_allclose(found.gain, 0, atol=1e-5)
+
+
+def test_metrics_compare_with_the_foreign_direction_and_with_no_random_one() -> None:
+    own, foreign = np.array([0.02, 0.0, 0.0]), np.array([0.01, 0.0, 1e-3])
+    for metric, wanted in (
+        (AblationKlLogRatio(), [np.log(2), 0, np.log(1e-7)]),
+        (AblationCeGain(), own - foreign),
+        (AdditionGain(), own - foreign),
+    ):
+        assert metric.columns[1] == f"{metric.columns[0]}_swapped"
+        value = metric.value(dict(zip(metric.columns, (own, foreign), strict=True)))
+        np.testing.assert_allclose(value, wanted, rtol=1e-12)
 
 
 def test_a_row_without_direction_changes_nothing() -> None:

@@ -253,7 +253,7 @@ def test_rates_of_written_tokens_are_near_those_of_writing_them_everywhere(
         dense = torch.zeros(len(x), sae.n_latents).scatter(1, top.indices, top.values.relu())
         return np.asarray(dense.reshape(n, context, -1))
 
-    plain = codes(ids)
+    plain, differences = codes(ids), []
     for row in of_chain[0][:4]:
         own = plain[:, :, row["latent"]]
         sums = np.bincount(ids.reshape(-1), own.reshape(-1), 96)
@@ -273,4 +273,7 @@ def test_rates_of_written_tokens_are_near_those_of_writing_them_everywhere(
                 places += int(here.sum())
             reached[i] = hits / places
         wanted = shares @ reached / (shares @ rates)
-        assert row["token_injection_rate"] == pytest.approx(wanted, abs=0.3)
+        differences.append(row["token_injection_rate"] - wanted)
+    # Each is of 60 draws, and of a rate that may be small.
+    assert max(np.abs(differences)) < 0.3
+    assert abs(np.mean(differences)) < 0.1

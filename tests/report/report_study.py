@@ -361,14 +361,13 @@ def _latents(
 
 
 def _effects(cell: dict[str, Any], odd: list[int] | None) -> dict[str, Any]:
-    """Tokens of `ODD_TEXT`, from its two ends; none of data without a model."""
+    """Some tokens of `ODD_TEXT`, ten at each end as by default; none of data without a model."""
     if odd is None or cell["variant"] == "gaussian":
         names = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
         return dict.fromkeys(names)
-    n = len(odd) // 2
     return {
-        **{"promoted_tokens": odd[:n], "promoted_effects": [4.5 - 0.1 * i for i in range(n)]},
-        **{"suppressed_tokens": odd[n:], "suppressed_effects": [-3.2] * len(odd[n:])},
+        **{"promoted_tokens": odd[-30:-20], "promoted_effects": [4.5 - i / 10 for i in range(10)]},
+        **{"suppressed_tokens": odd[-10:], "suppressed_effects": [-3.2] * 10},
     }
 
 

@@ -10,10 +10,11 @@ from rich.table import Table
 
 from nullsae import paths, tables
 from nullsae.aggregation.provenance import differences
-from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE, VERDICT_WORDS
+from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE, VERDICT_WORDS, replication_note
 from nullsae.tables.study import DISCRIMINATING_POWER, PROVENANCE, VERDICTS
 
-STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow", "inconclusive": "dim"}
+STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow"}
+STYLES |= dict.fromkeys(("inconclusive", "none"), "dim")
 
 
 def print_verdicts(root: Path) -> None:
@@ -31,8 +32,12 @@ def print_verdicts(root: Path) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
+    if note := replication_note(rows):
+        console.print(note, style="bold", markup=False)
     console.print(_verdicts(rows))
     console.print("The number is the difference, variant minus trained.")
+    for reason in dict.fromkeys(row["reason"] for row in rows if row["verdict"] == "none"):
+        console.print(f"None: {reason}.", markup=False)
     shares = [row["answered_share"] for row in rows if row["answered_share"] is not None]
     if min(shares, default=1.0) < FEWEST_ANSWERED:
         console.print(
@@ -41,10 +46,11 @@ def print_verdicts(root: Path) -> None:
         )
     console.print(RULE)
     console.print(_power(power))
+    difference = " Difference: in standard errors, positive on the expected side."
     console.print(
         "Over all sites and nulls. Superiority: the chance that a latent or document of trained "
-        "is on the expected side of one of the null. Difference: in standard errors, positive on "
-        "the expected side."
+        "is on the expected side of one of the null."
+        + (difference if _has_standardized(power) else "")
     )
     warnings = sorted({(row["subject"], row["warning"]) for row in rows if row["warning"]})
     if (file := root / paths.PROVENANCE).is_file():
@@ -63,8 +69,9 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Verdicts: does the metric tell trained from ...?", title_justify="left")
     for name in ("subject", "site", "sae", "metric"):
         table.add_column(name)
+    scopes = {row["variant"]: row["scope"] for row in rows}
     for variant in variants:
-        table.add_column(variant.replace("_", " "), max_width=16)
+        table.add_column(f"{variant.replace('_', ' ')}, {scopes[variant]}", max_width=16)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         key = tuple(row[name] or "" for name in keys)
@@ -83,14 +90,22 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _has_standardized(power: list[dict[str, Any]]) -> bool:
+    """Whether any contrast was replicated."""
+    return any(row["median_standardized_difference"] is not None for row in power)
+
+
 def _power(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="What each metric's verdicts say together", title_justify="left")
     for name in ("subject", "sae", "metric"):
         table.add_column(name)
     for word in VERDICT_WORDS:
         table.add_column(word, justify="right")
-    for name in ("superiority", "difference"):
-        table.add_column(name, justify="right")
+    columns = [("superiority", "median_superiority", 2)]
+    if _has_standardized(rows):
+        columns.append(("difference", "median_standardized_difference", 1))
+    for title, _, _ in columns:
+        table.add_column(title, justify="right")
     for row in rows:
         judge = f" ({row['explainer']}, {row['scorer']})" if row["scorer"] else ""
         counts = [
@@ -98,8 +113,7 @@ def _power(rows: list[dict[str, Any]]) -> Table:
             for word in VERDICT_WORDS
         ]
         medians = [
-            "" if row[name] is None else f"{row[name]:.{digits}f}"
-            for name, digits in (("median_superiority", 2), ("median_standardized_difference", 1))
+            "" if row[name] is None else f"{row[name]:.{digits}f}" for _, name, digits in columns
         ]
         table.add_row(row["subject"], row["sae"], row["metric"] + judge, *counts, *medians)
     return table

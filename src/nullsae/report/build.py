@@ -17,7 +17,7 @@ from nullsae.report.names import GROUPS, entropy_pair, figure_kinds
 from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
 from nullsae.report.text import TokenText
-from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE
+from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE, replication_note
 
 
 def build_report(config: Config, root: Path) -> None:
@@ -65,6 +65,7 @@ def build_report(config: Config, root: Path) -> None:
         confidence_percent=f"{100 * config.statistics.confidence:g}",
         pair=entropy_pair(config),
         verdict_rule=RULE,
+        note=replication_note(study.tables["verdicts"]),
         accepted=study.accepted,
         refused=sections.REFUSED,
         in_page=in_page,
@@ -79,6 +80,7 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
     reconstruction = study.rows("reconstruction", subject=subject)
     example_sites = examples.shown_sites(study, subject)
     by_kind = {figure.kind: figure for figure in figures}
+    compared = study.rows("contrasts", subject=subject)
     return {
         "name": subject,
         "corpus": section.corpus,
@@ -86,9 +88,7 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "model": next((row for row in health if row["gap_nats"] is not None), None),
         "health": health,
         "warnings": [
-            *sorted(
-                {r["warning"] for r in study.rows("contrasts", subject=subject) if r["warning"]}
-            ),
+            *sorted({r["warning"] for r in compared if r["warning"]}),
             *(text for name, text in differences(study.made_by) if name == subject),
         ],
         "activations": sections.activation_health(study, subject),
@@ -96,7 +96,10 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "matrices": sections.verdict_matrices(study, subject),
         "power": sections.power(study, subject),
         "contrasts": sections.contrasts(study, subject),
-        "n_contrasts": len(study.rows("contrasts", subject=subject)),
+        "n_contrasts": len(compared),
+        "is_replicated": any(row["is_replicated"] for row in compared),
+        "scopes": {null: [r for r in compared if r["variant"] == null] for null in study.nulls},
+        "not_comparable": sorted({r["not_comparable"] for r in compared if r["not_comparable"]}),
         "coverage": sections.coverage(study, subject),
         "groups": [
             (group, [by_kind[kind] for kind in group.kinds if kind in by_kind]) for group in GROUPS

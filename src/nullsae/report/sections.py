@@ -11,7 +11,7 @@ from nullsae.config.variants import VARIANTS, has_model
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
 
-VERDICTS = ("separates", "equivalent", "inconclusive", "reversed")
+VERDICTS = ("separates", "equivalent", "inconclusive", "reversed", "none")
 MAX_SITES_IN_CELL = 4
 """With more sites, a cell of the matrix counts verdicts instead of listing sites."""
 MAX_NULLS_SPELLED_OUT = 5

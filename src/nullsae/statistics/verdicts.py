@@ -1,4 +1,4 @@
-"""What a contrast says, in one of four words; and what a metric's verdicts say together."""
+"""What a contrast says, in one of five words; and what a metric's verdicts say together."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 
 from nullsae.config.metrics import METRICS, Metric
+from nullsae.statistics.contrasts import THIS_DRAW
 from nullsae.statistics.effects import alpha_of
 
 RULE = (
-    "A contrast is equivalent if two one-sided tests place the difference within the margin "
-    "(p_equivalence at most 1 - confidence); else, if Holm's p is at most 1 - confidence, it "
-    "separates when trained minus null has the sign that the metric should show (or none is "
-    "expected) and is reversed when it has the other; in all other cases, and where a number is "
-    "missing, it is inconclusive."
+    "A contrast separates if its difference lies beyond the margin on the side that the metric "
+    "expects of this null, or on either side where it expects none, and is reversed if beyond it "
+    "on the other side (a minimum-effect test: the interval, not the difference alone, lies there);"
+    " it is equivalent if the difference lies within the margin (two one-sided tests). Both tests "
+    "are at 1 - confidence, Holm-corrected in the family that the table names. It is inconclusive "
+    "in all other cases, and where a number is missing. None: the arms are not comparable."
 )
-"""The rule of `verdict` in one sentence."""
+"""The rule of `verdict` in short."""
 FEWEST_ANSWERED = 0.9
 """A verdict says so where a judge answered about a smaller share of its windows."""
-VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive")
+VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive", "none")
 
 
 def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
@@ -36,14 +38,16 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
             f"; rests on {share:.0%} of the windows: the judge gave no usable answer about the "
             f"others (n_failed)"
         )
-    return word, reason
+    return word, f"{row['scope']}: {reason}"
 
 
 def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
-    missing = [n for n in ("difference", "p_holm", "p_equivalence") if row[n] is None]
+    if row["not_comparable"] is not None:
+        return "none", f"no verdict: {row['not_comparable']}"
+    tests = ("is_beyond_margin", "is_within_margin")
+    missing = [n for n in ("difference", *tests) if row[n] is None]
     if missing:
         return "inconclusive", f"no {', '.join(missing)}: {row['reason'] or 'not computed'}"
-    alpha = alpha_of(confidence)
     counts = [(row["n_draws"], "draw"), (row["n_seeds"], "seed")]
     of = " x ".join(f"{n} {name}{'s' if n != 1 else ''}" for n, name in counts)
     basis = (
@@ -51,21 +55,40 @@ def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple
         f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of the variant "
         f"(the interval speaks of {row['speaks_of']})"
     )
-    if row["p_equivalence"] <= alpha:
-        test = f"p_equivalence {row['p_equivalence']:.2g} <= {alpha:g}"
-        return "equivalent", f"{basis}, within +-{row['equivalence_margin']:g}: {test}"
-    if row["p_holm"] <= alpha:
-        test = f"p_holm {row['p_holm']:.2g} <= {alpha:g}"
+    margin = f"the margin ±{row['margin']:.3g} ({row['margin_rule']})"
+    level = f"at {alpha_of(confidence):g}, Holm-corrected over {row['n_family']}"
+    if row["is_within_margin"]:
+        found = _p(row["p_equivalence_holm"])
+        return "equivalent", f"{basis}, within {margin}: equivalence test {level}{found}"
+    if row["is_beyond_margin"]:
+        test = f"minimum-effect test {level}{_p(row['p_minimum_effect_holm'])}"
         direction = metric.direction_against(row["variant"])
         if direction not in (0, np.sign(-row["difference"])):
-            return "reversed", f"{basis}, against the sign expected: {test}"
-        return "separates", f"{basis}, {'the' if direction else 'no'} sign expected: {test}"
-    tests = (
-        f"p_holm {row['p_holm']:.2g} and p_equivalence {row['p_equivalence']:.2g} > {alpha:g} "
-        f"(margin {row['equivalence_margin']:g}); could have seen "
+            return "reversed", f"{basis}, beyond {margin} against the side expected: {test}"
+        side = "on the side expected" if direction else "no side expected"
+        return "separates", f"{basis}, beyond {margin}, {side}: {test}"
+    return "inconclusive", (
+        f"{basis}: neither beyond nor within {margin} {level}; could have seen "
         f"{row['detectable_difference']:.2g} or more"
     )
-    return "inconclusive", f"{basis}: {tests}"
+
+
+def _p(value: float | None) -> str:
+    """A corrected p-value, if there is one to show."""
+    return "" if value is None else f", p {value:.2g}"
+
+
+def replication_note(verdicts: Iterable[Mapping[str, Any]]) -> str | None:
+    """What stands above the verdicts of a study without replication; None with it."""
+    rows = list(verdicts)
+    is_one_draw = any(row["scope"] == THIS_DRAW for row in rows)
+    if not rows or (not is_one_draw and any(row["is_replicated"] for row in rows)):
+        return None
+    seeds = "" if any(row["is_replicated"] for row in rows) else " and one seed"
+    return (
+        f"One draw{seeds}: each verdict is about {THIS_DRAW} and its SAEs, not about random "
+        f"transformers. config/replicated.yaml makes 5 draws and 3 seeds of the default study."
+    )
 
 
 def discriminating_power(
@@ -75,7 +98,8 @@ def discriminating_power(
 
     Over all sites and nulls of each subject, metric, explainer, scorer and SAE. Superiority and
     standardized differences are oriented so that more is trained on the expected side; where no
-    side is expected, away from no difference. `words` are the verdicts of the contrasts.
+    side is expected, away from no difference. Contrasts without replication have no standardized
+    difference. `words` are the verdicts of the contrasts.
     """
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], str]]] = {}
@@ -95,12 +119,13 @@ def discriminating_power(
         standardized = [
             abs(d) if direction == 0 else -d * direction
             for row, direction in directed
-            if row["standard_error"] is not None
+            if row["standard_error"] is not None and row["is_replicated"]
             for d in (row["difference"] / row["standard_error"],)
         ]
         named["n_contrasts"] = len(members)
         named |= {f"n_{word}": counts[word] for word in VERDICT_WORDS}
-        named["separates_share"] = counts["separates"] / len(members)
+        n_judged = len(members) - counts["none"]
+        named["separates_share"] = counts["separates"] / n_judged if n_judged else None
         medians = {"superiority": superiority, "standardized_difference": standardized}
         for name, numbers in medians.items():
             named[f"median_{name}"] = float(np.median(numbers)) if numbers else None

@@ -8,7 +8,7 @@ from nullsae.config.metrics import Metric
 class _OfPassingLatents(Metric):
     """A mean over all latents that pass the filter: no judge is asked."""
 
-    section, among, margin, chance = "effects", "passes_filter", 0.02, 0.5
+    section, chance = "effects", 0.5
     values = "[0, 1]"
 
 
@@ -39,7 +39,6 @@ class NextTokenAurocBigram(_OfPassingLatents):
     name, position = "next_token_auroc_bigram", 2
     title = "The same among tokens that follow the same token"
     columns = ("next_token_auroc_bigram",)
-    margin = 0.01
     formula = "the same, v ~ the tokens of `eval` that follow the token x_t"
     definition = (
         "The same against the tokens that follow the same current token in the text: what a "

@@ -26,6 +26,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"verdict": "reversed", "difference": 0.0712, "reason": "because"}
+    found |= {"scope": "this randomization", "is_replicated": False}
     found["warning"] = "the subject [b]knows[/b] little"
     found["accepted"] = "train_sae accepted from 00000000000000aa"
     write(
@@ -39,11 +40,17 @@ def test_verdicts_are_followed_by_what_they_say_together(
             },
             {
                 **{**KEYS, "metric": "cosine"},
-                **{"site": "embed", "variant": "cascade", "verdict": "inconclusive", "reason": ""},
+                **{
+                    "site": "embed",
+                    "variant": "cascade",
+                    "verdict": "none",
+                    "reason": "L0 differs",
+                },
+                **{"scope": "this randomization", "is_replicated": False},
             },
         ],
     )
-    counts = {"n_contrasts": 9, "n_separates": 0, "n_reversed": 7, "n_equivalent": 0}
+    counts = {"n_contrasts": 9, "n_separates": 0, "n_reversed": 7, "n_equivalent": 0, "n_none": 1}
     shares = {"separates_share": 0.0, "median_superiority": 0.314, "n_inconclusive": 2}
     medians = {"median_standardized_difference": -2.26}
     write(
@@ -67,9 +74,16 @@ def test_verdicts_are_followed_by_what_they_say_together(
     # What does not fit the column goes on below.
     assert ["", "", "", "", "", "of 62% *"] in cells
     assert "* So much of the windows only" in " ".join(lines)
-    assert ["small", "embed", "topk", "cosine", "", "inconclusive"] in cells
-    assert ["small", "topk", judged, "", "7", "", "2", "0.31", "-2.3"] in cells
-    assert ["small", "topk", "cosine", "", "7", "", "2", "", ""] in cells
+    assert ["small", "embed", "topk", "cosine", "", "none"] in cells
+    assert "None: L0 differs." in lines
+    # Each column says what its verdicts are about, and so does the first line.
+    assert lines[0].startswith("One draw and one seed: each verdict is about this randomization")
+    heads = [line.strip("┃").split("┃") for line in lines if line.startswith("┃")]
+    for place, variant in ((-2, "step0"), (-1, "cascade")):
+        head = " ".join(row[place].strip() for row in heads[:2])
+        assert head == f"{variant}, this randomization"
+    assert ["small", "topk", judged, "", "7", "", "2", "1", "0.31", "-2.3"] in cells
+    assert ["small", "topk", "cosine", "", "7", "", "2", "1", "", ""] in cells
     assert "Warning: subject small: the subject [b]knows[/b] little." in lines
     older = "Made by older code in part: train_sae accepted from 00000000000000aa."
     assert older in lines

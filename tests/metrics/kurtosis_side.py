@@ -91,7 +91,7 @@ def test_metrics_of_others_have_contrasts_and_verdicts(
     assert kurtosis["unit"] == "latent"
     assert kurtosis["trained"] == pytest.approx(4.0)
     assert kurtosis["difference"] == pytest.approx(2.5)
-    assert kurtosis["equivalence_margin"] == 0.75
+    assert kurtosis["margin"] == 0.75
     assert kurtosis["p_value"] is not None
     # Computed from two columns that are there.
     assert share["value"] == pytest.approx((3 + 2 + 1.5) / 3)

@@ -69,9 +69,9 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Verdicts: does the metric tell trained from ...?", title_justify="left")
     for name in ("subject", "site", "sae", "metric"):
         table.add_column(name)
-    scopes = {row["variant"]: row["scope"] for row in rows}
     for variant in variants:
-        table.add_column(f"{variant.replace('_', ' ')}, {scopes[variant]}", max_width=16)
+        scopes = dict.fromkeys(row["scope"] for row in rows if row["variant"] == variant)
+        table.add_column(f"{variant.replace('_', ' ')}, {' or '.join(scopes)}", max_width=16)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         key = tuple(row[name] or "" for name in keys)

@@ -139,7 +139,7 @@ def contrast_row(
         **dict(zip(("trained_low", "trained_high"), trained.interval or none, strict=True)),
         **dict.fromkeys(TESTED),
         **{"margin": None, "margin_rule": statistics.margin_rule(metric.name)},
-        "is_replicated": variant.arm.level is not None,
+        "is_replicated": len(variant.arm.with_units or variant.arm.cells) > 1,
         **_matched_columns(trained, variant, metric, statistics, bins or {}),
     }
     arms = {"trained": trained, "variant": variant}
@@ -309,9 +309,11 @@ def adjust(rows: Iterable[dict[str, Any]], family: str, statistics: Statistics) 
 
 def scope_of(variant: str, arm: Arm) -> str:
     """What a verdict about a variant is about, in words: its draws, or the one that was made."""
+    # Without any unit there is no value, and the verdict about it says what was made.
+    cells = arm.with_units or arm.cells
     if VARIANTS[variant].fixed:
-        return "these SAEs" if arm.level is None else "this model"
-    return THIS_DRAW if arm.n_draws < 2 else "randomizations of this kind"
+        return "these SAEs" if len(cells) < 2 else "this model"
+    return THIS_DRAW if len({c.draw for c in cells}) < 2 else "randomizations of this kind"
 
 
 def speaks_of(trained: Arm, variant: Arm, metric: Metric) -> str:

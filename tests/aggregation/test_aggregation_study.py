@@ -268,8 +268,11 @@ def test_verdicts_follow_from_the_contrasts(root: Path) -> None:
         assert (found["verdict"], found["reason"]) == verdict(contrast, metric, 0.9)
         assert found["difference_low"] == contrast["difference_low"]
     assert any("could have seen" in row["reason"] for row in verdicts)
-    assert {row["scope"] for row in verdicts} == {"randomizations of this kind"}
-    assert {row["is_replicated"] for row in verdicts} == {True}
+    # Of one draw no latent has an entropy: what is left is about the other.
+    one = {"abstract_share", "entropy_auroc_correlation"}
+    for row in verdicts:
+        assert row["is_replicated"] == (row["metric"] not in one)
+        assert (row["scope"] == "this randomization") == (row["metric"] in one)
 
 
 def test_power_counts_the_verdicts_of_each_metric(root: Path) -> None:

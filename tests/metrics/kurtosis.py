@@ -24,7 +24,7 @@ class Kurtosis(Metric):
     title = "Excess kurtosis of activations"
     column = Column("kurtosis", "excess, over firings")
     directions: Mapping[str, Direction] = {"step0": -1}
-    floor = 0.0
+    floor, margin_share = 0.0, 0.2
     section = "tokens"
     definition = "m4 / m2² - 3 of the activations of a latent where it fires."
     reading = "0 is a normal distribution; a few strong firings among many weak ones raise it."

@@ -168,6 +168,60 @@ def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: st
     assert sorted(per_site) == sorted(row["verdict"] for row in table)
 
 
+def test_a_page_without_replication_says_so_first_and_shows_no_p_value(page: str) -> None:
+    text = html.unescape(page)
+    header = text[: text.index("</header>")]
+    assert "One draw and one seed: each verdict is about this randomization" in header
+    # In every cell with verdicts, and beside every verdict of the long table.
+    matrix, rest = text[text.index('class="wide matrix"') :].split("All contrasts", 1)
+    cells = matrix.count("<td>\n<span class=")
+    assert matrix.count('<span class="scope">this randomization</span>') == cells > 40
+    contrasts = rest[: rest.index("</table>")]
+    rows = contrasts.count("\n<tr><td>")
+    assert contrasts.count("<small>this randomization</small>") == rows > 100
+    assert "p (" not in text
+    assert "in standard errors" not in text
+
+
+def test_a_replicated_page_shows_p_values_and_what_verdicts_are_about(tmp_path: Path) -> None:
+    config = default_config(
+        draws=2,
+        variants=["trained", "rerandomized", "noise_embeddings"],
+        report={"figure_formats": ["svg"], "title": "two draws"},
+    )
+    write_study(tmp_path, config)
+    build_report(config, tmp_path)
+    text = html.unescape((tmp_path / paths.REPORT).read_text(encoding="utf-8"))
+    assert "One draw" not in text
+    assert "this randomization" not in text
+    assert '<span class="scope">randomizations of this kind</span>' in text
+    for title in ("p (beyond the margin)", "p (within the margin)", "p (permutation)"):
+        assert title in text
+    assert "Difference, in standard errors" in text
+
+
+def test_arms_that_are_not_comparable_have_no_verdict_and_the_page_says_why(
+    built: Path, config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    why = "L0 is 16 in trained and 30 in the variant"
+    for table, column, value in (
+        ("verdicts", "verdict", "none"),
+        ("contrasts", "not_comparable", why),
+    ):
+        path = tmp_path / paths.TABLE.format(table=table)
+        rows = tables.read_table(path, tables.SCHEMAS[table]).to_pylist()
+        rows = [r | {column: value} if r["variant"] == "step0" else r for r in rows]
+        tables.write_table(path, rows, tables.SCHEMAS[table])
+    build_report(config, tmp_path)
+    text = html.unescape((tmp_path / paths.REPORT).read_text(encoding="utf-8"))
+    assert f"the arms are not comparable: {why}" in text
+    n_rows = sum(row["variant"] == "step0" for row in rows)
+    matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
+    per_site = re.findall(r'class="chip none">. no verdict</span> <small>resid', matrix)
+    assert len(per_site) == n_rows > 20
+
+
 def test_failed_windows_stand_beside_each_score_and_a_thin_one_is_said(
     built: Path, page: str
 ) -> None:

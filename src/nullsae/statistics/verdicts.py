@@ -44,10 +44,9 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
 def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
     if row["not_comparable"] is not None:
         return "none", f"no verdict: {row['not_comparable']}"
-    tests = ("is_beyond_margin", "is_within_margin")
-    missing = [n for n in ("difference", *tests) if row[n] is None]
-    if missing:
-        return "inconclusive", f"no {', '.join(missing)}: {row['reason'] or 'not computed'}"
+    if None in (row["difference"], row["is_beyond_margin"], row["is_within_margin"]):
+        what = "no difference" if row["difference"] is None else "not tested"
+        return "inconclusive", f"{what}: {row['reason'] or 'not computed'}"
     counts = [(row["n_draws"], "draw"), (row["n_seeds"], "seed")]
     of = " x ".join(f"{n} {name}{'s' if n != 1 else ''}" for n, name in counts)
     basis = (

@@ -96,7 +96,7 @@ def pairs_of_one_kind(cells: Iterable[Cell]) -> Iterator[tuple[str, Cell, Cell]]
             yield "draws", one, other
         elif alike == [True, True, False]:
             yield "seeds", one, other
-        elif {one[0], other[0]} == {"trained", "retrained"} and one[1:] == other[1:]:
+        elif {one[0], other[0]} == {"trained", "retrained"} and one[2] == other[2]:
             yield "retrained", one, other
 
 

@@ -136,12 +136,14 @@ def test_the_table_names_what_tells_too_many_apart_and_exits_with_1(
 def test_pairs_differ_in_one_thing_alone(script: ModuleType) -> None:
     cells = [("trained", 0, 0), ("trained", 0, 1), ("retrained", 0, 1), ("rerandomized", 0, 1)]
     cells += [("rerandomized", 2, 1), ("rerandomized", 2, 0), ("permuted_weights", 0, 1)]
+    cells += [("retrained", 3, 0)]
     found = {
         (kind, frozenset((one, other))) for kind, one, other in script.pairs_of_one_kind(cells)
     }
     assert found == {
         ("seeds", frozenset((cells[0], cells[1]))),
         ("retrained", frozenset((cells[1], cells[2]))),
+        ("retrained", frozenset((cells[0], cells[7]))),
         ("draws", frozenset((cells[3], cells[4]))),
         ("seeds", frozenset((cells[4], cells[5]))),
     }

@@ -26,10 +26,8 @@ from nullsae.statistics.spread import (
 # A standard error below this share of the values comes from rounding alone.
 ROUNDING = 1e-12
 THIS_DRAW = "this randomization"
-UNREPLICATED = (
-    "one draw and one seed: no p-values and no standardized difference, which would speak of the "
-    "units of two SAEs alone"
-)
+UNREPLICATED = "one draw and one seed: no p-values"
+"""They would speak of the units of two SAEs alone."""
 
 
 @dataclass(frozen=True)

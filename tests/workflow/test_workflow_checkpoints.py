@@ -87,7 +87,7 @@ def test_a_lost_checkpoint_is_told_with_the_command_that_brings_it_back(
     shutil.rmtree((copied.folder / taken).parent)
     assert copied.snakemake(taken).returncode != 0
     log = paths.LOG.format(rule="take_checkpoint", keys=cell(paths.CELL_KEYS, sae=AT))
-    (line,) = (copied.folder / log).read_text().splitlines()
+    *_, line = (copied.folder / log).read_text().splitlines()
     assert line.startswith("nullsae take_checkpoint: error: ")
     command = line.partition("rebuild it with: ")[2]
     assert command.startswith("snakemake --cores all --resources gpu=1 -s ")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -217,10 +218,9 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert first.stdout is not None
-    for line in first.stdout:
-        if "rule prepare_corpus" in line:
-            break
+    while not (study.folder / paths.RUN_CONFIG).exists():  # it holds the lock by then
+        assert first.poll() is None
+        time.sleep(0.05)
     config = yaml.safe_dump(edited(lambda c: c.update(seed=1)), sort_keys=False)
     (study.folder / "other.yaml").write_text(config)
     said = study.snakemake(TABLE, "--configfile", "other.yaml")
@@ -228,6 +228,6 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(
     assert "Directory cannot be locked" in said.stdout
     written = yaml.safe_load((study.folder / paths.RUN_CONFIG).read_text())
     assert written["seed"] == 0
-    first.stdout.read()
-    assert first.wait() == 0
+    assert first.communicate()[0]
+    assert first.returncode == 0
     assert (study.folder / cell(paths.SAE_CONFIG)).is_file()

@@ -83,6 +83,8 @@ TOY_TABLE = "results/toy/toy.parquet"
 TOY_PAGE = "results/toy/index.html"
 
 TABLE = "results/tables/{table}.parquet"
+# What the tables say together.
+ANSWER = "results/tables/answer.json"
 FIGURE = "results/figures/{figure}.{format}"
 REPORT = "results/report/index.html"
 LOG = "results/logs/{rule}/{keys}.log"

@@ -12,6 +12,7 @@ import yaml
 
 from nullsae import paths, tables
 from nullsae.aggregation import aggregate, read_costs
+from nullsae.aggregation.answer import read_answer
 from nullsae.config.metrics import all_metrics
 from nullsae.config.parse import parse_config
 from nullsae.config.study import Config
@@ -670,3 +671,18 @@ def test_a_foreign_benchmark_file_is_named(tmp_path: Path, text: str) -> None:
         read_costs(tmp_path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_answer_is_that_of_the_written_contrasts_without_placebos(root: Path) -> None:
+    verdicts = read(root, "verdicts")
+    found = read_answer(root)
+    told = {(row["metric"], row["explainer"], row["scorer"]) for row in verdicts}
+    expected = {key for key in told if key[1] != "swapped"}
+    assert {(one.metric, one.explainer, one.scorer) for one in found.findings} == expected
+    for one in found.findings:
+        own = [row for row in verdicts if row["metric"] == one.metric]
+        own = [
+            row for row in own if (row["explainer"], row["scorer"]) == (one.explainer, one.scorer)
+        ]
+        assert sum(sum(each.verdicts.values()) for each in one.against) == len(own)
+    assert 1 <= len(found.sentences) <= 6

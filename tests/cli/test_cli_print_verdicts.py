@@ -8,6 +8,8 @@ import pytest
 from nullsae import paths, tables
 from nullsae.cli.print_verdicts import print_verdicts
 from nullsae.core.errors import UserError
+from nullsae.core.files import write_json
+from nullsae.statistics.answer import Answer
 from nullsae.statistics.verdicts import RULE
 from nullsae.tables.study import PROVENANCE
 
@@ -66,7 +68,15 @@ def test_verdicts_are_followed_by_what_they_say_together(
     row |= dict.fromkeys(("draw", "seed", "threads", "tokens_seen"))
     row |= {"job": 0} | dict.fromkeys(("split", "sae", "explainer", "scorer"))
     tables.write_table(tmp_path / paths.PROVENANCE, [row], PROVENANCE)
+    sentences = ("None of 2 metrics tells [b]them[/b] apart.", "It is small.")
+    write_json(tmp_path / paths.ANSWER, Answer(sentences, ()).as_json())
     print_verdicts(tmp_path)
+    in_short = capsys.readouterr().out.splitlines()
+    assert in_short[:2] == [*sentences]
+    assert "Warning: a judge answered about 62% of the windows of a comparison only." in in_short
+    assert "Warning: subject small: the subject [b]knows[/b] little." in in_short
+    assert len(in_short) < 25
+    print_verdicts(tmp_path, all_verdicts=True)
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     judged = "auroc (lexical, detection)"
@@ -96,4 +106,13 @@ def test_verdicts_are_followed_by_what_they_say_together(
 
 def test_a_study_without_tables_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the file is missing"):
+        print_verdicts(tmp_path)
+
+
+def test_an_answer_of_another_version_is_one_line_that_says_how_to_make_it_anew(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "verdicts", [])
+    write_json(tmp_path / paths.ANSWER, {"text": "42"})
+    with pytest.raises(UserError, match=r"answer.json: not as this version writes it.*snakemake"):
         print_verdicts(tmp_path)

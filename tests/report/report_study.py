@@ -12,6 +12,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nullsae import paths, tables
+from nullsae.aggregation.answer import write_answer
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.metrics import all_metrics
 from nullsae.config.parse import parse_config
@@ -148,6 +149,8 @@ def write_study(root: Path, config: Config) -> None:
     _add_statistics(rows, config, rng)
     for name in COLUMNS:
         _write(root, name, rows[name])
+    words = [row["verdict"] for row in rows["verdicts"]]
+    write_answer(config, root, rows["contrasts"], words)
 
 
 def _write(root: Path, name: str, rows: list[dict[str, Any]]) -> None:

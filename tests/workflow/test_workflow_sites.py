@@ -50,7 +50,7 @@ def test_a_new_site_is_captured_and_trained_without_touching_the_old_one(
     old_shards = copied.folder / cell(paths.SITE, split="sae_train")
     old_sae = copied.folder / cell(paths.SAE)
     before = stamps(old_shards), stamps(old_sae)
-    assert len(before[0]) == 3  # two shards and their manifest
+    assert len(before[0]) == 4  # two shards, their manifest, and who made them
     new = cell(paths.SAE_CONFIG, site=NEW)
     copied.make(new)
     assert (copied.folder / new).is_file()

@@ -73,7 +73,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
 
 def test_a_finished_stream_study_has_nothing_to_do(stream: Study) -> None:
     assert stream.jobs(*measured("topk")) == {}
-    assert len(saes(stream)) == 2 * 2 * 2
+    assert len(saes(stream)) == 2 * 2 * 3  # with those along their training
     # Only the part that something is fitted to is on disk.
     manifest = stream.folder / cell(paths.SITE, split="sae_train") / "manifest.json"
     assert json.loads(manifest.read_text())["n_tokens"] == 8_192

@@ -215,10 +215,9 @@ def captured_for(job, split):
     def manifests(wildcards):
         cells = [{name: c[name] for name in names} for c in job.cells_of(wildcards)]
         sites = {tuple(cell.values()): cell for cell in cells}
-        found = [
-            captured_by(STUDY, {**cell, "split": split}) for cell in sites.values()
-        ]
-        return list(dict.fromkeys(found))
+        # One for each site, also where all are the split's own manifest: as many are recorded
+        # once every site has its own.
+        return [captured_by(STUDY, {**cell, "split": split}) for cell in sites.values()]
 
     return manifests
 

@@ -4,6 +4,7 @@ report: "../report/workflow.rst"
 rule report:
     input:
         TABLE_FILES,
+        paths.ANSWER,
         paths.PROVENANCE,
         CELL_FILES["windows"],
         [

@@ -13,6 +13,7 @@ rule aggregate:
             )
             for file in TABLE_FILES
         ],
+        answer=paths.ANSWER,
         # Not of the tables: it says which machines made them.
         provenance=paths.PROVENANCE,
     log:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from nullsae import paths, tables
 from nullsae.aggregation import cells
 from nullsae.aggregation.accepted import accepted_notes
+from nullsae.aggregation.answer import write_answer
 from nullsae.aggregation.answered import Answered
 from nullsae.aggregation.arms import Arms
 from nullsae.aggregation.cells import GROUP_KEYS, Units
@@ -40,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 
 def aggregate(config: Config, root: Path, progress: Progress = lambda done, total: None) -> None:
-    """Write `results/tables/*.parquet`, the table of costs and that of provenance below `root`.
+    """Write `results/tables/*` and the tables of costs and of provenance below `root`.
 
     The config says which cells the study consists of, and their order. The log names the contrasts
     whose arms were not made alike. `progress` is called with (comparisons done, comparisons in
@@ -92,15 +93,17 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
         | {"verdict": word, "reason": reason}
         for contrast, (word, reason) in zip(contrasts, judged, strict=True)
     ]
+    words = [word for word, _ in judged]
     written: dict[str, Rows | pa.Table] = {
         "interpretability": pa.concat_tables([INTERPRETABILITY.empty_table(), *parts]),
         "summaries": summaries,
         "contrasts": contrasts,
         "verdicts": verdicts,
-        "discriminating_power": discriminating_power(contrasts, [word for word, _ in judged]),
+        "discriminating_power": discriminating_power(contrasts, words),
     }
     for table, rows in written.items():
         tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])
+    write_answer(config, root, contrasts, words)
     # Neither is a function of the config.
     tables.write_table(root / paths.COSTS, read_costs(root), COSTS)
     made_by = read_provenance(config, root)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nullsae import paths, tables
+from nullsae.aggregation.answer import read_answer
 from nullsae.aggregation.provenance import differences
 from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE, VERDICT_WORDS, replication_note
 from nullsae.tables.study import DISCRIMINATING_POWER, PROVENANCE, VERDICTS
@@ -17,21 +18,51 @@ STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow"}
 STYLES |= dict.fromkeys(("inconclusive", "none"), "dim")
 
 
-def print_verdicts(root: Path) -> None:
-    """Print the verdicts, what each metric's say together, and the report's path.
+def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
+    """Print the answer of a study, what speaks against it, and the report's path.
 
-    Verdicts: one row per metric, site and judge, one column per variant.
+    Args:
+        root: the folder of the study.
+        all_verdicts: also each verdict (one row per metric, site and judge, one column per variant)
+            and what each metric's say together.
 
     Raises:
         UserError: a table is missing or damaged.
     """
     rows = tables.read_table(root / paths.TABLE.format(table="verdicts"), VERDICTS).to_pylist()
-    power = tables.read_table(
-        root / paths.TABLE.format(table="discriminating_power"), DISCRIMINATING_POWER
-    ).to_pylist()
+    answer = read_answer(root)
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
+    if all_verdicts:
+        power = tables.read_table(
+            root / paths.TABLE.format(table="discriminating_power"), DISCRIMINATING_POWER
+        ).to_pylist()
+        _print_all(console, rows, power)
+    for sentence in answer.sentences:
+        console.print(sentence, markup=False, highlight=False)
+    warnings = sorted({(row["subject"], row["warning"]) for row in rows if row["warning"]})
+    if (file := root / paths.PROVENANCE).is_file():
+        warnings += differences(tables.read_table(file, PROVENANCE).to_pylist())
+    answered = min(
+        (row["answered_share"] for row in rows if row["answered_share"] is not None), default=1.0
+    )
+    if answered < FEWEST_ANSWERED:
+        console.print(
+            f"Warning: a judge answered about {answered:.0%} of the windows of a comparison only.",
+            style="red",
+        )
+    for subject, warning in warnings:
+        console.print(f"Warning: subject {subject}: {warning}.", style="red", markup=False)
+    notes = [row["accepted"].split("; ") for row in rows if row["accepted"]]
+    if accepted := sorted({note for found in notes for note in found}):
+        console.print(f"Made by older code in part: {'; '.join(accepted)}.", markup=False)
+    if not all_verdicts:
+        console.print("Each verdict: nullsae verdicts --all", highlight=False)
+    console.print(f"Report: {(root / paths.REPORT).resolve()}", soft_wrap=True)
+
+
+def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[str, Any]]) -> None:
     if note := replication_note(rows):
         console.print(note, style="bold", markup=False)
     console.print(_verdicts(rows))
@@ -52,15 +83,6 @@ def print_verdicts(root: Path) -> None:
         "is on the expected side of one of the null."
         + (difference if _has_standardized(power) else "")
     )
-    warnings = sorted({(row["subject"], row["warning"]) for row in rows if row["warning"]})
-    if (file := root / paths.PROVENANCE).is_file():
-        warnings += differences(tables.read_table(file, PROVENANCE).to_pylist())
-    for subject, warning in warnings:
-        console.print(f"Warning: subject {subject}: {warning}.", style="red", markup=False)
-    notes = [row["accepted"].split("; ") for row in rows if row["accepted"]]
-    if accepted := sorted({note for found in notes for note in found}):
-        console.print(f"Made by older code in part: {'; '.join(accepted)}.", markup=False)
-    console.print(f"Report: {(root / paths.REPORT).resolve()}", soft_wrap=True)
 
 
 def _verdicts(rows: list[dict[str, Any]]) -> Table:

@@ -197,8 +197,13 @@ def serve_gguf(
 
 
 @verbs.command("verdicts")
-def verdicts(root: Root = Path()) -> None:
-    """Print the verdict table of a finished study."""
+def verdicts(
+    root: Root = Path(),
+    all_verdicts: Annotated[
+        bool, Option("--all", help="Also each verdict, and what each metric's say together.")
+    ] = False,
+) -> None:
+    """Print what a finished study answers."""
     from nullsae.cli.print_verdicts import print_verdicts
 
-    print_verdicts(root)
+    print_verdicts(root, all_verdicts=all_verdicts)

@@ -17,6 +17,7 @@ from nullsae.report.names import GROUPS, entropy_pair, figure_kinds
 from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
 from nullsae.report.text import TokenText
+from nullsae.statistics.answer import TIER_RULE, TIERS
 from nullsae.statistics.verdicts import FEWEST_ANSWERED, RULE, replication_note
 
 
@@ -55,6 +56,9 @@ def build_report(config: Config, root: Path) -> None:
         nulls=study.nulls,
         config=config,
         config_yaml=yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True),
+        answer=study.answer,
+        tiers=TIERS,
+        tier_rule=TIER_RULE,
         controls=controls(config),
         made_by=in_short(study.made_by),
         compact=study.compact,

@@ -12,6 +12,7 @@ from nullsae import paths
 from nullsae.config.metrics import METRICS
 from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.report.names import shown_explainer
+from nullsae.statistics.answer import Answer
 
 Row = dict[str, Any]
 
@@ -56,6 +57,7 @@ class Study:
     """Rows of `ALONG_TRAINING` about SAEs as they were along their training."""
     floors: list[Row] = field(default_factory=list)
     """Rows of `reconstruction` about Gaussian floors, which are no variants."""
+    answer: Answer = field(default_factory=lambda: Answer((), ()))
     made_by: list[Row] = field(default_factory=list)
     """Rows of `provenance`; none where it is not there."""
 
@@ -125,6 +127,7 @@ def load_study(config: Config, root: Path) -> Study:
     import pyarrow.compute as pc
 
     from nullsae import tables
+    from nullsae.aggregation.answer import read_answer
     from nullsae.tables.study import PROVENANCE
 
     loaded: dict[str, list[Row]] = {}
@@ -152,7 +155,7 @@ def load_study(config: Config, root: Path) -> Study:
     made_by = []
     if (file := root / paths.PROVENANCE).is_file():
         made_by = tables.read_table(file, PROVENANCE).to_pylist()
-    return Study(config, root, loaded, along, floors, made_by)
+    return Study(config, root, loaded, along, floors, read_answer(root), made_by)
 
 
 def thin(names: Sequence[str], n: int) -> list[str]:

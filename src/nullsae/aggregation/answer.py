@@ -1,0 +1,36 @@
+"""The file that holds a study's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nullsae import paths
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, rebuild_command, write_json
+from nullsae.statistics.answer import Answer, answer
+
+
+def write_answer(
+    config: Config, root: Path, contrasts: Sequence[Mapping[str, Any]], words: Sequence[str]
+) -> None:
+    """Write the answer of a study; `words` are the verdicts of its contrasts."""
+    placebos = {name for name, one in config.explainers.items() if one.exchanges is not None}
+    write_json(root / paths.ANSWER, answer(contrasts, words, placebos=placebos).as_json())
+
+
+def read_answer(root: Path) -> Answer:
+    """The answer of the study in a folder.
+
+    Raises:
+        UserError: it is missing, damaged or of another version.
+    """
+    rebuild = rebuild_command(paths.ANSWER)
+    try:
+        return Answer.of_json(read_json(root / paths.ANSWER, rebuild=rebuild))
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{root / paths.ANSWER}: not as this version writes it ({error}); run `{rebuild}`"
+        ) from None

@@ -1,0 +1,132 @@
+"""The answer of a study follows from its verdicts by stated rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nullsae.statistics.answer import Answer, answer
+
+NULLS = ("step0", "rerandomized")
+WORDS = {"s": "separates", "r": "reversed", "e": "equivalent", "i": "inconclusive"}
+
+
+def rows(metric: str, words: str, **more: Any) -> list[tuple[dict[str, Any], str]]:
+    """Two sites of each variant, in the order of the words."""
+    variants = more.pop("variants", NULLS)
+    places = [(variant, site) for variant in variants for site in ("embed", "resid_post.0")]
+    keys = {"subject": "small", "sae": "topk", "metric": metric, "explainer": None, "scorer": None}
+    numbers = {"trained": 0.74, "value": 0.5, "n_draws": 1, "n_seeds": 1}
+    return [
+        ({**keys, **numbers, **more, "variant": variant, "site": site}, WORDS[word])
+        for (variant, site), word in zip(places, words, strict=True)
+    ]
+
+
+def of(*groups: list[tuple[dict[str, Any], str]], **options: Any) -> Answer:
+    pairs = [pair for group in groups for pair in group]
+    return answer([row for row, _ in pairs], [word for _, word in pairs], **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "tier"),
+    [
+        ("ssss", "tells"),
+        ("sssi", "undecided"),
+        ("iiii", "undecided"),
+        ("ssse", "does_not_tell"),
+        ("sssr", "does_not_tell"),
+        ("iiie", "does_not_tell"),
+    ],
+)
+def test_the_tier_of_a_metric_is_that_of_its_verdicts(words: str, tier: str) -> None:
+    [finding] = of(rows("cosine", words)).findings
+    assert finding.tier == tier
+
+
+@pytest.mark.parametrize(
+    ("word", "tier"),
+    [("e", "tells"), ("i", "undecided"), ("s", "does_not_tell"), ("r", "does_not_tell")],
+)
+def test_a_metric_that_tells_a_retrained_model_apart_tells_nothing(word: str, tier: str) -> None:
+    variants = (*NULLS, "retrained")
+    found = of(rows("cosine", f"ssss{word}e", variants=variants), controls={"retrained"})
+    [finding] = found.findings
+    assert finding.tier == tier
+    assert [one.variant for one in finding.controls] == ["retrained"]
+    assert "retrained" in found.sentences[0]
+
+
+def test_metrics_that_tell_come_first_and_then_those_that_tell_more_often() -> None:
+    found = of(
+        rows("cosine", "eeee"),
+        rows("explained_variance", "seee"),
+        rows("ce_score", "siii"),
+        rows("next_token_auroc", "ssss"),
+    )
+    assert [one.metric for one in found.findings] == [
+        *("next_token_auroc", "explained_variance", "cosine", "ce_score")
+    ]
+    assert found.sentences == (
+        "One of 4 metrics tells trained from each of the two nulls at both sites: AUROC of the "
+        "next token by direct effect.",
+        "AUROC of the next token by direct effect is 0.74 in trained and 0.5 in the nulls.",
+        "Two do not: Explained variance and Cosine similarity.",
+        "One is not decided, for want of data: Cross-entropy score.",
+        "Every model was randomized once and every SAE trained once: this speaks of these "
+        "randomizations, not of random transformers.",
+    )
+
+
+def test_the_scores_of_explanations_are_given_beside_the_best_metric() -> None:
+    judged = {"explainer": "lexical", "scorer": "detection"}
+    found = of(
+        rows("next_token_auroc", "ssss"), rows("auroc", "rrse", trained=0.7, value=0.8, **judged)
+    )
+    told = "AUROC (lexical, detection) is 0.7 in trained and 0.8 in the nulls."
+    assert told in found.sentences
+
+
+def test_placebos_are_no_answer() -> None:
+    judged = {"explainer": "swapped", "scorer": "detection"}
+    found = of(rows("cosine", "ssss"), rows("auroc", "eeee", **judged), placebos={"swapped"})
+    assert [one.metric for one in found.findings] == ["cosine"]
+
+
+def test_many_metrics_are_counted_and_a_study_without_any_says_so() -> None:
+    names = ("cosine", "explained_variance", "ce_score", "auroc", "auprc", "f1")
+    found = of(*(rows(name, "eeee") for name in names))
+    assert found.sentences[0].startswith("None of 6 metrics tells trained from each of the two")
+    assert any(sentence.startswith("Six do not: ") for sentence in found.sentences)
+    assert any(sentence.endswith(" and two more.") for sentence in found.sentences)
+    assert of().sentences == ("No metric was computed, so the study has no answer.",)
+
+
+@pytest.mark.parametrize(
+    ("n_draws", "n_seeds", "told"),
+    [
+        (
+            1,
+            3,
+            "randomized once, with three seeds of each SAE: this speaks of these randomizations",
+        ),
+        (5, 3, "It rests on five draws of each randomization and three seeds of each SAE."),
+        (12, 1, "It rests on 12 draws of each randomization and one seed of each SAE."),
+    ],
+)
+def test_the_last_sentence_says_what_was_replicated(n_draws: int, n_seeds: int, told: str) -> None:
+    found = of(rows("cosine", "ssss", n_draws=n_draws, n_seeds=n_seeds))
+    assert told in found.sentences[-1]
+    assert len(found.sentences) <= 6
+
+
+def test_an_answer_reads_back_as_it_was_written() -> None:
+    variants = (*NULLS, "retrained")
+    found = of(
+        rows("cosine", "ssssee", variants=variants),
+        rows("auroc", "iiiiii", variants=variants, value=None, trained=None),
+        controls={"retrained"},
+    )
+    assert Answer.of_json(json.loads(json.dumps(found.as_json()))) == found

@@ -19,6 +19,7 @@ from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.corpus.ngram import caution
 from nullsae.jobs.grid import cell_files
+from nullsae.statistics.effects import holm
 from nullsae.statistics.verdicts import verdict
 from nullsae.tables.cells import CELL_TABLES
 from nullsae.tables.study import COSTS
@@ -81,12 +82,14 @@ def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
             for i, error in enumerate(SQUARED_ERRORS[variant][draw])
         ]
     if table == "latents":
-        # Latent 3 is not sampled: its numbers must not count.
+        # Latent 3 does not pass the filter: its numbers must not count. No judge is asked about
+        # latent 2, whose tokens are known all the same.
         return [
             filled(
                 table,
                 latent=i,
-                sampled=i != 3,
+                passes_filter=i != 3,
+                sampled=i < 2,
                 firing_share=0.02 if i < 2 else 0.2,
                 peak_token_share=0.1 * (i + 1) + (variant == "rerandomized") * 0.3 * (i + draw),
                 explain_token_entropy_bits=None,
@@ -172,7 +175,7 @@ def test_values_are_the_hand_computed_ones(root: Path) -> None:
     assert (of_auroc["explainer"], of_auroc["scorer"]) == ("lexical", "detection")
 
     peak = only(summaries, metric="peak_token_share", variant="rerandomized")
-    # Sampled latents: 0.1, 0.5, 0.9 in draw 0; 0.4, 0.8, 1.2 in draw 1.
+    # Passing latents: 0.1, 0.5, 0.9 in draw 0; 0.4, 0.8, 1.2 in draw 1.
     assert peak["value"] == pytest.approx((0.5 + 0.8) / 2, abs=1e-12)
     assert (peak["n_draws"], peak["n_seeds"], peak["n_units"]) == (2, 1, 6)
     trained = only(summaries, metric="peak_token_share", variant="trained")
@@ -245,8 +248,9 @@ def test_one_row_per_comparison_in_display_order(root: Path) -> None:
 def test_metrics_without_numbers_are_null_and_inconclusive(root: Path) -> None:
     contrasts, verdicts = read(root, "contrasts"), read(root, "verdicts")
     nulls = only(contrasts, metric="explain_token_entropy_bits")
-    assert nulls["trained"] is nulls["difference"] is nulls["p_holm"] is None
-    assert "explain_token_entropy_bits is null for all 3 latents" in nulls["reason"]
+    assert nulls["trained"] is nulls["difference"] is nulls["is_beyond_margin"] is None
+    assert nulls["margin"] is None
+    assert "explain_token_entropy_bits is null for all 2 latents" in nulls["reason"]
     nans = only(contrasts, metric="token_entropy_bits")
     assert nans["trained"] == pytest.approx(3.0)
     assert nans["value"] is None
@@ -256,7 +260,8 @@ def test_metrics_without_numbers_are_null_and_inconclusive(root: Path) -> None:
     for row in contrasts:
         numbers = [value for value in row.values() if isinstance(value, float)]
         assert np.isfinite(numbers).all()
-        assert (row["p_holm"] is None) <= (row["reason"] is not None)
+        assert (row["p_minimum_effect"] is None) <= (row["reason"] is not None)
+        assert (row["p_minimum_effect_holm"] is None) == (row["is_beyond_margin"] is None)
 
 
 def test_verdicts_follow_from_the_contrasts(root: Path) -> None:
@@ -267,6 +272,11 @@ def test_verdicts_follow_from_the_contrasts(root: Path) -> None:
         assert (found["verdict"], found["reason"]) == verdict(contrast, metric, 0.9)
         assert found["difference_low"] == contrast["difference_low"]
     assert any("could have seen" in row["reason"] for row in verdicts)
+    # Of one draw no latent has an entropy: what is left is about the other.
+    one = {"abstract_share", "entropy_auroc_correlation"}
+    for row in verdicts:
+        assert row["is_replicated"] == (row["metric"] not in one)
+        assert (row["scope"] == "this randomization") == (row["metric"] in one)
 
 
 def test_power_counts_the_verdicts_of_each_metric(root: Path) -> None:
@@ -291,7 +301,7 @@ def test_zeroing_without_harm_gives_no_ce_score(root: Path) -> None:
 
 def test_equal_firing_rates_are_compared_beside_the_plain_numbers(root: Path) -> None:
     row = only(read(root, "contrasts"), metric="peak_token_share")
-    # Sampled latents 0, 1 fire on 2% of tokens in each cell, latent 2 alone on 20%.
+    # Passing latents 0, 1 fire on 2% of tokens in each cell, latent 2 alone on 20%.
     assert row["n_matched"] == 2
     assert row["matched_trained"] == pytest.approx(0.15, abs=1e-12)
     assert row["matched_value"] == pytest.approx((0.3 + 0.6) / 2, abs=1e-12)
@@ -348,7 +358,7 @@ def test_what_an_interval_speaks_of_is_said(root: Path) -> None:
     assert "(the interval speaks of draws of the variant, latents of one draw" in reason
 
 
-def test_holm_counts_all_contrasts_of_a_metric_of_a_subject(tmp_path: Path) -> None:
+def test_holm_counts_all_contrasts_of_a_metric_of_an_sae(tmp_path: Path) -> None:
     scorers = {"detection": {"kind": "detection"}, "fuzzing": {"kind": "fuzzing"}}
     config = study(scorers=scorers, explainers={"a": {"kind": "lexical"}, "b": {"kind": "lexical"}})
     write_tree(config, tmp_path)
@@ -356,8 +366,113 @@ def test_holm_counts_all_contrasts_of_a_metric_of_a_subject(tmp_path: Path) -> N
     rows = [row for row in read(tmp_path, "contrasts") if row["metric"] == "auroc"]
     groups = [(row["explainer"], row["scorer"]) for row in rows]
     assert groups == [(e, s) for e in ("a", "b") for s in scorers]
-    p = sorted(row["p_value"] for row in rows)
-    assert sorted(row["p_holm"] for row in rows)[0] == pytest.approx(min(1, 4 * p[0]))
+    for test in ("minimum_effect", "equivalence"):
+        p = [row[f"p_{test}"] for row in rows]
+        assert [row[f"p_{test}_holm"] for row in rows] == pytest.approx(holm(p), rel=1e-12)
+        assert min(row[f"p_{test}_holm"] for row in rows) == pytest.approx(min(1, 4 * min(p)))
+    named = {(row["family"], row["n_family"]) for row in rows}
+    assert named == {("auroc of topk, small", 4)}
+
+
+def test_exchanged_explanations_are_a_family_of_their_own(root: Path, tmp_path: Path) -> None:
+    swapped = {"kind": "swapped", "of": "lexical"}
+    config = study(explainers={"lexical": {"kind": "lexical"}, "swapped": swapped})
+    write_tree(config, tmp_path)
+    aggregate(config, tmp_path)
+    before = only(read(root, "contrasts"), metric="auroc")
+    own, placebo = (
+        only(read(tmp_path, "contrasts"), metric="auroc", explainer=name)
+        for name in ("lexical", "swapped")
+    )
+    assert placebo["family"] == "auroc of topk, small, exchanged explanations"
+    assert (own["family"], own["n_family"]) == ("auroc of topk, small", 1)
+    # They make no other contrast harder to show.
+    for test in ("p_minimum_effect_holm", "p_equivalence_holm"):
+        assert own[test] == before[test]
+
+
+def test_positive_controls_are_a_family_of_their_own(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SQUARED_ERRORS, "retrained", [[1.1, 2.1, 5.9], [0.9, 2.2, 6.3]])
+    aurocs = [[0.9, 0.8, 0.8, 0.7], [0.85, None, None, 0.72]]
+    monkeypatch.setitem(AUROCS, "retrained", aurocs)
+    config = study(variants=["trained", "retrained", "rerandomized"])
+    write_tree(config, tmp_path)
+    aggregate(config, tmp_path)
+    rows = read(tmp_path, "contrasts")
+    before = only(read(root, "contrasts"), metric="auroc")
+    null, control = (
+        only(rows, metric="auroc", variant=variant) for variant in ("rerandomized", "retrained")
+    )
+    assert control["family"] == "auroc of topk, small, positive controls"
+    assert control["scope"] == "retrainings from other seeds"
+    assert (null["family"], null["n_family"]) == ("auroc of topk, small", 1)
+    for test in ("p_minimum_effect_holm", "p_equivalence_holm"):
+        assert control[test] is not None
+        assert null[test] == before[test]
+
+
+def of_arms(table: str, root: Path, config: Config, **values: dict[str, float]) -> None:
+    """Write a table's cells anew with a column's value for each variant."""
+    for file in cell_files(config)[table]:
+        variant = paths.partition_keys(file)["variant"]
+        row = filled(table, **{name: of[variant] for name, of in values.items()})
+        tables.write_table(root / file, [row], tables.cell_schema(table))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "l0", "problem"),
+    [
+        ((1000, 1500), (16.0, 16.0), None),
+        ((1000, 1501), (16.0, 16.0), "saw 1,000 training tokens, those of the variant 1,501"),
+        ((1501, 1000), (16.0, 16.0), "they differ by more than 1.5 times"),
+        ((1000, 1000), (20.0, 22.0), None),
+        ((1000, 1000), (20.0, 22.1), "L0 is 20 in trained and 22.1 in the variant"),
+        ((1000, 1000), (20.0, 17.9), "they differ by more than 10%"),
+    ],
+)
+def test_arms_of_unequal_training_or_l0_get_no_verdict(
+    tmp_path: Path, tokens: tuple[int, int], l0: tuple[float, float], problem: str | None
+) -> None:
+    config = study()
+    write_tree(config, tmp_path)
+    names = ("trained", "rerandomized")
+    of_arms("history", tmp_path, config, tokens=dict(zip(names, tokens, strict=True)))
+    of_arms("reconstruction", tmp_path, config, l0=dict(zip(names, l0, strict=True)))
+    aggregate(config, tmp_path)
+    for row in read(tmp_path, "contrasts"):
+        assert (row["training_tokens_trained"], row["training_tokens"]) == tokens
+        assert (row["l0_trained"], row["l0"]) == pytest.approx(l0)
+        assert problem is None or row["n_family"] == 0
+        assert (row["not_comparable"] or "").count(problem or "no problem") == (problem is not None)
+    found = read(tmp_path, "verdicts")
+    assert {row["verdict"] == "none" for row in found} == {problem is not None}
+    assert all((problem or "") in row["reason"] for row in found)
+    counts = read(tmp_path, "discriminating_power")
+    assert all((row["n_none"] == row["n_contrasts"]) == (problem is not None) for row in counts)
+    answer = read_answer(tmp_path)
+    lacks = [sentence for sentence in answer.sentences if "want of comparable SAEs" in sentence]
+    assert len(lacks) == (problem is not None)
+    assert problem is None or {one.tier for one in answer.findings} == {"undecided"}
+    allowed = {"max_training_token_ratio": None, "max_l0_difference": None, "n_resamples": 400}
+    aggregate(study(statistics=allowed), tmp_path)
+    assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
+
+
+def test_an_sae_of_unknown_training_gets_no_verdict_unless_allowed(tmp_path: Path) -> None:
+    config = study()
+    (topk,) = config.saes.values()
+    given = {"saes": {"topk": topk.model_copy(update={"pretrained": "someone/their-sae"})}}
+    write_tree(config, tmp_path)
+    aggregate(config.model_copy(update=given), tmp_path)
+    found = read(tmp_path, "verdicts")
+    assert {row["verdict"] for row in found} == {"none"}
+    assert "number of training tokens is not known" in found[0]["reason"]
+    assert read(tmp_path, "contrasts")[0]["training_tokens_trained"] is None
+    allowed = study(statistics={"max_training_token_ratio": None}).model_copy(update=given)
+    aggregate(allowed, tmp_path)
+    assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
 
 
 def test_the_same_inputs_give_the_same_bytes_and_row_order_does_not_matter(
@@ -384,11 +499,12 @@ def test_another_variant_leaves_the_numbers_of_the_first_alone(
     write_tree(config, tmp_path)
     aggregate(config, tmp_path)
     # These depend on how many variants there are, or which latents all of them have.
-    apart = ("p_holm", "detectable_difference", "n_matched")
+    apart = ("detectable_difference", "n_matched", "n_family")
     for metric in ("explained_variance", "auroc"):
         old = only(read(root, "contrasts"), metric=metric)
         new = only(read(tmp_path, "contrasts"), metric=metric, variant="rerandomized")
-        kept = [k for k in old if k not in apart and not k.startswith("matched")]
+        kept = [k for k in old if k not in apart and not k.startswith(("matched", "is_"))]
+        kept = [k for k in kept if not k.endswith("_holm")]
         assert [new[k] for k in kept] == [old[k] for k in kept]
 
 

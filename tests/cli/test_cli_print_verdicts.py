@@ -10,10 +10,11 @@ from nullsae.cli.print_verdicts import print_verdicts
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.statistics.answer import Answer
-from nullsae.statistics.verdicts import CONTROL_RULE, RULE
+from nullsae.statistics.verdicts import CONTROL_RULE, RULE, VERDICT_WORDS
 from nullsae.tables.study import PROVENANCE
 
 KEYS = {"subject": "small", "sae": "topk", "metric": "auroc"}
+SCOPES = {"retrained": "this retraining", "step0": "these SAEs"}
 JUDGED: dict[str, Any] = {"explainer": "lexical", "scorer": "detection"}
 
 
@@ -28,6 +29,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"verdict": "reversed", "difference": 0.0712, "reason": "because"}
+    found |= {"scope": "this randomization", "is_replicated": False}
     found["warning"] = "the subject [b]knows[/b] little"
     found["accepted"] = "train_sae accepted from 00000000000000aa"
     write(
@@ -41,11 +43,17 @@ def test_verdicts_are_followed_by_what_they_say_together(
             },
             {
                 **{**KEYS, "metric": "cosine"},
-                **{"site": "embed", "variant": "cascade", "verdict": "inconclusive", "reason": ""},
+                **{
+                    "site": "embed",
+                    "variant": "cascade",
+                    "verdict": "none",
+                    "reason": "L0 differs",
+                },
+                **{"scope": "this randomization", "is_replicated": False},
             },
         ],
     )
-    counts = {"n_contrasts": 9, "n_separates": 0, "n_reversed": 7, "n_equivalent": 0}
+    counts = {"n_contrasts": 9, "n_separates": 0, "n_reversed": 7, "n_equivalent": 0, "n_none": 1}
     shares = {"separates_share": 0.0, "median_superiority": 0.314, "n_inconclusive": 2}
     medians = {"median_standardized_difference": -2.26}
     shares |= {"n_controls": 0, "n_controls_told_apart": 0, "n_controls_equivalent": 0}
@@ -78,9 +86,16 @@ def test_verdicts_are_followed_by_what_they_say_together(
     # What does not fit the column goes on below.
     assert ["", "", "", "", "", "of 62% *"] in cells
     assert "* So much of the windows only" in " ".join(lines)
-    assert ["small", "embed", "topk", "cosine", "", "inconclusive"] in cells
-    assert ["small", "topk", judged, "", "7", "", "2", "0.31", "-2.3"] in cells
-    assert ["small", "topk", "cosine", "", "7", "", "2", "", ""] in cells
+    assert ["small", "embed", "topk", "cosine", "", "none"] in cells
+    assert "None: L0 differs." in lines
+    # Each column says what its verdicts are about, and so does the first line.
+    assert lines[0].startswith("One draw and one seed: each verdict is about this randomization")
+    heads = [line.strip("┃").split("┃") for line in lines if line.startswith("┃")]
+    for place, variant in ((-2, "step0"), (-1, "cascade")):
+        head = " ".join(row[place].strip() for row in heads[:2])
+        assert head == f"{variant}, this randomization"
+    assert ["small", "topk", judged, "", "7", "", "2", "1", "0.31", "-2.3"] in cells
+    assert ["small", "topk", "cosine", "", "7", "", "2", "1", "", ""] in cells
     assert "Warning: subject small: the subject [b]knows[/b] little." in lines
     older = "Made by older code in part: train_sae accepted from 00000000000000aa."
     assert older in lines
@@ -112,12 +127,13 @@ def test_a_positive_control_is_spoken_of_as_what_it_is(
     metrics = ("auroc", "cosine")
     rows = [
         {"subject": "small", "sae": "topk", "site": "embed", "metric": metric, "variant": variant}
-        | {"verdict": verdict, "reason": "because"}
+        | {"verdict": verdict, "reason": "because", "scope": SCOPES[variant]}
+        | {"is_replicated": False}
         for variant, words in verdicts.items()
         for metric, verdict in zip(metrics, words, strict=True)
     ]
     write(tmp_path, "verdicts", rows)
-    counts = {f"n_{word}": 0 for word in ("separates", "reversed", "equivalent", "inconclusive")}
+    counts = {f"n_{word}": 0 for word in VERDICT_WORDS}
     power = [
         {**KEYS, "metric": metric, "n_contrasts": 4, **counts}
         | {"n_controls": 2, "n_controls_told_apart": told, "n_controls_equivalent": 1 - told}
@@ -134,4 +150,7 @@ def test_a_positive_control_is_spoken_of_as_what_it_is(
     assert ends == ["1 of 2 (0)", "2 of 2 (1)"]
     text = " ".join(" ".join(lines).split())
     assert CONTROL_RULE in text
-    assert "(positive" in text
+    heads = [line.strip("┃").split("┃")[-2].strip() for line in lines if line.startswith("┃")]
+    of_columns = " ".join(heads[: heads.index("")] if "" in heads else heads)
+    assert "retrained (positive control), this retraining" in of_columns
+    assert text.startswith("One draw and one seed: each verdict is about this retraining")

@@ -41,7 +41,7 @@ def jobs(config: Config) -> list[tuple[str, dict[str, str]]]:
     return [*found, ("aggregate", {}), ("report", {})]
 
 
-@pytest.mark.parametrize("overlays", [[], ["config/quick.yaml"]])
+@pytest.mark.parametrize("overlays", [[], ["config/quick.yaml"], ["config/replicated.yaml"]])
 def test_small_studies_ask_for_no_more_than_a_laptop_has(overlays: list[str]) -> None:
     config = study(*overlays)
     needs = Needs(config)

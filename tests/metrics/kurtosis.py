@@ -24,7 +24,7 @@ class Kurtosis(Metric):
     title = "Excess kurtosis of activations"
     column = Column("kurtosis", "excess, over firings")
     directions: Mapping[str, Direction] = {"step0": -1}
-    margin = 0.2
+    floor, margin_share = 0.0, 0.2
     section = "tokens"
     definition = "m4 / m2² - 3 of the activations of a latent where it fires."
     reading = "0 is a normal distribution; a few strong firings among many weak ones raise it."
@@ -55,7 +55,7 @@ class PositionShare(Metric):
     name = "position_share"
     title = "Mean position over its spread"
     columns = ("mean_position_tokens", "sd_position_tokens")
-    margin = 0.1
+    floor = 0.0
     section = "tokens"
     definition = "Mean offset in the context over its standard deviation."
     reading = "√3 is a latent that fires anywhere."
@@ -72,7 +72,7 @@ class EffectiveRank(Metric):
     title = "Effective rank of the decoder"
     table = "geometry"
     columns = ("effective_rank",)
-    margin = 1.0
+    floor = 0.0
     section = "dictionaries"
     definition = "exp of the entropy of the decoder's spectrum."
     reading = "Of random directions it is close to the smaller of width and n_latents."

@@ -91,7 +91,7 @@ def test_metrics_of_others_have_contrasts_and_verdicts(
     assert kurtosis["unit"] == "latent"
     assert kurtosis["trained"] == pytest.approx(4.0)
     assert kurtosis["difference"] == pytest.approx(2.5)
-    assert kurtosis["equivalence_margin"] == 0.75
+    assert kurtosis["margin"] == 0.75
     assert kurtosis["p_value"] is not None
     # Computed from two columns that are there.
     assert share["value"] == pytest.approx((3 + 2 + 1.5) / 3)
@@ -125,6 +125,8 @@ def test_metrics_of_others_have_figures_with_captions(
 
 
 def test_a_margin_of_another_package_is_a_key_of_the_config() -> None:
-    margins = json.loads(config_schema())["$defs"]["EquivalenceMargins"]["properties"]
-    assert list(margins)[-3:] == ["decoder_rank", "kurtosis", "position_share"]
-    assert margins["kurtosis"]["default"] == 0.2
+    sections = json.loads(config_schema())["$defs"]
+    for section, default in (("MarginShares", 0.2), ("EquivalenceMargins", None)):
+        margins = sections[section]["properties"]
+        assert list(margins)[-3:] == ["decoder_rank", "kurtosis", "position_share"]
+        assert margins["kurtosis"]["default"] == default

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nullsae.config.metrics import METRICS
 from nullsae.metrics.reconstruction import SUMS, ReconstructionSums
 
 N, D, WIDTH, K = 60, 7, 25, 4
@@ -110,8 +111,19 @@ def test_documents_add_up_to_the_totals() -> None:
     assert added["n_tokens"] == totals["n_tokens"] == N
     ratio = added["squared_error"] / added["squared_deviation"]
     assert 1 - ratio == pytest.approx(totals["explained_variance"], rel=1e-12)
-    for name in ("cosine", "l0", "l1"):
-        assert added[name] / N == pytest.approx(totals[name], rel=1e-12)
+    for name, total in (("cosine", "cosine"), ("l0", "l0"), ("l1", "l1"), ("norm", "mean_norm")):
+        assert added[name] / N == pytest.approx(totals[total], rel=1e-12)
+
+
+def test_l1_over_the_norm_is_free_of_the_scale_of_the_activations() -> None:
+    x, output, values, indices, documents = data()
+    exact, codes = x.double().numpy(), values.double().numpy()
+    expected = np.abs(codes).sum() / np.linalg.norm(exact, axis=1).sum()
+    for scale in (1.0, 1024.0):
+        rows = summed(scale * x, scale * output, scale * values, indices, documents).documents()
+        columns = {n: np.array([row[n] for row in rows]) for n in METRICS["l1_ratio"].columns}
+        above, below = METRICS["l1_ratio"]().value(columns)
+        assert above.sum() / below.sum() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_token_counts_for_its_own_document() -> None:

@@ -66,7 +66,7 @@ CENTRE = {
     "token_injection_rate": (0.9, 0.08),
     "explained_variance": (0.82, -0.06),
     "cosine": (0.93, -0.02),
-    "l1": (38.0, 90.0),
+    "l1_ratio": (2.1, 1.4),
     "token_entropy_bits": (3.9, -1.9),
     "explain_token_entropy_bits": (3.1, -1.4),
     "peak_token_share": (0.31, 0.35),
@@ -481,7 +481,7 @@ def _add_statistics(
                         keys = {"subject": subject, "site": site, "sae": sae, "metric": metric.name}
                         keys |= {"explainer": explainer, "scorer": scorer}
                         _add_metric(rows, config, keys, metric.unit, rng)
-    _add_power(rows)
+    _add_power(rows, config)
 
 
 def _add_metric(
@@ -517,8 +517,11 @@ def _add_metric(
             "difference": gap,
             "difference_low": gap - 1.4 * width,
             "difference_high": gap + 1.4 * width,
-            "p_holm": float(min(1.0, 4 * math.exp(-abs(gap) / width * 2))),
+            "scope": scope(variant, config),
+            "is_replicated": config.draws > 1,
+            "margin": 0.05,
         }
+        p_value = math.exp(-abs(gap) / width * 2) if config.draws > 1 else None
         verdict = VERDICTS[int(rng.integers(0, 4))]
         rows["verdicts"].append(
             keys
@@ -545,13 +548,20 @@ def _add_metric(
                 "trained_low": trained - width,
                 "trained_high": trained + width,
                 "probability_of_superiority": 0.61,
-                "p_value": shared["p_holm"] / 4,
-                "equivalence_margin": 0.05,
-                "p_equivalence": 0.2,
+                "margin_rule": "0.1 of |trained - 0.5|",
+                "p_value": p_value,
+                **dict.fromkeys(("p_minimum_effect", "p_minimum_effect_holm"), p_value),
+                **dict.fromkeys(("p_equivalence", "p_equivalence_holm"), p_value),
+                "is_beyond_margin": verdict == "separates",
+                "is_within_margin": verdict == "equivalent",
+                "family": "all",
+                "n_family": 4,
+                **{"training_tokens_trained": 250_000.0, "training_tokens": 250_000.0},
+                **{"l0_trained": 16.0, "l0": 16.0, "not_comparable": None},
                 "speaks_of": f"{unit}s of these SAEs only",
                 "standard_error": 0.7 * width,
                 "df": 49.0,
-                "p_permutation": shared["p_holm"] / 4,
+                "p_permutation": p_value,
                 "detectable_difference": 0.07,
                 "n_failed_trained": None if failed is None else 0,
                 "n_failed": failed,
@@ -559,6 +569,13 @@ def _add_metric(
                 "reason": None,
             }
         )
+
+
+def scope(variant: str, config: Config) -> str:
+    """What verdicts about a variant are about."""
+    if is_positive_control(variant):
+        return "this retraining"
+    return "this randomization" if config.draws == 1 else "randomizations of this kind"
 
 
 def _answers(keys: dict[str, Any], variant: str) -> tuple[int | None, float | None]:
@@ -585,7 +602,7 @@ def style_of(row: dict[str, Any]) -> str:
     return against.get(own, own) if is_positive_control(row["variant"]) else own
 
 
-def _add_power(rows: dict[str, list[dict[str, Any]]]) -> None:
+def _add_power(rows: dict[str, list[dict[str, Any]]], config: Config) -> None:
     """Counts of the verdicts that were made up, as `aggregate` would count them."""
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     counted: dict[tuple[Any, ...], list[str]] = {}
@@ -604,7 +621,8 @@ def _add_power(rows: dict[str, list[dict[str, Any]]]) -> None:
             | {"n_contrasts": len(words)}
             | {"separates_share": words.count("separates") / len(words) if words else None}
             | {f"n_{word}": words.count(word) for word in VERDICTS}
-            | {"median_superiority": 0.63, "median_standardized_difference": 1.7}
+            | {"median_superiority": 0.63}
+            | {"median_standardized_difference": None if config.draws == 1 else 1.7}
             | {"n_controls": n, "n_controls_told_apart": min(n, 1), "n_controls_equivalent": n // 2}
             | {"controls_not_told_apart_share": (n - min(n, 1)) / n if n else None}
         )

@@ -61,7 +61,7 @@ def test_every_promised_figure_is_there_and_no_other(built: Path, config: Config
 def test_script_in_title_text_or_explanation_comes_out_inert(elements: Elements) -> None:
     assert "script" not in {tag for tag, _ in elements.tags}
     text = "".join(elements.text)
-    assert text.count(EVIL) >= 1 + 1 + 2 * 5 * 3 * 2  # title, h1; each example: text, explanation
+    assert text.count(EVIL) >= 1 + 1 + 2 * 6 * 3 * 2  # title, h1; each example: text, explanation
     assert not [a for _, attrs in elements.tags for a in attrs if a.startswith("on")]
 
 
@@ -70,7 +70,7 @@ def test_promoted_and_suppressed_tokens_stand_beside_the_windows(
 ) -> None:
     """Tokens of a text with a script and a control character, spelled out and inert."""
     found = re.findall(r'<p class="effects">promotes (.*?); suppresses (.*?)</p>', page)
-    assert len(found) == 2 * 5 * 3
+    assert len(found) == 2 * 6 * 3
     tokens = re.findall(r'<code title="([^"]*)">([^<]*)</code>', " ".join(found[0]))
     assert tokens[0][0] == "+4.5 sd"
     assert tokens[-1][0] == "-3.2 sd"
@@ -186,8 +186,70 @@ def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: st
     words = Counter(row["verdict"] for row in table if row["variant"] == "retrained")
     n_told = words["separates"] + words["reversed"]
     assert matrix.count("≠ told apart</span> <small>resid") == n_told > 0
+    # In the answer, too.
+    answer = text[text.index('id="answer"') : text.index('class="wide matrix"')]
+    assert answer.count('title="told apart">≠ ') > 0
+    assert "? inconclusive, ▼ reversed, ∅ no verdict, ≠ told apart, with the number" in answer
     assert "retrained, is the same transformer trained again from another seed" in text
     assert "on those of 4 nulls: the same transformer" in text
+
+
+def test_a_page_without_replication_says_so_first_and_shows_no_p_value(page: str) -> None:
+    text = html.unescape(page)
+    header = text[: text.index("</header>")]
+    assert "One draw and one seed: each verdict is about this randomization" in header
+    # In every cell with verdicts, and beside every verdict of the long table.
+    matrix, rest = text[text.index('class="wide matrix"') :].split("All contrasts", 1)
+    cells = matrix.count("<td>\n<span class=")
+    scopes = Counter(re.findall(r'<span class="scope">(.*?)</span>', matrix))
+    assert scopes == {"this randomization": 4 * cells // 5, "this retraining": cells // 5}
+    assert cells > 40
+    contrasts = rest[: rest.index("</table>")]
+    rows = contrasts.count("\n<tr><td>")
+    scopes = Counter(re.findall(r"<small>(this .*?)</small>", contrasts))
+    assert scopes == {"this randomization": 4 * rows // 5, "this retraining": rows // 5}
+    assert rows > 100
+    assert "p (" not in text
+    assert "in standard errors" not in text
+
+
+def test_a_replicated_page_shows_p_values_and_what_verdicts_are_about(tmp_path: Path) -> None:
+    config = default_config(
+        draws=2,
+        variants=["trained", "rerandomized", "noise_embeddings"],
+        report={"figure_formats": ["svg"], "title": "two draws"},
+    )
+    write_study(tmp_path, config)
+    build_report(config, tmp_path)
+    text = html.unescape((tmp_path / paths.REPORT).read_text(encoding="utf-8"))
+    assert "One draw" not in text
+    assert "this randomization" not in text
+    assert '<span class="scope">randomizations of this kind</span>' in text
+    for title in ("p (beyond the margin)", "p (within the margin)", "p (permutation)"):
+        assert title in text
+    assert "Difference, in standard errors" in text
+
+
+def test_arms_that_are_not_comparable_have_no_verdict_and_the_page_says_why(
+    built: Path, config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    why = "L0 is 16 in trained and 30 in the variant"
+    for table, column, value in (
+        ("verdicts", "verdict", "none"),
+        ("contrasts", "not_comparable", why),
+    ):
+        path = tmp_path / paths.TABLE.format(table=table)
+        rows = tables.read_table(path, tables.SCHEMAS[table]).to_pylist()
+        rows = [r | {column: value} if r["variant"] == "step0" else r for r in rows]
+        tables.write_table(path, rows, tables.SCHEMAS[table])
+    build_report(config, tmp_path)
+    text = html.unescape((tmp_path / paths.REPORT).read_text(encoding="utf-8"))
+    assert f"the arms are not comparable: {why}" in text
+    n_rows = sum(row["variant"] == "step0" for row in rows)
+    matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
+    per_site = re.findall(r'class="chip none">. no verdict</span> <small>resid', matrix)
+    assert len(per_site) == n_rows > 20
 
 
 def test_failed_windows_stand_beside_each_score_and_a_thin_one_is_said(

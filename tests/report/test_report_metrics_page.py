@@ -20,5 +20,5 @@ def test_a_table_is_made_anew_and_the_prose_around_it_stays() -> None:
     page = "before\n<!-- metrics: fidelity -->\nold\n<!-- end -->\nafter\n"
     found = with_tables(page)
     assert found.startswith("before\n<!-- metrics: fidelity -->\n| Metric |")
-    assert found.endswith("| + | 0.05 |\n<!-- end -->\nafter\n")
+    assert found.endswith("| + | 10% |\n<!-- end -->\nafter\n")
     assert "old" not in found

@@ -10,7 +10,7 @@ import pytest
 from nullsae.statistics.answer import Answer, answer
 
 NULLS = ("step0", "rerandomized")
-WORDS = {"s": "separates", "r": "reversed", "e": "equivalent", "i": "inconclusive"}
+WORDS = {"s": "separates", "r": "reversed", "e": "equivalent", "i": "inconclusive", "n": "none"}
 
 
 def rows(metric: str, words: str, **more: Any) -> list[tuple[dict[str, Any], str]]:
@@ -36,6 +36,9 @@ def of(*groups: list[tuple[dict[str, Any], str]], **options: Any) -> Answer:
         ("ssss", "tells"),
         ("sssi", "undecided"),
         ("iiii", "undecided"),
+        ("sssn", "undecided"),
+        ("nnnn", "undecided"),
+        ("nnne", "does_not_tell"),
         ("ssse", "does_not_tell"),
         ("sssr", "does_not_tell"),
         ("iiie", "does_not_tell"),
@@ -48,7 +51,13 @@ def test_the_tier_of_a_metric_is_that_of_its_verdicts(words: str, tier: str) -> 
 
 @pytest.mark.parametrize(
     ("word", "tier"),
-    [("e", "tells"), ("i", "undecided"), ("s", "does_not_tell"), ("r", "does_not_tell")],
+    [
+        ("e", "tells"),
+        ("i", "undecided"),
+        ("n", "undecided"),
+        ("s", "does_not_tell"),
+        ("r", "does_not_tell"),
+    ],
 )
 def test_a_metric_that_tells_a_retrained_model_apart_tells_nothing(word: str, tier: str) -> None:
     variants = (*NULLS, "retrained")
@@ -78,6 +87,21 @@ def test_metrics_that_tell_come_first_and_then_those_that_tell_more_often() -> N
         "Every model was randomized once and every SAE trained once: this speaks of these "
         "randomizations, not of random transformers.",
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "lack"),
+    [("siss", "data"), ("snss", "comparable SAEs"), ("sins", "data or of comparable SAEs")],
+)
+def test_what_is_not_decided_says_what_was_wanting(words: str, lack: str) -> None:
+    found = of(rows("cosine", words))
+    assert f"One is not decided, for want of {lack}: Cosine similarity." in found.sentences
+
+
+def test_comparisons_without_a_verdict_count_neither_for_a_metric_nor_against_it() -> None:
+    found = of(rows("cosine", "sssi"), rows("explained_variance", "snnn"))
+    assert [one.separates_share for one in found.findings] == [1.0, 0.75]
+    assert found.findings[0].metric == "explained_variance"
 
 
 def test_the_scores_of_explanations_are_given_beside_the_best_metric() -> None:

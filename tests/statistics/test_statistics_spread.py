@@ -6,7 +6,13 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nullsae.statistics.spread import Component, Spread, mean_component, unit_component
+from nullsae.statistics.spread import (
+    Component,
+    Spread,
+    mean_component,
+    mean_of_units,
+    unit_component,
+)
 
 SKEWNESS = st.floats(-1.5, 1.5)
 DF = st.floats(1, 500)
@@ -76,6 +82,32 @@ def test_equivalence_is_an_interval_of_twice_the_level_within_the_margin(
     assert inside == (p < 0.05) or p == pytest.approx(0.05, rel=1e-6)
 
 
+@given(SKEWNESS, DF, VALUE, st.floats(0.5, 0.999))
+def test_the_minimum_effect_test_rejects_where_the_interval_lies_beyond_the_margin(
+    skewness: float, df: float, value: float, confidence: float
+) -> None:
+    spread, margin = Spread(0.3, df, skewness), 0.4
+    low, high = spread.interval(value, confidence)
+    beyond = low > margin or high < -margin
+    p = spread.p_minimum_effect(value, margin)
+    assert beyond == (p < 1 - confidence) or p == pytest.approx(1 - confidence, rel=1e-5)
+    # Beyond and within the margin at once is nothing at a level below 1/2.
+    assert not (p < 0.5 and spread.p_equivalence(value, margin) < 0.25)
+
+
+@pytest.mark.parametrize("mean", [-1.0, 0.1, 0.7])
+def test_the_minimum_effect_test_is_scipys_against_the_nearer_margin(mean: float) -> None:
+    data = np.random.default_rng(11).normal(mean, 1.0, 40)
+    spread = Spread(float(scipy.stats.sem(data)), 39)
+    above = scipy.stats.ttest_1samp(data, 0.2, alternative="greater").pvalue
+    below = scipy.stats.ttest_1samp(data, -0.2, alternative="less").pvalue
+    p = spread.p_minimum_effect(float(data.mean()), 0.2)
+    assert p == pytest.approx(min(1.0, 2 * min(above, below)), rel=1e-9)
+    # Without a margin it is the two-sided test.
+    both = scipy.stats.ttest_1samp(data, 0.0).pvalue
+    assert spread.p_minimum_effect(float(data.mean()), 0.0) == pytest.approx(both, rel=1e-9)
+
+
 def test_the_correction_moves_the_interval_to_the_long_tail() -> None:
     plain, skewed = Spread(1.0, 30), Spread(1.0, 30, 0.4)
     assert skewed.interval(0, 0.95)[1] > plain.interval(0, 0.95)[1]
@@ -134,6 +166,19 @@ def test_components_of_units_make_up_for_what_resamples_lack() -> None:
     less = unit_component(data[drawn].mean(axis=1), 15, whole / 2)
     assert less.variance == pytest.approx(found.variance / 2, rel=1e-9)
     assert unit_component(data[drawn].mean(axis=1), 15, 2 * whole).variance == 0
+
+
+def test_units_in_a_mean_have_in_closed_form_what_resamples_tend_to() -> None:
+    data = np.random.default_rng(5).gamma(2.0, size=40)
+    rng = np.random.default_rng(6)
+    resamples = data[rng.integers(40, size=(200_000, 40))].mean(axis=1)
+    found, drawn = mean_of_units(data), unit_component(resamples, 40)
+    assert found.variance == pytest.approx(scipy.stats.sem(data) ** 2, rel=1e-12)
+    assert found.variance == pytest.approx(drawn.variance, rel=0.01)
+    assert found.third == pytest.approx(drawn.third, rel=0.1)
+    skewness = found.third / found.variance**1.5
+    assert skewness == pytest.approx(scipy.stats.skew(data) / np.sqrt(40), rel=1e-12)
+    assert (found.df, found.is_whole) == (39, False)
 
 
 def test_component_of_draws_is_the_squared_standard_error() -> None:

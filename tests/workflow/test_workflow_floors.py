@@ -215,6 +215,46 @@ def test_a_floor_has_the_recipe_of_its_variant_and_no_loss(floored: Study) -> No
         assert share == pytest.approx(rows.loc[floor].explained_variance, abs=1e-9)
 
 
+def test_above_floors_is_what_neither_covariance_nor_token_identity_explains(
+    floored: Study,
+) -> None:
+    """From the shards and tokens of each variant, and the explained variances of both SAEs."""
+    rows = table(floored, "reconstruction").set_index("variant")
+    found = table(floored, "summaries")
+    found = found[found.metric == "above_floors"].set_index("variant")
+    assert set(found.index) == {"trained", "rerandomized"}
+    for variant in found.index:
+        tokens = {
+            split: load_file(
+                floored.folder
+                / paths.CORPUS.format(corpus="docs")
+                / f"split={split}/tokens.safetensors"
+            )["input_ids"]
+            .flatten()
+            .numpy()
+            for split in ("sae_train", "eval")
+        }
+        places = load_positions(floored, variant, "sae_train")
+        fitted = pd.DataFrame(activations(floored, variant, "sae_train"))
+        means = fitted.groupby(tokens["sae_train"][places]).mean()
+        x = activations(floored, variant, "eval")
+        ids = tokens["eval"][load_positions(floored, variant, "eval")]
+        looked_up = means.reindex(ids).fillna(fitted.mean()).to_numpy()
+        left = ((x - looked_up) ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum()
+        of_gaussian = 1 - rows.loc[f"gaussian@{variant}"].explained_variance
+        own = 1 - rows.loc[variant].explained_variance
+        expected = 1 - own / min(left, of_gaussian)
+        assert found.loc[variant].value == pytest.approx(expected, rel=1e-6)
+        assert found.loc[variant].low < expected < found.loc[variant].high
+
+
+def load_positions(study: Study, variant: str, split: str) -> np.ndarray[Any, Any]:
+    """Where each vector's token stands in the split."""
+    folder = study.folder / cell(paths.SITE, variant=variant, split=split)
+    shards = [load_file(path)["position"] for path in sorted(folder.glob("*.safetensors"))]
+    return torch.cat(shards).numpy()
+
+
 def test_other_tools_read_the_floors_from_the_path(floored: Study) -> None:
     dataset = ds.dataset(  # type: ignore[no-untyped-call]
         [

@@ -176,6 +176,7 @@ STREAM = "activations: {mode: stream, fitted_tokens: 100_000}\n"
 ON_THIS_MACHINE = {
     "default": ([], CHECKPOINTS + "evaluation: {cross_tokens: 4096, gaussian_floors: true}\n"),
     "all controls": (["config/all-controls.yaml"], CHECKPOINTS),
+    "replicated": (["config/replicated.yaml"], "{}"),
     "chunks": (["config/llm.yaml"], ASKED + "activations: {chunks: 3}\n"),
     "shared": (["config/quick.yaml"], "activations: {shared_pass: true}\n" + CHECKPOINTS),
     "stream": (["config/quick.yaml"], STREAM + "variants: [trained, gaussian]\n"),

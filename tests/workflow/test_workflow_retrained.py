@@ -57,7 +57,7 @@ def test_it_is_added_to_a_study_by_its_own_jobs_and_measured_as_any_variant(
     groups = nulls.groupby(["metric", "explainer", "scorer"], dropna=False).size()
     assert (power.n_contrasts == groups.reindex(power.index)).all()
     tested = table(copied, "contrasts")
-    tested = tested[(tested.variant == "retrained") & tested.p_equivalence.notna()]
+    tested = tested[(tested.variant == "retrained") & tested.is_within_margin.notna()]
     assert power.n_controls.sum() == len(tested) > 0
     answer = json.loads((copied.folder / paths.ANSWER).read_text(encoding="utf-8"))
     for finding in answer["findings"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,19 @@ from nullsae.aggregation.answer import write_answer
 from nullsae.aggregation.answered import Answered
 from nullsae.aggregation.arms import Arms
 from nullsae.aggregation.cells import GROUP_KEYS, Units
+from nullsae.aggregation.comparable import Comparable
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
 from nullsae.aggregation.provenance import differences, read_provenance
 from nullsae.config.metrics import LEVELS, METRICS, all_metrics
 from nullsae.config.study import Config
-from nullsae.config.variants import VARIANTS, is_null
+from nullsae.config.variants import is_null, is_positive_control
 from nullsae.core.errors import UserError
 from nullsae.corpus.ngram import caution
-from nullsae.jobs.grid import cell_files, sae_names
-from nullsae.statistics.baselines import applies
+from nullsae.jobs.grid import Keys, cell_files, sae_names
+from nullsae.statistics.baselines import applies, is_swapped
 from nullsae.statistics.bootstrap import Resampler
-from nullsae.statistics.contrasts import adjust, contrast_row, estimate, summary_row
+from nullsae.statistics.contrasts import adjust, contrast_row, estimate, scope_of, summary_row
 from nullsae.statistics.matching import common_bins
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.verdicts import discriminating_power, verdict
@@ -55,10 +56,13 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
     files = cell_files(config)
     sources: dict[str, list[Units]] = {}
     wholes: dict[str, pa.Table] = {}
+    histories: list[tuple[Keys, pa.Table]] = []
     for table in tables.AGGREGATED:
         if table not in files:
             continue  # computed below
         read = cells.read_cells(table, files[table], root)
+        if table == "history":
+            histories = read
         whole = wholes[table] = cells.whole_table(table, read)
         tables.write_table(root / paths.TABLE.format(table=table), whole, tables.SCHEMAS[table])
         if table in LEVELS:
@@ -74,7 +78,8 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
     found = interpretability(config, statistics, sources["scores"], sources["latents"])
     sources["interpretability"] = found
     parts = [cells.with_keys(INTERPRETABILITY, unit.keys, unit.table) for unit in found]
-    summaries, contrasts = compare(config, sources, progress)
+    comparable = Comparable(config, sources["reconstruction"], histories)
+    summaries, contrasts = compare(config, sources, comparable, progress)
     warnings = _cautions(wholes["models"])
     accepted = accepted_notes(config, root)
     for row in contrasts:
@@ -120,7 +125,10 @@ def _cautions(models: pa.Table) -> dict[tuple[str, str], str]:
 
 
 def compare(
-    config: Config, sources: dict[str, list[Units]], progress: Progress = lambda done, total: None
+    config: Config,
+    sources: dict[str, list[Units]],
+    comparable: Comparable,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[Rows, Rows]:
     """Rows of `summaries` and of `contrasts`.
 
@@ -165,17 +173,30 @@ def compare(
                     contrasts.append(
                         keys
                         | contrast_row(*two, metric, statistics, permuter, bins)
+                        | {"scope": scope_of(variant, found.arm)}
+                        | comparable.of_contrast(group, variant)
                         | answered.of_contrast(metric, (*where, "trained"), own)
                     )
-    # One family per metric of one SAE: what is concluded about an SAE must not depend on how many
-    # other dictionaries a study holds. Positive controls are a question of their own.
-    families: dict[tuple[str, ...], Rows] = {}
+    families: dict[str, Rows] = {}
     for row in contrasts:
-        role = VARIANTS[row["variant"]].role
-        families.setdefault((row["subject"], row["sae"], row["metric"], role), []).append(row)
-    for rows in families.values():
-        adjust(rows, statistics)
+        families.setdefault(family(config, row), []).append(row)
+    for name, rows in families.items():
+        adjust(rows, name, statistics)
     return summaries, contrasts
+
+
+def family(config: Config, row: Mapping[str, Any]) -> str:
+    """The name of the contrasts that are corrected together: one metric of one SAE.
+
+    What is concluded about an SAE must not depend on how many other dictionaries a study holds,
+    nor what is concluded about explanations on their placebos, which are a family of their own.
+    Positive controls ask another question than nulls, and are one as well.
+    """
+    explainer = row["explainer"]
+    is_placebo = explainer is not None and is_swapped(config, explainer)
+    placebo = ", exchanged explanations" if is_placebo else ""
+    control = ", positive controls" if is_positive_control(row["variant"]) else ""
+    return f"{row['metric']} of {row['sae']}, {row['subject']}{placebo}{control}"
 
 
 def _groups(config: Config) -> Iterator[dict[str, Any]]:

@@ -12,10 +12,17 @@ from nullsae import paths, tables
 from nullsae.aggregation.answer import read_answer
 from nullsae.aggregation.provenance import differences
 from nullsae.config.variants import is_positive_control
-from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE, VERDICT_WORDS
+from nullsae.statistics.verdicts import (
+    CONTROL_RULE,
+    FEWEST_ANSWERED,
+    RULE,
+    VERDICT_WORDS,
+    replication_note,
+)
 from nullsae.tables.study import DISCRIMINATING_POWER, PROVENANCE, VERDICTS
 
-STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow", "inconclusive": "dim"}
+STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow"}
+STYLES |= dict.fromkeys(("inconclusive", "none"), "dim")
 # Against a positive control: what speaks for a metric there speaks against it with a null.
 OF_CONTROLS = {
     **{name: (name, style) for name, style in STYLES.items()},
@@ -69,8 +76,12 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
 
 
 def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[str, Any]]) -> None:
+    if note := replication_note(rows):
+        console.print(note, style="bold", markup=False)
     console.print(_verdicts(rows))
     console.print("The number is the difference, variant minus trained.")
+    for reason in dict.fromkeys(row["reason"] for row in rows if row["verdict"] == "none"):
+        console.print(f"None: {reason}.", markup=False)
     shares = [row["answered_share"] for row in rows if row["answered_share"] is not None]
     if min(shares, default=1.0) < FEWEST_ANSWERED:
         console.print(
@@ -81,15 +92,16 @@ def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[st
     if any(is_positive_control(row["variant"]) for row in rows):
         console.print(CONTROL_RULE)
     console.print(_power(power))
+    difference = " Difference: in standard errors, positive on the expected side."
     console.print(
         "Over all sites and nulls. Superiority: the chance that a latent or document of trained "
-        "is on the expected side of one of the null. Difference: in standard errors, positive on "
-        "the expected side."
+        "is on the expected side of one of the null."
+        + (difference if _has_standardized(power) else "")
     )
     if any(row["n_controls"] for row in power):
         console.print(
             "Not told apart: comparisons with positive controls without a difference beyond "
-            "chance; in brackets, those shown to be equivalent."
+            "the margin; in brackets, those shown to be equivalent."
         )
 
 
@@ -100,7 +112,9 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
     for name in ("subject", "site", "sae", "metric"):
         table.add_column(name)
     for variant in variants:
-        name = variant.replace("_", " ") + " (positive control)" * is_positive_control(variant)
+        scopes = dict.fromkeys(row["scope"] for row in rows if row["variant"] == variant)
+        control = " (positive control)" * is_positive_control(variant)
+        name = f"{variant.replace('_', ' ')}{control}, {' or '.join(scopes)}"
         table.add_column(name, max_width=16)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
@@ -123,14 +137,22 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _has_standardized(power: list[dict[str, Any]]) -> bool:
+    """Whether any contrast was replicated."""
+    return any(row["median_standardized_difference"] is not None for row in power)
+
+
 def _power(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="What each metric's verdicts say together", title_justify="left")
     for name in ("subject", "sae", "metric"):
         table.add_column(name)
     for word in VERDICT_WORDS:
         table.add_column(word, justify="right")
-    for name in ("superiority", "difference"):
-        table.add_column(name, justify="right")
+    columns = [("superiority", "median_superiority", 2)]
+    if _has_standardized(rows):
+        columns.append(("difference", "median_standardized_difference", 1))
+    for title, _, _ in columns:
+        table.add_column(title, justify="right")
     with_controls = any(row["n_controls"] for row in rows)
     if with_controls:
         table.add_column("controls not told apart", justify="right", max_width=14)
@@ -141,8 +163,7 @@ def _power(rows: list[dict[str, Any]]) -> Table:
             for word in VERDICT_WORDS
         ]
         medians = [
-            "" if row[name] is None else f"{row[name]:.{digits}f}"
-            for name, digits in (("median_superiority", 2), ("median_standardized_difference", 1))
+            "" if row[name] is None else f"{row[name]:.{digits}f}" for _, name, digits in columns
         ]
         if with_controls:
             n, told, equal = (row[f"n_controls{of}"] for of in ("", "_told_apart", "_equivalent"))

@@ -63,7 +63,7 @@ class Metric:
     """A statistic of units: documents of the split, sampled latents, or whole cells."""
 
     name: str
-    """Also the name of its figure, and of its margin in `statistics.equivalence_margins`."""
+    """Also the name of its figure, and of its margin in `statistics.margin_shares`."""
     position: int = 1_000
     """Its place among all metrics, in tables and on the page."""
     title: str
@@ -71,9 +71,9 @@ class Metric:
 
     table: str = "latents"
     """One of `LEVELS`."""
-    among: Among = "sampled"
-    """Which rows of the table `latents` count: those that judges may be asked about, or all that
-    pass the filter."""
+    among: Among = "passes_filter"
+    """Which rows of the table `latents` count: all that pass the filter, or, for what is known of
+    no others, those that judges may be asked about."""
     columns: tuple[str, ...]
     """What it is computed from; by default `column`. Units with a null in one are left out."""
     column: Column | None = None
@@ -92,14 +92,15 @@ class Metric:
     is expected, and a difference either way separates."""
     directions: Mapping[str, Direction] = {}
     """By variant, where another one is expected against it."""
-    margin: float
-    """Differences below it count as none, unless the config says otherwise."""
-    margin_is_share: bool = False
-    """The margin is a share of the trained value, because the unit is the subject's."""
+    floor: float
+    """What it comes to where nothing was learned; by default `chance`."""
+    floor_is: str = ""
+    """What that is, in words, where the number alone does not say it."""
+    margin_share: float = 0.1
+    """Differences below this share of |trained - floor| count as none, unless the config says
+    otherwise."""
     chance: float | None = None
     """What a judge gets who knows nothing, where the figure is to show it."""
-    floor: str = ""
-    """The same in words, where it is no number or not drawn."""
 
     section: str
     """Its section of the report, one of `SECTIONS`."""
@@ -122,20 +123,28 @@ class Metric:
         """Check a metric as soon as its file is read.
 
         Raises:
-            TypeError: it lacks something that the tables or the report need.
+            TypeError: it lacks something that the tables or the report need, or its margin is no
+                share.
         """
         super().__init_subclass__()
         if "name" not in vars(cls):
             return
         if cls.column is not None and not hasattr(cls, "columns"):
             cls.columns = (cls.column.name,)
-        needed = ("title", "columns", "margin", "section", "definition", "reading")
+        if cls.chance is not None and not hasattr(cls, "floor"):
+            cls.floor = cls.chance
+        needed = ("title", "columns", "floor", "section", "definition", "reading")
         missing = [name for name in needed if not hasattr(cls, name)]
         if missing:
             raise TypeError(f"metric {cls.name!r}: lacks {', '.join(missing)}")
         for what, of, among in (("table", cls.table, LEVELS), ("section", cls.section, SECTIONS)):
             if of not in among:
                 raise TypeError(f"metric {cls.name!r}: {what} {of!r} is none of {', '.join(among)}")
+        if not 0 < cls.margin_share < 1:
+            raise TypeError(
+                f"metric {cls.name!r}: margin_share {cls.margin_share:g} is not between 0 and 1: a "
+                f"null at the floor could not differ by so much"
+            )
 
     @property
     def unit(self) -> Level:
@@ -159,8 +168,8 @@ class Metric:
 
     @property
     def floor_text(self) -> str:
-        """What a judge gets who knows nothing, in words; empty where nothing is known."""
-        return self.floor if self.chance is None else f"{self.chance:g}"
+        """The floor, and what it is, for docs/metrics.md."""
+        return f"{self.floor:g}" + (f": {self.floor_is}" if self.floor_is else "")
 
     def direction_against(self, variant: str) -> Direction:
         """The sign of (trained minus this variant) that is expected, or 0."""

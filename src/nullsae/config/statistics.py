@@ -11,25 +11,36 @@ from nullsae.config.section import Section, Share
 
 if TYPE_CHECKING:
 
-    class EquivalenceMargins(Section):
-        """A positive number for each metric, by its name."""
+    class MarginShares(Section):
+        """A share for each metric, by its name."""
 
-        def __init__(self, **margins: float) -> None: ...
+        def __init__(self, **shares: float) -> None: ...
+
+    class EquivalenceMargins(Section):
+        """A positive number, or None, for each metric, by its name."""
+
+        def __init__(self, **margins: float | None) -> None: ...
 
 else:
-    _SHARE = "As a share of the trained value: its unit is the subject's own."
+    MarginShares = create_model(
+        "MarginShares",
+        __base__=Section,
+        __module__=__name__,
+        __doc__="Differences below these shares of |trained - floor| count as none.",
+        **{
+            name: (
+                Share,
+                Field(metric.margin_share, description=f"Of |trained - {metric.floor:g}|."),
+            )
+            for name, metric in METRICS.items()
+        },
+    )
     EquivalenceMargins = create_model(
         "EquivalenceMargins",
         __base__=Section,
         __module__=__name__,
-        __doc__="Differences smaller than these count as none (two one-sided tests).",
-        **{
-            name: (
-                PositiveFloat,
-                Field(metric.margin, description=_SHARE if metric.margin_is_share else None),
-            )
-            for name, metric in METRICS.items()
-        },
+        __doc__="Absolute margins, each in the unit of its metric, in place of those shares.",
+        **dict.fromkeys(METRICS, (PositiveFloat | None, None)),
     )
 
 
@@ -40,7 +51,14 @@ class Statistics(Section):
     """Bootstrap resamples, and random permutations."""
     confidence: Share = 0.95
     """Level of the intervals; 1 minus it is the level of the tests."""
+    margin_shares: MarginShares = MarginShares()
     equivalence_margins: EquivalenceMargins = EquivalenceMargins()
+    max_training_token_ratio: Annotated[float, Field(ge=1)] | None = 1.5
+    """Arms whose SAEs saw numbers of training tokens that differ by more than this factor, or that
+    are not known, get no verdict; null for no such rule."""
+    max_l0_difference: Share | None = 0.1
+    """Arms whose L0 differ by more than this share of the trained one get no verdict; null for no
+    such rule."""
     single_token_share: Share = 0.9
     """A latent with at least this peak token share is a single-token latent."""
     abstract_min_entropy_bits: NonNegativeFloat = 4.0
@@ -49,6 +67,23 @@ class Statistics(Section):
     abstract_min_auroc: Share = 0.8
     """See `abstract_min_entropy_bits`."""
 
-    def margin(self, metric: str) -> float:
-        """The equivalence margin of a metric, in its unit or as a share of the trained value."""
-        return float(getattr(self.equivalence_margins, metric))
+    def margin(self, metric: str, trained: float) -> float:
+        """Differences below it count as none, at a value of the trained arm; in its unit."""
+        absolute = self.absolute_margin(metric)
+        if absolute is not None:
+            return absolute
+        share = float(getattr(self.margin_shares, metric))
+        return share * abs(trained - METRICS[metric].floor)
+
+    def absolute_margin(self, metric: str) -> float | None:
+        """The margin that the config gives as a number, if it does."""
+        found: float | None = getattr(self.equivalence_margins, metric)
+        return found
+
+    def margin_rule(self, metric: str) -> str:
+        """Where the margin comes from, in words."""
+        absolute = self.absolute_margin(metric)
+        if absolute is not None:
+            return f"{absolute:g}, absolute by statistics.equivalence_margins"
+        share = float(getattr(self.margin_shares, metric))
+        return f"{share:g} of |trained - {METRICS[metric].floor:g}|"

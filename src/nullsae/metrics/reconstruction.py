@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nullsae.core.moments import ROUNDING
 
-SUMS = ("squared_error", "squared_deviation", "cosine", "l0", "l1")
+SUMS = ("squared_error", "squared_deviation", "cosine", "l0", "l1", "norm")
 
 
 def explained(error: float, deviation: float) -> float | None:
@@ -25,7 +25,7 @@ class ReconstructionSums:
         """Start at zero; `mean` float64 [d_model] is the mean activation of the whole split."""
         self.mean, self.n_documents = mean, n_documents
         self.by_document = {name: np.zeros(n_documents) for name in ("n_tokens", *SUMS)}
-        self.input_norms, self.output_norms = 0.0, 0.0
+        self.output_norms = 0.0
         self.fired = np.zeros(n_latents, dtype=bool)
 
     def add(
@@ -47,11 +47,11 @@ class ReconstructionSums:
             "cosine": (x * output).sum(dim=1) / product,
             "l0": (values != 0).sum(dim=1).double().cpu(),
             "l1": values.double().abs().sum(dim=1).cpu(),
+            "norm": norm,
         }
         for name, token_values in per_token.items():
             np.add.at(self.by_document[name], documents, token_values.numpy())
         np.add.at(self.by_document["n_tokens"], documents, 1.0)
-        self.input_norms += float(norm.sum())
         self.output_norms += float(output_norm.sum())
         self.fired[indices[values != 0].cpu().numpy()] = True
 
@@ -69,9 +69,9 @@ class ReconstructionSums:
             "n_tokens": int(n),
             "explained_variance": explained(sums["squared_error"], sums["squared_deviation"]),
             **{name: sums[name] / n for name in ("cosine", "l0", "l1")},
-            "l2_ratio": self.output_norms / self.input_norms if self.input_norms else None,
+            "l2_ratio": self.output_norms / sums["norm"] if sums["norm"] else None,
             "alive_share": float(self.fired.mean()),
-            "mean_norm": self.input_norms / n,
+            "mean_norm": sums["norm"] / n,
         }
 
     def documents(self) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from nullsae.report.page import in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
 from nullsae.report.text import TokenText
 from nullsae.statistics.answer import TIER_RULE, TIERS
-from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE
+from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE, replication_note
 
 
 def build_report(config: Config, root: Path) -> None:
@@ -62,6 +62,7 @@ def build_report(config: Config, root: Path) -> None:
         answer=study.answer,
         tiers=TIERS,
         tier_rule=TIER_RULE,
+        signs=sections.signs(study),
         controls=controls(config),
         made_by=in_short(study.made_by),
         compact=study.compact,
@@ -72,6 +73,7 @@ def build_report(config: Config, root: Path) -> None:
         confidence_percent=f"{100 * config.statistics.confidence:g}",
         pair=entropy_pair(config),
         verdict_rule=RULE,
+        note=replication_note(study.tables["verdicts"]),
         accepted=study.accepted,
         refused=sections.REFUSED,
         in_page=in_page,
@@ -86,6 +88,7 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
     reconstruction = study.rows("reconstruction", subject=subject)
     example_sites = examples.shown_sites(study, subject)
     by_kind = {figure.kind: figure for figure in figures}
+    compared = study.rows("contrasts", subject=subject)
     return {
         "name": subject,
         "corpus": section.corpus,
@@ -93,9 +96,7 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "model": next((row for row in health if row["gap_nats"] is not None), None),
         "health": health,
         "warnings": [
-            *sorted(
-                {r["warning"] for r in study.rows("contrasts", subject=subject) if r["warning"]}
-            ),
+            *sorted({r["warning"] for r in compared if r["warning"]}),
             *(text for name, text in differences(study.made_by) if name == subject),
         ],
         "activations": sections.activation_health(study, subject),
@@ -103,7 +104,10 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "matrices": sections.verdict_matrices(study, subject),
         "power": sections.power(study, subject),
         "contrasts": sections.contrasts(study, subject),
-        "n_contrasts": len(study.rows("contrasts", subject=subject)),
+        "n_contrasts": len(compared),
+        "is_replicated": any(row["is_replicated"] for row in compared),
+        "scopes": {name: [r for r in compared if r["variant"] == name] for name in study.compared},
+        "not_comparable": sorted({r["not_comparable"] for r in compared if r["not_comparable"]}),
         "coverage": sections.coverage(study, subject),
         "groups": [
             (group, [by_kind[kind] for kind in group.kinds if kind in by_kind]) for group in GROUPS

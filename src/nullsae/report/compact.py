@@ -33,8 +33,8 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> tuple[Any, str]
     pairs: list[tuple[str | None, str | None]] = [(None, None)]
     if metric.is_scored:
         pairs = list(config.scored_pairs())
+    margin = config.statistics.margin
     sites = _drawn_sites(study, subject, len(study.variants) * len(config.saes) * len(pairs))
-    margin = config.statistics.margin(metric.name)
     values = {
         tuple(row[key] for key in ("explainer", "scorer", "site", "sae", "variant")): row["value"]
         for row in study.rows("summaries", subject=subject, metric=metric.name)
@@ -45,14 +45,14 @@ def metric_matrix(study: Study, subject: str, metric: Metric) -> tuple[Any, str]
             panel = site if pair[0] is None else f"{site} · {pair[0]}, {pair[1]}"
             for sae in config.saes:
                 trained = values.get((*pair, site, sae, "trained"))
-                unit = margin * abs(trained or 0.0) if metric.margin_is_share else margin
+                unit = 0.0 if trained is None else margin(metric.name, trained)
                 for variant in study.variants:
                     value = values.get((*pair, site, sae, variant))
                     grid[panel, variant, sae] = value, distance(value, trained, unit)
-    share = f"{100 * margin:g} % of trained" if metric.margin_is_share else f"{margin:g}"
     caption = (
         f"{metric.definition} {metric.reading} Each column is one SAE. The ground is the "
-        f"distance from trained in the same column, in equivalence margins ({share}): plain cells "
+        f"distance from trained in the same column, in margins "
+        f"({config.statistics.margin_rule(metric.name)}): plain cells "
         f"are less than one margin away. How sure a difference is, the verdicts and contrasts say."
         f"{which_sites(study, subject, sites)}"
     )

@@ -41,7 +41,7 @@ def _row(metric: Metric) -> tuple[str, ...]:
         metric.values,
         metric.floor_text,
         ", ".join([SIGNS[metric.direction], *against]),
-        f"{metric.margin:g}{' of trained' if metric.margin_is_share else ''}",
+        f"{100 * metric.margin_share:g}%",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from nullsae.config.metrics import METRICS
@@ -11,7 +11,7 @@ from nullsae.config.variants import VARIANTS, has_model, is_positive_control
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
 
-VERDICTS = ("separates", "equivalent", "inconclusive", "reversed")
+VERDICTS = ("separates", "equivalent", "inconclusive", "reversed", "none")
 MAX_SITES_IN_CELL = 4
 """With more sites, a cell of the matrix counts verdicts instead of listing sites."""
 MAX_VARIANTS_SPELLED_OUT = 5
@@ -43,6 +43,7 @@ _SHOWN = {
     "reversed": ShownVerdict("▼", "reversed", "reversed"),
     "equivalent": ShownVerdict("≈", "equivalent", "equivalent"),
     "inconclusive": ShownVerdict("?", "inconclusive", "inconclusive"),
+    "none": ShownVerdict("∅", "no verdict", "none"),
 }
 # There equivalence is what speaks for a metric, and a difference either way against it.
 _SHOWN_OF_CONTROL = {
@@ -57,6 +58,12 @@ def shown_verdict(verdict: str | None, variant: str | None = None) -> ShownVerdi
     of_control = variant is not None and is_positive_control(variant)
     otherwise = ShownVerdict("", verdict or "", "inconclusive")
     return (_SHOWN_OF_CONTROL if of_control else _SHOWN).get(verdict or "", otherwise)
+
+
+def signs(study: Study) -> list[ShownVerdict]:
+    """How a study's page shows verdicts, for the legend beside the answer."""
+    shown = [shown_verdict(verdict) for verdict in VERDICTS]
+    return [*shown, *([_SHOWN_OF_CONTROL["separates"]] if study.positive_controls else [])]
 
 
 class MatrixRow(NamedTuple):
@@ -188,9 +195,9 @@ def tally(cell: Iterable[Row]) -> list[tuple[str, int]]:
     return in_order(Counter(row["verdict"] for row in cell))
 
 
-def in_order(counts: Counter[str]) -> list[tuple[str, int]]:
+def in_order(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Verdicts that occur, in display order, with their counts."""
-    return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
+    return [(verdict, counts[verdict]) for verdict in VERDICTS if counts.get(verdict)]
 
 
 def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:

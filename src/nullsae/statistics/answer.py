@@ -25,7 +25,7 @@ TIER_RULE = (
     "A metric tells if its verdict is `separates` for every null, site, SAE and subject, and "
     "`equivalent` for a retrained model, where there is one. It does not tell if a null is "
     "`equivalent` or `reversed`, or if a retrained model is told apart, too. Otherwise the study "
-    "does not decide."
+    "does not decide: a verdict is `inconclusive`, or `none` because arms are not comparable."
 )
 MOST_NAMED = 4
 """Metrics that a sentence names; it counts the rest."""
@@ -81,10 +81,9 @@ class Finding:
 
     @property
     def separates_share(self) -> float:
-        """The share of comparisons with nulls that separate."""
-        return sum(one.verdicts.get("separates", 0) for one in self.nulls) / max(
-            1, sum(sum(one.verdicts.values()) for one in self.nulls)
-        )
+        """The share of comparisons with nulls that separate, of those that have a verdict."""
+        counts = sum((Counter(one.verdicts) for one in self.nulls), Counter[str]())
+        return counts["separates"] / max(1, counts.total() - counts["none"])
 
 
 @dataclass(frozen=True)
@@ -211,9 +210,16 @@ def _sentences(
     if open_ := of["undecided"]:
         found.append(
             f"{_number(len(open_)).capitalize()} {'is' if len(open_) == 1 else 'are'} not decided, "
-            f"for want of data: {_names(open_)}."
+            f"for want of {_wanted(open_)}: {_names(open_)}."
         )
     return [*found, _caveat(rows)]
+
+
+def _wanted(findings: Iterable[Finding]) -> str:
+    """What findings that are not decided lack."""
+    words = {word for one in findings for each in one.against for word in each.verdicts}
+    lacks = {"inconclusive": "data", "none": "comparable SAEs"}
+    return " or of ".join(lack for word, lack in lacks.items() if word in words) or "data"
 
 
 def _judged(findings: Iterable[Finding]) -> list[Finding]:

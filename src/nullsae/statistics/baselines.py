@@ -30,14 +30,14 @@ def no_gain(config: Config, explainer: str) -> str | None:
         return "explanations of the output side"
     if explainer == lexical:
         return "the lexical explainer itself"
-    return "swapped explanations" if _is_swapped(config, explainer) else None
+    return "swapped explanations" if is_swapped(config, explainer) else None
 
 
 def no_discrimination(config: Config, explainer: str) -> str | None:
     """Why an explainer has no `discrimination`; None if it has one."""
     if explainer in swapped_baselines(config):
         return None
-    return f"{'' if _is_swapped(config, explainer) else 'no '}swapped explanations"
+    return f"{'' if is_swapped(config, explainer) else 'no '}swapped explanations"
 
 
 def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
@@ -52,10 +52,11 @@ def applies(metric: Metric, config: Config, explainer: str | None) -> bool:
     if any(reasons[c](config, explainer) is not None for c in metric.columns if c in reasons):
         return False
     # What another latent's explanation earns says nothing of the latent itself.
-    return metric.table == "scores" or not _is_swapped(config, explainer)
+    return metric.table == "scores" or not is_swapped(config, explainer)
 
 
-def _is_swapped(config: Config, explainer: str) -> bool:
+def is_swapped(config: Config, explainer: str) -> bool:
+    """Whether an explainer gives latents the explanations of others, as a placebo."""
     return explainer != NO_EXPLAINER and config.explainers[explainer].exchanges is not None
 
 

@@ -10,14 +10,25 @@ import numpy as np
 
 from nullsae.config.metrics import Metric
 from nullsae.config.statistics import Statistics
+from nullsae.config.variants import VARIANTS, is_positive_control
 from nullsae.statistics.bootstrap import MOST_UNITS, Arm, Floats, Resampler
 from nullsae.statistics.effects import alpha_of, holm, probability_of_superiority
 from nullsae.statistics.matching import FEWEST, matched
 from nullsae.statistics.permutation import Permuter
-from nullsae.statistics.spread import Component, Spread, mean_component, unit_component
+from nullsae.statistics.spread import (
+    Component,
+    Spread,
+    mean_component,
+    mean_of_units,
+    unit_component,
+)
 
 # A standard error below this share of the values comes from rounding alone.
 ROUNDING = 1e-12
+THIS_DRAW = "this randomization"
+THIS_RETRAINING = "this retraining"
+UNREPLICATED = "one draw and one seed: no p-values"
+"""They would speak of the units of two SAEs alone."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,9 @@ def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resamp
     resamples, interaction = None, 0.0
     if arm.level is not None:
         whole = (mean_component(arm.member_values),)
-    if arm.level is None or arm.units_are_shared:
+    if arm.level is None and arm.statistic == "mean" and not arm.units_are_shared:
+        whole = (mean_of_units(arm.with_units[0].columns[0]),)
+    elif arm.level is None or arm.units_are_shared:
         members = resampler.members(arm)
         if not np.isfinite(members).all():
             some = f"{_undefined(metric)} in some resamples"
@@ -115,9 +128,6 @@ def contrast_row(
     `n_draws` and `n_seeds` are those of the variant. `bins` come from `matching.common_bins` of all
     variants of this comparison.
     """
-    margin = statistics.margin(metric.name)
-    if metric.margin_is_share:
-        margin *= abs(trained.value or 0.0)
     none = (None, None)
     row: dict[str, Any] = {
         **{"unit": metric.unit, "n_draws": variant.arm.n_draws, "n_seeds": variant.arm.n_seeds},
@@ -127,49 +137,89 @@ def contrast_row(
         **dict(zip(("value_low", "value_high"), variant.interval or none, strict=True)),
         **dict(zip(("trained_low", "trained_high"), trained.interval or none, strict=True)),
         **dict.fromkeys(TESTED),
-        "equivalence_margin": margin,
+        **{"margin": None, "margin_rule": statistics.margin_rule(metric.name)},
+        "is_replicated": len(variant.arm.with_units or variant.arm.cells) > 1,
         **_matched_columns(trained, variant, metric, statistics, bins or {}),
     }
     arms = {"trained": trained, "variant": variant}
     reasons = [f"{name}: {arm.reason}" for name, arm in arms.items() if arm.reason]
+    if trained.value is not None:
+        row["margin"] = statistics.margin(metric.name, trained.value)
     if trained.value is not None and variant.value is not None:
         row["difference"] = variant.value - trained.value
         own, other = trained.arm.unit_values(), variant.arm.unit_values()
         if own is not None and other is not None:
             row["probability_of_superiority"] = probability_of_superiority(own, other)
         if trained.has_error and variant.has_error:
-            problem = _test(row, trained, variant, statistics)
-            p_permutation, why = permuter.p_value(trained.arm, variant.arm)
-            if problem is None:
-                row["p_permutation"] = p_permutation
-            reasons += [reason for reason in (problem or why,) if reason]
+            spread = spread_of_difference(trained, variant)
+            if isinstance(spread, str):
+                reasons.append(spread)
+            else:
+                refused = margin_problem(row, metric, statistics)
+                row |= tests(spread, row["difference"], row["margin"], statistics.confidence)
+                if refused is not None:
+                    row |= dict.fromkeys(MARGIN_TESTS)
+                row["p_permutation"], why = permuter.p_value(trained.arm, variant.arm)
+                reasons += [reason for reason in (refused, why) if reason]
     row["reason"] = "; ".join(reasons) or None
     return row
 
 
+MARGIN_TESTS = ("p_minimum_effect", "p_equivalence")
+"""Columns of `contrasts` with the tests against the margin, before Holm's correction."""
+ADJUSTED = {name: f"{name}_holm" for name in MARGIN_TESTS}
+DECISIONS = {"p_minimum_effect": "is_beyond_margin", "p_equivalence": "is_within_margin"}
+P_VALUES = ("p_value", *MARGIN_TESTS, *ADJUSTED.values(), "p_permutation", "matched_p_value")
+"""Columns of `contrasts` that are null without replication."""
 TESTED = (
     *("difference", "difference_low", "difference_high", "standard_error", "df"),
-    *("probability_of_superiority", "p_value", "p_holm", "p_permutation", "p_equivalence"),
-    "detectable_difference",
+    *("probability_of_superiority", "p_value", *MARGIN_TESTS, *ADJUSTED.values()),
+    *(*DECISIONS.values(), "p_permutation", "detectable_difference"),
 )
 """Columns of `contrasts` that are null unless both arms have a value, and most an error."""
 
 
-def _test(
-    row: dict[str, Any], trained: Estimate, variant: Estimate, statistics: Statistics
-) -> str | None:
-    """Fill in what the difference's error gives; the reason where it gives nothing."""
+def spread_of_difference(trained: Estimate, variant: Estimate) -> Spread | str:
+    """Error of the variant's value minus the trained one; in words why there is none."""
     if trained.arm.units_are_shared and trained.arm.n_units != variant.arm.n_units:
         return "the arms' documents differ in number: no test"
     spread = Spread.of(_components([trained, variant]))
-    if spread.standard_error <= ROUNDING * max(abs(row["trained"]), abs(row["value"])):
+    if spread.standard_error <= ROUNDING * max(abs(trained.value or 0), abs(variant.value or 0)):
         return "the difference is the same in all resamples: no test"
-    difference = row["difference"]
-    row["standard_error"], row["df"] = spread.standard_error, spread.df
-    interval = spread.interval(difference, statistics.confidence)
-    row["difference_low"], row["difference_high"] = interval
-    row["p_value"] = spread.p_two_sided(difference)
-    row["p_equivalence"] = spread.p_equivalence(difference, row["equivalence_margin"])
+    return spread
+
+
+def tests(spread: Spread, difference: float, margin: float, confidence: float) -> dict[str, float]:
+    """What the error of a difference gives: columns of `contrasts`."""
+    low, high = spread.interval(difference, confidence)
+    return {
+        **{"standard_error": spread.standard_error, "df": spread.df},
+        **{"difference_low": low, "difference_high": high},
+        "p_value": spread.p_two_sided(difference),
+        "p_minimum_effect": spread.p_minimum_effect(difference, margin),
+        "p_equivalence": spread.p_equivalence(difference, margin),
+    }
+
+
+def margin_problem(row: Mapping[str, Any], metric: Metric, statistics: Statistics) -> str | None:
+    """Why a contrast is not tested against its margin; None if it is.
+
+    An absolute margin is refused that exceeds the way from trained to the floor: no null that
+    destroys all could lie beyond it. A share of that way is refused where trained itself is not
+    told from the floor: it would be a share of noise.
+    """
+    trained, low, high = row["trained"], row["trained_low"], row["trained_high"]
+    floor, margin = metric.floor, row["margin"]
+    if statistics.absolute_margin(metric.name) is not None:
+        if margin < abs(trained - floor):
+            return None
+        return (
+            f"no test: the margin {margin:g} cannot be exceeded between trained ({trained:.4g}) "
+            f"and the floor ({floor:g})"
+        )
+    if trained == floor or (low is not None and low <= floor <= high):
+        of = "" if low is None else f" [{low:.4g}, {high:.4g}]"
+        return f"no test: trained, {trained:.4g}{of}, is not told from the floor {floor:g}"
     return None
 
 
@@ -228,17 +278,44 @@ MATCHED = (
 """Columns of `contrasts` at equal firing rates."""
 
 
-def adjust(rows: Iterable[dict[str, Any]], statistics: Statistics) -> None:
-    """Fill `p_holm` and `detectable_difference` in one family of contrasts.
+def adjust(rows: Iterable[dict[str, Any]], family: str, statistics: Statistics) -> None:
+    """Correct both tests in one family of contrasts, and fill all that depends on it.
 
-    Contrasts without a p-value do not count. What could have been seen is what the first step of
-    Holm's procedure, at the level over the family's size, would have found with 80% power.
+    Contrasts that are not tested, or whose arms are not comparable, do not count. Each test is
+    corrected on its own (Holm): as a difference cannot be both beyond the margin and within it,
+    at most one of a contrast's two hypotheses is false. What could have been seen is what the
+    first step of Holm's procedure, at the level over the family's size, would have found to lie
+    beyond the margin with 80% power. P-values without replication are taken out at last.
     """
-    tested = [row for row in rows if row["p_value"] is not None]
-    level = alpha_of(statistics.confidence) / max(1, len(tested))
-    for row, p_holm in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
-        row["p_holm"] = p_holm
-        row["detectable_difference"] = Spread(row["standard_error"], row["df"]).detectable(level)
+    rows = list(rows)
+    tested = [
+        row for row in rows if row["p_equivalence"] is not None and row["not_comparable"] is None
+    ]
+    alpha = alpha_of(statistics.confidence)
+    for name, adjusted in ADJUSTED.items():
+        for row, p_holm in zip(tested, holm([row[name] for row in tested]), strict=True):
+            row[adjusted], row[DECISIONS[name]] = p_holm, p_holm <= alpha
+    for row in rows:
+        row["family"], row["n_family"] = family, len(tested)
+    for row in tested:
+        away = Spread(row["standard_error"], row["df"]).detectable(alpha / len(tested))
+        row["detectable_difference"] = row["margin"] + away
+    for row in rows:
+        if not row["is_replicated"] and row["p_value"] is not None:
+            row |= dict.fromkeys(P_VALUES)
+            row["reason"] = "; ".join(filter(None, (row["reason"], UNREPLICATED)))
+
+
+def scope_of(variant: str, arm: Arm) -> str:
+    """What a verdict about a variant is about, in words: its draws, or the one that was made."""
+    # Without any unit there is no value, and the verdict about it says what was made.
+    cells = arm.with_units or arm.cells
+    if VARIANTS[variant].fixed:
+        return "these SAEs" if len(cells) < 2 else "this model"
+    once, often = THIS_DRAW, "randomizations of this kind"
+    if is_positive_control(variant):
+        once, often = THIS_RETRAINING, "retrainings from other seeds"
+    return once if len({c.draw for c in cells}) < 2 else often
 
 
 def speaks_of(trained: Arm, variant: Arm, metric: Metric) -> str:

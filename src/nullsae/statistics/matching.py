@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nullsae.statistics.bootstrap import Arm, ArmCell, Floats, Ints
-from nullsae.statistics.spread import Component, mean_component
+from nullsae.statistics.spread import Component, mean_component, mean_of_units
 
 # A bin with a single latent in some cell says nothing about its spread there.
 FEWEST = 2
@@ -68,8 +68,5 @@ def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
     (cell,) = arm.members[0]
     parts = []
     for b, weight in weights.items():
-        units = bin_units(cell, b)
-        n = len(units)
-        third = float(np.mean((units - units.mean()) ** 3)) / n**2 * (n / (n - 1)) ** 1.5
-        parts.append(Component(float(units.var(ddof=1)) / n, n - 1, third).scaled(weight))
+        parts.append(mean_of_units(bin_units(cell, b)).scaled(weight))
     return Matched(float(members.mean()), tuple(parts))

@@ -99,12 +99,19 @@ class Spread:
         """Two-sided p of "the truth is `null`"; <= 1 - confidence iff the interval excludes it."""
         return min(1.0, 2 * min(self.p_below(value, null), self.p_above(value, null)))
 
+    def p_minimum_effect(self, value: float, margin: float) -> float:
+        """Two-sided p of "the truth lies within +-`margin`" (Murphy & Myors 1999).
+
+        At most 1 - confidence exactly if the interval lies beyond the margin, on either side.
+        """
+        return min(1.0, 2 * min(self.p_below(value, -margin), self.p_above(value, margin)))
+
     def p_equivalence(self, value: float, margin: float) -> float:
         """P of two one-sided tests (TOST, Schuirmann 1987) at +-`margin`, the larger of the two."""
         return max(self.p_above(value, -margin), self.p_below(value, margin))
 
     def detectable(self, level: float, power: float = POWER) -> float:
-        """The smallest |true difference| that a two-sided test finds with this power.
+        """How far beyond a bound the truth must lie for a two-sided test to find it so.
 
         As many standard errors as the noncentrality d of Student's t that solves
         P(t[df, d] > t[1 - level / 2, df]) = power (Cohen 1988, section 2.5); in large samples
@@ -125,6 +132,17 @@ def unit_component(resamples: Floats, n_units: int, shared_away: float = 0.0) ->
     moment = float(np.mean((resamples - resamples.mean()) ** 3))
     share = (variance / whole) ** 1.5 if whole > 0 else 0.0
     return Component(variance, n_units - 1, moment * share)
+
+
+def mean_of_units(values: Floats) -> Component:
+    """The part of units in their mean, [n >= 2]: what `unit_component` tends to, in closed form.
+
+    The bootstrap variance of a mean is the units' over their number, and its third moment theirs
+    over its square (Davison & Hinkley 1997, section 2.6).
+    """
+    n = len(values)
+    third = float(np.mean((values - values.mean()) ** 3)) / n**2 * (n / (n - 1)) ** 1.5
+    return Component(float(values.var(ddof=1)) / n, n - 1, third)
 
 
 def mean_component(values: Floats) -> Component:

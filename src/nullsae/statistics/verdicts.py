@@ -1,4 +1,4 @@
-"""What a contrast says, in one of four words; and what a metric's verdicts say together."""
+"""What a contrast says, in one of five words; and what a metric's verdicts say together."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ import numpy as np
 
 from nullsae.config.metrics import METRICS, Metric
 from nullsae.config.variants import is_null, is_positive_control
+from nullsae.statistics.contrasts import THIS_DRAW, THIS_RETRAINING
 from nullsae.statistics.effects import alpha_of
 
 RULE = (
-    "A contrast is equivalent if two one-sided tests place the difference within the margin "
-    "(p_equivalence at most 1 - confidence); else, if Holm's p is at most 1 - confidence, it "
-    "separates when trained minus null has the sign that the metric should show (or none is "
-    "expected) and is reversed when it has the other; in all other cases, and where a number is "
-    "missing, it is inconclusive."
+    "A contrast separates if its difference lies beyond the margin on the side that the metric "
+    "expects of this null, or on either side where it expects none, and is reversed if beyond it "
+    "on the other side (a minimum-effect test: the interval, not the difference alone, lies there);"
+    " it is equivalent if the difference lies within the margin (two one-sided tests). Both tests "
+    "are at 1 - confidence, Holm-corrected in the family that the table names. It is inconclusive "
+    "in all other cases, and where a number is missing. None: the arms are not comparable."
 )
-"""The rule of `verdict` in one sentence."""
+"""The rule of `verdict` in short."""
 CONTROL_RULE = (
-    "A positive control is trained like the subject, from another seed: no sign is expected there, "
+    "A positive control is trained like the subject, from another seed: no side is expected there, "
     "a good metric is equivalent, and one that separates tells two trainings apart."
 )
 """How to read the verdicts against a positive control, in one sentence."""
 FEWEST_ANSWERED = 0.9
 """A verdict says so where a judge answered about a smaller share of its windows."""
-VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive")
+VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive", "none")
 
 
 def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
@@ -42,14 +44,15 @@ def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[
             f"; rests on {share:.0%} of the windows: the judge gave no usable answer about the "
             f"others (n_failed)"
         )
-    return word, reason
+    return word, f"{row['scope']}: {reason}"
 
 
 def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
-    missing = [n for n in ("difference", "p_holm", "p_equivalence") if row[n] is None]
-    if missing:
-        return "inconclusive", f"no {', '.join(missing)}: {row['reason'] or 'not computed'}"
-    alpha = alpha_of(confidence)
+    if row["not_comparable"] is not None:
+        return "none", f"no verdict: {row['not_comparable']}"
+    if None in (row["difference"], row["is_beyond_margin"], row["is_within_margin"]):
+        what = "no difference" if row["difference"] is None else "not tested"
+        return "inconclusive", f"{what}: {row['reason'] or 'not computed'}"
     counts = [(row["n_draws"], "draw"), (row["n_seeds"], "seed")]
     of = " x ".join(f"{n} {name}{'s' if n != 1 else ''}" for n, name in counts)
     basis = (
@@ -57,21 +60,44 @@ def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple
         f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of the variant "
         f"(the interval speaks of {row['speaks_of']})"
     )
-    if row["p_equivalence"] <= alpha:
-        test = f"p_equivalence {row['p_equivalence']:.2g} <= {alpha:g}"
-        return "equivalent", f"{basis}, within +-{row['equivalence_margin']:g}: {test}"
-    if row["p_holm"] <= alpha:
-        test = f"p_holm {row['p_holm']:.2g} <= {alpha:g}"
+    margin = f"the margin ±{row['margin']:.3g} ({row['margin_rule']})"
+    level = f"at {alpha_of(confidence):g}, Holm-corrected over {row['n_family']}"
+    if row["is_within_margin"]:
+        found = _p(row["p_equivalence_holm"])
+        return "equivalent", f"{basis}, within {margin}: equivalence test {level}{found}"
+    if row["is_beyond_margin"]:
+        test = f"minimum-effect test {level}{_p(row['p_minimum_effect_holm'])}"
         direction = metric.direction_against(row["variant"])
         if direction not in (0, np.sign(-row["difference"])):
-            return "reversed", f"{basis}, against the sign expected: {test}"
-        return "separates", f"{basis}, {'the' if direction else 'no'} sign expected: {test}"
-    tests = (
-        f"p_holm {row['p_holm']:.2g} and p_equivalence {row['p_equivalence']:.2g} > {alpha:g} "
-        f"(margin {row['equivalence_margin']:g}); could have seen "
+            return "reversed", f"{basis}, beyond {margin} against the side expected: {test}"
+        side = "on the side expected" if direction else "no side expected"
+        return "separates", f"{basis}, beyond {margin}, {side}: {test}"
+    return "inconclusive", (
+        f"{basis}: neither beyond nor within {margin} {level}; could have seen "
         f"{row['detectable_difference']:.2g} or more"
     )
-    return "inconclusive", f"{basis}: {tests}"
+
+
+def _p(value: float | None) -> str:
+    """A corrected p-value, if there is one to show."""
+    return "" if value is None else f", p {value:.2g}"
+
+
+def replication_note(verdicts: Iterable[Mapping[str, Any]]) -> str | None:
+    """What stands above the verdicts of a study without replication; None with it."""
+    rows = list(verdicts)
+    found = {row["scope"] for row in rows}
+    is_replicated = any(row["is_replicated"] for row in rows)
+    # One retraining given beside several draws is named in its own column alone.
+    if not rows or (THIS_DRAW not in found and is_replicated):
+        return None
+    seeds = "" if is_replicated else " and one seed"
+    once = [scope for scope in (THIS_DRAW, THIS_RETRAINING) if scope in found] or [THIS_DRAW]
+    return (
+        f"One draw{seeds}: each verdict is about {' or '.join(once)} and its SAEs, not about "
+        f"{'random transformers' if THIS_DRAW in once else 'other seeds'}. config/replicated.yaml "
+        f"makes 5 draws and 3 seeds of the default study."
+    )
 
 
 def discriminating_power(
@@ -81,7 +107,8 @@ def discriminating_power(
 
     Over all sites and nulls of each subject, metric, explainer, scorer and SAE. Superiority and
     standardized differences are oriented so that more is trained on the expected side; where no
-    side is expected, away from no difference. `words` are the verdicts of the contrasts.
+    side is expected, away from no difference. Contrasts without replication have no standardized
+    difference. `words` are the verdicts of the contrasts.
 
     Contrasts with positive controls are counted apart. One without a test does not count there: a
     metric that was never computed must not pass for one that tells no trainings apart.
@@ -106,12 +133,13 @@ def discriminating_power(
         standardized = [
             abs(d) if direction == 0 else -d * direction
             for row, direction in directed
-            if row["standard_error"] is not None
+            if row["standard_error"] is not None and row["is_replicated"]
             for d in (row["difference"] / row["standard_error"],)
         ]
         named["n_contrasts"] = len(members)
         named |= {f"n_{word}": counts[word] for word in VERDICT_WORDS}
-        named["separates_share"] = counts["separates"] / len(members) if members else None
+        n_judged = len(members) - counts["none"]
+        named["separates_share"] = counts["separates"] / n_judged if n_judged else None
         medians = {"superiority": superiority, "standardized_difference": standardized}
         for name, numbers in medians.items():
             named[f"median_{name}"] = float(np.median(numbers)) if numbers else None
@@ -121,7 +149,7 @@ def discriminating_power(
 
 def _told_from_controls(contrasts: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, Any]:
     """The columns of `discriminating_power` about positive controls."""
-    counts = Counter(word for row, word in contrasts if row["p_equivalence"] is not None)
+    counts = Counter(word for row, word in contrasts if row["is_within_margin"] is not None)
     n, n_told = counts.total(), counts["separates"] + counts["reversed"]
     return {
         **{"n_controls": n, "n_controls_told_apart": n_told},

@@ -77,7 +77,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("squared_deviation", "float", "activation units squared, about the split's mean"),
         ("token_lookup_error", "float", "activation units squared, of the mean per token id"),
         ("cosine l0", "float", "summed over tokens"),
-        ("l1", "float", "activation units, summed over tokens"),
+        ("l1 norm", "float", "activation units, summed over tokens"),
         ("fidelity_tokens", "int?", "predicted tokens; null outside the sample of fidelity"),
         ("ce_clean ce_sae ce_zero ce_mean kl_sae", "float?", "nats, summed over them"),
     ),

@@ -20,7 +20,7 @@ class ActivationSkewness(Metric):
     title = "Skewness of activations"
     column = Column("activation_skewness", "of the activations at firings")
     direction = 0
-    margin = 0.25
+    floor = 0.0
     section = "tokens"
     values = "(-∞, ∞)"
     definition = "E[(a - mean)³] / sd³ over the activations a of a latent where it fires."

@@ -11,7 +11,6 @@ class _OfScores(Metric):
     """A mean over scored latents."""
 
     table, section = "scores", "interpretability"
-    margin = 0.05
     values = "[0, 1]"
 
 
@@ -40,7 +39,7 @@ class Auprc(_OfScores):
     name, position = "auprc", 120
     title = "AUPRC"
     columns = ("auprc",)
-    floor = "share of active windows"
+    floor, floor_is = 0.5, "the share of active windows"
     formula = "Σ (R_n - R_{n-1}) P_n over the distinct probabilities"
     definition = "Area under the precision-recall curve of the judge's probabilities. " + _SCORE
     reading = "Its floor is the share of active windows, not 0; compare it with the nulls."
@@ -52,7 +51,7 @@ class F1(_OfScores):
     name, position = "f1", 130
     title = "F1"
     columns = ("f1",)
-    floor = '⅔ for "always yes" at equal numbers'
+    floor, floor_is = 0.5, 'a coin; "always yes" has ⅔ where half of the windows are active'
     formula = "2 TP / (2 TP + FP + FN) at probability ≥ 0.5"
     definition = "Harmonic mean of precision and recall of the judge's yes or no. " + _SCORE
     reading = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nullsae.config.metrics import Direction, Metric
+from nullsae.config.metrics import Among, Direction, Metric
 from nullsae.core.registry import lazy
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ RESOLUTION_NATS = 1e-10
 class _OfPassingLatents(Metric):
     """A mean over all latents that pass the filter: no judge is asked."""
 
-    section, among, margin, chance = "effects", "passes_filter", 0.02, 0.5
+    section, chance = "effects", 0.5
     values = "[0, 1]"
 
 
@@ -53,7 +53,6 @@ class NextTokenAurocBigram(_OfPassingLatents):
     name, position = "next_token_auroc_bigram", 2
     title = "The same among tokens that follow the same token"
     columns = ("next_token_auroc_bigram",)
-    margin = 0.01
     formula = "the same, v ~ the tokens of `eval` that follow the token x_t"
     definition = (
         "The same against the tokens that follow the same current token in the text: what a "
@@ -65,7 +64,9 @@ class NextTokenAurocBigram(_OfPassingLatents):
 class _OfSampledLatents(Metric):
     """A mean over sampled latents, by passes of the subject; 0 where the direction is any other."""
 
-    section, floor = "effects", "0"
+    section = "effects"
+    among: Among = "sampled"
+    floor, floor_is = 0.0, "as much as another latent's direction"
 
 
 class AblationKlLogRatio(_OfSampledLatents):
@@ -74,7 +75,6 @@ class AblationKlLogRatio(_OfSampledLatents):
     name, position = "ablation_kl_log_ratio", 3
     title = "Log ratio of KL, own over another latent's direction taken away"
     columns = ("ablation_kl_nats", "ablation_kl_nats_swapped")
-    margin = 0.1
     formula = (
         "ln(KL_own / KL_foreign), KL_d the mean over firings of KL(clean, edited) of the next "
         "token; edited: a d taken from the activation, d the latent's own decoder row, or another "
@@ -102,7 +102,6 @@ class AblationCeGain(_OfSampledLatents):
     name, position = "ablation_ce_gain_nats", 4
     title = "Loss by a latent's own direction taken away, over another's (nats)"
     columns = ("ablation_ce_nats", "ablation_ce_nats_swapped")
-    margin = 0.01
     formula = "mean over firings of loss(own direction taken away) - loss(foreign), as above"
     definition = (
         "What a latent's contribution is worth for the token that really follows its firings: "
@@ -125,7 +124,6 @@ class AdditionGain(_OfSampledLatents):
     name, position = "addition_gain_nats", 5
     title = "Log-probability by a latent's direction added in silence, over another's (nats)"
     columns = ("addition_logp_nats", "addition_logp_nats_swapped")
-    margin = 0.02
     formula = (
         "mean over silent tokens of Σ_v q(v) [ln p_own(v) - ln p_foreign(v)], q the tokens that "
         "follow the latent's firings in `eval`, p_d the prediction with the mean activation times "
@@ -153,7 +151,9 @@ class TokenInjectionRate(Metric):
     name, position = "token_injection_rate", 95
     title = "Firing rate by written tokens, over that in the text"
     columns = ("token_injection_rate",)
-    section, direction, margin, floor = "tokens", -1, 0.05, "0"
+    section, direction = "tokens", -1
+    among: Among = "sampled"
+    floor, floor_is = 1.0, "the token alone"
     # Its latents see no tokens, whatever is written.
     directions: Mapping[str, Direction] = {"noise_embeddings": 1}
     formula = (

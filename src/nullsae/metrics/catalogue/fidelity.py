@@ -20,7 +20,7 @@ class CeScore(Metric):
     columns = ("ce_clean", "ce_sae", "ce_zero", "fidelity_tokens")
     form = "ratio"
     denominator = "ce_zero - ce_clean"
-    margin = 0.05
+    floor, floor_is = 0.0, "zeros"
     formula = "(ce_zero - ce_sae) / (ce_zero - ce_clean)"
     definition = (
         "(zero - with SAE) / (zero - clean) of the losses above: 1 is no harm, 0 as bad as zeros."

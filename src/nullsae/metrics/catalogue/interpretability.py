@@ -9,7 +9,7 @@ class _OfExplanations(Metric):
     """A statistic of scored latents and what their tokens alone would score."""
 
     table, section = "interpretability", "interpretability"
-    values, floor = "[-1, 1]", "0"
+    values, floor = "[-1, 1]", 0.0
 
 
 class GainOverLexical(_OfExplanations):
@@ -18,7 +18,7 @@ class GainOverLexical(_OfExplanations):
     name, position = "gain_over_lexical", 150
     title = "AUROC gained over token statistics"
     columns = ("gain_over_lexical",)
-    margin = 0.05
+    floor, floor_is = -0.5, "chance, where token statistics are always right"
     definition = (
         "AUROC minus that of token statistics (lexical), latent by latent on the same windows. "
     )
@@ -34,7 +34,6 @@ class Discrimination(_OfExplanations):
     name, position = "discrimination", 160
     title = "AUROC gained over another latent's explanation"
     columns = ("discrimination",)
-    margin = 0.05
     definition = "AUROC minus that of another latent's explanation (swapped) on the same windows."
     reading = (
         "It takes away what any explanation earns by the protocol alone; near 0, an explanation "
@@ -49,7 +48,6 @@ class AbstractShare(_OfExplanations):
     place = 190
     title = "Share of abstract latents"
     columns = ("is_abstract",)
-    margin = 0.1
     formula = "share with corrected entropy ≥ 4 bits and AUROC ≥ 0.8 (`statistics.abstract_*`)"
     definition = (
         "Share of the scored latents that fire on many tokens and are explained well: entropy "
@@ -69,6 +67,6 @@ class EntropyAurocCorrelation(_OfExplanations):
     title = "Rank correlation of token entropy and AUROC"
     columns = ("token_entropy_bits", "auroc")
     form = "rank_correlation"
-    margin = 0.1
+    floor, floor_is = -1.0, "scores that follow from token entropy"
     definition = "Spearman's rank correlation of token entropy and AUROC over scored latents."
     reading = "Below 0, latents of few tokens score best, as in the paper's random transformers."

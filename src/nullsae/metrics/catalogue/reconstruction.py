@@ -16,7 +16,7 @@ class _OfDocuments(Metric):
 
     table, section = "documents", "reconstruction"
     form: Form = "ratio"
-    margin = 0.05
+    floor = 0.0
 
     def undefined(self, columns: Mapping[str, Numbers]) -> str | None:
         """A site where all tokens have the same activation has no variance to explain."""
@@ -41,6 +41,7 @@ class ExplainedVariance(_OfDocuments):
         "A null as high as trained means that the SAE reconstructs activations that no training "
         "shaped just as well."
     )
+    floor_is = "the mean"
     values = "(-∞, 1]"
     along_training = 1
 
@@ -63,8 +64,8 @@ class AboveFloors(_OfDocuments):
         "0 means that the SAE explains no more than the covariance or the token alone does, "
         "whichever does more; a null near trained has as much structure beyond both."
     )
+    floor_is = "what the covariance or the token alone allows, the larger"
     values = "(-∞, 1]"
-    floor = "0"
     denominator = "squared_deviation or what a floor leaves"
 
     def value(self, columns: Mapping[str, Numbers]) -> tuple[Numbers, ...]:
@@ -79,25 +80,28 @@ class Cosine(_OfDocuments):
     name, position = "cosine", 30
     title = "Cosine similarity"
     columns = ("cosine", "n_tokens")
+    margin_share = 0.05
     formula = "mean of x·x̂ / (‖x‖‖x̂‖)"
     definition = "Cosine between an activation and its reconstruction, mean over tokens."
     reading = "It does not subtract the mean, so a large common direction is enough to raise it."
     values = "[-1, 1]"
 
 
-class L1(_OfDocuments):
-    """Mean sum of the absolute activations of a token."""
+class L1Ratio(_OfDocuments):
+    """Mean L1 norm of the latents over the mean norm of the activations."""
 
-    name, position = "l1", 40
-    title = "L1 norm of the latents (activation units)"
-    columns = ("l1", "n_tokens")
+    name, position = "l1_ratio", 40
+    title = "L1 norm of the latents over the norm of the activations"
+    columns = ("l1", "norm")
     direction = 0
-    margin, margin_is_share = 0.1, True
-    formula = "mean of Σ_j |a_j|"
-    definition = "Sum of the absolute latent activations of a token, mean over tokens."
+    floor_is = "no latent fires"
+    formula = "mean of Σ_j |a_j| over mean ‖x‖"
+    definition = (
+        "Sum of the absolute latent activations of a token over the norm of its activation, both "
+        "averaged over tokens: how much activity the SAE spends, whatever the scale of the site."
+    )
     reading = (
-        "It follows the scale of the activations, which differs by site: compare variants within "
-        "a panel only, and expect no direction."
+        "1 is one latent along each activation. No direction is expected: it grows as a "
+        "reconstruction is shared out over more latents that point elsewhere."
     )
     values = "[0, ∞)"
-    sites_share_scale = False

@@ -39,24 +39,32 @@ class TokenLookup(FigureKind):
             shapes = {name: shape for name, shape in LOOKUP.items() if name in there}
             frame = charts.Frame(panels.columns(study, subject), self.title, subtitle)
             return charts.ranges(rows, study.variants, frame, quantities=shapes), self.caption
-        margin = config.statistics.margin("explained_variance")
+
+        def explained(site: str, variant: str) -> dict[str, float | None]:
+            rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
+            return {
+                sae: mean(row["explained_variance"] for row in rows if row["sae"] == sae)
+                for sae in config.saes
+            }
 
         def in_row(site: str, variant: str) -> compact.Cells:
             rows = study.rows("reconstruction", subject=subject, site=site, variant=variant)
             floor = mean(row["token_lookup_r2"] for row in rows)
-            values = {
-                sae: mean(row["explained_variance"] for row in rows if row["sae"] == sae)
-                for sae in config.saes
+            margins = {
+                sae: 0.0 if own is None else config.statistics.margin("explained_variance", own)
+                for sae, own in explained(site, "trained").items()
             }
-            own = {sae: (v, compact.distance(v, floor, margin)) for sae, v in values.items()}
-            return {COLUMN: (floor, None), **own}
+            return {COLUMN: (floor, None)} | {
+                sae: (value, compact.distance(value, floor, margins[sae]))
+                for sae, value in explained(site, variant).items()
+            }
 
         return compact.draw(
             *(study, subject, self, in_row),
             subtitle=subtitle,
             ground="minus token means, in margins",
-            caption=f"The ground is the SAE minus the token means of the same row, in equivalence "
-            f"margins of explained variance ({margin:g}).",
+            caption="The ground is the SAE minus the token means of the same row, in margins of "
+            f"explained variance ({config.statistics.margin_rule('explained_variance')}).",
             first_columns=(COLUMN,),
         )
 

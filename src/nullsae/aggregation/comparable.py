@@ -1,0 +1,95 @@
+"""Whether two arms can be compared at all: SAEs of as many training tokens, and of one L0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nullsae.aggregation.cells import Units
+from nullsae.config.saes import recipe_name
+from nullsae.config.study import Config
+from nullsae.jobs.grid import Keys
+
+Place = tuple[str | None, ...]
+"""Subject, site, SAE and variant."""
+PLACE = ("subject", "site", "sae", "variant")
+
+
+class Comparable:
+    """Training tokens and L0 of each arm: means over its draws of means over their seeds."""
+
+    def __init__(
+        self,
+        config: Config,
+        reconstruction: Iterable[Units],
+        histories: Iterable[tuple[Keys, pa.Table]],
+    ) -> None:
+        """From the cells of the tables `reconstruction` and `history`."""
+        self._config = config
+        self._l0 = _means((unit.keys, float(unit.column("l0")[0][0])) for unit in reconstruction)
+        seen = ((keys, float(pc.max(table["tokens"]).as_py())) for keys, table in histories)
+        self._tokens = _means(seen)
+
+    def of_contrast(self, group: Mapping[str, str | None], variant: str) -> dict[str, Any]:
+        """Columns of `contrasts`, for a variant in the comparison `group`."""
+        where = tuple(group[name] for name in PLACE[:-1])
+        own, other = (*where, "trained"), (*where, variant)
+        row = {
+            "training_tokens_trained": self._known_tokens(own),
+            "training_tokens": self._known_tokens(other),
+            **{"l0_trained": self._l0[own], "l0": self._l0[other]},
+        }
+        problems = [problem for problem in (self._of_tokens(row), self._of_l0(row)) if problem]
+        return row | {"not_comparable": "; ".join(problems) or None}
+
+    def _known_tokens(self, place: Place) -> float | None:
+        """An SAE made elsewhere was trained on nobody knows how many."""
+        *_, sae, variant = place
+        assert sae is not None
+        recipe = self._config.saes[recipe_name(sae)]
+        is_given = recipe.pretrained is not None and variant == "trained"
+        return None if is_given else self._tokens[place]
+
+    def _of_tokens(self, row: Mapping[str, Any]) -> str | None:
+        key, most = "max_training_token_ratio", self._config.statistics.max_training_token_ratio
+        own, other = row["training_tokens_trained"], row["training_tokens"]
+        if most is None:
+            return None
+        if own is None or other is None:
+            return (
+                f"the pretrained SAE's number of training tokens is not known (statistics.{key}: "
+                f"null compares it all the same)"
+            )
+        few, many = sorted((own, other))
+        if many <= most * few:
+            return None
+        return (
+            f"SAEs of trained saw {own:,.0f} training tokens, those of the variant {other:,.0f}: "
+            f"they differ by more than {most:g} times (statistics.{key})"
+        )
+
+    def _of_l0(self, row: Mapping[str, Any]) -> str | None:
+        key, most = "max_l0_difference", self._config.statistics.max_l0_difference
+        own, other = row["l0_trained"], row["l0"]
+        if most is None or abs(other - own) <= most * own:
+            return None
+        return (
+            f"L0 is {own:.3g} in trained and {other:.3g} in the variant: they differ by more than "
+            f"{most:.0%} (statistics.{key})"
+        )
+
+
+def _means(cells: Iterable[tuple[Keys, float]]) -> dict[Place, float]:
+    """Of each arm, the mean over draws of the means over seeds."""
+    draws: dict[Place, dict[str, list[float]]] = {}
+    for keys, value in cells:
+        place = tuple(keys[name] for name in PLACE)
+        draws.setdefault(place, {}).setdefault(keys["draw"], []).append(value)
+    return {
+        place: float(np.mean([np.mean(seeds) for seeds in found.values()]))
+        for place, found in draws.items()
+    }

@@ -206,7 +206,7 @@ def test_a_page_without_replication_says_so_first_and_shows_no_p_value(page: str
     assert cells > 40
     contrasts = rest[: rest.index("</table>")]
     rows = contrasts.count("\n<tr><td>")
-    scopes = Counter(re.findall(r"<small>(this .*?)</small>", contrasts))
+    scopes = Counter(re.findall(r"<td>. [a-z ]+, (this .*?)<td>", contrasts))
     assert scopes == {"this randomization": 4 * rows // 5, "this retraining": rows // 5}
     assert rows > 100
     assert "p (" not in text

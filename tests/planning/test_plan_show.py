@@ -17,8 +17,8 @@ from nullsae.planning.bills import bills
 from nullsae.planning.show import make_plan, print_plan
 
 REPOSITORY = Path(__file__).parents[2]
-# Five variants at two sites, 20 latents each.
-N_CELLS, N_LATENTS = 10, 20
+# Six variants at two sites, 20 latents each.
+N_CELLS, N_LATENTS = 12, 20
 
 
 def test_calls_of_the_study_with_an_api_are_those_worked_out_by_hand(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_more_windows_in_a_question_cost_fewer_tokens(tmp_path: Path) -> None:
     key = ("gpt", "detection", "gpt-4o-mini")
     five = bills(read_merged_config(files), tmp_path)[0][key]
     many = bills(read_merged_config([*files, tmp_path / "more.yaml"]), tmp_path)[0][key]
-    assert (five.calls, many.calls) == (8000, 1600)
+    assert (five.calls, many.calls) == (9600, 1920)
     assert many.prompt_tokens < 0.6 * five.prompt_tokens
 
 
@@ -50,7 +50,7 @@ def test_the_plan_is_printed_with_its_money_and_sends_nothing(
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
     print_plan(tmp_path, [REPOSITORY / "config/llm.yaml"])
     printed = capsys.readouterr().out
-    assert "48,200 calls" in printed
+    assert "57,840 calls" in printed
     money = re.search(r"about \$([\d.]+); the limit is \$10.00", printed)
     assert money is not None
     assert 1 < float(money[1]) < 10
@@ -117,9 +117,9 @@ def test_a_kept_cache_counts_more_than_activations_that_are_deleted(folder: Path
     config = read_merged_config([folder / "config.yaml"])
     plan = make_plan(config, folder, device="cpu", cores=1)
     assert plan.disk_bytes_without_activations < plan.disk_bytes
-    # Results of five variants at two sites: 264 bytes for each of 390,400 tokens.
+    # Results of six variants at two sites: 264 bytes for each of 390,400 tokens.
     cached = next(row for row in plan.rows if row.rule == "cache_activations").written_bytes
-    assert cached == pytest.approx(5 * 2 * (249_984 + 140_416) * 264, rel=0.02)
+    assert cached == pytest.approx(6 * 2 * (249_984 + 140_416) * 264, rel=0.02)
 
 
 def plan_verb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -146,7 +146,8 @@ def test_a_model_that_nobody_knows_is_refused(
     (folder / "hub.yaml").write_text(
         "corpora: {sotu: {sae_train_tokens: 300_000, eval_tokens: 100_000}}\n"
         "subjects:\n  small: null\n  other:\n    corpus: sotu\n    sites: [resid_post.0..1]\n"
-        "    source: {kind: pretrained, path: nobody/nothing, step0_revision: step0}\n"
+        "    source: {kind: pretrained, path: nobody/nothing, step0_revision: step0,\n"
+        "      retrained: {path: null}}\n"
     )
     line = one_line(plan_verb(folder, "--configfile", "hub.yaml"))
     assert "subjects.other.source.path: a plan needs the size of 'nobody/nothing'" in line
@@ -188,4 +189,4 @@ def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
     assert corpus.tokens == 1_050_112
     collect = next(row for row in plan.rows if row.rule == "collect_latents")
     causal = 2 * 50_048 + 50 * 16 * 64 * (2 * 4 + 1)
-    assert collect.tokens == 10 * (50_048 + causal)
+    assert collect.tokens == N_CELLS * (50_048 + causal)

@@ -20,6 +20,7 @@ from nullsae.jobs.code_changes import changed_code_line, recorded_code
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.rules import Codes, job_code, rule_params
 from nullsae.jobs.saes import train_sae
+from small_config import SMALL_CONFIG
 
 OLD, OLDER = "0" * 15 + "1", "0" * 15 + "2"
 CELL = {
@@ -38,31 +39,7 @@ def nothing_accepted() -> Iterator[None]:
 
 @pytest.fixture
 def config() -> Config:
-    return parse_config(
-        {
-            "corpora": {
-                "docs": {
-                    "source": {"kind": "builtin", "name": "stdlib"},
-                    "tokenizer": {"kind": "train", "vocab_size": 300},
-                    "context_tokens": 32,
-                    "sae_train_tokens": 16_384,
-                    "eval_tokens": 8_192,
-                }
-            },
-            "activations": {"sae_train_tokens": 16_384},
-            "explainers": {"lexical": {"kind": "lexical"}},
-            "scorers": {"detection": {"kind": "detection"}},
-            "subjects": {
-                "small": {
-                    "corpus": "docs",
-                    "source": {"kind": "train", "n_layers": 1, "d_model": 16, "n_heads": 2},
-                    "sites": ["resid_post.0"],
-                }
-            },
-            "variants": ["trained", "rerandomized"],
-            "saes": {"topk": {"k": 4, "n_latents": 32, "seeds": [0, 1]}},
-        }
-    )
+    return parse_config(SMALL_CONFIG)
 
 
 def accept(rule: str, present: str, old: str, *jobs: dict[str, str], **keys: str) -> Acceptance:

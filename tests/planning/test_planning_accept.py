@@ -23,34 +23,12 @@ from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import train_sae
 from nullsae.planning.accept import Comparison
 from nullsae.planning.made import MadeJob
+from small_config import SMALL_CONFIG
 
 OLD, OLDER = "0" * 15 + "1", "0" * 15 + "2"
 MODEL = {"subject": "small", "variant": "trained", "draw": "0"}
 SPLITS = [{**MODEL, "split": split} for split in ("sae_train", "eval")]
 CELLS = [{**MODEL, "site": "resid_post.0", "sae": "topk", "seed": seed} for seed in ("0", "1")]
-DATA: dict[str, Any] = {
-    "corpora": {
-        "docs": {
-            "source": {"kind": "builtin", "name": "stdlib"},
-            "tokenizer": {"kind": "train", "vocab_size": 300},
-            "context_tokens": 32,
-            "sae_train_tokens": 16_384,
-            "eval_tokens": 8_192,
-        }
-    },
-    "subjects": {
-        "small": {
-            "corpus": "docs",
-            "source": {"kind": "train", "n_layers": 1, "d_model": 16, "n_heads": 2},
-            "sites": ["resid_post.0"],
-        }
-    },
-    "variants": ["trained", "rerandomized"],
-    "activations": {"sae_train_tokens": 16_384},
-    "explainers": {"lexical": {"kind": "lexical"}},
-    "scorers": {"detection": {"kind": "detection"}},
-    "saes": {"topk": {"k": 4, "n_latents": 32, "seeds": [0, 1]}},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +105,7 @@ class Made:
 
 @pytest.fixture
 def config() -> Config:
-    return parse_config(DATA)
+    return parse_config(SMALL_CONFIG)
 
 
 def test_nothing_is_to_be_accepted_where_no_code_changed(tmp_path: Path, config: Config) -> None:
@@ -188,7 +166,9 @@ def test_saes_of_one_pass_are_known_by_what_each_says_of_itself(
     }
     kept = train_sae(config, MODEL)
     assert [kept.code(cell) for cell in kept.cells] == [OLD, OLDER]
-    other = parse_config(DATA | {"saes": {"topk": {"k": 5, "n_latents": 32, "seeds": [0, 1]}}})
+    other = parse_config(
+        SMALL_CONFIG | {"saes": {"topk": {"k": 5, "n_latents": 32, "seeds": [0, 1]}}}
+    )
     found = made.compare("train_sae", record=record, config=other)
     assert [change for change in found.changes.values() if change.jobs] == []
 
@@ -244,7 +224,7 @@ def test_an_edit_of_the_config_is_not_accepted_with_the_code(
 ) -> None:
     made = Made(tmp_path, config, cache_activations=OLD, train_sae=OLD)
     assert "train_sae" not in made.kept(
-        "train_sae", "cache_activations", config=parse_config(DATA | edit)
+        "train_sae", "cache_activations", config=parse_config(SMALL_CONFIG | edit)
     )
 
 
@@ -258,7 +238,9 @@ def test_another_command_line_of_the_workflow_is_not_accepted(
 
 
 def test_a_config_that_uses_other_files_is_no_other_code(config: Config) -> None:
-    more = parse_config(DATA | {"variants": ["trained", "rerandomized", "step0", "gaussian"]})
+    more = parse_config(
+        SMALL_CONFIG | {"variants": ["trained", "rerandomized", "step0", "gaussian"]}
+    )
     one, other = (jobs.rules()["report"].present_code(each, {}) for each in (config, more))
     assert one != other
     noted = noted_record()

@@ -135,7 +135,7 @@ def test_an_importer_keeps_its_rules_config_and_shells_to_itself(
     # Its wildcard `draw` is no number there, and no signal is trapped in its shell.
     made = copied.run(["snakemake", "first.txt", *options])
     assert made.returncode == 0, made.stdout
-    assert (copied.folder / "first.txt.traps").read_text() == ""
+    assert "TERM" not in (copied.folder / "first.txt.traps").read_text()
     target = cell(paths.EXPLANATIONS)
     forced = [target, f"{prefix}all", "-n", "-p", "--forcerun", target]
     said = copied.run(["snakemake", *forced, *options])

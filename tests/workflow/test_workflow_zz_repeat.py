@@ -16,7 +16,7 @@ def test_tables_depend_on_neither_the_folder_nor_the_number_of_cores(
 ) -> None:
     serial, process = serial_run
     assert process.wait(TIMEOUT_SECONDS) == 0, (serial.folder / "run.log").read_text()[-6000:]
-    names = [paths.TABLE.format(table=table) for table in tables.AGGREGATED]
+    names = [paths.ANSWER, *(paths.TABLE.format(table=table) for table in tables.AGGREGATED)]
     assert sorted(names) == sorted(
         str(p.relative_to(study.folder)) for p in (study.folder / "results/tables").iterdir()
     )

@@ -27,12 +27,13 @@ def read_merged_config(files: list[Path], more: Mapping[str, Any] | None = None)
         given = read_yaml(file)
         if not isinstance(given, dict):
             raise UserError(f"{file}: not a config; it has keys such as `subjects:`")
-        merged = _merge(merged, given)
-    merged = _merge(merged, dict(more or {}))
+        merged = merge(merged, given)
+    merged = merge(merged, more or {})
     return resolve_subjects(parse_config(merged))
 
 
-def _merge(below: Any, above: Any) -> Any:
-    if not (isinstance(below, dict) and isinstance(above, dict)):
+def merge(below: Any, above: Any) -> Any:
+    """Two values of a config as one: mappings key by key, of all else the one above."""
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
         return above
-    return below | {key: _merge(below.get(key), value) for key, value in above.items()}
+    return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}

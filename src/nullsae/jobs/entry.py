@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from nullsae.config.read import merge
 from nullsae.core.errors import UserError
 
 BASE_CONFIG = "config.yaml"
@@ -114,7 +115,7 @@ def typed_entries(entries: str | Iterable[str] | None) -> dict[str, Any]:
         except yaml.YAMLError:
             continue
         if isinstance(parsed, dict | list):
-            found[name] = _merged(found.get(name), parsed)
+            found[name] = merge(found.get(name), parsed)
     return found
 
 
@@ -122,14 +123,8 @@ def with_typed_entries(workflow: Any, config: Mapping[str, Any]) -> dict[str, An
     """The config of a run, its `--config` read by `typed_entries`; a module's as it is."""
     if not workflow.modifier.is_main_snakefile():
         return dict(config)
-    merged: dict[str, Any] = _merged(config, typed_entries(workflow.config_settings.config_args))
+    merged: dict[str, Any] = merge(config, typed_entries(workflow.config_settings.config_args))
     return merged
-
-
-def _merged(below: Any, above: Any) -> Any:
-    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
-        return above
-    return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
 
 
 def take_absolute_targets(workflow: Any) -> None:

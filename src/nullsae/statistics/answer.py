@@ -129,14 +129,15 @@ def answer(
             nothing, and are no answer.
     """
     groups: dict[tuple[str, str | None, str | None], list[tuple[Mapping[str, Any], str]]] = {}
+    rows = []
     for row, word in zip(contrasts, words, strict=True):
         if row["explainer"] not in placebos:
+            rows.append(row)
             key = (row["metric"], row["explainer"], row["scorer"])
             groups.setdefault(key, []).append((row, word))
     findings = [_finding(key, members, controls) for key, members in groups.items()]
     tiers = list(TIERS)
     findings.sort(key=lambda one: (tiers.index(one.tier), -one.separates_share))
-    rows = [row for row in contrasts if row["explainer"] not in placebos]
     return Answer(tuple(_sentences(findings, rows, controls)), tuple(findings))
 
 

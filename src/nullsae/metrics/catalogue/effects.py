@@ -51,7 +51,7 @@ class NextTokenAurocBigram(_OfPassingLatents):
     """The same against the tokens that follow the same token."""
 
     name, position = "next_token_auroc_bigram", 2
-    title = "The same among tokens that follow the same token"
+    title = "AUROC of the next token among those that follow the same token"
     columns = ("next_token_auroc_bigram",)
     formula = "the same, v ~ the tokens of `eval` that follow the token x_t"
     definition = (

@@ -142,15 +142,15 @@ def growth(work):
     return peak_bytes() - before
 
 path, n_bytes = Path(sys.argv[1]), int(sys.argv[2])
-# A parameter with its moments, and one that is a view of another layout.
-rows = n_bytes // 4 // 4 // 1024
-tensors = {str(i): torch.full((rows, 1024), float(i)) for i in range(3)}
-tensors["transposed"] = torch.full((1024, rows), 3.0).T
+# A parameter, and one that is a view of another layout.
+rows = n_bytes // 2 // 4 // 1024
+tensors = {"straight": torch.full((rows, 1024), 1.0)}
+tensors["transposed"] = torch.full((1024, rows), 2.0).T
 print(growth(lambda: save_state(path, tensors, {})))
 for tensor in tensors.values():
     tensor.zero_()
 print(growth(lambda: SavedState.open(path).read_into(tensors)))
-assert [int(t[-1, -1]) for t in tensors.values()] == [0, 1, 2, 3]
+assert [int(t[-1, -1]) for t in tensors.values()] == [1, 2]
 """
 
 
@@ -161,6 +161,7 @@ def test_neither_saving_nor_loading_takes_a_second_copy_in_memory(tmp_path: Path
     assert (tmp_path / "state").stat().st_size > STATE_BYTES
     growths = [int(line) for line in done.stdout.split()]
     assert len(growths) == 2
+    # A copy of one of the two tensors would be half of it; one piece is a sixteenth.
     assert max(growths) < STATE_BYTES / 4, growths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -66,17 +67,31 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
 
 def put_tensor(tensor: Tensor, put: Sink) -> None:
     """Give a tensor's bytes, as safetensors stores them, to `put`, piece by piece."""
+    room = _room(tensor)
     for piece in pieces(tensor):
-        # One that is not contiguous is copied where it is, and so is one whose signs are implied.
-        whole = piece.resolve_conj().resolve_neg().contiguous().cpu()
-        # A single number counts as contiguous whatever its stride; as bytes it does not.
-        put(whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data)
+        if piece.is_cpu and piece.is_contiguous() and not (piece.is_conj() or piece.is_neg()):
+            # A single number counts as contiguous whatever its stride; as bytes it does not.
+            found = piece.as_strided((piece.numel(),), (1,)).view(torch.uint8)
+        else:
+            found = room[: piece.nbytes]
+            found.view(piece.dtype).view(piece.shape).copy_(piece)
+        put(found.numpy().data)
 
 
 def fill_tensor(tensor: Tensor, read: Sink) -> None:
     """Fill a tensor in place with bytes that `read` writes into the memory that it is given."""
-    room = torch.empty(min(PIECE_BYTES, tensor.nbytes), dtype=torch.uint8)
+    room = _room(tensor)
     for piece in pieces(tensor):
         found = room[: piece.nbytes]
         read(found.numpy().data)
         piece.copy_(found.view(piece.dtype).view(piece.shape))
+
+
+def _room(tensor: Tensor) -> Tensor:
+    """Memory for one piece of a tensor, which the system has back when it is no longer used.
+
+    The C library's own memory grows with each piece: it keeps those that were given back, and
+    puts the next beside them.
+    """
+    n_bytes = max(min(PIECE_BYTES, tensor.nbytes), 1)
+    return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)

@@ -44,6 +44,7 @@ ROWS = (
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells as a table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -128,6 +129,7 @@ def filled(page: str, texts: dict[str, str]) -> str:
 
 
 def main(results: Path) -> None:
+    """Fill the marks of all pages."""
     texts = blocks(results)
     for name in PAGES:
         file = REPOSITORY / name

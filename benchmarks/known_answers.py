@@ -69,6 +69,8 @@ def tables(tokenizer: Tokenizer) -> tuple[pa.Table, pa.Table]:
                 "start": 0,
                 "token_ids": encoding.ids,
                 "activations": [float(active and on) for on in fires],
+                "skipped": [False] * len(fires),
+                "token_frequencies": [1.0] * len(fires),  # no corpus: marks stand at random
             }
         )
     empty: dict[str, Any] = {

@@ -101,6 +101,8 @@ def write_windows(folder: Path, tokens: np.ndarray) -> Path:
                         "start": start,
                         "token_ids": tokens[start : start + WINDOW_TOKENS],
                         "activations": activations,
+                        "skipped": [False] * WINDOW_TOKENS,
+                        "token_frequencies": [1.0] * WINDOW_TOKENS,
                     }
                 )
     write_table(folder / "windows.parquet", rows, cell_schema("windows"))

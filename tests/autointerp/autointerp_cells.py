@@ -62,6 +62,7 @@ def window(
         "token_ids": token_ids,
         "activations": activations,
         "skipped": [False] * len(activations),
+        "token_frequencies": [1 / 64] * len(activations),
     }
 
 

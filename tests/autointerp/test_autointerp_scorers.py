@@ -30,7 +30,7 @@ from nullsae.autointerp.scorers.asking import judge_by_tokens
 from nullsae.core.errors import UserError
 from nullsae.tables import cell_schema, read_table, write_table
 
-FORMULA = {"n_labels": 0, "judge": None, "prompt_hash": None}
+FORMULA = {"n_labels": 0, "judge": None, "prompt_hash": None, "placebo_auroc": None}
 NONE = {"auroc": None, "auprc": None, "f1": None, "balanced_accuracy": None}
 
 

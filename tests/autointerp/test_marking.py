@@ -287,6 +287,7 @@ def examples(
         starts=np.cumsum([0, *(len(row) for row in activations)]),
         tokens=np.zeros(len(flat), dtype=np.int64),
         activations=flat,
+        frequencies=np.full(len(flat), 1 / 64, dtype=np.float32),
         skipped=np.zeros(len(flat), dtype=bool),
         marked=np.concatenate(marked),
     )
@@ -317,7 +318,7 @@ def test_no_mark_stands_on_a_token_that_can_be_no_firing(seed: int) -> None:
 def test_misplaced_marks_stand_on_silent_tokens_as_many_as_true_marks(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = [(rng.random(int(n)) * (rng.random(int(n)) < 0.6)).tolist() for n in [5, 9, 1, 7, 8]]
-    sizes = [min(len(row), int(rng.integers(0, 6))) for row in rows]
+    sizes = [min(len(row), int(rng.integers(1, 6))) for row in rows]
     case = examples(rows, sizes)
     wrong = misplaced_marks(case, seed, "trained", 0)
     assert wrong.shape == case.activations.shape
@@ -325,7 +326,7 @@ def test_misplaced_marks_stand_on_silent_tokens_as_many_as_true_marks(seed: int)
     for i, row in enumerate(rows):
         n_silent = sum(value == 0 for value in row)
         drawn = int(wrong[case.starts[i] : case.starts[i + 1]].sum())
-        expected = min(max(1, sizes[i]), n_silent) if max(row) > 0 else 0
+        expected = min(sizes[i], n_silent) if max(row) > 0 else 0
         assert drawn == expected
     np.testing.assert_array_equal(wrong, misplaced_marks(case, seed, "trained", 0))
 

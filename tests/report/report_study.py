@@ -424,6 +424,7 @@ def _windows(
                 "token_ids": tokens,
                 "activations": values.tolist(),
                 "skipped": [False] * len(values),
+                "token_frequencies": [1 / 64] * len(values),
             }
         )
     return rows

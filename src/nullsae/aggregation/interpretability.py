@@ -36,7 +36,8 @@ def interpretability(
 
     `gain_over_lexical` is AUROC minus that of `lexical_baseline` under the same scorer,
     `discrimination` AUROC minus that of the explainer's `swapped` one: of the same latent on the
-    same windows, judged by its own explanation and by another latent's.
+    same windows, judged by its own explanation and by another latent's. A scorer that uses no
+    explanation and brings its placebo is compared with that (`placebo_auroc`).
 
     Raises:
         UserError: a latent is scored that its SAE does not have.
@@ -56,6 +57,10 @@ def interpretability(
             names: _baseline(cell, by_judge.get((*cell.sae, name or "", scorer)), why)
             for names, (name, why) in baselines.items()
         }
+        if config.scorers[scorer].has_placebo:
+            own, _ = cell.column("placebo_auroc")
+            why_not = ["the placebo has no auroc" if np.isnan(x) else None for x in own]
+            compared["swapped_auroc", "discrimination"] = own, why_not
         rows = _rows(cell, by_sae[cell.sae], compared, statistics)
         found.append(Units(cell.keys, pa.Table.from_pylist(rows, schema=COLUMNS), "latent"))
     return found

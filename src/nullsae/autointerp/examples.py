@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class Examples:
     # Of each token, [n_positions].
     tokens: Ints
     activations: NDArray[np.float32]
+    frequencies: NDArray[np.float32]
+    """Share of the corpus' tokens that have the same id."""
     skipped: Flags
     """Tokens that can be no firing, such as BOS: a mark on one would tell."""
     marked: Flags
@@ -56,13 +59,23 @@ class Examples:
         """Marked tokens of each window, [n_examples]."""
         return np.add.reduceat(self.marked, self.starts[:-1], dtype=np.int64)
 
+    @property
+    def octaves(self) -> Floats:
+        """Binary logarithm of each token's frequency, [n_positions]."""
+        found: Floats = np.log2(self.frequencies.astype(np.float64))
+        return found
+
+    def positions_of(self, row: int) -> Ints:
+        """The positions of one window's tokens."""
+        return np.arange(self.starts[row], self.starts[row + 1])
+
     def take(self, rows: Ints) -> Examples:
         """Some of the examples, in the given order."""
         lengths = self.n_tokens[rows]
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         at = np.repeat(self.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])
         of_examples = ("latent", "window", "active", "silent_kind", "quantile")
-        of_positions = ("tokens", "activations", "skipped", "marked")
+        of_positions = ("tokens", "activations", "frequencies", "skipped", "marked")
         return Examples(
             starts=starts,
             **{name: getattr(self, name).take(rows) for name in of_examples},
@@ -100,6 +113,7 @@ def examples_of(
         starts=np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(), dtype=np.int64)]),
         tokens=tokens,
         activations=table["activations"].combine_chunks().flatten().to_numpy(),
+        frequencies=table["token_frequencies"].combine_chunks().flatten().to_numpy(),
         skipped=table["skipped"].combine_chunks().flatten().to_numpy(zero_copy_only=False),
         marked=np.zeros(len(tokens), dtype=np.bool_),
     )
@@ -144,47 +158,62 @@ def fuzz_marks(
     """Choose the tokens that are marked in each window, bool [n_positions].
 
     Active windows: positions above `mark_threshold` times the window's largest activation.
-    Silent windows: as many as one randomly drawn active window of the same latent has, so that
-    the number of marks tells nothing, at positions drawn without replacement, of tokens that may
-    fire. Each silent window
-    has a generator of its own, keyed by (seed, purpose, key, latent, window): positions change
-    from window to window, and every explainer is judged on the same marks.
+    Silent windows: those of `wrong_marks`, like the marks of the latent's active windows.
     """
     n_tokens = examples.n_tokens
     maximum = np.maximum.reduceat(examples.activations, examples.starts[:-1])
     marked = strong(examples.activations, np.repeat(maximum, n_tokens), mark_threshold)
-    n_marked = np.add.reduceat(marked, examples.starts[:-1], dtype=np.int64)
-    for latent in np.unique(examples.latent).tolist():
-        mine = examples.latent == latent
-        sizes = n_marked[mine & examples.active]
-        sizes = sizes if len(sizes) else np.ones(1, dtype=np.int64)  # nothing to imitate
-        for i in np.flatnonzero(mine & ~examples.active).tolist():
-            generator = numpy_generator(seed, purpose, *key, latent, int(examples.window[i]))
-            start, stop = examples.starts[i], examples.starts[i + 1]
-            able = start + np.flatnonzero(~examples.skipped[start:stop])
-            size = min(int(generator.choice(sizes)), len(able))
-            marked[able[generator.choice(len(able), size, replace=False)]] = True
-    return marked
+    rows = np.flatnonzero(~examples.active)
+    active = {
+        latent: np.flatnonzero((examples.latent == latent) & examples.active)
+        for latent in np.unique(examples.latent[rows]).tolist()
+    }
+    like = [active[latent] for latent in examples.latent[rows].tolist()]
+    return marked | wrong_marks(replace(examples, marked=marked), rows, like, seed, purpose, *key)
 
 
 def misplaced_marks(examples: Examples, seed: int, *key: Key) -> Flags:
-    """Marks on wrong tokens of active windows, where the latent is silent: bool [n_positions].
+    """Marks on wrong tokens of active windows, like the true ones of each: bool [n_positions].
 
-    A window has as many as true marks (one if it has none), or fewer where it has fewer silent
-    tokens, drawn without replacement by a generator of its own, keyed by (seed, "misplaced_marks",
-    key, latent, window). What stays without any mark cannot be shown with misplaced ones: silent
-    windows, and those in which the latent fires at every token.
+    What stays without any mark cannot be shown with misplaced ones: silent windows, and those in
+    which the latent fires at every token.
+    """
+    rows = np.flatnonzero(examples.active).astype(np.int64)
+    return wrong_marks(examples, rows, list(rows[:, None]), seed, "misplaced_marks", *key)
+
+
+def wrong_marks(
+    examples: Examples, rows: Ints, like: Sequence[Ints], seed: int, purpose: str, *key: Key
+) -> Flags:
+    """Marks where the latent is silent, on tokens as many and as frequent as true ones have.
+
+    Each window of `rows` imitates one active window, drawn from its own in `like`. The true marks
+    of that take turns in random order: each takes the token that is nearest to its own in the log
+    of its frequency in the corpus, of those that are silent, may fire, and are not yet taken;
+    equally near ones are drawn from. The nearest is taken however far it is, so that the number of
+    marks stays: there are fewer only where the window has no more such tokens. A window that has
+    none to imitate gets one mark, drawn from all such tokens.
+
+    Each window has a generator of its own, keyed by (seed, purpose, key, latent, window): places
+    change from window to window, and every explainer is judged on the same marks. Returns bool
+    [n_positions], True in `rows` only.
     """
     wrong = np.zeros(len(examples.marked), dtype=np.bool_)
-    n_marked = examples.n_marked
-    for i in np.flatnonzero(examples.active).tolist():
-        start, stop = examples.starts[i], examples.starts[i + 1]
-        may_fire = ~examples.skipped[start:stop]
-        silent = start + np.flatnonzero((examples.activations[start:stop] <= 0) & may_fire)
-        latent, window = int(examples.latent[i]), int(examples.window[i])
-        generator = numpy_generator(seed, "misplaced_marks", *key, latent, window)
-        size = min(max(1, int(n_marked[i])), len(silent))
-        wrong[generator.choice(silent, size, replace=False)] = True
+    octaves = examples.octaves
+    for row, windows in zip(rows.tolist(), like, strict=True):
+        latent, window = int(examples.latent[row]), int(examples.window[row])
+        generator = numpy_generator(seed, purpose, *key, latent, window)
+        able = examples.positions_of(row)
+        able = able[(examples.activations[able] <= 0) & ~examples.skipped[able]]
+        able = generator.permutation(able)  # of equally near ones, the first is taken
+        wanted = octaves[able[:1]]
+        if len(windows):
+            true = examples.positions_of(int(generator.choice(windows)))
+            wanted = generator.permutation(octaves[true[examples.marked[true]]])
+        for one in wanted[: len(able)]:
+            nearest = int(np.argmin(np.abs(octaves[able] - one)))
+            wrong[able[nearest]] = True
+            able = np.delete(able, nearest)
     return wrong
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nullsae.autointerp.examples import Examples, Flags, Floats, Ints, examples_of, with_marks
+from nullsae.autointerp.examples import Examples, Flags, Floats, examples_of, with_marks
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks, of_latents
@@ -41,8 +41,10 @@ class Judged:
     judge: str | None = None
     """The language model."""
     prompt_hash: str | None = None
-    rows: Ints | None = None
-    """Which examples were judged, ascending; None for all."""
+    examples: Examples | None = None
+    """What was judged, sorted, where it is not just the examples of the job."""
+    placebo: Floats | None = None
+    """What a judge says of the same questions who knows nothing of the latent, [n_examples]."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,13 @@ def score_latents(
         examples = with_marks(examples, scorer.marks_above, scorer.negatives, params.seed, *keys)
     job = ScoreJob(params, examples, explained, session or Session(), tokenizer, judge)
     judged = scorer.predict(job)
-    if judged.rows is not None:
-        examples = examples.take(judged.rows)
+    if judged.examples is not None:
+        examples = judged.examples
     rows = [
         {
             "latent": latent,
             **classification_scores(examples.active[mine], judged.probability[mine]),
+            "placebo_auroc": _placebo_auroc(examples, judged, mine),
             "n_labels": sum(judged.evidence[i] == "label" for i in np.flatnonzero(mine)),
             "judge": judged.judge,
             "prompt_hash": judged.prompt_hash,
@@ -152,6 +155,17 @@ def _explanations(
         if explanations is None:
             raise UserError(f"{scores}: a scorer of kind {params.scorer.name} needs --explanations")
         return read_table(explanations, schema).sort_by("latent")
+
+
+def _placebo_auroc(examples: Examples, judged: Judged, mine: Flags) -> float | None:
+    """AUROC of the placebo's judgements of some windows, of those that have a valid reply."""
+    if judged.placebo is None:
+        return None
+    rows = mine & ~np.isnan(judged.probability)
+    auroc: float | None = classification_scores(examples.active[rows], judged.placebo[rows])[
+        "auroc"
+    ]
+    return auroc
 
 
 def predictions_table(examples: Examples, judged: Judged) -> pa.Table:

@@ -26,6 +26,9 @@ class Scorer(Kind):
     """A scorer that needs none runs once per SAE, under no explainer."""
     side: ClassVar[Side] = "input"
     """The side of the explanations that it judges, as in `Explainer`."""
+    has_placebo: ClassVar[bool] = False
+    """Whether it has somebody judge the same questions who knows nothing of the latent
+    (`Judged.placebo`). Of others, exchanged explanations are the placebo."""
     relative_seconds: ClassVar[float] = 1.0
     """A job's time on the CPU per window, of that of a formula."""
     negatives: SilentKind | Literal["misplaced"] = "random"

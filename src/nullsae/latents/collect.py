@@ -218,7 +218,7 @@ def draw_sample(
     """
     settings, grid, split = params.latents, known.grid, skipped.split
     silence = HardSilence(known.cells, grid, pools, split)
-    rows = WindowRows(split.ids, split.document, settings.window_tokens, skipped.at)
+    rows = WindowRows(split, settings.window_tokens, skipped.at)
     entropy: dict[int, float | None] = {}
     for latent in sampled.tolist():
         own = firings.of(latent)

@@ -15,6 +15,7 @@ from nullsae import tables
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, rebuild_command
 from nullsae.core.tensor_files import header
+from nullsae.latents.split import Split
 from nullsae.latents.statistics import entropy_bits
 from nullsae.latents.store import PIECE_FIRINGS, Firings, offsets_of
 from nullsae.latents.windows import Draw
@@ -41,17 +42,12 @@ class WindowRows:
     """Collects rows of the table `windows`, latent by latent."""
 
     def __init__(
-        self,
-        token_ids: np.ndarray,
-        document: np.ndarray,
-        window_tokens: int,
-        skipped: Callable[[np.ndarray], np.ndarray],
+        self, split: Split, window_tokens: int, skipped: Callable[[np.ndarray], np.ndarray]
     ) -> None:
-        """Start empty; the arrays are those of the split, [n_tokens]. `skipped` says of positions
-        which of them never count, bool of their shape.
+        """Start empty. `skipped` says of positions which of them never count, bool of their
+        shape.
         """
-        self._ids, self._document, self._length = token_ids, document, window_tokens
-        self._skipped = skipped
+        self._split, self._length, self._skipped = split, window_tokens, skipped
         self._parts: list[dict[str, np.ndarray]] = []
 
     def add(
@@ -63,7 +59,7 @@ class WindowRows:
         """
         start = np.concatenate([draw.start for draw in draws])
         at = start[:, None] + np.arange(self._length)
-        ids = self._ids[at]
+        ids = self._split.ids[at]
         values = activations_in(position, value, start, self._length)
 
         def of_draws(given: list[Any], dtype: type) -> np.ndarray:
@@ -79,11 +75,12 @@ class WindowRows:
                 "quantile": np.concatenate(
                     [np.full(len(d.start), -1) if d.quantile is None else d.quantile for d in draws]
                 ),
-                "document": self._document[start],
+                "document": self._split.document[start],
                 "start": start,
                 "token_ids": ids,
                 "activations": values,
                 "skipped": self._skipped(at),
+                "token_frequencies": self._split.frequency[ids],
             }
         )
         shown = of_draws([draw.pool == "explain" and draw.active for draw in draws], bool)

@@ -84,6 +84,14 @@ class Split:
         return 1 + max((int(self.ids[piece].max()) for piece in self.pieces()), default=-1)
 
     @cached_property
+    def frequency(self) -> np.ndarray:
+        """Share of all tokens that have each id: float32 [n_types]."""
+        counts = np.zeros(self.n_types, dtype=np.int64)
+        for piece in self.pieces():
+            counts += np.bincount(self.ids[piece], minlength=self.n_types)
+        return (counts / self.n_tokens).astype(np.float32)
+
+    @cached_property
     def bounds(self) -> np.ndarray:
         """Where documents start, and the end of the last: int64 [n_documents + 1]."""
         found = []

@@ -47,7 +47,11 @@ def no_gain(config: Config, explainer: str) -> str | None:
 
 
 def no_discrimination(config: Config, explainer: str) -> str | None:
-    """Why an explainer has no `discrimination`; None if it has one."""
+    """Why an explainer has no `discrimination`; None if it has one, as has `NO_EXPLAINER` where
+    some scorer brings a placebo of its own.
+    """
+    if explainer == NO_EXPLAINER and any(s.has_placebo for s in config.scorers.values()):
+        return None
     if explainer in swapped_baselines(config):
         return None
     return f"{'' if is_swapped(config, explainer) else 'no '}swapped explanations"

@@ -193,6 +193,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("token_ids", "ints"),
         ("activations", "floats", "activation units"),
         ("skipped", "flags", "tokens whose firings count as none: such as BOS; never marked"),
+        ("token_frequencies", "floats", "of each token id, share of the split's tokens"),
     ),
     "coverage": _table(
         CELL_KEYS,
@@ -245,5 +246,6 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("judge", "text?", "the language model that judged"),
         ("prompt_hash", "text?", "of the prompt's file"),
         ("auroc auprc f1 balanced_accuracy", "float?"),
+        ("placebo_auroc", "float?", "intruder: of a judge who knows only how frequent tokens are"),
     ),
 }

@@ -112,7 +112,7 @@ INTERPRETABILITY = schema(
     ("firing_share", "float"),
     ("lexical_auroc", "float?", "of token statistics, same windows and scorer"),
     ("gain_over_lexical", "float?"),
-    ("swapped_auroc", "float?", "of another latent's explanation, same windows and scorer"),
+    ("swapped_auroc", "float?", "of the placebo, same windows: another latent's explanation"),
     ("discrimination", "float?", "auroc minus swapped_auroc"),
     ("is_abstract", "flag?", "high entropy and high AUROC"),
     ("reason", "text?", "why a number is null"),

@@ -144,13 +144,11 @@ def questions_about_windows(
     return Questions(calls, calls * fixed + n_shown * each, calls * answer_tokens)
 
 
-def judged_by_answers(
-    answers: list[Answer], judge: Endpoint, prompt: Prompt, rows: Ints | None = None
-) -> Judged:
-    """What a language model said; `rows` as in `Judged`."""
+def judged_by_answers(answers: list[Answer], judge: Endpoint, prompt: Prompt) -> Judged:
+    """What a language model said of each example."""
     probability = np.array([np.nan if a is None else a.probability for a in answers], np.float64)
     evidence = [None if a is None else "label" if a.is_label else "logprobs" for a in answers]
-    return Judged(probability, evidence, judge.model, prompt.hash, rows)
+    return Judged(probability, evidence, judge.model, prompt.hash)
 
 
 async def _ask_labels(

@@ -25,7 +25,7 @@ class ContinuationScorer(Scorer):
     kind: Literal["continuation"]
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """The tokens after those that are active above this share of their window's maximum are judged.
-    In silent windows, as many as in an active window, after random tokens."""
+    In silent windows, as many as in an active window, after tokens that are about as frequent."""
     negatives: SilentKind | Literal["misplaced"] = "random"
     """The silent windows to tell from active ones, one of `latents.silent_windows`; or, with
     `misplaced`, the active windows themselves, after tokens where the latent is silent."""
@@ -52,10 +52,10 @@ class ContinuationScorer(Scorer):
         rows = np.flatnonzero(_any(examples, after_marks(examples)))
         rows = rows[np.isin(examples.latent[rows], known)]
         if not len(rows):
-            return Judged(np.empty(0), [], rows=rows)
+            return Judged(np.empty(0), [], examples=examples.take(rows))
         judged = examples.take(rows)
         probability = judge_by_tokens(judged, explained, after_marks(judged))
-        return Judged(probability, ["statistics"] * len(rows), rows=rows)
+        return Judged(probability, ["statistics"] * len(rows), examples=judged)
 
 
 def after_marks(examples: Examples) -> Flags:

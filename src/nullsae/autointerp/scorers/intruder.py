@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from nullsae.autointerp.examples import Examples, Ints
+from nullsae.autointerp.examples import Examples, Floats, Ints, wrong_marks
 from nullsae.autointerp.llm.messages import object_schema
 from nullsae.autointerp.marking import shown_examples
 from nullsae.autointerp.prompting import Notation, load_prompt
@@ -22,6 +23,9 @@ from nullsae.core.errors import UserError
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.autointerp import ScoreLatentsParams
 
+# The frequency judge tells two windows apart whose marked tokens differ by a factor of two.
+TOLD_OCTAVES = 1.0
+
 
 class IntruderScorer(Scorer):
     """Which of a few windows does not belong? Says how alike a latent's windows are, without any
@@ -31,6 +35,7 @@ class IntruderScorer(Scorer):
     name: ClassVar[str] = "intruder"
     position: ClassVar[int] = 2
     needs_explanations: ClassVar[bool] = False
+    has_placebo: ClassVar[bool] = True
     relative_seconds: ClassVar[float] = 5.0
 
     kind: Literal["intruder"]
@@ -43,8 +48,8 @@ class IntruderScorer(Scorer):
     negatives: SilentKind = "random"
     """The silent windows to draw intruders from; one of `latents.silent_windows`."""
     mark_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """A token is marked when it is active above this share of its window's maximum. Tokens of the
-    intruder are marked at random, as many as in an active window."""
+    """A token is marked when it is active above this share of its window's maximum. The
+    intruder's marks stand on as many tokens as those of an active window, about as frequent."""
     max_completion_tokens: PositiveInt | None = None
     """Length of an answer, by default what the windows need; a model that reasons needs more."""
     prompt: str | None = None
@@ -80,22 +85,18 @@ class IntruderScorer(Scorer):
         """Ask which of a few windows does not belong to a latent.
 
         A question shows `active_per_task` active windows of one quantile and one silent window, at
-        a random place. Each window is shown at most once, so a latent with few windows gets fewer
-        questions. The answer says of each window how likely it is active, so that chance is an
-        AUROC of 1/2 as in the other scorers.
+        a random place, marked like another active window of the quantile (`wrong_marks`). Each
+        window is shown at most once, so a latent with few windows gets fewer questions. The answer
+        says of each window how likely it is active, so that chance is an AUROC of 1/2 as in the
+        other scorers. The placebo is what `frequency_judge` says of the same questions.
         """
-        examples, judge = job.examples, job.params.judge
+        judge = job.params.judge
         if judge is None:
             raise UserError("--params: judge is missing, and scorer.kind intruder asks one")
-        tokenizer = job.tokenizer
         prompt = load_prompt("intruder", self.prompt)
         prompt.check(windows=[""])
-        shown = shown_examples(tokenizer, examples)
-        tasks = [
-            task
-            for latent in np.unique(examples.latent).tolist()
-            for task in intruder_tasks(job.params, self, examples, latent)
-        ]
+        tasks, examples = marked_tasks(job.params, self, job.examples)
+        shown = shown_examples(job.tokenizer, examples)
         n = self.active_per_task + 1
         length = self.max_completion_tokens or asking.FRAME_TOKENS
         said_of_all = job.session.all(
@@ -109,25 +110,60 @@ class IntruderScorer(Scorer):
                     notation,
                     windows=[notation.window(*shown[i]) for i in rows],
                 )
-                for rows in tasks
+                for rows in (task.rows for task in tasks)
                 for notation in [Notation.of([shown[i] for i in rows])]
             ],
             len(tasks),
         )
         answers: dict[int, asking.Answer] = {}
-        for rows, said in zip(tasks, said_of_all, strict=True):
-            for number, row in enumerate(rows.tolist(), 1):
+        by_frequency: dict[int, float] = {}
+        for task, said in zip(tasks, said_of_all, strict=True):
+            frequency = frequency_judge(marked_octaves(examples, task.rows))
+            for number, row in enumerate(task.rows.tolist(), 1):
                 answers[row] = None if said is None else said[number]
+                by_frequency[row] = float(frequency[number - 1])
         chosen = sorted(answers)
-        return asking.judged_by_answers(
-            [answers[row] for row in chosen], judge, prompt, np.array(chosen, np.int64)
+        return replace(
+            asking.judged_by_answers([answers[row] for row in chosen], judge, prompt),
+            examples=examples.take(np.array(chosen, dtype=np.int64)),
+            placebo=np.array([by_frequency[row] for row in chosen], dtype=np.float64),
         )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question; windows are rows of `Examples`."""
+
+    rows: Ints
+    """In the order in which they are shown."""
+    intruder: int
+    """The silent one among them."""
+    like: Ints
+    """Whose marks the intruder's imitate, one of these: active windows of the same quantile that
+    are not shown, or those that are if there are no others."""
+
+
+def marked_tasks(
+    params: ScoreLatentsParams, scorer: IntruderScorer, examples: Examples
+) -> tuple[list[Task], Examples]:
+    """The questions about all latents, and the examples with true marks and those of intruders.
+
+    `examples` are marked as by `with_marks`; its marks in silent windows are taken away.
+    """
+    latents = np.unique(examples.latent).tolist()
+    tasks = [task for n in latents for task in intruder_tasks(params, scorer, examples, n)]
+    intruders = np.array([task.intruder for task in tasks], dtype=np.int64)
+    like, keys = [task.like for task in tasks], params.keys.parts()
+    wrong = wrong_marks(examples, intruders, like, params.seed, "intruder_marks", *keys)
+    # True marks alone stand where a latent fires.
+    true = examples.marked & (examples.activations > 0)
+    return tasks, replace(examples, marked=true | wrong)
 
 
 def intruder_tasks(
     params: ScoreLatentsParams, scorer: IntruderScorer, examples: Examples, latent: int
-) -> list[Ints]:
-    """The questions about one latent: rows of `examples`, in the order in which they are shown."""
+) -> list[Task]:
+    """The questions about one latent."""
     mine = np.flatnonzero(examples.latent == latent)
     generator = numpy_generator(params.seed, "intruder_tasks", *params.keys.parts(), latent)
     silent = generator.permutation(mine[~examples.active[mine]])
@@ -135,9 +171,43 @@ def intruder_tasks(
     groups, size = [], scorer.active_per_task
     for which in np.unique(quantile[mine[examples.active[mine]]]):
         rows = generator.permutation(mine[quantile[mine] == which])
-        groups += [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
+        for i in range(0, len(rows) - size + 1, size):
+            shown = rows[i : i + size]
+            others = np.setdiff1d(rows, shown)
+            groups.append((shown, others if len(others) else shown))
     places = generator.permutation(len(groups))[: scorer.n_tasks]
     return [
-        generator.permutation(np.append(groups[place], intruder))
-        for place, intruder in zip(places, silent, strict=False)
+        Task(generator.permutation(np.append(shown, intruder)), int(intruder), like)
+        for (shown, like), intruder in zip((groups[i] for i in places), silent, strict=False)
     ]
+
+
+def marked_octaves(examples: Examples, rows: Ints) -> Floats:
+    """Mean binary logarithm of the marked tokens' frequency, by window: float64 [n_rows].
+
+    0, which no token has, for a window without marks.
+    """
+    shown = examples.take(rows)
+    total: Floats = np.add.reduceat(np.where(shown.marked, shown.octaves, 0), shown.starts[:-1])
+    return total / np.maximum(shown.n_marked, 1)
+
+
+def frequency_judge(octaves: Floats) -> Floats:
+    """What a judge says of a question who knows only how frequent the marked tokens are.
+
+    It names the window furthest from the mean of the others. Distances below `TOLD_OCTAVES` are as
+    good as none, since a frequency that is known exactly is the token's name. Of windows that are
+    equally far it names one at random.
+
+    Args:
+        octaves: of each window, as from `marked_octaves`, [n_windows].
+
+    Returns:
+        The probability that each is active, 1 - P(named), float64 [n_windows].
+    """
+    n = len(octaves)
+    distance = np.abs(octaves - (octaves.sum() - octaves) / (n - 1))
+    distance = np.maximum(distance, TOLD_OCTAVES)
+    furthest = np.isclose(distance, distance.max())
+    named: Floats = furthest / furthest.sum()
+    return 1 - named

@@ -34,7 +34,10 @@ class Discrimination(_OfExplanations):
     name, position = "discrimination", 160
     title = "AUROC gained over another latent's explanation"
     columns = ("discrimination",)
-    definition = "AUROC minus that of another latent's explanation (swapped) on the same windows."
+    definition = (
+        "AUROC minus that of another latent's explanation (swapped) on the same windows; for "
+        "intruder, minus that of a judge who knows only how frequent the marked tokens are."
+    )
     reading = (
         "It takes away what any explanation earns by the protocol alone; near 0, an explanation "
         "says nothing of this latent in particular."

@@ -121,6 +121,20 @@ def test_sign_and_order_of_latents_turn_the_values_with_them() -> None:
         np.testing.assert_allclose(turned[values], here[0][values], atol=1e-12)
 
 
+def test_a_direction_that_nothing_reads_says_nothing() -> None:
+    """What the final norm's centring takes away, but for rounding, makes no token more likely."""
+    dense, split = random_case(2)
+    _, path = effects(5, 5, ties=False)
+    rows = torch.tensor([[0.3] * WIDTH, [0.0] * WIDTH, [1.0, -1.0, 0.0, 0.0]])
+    (found,) = next_token_aurocs(
+        *([rows], path - path.mean(dim=1, keepdim=True), firings_of(dense[:, [0, 2, 3]])),
+        *(np.arange(3), Successors.of(split)),
+    )
+    for values in found:
+        assert values[:2].tolist() == [0.5, 0.5]
+        assert values[2] != 0.5
+
+
 def test_no_pair_reaches_over_the_end_of_a_context_or_a_document() -> None:
     ids = np.array([1, 2, 3, 1, 2, 3, 1, 2], np.int32)
     split = Split(ids, np.array([0, 0, 0, 0, 1, 1, 1, 2], np.int32), 4, None, Path("m.json"))

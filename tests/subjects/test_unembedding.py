@@ -128,6 +128,35 @@ def test_a_model_without_a_last_norm_has_the_head_alone() -> None:
     assert relative(path_of(model), model.lm_head.weight) < 1e-6
 
 
+def without_blocks(family: str, embedding: Tensor) -> Any:
+    """A model whose blocks add nothing, and whose norms have gain 1 and no bias."""
+    model = family_model(family)
+    added = ("o_proj", "down_proj", "attention.dense", "dense_4h_to_h")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in added):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(float(name.endswith("weight")))
+        model.get_input_embeddings().weight.copy_(embedding)
+    return model
+
+
+def test_a_norm_that_only_scales_the_stream_of_a_text_still_takes_the_mean_away() -> None:
+    # Rows of mean 0 and one size, as the probe sees them; a direction need not have mean 0.
+    rows = centred(torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(2)))
+    model = without_blocks("gpt_neox", rows / rows.norm(dim=1, keepdim=True))
+    assert relative(path_of(model), centred(model.lm_head.weight)) < 1e-5
+
+
+def test_norms_of_blocks_that_add_nothing_are_not_taken_for_the_last() -> None:
+    embedding = torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(3))
+    embedding[:, 4:] = 0
+    model = without_blocks("llama", embedding)
+    model.model.norm.weight[4:] = 3
+    assert relative(path_of(model), model.lm_head.weight * model.model.norm.weight) < 1e-5
+
+
 def test_a_projection_before_the_head_is_refused_in_words() -> None:
     with pytest.raises(NoDirectPathError, match="head"):
         path_of(family_model("opt_projected"))

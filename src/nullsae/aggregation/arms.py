@@ -115,7 +115,7 @@ class Arms:
             # Half-decades of firing shares; none where a latent has no such share.
             shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
             strata = half_decades(shares) if bool((shares > 0).all()) else None
-        return ArmCell(draw, seed, values, n_null, reason, strata)
+        return ArmCell(draw, seed, values, n_null, reason, strata, cell.ids[kept])
 
     def _values(
         self, metric: Metric, cell: Units, kept: Flags, names: Sequence[str]

@@ -22,6 +22,7 @@ from nullsae.aggregation.comparable import Comparable
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
 from nullsae.aggregation.provenance import differences, read_provenance
+from nullsae.aggregation.ranking import rank_latents
 from nullsae.aggregation.stages import Compared, Stages
 from nullsae.config.metrics import LEVELS, METRICS, all_metrics, is_of_model
 from nullsae.config.study import Config
@@ -97,12 +98,15 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
         (row, word) for row, (word, _) in zip(contrasts, judged, strict=True) if is_of_model(row)
     ]
     about, words = [row for row, _ in of_models], [word for _, word in of_models]
+    ranked, beating = rank_latents(config, sources)
     written: dict[str, Rows | pa.Table] = {
         "interpretability": pa.concat_tables([INTERPRETABILITY.empty_table(), *parts]),
         "summaries": summaries,
         "contrasts": contrasts,
         "verdicts": verdicts,
         "discriminating_power": discriminating_power(about, words),
+        "latents_ranked": ranked,
+        "beating_placebo": beating,
     }
     for table, rows in written.items():
         tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])

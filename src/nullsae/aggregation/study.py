@@ -30,6 +30,7 @@ from nullsae.corpus.ngram import caution
 from nullsae.jobs.grid import Keys, cell_files, sae_names
 from nullsae.statistics.baselines import applies, is_swapped
 from nullsae.statistics.bootstrap import Resampler
+from nullsae.statistics.components import seed_variance
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate, scope_of, summary_row
 from nullsae.statistics.matching import common_bins
 from nullsae.statistics.permutation import Permuter
@@ -155,10 +156,15 @@ def compare(
             if metric.form == "relative" and not arms.has_floor(metric, where):
                 continue
             keys = {**group, "metric": metric.name}
-            estimates = {
-                variant: estimate(arms.arm(metric, where, variant), metric, statistics, resampler)
+            compared = {
+                variant: arms.arm(metric, where, variant)
                 for variant in config.variants
                 if config.draws_of(variant, group["subject"])
+            }
+            seeds = seed_variance(compared.values(), resampler)
+            estimates = {
+                variant: estimate(arm, metric, statistics, resampler, seeds)
+                for variant, arm in compared.items()
             }
             is_whole = group["sae"] in config.saes
             has_value = [found.arm for found in estimates.values() if found.value is not None]

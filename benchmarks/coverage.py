@@ -15,12 +15,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from nullsae.config.metrics import all_metrics
 from nullsae.config.statistics import Statistics
 from nullsae.statistics.bootstrap import Arm, ArmCell, Floats, Resampler, weighted
+from nullsae.statistics.components import seed_variance
 from nullsae.statistics.contrasts import estimate, spread_of_difference, tests
 
 N_TRIALS = 2000
@@ -276,6 +278,155 @@ def paired_documents(n_documents: int, n_draws: int) -> Callable[..., tuple[Arm,
         return trained, Arm(cells, "ratio", units_are_shared=True)
 
     return make
+
+
+class Study(NamedTuple):
+    """A simulated study: `trained`, and nulls the first of which is looked at."""
+
+    trained: Arm
+    nulls: list[Arm]
+    of_these: float
+    """Null minus trained, of the draws that were made: what seeds and units tend to."""
+    of_all: float
+    """The same of all draws."""
+
+
+class Scale(NamedTuple):
+    """Standard deviations of a simulated study; trained's seeds may be of another one."""
+
+    draw: float
+    seed: float
+    seed_of_trained: float
+
+
+N_NULLS = 4
+LATENT_SD = (1.0, 0.7, 1.3, 1.0, 0.8)
+"""Of trained and of each null: only the variance of seeds is one and the same."""
+
+
+def levels(
+    rng: np.random.Generator, arm: int, n_draws: int, n_seeds: int, scale: Scale
+) -> tuple[Floats, Floats]:
+    """Values of draws [n_draws, 1] and of seeds about them [n_draws, n_seeds]; trained is one."""
+    of_draws = scale.draw * rng.normal(size=(n_draws, 1)) if arm else np.zeros((1, 1))
+    sd = scale.seed if arm else scale.seed_of_trained
+    return of_draws, sd * rng.normal(size=(len(of_draws), n_seeds))
+
+
+def latent_study(
+    n_draws: int, n_seeds: int, trained_seeds: int, scale: Scale, n_latents: int = 50
+) -> Callable[[np.random.Generator], Study]:
+    """Means over latents. With one seed for all, seeds cannot be told from trained itself."""
+
+    def make(rng: np.random.Generator) -> Study:
+        arms, of_draws, seeds = [], [], []
+        for i, sd in enumerate(LATENT_SD):
+            n = n_seeds if i else trained_seeds
+            own, of_seeds = levels(rng, i, n_draws, n, scale)
+            values = own + of_seeds
+            arms.append(
+                Arm(
+                    tuple(
+                        ArmCell(d, s, (values[d, s] + sd * rng.normal(size=n_latents),))
+                        for d in range(len(values))
+                        for s in range(n)
+                    )
+                )
+            )
+            of_draws.append(own.mean())
+            seeds.append(of_seeds)
+        given = seeds[0].mean() if n_seeds == 1 else 0.0
+        this = of_draws[1] + (seeds[1].mean() if n_seeds == 1 else 0.0)
+        return Study(arms[0], arms[1:], this - given, -given)
+
+    return make
+
+
+def document_study(
+    n_draws: int, n_seeds: int, trained_seeds: int, scale: Scale, n_documents: int = 100
+) -> Callable[[np.random.Generator], Study]:
+    """Ratios over the same documents, some hard for all; SAEs differ on each as well."""
+
+    def make(rng: np.random.Generator) -> Study:
+        lengths = rng.lognormal(0, 0.8, size=n_documents)
+        difficulty = 0.1 * rng.beta(6, 14, size=n_documents) + 0.27
+        arms, of_draws, seeds = [], [], []
+        for i in range(1 + N_NULLS):
+            n = n_seeds if i else trained_seeds
+            own, of_seeds = levels(rng, i, n_draws, n, scale)
+            taste = 0.03 * rng.normal(size=n_documents)
+            cells = []
+            for d, s in np.ndindex(len(own), n):
+                noise = taste + 0.03 * rng.normal(size=n_documents)
+                values = difficulty + own[d, 0] + of_seeds[d, s] + noise
+                cells.append(ArmCell(d, s, (lengths * values, lengths)))
+            arms.append(Arm(tuple(cells), "ratio", units_are_shared=True))
+            of_draws.append(own.mean())
+            seeds.append(of_seeds)
+        given = seeds[0].mean() if n_seeds == 1 else 0.0
+        this = of_draws[1] + (seeds[1].mean() if n_seeds == 1 else 0.0)
+        return Study(arms[0], arms[1:], this - given, -given)
+
+    return make
+
+
+def replication(
+    name: str, make: Callable[[np.random.Generator], Study], metric: str, n_trials: int
+) -> None:
+    """Print how often the first null's contrast covers both truths, and how wide it is."""
+    rows = []
+    for trial in range(n_trials):
+        study = make(np.random.default_rng([5, trial]))
+        arms = [study.trained, *study.nulls]
+        found = []
+        for seeds in (seed_variance(arms, RESAMPLER), None):
+            own, other = (
+                estimate(arm, METRIC[metric], SETTINGS, RESAMPLER, seeds) for arm in arms[:2]
+            )
+            spread = spread_of_difference(own, other)
+            assert not isinstance(spread, str)
+            assert own.value is not None
+            assert other.value is not None
+            difference = other.value - own.value
+            low, high = spread.interval(difference, SETTINGS.confidence)
+            covers = [low <= truth <= high for truth in (study.of_these, study.of_all)]
+            found += [*covers, (high - low) / 2, spread.df]
+        rows.append([*found, abs(difference - study.of_all)])
+    these, every, half, df, _, own_every, own_half, own_df, off = np.array(rows).T
+    print(
+        f"{name:46}{these.mean():8.3f}{every.mean():8.3f}{half.mean():9.4f}{df.mean():8.1f}"
+        f"{own_every.mean():10.3f}{own_half.mean():9.4f}{own_df.mean():8.1f}"
+        f"{np.quantile(off, 0.95):10.4f}",
+        flush=True,
+    )
+
+
+def replications(n_trials: int) -> None:
+    """Print a line per design of draws and seeds."""
+    print(
+        f"\n{'':46}{'seed variance pooled':>33}{'of each arm alone':>27}\n"
+        f"{'null against trained, 4 nulls':46}{'these':>8}{'all':>8}{'half':>9}{'df':>8}"
+        f"{'all':>10}{'half':>9}{'df':>8}{'needed':>10}"
+    )
+    kinds = {
+        "50 latents": (latent_study, "auroc", Scale(0.5, 0.25, 0.25), Scale(0.5, 0.2, 0.4)),
+        "100 documents": (
+            document_study,
+            "cosine",
+            Scale(0.02, 0.01, 0.01),
+            Scale(0.02, 0.008, 0.016),
+        ),
+    }
+    for kind, (make, metric, scale, unlike) in kinds.items():
+        for n_draws, n_seeds in ((1, 1), (3, 1), (5, 1), (1, 3), (3, 3), (5, 3)):
+            name = f"{n_draws} x {n_seeds}, {kind}"
+            replication(name, make(n_draws, n_seeds, n_seeds, scale), metric, n_trials)
+        name = f"5 x 3, trained one seed, {kind}"
+        replication(name, make(5, 3, 1, scale), metric, n_trials)
+        name = f"5 x 3, seeds alike, {kind}"
+        replication(name, make(5, 3, 3, Scale(scale.draw, 0, 0)), metric, n_trials)
+        name = f"5 x 3, trained's seeds vary twice as much, {kind}"
+        replication(name, make(5, 3, 3, unlike), metric, n_trials)
 
 
 def main() -> None:

@@ -179,7 +179,8 @@ def test_each_stage_is_a_table_whose_columns_are_its_nulls(
         | {"metric": "next_token_auroc", "verdict": "separates"}
     )
     write(tmp_path, "verdicts", rows)
-    write(tmp_path, "discriminating_power", [])
+    for table in ("discriminating_power", "beating_placebo"):
+        write(tmp_path, table, [])
     write_json(tmp_path / paths.ANSWER, Answer((), ()).as_json())
     print_verdicts(tmp_path, all_verdicts=True)
     lines = capsys.readouterr().out.splitlines()

@@ -32,6 +32,7 @@ from nullsae.corpus.ngram import caution
 from nullsae.jobs.grid import Keys, cell_files, sae_names
 from nullsae.statistics.baselines import applies, is_swapped
 from nullsae.statistics.bootstrap import Resampler
+from nullsae.statistics.components import seed_variance
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate, scope_of, summary_row
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.verdicts import discriminating_power, verdict
@@ -163,10 +164,15 @@ def compare(
             # Looked-up and pretrained dictionaries have no floor.
             if metric.form == "relative" and not arms.has_floor(metric, where):
                 continue
-            estimates = {
-                variant: estimate(arms.arm(metric, where, variant), metric, statistics, resampler)
+            of_variants = {
+                variant: arms.arm(metric, where, variant)
                 for variant in config.variants
                 if config.draws_of(variant, group["subject"])
+            }
+            seeds = seed_variance(of_variants.values(), resampler)
+            estimates = {
+                variant: estimate(arm, metric, statistics, resampler, seeds)
+                for variant, arm in of_variants.items()
             }
             for variant, found in estimates.items():
                 keys = {**group, "metric": metric.name, "variant": variant}

@@ -12,14 +12,16 @@ from nullsae.config.metrics import Metric
 from nullsae.config.statistics import Statistics
 from nullsae.config.variants import VARIANTS, is_positive_control
 from nullsae.statistics.bootstrap import MOST_UNITS, Arm, Floats, Resampler
+from nullsae.statistics.components import interaction_variance, units_apart, units_of_one_cell
 from nullsae.statistics.effects import alpha_of, holm, probability_of_superiority
 from nullsae.statistics.matching import FEWEST, matched
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.spread import (
     Component,
+    SeedVariance,
     Spread,
     mean_component,
-    mean_of_units,
+    seed_component,
     unit_component,
 )
 
@@ -45,12 +47,24 @@ class Estimate:
     """Of shared units: the arm's value in each resample, [n_resamples]."""
     interaction: float = 0.0
     """Of shared units: the part of the resamples' variance that `whole` holds already."""
+    borrows_seeds: bool = False
+    """Whether the seed variance of other arms stands in for seeds that this arm has not."""
     has_error: bool = False
     reason: str | None = None
 
 
-def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resampler) -> Estimate:
-    """Value, error and interval of one arm; `metric` gives the reasons their words."""
+def estimate(
+    arm: Arm,
+    metric: Metric,
+    statistics: Statistics,
+    resampler: Resampler,
+    seeds: SeedVariance | None = None,
+) -> Estimate:
+    """Value, error and interval of one arm; `metric` gives the reasons their words.
+
+    `seeds` is the seed variance of the comparison (`seed_variance` of all its arms); without it an
+    arm has that of its own seeds, if any.
+    """
     plural = f"{metric.unit}s"
     if undefined := next((cell.reason for cell in arm.cells if cell.reason), None):
         return Estimate(arm, reason=undefined)
@@ -70,26 +84,28 @@ def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resamp
     if arm.units_are_shared and not arm.units_agree:
         return Estimate(arm, value, reason="cells differ in their documents: no interval")
 
-    whole: tuple[Component, ...] = ()
-    resamples, interaction = None, 0.0
-    if arm.level is not None:
-        whole = (mean_component(arm.member_values),)
-    if arm.level is None and arm.statistic == "mean" and not arm.units_are_shared:
-        whole = (mean_of_units(arm.with_units[0].columns[0]),)
-    elif arm.level is None or arm.units_are_shared:
+    members, resamples, interaction = None, None, 0.0
+    if arm.units_are_shared:
         members = resampler.members(arm)
         if not np.isfinite(members).all():
-            some = f"{_undefined(metric)} in some resamples"
-            return Estimate(arm, value, reason=f"{some}: no interval")
-        values = members.mean(axis=1)
-        if not arm.units_are_shared:
-            whole = (unit_component(values, arm.n_units),)
-        else:
-            resamples = values
-            if arm.level is not None:
-                own = (members - values[:, None]).var(axis=0).sum()
-                interaction = float(own) / (members.shape[1] * (members.shape[1] - 1))
-    known = Estimate(arm, value, None, whole, resamples, interaction, has_error=True)
+            return Estimate(arm, value, reason=_undefined_sometimes(metric))
+        resamples, interaction = members.mean(axis=1), interaction_variance(members)
+    whole: tuple[Component, ...] = ()
+    apart = units_apart(arm, members)
+    borrows = False
+    if arm.n_draws > 1:
+        whole = (mean_component(arm.member_values),)
+    elif seeds is not None and apart is not None:
+        whole = (seed_component(seeds, arm.n_seeds, apart),)
+        borrows = arm.level is None
+    elif arm.level is not None:
+        whole = (mean_component(arm.member_values),)
+    elif not arm.units_are_shared:
+        units = units_of_one_cell(arm, resampler)
+        if units is None:
+            return Estimate(arm, value, reason=_undefined_sometimes(metric))
+        whole = (units,)
+    known = Estimate(arm, value, None, whole, resamples, interaction, borrows, has_error=True)
     spread = Spread.of(_components([known]))
     if spread.standard_error <= ROUNDING * abs(value):
         equal = f"{len(arm.members)} {arm.level}s" if arm.level else f"{arm.n_units} {plural}"
@@ -98,6 +114,10 @@ def estimate(arm: Arm, metric: Metric, statistics: Statistics, resampler: Resamp
     empty = [f"draw {c.draw}, seed {c.seed}" for c in arm.cells if not c.n_units]
     left_out = f"no {plural} in {' and '.join(empty)}, left out" if empty else None
     return replace(known, interval=interval, reason=left_out)
+
+
+def _undefined_sometimes(metric: Metric) -> str:
+    return f"{_undefined(metric)} in some resamples: no interval"
 
 
 def _undefined(metric: Metric) -> str:
@@ -138,7 +158,7 @@ def contrast_row(
         **dict(zip(("real", "null"), names, strict=True)),
         **{"unit": metric.unit, "n_draws": null.arm.n_draws, "n_seeds": null.arm.n_seeds},
         **{"n_units_trained": real.arm.n_units, "n_units_variant": null.arm.n_units},
-        "speaks_of": speaks_of(real.arm, null.arm, metric, names),
+        "speaks_of": speaks_of(real, null, metric, names),
         **{"trained": real.value, "value": null.value},
         **dict(zip(("value_low", "value_high"), null.interval or none, strict=True)),
         **dict(zip(("trained_low", "trained_high"), real.interval or none, strict=True)),
@@ -336,10 +356,13 @@ def scope_of(variant: str, arm: Arm) -> str:
     return once if len({c.draw for c in cells}) < 2 else often
 
 
-def speaks_of(real: Arm, null: Arm, metric: Metric, names: tuple[str, str]) -> str:
+def speaks_of(real: Estimate, null: Estimate, metric: Metric, names: tuple[str, str]) -> str:
     """What a contrast's interval generalizes to: what is resampled in each arm, in words."""
 
-    def varies(arm: Arm) -> str:
+    def varies(estimated: Estimate) -> str:
+        arm = estimated.arm
+        if estimated.borrows_seeds:
+            return "seeds of one draw, by the variance of other arms' seeds"
         if arm.level is None:
             return f"{metric.unit}s of one draw and seed"
         level = "draws" if arm.level == "draw" else "seeds of one draw"

@@ -10,7 +10,7 @@ number of resamples. `docs/statistics.md` has the formulas and the observed cove
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +35,8 @@ class Component:
     """Third central moment."""
     is_whole: bool = False
     """Whether it comes from whole draws or seeds rather than from units."""
+    is_pooled: bool = False
+    """Whether its variance is the one of seeds that all arms of a comparison share."""
 
     def scaled(self, factor: float) -> Component:
         """Of the estimate times a factor."""
@@ -58,7 +60,8 @@ class Spread:
         draws and seeds, and among those of units. Between the two they would promise too much:
         they are largest where few draws happen to lie close together. There they are Cochran's
         (1964, Biometrics 20, 191-195): the 97.5% point is the mean of the two, weighted by
-        variance.
+        variance. Parts with one pooled variance err together: what is uncertain of them adds up
+        before it is squared.
         """
         variance = sum(part.variance for part in components)
         if variance <= 0:
@@ -68,7 +71,9 @@ class Spread:
         for whole in (True, False):
             group = [part for part in components if part.is_whole is whole]
             if own := sum(part.variance for part in group):
-                found.append(own**2 / sum(part.variance**2 / part.df for part in group))
+                alone = sum(p.variance**2 / p.df for p in group if not p.is_pooled)
+                together = sum(p.variance / math.sqrt(p.df) for p in group if p.is_pooled)
+                found.append(own**2 / (alone + together**2))
                 point += own / variance * float(special.stdtrit(found[-1], COCHRAN_POINT))
         df = found[0] if len(found) == 1 else float(special.stdtridf(COCHRAN_POINT, point))
         return cls(math.sqrt(variance), df, skewness)
@@ -121,6 +126,52 @@ class Spread:
         return self.standard_error * float(special.nctdtrinc(self.df, 1 - power, critical))
 
 
+@dataclass(frozen=True)
+class SeedVariance:
+    """How SAEs that differ in their seed alone vary, pooled over draws and arms."""
+
+    mean_square: float
+    """Of cells' values about the mean of their draw."""
+    of_units: float
+    """The part of it that the cells' own units (latents, documents) account for."""
+    df: int
+
+    @property
+    def variance(self) -> float:
+        """Of seeds themselves: the component of Henderson's (1953) method, not below 0."""
+        return max(0.0, self.mean_square - self.of_units)
+
+
+def pooled_seeds(draws: Iterable[tuple[Floats, float]]) -> SeedVariance | None:
+    """Pool draws with several seeds: [n_seeds >= 2] values, and the units' variance of their mean.
+
+    None without such a draw. The expected mean square within a draw of S seeds is the seeds'
+    variance plus S times that of the units in the mean (Searle, Casella & McCulloch 1992, section
+    3.6).
+    """
+    square = of_units = 0.0
+    df = 0
+    for values, own in draws:
+        own_df = len(values) - 1
+        square += own_df * float(values.var(ddof=1))
+        of_units += own_df * len(values) * own
+        df += own_df
+    return SeedVariance(square / df, of_units / df, df) if df else None
+
+
+def seed_component(seeds: SeedVariance, n_seeds: int, own: Component) -> Component:
+    """The part of the seeds of one draw in their mean: pooled seed variance / n_seeds, and `own`.
+
+    `own` is the part of units in the mean that no two seeds share. Degrees of freedom are
+    Satterthwaite's, of the pooled mean square and of `own`, and not below those of the pool:
+    of a difference of mean squares that is small they would be next to none.
+    """
+    variance = seeds.variance / n_seeds + own.variance
+    uncertain = (seeds.mean_square / n_seeds) ** 2 / seeds.df + own.variance**2 / own.df
+    df = max(seeds.df, variance**2 / uncertain if uncertain else own.df)
+    return Component(variance, df, own.third, is_whole=True, is_pooled=True)
+
+
 def unit_component(resamples: Floats, n_units: int, shared_away: float = 0.0) -> Component:
     """The part of units, from values in resamples of them.
 
@@ -143,6 +194,14 @@ def mean_of_units(values: Floats) -> Component:
     n = len(values)
     third = float(np.mean((values - values.mean()) ** 3)) / n**2 * (n / (n - 1)) ** 1.5
     return Component(float(values.var(ddof=1)) / n, n - 1, third)
+
+
+def summed(parts: Sequence[Component]) -> Component:
+    """Independent parts of one kind as one, degrees of freedom by Satterthwaite (1946)."""
+    variance = sum(part.variance for part in parts)
+    uncertain = sum(part.variance**2 / part.df for part in parts)
+    df = variance**2 / uncertain if uncertain else min(part.df for part in parts)
+    return Component(variance, df, sum(part.third for part in parts))
 
 
 def mean_component(values: Floats) -> Component:

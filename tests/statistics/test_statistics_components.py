@@ -100,7 +100,7 @@ def test_one_seed_borrows_the_variance_of_other_arms_seeds_and_says_so() -> None
     assert part.variance == pytest.approx(pool.variance + own.var(ddof=1) / 50, rel=1e-12)
     assert part.variance > 10 * own.var(ddof=1) / 50
     variant = estimated(others[0], [alone])
-    said = speaks_of(found, variant, METRIC["auroc"])
+    said = speaks_of(found, variant, METRIC["auroc"], ("trained", "step0"))
     assert said.endswith("seeds of one draw, by the variance of other arms' seeds of trained")
     # Where no arm has seeds, there is nothing to borrow, and the interval speaks of latents.
     found = estimated(alone, [Arm(tuple(c for c in others[0].cells if c.seed == 0))])

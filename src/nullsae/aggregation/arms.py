@@ -73,7 +73,7 @@ class Arms:
             shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
             strata = half_decades(shares) if bool((shares > 0).all()) else None
         n_null = n_rows - int(kept.sum())
-        return ArmCell(draw, seed, columns, n_null, reason, strata)
+        return ArmCell(draw, seed, columns, n_null, reason, strata, cell.ids[kept])
 
     def _values(
         self, metric: Metric, cell: Units, kept: np.ndarray

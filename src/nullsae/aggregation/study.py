@@ -22,6 +22,7 @@ from nullsae.aggregation.comparable import Comparable
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
 from nullsae.aggregation.provenance import differences, read_provenance
+from nullsae.aggregation.ranking import rank_latents
 from nullsae.config.metrics import LEVELS, METRICS, all_metrics
 from nullsae.config.study import Config
 from nullsae.config.variants import is_null, is_positive_control
@@ -93,12 +94,15 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
         for contrast, (word, reason) in zip(contrasts, judged, strict=True)
     ]
     words = [word for word, _ in judged]
+    ranked, beating = rank_latents(config, sources)
     written: dict[str, Rows | pa.Table] = {
         "interpretability": pa.concat_tables([INTERPRETABILITY.empty_table(), *parts]),
         "summaries": summaries,
         "contrasts": contrasts,
         "verdicts": verdicts,
         "discriminating_power": discriminating_power(contrasts, words),
+        "latents_ranked": ranked,
+        "beating_placebo": beating,
     }
     for table, rows in written.items():
         tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])

@@ -56,6 +56,8 @@ class ArmCell:
     """Why the cell has no value, though it may have units."""
     strata: Ints | None = None
     """[n_units], the half-decade of each latent's firing share."""
+    units: Ints | None = None
+    """[n_units], which documents or latents they are."""
 
     @property
     def n_units(self) -> int:

@@ -35,6 +35,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "verdicts": study.VERDICTS,
     "summaries": study.SUMMARIES,
     "discriminating_power": study.DISCRIMINATING_POWER,
+    "latents_ranked": study.LATENTS_RANKED,
+    "beating_placebo": study.BEATING_PLACEBO,
 }
 # Too large to be worth copying into results/tables: read them as a data set where they lie.
 NOT_AGGREGATED = ("windows",)

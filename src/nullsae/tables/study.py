@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nullsae.tables.cells import SCORER_KEYS
+from nullsae.tables.cells import CELL_KEYS, SCORER_KEYS
 from nullsae.tables.columns import schema
 
 # One row per (subject, site, sae, explainer, scorer, metric, variant). The metric's own levels
@@ -109,6 +109,31 @@ INTERPRETABILITY = schema(
     ("discrimination", "float?", "auroc minus swapped_auroc"),
     ("is_abstract", "flag?", "high entropy and high AUROC"),
     ("reason", "text?", "why a number is null"),
+)
+# One row per (cell, metric, null, latent) of `trained` and positive controls, for metrics of the
+# table `latents`: which latents beat placebo. Within a comparison sorted by q, then by value.
+LATENTS_RANKED = schema(
+    *CELL_KEYS,
+    ("latent", "int"),
+    ("metric", "text"),
+    ("value", "float", "the latent's own, in the metric's unit"),
+    ("direction", "int?", "1: expected above nulls, -1: below, 0: either; null where nulls differ"),
+    ("null", "text", "the variant that it is compared with; all: latents of all nulls together"),
+    ("n_null", "int", "null latents in the same half-decade of the firing share"),
+    ("p", "float?", "(1 + those at least as extreme) / (1 + n_null); twice the smaller tail for 0"),
+    ("q", "float?", "Benjamini-Hochberg, over the latents of the cell, metric and null"),
+    ("rank", "int", "within the cell, metric and null; 1 has the smallest q"),
+    ("reason", "text?", "why p and q are null"),
+)
+# What these come to: one row per (cell, metric, null).
+BEATING_PLACEBO = schema(
+    *CELL_KEYS,
+    ("metric null", "text"),
+    ("direction", "int?", "as in latents_ranked"),
+    ("n_latents", "int", "with a value"),
+    ("n_tested", "int", "of these, with a p"),
+    ("n_beating", "int", "of these, with q <= 0.05"),
+    ("share_beating_placebo", "float?", "n_beating / n_tested; null without any"),
 )
 COSTS = schema(
     ("rule keys", "text"),

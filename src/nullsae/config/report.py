@@ -13,9 +13,9 @@ class Report(Section):
     """What the page shows."""
 
     title: str = "nullsae"
-    n_example_latents: NonNegativeInt = 3
-    """Latents shown per SAE, with their strongest windows."""
+    n_example_latents: NonNegativeInt = 200
+    """Latents of each SAE in the page's browser, the sampled ones first; 0 for no browser."""
     n_example_windows: PositiveInt = 4
-    """Windows shown per latent."""
+    """Windows shown of each sampled latent."""
     figure_formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
     """Formats of the files in results/figures."""

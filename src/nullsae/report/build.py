@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from nullsae import paths
 from nullsae.aggregation.provenance import differences, in_short
 from nullsae.config.study import Config
-from nullsae.report import examples, sections, style
+from nullsae.report import sections, style
+from nullsae.report.browser import browser, browser_rule
 from nullsae.report.controls import controls
 from nullsae.report.figures import Figure, draw_figure
-from nullsae.report.names import GROUPS, entropy_pair, figure_kinds
-from nullsae.report.page import in_page, write_figures, write_page
+from nullsae.report.names import GROUPS, figure_kinds
+from nullsae.report.page import TEMPLATES, in_page, write_figures, write_page
 from nullsae.report.study import Study, load_study
-from nullsae.report.text import TokenText
 from nullsae.statistics.answer import TIER_RULE, TIERS
 from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE, replication_note
 
@@ -24,9 +25,9 @@ from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE, rep
 def build_report(config: Config, root: Path) -> None:
     """Draw all figures and write the page.
 
-    Reads, below `root`, `results/tables`, the windows of the example cells and the tokenizers;
+    Reads, below `root`, `results/tables`, the windows of the cells in the browser and the tokenizers;
     writes `paths.FIGURE` for each name of `names.figure_names` and format of the config, and
-    `paths.REPORT`, one file that needs no network and no script.
+    `paths.REPORT`, one file that needs no network; only its browser of latents needs a script.
 
     Raises:
         UserError: an input is missing, damaged or made by another version.
@@ -60,6 +61,7 @@ def build_report(config: Config, root: Path) -> None:
         config=config,
         config_yaml=yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True),
         answer=study.answer,
+        answer_figures=[figure for one in subjects for figure in one["answer_figures"]],
         tiers=TIERS,
         tier_rule=TIER_RULE,
         signs=sections.signs(study),
@@ -67,11 +69,12 @@ def build_report(config: Config, root: Path) -> None:
         made_by=in_short(study.made_by),
         compact=study.compact,
         tight=sections.is_tight(study),
-        example_rule=examples.RULE,
-        example_saes=examples.shown_saes(study),
+        browser=browser(study),
+        browser_rule=browser_rule(study),
+        # Part of the page, which may load nothing.
+        browser_script=Markup((TEMPLATES / "browser.js").read_text(encoding="utf-8")),
         many_sites=sections.MAX_SITES_IN_CELL,
         confidence_percent=f"{100 * config.statistics.confidence:g}",
-        pair=entropy_pair(config),
         verdict_rule=RULE,
         note=replication_note(study.tables["verdicts"]),
         accepted=study.accepted,
@@ -83,10 +86,8 @@ def build_report(config: Config, root: Path) -> None:
 def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[str, Any]:
     """Everything that the template shows of one subject."""
     section = study.config.subjects[subject]
-    text = TokenText.load(study.root / paths.TOKENIZER_FILE.format(corpus=section.corpus))
     health = sections.health(study, subject)
     reconstruction = study.rows("reconstruction", subject=subject)
-    example_sites = examples.shown_sites(study, subject)
     by_kind = {figure.kind: figure for figure in figures}
     compared = study.rows("contrasts", subject=subject)
     return {
@@ -103,7 +104,6 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "d_model": next((row["d_model"] for row in reconstruction), None),
         "matrices": sections.verdict_matrices(study, subject),
         "stages": sections.stage_tables(study, subject),
-        "power": sections.power(study, subject),
         "contrasts": sections.contrasts(study, subject),
         "n_contrasts": len(compared),
         "is_replicated": any(row["is_replicated"] for row in compared),
@@ -111,9 +111,8 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "not_comparable": sorted({r["not_comparable"] for r in compared if r["not_comparable"]}),
         "coverage": sections.coverage(study, subject),
         "groups": [
-            (group, [by_kind[kind] for kind in group.kinds if kind in by_kind]) for group in GROUPS
+            (group, [by_kind[kind] for kind in group.kinds if kind in by_kind])
+            for group in GROUPS[1:]
         ],
-        "examples": [
-            (site, examples.example_cells(study, subject, site, text)) for site in example_sites
-        ],
+        "answer_figures": [by_kind[kind] for kind in GROUPS[0].kinds],
     }

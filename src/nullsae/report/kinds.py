@@ -18,7 +18,7 @@ class FigureKind:
 
     name: str
     section: str
-    """Its section of the report, one of `config.metrics.SECTIONS`."""
+    """Its section of the report, the key of one of `report.names.GROUPS`."""
     place: int
     """In that section, among metrics and other figures."""
     title: str

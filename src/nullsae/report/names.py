@@ -24,7 +24,11 @@ class Group(NamedTuple):
         return tuple(thing.name for thing in sorted(own, key=_place))
 
 
-GROUPS = tuple(Group(key, title) for key, title in SECTIONS.items())
+GROUPS = (
+    Group("answer", "Answer"),
+    *(Group(key, title) for key, title in SECTIONS.items()),
+)
+"""In display order; the first stands beside the answer's sentences and holds no metric."""
 
 
 def metric_group(metric: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
 from nullsae import __version__, paths
@@ -39,7 +43,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (number, signed, percent, p_value, inked)
+    filters = (number, signed, percent, p_value, inked, json_text, source_hash)
     environment.filters |= {written.__name__: written for written in filters}
     environment.globals |= in_macros or {}
     page = environment.get_template(template).render(
@@ -59,6 +63,21 @@ def in_page(svg: str, name: str, title: str) -> Markup:
     """A figure as part of a page; screen readers read out its `title`."""
     # Vega escapes text itself; the label is the only thing that enters here.
     return Markup(inline_svg(svg, name, str(escape(title))))
+
+
+def json_text(value: Any) -> Markup:
+    """A value as JSON that can stand in a `script` element: no text in it ends the element."""
+    return htmlsafe_json_dumps(value, dumps=_dumps)
+
+
+def source_hash(script: str) -> str:
+    """What a content security policy calls an inline script, so that no other one runs."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _dumps(value: Any, **_options: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def signed(value: float | None, digits: int = 3) -> str:

@@ -258,26 +258,6 @@ def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
     return found
 
 
-def power(study: Study, subject: str) -> list[Row]:
-    """Rows of `discriminating_power`, in display order.
-
-    Each has also `title`, `detail` (the levels that tell it from its neighbours), `verdicts` (pairs
-    of verdict and count) and `expects` (whether a sign is expected of the metric).
-    """
-    rows = study.rows("discriminating_power", subject=subject)
-    found = []
-    for row in sorted(rows, key=study.order(subject, "metric", "sae", "explainer", "scorer")):
-        metric = METRICS[row["metric"]]()
-        added = {
-            "title": metric.title,
-            "detail": _detail(study, row, with_sae=True),
-            "verdicts": in_order(Counter({name: row[f"n_{name}"] for name in VERDICTS})),
-            "expects": any(metric.direction_against(null) for null in study.nulls),
-        }
-        found.append({**row, **added})
-    return found
-
-
 def coverage(study: Study, subject: str) -> list[CoverageTable]:
     """What passed the filter, summed over draws and seeds: sites (and SAEs) down, variants across.
 

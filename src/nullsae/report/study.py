@@ -31,7 +31,6 @@ COLUMNS: dict[str, tuple[str, ...] | None] = {
     "explanations": (*_SAE, "explainer", "latent", "explanation", "source_latent"),
     "scores": (*_SAE, "explainer", "scorer", "latent", "auroc"),
     **dict.fromkeys(("geometry", "overlap", "summaries", "contrasts", "verdicts")),
-    "discriminating_power": None,
 }
 """The tables read and, where some are left out, the columns."""
 

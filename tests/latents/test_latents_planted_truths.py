@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import planted
 import pytest
 import torch
+import transformers
 from planted import FAMILIES, N_TOKENS, Array, Cell, Family, Study
 
+from nullsae.latents.causal_effects import CHANGES
 from nullsae.latents.places import Places
 from nullsae.metrics.catalogue.effects import AblationCeGain, AblationKlLogRatio, AdditionGain
+from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import load_subject
 from small_chain import CPU
 
@@ -161,3 +166,58 @@ def test_the_shuffled_dictionary_is_its_own_placebo(truth: Planted, known: Cell)
         assert abs(ratio) < 0.2
         assert abs(loss) < 0.1
         assert abs(gain) < 0.1
+
+
+@pytest.fixture(scope="module")
+def of_neox(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    family = FAMILIES["gpt_neox"]
+    text = planted.text_of(planted.successor(family.tied))
+    return Study(tmp_path_factory.mktemp("neox"), planted.planted_model(family), *text)
+
+
+def nulls(found: Cell, names: Sequence[str]) -> set[bool]:
+    """Whether the columns are null for latents that pass."""
+    return {row[name] is None for row in found.rows if row["passes_filter"] for name in names}
+
+
+DIRECT, PASSES = ("next_token_auroc", "next_token_auroc_bigram", "promoted_tokens"), CHANGES[:1]
+
+
+def test_the_only_passing_latent_has_no_other_row_as_its_placebo(of_neox: Study) -> None:
+    n = np.sort(np.bincount(of_neox.ids.ravel()))
+    assert n[-1] > n[-2]
+    found = of_neox.cell(SITE, planted.known_directions(tied=False), "one", min_firings=int(n[-1]))
+    assert found.coverage["n_pass"] == 1
+    assert nulls(found, [f"{name}_swapped" for name in (*DIRECT[:2], *PASSES)]) == {True}
+    assert nulls(found, (*DIRECT, "next_token_auroc_random", *PASSES)) == {False}
+
+
+def test_a_site_before_the_residual_stream_has_no_effects_and_a_reason(of_neox: Study) -> None:
+    found = of_neox.cell("embed", planted.known_directions(tied=False), "known")
+    reason = "the site is not in the residual stream and not written to it"
+    assert found.coverage["no_effects"] == found.coverage["no_causal_effects"] == reason
+    assert found.coverage["n_pass"] == N_TOKENS
+    assert nulls(found, (*DIRECT, *PASSES, "token_injection_rate")) == {True}
+
+
+def test_a_head_behind_a_projection_leaves_the_causal_effects_alone(tmp_path: Path) -> None:
+    """An OPT whose embeddings are narrower: no matrix maps the stream to the logits."""
+    config = transformers.OPTConfig(
+        **{**planted.SHAPE, "ffn_dim": 16, "word_embed_proj_dim": 8, "dropout": 0.0}
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    text = planted.text_of(planted.successor(tied=False))
+    study = Study(tmp_path, model, *text)
+    rows = torch.randn(N_TOKENS, planted.WIDTH, generator=torch.Generator().manual_seed(1))
+    zeros = torch.zeros(N_TOKENS), torch.zeros(planted.WIDTH)
+    coder = Autoencoder("topk", rows, zeros[0], rows.clone(), zeros[1], k=4)
+    found = study.cell(SITE, coder, "random")
+    assert (
+        found.coverage["no_effects"] == "the head is not one matrix that reads the residual stream"
+    )
+    assert found.coverage["no_causal_effects"] is None
+    assert found.coverage["n_pass"] > 5
+    assert nulls(found, DIRECT) == {True}
+    assert nulls(found, (*PASSES, "token_injection_rate")) == {False}

@@ -92,6 +92,9 @@ def effect_columns(
     rows = _rows(params, w_dec, passing)
     found = next_token_aurocs(list(rows.values()), path, firings, passing, successors)
     for of, aurocs in zip(rows, found, strict=True):
+        # The only one of its kind has no other to be compared with.
+        if of == "swapped" and len(passing) < 2:
+            continue
         columns[f"next_token_auroc{ROWS[of]}"][passing] = aurocs.unigram
         columns[f"next_token_auroc_bigram{ROWS[of]}"][passing] = aurocs.bigram
     named = promoted.promoted_tokens(
@@ -111,8 +114,7 @@ def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> d
     other[order] = passing[np.roll(order, 1)]
     return {
         "own": w_dec[torch.from_numpy(passing)],
-        # The only one of its kind has no other: an empty row says nothing.
-        "swapped": w_dec[torch.from_numpy(other)] * (len(passing) > 1),
+        "swapped": w_dec[torch.from_numpy(other)],
         "random": random_directions(params, w_dec.shape)[passing],
     }
 

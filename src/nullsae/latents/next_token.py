@@ -23,6 +23,8 @@ from nullsae.latents.store import Firings, changes
 # Effects (latents x tokens of the vocabulary), or successors, that are sorted together: < 2^22.
 PIECE = 2**21
 PLACE_BITS = 22
+# What float32 leaves of effects that cancel, as a share of their terms.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def next_token_aurocs(
         fired = _Fired.of_latents(firings, latents[some], successors, path.device)
         total = np.bincount(fired.of.cpu(), fired.n.cpu(), minlength=len(latents[some]))
         known = total > 0
-        ranks = [_ranks(of_latents[some].to(path) @ path.T) for of_latents in rows]
+        ranks = [_ranks(of_latents[some].to(path), path) for of_latents in rows]
         for shares, into in (
             ([_among_all(rank, fired, table) for rank in ranks], 0),
             (_among_successors(ranks, fired, table), 1),
@@ -151,8 +153,19 @@ class _Fired:
         return cls(*(torch.from_numpy(array).to(device) for array in (of, pair, n, begin)))
 
 
-def _ranks(effects: Tensor) -> Tensor:
-    """By latent and token, the place of its effect among all: int64 [n, vocab], ties equal."""
+def spread_of(effects: Tensor, rows: Tensor, path: Tensor) -> Tensor:
+    """Standard deviation of effects (rows @ path.T, [n, vocab]) over the vocabulary: float32 [n].
+
+    0 where all of it is rounding: nothing reads such a row.
+    """
+    spread = effects.std(dim=1, correction=0)
+    return spread * (spread > ROUNDING * path.norm(dim=1).mean() * rows.norm(dim=1))
+
+
+def _ranks(rows: Tensor, path: Tensor) -> Tensor:
+    """By row and token, the place of its effect among all: int64 [n, vocab], ties equal."""
+    effects = rows @ path.T
+    effects[spread_of(effects, rows, path) == 0] = 0
     values, order = effects.sort(dim=1)
     new = torch.ones_like(order)
     new[:, 1:] = values[:, 1:] != values[:, :-1]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nullsae.latents.next_token import PIECE
+from nullsae.latents.next_token import PIECE, spread_of
 
 COLUMNS = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
-# What float32 leaves of effects that cancel, as a share of their terms.
-ROUNDING = 1e-6
 
 Lists = list[list[float] | None]
 
@@ -33,13 +31,12 @@ def promoted_tokens(rows: Tensor, path: Tensor, n_tokens: int) -> dict[str, List
     found: dict[str, Lists] = {name: [] for name in COLUMNS}
     k = min(n_tokens, len(path) // 2)
     step = max(1, PIECE // len(path))
-    size = path.norm(dim=1).mean()
     for start in range(0, len(rows), step):
         some = rows[start : start + step].to(path)
         effects = some @ path.T
         effects -= effects.mean(dim=1, keepdim=True)
-        spread = effects.std(dim=1, correction=0)
-        has_some = (spread > ROUNDING * size * some.norm(dim=1)).tolist()
+        spread = spread_of(effects, some, path)
+        has_some = (spread > 0).tolist()
         effects /= spread[:, None]
         for end, descending in (("promoted", True), ("suppressed", False)):
             values, order = effects.sort(dim=1, descending=descending, stable=True)

@@ -74,11 +74,13 @@ def _final_norm(subject: Subject, head: nn.Module) -> nn.Module | None:
             hook.remove()
     if not read or read[0].numel() != stream.numel():
         raise NoDirectPathError("the head does not read one row for each token")
-    if _proportional(stream.to(read[0].device), read[0]):
-        return None
-    for module, output in found:
+    # The last first: norms of blocks that add nothing read the same. And norms before none: one
+    # that finds all tokens centred and of one size only scales these.
+    for module, output in reversed(found):
         if _proportional(output.to(read[0].device), read[0]):
             return module
+    if _proportional(stream.to(read[0].device), read[0]):
+        return None
     raise NoDirectPathError("what lies between the last block and the head is not one norm")
 
 

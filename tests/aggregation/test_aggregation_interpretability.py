@@ -267,6 +267,25 @@ def test_columns_are_looked_up_by_latent() -> None:
     assert found == pytest.approx([NAN, 0.2, NAN, NAN, 0.1], nan_ok=True)
 
 
+def test_a_scorer_that_brings_its_placebo_is_compared_with_that() -> None:
+    judge = {"model": "m", "base_url": "http://localhost:1/v1", "api_key_env": None}
+    config = study(
+        scorers={"detection": {"kind": "detection"}, "odd": {"kind": "intruder", "judge": judge}}
+    )
+    rows = [
+        {"latent": 0, "auroc": 0.9, "placebo_auroc": 0.6},
+        {"latent": 1, "auroc": 0.5, "placebo_auroc": None},
+        {"latent": 2, "auroc": None, "placebo_auroc": 0.5},
+    ]
+    odd = units("scores", {**SAE, "explainer": "none", "scorer": "odd"}, rows)
+    (found,) = table_of(config, odd, of=THREE).values()
+    assert column(found, "swapped_auroc") == [0.6, None, 0.5]
+    assert column(found, "discrimination") == pytest.approx([0.3, None, None])
+    assert "discrimination: the placebo has no auroc" in found[1]["reason"]
+    assert applies(METRIC["discrimination"], config, "none")
+    assert not applies(METRIC["discrimination"], study(), "none")
+
+
 def test_explanations_of_the_output_side_are_compared_with_their_placebo_only() -> None:
     """Token statistics say nothing of what comes next: no gain over them is looked for."""
     config = study(

@@ -249,7 +249,28 @@ def test_intruders_are_found_without_any_explanation(
     for row in scores:
         assert (row["n_active"], row["n_silent"], row["n_failed"]) == (12, 3, 0)
         assert row["auroc"] == 1.0
+        assert row["placebo_auroc"] == 0.5  # all tokens are as frequent
     assert len({(row["latent"], row["window"]) for row in shown}) == len(shown) == 45
+
+
+@pytest.mark.parametrize(("answers", "auroc"), [("oracle", 1.0), ("hopeless", None)])
+def test_the_placebo_of_intruders_is_asked_by_frequency_what_the_judge_has_answered(
+    tmp_path: Path,
+    rows: Rows,
+    tokenizer_file: Path,
+    server: ScriptedServer,
+    answers: str,
+    auroc: float | None,
+) -> None:
+    """Words are rare here, and silent windows hold no rare token: frequency tells them."""
+    server.set(answers=f"judge_answers:{answers}", json_schema="ignored")
+    shares = [[2**-9 if a > 0 else 2**-3 for a in row["activations"]] for row in rows]
+    given = [{**row, "token_frequencies": s} for row, s in zip(rows, shares, strict=True)]
+    _, scores = score(
+        tmp_path, given, tokenizer_file, server, kind="intruder", n_tasks=3, active_per_task=4
+    )
+    assert [row["placebo_auroc"] for row in scores] == [auroc] * 3
+    assert [row["auroc"] for row in scores] == [auroc] * 3
 
 
 def test_a_question_about_an_intruder_shows_one_quantile_and_one_silent_window(rows: Rows) -> None:

@@ -176,12 +176,14 @@ def test_windows_equal_a_dense_recomputation(
     tokens = load_tokens(chain.eval_tokens)
     ids, documents = tokens.input_ids.ravel(), tokens.document_id.ravel()
     rows = in_pools(tables_of_chain)
+    share = np.bincount(ids) / len(ids)
     sampled = [row["latent"] for row in tables_of_chain["latents"] if row["sampled"]]
     assert sorted({row["latent"] for row in rows}) == sampled
     for row in rows:
         span = slice(row["start"], row["start"] + LENGTH)
         assert row["start"] % CONTEXT % LENGTH == 0
         assert row["window"] == row["start"] // LENGTH  # windows fill the contexts here
+        np.testing.assert_allclose(row["token_frequencies"], share[ids[span]], rtol=1e-6)
         assert set(documents[span].tolist()) == {row["document"]}, "a window across documents"
         assert row["token_ids"] == ids[span].tolist()
         np.testing.assert_allclose(row["activations"], dense[span, row["latent"]], rtol=1e-5)

@@ -25,6 +25,7 @@ SITE = "resid_post.1"
 # Where the numbers of each lie: a null has less.
 VARIANCE = {"topk": 0.8, "pca": 0.6, "lookup": 0.7}
 AUROC = {"pairs": 0.85, "tokens": 0.75, "others": 0.5, "gpt": 0.6, "gpt_others": 0.52}
+AUROC["told"] = 0.55
 NEXT_TOKEN = {"topk": 0.72, "pca": 0.62, "lookup": 0.6}
 KL = {"": 0.04, "_swapped": 0.02, "_random": 0.01}
 TOKENS = {"topk": 1000, "pca": 0, "lookup": 0}
@@ -261,10 +262,12 @@ def test_latents_that_one_explanation_lacks_do_not_count(
 def test_another_judge_is_a_ceiling_beside_and_no_null(tmp_path: Path) -> None:
     explainers = {
         "tokens": EXPLAINERS["tokens"],
+        "told": {"kind": "lexical", "judged_by": "text"},
         "gpt": {"kind": "openai", "model": "gpt-4o-mini"},
         "gpt_others": {"kind": "swapped", "of": "gpt"},
     }
-    root = made(tmp_path, study(explainers=explainers))
+    scorers = {"detection": {"kind": "detection", "judge": {"model": "gpt-4o-mini"}}}
+    root = made(tmp_path, study(explainers=explainers, scorers=scorers))
     ceiling = row(root, "explanation", "auroc", "tokens", sae="topk")
     assert ceiling["not_comparable"] == (
         "gpt is judged by gpt-4o-mini, tokens by a formula: what tokens scores stands beside as a "
@@ -274,9 +277,13 @@ def test_another_judge_is_a_ceiling_beside_and_no_null(tmp_path: Path) -> None:
     assert verdict(ceiling, METRICS["auroc"](), 0.95)[0] == "none"
     placebo = row(root, "explanation", "auroc", "gpt_others", sae="topk")
     assert placebo["not_comparable"] is None
-    # What has no verdict makes no other one harder to show.
-    assert placebo["n_family"] == 1
-    assert verdict(placebo, METRICS["auroc"](), 0.95)[0] == "separates"
+    # The same token counts as text, by the same judge, are a null.
+    text = row(root, "explanation", "auroc", "told", sae="topk")
+    assert text["not_comparable"] is None
+    for found in (placebo, text):
+        # What has no verdict makes no other one harder to show.
+        assert found["n_family"] == 2
+        assert verdict(found, METRICS["auroc"](), 0.95)[0] == "separates"
 
 
 @pytest.mark.parametrize(

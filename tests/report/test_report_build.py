@@ -208,7 +208,7 @@ def test_verdicts_of_other_stages_stand_in_folded_tables_of_their_own(
         shown = part[start : part.index("</details>", start)]
         heads = re.findall(r'<th scope="col">(.*?)</th>', shown.replace("<wbr>", ""))
         assert heads == ["Metric", "Site", *dict.fromkeys(row["null"] for row in own)]
-        cells = re.findall(r'<td class="v (\w+)" title="([^"]*); ', shown)
+        cells = re.findall(r'<td class="v (\w+)" title="([^"]*)"', shown)
         assert Counter(style for style, _ in cells) == Counter(row["verdict"] for row in own)
 
 

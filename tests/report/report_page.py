@@ -1,13 +1,15 @@
-"""What tests ask of a page: its elements, and how wide a browser makes it."""
+"""What tests ask of a page: its elements, and what a browser makes of it."""
 
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ VOID = ("meta", "br", "wbr", "link", "img", "hr", "input")
 
 
 class Elements(HTMLParser):
-    """Every start tag with its attributes, the text, and whether tags are balanced.
+    """Every start tag with its attributes, the text but for scripts, and whether tags are balanced.
 
     The end tag of a `td` may be left out, as HTML allows.
     """
@@ -43,17 +45,18 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes something else"
 
     def handle_data(self, data: str) -> None:
-        self.text.append(data)
+        if self.open[-1:] != ["script"]:
+            self.text.append(data)
 
     def _end_cell(self) -> None:
         if self.open[-1:] == ["td"]:
             self.open.pop()
 
 
-def scroll_width(page: str, width: int, folder: Path) -> int:
-    """The width in pixels that a page needs in a window of `width`, with everything unfolded.
+def ask(page: str, width: int, folder: Path, javascript: str) -> Any:
+    """What a function of these statements returns in a window of `width` by 800 pixels.
 
-    Skips the test where there is no Chromium.
+    `d` is the document of the page, `w` its window. Skips the test where there is no Chromium.
     """
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
@@ -64,16 +67,31 @@ def scroll_width(page: str, width: int, folder: Path) -> int:
     wrapper = folder / "wrapper.html"
     wrapper.write_text(
         f'<iframe style="border:0;width:{width}px;height:800px" srcdoc="{html.escape(page)}">'
-        "</iframe><script>onload = () => { const d = document.querySelector('iframe')"
-        ".contentDocument; d.querySelectorAll('details').forEach(e => e.open = true);"
-        "document.title = 'scrollWidth=' + d.documentElement.scrollWidth + ' h1=' +"
-        "d.querySelectorAll('h1').length + ' scripts=' + d.scripts.length;"
-        "document.body.remove(); }</script>",
+        "</iframe><script>onload = () => {"
+        "const w = document.querySelector('iframe').contentWindow;"
+        f"const d = w.document; let found; try {{ found = (() => {{ {javascript} }})(); }}"
+        "catch (error) { found = String(error); }"
+        "document.title = JSON.stringify(found); document.body.remove(); }</script>",
         encoding="utf-8",
     )
     command = [program, *flags.split(), f"--user-data-dir={folder / 'profile'}"]
     command += ["--window-size=1400,900", "--dump-dom", wrapper.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    found = re.search(r"<title>scrollWidth=(\d+) h1=1 scripts=0</title>", done.stdout)
+    found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert found is not None
-    return int(found[1])
+    return json.loads(html.unescape(found[1]))
+
+
+def scroll_width(page: str, width: int, folder: Path) -> int:
+    """The width in pixels that a page needs in a window of `width`, with everything unfolded."""
+    unfold = "d.querySelectorAll('details').forEach(one => one.open = true);"
+    found = ask(page, width, folder, f"{unfold} return d.documentElement.scrollWidth")
+    assert isinstance(found, int), found
+    return found
+
+
+def height_in_screens(page: str, folder: Path) -> float:
+    """The height of a page in screens of 1280 by 800 pixels, as it opens."""
+    found = ask(page, 1280, folder, "return d.documentElement.scrollHeight")
+    assert isinstance(found, int), found
+    return found / 800

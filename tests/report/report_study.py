@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -20,7 +19,7 @@ from nullsae.config.metrics import METRICS, all_metrics, is_of_model
 from nullsae.config.parse import parse_config
 from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
-from nullsae.config.variants import VARIANTS, is_positive_control
+from nullsae.config.variants import VARIANTS, is_null, is_positive_control
 from nullsae.jobs import grid as cells
 from nullsae.latents.causal_effects import COLUMNS as CAUSAL_COLUMNS
 from nullsae.report.sections import VERDICTS
@@ -28,6 +27,8 @@ from nullsae.report.study import COLUMNS
 
 DEFAULT = Path(__file__).parents[2] / "config.yaml"
 EOS = "<|endoftext|>"
+N_LATENTS = 40
+"""Of each cell; one in four is sampled."""
 EVIL = "<script>alert('nullsae')</script>"
 ODD_TEXT = "café naïve 東京 🙂 \x07 " + EVIL
 # What contrasts say of accepted code, by the name `code`.
@@ -142,6 +143,8 @@ def write_study(root: Path, config: Config) -> None:
             rows["history"] += _history(cell, rng)
         latents = _latents(cell, odd, rng)
         rows["latents"] += latents
+        if cell["variant"] == "trained" and "@" not in cell["sae"]:
+            rows["latents_ranked"] += _ranked(cell, latents, config)
         sampled = [row for row in latents if row["sampled"]]
         rows["coverage"].append(_coverage(cell, latents))
         windows = [w for row in sampled for w in _windows(row, ids, odd, rng)]
@@ -155,7 +158,7 @@ def write_study(root: Path, config: Config) -> None:
     _add_floors(rows, config, rng)
     _add_overlap(rows, config)
     _add_statistics(rows, config, rng)
-    for name in COLUMNS:
+    for name in (*COLUMNS, "latents_ranked"):
         _write(root, name, rows[name])
     words = [row["verdict"] for row in rows["verdicts"] if is_of_model(row)]
     write_answer(config, root, list(filter(is_of_model, rows["contrasts"])), words)
@@ -317,8 +320,11 @@ def _latents(
     cell: dict[str, Any], odd: list[int], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     rows = []
-    for latent in range(40):
+    for latent in range(N_LATENTS):
         sampled = latent % 4 == 0
+        # One in ten passes the filter without being sampled; one of those sampled has no value.
+        passes = sampled or latent % 10 == 1
+        next_token = 0.5 + latent * 37 % 40 / 100 if passes and latent != 8 else None
         entropy = float(abs(3.9 - 1.9 * LEVEL[cell["variant"]] + rng.standard_normal()))
         rows.append(
             cell
@@ -348,17 +354,35 @@ def _latents(
                     for name in ("next_token_auroc", "next_token_auroc_bigram")
                     for of in ("", "_swapped", "_random")
                 },
+                "next_token_auroc": next_token,
                 **_effects(cell, odd if sampled else None),
                 "ablation_firings": 16 if sampled else 0,
                 **dict.fromkeys(CAUSAL_COLUMNS, 0.2 if sampled else None),
                 "explain_pool_active_windows": 60,
                 "score_pool_active_windows": 140,
-                "passes_filter": sampled,
+                "passes_filter": passes,
                 "sampled": sampled,
                 "explain_token_entropy_bits": entropy,
             }
         )
     return rows
+
+
+def _ranked(
+    cell: dict[str, Any], latents: list[dict[str, Any]], config: Config
+) -> list[dict[str, Any]]:
+    """Latents with a value, by two metrics, against each null and all of them."""
+    nulls = [*filter(is_null, config.variants), "all"]
+    return [
+        cell
+        | {"latent": row["latent"], "metric": metric, "value": row[metric], "direction": 1}
+        | {"null": null, "n_null": 100, "p": 0.001, "q": (row["latent"] + i + 1) / 100}
+        | {"rank": row["latent"] + 1, "reason": None}
+        for metric in ("next_token_auroc", "token_entropy_bits")
+        for i, null in enumerate(nulls)
+        for row in latents
+        if row["passes_filter"] and row[metric] is not None
+    ]
 
 
 def _effects(cell: dict[str, Any], odd: list[int] | None) -> dict[str, Any]:
@@ -380,7 +404,7 @@ def _coverage(cell: dict[str, Any], latents: list[dict[str, Any]]) -> dict[str, 
         "n_alive": len(latents) - 3,
         "n_pass": n_pass,
         "pass_share": n_pass / len(latents),
-        "n_sampled": n_pass,
+        "n_sampled": sum(row["sampled"] for row in latents),
         "n_windows": 4992,
         "n_windows_across_documents": 110,
         "n_tokens_skipped": 0,
@@ -483,7 +507,6 @@ def _add_statistics(
                         keys = {"subject": subject, "site": site, "sae": sae, "metric": metric.name}
                         keys |= {"explainer": explainer, "scorer": scorer}
                         _add_metric(rows, config, keys, metric.unit, rng)
-    _add_power(rows, config)
     for name in ("contrasts", "verdicts"):
         rows[name] += [found for row in rows[name] for found in _of_other_stages(row, config)]
 
@@ -620,29 +643,3 @@ def style_of(row: dict[str, Any]) -> str:
     against = {"separates": "reversed", "reversed": "reversed", "equivalent": "separates"}
     own = str(row["verdict"])
     return against.get(own, own) if is_positive_control(row["variant"]) else own
-
-
-def _add_power(rows: dict[str, list[dict[str, Any]]], config: Config) -> None:
-    """Counts of the verdicts that were made up, as `aggregate` would count them."""
-    keys = ("subject", "sae", "explainer", "scorer", "metric")
-    counted: dict[tuple[Any, ...], list[str]] = {}
-    controls: Counter[tuple[Any, ...]] = Counter()
-    for row in rows["verdicts"]:
-        values = tuple(row[key] for key in keys)
-        words = counted.setdefault(values, [])
-        if is_positive_control(row["variant"]):
-            controls[values] += 1
-        else:
-            words.append(row["verdict"])
-    for values, words in counted.items():
-        n = controls[values]
-        rows["discriminating_power"].append(
-            dict(zip(keys, values, strict=True))
-            | {"n_contrasts": len(words)}
-            | {"separates_share": words.count("separates") / len(words) if words else None}
-            | {f"n_{word}": words.count(word) for word in VERDICTS}
-            | {"median_superiority": 0.63}
-            | {"median_standardized_difference": None if config.draws == 1 else 1.7}
-            | {"n_controls": n, "n_controls_told_apart": min(n, 1), "n_controls_equivalent": n // 2}
-            | {"controls_not_told_apart_share": (n - min(n, 1)) / n if n else None}
-        )

@@ -76,7 +76,8 @@ def test_the_full_study_has_all_figures_and_a_light_sound_page(
     assert len(page.encode()) < MOST_BYTES
     elements = Elements(page)
     assert elements.open == []
-    assert "script" not in {tag for tag, _ in elements.tags}
+    # The browser's data and the browser.
+    assert [tag for tag, _ in elements.tags].count("script") == 2
     ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
 
@@ -278,18 +279,6 @@ def test_each_sae_has_a_matrix_of_its_own_and_the_first_is_open(built: Path, pag
     cells = re.findall(r'<td class="v (\w+)"', page)
     assert Counter(cells) == Counter(map(style_of, rows_of(built, "verdicts")))
     assert "≠" in page
-
-
-def test_latents_without_a_model_have_a_reason_in_place_of_promoted_tokens(page: str) -> None:
-    part = page[page.index('id="small-examples"') :]
-    assert "no effect on the logits: no model" in part
-    assert part.count('<p class="effects">promotes') > part.count("no effect on the logits") > 0
-
-
-def test_examples_are_of_the_first_saes_and_the_page_says_so(page: str) -> None:
-    part = page[page.index('id="small-examples"') :]
-    assert "examples of learned and frozen_decoder are shown" in part
-    assert part.count("<summary>") == 13 * 2 * 2 + 1  # and the config
 
 
 def test_contrasts_beyond_the_room_of_the_page_are_left_out_by_sae(

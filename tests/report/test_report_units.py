@@ -21,7 +21,7 @@ from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.core.visible import visible
 from nullsae.report import sections, style
-from nullsae.report.examples import pick, strongest
+from nullsae.report.browser import strongest
 from nullsae.report.names import GROUPS, entropy_pair, figure_names
 from nullsae.report.page import in_page, number, p_value, percent, signed, write_page
 from nullsae.report.render import to_svg
@@ -112,7 +112,7 @@ def test_every_metric_has_a_figure_and_every_name_is_given_once() -> None:
     assert len(names) == len(set(names))
     assert {f"small.{metric.name}" for metric in all_metrics()} < set(names)
     extra = {"cross_entropy", "token_lookup", "training_curves", "entropy_auroc"}
-    extra |= {"geometry", "overlap"}
+    extra |= {"geometry", "overlap", "answer"}
     assert {f"small.{kind}" for kind in extra} < set(names)
     assert len(names) == len(all_metrics()) + len(extra)
     # What no comparison of a study has is no figure of it.
@@ -216,42 +216,33 @@ def test_a_broken_tokenizer_is_named(tmp_path: Any) -> None:
         TokenText.load(tmp_path / "tokenizer.json")
 
 
-def test_examples_are_the_middles_of_equal_slices() -> None:
-    sampled = [{"latent": i, "max_activation": float(i)} for i in range(10)]
-    assert [row["latent"] for row in pick(sampled, 1)] == [4]
-    # Ranks 0 to 9, strongest first; two slices of five have their middles at ranks 2 and 7.
-    assert [row["latent"] for row in pick(sampled, 2)] == [7, 2]
-    assert len(pick(sampled, 50)) == 10
-    assert pick(sampled, 0) == []
-    assert pick(sampled[::-1], 3) == pick(sampled, 3)
-
-
-@given(st.integers(1, 40), st.integers(1, 40))
-def test_no_latent_is_shown_twice(n_sampled: int, n: int) -> None:
-    sampled = [{"latent": i, "max_activation": float(i % 5)} for i in range(n_sampled)]
-    shown = [row["latent"] for row in pick(sampled, n)]
-    assert len(shown) == len(set(shown)) == min(n, n_sampled)
-
-
-def test_the_strongest_active_windows_come_first() -> None:
-    peaks = {1: 3.0, 2: 9.0, 3: 9.0, 4: 1.0, 5: 20.0}
+@given(
+    st.lists(st.tuples(st.integers(7, 9), st.integers(0, 6), st.booleans()), max_size=30),
+    st.integers(1, 4),
+)
+def test_the_strongest_active_windows_come_first_each_once(
+    found_in: list[tuple[int, int, bool]], n: int
+) -> None:
+    """Against a sort in plain Python; a window may stand in several pools."""
+    peak = {0: 3.0, 1: 9.0, 2: 9.0, 3: 1.0, 4: 20.0, 5: 2.0, 6: 2.0}
     rows = [
-        {
-            "latent": latent,
-            "window": window,
-            "active": window != 5,
-            "token_ids": [1, 2],
-            "activations": [0.5, peak],
+        {"latent": latent, "window": window, "active": active}
+        | {
+            "token_ids": [1, 2][: 1 + window % 2],
+            "activations": [peak[window], 0.5][: 1 + window % 2],
         }
-        for latent in (7, 8)
-        for window, peak in peaks.items()
+        for latent, window, active in found_in
     ]
     schema = tables.cell_schema("windows")
     names = ("latent", "window", "active", "token_ids", "activations")
     table = pa.Table.from_pylist(rows, schema=pa.schema([schema.field(n) for n in names]))
-    found = strongest(table, [7], 3)
-    assert list(found) == [7]
-    assert [row["window"] for row in found[7]] == [2, 3, 1]
+    found = strongest(table, [7, 8], n)
+    assert list(found) == [7, 8]
+    for latent, own in found.items():
+        active = {window for one, window, is_active in found_in if one == latent and is_active}
+        expected = sorted(active, key=lambda window: (-peak[window], window))[:n]
+        assert [row["window"] for row in own] == expected
+        assert [row["activations"][0] for row in own] == [peak[window] for window in expected]
 
 
 def study_of(config: Config, **loaded: Any) -> Study:

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae import paths, tables
+from nullsae.aggregation.ranking import ALL
+from nullsae.config.metrics import METRICS
 from nullsae.core.visible import visible
 from nullsae.report import style
 from nullsae.report.names import shown_explainer
@@ -35,8 +37,14 @@ _READ = (
     *("max_activation", "peak_token", "peak_token_share"),
     *("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects"),
 )
+_RANKED = (
+    *("subject", "variant", "draw", "site", "sae", "seed"),
+    *("latent", "metric", "null", "q"),
+)
 _DIGITS = 4
-"""Significant digits of numbers."""
+"""Significant digits of the numbers that rows are sorted by."""
+_FEWER_DIGITS = 3
+"""Of those beside them: activations and effects on single tokens."""
 
 
 def browser(study: Study) -> dict[str, Any] | None:
@@ -59,13 +67,20 @@ def browser(study: Study) -> dict[str, Any] | None:
     n = min(config.report.n_example_latents, MAX_LATENTS // (len(places) * len(study.variants)))
     if not n:
         return None
-    latents = _latents(study)
+    latents, ranked = _latents(study), _ranked(study)
+    metrics = set(ranked["metric"].to_pylist())
     texts = {
         name: TokenText.load(study.root / paths.TOKENIZER_FILE.format(corpus=section.corpus))
         for name, section in config.subjects.items()
     }
     return {
         "variants": [{"name": name, "colour": style.colour(name)} for name in study.variants],
+        "metrics": [
+            {"name": name, "title": metric.title.partition(" (")[0]}
+            for name, metric in METRICS.items()
+            if name in metrics
+        ],
+        "all": ALL,
         "null": next(iter((*study.nulls, *study.compared, *study.variants))),
         "columns": [
             *([key, *told] for key, told in COLUMNS.items()),
@@ -78,7 +93,7 @@ def browser(study: Study) -> dict[str, Any] | None:
             {
                 "title": " · ".join(_told(study, *place)),
                 "cells": {
-                    variant: _cell(study, latents, n, texts[place[0]], variant, *place)
+                    variant: _cell(study, latents, ranked, n, texts[place[0]], variant, *place)
                     for variant in study.variants
                 },
             }
@@ -157,6 +172,18 @@ def _latents(study: Study) -> pa.Table:
     )
 
 
+def _ranked(study: Study) -> pa.Table:
+    """What `latents_ranked` has of the same cells; nothing where a study lacks the table."""
+    schema = tables.SCHEMAS["latents_ranked"]
+    path = study.root / paths.TABLE.format(table="latents_ranked")
+    if not path.is_file():
+        return schema.empty_table()
+    table = tables.read_table(path, schema, columns=_RANKED)
+    saes = pa.array(shown_saes(study), type=pa.string())
+    has_q = pc.field("q").is_valid()
+    return table.filter(has_q & (pc.field("draw") == 0) & pc.field("sae").isin(saes))
+
+
 def _judges(study: Study) -> list[tuple[str, str]]:
     """The explainer whose explanations are shown, with each of its scorers."""
     explainer = shown_explainer(study.config)
@@ -171,26 +198,51 @@ def _told(study: Study, subject: str, site: str, sae: str) -> Iterable[str]:
 
 
 def _cell(
-    study: Study, latents: pa.Table, n: int, text: TokenText, variant: str, *place: str
+    study: Study,
+    latents: pa.Table,
+    ranked: pa.Table,
+    n: int,
+    text: TokenText,
+    variant: str,
+    *place: str,
 ) -> dict[str, Any]:
-    """`n` latents of a cell: `latents`, and `no_effects`, why none has an effect on logits."""
+    """`n` latents of a cell: `latents`; `no_effects`, why none has an effect on logits; and `q`.
+
+    `q` has, for each metric and null of `latents_ranked`, those of the latents in their order.
+    """
     subject, site, sae = place
     keys: dict[str, Any] = {
         **{"subject": subject, "variant": variant, "draw": 0},
         **{"site": site, "sae": sae, "seed": study.config.saes[sae].seeds[0]},
     }
-    own = latents
-    for key, value in keys.items():
-        own = own.filter(pc.field(key) == value)
-    rows = sorted(own.to_pylist(), key=lambda row: (not row["sampled"], row["latent"]))
-    sampled = [row for row in rows if row["sampled"]]
-    rest = rows[len(sampled) :]
+    rows = _of_cell(latents, keys).to_pylist()
+    sampled, rest = ([r for r in rows if r["sampled"] == which] for which in (True, False))
     rows = [*thin(sampled, n), *(thin(rest, n - len(sampled)) if len(sampled) < n else [])]
     covered = study.rows("coverage", **keys)
     return {
         "latents": _shown(study, keys, rows, text),
         "no_effects": next((visible(row["no_effects"] or "") for row in covered), ""),
+        "q": _q(_of_cell(ranked, keys), [row["latent"] for row in rows]),
     }
+
+
+def _of_cell(table: pa.Table, keys: Mapping[str, Any]) -> pa.Table:
+    """The rows of a cell, by their latents."""
+    for key, value in keys.items():
+        table = table.filter(pc.field(key) == value)
+    return table.sort_by("latent")
+
+
+def _q(ranked: pa.Table, latents: Sequence[int]) -> dict[str, dict[str, list[float | None]]]:
+    """By metric and null, q of each of these latents."""
+    place = {latent: i for i, latent in enumerate(latents)}
+    found: dict[str, dict[str, list[float | None]]] = {}
+    wanted = ranked.filter(pc.field("latent").isin(pa.array(latents, type=pa.int64())))
+    for row in wanted.to_pylist():
+        by_null = found.setdefault(row["metric"], {})
+        column = by_null.setdefault(row["null"], [None] * len(latents))
+        column[place[row["latent"]]] = _rounded(row["q"])
+    return found
 
 
 def _shown(
@@ -207,9 +259,7 @@ def _shown(
         )
         windows = strongest(table, sampled, study.config.report.n_example_windows)
     explained = {row["latent"]: row for row in study.rows("explanations", **keys)}
-    scores = {
-        (row["scorer"], row["latent"]): row["auroc"] for row in study.rows("scores", **keys)
-    }
+    scores = {(row["scorer"], row["latent"]): row["auroc"] for row in study.rows("scores", **keys)}
     scorers = [scorer for _, scorer in _judges(study)]
     found = []
     for row in rows:
@@ -237,7 +287,9 @@ def _details(
         "max": _rounded(row["max_activation"]),
         "windows": [
             [
-                [piece.text, _rounded(piece.activation)] if piece.activation > 0 else piece.text
+                [piece.text, _rounded(piece.activation, _FEWER_DIGITS)]
+                if piece.activation > 0
+                else piece.text
                 for piece in text.pieces(w["token_ids"], w["activations"], row["max_activation"])
             ]
             for w in windows
@@ -250,14 +302,14 @@ def _details(
     for end in ("promoted", "suppressed"):
         tokens, effects = (row[f"{end}_{what}"] or [] for what in ("tokens", "effects"))
         found[end] = [
-            [inked(text.one(token)), _rounded(effect)]
+            [inked(text.one(token)), _rounded(effect, _FEWER_DIGITS)]
             for token, effect in zip(tokens, effects, strict=True)
         ]
     return found
 
 
-def _rounded(number: float | None) -> float | int | None:
+def _rounded(number: float | None, digits: int = _DIGITS) -> float | int | None:
     """A number of few digits; an index as it is."""
     if number is None or isinstance(number, int):
         return number
-    return float(f"{number:.{_DIGITS}g}")
+    return float(f"{number:.{digits}g}")

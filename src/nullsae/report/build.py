@@ -25,9 +25,10 @@ from nullsae.statistics.verdicts import CONTROL_RULE, FEWEST_ANSWERED, RULE, rep
 def build_report(config: Config, root: Path) -> None:
     """Draw all figures and write the page.
 
-    Reads, below `root`, `results/tables`, the windows of the cells in the browser and the tokenizers;
-    writes `paths.FIGURE` for each name of `names.figure_names` and format of the config, and
-    `paths.REPORT`, one file that needs no network; only its browser of latents needs a script.
+    Reads, below `root`, `results/tables`, the windows of the cells in the browser and the
+    tokenizers; writes `paths.FIGURE` for each name of `names.figure_names` and format of the
+    config, and `paths.REPORT`, one file that needs no network. Its browser of latents alone needs
+    a script.
 
     Raises:
         UserError: an input is missing, damaged or made by another version.

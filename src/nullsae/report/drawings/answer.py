@@ -113,7 +113,9 @@ def _panel(
 ) -> alt.LayerChart:
     names = list(names)
     axis = alt.Axis(grid=True, labelFontSize=11, labelLimit=340)
-    y = alt.Y("metric:N", sort=names, title=None, scale=alt.Scale(domain=names, padding=0.45), axis=axis)
+    y = alt.Y(
+        "metric:N", sort=names, title=None, scale=alt.Scale(domain=names, padding=0.45), axis=axis
+    )
     label = " : ".join(f"datum.value == {at} ? '{text}'" for at, text in TICKS.items()) + " : ''"
     scale = alt.Scale(domain=[LOW, HIGH], nice=False)
     x_axis = alt.Axis(values=list(TICKS), labelExpr=label, orient="top", grid=False, ticks=False)
@@ -134,7 +136,13 @@ def _panel(
     mark = alt.Chart(data).mark_point(size=50, strokeWidth=1.5, opacity=0.95)
     colour = charts.by_look(alt.Color, style.colour, shown, legend=legend)
     mark = mark.encode(
-        *(y, x, colour, alt.YOffset("variant:N", sort=shown, scale=alt.Scale(domain=shown)), charts.by_look(alt.Shape, style.shape, shown, legend=legend)),
+        *(
+            y,
+            x,
+            colour,
+            alt.YOffset("variant:N", sort=shown, scale=alt.Scale(domain=shown)),
+            charts.by_look(alt.Shape, style.shape, shown, legend=legend),
+        ),
         fill=alt.Fill("variant:N", scale=colour_scale(shown), legend=None),
         fillOpacity=alt.condition("datum.apart", alt.value(1), alt.value(0)),
     )

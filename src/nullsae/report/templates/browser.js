@@ -7,8 +7,11 @@
   const names = data.variants.map((variant) => variant.name);
   const anyWindows = data.places.some((place) =>
     Object.values(place.cells).some((cell) => cell.latents.some((one) => one.windows)));
+  for (const place of data.places) {
+    for (const cell of Object.values(place.cells)) cell.latents.forEach((one, i) => { one.index = i; });
+  }
   const state = {
-    place: data.places[0], variants: [names[0], data.null], metric: (data.metrics || [])[0],
+    place: data.places[0], variants: [names[0], data.null], metric: data.metrics[0],
     column: "next_token_auroc", down: true, text: "", atMost: null, withWindows: anyWindows, chosen: [null, null],
   };
 
@@ -31,15 +34,26 @@
     return text.replace("-", "\u2212");
   }
 
-  /** Columns of both sides; q is of the left side against the variant at the right. */
-  function columns() {
-    const q = ["q", "q", `false-discovery rate against ${state.variants[1]}, by ${state.metric?.title}`, "q"];
-    return state.metric ? [...data.columns, q] : data.columns;
+  /** Whose latents q compares with: those of the variant at the other side, or of all nulls. */
+  function against(side) {
+    const other = state.variants[1 - side];
+    return other in state.place.cells[state.variants[side]].q[state.metric.name] ? other : data.all;
+  }
+
+  /** Whether latents of a side have q: those of nulls have none. */
+  function isRanked(side) {
+    return state.metric !== undefined && state.metric.name in state.place.cells[state.variants[side]].q;
+  }
+
+  function columns(side) {
+    if (!isRanked(side)) return data.columns;
+    return [...data.columns, ["q", "q", `false-discovery rate among latents of ${against(side)}, by ${state.metric.title}`, "q"]];
   }
 
   function value(side, latent, key) {
     if (key !== "q") return latent.numbers[data.columns.findIndex((column) => column[0] === key)];
-    return side === 0 ? latent.q?.[state.metric.name]?.[state.variants[1]] : undefined;
+    if (!isRanked(side)) return null;
+    return state.place.cells[state.variants[side]].q[state.metric.name][against(side)]?.[latent.index];
   }
 
   /** All text of a latent, to search in. */
@@ -56,7 +70,7 @@
     const sign = state.down ? -1 : 1;
     return state.place.cells[state.variants[side]].latents
       .filter((one) => (one.windows || !state.withWindows) && textOf(one).includes(state.text))
-      .filter((one) => side === 1 || state.atMost === null || (value(side, one, "q") ?? Infinity) <= state.atMost)
+      .filter((one) => state.atMost === null || !isRanked(side) || (value(side, one, "q") ?? Infinity) <= state.atMost)
       .map((one) => [value(side, one, state.column), one])
       // What has no number comes last, whichever way.
       .sort(([a, one], [b, other]) =>
@@ -83,7 +97,7 @@
       state.chosen[side] = latent;
       draw(`[data-side="${side}"] [data-latent="${latent.numbers[0]}"]`);
     };
-    const [first, ...rest] = columns();
+    const [first, ...rest] = columns(side);
     const button = make("button", { type: "button", "data-latent": latent.numbers[0], "aria-pressed": String(isChosen) },
       written(value(side, latent, first[0]), first[3]));
     return make("tr", { class: isChosen ? "chosen" : "", click: choose },
@@ -138,7 +152,7 @@
     const swatch = make("span", { class: "swatch", "data-colour": data.variants[names.indexOf(name)].colour });
     const all = state.place.cells[name].latents.length;
     const table = make("table", { class: "wide tight" },
-      make("thead", {}, make("tr", {}, ...columns().map((column) => head(...column)))),
+      make("thead", {}, make("tr", {}, ...columns(index).map((column) => head(...column)))),
       make("tbody", {}, ...latents.map((latent) => row(index, latent))));
     const scroll = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Latents of ${name}`, keydown: arrows }, table);
     return make("section", { class: "side", "data-side": index }, make("div", { class: "of" }, swatch,
@@ -156,7 +170,7 @@
   }
 
   const places = data.places.map((place) => place.title);
-  const metrics = (data.metrics || []).map((metric) => metric.title);
+  const metrics = data.metrics.map((metric) => metric.title);
   const pair = make("div", { class: "pair" });
 
   function draw(focused) {

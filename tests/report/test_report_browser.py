@@ -1,0 +1,305 @@
+"""The page's browser of latents, in a real browser, against the tables it was made from."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_page import Elements, ask, height_in_screens
+from report_study import EVIL, ODD_TEXT, default_config, write_study
+from tokenizers import Tokenizer
+
+from nullsae import paths, tables
+from nullsae.config.study import Config
+from nullsae.report.browser import browser
+from nullsae.report.build import build_report
+from nullsae.report.study import load_study
+
+MOST_BYTES = 5_000_000
+MOST_SCREENS = 6
+LEFT = "d.querySelector(\"[data-side='0']\")"
+SHOWN = "[...{side}.querySelectorAll('tbody button')].map(b => Number(b.textContent))"
+"""The latents of a side, top to bottom."""
+ALL = "d.querySelector('[name=windows]').click();"
+"""Shows the latents without windows, too."""
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return default_config(report={"figure_formats": ["svg"], "title": f"A {EVIL} study"})
+
+
+@pytest.fixture(scope="module")
+def built(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study")
+    write_study(root, config)
+    build_report(config, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(built: Path) -> str:
+    return (built / paths.REPORT).read_text(encoding="utf-8")
+
+
+def rows_of(root: Path, name: str, **keys: Any) -> list[dict[str, Any]]:
+    table = tables.read_table(root / paths.TABLE.format(table=name), tables.SCHEMAS[name])
+    return [row for row in table.to_pylist() if keys.items() <= row.items()]
+
+
+def passing(root: Path, variant: str = "trained") -> list[dict[str, Any]]:
+    """The rows of `latents` of the cell that the page opens with."""
+    keys = {"variant": variant, "site": "resid_post.1", "passes_filter": True}
+    return rows_of(root, "latents", **keys)
+
+
+def order(values: dict[int, float | None], *, down: bool) -> list[int]:
+    """Latents by their values, those without one last, ties by index."""
+    has = [latent for latent, value in values.items() if value is not None]
+    found = sorted(has, key=lambda latent: ((-1 if down else 1) * values[latent], latent))  # type: ignore[operator]
+    return found + sorted(set(values) - set(has))
+
+
+def test_a_click_on_a_column_sorts_both_sides_and_another_turns_the_order_round(
+    built: Path, page: str, tmp_path: Path
+) -> None:
+    keys = {"explainer": "lexical", "scorer": "fuzzing", "site": "resid_post.1"}
+    expected: dict[str, list[dict[int, float | None]]] = {"firing_share": [], "fuzzing": []}
+    for variant in ("trained", "step0"):
+        own = passing(built, variant)
+        scores = {
+            r["latent"]: r["auroc"] for r in rows_of(built, "scores", variant=variant, **keys)
+        }
+        expected["firing_share"].append({row["latent"]: row["firing_share"] for row in own})
+        expected["fuzzing"].append({row["latent"]: scores.get(row["latent"]) for row in own})
+    sides = [SHOWN.format(side=f"d.querySelectorAll('.side')[{i}]") for i in (0, 1)]
+    clicks = "; ".join(
+        f"{LEFT}.querySelector('[data-key={key}]').click();"
+        f"found.push([{sides[0]}, {sides[1]}, {LEFT}.querySelector('[data-key={key}]')"
+        ".closest('th').getAttribute('aria-sort')])"
+        for key in ("firing_share", "fuzzing", "fuzzing")
+    )
+    found = ask(page, 1280, tmp_path, f"{ALL} const found = []; {clicks}; return found")
+    wanted = (("firing_share", True), ("fuzzing", True), ("fuzzing", False))
+    for (left, right, sort), (key, down) in zip(found, wanted, strict=True):
+        assert sort == ("descending" if down else "ascending")
+        # Numbers have four digits on the page, so that ties may differ there.
+        for shown, values in zip((left, right), expected[key], strict=True):
+            rounded = {k: None if v is None else float(f"{v:.4g}") for k, v in values.items()}
+            assert shown == order(rounded, down=down)
+    assert len(found[0][0]) == 14  # of 40: ten sampled, four others that pass
+
+
+def test_the_page_opens_with_the_best_of_the_sampled_latents(
+    built: Path, page: str, tmp_path: Path
+) -> None:
+    own = {row["latent"]: row["next_token_auroc"] for row in passing(built) if row["sampled"]}
+    found = ask(page, 1280, tmp_path, f"return {SHOWN.format(side=LEFT)}")
+    assert found == order(own, down=True)
+    assert found[-1] == 8  # the one without a value
+
+
+def test_filters_leave_what_was_asked_for(built: Path, page: str, tmp_path: Path) -> None:
+    ranked = rows_of(
+        built, "latents_ranked", site="resid_post.1", metric="next_token_auroc", null="step0"
+    )
+    expected = {row["latent"] for row in ranked if row["q"] <= 0.2}
+    found = ask(
+        page,
+        1280,
+        tmp_path,
+        f"{ALL} const type = (name, value) => {{ const one = d.querySelector(name);"
+        "one.value = value; one.dispatchEvent(new w.Event('input')); };"
+        f"type('[name=q]', '0.2'); const few = {SHOWN.format(side=LEFT)};"
+        f"type('[name=q]', ''); const all = {SHOWN.format(side=LEFT)};"
+        f"type('[type=search]', 'ALERT('); const words = {SHOWN.format(side=LEFT)};"
+        f"type('[type=search]', 'no such text'); const none = {SHOWN.format(side=LEFT)};"
+        f"return [few, all, words, none, {LEFT}.querySelector('.note[role=status]').textContent,"
+        f"{LEFT}.lastChild.textContent]",
+    )
+    few, every, words, none, status, said = found
+    assert set(few) == expected
+    assert 0 < len(few) < len(every) == 14
+    assert sorted(words) == [row["latent"] for row in passing(built) if row["sampled"]]
+    assert none == []
+    assert status == "0 of 14 latents"
+    assert said.startswith("No latent here")
+
+
+def test_q_is_against_the_variant_at_the_other_side(built: Path, page: str, tmp_path: Path) -> None:
+    """And against all nulls beside one that is no null; latents of nulls have none."""
+    found = ask(
+        page,
+        1280,
+        tmp_path,
+        "const found = []; const sides = () => d.querySelectorAll('.side');"
+        "for (const name of ['step0', 'noise_embeddings', 'retrained']) {"
+        "const select = sides()[1].querySelector('select'); select.value = name;"
+        "select.dispatchEvent(new w.Event('change'));"
+        "const row = sides()[0].querySelector('tbody tr');"
+        "found.push([name, Number(row.querySelector('button').textContent),"
+        "row.lastChild.textContent, sides()[1].querySelectorAll('thead th').length]); }"
+        "return found",
+    )
+    for name, latent, q, n_columns in found:
+        null = "all" if name == "retrained" else name
+        (row,) = rows_of(
+            built,
+            "latents_ranked",
+            **{
+                "site": "resid_post.1",
+                "metric": "next_token_auroc",
+                "null": null,
+                "latent": latent,
+            },
+        )
+        assert q == f"{row['q']:.3f}"
+        assert n_columns == 6  # latent, three of its own, two scores
+
+
+def test_a_chosen_latent_shows_its_windows_its_explanation_and_its_tokens(
+    built: Path, page: str, tmp_path: Path
+) -> None:
+    latent = passing(built)[3]
+    assert latent["sampled"]
+    found = ask(
+        page,
+        1280,
+        tmp_path,
+        f"{LEFT}.querySelector('[data-latent=\"{latent['latent']}\"]').click();"
+        f"const card = {LEFT}.querySelector('.latent');"
+        "return { title: card.querySelector('h4').textContent,"
+        "focused: d.activeElement.dataset.latent,"
+        "explanation: card.querySelector('.explanation').textContent,"
+        "effects: [...card.querySelectorAll('.effects code')].map(c => [c.textContent, c.title]),"
+        "windows: [...card.querySelectorAll('.windows li')].map(li => [li.textContent,"
+        "[...li.querySelectorAll('mark')].map(m => [m.textContent, Number(m.title),"
+        "Number(m.style.getPropertyValue('--a'))])]) }",
+    )
+    assert found["title"] == f"Latent {latent['latent']}"
+    assert found["focused"] == str(latent["latent"])
+    assert EVIL in found["explanation"]
+    assert found["effects"][0][1] == "+4.5 sd"
+    assert found["effects"][-1][1] == "\u22123.2 sd"
+    keys = {"subject": "small", "variant": "trained", "draw": 0}
+    keys |= {"site": "resid_post.1", "sae": "topk", "seed": 0}
+    windows = tables.read_table(
+        built / paths.WINDOWS.format(**keys), tables.cell_schema("windows")
+    ).to_pylist()
+    own = [w for w in windows if w["latent"] == latent["latent"] and w["active"]]
+    own.sort(key=lambda w: (-max(w["activations"]), w["window"]))
+    assert len(found["windows"]) == 4
+    tokenizer = Tokenizer.from_file(str(built / paths.TOKENIZER_FILE.format(corpus="sotu")))
+    for (text, marks), window in zip(found["windows"], own, strict=False):
+        decoded = tokenizer.decode(window["token_ids"], skip_special_tokens=False)
+        plain = re.sub(r"[\s¶⇥␣]+", "", text).replace(r"\x07", "\x07")
+        assert plain == re.sub(r"\s+", "", decoded)
+        assert max(value for _, value, _ in marks) == pytest.approx(
+            max(window["activations"]), rel=5e-3
+        )
+        for _, value, share in marks:
+            assert share == pytest.approx(value / latent["max_activation"], abs=0.006)
+    # The strongest is the odd text, where a script and a control character stand as text.
+    assert found["windows"][0][0].replace("␣", " ") == ODD_TEXT.replace("\x07", r"\x07")
+
+
+def test_rows_are_reached_and_chosen_by_the_keyboard(page: str, tmp_path: Path) -> None:
+    found = ask(
+        page,
+        1280,
+        tmp_path,
+        f"const rows = {SHOWN.format(side=LEFT)}; {LEFT}.querySelector('tbody button').focus();"
+        "for (const key of ['ArrowDown', 'ArrowDown', 'ArrowUp'])"
+        "d.activeElement.dispatchEvent(new w.KeyboardEvent('keydown', {key, bubbles: true}));"
+        "const all = (what) => [...d.querySelectorAll(`#browser :is(${what})`)];"
+        "return [rows, Number(d.activeElement.textContent),"
+        f"{LEFT}.querySelector('h4').textContent,"
+        "all('button, select, input').every(e => e.tabIndex === 0),"
+        "all('select, input').every(e => e.closest('label'))]",
+    )
+    rows, focused, title, reached, labelled = found
+    assert focused == rows[1]
+    assert title == f"Latent {rows[1]}"
+    assert reached
+    assert labelled
+
+
+def test_scripts_in_texts_stay_text_and_no_other_script_runs(page: str, tmp_path: Path) -> None:
+    added = "<script>window.ran = true</script>"
+    hostile = page.replace("</main>", f"{added}</main>")
+    found = ask(
+        hostile,
+        1280,
+        tmp_path,
+        "return [d.scripts.length, w.ran === undefined, d.querySelectorAll('tbody button').length,"
+        "[...d.querySelectorAll('#browser *')].every(e => [...e.attributes].every("
+        "a => !a.name.startsWith('on'))), d.querySelector('#browser').textContent]",
+    )
+    n_scripts, did_not_run, n_buttons, is_inert, text = found
+    assert n_scripts == 3
+    assert did_not_run
+    assert n_buttons == 20
+    assert is_inert
+    assert EVIL in text
+    (data,) = re.findall(r'id="browser-data">(.*?)</script>', page)
+    assert "<" not in data
+    assert EVIL in json.dumps(json.loads(data))
+
+
+def test_the_answer_needs_no_script(page: str) -> None:
+    answer, first_script = page.index('id="answer"'), page.index("<script")
+    assert answer < page.index('<figure id="small.answer">') < first_script
+    elements = Elements(page)
+    (browser_div,) = (a for tag, a in elements.tags if tag == "div" and a.get("id") == "browser")
+    assert "hidden" in browser_div
+    assert "needs JavaScript" in html.unescape(page[page.index("<noscript>") :])
+
+
+def test_the_page_of_the_default_study_is_at_most_six_screens_high(
+    page: str, tmp_path: Path
+) -> None:
+    assert 2 < height_in_screens(page, tmp_path) <= MOST_SCREENS
+
+
+def test_two_hundred_latents_a_cell_fit_in_five_megabytes(page: str) -> None:
+    """With windows of all of them; here there are those of ten latents in each cell."""
+    (data,) = re.findall(r'id="browser-data">(.*?)</script>', page)
+    cells = [cell for place in json.loads(data)["places"] for cell in place["cells"].values()]
+    n_with_windows = [sum("windows" in latent for latent in cell["latents"]) for cell in cells]
+    assert n_with_windows == [10] * 12
+    assert len(page.encode()) + 19 * len(data.encode()) < MOST_BYTES
+
+
+def test_sampled_latents_come_first_and_others_fill_the_room(built: Path) -> None:
+    for n, n_sampled in ((4, 4), (12, 10), (200, 10)):
+        report = {"figure_formats": ["svg"], "n_example_latents": n}
+        found = browser(load_study(default_config(report=report), built))
+        assert found is not None
+        for place in found["places"]:
+            for cell in place["cells"].values():
+                latents = [one["numbers"][0] for one in cell["latents"]]
+                assert len(set(latents)) == len(latents) == min(n, 14)
+                assert sum("windows" in one for one in cell["latents"]) == n_sampled
+    assert (
+        browser(load_study(default_config(report=report | {"n_example_latents": 0}), built)) is None
+    )
+
+
+def test_a_study_without_ranked_latents_has_no_q(
+    built: Path, config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    for folder in ("latents", "corpus"):
+        (tmp_path / "results" / folder).symlink_to(built / "results" / folder)
+    (tmp_path / "results/tables").mkdir()
+    for file in (built / "results/tables").iterdir():
+        if file.stem != "latents_ranked":
+            (tmp_path / "results/tables" / file.name).symlink_to(file)
+    found = browser(load_study(config, tmp_path))
+    assert found is not None
+    assert found["metrics"] == []
+    assert all(not cell["q"] for place in found["places"] for cell in place["cells"].values())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from scipy.stats import t
 
 from nullsae import paths
@@ -24,7 +25,6 @@ from nullsae.autointerp.scorers.asking import judge_by_tokens
 from nullsae.autointerp.scorers.intruder import frequency_judge, marked_octaves, marked_tasks
 from nullsae.config.parse import parse_section
 from nullsae.jobs.autointerp import ScoreLatentsParams
-from nullsae.jobs.keys import CellKeys
 from nullsae.tables import cell_schema, read_table
 
 SCORER = {"kind": "intruder", "judge": {"model": "none"}}
@@ -53,7 +53,9 @@ def fuzzing(examples: Examples, explained: pa.Table) -> str:
     )
 
 
-def intruders(examples: Examples, params: ScoreLatentsParams, frequencies: Floats) -> str:
+def intruders(
+    examples: Examples, params: ScoreLatentsParams, frequencies: NDArray[np.float32]
+) -> str:
     """How often the frequency judge is right, who reads `frequencies` [n_positions]."""
     tasks, marked = marked_tasks(params, params.scorer, examples)  # type: ignore[arg-type]
     shown = replace(marked, frequencies=frequencies)
@@ -81,9 +83,9 @@ def main() -> None:
             ).sort_by("latent")
             for name in ("swapped", "lexical")
         }
-        data = {"seed": 0, "keys": keys, "scorer": SCORER}
+        typed = {**keys, "draw": int(keys["draw"]), "seed": int(keys["seed"])}
+        data = {"seed": 0, "keys": typed, "scorer": SCORER}
         params = parse_section(ScoreLatentsParams, data, where="params")
-        parts = CellKeys(**keys).parts()  # type: ignore[arg-type]
         for name in ("random", "matched"):
             cells = {}
             for negatives in ("random", "misplaced"):
@@ -93,7 +95,7 @@ def main() -> None:
                 known = found.frequencies
                 if name == "random":  # as if all tokens were as frequent
                     found = replace(found, frequencies=np.full_like(known, 0.5))
-                cells[negatives] = with_marks(found, 0.3, negatives, 0, *parts)
+                cells[negatives] = with_marks(found, 0.3, negatives, 0, *params.keys.parts())
                 if negatives == "random":
                     judged = intruders(cells[negatives], params, known)
             print(

@@ -118,7 +118,8 @@ def test_the_judge_names_the_furthest_and_draws_among_those_less_than_a_factor_o
     None
 ):
     def named(*octaves: float) -> list[float]:
-        return (1 - frequency_judge(np.array(octaves))).tolist()
+        found: list[float] = (1 - frequency_judge(np.array(octaves))).tolist()
+        return found
 
     assert named(-8, -8, -8, -8, -3) == [0, 0, 0, 0, 1]
     assert named(-8, -3, -8, -8, -8) == [0, 1, 0, 0, 0]

@@ -108,15 +108,15 @@ def pairs_of(tokens: Array) -> Array:
     return rows
 
 
-def text_of(follows: Array) -> tuple[Array, Array]:
-    """Token ids and documents, int32 [N_CONTEXTS, CONTEXT]; each context is a document."""
+def text_of(follows: Array, n_contexts: int = N_CONTEXTS) -> tuple[Array, Array]:
+    """Token ids and documents, int32 [n_contexts, CONTEXT]; each context is a document."""
     rng = np.random.default_rng(5)
-    ids = np.empty((N_CONTEXTS, CONTEXT), dtype=np.int32)
-    ids[:, 0] = rng.integers(0, N_TOKENS, N_CONTEXTS)
+    ids = np.empty((n_contexts, CONTEXT), dtype=np.int32)
+    ids[:, 0] = rng.integers(0, len(follows), n_contexts)
     for at in range(1, CONTEXT):
-        other = rng.integers(0, N_TOKENS, N_CONTEXTS)
-        ids[:, at] = np.where(rng.random(N_CONTEXTS) < 0.75, follows[ids[:, at - 1]], other)
-    documents = np.repeat(np.arange(N_CONTEXTS, dtype=np.int32)[:, None], CONTEXT, axis=1)
+        other = rng.integers(0, len(follows), n_contexts)
+        ids[:, at] = np.where(rng.random(n_contexts) < 0.75, follows[ids[:, at - 1]], other)
+    documents = np.repeat(np.arange(n_contexts, dtype=np.int32)[:, None], CONTEXT, axis=1)
     return ids, documents
 
 

@@ -94,7 +94,7 @@ def assert_null(found: list[dict[str, float]]) -> None:
 
 @pytest.fixture(scope="module")
 def split() -> Split:
-    ids, documents = planted.text_of(planted.successor(tied=False))
+    ids, documents = planted.text_of((np.arange(VOCAB) + 1) % VOCAB, 180)
     return Split(ids.reshape(-1), documents.reshape(-1), CONTEXT, None, Path("manifest.json"))
 
 
@@ -113,12 +113,15 @@ def test_random_directions_lie_within_three_standard_errors_of_a_half(split: Spl
 
 
 def test_random_models_lie_within_three_standard_errors_of_a_half(split: Split) -> None:
-    """The whole cell is null: weights drawn anew, and rows that lie in their activations."""
+    """The whole cell is null: weights drawn anew, and rows that lie in their activations.
+
+    Here latents share what they are read by, which no cell can see in its latents: z spreads by 1.4.
+    Three errors hold it, and verdicts on more than "this randomization" rest on draws.
+    """
     found = []
     for seed in SEEDS:
         case = Case.of(split, seed)
         found.append(case.errors(split, seed, case.rows))
-    print(np.sort(np.abs([o["next_token_auroc"] for o in found]))[-10:])
     assert_null(found)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nullsae.aggregation.cells import Units
+from nullsae.aggregation.judged import JudgedWindows
 from nullsae.config.metrics import Metric
 from nullsae.config.statistics import Statistics
 from nullsae.config.variants import GAUSSIAN, floor_name
@@ -28,6 +29,7 @@ class Arms:
             for cell in cells:
                 arms.setdefault(cell.arm, []).append(cell)
         self._latents = {cell.sae: cell for cell in sources.get("latents", ())}
+        self._judged = JudgedWindows(sources.get("predictions", ()))
 
     def has_floor(self, metric: Metric, keys: ArmKeys) -> bool:
         """Whether the trained arm of a comparison has a Gaussian floor to compare with."""
@@ -73,7 +75,10 @@ class Arms:
             shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
             strata = half_decades(shares) if bool((shares > 0).all()) else None
         n_null = n_rows - int(kept.sum())
-        return ArmCell(draw, seed, columns, n_null, reason, strata)
+        documents = None
+        if metric.table == "scores" and metric.form == "mean":
+            documents = self._judged.documents(cell, metric.columns[0], cell.ids[kept])
+        return ArmCell(draw, seed, columns, n_null, reason, strata, documents)
 
     def _values(
         self, metric: Metric, cell: Units, kept: np.ndarray

@@ -18,10 +18,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
+from nullsae.autointerp.classification import classification_scores, window_influences
 from nullsae.config.metrics import all_metrics
 from nullsae.config.statistics import Statistics
-from nullsae.statistics.bootstrap import Arm, ArmCell, Floats, Resampler, weighted
+from nullsae.statistics.bootstrap import Arm, ArmCell, Documents, Floats, Resampler, weighted
 from nullsae.statistics.components import seed_variance
 from nullsae.statistics.contrasts import estimate, spread_of_difference, tests
 
@@ -427,6 +429,71 @@ def replications(n_trials: int) -> None:
         replication(name, make(5, 3, 3, Scale(scale.draw, 0, 0)), metric, n_trials)
         name = f"5 x 3, trained's seeds vary twice as much, {kind}"
         replication(name, make(5, 3, 3, unlike), metric, n_trials)
+
+
+JUDGED_SD = 0.5
+"""Of latents' distances between active and silent windows."""
+
+
+def judged(
+    rng: np.random.Generator, of_documents: Floats, distances: Floats, n_windows: int
+) -> tuple[ArmCell, ArmCell]:
+    """AUROC of latents whose windows come from documents; with them, and by latents alone.
+
+    `of_documents` [2, n_documents] is how far a document moves silent and active windows, and
+    `distances` [n_latents] how far apart a latent's windows of both kinds lie.
+    """
+    n_latents, n_documents = len(distances), of_documents.shape[1]
+    active = np.arange(n_windows) % 2
+    document = rng.integers(n_documents, size=(n_latents, n_windows))
+    said = active * distances[:, None] + of_documents[active, document]
+    said += rng.normal(size=said.shape)
+    aurocs, effects = np.zeros(n_latents), np.zeros((n_latents, n_documents))
+    for i, row in enumerate(said):
+        aurocs[i] = classification_scores(active == 1, row)["auroc"]
+        moved = window_influences(active == 1, row)["auroc"]
+        effects[i] = np.bincount(document[i], moved, n_documents) / n_latents
+    counts = np.bincount(document.ravel(), minlength=n_documents).astype(float)
+    documents = Documents(effects.sum(axis=0), counts, float((effects**2).sum()))
+    return ArmCell(0, 0, (aurocs,), documents=documents), ArmCell(0, 0, (aurocs,))
+
+
+def judged_documents(n_trials: int) -> None:
+    """Print how often intervals of AUROC cover the truth where documents matter, and do not."""
+    print(
+        f"\n{'AUROC of 50 latents x 40 windows':46}{'two ways':>24}{'latents alone':>17}\n"
+        f"{'':46}{'covers':>8}{'half':>16}{'covers':>9}{'half':>8}"
+    )
+    for n, sd in ((10, 0.7), (20, 0.7), (50, 0.7), (200, 0.7), (20, 0.0), (200, 0.0)):
+        for kind in ("one cell", "contrast"):
+            rows = []
+            for trial in range(n_trials):
+                rng = np.random.default_rng([6, trial])
+                of_documents = sd * rng.normal(size=(2, n))
+                truth = float(special.ndtr(1 / np.sqrt(2 + 2 * sd**2 + JUDGED_SD**2)))
+                cells = [
+                    judged(rng, of_documents, 1 + JUDGED_SD * rng.normal(size=50), 40)
+                    for _ in range(2)
+                ]
+                found = []
+                for pair in zip(*cells, strict=True):
+                    one, other = (
+                        estimate(Arm((cell,)), METRIC["auroc"], SETTINGS, RESAMPLER)
+                        for cell in pair
+                    )
+                    assert one.value is not None
+                    assert other.value is not None
+                    low, high = one.interval or (np.nan, np.nan)
+                    if kind == "contrast":
+                        spread = spread_of_difference(one, other)
+                        assert not isinstance(spread, str)
+                        low, high = spread.interval(other.value - one.value, SETTINGS.confidence)
+                        truth = 0.0
+                    found += [low <= truth <= high, (high - low) / 2]
+                rows.append(found)
+            covers, half, alone, half_alone = np.mean(rows, axis=0)
+            name = f"{kind}, {n} documents" + ("" if sd else " that do not differ")
+            print(f"{name:46}{covers:8.3f}{half:16.4f}{alone:9.3f}{half_alone:8.4f}", flush=True)
 
 
 def main() -> None:

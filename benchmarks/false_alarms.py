@@ -66,10 +66,10 @@ def read_sources(config: Config, root: Path) -> dict[str, list[Units]]:
     Raises:
         UserError: a table is missing, damaged or of another version.
     """
-    wanted = {metric.table for metric in all_metrics()} | {"latents"}
+    wanted = {metric.table for metric in all_metrics()} | {"latents", "predictions"}
     sources: dict[str, list[Units]] = {}
-    for table in LEVELS:
-        is_scored = table in ("scores", "interpretability")
+    for table in (*LEVELS, "predictions"):
+        is_scored = table in ("scores", "interpretability", "predictions")
         if table in wanted and (not is_scored or (config.explainers and config.scorers)):
             whole = tables.read_table(root / paths.TABLE.format(table=table), tables.SCHEMAS[table])
             sources[table] = list(_cells(table, whole))
@@ -85,7 +85,7 @@ def _cells(table: str, whole: pa.Table) -> Iterator[Units]:
     rest = whole.drop_columns(names)
     for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
         own = dict(zip(names, keys[start], strict=True))
-        yield Units(own, rest.slice(start, end - start), LEVELS[table])
+        yield Units(own, rest.slice(start, end - start), LEVELS.get(table, "latent"))
 
 
 def pairs_of_one_kind(cells: Iterable[Cell]) -> Iterator[tuple[str, Cell, Cell]]:

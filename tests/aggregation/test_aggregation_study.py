@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 import yaml
 
 from nullsae import paths, tables
@@ -182,6 +183,56 @@ def test_values_are_the_hand_computed_ones(root: Path) -> None:
     trained = only(summaries, metric="peak_token_share", variant="trained")
     assert trained["value"] == pytest.approx(0.2, abs=1e-12)
     assert trained["low"] < 0.2 < trained["high"]
+
+
+def test_only_what_takes_passes_or_windows_of_its_own_is_known_of_sampled_latents_alone() -> None:
+    sampled = [m.name for m in all_metrics() if m.table == "latents" and m.among == "sampled"]
+    assert sorted(sampled) == [
+        *("ablation_ce_gain_nats", "ablation_kl_log_ratio", "addition_gain_nats"),
+        *("explain_token_entropy_bits", "token_injection_rate"),
+    ]
+
+
+def test_documents_widen_the_interval_of_a_score_and_pair_its_contrast(tmp_path: Path) -> None:
+    """Four latents, judged on the same windows of six documents in all cells."""
+    write_tree(study(draws=1), tmp_path)
+    rng = np.random.default_rng(3)
+    shown = rng.normal(size=(4, 24)) + np.repeat(rng.normal(size=6), 4)
+    documents = np.repeat(np.arange(6), 4)
+    for file in cell_files(study(draws=1))["predictions"]:
+        rows = [
+            filled(
+                "predictions",
+                **{"latent": latent, "window": i, "document": int(documents[i])},
+                **{"active": i % 2 == 0, "probability": 1 / (1 + np.exp(-shown[latent, i]))},
+            )
+            for latent in range(4)
+            for i in range(24)
+        ]
+        tables.write_table(tmp_path / file, rows, tables.cell_schema("predictions"))
+    aggregate(study(draws=1), tmp_path)
+    contrast = only(read(tmp_path, "contrasts"), metric="auroc")
+    assert contrast["speaks_of"] == "latents and documents of one draw and seed"
+    scores = np.array([0.9, 0.8, 0.7])  # of latents 0, 1 and 3
+    effects = []
+    for latent in (0, 1, 3):
+        active, silent = shown[latent, ::2], shown[latent, 1::2]
+        wins = active[:, None] > silent
+        moved = np.zeros(24)
+        moved[::2] = (wins.mean(axis=1) - wins.mean()) / 12
+        moved[1::2] = (wins.mean(axis=0) - wins.mean()) / 12
+        effects.append(np.bincount(documents, moved) / 3)
+    of_documents = 6 / 5 * (np.sum(effects, axis=0) ** 2).sum() - np.square(effects).sum()
+    latents = scores.var(ddof=1) / 3
+    assert of_documents > latents / 2
+    summary = only(read(tmp_path, "summaries"), metric="auroc", variant="trained")
+    df = (latents + of_documents) ** 2 / (latents**2 / 2 + of_documents**2 / 5)
+    width = 2 * scipy.stats.t.ppf(0.95, df) * np.sqrt(latents + of_documents)
+    # Skewness moves the interval more than it widens it.
+    assert summary["high"] - summary["low"] == pytest.approx(width, rel=0.1)
+    # The same windows in both arms: documents are as hard for one as for the other.
+    null = np.array([0.6, 0.5, 0.7, 0.4])
+    assert contrast["standard_error"] < np.sqrt(latents + null.var(ddof=1) / 4 + of_documents / 2)
 
 
 def test_failed_windows_of_all_cells_of_an_arm_stand_beside_its_score(tmp_path: Path) -> None:

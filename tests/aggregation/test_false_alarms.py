@@ -122,6 +122,19 @@ def test_pairs_of_one_kind_are_counted_as_welchs_interval_tells_them_apart(
         assert (variance.n_pairs, variance.n_apart) == (len(pairs), 0)
 
 
+def test_a_contrast_of_replicated_arms_rests_on_seeds_pooled_over_all_draws(root: Path) -> None:
+    """Trained has three seeds; those of five other draws make 12 degrees of freedom of its 2."""
+    row = study_of.only(study_of.read(root, "contrasts"), metric="auroc")
+    of_draws = float(np.var(MEANS["rerandomized"], ddof=1)) / 5
+    of_seeds = float(np.var([0.0, 0.01, 0.02], ddof=1)) / 3
+    assert row["standard_error"] ** 2 == pytest.approx(of_draws + of_seeds, rel=1e-9)
+    df = (of_draws + of_seeds) ** 2 / (of_draws**2 / 4 + of_seeds**2 / 12)
+    assert row["df"] == pytest.approx(df, rel=1e-9)
+    low, high = (row[f"trained_{end}"] for end in ("low", "high"))
+    half = scipy.stats.t.ppf(0.975, 12) * np.sqrt(of_seeds)
+    assert (low, high) == pytest.approx((0.91 - half, 0.91 + half), rel=1e-9)
+
+
 def test_the_table_names_what_tells_too_many_apart_and_exits_with_1(
     script: ModuleType, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,9 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
+from nullsae.autointerp.classification import classification_scores, window_influences
 from nullsae.autointerp.examples import Examples, fuzz_marks
 from nullsae.autointerp.explain import explain_latents
-from nullsae.autointerp.score import Judged, classification_scores, predictions_table
+from nullsae.autointerp.score import Judged, predictions_table
 from nullsae.autointerp.scorers.asking import judge_by_tokens
 from nullsae.core.errors import UserError
 from nullsae.tables import cell_schema, read_table, write_table
@@ -55,6 +56,31 @@ def test_scores_of_a_small_example_are_those_found_by_hand() -> None:
     assert scores["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert (scores["n_active"], scores["n_silent"], scores["n_failed"]) == (3, 2, 0)
+
+
+@pytest.mark.parametrize("decimals", [1, 12])
+def test_a_windows_influence_is_the_slope_of_scikit_learns_score_by_its_weight(
+    decimals: int,
+) -> None:
+    rng = np.random.default_rng(5)
+    active = np.arange(30) % 3 > 0
+    probability = (rng.random(30) + 0.3 * active).clip(0, 1).round(decimals)
+    found = window_influences(active, probability)
+    theirs = {
+        "auroc": (sklearn_metrics.roc_auc_score, probability),
+        "auprc": (sklearn_metrics.average_precision_score, probability),
+        "f1": (sklearn_metrics.f1_score, probability >= 0.5),
+        "balanced_accuracy": (sklearn_metrics.balanced_accuracy_score, probability >= 0.5),
+    }
+    assert found.keys() == theirs.keys()
+    step = 1e-5 * np.eye(30)
+    for name, (their, said) in theirs.items():
+        slopes = [
+            their(active, said, sample_weight=1 + row) - their(active, said, sample_weight=1 - row)
+            for row in step
+        ]
+        assert found[name] == pytest.approx(np.array(slopes) / 2e-5, abs=1e-7)
+        assert found[name].sum() == pytest.approx(0, abs=1e-12)
 
 
 predictions = st.lists(
@@ -260,6 +286,7 @@ def test_one_small_cell_gives_the_tables_worked_out_by_hand(tmp_path: Path) -> N
         {
             "latent": 1,
             "window": index,
+            "document": 1,
             "active": active,
             "silent_kind": None if active else "random",
             "quantile": 0 if active else None,

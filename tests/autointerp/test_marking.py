@@ -281,6 +281,7 @@ def examples(
     return Examples(
         latent=np.array(latents or [0] * n),
         window=np.arange(n),
+        document=np.zeros(n, dtype=np.int64),
         active=active,
         silent_kind=pa.nulls(n, pa.string()),
         quantile=pa.nulls(n, pa.int64()),

@@ -6,8 +6,14 @@ import scipy.stats
 
 from nullsae.config.metrics import all_metrics
 from nullsae.config.statistics import Statistics
-from nullsae.statistics.bootstrap import Arm, ArmCell, Resampler
-from nullsae.statistics.components import interaction_variance, seed_variance, units_apart
+from nullsae.statistics.bootstrap import Arm, ArmCell, Documents, Resampler
+from nullsae.statistics.components import (
+    document_component,
+    documents_of,
+    interaction_variance,
+    seed_variance,
+    units_apart,
+)
 from nullsae.statistics.contrasts import Estimate, estimate, speaks_of, spread_of_difference
 from nullsae.statistics.spread import Component, Spread, pooled_seeds, seed_component
 
@@ -178,3 +184,94 @@ def test_a_rank_correlation_keeps_its_latents_in_the_mean_square_of_seeds() -> N
     (part,) = estimated(arm, [], "entropy_auroc_correlation").whole
     assert part.variance == pytest.approx(np.var(values, ddof=1) / 4, rel=1e-12)
     assert part.df == 3
+
+
+def judged(values: np.ndarray, draw: int = 0, seed: int = 0) -> ArmCell:
+    """Latents whose scores are means over one window of each document, [n_latents, n_documents]."""
+    n_latents, n_documents = values.shape
+    scores = values.mean(axis=1)
+    effects = (values - scores[:, None]) / n_documents / n_latents
+    whole = Documents(
+        effects.sum(axis=0), np.full(n_documents, float(n_latents)), float((effects**2).sum())
+    )
+    return ArmCell(draw, seed, (scores,), documents=whole)
+
+
+def test_latents_and_documents_are_two_ways_of_clusters() -> None:
+    """Against Owen's (2007) closed form of a full table: s2 of rows, of columns, less of cells."""
+    rng = GENERATOR(10)
+    n, m = 40, 30
+    data = rng.normal(size=(n, 1)) + 2 * rng.normal(size=m) + 3 * rng.normal(size=(n, m))
+    own = estimated(Arm((judged(data),)), [])
+    assert own.documents is not None
+    part = document_component(own.documents)
+    assert part is not None
+    of_documents = data.mean(axis=0).var(ddof=1) / m
+    both = ((data - data.mean(axis=1, keepdims=True)) ** 2).sum() / (n * m) ** 2
+    assert part.variance == pytest.approx(of_documents - both, rel=1e-12)
+    assert part.df == pytest.approx(m - 1)
+    latents = data.mean(axis=1).var(ddof=1) / n
+    low, high = own.interval or (0, 0)
+    alone = Arm((ArmCell(0, 0, (data.mean(axis=1),)),))
+    narrow = estimated(alone, []).interval or (0, 0)
+    ratio = np.sqrt((latents + part.variance) / latents)
+    assert (high - low) / (narrow[1] - narrow[0]) == pytest.approx(ratio, rel=0.02)
+
+
+def test_the_variance_of_documents_is_what_was_planted() -> None:
+    """Means of a table vary by (rows + both) / n + (columns + both) / m - both / n m in truth."""
+    rng, found, means = GENERATOR(11), [], []
+    n, m = 20, 25
+    for _ in range(3000):
+        data = rng.normal(size=(n, 1)) + rng.normal(size=m) + 2 * rng.normal(size=(n, m))
+        documents = documents_of(Arm((judged(data),)))
+        assert documents is not None
+        whole = m / (m - 1) * (documents.effect**2).sum() - documents.held
+        found.append(data.mean(axis=1).var(ddof=1) / n + whole)
+        means.append(data.mean())
+    truth = 1 / n + 1 / m + 4 / (n * m)
+    assert np.mean(found) == pytest.approx(truth, rel=0.03)
+    assert np.var(means) == pytest.approx(truth, rel=0.1)
+
+
+def test_documents_that_are_hard_for_both_arms_drop_out_of_the_difference() -> None:
+    rng = GENERATOR(12)
+    hard = 5 * rng.normal(size=30)
+    one, other = (estimated(Arm((judged(hard + rng.normal(size=(40, 30))),)), []) for _ in range(2))
+    spread = spread_of_difference(one, other)
+    assert isinstance(spread, Spread)
+    assert one.interval is not None
+    assert spread.standard_error < (one.interval[1] - one.interval[0]) / 20
+    assert speaks_of(one, other, METRIC["auroc"]) == "latents and documents of one draw and seed"
+
+
+def test_what_draws_differ_in_on_documents_counts_once() -> None:
+    """Documents move each draw on its own: draws hold all of it, and documents nothing."""
+    rng = GENERATOR(13)
+    n, m, n_draws = 10, 200, 4
+    data = rng.normal(size=(n_draws, 1, m)) + 0.1 * rng.normal(size=(n_draws, n, m))
+    arm = Arm(tuple(judged(values, draw) for draw, values in enumerate(data)))
+    found = estimated(arm, [])
+    assert found.documents is not None
+    off = data.mean(axis=1) - data.mean(axis=(1, 2))[:, None]
+    apart = ((off - off.mean(axis=0)) ** 2).sum() / m**2 / (n_draws * (n_draws - 1))
+    assert found.documents.held == pytest.approx(apart, rel=1e-9)
+    part = document_component(found.documents)
+    assert part is not None
+    assert part.variance < 0.3 / m / n_draws
+    said = speaks_of(found, found, METRIC["auroc"])
+    assert said == "draws and documents"
+
+
+def test_one_document_in_effect_has_no_variance_and_is_not_spoken_of() -> None:
+    counts = np.array([100.0, 1.0, 1.0])
+    documents = Documents(np.array([0.1, -0.05, -0.05]), counts, 0.0)
+    assert document_component(documents) is None
+    equal = document_component(documents._replace(n_windows=np.full(3, 7.0)))
+    assert equal is not None
+    assert (equal.variance, equal.df) == (pytest.approx(1.5 * 0.015), pytest.approx(2))
+    cell = ArmCell(0, 0, (np.array([0.2, 0.6]),), documents=documents)
+    found = estimated(Arm((cell,)), [])
+    assert speaks_of(found, found, METRIC["auroc"]) == "latents of one draw and seed"
+    # Where one cell's windows are not known, documents of the arm are not.
+    assert documents_of(Arm((cell, ArmCell(0, 1, (np.array([0.1, 0.3]),))))) is None

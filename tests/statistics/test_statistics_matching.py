@@ -83,6 +83,31 @@ def test_draws_are_matched_one_by_one_and_vary_as_a_whole() -> None:
     assert part.is_whole
 
 
+def test_seeds_pool_their_variance_at_equal_rates_too() -> None:
+    rng = GENERATOR(4)
+    strata = [-2] * 10 + [-3] * 20
+    weights, sizes = np.array([1 / 3, 2 / 3]), np.array([10, 20])
+    data = rng.normal(size=(2, 3, 1)) + rng.normal(size=(2, 3, 30))
+    arms = [
+        Arm(tuple(cell(row, strata, 0, seed) for seed, row in enumerate(rows))) for rows in data
+    ]
+    parts = [data[:, :, :10], data[:, :, 10:]]
+    values = sum(w * part.mean(axis=2) for w, part in zip(weights, parts, strict=True))
+    scatter = np.stack([part.var(axis=2, ddof=1) for part in parts], axis=-1)
+    latents = (scatter * weights**2 / sizes).sum(axis=-1)
+    bins = common_bins(arms)
+    seeds = bins.seeds
+    assert bins == {-3: 20, -2: 10}
+    assert seeds is not None
+    assert (seeds.df, seeds.mean_square) == (4, pytest.approx(values.var(axis=1, ddof=1).mean()))
+    assert seeds.of_units == pytest.approx(latents.mean(), rel=1e-12)
+    found = matched(arms[0], bins)
+    assert found.value == pytest.approx(values[0].mean(), rel=1e-12)
+    expected = seeds.variance / 3 + latents[0].mean() / 3
+    assert Spread.of(found.components).standard_error ** 2 == pytest.approx(expected, rel=1e-12)
+    assert common_bins([Arm(arm.cells[:1]) for arm in arms]).seeds is None
+
+
 def test_a_difference_that_comes_from_firing_rates_alone_goes_away() -> None:
     rng = GENERATOR(3)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nullsae.aggregation.cells import Units
+from nullsae.aggregation.judged import JudgedWindows
 from nullsae.config.metrics import Metric
 from nullsae.config.statistics import Statistics
 from nullsae.config.variants import GAUSSIAN, floor_name
@@ -28,6 +29,7 @@ class Arms:
             for cell in cells:
                 arms.setdefault(cell.arm, []).append(cell)
         self._latents = {cell.sae: cell for cell in sources.get("latents", ())}
+        self._judged = JudgedWindows(sources.get("predictions", ()))
 
     def has_floor(self, metric: Metric, keys: ArmKeys) -> bool:
         """Whether the trained arm of a comparison has a Gaussian floor to compare with."""
@@ -115,7 +117,11 @@ class Arms:
             # Half-decades of firing shares; none where a latent has no such share.
             shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
             strata = half_decades(shares) if bool((shares > 0).all()) else None
-        return ArmCell(draw, seed, values, n_null, reason, strata, cell.ids[kept])
+        documents = None
+        if metric.table == "scores" and metric.form == "mean":
+            documents = self._judged.documents(cell, metric.columns[0], cell.ids[kept])
+        units = cell.ids[kept]
+        return ArmCell(draw, seed, values, n_null, reason, strata, units, documents)
 
     def _values(
         self, metric: Metric, cell: Units, kept: Flags, names: Sequence[str]

@@ -67,8 +67,9 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
             histories = read
         whole = wholes[table] = cells.whole_table(table, read)
         tables.write_table(root / paths.TABLE.format(table=table), whole, tables.SCHEMAS[table])
-        if table in LEVELS:
-            sources[table] = [Units(keys, part, LEVELS[table]) for keys, part in read]
+        if table in LEVELS or table == "predictions":
+            unit = LEVELS.get(table, "latent")
+            sources[table] = [Units(keys, part, unit) for keys, part in read]
     cells.check_same_documents(sources["documents"])
     scored = config.explainers and config.scorers
     if scored and not any(pc.sum(u.table["n_sampled"]).as_py() for u in sources["coverage"]):

@@ -31,6 +31,7 @@ class Examples:
     # Of each window, [n_examples].
     latent: Ints
     window: Ints
+    document: Ints
     active: Flags
     """The truth: False too where an active window has misplaced marks."""
     silent_kind: pa.Array
@@ -74,7 +75,7 @@ class Examples:
         lengths = self.n_tokens[rows]
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         at = np.repeat(self.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])
-        of_examples = ("latent", "window", "active", "silent_kind", "quantile")
+        of_examples = ("latent", "window", "document", "active", "silent_kind", "quantile")
         of_positions = ("tokens", "activations", "frequencies", "skipped", "marked")
         return Examples(
             starts=starts,
@@ -108,7 +109,7 @@ def examples_of(
     lists = table["token_ids"].combine_chunks()
     tokens = lists.flatten().to_numpy().astype(np.int64)
     return Examples(
-        **{name: table[name].to_numpy() for name in ("latent", "window", "active")},
+        **{name: table[name].to_numpy() for name in ("latent", "window", "document", "active")},
         **{name: table[name].combine_chunks() for name in ("silent_kind", "quantile")},
         starts=np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(), dtype=np.int64)]),
         tokens=tokens,

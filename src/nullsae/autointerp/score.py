@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from nullsae.autointerp.examples import Examples, Flags, Floats, examples_of, with_marks
+from nullsae.autointerp.classification import classification_scores
+from nullsae.autointerp.examples import Examples, Flags, Floats, Ints, examples_of, with_marks
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks, of_latents
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
-
-# A window counts as predicted active from here on (F1 and balanced accuracy).
-DECISION_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _placebo_auroc(examples: Examples, judged: Judged, mine: Flags) -> float | N
 
 def predictions_table(examples: Examples, judged: Judged) -> pa.Table:
     """The columns of the table `predictions`; a NaN probability becomes null."""
-    same = ("latent", "window", "active", "silent_kind", "quantile", "n_marked")
+    same = ("latent", "window", "document", "active", "silent_kind", "quantile", "n_marked")
     return pa.table(
         {name: getattr(examples, name) for name in same}
         | {
@@ -178,37 +176,3 @@ def predictions_table(examples: Examples, judged: Judged) -> pa.Table:
             "evidence": pa.array(judged.evidence, pa.string()),
         }
     )
-
-
-def classification_scores(active: Flags, probability: Floats) -> dict[str, Any]:
-    """How well predictions [n_windows] of one latent tell active from silent; NaN: no valid reply.
-
-    AUROC is the chance that an active window has a larger probability than a silent one, ties
-    counting one half (Mann-Whitney). AUPRC is average precision, sum of (R_n - R_{n-1}) P_n over
-    the distinct probabilities from the largest down. F1 and balanced accuracy take a probability
-    of at least 0.5 as a prediction of `active`. They equal scikit-learn's, whose import takes
-    longer than all else in this stage.
-
-    These are columns of the table `scores`. `n_active`, `n_silent` and `n_failed` add up to
-    n_windows; scores are None when no active or no silent window is left.
-    """
-    valid = ~np.isnan(probability)
-    truth, probability = active[valid], probability[valid]
-    n_active, n_silent = int(truth.sum()), int((~truth).sum())
-    result: dict[str, Any] = dict.fromkeys(("auroc", "auprc", "f1", "balanced_accuracy"))
-    result |= {"n_active": n_active, "n_silent": n_silent, "n_failed": int((~valid).sum())}
-    if not n_active or not n_silent:
-        return result
-    distinct, place = np.unique(-probability, return_inverse=True)
-    hits = np.bincount(place[truth], minlength=len(distinct))
-    false_alarms = np.bincount(place[~truth], minlength=len(distinct))
-    hits_so_far, shown_so_far = np.cumsum(hits), np.cumsum(hits + false_alarms)
-    wins = hits_so_far - hits / 2  # of active windows over each silent one of this probability
-    result["auroc"] = float(false_alarms @ wins / (n_active * n_silent))
-    result["auprc"] = float(hits @ (hits_so_far / shown_so_far) / n_active)
-
-    predicted = probability >= DECISION_THRESHOLD
-    true_active, true_silent = int((predicted & truth).sum()), int((~predicted & ~truth).sum())
-    result["f1"] = 2 * true_active / (n_active + int(predicted.sum()))
-    result["balanced_accuracy"] = (true_active / n_active + true_silent / n_silent) / 2
-    return result

@@ -35,7 +35,7 @@ class AggregateParams(Section):
 
 
 @rule(
-    *("statistics", "aggregation", "metrics/ce_score.py"),
+    *("statistics", "aggregation", "metrics/ce_score.py", "autointerp/classification.py"),
     things=lambda _config, _wildcards: thing_files(METRICS, *METRICS),
     ordered=False,
 )

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,17 @@ CACHE_NUMBERS = 1 << 24
 CACHED_NUMBERS = 1 << 18
 # More units are resampled in groups of equal size, in which sums do not lose any of their variance.
 MOST_UNITS = 2000
+
+
+class Documents(NamedTuple):
+    """What documents contribute to a mean over latents whose scores come from judged windows."""
+
+    effect: Floats
+    """How much each document of the split moves the mean, [n_documents]; sums to 0."""
+    n_windows: Floats
+    """Judged windows of each, [n_documents]."""
+    held: float
+    """The part of the effects' summed squares that the scatter of latents, seeds or draws holds."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class ArmCell:
     """[n_units], the half-decade of each latent's firing share."""
     units: Ints | None = None
     """[n_units], which documents or latents they are."""
+    documents: Documents | None = None
+    """Where units are scores of judged windows."""
 
     @property
     def n_units(self) -> int:

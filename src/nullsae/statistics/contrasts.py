@@ -11,8 +11,13 @@ import numpy as np
 from nullsae.config.metrics import Metric
 from nullsae.config.statistics import Statistics
 from nullsae.config.variants import VARIANTS, is_positive_control
-from nullsae.statistics.bootstrap import MOST_UNITS, Arm, Floats, Resampler
-from nullsae.statistics.components import interaction_variance, units_apart, units_of_one_cell
+from nullsae.statistics.bootstrap import MOST_UNITS, Arm, Documents, Floats, Resampler
+from nullsae.statistics.components import (
+    document_component,
+    documents_of,
+    interaction_variance,
+    whole_parts,
+)
 from nullsae.statistics.effects import alpha_of, holm, probability_of_superiority
 from nullsae.statistics.matching import FEWEST, matched
 from nullsae.statistics.permutation import Permuter
@@ -20,8 +25,6 @@ from nullsae.statistics.spread import (
     Component,
     SeedVariance,
     Spread,
-    mean_component,
-    seed_component,
     unit_component,
 )
 
@@ -47,10 +50,15 @@ class Estimate:
     """Of shared units: the arm's value in each resample, [n_resamples]."""
     interaction: float = 0.0
     """Of shared units: the part of the resamples' variance that `whole` holds already."""
-    borrows_seeds: bool = False
-    """Whether the seed variance of other arms stands in for seeds that this arm has not."""
+    documents: Documents | None = None
+    """What documents contribute to scores of judged windows."""
     has_error: bool = False
     reason: str | None = None
+
+    @property
+    def borrows_seeds(self) -> bool:
+        """Whether the seed variance of other arms stands in for seeds that this arm lacks."""
+        return self.arm.level is None and any(part.is_pooled for part in self.whole)
 
 
 def estimate(
@@ -90,22 +98,12 @@ def estimate(
         if not np.isfinite(members).all():
             return Estimate(arm, value, reason=_undefined_sometimes(metric))
         resamples, interaction = members.mean(axis=1), interaction_variance(members)
-    whole: tuple[Component, ...] = ()
-    apart = units_apart(arm, members)
-    borrows = False
-    if arm.n_draws > 1:
-        whole = (mean_component(arm.member_values),)
-    elif seeds is not None and apart is not None:
-        whole = (seed_component(seeds, arm.n_seeds, apart),)
-        borrows = arm.level is None
-    elif arm.level is not None:
-        whole = (mean_component(arm.member_values),)
-    elif not arm.units_are_shared:
-        units = units_of_one_cell(arm, resampler)
-        if units is None:
-            return Estimate(arm, value, reason=_undefined_sometimes(metric))
-        whole = (units,)
-    known = Estimate(arm, value, None, whole, resamples, interaction, borrows, has_error=True)
+    whole = whole_parts(arm, members, seeds, resampler)
+    if whole is None:
+        return Estimate(arm, value, reason=_undefined_sometimes(metric))
+    known = Estimate(
+        arm, value, None, whole, resamples, interaction, documents_of(arm), has_error=True
+    )
     spread = Spread.of(_components([known]))
     if spread.standard_error <= ROUNDING * abs(value):
         equal = f"{len(arm.members)} {arm.level}s" if arm.level else f"{arm.n_units} {plural}"
@@ -271,6 +269,15 @@ def _components(arms: list[Estimate]) -> list[Component]:
         # Resamples are made of units, or of groups of them.
         n_resampled = min(plus.arm.n_units, MOST_UNITS)
         parts.append(unit_component(resamples, n_resampled, interaction))
+    if plus.documents is not None:
+        documents = plus.documents
+        for arm in minus:
+            if arm.documents is None:
+                return parts
+            effect, held = documents.effect - arm.documents.effect, arm.documents.held
+            documents = documents._replace(effect=effect, held=documents.held + held)
+        if (part := document_component(documents)) is not None:
+            parts.append(part)
     return parts
 
 
@@ -360,13 +367,15 @@ def speaks_of(real: Estimate, null: Estimate, metric: Metric, names: tuple[str, 
     """What a contrast's interval generalizes to: what is resampled in each arm, in words."""
 
     def varies(estimated: Estimate) -> str:
-        arm = estimated.arm
+        arm, documents = estimated.arm, estimated.documents
+        has_documents = documents is not None and document_component(documents) is not None
+        text = " and documents" if has_documents else ""
         if estimated.borrows_seeds:
-            return "seeds of one draw, by the variance of other arms' seeds"
+            return f"seeds of one draw{text}, by the variance of other arms' seeds"
         if arm.level is None:
-            return f"{metric.unit}s of one draw and seed"
+            return f"{metric.unit}s{text} of one draw and seed"
         level = "draws" if arm.level == "draw" else "seeds of one draw"
-        return f"{level} and {metric.unit}s" if arm.units_are_shared else level
+        return f"{level} and {metric.unit}s" if arm.units_are_shared else level + text
 
     own, other = varies(real), varies(null)
     return other if own == other else f"{other} of {names[1]}, {own} of {names[0]}"

@@ -8,13 +8,21 @@ expectation sum_b n_b mean_b / sum_b n_b, which is computed as such.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from nullsae.statistics.bootstrap import Arm, ArmCell, Floats, Ints
-from nullsae.statistics.spread import Component, mean_component, mean_of_units
+from nullsae.statistics.spread import (
+    Component,
+    SeedVariance,
+    mean_component,
+    mean_of_units,
+    pooled_seeds,
+    seed_component,
+    summed,
+)
 
 # A bin with a single latent in some cell says nothing about its spread there.
 FEWEST = 2
@@ -27,12 +35,19 @@ class Matched(NamedTuple):
     components: tuple[Component, ...]
 
 
+class Bins(dict[int, int]):
+    """How many latents are compared in each bin."""
+
+    seeds: SeedVariance | None = None
+    """Of values at these numbers, pooled over all draws with several seeds."""
+
+
 def half_decades(firing_shares: Floats) -> Ints:
     """The bin of each latent: floor(2 log10(firing share)), int64; shares are positive."""
     return np.asarray(np.floor(2 * np.log10(firing_shares)), dtype=np.int64)
 
 
-def common_bins(arms: Iterable[Arm]) -> dict[int, int]:
+def common_bins(arms: Sequence[Arm]) -> Bins:
     """Per bin, how many latents are compared: the smallest number in any cell, sorted by bin.
 
     Cells without a latent are left out, as in plain means. A bin counts where every cell has two
@@ -42,7 +57,16 @@ def common_bins(arms: Iterable[Arm]) -> dict[int, int]:
     counts = [Counter([] if cell.strata is None else cell.strata.tolist()) for cell in cells]
     bins = sorted(counts[0]) if counts else []
     smallest = {b: min(count[b] for count in counts) for b in bins}
-    return {b: n for b, n in smallest.items() if n >= FEWEST}
+    found = Bins({b: n for b, n in smallest.items() if n >= FEWEST})
+    draws = [draw for arm in arms for draw in arm.draws if found and len(draw) > 1]
+    found.seeds = pooled_seeds(
+        (
+            np.array([_mean_of_bins(cell, found) for cell in draw]),
+            summed(_latents_apart(draw, found)).variance,
+        )
+        for draw in draws
+    )
+    return found
 
 
 def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
@@ -50,23 +74,35 @@ def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
 
     Every cell that has latents has some in each bin. Within one cell the bootstrap draws latents
     within bins. Of a bin's mean its variance is known: that of its latents over their number,
-    (n - 1) / n made up for as everywhere; so is its third moment.
+    (n - 1) / n made up for as everywhere; so is its third moment. Seed variance is that of `Bins`.
     """
-    total = sum(bins.values())
-    weights = {b: n / total for b, n in bins.items()}
-
-    def bin_units(cell: ArmCell, b: int) -> Floats:
-        assert cell.strata is not None
-        return np.asarray(cell.columns[0][cell.strata == b])
-
-    def cell_value(cell: ArmCell) -> float:
-        return sum(w * float(bin_units(cell, b).mean()) for b, w in weights.items())
-
-    members = np.array([np.mean([cell_value(c) for c in member]) for member in arm.members])
+    values = [np.array([_mean_of_bins(c, bins) for c in draw]) for draw in arm.draws]
+    value = float(np.mean([own.mean() for own in values]))
+    if arm.n_draws > 1:
+        return Matched(value, (mean_component(np.array([own.mean() for own in values])),))
+    apart = _latents_apart(arm.draws[0], bins)
+    if isinstance(bins, Bins) and bins.seeds is not None:
+        return Matched(value, (seed_component(bins.seeds, arm.n_seeds, summed(apart)),))
     if arm.level is not None:
-        return Matched(float(members.mean()), (mean_component(members),))
-    (cell,) = arm.members[0]
-    parts = []
-    for b, weight in weights.items():
-        parts.append(mean_of_units(bin_units(cell, b)).scaled(weight))
-    return Matched(float(members.mean()), tuple(parts))
+        return Matched(value, (mean_component(values[0]),))
+    return Matched(value, tuple(apart))
+
+
+def _bin_units(cell: ArmCell, b: int) -> Floats:
+    assert cell.strata is not None
+    return np.asarray(cell.columns[0][cell.strata == b])
+
+
+def _mean_of_bins(cell: ArmCell, bins: Mapping[int, int]) -> float:
+    total = sum(bins.values())
+    return sum(n / total * float(_bin_units(cell, b).mean()) for b, n in bins.items())
+
+
+def _latents_apart(draw: Sequence[ArmCell], bins: Mapping[int, int]) -> list[Component]:
+    """The parts of the latents of each bin and seed in the mean of a draw's seeds."""
+    total = sum(bins.values()) * len(draw)
+    return [
+        mean_of_units(_bin_units(cell, b)).scaled(n / total)
+        for cell in draw
+        for b, n in bins.items()
+    ]

@@ -229,7 +229,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
     ),
     "predictions": _table(
         SCORER_KEYS,
-        ("latent window", "int"),
+        ("latent window document", "int"),
         ("active", "flag"),
         ("silent_kind", "text?", "null for active windows; misplaced: shown with wrong marks"),
         ("quantile", "int?"),

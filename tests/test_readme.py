@@ -23,7 +23,6 @@ def test_overlay_for_ones_own_model_is_a_valid_config():
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     merged = default_config()
     update_config(merged, yaml.safe_load(block))
-    merged["variants"] = ["trained", "step0", "rerandomized"]
     config = parse_config(merged)
     resolve_subjects(config)
     assert list(config.subjects) == ["pythia-70m"]

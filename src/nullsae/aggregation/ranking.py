@@ -89,12 +89,13 @@ def _comparisons(config: Config, arms: Arms) -> Iterator[_Comparison]:
             for seed in config.saes[place["sae"]].seeds:
                 cells = {v: [c for c in found[v] if c.seed == seed] for v in present}
                 nulls = [*_nulls(metric, {v: _latents(cells[v]) for v in present if is_null(v)})]
-                own = [(v, cell) for v in present if not is_null(v) for cell in cells[v]]
-                for variant, cell in own:
+                ours = [(v, cell) for v in present if not is_null(v) for cell in cells[v]]
+                for variant, cell in ours:
                     keys = {**place, "variant": variant, "draw": cell.draw, "seed": seed}
+                    own = _latents([cell])
                     for name, null, direction in nulls:
                         of = {**keys, "metric": metric.name, "null": name}
-                        yield _Comparison(of, _latents([cell]), null, direction)
+                        yield _Comparison(of, own, null, direction)
 
 
 def _nulls(
@@ -123,7 +124,7 @@ def _latents(cells: Iterable[ArmCell]) -> Latents:
 
 
 def _ranked(comparison: _Comparison, p: np.ndarray, q: np.ndarray) -> pa.Table:
-    """Rows of `latents_ranked`, the most placebo-like latent last."""
+    """Rows of `latents_ranked`."""
     keys, own, null, direction = comparison
     order = ranking(own, q, direction)
     n_null = n_nulls(own, null)

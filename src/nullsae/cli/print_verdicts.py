@@ -12,6 +12,7 @@ from nullsae import paths, tables
 from nullsae.aggregation.answer import read_answer
 from nullsae.aggregation.provenance import differences
 from nullsae.config.variants import is_positive_control
+from nullsae.statistics.ranking import LEVEL
 from nullsae.statistics.verdicts import (
     CONTROL_RULE,
     FEWEST_ANSWERED,
@@ -19,7 +20,7 @@ from nullsae.statistics.verdicts import (
     VERDICT_WORDS,
     replication_note,
 )
-from nullsae.tables.study import DISCRIMINATING_POWER, PROVENANCE, VERDICTS
+from nullsae.tables.study import BEATING_PLACEBO, DISCRIMINATING_POWER, PROVENANCE, VERDICTS
 
 STYLES = {"separates": "green", "reversed": "red", "equivalent": "yellow"}
 STYLES |= dict.fromkeys(("inconclusive", "none"), "dim")
@@ -52,6 +53,12 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
             root / paths.TABLE.format(table="discriminating_power"), DISCRIMINATING_POWER
         ).to_pylist()
         _print_all(console, rows, power)
+        beating = tables.read_table(
+            root / paths.TABLE.format(table="beating_placebo"), BEATING_PLACEBO
+        ).to_pylist()
+        if beating:
+            console.print(_beating(beating))
+            console.print("Each latent with its q: results/tables/latents_ranked.parquet")
     for sentence in answer.sentences:
         console.print(sentence, markup=False, highlight=False)
     warnings = sorted({(row["subject"], row["warning"]) for row in rows if row["warning"]})
@@ -134,6 +141,28 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             subject, site, sae, metric + judge, *(found.get(name, "") for name in variants)
         )
+    return table
+
+
+def _beating(rows: list[dict[str, Any]]) -> Table:
+    nulls = list(dict.fromkeys(row["null"] for row in rows))
+    keys = ("subject", "site", "sae", "metric", "variant")
+    table = Table(
+        title=f"Share of latents that beat null ones of their firing rate (q <= {LEVEL:g})",
+        title_justify="left",
+    )
+    for name in keys:
+        table.add_column(name)
+    for null in nulls:
+        table.add_column(null.replace("_", " "), justify="right", max_width=16)
+    counts: dict[tuple[str, ...], dict[str, tuple[int, int]]] = {}
+    for row in rows:
+        found = counts.setdefault(tuple(row[name] for name in keys), {})
+        beating, tested = found.get(row["null"], (0, 0))
+        found[row["null"]] = beating + row["n_beating"], tested + row["n_tested"]
+    for key, found in counts.items():
+        shares = (found.get(null, (0, 0)) for null in nulls)
+        table.add_row(*key, *(f"{n / tested:.0%}" if tested else "" for n, tested in shares))
     return table
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from nullsae.config.saes import Sae
 from nullsae.config.sites import KINDS, site_kind, site_layer
-from nullsae.config.variants import has_model
+from nullsae.config.variants import has_model, is_null
 from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells, sae_cells
 from nullsae.jobs.work.amounts import (
@@ -33,6 +33,8 @@ SORTED_BYTES, CO_OCCURRING_BYTES = 150 * 2**19, 30.0 * 2**19
 EXPLANATION_SECONDS, JUDGED_SECONDS = 4e-3, 4.5e-5
 METRICS_PER_SAE, METRICS_PER_SCORE = 8, 4
 ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
+# Of a latent that is ranked by one metric against one null: metrics of all passing latents.
+METRICS_RANKED, RANKED_SECONDS, RANKED_BYTES, RANKED_FILE_BYTES = 5, 1.5e-6, 170.0, 15.0
 FIGURE_SECONDS = 0.21
 # Contexts that are captured at once to take latents away, and log-probabilities of a pass.
 CAUSAL_TOKENS, CAUSAL_LOGIT_BYTES = 2**14, 60.0 * 2**23
@@ -248,7 +250,7 @@ def prepare_judge(study: SizedStudy, keys: Keys) -> Work:
 
 
 def aggregate(study: SizedStudy, keys: Keys) -> Work:
-    """Read all cells; resample the units of each metric and variant."""
+    """Read all cells; resample the units of each metric and variant; rank latents."""
     config = study.config
     saes = sum(
         len(subject.sites) * len(config.draws_of(variant, name)) * len(recipe.seeds)
@@ -259,7 +261,9 @@ def aggregate(study: SizedStudy, keys: Keys) -> Work:
     scored = len(config.scored_pairs())
     estimates = saes * (METRICS_PER_SAE + METRICS_PER_SCORE * scored)
     seconds = estimates * (ESTIMATE_SECONDS + config.statistics.n_resamples * RESAMPLE_SECONDS)
-    written = saes * (2e5 + 5e4 * scored)
+    ranked = n_ranked(study)
+    seconds += ranked * RANKED_SECONDS
+    written = saes * (2e5 + 5e4 * scored) + ranked * RANKED_FILE_BYTES
     return Work(host_seconds=seconds, written_bytes=written, held_bytes=joined_bytes(study))
 
 
@@ -272,10 +276,20 @@ def report(study: SizedStudy, keys: Keys) -> Work:
 
 
 def joined_bytes(study: SizedStudy) -> float:
-    """All latents and predictions, of 300 and 100 bytes, while they are joined and resampled."""
+    """All latents and predictions, of 300 and 100 bytes, while they are joined; ranked latents."""
     widths = [study.sae(cell)[2] for cell in sae_cells(study.config)]
     judged = len(study.config.scored_pairs()) * study.config.latents.n_sampled
-    return 300.0 * sum(widths) + 100.0 * (len(widths) * judged * judged_windows(study))
+    joined = 300.0 * sum(widths) + 100.0 * (len(widths) * judged * judged_windows(study))
+    return joined + n_ranked(study) * RANKED_BYTES
+
+
+def n_ranked(study: SizedStudy) -> int:
+    """Rows of the table `latents_ranked`: against each null, and all of them together."""
+    config = study.config
+    trained = [cell for cell in sae_cells(config) if cell["variant"] == "trained"]
+    widths = [study.sae(cell)[2] for cell in trained if cell["sae"] in config.saes]
+    nulls = sum(map(is_null, config.variants))
+    return METRICS_RANKED * sum(widths) * (nulls + 1 if nulls else 0)
 
 
 def coding_bytes(recipe: Sae, d: int, m: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from nullsae.autointerp.classification import classification_scores
-from nullsae.autointerp.examples import Examples, Flags, Floats, Ints, examples_of, with_marks
+from nullsae.autointerp.examples import Examples, Flags, Floats, examples_of, with_marks
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.llm.session import Session
 from nullsae.autointerp.shards import Ranks, of_latents

@@ -485,6 +485,7 @@ def _score(
         "n_silent": 100,
         "n_failed": 0,
         "n_labels": 0,
+        "placebo_auroc": None,
         "judge": None,
         "prompt_hash": None,
         "auroc": float(np.clip(0.85 + 0.1 * rng.standard_normal(), 0, 1)),

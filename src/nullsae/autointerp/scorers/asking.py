@@ -63,8 +63,8 @@ class AskingScorer(Scorer):
         judge = self.judge or writer.judge
         if judge is None:
             raise ValueError(
-                f"judge: missing; explanations of kind {writer.name} are judged as text here, "
-                f"and no model wrote them"
+                f"judge: missing; explanations of kind {writer.name} are text that a language "
+                f"model judges, and none wrote them"
             )
         return judge
 

@@ -20,8 +20,10 @@ SITE = "resid_post.1"
 N_DIRECTIONS = 24
 SETTINGS = {"n_sampled": 200, "causal_places": 8, "min_firings": 10}
 # Parameters that read the residual stream, and those that write to it or live in it.
-READING = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head", "embed_out")
-READING += ("query_key_value", "dense_h_to_4h")
+READING = (
+    *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
+    *("query_key_value", "dense_h_to_4h", "embed_out", "lm_head"),
+)
 WRITING = ("o_proj", "down_proj", "attention.dense", "dense_4h_to_h")
 TABLES = ("embed_tokens", "embed_in")
 

@@ -115,8 +115,8 @@ def test_random_directions_lie_within_three_standard_errors_of_a_half(split: Spl
 def test_random_models_lie_within_three_standard_errors_of_a_half(split: Split) -> None:
     """The whole cell is null: weights drawn anew, and rows that lie in their activations.
 
-    Here latents share what they are read by, which no cell can see in its latents: z spreads by 1.4.
-    Three errors hold it, and verdicts on more than "this randomization" rest on draws.
+    All latents of a cell share one unembedding, whose part in the error their spread does not show:
+    z spreads by 1.4 over draws. Verdicts on more than "this randomization" rest on draws.
     """
     found = []
     for seed in SEEDS:

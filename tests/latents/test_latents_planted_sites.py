@@ -8,7 +8,9 @@ depends on known directions at each site, beyond the current token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import planted
@@ -133,14 +135,14 @@ def one_hot(*dimensions: int) -> Array:
     return row
 
 
-BY_CLASS = [one_hot(*tokens) for tokens in CLASSES]
-BY_MODE = [one_hot(WRITTEN + mode) for mode in MODES]
+BY_CLASS = [one_hot(*tokens) for tokens in CLASSES.tolist()]
+BY_MODE = [one_hot(WRITTEN + mode) for mode in MODES.tolist()]
 # By site: what each latent reads, its row, and the tokens whose logits that raises.
-DICTIONARIES = {
+DICTIONARIES: dict[str, tuple[list[Array], list[Array], Sequence[Any]]] = {
     # Tokens by name: a neutral one, whose row is read by the MLP alone, and two others.
     "resid_pre.0": (
         [one_hot(ID + token) for token in (2, 6, 10)],
-        [one_hot(IS_NEUTRAL), one_hot(*NEUTRAL), one_hot(*NEUTRAL)],
+        [one_hot(IS_NEUTRAL), *[one_hot(*NEUTRAL.tolist())] * 2],
         [[], NEUTRAL, NEUTRAL],
     ),
     "attn_out.0": (BY_MODE, BY_MODE, [[], []]),
@@ -171,7 +173,7 @@ def test_the_model_passes_on_what_is_computed_by_hand(study: Study) -> None:
     subject = load_subject(study.model, CPU)
     ids = torch.from_numpy(study.ids[:4]).long()
     by_hand = passed(study.ids[:4])
-    where = {"split": "eval", "contexts": range(4)}
+    where: dict[str, Any] = {"split": "eval", "contexts": range(4)}
     found = subject.activations(ids, sites=[n for n in by_hand if n != "logits"], **where)
     found["logits"] = subject.logits(ids, **where)
     for name, values in by_hand.items():

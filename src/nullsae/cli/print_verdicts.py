@@ -37,7 +37,7 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
 
     Args:
         root: the folder of the study.
-        all_verdicts: also each verdict (one row per metric, site and judge, one column per variant),
+        all_verdicts: also each verdict (a row per metric, site and judge, a column per variant),
             what each metric's say together, and the shares of latents that beat placebo.
 
     Raises:

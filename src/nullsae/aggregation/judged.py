@@ -48,8 +48,8 @@ class JudgedWindows:
             return None
         documents, n = moved.document[rows], self._n_documents
         place = np.searchsorted(latents, moved.latent[rows]) * n + documents
-        each = np.bincount(place, moved.influences[column][rows], len(latents) * n)
-        each = each.reshape(-1, n) / len(latents)
+        sums = np.bincount(place, moved.influences[column][rows], len(latents) * n)
+        each = sums.reshape(-1, n) / len(latents)
         windows = np.bincount(documents, minlength=n).astype(np.float64)
         return Documents(each.sum(axis=0), windows, float((each**2).sum()))
 

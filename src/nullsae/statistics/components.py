@@ -39,7 +39,7 @@ def interaction_variance(members: Floats) -> float:
     Members that see the same units have their own part in each resample: what is left when the
     mean of all is taken away, so that a unit that is hard for all of them does not count.
     """
-    n = members.shape[1]
+    n = int(members.shape[1])
     if n < 2:
         return 0.0
     off = members - members.mean(axis=1, keepdims=True)

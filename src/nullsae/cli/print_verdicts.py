@@ -37,8 +37,8 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
 
     Args:
         root: the folder of the study.
-        all_verdicts: also each verdict (one row per metric, site and judge, one column per variant)
-            and what each metric's say together.
+        all_verdicts: also each verdict (a row per metric, site and judge, a column per variant),
+            what each metric's say together, and the shares of latents that beat placebo.
 
     Raises:
         UserError: a table is missing or damaged.

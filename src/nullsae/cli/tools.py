@@ -200,7 +200,7 @@ def serve_gguf(
 def verdicts(
     root: Root = Path(),
     all_verdicts: Annotated[
-        bool, Option("--all", help="Also each verdict, and what each metric's say together.")
+        bool, Option("--all", help="Also each verdict, sums per metric, latents that beat placebo.")
     ] = False,
 ) -> None:
     """Print what a finished study answers."""

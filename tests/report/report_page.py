@@ -66,6 +66,7 @@ def ask(page: str, width: int, folder: Path, javascript: str) -> Any:
     # A window cannot be as narrow as a phone; a frame can, and srcdoc lets the script look inside.
     wrapper = folder / "wrapper.html"
     wrapper.write_text(
+        '<meta charset="utf-8">'
         f'<iframe style="border:0;width:{width}px;height:800px" srcdoc="{html.escape(page)}">'
         "</iframe><script>onload = () => {"
         "const w = document.querySelector('iframe').contentWindow;"
@@ -76,7 +77,7 @@ def ask(page: str, width: int, folder: Path, javascript: str) -> Any:
     )
     command = [program, *flags.split(), f"--user-data-dir={folder / 'profile'}"]
     command += ["--window-size=1400,900", "--dump-dom", wrapper.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=60)
     found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert found is not None
     return json.loads(html.unescape(found[1]))

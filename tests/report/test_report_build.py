@@ -164,9 +164,9 @@ def test_dots_stand_where_the_summaries_say(built: Path, config: Config) -> None
 def test_marks_of_the_answer_stand_between_floor_and_trained(built: Path, config: Config) -> None:
     """Where the contrasts say, filled where every verdict tells the variant from trained."""
     svg = (built / paths.FIGURE.format(figure="small.answer", format="svg")).read_text()
-    found = re.findall(
-        r'<path[^>]*translate\(([\d.]+),[\d.]+\)[^>]*fill-opacity="([01])"[^>]*stroke="(#\w+)"', svg
-    )
+    panels = re.findall(r'<g class="mark-symbol role-mark[^"]*"[^>]*>(.*?)</g>', svg, re.DOTALL)
+    mark = r'<path[^>]*translate\(([^,]+),[^>]*fill-opacity="([01])"[^>]*stroke="(#\w+)"'
+    found = [one for panel in panels for one in re.findall(mark, panel)]
     names = ("metric", "explainer", "scorer", "variant")
     shares: dict[tuple[str, ...], list[float]] = {}
     words: dict[tuple[str, ...], set[str]] = {}

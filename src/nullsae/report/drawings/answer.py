@@ -47,7 +47,7 @@ class AnswerFigure(FigureKind):
     def draw(self, study: Study, subject: str) -> tuple[Any, str]:
         """Chart and caption: a panel for each tier, best metrics first."""
         shown = drawn(study.answer.findings)
-        parts = []
+        parts: list[Any] = []
         for tier, title in TIERS.items():
             own = [one for one in shown if one.tier == tier]
             rows = [row for one in own for row in positions(study, subject, one)]
@@ -149,9 +149,8 @@ def _panel(
     zero = alt.Chart(data).transform_aggregate(n="count()").mark_rule(strokeDash=[3, 3])
     lines = [zero.encode(x=alt.datum(at)) for at in (0, 1)]
     heading = alt.Title(title, fontSize=13, offset=6, frame="group")
-    layers = alt.layer(band, *lines, mark)
-    chart: alt.LayerChart = layers.properties(width=WIDTH, height=ROW * len(names), title=heading)
-    return chart
+    layers = [band, *lines, mark]
+    return alt.LayerChart(layer=layers, width=WIDTH, height=ROW * len(names), title=heading)
 
 
 def colour_scale(variants: Sequence[str]) -> alt.Scale:

@@ -55,6 +55,10 @@ class AskingScorer(Scorer):
     def endpoint(self) -> Endpoint | None:
         return self.judge
 
+    def judges(self, explainer: str, writer: Explainer) -> bool:
+        # What was made elsewhere brings its scores along, and nobody to ask.
+        return super().judges(explainer, writer) and bool(self.judge or not writer.made_elsewhere)
+
     def asked(self, writer: Explainer | None) -> Endpoint | None:
         assert writer is not None
         if writer.has_statistics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ N_LATENTS = 8
 SAMPLED = (1, 2, 5)
 
 
-def write_cell(folder: Path, windows: list[dict[str, Any]] | None = None) -> Path:
+def write_cell(
+    folder: Path, windows: list[dict[str, Any]] | None = None, sampled: Sequence[int] = SAMPLED
+) -> Path:
     """An SAE of 8 latents, three of them sampled: its windows and what lies beside them."""
     rows = windows or [
         window(n, 100 * n + i, [n, 10 + i], [float(i % 2), 0.0], pool=pool)
@@ -24,7 +27,7 @@ def write_cell(folder: Path, windows: list[dict[str, Any]] | None = None) -> Pat
         for i in range(4)
     ]
     path = write_windows(folder / "windows.parquet", rows)
-    latents = [_empty("latents") | {"latent": n, "sampled": n in SAMPLED} for n in range(N_LATENTS)]
+    latents = [_empty("latents") | {"latent": n, "sampled": n in sampled} for n in range(N_LATENTS)]
     write_table(folder / "latents.parquet", latents, cell_schema("latents"))
     coverage = [_empty("coverage") | {"n_latents": N_LATENTS}]
     write_table(folder / "coverage.parquet", coverage, cell_schema("coverage"))

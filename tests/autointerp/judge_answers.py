@@ -41,8 +41,9 @@ def oracle(text: str, body: dict[str, Any]) -> str:
 
 def quoted(text: str, body: dict[str, Any]) -> str:
     """As `oracle`, of an explanation that is one JSON text: anything else is no answer."""
-    found = EXPLANATION.findall(text)[-1]
-    return oracle(text.replace(found, json.loads(found).replace("\n", " ")), body)
+    for shown in EXPLANATION.findall(text):
+        text = text.replace(shown, json.loads(shown).replace("\n", " "))
+    return oracle(text, body)
 
 
 def forgetful(text: str, body: dict[str, Any]) -> str:

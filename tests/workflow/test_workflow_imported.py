@@ -21,6 +21,7 @@ SECRET = "<script>alert(1)</script>\u202e"
 def with_theirs(config: dict[str, Any]) -> None:
     delphi = {"kind": "import", "path": f"delphi/{RUN}", "source": "{site}"}
     neuronpedia = {"kind": "import", "path": f"np/small/{SOURCE}", "cells": {"variant": "trained"}}
+    config["report"]["n_example_latents"] = 4
     config["explainers"] |= {"delphi": delphi, "np": neuronpedia}
     config["scorers"] |= {
         "theirs": {**delphi, "of": "delphi", "scores": "detection"},

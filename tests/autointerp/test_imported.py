@@ -115,7 +115,7 @@ def test_what_delphi_could_not_parse_is_no_explanation(cell: Path, tmp_path: Pat
     run = write_delphi(tmp_path, {1: "Explanation could not be parsed.", 2: "", 5: "x" * 5000})
     found = explained(cell, run)
     assert [found[n]["explanation"] for n in (1, 2)] == [None, ""]
-    assert [found[n]["reason"] for n in (1, 2)] == [f"{run} has an empty text"] * 2
+    assert [found[n]["reason"] for n in (1, 2)] == [f"{run} has no text for it"] * 2
     assert len(found[5]["explanation"]) + found[5]["n_characters_cut"] == 5000
 
 

@@ -60,7 +60,7 @@ class ImportExplainer(Imported, Explainer):
         table = explained_in_words(
             {latent: said[latent].text if latent in said else None for latent in wanted},
             {
-                latent: f"{path} has an empty text" if latent in said else missing
+                latent: f"{path} has no text for it" if latent in said else missing
                 for latent in wanted
             },
         )

@@ -239,6 +239,7 @@ def test_a_number_for_each_latent_is_a_score_without_windows(
 def test_token_statistics_are_judged_on_the_windows_of_the_file(cell: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(byte_tokenizer(cell.with_name("tokenizer.json"))))
     the = tokenizer.token_to_id("Ġthe")
+    assert the is not None
     run = write_delphi(tmp_path, {}, {"detection": {1: [ACTIVE, SILENT], 2: [SILENT]}})
     formula = [explanation(1, {the: 0.875}, 0.125), explanation(2, {}, 0.25)]
     predictions, scores = scored(cell, run, formula)

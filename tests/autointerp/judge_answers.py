@@ -39,6 +39,13 @@ def oracle(text: str, body: dict[str, Any]) -> str:
     return json.dumps(found)
 
 
+def quoted(text: str, body: dict[str, Any]) -> str:
+    """As `oracle`, of an explanation that is one JSON text: anything else is no answer."""
+    for shown in EXPLANATION.findall(text):
+        text = text.replace(shown, json.loads(shown).replace("\n", " "))
+    return oracle(text, body)
+
+
 def forgetful(text: str, body: dict[str, Any]) -> str:
     """Answers about every second window, last first; says nothing of use about a lone pair."""
     found = json.loads(oracle(text, body))

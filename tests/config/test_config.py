@@ -413,6 +413,22 @@ def test_scorers_judge_explanations_of_their_own_side() -> None:
     ]
 
 
+def test_what_was_made_elsewhere_is_judged_there_unless_a_judge_is_named() -> None:
+    """Token statistics are judged on the windows of such scores, and texts of others are not."""
+    study = changed("explainers/theirs", {"kind": "import", "path": "a/{site}"})
+    study["explainers"]["swap"] = {"kind": "swapped", "of": "theirs"}
+    study["scorers"]["given"] = {"kind": "import", "of": "theirs", "path": "b/{site}"}
+    formula = [("lexical", "fuzzing"), ("lexical", "given")]
+    formula += [("swapped", "fuzzing"), ("swapped", "given")]
+    assert parse_config(study).scored_pairs() == [*formula, ("theirs", "given")]
+    study["scorers"]["fuzzing"]["judge"] = {"model": "m", "api_key_env": None}
+    asked = [("theirs", "fuzzing"), ("theirs", "given"), ("swap", "fuzzing")]
+    assert parse_config(study).scored_pairs() == [*formula, *asked]
+    study["scorers"]["given"]["of"] = "lexical"
+    with pytest.raises(UserError, match=r"given\.of: 'lexical' is not an explainer of kind import"):
+        parse_config(study)
+
+
 def test_a_scorer_without_explanations_of_its_side_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         parse_config(changed("scorers/next", {"kind": "continuation"}))

@@ -141,6 +141,55 @@ def test_an_edit_of_a_local_pretrained_sae_is_noticed(tmp_path: Path, pretrained
     assert params(config, "train_sae", **cell) != before
 
 
+def with_theirs(folder: Path, path: str, **section: Any) -> Config:
+    """A study whose cells may have files of their own in a folder."""
+    theirs = {"kind": "import", "path": f"{folder}/{path}", "source": "{site}", **section}
+    return study(explainers__theirs=theirs)
+
+
+def test_an_edit_of_what_was_made_elsewhere_is_noticed_by_its_own_model(tmp_path: Path) -> None:
+    for variant in STUDY["variants"]:
+        for draw in (0, 1):
+            run = tmp_path / f"{variant}{draw}" / "explanations"
+            run.mkdir(parents=True)
+            (run / "m_latent1.txt").write_text('"a text"')
+    config = with_theirs(tmp_path, "{variant}{draw}")
+
+    def files(variant: str) -> list[str]:
+        keys = {"subject": "s", "variant": variant, "draw": "0"}
+        found: list[str] = params(config, "explain_and_score", **keys)["local_files"]
+        return found
+
+    before = {variant: files(variant) for variant in STUDY["variants"]}
+    assert before["trained"][0].startswith("explanations: 1 files ")
+    (tmp_path / "trained0/explanations/m_latent2.txt").write_text('"another"')
+    changed = [variant for variant, found in before.items() if files(variant) != found]
+    assert changed == ["trained"]
+    (tmp_path / "trained0/log.txt").write_text("of no explanation")
+    assert files("trained")[0].startswith("explanations: 2 files ")
+    with pytest.raises(UserError, match=r"other0: neither a file nor a folder, and kind import"):
+        rule_params(
+            with_theirs(tmp_path, "other{draw}"),
+            "explain_and_score",
+            {"subject": "s", "variant": "trained", "draw": "0"},
+        )
+
+
+def test_one_file_for_two_saes_is_refused_with_the_key_that_it_lacks(tmp_path: Path) -> None:
+    keys = {"subject": "s", "variant": "trained", "draw": "0"}
+    (tmp_path / "a").mkdir()
+    config = with_theirs(tmp_path, "a", cells={"variant": "rerandomized"})
+    message = (
+        r"explainers.theirs.path: .* is one file for draw 0 and for draw 1, .* \{draw\} into it"
+    )
+    with pytest.raises(UserError, match=message):
+        rule_params(config, "explain_and_score", keys)
+    with pytest.raises(
+        UserError, match=r"theirs.cells: the study has no SAE of variant trained, s"
+    ):
+        rule_params(with_theirs(tmp_path, "a", cells={"sae": "no"}), "explain_and_score", keys)
+
+
 def many(**activations: Any) -> Config:
     """Six sites, five SAEs of five seeds each."""
     saes = {

@@ -263,7 +263,7 @@ def test_a_mistake_is_refused_without_half_an_export(root: Path, tmp_path: Path)
     for layout, more, message in (
         ("parquet", (), "--layout: 'parquet' is not one of delphi, neuronpedia"),
         ("delphi", ("--latents", str(tmp_path)), "--latents: .* is no folder such as results/"),
-        ("neuronpedia", ("--tokenizer", str(tmp_path / "none.json")), "none.json: not readable"),
+        ("neuronpedia", ("--tokenizer", str(tmp_path / "none.json")), "none.json: the file is"),
     ):
         with pytest.raises(UserError, match=message):
             export(root, layout, output, *more)

@@ -242,7 +242,10 @@ def test_documents_that_are_hard_for_both_arms_drop_out_of_the_difference() -> N
     assert isinstance(spread, Spread)
     assert one.interval is not None
     assert spread.standard_error < (one.interval[1] - one.interval[0]) / 20
-    assert speaks_of(one, other, METRIC["auroc"], ("trained", "step0")) == "latents and documents of one draw and seed"
+    assert (
+        speaks_of(one, other, METRIC["auroc"], ("trained", "step0"))
+        == "latents and documents of one draw and seed"
+    )
 
 
 def test_what_draws_differ_in_on_documents_counts_once() -> None:
@@ -272,6 +275,9 @@ def test_one_document_in_effect_has_no_variance_and_is_not_spoken_of() -> None:
     assert (equal.variance, equal.df) == (pytest.approx(1.5 * 0.015), pytest.approx(2))
     cell = ArmCell(0, 0, (np.array([0.2, 0.6]),), documents=documents)
     found = estimated(Arm((cell,)), [])
-    assert speaks_of(found, found, METRIC["auroc"], ("trained", "step0")) == "latents of one draw and seed"
+    assert (
+        speaks_of(found, found, METRIC["auroc"], ("trained", "step0"))
+        == "latents of one draw and seed"
+    )
     # Where one cell's windows are not known, documents of the arm are not.
     assert documents_of(Arm((cell, ArmCell(0, 1, (np.array([0.1, 0.3]),))))) is None

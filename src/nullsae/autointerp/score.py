@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,8 @@ class Judged:
     """What was judged, sorted, where it is not just the examples of the job."""
     placebo: Floats | None = None
     """What a judge says of the same questions who knows nothing of the latent, [n_examples]."""
+    metrics: Mapping[int, Mapping[str, float]] | None = None
+    """Columns of `scores` that are known without windows, by latent."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,16 @@ class ScoreJob:
     """`tokenizer.json` of the corpus."""
     model: Path | None = None
     """Manifest of the model that the job runs itself, as `prepare_judge` wrote it."""
+    windows_file: Path | None = None
+    """The SAE's table `windows`."""
+
+    @cached_property
+    def n_latents(self) -> int:
+        """Latents of the SAE; a `UserError` if the table `coverage` is missing or damaged."""
+        assert self.windows_file is not None
+        file = self.windows_file.with_name("coverage.parquet")
+        (found,) = read_table(file, cell_schema("coverage"), columns=["n_latents"])["n_latents"]
+        return int(found.as_py())
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -108,7 +121,7 @@ def score_latents(
     if scorer.marks_above is not None and len(examples.latent):
         keys = params.keys.parts()
         examples = with_marks(examples, scorer.marks_above, scorer.negatives, params.seed, *keys)
-    job = ScoreJob(params, examples, explained, session or Session(), tokenizer, judge)
+    job = ScoreJob(params, examples, explained, session or Session(), tokenizer, judge, windows)
     judged = scorer.predict(job)
     if judged.examples is not None:
         examples = judged.examples
@@ -117,6 +130,7 @@ def score_latents(
             "latent": latent,
             **classification_scores(examples.active[mine], judged.probability[mine]),
             "placebo_auroc": _placebo_auroc(examples, judged, mine),
+            **(judged.metrics or {}).get(latent, {}),
             "n_labels": sum(judged.evidence[i] == "label" for i in np.flatnonzero(mine)),
             "judge": judged.judge,
             "prompt_hash": judged.prompt_hash,

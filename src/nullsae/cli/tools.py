@@ -100,25 +100,33 @@ def export_latents(
     creator: Annotated[
         str, Option(help="neuronpedia: id of the account that will own the rows.")
     ] = "nullsae",
+    explainer: Annotated[
+        str | None, Option(help="Write this one's explanations and their scores, too.")
+    ] = None,
 ) -> None:
     """Write the firings or windows of sampled latents in the format of delphi or Neuronpedia."""
+    from nullsae.corpus.token_text import read_tokenizer
     from nullsae.latents.exports.cell import LatentFolder, corpus_files
     from nullsae.latents.exports.delphi import export_delphi
+    from nullsae.latents.exports.explained import explained_by
     from nullsae.latents.exports.neuronpedia import export_neuronpedia
     from nullsae.latents.split import Split
 
     if layout not in ("delphi", "neuronpedia"):
         raise UserError(f"--layout: {layout!r} is not one of delphi, neuronpedia")
     cells = [LatentFolder.open(folder) for folder in latents]
-    if tokens is None or (tokenizer is None and layout == "neuronpedia"):
+    needs_text = layout == "neuronpedia" or explainer is not None
+    if tokens is None or (tokenizer is None and needs_text):
         found = corpus_files(cells)
         tokens, tokenizer = tokens or found[0], tokenizer or found[1]
     split = Split.open(tokens)
+    text = read_tokenizer(tokenizer) if needs_text and tokenizer is not None else None
+    said = [explained_by(c, explainer, text) for c in cells] if explainer and text else []
     if layout == "delphi":
-        export_delphi(cells, split, output)
+        export_delphi(cells, split, output, said)
     else:
-        assert tokenizer is not None
-        export_neuronpedia(cells, split, tokenizer, creator, output)
+        assert text is not None
+        export_neuronpedia(cells, split, text, creator, output, said)
 
 
 @verbs.command("plan")

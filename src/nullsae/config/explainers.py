@@ -22,6 +22,8 @@ class Explainer(Kind):
     """What its explanations say: when a latent fires (`input`), or what it makes likelier to come
     next (`output`). A scorer judges explanations of its own side. A placebo's side is that of what
     it exchanges."""
+    made_elsewhere: ClassVar[bool] = False
+    """Whether its explanations are read from files, so that their scores may be, too."""
     has_statistics: ClassVar[bool] = False
     """Whether its explanations hold token statistics. Others are text alone."""
 

@@ -15,6 +15,7 @@ _NEGATIVES = {
     "random": "",
     "co_occurring": " Negatives: windows in which latents fire that often fire with this one.",
     "nearest": " Negatives: windows of much the same tokens in which the latent is silent.",
+    "given": "",
     "misplaced": " Negatives: the same windows with marks on tokens where the latent is silent.",
 }
 
@@ -31,8 +32,17 @@ class Scorer(Kind):
     (`Judged.placebo`). Of others, exchanged explanations are the placebo."""
     relative_seconds: ClassVar[float] = 1.0
     """A job's time on the CPU per window, of that of a formula."""
-    negatives: SilentKind | Literal["misplaced"] = "random"
+    negatives: SilentKind | Literal["misplaced", "given"] = "random"
     """The silent windows to tell from active ones; one of `latents.silent_windows`."""
+
+    @property
+    def scores_of(self) -> str | None:
+        """The explainer whose explanations were judged elsewhere; None for one that judges here."""
+        return None
+
+    def judges(self, explainer: str, writer: Explainer) -> bool:
+        """Whether it judges an explainer's explanations, which this writer wrote."""
+        return writer.side == self.side
 
     @property
     def marks_above(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -90,9 +90,12 @@ class Kind(Section):
         """What it does, for the page's list of controls: one sentence or two."""
         raise NotImplementedError(f"{type(self).__name__}.text")
 
-    @property
-    def local_files(self) -> tuple[str, ...]:
-        """Files of the user's that a job reads; an edit of one runs the job again."""
+    def own_files(self, keys: Mapping[str, str]) -> tuple[str, ...]:
+        """Files and folders of the user's that a job about a cell reads; an edit runs it again.
+
+        Raises:
+            UserError: one is missing that only this cell has.
+        """
         prompt = getattr(self, "prompt", None)
         return (prompt,) if prompt else ()
 

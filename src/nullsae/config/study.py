@@ -114,8 +114,13 @@ class Config(Section):
                         f"writes explanations"
                     )
         for name, scorer in self.scorers.items():
+            judged = self.explainers.get(scorer.scores_of or "")
+            if scorer.scores_of is not None and not (judged and judged.made_elsewhere):
+                raise ValueError(
+                    f"scorers.{name}.of: {scorer.scores_of!r} is not an explainer of kind import"
+                )
             kinds = self.latents.silent_windows
-            if scorer.negatives not in (*kinds, "misplaced"):
+            if scorer.negatives not in (*kinds, "misplaced", "given"):
                 raise ValueError(
                     f"scorers.{name}.negatives: {scorer.negatives!r} is not one of "
                     f"latents.silent_windows ({', '.join(kinds)})"
@@ -171,7 +176,8 @@ class Config(Section):
             (explainer, name)
             for explainer in self.explainers
             for name in judging
-            if self.side(explainer) == self.scorers[name].side
+            for writer in [self.writer(explainer)]
+            if writer is not None and self.scorers[name].judges(explainer, writer)
         ]
         return pairs + [(NO_EXPLAINER, name) for name in self.scorers if name not in judging]
 

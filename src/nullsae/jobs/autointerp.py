@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +11,13 @@ from pydantic import Field, NonNegativeInt
 from nullsae.config.compute import Compute
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.explainers import EXPLAINERS, AnyExplainer, Explainer
+from nullsae.config.imported import Imported
 from nullsae.config.scorers import SCORERS, AnyScorer
 from nullsae.config.section import Kind, Section
 from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.jobs.code_hash import files_in, thing_files
-from nullsae.jobs.file_stamps import model_files, named_file, stamps
+from nullsae.jobs.file_stamps import model_files, path_stamps, stamps
 from nullsae.jobs.grid import sae_cells
 from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
@@ -48,7 +49,7 @@ def explain_latents(config: Config, wildcards: Wildcards) -> ExplainLatentsParam
         seed=config.seed,
         keys=CellKeys.of(wildcards),
         explainer=explainer,
-        local_files=_own_files(explainer),
+        local_files=_own_files(config, [explainer], [wildcards]),
     )
 
 
@@ -97,6 +98,7 @@ class ScoreLatentsParams(Section):
         *("autointerp/llm/serve_gguf.py", "autointerp/llm/session.py"),
         *("autointerp/explain.py", "autointerp/explainers", "autointerp/prompts/explain.txt"),
         *("autointerp/local_model.py", "autointerp/scorers", "autointerp/explain_and_score.py"),
+        "autointerp/imported",
     ),
     things=lambda config, wildcards: _scoring_files(config, wildcards),
 )
@@ -104,20 +106,32 @@ def score_latents(config: Config, wildcards: Wildcards) -> ScoreLatentsParams:
     """An SAE's latents, who explained them and who scores."""
     explainer, name = wildcards["explainer"], wildcards["scorer"]
     scorer = config.scorers[name].for_job(config.writer(explainer))
+    made = tuple(_made_by_judge(config, explainer, name))
     return ScoreLatentsParams(
         seed=config.seed,
         keys=CellKeys.of(wildcards),
         scorer=scorer,
         judge=config.asked(explainer, name),
         compute=None if scorer.model_in_job is None else config.compute,
-        explainers=tuple(_made_by_judge(config, explainer, name)),
-        local_files=_own_files(scorer),
+        explainers=made,
+        local_files=_own_files(config, [*made, scorer], [wildcards]),
     )
 
 
-def _own_files(section: Kind) -> tuple[str, ...]:
-    """The stamps of the user's own files that an explainer or scorer reads, such as a prompt."""
-    return stamps(map(named_file, section.local_files))
+def _own_files(config: Config, used: Iterable[Kind], cells: Iterable[Wildcards]) -> tuple[str, ...]:
+    """The stamps of the user's own files that explainers and scorers read, such as a prompt.
+
+    Raises:
+        UserError: a file of one cell is missing, or is that of another one, too.
+    """
+    used, cells = list(used), list(cells)
+    named: dict[str, Kind] = {f"explainers.{name}": e for name, e in config.explainers.items()}
+    named |= {f"scorers.{name}": scorer for name, scorer in config.scorers.items()}
+    for where, section in named.items():
+        if isinstance(section, Imported) and section in used:
+            section.check_cells(sae_cells(config), f"config: {where}")
+    files = dict.fromkeys(path for kind in used for keys in cells for path in kind.own_files(keys))
+    return tuple(dict.fromkeys(stamp for path in files for stamp in path_stamps(path)))
 
 
 def _made_by_judge(config: Config, explainer: str, scorer: str) -> Iterator[Explainer]:
@@ -138,7 +152,8 @@ def _scoring_files(config: Config, wildcards: Wildcards) -> Iterator[Path]:
     yield from thing_files(SCORERS, config.scorers[scorer].name)
     made = [section.name for section in _made_by_judge(config, explainer, scorer)]
     if made:
-        yield from files_in(["autointerp/explain.py", "corpus/token_text.py"])
+        folders = ("autointerp/explain.py", "autointerp/imported", "corpus/token_text.py")
+        yield from files_in(folders)
         yield from thing_files(EXPLAINERS, *made)
 
 
@@ -188,7 +203,7 @@ def _free_files(config: Config, wildcards: Wildcards) -> Iterator[Path]:
 
 @rule(
     *("autointerp/examples.py", "autointerp/explain.py", "autointerp/score.py"),
-    *("autointerp/explain_and_score.py", "corpus/token_text.py"),
+    *("autointerp/explain_and_score.py", "autointerp/imported", "corpus/token_text.py"),
     things=_free_files,
 )
 def explain_and_score(config: Config, wildcards: Wildcards) -> ExplainAndScoreParams:
@@ -204,18 +219,17 @@ def explain_and_score(config: Config, wildcards: Wildcards) -> ExplainAndScorePa
         FreeScorer(explainer=e, name=s, scorer=config.scorers[s].for_job(config.writer(e)))
         for e, s in free_pairs(config, writer)
     ]
+    mine = [cell for cell in sae_cells(config) if own <= cell.items()]
     used: list[Kind] = [*explainers.values(), *(judging.scorer for judging in scorers)]
     return ExplainAndScoreParams(
         seed=config.seed,
         keys=keys,
         cells=tuple(
-            FreeCell(site=cell["site"], sae=cell["sae"], seed=int(cell["seed"]))
-            for cell in sae_cells(config)
-            if own <= cell.items()
+            FreeCell(site=cell["site"], sae=cell["sae"], seed=int(cell["seed"])) for cell in mine
         ),
         explainers=explainers,
         scorers=tuple(scorers),
-        local_files=tuple(dict.fromkeys(file for kind in used for file in _own_files(kind))),
+        local_files=_own_files(config, used, mine),
     )
 
 

@@ -36,6 +36,16 @@ def stamps(patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{file.name} {content(file)}" for file in sorted(files) if file.is_file())
 
 
+def path_stamps(path: str) -> tuple[str, ...]:
+    """As `stamps`, of one file, or one stamp of all files in a folder, which may be very many."""
+    found = stamps([named_file(path)])
+    if not Path(path).expanduser().is_dir():
+        return found
+    inside = stamps([f"{named_file(path)}/**/*"])
+    digest = xxhash.xxh3_128_hexdigest("\n".join(inside).encode())
+    return (f"{Path(path).name}: {len(inside)} files {digest}",)
+
+
 def content(file: Path) -> str:
     """XXH3-128 of a file's bytes as hex, read again only if its size or time changed."""
     stat = file.stat()

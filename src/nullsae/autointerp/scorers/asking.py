@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -56,6 +57,10 @@ class AskingScorer(Scorer):
     def endpoint(self) -> Endpoint | None:
         return self.judge
 
+    def judges(self, explainer: str, writer: Explainer) -> bool:
+        # What was made elsewhere brings its scores along, and nobody to ask.
+        return super().judges(explainer, writer) and bool(self.judge or not writer.made_elsewhere)
+
     def asked(self, writer: Explainer | None) -> Endpoint | None:
         assert writer is not None
         if writer.judged_by_formula:
@@ -106,26 +111,29 @@ class AskingScorer(Scorer):
 
         The windows of a latent come in a random order, the same for every explainer, and never
         share a question with another latent's. Latents that have no explanation are not asked
-        about.
+        about. Those that others wrote stand in quotes, as JSON does it, which they cannot close.
         """
         examples, tokenizer = job.examples, job.tokenizer
         prompt = load_prompt(self.name, self.prompt)
         prompt.check(explanation="", windows=[""])
         shown = shown_examples(tokenizer, examples)
         questions = []
+        is_quoted = any(explainer.made_elsewhere for explainer in job.params.explainers)
         size, limit = self.windows_per_prompt, self.max_completion_tokens
         latents, explanations = (job.explained[n].to_pylist() for n in ("latent", "explanation"))
         for latent, text in zip(latents, explanations, strict=True):
             if text is not None:
                 keys = ("question_order", *job.params.keys.parts(), latent)
                 generator = numpy_generator(job.params.seed, *keys)
+                text = one_line(text)
+                text = json.dumps(text, ensure_ascii=False) if is_quoted else text
                 order = generator.permutation(np.flatnonzero(examples.latent == latent))
                 questions += [(text, order[i : i + size]) for i in range(0, len(order), size)]
         answers: list[Answer] = [None] * len(shown)
         said_of_all = job.session.all(
             judge,
             lambda model: [
-                _ask_labels(model, prompt, one_line(text), [shown[i] for i in rows], limit)
+                _ask_labels(model, prompt, text, [shown[i] for i in rows], limit)
                 for text, rows in questions
             ],
             len(questions),

@@ -8,10 +8,14 @@ with the keys `locations` [n, 3] (context, offset in it, latent - first), `activ
 sampled latents have firings in them. Activations stay float32 where delphi's own cache rounds them
 to float16, which its reader takes as it is. `model_name`, which delphi loads the tokenizer from, is
 the folder of the variant below `results/models`, or of the corpus' tokenizer where there is none.
+
+With an explainer, a run has `explanations/<site>_latent<n>.txt` and, for each scorer,
+`scores/<scorer>/<site>_latent<n>.txt`, as delphi leaves them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from safetensors.numpy import save_file
 
 from nullsae.core.files import write_json
 from nullsae.latents.exports.cell import LatentFolder, model_place, whole_folder
+from nullsae.latents.exports.explained import Explained
 from nullsae.latents.split import Split
 from nullsae.latents.store import offsets_of, ranges
 
@@ -27,8 +32,15 @@ from nullsae.latents.store import offsets_of, ranges
 FILE_FIRINGS = 2**23
 
 
-def export_delphi(cells: Sequence[LatentFolder], split: Split, output: Path) -> None:
+def export_delphi(
+    cells: Sequence[LatentFolder],
+    split: Split,
+    output: Path,
+    explained: Sequence[Explained] = (),
+) -> None:
     """Write the firings of the sampled latents of each cell into a new folder `output`.
+
+    `explained` are the explanations of each cell; none by default.
 
     Cells that differ in their site alone share a folder. `split` are the tokens on which they were
     collected. A `UserError` says that the latents are not of these tokens, or that the output
@@ -36,9 +48,26 @@ def export_delphi(cells: Sequence[LatentFolder], split: Split, output: Path) -> 
     """
     with whole_folder(output, cells, split) as folder:
         for cell in cells:
-            own = ("subject", "variant", "draw", "sae", "seed")
-            run = "_".join(cell.keys[key] for key in own)
-            _write_cell(cell, split, folder / run / "latents" / cell.keys["site"])
+            _write_cell(cell, split, folder / _run(cell) / "latents" / cell.keys["site"])
+        for cell, said in zip(cells, explained, strict=bool(explained)):
+            _write_explained(said, folder / _run(cell), cell.keys["site"])
+
+
+def _run(cell: LatentFolder) -> str:
+    return "_".join(cell.keys[key] for key in ("subject", "variant", "draw", "sae", "seed"))
+
+
+def _write_explained(said: Explained, run: Path, site: str) -> None:
+    for latent, text in said.texts.items():
+        _write_json(run / "explanations" / f"{site}_latent{latent}.txt", text)
+    for scorer, judged in said.judged.items():
+        for latent, one in judged.items():
+            _write_json(run / "scores" / scorer / f"{site}_latent{latent}.txt", one.windows)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
 
 
 def _write_cell(cell: LatentFolder, split: Split, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
     OUTPUT/<model>/<source>/release.jsonl  model.jsonl  sourceset.jsonl  source.jsonl
                             features/batch-0.jsonl.gz  activations/batch-0.jsonl.gz
+                            explanations/batch-0.jsonl.gz, with an explainer
 
 One object a line, with the field names of its database (https://www.neuronpedia.org; written as by
 SAEDashboard's `neuronpedia_export.py`). The features are the sampled latents. Their activations are
@@ -26,9 +27,9 @@ from tokenizers import Tokenizer
 
 from nullsae import tables
 from nullsae.config.sites import site_kind, site_layer
-from nullsae.core.errors import UserError
 from nullsae.corpus.token_text import token_text
 from nullsae.latents.exports.cell import LatentFolder, whole_folder
+from nullsae.latents.exports.explained import Explained
 from nullsae.latents.split import Split
 
 HISTOGRAM_BARS = 50
@@ -38,21 +39,22 @@ Row = dict[str, Any]
 
 
 def export_neuronpedia(
-    cells: Sequence[LatentFolder], split: Split, tokenizer: Path, creator: str, output: Path
+    cells: Sequence[LatentFolder],
+    split: Split,
+    text: Tokenizer,
+    creator: str,
+    output: Path,
+    explained: Sequence[Explained] = (),
 ) -> None:
     """Write the sampled latents of each cell, a source each, into a new folder `output`.
 
-    `tokenizer` is the `tokenizer.json` of the corpus, `split` the tokens on which the cells were
-    collected, `creator` the id of the Neuronpedia account that will own the rows. A `UserError`
-    says that a table or the tokenizer is missing or damaged, that the latents are not of these
-    tokens, or that the output cannot be written.
+    `text` is the tokenizer of the corpus, `split` the tokens on which the cells were collected,
+    `creator` the id of the Neuronpedia account that will own the rows, `explained` the explanations
+    of each cell, none by default. A `UserError` says that a table is missing or damaged, that the
+    latents are not of these tokens, or that the output cannot be written.
     """
-    try:
-        text = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{tokenizer}: not readable as a tokenizer ({error})") from None
     with whole_folder(output, cells, split) as folder:
-        for cell in cells:
+        for number, cell in enumerate(cells):
             source = Source(cell, creator)
             place = folder / source.model / source.id
             place.mkdir(parents=True)
@@ -64,6 +66,9 @@ def export_neuronpedia(
                 file = f"batch-{batch}.jsonl.gz"
                 _write_lines(place / "features" / file, (source.feature(row, text) for row in some))
                 _write_lines(place / "activations" / file, source.activations(some, text))
+            if explained:
+                rows = source.explanations(explained[number])
+                _write_lines(place / "explanations/batch-0.jsonl.gz", rows)
 
 
 class Source:
@@ -151,6 +156,24 @@ class Source:
             second = "values" if other == "neuron_alignment" else "pearson"
             found |= {f"{other}_{name}": [] for name in ("indices", second, "l1")}
         return found
+
+    def explanations(self, said: Explained) -> Iterable[Row]:
+        """The rows of explanations, each with its scores, as a feature's answer has them."""
+        for latent, text in said.texts.items():
+            yield {
+                **{"id": f"{self.id}-{latent}", "modelId": self.model, "layer": self.id},
+                **{"index": str(latent), "authorId": self._creator, "description": text},
+                **{"typeName": said.explainer, "explanationModelName": said.model[latent]},
+                "scores": [
+                    {
+                        **{"value": one.balanced_accuracy, "explanationScoreTypeName": scorer},
+                        "explanationScoreModelName": one.judge,
+                        "jsonDetails": json.dumps(one.windows, allow_nan=False),
+                    }
+                    for scorer, judged in said.judged.items()
+                    if (one := judged.get(latent)) is not None
+                ],
+            }
 
     def activations(self, latents: Sequence[Row], text: Tokenizer) -> Iterable[Row]:
         """The rows of some latents' windows: the strongest, then the scoring ones by quantile."""

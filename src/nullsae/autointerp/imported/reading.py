@@ -1,0 +1,155 @@
+"""Files of others, read with limits: each mistake is a line that names the file and the row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NoReturn, cast
+
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.files import read_small
+
+# Of a file, of a line or JSON text in it, and of the files of a folder. Neuronpedia's largest have
+# some ten megabytes of text; gzip makes a thousandth of what is written to fill a memory.
+MOST_BYTES = 2 << 30
+MOST_LINE_BYTES = 64 << 20
+MOST_FILES = 1_000_000
+# Characters of a value that a message shows.
+SHOWN_CHARACTERS = 60
+
+
+def fail(where: object, what: str) -> NoReturn:
+    """Raise the `UserError` of one row."""
+    raise UserError(f"{where}: {what}")
+
+
+def shown(value: Any) -> str:
+    """A value of a file, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file, unpacked if its name ends in `.gz`.
+
+    Raises:
+        UserError: it is missing, is no file, or is damaged.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            fail(path, "not a file")
+        packed = path.suffix == ".gz"
+        with cast(IO[bytes], gzip.open(path) if packed else open(path, "rb")) as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error) as error:
+        fail(path, f"cannot be read ({first_line(error)})")
+
+
+def lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each line, and where it stands."""
+    n_bytes, number = 0, 0
+    with opened(path) as stream:
+        while line := stream.readline(MOST_LINE_BYTES + 1):
+            number += 1
+            n_bytes += len(line)
+            where = f"{path}, line {number}"
+            if len(line) > MOST_LINE_BYTES:
+                fail(where, f"longer than {MOST_LINE_BYTES:,} bytes, which no row is")
+            if n_bytes > MOST_BYTES:
+                fail(where, f"the file holds more than {MOST_BYTES:,} bytes, which none does")
+            yield where, line
+
+
+def json_file(path: Path) -> Any:
+    """What a file of JSON holds, unpacked if its name ends in `.gz`."""
+    if path.suffix == ".gz":
+        with opened(path) as stream:
+            data = stream.read(MOST_LINE_BYTES + 1)
+        if len(data) > MOST_LINE_BYTES:
+            fail(path, f"longer than {MOST_LINE_BYTES:,} bytes; write JSON lines (.jsonl)")
+        return json_value(data, path)
+    try:
+        return json_value(read_small(path, MOST_LINE_BYTES), path)
+    except OSError as error:
+        fail(path, f"cannot be read ({first_line(error)})")
+
+
+def json_value(data: bytes | str, where: object) -> Any:
+    """The value that JSON text holds; NaN and Infinity, which JSON does not have, are refused."""
+    try:
+        return json.loads(data, parse_constant=_no_number)
+    except RecursionError:
+        fail(where, "not JSON: nested too deeply")
+    except ValueError as error:
+        fail(where, f"not JSON ({first_line(error)})")
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder whose names match, sorted by name."""
+    found = []
+    for path in folder.glob(pattern):
+        found.append(path)
+        if len(found) > MOST_FILES:
+            fail(folder, f"more than {MOST_FILES:,} files; one SAE has no more latents")
+    return sorted(found)
+
+
+def latent_of(value: Any, n_latents: int, where: object) -> int:
+    """The number of a latent, written as a number or as text."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or len(text) > 18:
+        fail(where, f"{shown(value)} is not the number of a latent, such as 12")
+    latent = int(text)
+    if latent >= n_latents:
+        fail(
+            where,
+            f"latent {latent}, and this SAE has {n_latents} (0 to {n_latents - 1}): is the file "
+            f"about another one?",
+        )
+    return latent
+
+
+def share_of(value: Any, name: str, where: object) -> float:
+    """A probability or score from 0 to 1."""
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        fail(where, f"{name} {shown(value)} is not a number from 0 to 1")
+    if not math.isfinite(number) or not 0 <= number <= 1:
+        fail(where, f"{name} {shown(value)} is not a number from 0 to 1")
+    return number
+
+
+def flag_of(value: Any, name: str, where: object) -> bool:
+    """A yes or no, written as a word or as a number."""
+    word = str(value).strip().lower()
+    if word not in ("true", "false", "1", "0", "1.0", "0.0"):
+        fail(where, f"{name} {shown(value)} is neither true nor false")
+    return word in ("true", "1", "1.0")
+
+
+def list_of(value: Any, kind: type, name: str, where: object) -> list[Any]:
+    """A list of texts or of finite numbers; JSON text of one counts as well."""
+    found = json_value(value, where) if isinstance(value, str) else value
+    if not isinstance(found, list):
+        fail(where, f"{name} is not a list")
+    if kind is str:
+        if all(isinstance(item, str) for item in found):
+            return found
+        fail(where, f"{name} is not a list of texts")
+    for item in found:
+        if isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item):
+            fail(where, f"{name} holds {shown(item)}, which is not a finite number")
+    return [float(item) for item in found]

@@ -1,0 +1,115 @@
+"""What explainers and scorers of kind `import` share: which file a cell's numbers stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from nullsae.config.section import Kind
+from nullsae.config.sites import site_layer
+from nullsae.core.errors import UserError
+
+Key = Literal["subject", "variant", "draw", "site", "sae", "seed"]
+KEYS = ("subject", "variant", "draw", "site", "sae", "seed")
+# `{layer}` is the number in the site's name, by which other tools name their hooks.
+FIELDS = (*KEYS, "layer")
+_ONLY = ", ".join(f"{{{name}}}" for name in FIELDS)
+Keys = Mapping[str, str]
+
+
+class Imported(Kind):
+    """Reads what was made elsewhere: a file or a folder of each cell's own."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A run's folder of delphi, a folder or file of Neuronpedia, a CSV or a Parquet file. Keys of
+    the cell are filled in: `{subject}`, `{variant}`, `{draw}`, `{site}`, `{sae}`, `{seed}`, and
+    `{layer}`, the block in the site's name."""
+    cells: dict[Key, str | int] = Field(default_factory=dict)
+    """The cells that the files are about, such as `{sae: theirs, seed: 0}`; others have none.
+    Without `{variant}` in the path, it is `trained` unless this says otherwise."""
+    source: str | None = None
+    """Of what lies there, whose latents: delphi's hookpoint, such as `layers.{layer}`, or
+    Neuronpedia's source, such as `{layer}-res-jb`. Needed where there are several."""
+    model: str | None = None
+    """Take what this language model wrote alone, by its name in Neuronpedia's rows or in the column
+    `model`; needed where a latent has several explanations."""
+
+    @field_validator("path", "source")
+    @classmethod
+    def keys_are_known(cls, text: str | None) -> str | None:
+        try:
+            fields = list(Formatter().parse(text or ""))
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}; keys are {_ONLY}") from None
+        for _, name, form, conversion in fields:
+            if name is not None and (name not in FIELDS or form or conversion):
+                raise ValueError(f"{{{name}}} is no key of a cell; {_ONLY} are")
+        return text
+
+    @property
+    def wanted(self) -> Keys:
+        """The values of keys that a cell must have."""
+        named = {name for _, name, _, _ in Formatter().parse(self.path)}
+        return ({} if "variant" in named else {"variant": "trained"}) | {
+            str(key): str(value) for key, value in self.cells.items()
+        }
+
+    def file_of(self, keys: Keys) -> Path | None:
+        """The file or folder of one cell; None where the config gives it none."""
+        if any(keys[key] != value for key, value in self.wanted.items()):
+            return None
+        return Path(self.path.format(**_filled(keys))).expanduser()
+
+    def source_of(self, keys: Keys) -> str | None:
+        """Whose latents to take of what lies there; None where the config does not say."""
+        return None if self.source is None else self.source.format(**_filled(keys))
+
+    def found(self, keys: Keys) -> Path | None:
+        """As `file_of`, of something that is there.
+
+        Raises:
+            UserError: nothing is.
+        """
+        path = self.file_of(keys)
+        if path is not None and not path.exists():
+            raise UserError(
+                f"{path}: neither a file nor a folder, and kind import reads it for "
+                f"{', '.join(f'{key} {keys[key]}' for key in KEYS)}; name the cells that have "
+                f"files with `cells`, such as {{variant: trained}}"
+            )
+        return path
+
+    def check_cells(self, every: Iterable[Keys], where: str) -> None:
+        """Refuse a path that gives several cells one file: latents of SAEs are not the same.
+
+        Args:
+            every: the keys of all cells of the study.
+            where: the config key of this section.
+
+        Raises:
+            UserError: it names a key to put into the path.
+        """
+        taken: dict[tuple[Path, str | None], Keys] = {}
+        for keys in every:
+            path = self.file_of(keys)
+            if path is None:
+                continue
+            first = taken.setdefault((path, self.source_of(keys)), keys)
+            if lacking := [key for key in KEYS if first[key] != keys[key]]:
+                key = lacking[0]
+                raise UserError(
+                    f"{where}.path: {self.path!r} is one file for {key} {first[key]} and for {key} "
+                    f"{keys[key]}, whose latents are not the same; put {{{key}}} into it, or name "
+                    f"the one that it is about: `cells: {{{key}: {first[key]}}}`"
+                )
+        if not taken:
+            asked = ", ".join(f"{key} {value}" for key, value in self.wanted.items())
+            raise UserError(f"{where}.cells: the study has no SAE of {asked}")
+
+
+def _filled(keys: Keys) -> dict[str, str]:
+    return {**keys, "layer": str(site_layer(keys["site"]))}

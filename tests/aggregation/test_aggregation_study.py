@@ -112,9 +112,10 @@ def write_tree(config: Config, root: Path, *, shuffled: bool = False) -> None:
             tables.write_table(root / file, rows, tables.cell_schema(table))
 
 
-def read(root: Path, table: str) -> list[dict[str, Any]]:
+def read(root: Path, table: str, stage: str = "model") -> list[dict[str, Any]]:
     path = root / paths.TABLE.format(table=table)
-    return tables.read_table(path, tables.SCHEMAS[table]).to_pylist()
+    rows = tables.read_table(path, tables.SCHEMAS[table]).to_pylist()
+    return [row for row in rows if row.get("stage", stage) == stage]
 
 
 def only(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
@@ -296,7 +297,7 @@ def test_zeroing_without_harm_gives_no_ce_score(root: Path) -> None:
     assert trained["value"] == pytest.approx(81 / 90, abs=1e-12)
     row = only(read(root, "contrasts"), metric="ce_score")
     assert (row["value"], row["difference"], row["p_value"]) == (None, None, None)
-    assert row["reason"] == "variant: zeroing the site does no clear harm in draw 0, seed 0"
+    assert row["reason"] == "rerandomized: zeroing the site does no clear harm in draw 0, seed 0"
 
 
 def test_equal_firing_rates_are_compared_beside_the_plain_numbers(root: Path) -> None:
@@ -351,11 +352,11 @@ def test_a_null_whose_site_has_no_variance_is_null_with_that_reason(tmp_path: Pa
 
 def test_what_an_interval_speaks_of_is_said(root: Path) -> None:
     row = only(read(root, "contrasts"), metric="auroc")
-    assert row["speaks_of"] == "draws of the variant, latents of one draw and seed of trained"
+    assert row["speaks_of"] == "draws of rerandomized, latents of one draw and seed of trained"
     row = only(read(root, "contrasts"), metric="cosine")
-    assert row["speaks_of"].startswith("draws and documents of the variant")
+    assert row["speaks_of"].startswith("draws and documents of rerandomized")
     reason = only(read(root, "verdicts"), metric="auroc")["reason"]
-    assert "(the interval speaks of draws of the variant, latents of one draw" in reason
+    assert "(the interval speaks of draws of rerandomized, latents of one draw" in reason
 
 
 def test_holm_counts_all_contrasts_of_a_metric_of_an_sae(tmp_path: Path) -> None:
@@ -371,7 +372,7 @@ def test_holm_counts_all_contrasts_of_a_metric_of_an_sae(tmp_path: Path) -> None
         assert [row[f"p_{test}_holm"] for row in rows] == pytest.approx(holm(p), rel=1e-12)
         assert min(row[f"p_{test}_holm"] for row in rows) == pytest.approx(min(1, 4 * min(p)))
     named = {(row["family"], row["n_family"]) for row in rows}
-    assert named == {("auroc of topk, small", 4)}
+    assert named == {("model: auroc of topk, small", 4)}
 
 
 def test_exchanged_explanations_are_a_family_of_their_own(root: Path, tmp_path: Path) -> None:
@@ -384,8 +385,8 @@ def test_exchanged_explanations_are_a_family_of_their_own(root: Path, tmp_path: 
         only(read(tmp_path, "contrasts"), metric="auroc", explainer=name)
         for name in ("lexical", "swapped")
     )
-    assert placebo["family"] == "auroc of topk, small, exchanged explanations"
-    assert (own["family"], own["n_family"]) == ("auroc of topk, small", 1)
+    assert placebo["family"] == "model: auroc of topk, small, exchanged explanations"
+    assert (own["family"], own["n_family"]) == ("model: auroc of topk, small", 1)
     # They make no other contrast harder to show.
     for test in ("p_minimum_effect_holm", "p_equivalence_holm"):
         assert own[test] == before[test]
@@ -405,9 +406,9 @@ def test_positive_controls_are_a_family_of_their_own(
     null, control = (
         only(rows, metric="auroc", variant=variant) for variant in ("rerandomized", "retrained")
     )
-    assert control["family"] == "auroc of topk, small, positive controls"
+    assert control["family"] == "model: auroc of topk, small, positive controls"
     assert control["scope"] == "retrainings from other seeds"
-    assert (null["family"], null["n_family"]) == ("auroc of topk, small", 1)
+    assert (null["family"], null["n_family"]) == ("model: auroc of topk, small", 1)
     for test in ("p_minimum_effect_holm", "p_equivalence_holm"):
         assert control[test] is not None
         assert null[test] == before[test]
@@ -425,10 +426,10 @@ def of_arms(table: str, root: Path, config: Config, **values: dict[str, float]) 
     ("tokens", "l0", "problem"),
     [
         ((1000, 1500), (16.0, 16.0), None),
-        ((1000, 1501), (16.0, 16.0), "saw 1,000 training tokens, those of the variant 1,501"),
+        ((1000, 1501), (16.0, 16.0), "saw 1,000 training tokens, those of rerandomized 1,501"),
         ((1501, 1000), (16.0, 16.0), "they differ by more than 1.5 times"),
         ((1000, 1000), (20.0, 22.0), None),
-        ((1000, 1000), (20.0, 22.1), "L0 is 20 in trained and 22.1 in the variant"),
+        ((1000, 1000), (20.0, 22.1), "L0 is 20 in trained and 22.1 in rerandomized"),
         ((1000, 1000), (20.0, 17.9), "they differ by more than 10%"),
     ],
 )
@@ -571,7 +572,7 @@ def test_the_gaussian_variant_is_the_floor_of_trained_and_has_none(
     row = only(read(tmp_path, "contrasts"), metric="above_floors")
     assert row["trained"] == pytest.approx(0.5, abs=1e-12)
     assert (row["value"], row["p_value"]) == (None, None)
-    assert row["reason"] == "variant: no Gaussian floor of draw 0, seed 0"
+    assert row["reason"] == "gaussian: no Gaussian floor of draw 0, seed 0"
 
 
 def along_training(config: Config, shares: list[float]) -> Config:

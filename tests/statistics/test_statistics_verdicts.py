@@ -34,6 +34,7 @@ from nullsae.statistics.verdicts import (
 METRIC = {metric.name: metric for metric in all_metrics()}
 SETTINGS = Statistics(n_resamples=999)
 NAN = float("nan")
+NAMES = ("trained", "rerandomized")
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "margin_rule": "0.1 of |trained - 0.5|",
         "n_family": 8,
         "detectable_difference": 0.0712,
+        **{"stage": "model", "real": "trained", "null": "rerandomized"},
         "variant": "rerandomized",
         "speaks_of": "seeds of one draw",
         "scope": "this randomization",
@@ -80,9 +82,9 @@ def contrast(
     bins = common_bins([trained, variant])
     permuter = Permuter(0, settings.n_resamples)
     found = {
-        **{"variant": "rerandomized", "not_comparable": None},
+        **{"stage": "model", "variant": "rerandomized", "not_comparable": None},
         "scope": scope_of("rerandomized", variant),
-        **contrast_row(arms[0], arms[1], METRIC[name], settings, permuter, bins),
+        **contrast_row(arms[0], arms[1], METRIC[name], settings, permuter, bins, names=NAMES),
     }
     adjust([found], "all", settings)
     return found
@@ -97,14 +99,19 @@ def contrast(
         ("peak_token_share", {"difference": 0.2}, "separates"),
         # Its tokens tell latents apart, and noise has none: more entropy is expected of it.
         ("token_entropy_bits", {}, "separates"),
-        ("token_entropy_bits", {"variant": "noise_embeddings"}, "reversed"),
-        ("token_entropy_bits", {"variant": "gaussian", "difference": 0.2}, "separates"),
-        ("peak_token_share", {"variant": "noise_embeddings"}, "separates"),
+        ("token_entropy_bits", {"null": "noise_embeddings"}, "reversed"),
+        ("token_entropy_bits", {"null": "gaussian", "difference": 0.2}, "separates"),
+        ("peak_token_share", {"null": "noise_embeddings"}, "separates"),
         ("l1_ratio", {}, "separates"),
         ("l1_ratio", {"difference": 0.2}, "separates"),
+        # What tokens the latents of another dictionary name, nobody knows.
+        ("peak_token_share", {"stage": "dictionary", "null": "pca"}, "separates"),
+        ("auroc", {"stage": "dictionary", "null": "pca", "difference": 0.2}, "reversed"),
+        ("auroc", {"stage": "explanation", "null": "swapped"}, "separates"),
+        ("ablation_kl_log_ratio", {"stage": "effect", "null": "random_direction"}, "separates"),
         ("auroc", {"is_beyond_margin": False}, "inconclusive"),
         ("auroc", {"is_beyond_margin": False, "is_within_margin": True}, "equivalent"),
-        ("auroc", {"is_beyond_margin": None, "reason": "variant: no latents"}, "inconclusive"),
+        ("auroc", {"is_beyond_margin": None, "reason": "rerandomized: no latents"}, "inconclusive"),
         ("auroc", {"difference": None, "is_within_margin": True}, "inconclusive"),
         ("auroc", {"not_comparable": "L0 is 16 and 30"}, "none"),
     ],
@@ -121,8 +128,8 @@ def test_verdict_follows_the_rule(metric: str, changes: dict[str, Any], expected
 def test_verdict_names_the_numbers_it_rests_on() -> None:
     _, reason = verdict(row(), METRIC["auroc"], 0.95)
     assert reason == (
-        "this randomization: variant minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 seeds of "
-        "the variant (the interval speaks of seeds of one draw), beyond the margin ±0.05 (0.1 of "
+        "this randomization: rerandomized minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 "
+        "seeds of rerandomized (the interval speaks of seeds of one draw), beyond the margin ±0.05 (0.1 of "
         "|trained - 0.5|), on the side expected: minimum-effect test at 0.05, Holm-corrected over "
         "8, p 0.01"
     )
@@ -375,7 +382,7 @@ def test_draws_are_compared_whole() -> None:
     assert scipy.stats.ttest_ind(trained, pooled, equal_var=False).pvalue < 0.001
     assert found["p_permutation"] is None
     assert "1 against 3 draws can be divided in 4 ways only" in found["reason"]
-    assert found["speaks_of"] == "draws of the variant, latents of one draw and seed of trained"
+    assert found["speaks_of"] == "draws of rerandomized, latents of one draw and seed of trained"
     alone = estimated(Arm(tuple(cells)))
     expected = scipy.stats.t.interval(0.95, 2, own.mean(), scipy.stats.sem(own))
     assert alone.interval == pytest.approx(expected, rel=1e-9)
@@ -403,17 +410,17 @@ def test_documents_and_draws_add_up_without_counting_twice() -> None:
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        (ArmCell(0, 0, (np.empty(0),)), "variant: no latents"),
-        (ArmCell(0, 0, (np.empty(0),), n_null=7), "variant: auroc is null for all 7 latents"),
+        (ArmCell(0, 0, (np.empty(0),)), "rerandomized: no latents"),
+        (ArmCell(0, 0, (np.empty(0),), n_null=7), "rerandomized: auroc is null for all 7 latents"),
         (
             ArmCell(0, 0, (np.array([0.5, NAN]),)),
-            "variant: NaN or infinite auroc in draw 0, seed 0",
+            "rerandomized: NaN or infinite auroc in draw 0, seed 0",
         ),
         (
             ArmCell(0, 0, (np.array([0.5, np.inf]),)),
-            "variant: NaN or infinite auroc in draw 0, seed 0",
+            "rerandomized: NaN or infinite auroc in draw 0, seed 0",
         ),
-        (ArmCell(0, 0, (np.array([0.5, 1]),), reason="no floor"), "variant: no floor"),
+        (ArmCell(0, 0, (np.array([0.5, 1]),), reason="no floor"), "rerandomized: no floor"),
     ],
 )
 def test_an_arm_without_a_value_gives_nulls_with_a_reason(cell: ArmCell, reason: str) -> None:
@@ -424,7 +431,7 @@ def test_an_arm_without_a_value_gives_nulls_with_a_reason(cell: ArmCell, reason:
     assert [found[name] for name in nulls] == [None] * len(nulls)
     assert found["matched_reason"] == "an arm has no value"
     summary = summary_row(estimated(Arm((cell,))), METRIC["auroc"])
-    assert (summary["value"], summary["reason"]) == (None, reason.removeprefix("variant: "))
+    assert (summary["value"], summary["reason"]) == (None, reason.removeprefix("rerandomized: "))
     word, why = verdict(found, METRIC["auroc"], 0.95)
     assert word == "inconclusive"
     assert reason in why
@@ -435,7 +442,7 @@ def test_one_unit_has_a_value_but_no_interval() -> None:
     assert found["difference"] == pytest.approx(-0.35)
     assert (found["value"], found["value_low"], found["difference_low"]) == (0.5, None, None)
     assert (found["p_value"], found["p_permutation"]) == (None, None)
-    assert found["reason"] == "variant: one latent only: no interval"
+    assert found["reason"] == "rerandomized: one latent only: no interval"
 
 
 def test_constant_arms_are_not_tested() -> None:
@@ -486,7 +493,7 @@ def test_a_column_that_does_not_vary_has_no_correlation() -> None:
     found = contrast(arms[0], arms[1], "entropy_auroc_correlation")
     assert (found["value"], found["p_value"]) == (None, None)
     assert found["reason"] is not None
-    assert "variant: token_entropy_bits or auroc does not vary" in found["reason"]
+    assert "rerandomized: token_entropy_bits or auroc does not vary" in found["reason"]
     assert found["matched_reason"] == "not a mean over latents"
 
 
@@ -588,7 +595,7 @@ def test_power_is_oriented_by_what_the_metric_should_show() -> None:
 def test_a_positive_control_is_told_apart_whichever_side_it_is_on(
     name: str, difference: float
 ) -> None:
-    changes = {"variant": "retrained", "difference": difference}
+    changes = {"null": "retrained", "difference": difference}
     word, reason = verdict(row(**changes), METRIC[name], 0.95)
     assert word == "separates"
     assert "no side expected" in reason

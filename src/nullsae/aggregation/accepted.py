@@ -44,6 +44,9 @@ def accepted_notes(config: Config, root: Path) -> Callable[[Mapping[str, Any]], 
             "corpus": (config.subjects[row["subject"]].corpus,),
             "variant": (*variants, *map(floor_name, variants)),
         }
+        # At these stages the null is another cell of the same key.
+        if (key := {"dictionary": "sae", "explanation": "explainer"}.get(row["stage"])) is not None:
+            own[key] += (row["null"],)
         found = [
             text
             for (names, text), jobs in in_force.items()

@@ -35,9 +35,9 @@ class Answered:
         failed = self._failed[arm]
         return {"n_failed": failed, "answered_share": 1 - failed / n}
 
-    def of_contrast(self, metric: Metric, trained: Arm, variant: Arm) -> dict[str, Any]:
+    def of_contrast(self, metric: Metric, real: Arm, null: Arm) -> dict[str, Any]:
         """Columns of `contrasts`, from both arms."""
-        own, other = self.of_arm(metric, trained), self.of_arm(metric, variant)
+        own, other = self.of_arm(metric, real), self.of_arm(metric, null)
         shares = [a["answered_share"] for a in (own, other) if a["answered_share"] is not None]
         return {
             "n_failed_trained": own["n_failed"],

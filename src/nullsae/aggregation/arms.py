@@ -10,7 +10,7 @@ from nullsae.aggregation.cells import Units
 from nullsae.config.metrics import Metric
 from nullsae.config.statistics import Statistics
 from nullsae.config.variants import GAUSSIAN, floor_name
-from nullsae.statistics.bootstrap import Arm, ArmCell, Floats
+from nullsae.statistics.bootstrap import Arm, ArmCell, Flags, Floats
 from nullsae.statistics.matching import half_decades
 
 ArmKeys = tuple[str | None, ...]
@@ -39,6 +39,31 @@ class Arms:
         own = tuple(self._cell(metric, cell) for cell in cells)
         return Arm(own, metric.form, metric.complement, metric.unit == "document")
 
+    def by_latent(self, metric: Metric, own: ArmKeys, other: ArmKeys) -> tuple[Arm, Arm]:
+        """Two arms of the same SAEs, such as of two explainers, latent by latent.
+
+        Latents count that both have values of, on as many windows.
+        """
+        cells = self._cells[metric.table]
+        twins = {cell.sae: cell for cell in cells[other]}
+        pairs = [(cell, twins[cell.sae]) for cell in cells[own] if cell.sae in twins]
+        one = [self._cell(metric, a, among=_as_in(metric, a, b)) for a, b in pairs]
+        two = [self._cell(metric, b, among=_as_in(metric, b, a)) for a, b in pairs]
+        return Arm(tuple(one), metric.form), Arm(tuple(two), metric.form)
+
+    def by_placebo(self, metric: Metric, keys: ArmKeys, placebo: str) -> tuple[Arm, Arm]:
+        """The arm of a metric and that of one of its placebos, of the latents that have both."""
+        columns = metric.placebos[placebo]
+        one, two = [], []
+        for cell in self._cells[metric.table][keys]:
+            has = [
+                np.logical_and.reduce([cell.column(n)[1] for n in c])
+                for c in (columns, metric.columns)
+            ]
+            one.append(self._cell(metric, cell, among=has[0]))
+            two.append(self._cell(metric, cell, among=has[1], columns=columns))
+        return Arm(tuple(one), metric.form), Arm(tuple(two), metric.form)
+
     def _floors(self, metric: Metric, arm: ArmKeys) -> dict[tuple[int, int], Units]:
         """The floors of a variant's cells by draw and seed; `gaussian` is that of `trained`."""
         *group, variant = arm
@@ -49,16 +74,34 @@ class Arms:
                 return {(int(c.keys["draw"]), int(c.keys["seed"])): c for c in cells}
         return {}
 
-    def _cell(self, metric: Metric, cell: Units) -> ArmCell:
-        """The units of one cell, without rows in which a column is null."""
+    def _cell(
+        self,
+        metric: Metric,
+        cell: Units,
+        *,
+        among: Flags | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> ArmCell:
+        """The units of one cell, without rows in which a column is null.
+
+        Args:
+            metric: says what counts.
+            cell: of its table.
+            among: bool [n_units], the rows that count; by default all.
+            columns: those that take the place of the metric's own, one for one.
+        """
+        columns = columns or metric.columns
         draw, seed = int(cell.keys["draw"]), int(cell.keys["seed"])
         kept = np.ones(len(cell.ids), dtype=bool)
         if metric.table == "latents":
             kept = cell.column(metric.among)[0] == 1
         n_rows = int(kept.sum())
-        for name in metric.columns:
+        for name in columns:
             kept &= cell.column(name)[1]
-        columns, undefined = self._values(metric, cell, kept)
+        n_null = n_rows - int(kept.sum())
+        if among is not None:
+            kept &= among
+        values, undefined = self._values(metric, cell, kept, columns)
         where = f"draw {draw}, seed {seed}"
         reason = undefined and f"{undefined} in {where}"
         if reason is None and metric.form == "relative":
@@ -66,20 +109,24 @@ class Arms:
             if floor is None:
                 reason = f"no Gaussian floor of {where}"
             else:
-                columns += self._values(metric, floor, kept)[0][:2]
+                values += self._values(metric, floor, kept, columns)[0][:2]
         strata = None
         if metric.unit == "latent":
             # Half-decades of firing shares; none where a latent has no such share.
             shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
             strata = half_decades(shares) if bool((shares > 0).all()) else None
-        n_null = n_rows - int(kept.sum())
-        return ArmCell(draw, seed, columns, n_null, reason, strata)
+        return ArmCell(draw, seed, values, n_null, reason, strata)
 
     def _values(
-        self, metric: Metric, cell: Units, kept: np.ndarray
+        self, metric: Metric, cell: Units, kept: Flags, names: Sequence[str]
     ) -> tuple[tuple[Floats, ...], str | None]:
-        """A metric's values of some units of a cell, and why it is undefined, if it is."""
-        columns = {name: cell.column(name)[0][kept] for name in metric.columns}
+        """A metric's values of some units of a cell, and why it is undefined, if it is.
+
+        `names` are the columns that stand for the metric's own.
+        """
+        columns = {
+            name: cell.column(of)[0][kept] for name, of in zip(metric.columns, names, strict=True)
+        }
         found = metric.value(columns)
         values = found if isinstance(found, tuple) else (found,)
         if metric.at_least is not None:
@@ -87,3 +134,21 @@ class Arms:
             # NaN stays NaN: it is no latent below the bound.
             values = tuple(np.where(np.isnan(v), v, v >= bound) for v in values)
         return values, metric.undefined(columns)
+
+
+def differences(own: Arm, other: Arm) -> Arm:
+    """The arm of the second minus the first, unit by unit; both are of the same units, of means."""
+    cells = [
+        ArmCell(a.draw, a.seed, (b.columns[0] - a.columns[0],))
+        for a, b in zip(own.cells, other.cells, strict=True)
+    ]
+    return Arm(tuple(cells))
+
+
+def _as_in(metric: Metric, cell: Units, other: Units) -> Flags:
+    """Which latents of a cell of `scores` the other has a value of, too, on as many windows."""
+    valid = np.logical_and.reduce([other.column(name)[1] for name in metric.columns])
+    found: Flags = np.isin(cell.ids, other.ids[valid])
+    for name in ("n_active", "n_silent"):
+        found &= other.looked_up(name, cell.ids) == cell.column(name)[0]
+    return found

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nullsae.aggregation.cells import Units
-from nullsae.config.saes import recipe_name
+from nullsae.aggregation.stages import Compared
+from nullsae.config.saes import Sae, recipe_name
 from nullsae.config.study import Config
 from nullsae.jobs.grid import Keys
 
@@ -34,27 +35,32 @@ class Comparable:
         seen = ((keys, float(pc.max(table["tokens"]).as_py())) for keys, table in histories)
         self._tokens = _means(seen)
 
-    def of_contrast(self, group: Mapping[str, str | None], variant: str) -> dict[str, Any]:
-        """Columns of `contrasts`, for a variant in the comparison `group`."""
-        where = tuple(group[name] for name in PLACE[:-1])
-        own, other = (*where, "trained"), (*where, variant)
+    def of_contrast(self, compared: Compared) -> dict[str, Any]:
+        """Columns of `contrasts`."""
+        names = compared.names
+        own, other = ((*keys[:3], keys[-1]) for keys in compared.keys)
         row = {
             "training_tokens_trained": self._known_tokens(own),
             "training_tokens": self._known_tokens(other),
             **{"l0_trained": self._l0[own], "l0": self._l0[other]},
         }
-        problems = [problem for problem in (self._of_tokens(row), self._of_l0(row)) if problem]
-        return row | {"not_comparable": "; ".join(problems) or None}
+        problems = [compared.not_comparable, self._of_l0(row, names)]
+        # What is computed from the activations takes no steps: tokens seen say nothing of it.
+        if all(self._recipe(place).origin.trained for place in (own, other)):
+            problems.insert(1, self._of_tokens(row, names))
+        return row | {"not_comparable": "; ".join(filter(None, problems)) or None}
+
+    def _recipe(self, place: Place) -> Sae:
+        *_, sae, _ = place
+        assert sae is not None
+        return self._config.saes[recipe_name(sae)]
 
     def _known_tokens(self, place: Place) -> float | None:
         """An SAE made elsewhere was trained on nobody knows how many."""
-        *_, sae, variant = place
-        assert sae is not None
-        recipe = self._config.saes[recipe_name(sae)]
-        is_given = recipe.pretrained is not None and variant == "trained"
+        is_given = self._recipe(place).pretrained is not None and place[-1] == "trained"
         return None if is_given else self._tokens[place]
 
-    def _of_tokens(self, row: Mapping[str, Any]) -> str | None:
+    def _of_tokens(self, row: Mapping[str, Any], names: tuple[str, str]) -> str | None:
         key, most = "max_training_token_ratio", self._config.statistics.max_training_token_ratio
         own, other = row["training_tokens_trained"], row["training_tokens"]
         if most is None:
@@ -68,18 +74,18 @@ class Comparable:
         if many <= most * few:
             return None
         return (
-            f"SAEs of trained saw {own:,.0f} training tokens, those of the variant {other:,.0f}: "
+            f"SAEs of {names[0]} saw {own:,.0f} training tokens, those of {names[1]} {other:,.0f}: "
             f"they differ by more than {most:g} times (statistics.{key})"
         )
 
-    def _of_l0(self, row: Mapping[str, Any]) -> str | None:
+    def _of_l0(self, row: Mapping[str, Any], names: tuple[str, str]) -> str | None:
         key, most = "max_l0_difference", self._config.statistics.max_l0_difference
         own, other = row["l0_trained"], row["l0"]
         if most is None or abs(other - own) <= most * own:
             return None
         return (
-            f"L0 is {own:.3g} in trained and {other:.3g} in the variant: they differ by more than "
-            f"{most:.0%} (statistics.{key})"
+            f"L0 is {own:.3g} in {names[0]} and {other:.3g} in {names[1]}: they differ by more "
+            f"than {most:.0%} (statistics.{key})"
         )
 
 

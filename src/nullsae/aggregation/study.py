@@ -22,7 +22,8 @@ from nullsae.aggregation.comparable import Comparable
 from nullsae.aggregation.costs import read_costs
 from nullsae.aggregation.interpretability import interpretability
 from nullsae.aggregation.provenance import differences, read_provenance
-from nullsae.config.metrics import LEVELS, METRICS, all_metrics
+from nullsae.aggregation.stages import Compared, Stages
+from nullsae.config.metrics import LEVELS, METRICS, all_metrics, is_of_model
 from nullsae.config.study import Config
 from nullsae.config.variants import is_null, is_positive_control
 from nullsae.core.errors import UserError
@@ -31,7 +32,6 @@ from nullsae.jobs.grid import Keys, cell_files, sae_names
 from nullsae.statistics.baselines import applies, is_swapped
 from nullsae.statistics.bootstrap import Resampler
 from nullsae.statistics.contrasts import adjust, contrast_row, estimate, scope_of, summary_row
-from nullsae.statistics.matching import common_bins
 from nullsae.statistics.permutation import Permuter
 from nullsae.statistics.verdicts import discriminating_power, verdict
 from nullsae.tables.study import COSTS, INTERPRETABILITY, PROVENANCE, VERDICTS
@@ -92,17 +92,21 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
         | {"verdict": word, "reason": reason}
         for contrast, (word, reason) in zip(contrasts, judged, strict=True)
     ]
-    words = [word for word, _ in judged]
+    # What metrics say of models; other stages have verdicts alone.
+    of_models = [
+        (row, word) for row, (word, _) in zip(contrasts, judged, strict=True) if is_of_model(row)
+    ]
+    about, words = [row for row, _ in of_models], [word for _, word in of_models]
     written: dict[str, Rows | pa.Table] = {
         "interpretability": pa.concat_tables([INTERPRETABILITY.empty_table(), *parts]),
         "summaries": summaries,
         "contrasts": contrasts,
         "verdicts": verdicts,
-        "discriminating_power": discriminating_power(contrasts, words),
+        "discriminating_power": discriminating_power(about, words),
     }
     for table, rows in written.items():
         tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])
-    write_answer(config, root, contrasts, words)
+    write_answer(config, root, about, words)
     # Neither is a function of the config.
     tables.write_table(root / paths.COSTS, read_costs(root), COSTS)
     made_by = read_provenance(config, root)
@@ -130,7 +134,7 @@ def compare(
     comparable: Comparable,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Rows, Rows]:
-    """Rows of `summaries` and of `contrasts`.
+    """Rows of `summaries` and of `contrasts`, the latter stage by stage.
 
     SAEs along their training have summaries only: contrasts and verdicts are about whole SAEs,
     and further ones would make each of these harder to show (Holm).
@@ -142,8 +146,9 @@ def compare(
     answered = Answered(sources.get("scores", ()))
     resampler = Resampler(config.seed, statistics.n_resamples)
     permuter = Permuter(config.seed, statistics.n_resamples)
+    stages = Stages(config, arms, resampler)
     summaries: Rows = []
-    contrasts: Rows = []
+    compared: list[Compared] = []
     groups = [*_groups(config)]
     for number, group in enumerate(groups):
         progress(number, len(groups))
@@ -154,29 +159,30 @@ def compare(
             # Looked-up and pretrained dictionaries have no floor.
             if metric.form == "relative" and not arms.has_floor(metric, where):
                 continue
-            keys = {**group, "metric": metric.name}
             estimates = {
                 variant: estimate(arms.arm(metric, where, variant), metric, statistics, resampler)
                 for variant in config.variants
                 if config.draws_of(variant, group["subject"])
             }
-            is_whole = group["sae"] in config.saes
-            has_value = [found.arm for found in estimates.values() if found.value is not None]
-            matches = is_whole and metric.unit == "latent" and metric.form == "mean"
-            bins = common_bins(has_value) if matches else {}
             for variant, found in estimates.items():
-                keys["variant"] = variant
-                own = (*where, variant)
-                summaries.append(keys | summary_row(found, metric) | answered.of_arm(metric, own))
-                if variant != "trained" and is_whole:
-                    two = estimates["trained"], found
-                    contrasts.append(
-                        keys
-                        | contrast_row(*two, metric, statistics, permuter, bins)
-                        | {"scope": scope_of(variant, found.arm)}
-                        | comparable.of_contrast(group, variant)
-                        | answered.of_contrast(metric, (*where, "trained"), own)
-                    )
+                keys = {**group, "metric": metric.name, "variant": variant}
+                row = summary_row(found, metric) | answered.of_arm(metric, (*where, variant))
+                summaries.append(keys | row)
+            if group["sae"] in config.saes:
+                compared += stages.model(metric, where, estimates)
+    compared += stages.others()
+    contrasts = [
+        one.row_keys
+        | contrast_row(
+            *(*one.estimates, one.metric, statistics, permuter, one.bins),
+            names=one.names,
+            differences=one.differences,
+        )
+        | {"scope": scope_of(one.variant, one.estimates[1].arm)}
+        | comparable.of_contrast(one)
+        | answered.of_contrast(one.metric, *one.keys)
+        for one in compared
+    ]
     families: dict[str, Rows] = {}
     for row in contrasts:
         families.setdefault(family(config, row), []).append(row)
@@ -186,7 +192,7 @@ def compare(
 
 
 def family(config: Config, row: Mapping[str, Any]) -> str:
-    """The name of the contrasts that are corrected together: one metric of one SAE.
+    """The name of the contrasts that are corrected together: one metric of one SAE at one stage.
 
     What is concluded about an SAE must not depend on how many other dictionaries a study holds,
     nor what is concluded about explanations on their placebos, which are a family of their own.
@@ -196,7 +202,8 @@ def family(config: Config, row: Mapping[str, Any]) -> str:
     is_placebo = explainer is not None and is_swapped(config, explainer)
     placebo = ", exchanged explanations" if is_placebo else ""
     control = ", positive controls" if is_positive_control(row["variant"]) else ""
-    return f"{row['metric']} of {row['sae']}, {row['subject']}{placebo}{control}"
+    of = f"{row['metric']} of {row['sae']}, {row['subject']}"
+    return f"{row['stage']}: {of}{placebo}{control}"
 
 
 def _groups(config: Config) -> Iterator[dict[str, Any]]:

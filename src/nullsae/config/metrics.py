@@ -25,6 +25,7 @@ Among = Literal["sampled", "passes_filter"]
 Level = Literal["document", "latent", "cell"]
 Form = Literal["mean", "ratio", "relative", "rank_correlation"]
 Direction = Literal[-1, 0, 1]
+Stage = Literal["model", "dictionary", "explanation", "effect"]
 
 LEVELS: dict[str, Level] = {
     "documents": "document",
@@ -36,6 +37,15 @@ LEVELS: dict[str, Level] = {
     "coverage": "cell",
 }
 """Tables that metrics can be taken from, and what a row of each is about."""
+STAGES: dict[Stage, str] = {
+    "model": "trained from the variant",
+    "dictionary": "a learned dictionary from a null one, on the trained subject",
+    "explanation": "an explanation from a null one, of the same latents by the same judge",
+    "effect": "a latent's own direction from another one, at the same places",
+}
+"""Stages of a study, and what a metric is to tell from what at each of them."""
+OWN_DIRECTION = "own_direction"
+"""The real thing at the stage `effect`."""
 SECTIONS = {
     "effects": "Effect on the next token",
     "reconstruction": "Reconstruction",
@@ -92,6 +102,10 @@ class Metric:
     is expected, and a difference either way separates."""
     directions: Mapping[str, Direction] = {}
     """By variant, where another one is expected against it."""
+    dictionary_direction: Direction | None = None
+    """The sign of (learned minus null dictionary), by default `direction`; 0: none is expected."""
+    placebos: Mapping[str, tuple[str, ...]] = {}
+    """By the name of a null at the stage `effect`: the columns that take the place of `columns`."""
     floor: float
     """What it comes to where nothing was learned; by default `chance`."""
     floor_is: str = ""
@@ -177,6 +191,14 @@ class Metric:
             return 0
         return self.directions.get(variant, self.direction)
 
+    def direction_at(self, stage: Stage, null: str) -> Direction:
+        """The sign of (real thing minus this null) that is expected at a stage, or 0."""
+        if stage == "model":
+            return self.direction_against(null)
+        if stage == "dictionary" and self.dictionary_direction is not None:
+            return self.dictionary_direction
+        return self.direction
+
     def value(self, columns: Mapping[str, Numbers]) -> Numbers | tuple[Numbers, ...]:
         """What `form` is taken of: one array [n_units]; two for a ratio or a correlation, or four.
 
@@ -211,6 +233,11 @@ class Metric:
             split: `latents.split.Split`, its tokens.
         """
         raise NotImplementedError(f"metric {self.name!r} has a column, but no latent_column")
+
+
+def is_of_model(row: Mapping[str, Any]) -> bool:
+    """Whether a row of `contrasts` or `verdicts` compares the trained subject with a variant."""
+    return bool(row["stage"] == "model")
 
 
 METRICS = Registry("metrics", Metric, "nullsae.metrics.catalogue")

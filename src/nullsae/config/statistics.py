@@ -67,23 +67,23 @@ class Statistics(Section):
     abstract_min_auroc: Share = 0.8
     """See `abstract_min_entropy_bits`."""
 
-    def margin(self, metric: str, trained: float) -> float:
-        """Differences below it count as none, at a value of the trained arm; in its unit."""
+    def margin(self, metric: str, real: float) -> float:
+        """Differences below it count as none, at a value of the real thing; in its unit."""
         absolute = self.absolute_margin(metric)
         if absolute is not None:
             return absolute
         share = float(getattr(self.margin_shares, metric))
-        return share * abs(trained - METRICS[metric].floor)
+        return share * abs(real - METRICS[metric].floor)
 
     def absolute_margin(self, metric: str) -> float | None:
         """The margin that the config gives as a number, if it does."""
         found: float | None = getattr(self.equivalence_margins, metric)
         return found
 
-    def margin_rule(self, metric: str) -> str:
-        """Where the margin comes from, in words."""
+    def margin_rule(self, metric: str, real: str = "trained") -> str:
+        """Where the margin comes from, in words; `real` is the name of the real thing."""
         absolute = self.absolute_margin(metric)
         if absolute is not None:
             return f"{absolute:g}, absolute by statistics.equivalence_margins"
         share = float(getattr(self.margin_shares, metric))
-        return f"{share:g} of |trained - {METRICS[metric].floor:g}|"
+        return f"{share:g} of |{real} - {METRICS[metric].floor:g}|"

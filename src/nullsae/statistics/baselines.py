@@ -21,6 +21,19 @@ def swapped_baselines(config: Config) -> dict[str, str]:
     return found
 
 
+def explanation_nulls(config: Config, explainer: str) -> list[str]:
+    """The explainers that one is compared with: another latent's, and those that count tokens."""
+    own = config.explainers[explainer]
+    if own.exchanges is not None:
+        return []
+    found = [name for name in [swapped_baselines(config).get(explainer)] if name is not None]
+    if own.is_baseline:
+        return found
+    side = config.side(explainer)
+    lexical = [name for name, e in config.explainers.items() if e.is_baseline]
+    return found + [name for name in lexical if config.side(name) == side]
+
+
 def no_gain(config: Config, explainer: str) -> str | None:
     """Why an explainer has no `gain_over_lexical`; None if it has one."""
     lexical = lexical_baseline(config)

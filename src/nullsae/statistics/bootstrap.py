@@ -28,6 +28,7 @@ from nullsae.core.randomness import numpy_generator
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 # Numbers drawn at a time, and numbers kept between arms.
 CHUNK_NUMBERS = 1 << 20

@@ -1,4 +1,4 @@
-"""One arm's estimate, and its contrast against the trained arm, with a reason for each null."""
+"""One arm's estimate, and the contrast of a real thing's with its null's; reasons where none."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ THIS_DRAW = "this randomization"
 THIS_RETRAINING = "this retraining"
 UNREPLICATED = "one draw and one seed: no p-values"
 """They would speak of the units of two SAEs alone."""
+NOT_PERMUTED = "no permutation test of pairs"
 
 
 @dataclass(frozen=True)
@@ -116,42 +117,47 @@ def summary_row(estimated: Estimate, metric: Metric) -> dict[str, Any]:
 
 
 def contrast_row(
-    trained: Estimate,
-    variant: Estimate,
+    real: Estimate,
+    null: Estimate,
     metric: Metric,
     statistics: Statistics,
     permuter: Permuter,
     bins: Mapping[int, int] | None = None,
+    *,
+    names: tuple[str, str],
+    differences: Estimate | None = None,
 ) -> dict[str, Any]:
     """A row of `contrasts`, without its keys; `adjust` fills what depends on the family.
 
-    `n_draws` and `n_seeds` are those of the variant. `bins` come from `matching.common_bins` of all
-    variants of this comparison.
+    `n_draws` and `n_seeds` are those of the null. `bins` come from `matching.common_bins` of all
+    arms of this comparison, `names` are those of the real thing and of the null. `differences` is
+    the arm of null minus real, latent by latent, where both are about the same latents.
     """
     none = (None, None)
     row: dict[str, Any] = {
-        **{"unit": metric.unit, "n_draws": variant.arm.n_draws, "n_seeds": variant.arm.n_seeds},
-        **{"n_units_trained": trained.arm.n_units, "n_units_variant": variant.arm.n_units},
-        "speaks_of": speaks_of(trained.arm, variant.arm, metric),
-        **{"trained": trained.value, "value": variant.value},
-        **dict(zip(("value_low", "value_high"), variant.interval or none, strict=True)),
-        **dict(zip(("trained_low", "trained_high"), trained.interval or none, strict=True)),
+        **dict(zip(("real", "null"), names, strict=True)),
+        **{"unit": metric.unit, "n_draws": null.arm.n_draws, "n_seeds": null.arm.n_seeds},
+        **{"n_units_trained": real.arm.n_units, "n_units_variant": null.arm.n_units},
+        "speaks_of": speaks_of(real.arm, null.arm, metric, names),
+        **{"trained": real.value, "value": null.value},
+        **dict(zip(("value_low", "value_high"), null.interval or none, strict=True)),
+        **dict(zip(("trained_low", "trained_high"), real.interval or none, strict=True)),
         **dict.fromkeys(TESTED),
-        **{"margin": None, "margin_rule": statistics.margin_rule(metric.name)},
-        "is_replicated": len(variant.arm.with_units or variant.arm.cells) > 1,
-        **_matched_columns(trained, variant, metric, statistics, bins or {}),
+        **{"margin": None, "margin_rule": statistics.margin_rule(metric.name, names[0])},
+        "is_replicated": len(null.arm.with_units or null.arm.cells) > 1,
+        **_matched_columns(real, null, metric, statistics, bins or {}, is_paired=bool(differences)),
     }
-    arms = {"trained": trained, "variant": variant}
+    arms = dict(zip(names, (real, null), strict=True))
     reasons = [f"{name}: {arm.reason}" for name, arm in arms.items() if arm.reason]
-    if trained.value is not None:
-        row["margin"] = statistics.margin(metric.name, trained.value)
-    if trained.value is not None and variant.value is not None:
-        row["difference"] = variant.value - trained.value
-        own, other = trained.arm.unit_values(), variant.arm.unit_values()
+    if real.value is not None:
+        row["margin"] = statistics.margin(metric.name, real.value)
+    if real.value is not None and null.value is not None:
+        row["difference"] = null.value - real.value
+        own, other = real.arm.unit_values(), null.arm.unit_values()
         if own is not None and other is not None:
             row["probability_of_superiority"] = probability_of_superiority(own, other)
-        if trained.has_error and variant.has_error:
-            spread = spread_of_difference(trained, variant)
+        if real.has_error and null.has_error:
+            spread = spread_of_difference(real, null, differences)
             if isinstance(spread, str):
                 reasons.append(spread)
             else:
@@ -159,7 +165,8 @@ def contrast_row(
                 row |= tests(spread, row["difference"], row["margin"], statistics.confidence)
                 if refused is not None:
                     row |= dict.fromkeys(MARGIN_TESTS)
-                row["p_permutation"], why = permuter.p_value(trained.arm, variant.arm)
+                found = permuter.p_value(real.arm, null.arm)
+                row["p_permutation"], why = (None, NOT_PERMUTED) if differences else found
                 reasons += [reason for reason in (refused, why) if reason]
     row["reason"] = "; ".join(reasons) or None
     return row
@@ -179,12 +186,18 @@ TESTED = (
 """Columns of `contrasts` that are null unless both arms have a value, and most an error."""
 
 
-def spread_of_difference(trained: Estimate, variant: Estimate) -> Spread | str:
-    """Error of the variant's value minus the trained one; in words why there is none."""
-    if trained.arm.units_are_shared and trained.arm.n_units != variant.arm.n_units:
+def spread_of_difference(
+    real: Estimate, null: Estimate, differences: Estimate | None = None
+) -> Spread | str:
+    """Error of the null's value minus the real one; in words why there is none.
+
+    `differences` is the arm of the differences themselves, where the arms are paired by latent:
+    whole draws and seeds are paired then, too.
+    """
+    if real.arm.units_are_shared and real.arm.n_units != null.arm.n_units:
         return "the arms' documents differ in number: no test"
-    spread = Spread.of(_components([trained, variant]))
-    if spread.standard_error <= ROUNDING * max(abs(trained.value or 0), abs(variant.value or 0)):
+    spread = Spread.of(_components([real, null] if differences is None else [differences]))
+    if spread.standard_error <= ROUNDING * max(abs(real.value or 0), abs(null.value or 0)):
         return "the difference is the same in all resamples: no test"
     return spread
 
@@ -204,22 +217,24 @@ def tests(spread: Spread, difference: float, margin: float, confidence: float) -
 def margin_problem(row: Mapping[str, Any], metric: Metric, statistics: Statistics) -> str | None:
     """Why a contrast is not tested against its margin; None if it is.
 
-    An absolute margin is refused that exceeds the way from trained to the floor: no null that
-    destroys all could lie beyond it. A share of that way is refused where trained itself is not
-    told from the floor: it would be a share of noise.
+    An absolute margin is refused that exceeds the way from the real thing to the floor: no null
+    that destroys all could lie beyond it. A share of that way is refused where the real thing
+    itself is not told from the floor: it would be a share of noise.
     """
-    trained, low, high = row["trained"], row["trained_low"], row["trained_high"]
+    name, value, low, high = (
+        row[key] for key in ("real", "trained", "trained_low", "trained_high")
+    )
     floor, margin = metric.floor, row["margin"]
     if statistics.absolute_margin(metric.name) is not None:
-        if margin < abs(trained - floor):
+        if margin < abs(value - floor):
             return None
         return (
-            f"no test: the margin {margin:g} cannot be exceeded between trained ({trained:.4g}) "
+            f"no test: the margin {margin:g} cannot be exceeded between {name} ({value:.4g}) "
             f"and the floor ({floor:g})"
         )
-    if trained == floor or (low is not None and low <= floor <= high):
+    if value == floor or (low is not None and low <= floor <= high):
         of = "" if low is None else f" [{low:.4g}, {high:.4g}]"
-        return f"no test: trained, {trained:.4g}{of}, is not told from the floor {floor:g}"
+        return f"no test: {name}, {value:.4g}{of}, is not told from the floor {floor:g}"
     return None
 
 
@@ -240,24 +255,27 @@ def _components(arms: list[Estimate]) -> list[Component]:
 
 
 def _matched_columns(
-    trained: Estimate,
-    variant: Estimate,
+    real: Estimate,
+    null: Estimate,
     metric: Metric,
     statistics: Statistics,
     bins: Mapping[int, int],
+    *,
+    is_paired: bool,
 ) -> dict[str, Any]:
     """The frequency-matched columns of a contrast."""
     row: dict[str, Any] = dict.fromkeys(MATCHED)
     reasons = {
         f"{metric.unit}s have no firing rate": metric.unit != "latent",
         "not a mean over latents": metric.form != "mean",
-        "an arm has no value": trained.value is None or variant.value is None,
+        "an arm has no value": real.value is None or null.value is None,
+        "both arms are of the same latents": is_paired,
         f"no half-decade of the firing share holds {FEWEST} latents of every cell": not bins,
     }
     for reason, holds in reasons.items():
         if holds:
             return row | {"matched_reason": reason}
-    own, other = matched(trained.arm, bins), matched(variant.arm, bins)
+    own, other = matched(real.arm, bins), matched(null.arm, bins)
     difference = other.value - own.value
     row |= {"n_matched": sum(bins.values()), "matched_difference": difference}
     row |= {"matched_trained": own.value, "matched_value": other.value}
@@ -318,7 +336,7 @@ def scope_of(variant: str, arm: Arm) -> str:
     return once if len({c.draw for c in cells}) < 2 else often
 
 
-def speaks_of(trained: Arm, variant: Arm, metric: Metric) -> str:
+def speaks_of(real: Arm, null: Arm, metric: Metric, names: tuple[str, str]) -> str:
     """What a contrast's interval generalizes to: what is resampled in each arm, in words."""
 
     def varies(arm: Arm) -> str:
@@ -327,5 +345,5 @@ def speaks_of(trained: Arm, variant: Arm, metric: Metric) -> str:
         level = "draws" if arm.level == "draw" else "seeds of one draw"
         return f"{level} and {metric.unit}s" if arm.units_are_shared else level
 
-    own, other = varies(trained), varies(variant)
-    return other if own == other else f"{other} of the variant, {own} of trained"
+    own, other = varies(real), varies(null)
+    return other if own == other else f"{other} of {names[1]}, {own} of {names[0]}"

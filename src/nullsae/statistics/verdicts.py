@@ -56,8 +56,8 @@ def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple
     counts = [(row["n_draws"], "draw"), (row["n_seeds"], "seed")]
     of = " x ".join(f"{n} {name}{'s' if n != 1 else ''}" for n, name in counts)
     basis = (
-        f"variant minus trained {row['difference']:.4g} "
-        f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of the variant "
+        f"{row['null']} minus {row['real']} {row['difference']:.4g} "
+        f"[{row['difference_low']:.4g}, {row['difference_high']:.4g}] over {of} of {row['null']} "
         f"(the interval speaks of {row['speaks_of']})"
     )
     margin = f"the margin ±{row['margin']:.3g} ({row['margin_rule']})"
@@ -67,7 +67,7 @@ def _verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple
         return "equivalent", f"{basis}, within {margin}: equivalence test {level}{found}"
     if row["is_beyond_margin"]:
         test = f"minimum-effect test {level}{_p(row['p_minimum_effect_holm'])}"
-        direction = metric.direction_against(row["variant"])
+        direction = metric.direction_at(row["stage"], row["null"])
         if direction not in (0, np.sign(-row["difference"])):
             return "reversed", f"{basis}, beyond {margin} against the side expected: {test}"
         side = "on the side expected" if direction else "no side expected"

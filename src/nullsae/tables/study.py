@@ -14,26 +14,33 @@ CONTRAST_KEYS = (
 )
 WARNING = ("warning", "text?", "what speaks against the trained subject itself")
 ACCEPTED = ("accepted", "text?", "rules whose older code made files of it, with its hash")
-CONTRASTS = schema(
+STAGE_KEYS = (
+    ("stage", "text", "model, dictionary, explanation or effect: what the null is a null of"),
     *CONTRAST_KEYS,
+    ("real null", "text", "what is compared; at the stage model trained and the variant"),
+)
+# Columns named after `trained` are of the real thing, which is of the trained subject at all
+# stages; the others are of the null, n_units_variant among them.
+CONTRASTS = schema(
+    *STAGE_KEYS,
     ("unit", "text", "what is resampled within draw and seed: document or latent"),
     ("n_draws n_seeds n_units_trained n_units_variant", "int"),
     ("speaks_of", "text", "what the interval generalizes to"),
     ("scope", "text", "what a verdict is about: this randomization, without further draws"),
-    ("is_replicated", "flag", "several draws or seeds of the variant; else no p-values"),
+    ("is_replicated", "flag", "several draws or seeds of the null; else no p-values"),
     ("training_tokens_trained training_tokens", "float?", "per SAE; null where not known"),
     ("l0_trained l0", "float?", "latents per token"),
     ("not_comparable", "text?", "why there is no verdict"),
-    ("trained", "float?"),
-    ("value", "float?", "of the variant"),
+    ("trained", "float?", "of the real thing"),
+    ("value", "float?", "of the null"),
     ("value_low value_high trained_low trained_high", "float?"),
-    ("difference", "float?", "variant minus trained"),
+    ("difference", "float?", "null minus real"),
     ("difference_low difference_high", "float?"),
     ("standard_error", "float?", "of the difference, bootstrap"),
     ("df", "float?", "degrees of freedom (Welch, Satterthwaite)"),
-    ("probability_of_superiority", "float?", "P(trained > variant) + P(equal) / 2, over units"),
+    ("probability_of_superiority", "float?", "P(real > null) + P(equal) / 2, over units"),
     ("p_value", "float?", "of no difference, two-sided: inverts the interval"),
-    ("margin", "float?", "differences below it count as none; null without a trained value"),
+    ("margin", "float?", "differences below it count as none; null without a real value"),
     ("margin_rule", "text", "where the margin comes from"),
     ("p_minimum_effect", "float?", "of a difference within the margin, two-sided"),
     ("p_equivalence", "float?", "of a difference beyond the margin: two one-sided tests"),
@@ -46,7 +53,7 @@ CONTRASTS = schema(
     ("detectable_difference", "float?", "seen beyond the margin with 80% power, Holm's first step"),
     ("n_matched", "int?", "latents per cell, equal numbers per half-decade of firing share"),
     ("matched_trained matched_value", "float?", "at equal firing rates"),
-    ("matched_difference", "float?", "variant minus trained, at equal firing rates"),
+    ("matched_difference", "float?", "null minus real, at equal firing rates"),
     ("matched_difference_low matched_difference_high", "float?"),
     ("matched_p_value", "float?", "two-sided, inverts the interval"),
     ("matched_reason", "text?", "why a matched number is null"),
@@ -57,10 +64,10 @@ CONTRASTS = schema(
     ACCEPTED,
 )
 VERDICTS = schema(
-    *CONTRAST_KEYS,
+    *STAGE_KEYS,
     ("verdict", "text", "separates, reversed, equivalent, inconclusive or none"),
     ("scope", "text", "what it is about: this randomization, without further draws"),
-    ("is_replicated", "flag", "several draws or seeds of the variant"),
+    ("is_replicated", "flag", "several draws or seeds of the null"),
     ("difference difference_low difference_high margin", "float?"),
     ("answered_share", "float?", "of the windows that a judge was asked about; the smaller arm's"),
     ("reason", "text", "the rule that gave the verdict, with its numbers"),

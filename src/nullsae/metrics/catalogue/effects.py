@@ -19,6 +19,16 @@ else:
 RESOLUTION_NATS = 1e-10
 
 
+# Whose direction stands in the place of the latent's own.
+FOREIGN, RANDOM = "foreign_direction", "random_direction"
+
+
+def _with_placebos(*columns: str) -> dict[str, tuple[str, ...]]:
+    """A metric's columns where the first is that of another direction."""
+    first, *rest = columns
+    return {FOREIGN: (f"{first}_swapped", *rest), RANDOM: (f"{first}_random", *rest)}
+
+
 class _OfPassingLatents(Metric):
     """A mean over all latents that pass the filter: no judge is asked."""
 
@@ -32,6 +42,7 @@ class NextTokenAuroc(_OfPassingLatents):
     name, position = "next_token_auroc", 1
     title = "AUROC of the next token by direct effect"
     columns = ("next_token_auroc",)
+    placebos = _with_placebos(*columns)
     formula = (
         "mean over firings at t of P(e(v) < e(x_{t+1})) + P(=) / 2, v ~ next tokens of `eval`; "
         "e(v) = the decoder row through the final norm's gain and centring and the unembedding"
@@ -53,6 +64,7 @@ class NextTokenAurocBigram(_OfPassingLatents):
     name, position = "next_token_auroc_bigram", 2
     title = "AUROC of the next token among those that follow the same token"
     columns = ("next_token_auroc_bigram",)
+    placebos = _with_placebos(*columns)
     formula = "the same, v ~ the tokens of `eval` that follow the token x_t"
     definition = (
         "The same against the tokens that follow the same current token in the text: what a "
@@ -75,6 +87,7 @@ class AblationKlLogRatio(_OfSampledLatents):
     name, position = "ablation_kl_log_ratio", 3
     title = "Log ratio of KL, own over another latent's direction taken away"
     columns = ("ablation_kl_nats", "ablation_kl_nats_swapped")
+    placebos = _with_placebos(*columns)
     formula = (
         "ln(KL_own / KL_foreign), KL_d the mean over firings of KL(clean, edited) of the next "
         "token; edited: a d taken from the activation, d the latent's own decoder row, or another "
@@ -102,6 +115,7 @@ class AblationCeGain(_OfSampledLatents):
     name, position = "ablation_ce_gain_nats", 4
     title = "Loss by a latent's own direction taken away, over another's (nats)"
     columns = ("ablation_ce_nats", "ablation_ce_nats_swapped")
+    placebos = _with_placebos(*columns)
     formula = "mean over firings of loss(own direction taken away) - loss(foreign), as above"
     definition = (
         "What a latent's contribution is worth for the token that really follows its firings: "
@@ -124,6 +138,7 @@ class AdditionGain(_OfSampledLatents):
     name, position = "addition_gain_nats", 5
     title = "Log-probability by a latent's direction added in silence, over another's (nats)"
     columns = ("addition_logp_nats", "addition_logp_nats_swapped")
+    placebos = _with_placebos(*columns)
     formula = (
         "mean over silent tokens of Σ_v q(v) [ln p_own(v) - ln p_foreign(v)], q the tokens that "
         "follow the latent's firings in `eval`, p_d the prediction with the mean activation times "
@@ -151,7 +166,7 @@ class TokenInjectionRate(Metric):
     name, position = "token_injection_rate", 95
     title = "Firing rate by written tokens, over that in the text"
     columns = ("token_injection_rate",)
-    section, direction = "tokens", -1
+    section, direction, dictionary_direction = "tokens", -1, 0
     among: Among = "sampled"
     floor, floor_is = 1.0, "the token alone"
     # Its latents see no tokens, whatever is written.

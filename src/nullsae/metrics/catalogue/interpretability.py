@@ -66,7 +66,7 @@ class EntropyAurocCorrelation(_OfExplanations):
     name, position = "entropy_auroc_correlation", 180
     title = "Rank correlation of token entropy and AUROC"
     columns = ("token_entropy_bits", "auroc")
-    form = "rank_correlation"
+    form, dictionary_direction = "rank_correlation", 0
     floor, floor_is = -1.0, "scores that follow from token entropy"
     definition = "Spearman's rank correlation of token entropy and AUROC over scored latents."
     reading = "Below 0, latents of few tokens score best, as in the paper's random transformers."

@@ -12,9 +12,12 @@ WITHOUT_TOKENS = ("noise_embeddings", "gaussian")
 
 
 class _OfLatents(Metric):
-    """A mean over all latents that pass the filter."""
+    """A mean over all latents that pass the filter.
 
-    section = "tokens"
+    Directions are about models: what tokens a null dictionary's latents fire on, nobody knows.
+    """
+
+    section, dictionary_direction = "tokens", 0
 
 
 class _Entropy(_OfLatents):

@@ -29,7 +29,7 @@ N_LATENTS = 48
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the page's names are a small model, an SAE and texts."""
-    texts = [text.replace("\n\n", "\n") for text in topics.values()][:60]
+    texts = [text.replace("\n\n", "\n") for text in topics.values()][:16]
     encoder = train_tokenizer(texts, TrainedTokenizer(kind="train", vocab_size=300))
     model = tiny_model("gpt_neox", num_hidden_layers=4, vocab_size=300, max_position_embeddings=128)
     at = tmp_path / "EleutherAI/pythia-70m"
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     encoder.tokenizer.save_pretrained(at)
     (tmp_path / "texts.txt").write_text("\n\n".join(texts))
 
-    ids = torch.from_numpy(np.concatenate(encoder.encode(texts[:8]))[:2048]).long()
+    ids = torch.from_numpy(np.concatenate(encoder.encode(texts))[:2048]).long()
     with torch.no_grad():
         states = model(ids.reshape(-1, 128), output_hidden_states=True).hidden_states[4]
     sae = initialize(

@@ -122,8 +122,14 @@ def collect(
             folder,
             str(model.dtype).removeprefix("torch."),
         )
-    latents = found.latents.select(tables.cell_schema("latents").names)
-    return Collected(latents, found.windows, found.coverage)
+    latents, windows = (
+        table.select(schema.names).cast(schema)
+        for table, schema in (
+            (found.latents, tables.cell_schema("latents")),
+            (found.windows, tables.cell_schema("windows")),
+        )
+    )
+    return Collected(latents, windows, found.coverage)
 
 
 @dataclass(frozen=True)

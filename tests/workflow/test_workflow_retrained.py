@@ -138,7 +138,8 @@ def test_the_config_of_pythia_14m_runs_on_models_of_that_shape_in_the_hubs_cache
     study.make("--configfile", str(REPOSITORY / "config/pythia-14m.yaml"), "small.yaml", gpu=2)
     models = table(study, "models").set_index("variant")
     assert list(models.index) == small["variants"]
-    assert (models.loc[["trained", "retrained"]].heldout_loss_nats < models.unigram_loss_nats).all()
+    learned = models.loc[["trained", "retrained"]]
+    assert (learned.heldout_loss_nats < learned.unigram_loss_nats).all()
     assert models.heldout_loss_nats["step0"] > models.unigram_loss_nats["step0"]
     file = cell(paths.RECIPE, subject="pythia-14m", variant="retrained")
     recipe = json.loads((study.folder / file).read_text(encoding="utf-8"))

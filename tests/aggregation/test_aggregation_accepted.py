@@ -19,8 +19,10 @@ CELL = {"site": "resid_post.0", "sae": "topk", "seed": "1"}
 ROW = {
     **{"subject": "small", "site": "resid_post.0", "sae": "topk"},
     **{"variant": "rerandomized", "explainer": None, "scorer": None},
+    **{"stage": "model", "null": "rerandomized"},
 }
 JUDGED = {**ROW, "explainer": "lexical", "scorer": "detection"}
+WITHIN = {**ROW, "variant": "trained"}
 
 
 @pytest.fixture
@@ -82,6 +84,18 @@ def note(
             {**MODEL, **CELL, "variant": "trained", "explainer": "lexical", "scorer": "detection"},
             JUDGED,
             ROW,
+        ),
+        (
+            "train_sae",
+            {**MODEL, **CELL, "variant": "trained"},
+            {**WITHIN, "sae": "wide", "stage": "dictionary", "null": "topk"},
+            {**WITHIN, "sae": "wide", "stage": "effect", "null": "foreign_direction"},
+        ),
+        (
+            "score_latents",
+            {**MODEL, **CELL, "variant": "trained", "explainer": "lexical", "scorer": "detection"},
+            {**WITHIN, **JUDGED, "explainer": "gpt", "stage": "explanation", "null": "lexical"},
+            {**WITHIN, **JUDGED, "explainer": "gpt", "stage": "explanation", "null": "swapped"},
         ),
     ],
     ids=str,

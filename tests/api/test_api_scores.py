@@ -95,7 +95,9 @@ def test_a_metric_brings_margin_floor_and_side() -> None:
 
 def test_a_family_is_corrected_by_holm() -> None:
     real = [symmetric(0.8, 0.05, 40) + shift for shift in (-0.02, 0.0, 0.02)]
-    nulls = [[symmetric(mean, 0.05, 40) + s for s in (-0.03, 0, 0.03)] for mean in (0.715, 0.712, 0.6)]
+    nulls = [
+        [symmetric(mean, 0.05, 40) + s for s in (-0.03, 0, 0.03)] for mean in (0.715, 0.712, 0.6)
+    ]
     family = [nullsae.contrast(real, null, margin=0.02) for null in nulls]
     alone = [one.row["p_minimum_effect"] for one in family]
     assert alone == sorted(alone, reverse=True)

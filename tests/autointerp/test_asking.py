@@ -28,10 +28,12 @@ from scripted_server import ScriptedServer
 from nullsae.autointerp.examples import examples_of, with_marks
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.explainers.language_model import OpenAIExplainer
+from nullsae.autointerp.explainers.lexical import LexicalExplainer
 from nullsae.autointerp.llm.messages import Reply
 from nullsae.autointerp.prompting import load_prompt
 from nullsae.autointerp.replies import explanation
 from nullsae.autointerp.score import score_latents
+from nullsae.autointerp.scorers.detection import DetectionScorer
 from nullsae.autointerp.scorers.intruder import IntruderScorer, intruder_tasks
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.llm import Llm
@@ -467,6 +469,33 @@ def test_one_process_at_a_time_asks_what_a_job_asks(
     assert session.all(endpoint, lambda _: [question()], 1) == [1]
     assert tried == [1]
     assert asked(tmp_path).all(endpoint, lambda _: [question()], 1) == [1]
+
+
+def test_token_counts_can_be_judged_as_text_by_the_same_model(
+    tmp_path: Path, rows: Rows, tokenizer_file: Path, server: ScriptedServer
+) -> None:
+    lexical = {"kind": "lexical", "judged_by": "text"}
+    scorer = {"kind": "detection"}
+    data = {"seed": 0, "keys": KEYS, "scorer": scorer, "judge": judge_of(server)}
+    score_latents(
+        parse_section(ScoreLatentsParams, data | {"explainers": [lexical]}, where="params"),
+        windows=write_windows(tmp_path / "windows.parquet", rows),
+        tokenizer=tokenizer_file,
+        predictions=tmp_path / "predictions.parquet",
+        scores=tmp_path / "scores.parquet",
+        session=asked(tmp_path),
+    )
+    found = read_table(tmp_path / "scores.parquet", cell_schema("scores")).to_pylist()
+    assert {row["judge"] for row in found} == {"m"}
+    predictions = read_table(tmp_path / "predictions.parquet", cell_schema("predictions"))
+    assert "statistics" not in predictions["evidence"].to_pylist()
+    detection = parse_section(DetectionScorer, scorer, where="scorer")
+    formula, text = (
+        LexicalExplainer(kind="lexical", judged_by=by) for by in ("statistics", "text")
+    )
+    assert detection.asked(formula) is None
+    with pytest.raises(ValueError, match="judge: missing; explanations of kind lexical are text that"):
+        detection.asked(text)
 
 
 # Bad input ---------------------------------------------------------------------------------

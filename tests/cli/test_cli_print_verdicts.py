@@ -18,10 +18,16 @@ SCOPES = {"retrained": "this retraining", "step0": "these SAEs"}
 JUDGED: dict[str, Any] = {"explainer": "lexical", "scorer": "detection"}
 
 
+def of_model(row: dict[str, Any]) -> dict[str, Any]:
+    return {"stage": "model", "real": "trained", "null": row["variant"]}
+
+
 def write(root: Path, table: str, rows: list[dict[str, Any]]) -> None:
     path = root / paths.TABLE.format(table=table)
     schema = tables.SCHEMAS[table]
     empty = dict.fromkeys(schema.names)
+    if table == "verdicts":
+        rows = [of_model(row) | row for row in rows]
     tables.write_table(path, [empty | row for row in rows], schema)
 
 
@@ -154,3 +160,34 @@ def test_a_positive_control_is_spoken_of_as_what_it_is(
     of_columns = " ".join(heads[: heads.index("")] if "" in heads else heads)
     assert "retrained (positive control), this retraining" in of_columns
     assert text.startswith("One draw and one seed: each verdict is about this retraining")
+
+
+def test_each_stage_is_a_table_whose_columns_are_its_nulls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {**KEYS, "site": "embed", "variant": "trained", "difference": -0.105, "reason": "because"}
+    own |= {"scope": "these SAEs", "is_replicated": False}
+    nulls = {"pca": "separates", "identity": "equivalent"}
+    rows: list[dict[str, Any]] = [
+        {**own, "stage": "dictionary", "real": "topk", "null": null, "verdict": word}
+        for null, word in nulls.items()
+    ]
+    rows.append(
+        {**own, "stage": "effect", "real": "own_direction", "null": "foreign_direction"}
+        | {"metric": "next_token_auroc", "verdict": "separates"}
+    )
+    write(tmp_path, "verdicts", rows)
+    write(tmp_path, "discriminating_power", [])
+    write_json(tmp_path / paths.ANSWER, Answer((), ()).as_json())
+    print_verdicts(tmp_path, all_verdicts=True)
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line.split(":")[0] for line in lines if line.startswith("Verdicts")]
+    assert titles == ["Verdicts, dictionary", "Verdicts, effect"]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert ["small", "embed", "topk", "auroc", "separates -0.10", "equivalent -0.10"] in cells
+    assert ["small", "embed", "topk", "next_token_auroc", "separates -0.10"] in cells
+    heads = " ".join(line for line in lines if line.startswith("┃"))
+    for name in ("pca, these SAEs", "identity, these", "foreign"):
+        assert name in heads
+    # Nothing was randomized here.
+    assert "One draw" not in "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from nullsae import paths, tables
 from nullsae.aggregation.answer import write_answer
 from nullsae.config.dictionaries import DICTIONARIES
-from nullsae.config.metrics import all_metrics
+from nullsae.config.metrics import METRICS, all_metrics, is_of_model
 from nullsae.config.parse import parse_config
 from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
@@ -156,8 +157,8 @@ def write_study(root: Path, config: Config) -> None:
     _add_statistics(rows, config, rng)
     for name in COLUMNS:
         _write(root, name, rows[name])
-    words = [row["verdict"] for row in rows["verdicts"]]
-    write_answer(config, root, rows["contrasts"], words)
+    words = [row["verdict"] for row in rows["verdicts"] if is_of_model(row)]
+    write_answer(config, root, list(filter(is_of_model, rows["contrasts"])), words)
 
 
 def _write(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
@@ -482,6 +483,8 @@ def _add_statistics(
                         keys |= {"explainer": explainer, "scorer": scorer}
                         _add_metric(rows, config, keys, metric.unit, rng)
     _add_power(rows, config)
+    for name in ("contrasts", "verdicts"):
+        rows[name] += [found for row in rows[name] for found in _of_other_stages(row, config)]
 
 
 def _add_metric(
@@ -513,6 +516,7 @@ def _add_metric(
             continue
         gap = value - trained
         shared = {
+            **{"stage": "model", "real": "trained", "null": variant},
             "answered_share": share,
             "difference": gap,
             "difference_low": gap - 1.4 * width,
@@ -569,6 +573,21 @@ def _add_metric(
                 "reason": None,
             }
         )
+
+
+def _of_other_stages(row: dict[str, Any], config: Config) -> Iterator[dict[str, Any]]:
+    """Rows within the trained subject: those of one variant once more, under other names."""
+    if row["variant"] != config.variants[-1]:
+        return
+    metric = METRICS[row["metric"]]
+    pairs = [("effect", "own_direction", null) for null in metric.placebos]
+    if metric.table == "scores" and row["explainer"] == "lexical":
+        pairs.append(("explanation", "lexical", "swapped"))
+    if row["sae"] == "learned":
+        nulls = [name for name in config.saes if name not in ("learned", "elsewhere")]
+        pairs += [("dictionary", "learned", null) for null in nulls]
+    for stage, real, null in pairs:
+        yield row | {"stage": stage, "variant": "trained", "real": real, "null": null}
 
 
 def scope(variant: str, config: Config) -> str:

@@ -13,6 +13,7 @@ from report_page import Elements, scroll_width
 from report_study import EVIL, OLDER, WARNED, default_config, style_of, write_study
 
 from nullsae import paths, tables
+from nullsae.config.metrics import is_of_model
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.report.build import build_report
@@ -181,7 +182,7 @@ def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: st
             assert f"{middle} [{low}, {high}]" in text
     matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
     per_site = re.findall(r'class="chip (\w+)">[^<]*</span> <small>resid', matrix)
-    assert sorted(per_site) == sorted(map(style_of, table))
+    assert sorted(per_site) == sorted(map(style_of, filter(is_of_model, table)))
     # A positive control is told apart, or not; a null never is in this word.
     words = Counter(row["verdict"] for row in table if row["variant"] == "retrained")
     n_told = words["separates"] + words["reversed"]
@@ -192,6 +193,23 @@ def test_each_verdict_stands_on_the_page_with_its_interval(built: Path, page: st
     assert "? inconclusive, ▼ reversed, ∅ no verdict, ≠ told apart, with the number" in answer
     assert "retrained, is the same transformer trained again from another seed" in text
     assert "on those of 4 nulls: the same transformer" in text
+
+
+def test_verdicts_of_other_stages_stand_in_folded_tables_of_their_own(
+    built: Path, page: str
+) -> None:
+    table = pq.ParquetFile(built / paths.TABLE.format(table="verdicts")).read().to_pylist()
+    others = [row for row in table if not is_of_model(row)]
+    assert {row["stage"] for row in others} == {"explanation", "effect"}
+    part = page[page.index('id="small-stages"') :]
+    for stage in ("explanation", "effect"):
+        own = [row for row in others if row["stage"] == stage]
+        start = part.index(f'<details class="panel"><summary>{stage.capitalize()}: ')
+        shown = part[start : part.index("</details>", start)]
+        heads = re.findall(r'<th scope="col">(.*?)</th>', shown.replace("<wbr>", ""))
+        assert heads == ["Metric", "Site", *dict.fromkeys(row["null"] for row in own)]
+        cells = re.findall(r'<td class="v (\w+)" title="([^"]*)"', shown)
+        assert Counter(style for style, _ in cells) == Counter(row["verdict"] for row in own)
 
 
 def test_a_page_without_replication_says_so_first_and_shows_no_p_value(page: str) -> None:

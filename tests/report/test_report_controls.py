@@ -33,7 +33,7 @@ from nullsae.report.matrix import NONE, differences, shares, short
 from nullsae.report.names import figure_names
 from nullsae.report.study import Study, thin
 
-MOST_BYTES = 7_000_000
+MOST_BYTES = 7_200_000
 GROUND = r'<path[^>]*fill="({})"'
 TEXT = re.compile(r'<text[^>]*transform="translate\(([\d.]+),([\d.]+)\)"[^>]*>([^<]*)</text>')
 

@@ -129,9 +129,9 @@ def test_verdict_names_the_numbers_it_rests_on() -> None:
     _, reason = verdict(row(), METRIC["auroc"], 0.95)
     assert reason == (
         "this randomization: rerandomized minus trained -0.2 [-0.25, -0.15] over 1 draw x 2 "
-        "seeds of rerandomized (the interval speaks of seeds of one draw), beyond the margin ±0.05 (0.1 of "
-        "|trained - 0.5|), on the side expected: minimum-effect test at 0.05, Holm-corrected over "
-        "8, p 0.01"
+        "seeds of rerandomized (the interval speaks of seeds of one draw), beyond the margin ±0.05 "
+        "(0.1 of |trained - 0.5|), on the side expected: minimum-effect test at 0.05, "
+        "Holm-corrected over 8, p 0.01"
     )
     _, reason = verdict(row(p_minimum_effect_holm=None), METRIC["auroc"], 0.95)
     assert reason.endswith("Holm-corrected over 8")

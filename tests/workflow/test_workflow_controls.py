@@ -96,6 +96,23 @@ def test_the_output_side_has_scores_of_its_own_and_a_reason_without_a_model(
     assert "discrimination" in set(others.metric)
 
 
+def test_each_stage_has_verdicts_against_its_own_nulls(controlled: Study) -> None:
+    found = table(controlled, "verdicts")
+    within = found[found.stage != "model"]
+    assert set(within.variant) == {"trained"}
+    pairs = set(zip(within.stage, within.real, within.null, strict=True))
+    assert pairs >= {
+        ("dictionary", "topk", "lookup"),
+        ("explanation", "bigram", "lexical"),
+        ("explanation", "bigram", "swapped"),
+        ("explanation", "promoted", "promoted_swapped"),
+        ("effect", "own_direction", "foreign_direction"),
+        ("effect", "own_direction", "random_direction"),
+    }
+    # One latent per token: another L0.
+    assert set(within[within.null == "lookup"].verdict) == {"none"}
+
+
 def test_a_token_lookup_dictionary_is_the_token_lookup_floor(controlled: Study) -> None:
     rows = table(controlled, "reconstruction").set_index(["variant", "sae"])
     for variant in VARIANTS:

@@ -63,7 +63,9 @@ def column(study: Study, table: str, name: str) -> set[Any]:
 
 
 def test_tables_hold_all_five(extended: Extended) -> None:
-    assert column(extended, "verdicts", "variant") == {"uniform_weights"}
+    # Those within the trained subject stand beside.
+    assert column(extended, "verdicts", "variant") == {"uniform_weights", "trained"}
+    assert column(extended, "verdicts", "null") > {"uniform_weights", "foreign_direction"}
     assert "elastic" in column(extended, "reconstruction", "sae")
     assert "activation_skewness" in column(extended, "verdicts", "metric")
     assert column(extended, "latents", "activation_skewness") > {None}

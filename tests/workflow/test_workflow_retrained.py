@@ -49,6 +49,8 @@ def test_it_is_added_to_a_study_by_its_own_jobs_and_measured_as_any_variant(
     for name in ("models", "reconstruction", "latents", "scores", "summaries", "contrasts"):
         assert "retrained" in set(table(copied, name).variant), name
     verdicts = table(copied, "verdicts")
+    assert set(verdicts[verdicts.stage == "effect"].variant) == {"trained"}
+    verdicts = verdicts[verdicts.stage == "model"]
     own = verdicts[verdicts.variant == "retrained"]
     assert "reversed" not in set(own.verdict)
     assert set(own.metric) == set(verdicts.metric)

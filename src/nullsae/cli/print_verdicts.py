@@ -11,6 +11,7 @@ from rich.table import Table
 from nullsae import paths, tables
 from nullsae.aggregation.answer import read_answer
 from nullsae.aggregation.provenance import differences
+from nullsae.config.metrics import STAGES, is_of_model
 from nullsae.config.variants import is_positive_control
 from nullsae.statistics.verdicts import (
     CONTROL_RULE,
@@ -76,10 +77,12 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
 
 
 def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[str, Any]]) -> None:
-    if note := replication_note(rows):
+    if note := replication_note(filter(is_of_model, rows)):
         console.print(note, style="bold", markup=False)
-    console.print(_verdicts(rows))
-    console.print("The number is the difference, variant minus trained.")
+    for stage, text in STAGES.items():
+        if of_stage := [row for row in rows if row["stage"] == stage]:
+            console.print(_verdicts(of_stage, f"Verdicts, {stage}: does the metric tell {text}?"))
+    console.print("The number is the difference, null minus the real thing.")
     for reason in dict.fromkeys(row["reason"] for row in rows if row["verdict"] == "none"):
         console.print(f"None: {reason}.", markup=False)
     shares = [row["answered_share"] for row in rows if row["answered_share"] is not None]
@@ -105,16 +108,18 @@ def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[st
         )
 
 
-def _verdicts(rows: list[dict[str, Any]]) -> Table:
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
+def _verdicts(rows: list[dict[str, Any]], title: str) -> Table:
+    """Of one stage: a column for each null."""
+    nulls = list(dict.fromkeys(row["null"] for row in rows))
     keys = ("subject", "site", "sae", "metric", "explainer", "scorer")
-    table = Table(title="Verdicts: does the metric tell trained from ...?", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for name in ("subject", "site", "sae", "metric"):
         table.add_column(name)
-    for variant in variants:
-        scopes = dict.fromkeys(row["scope"] for row in rows if row["variant"] == variant)
-        control = " (positive control)" * is_positive_control(variant)
-        name = f"{variant.replace('_', ' ')}{control}, {' or '.join(scopes)}"
+    for null in nulls:
+        own = [row for row in rows if row["null"] == null]
+        scopes = dict.fromkeys(row["scope"] for row in own)
+        control = " (positive control)" * is_positive_control(own[0]["variant"])
+        name = f"{null.replace('_', ' ')}{control}, {' or '.join(scopes)}"
         table.add_column(name, max_width=16)
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
@@ -128,12 +133,10 @@ def _verdicts(rows: list[dict[str, Any]]) -> Table:
         share = row["answered_share"]
         if share is not None and share < FEWEST_ANSWERED:
             text += f" of {share:.0%} *"
-        cells.setdefault(key, {})[row["variant"]] = text
+        cells.setdefault(key, {})[row["null"]] = text
     for (subject, site, sae, metric, explainer, scorer), found in cells.items():
         judge = f" ({explainer}, {scorer})" if scorer else ""
-        table.add_row(
-            subject, site, sae, metric + judge, *(found.get(name, "") for name in variants)
-        )
+        table.add_row(subject, site, sae, metric + judge, *(found.get(name, "") for name in nulls))
     return table
 
 

@@ -23,8 +23,7 @@ class Explainer(Kind):
     next (`output`). A scorer judges explanations of its own side. A placebo's side is that of what
     it exchanges."""
     has_statistics: ClassVar[bool] = False
-    """Whether its explanations hold token statistics, by which a formula judges them. Others are
-    text, which a language model judges."""
+    """Whether its explanations hold token statistics. Others are text alone."""
 
     @property
     def exchanges(self) -> str | None:
@@ -35,6 +34,11 @@ class Explainer(Kind):
     def is_baseline(self) -> bool:
         """Whether `gain_over_lexical` is measured from it: it knows single tokens only."""
         return False
+
+    @property
+    def judged_by_formula(self) -> bool:
+        """Whether a formula judges its explanations, by their statistics; else a language model."""
+        return self.has_statistics
 
     @property
     def endpoint(self) -> Endpoint | None:

@@ -102,6 +102,7 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "activations": sections.activation_health(study, subject),
         "d_model": next((row["d_model"] for row in reconstruction), None),
         "matrices": sections.verdict_matrices(study, subject),
+        "stages": sections.stage_tables(study, subject),
         "power": sections.power(study, subject),
         "contrasts": sections.contrasts(study, subject),
         "n_contrasts": len(compared),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from nullsae.config.metrics import METRICS
+from nullsae.config.metrics import METRICS, STAGES
 from nullsae.config.variants import VARIANTS, has_model, is_positive_control
 from nullsae.report.names import metric_group
 from nullsae.report.study import Row, Study
@@ -98,6 +98,14 @@ class Matrix(NamedTuple):
     groups: list[MatrixGroup]
 
 
+class StageTable(NamedTuple):
+    """The verdicts of a stage within the trained subject."""
+
+    title: str
+    nulls: list[str]
+    rows: list[MatrixRow]
+
+
 class CoverageTable(NamedTuple):
     """A table of cells."""
 
@@ -168,18 +176,42 @@ def verdict_matrices(study: Study, subject: str) -> list[Matrix]:
 
 
 def _matrix(study: Study, sae: str | None, ordered: list[Row]) -> Matrix:
-    rows: dict[tuple[str, str], dict[str, list[Row]]] = {}
     counts: dict[str, Counter[str]] = {v: Counter() for v in study.compared}
     for row in ordered:
-        key = (row["metric"], _detail(study, row, with_sae=sae is None))
-        rows.setdefault(key, {}).setdefault(row["variant"], []).append(row)
         counts[row["variant"]][row["verdict"]] += 1
     groups: dict[str, list[MatrixRow]] = {}
-    for (metric, detail), by_variant in rows.items():
-        cells = [by_variant.get(variant, []) for variant in study.compared]
-        matrix_row = MatrixRow(METRICS[metric].title, detail, cells)
+    for metric, matrix_row in _rows(
+        study, ordered, "variant", study.compared, with_sae=sae is None
+    ):
         groups.setdefault(metric_group(metric), []).append(matrix_row)
     return Matrix(sae, counts, [MatrixGroup(title, group) for title, group in groups.items()])
+
+
+def _rows(
+    study: Study, ordered: list[Row], column: str, names: Sequence[str], *, with_sae: bool
+) -> Iterator[tuple[str, MatrixRow]]:
+    """Metric and row of a matrix whose columns are these values of a column of `verdicts`."""
+    rows: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in ordered:
+        key = (row["metric"], _detail(study, row, with_sae=with_sae))
+        rows.setdefault(key, {}).setdefault(row[column], []).append(row)
+    for (metric, detail), found in rows.items():
+        cells = [found.get(name, []) for name in names]
+        yield metric, MatrixRow(METRICS[metric].title, detail, cells)
+
+
+def stage_tables(study: Study, subject: str) -> list[StageTable]:
+    """Verdicts within the trained subject, stage by stage: metrics down, nulls across."""
+    own = [row for row in study.stages if row["subject"] == subject]
+    own.sort(key=study.order(subject, *LEVELS))
+    tables = []
+    for stage, text in STAGES.items():
+        rows = [row for row in own if row["stage"] == stage]
+        nulls = list(dict.fromkeys(row["null"] for row in rows))
+        if rows:
+            found = [row for _, row in _rows(study, rows, "null", nulls, with_sae=True)]
+            tables.append(StageTable(f"{stage.capitalize()}: {text}", nulls, found))
+    return tables
 
 
 def _detail(study: Study, row: Row, *, with_sae: bool) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nullsae import paths
-from nullsae.config.metrics import METRICS
+from nullsae.config.metrics import METRICS, is_of_model
 from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.config.variants import is_null, is_positive_control
 from nullsae.report.names import shown_explainer
@@ -60,6 +60,8 @@ class Study:
     floors: list[Row] = field(default_factory=list)
     """Rows of `reconstruction` about Gaussian floors, which are no variants."""
     answer: Answer = field(default_factory=lambda: Answer((), ()))
+    stages: list[Row] = field(default_factory=list)
+    """Rows of `verdicts` about other stages than the model; `tables` has those about models."""
     made_by: list[Row] = field(default_factory=list)
     """Rows of `provenance`; none where it is not there."""
 
@@ -167,7 +169,10 @@ def load_study(config: Config, root: Path) -> Study:
     made_by = []
     if (file := root / paths.PROVENANCE).is_file():
         made_by = tables.read_table(file, PROVENANCE).to_pylist()
-    return Study(config, root, loaded, along, floors, read_answer(root), made_by)
+    stages = [row for row in loaded["verdicts"] if not is_of_model(row)]
+    for name in ("contrasts", "verdicts"):
+        loaded[name] = list(filter(is_of_model, loaded[name]))
+    return Study(config, root, loaded, along, floors, read_answer(root), stages, made_by)
 
 
 def thin(names: Sequence[str], n: int) -> list[str]:

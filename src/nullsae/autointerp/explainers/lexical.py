@@ -39,6 +39,14 @@ class LexicalExplainer(Explainer):
     top_tokens: PositiveInt = 10
     """Tokens named in the text of an explanation; the judge uses the statistics of all."""
 
+    judged_by: Literal["statistics", "text"] = "statistics"
+    """What a judge goes by: a formula by the statistics of all tokens, or the scorer's language
+    model by the text, as by other explanations. The first is a ceiling for the second."""
+
+    @property
+    def judged_by_formula(self) -> bool:
+        return self.judged_by == "statistics"
+
     @property
     def is_baseline(self) -> bool:
         return self.context == "token"
@@ -48,6 +56,8 @@ class LexicalExplainer(Explainer):
         what = "only how often the latent fires on each token"
         if self.context == "bigram":
             what = "how often the latent fires on each token after its predecessor"
+        if self.judged_by == "text":
+            return f"No language model writes; one judges, and is told the tokens named: {what}."
         return f"No language model: the judge knows {what}."
 
     def explain(self, job: ExplainJob) -> pa.Table:

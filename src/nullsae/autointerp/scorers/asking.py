@@ -42,7 +42,8 @@ class AskingScorer(Scorer):
 
     judge: Endpoint | None = None
     """Who judges explanations that are text; by default the model that wrote them. Explanations
-    of kind `lexical` are judged by their token statistics, without a model."""
+    of kind `lexical` are judged by their token statistics, without a model, unless they are
+    `judged_by: text`."""
     windows_per_prompt: PositiveInt = 5
     """Windows in one question to a language model. More are cheaper; `docs/llm.md` measures what
     they cost in quality."""
@@ -57,13 +58,13 @@ class AskingScorer(Scorer):
 
     def asked(self, writer: Explainer | None) -> Endpoint | None:
         assert writer is not None
-        if writer.has_statistics:
+        if writer.judged_by_formula:
             return None
         judge = self.judge or writer.judge
         if judge is None:
             raise ValueError(
-                f"judge: missing; explanations of kind {writer.name} are text without statistics, "
-                f"and no model wrote them"
+                f"judge: missing; explanations of kind {writer.name} are text that a language "
+                f"model judges, and none wrote them"
             )
         return judge
 

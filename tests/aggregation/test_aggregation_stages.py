@@ -1,0 +1,387 @@
+"""Verdicts within the trained subject: of dictionaries, of explanations, of effects."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.stats
+import test_aggregation_study as study_of
+
+from nullsae.aggregation import aggregate
+from nullsae.aggregation.answer import read_answer
+from nullsae.config.metrics import METRICS, STAGES
+from nullsae.config.study import Config
+from nullsae.statistics.effects import holm
+from nullsae.statistics.verdicts import verdict
+
+N_LATENTS, N_DOCUMENTS = 30, 40
+SITE = "resid_post.1"
+# Where the numbers of each lie: a null has less.
+VARIANCE = {"topk": 0.8, "pca": 0.6, "lookup": 0.7}
+AUROC = {"pairs": 0.85, "tokens": 0.75, "others": 0.5, "gpt": 0.6, "gpt_others": 0.52}
+AUROC["told"] = 0.55
+NEXT_TOKEN = {"topk": 0.72, "pca": 0.62, "lookup": 0.6}
+KL = {"": 0.04, "_swapped": 0.02, "_random": 0.01}
+TOKENS = {"topk": 1000, "pca": 0, "lookup": 0}
+EXPLAINERS: dict[str, Any] = {
+    "tokens": {"kind": "lexical"},
+    "pairs": {"kind": "lexical", "context": "bigram"},
+    "others": {"kind": "swapped", "of": "pairs"},
+}
+
+
+def study(**changes: Any) -> Config:
+    """One learned dictionary and two nulls; what changes are given stands in their place."""
+    saes = {
+        "topk": {"k": 16, "n_latents": 64},
+        "pca": {"dictionary": "pca", "k": 16},
+        "lookup": {"dictionary": "token_lookup"},
+    }
+    given: dict[str, Any] = {"saes": saes, "explainers": EXPLAINERS, "variants": ["trained"]}
+    statistics = {"n_resamples": 4000, "confidence": 0.95}
+    return study_of.study(**(given | {"statistics": statistics} | changes))
+
+
+def drawn(*keys: Any, size: int = N_LATENTS) -> np.ndarray:
+    """Standard normal numbers that belong to these keys alone."""
+    return np.random.default_rng(zlib.crc32(repr(keys).encode())).standard_normal(size)
+
+
+def variance_left(sae: str, seed: str) -> np.ndarray:
+    """Squared error of each document, of a deviation of 10; documents are hard for all alike."""
+    noise = 0.1 * drawn("document", size=N_DOCUMENTS)
+    own = 0.01 * drawn("document", sae, seed, size=N_DOCUMENTS)
+    return np.asarray(10 * (1 - VARIANCE[sae] + noise + own))
+
+
+def aurocs(explainer: str, seed: str) -> np.ndarray:
+    """Latents are easy or hard for all explainers alike."""
+    own = 0.02 * drawn("auroc", explainer, seed)
+    return np.asarray(AUROC[explainer] + 0.05 * drawn("latent", seed) + own)
+
+
+def next_token(sae: str, seed: str, of: str = "") -> np.ndarray:
+    centre = 0.5 if of else NEXT_TOKEN[sae]
+    return np.asarray(centre + 0.03 * drawn("next", sae, seed, of))
+
+
+def kl(of: str, seed: str = "0") -> np.ndarray:
+    return np.asarray(KL[of] * np.exp(0.5 * drawn("kl", seed) + 0.2 * drawn("kl", of, seed)))
+
+
+def rows_of(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
+    filled = study_of.filled
+    sae, seed = keys.get("sae", ""), keys.get("seed", "")
+    if table == "documents":
+        errors = variance_left(sae, seed)
+        return [
+            filled(table, document=i, n_tokens=4, squared_error=error, squared_deviation=10.0)
+            for i, error in enumerate(errors)
+        ]
+    if table == "latents":
+        columns = {
+            **{f"next_token_auroc{of}": next_token(sae, seed, of) for of in KL},
+            **{f"ablation_kl_nats{of}": kl(of, seed) for of in KL},
+        }
+        # Half of the latents fire rarely: frequent ones are not what differs.
+        return [
+            filled(table, latent=i, firing_share=0.02 if i % 2 else 0.2)
+            | {name: values[i] for name, values in columns.items()}
+            for i in range(N_LATENTS)
+        ]
+    if table == "scores":
+        values = aurocs(keys["explainer"], seed)
+        return [filled(table, latent=i, auroc=value) for i, value in enumerate(values)]
+    if table == "reconstruction":
+        return [filled(table, l0=1.0 if sae == "lookup" else 16.0)]
+    if table == "history":
+        return [filled(table, tokens=TOKENS[sae])]
+    return [filled(table)]
+
+
+@pytest.fixture(autouse=True)
+def own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_of, "rows_of", rows_of)
+    monkeypatch.setitem(study_of.FILLERS, pa.float64(), 0.5)
+
+
+def made(root: Path, config: Config) -> Path:
+    study_of.write_tree(config, root)
+    aggregate(config, root)
+    return root
+
+
+def row(root: Path, stage: str, metric: str, null: str, **keys: Any) -> dict[str, Any]:
+    rows = study_of.read(root, "contrasts", stage)
+    return study_of.only(rows, metric=metric, null=null, **keys)
+
+
+def test_dictionaries_are_paired_by_document(tmp_path: Path) -> None:
+    root = made(tmp_path, study())
+    found = row(root, "dictionary", "explained_variance", "pca")
+    own, null = (1 - variance_left(sae, "0") / 10 for sae in ("topk", "pca"))
+    assert (found["real"], found["variant"], found["sae"]) == ("topk", "trained", "topk")
+    assert found["trained"] == pytest.approx(own.mean(), abs=1e-12)
+    assert found["value"] == pytest.approx(null.mean(), abs=1e-12)
+    # All documents weigh the same here: the paired t test.
+    test = scipy.stats.ttest_rel(null, own)
+    assert found["standard_error"] == pytest.approx(scipy.stats.sem(null - own), rel=0.05)
+    assert found["df"] == test.df
+    assert scipy.stats.sem(own) > 3 * found["standard_error"]
+    assert found["margin"] == pytest.approx(0.1 * own.mean())
+    assert found["margin_rule"] == "0.1 of |topk - 0|"
+    word, reason = verdict(found, METRICS["explained_variance"](), 0.95)
+    assert word == "separates"
+    assert reason.startswith("these SAEs: pca minus topk -0.")
+    # Principal components take no steps: tokens seen say nothing of them.
+    assert (found["training_tokens_trained"], found["training_tokens"]) == (1000, 0)
+    assert found["not_comparable"] is None
+
+
+def test_dictionaries_of_another_l0_get_no_verdict(tmp_path: Path) -> None:
+    root = made(tmp_path, study())
+    found = row(root, "dictionary", "explained_variance", "lookup")
+    assert "L0 is 16 in topk and 1 in lookup" in found["not_comparable"]
+    assert (
+        study_of.only(
+            study_of.read(root, "verdicts", "dictionary"),
+            metric="explained_variance",
+            null="lookup",
+        )["verdict"]
+        == "none"
+    )
+
+
+def test_latents_of_dictionaries_are_others_and_are_matched_by_firing_rate(tmp_path: Path) -> None:
+    root = made(tmp_path, study())
+    found = row(root, "dictionary", "next_token_auroc", "pca")
+    own, null = (next_token(sae, "0") for sae in ("topk", "pca"))
+    welch = scipy.stats.ttest_ind(null, own, equal_var=False)
+    error = np.sqrt(scipy.stats.sem(own) ** 2 + scipy.stats.sem(null) ** 2)
+    assert found["standard_error"] == pytest.approx(error, rel=1e-9)
+    assert found["df"] == pytest.approx(welch.df, rel=1e-9)
+    assert found["n_matched"] == N_LATENTS
+    # As many of either rate in both: the same means.
+    assert found["matched_difference"] == pytest.approx(found["difference"], abs=1e-12)
+    assert found["is_beyond_margin"]
+
+
+def test_a_dictionary_of_more_frequent_latents_is_matched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
+        found = rows_of(table, keys)
+        if table == "latents" and keys["sae"] == "pca":
+            # Ten rare ones are left.
+            for latent in found[20:]:
+                latent["firing_share"] = 0.2
+        return found
+
+    monkeypatch.setattr(study_of, "rows_of", rows)
+    root = made(tmp_path, study())
+    found = row(root, "dictionary", "next_token_auroc", "pca")
+    own, null = (next_token(sae, "0") for sae in ("topk", "pca"))
+    rare = np.arange(N_LATENTS) % 2 == 1
+    rare_null = rare & (np.arange(N_LATENTS) < 20)
+    # 15 of either rate in topk; 10 rare and 20 frequent ones in pca.
+    values = [
+        (10 * v[r].mean() + 15 * v[~r].mean()) / 25 for v, r in ((own, rare), (null, rare_null))
+    ]
+    assert found["n_matched"] == 25
+    assert found["matched_trained"] == pytest.approx(values[0], abs=1e-12)
+    assert found["matched_value"] == pytest.approx(values[1], abs=1e-12)
+
+
+def test_learned_dictionaries_are_compared_with_nulls_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saes: dict[str, Any] = {name: {"k": 16, "n_latents": 64} for name in ("topk", "again")}
+    saes["pca"] = {"dictionary": "pca", "k": 16}
+    monkeypatch.setitem(VARIANCE, "again", VARIANCE["topk"])
+    monkeypatch.setitem(NEXT_TOKEN, "again", NEXT_TOKEN["topk"])
+    monkeypatch.setitem(TOKENS, "again", TOKENS["topk"])
+    root = made(tmp_path, study(saes=saes, explainers={}, scorers={}))
+    rows = study_of.read(root, "contrasts", "dictionary")
+    assert {(row["real"], row["null"]) for row in rows} == {("topk", "pca"), ("again", "pca")}
+    assert {row["family"] for row in rows if row["metric"] == "cosine"} == {
+        f"dictionary: cosine of {sae}, small" for sae in ("topk", "again")
+    }
+
+
+@pytest.mark.parametrize(("null", "word"), [("others", "separates"), ("tokens", "separates")])
+def test_explanations_are_paired_by_latent(tmp_path: Path, null: str, word: str) -> None:
+    root = made(tmp_path, study())
+    found = row(root, "explanation", "auroc", null, sae="topk")
+    own, other = aurocs("pairs", "0"), aurocs(null, "0")
+    assert (found["explainer"], found["scorer"]) == ("pairs", "detection")
+    assert (found["real"], found["variant"]) == ("pairs", "trained")
+    assert found["difference"] == pytest.approx((other - own).mean(), abs=1e-12)
+    assert found["standard_error"] == pytest.approx(scipy.stats.sem(other - own), rel=1e-9)
+    assert found["df"] == N_LATENTS - 1
+    unpaired = np.hypot(scipy.stats.sem(own), scipy.stats.sem(other))
+    assert unpaired > 1.5 * found["standard_error"]
+    assert found["margin"] == pytest.approx(0.1 * (own.mean() - 0.5))
+    assert found["matched_reason"] == "both arms are of the same latents"
+    assert found["not_comparable"] is None
+    assert verdict(found, METRICS["auroc"](), 0.95)[0] == word
+
+
+def test_token_counts_and_placebos_are_no_real_things(tmp_path: Path) -> None:
+    rows = study_of.read(made(tmp_path, study()), "contrasts", "explanation")
+    pairs = {(row["real"], row["null"]) for row in rows}
+    assert pairs == {("pairs", "others"), ("pairs", "tokens")}
+    assert {row["metric"] for row in rows} == {"auroc", "auprc", "f1", "balanced_accuracy"}
+
+
+def test_latents_that_one_explanation_lacks_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
+        found = rows_of(table, keys)
+        if table == "scores" and keys["explainer"] == "others":
+            found[0]["auroc"] = None
+            found[1]["n_active"] = 7  # judged on other windows
+            return found[:-2]
+        return found
+
+    monkeypatch.setattr(study_of, "rows_of", rows)
+    found = row(made(tmp_path, study()), "explanation", "auroc", "others", sae="topk")
+    own, other = (aurocs(name, "0")[2:-2] for name in ("pairs", "others"))
+    assert (found["n_units_trained"], found["n_units_variant"]) == (N_LATENTS - 4,) * 2
+    assert found["trained"] == pytest.approx(own.mean(), abs=1e-12)
+    assert found["value"] == pytest.approx(other.mean(), abs=1e-12)
+    assert found["standard_error"] == pytest.approx(scipy.stats.sem(other - own), rel=1e-9)
+
+
+def test_another_judge_is_a_ceiling_beside_and_no_null(tmp_path: Path) -> None:
+    explainers = {
+        "tokens": EXPLAINERS["tokens"],
+        "told": {"kind": "lexical", "judged_by": "text"},
+        "gpt": {"kind": "openai", "model": "gpt-4o-mini"},
+        "gpt_others": {"kind": "swapped", "of": "gpt"},
+    }
+    scorers = {"detection": {"kind": "detection", "judge": {"model": "gpt-4o-mini"}}}
+    root = made(tmp_path, study(explainers=explainers, scorers=scorers))
+    ceiling = row(root, "explanation", "auroc", "tokens", sae="topk")
+    assert ceiling["not_comparable"] == (
+        "gpt is judged by gpt-4o-mini, tokens by a formula: what tokens scores stands beside as a "
+        "ceiling, and is no null"
+    )
+    assert ceiling["value"] == pytest.approx(aurocs("tokens", "0").mean())
+    assert verdict(ceiling, METRICS["auroc"](), 0.95)[0] == "none"
+    placebo = row(root, "explanation", "auroc", "gpt_others", sae="topk")
+    assert placebo["not_comparable"] is None
+    # The same token counts as text, by the same judge, are a null.
+    text = row(root, "explanation", "auroc", "told", sae="topk")
+    assert text["not_comparable"] is None
+    for found in (placebo, text):
+        # What has no verdict makes no other one harder to show.
+        assert found["n_family"] == 2
+        assert verdict(found, METRICS["auroc"](), 0.95)[0] == "separates"
+
+
+@pytest.mark.parametrize(
+    ("null", "of"), [("foreign_direction", "_swapped"), ("random_direction", "_random")]
+)
+def test_own_directions_are_paired_with_others_at_the_same_places(
+    tmp_path: Path, null: str, of: str
+) -> None:
+    root = made(tmp_path, study())
+    found = row(root, "effect", "ablation_kl_log_ratio", null, sae="topk")
+    own, foreign = np.log(kl("") / kl("_swapped")), np.log(kl(of) / kl("_swapped"))
+    assert found["real"] == "own_direction"
+    assert found["trained"] == pytest.approx(own.mean(), abs=1e-12)
+    assert found["value"] == pytest.approx(foreign.mean(), abs=1e-12)
+    # What both are over cancels: own over the null.
+    ratio = np.log(kl(of) / kl(""))
+    assert found["difference"] == pytest.approx(ratio.mean(), abs=1e-12)
+    assert found["standard_error"] == pytest.approx(scipy.stats.sem(ratio), rel=1e-9)
+    assert found["margin"] == pytest.approx(0.1 * own.mean())
+    assert verdict(found, METRICS["ablation_kl_log_ratio"](), 0.95)[0] == "separates"
+    auroc = row(root, "effect", "next_token_auroc", null, sae="topk")
+    differences = next_token("topk", "0", of) - next_token("topk", "0")
+    assert auroc["standard_error"] == pytest.approx(scipy.stats.sem(differences), rel=1e-9)
+    assert auroc["value"] == pytest.approx(next_token("topk", "0", of).mean(), abs=1e-12)
+
+
+def test_a_direction_that_does_what_any_does_is_not_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KL, "", KL["_swapped"])
+    monkeypatch.setitem(NEXT_TOKEN, "topk", 0.5)
+    root = made(tmp_path, study())
+    for metric in ("ablation_kl_log_ratio", "next_token_auroc"):
+        found = row(root, "effect", metric, "foreign_direction", sae="topk")
+        word, reason = verdict(found, METRICS[metric](), 0.95)
+        assert word == "inconclusive"
+        assert "own_direction" in reason
+        assert "is not told from the floor" in reason
+
+
+def test_a_subject_without_effects_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(table: str, keys: dict[str, str]) -> list[dict[str, Any]]:
+        found = rows_of(table, keys)
+        for latent in found if table == "latents" else ():
+            latent |= dict.fromkeys(f"next_token_auroc{of}" for of in KL)
+        return found
+
+    monkeypatch.setattr(study_of, "rows_of", rows)
+    found = row(
+        made(tmp_path, study()), "effect", "next_token_auroc", "random_direction", sae="pca"
+    )
+    assert found["trained"] is found["value"] is None
+    assert f"own_direction: next_token_auroc is null for all {N_LATENTS} latents" in found["reason"]
+
+
+def test_pairs_keep_their_seeds(tmp_path: Path) -> None:
+    saes = {"topk": {"k": 16, "n_latents": 64, "seeds": [0, 1, 2]}}
+    root = made(tmp_path, study(saes=saes))
+    found = row(root, "explanation", "auroc", "others")
+    gaps = np.array(
+        [(aurocs("others", seed) - aurocs("pairs", seed)).mean() for seed in ("0", "1", "2")]
+    )
+    assert found["difference"] == pytest.approx(gaps.mean(), abs=1e-12)
+    assert found["standard_error"] == pytest.approx(scipy.stats.sem(gaps), rel=1e-9)
+    assert (found["df"], found["n_seeds"], found["scope"]) == (2, 3, "this model")
+    assert found["p_value"] == pytest.approx(scipy.stats.ttest_1samp(gaps, 0).pvalue, rel=1e-6)
+    assert found["p_permutation"] is None
+    assert "no permutation test of pairs" in found["reason"]
+
+
+def test_each_stage_has_families_of_its_own(tmp_path: Path) -> None:
+    saes = {
+        "topk": {"k": 16, "n_latents": 64, "seeds": [0, 1]},
+        "pca": {"dictionary": "pca", "k": 16, "seeds": [0, 1]},
+    }
+    root = made(tmp_path, study(saes=saes, variants=["trained", "step0"]))
+    rows = [row for stage in STAGES for row in study_of.read(root, "contrasts", stage)]
+    assert {row["stage"] for row in rows} == set(STAGES)
+    families: dict[str, list[dict[str, Any]]] = {}
+    for one in rows:
+        families.setdefault(one["family"], []).append(one)
+    for name, members in families.items():
+        assert name.startswith(f"{members[0]['stage']}: {members[0]['metric']} of ")
+        tested = [one for one in members if one["p_equivalence"] is not None]
+        for test in ("minimum_effect", "equivalence"):
+            corrected = [one[f"p_{test}_holm"] for one in tested]
+            assert corrected == pytest.approx(holm([one[f"p_{test}"] for one in tested]))
+    assert len(families["explanation: auroc of topk, small"]) == 2
+    assert len(families["effect: next_token_auroc of topk, small"]) == 2
+
+
+def test_what_a_study_says_of_models_does_not_depend_on_the_other_stages(tmp_path: Path) -> None:
+    root = made(tmp_path, study(variants=["trained", "step0"]))
+    of_models = study_of.read(root, "verdicts")
+    power = study_of.read(root, "discriminating_power")
+    assert sum(row["n_contrasts"] for row in power) == len(of_models)
+    counts: Counter[str] = Counter()
+    for one in read_answer(root).findings:
+        counts[one.metric] += sum(sum(each.verdicts.values()) for each in one.against)
+    shown = [row for row in of_models if row["explainer"] != "others"]
+    assert counts == Counter(row["metric"] for row in shown)

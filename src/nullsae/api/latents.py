@@ -122,14 +122,8 @@ def collect(
             folder,
             str(model.dtype).removeprefix("torch."),
         )
-    latents, windows = (
-        table.select(schema.names).cast(schema)
-        for table, schema in (
-            (found.latents, tables.cell_schema("latents")),
-            (found.windows, tables.cell_schema("windows")),
-        )
-    )
-    return Collected(latents, windows, found.coverage)
+    latents = _as_written("latents", found.latents)
+    return Collected(latents, _as_written("windows", found.windows), found.coverage)
 
 
 @dataclass(frozen=True)
@@ -165,6 +159,12 @@ class _Passes:
             if not bool(torch.isfinite(x).all()):
                 raise UserError(f"{WHERE}: activations at {self.site} are NaN or infinite")
             yield x, torch.arange(contexts.start * length, contexts.stop * length)
+
+
+def _as_written(name: str, table: pa.Table) -> pa.Table:
+    """A table in its schema: columns in order, with their units."""
+    schema = tables.cell_schema(name)
+    return table.select(schema.names).cast(schema)
 
 
 def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:

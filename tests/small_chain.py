@@ -81,10 +81,17 @@ def tiny_model(kind: str, **keys: Any) -> Any:
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     config: PretrainedConfig
     if kind == "gpt2":
-        plain = {"n_layer": N_LAYERS, "n_embd": D_MODEL, "n_head": 2, "n_positions": 32}
-        config = GPT2Config(vocab_size=VOCAB, **{**plain, **ends, **keys})
+        plain = {
+            "vocab_size": VOCAB,
+            "n_layer": N_LAYERS,
+            "n_embd": D_MODEL,
+            "n_head": 2,
+            "n_positions": 32,
+        }
+        config = GPT2Config(**{**plain, **ends, **keys})
     else:
         shape = {
+            "vocab_size": VOCAB,
             "num_hidden_layers": N_LAYERS,
             "hidden_size": D_MODEL,
             "num_attention_heads": 2,
@@ -92,7 +99,7 @@ def tiny_model(kind: str, **keys: Any) -> Any:
             "max_position_embeddings": 32,
         }
         family = {"gpt_neox": GPTNeoXConfig, "llama": LlamaConfig}[kind]
-        config = family(vocab_size=VOCAB, **{**shape, **ends, **keys})
+        config = family(**{**shape, **ends, **keys})
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

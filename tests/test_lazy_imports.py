@@ -92,6 +92,28 @@ def test_help_and_the_list_of_verbs_load_no_library(tmp_path: Path) -> None:
     assert run(["train_sae", "--help"], tmp_path)[:2] == (0, set())
 
 
+def test_importing_the_package_loads_nothing() -> None:
+    probe = """
+import json, sys
+before = {*sys.modules}
+import nullsae
+from nullsae import paths
+print(json.dumps([m for m in sys.modules.keys() - before if m.startswith("nullsae.")]))
+print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
+print(json.dumps([n for n in nullsae.__all__ if n not in dir(nullsae)]))
+print(json.dumps([n for n in nullsae.__all__ if getattr(nullsae, n).__name__ != n]))
+print(hasattr(nullsae, "randomise"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=120
+    )
+    own, modules, hidden, misnamed = (json.loads(line) for line in done.stdout.splitlines()[:4])
+    assert own == ["nullsae.paths"]
+    assert {*modules} & {*HEAVY, "numpy", "pydantic"} == set()
+    assert hidden == misnamed == []
+    assert done.stdout.splitlines()[4] == "False"
+
+
 def test_a_plan_loads_nothing_that_computes(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
     code, loaded, said = run(["plan"], tmp_path)

@@ -113,7 +113,7 @@ def train_tokenizer(texts: Iterable[str], config: TrainedTokenizer) -> Encoder:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     backend.train_from_iterator(texts, trainer)
-    return _encoder(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS))
+    return encoder_of(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS))
 
 
 def load_tokenizer(
@@ -151,10 +151,11 @@ def load_tokenizer(
         raise UserError(
             f"{key}: {name!r} has no fast tokenizer (tokenizer.json); choose one that has"
         )
-    return _encoder(tokenizer, asks_for_bos=asks)
+    return encoder_of(tokenizer, asks_for_bos=asks)
 
 
-def _encoder(tokenizer: PreTrainedTokenizerFast, *, asks_for_bos: bool = False) -> Encoder:
+def encoder_of(tokenizer: PreTrainedTokenizerFast, *, asks_for_bos: bool = False) -> Encoder:
+    """A transformers tokenizer, ready to encode documents; see `Encoder.asks_for_bos`."""
     # Not len(): ids may have gaps, and `vocab_size` of transformers leaves added tokens out.
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     return Encoder(tokenizer, vocab_size, asks_for_bos)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +29,13 @@ from nullsae.latents.effects import effect_columns, subject_for_effects
 from nullsae.latents.promoted import Lists
 from nullsae.latents.sample import WindowRows, activations_in, write_firings
 from nullsae.latents.silent import HardSilence
-from nullsae.latents.skipped import Skipped
+from nullsae.latents.skipped import Activations, Skipped
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings, FiringSorter, empty_folder
 from nullsae.latents.windows import Grid, deal_documents, draw_windows, pools_of, top_windows
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
-from nullsae.subjects.loading import pick_device
+from nullsae.subjects.loading import Subject, pick_device
 
 # Rows of the encoder and decoder that are compared at a time.
 GEOMETRY_ROWS = 4096
@@ -76,32 +77,67 @@ def collect_latents(
             f"{activations}: activations of {n_captured} tokens, and {tokens} has "
             f"{split.n_tokens}; rebuild them with: {rebuild_command(activations)}"
         )
-    settings = params.latents
     with empty_folder(latents.with_name(f".{latents.stem}.partial")) as folder:
         coder = coder.to(pick_device(params.compute.device))
-        skipped = Skipped.of(split, settings, reader)
-        found, n_skipped = sort_firings(coder, reader, split, skipped, folder, progress)
-        grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
-        # The same pools for every variant: they depend on the corpus alone.
-        dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
-        pools = pools_of(grid.document, dealt)
-        known = describe(found, split, grid, pools, dealt, settings, folder, reader.n_tokens)
-        reasons = _reasons(known, settings)
-        candidates = np.flatnonzero(reasons == PASSES)
-        sampler = numpy_generator(params.seed, "sample_latents", *params.keys.parts())
-        size = min(settings.n_sampled, len(candidates))
-        sampled = np.sort(sampler.choice(candidates, size=size, replace=False))
-        rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
-        tables.write_table(windows, rows.table(), tables.cell_schema("windows"))
-        write_firings(firings, sampled, found)
-        numbers, lists, why_none = _effects(
-            *(params, model, coder, reader, found, known, skipped, candidates, sampled)
-        )
-        described = _latent_columns(
-            *({**known.statistics, **numbers}, known.active, coder, reader.n_tokens),
-            *(reasons == PASSES, sampled, entropy, lists),
-        )
-        tables.write_table(latents, pa.table(described), tables.cell_schema("latents"))
+        dtype = reader.manifest["dtype"]
+        found = collect(params, coder, reader, split, model, folder, dtype, progress)
+        tables.write_table(windows, found.windows, tables.cell_schema("windows"))
+        write_firings(firings, found.sampled, found.firings)
+        tables.write_table(latents, found.latents, tables.cell_schema("latents"))
+    tables.write_table(coverage, [found.coverage], tables.cell_schema("coverage"))
+
+
+class Collected(NamedTuple):
+    """What is known of the latents of one SAE."""
+
+    latents: pa.Table
+    """Every latent; see `tables.cells`, like the next two."""
+    windows: pa.Table
+    """Of the sampled latents."""
+    coverage: dict[str, Any]
+    """One row."""
+    sampled: np.ndarray
+    """int64 [n], ascending."""
+    firings: Firings
+    """Of all latents; maps of files."""
+
+
+def collect(
+    params: CollectLatentsParams,
+    coder: Autoencoder,
+    reader: Activations,
+    split: Split,
+    model: Path | Subject | None,
+    folder: Path,
+    dtype: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """One pass over the activations of a split, and what follows from it; writes no table.
+
+    `coder` lies on the device that computes, `model` is as for `subject_for_effects`, `dtype` is
+    that of the activations, and `folder` is for temporary files, which the caller deletes.
+    """
+    settings = params.latents
+    skipped = Skipped.of(split, settings, reader)
+    found, n_skipped = sort_firings(coder, reader, split, skipped, folder, progress)
+    grid = Grid.cut(split.document.reshape(-1, split.context_tokens), settings.window_tokens)
+    # The same pools for every variant: they depend on the corpus alone.
+    dealt = deal_documents(grid, numpy_generator(params.seed, "pools"))
+    pools = pools_of(grid.document, dealt)
+    known = describe(found, split, grid, pools, dealt, settings, folder, reader.n_tokens)
+    reasons = _reasons(known, settings)
+    candidates = np.flatnonzero(reasons == PASSES)
+    sampler = numpy_generator(params.seed, "sample_latents", *params.keys.parts())
+    size = min(settings.n_sampled, len(candidates))
+    sampled = np.sort(sampler.choice(candidates, size=size, replace=False))
+    rows, entropy = draw_sample(sampled, found, known, skipped, pools, dealt, params)
+    numbers, lists, why_none = _effects(
+        *(params, model, coder, dtype, found, known, skipped, candidates, sampled)
+    )
+    described = _latent_columns(
+        *({**known.statistics, **numbers}, known.active, coder, reader.n_tokens),
+        *(reasons == PASSES, sampled, entropy, lists),
+    )
     covered = {
         "n_tokens": split.n_tokens,
         "n_latents": found.n_latents,
@@ -118,14 +154,14 @@ def collect_latents(
         "n_windows_too_short": known.n_too_short,
         **why_none,
     }
-    tables.write_table(coverage, [covered], tables.cell_schema("coverage"))
+    return Collected(pa.table(described), rows.table(), covered, sampled, found)
 
 
 def _effects(
     params: CollectLatentsParams,
-    model: Path | None,
+    model: Path | Subject | None,
     coder: Autoencoder,
-    reader: SiteReader,
+    dtype: str,
     firings: Firings,
     known: Described,
     skipped: Skipped,
@@ -141,7 +177,7 @@ def _effects(
         params,
         subject=subject,
         coder=coder,
-        dtype=reader.manifest["dtype"],
+        dtype=dtype,
         firings=firings,
         known=known,
         skipped=skipped,
@@ -168,7 +204,7 @@ def _reasons(known: Described, settings: Latents) -> np.ndarray:
 
 def sort_firings(
     sae: Autoencoder,
-    reader: SiteReader,
+    reader: Activations,
     split: Split,
     skipped: Skipped,
     folder: Path,

@@ -41,12 +41,12 @@ class Effects(NamedTuple):
 
 
 def subject_for_effects(
-    model: Path | None, site: str, device: torch.device
+    model: Path | Subject | None, site: str, device: torch.device
 ) -> tuple[Subject | None, str | None]:
     """The subject that effects of directions at a site are seen on, or why there is none.
 
     Args:
-        model: the subject's `recipe.json`; None where there is no model.
+        model: the subject, or its `recipe.json`; None where there is no model.
         site: that the directions are of.
         device: that computes.
     """
@@ -54,7 +54,7 @@ def subject_for_effects(
         return None, "no model"
     if site_kind(site) not in KINDS:
         return None, "the site is not in the residual stream and not written to it"
-    return load_subject(model, device), None
+    return (model if isinstance(model, Subject) else load_subject(model, device)), None
 
 
 def effect_columns(

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
-from nullsae.activations.store import SiteReader
 from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.latents.split import Split
+
+
+class Activations(Protocol):
+    """What is read of a site: a `SiteReader`, or passes that are run when they are asked for."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that count."""
+
+    @property
+    def n_excluded(self) -> int:
+        """Tokens of the split that do not."""
+
+    def batches(self, *, excluded: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those that count, or those that do not: float32 [n, d_model], positions int64 [n]."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +39,7 @@ class Skipped:
     """int64 [n], ascending: positions that `activations.exclude` leaves out."""
 
     @classmethod
-    def of(cls, split: Split, settings: Latents, reader: SiteReader) -> Skipped:
+    def of(cls, split: Split, settings: Latents, reader: Activations) -> Skipped:
         """As the settings and the activations of a site say.
 
         A `UserError` says that ends of documents are to be skipped and the corpus names none.

@@ -11,7 +11,7 @@ import numpy as np
 
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
-from nullsae.corpus.store import TOKENS_FILE, load_tokens
+from nullsae.corpus.store import TOKENS_FILE, Tokens, load_tokens
 
 # Lags of the autocorrelation: 1 to so many tokens.
 LAGS = 15
@@ -47,7 +47,14 @@ class Split:
         A `UserError` names a file that is missing, damaged or not what a corpus consists of, and
         the command that rebuilds it.
         """
-        tokens = load_tokens(manifest)
+        return cls.of(load_tokens(manifest), manifest)
+
+    @classmethod
+    def of(cls, tokens: Tokens, manifest: Path) -> Split:
+        """The tokens of a split that are read already; the path is what messages name.
+
+        A `UserError` says that those of a document are not in a row.
+        """
         ids, document = tokens.input_ids, tokens.document_id
         ends = tokens.manifest.get("separator_token_id")
         bos = tokens.bos_token_ids

@@ -351,14 +351,17 @@ def adjust(rows: Iterable[dict[str, Any]], family: str, statistics: Statistics) 
             row["reason"] = "; ".join(filter(None, (row["reason"], UNREPLICATED)))
 
 
-def scope_of(variant: str, arm: Arm) -> str:
-    """What a verdict about a variant is about, in words: its draws, or the one that was made."""
+def scope_of(variant: str | None, arm: Arm) -> str:
+    """What a verdict about a variant is about, in words: its draws, or the one that was made.
+
+    None stands for a null that is no variant of ours, and that is drawn.
+    """
     # Without any unit there is no value, and the verdict about it says what was made.
     cells = arm.with_units or arm.cells
-    if VARIANTS[variant].fixed:
+    if variant is not None and VARIANTS[variant].fixed:
         return "these SAEs" if len(cells) < 2 else "this model"
     once, often = THIS_DRAW, "randomizations of this kind"
-    if is_positive_control(variant):
+    if variant is not None and is_positive_control(variant):
         once, often = THIS_RETRAINING, "retrainings from other seeds"
     return once if len({c.draw for c in cells}) < 2 else often
 

@@ -151,13 +151,15 @@ def randomize_model(
             )
         original = load_subject(trained, torch.device("cpu"))
         model, source = original.model, original.recipe["source"]
-    _check_tokens(model, heldout, where=f"config: subjects.{keys.subject}.corpus")
+    check_tokens(model, heldout, where=f"config: subjects.{keys.subject}.corpus")
     given = Settings(**params.model_dump(include=set(Settings.model_fields)))
     settings = variant.resolve(model, given, keys.subject)
     recipe = {**keys.model_dump(), **settings.model_dump(), "seed": params.seed, "source": source}
     if isinstance(params.source, PretrainedSource):
         recipe["trust_remote_code"] = params.source.trust_remote_code
-    checks = _randomize(model, params, settings) if variant.changes_weights else []
+    checks: list[gates.Gate] = []
+    if variant.changes_weights:
+        checks = randomize_gated(model, settings, seed=params.seed, **keys.model_dump())
     if params.source is not None and variant.origin == "source" and keys.variant != "trained":
         as_trained = dict(fetch(params.source).named_parameters())
         checks = [gates.untrained(dict(model.named_parameters()), as_trained)]
@@ -189,11 +191,15 @@ def tokenizer_beside(tokens: Path) -> Path | None:
     return file.parent
 
 
-def _randomize(model: Any, params: RandomizeModelParams, settings: Settings) -> list[gates.Gate]:
-    """Change in place, twice from the same original, and check what came out."""
+def randomize_gated(
+    model: Any, settings: Settings, *, seed: int, subject: str, variant: str, draw: int
+) -> list[gates.Gate]:
+    """Change in place, twice from the same original, and check what came out.
+
+    Arguments are those of `changes.randomize`. A copy of all weights is held on the CPU meanwhile.
+    """
     before = gates.state(model)
-    variant = params.keys.variant
-    key = {"seed": params.seed, **params.keys.model_dump(exclude={"variant"})}
+    key: dict[str, Any] = {"seed": seed, "subject": subject, "draw": draw}
     randomize(model, variant, settings, **key)
     first = gates.fingerprints(dict(model.named_parameters()))
     with torch.no_grad():
@@ -230,7 +236,7 @@ def _publish(
     probe = torch.from_numpy(heldout.input_ids[:PROBE_CONTEXTS])
     of: dict[str, Any] = {"split": "eval", "contexts": range(len(probe))}
     before = Subject(model=place(model, recipe, device), recipe=recipe, device=device)
-    tells, checks = bool(checks), [*checks, *_forward_gates(before, probe)]
+    tells, checks = bool(checks), [*checks, *pass_gates(before, probe)]
     gates.require(checks, str(folder))  # before anything is written
     save_subject(model, folder, recipe, tokenizer=tokenizer, weights=weights)
     written = read_json(folder / "recipe.json", rebuild="")
@@ -291,7 +297,8 @@ def check_loss(loss: float, tokens: Tokens, where: str) -> None:
         log.warning("warning: %s: %s", where, warning)
 
 
-def _forward_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:
+def pass_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:
+    """Those of `forward_gates`; a `UserError` where the model cannot run on token ids alone."""
     try:
         return forward_gates(subject, probe)
     except UserError:
@@ -304,7 +311,7 @@ def _forward_gates(subject: Subject, probe: Tensor) -> list[gates.Gate]:
         ) from None
 
 
-def _check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
+def check_tokens(model: Any, tokens: Tokens, *, where: str) -> None:
     """The corpus' token ids must fit the model's vocabulary and its longest context."""
     largest = int(tokens.input_ids.max())
     longest, config = tokens.input_ids.shape[1], text_config(model)

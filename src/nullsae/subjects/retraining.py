@@ -26,7 +26,7 @@ from nullsae.jobs.subjects import RetrainSubjectParams, training_key
 from nullsae.subjects import gates
 from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import fetch, load_subject, pick_device
-from nullsae.subjects.publish import _check_tokens, _publish, check_loss, tokenizer_beside
+from nullsae.subjects.publish import _publish, check_loss, check_tokens, tokenizer_beside
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _fetch(
     model: Any = fetch(source, variant=keys.variant)
     own = load_subject(trained, torch.device("cpu")).model
     check_architecture(model, own, where=f"{where}: {path!r}")
-    _check_tokens(model, heldout, where=f"config: subjects.{keys.subject}.corpus")
+    check_tokens(model, heldout, where=f"config: subjects.{keys.subject}.corpus")
     if tokenizer is not None:
         check_tokenizer(path, revision, tokenizer, where=where)
     made = source.model_dump(mode="json")

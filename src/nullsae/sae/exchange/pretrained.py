@@ -28,16 +28,17 @@ log = logging.getLogger(__name__)
 HOOK = re.compile(r"^(?:hook_embed|blocks\.\d+\.hook_(?:resid_pre|attn_out|mlp_out|resid_post))$")
 
 
-def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
+def read_pretrained(pretrained: str, site: str | None, *, where: str) -> Autoencoder:
     """Read an SAE that was made elsewhere, in nullsae's, SAELens' or sparsify's format.
 
     What such a file says beyond plain weights is folded into them: a b_dec that the encoder does
     not subtract, and codes scaled by the norms of decoder rows. Weights come back as float32.
 
     `pretrained` is a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}`
-    are filled in. `where` is the config key that a message names. A `UserError` says that it cannot
-    be had, or names the file and the key that is missing, unknown, damaged or asks for something
-    that is not supported.
+    are filled in. Without a site they are not, and where the SAE was trained is not looked at.
+    `where` is the config key that a message names. A `UserError` says that it cannot be had, or
+    names the file and the key that is missing, unknown, damaged or asks for something that is not
+    supported.
     """
     folder = _folder(pretrained, site, where)
     check_files(folder, where=where)
@@ -67,9 +68,12 @@ def read_pretrained(pretrained: str, site: str, *, where: str) -> Autoencoder:
     )
 
 
-def _folder(pretrained: str, site: str, where: str) -> Path:
+def _folder(pretrained: str, site: str | None, where: str) -> Path:
     """The folder that holds the SAE; a hub's is downloaded into its cache."""
-    path, inside = pretrained_sae_path(pretrained, site)
+    if site is None:
+        path, _, inside = pretrained.partition("::")
+    else:
+        path, inside = pretrained_sae_path(pretrained, site)
     if is_local(path):
         folder = Path(path).expanduser() / inside
         if not folder.is_dir():
@@ -96,7 +100,7 @@ def _folder(pretrained: str, site: str, where: str) -> Path:
     return folder
 
 
-def _of_saelens(weights: Path, file: Path, config: dict[str, Any], site: str) -> Autoencoder:
+def _of_saelens(weights: Path, file: Path, config: dict[str, Any], site: str | None) -> Autoencoder:
     # What the keys of an SAE for inference cannot say is refused.
     if "metadata" in config and "decoder_init_norm" in config:
         raise UserError(
@@ -107,15 +111,20 @@ def _of_saelens(weights: Path, file: Path, config: dict[str, Any], site: str) ->
     if activation not in ("relu", "topk"):
         raise UserError(f"{file}: activation_fn: {activation!r} is not one of relu, topk")
     described = parse_section(SaeLensConfig, SaeLensConfig.upgrade(config), where=str(file))
-    hook, layer, kind = described.metadata.get("hook_name"), site_layer(site), site_kind(site)
+    if site is not None:
+        _compare_hooks(described.metadata.get("hook_name"), site, file)
+    # SAELens before version 6 wrote a factor per latent, all ones if it was not used.
+    tensors = _read_tensors(weights, described.shapes(), ones=("scaling_factor",))
+    return described.autoencoder(tensors)
+
+
+def _compare_hooks(hook: Any, site: str, file: Path) -> None:
+    layer, kind = site_layer(site), site_kind(site)
     twins = {"resid_post": f"resid_pre.{layer + 1}", "resid_pre": f"resid_post.{layer - 1}"}
     same = {hook_name(name) for name in (site, twins.get(kind, site))}
     # Names of other libraries' modules cannot be compared.
     if isinstance(hook, str) and HOOK.match(hook) and hook not in same:
         log.warning("%s: trained at %s, used at %s", file, hook, site)
-    # SAELens before version 6 wrote a factor per latent, all ones if it was not used.
-    tensors = _read_tensors(weights, described.shapes(), ones=("scaling_factor",))
-    return described.autoencoder(tensors)
 
 
 def _read_tensors(weights: Path, shapes: Shapes, ones: tuple[str, ...] = ()) -> dict[str, Tensor]:

@@ -1,0 +1,161 @@
+"""SAEs that others made, and null dictionaries beside them that no training makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.parse import parse_section
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import torch_generator
+from nullsae.corpus.store import Tokens
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.exchange.pretrained import read_pretrained
+from nullsae.sae.initialization import initialize
+
+RANDOM = "random"
+"""The dictionary that training starts from."""
+# Activations that are encoded together, and those that a start is fitted to.
+BATCH_TOKENS, SAMPLE_TOKENS = 4096, 16_384
+
+
+def load_sae(path: str, site: str | None = None) -> Autoencoder:
+    """An SAE made elsewhere, as `saes.*.pretrained` of a config reads it.
+
+    Args:
+        path: a folder or hub id in the format of nullsae, SAELens or EleutherAI's sparsify, and
+            after `::` a folder within it: `EleutherAI/sae-pythia-70m-32k::layers.3`.
+        site: where its activations are read, such as `resid_post.3`. If given, `{site}` and
+            `{layer}` in `path` are filled in, and a warning is logged where the SAE says that it
+            was trained elsewhere.
+
+    Returns:
+        Float32 weights on the CPU. `encode(x)` takes activations [tokens, d_model] to values and
+        latents, both [tokens, m], a value of 0 meaning that the latent did not fire;
+        `decode(values, latents)` takes them back.
+
+    Raises:
+        UserError: it cannot be had, or has a key or a tensor that is missing, unknown, damaged or
+            not supported; the line names it.
+    """
+    return read_pretrained(str(path), site, where="load_sae")
+
+
+def null_dictionary(
+    sae: Autoencoder,
+    kind: str,
+    activations: Tensor,
+    token_ids: Tensor | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Autoencoder:
+    """A dictionary that nothing was learned for, to stand beside an SAE: minutes, no training.
+
+    It keeps as many latents per token as the SAE: k, or, where the SAE has no k, the mean number
+    of its latents that fire on these activations, rounded.
+
+    Args:
+        sae: what it is a placebo of.
+        kind: `random` has as many latents as the SAE: random unit directions, a tied encoder and
+            b_dec at the geometric median, as training starts (fitted to the first 16,384 tokens);
+            `pca` and `identity` have principal components and neurons, plus and minus;
+            `token_lookup` has the mean activation of each token id. Null dictionaries of other
+            packages are known by their names, as in `saes.*.dictionary` of a config.
+        activations: floats [tokens, d_model] that it is fitted to, of the site of the SAE.
+        token_ids: integers [tokens], for `token_lookup` alone.
+        seed: keys what is drawn.
+        settings: keys of a recipe that this dictionary has, such as `n_components` of `pca`.
+
+    Returns:
+        A dictionary in float32 on the CPU.
+
+    Raises:
+        UserError: there is no such kind or setting, it must be trained, or activations, token ids
+            and SAE do not fit each other.
+    """
+    x = _rows(sae, activations)
+    k = sae.k or max(1, round(_l0(sae, x, token_ids)))
+    if kind == RANDOM:
+        if settings:
+            raise UserError(f"null_dictionary: {sorted(settings)[0]}: {kind} has no such setting")
+        generator = torch_generator(seed, "null_dictionary", kind)
+        sample = x[:SAMPLE_TOKENS]
+        return initialize(sample, n_latents=sae.n_latents, k=k, generator=generator)
+    computed = [name for name, made in DICTIONARIES.items() if not made.trained]
+    if kind not in computed:
+        kinds = f"{', '.join((RANDOM, *computed))}"
+        trained = kind in DICTIONARIES
+        why = "is made by training (nullsae run)" if trained else "is unknown"
+        raise UserError(f"null_dictionary: kind {kind!r} {why}; without training there are {kinds}")
+    where = f"null_dictionary: {kind}"
+    recipe = parse_section(DICTIONARIES[kind], settings, where=where)
+    corpus = None
+    if recipe.reads_tokens:
+        corpus = _tokens(_ids(x, token_ids, where))
+    batches = ((x[part], torch.arange(part.start, part.stop)) for part in _pieces(len(x)))
+    found: Autoencoder = recipe.fit(k, _Rows(x), batches, corpus, where)
+    return found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What dictionaries ask of a site beside its batches."""
+
+    x: Tensor
+
+    @property
+    def d_model(self) -> int:
+        return self.x.shape[1]
+
+    def mean(self) -> Tensor:
+        return self.x.double().mean(dim=0)
+
+
+def _rows(sae: Autoencoder, activations: Tensor) -> Tensor:
+    """Activations as float32 on the CPU, if they fit the SAE."""
+    shape = list(activations.shape)
+    if len(shape) != 2 or shape[1] != sae.d_model or not shape[0]:
+        raise UserError(
+            f"null_dictionary: activations are {shape}, should be [tokens, {sae.d_model}]"
+        )
+    x = activations.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(x).all()):
+        raise UserError("null_dictionary: activations are NaN or infinite in some places")
+    return x
+
+
+def _ids(x: Tensor, token_ids: Tensor | None, where: str) -> Tensor:
+    if token_ids is None or list(token_ids.shape) != [len(x)]:
+        found = "missing" if token_ids is None else f"{list(token_ids.shape)}"
+        raise UserError(f"{where}: token_ids: {found}, should be [{len(x)}], one per activation")
+    return token_ids
+
+
+def _tokens(ids: Tensor) -> Tokens:
+    """Token ids as a split of one context."""
+    row = ids.cpu().numpy().astype(np.int32)[None]
+    return Tokens(row, np.zeros_like(row), {"vocab_size": int(row.max()) + 1})
+
+
+def _pieces(n: int) -> Iterator[slice]:
+    for start in range(0, n, BATCH_TOKENS):
+        yield slice(start, min(start + BATCH_TOKENS, n))
+
+
+@torch.no_grad()
+def _l0(sae: Autoencoder, x: Tensor, token_ids: Tensor | None) -> float:
+    """Mean number of latents that fire, over tokens."""
+    device = sae.w_dec.device
+    if sae.coding.reads_tokens:
+        _ids(x, token_ids, f"null_dictionary: {sae.architecture}")
+    fired = 0
+    for part in _pieces(len(x)):
+        ids = None if token_ids is None else token_ids[part]
+        fired += int((sae.encode(x[part].to(device), ids)[0] > 0).sum())
+    return fired / len(x)

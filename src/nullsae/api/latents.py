@@ -1,0 +1,217 @@
+"""Latents of any SAE on any texts, described as `nullsae collect_latents` describes them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from nullsae import tables
+from nullsae.activations.capture import capture_contexts
+from nullsae.config.compute import Compute
+from nullsae.config.corpora import Corpus
+from nullsae.config.latents import Latents
+from nullsae.config.parse import check_sites, parse_section
+from nullsae.config.sites import SITE
+from nullsae.core.errors import UserError
+from nullsae.corpus.boundaries import boundaries
+from nullsae.corpus.packing import Packer
+from nullsae.corpus.store import TOKENS_FILE, Tokens, map_tokens
+from nullsae.corpus.tokenizer import encoder_of
+from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.latents import collect as stage
+from nullsae.latents.split import Split
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.subjects.families import text_config
+from nullsae.subjects.loading import Subject, check_sites_add_up
+from nullsae.subjects.publish import check_tokens
+
+WHERE = "collect"
+
+
+class Collected(NamedTuple):
+    """What is known of the latents of one SAE; the tables' `to_pandas()` gives data frames."""
+
+    latents: pa.Table
+    """The table `latents` of docs/latents.md: one row per latent."""
+    windows: pa.Table
+    """The table `windows`: stretches of text of the sampled latents, with their activations."""
+    coverage: dict[str, Any]
+    """The row of `coverage`: how many tokens, windows and latents there were, and which latents
+    were left out, and why."""
+
+
+def collect(
+    model: Any,
+    sae: Autoencoder,
+    texts: Sequence[str] | Tensor,
+    *,
+    site: str,
+    tokenizer: Any = None,
+    context_tokens: int = 128,
+    prepend_bos: bool | str = "auto",
+    batch_contexts: int = 8,
+    seed: int = 0,
+    **settings: Any,
+) -> Collected:
+    """Statistics of every latent over some texts, and windows of a sample of them.
+
+    Texts are packed into contexts as a study's are, and the model is run on them, batch by batch;
+    activations are not kept. Firings lie in a temporary folder meanwhile, 16 bytes each.
+
+    Args:
+        model: a causal `transformers.PreTrainedModel` in evaluation mode: the trained one, or what
+            `randomize` made of it.
+        sae: from `load_sae`, say; it runs on the model's device.
+        texts: documents; or token ids, integers [contexts, tokens], each context a document.
+        site: where the SAE reads, such as `resid_post.3` (the output of block 3), `mlp_out.3`,
+            `attn_out.3`, `resid_pre.3` or `embed`.
+        tokenizer: the model's, a fast one; for texts alone.
+        context_tokens: length of the contexts that texts are packed into, BOS included; what is
+            left over behind the last whole one is dropped.
+        prepend_bos: whether each context begins with BOS; `auto`, if the tokenizer does so itself.
+        batch_contexts: contexts in one forward pass.
+        seed: keys which latents and windows are sampled.
+        settings: keys of the config's `latents`: `min_firings=200`, `n_sampled=50`,
+            `causal_places=0` (which saves most of the passes), `skip_start_tokens=1`, ...
+
+    Returns:
+        Tables, and one row about both.
+
+    Raises:
+        UserError: texts, tokenizer, model, site and SAE do not fit each other, or a setting is
+            unknown; the line says which.
+    """
+    if model.training:
+        raise UserError(f"{WHERE}: the model is in training mode; call its eval() first")
+    subject = Subject(
+        model=model,
+        recipe={"vocab_size": text_config(model).vocab_size},
+        device=model.get_input_embeddings().weight.device,
+    )
+    _check_site(subject, sae, site)
+    params = CollectLatentsParams(
+        seed=seed,
+        keys=CellKeys(subject="", variant="trained", draw=0, site=site, sae="", seed=0),
+        latents=parse_section(Latents, settings, where=WHERE),
+        compute=Compute(),
+    )
+    with tempfile.TemporaryDirectory(prefix="nullsae-") as temporary:
+        folder = Path(temporary)
+        if isinstance(texts, Tensor):
+            tokens = _own_tokens(texts)
+        else:
+            packing = {"context_tokens": context_tokens, "prepend_bos": prepend_bos}
+            tokens = _packed(texts, tokenizer, packing, folder)
+        check_tokens(model, tokens, where=WHERE)
+        found = stage.collect(
+            params,
+            sae.to(subject.device),
+            _Passes(subject, torch.from_numpy(tokens.input_ids), site, batch_contexts),
+            Split.of(tokens, Path(WHERE)),
+            # What a direction does to logits takes a head.
+            None if model.get_output_embeddings() is None else subject,
+            folder,
+            str(model.dtype).removeprefix("torch."),
+        )
+    latents = _as_written("latents", found.latents)
+    return Collected(latents, _as_written("windows", found.windows), found.coverage)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Activations of a site, computed when they are asked for; all tokens count."""
+
+    subject: Subject
+    ids: Tensor
+    site: str
+    batch_contexts: int
+
+    @property
+    def n_tokens(self) -> int:
+        return self.ids.numel()
+
+    @property
+    def n_excluded(self) -> int:
+        return 0
+
+    def batches(self, *, excluded: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        n_contexts, length = self.ids.shape
+        for start in range(0, 0 if excluded else n_contexts, self.batch_contexts):
+            contexts = range(start, min(start + self.batch_contexts, n_contexts))
+            x = capture_contexts(
+                self.subject,
+                self.ids,
+                split="eval",
+                contexts=contexts,
+                batch_contexts=self.batch_contexts,
+                sites=[self.site],
+                dtype=torch.float32,
+            )[self.site]
+            if not bool(torch.isfinite(x).all()):
+                raise UserError(f"{WHERE}: activations at {self.site} are NaN or infinite")
+            yield x, torch.arange(contexts.start * length, contexts.stop * length)
+
+
+def _as_written(name: str, table: pa.Table) -> pa.Table:
+    """A table in its schema: columns in order, with their units."""
+    schema = tables.cell_schema(name)
+    return table.select(schema.names).cast(schema)
+
+
+def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:
+    """The site must be one that the model has and the SAE fits."""
+    if not SITE.match(site):
+        raise UserError(f"{WHERE}: site: {site!r} is no name of a site, such as resid_post.3")
+    check_sites((site,), len(subject.blocks), where=f"{WHERE}: site")
+    check_sites_add_up(subject, [site], where=f"{WHERE}: site")
+    if sae.d_model != subject.width(site):
+        raise UserError(
+            f"{WHERE}: sae: it reads {sae.d_model} dimensions, and {site} has {subject.width(site)}"
+        )
+
+
+def _own_tokens(ids: Tensor) -> Tokens:
+    """Contexts as they are, each a document."""
+    if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
+        raise UserError(
+            f"{WHERE}: texts: token ids are {ids.dtype} {list(ids.shape)}, should be integers "
+            f"[contexts, tokens]"
+        )
+    given = ids.cpu().numpy().astype(np.int32)
+    documents = np.repeat(np.arange(len(given), dtype=np.int32)[:, None], given.shape[1], axis=1)
+    return Tokens(given, documents, {})
+
+
+def _packed(texts: Sequence[str], tokenizer: Any, packing: dict[str, Any], folder: Path) -> Tokens:
+    """Texts as contexts, by the rules of a corpus; a map of a file in `folder`."""
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{WHERE}: texts: should be a list of texts, or a tensor of token ids")
+    if not getattr(tokenizer, "is_fast", False):
+        what = "missing" if tokenizer is None else f"a {type(tokenizer).__name__} is no fast one"
+        raise UserError(f"{WHERE}: tokenizer: {what}; texts need the model's fast tokenizer")
+    # Source and tokenizer are at hand already; the rest is what a corpus would do with them.
+    given = {"source": {"kind": "builtin"}, "tokenizer": {"kind": "train"}, **packing}
+    corpus = parse_section(Corpus, given, where=WHERE)
+    asks = tokenizer.init_kwargs.get("add_bos_token") is True
+    encoder = encoder_of(tokenizer, asks_for_bos=asks)
+    bounds = boundaries(encoder, corpus, WHERE)
+    packer = Packer(None, corpus.context_tokens, bounds, folder / "packed")
+    for ids in encoder.encode(texts):
+        packer.add(ids)
+    packer.flush()
+    if not packer.shape()[0]:
+        raise UserError(
+            f"{WHERE}: texts: {packer.n_tokens} tokens do not fill one context of "
+            f"{corpus.context_tokens}; give more, or lower context_tokens"
+        )
+    packer.write(folder / TOKENS_FILE)
+    return map_tokens(folder / TOKENS_FILE, {"vocab_size": encoder.vocab_size, **bounds.manifest()})

@@ -1,0 +1,255 @@
+"""Contrasts and verdicts on anybody's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import Field, PositiveFloat
+
+from nullsae.aggregation.arms import differences
+from nullsae.config.metrics import METRICS, Direction, Metric, Stage
+from nullsae.config.parse import parse_section
+from nullsae.config.statistics import Statistics
+from nullsae.config.variants import VARIANTS
+from nullsae.core.errors import UserError
+from nullsae.statistics import verdicts
+from nullsae.statistics.bootstrap import Arm, ArmCell, Floats, Resampler
+from nullsae.statistics.contrasts import Estimate, adjust, contrast_row, estimate, scope_of
+from nullsae.statistics.permutation import Permuter
+
+Unit = Literal["latent", "document"]
+Scores = ArrayLike | Sequence[ArrayLike] | Mapping[tuple[int, int], ArrayLike]
+"""Of one SAE, [n_units]; of several, a sequence of these, or these by (draw, seed)."""
+TABLES: dict[Unit, str] = {"latent": "scores", "document": "documents"}
+
+
+class GivenMargin(Statistics):
+    """Settings with a margin in the unit of the scores."""
+
+    given: Annotated[PositiveFloat, Field(alias="margin")]
+
+    def absolute_margin(self, metric: str) -> float | None:
+        return self.given
+
+    def margin_rule(self, metric: str, real: str = "trained") -> str:
+        return f"{self.given:g}, as given"
+
+
+class ScoresMetric(Metric):
+    """What is compared: the mean of a score over units."""
+
+    def __init__(self, metric: Metric | None, unit: Unit, direction: Direction) -> None:
+        """Where it is none of ours, no floor is known."""
+        self.name = "scores" if metric is None else metric.name
+        self.floor = float("-inf") if metric is None else metric.floor
+        self.table, self.columns, self.direction = TABLES[unit], ("score",), direction
+
+    def direction_at(self, stage: Stage, null: str) -> Direction:
+        return self.direction
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A null against the real thing, before corrections for other contrasts."""
+
+    metric: Metric
+    statistics: Statistics
+    tested: Mapping[str, Any]
+    """Columns of the table `contrasts`, as `adjust` takes them."""
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Columns of the table `contrasts` (docs/statistics.md), as the only one of its family.
+
+        Columns called `trained` are those of the real thing. P-values are None without
+        replication: they would speak of the units of two SAEs alone.
+        """
+        return _family([self])[0]
+
+    @property
+    def difference(self) -> float | None:
+        """Mean score of the null minus that of the real thing."""
+        found: float | None = self.tested["difference"]
+        return found
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the difference, at `statistics.confidence`; None where `reason` says why."""
+        low, high = (self.tested.get(f"difference_{end}") for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
+
+    @property
+    def reason(self) -> str | None:
+        """Why a number is None."""
+        found: str | None = self.tested["reason"]
+        return found
+
+
+class Verdict(NamedTuple):
+    """What a contrast says."""
+
+    word: str
+    """`separates`, `reversed`, `equivalent` or `inconclusive`."""
+    reason: str
+    """The numbers and the rule that gave it, in one line."""
+
+
+def contrast(
+    real: Scores,
+    null: Scores,
+    unit: Unit = "latent",
+    metric: str | None = None,
+    *,
+    margin: float | None = None,
+    direction: Direction | None = None,
+    paired: bool = False,
+    names: tuple[str, str] = ("real", "null"),
+    confidence: float = 0.95,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> Contrast:
+    """Null minus real in the mean of a score, as a study's tables have it.
+
+    The interval, the minimum-effect test and the equivalence test are those of docs/statistics.md:
+    of whole draws or seeds where there are several, else of units.
+
+    Args:
+        real: scores of the real thing, floats [n_units] of one SAE; of several seeds a sequence of
+            such arrays.
+        null: scores of the null, [n_units]; of several draws a sequence of such arrays. Either may
+            be a mapping from (draw, seed) to [n_units].
+        unit: `latent`: units of one array are independent of those of another, and may differ in
+            number. `document`: the i-th score of every array is about the same document.
+        metric: a metric of docs/metrics.md that is a mean over these units, such as `auroc`. It
+            gives margin (a share of |real - floor|) and direction where they are not given.
+        margin: differences below it count as none, in the unit of the scores.
+        direction: the sign of real minus null if the score sees what it should; 0 if it may differ
+            either way. 1 by default where there is no metric.
+        paired: whether the i-th latents of real and null are the same ones, as where another
+            explanation is scored on the same latents. Documents always are.
+        names: what real and null are called in reasons. Where the null has the name of a variant,
+            so that a metric expects another side there, that is taken.
+        confidence: of the interval; 1 minus it is the level of the tests.
+        n_resamples: of the bootstrap and the permutation test.
+        seed: keys both.
+
+    Returns:
+        The contrast; `verdict` puts it into a word.
+
+    Raises:
+        UserError: neither a metric nor a margin is given, there is no such metric or it is no mean
+            over these units, or scores are of the wrong shape, not finite, or not paired.
+    """
+    about = _metric(metric, unit, direction, names[1])
+    own = _arm(real, names[0], unit, "seed")
+    other = _arm(null, names[1], unit, "draw")
+    if margin is None and metric is None:
+        raise UserError("contrast: margin: missing; without a metric nothing else says what counts")
+    settings: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence}
+    if margin is None:
+        statistics = parse_section(Statistics, settings, where="contrast")
+    else:
+        statistics = parse_section(GivenMargin, {**settings, "margin": margin}, where="contrast")
+    if unit == "document" or paired:
+        _check_paired(own, other, unit, names)
+    resampler = Resampler(seed, n_resamples)
+
+    def estimated(arm: Arm) -> Estimate:
+        return estimate(arm, about, statistics, resampler)
+
+    is_paired = paired and unit == "latent"
+    row = contrast_row(
+        *(estimated(own), estimated(other), about, statistics, Permuter(seed, n_resamples)),
+        names=names,
+        differences=estimated(differences(own, other)) if is_paired else None,
+    )
+    scope = scope_of(names[1] if names[1] in VARIANTS else None, other)
+    # The metric knows its direction at any stage.
+    row |= {"metric": about.name, "stage": "model", "scope": scope, "not_comparable": None}
+    return Contrast(about, statistics, row)
+
+
+def verdict(contrast: Contrast, family: Sequence[Contrast] = ()) -> Verdict:
+    """What a contrast says, by the rule of a study's table `verdicts`.
+
+    Both of its tests are corrected by Holm's procedure over the family.
+
+    Args:
+        contrast: from `contrast`.
+        family: all contrasts that are looked at together, this one among them or not: one metric
+            against several nulls, say.
+    """
+    others = [one for one in family if one is not contrast]
+    row = _family([contrast, *others])[0]
+    return Verdict(*verdicts.verdict(row, contrast.metric, contrast.statistics.confidence))
+
+
+def _family(contrasts: Sequence[Contrast]) -> list[dict[str, Any]]:
+    """Rows of contrasts that are corrected together, at the level of the first."""
+    rows = [dict(one.tested) for one in contrasts]
+    adjust(rows, "given", contrasts[0].statistics)
+    return rows
+
+
+def _metric(name: str | None, unit: Unit, direction: Direction | None, null: str) -> ScoresMetric:
+    if unit not in TABLES:
+        raise UserError(f"contrast: unit: {unit!r} is not one of {', '.join(TABLES)}")
+    if direction not in (None, -1, 0, 1):
+        raise UserError(f"contrast: direction: {direction!r} is not one of -1, 0, 1")
+    if name is None:
+        return ScoresMetric(None, unit, 1 if direction is None else direction)
+    means = {n: m for n, m in METRICS.items() if (m.form, m().unit) == ("mean", unit)}
+    if name not in means:
+        raise UserError(
+            f"contrast: metric: {name!r} is not one of the means over {unit}s: "
+            f"{', '.join(means) or 'there are none'}; leave it out and give a margin"
+        )
+    metric = means[name]()
+    if direction is None:
+        known = null in VARIANTS
+        direction = metric.direction_against(null) if known else metric.direction
+    return ScoresMetric(metric, unit, direction)
+
+
+def _arm(scores: Scores, name: str, unit: Unit, level: Literal["draw", "seed"]) -> Arm:
+    """All arrays of one arm; those of a sequence are further draws, or seeds of one draw."""
+    arrays: Mapping[tuple[int, int], Any]
+    if isinstance(scores, Mapping):
+        arrays = scores
+    else:
+        given: Any = scores
+        many = [*given] if any(np.ndim(one) for one in given) else [given]
+        arrays = {(i, 0) if level == "draw" else (0, i): one for i, one in enumerate(many)}
+    cells = []
+    for (draw, seed), one in arrays.items():
+        values: Floats = np.asarray(one, dtype=np.float64)
+        if values.ndim != 1 or not len(values):
+            raise UserError(
+                f"contrast: {name}: scores are {list(values.shape)}, should be [n_units], or a "
+                f"sequence of such arrays"
+            )
+        if n_bad := int((~np.isfinite(values)).sum()):
+            raise UserError(
+                f"contrast: {name}: {n_bad} of {len(values)} scores are NaN or infinite; leave "
+                f"out units without a score"
+            )
+        cells.append(ArmCell(draw, seed, (values,)))
+    return Arm(tuple(cells), units_are_shared=unit == "document")
+
+
+def _check_paired(own: Arm, other: Arm, unit: Unit, names: tuple[str, str]) -> None:
+    """The i-th unit of each array must be the same."""
+    sizes = {cell.n_units for arm in (own, other) for cell in arm.cells}
+    if len(sizes) > 1:
+        few, many = min(sizes), max(sizes)
+        raise UserError(
+            f"contrast: {unit}s are paired by their place, and some arrays have {few} scores, "
+            f"others {many}"
+        )
+    if unit == "latent" and len(own.cells) != len(other.cells):
+        counts = f"{names[0]} {len(own.cells)}, {names[1]} {len(other.cells)}"
+        raise UserError(f"contrast: paired: as many arrays are needed on both sides: {counts}")

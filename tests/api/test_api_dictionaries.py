@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import nullsae
+from nullsae.core.randomness import torch_generator
+from nullsae.sae.exchange.export import export_sae
+from small_chain import D_MODEL
+
+N_LATENTS, K = 48, 4
+
+
+def cloud(n: int = 600) -> torch.Tensor:
+    """Activations with a mean and unequal variances, float32 [n, D_MODEL]."""
+    generator = torch_generator(0, "cloud")
+    scale = torch.linspace(0.2, 3, D_MODEL)
+    mixed = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=generator))[0]
+    return torch.randn(n, D_MODEL, generator=generator) * scale @ mixed + scale
+
+
+def sae_of(architecture: str = "topk", k: int | None = K) -> nullsae.Autoencoder:
+    generator = torch_generator(0, "sae")
+    w_enc, w_dec = (torch.randn(N_LATENTS, D_MODEL, generator=generator) for _ in range(2))
+    b_enc, b_dec = torch.full((N_LATENTS,), -2.0), torch.ones(D_MODEL)
+    return nullsae.Autoencoder(architecture, w_enc, b_enc, w_dec, b_dec, k)
+
+
+@pytest.mark.parametrize("layout", ["saelens", "sparsify"])
+def test_saes_of_other_packages_are_read(layout: str, tiny_sae: Path, tmp_path: Path) -> None:
+    own = nullsae.load_sae(str(tiny_sae.parent))
+    export_sae(tiny_sae, layout, tmp_path / "layers.1")
+    found = nullsae.load_sae(f"{tmp_path}::layers.{{layer}}", site="resid_post.1")
+    for name, tensor in own.parameters().items():
+        assert torch.equal(found.parameters()[name], tensor)
+    assert found.k == own.k == 4
+    plain = nullsae.load_sae(f"{tmp_path}::layers.1")
+    assert torch.equal(plain.w_enc, own.w_enc)
+
+
+def test_a_folder_without_an_sae_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(nullsae.UserError, match=r"load_sae: .* holds no cfg\.json but nothing"):
+        nullsae.load_sae(str(tmp_path))
+
+
+def test_principal_components_are_numpys() -> None:
+    x = cloud()
+    found = nullsae.null_dictionary(sae_of(), "pca", x, n_components=5)
+    _, vectors = np.linalg.eigh(np.cov(x.double().numpy().T))
+    directions = vectors[:, ::-1].T[:5]
+    assert found.n_latents == 10
+    cosine = np.abs((found.w_dec[:5].numpy() * directions).sum(axis=1))
+    assert cosine == pytest.approx(np.ones(5), abs=1e-5)
+    assert torch.equal(found.w_dec[5:], -found.w_dec[:5])
+    assert found.k == K
+
+
+def test_with_all_neurons_active_the_identity_gives_everything_back() -> None:
+    x = cloud()
+    found = nullsae.null_dictionary(sae_of(k=D_MODEL), "identity", x)
+    assert torch.allclose(found.decode(*found.encode(x)), x, atol=1e-5)
+    assert torch.allclose(found.b_dec, x.mean(0), atol=1e-5)
+
+
+def test_a_token_lookup_gives_the_mean_of_each_token() -> None:
+    x = cloud()
+    ids = torch.arange(len(x)) % 7
+    found = nullsae.null_dictionary(sae_of(), "token_lookup", x, ids)
+    back = found.decode(*found.encode(x, ids))
+    for token in range(7):
+        mean = x[ids == token].double().numpy().mean(axis=0)
+        assert back[token].numpy() == pytest.approx(mean, abs=1e-5)
+
+
+def test_random_directions_are_as_many_and_of_unit_norm() -> None:
+    x, sae = cloud(), sae_of()
+    one, again, other = (nullsae.null_dictionary(sae, "random", x, seed=s) for s in (0, 0, 1))
+    assert (one.n_latents, one.d_model, one.k) == (N_LATENTS, D_MODEL, K)
+    assert one.w_dec.norm(dim=1).numpy() == pytest.approx(np.ones(N_LATENTS), abs=1e-6)
+    assert torch.equal(one.w_dec, again.w_dec)
+    assert not torch.equal(one.w_dec, other.w_dec)
+    # Two independent sets of directions: cosines as chance makes them.
+    cosines = (one.w_dec @ other.w_dec.T).numpy()
+    assert cosines.std() == pytest.approx(1 / np.sqrt(D_MODEL), rel=0.1)
+
+
+def test_without_a_k_as_many_latents_are_kept_as_fire_on_average() -> None:
+    x, sae = cloud(5000), sae_of("standard", None)
+    pre = (x - sae.b_dec).numpy() @ sae.w_enc.numpy().T + sae.b_enc.numpy()
+    expected = round((pre > 0).sum(axis=1).mean())
+    assert nullsae.null_dictionary(sae, "random", x).k == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "said"),
+    [
+        ("rotten", {}, "kind 'rotten' is unknown; without training there are random, token_lookup"),
+        ("frozen_decoder", {}, r"kind 'frozen_decoder' is made by training \(nullsae run\)"),
+        ("token_lookup", {}, r"token_lookup: token_ids: missing, should be \[600\]"),
+        ("pca", {"components": 3}, "null_dictionary: pca: components"),
+        ("random", {"n_components": 3}, "n_components: random has no such setting"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(kind: str, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(nullsae.UserError, match=said) as caught:
+        nullsae.null_dictionary(sae_of(), kind, cloud(), **keys)
+    assert "\n" not in str(caught.value)
+
+
+def test_activations_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(nullsae.UserError, match=rf"are \[3, 5\], should be \[tokens, {D_MODEL}\]"):
+        nullsae.null_dictionary(sae_of(), "pca", torch.ones(3, 5))
+    with pytest.raises(nullsae.UserError, match="NaN or infinite"):
+        nullsae.null_dictionary(sae_of(), "pca", cloud() / 0)
+    with pytest.raises(nullsae.UserError, match=r"pca\.k: 17 is larger"):
+        nullsae.null_dictionary(sae_of(k=17), "pca", cloud())

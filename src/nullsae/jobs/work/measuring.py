@@ -178,7 +178,7 @@ def windows_of(study: SizedStudy) -> int:
 def window_bytes(study: SizedStudy) -> float:
     """The windows of an SAE in memory."""
     settings = study.config.latents
-    return settings.n_sampled * windows_of(study) * (8.0 * settings.window_tokens + 60)
+    return settings.n_sampled * windows_of(study) * (12.0 * settings.window_tokens + 60)
 
 
 def explain_latents(study: SizedStudy, keys: Keys) -> Work:

@@ -159,8 +159,8 @@ def spread_of(effects: Tensor, rows: Tensor, path: Tensor) -> Tensor:
     0 where all of it is rounding: nothing reads such a row.
     """
     spread = effects.std(dim=1, correction=0)
-    is_read: Tensor = spread > ROUNDING * path.norm(dim=1).mean() * rows.norm(dim=1)
-    return spread * is_read
+    rounding = ROUNDING * path.norm(dim=1).mean() * rows.norm(dim=1)
+    return torch.where(spread > rounding, spread, 0.0)
 
 
 def _ranks(rows: Tensor, path: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ def test_a_study_takes_kinds_of_another_package_like_its_own(environment: dict[s
     found = json.loads(ran(environment, "-c", STUDY, str(REPOSITORY / "config.yaml")))
     assert found["wrong_kind"] == (
         "config: explainers.mine: kind: 'peek' is not one of lexical, openai, swapped, promoted, "
-        "peak; did you mean 'peak'?"
+        "import, peak; did you mean 'peak'?"
     )
     assert found["wrong_key"] == (
         "config: scorers.lookup.negative: unknown key; did you mean 'negatives'?"

@@ -17,6 +17,7 @@ from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.jobs.activations import activations_key
+from nullsae.jobs.autointerp import check_imported
 from nullsae.jobs.grid import cell_files, cross_cells, floor_cells, sae_cells
 from nullsae.jobs.metrics import EvaluateSaesParams
 from nullsae.jobs.rules import rule_params
@@ -176,18 +177,17 @@ def test_an_edit_of_what_was_made_elsewhere_is_noticed_by_its_own_model(tmp_path
 
 
 def test_one_file_for_two_saes_is_refused_with_the_key_that_it_lacks(tmp_path: Path) -> None:
-    keys = {"subject": "s", "variant": "trained", "draw": "0"}
     (tmp_path / "a").mkdir()
     config = with_theirs(tmp_path, "a", cells={"variant": "rerandomized"})
     message = (
         r"explainers.theirs.path: .* is one file for draw 0 and for draw 1, .* \{draw\} into it"
     )
     with pytest.raises(UserError, match=message):
-        rule_params(config, "explain_and_score", keys)
+        check_imported(config)
     with pytest.raises(
         UserError, match=r"theirs.cells: the study has no SAE of variant trained, s"
     ):
-        rule_params(with_theirs(tmp_path, "a", cells={"sae": "no"}), "explain_and_score", keys)
+        check_imported(with_theirs(tmp_path, "a", cells={"sae": "no"}))
 
 
 def many(**activations: Any) -> Config:

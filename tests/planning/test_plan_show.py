@@ -177,7 +177,8 @@ def test_bad_input_ends_in_one_line(folder: Path) -> None:
 
 
 def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
-    config = read_merged_config([folder / "config.yaml"])
+    all_of_eval = {"corpora": {"sotu": {"eval_tokens": None}}}
+    config = read_merged_config([folder / "config.yaml"], all_of_eval)
     assert not make_plan(config, folder).tokens_are_counted
     for split, n_tokens in (("sae_train", 1_000_064), ("eval", 50_048)):
         manifest = folder / f"results/corpus/corpus=sotu/split={split}/manifest.json"

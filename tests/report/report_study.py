@@ -492,7 +492,6 @@ def _score(
         "auprc": 0.86,
         "f1": 0.74,
         "balanced_accuracy": 0.75,
-        "placebo_auroc": None,
     }
 
 

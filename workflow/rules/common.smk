@@ -12,7 +12,13 @@ from nullsae import paths, tables
 from nullsae.jobs import rules as jobs
 from nullsae.jobs.accepted import honour, read_accepted
 from nullsae.jobs.activations import ACTIVATIONS
-from nullsae.jobs.autointerp import asks, is_free, is_shared_out, paid_writer
+from nullsae.jobs.autointerp import (
+    asks,
+    check_imported,
+    is_free,
+    is_shared_out,
+    paid_writer,
+)
 from nullsae.jobs.code_changes import changed_code, changed_code_line
 from nullsae.jobs.code_record import write_record
 from nullsae.jobs.entry import check_start, take_absolute_targets, with_typed_entries
@@ -35,6 +41,7 @@ try:
     check_start(workflow, sys.argv)
     read_set_resources(workflow.resource_settings)
     STUDY = resolve_subjects(parse_config(with_typed_entries(workflow, config)))
+    check_imported(STUDY)
     honour(read_accepted(Path()))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.

@@ -49,7 +49,7 @@ def explain_latents(config: Config, wildcards: Wildcards) -> ExplainLatentsParam
         seed=config.seed,
         keys=CellKeys.of(wildcards),
         explainer=explainer,
-        local_files=_own_files(config, [explainer], [wildcards]),
+        local_files=_own_files([explainer], [wildcards]),
     )
 
 
@@ -114,24 +114,32 @@ def score_latents(config: Config, wildcards: Wildcards) -> ScoreLatentsParams:
         judge=config.asked(explainer, name),
         compute=None if scorer.model_in_job is None else config.compute,
         explainers=made,
-        local_files=_own_files(config, [*made, scorer], [wildcards]),
+        local_files=_own_files([*made, scorer], [wildcards]),
     )
 
 
-def _own_files(config: Config, used: Iterable[Kind], cells: Iterable[Wildcards]) -> tuple[str, ...]:
+def _own_files(used: Iterable[Kind], cells: Iterable[Wildcards]) -> tuple[str, ...]:
     """The stamps of the user's own files that explainers and scorers read, such as a prompt.
 
     Raises:
-        UserError: a file of one cell is missing, or is that of another one, too.
+        UserError: a file of one cell is missing.
     """
     used, cells = list(used), list(cells)
+    files = dict.fromkeys(path for kind in used for keys in cells for path in kind.own_files(keys))
+    return tuple(dict.fromkeys(stamp for path in files for stamp in path_stamps(path)))
+
+
+def check_imported(config: Config) -> None:
+    """Refuse one file for several cells; needs the whole study, which no job's params have.
+
+    Raises:
+        UserError: it names the section.
+    """
     named: dict[str, Kind] = {f"explainers.{name}": e for name, e in config.explainers.items()}
     named |= {f"scorers.{name}": scorer for name, scorer in config.scorers.items()}
     for where, section in named.items():
-        if isinstance(section, Imported) and section in used:
+        if isinstance(section, Imported):
             section.check_cells(sae_cells(config), f"config: {where}")
-    files = dict.fromkeys(path for kind in used for keys in cells for path in kind.own_files(keys))
-    return tuple(dict.fromkeys(stamp for path in files for stamp in path_stamps(path)))
 
 
 def _made_by_judge(config: Config, explainer: str, scorer: str) -> Iterator[Explainer]:
@@ -229,7 +237,7 @@ def explain_and_score(config: Config, wildcards: Wildcards) -> ExplainAndScorePa
         ),
         explainers=explainers,
         scorers=tuple(scorers),
-        local_files=_own_files(config, used, mine),
+        local_files=_own_files(used, mine),
     )
 
 

@@ -79,6 +79,8 @@ def given_windows(
                     "token_ids": found or [unknown],
                     "activations": window.activations or [float(window.active)],
                     "skipped": [False] * max(1, len(found)),
+                    # No marks are put into these windows, which is all that frequencies are for.
+                    "token_frequencies": [0.0] * max(1, len(found)),
                 }
             )
             can_judge = bool(window.tokens) and len(truths[window.tokens]) == 1

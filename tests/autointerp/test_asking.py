@@ -494,7 +494,9 @@ def test_token_counts_can_be_judged_as_text_by_the_same_model(
         LexicalExplainer(kind="lexical", judged_by=by) for by in ("statistics", "text")
     )
     assert detection.asked(formula) is None
-    with pytest.raises(ValueError, match="judge: missing; explanations of kind lexical are text that"):
+    with pytest.raises(
+        ValueError, match="judge: missing; explanations of kind lexical are text that"
+    ):
         detection.asked(text)
 
 

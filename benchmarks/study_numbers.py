@@ -88,21 +88,41 @@ def models_table(models: pd.DataFrame) -> str:
 
 
 def power_table(power: pd.DataFrame) -> str:
-    """How many comparisons each metric told apart, best first."""
+    """How many comparisons each metric told apart, best first: nulls, and positive controls."""
     power = power.sort_values(["separates_share", "metric"], ascending=[False, True])
     rows = []
     for row in power.itertuples():
         names = (getattr(row, key) for key in ("explainer", "scorer"))
         name = ", ".join([f"`{row.metric}`", *(name for name in names if isinstance(name, str))])
-        rows.append([name, f"{row.n_separates} of {row.n_contrasts}", str(row.n_equivalent)])
-    return markdown_table(["metric", "nulls told apart", "equivalent"], rows)
+        nulls = f"{row.n_separates} of {row.n_contrasts}"
+        controls = f"{row.n_controls_told_apart} of {row.n_controls}"
+        rows.append([name, nulls, str(row.n_equivalent), controls])
+    head = ["metric", "nulls told apart", "equivalent", "`retrained` told apart"]
+    return markdown_table(head, rows)
+
+
+def stages_table(verdicts: pd.DataFrame) -> str:
+    """Verdicts within the trained subject, with null minus real: a row per metric and pair."""
+    rows = []
+    keys = ["stage", "real", "null", "metric", "scorer"]
+    found = verdicts[verdicts["stage"] != "model"].groupby(keys, sort=False, dropna=False)
+    for (stage, real, null, metric, scorer), sites in found:
+        name = ", ".join([f"`{metric}`", *([scorer] if isinstance(scorer, str) else [])])
+        said = [
+            row.verdict if pd.isna(row.difference) else f"{row.verdict} {row.difference:+.3f}"
+            for row in sites.itertuples()
+        ]
+        rows.append([stage, f"`{real}`", f"`{null}`", name, ", ".join(said)])
+    return markdown_table(
+        ["stage", "real", "null", "metric", "verdict and null - real, by site"], rows
+    )
 
 
 def blocks(results: Path) -> dict[str, str]:
     """Texts by the names of their marks."""
     tables = {
         name: pd.read_parquet(results / "tables" / f"{name}.parquet")
-        for name in ("summaries", "models", "discriminating_power")
+        for name in ("summaries", "models", "discriminating_power", "verdicts")
     }
     answer = json.loads((results / "tables" / "answer.json").read_text(encoding="utf-8"))
     quoted = textwrap.wrap(" ".join(answer["sentences"]), COLUMNS - 2)
@@ -111,6 +131,7 @@ def blocks(results: Path) -> dict[str, str]:
         "summaries": summaries_table(tables["summaries"]),
         "models": models_table(tables["models"]),
         "power": power_table(tables["discriminating_power"]),
+        "stages": stages_table(tables["verdicts"]),
     }
 
 
@@ -121,8 +142,8 @@ def filled(page: str, texts: dict[str, str]) -> str:
         KeyError: a mark names no text.
     """
     return re.sub(
-        r"(<!-- numbers: (\w+) -->\n).*?(\n<!-- end of numbers -->)",
-        lambda found: f"{found[1]}{texts[found[2]]}{found[3]}",
+        r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)",
+        lambda found: f"{found[1]}{texts[found[2]]}\n{found[3]}",
         page,
         flags=re.DOTALL,
     )

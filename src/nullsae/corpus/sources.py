@@ -29,8 +29,8 @@ Source = BuiltinSource | HubSource | FilesSource
 
 # Folders of the standard library that hold tests, vendored packages or installed ones.
 NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-# Speeches are cut where this is reached: some 600 tokens, of which `eval` gets hundreds of pieces.
-PIECE_CHARACTERS = 2_000
+# Speeches are cut where this is reached: some 500 tokens, of which `eval` gets hundreds of pieces.
+PIECE_CHARACTERS = 1_500
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}

@@ -20,7 +20,7 @@ from nullsae.config.variants import VARIANTS
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/default_study.md")
-COLUMNS = 100
+COLUMNS = 118
 
 
 class Row(NamedTuple):

@@ -23,7 +23,9 @@ from slurm_study import (
     small,
     wait_for,
 )
-from workflow_study import TIMEOUT_SECONDS, Study, freeze, new_study
+from workflow_study import TIMEOUT_SECONDS, Study, cell, freeze, new_study
+
+from nullsae import paths
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +74,11 @@ def local(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
     return study
 
 
+def _stopped(log: Path) -> str | None:
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    return text if "stopped by SIGTERM" in text else None
+
+
 @pytest.fixture(scope="session")
 def bad_day(
     tmp_path_factory: pytest.TempPathFactory, tree: Path, cluster: Path, local: Study
@@ -111,6 +118,12 @@ def bad_day(
         day.beside = study.snakemake().stdout
         slurm("scontrol", "update", "nodename=gpu0", "state=resume")
         day.out_of_time = freeze_training(study, "train_sae", second, since, "variant=trained/")
+        of_sae = folder / paths.LOG.format(rule="train_sae", keys=cell(paths.CELL_KEYS))
+        # Snakemake prints the log as soon as SLURM counts the job as ended, and the next attempt
+        # writes it anew: what the training says between the two stands nowhere else.
+        day.logs["train_sae, out of time"] = wait_for(
+            "a training that its time limit ends", lambda: _stopped(of_sae), second
+        )
         code = second.wait(TIMEOUT_SECONDS)
     day.second_log = (folder / "second.log").read_text()
     assert code == 0, day.second_log[-6000:]

@@ -88,8 +88,9 @@ def test_what_scancel_ended_says_so_and_resumes(bad_day: BadDay) -> None:
 
 
 def test_what_its_time_limit_ended_says_so_and_resumes(bad_day: BadDay) -> None:
-    said = re.search(rf"stopped by SIGTERM at step (\d+) of {SAE_STEPS};", bad_day.second_log)
-    assert said is not None
+    ended = bad_day.logs["train_sae, out of time"]
+    said = re.search(rf"stopped by SIGTERM at step (\d+) of {SAE_STEPS};", ended)
+    assert said is not None, ended
     log = bad_day.study.folder / paths.LOG.format(rule="train_sae", keys=cell(paths.CELL_KEYS))
     assert f"resumed at step {said[1]} of {SAE_STEPS}" in log.read_text()
 

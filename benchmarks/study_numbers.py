@@ -21,6 +21,7 @@ from nullsae.config.variants import VARIANTS
 REPOSITORY = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/default_study.md")
 COLUMNS = 118
+MARK = re.compile(r"<!-- numbers: (\w+) -->")
 
 
 class Row(NamedTuple):

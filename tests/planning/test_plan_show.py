@@ -117,9 +117,9 @@ def test_a_kept_cache_counts_more_than_activations_that_are_deleted(folder: Path
     config = read_merged_config([folder / "config.yaml"])
     plan = make_plan(config, folder, device="cpu", cores=1)
     assert plan.disk_bytes_without_activations < plan.disk_bytes
-    # Results of six variants at two sites: 264 bytes for each of 390,400 tokens.
+    # Results of six variants at two sites: 264 bytes for each of 299,904 tokens.
     cached = next(row for row in plan.rows if row.rule == "cache_activations").written_bytes
-    assert cached == pytest.approx(6 * 2 * (249_984 + 140_416) * 264, rel=0.02)
+    assert cached == pytest.approx(6 * 2 * (199_936 + 99_968) * 264, rel=0.02)
 
 
 def plan_verb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

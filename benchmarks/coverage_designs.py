@@ -60,6 +60,14 @@ def levels(
     return of_draws, sd * rng.normal(size=(len(of_draws), n_seeds))
 
 
+def study_of(arms: list[Arm], of_draws: list[float], seeds: list[Floats]) -> Study:
+    """Arms with the means of their draws, and what each seed adds, [n_draws, n_seeds]."""
+    # With one seed for all, what it adds cannot be told from its draw.
+    is_single = seeds[1].shape[1] == 1
+    given, of_seed = (float(own.mean()) if is_single else 0.0 for own in seeds[:2])
+    return Study(arms[0], arms[1:], of_draws[1] + of_seed - given, -given)
+
+
 def latent_study(
     n_draws: int, n_seeds: int, trained_seeds: int, scale: Scale, n_latents: int = 50
 ) -> Callable[[np.random.Generator], Study]:
@@ -82,9 +90,7 @@ def latent_study(
             )
             of_draws.append(own.mean())
             seeds.append(of_seeds)
-        given = seeds[0].mean() if n_seeds == 1 else 0.0
-        this = of_draws[1] + (seeds[1].mean() if n_seeds == 1 else 0.0)
-        return Study(arms[0], arms[1:], this - given, -given)
+        return study_of(arms, of_draws, seeds)
 
     return make
 
@@ -110,9 +116,7 @@ def document_study(
             arms.append(Arm(tuple(cells), "ratio", units_are_shared=True))
             of_draws.append(own.mean())
             seeds.append(of_seeds)
-        given = seeds[0].mean() if n_seeds == 1 else 0.0
-        this = of_draws[1] + (seeds[1].mean() if n_seeds == 1 else 0.0)
-        return Study(arms[0], arms[1:], this - given, -given)
+        return study_of(arms, of_draws, seeds)
 
     return make
 

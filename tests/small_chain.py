@@ -220,20 +220,17 @@ def build_chain(root: Path) -> Chain:
     return Chain(root, source, train, heldout, root / "trained/recipe.json", *manifests)
 
 
-def save_tiny_sae(chain: Chain, folder: Path, *, n_latents: int = 48, k: int = 4) -> Path:
-    """An untrained SAE for `resid_post.1` of the chain; returns its `cfg.json`."""
+def write_sae(
+    sae: Any, folder: Path, *, site: str = "resid_post.1", dictionary: str = "learned"
+) -> Path:
+    """Write an SAE for a site as training does; returns its `cfg.json`."""
     from nullsae.sae.files import save_sae
-    from nullsae.sae.initialization import initialize
 
-    x, _ = all_rows(chain.eval_activations, "resid_post.1")
-    generator = torch_generator(0, "test_sae")
-    sae = initialize(x, n_latents=n_latents, k=k, generator=generator)
-    sae.b_enc += torch.randn(n_latents, generator=generator) * 0.3
     save_sae(
         sae,
         folder,
-        dictionary="learned",
-        keys=cell(),
+        dictionary=dictionary,
+        keys=cell(site),
         seed=0,
         activations_key="key",
         key="key",
@@ -242,3 +239,14 @@ def save_tiny_sae(chain: Chain, folder: Path, *, n_latents: int = 48, k: int = 4
         n_steps=1,
     )
     return folder / "cfg.json"
+
+
+def save_tiny_sae(chain: Chain, folder: Path, *, n_latents: int = 48, k: int = 4) -> Path:
+    """An untrained SAE for `resid_post.1` of the chain; returns its `cfg.json`."""
+    from nullsae.sae.initialization import initialize
+
+    x, _ = all_rows(chain.eval_activations, "resid_post.1")
+    generator = torch_generator(0, "test_sae")
+    sae = initialize(x, n_latents=n_latents, k=k, generator=generator)
+    sae.b_enc += torch.randn(n_latents, generator=generator) * 0.3
+    return write_sae(sae, folder)

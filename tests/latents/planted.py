@@ -32,10 +32,9 @@ from nullsae.latents.places import Places, firing_places, silent_places
 from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import save_sae
 from nullsae.subjects.families import find_blocks
 from nullsae.subjects.publish import randomize_model
-from small_chain import COMPUTE, capture_params, cell, model_params, write_corpus
+from small_chain import COMPUTE, capture_params, cell, model_params, write_corpus, write_sae
 
 N_TOKENS, N_ROWS = 24, 28
 """The head has rows beyond the tokens, as checkpoints do."""
@@ -236,24 +235,13 @@ class Study:
     def cell(self, site: str, coder: Autoencoder, name: str, **keys: Any) -> Cell:
         """Look at the latents of a dictionary; all that pass are sampled."""
         folder = self.root / site / name
-        save_sae(
-            coder,
-            folder / "sae",
-            dictionary="learned",
-            keys=cell(site),
-            seed=0,
-            activations_key="key",
-            key="key",
-            input_norm=1.0,
-            training={},
-            n_steps=1,
-        )
+        sae = write_sae(coder, folder / "sae", site=site)
         files = {n: folder / f"{n}.parquet" for n in ("latents", "windows", "coverage")}
         collect_latents(
             CollectLatentsParams(
                 seed=0, keys=cell(site), latents=Latents(**{**SETTINGS, **keys}), compute=COMPUTE
             ),
-            sae=folder / "sae/cfg.json",
+            sae=sae,
             activations=self.activations(site),
             tokens=self.tokens,
             model=self.model,

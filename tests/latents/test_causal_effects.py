@@ -20,10 +20,20 @@ from nullsae.latents.collect import collect_latents
 from nullsae.latents.next_token import Successors
 from nullsae.latents.places import firing_places
 from nullsae.latents.split import Split
-from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.files import load_sae
 from nullsae.subjects.loading import load_subject
 from nullsae.subjects.publish import randomize_model
-from small_chain import COMPUTE, CONTEXT, CPU, Chain, all_rows, capture_params, cell, model_params
+from small_chain import (
+    COMPUTE,
+    CONTEXT,
+    CPU,
+    Chain,
+    all_rows,
+    capture_params,
+    cell,
+    model_params,
+    write_sae,
+)
 
 SITE = "resid_post.1"
 Rows = list[dict[str, Any]]
@@ -183,21 +193,8 @@ def test_a_dictionary_of_tokens_is_reached_by_its_tokens_and_by_no_others(
     ids = load_file(chain.train_tokens.with_name("tokens.safetensors"))["input_ids"].reshape(-1)
     pairs = [(x, torch.from_numpy(ids[position].astype(np.int64)))]
     sae = token_lookup(*fit_token_means(pairs, 96, x.shape[1]))
-    save_sae(
-        sae,
-        tmp_path / "sae",
-        dictionary="token_lookup",
-        keys=cell(SITE),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=1,
-    )
-    rows, _ = collected(
-        chain, tmp_path / "sae/cfg.json", tmp_path, model=chain.recipe, causal_places=60
-    )
+    written = write_sae(sae, tmp_path / "sae", site=SITE, dictionary="token_lookup")
+    rows, _ = collected(chain, written, tmp_path, model=chain.recipe, causal_places=60)
     assert len(rows) >= 3
     for row in rows:
         assert row["token_injection_rate"] == 1

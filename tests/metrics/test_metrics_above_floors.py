@@ -23,10 +23,9 @@ from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.catalogue.reconstruction import AboveFloors
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import save_sae
 from nullsae.statistics.bootstrap import Arm, ArmCell, Resampler
 from nullsae.statistics.contrasts import Estimate, estimate
-from small_chain import COMPUTE, CONTEXT, D_MODEL, cell, write_corpus, write_site
+from small_chain import COMPUTE, CONTEXT, D_MODEL, cell, write_corpus, write_sae, write_site
 
 SITE = "resid_post.1"
 N_TOKENS, N_CONTEXTS, BEYOND = 8, 32, 8
@@ -80,22 +79,11 @@ def measured(folder: Path, x: Tensor, coder: Autoencoder, gaussian_error: float 
         own = manifest.parent / f"site={SITE}/manifest.json"
         write_json(own, {**read_json(own, rebuild=""), "fitted": {"key": "other"}})
         given[f"{split}_activations"] = manifest
-    save_sae(
-        coder,
-        folder / "sae",
-        dictionary="learned",
-        keys=cell(SITE),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=1,
-    )
+    sae = write_sae(coder, folder / "sae", site=SITE)
     files = {n: folder / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")}
     evaluate_sae(
         EvaluateSaeParams(seed=0, fidelity_tokens=N, keys=cell(SITE), compute=COMPUTE),
-        sae=folder / "sae/cfg.json",
+        sae=sae,
         model=None,
         **{**given, **files},
     )

@@ -47,14 +47,6 @@ def config() -> Config:
     return along()
 
 
-@pytest.fixture(scope="module")
-def built(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("study")
-    write_study(root, config)
-    build_report(config, root)
-    return root
-
-
 def figure(root: Path, name: str) -> str:
     return (root / paths.FIGURE.format(figure=name, format="svg")).read_text(encoding="utf-8")
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 from report_page import Elements, ask, height_in_screens
-from report_study import EVIL, ODD_TEXT, default_config, write_study
+from report_study import EVIL, ODD_TEXT, default_config
 from tokenizers import Tokenizer
 
 from nullsae import paths, tables
 from nullsae.config.study import Config
 from nullsae.report.browser import browser
-from nullsae.report.build import build_report
 from nullsae.report.study import load_study
 
 MOST_BYTES = 5_000_000
@@ -31,19 +30,6 @@ ALL = "d.querySelector('[name=windows]').click();"
 @pytest.fixture(scope="module")
 def config() -> Config:
     return default_config(report={"figure_formats": ["svg"], "title": f"A {EVIL} study"})
-
-
-@pytest.fixture(scope="module")
-def built(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("study")
-    write_study(root, config)
-    build_report(config, root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def page(built: Path) -> str:
-    return (built / paths.REPORT).read_text(encoding="utf-8")
 
 
 def rows_of(root: Path, name: str, **keys: Any) -> list[dict[str, Any]]:

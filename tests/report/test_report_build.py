@@ -38,19 +38,6 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def built(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("study")
-    write_study(root, config)
-    build_report(config, root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def page(built: Path) -> str:
-    return (built / paths.REPORT).read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
 def elements(page: str) -> Elements:
     return Elements(page)
 

@@ -44,19 +44,6 @@ def config() -> Config:
     return all_controls_config(saes=saes, report={"figure_formats": ["svg"]})
 
 
-@pytest.fixture(scope="module")
-def built(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("study")
-    write_study(root, config)
-    build_report(config, root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def page(built: Path) -> str:
-    return (built / paths.REPORT).read_text(encoding="utf-8")
-
-
 def figure(root: Path, name: str) -> str:
     return (root / paths.FIGURE.format(figure=name, format="svg")).read_text(encoding="utf-8")
 

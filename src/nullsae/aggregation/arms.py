@@ -112,15 +112,14 @@ class Arms:
                 reason = f"no Gaussian floor of {where}"
             else:
                 values += self._values(metric, floor, kept, columns)[0][:2]
-        strata = None
+        units, strata = cell.ids[kept], None
         if metric.unit == "latent":
             # Half-decades of firing shares; none where a latent has no such share.
-            shares = self._latents[cell.sae].looked_up("firing_share", cell.ids[kept])
+            shares = self._latents[cell.sae].looked_up("firing_share", units)
             strata = half_decades(shares) if bool((shares > 0).all()) else None
         documents = None
         if metric.table == "scores" and metric.form == "mean":
-            documents = self._judged.documents(cell, metric.columns[0], cell.ids[kept])
-        units = cell.ids[kept]
+            documents = self._judged.documents(cell, metric.columns[0], units)
         return ArmCell(draw, seed, values, n_null, reason, strata, units, documents)
 
     def _values(

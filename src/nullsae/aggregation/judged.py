@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +29,12 @@ class JudgedWindows:
     def __init__(self, predictions: Iterable[Units]) -> None:
         """Cells of the table `predictions`, sorted by latent."""
         self._cells = {(*cell.arm, *cell.sae): cell for cell in predictions}
-        largest = (int(c.column("document")[0].max()) for c in self._cells.values() if len(c.ids))
-        self._n_documents = 1 + max(largest, default=0)
         self._moved: dict[tuple[str | None, ...], Moved] = {}
+
+    @cached_property
+    def _n_documents(self) -> int:
+        largest = (int(c.column("document")[0].max()) for c in self._cells.values() if len(c.ids))
+        return 1 + max(largest, default=0)
 
     def documents(self, scores: Units, column: str, latents: Ints) -> Documents | None:
         """What documents move in the mean of a column of `scores` over some latents, ascending.

@@ -26,7 +26,8 @@ def explanation_nulls(config: Config, explainer: str) -> list[str]:
     own = config.explainers[explainer]
     if own.exchanges is not None:
         return []
-    found = [name for name in [swapped_baselines(config).get(explainer)] if name is not None]
+    swapped = swapped_baselines(config).get(explainer)
+    found = [] if swapped is None else [swapped]
     if own.is_baseline:
         return found
     side = config.side(explainer)

@@ -1,4 +1,4 @@
-"""What a layout gives, and which one lies at a path."""
+"""What a layout of files gives, whichever it is."""
 
 from __future__ import annotations
 

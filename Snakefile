@@ -3,9 +3,9 @@
 from nullsae.jobs.entry import config_files, guard_shells
 
 
-for file in config_files(workflow):
+for config_file in config_files(workflow):
 
-    configfile: file
+    configfile: config_file
 
 
 include: "workflow/rules/common.smk"

@@ -76,23 +76,22 @@ SomePortion = Annotated[
 
 
 @contextmanager
-def in_study(folder: Path, *files: Path | None) -> Iterator[list[Path | None]]:
+def in_study(folder: Path) -> Iterator[None]:
     """Work in a study's folder, as its jobs do: paths in its config are relative to that.
-
-    Args:
-        folder: the study's.
-        files: named from where the command was given; the block gets names for them that it can
-            open.
 
     Raises:
         UserError: there is no such folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; `nullsae init {folder}` makes a study there")
-    here = folder == Path()
-    given = [file if here or file is None else file.expanduser().absolute() for file in files]
     with chdir(folder):
-        yield given
+        yield
+
+
+def seen_from(folder: Path, *files: Path) -> list[Path]:
+    """Files that were named from where the command was given, as `in_study` can open them."""
+    here = folder == Path()
+    return [file if here else file.expanduser().absolute() for file in files]
 
 
 class Verb(typer.core.TyperCommand):

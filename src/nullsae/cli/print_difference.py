@@ -34,16 +34,17 @@ def print_difference(a: Path, b: Path) -> None:
         UserError: one of them was never run, is not finished, or is damaged.
     """
     console = Console() if Console().is_terminal else Console(width=160)
+    heads = [escape(visible(str(study))) for study in (a, b)]
     for title, found in (
         ("Config", changed_keys(*(_run_config(study) for study in (a, b)))),
         ("Provenance", changed_makers(*(_provenance(study) for study in (a, b)))),
     ):
-        _print(console, Table(title, str(a), str(b)), found)
+        _print(console, Table(title, *heads), found)
     verdicts = [_verdicts(study) for study in (a, b)]
     both = verdicts[0].keys() & verdicts[1].keys()
     changed = {key: (x, y) for key, x, y in _pairs(*verdicts) if x["verdict"] != y["verdict"]}
     shown = {_named(key): (_said(x), _said(y)) for key, (x, y) in changed.items()}
-    _print(console, Table("Verdicts", str(a), str(b)), shown)
+    _print(console, Table("Verdicts", *heads), shown)
     apart = [key for key, x, y in _pairs(*verdicts) if are_apart(x, y)]
     console.print(
         f"{len(both) - len(changed):,} of {len(both):,} comparisons of both have the same verdict; "

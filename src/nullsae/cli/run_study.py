@@ -38,7 +38,9 @@ def run_study(study: Path, options: Sequence[str]) -> NoReturn:
     # The rules call `nullsae` by its name, whether or not this environment was activated.
     scripts = sysconfig.get_path("scripts")
     os.environ["PATH"] = os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))
-    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *arguments(study, options)])
+    # -P: nothing in the present folder is taken for a package.
+    start = [sys.executable, "-P", "-m", "snakemake"]
+    os.execv(sys.executable, [*start, *arguments(study, options)])
 
 
 def arguments(study: Path, options: Sequence[str]) -> list[str]:

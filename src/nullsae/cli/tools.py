@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from nullsae import paths
-from nullsae.cli.options import Maybe, Output, Root, SaeFile, Study, in_study
+from nullsae.cli.options import Maybe, Output, Root, SaeFile, Study, in_study, seen_from
 from nullsae.core.errors import UserError
 from nullsae.core.visible import visible
 
@@ -69,7 +69,9 @@ def fetch(
     """Download what a study reads from hubs, for machines without network."""
     from nullsae.fetching.study import fetch_study
 
-    with in_study(study, into, *configfile or ()) as (hub, *overlays):
+    overlays = seen_from(study, *configfile or ())
+    hub = seen_from(study, into)[0] if into else None
+    with in_study(study):
         fetch_study(Path(), overlays, into=hub, models=model or [])
 
 
@@ -156,7 +158,9 @@ def plan(
 
     if calibrate:
         print(f"written to {measure(print)}")
-    with in_study(study, json, *configfile or ()) as (file, *overlays):
+    overlays = seen_from(study, *configfile or ())
+    file = seen_from(study, json)[0] if json else None
+    with in_study(study):
         print_plan(Path(), overlays, device=device, gpus=gpus, cores=cores, json_file=file)
 
 
@@ -173,7 +177,8 @@ def prune(
     """List what lies below results/ and the present config does not name, with sizes."""
     from nullsae.planning.prune import prune
 
-    with in_study(study, *configfile or ()) as overlays:
+    overlays = seen_from(study, *configfile or ())
+    with in_study(study):
         prune(Path(), overlays, yes=yes, llm_cache=llm_cache)
 
 

@@ -100,12 +100,16 @@ def init_study(
     if model is None and example is None:
         if sae or sites or corpus != "auto":
             raise UserError("--model: missing; --sae, --corpus and --site are about a model")
-        example = BASE
-    if example is not None:
-        write_text(file, _example(example, folder))
-        print(f"{file}: {example.removesuffix('.yaml')}. Next: nullsae run {folder}")
+        title = _flow(folder.absolute().name)
+        about = "# The default study, of a small model that is trained here; add what differs.\n"
+        write_text(file, f"{_head()}{about}report:\n  title: {title}\n")
+        print(f"{file}: the default study. Next: nullsae run {folder}")
         return
-    assert model is not None
+    if example is not None:
+        write_text(file, _example(example))
+        print(f"{file}: {example}. Next: nullsae run {folder}")
+        return
+    assert model is not None  # for the type checker
     found = guess(model, sae=sae, corpus=corpus, sites=tuple(sites))
     text, plan = _fitted(found, folder)
     write_text(file, text)
@@ -116,19 +120,14 @@ def init_study(
     print(f"By the plan it takes {took} here{much}. Next: nullsae run {folder}")
 
 
-def _example(name: str, folder: Path) -> str:
-    """The text of a study that comes with nullsae; that of the base config is empty."""
-    if name == BASE:
-        return (
-            f"{_head()}# The default study: a small model trained on State of the Union speeches. "
-            f"Write here what differs.\n"
-        )
+def _example(name: str) -> str:
+    """The text of a study that comes with nullsae."""
     examples = workflow_folder() / "config"
     file = examples / f"{name}.yaml"
     if not file.is_file() or name != file.stem:
         names = sorted(found.stem for found in examples.glob("*.yaml"))
         raise UserError(f"--from: {name!r} is not one of {', '.join(names)}")
-    return f"{_head()}# Run by: nullsae run {folder}\n{file.read_text(encoding='utf-8')}"
+    return _head() + file.read_text(encoding="utf-8")
 
 
 def _head() -> str:
@@ -218,8 +217,8 @@ corpora:
     prepend_bos: {_flow(found.prepend_bos)}   # auto: as the tokenizer does it by itself
     context_tokens: {found.context_tokens}
     eval_share: {found.eval_share}
-    sae_train_tokens: {amounts.train_tokens}
-    eval_tokens: {amounts.eval_tokens}
+    sae_train_tokens: {amounts.train_tokens:_}
+    eval_tokens: {amounts.eval_tokens:_}
 subjects:
   small: null
   {found.name}:
@@ -228,7 +227,7 @@ subjects:
     sites: {_flow(list(found.sites))}   # of blocks 0 to {found.size.n_layers - 1}
 variants: {_flow(list(found.variants))}
 activations:
-  sae_train_tokens: {amounts.train_tokens}   # that each SAE is trained on
+  sae_train_tokens: {amounts.train_tokens:_}   # that each SAE is trained on
 saes:{of_sae}
 {recipes}
 evaluation:

@@ -184,8 +184,8 @@ def _available(found: Guess) -> tuple[int, int]:
     train, evaluated = (int(SURE_SHARE * sizes.of(split)) for split in ("sae_train", "eval"))
     if train < FEWEST_TRAIN_TOKENS or evaluated < FEWEST_EVAL_TOKENS:
         raise UserError(
-            f"--corpus: holds about {sizes.sae_train_tokens + sizes.eval_tokens:,} tokens, which is too little; "
-            f"{2 * (FEWEST_TRAIN_TOKENS + FEWEST_EVAL_TOKENS):,} are the least"
+            f"--corpus: holds about {sizes.sae_train_tokens + sizes.eval_tokens:,} tokens; "
+            f"{2 * (FEWEST_TRAIN_TOKENS + FEWEST_EVAL_TOKENS):,} are the least for a study"
         )
     return train, evaluated
 

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nullsae.config.section import Section
 from nullsae.core import provenance
 from nullsae.core.errors import UserError
 from nullsae.core.progress import Bar, bar
+
+if TYPE_CHECKING:
+    from nullsae.config.section import Section
 
 log = logging.getLogger(__name__)
 

@@ -167,7 +167,7 @@ def test_marks_of_the_answer_stand_between_floor_and_trained(built: Path, config
                 words.setdefault(key, set()).add(row["verdict"])
             else:
                 floor = METRICS[row["metric"]].floor
-                share = (row["value"] - floor) / (row["trained"] - floor)
+                share = (row["value"] - floor) / (row["real_value"] - floor)
                 shares.setdefault(key, []).append(share)
     for variant in config.variants[1:]:
         own = {key: np.median(values) for key, values in shares.items() if key[-1] == variant}

@@ -65,7 +65,7 @@ class Contrast:
     def row(self) -> dict[str, Any]:
         """Columns of the table `contrasts` (docs/statistics.md), as the only one of its family.
 
-        Columns called `trained` are those of the real thing. P-values are None without
+        Columns called `real_` are those of the real thing. P-values are None without
         replication: they would speak of the units of two SAEs alone.
         """
         return _family([self])[0]

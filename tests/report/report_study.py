@@ -549,6 +549,8 @@ def _add_metric(
             "scope": scope(variant, config),
             "is_replicated": config.draws > 1,
             "margin": 0.05,
+            **{"real_training_tokens": 250_000.0, "training_tokens": 200_000.0},
+            **{"real_l0": 16.0, "l0": 15.25},
         }
         p_value = math.exp(-abs(gap) / width * 2) if config.draws > 1 else None
         verdict = VERDICTS[int(rng.integers(0, 4))]
@@ -585,8 +587,7 @@ def _add_metric(
                 "is_within_margin": verdict == "equivalent",
                 "family": "all",
                 "n_family": 4,
-                **{"real_training_tokens": 250_000.0, "training_tokens": 250_000.0},
-                **{"real_l0": 16.0, "l0": 16.0, "not_comparable": None},
+                "not_comparable": None,
                 "speaks_of": f"{unit}s of these SAEs only",
                 "standard_error": 0.7 * width,
                 "df": 49.0,
@@ -631,7 +632,7 @@ def _answers(keys: dict[str, Any], variant: str) -> tuple[int | None, float | No
 
 def _matched(unit: str, gap: float, width: float) -> dict[str, Any]:
     """The columns about latents of equal firing rates: null for documents."""
-    names = ("trained", "value", "difference", "difference_low", "difference_high", "p_value")
+    names = ("real_value", "value", "difference", "difference_low", "difference_high", "p_value")
     if unit != "latent":
         return {"n_matched": None, "matched_reason": None} | {f"matched_{n}": None for n in names}
     values = (0.5, 0.5 + gap, 0.9 * gap, 0.9 * gap - 1.6 * width, 0.9 * gap + 1.6 * width, 0.1)

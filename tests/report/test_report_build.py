@@ -291,6 +291,22 @@ def test_arms_that_are_not_comparable_have_no_verdict_and_the_page_says_why(
     assert len(per_site) == n_rows > 20
 
 
+def test_l0_and_tokens_of_both_arms_stand_beside_each_number(built: Path, page: str) -> None:
+    contrasts = tables.read_table(
+        built / paths.TABLE.format(table="contrasts"), tables.SCHEMAS["contrasts"]
+    ).to_pylist()
+    of_models = [row for row in contrasts if is_of_model(row)]
+    assert page.count("<td>16 / 15.2<td>250,000 / 200,000<td>") == len(of_models) > 0
+    text = html.unescape(page)
+    beside = "L0 16 and 15.2, tokens 250,000 and 200,000"
+    matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
+    shown = matrix.count(f'<span class="detail">{beside}</span>')
+    documents = [row for row in of_models if METRICS[row["metric"]].section == "reconstruction"]
+    assert shown == len(documents) > 0
+    stages = text[text.index('id="small-stages"') :]
+    assert stages.count(f'; {beside}"') == len(contrasts) - len(of_models) > 0
+
+
 def test_failed_windows_stand_beside_each_score_and_a_thin_one_is_said(
     built: Path, page: str
 ) -> None:

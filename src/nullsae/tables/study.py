@@ -19,6 +19,8 @@ STAGE_KEYS = (
     *CONTRAST_KEYS,
     ("real null", "text", "what is compared; at the stage model trained and the variant"),
 )
+ARMS_TOKENS = ("real_training_tokens training_tokens", "float?", "per SAE; null where not known")
+ARMS_L0 = ("real_l0 l0", "float?", "latents per token")
 # Columns named `real_` are of the real thing, which is of the trained subject at all stages; those
 # of the same name without it are of the null.
 CONTRASTS = schema(
@@ -28,8 +30,8 @@ CONTRASTS = schema(
     ("speaks_of", "text", "what the interval generalizes to"),
     ("scope", "text", "what a verdict is about: this randomization, without further draws"),
     ("is_replicated", "flag", "several draws or seeds of the null; else no p-values"),
-    ("real_training_tokens training_tokens", "float?", "per SAE; null where not known"),
-    ("real_l0 l0", "float?", "latents per token"),
+    ARMS_TOKENS,
+    ARMS_L0,
     ("not_comparable", "text?", "why there is no verdict"),
     ("real_value", "float?", "of the real thing"),
     ("value", "float?", "of the null"),
@@ -69,6 +71,8 @@ VERDICTS = schema(
     ("scope", "text", "what it is about: this randomization, without further draws"),
     ("is_replicated", "flag", "several draws or seeds of the null"),
     ("difference difference_low difference_high margin", "float?"),
+    ARMS_TOKENS,
+    ARMS_L0,
     ("answered_share", "float?", "of the windows that a judge was asked about; the smaller arm's"),
     ("reason", "text", "the rule that gave the verdict, with its numbers"),
     WARNING,

@@ -18,9 +18,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     create_model,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -50,6 +52,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dead_after_tokens": 10_000_000,
     }
 }
+
+
+class Expect(Section):
+    """What an SAE that was made elsewhere is known to reach."""
+
+    l0: PositiveFloat | None = None
+    """Mean number of latents that fire on a token."""
+    explained_variance: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 def checkpoint_name(sae: str, share: float) -> str:
@@ -88,6 +98,9 @@ class Sae(Coding):
     """An SAE made elsewhere (nullsae, SAELens or sparsify format) that stands for the trained
     variant: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}` are
     filled in. The nulls get SAEs of the same width and k, trained here by this recipe."""
+    expect: Expect | None = None
+    """Published figures of the `pretrained` SAE. `evaluate_sae` stops if it does not reach them,
+    and says what it should be fed with instead; `nullsae check` does so beforehand."""
     seeds: Seeds = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
@@ -148,6 +161,20 @@ class Sae(Coding):
                 f"learning ({fitting}), not {self.architecture!r}"
             )
         return self
+
+    @model_validator(mode="after")
+    def something_is_expected_of_what_is_given(self) -> Self:
+        if self.expect is not None and self.pretrained is None:
+            raise ValueError("expect: figures are known of a pretrained SAE only")
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_an_unused_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Params of jobs that expect nothing are as they were before there was `expect`."""
+        dumped: dict[str, Any] = serialize(self)
+        if self.expect is None:
+            dumped.pop("expect", None)
+        return dumped
 
     @model_validator(mode="after")
     def width_is_clear(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -162,7 +162,9 @@ def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[st
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(cell.sae, {})[cell.seed] = None
-    return {n: recipes[n].model_copy(update={"seeds": tuple(seeds[n])}) for n in seeds}
+    # What is expected of an SAE is asked where it is evaluated.
+    update: dict[str, Any] = {"expect": None}
+    return {n: recipes[n].model_copy(update={**update, "seeds": tuple(seeds[n])}) for n in seeds}
 
 
 def _stream(config: Config, keys: ModelKeys) -> StreamParams | None:

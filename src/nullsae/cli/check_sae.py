@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from nullsae.core.visible import visible
 from nullsae.corpus.prepare import prepare_corpus
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.corpus import PrepareCorpusParams
-from nullsae.metrics.feeding import AS_IT_IS, Checked, Feeding, Measured, Sample, check_feeding
+from nullsae.metrics.feeding import AS_THEY_ARE, Checked, Feeding, Measured, Sample, check_feeding
 from nullsae.metrics.gate import changes, figures, reason
 from nullsae.planning.show import print_plan
 from nullsae.sae.exchange.pretrained import read_with_origin
@@ -69,7 +69,7 @@ class Asked:
     context_tokens: int | None = None
     corpus: str = "auto"
     n_tokens: int = 8192
-    expect: Expect = Expect()
+    expect: Expect = field(default_factory=Expect)
     device: str = "auto"
 
 
@@ -126,9 +126,10 @@ class Card:
             raise UserError(f"--site: {self.site!r} is no site, such as resid_post.3")
         self._settle_context()
         self._settle_bos()
-        for name in ("revision", "data_set"):
+        for name in ("revision", "data_set", "training_tokens"):
             if (value := getattr(made, name)) is not None:
-                self._note(name.replace("_", " "), str(value), "its files")
+                shown = f"{value:,}" if isinstance(value, int) else value
+                self._note(name.replace("_", " "), shown, "its files")
         for key, value in made.weight_processing.items():
             self._note(f"model_from_pretrained_kwargs.{key}", str(value), "its files")
         self.expect = self._expected()
@@ -300,7 +301,7 @@ def _write_study(
     console: Console, card: Card, best: Measured | None, overlay: Path, root: Path
 ) -> None:
     """Write the overlay of an SAE that fits, or would, and print what differs and its plan."""
-    if best is None or best.feeding.input != AS_IT_IS:
+    if best is None or best.feeding.input != AS_THEY_ARE:
         console.print(f"{overlay}: not written; no study can feed it so.", markup=False)
         return
     base_file = root / "config.yaml"

@@ -47,8 +47,8 @@ def check(
     sae: Annotated[
         str,
         typer.Argument(
-            help="Folder or hub id of an SAE, after :: a folder within it, as "
-            "EleutherAI/sae-pythia-70m-32k::layers.3; or a release of SAELens, as gpt2-small-res-jb."
+            help="Folder or hub id, and after :: a folder within it, as "
+            "EleutherAI/sae-pythia-70m-32k::layers.3; or a release of SAELens, gpt2-small-res-jb."
         ),
     ],
     sae_id: Annotated[

@@ -124,8 +124,9 @@ def _reconstruct(
     device, done = coder.b_dec.device, 0
     moments = Moments(heldout.d_model, device=device)
     for x, position in heldout.batches():
-        values, indices = coder.encode(x.to(device), token_ids(tokens, position))
-        output = coder.decode(values, indices)
+        given = x.to(device)
+        values, indices = coder.encode(given, token_ids(tokens, position))
+        output = coder.decode(values, indices, given)
         sums.add(x, output, values, indices, document_of(position, tokens.document_id))
         moments.add(x[: HEALTH_TOKENS - moments.n])
         done += len(x)
@@ -167,9 +168,10 @@ def _of_all_tokens(
     total = torch.zeros(heldout.d_model, dtype=torch.float64)
     for x, position in heldout.batches(excluded=True):
         ids = token_ids(tokens, position)
-        values, indices = coder.encode(x.to(coder.b_dec.device), ids)
+        given = x.to(coder.b_dec.device)
+        values, indices = coder.encode(given, ids)
         of_documents = document_of(position, tokens.document_id)
-        rest.add(x, coder.decode(values, indices), values, indices, of_documents)
+        rest.add(x, coder.decode(values, indices, given), values, indices, of_documents)
         total += (x.double() - heldout.mean()).sum(dim=0)
     error, deviation = (
         sum(float(s.by_document[name].sum()) for s in (sums, rest))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,50 +42,39 @@ L0_FACTOR, LOWER_BY, LOWER_BY_SHARE = 1.5, 0.05, 0.25
 CLEARLY = 0.8
 # Blocks before and behind, of sites of the same kind, and of other kinds.
 NEAR, NEAR_OF_OTHER_KINDS = 2, 1
-AS_IT_IS = "as it is"
+AS_THEY_ARE = "as they are"
 
 
-@dataclass(frozen=True)
-class Read:
-    """What an SAE reads of activations, and what its output means: output * scale + shift."""
-
-    target: Tensor
-    """What it should give back, [tokens, d_model]."""
-    x: Tensor
-    scale: Tensor | float = 1.0
-    shift: Tensor | float = 0.0
+def _with_norm(norm: Tensor, sae: Autoencoder) -> Autoencoder:
+    """The SAE for inputs of this size, where its weights are for inputs of size 1."""
+    return replace(sae, normalization="none").scaled(float(norm))
 
 
-def _over(x: Tensor, scale: Tensor) -> Read:
-    return Read(x, x / scale, scale)
-
-
-def _layer_norm(x: Tensor) -> Read:
-    mean, std = x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True) + 1e-5
-    return Read(x, (x - mean) / std, std, mean)
-
-
-def _centred(x: Tensor) -> Read:
-    centred = x - x.mean(dim=1, keepdim=True)
-    return Read(centred, centred)
-
-
-# What training may have done to activations, or to the weights before them, by a name for people.
-# The names of SAELens are expected_average_only_in, constant_norm_rescale and layer_norm; the mean
-# square of 1 is dictionary_learning's. Centring is what center_writing_weights of TransformerLens
-# makes of a model with LayerNorm, whose residual stream then has mean 0 in every token.
-INPUTS: dict[str, Callable[[Tensor], Read]] = {
-    AS_IT_IS: lambda x: Read(x, x),
-    "scaled to a mean norm of sqrt(d_model)": lambda x: _over(
-        x, x.norm(dim=1).mean() / x.shape[1] ** 0.5
+# What training may have done to activations [tokens, d_model], or to the weights that wrote them,
+# and an SAE's files do not say: by words for it, the SAE that does the same to x.
+INPUTS: dict[str, Callable[[Autoencoder, Tensor], Autoencoder]] = {
+    AS_THEY_ARE: lambda sae, x: sae,
+    "scaled to a mean norm of sqrt(d_model) (expected_average_only_in)": lambda sae, x: _with_norm(
+        x.norm(dim=1).mean() / x.shape[1] ** 0.5, sae
     ),
-    "scaled to a mean squared norm of 1": lambda x: _over(x, x.square().sum(dim=1).mean().sqrt()),
-    "scaled to a norm of sqrt(d_model) in each token": lambda x: _over(
-        x, x.norm(dim=1, keepdim=True).clamp_min(1e-8) / x.shape[1] ** 0.5
+    "scaled to a mean squared norm of 1 (dictionary_learning)": lambda sae, x: _with_norm(
+        x.square().sum(dim=1).mean().sqrt(), sae
     ),
-    "normalized as by a LayerNorm": _layer_norm,
-    "centred over d_model, as by a model with center_writing_weights": _centred,
 }
+# Those that `Autoencoder.normalization` has a name for.
+NORMALIZED = {
+    "scaled to a norm of sqrt(d_model) each (constant_norm_rescale)": "constant_norm_rescale",
+    "normalized one by one (layer_norm)": "layer_norm",
+    "of a model with centred weights (center_writing_weights)": "centre",
+    "without normalization": "none",
+}
+
+
+def read_as(feeding: Feeding, sae: Autoencoder, x: Tensor) -> Autoencoder:
+    """The SAE that reads activations x [tokens, d_model] as a feeding says."""
+    if (kind := NORMALIZED.get(feeding.input)) is not None:
+        return replace(sae, normalization=kind)
+    return INPUTS[feeding.input](sae, x)
 
 
 @dataclass(frozen=True)
@@ -94,8 +84,8 @@ class Feeding:
     site: str
     prepend_bos: bool
     """Whether BOS stands before each context."""
-    input: str = AS_IT_IS
-    """One of `INPUTS`."""
+    input: str = AS_THEY_ARE
+    """One of `INPUTS` or of `NORMALIZED`."""
 
     def changes(self, other: Feeding) -> list[str]:
         """Names of the fields in which another one differs."""
@@ -270,38 +260,32 @@ class Sample:
 @torch.inference_mode()
 def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     """Explained variance and L0 of an SAE on the device of the subject, and of its placebo."""
-    read = INPUTS[feeding.input](sample.activations(feeding))
-    own = _totals(sae, read)
+    x = sample.activations(feeding)
+    own = _totals(read_as(feeding, sae, x), x)
     k = max(1, round(own["l0"]))
     n_latents = max(k, min(sae.n_latents, PLACEBO_LATENTS))
-    some = read.x[:PLACEBO_TOKENS].to(sae.b_dec.device)
+    some = x[:PLACEBO_TOKENS].to(sae.b_dec.device)
     generator = torch_generator(0, "feeding_placebo")
     placebo = initialize(some, n_latents=n_latents, k=k, generator=generator)
     return Measured(
         feeding,
         explained_variance=own["explained_variance"],
         l0=own["l0"],
-        placebo=_totals(placebo, read)["explained_variance"] or 0.0,
-        n_tokens=len(read.x),
+        placebo=_totals(placebo, x)["explained_variance"] or 0.0,
+        n_tokens=len(x),
     )
 
 
-def _totals(sae: Autoencoder, read: Read) -> dict[str, float]:
-    mean = read.target.double().mean(dim=0)
+def _totals(sae: Autoencoder, x: Tensor) -> dict[str, Any]:
+    """Metrics of reconstruction over x [tokens, d_model]."""
+    mean = x.double().mean(dim=0)
     sums = ReconstructionSums(mean=mean, n_documents=1, n_latents=sae.n_latents)
-    for start in range(0, len(read.x), BATCH_TOKENS):
-        part = slice(start, start + BATCH_TOKENS)
-        values, indices = sae.encode(read.x[part].to(sae.b_dec.device))
-        output = sae.decode(values, indices).to(read.x.device)
-        output = output * _rows(read.scale, part) + _rows(read.shift, part)
-        documents = np.zeros(len(output), dtype=np.int64)
-        sums.add(read.target[part], output, values, indices, documents)
+    for part in x.split(BATCH_TOKENS):
+        given = part.to(sae.b_dec.device)
+        values, indices = sae.encode(given)
+        output = sae.decode(values, indices, given)
+        sums.add(part, output, values, indices, np.zeros(len(part), dtype=np.int64))
     return sums.totals()
-
-
-def _rows(factor: Tensor | float, part: slice) -> Tensor | float:
-    """Those of some tokens, where each has its own."""
-    return factor[part] if isinstance(factor, Tensor) and factor.ndim else factor
 
 
 def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expect) -> Checked:
@@ -343,8 +327,9 @@ def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expe
 
 def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
     """Feedings with another input or another site."""
-    for name in INPUTS:
-        yield replace(feeding, input=name)
+    for name in (*INPUTS, *NORMALIZED):
+        if NORMALIZED.get(name) != sae.normalization:
+            yield replace(feeding, input=name)
     near = [
         s for s in near_sites(feeding.site, len(sample.subject.blocks)) if _fits(sample, sae, s)
     ]

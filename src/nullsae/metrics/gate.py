@@ -10,7 +10,7 @@ from nullsae.config.saes import Expect
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens
 from nullsae.jobs.keys import CellKeys
-from nullsae.metrics.feeding import AS_IT_IS, Checked, Feeding, Measured, Sample, check_feeding
+from nullsae.metrics.feeding import Checked, Feeding, Measured, Sample, check_feeding
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
 
@@ -33,9 +33,7 @@ def changes(given: Feeding, other: Feeding) -> list[str]:
     words = {
         "site": f"at {other.site}",
         "prepend_bos": f"{'with' if other.prepend_bos else 'without'} BOS before each context",
-        "input": "on activations as they are"
-        if other.input == AS_IT_IS
-        else f"on activations {other.input}",
+        "input": f"on activations {other.input}",
     }
     return [words[name] for name in given.changes(other)]
 
@@ -77,13 +75,16 @@ def require_fit(
     log.info("%s at %s: %s", keys.sae, keys.site, figures(checked.given))
     if checked.fits:
         return
-    line = f"config: saes.{keys.sae}: {reason(checked)}"
+    corpus, source = tokens.manifest.get("corpus", "*"), f"subjects.{keys.subject}.source"
+    pretrained = f"saes.{keys.sae}.pretrained"
     named = {
-        "site": f"subjects.{keys.subject}.sites, or the folder in saes.{keys.sae}.pretrained",
-        "prepend_bos": f"corpora.{tokens.manifest.get('corpus', '*')}.prepend_bos",
-        "input": f"saes.{keys.sae}.pretrained (its cfg.json says nothing of that)",
+        "site": f"subjects.{keys.subject}.sites, or the SAE in {pretrained}",
+        "prepend_bos": f"corpora.{corpus}.prepend_bos",
+        "input": f"{pretrained}: its own config does not say so",
     }
     remedy = checked.remedy
-    names = ["model"] if remedy is None else given.changes(remedy.feeding)
-    what = [named.get(name, f"subjects.{keys.subject}.source") for name in names]
-    raise UserError(f"{line}; change {', and '.join(what)}")
+    change = [source] if remedy is None else [named[n] for n in given.changes(remedy.feeding)]
+    line = f"config: saes.{keys.sae}: {reason(checked)}; change {' and '.join(change)}"
+    if remedy is None:
+        line += f", or what is expected in saes.{keys.sae}.expect"
+    raise UserError(line)

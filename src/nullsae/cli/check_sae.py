@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nullsae import paths
@@ -20,7 +21,7 @@ from nullsae.config.parse import check_sites, parse_config, parse_section
 from nullsae.config.plain import read_yaml
 from nullsae.config.pretrained import Difference, FromSaeLens, Pretrained, SaeLensRelease
 from nullsae.config.read import merge
-from nullsae.config.saelens_list import listed
+from nullsae.config.saelens_list import published
 from nullsae.config.saes import Expect
 from nullsae.config.sites import SITE
 from nullsae.config.subjects import PretrainedSource
@@ -180,13 +181,9 @@ class Card:
 
     def _expected(self) -> Expect:
         """Published figures: those of the command line, and of the rest SAELens' list's."""
-        found = {}
-        if isinstance(self.asked.pretrained, FromSaeLens):
-            entry = listed(self.asked.pretrained, "SAE")
-            known = {"l0": entry.l0, "explained_variance": entry.variance_explained}
-            found = {name: value for name, value in known.items() if value}
-            for name, value in found.items():
-                self._note(f"published {name}", f"{value:g}", "SAELens' list")
+        found = published(self.asked.pretrained, "SAE")
+        for name, value in found.items():
+            self._note(f"published {name}", f"{value:g}", "SAELens' list")
         own = self.asked.expect.model_dump(exclude_none=True)
         return Expect(**{**found, **own})
 
@@ -228,8 +225,8 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
 def _print_card(console: Console, card: Card) -> None:
     table = Table("fact", "value", "known from", title="The SAE", title_justify="left")
     for fact in card.facts:
-        table.add_row(*(visible(text) for text in (fact.name, fact.value, fact.source)))
-    console.print(table, markup=False)
+        table.add_row(*(escape(visible(text)) for text in (fact.name, fact.value, fact.source)))
+    console.print(table)
 
 
 def _source(card: Card) -> dict[str, Any]:
@@ -292,7 +289,7 @@ def _print_figures(console: Console, card: Card, checked: Checked, ce_score: flo
     for one in sorted(checked.tried, key=lambda one: one.left):
         if one is not checked.given:
             row(" and ".join(changes(checked.given.feeding, one.feeding)), one)
-    console.print(table, markup=False)
+    console.print(table)
     score = "none: zeroing the site does no clear harm" if ce_score is None else f"{ce_score:.3f}"
     console.print(f"CE score as given: {score}", markup=False)
 

@@ -14,6 +14,8 @@ from pydantic import (
 
 from nullsae.config.compute import Compute
 from nullsae.config.evaluation import Evaluation
+from nullsae.config.pretrained import FromSaeLens
+from nullsae.config.saelens_list import published
 from nullsae.config.saes import Expect, recipe_name
 from nullsae.config.section import Section
 from nullsae.config.study import Config
@@ -103,8 +105,17 @@ class EvaluateSaesParams(Section):
 
 
 def _expected(config: Config, cell: Wildcards) -> Expect | None:
-    """Published figures of the SAE of a cell, if it was made elsewhere."""
-    return config.saes[recipe_name(cell["sae"])].expect if cell["variant"] == "trained" else None
+    """Figures of the SAE of a cell, if it was made elsewhere: the config's, or else SAELens'."""
+    name = recipe_name(cell["sae"])
+    recipe = config.saes[name]
+    if recipe.pretrained is None or cell["variant"] != "trained":
+        return None
+    given = recipe.pretrained
+    if isinstance(given, FromSaeLens):
+        given = given.at(cell["site"])
+    known = published(given, f"config: saes.{name}.pretrained")
+    known |= {} if recipe.expect is None else recipe.expect.model_dump(exclude_none=True)
+    return Expect(**known) if known else None
 
 
 @rule(

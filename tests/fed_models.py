@@ -22,11 +22,11 @@ BOS, SITE, N_LATENTS, K = 0, "resid_post.1", 64, 4
 STEPS, BATCH = 200, 256
 
 
-def sink_model(name: str = "") -> Any:
+def sink_model(name: str = "", **keys: Any) -> Any:
     """A GPT-2 in which all tokens look at BOS, where it is there, and whose residual stream has a
-    large mean, which no LayerNorm sees.
+    large mean, which no LayerNorm sees. Another `name` is another model; `keys` are of its config.
     """
-    model = tiny_model("gpt2")
+    model = tiny_model("gpt2", **keys)
     generator = torch_generator(0, "fed_model", name)
     with torch.no_grad():
         if name:
@@ -66,7 +66,7 @@ def centred(model: Any) -> Any:
 
 
 def subject_of(model: Any) -> Subject:
-    return Subject(model, {"vocab_size": VOCAB}, CPU)
+    return Subject(model, {"vocab_size": model.config.vocab_size}, CPU)
 
 
 def tokens(n_contexts: int, *, seed: int, prepend_bos: bool = True) -> Tokens:
@@ -78,10 +78,11 @@ def tokens(n_contexts: int, *, seed: int, prepend_bos: bool = True) -> Tokens:
     return Tokens(ids, documents, {"bos_token_ids": [BOS], "prepend_bos": prepend_bos})
 
 
-def activations(subject: Subject, *, site: str = SITE, prepend_bos: bool = True) -> Tensor:
-    """What SAEs are trained on, [tokens, d_model]."""
-    sample = Sample(subject, tokens(400, seed=1), n_tokens=6400)
-    return sample.activations(Feeding(site, prepend_bos))
+def activations(subject: Subject, text: Tokens | None = None) -> Tensor:
+    """What SAEs are trained on, [tokens, d_model]: by default over 400 contexts."""
+    text = tokens(400, seed=1) if text is None else text
+    sample = Sample(subject, text, n_tokens=text.input_ids.size)
+    return sample.activations(Feeding(SITE, prepend_bos=True))
 
 
 def trained_on(x: Tensor, *, scale: bool = True) -> Autoencoder:

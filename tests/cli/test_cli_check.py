@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import Result
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -40,7 +39,7 @@ class Made:
     model: Path
     texts: Path
 
-    def check(self, *options: str, sae: Path | None = None) -> Result:
+    def check(self, *options: str, sae: Path | None = None) -> Any:
         given = ("check", str(sae or self.sae), "--root", str(self.root), "--device", "cpu")
         text = ("--corpus", str(self.texts), "--tokens", "2048")
         return CliRunner().invoke(app, [*given, *text, *options])
@@ -80,7 +79,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     write_saelens(root / "sae", sae, model_name=str(root / "model"))
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (root / "texts.jsonl").write_text(lines)
-    (root / "config.yaml").write_text(yaml.safe_dump(SMALL_CONFIG))
+    config = {**SMALL_CONFIG, "latents": {"window_tokens": 8}}
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
     return Made(root, root / "sae", root / "model", root / "texts.jsonl")
 
 

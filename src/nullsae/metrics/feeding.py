@@ -149,12 +149,11 @@ class Checked:
 
     @property
     def remedy(self) -> Measured | None:
-        """The feeding that fits where the given one does not."""
-        best = min(self.tried, key=lambda one: _rank(one, self.expect))
-        if best is self.given or best.shortcomings(self.expect):
-            return None
-        helps = self.given.shortcomings(self.expect) or best.left < CLEARLY * self.given.left
-        return best if helps else None
+        """The feeding that fits where the given one does not, and leaves less than it."""
+        fitting = [one for one in self.tried if not one.shortcomings(self.expect)]
+        best = min(fitting, key=lambda one: one.left, default=self.given)
+        at_most = 1.0 if self.given.shortcomings(self.expect) else CLEARLY
+        return best if best.left < at_most * self.given.left else None
 
     @property
     def wrong(self) -> list[str]:
@@ -168,10 +167,6 @@ class Checked:
     def fits(self) -> bool:
         """Whether it is fed with what it knows, as far as figures tell."""
         return not self.wrong
-
-
-def _rank(one: Measured, expect: Expect) -> tuple[int, float]:
-    return len(one.shortcomings(expect)), one.left
 
 
 class Sample:
@@ -311,8 +306,9 @@ def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expe
         raise UserError(f"{given.site} has {width} dimensions, and the SAE reads {sae.d_model}")
     sae = sae.to(subject.device)
     found = {given: measure(sample, sae, given)}
-    if expect.explained_variance is not None and not found[given].shortcomings(expect):
-        return Checked(found[given], (found[given],), expect)
+    checked = Checked(found[given], (found[given],), expect)
+    if expect.explained_variance is not None and checked.fits:
+        return checked
     starts = [given]
     if len(sample.bos):
         starts.append(replace(given, prepend_bos=not given.prepend_bos))
@@ -320,9 +316,10 @@ def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expe
         for other in (*starts, *_changed(sample, sae, start)):
             if other not in found:
                 found[other] = measure(sample, sae, other)
-        if not min(_rank(one, expect) for one in found.values())[0]:
+        checked = Checked(found[given], tuple(found.values()), expect)
+        if checked.fits or checked.remedy is not None:
             break
-    return Checked(found[given], tuple(found.values()), expect)
+    return checked
 
 
 def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:

@@ -92,8 +92,9 @@ def _measure(
         ids = token_ids(corpus, position)
         for name, factor in factors.items():
             scaled = (x.double() * factor).float()
-            values, indices = coder.encode(scaled.to(coder.b_dec.device), ids)
-            decoded = coder.decode(values, indices)
+            given = scaled.to(coder.b_dec.device)
+            values, indices = coder.encode(given, ids)
+            decoded = coder.decode(values, indices, given)
             sums[name].add(scaled, decoded, values, indices, np.zeros(len(x), dtype=np.int64))
     plain = sums["plain"].totals()
     return {

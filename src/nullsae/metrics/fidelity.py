@@ -138,7 +138,7 @@ def _replacements(
     # A subject may lie on several devices: each site says where its own activations are.
     def reconstruct(x: Tensor) -> Tensor:
         flat = x.flatten(0, 1).to(sae.b_dec.device, torch.float32)
-        return sae.decode(*sae.encode(flat, token_ids)).to(x.device, x.dtype).view(x.shape)
+        return sae.decode(*sae.encode(flat, token_ids), flat).to(x.device, x.dtype).view(x.shape)
 
     def where_kept(replace: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         if bool(kept.all()):

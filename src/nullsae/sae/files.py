@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     NonNegativeFloat,
@@ -40,6 +40,8 @@ class SaeConfig(Section):
     n_latents: PositiveInt
     k: PositiveInt | None
     """Latents kept per token; null where the architecture has no k."""
+    normalization: Literal["none", "centre", "layer_norm", "constant_norm_rescale"] = "none"
+    """What is done to each activation: `nullsae.sae.normalization`."""
     keys: CellKeys
     key: str
     """Hash of all that it was made of."""
@@ -88,7 +90,8 @@ def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
     """Write the weights as float32, then the config; the config makes the folder complete."""
     weights = folder / "sae.safetensors"
     save_tensors(weights, {name: tensor.float() for name, tensor in sae.parameters().items()})
-    described |= {key: getattr(sae, key) for key in ("architecture", "d_model", "n_latents", "k")}
+    own = ("architecture", "d_model", "n_latents", "k", "normalization")
+    described |= {key: getattr(sae, key) for key in own}
     config = SaeConfig(weights_checksum=checksum(weights), **described)
     write_json(folder / "cfg.json", config.model_dump(mode="json"))
 
@@ -118,4 +121,5 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shapes.get(name):
             raise UserError(f"{weights}: {name} is {found}, should be {shapes.get(name)}")
-    return Autoencoder.of(tensors, config.architecture, config.k), config
+    sae = Autoencoder.of(tensors, config.architecture, config.k, config.normalization)
+    return sae, config

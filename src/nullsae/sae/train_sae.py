@@ -16,6 +16,7 @@ from torch import Tensor
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
 from nullsae.activations.store import SiteReader
+from nullsae.config.check_pretrained import refuse_differences
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import (
@@ -32,7 +33,7 @@ from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
-from nullsae.sae.exchange.pretrained import read_pretrained
+from nullsae.sae.exchange.pretrained import read_with_origin
 from nullsae.sae.files import load_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.shared_pass import Progress, enough_memory, train_together
@@ -113,7 +114,7 @@ def _make(
     for cell in cells:
         if _is_whole(cell, cell.work):
             continue
-        given = _pretrained(cell) if cell.recipe.pretrained else None
+        given = _pretrained(cell, train_tokens) if cell.recipe.pretrained else None
         constant = cell.train.is_constant and cell.recipe.origin.trained
         if constant and (given is None or cell.keys.variant != "trained"):
             logger.warning(
@@ -201,7 +202,7 @@ def _open(
         for name in ("site", "sae", "seed"):
             folder = folder.replace(f"{{{name}}}", str(getattr(keys, name)))
         to = work / f"train_sae-{key}"
-        new = Cell(keys, recipe, Path(folder), params.seed, train, heldout, key, to)
+        new = Cell(keys, recipe, Path(folder), params.seed, train, heldout, key, to, cell.used_on)
         if _is_whole(new, new.output):
             logger.info("%s: already there", folder)
         else:
@@ -303,11 +304,16 @@ def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
     return n_latents, k
 
 
-def _pretrained(cell: Cell) -> Autoencoder:
-    """The recipe's SAE that was made elsewhere, if it fits the site."""
+def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
+    """The recipe's SAE that was made elsewhere, if it fits the site, the model and the text."""
     recipe, reader, site, where = cell.recipe, cell.train, cell.keys.site, cell.where
     assert recipe.pretrained is not None
-    sae = read_pretrained(recipe.pretrained, site, where=f"{where}.pretrained")
+    sae, made_on = read_with_origin(recipe.pretrained, site, where=f"{where}.pretrained")
+    if (used := cell.used_on) is not None:
+        if train_tokens is not None:
+            manifest = read_json(train_tokens, rebuild=rebuild_command(train_tokens))
+            used = used.model_copy(update={"prepend_bos": manifest.get("prepend_bos")})
+        refuse_differences(made_on, used, site, recipe.accept_differences, where)
     if sae.coding.reads_tokens:
         raise UserError(
             f"{where}.pretrained: {recipe.pretrained} looks up tokens and reads no activations; "

@@ -165,7 +165,7 @@ def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str
         part = slice(start, start + BATCH_TOKENS)
         batch = x[part]
         values, indices = sae.encode(batch, None if ids is None else ids[part])
-        output = sae.decode(values, indices)
+        output = sae.decode(values, indices, batch)
         error += float((batch.double() - output.double()).square().sum())
         cosine += float(torch.cosine_similarity(batch, output, dim=1).double().sum())
         fired[indices[values > 0]] = True

@@ -15,6 +15,7 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.activations.blocks import Batches
 from nullsae.activations.store import SiteReader
+from nullsae.config.made_on import UsedOn
 from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.core import provenance
 from nullsae.core.checkpoint import DAMAGED
@@ -52,6 +53,8 @@ class Cell:
     """Hash of all that determines the SAE."""
     work: Path
     """Folder that it is written to; it goes to `output` once all SAEs of the job are made."""
+    used_on: UsedOn | None = None
+    """What an SAE made elsewhere is given here."""
 
     @property
     def where(self) -> str:

@@ -210,11 +210,11 @@ def markdown(result: Found) -> str:
     for name, part in result["parts"].items():
         lines.append(f"| {name} | {part['result']} | {part['seconds']:.0f} |")
     lines.append("")
-    if told := result["parts"]["tests"].get("passed"):
-        lines.append(
-            f"Tests: {told} passed; failed: {result['parts']['tests']['failed'] or 'none'}."
-        )
-    rows = result["parts"]["steps"].get("rows", [])
+    of_tests = result["parts"].get("tests", {})
+    if "passed" in of_tests:
+        failed = ", ".join(of_tests["failed"]) or "none"
+        lines.append(f"Tests: {of_tests['passed']} passed; failed: {failed}.")
+    rows = result["parts"].get("steps", {}).get("rows", [])
     if timed := [row for row in rows if row["kind"] == "step"]:
         lines += ["", "| Shape | Tokens | | ms | tokens/s | of the product | GiB | ratio |"]
         lines.append("|---|---|---|---|---|---|---|---|")

@@ -216,14 +216,15 @@ def markdown(result: Found) -> str:
         lines.append(f"Tests: {of_tests['passed']} passed; failed: {failed}.")
     rows = result["parts"].get("steps", {}).get("rows", [])
     if timed := [row for row in rows if row["kind"] == "step"]:
-        lines += ["", "| Shape | Tokens | | ms | tokens/s | of the product | GiB | ratio |"]
-        lines.append("|---|---|---|---|---|---|---|---|")
+        lines += ["", "| Shape | Tokens | | ms | tokens/s | product | GiB | formula | ratio |"]
+        lines.append("|---|---|---|---|---|---|---|---|---|")
         for row in timed:
-            cells = ["out of memory", *[""] * 4]
+            cells = ["out of memory", *[""] * 5]
             if row["ms"] is not None:
                 ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
                 cells = [f"{row['ms']:.2f}", f"{row['tokens_per_second']:,.0f}"]
-                cells += [f"{row['product_share']:.0%}", f"{row['peak_gib']:.1f}", ratio]
+                cells += [f"{row['product_share']:.0%}", f"{row['peak_gib']:.1f}"]
+                cells += [f"{row['formula_gib']:.1f}" if "formula_gib" in row else "", ratio]
             start = [row["shape"], f"{row['tokens']:,}", row["what"]]
             lines.append(f"| {' | '.join([*start, *cells])} |")
     if products := [row for row in rows if row["kind"] == "product"]:
@@ -250,6 +251,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu_check: PyTorch sees no CUDA device here; --device cpu runs with tiny shapes")
+    # Stopped from outside, it ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     result: Found = {"machine": machine(args.device), "parts": {}}
     begun = time.monotonic()
     parts: dict[str, Callable[[Path, argparse.Namespace, Found], None]] = {

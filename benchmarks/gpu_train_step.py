@@ -7,7 +7,7 @@ that package can be imported, in float32 and as it ships (the forward pass in bf
     tokens/s    median of the rounds, the optimizer's step included
     product     the time of the encoder's matrix product, measured alone at the same precision, as a
                 share of the step's: at 100% nothing but this one product would cost anything
-    GiB         peak memory, and what the formula of `nullsae.sae.triton_kernels` says
+    GiB         peak memory, and what the formula of `nullsae.sae.triton_kernels` says (of ours)
     ratio       our tokens/s at the precision of `compute.precision: auto` over theirs
 
 and then, for each sparse product, the time of our kernel, of PyTorch's `embedding_bag` for the
@@ -23,11 +23,13 @@ import argparse
 import gc
 import importlib.util
 import json
+import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nullsae.config.compute import Precise
 from nullsae.config.saes import Sae
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.chunks import rows_at_once
-from nullsae.sae.kernels import Hits, HitsByLatent, encode_top_k
+from nullsae.sae.kernels import Hits, HitsByLatent, encode_top_k, encoder, tensor_float
 from nullsae.sae.trainer import Trainer
 
 SHAPES = {
@@ -51,7 +54,8 @@ SHAPES = {
 TOKENS = (4096, 8192, 16_384)
 K = 32
 DIRECTIONS_PER_TOKEN = 24
-AS_SHIPPED = "sparsify, as shipped"
+PRECISIONS: tuple[Precise, ...] = ("float32", "tf32", "bfloat16")
+OURS = "nullsae, bfloat16"  # what `compute.precision: auto` is on CUDA
 Step = Callable[[Tensor], object]
 Row = dict[str, Any]
 
@@ -84,14 +88,16 @@ def start(x: Tensor, n_latents: int) -> Autoencoder:
     return Autoencoder("topk", rows.clone(), x.new_zeros(n_latents), rows, mean, K)
 
 
-def ours(x: Tensor, n_latents: int) -> Step:
+def ours(x: Tensor, n_latents: int, precision: Precise) -> Step:
     """Our training step."""
     recipe = Sae.of(n_latents=n_latents, k=K)
-    return Trainer(recipe, 10**6, start(x, n_latents), k=K).train_step
+    return Trainer(recipe, 10**6, start(x, n_latents), k=K, precision=precision).train_step
 
 
 def sparsify(x: Tensor, n_latents: int, *, as_shipped: bool) -> Step:
-    """Theirs: what `Trainer.fit` does with a batch, with PyTorch's fused Adam."""
+    """Theirs: what `Trainer.fit` does with a batch, with PyTorch's fused Adam. It sets products of
+    float32 to TensorFloat-32.
+    """
     # Which .venv-peers sets to 1.
     os.environ["SPARSIFY_DISABLE_TRITON"] = "0" if x.is_cuda else "1"
     from sparsify import SparseCoder, SparseCoderConfig
@@ -103,11 +109,12 @@ def sparsify(x: Tensor, n_latents: int, *, as_shipped: bool) -> Step:
     forward = SparseCoder.forward if as_shipped else SparseCoder.forward.__wrapped__
 
     def step(batch: Tensor) -> None:
-        coder.set_decoder_norm_to_unit_norm()
-        forward(coder, batch).fvu.backward()
-        coder.remove_gradient_parallel_to_decoder_directions()
-        adam.step()
-        adam.zero_grad()
+        with tensor_float():
+            coder.set_decoder_norm_to_unit_norm()
+            forward(coder, batch).fvu.backward()
+            coder.remove_gradient_parallel_to_decoder_directions()
+            adam.step()
+            adam.zero_grad()
 
     return step
 
@@ -130,26 +137,28 @@ def milliseconds(run: Callable[[], object], repeats: int, device: torch.device) 
     return float(begin.elapsed_time(end)) / repeats
 
 
-def product(x: Tensor, sae: Autoencoder, repeats: int) -> float:
+def product(x: Tensor, sae: Autoencoder, repeats: int, precision: Precise) -> float:
     """Milliseconds of the encoder's matrix product alone, in chunks of tokens."""
     chunk = min(len(x), rows_at_once(sae.n_latents, x.device.type))
-    pre = x.new_empty(chunk, sae.n_latents)
+    encode = encoder(sae.w_enc, sae.b_enc, chunk, precision)
 
     def run() -> None:
         for part in x.split(chunk):
-            torch.addmm(sae.b_enc, part, sae.w_enc.t(), out=pre[: len(part)])
+            encode(part)
 
     return milliseconds(run, repeats, x.device)
 
 
-def formula_bytes(n_latents: int, d: int, n_tokens: int, device: torch.device) -> int:
+def formula_bytes(n_latents: int, d: int, n_tokens: int, precision: Precise) -> int:
     """What a step must hold, on a GPU: see the first lines of `nullsae.sae.triton_kernels`."""
-    from nullsae.sae.triton_kernels import windows
-
-    chunk = min(n_tokens, rows_at_once(n_latents, device.type))
-    _, n_windows = windows(n_tokens * K)
-    matrices = (24 + 8) * n_latents * d
-    return matrices + 4 * chunk * n_latents + 8 * n_windows * d + (24 * d + 60 * K) * n_tokens
+    # A window of `row_gradient`: 256 hits or more, 4,096 windows at most.
+    n_windows = min(4096, -(-n_tokens * K // 256))
+    chunk = min(n_tokens, rows_at_once(n_latents, "cuda"))
+    total = 32 * n_latents * d + 8 * n_windows * d + (24 * d + 60 * K) * n_tokens
+    total += 20 * chunk * math.isqrt(K * n_latents)
+    if precision == "bfloat16":
+        return total + 2 * chunk * n_latents + 2 * (n_latents + chunk) * d
+    return total + 4 * chunk * n_latents
 
 
 def free(device: torch.device) -> None:
@@ -174,10 +183,12 @@ def steps(name: str, n_tokens: int, args: argparse.Namespace) -> list[Row]:
     """Print one line per contender for one shape and batch; returns them."""
     d, n_latents = SHAPES[name]
     x = activations(n_tokens, d, args.device)
-    contenders: dict[str, Callable[[], Step]] = {"nullsae": lambda: ours(x, n_latents)}
+    contenders: dict[str, Callable[[], Step]] = {
+        f"nullsae, {precision}": partial(ours, x, n_latents, precision) for precision in PRECISIONS
+    }
     if importlib.util.find_spec("sparsify"):
-        contenders["sparsify, float32"] = lambda: sparsify(x, n_latents, as_shipped=False)
-        contenders[AS_SHIPPED] = lambda: sparsify(x, n_latents, as_shipped=True)
+        contenders["sparsify, tf32"] = partial(sparsify, x, n_latents, as_shipped=False)
+        contenders["sparsify, as shipped"] = partial(sparsify, x, n_latents, as_shipped=True)
     times: dict[str, list[float]] = {contender: [] for contender in contenders}
     peaks = dict.fromkeys(contenders, 0)
     for _ in range(args.rounds):
@@ -189,16 +200,16 @@ def steps(name: str, n_tokens: int, args: argparse.Namespace) -> list[Row]:
                 continue
             times[contender].append(took)
     free(args.device)
-    alone = product(x, start(x, n_latents), args.steps)
-    triton = importlib.util.find_spec("triton") is not None
-    formula = formula_bytes(n_latents, d, n_tokens, args.device) if triton else 0
-    rate = 2 * n_tokens * n_latents * d / alone * 1e-9
-    print(
-        f"\n{name}: d {d:,}, {n_latents:,} latents, {n_tokens:,} tokens a step; the product alone "
-        f"takes {alone:.2f} ms ({rate:.1f} TFLOP/s); formula {formula / 2**30:.1f} GiB"
+    sae = start(x, n_latents)
+    alone = {p: product(x, sae, args.steps, p) for p in PRECISIONS}
+    del sae
+    operations = 2 * n_tokens * n_latents * d
+    rates = ", ".join(
+        f"{p} {ms:.2f} ms ({operations / ms * 1e-9:.0f} TFLOP/s)" for p, ms in alone.items()
     )
+    print(f"\n{name}: d {d:,}, {n_latents:,} latents, {n_tokens:,} tokens a step; product: {rates}")
     rows: list[Row] = []
-    reference = statistics.median(times["nullsae"]) if times["nullsae"] else None
+    reference = statistics.median(times[OURS]) if times[OURS] else None
     for contender, found in times.items():
         row: Row = {"kind": "step", "shape": name, "d_model": d, "n_latents": n_latents}
         row |= {"tokens": n_tokens, "what": contender, "ms": None}
@@ -208,13 +219,18 @@ def steps(name: str, n_tokens: int, args: argparse.Namespace) -> list[Row]:
             continue
         median = statistics.median(found)
         row["ms"], row["tokens_per_second"] = median, n_tokens / median * 1e3
-        row["product_share"], row["peak_gib"] = alone / median, peaks[contender] / 2**30
-        row["formula_gib"] = formula / 2**30
+        # As shipped it multiplies in bfloat16.
+        precision = next((p for p in PRECISIONS if contender.endswith(p)), "bfloat16")
+        row["product_share"] = alone[precision] / median
+        row["peak_gib"] = peaks[contender] / 2**30
+        if contender.startswith("nullsae"):
+            row["formula_gib"] = formula_bytes(n_latents, d, n_tokens, precision) / 2**30
         row["ratio"] = median / reference if reference else None
         ratio = f"{row['ratio']:6.2f}" if reference else "     -"
         print(
             f"  {contender:22}{median:9.2f} ms{row['tokens_per_second']:12,.0f} tokens/s"
-            f"{row['product_share']:8.0%} product{row['peak_gib']:8.1f} GiB   ratio {ratio}"
+            f"{row['product_share']:8.0%} product{row['peak_gib']:8.1f} GiB "
+            f"(formula {row.get('formula_gib', 0):.1f})   ratio {ratio}"
         )
     return rows
 
@@ -283,12 +299,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps per round")
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument(
-        "--precision",
-        choices=("highest", "high"),
-        default="high",
-        help="of float32 products: high is TensorFloat-32, which sparsify sets",
-    )
     args = parser.parse_args()
     if args.device.type == "cuda" and not torch.cuda.is_available():
         print("nothing measured: PyTorch sees no CUDA device here")
@@ -296,15 +306,11 @@ def main() -> None:
     if args.device.type == "cuda" and importlib.util.find_spec("triton") is None:
         print("nothing measured: Triton is not installed, which the kernels are written in")
         sys.exit(0)
-    torch.set_float32_matmul_precision(args.precision)
     name = "CPU"
     if args.device.type == "cuda":
         card = torch.cuda.get_device_properties(0)
         name = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
-    print(
-        f"{name}, PyTorch {torch.__version__}, float32 products at precision {args.precision!r}, "
-        f"k {K}"
-    )
+    print(f"{name}, PyTorch {torch.__version__}, k {K}")
     rows: list[Row] = []
     for name in args.shapes:
         for n_tokens in args.tokens:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nullsae.config.compute import precision_on
 from nullsae.config.section import Section
 from nullsae.core import provenance
 from nullsae.core.errors import UserError
@@ -52,7 +53,10 @@ def job(
     compute = getattr(params, "compute", None)
     device = "cpu" if compute is None or on_cpu else _picked(compute.device)
     threads = None if compute is None else compute.threads
-    with provenance.at_work(verb, device=device, dtype=_dtype(params), threads=threads):
+    precision = getattr(params, "precision", None)
+    made_with: dict[str, Any] = {"device": device, "dtype": _dtype(params), "threads": threads}
+    made_with["precision"] = precision and precision_on(precision, device.partition(":")[0])
+    with provenance.at_work(verb, **made_with):
         log.info("%s", provenance.described(provenance.this_job()))
         if sizes := [*filter(None, (about, *(size_of(file) for file in reads if file)))]:
             log.info("%s: %s", verb, "; ".join(sizes))

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from nullsae.config.compute import Compute
+from nullsae.config.compute import Compute, Precision
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.model_files import is_local
 from nullsae.config.saes import ARCHITECTURES, Sae
@@ -63,6 +63,7 @@ class TrainSaeParams(Section):
     stream: StreamParams | None = None
     """If given, activations come from live forward passes; the cached ones serve for the start."""
     compute: Compute
+    precision: Precision = "auto"
     activations_key: str = ""
     """If given, activations of `sae_train` with another key are refused."""
     eval_activations_key: str = ""
@@ -141,6 +142,7 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
         cells=cells,
         stream=_stream(config, keys),
         compute=config.compute,
+        precision=config.compute.precision,
         activations_key=key_of(config, keys, "sae_train"),
         eval_activations_key=key_of(config, keys, "eval"),
     )

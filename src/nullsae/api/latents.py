@@ -31,8 +31,9 @@ from nullsae.latents import collect as stage
 from nullsae.latents.split import Split
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.families import text_config
-from nullsae.subjects.loading import Subject, check_sites_add_up
+from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import check_tokens
+from nullsae.subjects.site_gates import verify_sites
 
 WHERE = "collect"
 
@@ -172,7 +173,7 @@ def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:
     if not SITE.match(site):
         raise UserError(f"{WHERE}: site: {site!r} is no name of a site, such as resid_post.3")
     check_sites((site,), len(subject.blocks), where=f"{WHERE}: site")
-    check_sites_add_up(subject, [site], where=f"{WHERE}: site")
+    verify_sites(subject, [site], where=f"{WHERE}: site")
     if sae.d_model != subject.width(site):
         raise UserError(
             f"{WHERE}: sae: it reads {sae.d_model} dimensions, and {site} has {subject.width(site)}"

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullsae.config.sites import KINDS, site_kind
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents import promoted
@@ -52,7 +51,7 @@ def subject_for_effects(
     """
     if model is None:
         return None, "no model"
-    if site_kind(site) not in KINDS:
+    if site == "embed":
         return None, "the site is not in the residual stream and not written to it"
     return (model if isinstance(model, Subject) else load_subject(model, device)), None
 
@@ -85,7 +84,7 @@ def effect_columns(
     if subject is None:
         return Effects(columns, lists, None)
     try:
-        path = direct_path(subject).to(w_dec.device)
+        path = direct_path(subject, params.keys.site).to(w_dec.device)
     except NoDirectPathError as error:
         return Effects(columns, lists, str(error))
     successors = Successors.of(split)

@@ -148,4 +148,8 @@ WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
 
 def hook_name(site: str) -> str:
     """TransformerLens' name of a site."""
-    return "hook_embed" if site == "embed" else f"blocks.{site_layer(site)}.hook_{site_kind(site)}"
+    if site == "embed":
+        return "hook_embed"
+    kind = site_kind(site)
+    inside = {"hook_z": "attn.hook_z", "mlp_in": "mlp.hook_in", "mlp_post": "mlp.hook_post"}
+    return f"blocks.{site_layer(site)}.{inside.get(kind, f'hook_{kind}')}"

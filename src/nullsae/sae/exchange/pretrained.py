@@ -25,7 +25,10 @@ from nullsae.sae.files import load_sae
 
 log = logging.getLogger(__name__)
 
-HOOK = re.compile(r"^(?:hook_embed|blocks\.\d+\.hook_(?:resid_pre|attn_out|mlp_out|resid_post))$")
+HOOK = re.compile(
+    r"^(?:hook_embed|blocks\.\d+\.(?:hook_(?:resid_pre|resid_mid|attn_out|mlp_out|resid_post)"
+    r"|attn\.hook_z|mlp\.hook_in|mlp\.hook_post))$"
+)
 
 
 def read_pretrained(pretrained: str, site: str | None, *, where: str) -> Autoencoder:

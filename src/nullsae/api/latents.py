@@ -173,7 +173,13 @@ def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:
     if not SITE.match(site):
         raise UserError(f"{WHERE}: site: {site!r} is no name of a site, such as resid_post.3")
     check_sites((site,), len(subject.blocks), where=f"{WHERE}: site")
-    verify_sites(subject, [site], where=f"{WHERE}: site")
+    written = sae.writes_at(site)
+    verify_sites(subject, list(dict.fromkeys((site, written))), where=f"{WHERE}: site")
+    if sae.w_dec.shape[1] != subject.width(written):
+        raise UserError(
+            f"{WHERE}: sae: it writes {sae.w_dec.shape[1]} dimensions, and {written} has "
+            f"{subject.width(written)}"
+        )
     if sae.d_model != subject.width(site):
         raise UserError(
             f"{WHERE}: sae: it reads {sae.d_model} dimensions, and {site} has {subject.width(site)}"

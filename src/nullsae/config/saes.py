@@ -29,6 +29,7 @@ from pydantic_core import CoreSchema, core_schema
 from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES, Dictionary
 from nullsae.config.section import Section, Seeds, Share, unique
+from nullsae.config.transcoding import Transcoding
 from nullsae.core.registry import Registry
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -62,7 +63,7 @@ def recipe_name(sae: str) -> str:
     return sae.partition(AT)[0]
 
 
-class Sae(Coding):
+class Sae(Coding, Transcoding):
     """How one kind of SAE is made.
 
     Parsing an `Sae` gives a section of the architecture and the dictionary that it names.
@@ -152,6 +153,8 @@ class Sae(Coding):
     @model_validator(mode="after")
     def width_is_clear(self) -> Self:
         wide = self.n_latents is not None or self.expansion_factor is not None
+        if self.output_site is not None and self.pretrained is None:
+            raise ValueError("output_site: transcoders are not trained here: give pretrained")
         if self.pretrained is not None:
             if self.dictionary != Sae.model_fields["dictionary"].default:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")

@@ -150,6 +150,8 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
         if sae.pretrained is None:
             continue
         for site in dict.fromkeys(s for subject in config.subjects.values() for s in subject.sites):
+            if not sae.is_made(site, "trained"):
+                continue
             if is_local(pretrained_sae_path(sae.pretrained, site)[0]):
                 remarks.append(f"saes.{name}.pretrained: local, for {site}")
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,9 @@ class Autoencoder:
         own: the architecture's `own_tensors` by their names, [n_latents] each.
     """
 
+    transcodes: ClassVar[bool] = False
+    """Whether what it writes is of another site than what it reads: `sae.transcoder`."""
+
     architecture: str
     w_enc: Tensor
     b_enc: Tensor
@@ -64,6 +68,10 @@ class Autoencoder:
     def parameters(self) -> dict[str, Tensor]:
         """The tensors by their names on disk."""
         return {**dict(zip(PARAMETERS, self.weights, strict=True)), **self.own}
+
+    def writes_at(self, site: str) -> str:
+        """The site that its output stands for, by the site that it reads."""
+        return site
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], architecture: str, k: int | None) -> Autoencoder:
@@ -104,8 +112,8 @@ class Autoencoder:
         values, indices = map(torch.cat, zip(*padded, strict=True))
         return values, indices
 
-    def decode(self, values: Tensor, indices: Tensor) -> Tensor:
-        """Codes to reconstructions [tokens, d_model]."""
+    def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
+        """Codes to reconstructions [tokens, d_model]; x, what was encoded, is not looked at."""
         return decode(values, indices, self.w_dec) + self.b_dec
 
     def scaled(self, factor: float) -> Autoencoder:

@@ -14,7 +14,7 @@ from nullsae.config.saes import Sae
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import VARIANTS, has_model
-from nullsae.jobs.grid import Keys
+from nullsae.jobs.grid import Keys, captured_sites
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 
 # Bytes beside each stored activation: its position, int64, and its norm, float32.
@@ -161,7 +161,7 @@ def capture(study: SizedStudy, keys: Keys) -> Work:
     Held: a subject, a batch, and two chunks of all sites, each twice (pinned, or permuted).
     """
     n, size = study.cached(keys, keys["split"]), study.sizes[keys["subject"]]
-    settings, sites = study.config.activations, study.config.subjects[keys["subject"]].sites
+    settings, sites = study.config.activations, captured_sites(study.config, keys["subject"])
     rows = sum(size.width(site) * BYTES[settings.dtype] + ROW_BYTES for site in sites)
     deepest = max(blocks_to(site, size) for site in sites)
     chunks = CHUNK_COPIES * study.chunk(keys) * rows
@@ -195,7 +195,7 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     """
     size = study.sizes[keys["subject"]]
     n, fitted = study.cached(keys, keys["split"]), study.cached(keys, "sae_train")
-    widths = [float(size.width(site)) for site in study.config.subjects[keys["subject"]].sites]
+    widths = [float(size.width(site)) for site in captured_sites(study.config, keys["subject"])]
     number, widest = BYTES[study.config.activations.dtype], max(widths)
     rows = sum(d * number + ROW_BYTES for d in widths)
     tokens = 128.0 * size.vocab_size

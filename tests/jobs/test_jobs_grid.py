@@ -92,13 +92,13 @@ def test_a_transcoder_with_other_ends_is_refused(keys: dict[str, Any], said: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_subject_without_a_site_that_a_transcoder_reads_is_refused() -> None:
+def test_a_study_without_a_site_that_a_transcoder_reads_is_refused() -> None:
     config = with_transcoder(input_site="hook_z", output_site="attn_out")
     with pytest.raises(UserError) as caught:
         resolve_subjects(config)
     assert str(caught.value) == (
-        "config: saes.transcoder.input_site: no site of subject s is a hook_z; name one in "
-        "subjects.s.sites"
+        "config: saes.transcoder.input_site: no subject has a site hook_z; name one in "
+        "subjects.*.sites"
     )
 
 

@@ -158,12 +158,6 @@ def resolve_subjects(config: Config) -> Config:
         except ValueError as error:
             raise UserError(f"{key}.sites: {error}") from None
         subjects[name] = subject.model_copy(update={"sites": sites})
-        for sae_name, sae in config.saes.items():
-            if not any(sae.is_made(site, "trained") for site in sites):
-                raise UserError(
-                    f"config: saes.{sae_name}.input_site: no site of subject {name} is a "
-                    f"{sae.input_site}; name one in {key.removeprefix('config: ')}.sites"
-                )
         _check_retrained(config, name, shape)
         for sae_name, sae in config.saes.items():
             if shape.d_model is None or all(site_kind(site) in PROJECTED for site in sites):
@@ -174,6 +168,13 @@ def resolve_subjects(config: Config) -> Config:
                     f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of latents "
                     f"that can be active at once, {most}, at {shape.d_model} dimensions"
                 )
+    every = {site for subject in subjects.values() for site in subject.sites}
+    for sae_name, sae in config.saes.items():
+        if not any(sae.is_made(site, "trained") for site in every):
+            raise UserError(
+                f"config: saes.{sae_name}.input_site: no subject has a site {sae.input_site}; "
+                f"name one in subjects.*.sites"
+            )
     return config.model_copy(update={"subjects": subjects})
 
 

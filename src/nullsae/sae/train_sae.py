@@ -358,7 +358,13 @@ def _finish_without_steps(
     found = []
     sizes = (cell.recipe.batch_tokens, cell.recipe.heldout_tokens)
     for split, size, corpus in zip((cell.train, cell.heldout), sizes, corpora, strict=True):
-        wanted = outputs_of(split, cell.keys.site, sae.writes_at(cell.keys.site))
+        written = sae.writes_at(cell.keys.site)
+        wanted = outputs_of(split, cell.keys.site, written)
+        if wanted.d_model != sae.w_dec.shape[1]:
+            raise UserError(
+                f"{cell.where}.pretrained: it writes {sae.w_dec.shape[1]} dimensions, but "
+                f"{written} has {wanted.d_model}"
+            )
         x, y, position = next(both(split, wanted, batch_tokens=size))
         ids = None if corpus is None else token_ids(corpus, position)
         device = sae.w_dec.device

@@ -119,6 +119,8 @@ class _Rows:
 
 def _rows(sae: Autoencoder, activations: Tensor) -> Tensor:
     """Activations as float32 on the CPU, if they fit the SAE."""
+    if sae.transcodes:
+        raise UserError("null_dictionary: this is a transcoder, whose output is at another site")
     shape = list(activations.shape)
     if len(shape) != 2 or shape[1] != sae.d_model or not shape[0]:
         raise UserError(

@@ -110,7 +110,8 @@ def _changes(
     own = coder.w_dec[torch.from_numpy(sampled)]
     drawn = random_directions(params, coder.w_dec.shape)[sampled]
     directions = equal_norms([own, own[torch.from_numpy(partners)], drawn.to(own)])
-    successors, interventions = Successors.of(split), Interventions(subject, params.keys.site)
+    successors = Successors.of(split)
+    interventions = Interventions(subject, coder.writes_at(params.keys.site))
     fired = firing_places(
         *(firings, sampled, successors.pair, split, order, params.latents.causal_places),
         _generators(params, "ablated_firings"),

@@ -40,6 +40,11 @@ def _sae_text(sae: Sae) -> str:
     """Where the latents of a recipe come from."""
     if sae.pretrained is None:
         return sae.origin.text()
+    if sae.output_site is not None:
+        return (
+            f"A transcoder made elsewhere ({sae.pretrained}), for trained: it reads "
+            f"{sae.input_site} and stands for {sae.output_site} of the same block."
+        )
     return (
         f"Made elsewhere ({sae.pretrained}) and used for trained; the other variants' SAEs have "
         f"the same width and are trained here."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,9 @@ class Autoencoder:
         normalization: of each activation, one of `NORMALIZATIONS`.
     """
 
+    transcodes: ClassVar[bool] = False
+    """Whether what it writes is of another site than what it reads: `sae.transcoder`."""
+
     architecture: str
     w_enc: Tensor
     b_enc: Tensor
@@ -68,6 +72,10 @@ class Autoencoder:
     def parameters(self) -> dict[str, Tensor]:
         """The tensors by their names on disk."""
         return {**dict(zip(PARAMETERS, self.weights, strict=True)), **self.own}
+
+    def writes_at(self, site: str) -> str:
+        """The site that its output stands for, by the site that it reads."""
+        return site
 
     @classmethod
     def of(

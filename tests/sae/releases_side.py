@@ -70,8 +70,10 @@ def gemma_2(path: str) -> Files:
         "b_dec": (GEMMA_D,),
         "threshold": (GEMMA_WIDTH,),
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, **{n: t.numpy().astype(np.float16) for n, t in drawn(2, shapes).items()})
+    tensors, buffer = drawn(2, shapes), io.BytesIO()
+    # Of an SAE of the embedding it is multiplied by sqrt(d) when it is loaded.
+    tensors["w_dec"] *= 0.01
+    np.savez(buffer, **{n: t.numpy().astype(np.float16) for n, t in tensors.items()})
     return {f"{path}/params.npz": buffer.getvalue()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -149,4 +150,5 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     if config.transcoder is not None:
         site = config.transcoder.output_site
         return Transcoder.of(tensors, config.architecture, config.k, site), config
-    return Autoencoder.of(tensors, config.architecture, config.k, config.normalization), config
+    sae = Autoencoder.of(tensors, config.architecture, config.k)
+    return replace(sae, normalization=config.normalization), config

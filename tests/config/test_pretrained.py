@@ -131,8 +131,17 @@ def test_what_is_not_there_is_refused_when_the_config_is_parsed(tmp_path: Path) 
     assert f"{missing!r} is no folder" in refusal(missing)
     (tmp_path / "empty").mkdir()
     assert "holds no SAE but nothing" in refusal(str(tmp_path / "empty"))
-    text = refusal(saelens(tmp_path, width=32))
-    assert "an SAE for 32 dimensions, but resid_post.1 of small has 128" in text
+
+
+def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
+    study = copy.deepcopy(STUDY)
+    study["subjects"]["small"]["source"] = {"kind": "train", "d_model": D}
+    study["saes"] = {"theirs": {"pretrained": saelens(tmp_path, width=32)}}
+    with pytest.raises(UserError) as caught:
+        check_pretrained(resolve_subjects(parse_config(study)))
+    assert str(caught.value) == (
+        "config: saes.theirs.pretrained: an SAE for 32 dimensions, but resid_post.1 of small has 64"
+    )
 
 
 def test_sparsifys_folder_and_run_say_what_an_sae_was_made_on(tmp_path: Path) -> None:

@@ -97,7 +97,12 @@ def saelens_saes(folder: Path, x: Tensor) -> None:
     half = JumpReLUTrainingSAEConfig(**size, dtype="bfloat16")
     vary(JumpReLUTrainingSAE(half), g).save_inference_model(folder / "saelens-jumprelu-bfloat16")
 
-    inference = {"standard": StandardSAE, "gated": GatedSAE, "jumprelu": JumpReLUSAE, "topk": TopKSAE}
+    inference = {
+        "standard": StandardSAE,
+        "gated": GatedSAE,
+        "jumprelu": JumpReLUSAE,
+        "topk": TopKSAE,
+    }
     configs = (StandardSAEConfig, GatedSAEConfig, JumpReLUSAEConfig, TopKSAEConfig)
     for (name, kind), config_class in zip(inference.items(), configs, strict=True):
         for normalization in ("none", "layer_norm", "constant_norm_rescale"):

@@ -233,9 +233,10 @@ REFUSED = {
 
 def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) -> dict[str, Any]:
     """Codes and reconstructions of both for some activations; returns what it was made on."""
+    from sae_lens import SAE
+
     from nullsae.config.pretrained import FromSaeLens
     from nullsae.sae.exchange.pretrained import read_with_origin
-    from sae_lens import SAE
 
     given = FromSaeLens.model_validate({"saelens": {"release": release, "sae_id": sae_id}})
     ours, made_on = read_with_origin(given, None, where="config: saes.theirs.pretrained")
@@ -261,10 +262,16 @@ def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) ->
 
 def refusals() -> dict[str, str]:
     from nullsae.config.pretrained import FromSaeLens
+    from nullsae.config.saelens_list import refuse_corrected
     from nullsae.core.errors import UserError
     from nullsae.sae.exchange.pretrained import read_pretrained
 
-    said = {}
+    said: dict[str, str] = {}
+    try:
+        refuse_corrected("jbloom/GPT2-Small-SAEs-Reformatted", "config: saes.theirs.pretrained")
+    except UserError as error:
+        said["corrected"] = str(error)
+    refuse_corrected("ctigges/pythia-70m-deduped__res-sm_processed", "")
     for name, (release, sae_id) in REFUSED.items():
         given = FromSaeLens.model_validate({"saelens": {"release": release, "sae_id": sae_id}})
         try:
@@ -284,7 +291,7 @@ def main(folder: Path) -> None:
     results: dict[str, Tensor] = {}
     made = cases(directory)
     said = {
-        "made_on": {n: compare(n, release, id, results) for n, (release, id, _) in made.items()},
+        "made_on": {n: compare(n, *given[:2], results) for n, given in made.items()},
         "refused": refusals(),
         "loaders": sorted(pretrained_sae_loaders.NAMED_PRETRAINED_SAE_LOADERS),
         "named": sorted(named),

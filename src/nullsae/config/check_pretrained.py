@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from nullsae.config.layouts import LAYOUTS, cached_folder, find_layout, local_folder
 from nullsae.config.made_on import MadeOn, UsedOn, differences, used_on
@@ -10,7 +11,7 @@ from nullsae.config.model_files import is_local
 from nullsae.config.model_size import subject_shape
 from nullsae.config.plain import read_object
 from nullsae.config.pretrained import Difference, FromSaeLens, Pretrained, pretrained_sae_path
-from nullsae.config.saelens_list import listed, overridden
+from nullsae.config.saelens_list import listed, overridden, refuse_corrected
 from nullsae.config.sites import PROJECTED, site_kind, site_layer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError, first_line
@@ -68,7 +69,11 @@ def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int |
     if isinstance(pretrained, FromSaeLens):
         return _known_of_release(pretrained.at(site), site, where), None
     path, inside = pretrained_sae_path(pretrained, site)
-    folder = local_folder(path, inside, where) if is_local(path) else cached_folder(path, inside)
+    if is_local(path):
+        folder: Path | None = local_folder(path, inside, where)
+    else:
+        refuse_corrected(path, where)
+        folder = cached_folder(path, inside)
     if folder is None:
         return MadeOn(), None
     check_files(folder, where=where)

@@ -59,7 +59,9 @@ class Transcoder(Autoencoder):
         own = {name: tensors[name] for name in codings()[architecture].own_tensors}
         skip = tensors.get(SKIP)
         return cls(
-            *(architecture, w_enc, b_enc, w_dec, b_dec, k, own), output_site=output_site, w_skip=skip
+            *(architecture, w_enc, b_enc, w_dec, b_dec, k, own),
+            output_site=output_site,
+            w_skip=skip,
         )
 
     def to(self, device: torch.device) -> Transcoder:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
+from nullsae.activations.outputs import both, outputs_of
 from nullsae.activations.store import SiteReader
 from nullsae.config.check_pretrained import refuse_differences
 from nullsae.config.compute import Precise, precision_on
@@ -324,6 +325,11 @@ def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
             f"{where}.pretrained: {recipe.pretrained} looks up tokens and reads no activations; "
             f"give dictionary {sae.architecture!r} instead"
         )
+    if sae.writes_at(site) != recipe.output_of(site):
+        raise UserError(
+            f"{where}.output_site: {recipe.pretrained} writes {sae.writes_at(site)}, and the "
+            f"recipe says {recipe.output_of(site)} at {site}"
+        )
     if sae.d_model != reader.d_model:
         raise UserError(
             f"{where}.pretrained: {recipe.pretrained} is an SAE for {sae.d_model} dimensions, but "
@@ -363,9 +369,17 @@ def _finish_without_steps(
     found = []
     sizes = (cell.recipe.batch_tokens, cell.recipe.heldout_tokens)
     for split, size, corpus in zip((cell.train, cell.heldout), sizes, corpora, strict=True):
-        x, position = next(split.batches(size))
+        written = sae.writes_at(cell.keys.site)
+        wanted = outputs_of(split, cell.keys.site, written)
+        if wanted.d_model != sae.w_dec.shape[1]:
+            raise UserError(
+                f"{cell.where}.pretrained: it writes {sae.w_dec.shape[1]} dimensions, but "
+                f"{written} has {wanted.d_model}"
+            )
+        x, y, position = next(both(split, wanted, batch_tokens=size))
         ids = None if corpus is None else token_ids(corpus, position)
-        found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
+        device = sae.w_dec.device
+        found.append(evaluate(sae, x.to(device), ids, y.to(device)))
     explained = found[0]["heldout_explained_variance"]
     row = {
         **{"step": 0, "tokens": tokens, "lr": 0.0, "auxk_loss": 0.0, "sparsity_loss": 0.0},

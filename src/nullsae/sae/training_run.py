@@ -15,8 +15,8 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.activations.blocks import Batches
 from nullsae.activations.store import SiteReader
-from nullsae.config.made_on import UsedOn
 from nullsae.config.compute import Precise
+from nullsae.config.made_on import UsedOn
 from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.core import provenance
 from nullsae.core.checkpoint import DAMAGED

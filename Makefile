@@ -28,7 +28,7 @@ test: .venv/installed-dev .venv-peers/installed
 # Every kind of edit, control and endpoint, by whole studies.
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest $(UNIT) -m slow
-	$(BIN)/python -m pytest tests/workflow -m slow
+	$(BIN)/python -m pytest tests/workflow -m slow --numprocesses auto --dist loadfile
 
 # A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.
 test-llm: .venv-llm/installed

@@ -46,6 +46,74 @@ def accept(
     )
 
 
+@verbs.command("check")
+def check(
+    sae: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or hub id, and after :: a folder within it, as "
+            "EleutherAI/sae-pythia-70m-32k::layers.3; or a release of SAELens, gpt2-small-res-jb."
+        ),
+    ],
+    sae_id: Annotated[
+        str | None,
+        typer.Argument(help="Of a release: the SAE in it, as blocks.8.hook_resid_pre."),
+    ] = None,
+    model: Annotated[
+        str | None, Option(help="Hub id or folder; by default what the SAE's files name.")
+    ] = None,
+    site: Annotated[
+        str | None, Option(help="Such as resid_post.8; by default what its files name.")
+    ] = None,
+    bos: Annotated[
+        bool | None,
+        Option(help="Whether BOS begins each context; by default as its files or the tokenizer."),
+    ] = None,
+    context_tokens: Annotated[
+        int | None, Option(min=8, help="Length of a context; by default as its files, or 128.")
+    ] = None,
+    corpus: Annotated[
+        str,
+        Option(help="Text: a file (.txt, .jsonl, .parquet), a data set of the hub, or auto."),
+    ] = "auto",
+    tokens: Annotated[int, Option(min=256, help="Tokens to measure on.")] = 8192,
+    expect: Annotated[
+        str, Option(help="Published figures: l0=71,explained_variance=0.8, or one of the two.")
+    ] = "",
+    overlay: Annotated[
+        Maybe, Option(help="Write the study of this SAE here, and print its plan.")
+    ] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    root: Root = Path(),
+) -> None:
+    """Look at an SAE before anything is spent on it: what is it, and is it fed as it was trained?
+
+    First a card: architecture, site, model, context, BOS, normalization, and where each is known
+    from. Then explained variance, L0 and CE score on a sample of text, beside the published figures
+    (SAELens' list has many; --expect gives others) and beside random directions, the placebo. A
+    wrong site, BOS, scale or model raises no error. It shows in these figures alone.
+
+    Where they are not reached, BOS, sites nearby and scalings of the activations are tried, and the
+    last line says which one fits. Exit code: 0 if the SAE fits as given, 1 if not, 2 for a mistake
+    in what was asked. A study runs the same check, and stops before a verdict is given.
+    """
+    from nullsae.cli.check_sae import Asked, check_sae, expected, pretrained_of
+
+    asked = Asked(
+        pretrained_of(sae, sae_id),
+        model=model,
+        site=site,
+        prepend_bos=bos,
+        context_tokens=context_tokens,
+        corpus=corpus,
+        n_tokens=tokens,
+        expect=expected(expect),
+        device=device,
+    )
+    if not check_sae(asked, overlay=overlay, root=root):
+        raise typer.Exit(1)
+
+
 @export.command("sae")
 def export_sae(
     sae: SaeFile, layout: Annotated[str, Option(help="saelens or sparsify.")], output: Output

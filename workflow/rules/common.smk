@@ -36,6 +36,7 @@ from nullsae.jobs.sae_inputs import sae_inputs, settled
 from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options, study_options
 from nullsae.report.names import figure_names
+from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.parse import resolve_subjects, parse_config
 
 try:
@@ -43,6 +44,7 @@ try:
     read_set_resources(workflow.resource_settings)
     STUDY = resolve_subjects(parse_config(with_typed_entries(workflow, config)))
     check_imported(STUDY)
+    check_pretrained(STUDY)
     honour(read_accepted(Path()))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.

@@ -13,11 +13,14 @@ def corpus_file(pattern, **keys):
 
 
 def looked_up_tokens(split):
-    """The corpus' tokens of a split where an SAE's codes depend on them; else none."""
+    """The corpus' tokens of a split where an SAE's codes depend on them, or `sae_train`'s
+    where a given SAE is compared with what it is given; else none."""
 
     @known
     def path(wildcards):
-        if not STUDY.saes[wildcards.sae].origin.reads_tokens:
+        recipe = STUDY.saes[wildcards.sae]
+        given = recipe.pretrained is not None and wildcards.variant == "trained"
+        if not recipe.origin.reads_tokens and not (given and split == "sae_train"):
             return []
         return corpus_file(paths.CORPUS_MANIFEST, split=split)(wildcards)
 

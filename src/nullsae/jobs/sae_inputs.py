@@ -87,6 +87,8 @@ def sae_inputs(
     of_model = {name: keys[name] for name in ("subject", "variant", "draw")}
     stream, recipes = config.activations.mode == "stream", list(recipes)
     looked_up = any(sae.origin.reads_tokens for sae in recipes)
+    # What a given SAE reads says whether contexts begin with BOS.
+    compared = keys["variant"] == "trained" and any(sae.pretrained for sae in recipes)
     corpus = config.subjects[keys["subject"]].corpus
     train_tokens, eval_tokens = (
         [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]
@@ -106,7 +108,7 @@ def sae_inputs(
     return {
         "train": captured(split="sae_train"),
         "heldout": captured(split="eval"),
-        "train_tokens": train_tokens if stream or looked_up else [],
+        "train_tokens": train_tokens if stream or looked_up or compared else [],
         "eval_tokens": eval_tokens if looked_up else [],
         "model": [paths.RECIPE.format(**of_model)] if stream and not fitted else [],
         # Of no option: a variant's own recipe says where its weights are.

@@ -15,6 +15,7 @@ from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES
 from nullsae.sae.chunks import rows_at_once
 from nullsae.sae.kernels import decode, encoder, packs
+from nullsae.sae.normalization import normalize
 
 PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
@@ -24,7 +25,8 @@ class Autoencoder:
     """Weights of an SAE and what they do to activations.
 
     The pre-activations are W_enc (x - b_dec) + b_enc; the architecture says which of them are
-    codes. One that reads tokens does not look at x.
+    codes. One that reads tokens does not look at x. With a normalization, x is what that makes of
+    an activation, and codes are in its units: see `nullsae.sae.normalization`.
 
     Attributes:
         architecture: one of `codings()`.
@@ -34,6 +36,7 @@ class Autoencoder:
         b_dec: [d_model], subtracted from the input once and added to the output once.
         k: latents kept per token, of an architecture that `has_k`.
         own: the architecture's `own_tensors` by their names, [n_latents] each.
+        normalization: of each activation, one of `NORMALIZATIONS`.
     """
 
     transcodes: ClassVar[bool] = False
@@ -46,6 +49,7 @@ class Autoencoder:
     b_dec: Tensor
     k: int | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
+    normalization: str = "none"
 
     @property
     def coding(self) -> type[Coding]:
@@ -82,7 +86,8 @@ class Autoencoder:
 
     def to(self, device: torch.device) -> Autoencoder:
         moved = {name: t.to(device) for name, t in self.parameters().items()}
-        return self.of(moved, self.architecture, self.k)
+        sae = self.of(moved, self.architecture, self.k)
+        return replace(sae, normalization=self.normalization)
 
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Activations to codes, of some tokens after the others, whatever their number.
@@ -97,6 +102,8 @@ class Autoencoder:
             if token_ids is None:
                 raise ValueError(f"a {self.architecture} dictionary needs the tokens' ids")
             return self.coding.look_up(self, token_ids.to(x.device, torch.int64))
+        if self.normalization != "none":
+            x = normalize(self.normalization, x).y
         select, centred = self.coding.select, x - self.b_dec
         rows = rows_at_once(self.n_latents, x.device.type)
         if not packs(self.w_enc):
@@ -113,8 +120,27 @@ class Autoencoder:
         return values, indices
 
     def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
-        """Codes to reconstructions [tokens, d_model]; x, what was encoded, is not looked at."""
-        return decode(values, indices, self.w_dec) + self.b_dec
+        """Codes to reconstructions [tokens, d_model].
+
+        x are the activations that were encoded, which an SAE with a normalization needs to find
+        back to their units; it raises a `ValueError` without them.
+        """
+        decoded = decode(values, indices, self.w_dec) + self.b_dec
+        if self.normalization == "none":
+            return decoded
+        if x is None:
+            said = f"an SAE with normalization {self.normalization!r} decodes with the activations"
+            raise ValueError(f"{said} that were encoded: decode(values, indices, x)")
+        return normalize(self.normalization, x).back(decoded)
+
+    def contribution(self, x: Tensor) -> Tensor:
+        """What a code of 1 at each activation [tokens, d_model] adds of its decoder row: [tokens].
+
+        1, but for a normalization that divides.
+        """
+        if self.normalization == "none":
+            return torch.ones_like(x[:, 0])
+        return normalize(self.normalization, x).scale[:, 0]
 
     def scaled(self, factor: float) -> Autoencoder:
         """The SAE for inputs that are `factor` times as large, with codes to match.

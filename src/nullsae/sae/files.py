@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     NonNegativeFloat,
@@ -60,6 +61,8 @@ class SaeConfig(Section):
     n_latents: PositiveInt
     k: PositiveInt | None
     """Latents kept per token; null where the architecture has no k."""
+    normalization: Literal["none", "centre", "layer_norm", "constant_norm_rescale"] = "none"
+    """What is done to each activation: `nullsae.sae.normalization`."""
     transcoder: TranscoderConfig | None = None
     """Null for an SAE."""
     keys: CellKeys
@@ -114,7 +117,8 @@ def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
     """Write the weights as float32, then the config; the config makes the folder complete."""
     weights = folder / "sae.safetensors"
     save_tensors(weights, {name: tensor.float() for name, tensor in sae.parameters().items()})
-    described |= {key: getattr(sae, key) for key in ("architecture", "d_model", "n_latents", "k")}
+    own = ("architecture", "d_model", "n_latents", "k", "normalization")
+    described |= {key: getattr(sae, key) for key in own}
     if isinstance(sae, Transcoder):
         d_out, skip = sae.w_dec.shape[1], sae.w_skip is not None
         described["transcoder"] = TranscoderConfig(
@@ -152,4 +156,5 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     if config.transcoder is not None:
         site = config.transcoder.output_site
         return Transcoder.of(tensors, config.architecture, config.k, site), config
-    return Autoencoder.of(tensors, config.architecture, config.k), config
+    sae = Autoencoder.of(tensors, config.architecture, config.k)
+    return replace(sae, normalization=config.normalization), config

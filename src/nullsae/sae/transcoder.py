@@ -58,7 +58,11 @@ class Transcoder(Autoencoder):
         w_enc, b_enc, w_dec, b_dec = (tensors[name] for name in PARAMETERS)
         own = {name: tensors[name] for name in codings()[architecture].own_tensors}
         skip = tensors.get(SKIP)
-        return cls(architecture, w_enc, b_enc, w_dec, b_dec, k, own, output_site, skip)
+        return cls(
+            *(architecture, w_enc, b_enc, w_dec, b_dec, k, own),
+            output_site=output_site,
+            w_skip=skip,
+        )
 
     def to(self, device: torch.device) -> Transcoder:
         moved = {name: t.to(device) for name, t in self.parameters().items()}

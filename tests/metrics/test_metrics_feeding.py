@@ -169,7 +169,11 @@ def test_tokens_that_a_study_leaves_out_do_not_count(fed: Fed) -> None:
 
 def test_near_sites_have_one_name_each() -> None:
     assert sorted(near_sites("resid_post.1", 3)) == [
-        *("attn_out.0", "attn_out.1", "attn_out.2", "mlp_out.0", "mlp_out.1", "mlp_out.2"),
+        *(
+            f"{kind}.{block}"
+            for kind in ("attn_out", "hook_z", "mlp_in", "mlp_out", "mlp_post", "resid_mid")
+            for block in range(3)
+        ),
         *("resid_post.0", "resid_post.2", "resid_pre.0"),
     ]
     assert "resid_post.1" not in near_sites("resid_pre.2", 3)

@@ -28,7 +28,8 @@ from nullsae.metrics.fidelity import Fidelity, fidelity, spread
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.initialization import initialize
-from nullsae.subjects.loading import Subject, check_sites_add_up
+from nullsae.subjects.loading import Subject
+from nullsae.subjects.site_gates import verify_sites
 
 SAMPLE_TOKENS = 8192
 BATCH_CONTEXTS, BATCH_TOKENS, FIDELITY_CONTEXTS, PROBE_TOKENS = 8, 2048, 32, 8
@@ -358,7 +359,7 @@ def _fits(sample: Sample, sae: Autoencoder, site: str) -> bool:
     subject = sample.subject
     probe = sample.text[:1, :PROBE_TOKENS]
     try:
-        check_sites_add_up(subject, [site], where="")
+        verify_sites(subject, [site], where="")
         found = subject.activations(probe, split="eval", contexts=[0], sites=[site])
     except UserError:
         return False

@@ -515,7 +515,7 @@ def test_an_exported_sae_names_its_model_if_it_is_on_the_hub(
 
 def test_the_command_exports_an_sae(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
-    line = ["export_sae", "--sae", str(config), "--layout", "sparsify", "--output"]
+    line = ["export", "sae", "--sae", str(config), "--layout", "sparsify", "--output"]
     result = CliRunner().invoke(app, [*line, str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     for name, tensor in our_sae("topk").parameters().items():

@@ -9,11 +9,15 @@ import typer
 from typer import Option
 
 from nullsae import paths
-from nullsae.cli.options import Maybe, Output, Root, SaeFile
+from nullsae.cli.options import Maybe, Output, Root, SaeFile, Study, in_study, seen_from
 from nullsae.core.errors import UserError
 from nullsae.core.visible import visible
 
 verbs = typer.Typer()
+export = typer.Typer(
+    help="Write SAEs, or latents and their explanations, for other tools.", no_args_is_help=True
+)
+verbs.add_typer(export, name="export")
 ConfigPairs = Annotated[
     list[str] | None, Option(help="KEY=VALUE, as for snakemake; may be repeated.")
 ]
@@ -110,7 +114,7 @@ def check(
         raise typer.Exit(1)
 
 
-@verbs.command("export_sae")
+@export.command("sae")
 def export_sae(
     sae: SaeFile, layout: Annotated[str, Option(help="saelens or sparsify.")], output: Output
 ) -> None:
@@ -122,18 +126,21 @@ def export_sae(
 
 @verbs.command("fetch")
 def fetch(
+    study: Study = Path(),
     configfile: Overlays = None,
     into: Annotated[Maybe, Option(help="Keep it all in this folder, to be HF_HOME later.")] = None,
     model: Annotated[
         list[str] | None,
         Option(help="Also this model of the hub, ID or ID@REVISION; may be repeated."),
     ] = None,
-    root: Root = Path(),
 ) -> None:
     """Download what a study reads from hubs, for machines without network."""
     from nullsae.fetching.study import fetch_study
 
-    fetch_study(root, configfile or [], into=into, models=model or [])
+    overlays = seen_from(study, *configfile or ())
+    hub = seen_from(study, into)[0] if into else None
+    with in_study(study):
+        fetch_study(Path(), overlays, into=hub, models=model or [])
 
 
 @verbs.command("check_cluster")
@@ -152,7 +159,7 @@ def check_cluster(
         raise UserError(f"--profile: {profile}: {len(wrong)} of its settings do not fit")
 
 
-@verbs.command("export_latents")
+@export.command("latents")
 def export_latents(
     latents: Annotated[
         list[Path], Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat.")
@@ -199,8 +206,8 @@ def export_latents(
 
 @verbs.command("plan")
 def plan(
+    study: Study = Path(),
     configfile: Overlays = None,
-    root: Root = Path(),
     device: Annotated[
         str, Option(help="auto, cpu, gpu (calibrated here), a100, h100, l40s, rtx4090 or a6000.")
     ] = "auto",
@@ -219,13 +226,16 @@ def plan(
 
     if calibrate:
         print(f"written to {measure(print)}")
-    print_plan(root, configfile or [], device=device, gpus=gpus, cores=cores, json_file=json)
+    overlays = seen_from(study, *configfile or ())
+    file = seen_from(study, json)[0] if json else None
+    with in_study(study):
+        print_plan(Path(), overlays, device=device, gpus=gpus, cores=cores, json_file=file)
 
 
 @verbs.command("prune")
 def prune(
+    study: Study = Path(),
     configfile: Overlays = None,
-    root: Root = Path(),
     yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] = False,
     llm_cache: Annotated[
         bool,
@@ -235,7 +245,9 @@ def prune(
     """List what lies below results/ and the present config does not name, with sizes."""
     from nullsae.planning.prune import prune
 
-    prune(root, configfile or [], yes=yes, llm_cache=llm_cache)
+    overlays = seen_from(study, *configfile or ())
+    with in_study(study):
+        prune(Path(), overlays, yes=yes, llm_cache=llm_cache)
 
 
 @verbs.command("serve_gguf")
@@ -274,7 +286,7 @@ def serve_gguf(
 
 @verbs.command("verdicts")
 def verdicts(
-    root: Root = Path(),
+    study: Study = Path(),
     all_verdicts: Annotated[
         bool, Option("--all", help="Also each verdict, sums per metric, latents that beat placebo.")
     ] = False,
@@ -282,4 +294,4 @@ def verdicts(
     """Print what a finished study answers."""
     from nullsae.cli.print_verdicts import print_verdicts
 
-    print_verdicts(root, all_verdicts=all_verdicts)
+    print_verdicts(study, all_verdicts=all_verdicts)

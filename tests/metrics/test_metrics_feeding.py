@@ -12,6 +12,7 @@ from fed_models import (
     K,
     activations,
     centred,
+    scale_of_training,
     sink_model,
     subject_of,
     tokens,
@@ -54,13 +55,14 @@ class Fed:
 def fed() -> Fed:
     subject, other = subject_of(sink_model()), subject_of(sink_model("other"))
     x = activations(subject)
-    heldout = tokens(128, seed=2)
+    heldout, sae = tokens(128, seed=2), trained_on(x)
     return Fed(
         subject,
         Sample(subject, heldout, n_tokens=2048),
         Sample(other, heldout, n_tokens=2048),
-        trained_on(x),
-        trained_on(x, scale=False),
+        sae,
+        # As it was in training, its factor forgotten.
+        sae.scaled(scale_of_training(x)),
         trained_on(activations(subject_of(centred(subject.model)))),
     )
 

@@ -107,6 +107,8 @@ class Card:
             UserError: it cannot be had, or nobody says on which model or at which site it reads.
         """
         self.asked = asked
+        if asked.site is not None and not SITE.match(asked.site):
+            raise UserError(f"--site: {asked.site!r} is no site, such as resid_post.3")
         text = asked.pretrained if isinstance(asked.pretrained, str) else ""
         if "{" in text and asked.site is None:
             raise UserError("--site: missing; it fills in {site} and {layer}")
@@ -123,8 +125,6 @@ class Card:
         self.site = self._taken("site", asked.site, hook, "--site", shown=made.hook)
         model = None if made.model is None else HUB_IDS.get(made.model, made.model)
         self.model = self._taken("model", asked.model, model, "--model", shown=made.model)
-        if not SITE.match(self.site):
-            raise UserError(f"--site: {self.site!r} is no site, such as resid_post.3")
         self._settle_context()
         self._settle_bos()
         for name in ("revision", "data_set", "training_tokens"):

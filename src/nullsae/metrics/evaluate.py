@@ -45,8 +45,7 @@ def evaluate_sae(
 ) -> None:
     """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of one SAE.
 
-    Memory does not grow with the number of tokens but by the sums of each document: tokens and
-    activations are mapped from their files.
+    Memory grows with documents, not tokens: tokens and activations are mapped from their files.
 
     Args:
         params: the rule's slice of the config.

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from fed_models import (
     BOS,
     SITE,
@@ -18,8 +20,6 @@ from fed_models import (
     tokens,
     trained_on,
 )
-from torch import Tensor
-
 from nullsae.activations.capture import cache_activations
 from nullsae.config.activations import Exclude
 from nullsae.config.saes import Expect

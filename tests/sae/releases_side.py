@@ -70,8 +70,10 @@ def gemma_2(path: str) -> Files:
         "b_dec": (GEMMA_D,),
         "threshold": (GEMMA_WIDTH,),
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, **{n: t.numpy().astype(np.float16) for n, t in drawn(2, shapes).items()})
+    tensors, buffer = drawn(2, shapes), io.BytesIO()
+    # Of an SAE of the embedding it is multiplied by sqrt(d) when it is loaded.
+    tensors["w_dec"] *= 0.01
+    np.savez(buffer, **{n: t.numpy().astype(np.float16) for n, t in tensors.items()})
     return {f"{path}/params.npz": buffer.getvalue()}
 
 
@@ -231,9 +233,10 @@ REFUSED = {
 
 def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) -> dict[str, Any]:
     """Codes and reconstructions of both for some activations; returns what it was made on."""
+    from sae_lens import SAE
+
     from nullsae.config.pretrained import FromSaeLens
     from nullsae.sae.exchange.pretrained import read_with_origin
-    from sae_lens import SAE
 
     given = FromSaeLens.model_validate({"saelens": {"release": release, "sae_id": sae_id}})
     ours, made_on = read_with_origin(given, None, where="config: saes.theirs.pretrained")
@@ -259,10 +262,16 @@ def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) ->
 
 def refusals() -> dict[str, str]:
     from nullsae.config.pretrained import FromSaeLens
+    from nullsae.config.saelens_list import refuse_corrected
     from nullsae.core.errors import UserError
     from nullsae.sae.exchange.pretrained import read_pretrained
 
-    said = {}
+    said: dict[str, str] = {}
+    try:
+        refuse_corrected("jbloom/GPT2-Small-SAEs-Reformatted", "config: saes.theirs.pretrained")
+    except UserError as error:
+        said["corrected"] = str(error)
+    refuse_corrected("ctigges/pythia-70m-deduped__res-sm_processed", "")
     for name, (release, sae_id) in REFUSED.items():
         given = FromSaeLens.model_validate({"saelens": {"release": release, "sae_id": sae_id}})
         try:
@@ -282,7 +291,7 @@ def main(folder: Path) -> None:
     results: dict[str, Tensor] = {}
     made = cases(directory)
     said = {
-        "made_on": {n: compare(n, release, id, results) for n, (release, id, _) in made.items()},
+        "made_on": {n: compare(n, *given[:2], results) for n, given in made.items()},
         "refused": refusals(),
         "loaders": sorted(pretrained_sae_loaders.NAMED_PRETRAINED_SAE_LOADERS),
         "named": sorted(named),

@@ -29,7 +29,7 @@ SAES = (
     "dictionary_learning_1-JumpReluAutoEncoder",
     "dictionary_learning_1-MatryoshkaBatchTopKSAE",
 )
-WHERE = "config: saes.theirs.pretrained.saelens"
+WHERE = "config: saes.theirs.pretrained"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,7 @@ def test_what_an_sae_was_made_on_is_taken_from_its_files_and_the_list(
         ("unknown", "is not one of the 13 SAEs of gpt2-small-res-jb; did you mean"),
         ("repository", "is the repository of the release gpt2-small-res-jb: give that name"),
         ("not_there", "sae_lens cannot load it: "),
+        ("corrected", "whose list says more than the files (model_from_pretrained_kwargs)"),
     ],
 )
 def test_what_cannot_be_had_of_a_release_is_refused_in_one_line(

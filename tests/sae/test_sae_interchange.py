@@ -286,7 +286,7 @@ def test_the_sae_of_the_sites_layer_is_read(tmp_path: Path) -> None:
         ({"d_sae": None}, "d_sae: missing"),
         ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input: missing"),
         ({"k": WIDTH + 1}, "k 41 is larger than d_sae 40"),
-        ({"architecture": "temporal", "k": None}, "'temporal' is not one of topk, jumprelu, standard, gated"),
+        ({"architecture": "temporal", "k": None}, "'temporal' is not one of topk, jumprelu"),
         ({"architecture": "standard", "k": K}, "k does not fit standard"),
         ({"d_inn": 3}, "d_inn: unknown key; did you mean 'd_in'?"),
         ({"decoder_init_norm": 0.1}, "save_inference_model"),

@@ -159,7 +159,7 @@ def fork(caller: socket.socket, inherited: list[socket.socket]) -> int:
         os.close(file)
     for other in (caller, *inherited):
         other.close()
-    run(*json.loads(call))
+    return run(*json.loads(call))
 
 
 def run(arguments: list[str], folder: str, environment: dict[str, str]) -> NoReturn:

@@ -25,12 +25,13 @@ from nullsae.jobs.entry import check_start, take_absolute_targets, with_typed_en
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
+from nullsae.config.saes import recipe_name
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
 from nullsae.config.variants import is_positive_control, runs_on_trained
 from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
 from nullsae.jobs.of_models import evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs
-from nullsae.jobs.sae_inputs import captured_by, fitted_keys, options_of
+from nullsae.jobs.sae_inputs import captured_by, captured_for_sae, fitted_keys, options_of
 from nullsae.jobs.sae_inputs import sae_inputs, settled
 from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options, study_options

@@ -28,9 +28,9 @@ def looked_up_tokens(split):
 
 
 def captured(split):
-    """A function of wildcards: the manifest of a site's activations, as `captured_by` explains."""
+    """A function of wildcards: the manifests of an SAE's activations, as `captured_by` explains."""
     return known(
-        lambda wildcards: captured_by(STUDY, {**dict(wildcards), "split": split})
+        lambda wildcards: captured_for_sae(STUDY, {**dict(wildcards), "split": split})
     )
 
 
@@ -38,8 +38,12 @@ def captured(split):
 def captured_of_all_variants(wildcards):
     """The `eval` activations that an SAE is cross-evaluated on."""
     return [
-        captured_by(STUDY, {**cell, "split": "eval", "site": wildcards.site})
+        manifest
         for cell in cross_cells(STUDY, dict(wildcards))
+        for manifest in captured_for_sae(
+            STUDY,
+            {**cell, "split": "eval", "site": wildcards.site, "sae": wildcards.sae},
+        )
     ]
 
 
@@ -232,7 +236,11 @@ def captured_for(job, split):
 
     @known
     def manifests(wildcards):
-        cells = [{name: c[name] for name in names} for c in job.cells_of(wildcards)]
+        cells = [
+            {name: c[name] for name in names} | {"site": site}
+            for c in job.cells_of(wildcards)
+            for site in (c["site"], STUDY.saes[recipe_name(c["sae"])].output_of(c["site"]))
+        ]
         sites = {tuple(cell.values()): cell for cell in cells}
         # One for each site, also where all are the split's own manifest: as many are recorded
         # once every site has its own.

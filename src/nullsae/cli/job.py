@@ -51,13 +51,17 @@ def job(
         about: further sizes, in words, that stand in no input.
     """
     # Here, since a list of verbs needs none of it.
+    from nullsae.config.compute import precision_on
     from nullsae.core import provenance
     from nullsae.core.progress import bar
 
     compute = getattr(params, "compute", None)
     device = "cpu" if compute is None or on_cpu else _picked(compute.device)
     threads = None if compute is None else compute.threads
-    with provenance.at_work(verb, device=device, dtype=_dtype(params), threads=threads):
+    precision = getattr(params, "precision", None)
+    made_with: dict[str, Any] = {"device": device, "dtype": _dtype(params), "threads": threads}
+    made_with["precision"] = precision and precision_on(precision, device.partition(":")[0])
+    with provenance.at_work(verb, **made_with):
         log.info("%s", provenance.described(provenance.this_job()))
         if sizes := [*filter(None, (about, *(size_of(file) for file in reads if file)))]:
             log.info("%s: %s", verb, "; ".join(sizes))

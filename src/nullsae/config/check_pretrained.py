@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from nullsae.config.layouts import LAYOUTS, cached_folder, find_layout, local_folder
 from nullsae.config.made_on import MadeOn, UsedOn, differences, used_on
@@ -10,14 +11,11 @@ from nullsae.config.model_files import is_local
 from nullsae.config.model_size import subject_shape
 from nullsae.config.plain import read_object
 from nullsae.config.pretrained import Difference, FromSaeLens, Pretrained, pretrained_sae_path
-from nullsae.config.saelens_list import listed, overridden
-from nullsae.config.sites import site_kind, site_layer
+from nullsae.config.saelens_list import listed, overridden, refuse_corrected
+from nullsae.config.sites import PROJECTED, site_kind, site_layer
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.folders import check_files
-
-# Sites as wide as the residual stream.
-_WIDE = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
 def check_pretrained(config: Config) -> None:
@@ -39,10 +37,10 @@ def check_pretrained(config: Config) -> None:
                 subject.source, where=f"config: subjects.{subject_name}.source", fetch=False
             )
             used = used_on(config, subject_name)
-            for site in subject.sites:
+            for site in filter(lambda site: sae.is_made(site, "trained"), subject.sites):
                 made, d_model = _known(sae.pretrained, site, f"{where}.pretrained")
                 refuse_differences(made, used, site, sae.accept_differences, where)
-                wide = site_kind(site) in _WIDE and shape.d_model is not None
+                wide = site_kind(site) not in PROJECTED and shape.d_model is not None
                 if wide and d_model not in (None, shape.d_model):
                     raise UserError(
                         f"{where}.pretrained: an SAE for {d_model} dimensions, but {site} of "
@@ -71,7 +69,11 @@ def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int |
     if isinstance(pretrained, FromSaeLens):
         return _known_of_release(pretrained.at(site), site, where), None
     path, inside = pretrained_sae_path(pretrained, site)
-    folder = local_folder(path, inside, where) if is_local(path) else cached_folder(path, inside)
+    if is_local(path):
+        folder: Path | None = local_folder(path, inside, where)
+    else:
+        refuse_corrected(path, where)
+        folder = cached_folder(path, inside)
     if folder is None:
         return MadeOn(), None
     check_files(folder, where=where)

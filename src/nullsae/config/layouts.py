@@ -89,7 +89,7 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
     Raises:
         UserError: no SAE, or one that cannot be read; names `where` or the file.
     """
-    there = sorted(file.name for file in folder.iterdir())
+    there, unknown = sorted(file.name for file in folder.iterdir()), None
     for layout in LAYOUTS.values():
         if layout.config_file not in there or not any(n in there for n in layout.weights):
             continue
@@ -101,6 +101,12 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
         if layout.fits(there, config):
             weights = next(folder / name for name in layout.weights if name in there)
             return layout.of(config, str(file)), weights
+        unknown = file
+    if unknown is not None:
+        raise UserError(
+            f"{unknown}: an unknown format: it has none of the keys by which {', '.join(LAYOUTS)} "
+            f"are told apart"
+        )
     every = LAYOUTS.values()
     configs = dict.fromkeys(layout.config_file for layout in every)
     weights_files = dict.fromkeys(name for layout in every for name in layout.weights)

@@ -166,6 +166,26 @@ def _release(name: str) -> dict[str, Any] | None:
     return entry
 
 
+def refuse_corrected(repo_id: str, where: str) -> None:
+    """Refuse a hub id whose files do not say all that SAELens' list says of them.
+
+    Without SAELens nobody here can know.
+
+    Raises:
+        UserError: names the release; begins with `where`.
+    """
+    for name in _releases_of(repo_id):
+        entry = _release(name) or {}
+        corrects = (entry.get("config_overrides") or {}).keys() - {"dataset_path"}
+        if corrects or any("norm_scaling_factor" in sae for sae in entry["saes"]):
+            said = ", ".join(sorted(corrects)) or "norm_scaling_factor"
+            raise UserError(
+                f"{where}: {repo_id!r} is the repository of SAELens' release {name}, whose list "
+                f"says more than the files ({said}): give {{saelens: {{release: {name}, "
+                f"sae_id: ...}}}}"
+            )
+
+
 def _releases_of(repo_id: str) -> list[str]:
     """The releases that lie in a repository."""
     found = []

@@ -33,6 +33,7 @@ from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES, Dictionary
 from nullsae.config.pretrained import Difference, Pretrained
 from nullsae.config.section import Section, Seeds, Share, unique
+from nullsae.config.transcoding import Transcoding
 from nullsae.core.registry import Registry
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -74,7 +75,7 @@ def recipe_name(sae: str) -> str:
     return sae.partition(AT)[0]
 
 
-class Sae(Coding):
+class Sae(Coding, Transcoding):
     """How one kind of SAE is made.
 
     Parsing an `Sae` gives a section of the architecture and the dictionary that it names.
@@ -187,6 +188,8 @@ class Sae(Coding):
         wide = self.n_latents is not None or self.expansion_factor is not None
         if self.pretrained is None and self.accept_differences:
             raise ValueError("accept_differences is for an SAE with pretrained")
+        if self.output_site is not None and self.pretrained is None:
+            raise ValueError("output_site: transcoders are not trained here: give pretrained")
         if self.pretrained is not None:
             if self.dictionary != Sae.model_fields["dictionary"].default:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")

@@ -153,6 +153,8 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
         if sae.pretrained is None:
             continue
         for site in dict.fromkeys(s for subject in config.subjects.values() for s in subject.sites):
+            if not sae.is_made(site, "trained"):
+                continue
             if isinstance(sae.pretrained, FromSaeLens):
                 key = f"config: saes.{name}.pretrained"
                 items.append(ReleasedSae(sae.pretrained.at(site), key))

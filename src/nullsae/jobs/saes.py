@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from nullsae.config.compute import Compute
+from nullsae.config.compute import Compute, Precision
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.made_on import UsedOn, used_on
 from nullsae.config.model_files import is_local
@@ -66,6 +66,7 @@ class TrainSaeParams(Section):
     stream: StreamParams | None = None
     """If given, activations come from live forward passes; the cached ones serve for the start."""
     compute: Compute
+    precision: Precision = "auto"
     activations_key: str = ""
     """If given, activations of `sae_train` with another key are refused."""
     eval_activations_key: str = ""
@@ -137,6 +138,7 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
         cells=cells,
         stream=_stream(config, keys),
         compute=config.compute,
+        precision=config.compute.precision,
         activations_key=key_of(config, keys, "sae_train"),
         eval_activations_key=key_of(config, keys, "eval"),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nullsae import tables
+from nullsae.activations.outputs import both, outputs_of
 from nullsae.activations.store import SiteReader, document_of
 from nullsae.core.errors import UserError
 from nullsae.core.moments import SHARES, Moments
@@ -81,15 +82,17 @@ def evaluate_sae(
     subject = None if model is None else load_subject(model, coder.b_dec.device)
     if subject is not None and config.dictionary == PRETRAINED:
         require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
-    sums, health = _reconstruct(coder, heldout, tokens, progress)
-    looked_up, n_fitted = _looked_up(fitted, fit_tokens, heldout, tokens)
-    spliced = None if subject is None else _spliced(params, subject, coder, heldout, tokens)
+    # Of a transcoder, what is explained is its output site.
+    wanted, of_fitted = (outputs_of(r, site, coder.writes_at(site)) for r in (heldout, fitted))
+    sums, health = _reconstruct(coder, heldout, wanted, tokens, progress)
+    looked_up, n_fitted = _looked_up(of_fitted, fit_tokens, wanted, tokens)
+    spliced = None if subject is None else _spliced(params, subject, coder, heldout, wanted, tokens)
     row = {
         "n_latents": coder.n_latents,
         "d_model": config.d_model,
-        "reason": NO_VARIANCE if heldout.is_constant else None,
+        "reason": NO_VARIANCE if wanted.is_constant else None,
         **sums.totals(),
-        "explained_variance_all_tokens": _of_all_tokens(sums, coder, heldout, tokens),
+        "explained_variance_all_tokens": _of_all_tokens(sums, coder, heldout, wanted, tokens),
         "n_tokens_excluded": heldout.n_excluded,
         "excluded_variance_share": heldout.manifest["excluded"]["variance_share"],
         **{name: health[name] for name in SHARES},
@@ -113,20 +116,24 @@ def evaluate_sae(
 
 
 def _reconstruct(
-    coder: Autoencoder, heldout: SiteReader, tokens: Tokens, progress: Callable[[int, int], None]
+    coder: Autoencoder,
+    heldout: SiteReader,
+    wanted: SiteReader,
+    tokens: Tokens,
+    progress: Callable[[int, int], None],
 ) -> tuple[ReconstructionSums, Mapping[str, float | None]]:
-    """Sums over all tokens, and the health of the activations."""
+    """Sums over all tokens, and the health of the activations that are read."""
     n_documents = int(tokens.document_id.max()) + 1
     sums = ReconstructionSums(
-        mean=heldout.mean(), n_documents=n_documents, n_latents=coder.n_latents
+        mean=wanted.mean(), n_documents=n_documents, n_latents=coder.n_latents
     )
     device, done = coder.b_dec.device, 0
     moments = Moments(heldout.d_model, device=device)
-    for x, position in heldout.batches():
+    for x, y, position in both(heldout, wanted):
         given = x.to(device)
         values, indices = coder.encode(given, token_ids(tokens, position))
         output = coder.decode(values, indices, given)
-        sums.add(x, output, values, indices, document_of(position, tokens.document_id))
+        sums.add(y, output, values, indices, document_of(position, tokens.document_id))
         moments.add(x[: HEALTH_TOKENS - moments.n])
         done += len(x)
         progress(done, heldout.n_tokens)
@@ -138,6 +145,7 @@ def _spliced(
     subject: Subject,
     coder: Autoencoder,
     heldout: SiteReader,
+    wanted: SiteReader,
     tokens: Tokens,
 ) -> Fidelity:
     """Fidelity over contexts spread over the split."""
@@ -153,25 +161,29 @@ def _spliced(
                 context, offset = divmod(at, context_tokens)
                 if context in rows:
                     kept[rows[context], offset] = False
-    mean = heldout.mean()
+    mean = wanted.mean()
     return fidelity(subject, coder, site, input_ids, documents, mean, contexts=contexts, kept=kept)
 
 
 def _of_all_tokens(
-    sums: ReconstructionSums, coder: Autoencoder, heldout: SiteReader, tokens: Tokens
+    sums: ReconstructionSums,
+    coder: Autoencoder,
+    heldout: SiteReader,
+    wanted: SiteReader,
+    tokens: Tokens,
 ) -> float | None:
     """Explained variance over all tokens, excluded ones too, about the mean of all."""
     rest = ReconstructionSums(
-        mean=heldout.mean(), n_documents=sums.n_documents, n_latents=coder.n_latents
+        mean=sums.mean, n_documents=sums.n_documents, n_latents=coder.n_latents
     )
-    total = torch.zeros(heldout.d_model, dtype=torch.float64)
-    for x, position in heldout.batches(excluded=True):
+    total = torch.zeros(wanted.d_model, dtype=torch.float64)
+    for x, y, position in both(heldout, wanted, excluded=True):
         ids = token_ids(tokens, position)
         given = x.to(coder.b_dec.device)
         values, indices = coder.encode(given, ids)
         of_documents = document_of(position, tokens.document_id)
-        rest.add(x, coder.decode(values, indices, given), values, indices, of_documents)
-        total += (x.double() - heldout.mean()).sum(dim=0)
+        rest.add(y, coder.decode(values, indices, given), values, indices, of_documents)
+        total += (y.double() - sums.mean).sum(dim=0)
     error, deviation = (
         sum(float(s.by_document[name].sum()) for s in (sums, rest))
         for name in ("squared_error", "squared_deviation")

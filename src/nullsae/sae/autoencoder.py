@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,9 @@ class Autoencoder:
         normalization: of each activation, one of `NORMALIZATIONS`.
     """
 
+    transcodes: ClassVar[bool] = False
+    """Whether what it writes is of another site than what it reads: `sae.transcoder`."""
+
     architecture: str
     w_enc: Tensor
     b_enc: Tensor
@@ -69,22 +73,21 @@ class Autoencoder:
         """The tensors by their names on disk."""
         return {**dict(zip(PARAMETERS, self.weights, strict=True)), **self.own}
 
+    def writes_at(self, site: str) -> str:
+        """The site that its output stands for, by the site that it reads."""
+        return site
+
     @classmethod
-    def of(
-        cls,
-        tensors: Mapping[str, Tensor],
-        architecture: str,
-        k: int | None,
-        normalization: str = "none",
-    ) -> Autoencoder:
+    def of(cls, tensors: Mapping[str, Tensor], architecture: str, k: int | None) -> Autoencoder:
         """From tensors by their names on disk; others than the architecture's are left out."""
         w_enc, b_enc, w_dec, b_dec = (tensors[name] for name in PARAMETERS)
         own = {name: tensors[name] for name in codings()[architecture].own_tensors}
-        return cls(architecture, w_enc, b_enc, w_dec, b_dec, k, own, normalization)
+        return cls(architecture, w_enc, b_enc, w_dec, b_dec, k, own)
 
     def to(self, device: torch.device) -> Autoencoder:
         moved = {name: t.to(device) for name, t in self.parameters().items()}
-        return self.of(moved, self.architecture, self.k, self.normalization)
+        sae = self.of(moved, self.architecture, self.k)
+        return replace(sae, normalization=self.normalization)
 
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Activations to codes, of some tokens after the others, whatever their number.

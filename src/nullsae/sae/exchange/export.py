@@ -40,6 +40,8 @@ def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
     if layout not in LAYOUTS:
         raise UserError(f"--layout: {layout!r} is not one of {', '.join(LAYOUTS)}")
     sae, described = load_sae(cfg_json)
+    if sae.transcodes:
+        raise UserError(f"{cfg_json}: a transcoder; only SAEs can be exported")
     if sae.coding.reads_tokens:
         raise UserError(
             f"{cfg_json}: a {sae.architecture} dictionary reads token ids, not activations, which "

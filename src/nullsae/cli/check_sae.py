@@ -113,6 +113,10 @@ class Card:
         if "{" in text and asked.site is None:
             raise UserError("--site: missing; it fills in {site} and {layer}")
         self.sae, self.made_on = read_with_origin(asked.pretrained, asked.site, where="SAE")
+        if self.sae.coding.reads_tokens:
+            raise UserError(
+                "SAE: it looks up tokens and reads no activations: nothing can be wrong"
+            )
         self.facts: list[Fact] = []
         kind, k = self.sae.architecture, self.sae.k
         self._note("architecture", f"{kind}, k {k}" if k else kind, "its files")

@@ -68,8 +68,7 @@ def evaluate_sae(
             that is fed with something else than it was trained on.
     """
     torch.set_num_threads(params.compute.threads)
-    site = params.keys.site
-    coder, config = load_sae(sae)
+    site, (coder, config) = params.keys.site, load_sae(sae)
     coder = coder.to(pick_device(params.compute.device))
     heldout = open_site(eval_activations, site, params.eval_activations_key, config.d_model, sae)
     fitted = open_site(train_activations, site, params.activations_key, config.d_model, sae)

@@ -195,6 +195,7 @@ class Files:
 
     def evaluate(self, sae: Path, site: str = SITE, expect: Expect | None = None) -> None:
         """As the rule does."""
+        written = [self.root / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")]
         evaluate_sae(
             EvaluateSaeParams(
                 seed=0, keys=cell(site), fidelity_tokens=512, expect=expect, compute=COMPUTE
@@ -205,7 +206,9 @@ class Files:
             eval_activations=self.root / "eval/manifest.json",
             train_tokens=self.root / "corpus/sae_train/manifest.json",
             eval_tokens=self.root / "corpus/eval/manifest.json",
-            **{n: self.root / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")},
+            reconstruction=written[0],
+            documents=written[1],
+            geometry=written[2],
         )
 
 

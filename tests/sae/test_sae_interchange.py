@@ -319,7 +319,7 @@ def test_an_unsupported_saelens_config_is_refused(
         ({"d_in": None}, "an unknown format"),
         ({"k": 25}, "k 25 is larger than the number of latents, 24"),
         ({"activation": "groupmax"}, "activation: 'groupmax' is not one of topk"),
-        ({"transcode": True}, "transcode is true"),
+        ({"transcode": True}, "nothing says which site it writes"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"signed": True}, "signed is true"),
         ({"jump": 1}, "jump: unknown key"),

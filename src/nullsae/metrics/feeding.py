@@ -283,11 +283,12 @@ def _totals(sae: Autoencoder, x: Tensor, y: Tensor) -> dict[str, Any]:
     """Metrics of y [tokens, width] reconstructed from x [tokens, d_model]."""
     mean = y.double().mean(dim=0)
     sums = ReconstructionSums(mean=mean, n_documents=1, n_latents=sae.n_latents)
-    for part, wanted in zip(x.split(BATCH_TOKENS), y.split(BATCH_TOKENS), strict=True):
-        given = part.to(sae.b_dec.device)
+    for start in range(0, len(x), BATCH_TOKENS):
+        part = slice(start, start + BATCH_TOKENS)
+        given, wanted = x[part].to(sae.b_dec.device), y[part]
         values, indices = sae.encode(given)
         output = sae.decode(values, indices, given)
-        sums.add(wanted, output, values, indices, np.zeros(len(part), dtype=np.int64))
+        sums.add(wanted, output, values, indices, np.zeros(len(wanted), dtype=np.int64))
     return sums.totals()
 
 

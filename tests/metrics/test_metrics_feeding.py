@@ -115,6 +115,14 @@ def test_figures_that_are_not_reached_are_named(fed: Fed) -> None:
     assert found.remedy is None
 
 
+def test_a_factor_that_was_forgotten_is_given(fed: Fed) -> None:
+    found = check_feeding(fed.sample, fed.unscaled, GOOD, Expect())
+    assert found.remedy is not None
+    factor = scale_of_training(fed.sample.activations(GOOD))
+    assert found.remedy.factor == pytest.approx(factor, rel=1e-5)
+    assert f"by a factor of {factor:.4g}" in reason(found)
+
+
 def test_explained_variance_and_l0_are_those_of_a_computation_by_hand(fed: Fed) -> None:
     sample, sae = fed.sample, fed.sae
     found = measure(sample, sae, GOOD)

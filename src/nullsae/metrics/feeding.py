@@ -46,36 +46,23 @@ NEAR = 2
 AS_THEY_ARE = "as they are"
 
 
-def _with_norm(norm: Tensor, sae: Autoencoder) -> Autoencoder:
-    """The SAE for inputs of this size, where its weights are for inputs of size 1."""
-    return replace(sae, normalization="none").scaled(float(norm))
-
-
 # What training may have done to activations [tokens, d_model], or to the weights that wrote them,
-# and an SAE's files do not say: by words for it, the SAE that does the same to x.
-INPUTS: dict[str, Callable[[Autoencoder, Tensor], Autoencoder]] = {
-    AS_THEY_ARE: lambda sae, x: sae,
-    "scaled to a mean norm of sqrt(d_model) (expected_average_only_in)": lambda sae, x: _with_norm(
-        x.norm(dim=1).mean() / x.shape[1] ** 0.5, sae
+# and an SAE's files do not say, in words. Sizes that became 1 by one factor for all tokens:
+SCALED: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled to a mean norm of sqrt(d_model) (expected_average_only_in)": lambda x: (
+        x.norm(dim=1).mean() / x.shape[1] ** 0.5
     ),
-    "scaled to a mean squared norm of 1 (dictionary_learning)": lambda sae, x: _with_norm(
-        x.square().sum(dim=1).mean().sqrt(), sae
+    "scaled to a mean squared norm of 1 (dictionary_learning)": lambda x: (
+        x.square().sum(dim=1).mean().sqrt()
     ),
 }
-# Those that `Autoencoder.normalization` has a name for.
+# What `Autoencoder.normalization` has a name for:
 NORMALIZED = {
     "scaled to a norm of sqrt(d_model) each (constant_norm_rescale)": "constant_norm_rescale",
     "normalized one by one (layer_norm)": "layer_norm",
     "of a model with centred weights (center_writing_weights)": "centre",
     "without normalization": "none",
 }
-
-
-def read_as(feeding: Feeding, sae: Autoencoder, x: Tensor) -> Autoencoder:
-    """The SAE that reads activations x [tokens, d_model] as a feeding says."""
-    if (kind := NORMALIZED.get(feeding.input)) is not None:
-        return replace(sae, normalization=kind)
-    return INPUTS[feeding.input](sae, x)
 
 
 @dataclass(frozen=True)
@@ -86,7 +73,7 @@ class Feeding:
     prepend_bos: bool
     """Whether BOS stands before each context."""
     input: str = AS_THEY_ARE
-    """One of `INPUTS` or of `NORMALIZED`."""
+    """What was done to activations: nothing, or one of `SCALED` or `NORMALIZED`."""
 
     def changes(self, other: Feeding) -> list[str]:
         """Names of the fields in which another one differs."""
@@ -105,6 +92,8 @@ class Measured:
     placebo: float
     """Explained variance of random directions, as many active per token."""
     n_tokens: int
+    factor: float = 1.0
+    """What activations are multiplied by."""
 
     @property
     def left(self) -> float:
@@ -265,7 +254,13 @@ class Sample:
 def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     """Explained variance and L0 of an SAE on the device of the subject, and of its placebo."""
     x, y = sample.activations(feeding), sample.outputs(feeding, sae)
-    own, placebo = _totals(read_as(feeding, sae, x), x, y), 0.0
+    factor, placebo, reader = 1.0, 0.0, sae
+    if feeding.input in SCALED:
+        factor = 1 / float(SCALED[feeding.input](x))
+        reader = replace(sae, normalization="none").scaled(1 / factor)
+    elif feeding.input in NORMALIZED:
+        reader = replace(sae, normalization=NORMALIZED[feeding.input])
+    own = _totals(reader, x, y)
     # Directions of one site know nothing of another: a transcoder's placebo is the mean.
     if not sae.transcodes:
         k = max(1, round(own["l0"]))
@@ -276,7 +271,7 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
             generator=torch_generator(0, "feeding_placebo"),
         )
         placebo = _totals(random, x, x)["explained_variance"] or 0.0
-    return Measured(feeding, own["explained_variance"], own["l0"], placebo, len(x))
+    return Measured(feeding, own["explained_variance"], own["l0"], placebo, len(x), factor)
 
 
 def _totals(sae: Autoencoder, x: Tensor, y: Tensor) -> dict[str, Any]:
@@ -335,7 +330,7 @@ def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expe
 def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
     """Feedings with another input or another site."""
     # Those of a transcoder would need factors of two sites.
-    for name in () if sae.transcodes else (*INPUTS, *NORMALIZED):
+    for name in () if sae.transcodes else (*SCALED, *NORMALIZED):
         if NORMALIZED.get(name) != sae.normalization:
             yield replace(feeding, input=name)
     near = [

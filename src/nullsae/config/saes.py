@@ -62,7 +62,7 @@ class Expect(Section):
 
     l0: PositiveFloat | None = None
     """Mean number of latents that fire on a token."""
-    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
+    explained_variance: Annotated[float, Field(le=1)] | None = None
 
 
 def checkpoint_name(sae: str, share: float) -> str:

@@ -319,7 +319,7 @@ def test_an_unsupported_saelens_config_is_refused(
         ({"d_in": None}, "an unknown format"),
         ({"k": 25}, "k 25 is larger than the number of latents, 24"),
         ({"activation": "groupmax"}, "activation: 'groupmax' is not one of topk"),
-        ({"transcode": True}, "transcode is true"),
+        ({"transcode": True}, "nothing says which site it writes"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"signed": True}, "signed is true"),
         ({"jump": 1}, "jump: unknown key"),
@@ -515,7 +515,7 @@ def test_an_exported_sae_names_its_model_if_it_is_on_the_hub(
 
 def test_the_command_exports_an_sae(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
-    line = ["export_sae", "--sae", str(config), "--layout", "sparsify", "--output"]
+    line = ["export", "sae", "--sae", str(config), "--layout", "sparsify", "--output"]
     result = CliRunner().invoke(app, [*line, str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     for name, tensor in our_sae("topk").parameters().items():

@@ -34,6 +34,7 @@ class MadeOn(Section):
     context_tokens: int | None = None
     prepend_bos: bool | None = None
     data_set: str | None = None
+    training_tokens: int | None = None
     weight_processing: dict[str, Any] = Field(default_factory=dict)
     """SAELens' `model_from_pretrained_kwargs`: what TransformerLens did to the weights."""
 

@@ -308,7 +308,7 @@ def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
     elif (pythia := _pythia(source)) is not None:
         return neox_size(*pythia, source.dtype)
     else:
-        described = _described(source, where)
+        described = model_config(source, where)
         name, where = f"the config.json of {source.path!r}", f"{where}.path"
     try:
         return described_size(described, source.dtype)
@@ -326,7 +326,7 @@ def _pythia(source: PretrainedSource) -> tuple[int, int, int] | None:
     return found and (found[0], found[1], found[3])
 
 
-def _described(source: PretrainedSource, where: str) -> Any:
+def model_config(source: PretrainedSource, where: str) -> dict[str, Any]:
     """A model's config.json: a local folder's, the hub cache's, else the hub's."""
     need = f"a plan needs the size of {source.path!r}"
     local = Path(source.path).expanduser() / "config.json"

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from nullsae.config.hooks import site_of_hook
 from nullsae.config.made_on import MadeOn
-from nullsae.config.pretrained import FromSaeLens
+from nullsae.config.pretrained import FromSaeLens, Pretrained
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError
 
@@ -114,6 +114,19 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
         layer=layer,
         hook=hook,
     )
+
+
+def published(pretrained: Pretrained | None, where: str) -> dict[str, float]:
+    """Figures in the list, by the keys of `saes.*.expect`; none for what is not of a release.
+
+    Raises:
+        UserError: as `listed`.
+    """
+    if not isinstance(pretrained, FromSaeLens):
+        return {}
+    entry = listed(pretrained, where)
+    found = {"l0": entry.l0, "explained_variance": entry.variance_explained}
+    return {name: value for name, value in found.items() if value}
 
 
 def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     create_model,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -53,6 +55,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dead_after_tokens": 10_000_000,
     }
 }
+
+
+class Expect(Section):
+    """What an SAE that was made elsewhere is known to reach."""
+
+    l0: PositiveFloat | None = None
+    """Mean number of latents that fire on a token."""
+    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 def checkpoint_name(sae: str, share: float) -> str:
@@ -95,6 +105,9 @@ class Sae(Coding, Transcoding):
     accept_differences: Annotated[tuple[Difference, ...], AfterValidator(unique)] = ()
     """What a pretrained SAE was made on may differ in these from what it is given here; any other
     difference is refused."""
+    expect: Expect | None = None
+    """Published figures of the `pretrained` SAE. `evaluate_sae` stops if it does not reach them,
+    and says what it should be fed with instead; `nullsae check` does so beforehand."""
     seeds: Seeds = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
@@ -155,6 +168,22 @@ class Sae(Coding, Transcoding):
                 f"learning ({fitting}), not {self.architecture!r}"
             )
         return self
+
+    @model_validator(mode="after")
+    def something_is_expected_of_what_is_given(self) -> Self:
+        if self.expect is not None and self.pretrained is None:
+            raise ValueError("expect: figures are known of a pretrained SAE only")
+        if self.expect is not None and self.output_site is not None:
+            raise ValueError("expect: transcoders are not checked against figures: leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_an_unused_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Params of jobs that expect nothing are as they were before there was `expect`."""
+        dumped: dict[str, Any] = serialize(self)
+        if self.expect is None:
+            dumped.pop("expect", None)
+        return dumped
 
     @model_validator(mode="after")
     def width_is_clear(self) -> Self:

@@ -17,7 +17,7 @@ from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.model_files import is_local
 from nullsae.config.pretrained import FromSaeLens, pretrained_sae_path
-from nullsae.config.read import read_merged_config
+from nullsae.config.read import read_merged_config, study_files
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS
@@ -65,7 +65,7 @@ def fetch_study(
         _move_home(into)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    config = read_merged_config([root / "config.yaml", *overlays])
+    config = read_merged_config(study_files(root, overlays))
 
     from huggingface_hub import constants
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from nullsae.config.compute import Compute
+from nullsae.config.compute import Compute, Precision
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.made_on import UsedOn, used_on
 from nullsae.config.model_files import is_local
@@ -66,6 +66,7 @@ class TrainSaeParams(Section):
     stream: StreamParams | None = None
     """If given, activations come from live forward passes; the cached ones serve for the start."""
     compute: Compute
+    precision: Precision = "auto"
     activations_key: str = ""
     """If given, activations of `sae_train` with another key are refused."""
     eval_activations_key: str = ""
@@ -137,6 +138,7 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
         cells=cells,
         stream=_stream(config, keys),
         compute=config.compute,
+        precision=config.compute.precision,
         activations_key=key_of(config, keys, "sae_train"),
         eval_activations_key=key_of(config, keys, "eval"),
     )
@@ -161,7 +163,9 @@ def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[st
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(cell.sae, {})[cell.seed] = None
-    return {n: recipes[n].model_copy(update={"seeds": tuple(seeds[n])}) for n in seeds}
+    # What is expected of an SAE is asked where it is evaluated.
+    update: dict[str, Any] = {"expect": None}
+    return {n: recipes[n].model_copy(update={**update, "seeds": tuple(seeds[n])}) for n in seeds}
 
 
 def _stream(config: Config, keys: ModelKeys) -> StreamParams | None:

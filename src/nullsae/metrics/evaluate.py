@@ -17,12 +17,13 @@ from nullsae.core.moments import SHARES, Moments
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
+from nullsae.metrics.gate import require_fit
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums, explained
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import load_sae
+from nullsae.sae.files import PRETRAINED, load_sae
 from nullsae.sae.token_means import fit_token_means, token_ids
-from nullsae.subjects.loading import load_subject, pick_device
+from nullsae.subjects.loading import Subject, load_subject, pick_device
 
 # Tokens of eval, from its start, that the covariance is taken over.
 HEALTH_TOKENS = 65_536
@@ -63,8 +64,9 @@ def evaluate_sae(
         progress: called with (tokens done, tokens in all).
 
     Raises:
-        UserError: a model that is missing or does not belong here, or activations that are
-            missing, damaged, of another config or of another width than the SAE's.
+        UserError: a model that is missing or does not belong here, activations that are missing,
+            damaged, of another config or of another width than the SAE's, or an SAE made elsewhere
+            that is fed with something else than it was trained on.
     """
     torch.set_num_threads(params.compute.threads)
     site = params.keys.site
@@ -78,11 +80,15 @@ def evaluate_sae(
         how = captured if model is None else "sampled, from no model; leave it out"
         raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
+    subject = None if model is None else load_subject(model, coder.b_dec.device)
+    # What a feeding reaches is measured at the site that is read: no gate for transcoders.
+    if subject is not None and config.dictionary == PRETRAINED and not coder.transcodes:
+        require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
     # Of a transcoder, what is explained is its output site.
     wanted, of_fitted = (outputs_of(r, site, coder.writes_at(site)) for r in (heldout, fitted))
     sums, health = _reconstruct(coder, heldout, wanted, tokens, progress)
     looked_up, n_fitted = _looked_up(of_fitted, fit_tokens, wanted, tokens)
-    spliced = None if model is None else _spliced(params, model, coder, heldout, wanted, tokens)
+    spliced = None if subject is None else _spliced(params, subject, coder, heldout, wanted, tokens)
     row = {
         "n_latents": coder.n_latents,
         "d_model": config.d_model,
@@ -138,14 +144,13 @@ def _reconstruct(
 
 def _spliced(
     params: EvaluateSaeParams,
-    model: Path,
+    subject: Subject,
     coder: Autoencoder,
     heldout: SiteReader,
     wanted: SiteReader,
     tokens: Tokens,
 ) -> Fidelity:
     """Fidelity over contexts spread over the split."""
-    subject = load_subject(model, coder.b_dec.device)
     n_contexts, context_tokens = tokens.input_ids.shape
     contexts = spread(n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens)
     input_ids = torch.from_numpy(tokens.input_ids[contexts])

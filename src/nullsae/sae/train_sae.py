@@ -18,6 +18,7 @@ from nullsae.activations.live import live_blocks
 from nullsae.activations.outputs import both, outputs_of
 from nullsae.activations.store import SiteReader
 from nullsae.config.check_pretrained import refuse_differences
+from nullsae.config.compute import Precise, precision_on
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import (
@@ -89,7 +90,9 @@ def train_sae(
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
     live = [file for file in (model, fitted) if file is not None]
-    cells = _open(params, (train_activations, eval_activations), output, work, live)
+    precision = precision_on(params.precision, device.type)
+    manifests = train_activations, eval_activations
+    cells = _open(params, manifests, output, work, live, precision)
     files = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
     with alone_at(cell.lock for cell in cells) as alone:
         # Whoever was waited for may have made them.
@@ -178,6 +181,7 @@ def _open(
     output: Path,
     work: Path,
     live: Sequence[Path],
+    precision: Precise,
 ) -> list[Cell]:
     """The cells that are not made yet, each site's activations verified once."""
     readers = {}
@@ -203,7 +207,8 @@ def _open(
         for name in ("site", "sae", "seed"):
             folder = folder.replace(f"{{{name}}}", str(getattr(keys, name)))
         to = work / f"train_sae-{key}"
-        new = Cell(keys, recipe, Path(folder), params.seed, train, heldout, key, to, cell.used_on)
+        own = Path(folder), params.seed, train, heldout, key, to, precision
+        new = Cell(keys, recipe, *own, cell.used_on)
         if _is_whole(new, new.output):
             logger.info("%s: already there", folder)
         else:
@@ -382,6 +387,6 @@ def _finish_without_steps(
         **found[1],
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
         "dead_horizon_tokens": min(cell.recipe.heldout_tokens, cell.heldout.n_tokens),
-        "tokens_per_second": None,
+        **{"precision": None, "differing_choice_share": None, "tokens_per_second": None},
     }
     cell.write(cell.work, cell.keys, sae, [row], 0)

@@ -19,7 +19,10 @@ else:
 
 LEAST_NORM = 1e-8
 # Which of the keys of a training's config, before version 6, are metadata since.
-_METADATA = ("model_name", "context_size", "dataset_path", "model_from_pretrained_kwargs")
+_METADATA = (
+    *("model_name", "context_size", "dataset_path", "model_from_pretrained_kwargs"),
+    "training_tokens",
+)
 
 
 class SaeLens(Layout):
@@ -124,6 +127,7 @@ class SaeLens(Layout):
             return given.get(name) or None if isinstance(given.get(name), str) else None
 
         context, bos = given.get("context_size"), given.get("prepend_bos")
+        n_tokens = given.get("training_tokens")
         processing = given.get("model_from_pretrained_kwargs") or {}
         return MadeOn(
             model=text("model_name"),
@@ -132,6 +136,7 @@ class SaeLens(Layout):
             context_tokens=context if isinstance(context, int) else None,
             prepend_bos=bos if isinstance(bos, bool) else None,
             data_set=text("dataset_path"),
+            training_tokens=n_tokens if isinstance(n_tokens, int) else None,
             weight_processing=processing,
         )
 

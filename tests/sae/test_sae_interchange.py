@@ -535,7 +535,7 @@ def test_an_exported_sae_has_both_names_of_its_hook_and_the_tokenizer(tmp_path: 
 def test_a_normalization_survives_our_files_and_an_export(
     tmp_path: Path, normalization: str
 ) -> None:
-    sae = replace(our_sae("jumprelu"), normalization=normalization)
+    sae = replace(our_sae("topk"), normalization=normalization)
     save_sae(
         sae,
         tmp_path / "sae",
@@ -559,7 +559,7 @@ def test_a_normalization_survives_our_files_and_an_export(
     values, indices = sae.encode(inputs())
     with pytest.raises(ValueError, match="decodes with the activations that were encoded"):
         sae.decode(values, indices)
-    with pytest.raises(UserError, match="sparsify has no normalization|holds topk SAEs only"):
+    with pytest.raises(UserError, match="sparsify has no normalization"):
         export_sae(config, "sparsify", tmp_path / "other")
 
 

@@ -107,10 +107,16 @@ class Card:
             UserError: it cannot be had, or nobody says on which model or at which site it reads.
         """
         self.asked = asked
+        if asked.site is not None and not SITE.match(asked.site):
+            raise UserError(f"--site: {asked.site!r} is no site, such as resid_post.3")
         text = asked.pretrained if isinstance(asked.pretrained, str) else ""
         if "{" in text and asked.site is None:
             raise UserError("--site: missing; it fills in {site} and {layer}")
         self.sae, self.made_on = read_with_origin(asked.pretrained, asked.site, where="SAE")
+        if self.sae.coding.reads_tokens:
+            raise UserError(
+                "SAE: it looks up tokens and reads no activations: nothing can be wrong"
+            )
         self.facts: list[Fact] = []
         kind, k = self.sae.architecture, self.sae.k
         self._note("architecture", f"{kind}, k {k}" if k else kind, "its files")
@@ -123,8 +129,6 @@ class Card:
         self.site = self._taken("site", asked.site, hook, "--site", shown=made.hook)
         model = None if made.model is None else HUB_IDS.get(made.model, made.model)
         self.model = self._taken("model", asked.model, model, "--model", shown=made.model)
-        if not SITE.match(self.site):
-            raise UserError(f"--site: {self.site!r} is no site, such as resid_post.3")
         self._settle_context()
         self._settle_bos()
         for name in ("revision", "data_set", "training_tokens"):
@@ -201,6 +205,8 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
     """
     console = Console() if Console().is_terminal else Console(width=120)
     card = Card(asked)
+    if card.sae.transcodes:
+        raise UserError("SAE: it is a transcoder, and only SAEs can be checked")
     _print_card(console, card)
     for _, sentence in card.differences():
         console.print(f"Differs: {sentence}.", markup=False, soft_wrap=True)

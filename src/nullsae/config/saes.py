@@ -62,7 +62,7 @@ class Expect(Section):
 
     l0: PositiveFloat | None = None
     """Mean number of latents that fire on a token."""
-    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
+    explained_variance: Annotated[float, Field(le=1)] | None = None
 
 
 def checkpoint_name(sae: str, share: float) -> str:
@@ -173,6 +173,8 @@ class Sae(Coding, Transcoding):
     def something_is_expected_of_what_is_given(self) -> Self:
         if self.expect is not None and self.pretrained is None:
             raise ValueError("expect: figures are known of a pretrained SAE only")
+        if self.expect is not None and self.output_site is not None:
+            raise ValueError("expect: transcoders are not checked against figures: leave it out")
         return self
 
     @model_serializer(mode="wrap")

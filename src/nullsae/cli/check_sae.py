@@ -20,7 +20,7 @@ from nullsae.config.model_files import is_local
 from nullsae.config.parse import check_sites, parse_config, parse_section
 from nullsae.config.plain import read_yaml
 from nullsae.config.pretrained import Difference, FromSaeLens, Pretrained, SaeLensRelease
-from nullsae.config.read import merge
+from nullsae.config.read import merge, study_files
 from nullsae.config.saelens_list import published
 from nullsae.config.saes import Expect
 from nullsae.config.sites import SITE
@@ -197,7 +197,7 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
 
     Args:
         asked: what the command line says.
-        overlay: file to write, merged over `config.yaml` of `root`; its plan is printed.
+        overlay: file to write, merged over the base config of `root`; its plan is printed.
         root: folder of the study.
 
     Raises:
@@ -307,7 +307,7 @@ def _write_study(
     if best is None or best.feeding.input != AS_THEY_ARE:
         console.print(f"{overlay}: not written; no study can feed it so.", markup=False)
         return
-    base_file = root / "config.yaml"
+    base_file = study_files(root)[0]
     base = read_yaml(base_file)
     if not isinstance(base, dict):
         raise UserError(f"{base_file}: not a config; --root names the folder of a study")

@@ -205,8 +205,6 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
     """
     console = Console() if Console().is_terminal else Console(width=120)
     card = Card(asked)
-    if card.sae.transcodes:
-        raise UserError("SAE: it is a transcoder, and only SAEs can be checked")
     _print_card(console, card)
     for _, sentence in card.differences():
         console.print(f"Differs: {sentence}.", markup=False, soft_wrap=True)

@@ -173,8 +173,6 @@ class Sae(Coding, Transcoding):
     def something_is_expected_of_what_is_given(self) -> Self:
         if self.expect is not None and self.pretrained is None:
             raise ValueError("expect: figures are known of a pretrained SAE only")
-        if self.expect is not None and self.output_site is not None:
-            raise ValueError("expect: transcoders are not checked against figures: leave it out")
         return self
 
     @model_serializer(mode="wrap")

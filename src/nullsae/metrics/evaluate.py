@@ -75,8 +75,7 @@ def evaluate_sae(
     _check_model(model, heldout)
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
     subject = None if model is None else load_subject(model, coder.b_dec.device)
-    # What a feeding reaches is measured at the site that is read: no gate for transcoders.
-    if subject is not None and config.dictionary == PRETRAINED and not coder.transcodes:
+    if subject is not None and config.dictionary == PRETRAINED:
         require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
     # Of a transcoder, what is explained is its output site.
     wanted, of_fitted = (outputs_of(r, site, coder.writes_at(site)) for r in (heldout, fitted))

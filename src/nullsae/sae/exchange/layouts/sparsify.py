@@ -89,8 +89,8 @@ class Sparsify(Layout):
         module = weights.parent.name
         if (site := site_of_hook(module)) is None:
             raise UserError(
-                f"{weights.parent}: a transcoder whose folder is not named as its module, such as "
-                f"layers.3.mlp: nothing says which site it writes"
+                f"{weights.with_name('cfg.json')}: transcode is true, but the folder is not named "
+                f"as its module, such as layers.3.mlp: nothing says which site it writes"
             )
         made: Autoencoder = transcoder.Transcoder.of(found, "topk", self.k, site)
         return made

@@ -46,9 +46,9 @@ class Comparable:
         names = compared.names
         own, other = ((*keys[:3], keys[-1]) for keys in compared.keys)
         row = {
-            "training_tokens_trained": self._known_tokens(own),
+            "real_training_tokens": self._known_tokens(own),
             "training_tokens": self._known_tokens(other),
-            **{"l0_trained": self._l0[own], "l0": self._l0[other]},
+            **{"real_l0": self._l0[own], "l0": self._l0[other]},
         }
         problems = [compared.not_comparable, self._of_l0(row, names)]
         problems.append(self._of_precision(own, other, names))
@@ -69,7 +69,7 @@ class Comparable:
 
     def _of_tokens(self, row: Mapping[str, Any], names: tuple[str, str]) -> str | None:
         key, most = "max_training_token_ratio", self._config.statistics.max_training_token_ratio
-        own, other = row["training_tokens_trained"], row["training_tokens"]
+        own, other = row["real_training_tokens"], row["training_tokens"]
         if most is None:
             return None
         if own is None or other is None:
@@ -97,7 +97,7 @@ class Comparable:
 
     def _of_l0(self, row: Mapping[str, Any], names: tuple[str, str]) -> str | None:
         key, most = "max_l0_difference", self._config.statistics.max_l0_difference
-        own, other = row["l0_trained"], row["l0"]
+        own, other = row["real_l0"], row["l0"]
         if most is None or abs(other - own) <= most * own:
             return None
         return (

@@ -176,23 +176,27 @@ class Trainer:
         return {"unfired_tokens": self.unfired_tokens, **self.model.parameters, **buffers}
 
 
-def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str, Any]:
+def evaluate(
+    sae: Autoencoder, x: Tensor, ids: Tensor | None = None, outputs: Tensor | None = None
+) -> dict[str, Any]:
     """Explained variance, mean cosine and share of latents that fired on x [tokens, d_model].
 
     Explained variance is None where all tokens are the same. `ids` are the token ids int64
-    [tokens], where the architecture reads them.
+    [tokens], where the architecture reads them; `outputs` [tokens, d_out] what a transcoder is to
+    give, by default x.
     """
+    wanted = x if outputs is None else outputs
     error, cosine = 0.0, 0.0
     fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=x.device)
     for start in range(0, len(x), BATCH_TOKENS):
         part = slice(start, start + BATCH_TOKENS)
         batch = x[part]
         values, indices = sae.encode(batch, None if ids is None else ids[part])
-        output = sae.decode(values, indices)
-        error += float((batch.double() - output.double()).square().sum())
-        cosine += float(torch.cosine_similarity(batch, output, dim=1).double().sum())
+        output = sae.decode(values, indices, batch)
+        error += float((wanted[part].double() - output.double()).square().sum())
+        cosine += float(torch.cosine_similarity(wanted[part], output, dim=1).double().sum())
         fired[indices[values > 0]] = True
-    exact = x.double()
+    exact = wanted.double()
     variance = float((exact - exact.mean(dim=0)).square().sum())
     varies = variance > ROUNDING * float(exact.square().sum())
     return {

@@ -16,6 +16,7 @@ from nullsae import tables
 from nullsae.activations.blocks import Batches
 from nullsae.activations.store import SiteReader
 from nullsae.config.compute import Precise
+from nullsae.config.made_on import UsedOn
 from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.core import provenance
 from nullsae.core.checkpoint import DAMAGED
@@ -57,6 +58,8 @@ class Cell:
     """Folder that it is written to; it goes to `output` once all SAEs of the job are made."""
     precision: Precise
     """`compute.precision` on the job's device."""
+    used_on: UsedOn | None = None
+    """What an SAE made elsewhere is given here."""
 
     @property
     def where(self) -> str:

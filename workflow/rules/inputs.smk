@@ -24,6 +24,12 @@ def looked_up_tokens(split):
     return path
 
 
+@known
+def given_sae(wildcards):
+    """The pretrained SAE whose L0 an SAE is to have; none for others."""
+    return given_saes(STUDY, [dict(wildcards)])
+
+
 def captured(split):
     """A function of wildcards: the manifest of a site's activations, as `captured_by` explains."""
     return known(
@@ -196,6 +202,8 @@ def ranks_of_shard(wildcards):
 def shared_inputs(job):
     """What a job reads that trains several SAEs, by the names of its rule's inputs."""
     found = sae_inputs(STUDY, job.keys, job.sites, job.recipes)
+    cells = [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
+    found["given"] = given_saes(STUDY, cells)
     return settled(found) if job.whole else found
 
 

@@ -87,7 +87,11 @@ class Sae(Coding):
     pretrained: str | None = None
     """An SAE made elsewhere (nullsae, SAELens or sparsify format) that stands for the trained
     variant: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}` are
-    filled in. The nulls get SAEs of the same width and k, trained here by this recipe."""
+    filled in. The nulls get SAEs of the same width, trained here by this recipe, with its k, or,
+    where neither it nor the recipe has one, aimed at the L0 that it has on `trained`."""
+    match_l0_of: str | None = None
+    """The name of a pretrained SAE of this config: SAEs of this recipe, too, are aimed at the L0
+    that it has on `trained`, by their k or by a penalty that is adjusted along training."""
     seeds: Seeds = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
@@ -150,6 +154,17 @@ class Sae(Coding):
         return self
 
     @model_validator(mode="after")
+    def l0_is_clear(self) -> Self:
+        if self.match_l0_of is not None:
+            if self.pretrained is not None:
+                raise ValueError("match_l0_of: a pretrained SAE has an L0 of its own")
+            if self.given_k is not None:
+                raise ValueError("give either k or match_l0_of")
+            if self.origin.reads_tokens:
+                raise ValueError(f"match_l0_of: the L0 of {self.dictionary!r} is 1")
+        return self
+
+    @model_validator(mode="after")
     def width_is_clear(self) -> Self:
         wide = self.n_latents is not None or self.expansion_factor is not None
         if self.pretrained is not None:
@@ -190,6 +205,20 @@ class Sae(Coding):
     def given_k(self) -> int | None:
         """The recipe's own k, if its architecture has one and it is given."""
         return None
+
+    def aimed_at(self, name: str, variant: str) -> str | None:
+        """The pretrained SAE of the config whose L0 a variant's SAE has to have, if there is one.
+
+        `name` is the recipe's own.
+        """
+        if self.match_l0_of is not None:
+            return self.match_l0_of
+        is_null = self.pretrained is not None and variant != "trained"
+        return name if is_null and self.given_k is None else None
+
+    def with_l0(self, l0: float) -> Self:
+        """This recipe, aimed at so many active latents per token."""
+        raise NotImplementedError
 
     @property
     def limited(self) -> bool:

@@ -26,6 +26,19 @@ from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
 
 
+class Aim(Section):
+    """The pretrained SAE whose L0 on `trained` an SAE is to have."""
+
+    sae: str
+    """Its key in `saes`."""
+    seed: NonNegativeInt
+    pretrained: str
+    heldout_tokens: PositiveInt
+    """Tokens of `eval` that its L0 is measured on."""
+    key: str
+    """What the `cfg.json` of its cell states."""
+
+
 class SaeCell(Section):
     """One SAE of a job, beside the keys that all of its SAEs share."""
 
@@ -37,6 +50,8 @@ class SaeCell(Section):
     """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
     code: str = ""
     """Hash of the code that it counts as made by; by default that of the present code."""
+    aim: Aim | None = None
+    """If given, the SAE whose L0 it is to have."""
 
 
 class StreamParams(Section):
@@ -97,7 +112,8 @@ class TrainSaeParams(Section):
         shared = self.model_dump(mode="json", exclude={"keys", "saes", "cells"})
         keys = self.cell_keys(cell).model_dump(mode="json")
         recipe = self.recipe(cell).model_dump(mode="json")
-        return content_key([keys, recipe, cell.local_files, shared, code])
+        aim = [] if cell.aim is None else [cell.aim.model_dump(mode="json")]
+        return content_key([keys, recipe, cell.local_files, shared, code, *aim])
 
 
 def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
@@ -132,7 +148,7 @@ def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
 def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
     """The SAEs whose keys match the wildcards: one, or all of a site or of a variant."""
     keys = ModelKeys.of(wildcards)
-    cells = tuple(_cell(config.saes, cell) for cell in trained_together(config, wildcards))
+    cells = tuple(_cell(config, cell) for cell in trained_together(config, wildcards))
     recipes = floor_recipes(config) if is_floor(keys.variant) else config.saes
     return TrainSaeParams(
         seed=config.seed,
@@ -146,15 +162,43 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
     )
 
 
-def _cell(saes: Mapping[str, Sae], cell: Wildcards) -> SaeCell:
+def _cell(config: Config, cell: Wildcards) -> SaeCell:
     read: list[str] = []
+    saes = config.saes
     site, sae, seed = cell["site"], cell["sae"], int(cell["seed"])
     if (pretrained := saes[sae].pretrained) is not None:
         path, inside = pretrained_sae_path(pretrained, site)
         read = folder_files(str(Path(path) / inside)) if is_local(path) else []
     present = _present_code(saes[sae], cell["variant"])
     code = in_use().code("train_sae", cell, present)
-    return SaeCell(site=site, sae=sae, seed=seed, local_files=stamps(read), code=code)
+    own = {"site": site, "sae": sae, "seed": seed, "code": code}
+    return SaeCell(**own, local_files=stamps(read), aim=_aim(config, cell))
+
+
+def aimed_at(config: Config, cell: Wildcards) -> dict[str, str] | None:
+    """Keys of the pretrained SAE whose L0 an SAE is to have; None for one of an L0 of its own."""
+    name = config.saes[cell["sae"]].aimed_at(cell["sae"], cell["variant"])
+    if name is None:
+        return None
+    of_trained = {"subject": cell["subject"], "variant": "trained", "draw": "0"}
+    seed = str(config.saes[name].seeds[0])
+    return {**of_trained, "site": cell["site"], "sae": name, "seed": seed}
+
+
+def _aim(config: Config, cell: Wildcards) -> Aim | None:
+    keys = aimed_at(config, cell)
+    if keys is None:
+        return None
+    given, recipe = train_sae(config, keys), config.saes[keys["sae"]]
+    (found,) = given.cells
+    assert recipe.pretrained is not None
+    return Aim(
+        sae=found.sae,
+        seed=found.seed,
+        pretrained=recipe.pretrained,
+        heldout_tokens=recipe.heldout_tokens,
+        key=given.cell_key(found, given.code(found)),
+    )
 
 
 def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:

@@ -171,8 +171,8 @@ def _cell(config: Config, cell: Wildcards) -> SaeCell:
         read = folder_files(str(Path(path) / inside)) if is_local(path) else []
     present = _present_code(saes[sae], cell["variant"])
     code = in_use().code("train_sae", cell, present)
-    own = {"site": site, "sae": sae, "seed": seed, "code": code}
-    return SaeCell(**own, local_files=stamps(read), aim=_aim(config, cell))
+    files, aim = stamps(read), _aim(config, cell)
+    return SaeCell(site=site, sae=sae, seed=seed, local_files=files, code=code, aim=aim)
 
 
 def aimed_at(config: Config, cell: Wildcards) -> dict[str, str] | None:

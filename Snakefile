@@ -1,9 +1,10 @@
 """nullsae: the placebo-controlled SAE experiment, from text to verdicts."""
 
-from nullsae.jobs.entry import base_config, guard_shells
+from nullsae.jobs.entry import config_files, guard_shells
 
+for config_file in config_files(workflow):
 
-configfile: base_config(workflow)
+    configfile: config_file
 
 
 include: "workflow/rules/common.smk"

@@ -465,7 +465,7 @@ def test_positive_controls_are_a_family_of_their_own(
         assert null[test] == before[test]
 
 
-def of_arms(table: str, root: Path, config: Config, **values: dict[str, float]) -> None:
+def of_arms(table: str, root: Path, config: Config, **values: dict[str, Any]) -> None:
     """Write a table's cells anew with a column's value for each variant."""
     for file in cell_files(config)[table]:
         variant = paths.partition_keys(file)["variant"]
@@ -510,6 +510,24 @@ def test_arms_of_unequal_training_or_l0_get_no_verdict(
     allowed = {"max_training_token_ratio": None, "max_l0_difference": None, "n_resamples": 400}
     aggregate(study(statistics=allowed), tmp_path)
     assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
+
+
+@pytest.mark.parametrize(
+    ("trained", "null", "problem"),
+    [("bfloat16", "float32", True), ("bfloat16", "bfloat16", False), (None, "tf32", False)],
+)
+def test_arms_of_unequal_precision_get_no_verdict(
+    tmp_path: Path, trained: str | None, null: str, problem: bool
+) -> None:
+    """One that was not trained here, whose precision is null, is compared all the same."""
+    config = study()
+    write_tree(config, tmp_path)
+    of_arms("history", tmp_path, config, precision={"trained": trained, "rerandomized": null})
+    aggregate(config, tmp_path)
+    told = "SAEs of trained were trained in bfloat16, those of rerandomized in float32"
+    for row in read(tmp_path, "contrasts"):
+        assert (told in (row["not_comparable"] or "")) == problem
+    assert {row["verdict"] == "none" for row in read(tmp_path, "verdicts")} == {problem}
 
 
 def test_an_sae_of_unknown_training_gets_no_verdict_unless_allowed(tmp_path: Path) -> None:

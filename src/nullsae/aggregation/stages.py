@@ -99,6 +99,8 @@ class Stages:
         subject, site, sae, *judge = where
         if sae is None or self._config.saes[sae].dictionary != LEARNED:
             return
+        if self._config.saes[sae].output_site is not None:
+            return  # what it explains is another site than that of the dictionaries
         real = self._trained[where, metric.name]
         for null, recipe in self._config.saes.items():
             other = (subject, site, null, *judge)

@@ -40,6 +40,11 @@ def _text(config: Config, sae: Sae) -> str:
     """Where the latents of a recipe come from."""
     if sae.pretrained is None:
         return sae.origin.text()
+    if sae.output_site is not None:
+        return (
+            f"A transcoder made elsewhere ({sae.pretrained}), for trained: it reads "
+            f"{sae.input_site} and stands for {sae.output_site} of the same block."
+        )
     n_tokens = config.activations.sae_train_tokens // sae.batch_tokens * sae.batch_tokens
     return (
         f"Made elsewhere ({sae.pretrained}) and used for trained; the other variants' SAEs have "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from nullsae import tables
+from nullsae.activations.store import BATCH_TOKENS
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, rebuild_command
 from nullsae.jobs.saes import Aim
 from nullsae.sae.exchange.pretrained import read_pretrained
-from nullsae.sae.trainer import evaluate
 from nullsae.sae.training_run import Cell
 
 
@@ -25,7 +25,8 @@ def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
     if cell.keys.variant == "trained":
         sae = read_pretrained(aim.pretrained, cell.keys.site, where=cell.where)
         x, _ = next(cell.heldout.batches(aim.heldout_tokens))
-        return float(evaluate(sae, x.float())["heldout_l0"])
+        batches = x.float().split(BATCH_TOKENS)
+        return sum(int((sae.encode(batch)[0] != 0).sum()) for batch in batches) / len(x)
     if given is None:
         raise UserError(f"{cell.where}: aimed at the L0 that {aim.sae} has on trained: --given")
     folder = str(given)

@@ -178,6 +178,7 @@ PROVENANCE = schema(
     ("device device_kind host", "text"),
     ("dtype", "text?", "what the job stored or computed in"),
     ("threads", "int?"),
+    ("precision", "text?", "of the products that choose latents, of jobs that train SAEs"),
     ("revisions", "text?", "commits of what it read from the hub"),
     ("tokens_seen", "int?", "that an SAE was trained on, each epoch counted"),
     ("differs_from_trained", "text?", "in what the variant's cells differ from those of trained"),

@@ -247,7 +247,10 @@ def captured_for(job, split):
         cells = [
             {name: c[name] for name in names} | {"site": site}
             for c in job.cells_of(wildcards)
-            for site in (c["site"], STUDY.saes[recipe_name(c["sae"])].output_of(c["site"]))
+            for site in (
+                c["site"],
+                STUDY.saes[recipe_name(c["sae"])].output_of(c["site"]),
+            )
         ]
         sites = {tuple(cell.values()): cell for cell in cells}
         # One for each site, also where all are the split's own manifest: as many are recorded

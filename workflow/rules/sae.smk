@@ -78,7 +78,7 @@ for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
                 paths.ACTIVATIONS_MANIFEST.format(split="sae_train", **job.keys)
             ),
             heldout=fixed(paths.ACTIVATIONS_MANIFEST.format(split="eval", **job.keys)),
-            others=shared_options(job),
+            others=fixed(shared_options(job)),
             folder=fixed(shared_folder(job)),
             # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
             work=paths.WORK,

@@ -105,7 +105,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def matched_saes_are_pretrained(self) -> Self:
-        given = [name for name, sae in self.saes.items() if sae.pretrained is not None]
+        # A transcoder is made at some of the sites alone.
+        given = [n for n, sae in self.saes.items() if sae.pretrained and not sae.output_site]
         for name, sae in self.saes.items():
             if sae.match_l0_of not in (None, *given):
                 raise ValueError(

@@ -24,6 +24,13 @@ def looked_up_tokens(split):
     return path
 
 
+def source_sae(pattern):
+    """A function of wildcards: a file of the SAE that another one is made from."""
+    return known(
+        lambda wildcards: pattern.format(**source_cell(STUDY, dict(wildcards)))
+    )
+
+
 def captured(split):
     """A function of wildcards: the manifest of a site's activations, as `captured_by` explains."""
     return known(

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -67,6 +68,8 @@ class Sae(Coding):
 
     Parsing an `Sae` gives a section of the architecture and the dictionary that it names.
     """
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     step_cost: ClassVar[float] = 1.0
     """Time of a training step beside that of `topk`, at the same width: measured."""
@@ -153,8 +156,10 @@ class Sae(Coding):
     def width_is_clear(self) -> Self:
         wide = self.n_latents is not None or self.expansion_factor is not None
         if self.pretrained is not None:
-            if self.dictionary != Sae.model_fields["dictionary"].default:
+            if not self.origin.takes_pretrained:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
+            if self.origin.source is not None:
+                raise ValueError("from does not go with pretrained: give the one or the other")
             if self.checkpoints:
                 raise ValueError(
                     "checkpoints: nothing is known of how a pretrained SAE was trained, so that "
@@ -185,6 +190,15 @@ class Sae(Coding):
         """Its dictionary, with the keys of that alone."""
         kind = DICTIONARIES[self.dictionary]
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
+
+    @property
+    def is_real(self) -> bool:
+        """Whether null dictionaries are compared with it, and may be derived from it."""
+        return not self.origin.is_null and self.origin.source is None
+
+    def made_elsewhere(self, variant: str) -> bool:
+        """Whether a variant's SAE is the pretrained one, and not one trained here."""
+        return self.pretrained is not None and (variant == "trained" or not self.origin.trained)
 
     @property
     def given_k(self) -> int | None:
@@ -260,9 +274,9 @@ def chosen(given: Any, info: ValidationInfo) -> Sae:
         names |= {kind: given[kind] for kind in names if given.get(kind) in KINDS[kind]}
     section = _section(*(KINDS[kind][name] for kind, name in names.items()))
     if isinstance(given, dict):
-        for key in [key for key in given if key not in section.model_fields]:
+        for key in [key for key in given if key not in _keys(section)]:
             for kind, name in names.items():
-                owners = [o for o, other in KINDS[kind].items() if key in other.model_fields]
+                owners = [o for o, other in KINDS[kind].items() if key in _keys(other)]
                 if owners and given.get(kind, name) != name:
                     given = {k: v for k, v in given.items() if k != key}
                 elif owners:
@@ -272,6 +286,11 @@ def chosen(given: Any, info: ValidationInfo) -> Sae:
         # As text, where lists may fill tuples.
         return section.model_validate_json(json.dumps(given))
     return section.model_validate(given)
+
+
+def _keys(section: type[Section]) -> set[str]:
+    """What a section's fields are called in a config."""
+    return {field.alias or name for name, field in section.model_fields.items()}
 
 
 def every_key() -> dict[str, FieldInfo]:

@@ -25,6 +25,9 @@ from nullsae.jobs.grid import floor_recipes, trained_together
 from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
 
+# Code that makes dictionaries from other SAEs, and no others.
+DERIVING = ("sae/derivation.py", "sae/derive_sae.py")
+
 
 class SaeCell(Section):
     """One SAE of a job, beside the keys that all of its SAEs share."""
@@ -100,6 +103,19 @@ class TrainSaeParams(Section):
         return content_key([keys, recipe, cell.local_files, shared, code])
 
 
+class DeriveSaeParams(Section):
+    """What `nullsae derive_sae` takes."""
+
+    seed: NonNegativeInt
+    keys: CellKeys
+    recipe: Sae
+    compute: Compute
+    activations_key: str = ""
+    """If given, activations of `sae_train` with another key are refused."""
+    eval_activations_key: str = ""
+    """The same for those of `eval`."""
+
+
 def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
     """A pretrained SAE's (folder or hub id, folder within it) with the site filled in."""
     filled = pretrained.replace("{site}", site).replace("{layer}", str(site_layer(site)))
@@ -109,7 +125,7 @@ def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
 
 def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
     """What makes the SAEs of a recipe and no others: the architecture, or the reader of a file."""
-    if recipe.pretrained is not None and variant == "trained":
+    if recipe.made_elsewhere(variant):
         return tuple(files_in(["sae/exchange"], but=["sae/exchange/export.py"]))
     made_by = thing_files(ARCHITECTURES, recipe.architecture)
     return made_by + thing_files(DICTIONARIES, recipe.dictionary)
@@ -126,7 +142,10 @@ def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
 
 @rule(
     *("activations/blocks.py", "activations/live.py", "core/moments.py", "sae"),
-    but=("sae/architectures", "sae/checkpoints.py", "sae/dictionaries", "sae/exchange"),
+    but=(
+        *("sae/architectures", "sae/checkpoints.py", "sae/dictionaries", "sae/exchange"),
+        *DERIVING,
+    ),
     things=_things,
 )
 def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
@@ -143,6 +162,23 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
         compute=config.compute,
         activations_key=key_of(config, keys, "sae_train"),
         eval_activations_key=key_of(config, keys, "eval"),
+    )
+
+
+@rule(
+    *DERIVING,
+    things=lambda config, cell: thing_files(DICTIONARIES, config.saes[cell["sae"]].dictionary),
+)
+def derive_sae(config: Config, wildcards: Wildcards) -> DeriveSaeParams:
+    """A dictionary that is made from another SAE."""
+    keys = CellKeys.of(wildcards)
+    return DeriveSaeParams(
+        seed=config.seed,
+        keys=keys,
+        recipe=config.saes[keys.sae].model_copy(update={"seeds": (keys.seed,)}),
+        compute=config.compute,
+        activations_key=key_of(config, keys.model, "sae_train"),
+        eval_activations_key=key_of(config, keys.model, "eval"),
     )
 
 

@@ -40,6 +40,8 @@ def _sae_text(sae: Sae) -> str:
     """Where the latents of a recipe come from."""
     if sae.pretrained is None:
         return sae.origin.text()
+    if sae.made_elsewhere("any"):
+        return f"Made elsewhere ({sae.pretrained}) and used for all variants."
     return (
         f"Made elsewhere ({sae.pretrained}) and used for trained; the other variants' SAEs have "
         f"the same width and are trained here."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,24 @@ def test_each_random_direction_fires_as_often_as_its_latent(
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(N_LATENTS), abs=1e-6)
     cosines = rows @ (exact(sae.w_dec) / np.linalg.norm(exact(sae.w_dec), axis=1)[:, None]).T
     assert cosines.std() == pytest.approx(1 / np.sqrt(D_MODEL), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_sae_that_normalizes_is_matched_in_the_space_of_its_weights(kind: str) -> None:
+    sae, x = replace(sae_of("standard", None), normalization="layer_norm"), cloud()
+    sae.b_enc += 5.0
+    found = made(kind, sae, x)
+    assert found.normalization == "layer_norm"
+    centred = exact(x) - exact(x).mean(axis=1, keepdims=True)
+    normal = torch.from_numpy(centred / exact(x).std(axis=1, ddof=1, keepdims=True))
+    plain = [replace(s, normalization="none") for s in (sae, found)]
+    wanted, rates = (fires(s, normal).mean(axis=0) for s in plain)
+    assert rates.sum() == pytest.approx(wanted.sum(), rel=0.05)
+    if kind == "rate_matched_random":
+        assert rates == pytest.approx(wanted, abs=5 / N_TOKENS)
+    if kind == "rotated_whitened":
+        pre = [exact(normal - s.b_dec) @ exact(s.w_enc).T for s in plain]
+        assert pre[1].std(axis=0) == pytest.approx(pre[0].std(axis=0), rel=1e-3)
 
 
 def test_a_latent_that_fires_on_most_tokens_has_its_rate() -> None:

@@ -23,7 +23,8 @@ from nullsae.core.files import write_json
 from nullsae.core.locking import alone_at
 from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.jobs.work.making import ROW_BYTES
-from nullsae.subjects.loading import DTYPES, Subject, check_sites_add_up, load_subject, pick_device
+from nullsae.subjects.loading import DTYPES, Subject, load_subject, pick_device
+from nullsae.subjects.site_gates import verify_sites
 
 # Shards in memory: one is captured while the one before it is written.
 N_HELD = 2
@@ -124,7 +125,7 @@ def _capture(
     if todo:
         subject = load_subject(model, pick_device(params.compute.device))
         check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
-        check_sites_add_up(subject, sites, where="--params: sites")
+        verify_sites(subject, sites, where="--params: sites")
         item = DTYPES[params.dtype].itemsize
         row_bytes = {site: subject.width(site) * item + ROW_BYTES for site in sites}
         n_bytes = sum(

@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from nullsae import tables
+from nullsae.activations.outputs import both, outputs_of
 from nullsae.activations.store import SiteReader, document_of
 from nullsae.core.errors import UserError
 from nullsae.core.moments import SHARES, Moments
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
+from nullsae.metrics.gate import require_fit
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums, explained
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import load_sae
+from nullsae.sae.files import PRETRAINED, load_sae
 from nullsae.sae.token_means import fit_token_means, token_ids
-from nullsae.subjects.loading import load_subject, pick_device
+from nullsae.subjects.loading import Subject, load_subject, pick_device
 
 # Tokens of eval, from its start, that the covariance is taken over.
 HEALTH_TOKENS = 65_536
@@ -62,8 +64,9 @@ def evaluate_sae(
         progress: called with (tokens done, tokens in all).
 
     Raises:
-        UserError: a model that is missing or does not belong here, or activations that are
-            missing, damaged, of another config or of another width than the SAE's.
+        UserError: a model that is missing or does not belong here, activations that are missing,
+            damaged, of another config or of another width than the SAE's, or an SAE made elsewhere
+            that is fed with something else than it was trained on.
     """
     torch.set_num_threads(params.compute.threads)
     site = params.keys.site
@@ -77,15 +80,20 @@ def evaluate_sae(
         how = captured if model is None else "sampled, from no model; leave it out"
         raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
-    sums, health = _reconstruct(coder, heldout, tokens, progress)
-    looked_up, n_fitted = _looked_up(fitted, fit_tokens, heldout, tokens)
-    spliced = None if model is None else _spliced(params, model, coder, heldout, tokens)
+    subject = None if model is None else load_subject(model, coder.b_dec.device)
+    if subject is not None and config.dictionary == PRETRAINED:
+        require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
+    # Of a transcoder, what is explained is its output site.
+    wanted, of_fitted = (outputs_of(r, site, coder.writes_at(site)) for r in (heldout, fitted))
+    sums, health = _reconstruct(coder, heldout, wanted, tokens, progress)
+    looked_up, n_fitted = _looked_up(of_fitted, fit_tokens, wanted, tokens)
+    spliced = None if subject is None else _spliced(params, subject, coder, heldout, wanted, tokens)
     row = {
         "n_latents": coder.n_latents,
         "d_model": config.d_model,
-        "reason": NO_VARIANCE if heldout.is_constant else None,
+        "reason": NO_VARIANCE if wanted.is_constant else None,
         **sums.totals(),
-        "explained_variance_all_tokens": _of_all_tokens(sums, coder, heldout, tokens),
+        "explained_variance_all_tokens": _of_all_tokens(sums, coder, heldout, wanted, tokens),
         "n_tokens_excluded": heldout.n_excluded,
         "excluded_variance_share": heldout.manifest["excluded"]["variance_share"],
         **{name: health[name] for name in SHARES},
@@ -109,19 +117,24 @@ def evaluate_sae(
 
 
 def _reconstruct(
-    coder: Autoencoder, heldout: SiteReader, tokens: Tokens, progress: Callable[[int, int], None]
+    coder: Autoencoder,
+    heldout: SiteReader,
+    wanted: SiteReader,
+    tokens: Tokens,
+    progress: Callable[[int, int], None],
 ) -> tuple[ReconstructionSums, Mapping[str, float | None]]:
-    """Sums over all tokens, and the health of the activations."""
+    """Sums over all tokens, and the health of the activations that are read."""
     n_documents = int(tokens.document_id.max()) + 1
     sums = ReconstructionSums(
-        mean=heldout.mean(), n_documents=n_documents, n_latents=coder.n_latents
+        mean=wanted.mean(), n_documents=n_documents, n_latents=coder.n_latents
     )
     device, done = coder.b_dec.device, 0
     moments = Moments(heldout.d_model, device=device)
-    for x, position in heldout.batches():
-        values, indices = coder.encode(x.to(device), token_ids(tokens, position))
-        output = coder.decode(values, indices)
-        sums.add(x, output, values, indices, document_of(position, tokens.document_id))
+    for x, y, position in both(heldout, wanted):
+        given = x.to(device)
+        values, indices = coder.encode(given, token_ids(tokens, position))
+        output = coder.decode(values, indices, given)
+        sums.add(y, output, values, indices, document_of(position, tokens.document_id))
         moments.add(x[: HEALTH_TOKENS - moments.n])
         done += len(x)
         progress(done, heldout.n_tokens)
@@ -130,13 +143,13 @@ def _reconstruct(
 
 def _spliced(
     params: EvaluateSaeParams,
-    model: Path,
+    subject: Subject,
     coder: Autoencoder,
     heldout: SiteReader,
+    wanted: SiteReader,
     tokens: Tokens,
 ) -> Fidelity:
     """Fidelity over contexts spread over the split."""
-    subject = load_subject(model, coder.b_dec.device)
     n_contexts, context_tokens = tokens.input_ids.shape
     contexts = spread(n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens)
     input_ids = torch.from_numpy(tokens.input_ids[contexts])
@@ -149,24 +162,29 @@ def _spliced(
                 context, offset = divmod(at, context_tokens)
                 if context in rows:
                     kept[rows[context], offset] = False
-    mean = heldout.mean()
+    mean = wanted.mean()
     return fidelity(subject, coder, site, input_ids, documents, mean, contexts=contexts, kept=kept)
 
 
 def _of_all_tokens(
-    sums: ReconstructionSums, coder: Autoencoder, heldout: SiteReader, tokens: Tokens
+    sums: ReconstructionSums,
+    coder: Autoencoder,
+    heldout: SiteReader,
+    wanted: SiteReader,
+    tokens: Tokens,
 ) -> float | None:
     """Explained variance over all tokens, excluded ones too, about the mean of all."""
     rest = ReconstructionSums(
-        mean=heldout.mean(), n_documents=sums.n_documents, n_latents=coder.n_latents
+        mean=sums.mean, n_documents=sums.n_documents, n_latents=coder.n_latents
     )
-    total = torch.zeros(heldout.d_model, dtype=torch.float64)
-    for x, position in heldout.batches(excluded=True):
+    total = torch.zeros(wanted.d_model, dtype=torch.float64)
+    for x, y, position in both(heldout, wanted, excluded=True):
         ids = token_ids(tokens, position)
-        values, indices = coder.encode(x.to(coder.b_dec.device), ids)
+        given = x.to(coder.b_dec.device)
+        values, indices = coder.encode(given, ids)
         of_documents = document_of(position, tokens.document_id)
-        rest.add(x, coder.decode(values, indices), values, indices, of_documents)
-        total += (x.double() - heldout.mean()).sum(dim=0)
+        rest.add(y, coder.decode(values, indices, given), values, indices, of_documents)
+        total += (y.double() - sums.mean).sum(dim=0)
     error, deviation = (
         sum(float(s.by_document[name].sum()) for s in (sums, rest))
         for name in ("squared_error", "squared_deviation")

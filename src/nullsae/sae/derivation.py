@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nullsae.config.dictionaries import Dictionary
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.normalization import normalize
 from nullsae.subjects.gates import SAMPLED_ROWS, Gate, judged, require
 
 # Share by which rates and L0 may differ from those of the given SAE.
@@ -43,8 +44,10 @@ def derive(
     Raises:
         UserError: a gate failed.
     """
-    made, found = origin.derive(sae, sample, generator)
-    gates = [*found]
+    # Of an SAE that normalizes each activation, what that gives is the space of its weights.
+    inner = normalize(sae.normalization, sample).y if sae.normalization != "none" else sample
+    made, gates = origin.derive(replace(sae, normalization="none"), inner, generator)
+    made = replace(made, normalization=sae.normalization)
     if origin.is_null:
         gates.append(l0_gate(*(float(firing_counts(s, heldout).sum()) for s in (sae, made))))
     require(gates, where)

@@ -51,7 +51,9 @@ def derive_sae(
     heldout.check()
     code = params.model_dump(mode="json")
     key = content_key([code, described.key, train.manifest["key"], heldout.manifest["key"]])
-    cell = Cell(params.keys, params.recipe, output, params.seed, train, heldout, key, output)
+    cell = Cell(
+        params.keys, params.recipe, output, params.seed, train, heldout, key, output, "float32"
+    )
     if given.d_model != train.d_model:
         raise UserError(
             f"{cell.where}.from: the SAE is for {given.d_model} dimensions, but {params.keys.site} "

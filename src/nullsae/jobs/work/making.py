@@ -14,7 +14,7 @@ from nullsae.config.saes import Sae
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import VARIANTS, has_model
-from nullsae.jobs.grid import Keys
+from nullsae.jobs.grid import Keys, captured_sites
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 
 # Bytes beside each stored activation: its position, int64, and its norm, float32.
@@ -163,14 +163,14 @@ def capture(study: SizedStudy, keys: Keys) -> Work:
     Held: a subject, a batch, and two chunks of all sites, each twice (pinned, or permuted).
     """
     n, size = study.cached(keys, keys["split"]), study.sizes[keys["subject"]]
-    settings, sites = study.config.activations, study.config.subjects[keys["subject"]].sites
-    row = size.d_model * BYTES[settings.dtype] + ROW_BYTES
+    settings, sites = study.config.activations, captured_sites(study.config, keys["subject"])
+    rows = sum(size.width(site) * BYTES[settings.dtype] + ROW_BYTES for site in sites)
     deepest = max(blocks_to(site, size) for site in sites)
-    chunks = CHUNK_COPIES * len(sites) * study.chunk(keys) * row
+    chunks = CHUNK_COPIES * study.chunk(keys) * rows
     return together(
         forward(size, n, study.context_tokens(keys), blocks=deepest),
-        moved_bytes=8.0 * n * row * len(sites),
-        written_bytes=float(n * row * len(sites)),
+        moved_bytes=8.0 * n * rows,
+        written_bytes=float(n * rows),
         held_bytes=study.pass_bytes(keys, settings.batch_contexts, head=False) + chunks,
         imports="transformers",
         gpu=True,
@@ -196,19 +196,18 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     Held: a chunk, a covariance and its root, means of each token.
     """
     size = study.sizes[keys["subject"]]
-    n, d = study.cached(keys, keys["split"]), float(size.d_model)
-    fitted = study.cached(keys, "sae_train")
-    sites = len(study.config.subjects[keys["subject"]].sites)
-    number = BYTES[study.config.activations.dtype]
-    row = d * number + ROW_BYTES
+    n, fitted = study.cached(keys, keys["split"]), study.cached(keys, "sae_train")
+    widths = [float(size.width(site)) for site in captured_sites(study.config, keys["subject"])]
+    number, widest = BYTES[study.config.activations.dtype], max(widths)
+    rows = sum(d * number + ROW_BYTES for d in widths)
     tokens = 128.0 * size.vocab_size
     return Work(
         tokens=n,
-        product_flops=sites * (4.0 * d * d * fitted + 20.0 * d**3 + 2.0 * d * d * n),
-        moved_bytes=8.0 * n * row * sites,
-        host_seconds=sites * n * d * NORMAL_SECONDS,
-        written_bytes=n * row * sites,
-        held_bytes=CHUNK_COPIES * study.chunk(keys) * d * number + 80.0 * d**2 + tokens,
+        product_flops=sum(4 * d * d * fitted + 20 * d**3 + 2 * d * d * n for d in widths),
+        moved_bytes=8.0 * n * rows,
+        host_seconds=n * sum(widths) * NORMAL_SECONDS,
+        written_bytes=n * rows,
+        held_bytes=CHUNK_COPIES * study.chunk(keys) * widest * number + 80.0 * widest**2 + tokens,
         imports="torch",
         gpu=True,
     )
@@ -243,11 +242,11 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
-    d, n, cached = size.d_model, study.trained_tokens(keys), study.cached(keys, "sae_train")
+    n, cached = study.trained_tokens(keys), study.cached(keys, "sae_train")
     written = kept = steps = copies = fitting = 0.0
     stepwise = False
     for cell in cells:
-        recipe, _, m = study.sae(cell)
+        recipe, d, m = study.sae(cell)
         one = sae_bytes(d, m)
         written += one * (1 + len(recipe.checkpoints))
         elsewhere = recipe.made_elsewhere(cell["variant"])
@@ -266,19 +265,23 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
         parts.append(training(recipe, d, m, n))
         parts.append(Work(tokens=n * recipe.epochs, moved_bytes=20.0 * n * d * recipe.epochs))
     sites = list(dict.fromkeys(cell["site"] for cell in cells))
+    widths = [float(size.width(site)) for site in sites]
     recipes, stream = [study.recipe(cell) for cell in cells], settings.mode == "stream"
     if stream and stepwise:
         epochs = max(recipe.epochs for recipe in recipes)
         if not has_model(keys["variant"]):
-            drawn = float(n * epochs * len(sites))
-            live = Work(product_flops=2.0 * d * d * drawn, host_seconds=drawn * d * NORMAL_SECONDS)
+            drawn = float(n * epochs)
+            live = Work(
+                product_flops=2.0 * drawn * sum(d * d for d in widths),
+                host_seconds=drawn * sum(widths) * NORMAL_SECONDS,
+            )
         else:
             deepest = max(blocks_to(site, size) for site in sites)
             live = forward(size, n * epochs, study.context_tokens(keys), blocks=deepest)
         parts.append(replace(live, tokens=0))
-    start = len(sites) * d * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
+    start = sum(widths) * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
     held = max(steps + copies, fitting) + start
-    held += 2.0 * len(sites) * study.chunk(keys) * d * BYTES[settings.dtype]
+    held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
     if stream and has_model(keys["variant"]):
         held += study.pass_bytes(keys, settings.batch_contexts, head=False)
     live_pass = any(part.forward_flops for part in parts)

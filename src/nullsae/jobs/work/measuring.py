@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nullsae.config.saes import Sae
-from nullsae.config.sites import KINDS, site_kind, site_layer
+from nullsae.config.sites import site_layer
 from nullsae.config.variants import has_model, is_null
 from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells, sae_cells
@@ -152,7 +152,7 @@ def causal_passes(study: SizedStudy, keys: Keys) -> list[Work]:
     the site, four for each place; the head reads one token of each.
     """
     settings, size = study.config.latents, study.sizes[keys["subject"]]
-    if not has_model(keys["variant"]) or site_kind(keys["site"]) not in KINDS:
+    if not has_model(keys["variant"]) or keys["site"] == "embed":
         return []
     context = study.context_tokens(keys)
     places = settings.n_sampled * settings.causal_places

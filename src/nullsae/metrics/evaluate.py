@@ -46,8 +46,7 @@ def evaluate_sae(
 ) -> None:
     """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of one SAE.
 
-    Memory does not grow with the number of tokens but by the sums of each document: tokens and
-    activations are mapped from their files.
+    Memory grows with documents, not tokens: tokens and activations are mapped from their files.
 
     Args:
         params: the rule's slice of the config.
@@ -69,16 +68,11 @@ def evaluate_sae(
             that is fed with something else than it was trained on.
     """
     torch.set_num_threads(params.compute.threads)
-    site = params.keys.site
-    coder, config = load_sae(sae)
+    site, (coder, config) = params.keys.site, load_sae(sae)
     coder = coder.to(pick_device(params.compute.device))
     heldout = open_site(eval_activations, site, params.eval_activations_key, config.d_model, sae)
     fitted = open_site(train_activations, site, params.activations_key, config.d_model, sae)
-    # What was sampled names the activations that it is fitted to, and has no model.
-    if (model is None) != ("fitted" in heldout.manifest):
-        captured = "captured from a model; give its recipe.json"
-        how = captured if model is None else "sampled, from no model; leave it out"
-        raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
+    _check_model(model, heldout)
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
     subject = None if model is None else load_subject(model, coder.b_dec.device)
     if subject is not None and config.dictionary == PRETRAINED:
@@ -114,6 +108,14 @@ def evaluate_sae(
     tables.write_table(reconstruction, [row], tables.cell_schema("reconstruction"))
     tables.write_table(documents, of_documents, tables.cell_schema("documents"))
     tables.write_table(geometry, [shape], tables.cell_schema("geometry"))
+
+
+def _check_model(model: Path | None, heldout: SiteReader) -> None:
+    """What was sampled names the activations that it is fitted to, and has no model."""
+    if (model is None) != ("fitted" in heldout.manifest):
+        captured = "captured from a model; give its recipe.json"
+        how = captured if model is None else "sampled, from no model; leave it out"
+        raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
 
 
 def _reconstruct(

@@ -16,13 +16,12 @@ from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
-from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.saes import DeriveSaeParams
 from nullsae.sae import derivation
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.derive_sae import derive_sae
 from nullsae.sae.files import load_sae
-from small_chain import COMPUTE, D_MODEL, Chain, all_rows
+from small_chain import COMPUTE, D_MODEL, Chain, all_rows, cell
 
 SITE = "resid_post.1"
 N_LATENTS, K, N_TOKENS = 48, 4, 6000
@@ -39,7 +38,8 @@ def cloud(n: int = N_TOKENS, seed: int = 0) -> Tensor:
     mixed = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=torch_generator(0, "mixed")))[0]
     drawn = torch.randn(n, D_MODEL, generator=generator)
     scale = torch.linspace(0.1, 3, D_MODEL)
-    return drawn * drawn.abs() * scale @ mixed + scale
+    found: Tensor = drawn * drawn.abs() * scale @ mixed + scale
+    return found
 
 
 def sae_of(architecture: str = "topk", k: int | None = K) -> Autoencoder:
@@ -68,7 +68,7 @@ def fires(sae: Autoencoder, x: Tensor) -> Array:
 
 
 def made(kind: str, sae: Autoencoder, x: Tensor, *, seed: int = 0, **keys: Any) -> Autoencoder:
-    origin = DICTIONARIES[kind](made_from="it", **keys)
+    origin = DICTIONARIES[kind].model_validate({"from": "it", **keys})
     generator = torch_generator(seed, "test", kind)
     return derivation.derive(origin, sae, x, cloud(seed=1), generator, "test")[0]
 
@@ -136,7 +136,7 @@ def test_a_direction_without_variance_is_left_as_it_is() -> None:
 
 
 def made_on(x: Tensor, kind: str, sae: Autoencoder) -> Autoencoder:
-    origin = DICTIONARIES[kind](made_from="it")
+    origin = DICTIONARIES[kind].model_validate({"from": "it"})
     return derivation.derive(origin, sae, x, x, torch_generator(0, "test"), "test")[0]
 
 
@@ -233,7 +233,7 @@ def test_gates_fail_on_what_they_are_there_for() -> None:
 def test_a_failed_gate_is_one_line() -> None:
     # Rates of 60 tokens of another kind say nothing of those that are held out.
     sae = sae_of("standard", None)
-    origin = DICTIONARIES["rate_matched_random"](made_from="it")
+    origin = DICTIONARIES["rate_matched_random"].model_validate({"from": "it"})
     arguments = sae, cloud(60) * 3, cloud(seed=1), torch_generator(0, "test"), "config: saes.null"
     with pytest.raises(UserError) as caught:
         derivation.derive(origin, *arguments)
@@ -247,10 +247,8 @@ def test_a_failed_gate_is_one_line() -> None:
 
 def derived(chain: Chain, sae: Path, folder: Path, **keys: Any) -> Autoencoder:
     recipe = Sae.of(**{"dictionary": "rotated", "from": "topk", "heldout_tokens": 512, **keys})
-    own = {"subject": "tiny", "variant": "trained", "draw": 0, "site": SITE, "seed": 0}
-    params = DeriveSaeParams(
-        seed=0, keys=CellKeys(sae="null", **own), recipe=recipe, compute=COMPUTE
-    )
+    own = cell(SITE).model_copy(update={"sae": "null"})
+    params = DeriveSaeParams(seed=0, keys=own, recipe=recipe, compute=COMPUTE)
     derive_sae(
         DeriveSaeParams.model_validate_json(params.model_dump_json()),
         sae=sae,

@@ -82,11 +82,11 @@ def test_one_sae_serves_every_variant_through_all_stages(derived: Study) -> None
     own = sae(derived, sae="topk").w_dec
     for variant in ("trained", "rerandomized"):
         assert (sae(derived, sae="everywhere", variant=variant).w_dec == own).all()
-    rows = table(derived, "reconstruction").set_index(["sae", "variant"])
-    trained = rows.loc[("everywhere", "trained")]
-    assert trained.explained_variance == rows.loc[("topk", "trained")].explained_variance
-    elsewhere = rows.loc[("everywhere", "rerandomized")]
-    assert elsewhere.explained_variance < rows.loc[("topk", "rerandomized")].explained_variance
+    rows = table(derived, "reconstruction")
+    cells = zip(rows.sae, rows.variant, strict=True)
+    explained = dict(zip(cells, rows.explained_variance, strict=True))
+    assert explained["everywhere", "trained"] == explained["topk", "trained"]
+    assert explained["everywhere", "rerandomized"] < explained["topk", "rerandomized"]
     for name in ("latents", "scores"):
         assert {*table(derived, name).query("sae == 'everywhere'").variant} == {
             *("trained", "rerandomized")

@@ -127,9 +127,8 @@ def _make(
         given = _pretrained(cell, train_tokens) if cell.recipe.pretrained else None
         if cell.l0 is not None and not (given is not None and given.k and cell.recipe.limited):
             cell.recipe = cell.recipe.with_l0(cell.l0)
-        constant = cell.train.is_constant and cell.recipe.origin.trained
         elsewhere = cell.recipe.made_elsewhere(cell.keys.variant)
-        if constant and not elsewhere:
+        if cell.train.is_constant and cell.recipe.origin.trained and not elsewhere:
             logger.warning(
                 "warning: %s: %s: all tokens have the same activation; there is nothing to train "
                 "on, and no latent of the SAE will fire",

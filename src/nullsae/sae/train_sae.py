@@ -80,8 +80,7 @@ def train_sae(
     variant's `sae_train` activations as `fitted`. Nulls of a pretrained SAE whose L0 they are aimed
     at need its `cfg.json` on `trained` as `given`. There and in `output`, the folder of each SAE,
     `{site}`, `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same
-    params and activations resumes there, and waits, up to a minute, for another process that is
-    at it.
+    params and activations resumes there, and waits, up to a minute, for another one at it.
     `progress` is called with (step, steps, FVU of the batch), counted over all SAEs, or with
     (tokens, tokens in all, None) where there are no steps.
 

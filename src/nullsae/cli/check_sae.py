@@ -330,8 +330,6 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
     expect = card.expect.model_dump(exclude_none=True) or measured
     given = card.asked.pretrained
     recipe: dict[str, Any] = {"pretrained": given if isinstance(given, str) else given.model_dump()}
-    if card.sae.k is None:
-        recipe["k"] = max(1, round(best.l0))
     if accepted := [name for name, _ in card.differences(best.feeding)]:
         recipe["accept_differences"] = accepted
     recipe["expect"] = {name: round(float(value), 4) for name, value in expect.items() if value}

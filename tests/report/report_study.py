@@ -312,6 +312,8 @@ def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                 "heldout_l0": 16.0,
                 "dead_share": 0.01,
                 "dead_horizon_tokens": 2_500,
+                "precision": "float32",
+                "differing_choice_share": None,
             }
         )
     return rows

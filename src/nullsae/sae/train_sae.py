@@ -128,19 +128,20 @@ def _make(
         if cell.l0 is not None and not (given is not None and given.k and cell.recipe.limited):
             cell.recipe = cell.recipe.with_l0(cell.l0)
         constant = cell.train.is_constant and cell.recipe.origin.trained
-        if constant and (given is None or cell.keys.variant != "trained"):
+        elsewhere = cell.recipe.made_elsewhere(cell.keys.variant)
+        if constant and not elsewhere:
             logger.warning(
                 "warning: %s: %s: all tokens have the same activation; there is nothing to train "
                 "on, and no latent of the SAE will fire",
                 *(cell.where, cell.keys.site),
             )
-            _finish_without_steps(cell, _silent(cell, given).to(device), tokens=0)
-        elif given is not None and cell.keys.variant == "trained":
-            _finish_without_steps(cell, given.to(device), tokens=0)
+            finish_without_steps(cell, _silent(cell, given).to(device), tokens=0)
+        elif given is not None and elsewhere:
+            finish_without_steps(cell, given.to(device), tokens=0)
         elif not cell.recipe.origin.trained:
             corpora = _corpora(cell, train_tokens, eval_tokens)
             sae = fit_dictionary(cell.recipe, cell.train, corpora[0], cell.where, progress)
-            _finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
+            finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
         else:
             stepwise.append((cell, given))
     ran = 0
@@ -364,7 +365,7 @@ def _corpora(
     return load_tokens(train_tokens), load_tokens(eval_tokens)
 
 
-def _finish_without_steps(
+def finish_without_steps(
     cell: Cell,
     sae: Autoencoder,
     corpora: tuple[Tokens | None, Tokens | None] = (None, None),

@@ -42,6 +42,7 @@ from nullsae.subjects.publish import check_tokens
 
 # Names in the study that is written.
 CORPUS, SUBJECT, SAE = "text", "subject", "published"
+PLACEBOS = ("rotated", "rate_matched_random")
 CONTEXT_TOKENS = 128
 HUB_TOKENS = 1_000_000
 # TransformerLens' names of models that are no hub ids.
@@ -340,6 +341,9 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
         },
         "saes": {SAE: recipe},
     }
+    if not card.sae.transcodes:
+        # Nulls of the dictionary that take no training.
+        new["saes"] |= {name: {"dictionary": name, "from": SAE} for name in PLACEBOS}
     for key in new:
         new[key] = {**dict.fromkeys(base.get(key) or {}), **new[key]}
     return {**new, "variants": ["trained", "rerandomized"]}

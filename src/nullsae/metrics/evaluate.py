@@ -75,7 +75,8 @@ def evaluate_sae(
     _check_model(model, heldout)
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
     subject = None if model is None else load_subject(model, coder.b_dec.device)
-    if subject is not None and config.dictionary == PRETRAINED:
+    # On a null's activations it is meant to be out of place.
+    if subject is not None and config.dictionary == PRETRAINED and params.keys.variant == "trained":
         require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
     # Of a transcoder, what is explained is its output site.
     wanted, of_fitted = (outputs_of(r, site, coder.writes_at(site)) for r in (heldout, fitted))

@@ -51,7 +51,9 @@ LEVEL = {
     "gaussian": 2.5,
 }
 SAES = {
-    name: {"dictionary": name} | ({"n_latents": 1024} if kind.trained else {})
+    name: {"dictionary": name}
+    | ({"n_latents": 1024} if kind.trained else {})
+    | ({"from": "learned"} if kind.derived else {})
     for name, kind in DICTIONARIES.items()
 } | {"elsewhere": {"pretrained": "someone/their-sae"}}
 EXPLAINERS = {

@@ -56,7 +56,7 @@ def rows_of(root: Path, name: str) -> list[dict[str, Any]]:
 def test_the_full_study_has_all_figures_and_a_light_sound_page(
     built: Path, config: Config, page: str
 ) -> None:
-    assert (len(config.variants), len(config.saes)) == (13, 8)
+    assert (len(config.variants), len(config.saes)) == (13, 12)
     assert (len(config.explainers), len(config.scorers)) == (3, 2)
     found = {path.name for path in (built / "results/figures").iterdir()}
     assert found == {f"{name}.svg" for name in figure_names(config)}

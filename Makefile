@@ -14,7 +14,7 @@ endif
 PYTORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test test-slow test-llm test-slurm check docs schema lock clean
+.PHONY: run test test-slow test-llm test-slurm check docs site schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason
@@ -48,6 +48,10 @@ check: .venv/installed-dev
 
 docs: .venv/installed
 	$(BIN)/python -m nullsae.report.metrics_page docs/metrics.md
+
+# The documents as web pages, in site/.
+site: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict --quiet
 
 schema: .venv/installed
 	$(BIN)/python -m nullsae.config.parse > workflow/schemas/config.schema.json
@@ -108,6 +112,12 @@ endif
 	$(BIN)/python -m pip --python .venv-slurm/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch .venv-slurm/installed
 
+.venv-docs/installed: requirements-docs.txt
+	rm -rf .venv-docs
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch .venv-docs/installed
+
 # Resolve pyproject.toml anew, and write the pins of envs/*.yaml from that (a test compares them).
 lock:
 	rm -rf .venv-lock
@@ -125,5 +135,5 @@ lock:
 	$(PYTHON) envs/write_envs.py
 
 clean:
-	rm -rf .venv .venv-peers .venv-llm .venv-slurm .snakemake
+	rm -rf .venv .venv-peers .venv-llm .venv-slurm .venv-docs .snakemake site
 	find results -mindepth 1 -not -name README.md -delete

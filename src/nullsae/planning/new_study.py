@@ -123,9 +123,9 @@ def init_study(
 def _example(name: str) -> str:
     """The text of a study that comes with nullsae."""
     examples = workflow_folder() / "config"
+    names = sorted(found.stem for found in examples.glob("*.yaml") if found.name != BASE)
     file = examples / f"{name}.yaml"
-    if not file.is_file() or name != file.stem:
-        names = sorted(found.stem for found in examples.glob("*.yaml"))
+    if name not in names:
         raise UserError(f"--from: {name!r} is not one of {', '.join(names)}")
     return _head() + file.read_text(encoding="utf-8")
 

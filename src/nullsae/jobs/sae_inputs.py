@@ -75,7 +75,7 @@ def sae_inputs(
         recipes: how they are made.
     """
     of_model = {name: keys[name] for name in ("subject", "variant", "draw")}
-    stream = config.activations.mode == "stream"
+    stream = config.activations.streams
     looked_up = any(sae.origin.reads_tokens for sae in recipes)
     corpus = config.subjects[keys["subject"]].corpus
     train_tokens, eval_tokens = (

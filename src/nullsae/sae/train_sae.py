@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
+from nullsae.activations.passes import open_site
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
@@ -178,11 +179,11 @@ def _open(
     live: Sequence[Path],
 ) -> list[Cell]:
     """The cells that are not made yet, each site's activations verified once."""
-    readers = {}
+    readers, device = {}, pick_device(params.compute.device)
     expected = (params.activations_key, params.eval_activations_key)
     for site in dict.fromkeys(cell.site for cell in params.cells):
         train, heldout = (
-            SiteReader.open(split, site, key=key)
+            open_site(split, site, key=key, device=device)
             for split, key in zip(activations, expected, strict=True)
         )
         train.check()

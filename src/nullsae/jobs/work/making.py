@@ -6,7 +6,9 @@ latents of an SAE.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 
 from nullsae.config.corpora import BuiltinSource, HubSource, TrainedTokenizer
 from nullsae.config.model_size import BYTES, Size
@@ -37,6 +39,8 @@ BLOCK_STEP_SECONDS = 4e-3
 # Two draws, moments, correlations and checksums of an entry.
 GATE_SECONDS = 1.2e-7
 NORMAL_SECONDS = 6e-9
+# Per entry of a tensor that gates compare: two copies in float64, and a third while it is drawn.
+COMPARED_BYTES = 24.0
 # The loss of a variant is taken over so many contexts, and so many bytes of logits, at once.
 LOSS_CONTEXTS, LOSS_LOGIT_BYTES = 32, 2**28
 # Activations of a chunk: one captured, one written, both permuted or pinned.
@@ -123,7 +127,8 @@ def _train(study: SizedStudy, keys: Keys, *, published: int) -> Work:
         product_flops=source.steps * muon,
         host_seconds=source.steps * size.n_layers * BLOCK_STEP_SECONDS,
         written_bytes=published * each.written_bytes,
-        held_bytes=20.0 * size.n_parameters + source.batch_contexts * context * token,
+        held_bytes=(held := 20.0 * size.n_parameters + source.batch_contexts * context * token),
+        gpu_bytes=held,
         imports="all",
         gpu=True,
     )
@@ -132,18 +137,22 @@ def _train(study: SizedStudy, keys: Keys, *, published: int) -> Work:
 def randomize_model(study: SizedStudy, keys: Keys) -> Work:
     """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread.
 
-    Held: twice the weights, and 49 bytes per entry of the largest tensor while gates compare it,
-    measured at 168 MB of weights. Logits of the loss come after, and need less than the gates.
+    Held: the weights that are drawn, and 24 bytes per entry of the largest tensor while gates
+    compare it in float64; the original stays mapped. The initializer's draws are whole models.
     """
     size, variant = study.sizes[keys["subject"]], VARIANTS[keys["variant"]]
     published = publishing(study, keys)
     logits = LOSS_CONTEXTS * study.context_tokens(keys) * size.vocab_size * 4
-    compared = 49.0 * size.largest_tensor * (not variant.fixed)
+    compared = COMPARED_BYTES * size.largest_tensor * (not variant.fixed)
+    # An architecture's own initializer draws all weights at once, in float32.
+    models = 1.0 + 8.0 / BYTES[size.dtype] * (variant.name == "fresh_init")
     return together(
         published,
         host_seconds=size.n_parameters * (GATE_SECONDS if variant.changes_weights else 0.0),
         written_bytes=published.written_bytes if variant.has_own_weights() else 0.0,
-        held_bytes=2.0 * size.weight_bytes + max(compared, 4.0 * min(LOSS_LOGIT_BYTES, logits)),
+        held_bytes=models * size.weight_bytes + max(compared, 4.0 * min(LOSS_LOGIT_BYTES, logits)),
+        # One model at a time: the one that was changed goes before it is read again.
+        gpu_bytes=study.pass_bytes(keys, LOSS_CONTEXTS, head=False) + 4.0 * LOSS_LOGIT_BYTES,
         imports="transformers",
         gpu=True,
     )
@@ -153,6 +162,40 @@ def blocks_to(site: str, size: Size) -> int:
     """Blocks that a pass runs to see a site: it stops there."""
     layer = site_layer(site)
     return max(0, min(layer + (site_kind(site) != "resid_pre"), size.n_layers))
+
+
+def kept_row_bytes(study: SizedStudy, keys: Keys) -> float:
+    """What a captured token leaves on disk at each site."""
+    settings = study.config.activations
+    number = BYTES[settings.dtype] * study.sizes[keys["subject"]].d_model
+    return ROW_BYTES + (number if settings.kept else 0.0)
+
+
+def anew(study: SizedStudy, keys: Keys, sites: Iterable[str], n_tokens: float) -> list[Work]:
+    """Activations of so many tokens that a job reads and that are not kept: one pass, or samples.
+
+    Samples are fitted to activations that are computed anew, too.
+    """
+    size, sites = study.sizes[keys["subject"]], list(sites)
+    if study.config.activations.kept or not n_tokens:
+        return []
+    deepest = max(blocks_to(site, size) for site in sites)
+    n, drawn, d = n_tokens, 0.0, float(size.d_model)
+    if not has_model(keys["variant"]):
+        n, drawn = study.cached(keys, "sae_train"), n_tokens * len(sites)
+    passed = forward(size, n, study.context_tokens(keys), blocks=deepest)
+    flops = 2.0 * d * d * drawn + (drawn > 0) * len(sites) * (4.0 * d * d * n + 20.0 * d**3)
+    seconds = drawn * d * NORMAL_SECONDS
+    return [replace(passed, tokens=0, product_flops=flops, host_seconds=seconds)]
+
+
+def pass_held_bytes(study: SizedStudy, keys: Keys, n_sites: int) -> float:
+    """What a job holds that computes activations anew: a subject, a batch, a shard of all sites."""
+    if study.config.activations.kept:
+        return 0.0
+    settings, d = study.config.activations, study.sizes[keys["subject"]].d_model
+    shard = 2.0 * n_sites * study.chunk(keys) * d * BYTES[settings.dtype]
+    return study.pass_bytes(keys, settings.batch_contexts, head=False) + shard
 
 
 def capture(study: SizedStudy, keys: Keys) -> Work:
@@ -168,8 +211,9 @@ def capture(study: SizedStudy, keys: Keys) -> Work:
     return together(
         forward(size, n, study.context_tokens(keys), blocks=deepest),
         moved_bytes=8.0 * n * row * len(sites),
-        written_bytes=float(n * row * len(sites)),
-        held_bytes=study.pass_bytes(keys, settings.batch_contexts, head=False) + chunks,
+        written_bytes=n * kept_row_bytes(study, keys) * len(sites),
+        held_bytes=(passes := study.pass_bytes(keys, settings.batch_contexts, head=False)) + chunks,
+        gpu_bytes=passes,
         imports="transformers",
         gpu=True,
     )
@@ -196,18 +240,24 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     size = study.sizes[keys["subject"]]
     n, d = study.cached(keys, keys["split"]), float(size.d_model)
     fitted = study.cached(keys, "sae_train")
-    sites = len(study.config.subjects[keys["subject"]].sites)
+    names = study.config.subjects[keys["subject"]].sites
+    sites = len(names)
     number = BYTES[study.config.activations.dtype]
     row = d * number + ROW_BYTES
     tokens = 128.0 * size.vocab_size
-    return Work(
+    # Sites come one after the other.
+    fits = [anew(study, {**keys, "variant": "trained"}, [site], fitted) for site in names]
+    held = CHUNK_COPIES * study.chunk(keys) * d * number + 80.0 * d**2 + tokens
+    return together(
+        *chain.from_iterable(fits),
         tokens=n,
         product_flops=sites * (4.0 * d * d * fitted + 20.0 * d**3 + 2.0 * d * d * n),
         moved_bytes=8.0 * n * row * sites,
         host_seconds=sites * n * d * NORMAL_SECONDS,
-        written_bytes=n * row * sites,
-        held_bytes=CHUNK_COPIES * study.chunk(keys) * d * number + 80.0 * d**2 + tokens,
-        imports="torch",
+        written_bytes=n * kept_row_bytes(study, keys) * sites,
+        held_bytes=held + pass_held_bytes(study, keys, 1),
+        gpu_bytes=80.0 * d**2 + tokens + pass_held_bytes(study, keys, 1),
+        imports="torch" if study.config.activations.kept else "transformers",
         gpu=True,
     )
 
@@ -242,29 +292,32 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
     d, n, cached = size.d_model, study.trained_tokens(keys), study.cached(keys, "sae_train")
-    written = kept = steps = copies = fitting = 0.0
+    written = kept = on_device = copies = fitting = 0.0
     stepwise = False
     for cell in cells:
         recipe, _, m = study.sae(cell)
         one = sae_bytes(d, m)
-        written += one * (1 + len(recipe.checkpoints))
+        written += sae_bytes(d, m, recipe.stored_dtype) * (1 + len(recipe.checkpoints))
         if not recipe.origin.trained or recipe.pretrained is not None:
             fitting = max(fitting, 3 * one + 32.0 * d * d)
         else:
+            kind = "cpu" if study.on_cpu else "cuda"
+            bytes_of = recipe.training().step_bytes
+            on_device += bytes_of(recipe, d_model=d, n_latents=m, k=recipe.kept, device=kind)
             if study.on_cpu:
                 copies = max(copies, one)
-                steps += recipe.training().step_bytes(recipe, d_model=d, n_latents=m, k=recipe.kept)
         fetched = recipe.pretrained is not None and cell["variant"] == "trained"
         if fetched or not recipe.origin.trained:
             fitted = recipe.origin.fit_flops(d, cached)
             parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
+            parts += anew(study, keys, [cell["site"]], 0 if fetched else cached)
             continue
         stepwise = True
         kept += 3 * one
         parts.append(training(recipe, d, m, n))
         parts.append(Work(tokens=n * recipe.epochs, moved_bytes=20.0 * n * d * recipe.epochs))
     sites = list(dict.fromkeys(cell["site"] for cell in cells))
-    recipes, stream = [study.recipe(cell) for cell in cells], settings.mode == "stream"
+    recipes, stream = [study.recipe(cell) for cell in cells], settings.streams
     if stream and stepwise:
         epochs = max(recipe.epochs for recipe in recipes)
         if not has_model(keys["variant"]):
@@ -275,16 +328,18 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             live = forward(size, n * epochs, study.context_tokens(keys), blocks=deepest)
         parts.append(replace(live, tokens=0))
     start = len(sites) * d * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
-    held = max(steps + copies, fitting) + start
+    held = max((on_device if study.on_cpu else 0.0) + copies, fitting) + start
     held += 2.0 * len(sites) * study.chunk(keys) * d * BYTES[settings.dtype]
-    if stream and has_model(keys["variant"]):
-        held += study.pass_bytes(keys, settings.batch_contexts, head=False)
+    passes = 0.0
+    if (stream and has_model(keys["variant"])) or not settings.kept:
+        passes = study.pass_bytes(keys, settings.batch_contexts, head=False)
     live_pass = any(part.forward_flops for part in parts)
     return together(
         *parts,
         written_bytes=written,
         work_bytes=kept,
-        held_bytes=held,
+        held_bytes=held + passes,
+        gpu_bytes=max(on_device, fitting) + start + passes,
         imports="torch" if not stepwise else "all" if live_pass else "optimizer",
         gpu=True,
     )
@@ -297,6 +352,6 @@ def train_sae(study: SizedStudy, keys: Keys) -> Work:
 
 def take_checkpoint(study: SizedStudy, keys: Keys) -> Work:
     """A copy: files are copied, and one is read once."""
-    _, d, m = study.sae(keys)
-    written = sae_bytes(d, m)
-    return Work(moved_bytes=4 * written, written_bytes=written, held_bytes=written, imports="torch")
+    recipe, d, m = study.sae(keys)
+    written, held = sae_bytes(d, m, recipe.stored_dtype), sae_bytes(d, m)
+    return Work(moved_bytes=4 * held, written_bytes=written, held_bytes=held, imports="torch")

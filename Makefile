@@ -5,6 +5,15 @@ UNIT := --ignore tests/workflow --ignore tests/llm --ignore tests/slurm
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
 ACTIVATE := . .venv/bin/activate &&
 
+# Which PyTorch .venv gets: `make run TORCH=cpu` or `TORCH=cuda`; by default as this machine has a
+# driver or not.
+TORCH ?= $(if $(wildcard /proc/driver/nvidia/version /usr/lib/wsl/lib/nvidia-smi),cuda,cpu)
+ifeq ($(filter cpu cuda,$(TORCH)),)
+$(error TORCH: "$(TORCH)" is not one of cpu, cuda)
+endif
+PYTORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
 .PHONY: run test test-slow test-llm test-slurm check docs schema lock clean
 
 run: .venv/installed
@@ -19,7 +28,7 @@ test: .venv/installed-dev .venv-peers/installed
 # Every kind of edit, control and endpoint, by whole studies.
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest $(UNIT) -m slow
-	$(BIN)/python -m pytest tests/workflow -m slow
+	$(BIN)/python -m pytest tests/workflow -m slow --numprocesses auto --dist loadfile
 
 # A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.
 test-llm: .venv-llm/installed
@@ -43,12 +52,24 @@ docs: .venv/installed
 schema: .venv/installed
 	$(BIN)/python -m nullsae.config.parse > workflow/schemas/config.schema.json
 
-.venv/installed: requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nullsae needs Python 3.11 or newer")'
+.venv/installed: requirements.lock pyproject.toml setup.py .venv/torch-$(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch .venv/installed
+
+# PyPI's PyTorch for Linux has CUDA's libraries in it, 3 GB. That for CPUs is in an index of its own,
+# asked once; where it cannot be had, requirements.lock takes what pip finds.
+.venv/torch-$(TORCH): requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "nullsae needs Python 3.11, 3.12 or 3.13")'
+	@echo 'PyTorch $(PYTORCH) for $(TORCH); TORCH=cpu or TORCH=cuda takes the other'
+ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 5 --no-deps --index-url $(CPU_INDEX) torch==$(PYTORCH)+cpu 2> .venv/torch.log || echo 'no answer from $(CPU_INDEX): PyTorch comes from where pip finds it'
+else
+	if $(BIN)/python -m pip freeze | grep -q '^torch==.*+cpu'; then $(BIN)/python -m pip uninstall --quiet --yes torch; fi
+endif
+	rm -f .venv/torch-*
+	touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock

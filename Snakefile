@@ -1,9 +1,11 @@
 """nullsae: the placebo-controlled SAE experiment, from text to verdicts."""
 
-from nullsae.jobs.entry import base_config, guard_shells
+from nullsae.jobs.entry import config_files, guard_shells
 
 
-configfile: base_config(workflow)
+for config_file in config_files(workflow):
+
+    configfile: config_file
 
 
 include: "workflow/rules/common.smk"

@@ -21,6 +21,8 @@ import nullsae
 REPOSITORY = Path(__file__).parents[1]
 ENVS = REPOSITORY / "envs"
 PACKAGE = Path(nullsae.__file__).parent
+# What lies at the top of a checkout that a run reads.
+COPIED, ALONE = ("src", "config", "envs", "profiles", "workflow"), ("Snakefile", "config.yaml")
 # What each environment holds beside requirements.lock.
 ADDED = {
     "nullsae": (),
@@ -211,10 +213,11 @@ def test_a_container_holds_every_file_that_the_workflow_reads(tmp_path: Path) ->
 
 def test_the_package_holds_every_file_when_it_is_not_installed_in_place(tmp_path: Path) -> None:
     """Containers install it; everybody else runs it from the checkout, and would not notice."""
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(REPOSITORY / name, tmp_path)
     skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=skipped)
+    for name in COPIED:
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=skipped)
+    for name in (*ALONE, "pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(REPOSITORY / name, tmp_path)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--no-index", "-w", tmp_path, tmp_path], check=True)
     [wheel] = tmp_path.glob("nullsae-*.whl")
@@ -222,7 +225,11 @@ def test_the_package_holds_every_file_when_it_is_not_installed_in_place(tmp_path
         held = {name for name in archive.namelist() if name.startswith("nullsae/")}
     source = tmp_path / "src"
     files = {str(f.relative_to(source)) for f in source.rglob("*") if f.is_file()}
-    assert held == {name for name in files if name.startswith("nullsae/")}
+    expected = {name for name in files if name.startswith("nullsae/")}
+    for name in COPIED[1:]:
+        found = (f for f in (tmp_path / name).rglob("*") if f.is_file())
+        expected |= {f"nullsae/checkout/{f.relative_to(tmp_path)}" for f in found}
+    assert held == expected | {f"nullsae/checkout/{name}" for name in ALONE}
 
 
 def test_snakemake_installs_the_checkout_only_from_within_it(tmp_path: Path) -> None:

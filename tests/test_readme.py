@@ -20,7 +20,8 @@ def default_config():
 
 
 def test_overlay_for_ones_own_model_is_a_valid_config():
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    page = (REPOSITORY / "docs/models_and_saes.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(# mine.yaml\n.*?)```", page, re.DOTALL)
     merged = default_config()
     update_config(merged, yaml.safe_load(block))
     config = parse_config(merged)
@@ -37,12 +38,13 @@ def test_error_shown_is_the_error_printed():
     assert str(caught.value) in README
 
 
-def test_every_rule_is_named():
-    assert [rule for rule in rules() if f"`{rule}`" not in README] == []
+def test_every_rule_is_named_on_the_page_about_running():
+    page = (REPOSITORY / "docs/running.md").read_text(encoding="utf-8")
+    assert [rule for rule in rules() if f"`{rule}`" not in page] == []
 
 
 def test_short_enough_to_be_read():
-    assert len(README.splitlines()) < 200
+    assert len(README.splitlines()) <= 120
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from nullsae.api.scores import contrast, verdict
     from nullsae.core.errors import UserError
     from nullsae.sae.autoencoder import Autoencoder
+    from nullsae.sae.transcoder import Transcoder
 
 __version__ = "0.1.0"
 __all__ = [
     "Autoencoder",
+    "Transcoder",
     "UserError",
     "collect",
     "contrast",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "Autoencoder": "sae.autoencoder",
+    "Transcoder": "sae.transcoder",
     "UserError": "core.errors",
     "collect": "api.latents",
     "contrast": "api.scores",

@@ -20,7 +20,6 @@ from nullsae.activations import capture as module
 from nullsae.activations.capture import cache_activations
 from nullsae.activations.passes import capture_contexts
 from nullsae.activations.store import SiteReader, SiteWriter
-from nullsae.config.sites import KINDS
 from nullsae.core import locking
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
@@ -489,7 +488,8 @@ def test_every_kind_of_site_is_stored_as_itself(chain: Chain, tmp_path: Path) ->
     sites = ("embed", "attn_out.1", "resid_post.1", "mlp_out.1", "resid_pre.1")
     assert capture(chain, tmp_path, sites=sites) == list(sites)
     stored = {site: all_rows(tmp_path / "manifest.json", site)[0] for site in sites}
-    before, attention, mlp, after = (stored[f"{kind}.1"] for kind in KINDS)
+    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    before, attention, mlp, after = (stored[f"{kind}.1"] for kind in kinds)
     assert torch.equal(after, all_rows(chain.eval_activations, "resid_post.1")[0])
     assert torch.equal(before, all_rows(chain.eval_activations, "resid_post.0")[0])
     torch.testing.assert_close(before + attention + mlp, after)

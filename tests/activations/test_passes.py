@@ -151,7 +151,9 @@ def test_what_is_computed_holds_the_bits_that_are_kept(
             assert all(torch.equal(a, b) for one in pairs for a, b in zip(*one, strict=True))
     # All sites at once, and both kinds of tokens.
     found: dict[tuple[str, bool], list[Any]] = {}
-    for site, counts, x, position in batches_together(readers):
+    pairs = {site: (reader, reader) for site, reader in readers.items()}
+    for site, counts, x, same, position in batches_together(pairs):
+        assert same is x
         found.setdefault((site, counts), []).append((x, position))
     for site in TWO:
         x, position = all_rows(kept, site)

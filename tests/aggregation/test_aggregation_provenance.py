@@ -22,6 +22,7 @@ JOB: dict[str, Any] = {
     **{"verb": "train_sae", "nullsae": "0.1.0", "commit": "abc", "python": "3.12.1"},
     **{"torch": "2.6.0", "transformers": "5.0.0", "cuda": "12.4", "device": "NVIDIA H200"},
     **{"device_kind": "cuda", "host": "gpu1", "dtype": "float32", "threads": 2},
+    "precision": "bfloat16",
 }
 
 
@@ -66,6 +67,7 @@ def test_two_machines_have_the_same_tables_and_other_provenance(
         ({"torch": "2.5.1"}, "torch 2.5.1 (trained: 2.6.0)"),
         ({"device_kind": "cpu", "device": "EPYC"}, "device cpu (trained: cuda)"),
         ({"dtype": "bfloat16"}, "dtype bfloat16 (trained: float32)"),
+        ({"precision": "float32"}, "precision float32 (trained: bfloat16)"),
         (
             {"nullsae": "0.2.0", "commit": "def"},
             "nullsae 0.2.0 (trained: 0.1.0), commit def (trained: abc)",

@@ -127,7 +127,7 @@ def test_dictionaries_are_paired_by_document(tmp_path: Path) -> None:
     found = row(root, "dictionary", "explained_variance", "pca")
     own, null = (1 - variance_left(sae, "0") / 10 for sae in ("topk", "pca"))
     assert (found["real"], found["variant"], found["sae"]) == ("topk", "trained", "topk")
-    assert found["trained"] == pytest.approx(own.mean(), abs=1e-12)
+    assert found["real_value"] == pytest.approx(own.mean(), abs=1e-12)
     assert found["value"] == pytest.approx(null.mean(), abs=1e-12)
     # All documents weigh the same here: the paired t test.
     test = scipy.stats.ttest_rel(null, own)
@@ -140,7 +140,7 @@ def test_dictionaries_are_paired_by_document(tmp_path: Path) -> None:
     assert word == "separates"
     assert reason.startswith("these SAEs: pca minus topk -0.")
     # Principal components take no steps: tokens seen say nothing of them.
-    assert (found["training_tokens_trained"], found["training_tokens"]) == (1000, 0)
+    assert (found["real_training_tokens"], found["training_tokens"]) == (1000, 0)
     assert found["not_comparable"] is None
 
 
@@ -194,7 +194,7 @@ def test_a_dictionary_of_more_frequent_latents_is_matched(
         (10 * v[r].mean() + 15 * v[~r].mean()) / 25 for v, r in ((own, rare), (null, rare_null))
     ]
     assert found["n_matched"] == 25
-    assert found["matched_trained"] == pytest.approx(values[0], abs=1e-12)
+    assert found["matched_real_value"] == pytest.approx(values[0], abs=1e-12)
     assert found["matched_value"] == pytest.approx(values[1], abs=1e-12)
 
 
@@ -253,8 +253,8 @@ def test_latents_that_one_explanation_lacks_do_not_count(
     monkeypatch.setattr(study_of, "rows_of", rows)
     found = row(made(tmp_path, study()), "explanation", "auroc", "others", sae="topk")
     own, other = (aurocs(name, "0")[2:-2] for name in ("pairs", "others"))
-    assert (found["n_units_trained"], found["n_units_variant"]) == (N_LATENTS - 4,) * 2
-    assert found["trained"] == pytest.approx(own.mean(), abs=1e-12)
+    assert (found["real_n_units"], found["n_units"]) == (N_LATENTS - 4,) * 2
+    assert found["real_value"] == pytest.approx(own.mean(), abs=1e-12)
     assert found["value"] == pytest.approx(other.mean(), abs=1e-12)
     assert found["standard_error"] == pytest.approx(scipy.stats.sem(other - own), rel=1e-9)
 
@@ -296,7 +296,7 @@ def test_own_directions_are_paired_with_others_at_the_same_places(
     found = row(root, "effect", "ablation_kl_log_ratio", null, sae="topk")
     own, foreign = np.log(kl("") / kl("_swapped")), np.log(kl(of) / kl("_swapped"))
     assert found["real"] == "own_direction"
-    assert found["trained"] == pytest.approx(own.mean(), abs=1e-12)
+    assert found["real_value"] == pytest.approx(own.mean(), abs=1e-12)
     assert found["value"] == pytest.approx(foreign.mean(), abs=1e-12)
     # What both are over cancels: own over the null.
     ratio = np.log(kl(of) / kl(""))
@@ -335,7 +335,7 @@ def test_a_subject_without_effects_says_so(tmp_path: Path, monkeypatch: pytest.M
     found = row(
         made(tmp_path, study()), "effect", "next_token_auroc", "random_direction", sae="pca"
     )
-    assert found["trained"] is found["value"] is None
+    assert found["real_value"] is found["value"] is None
     assert f"own_direction: next_token_auroc is null for all {N_LATENTS} latents" in found["reason"]
 
 

@@ -157,23 +157,23 @@ def test_values_are_the_hand_computed_ones(root: Path) -> None:
     summaries, contrasts = read(root, "summaries"), read(root, "contrasts")
     # 1 - 9/60; mean over draws of 30/60 and 24/60, taken from 1.
     of_variance = only(contrasts, metric="explained_variance")
-    assert of_variance["trained"] == pytest.approx(0.85, abs=1e-12)
+    assert of_variance["real_value"] == pytest.approx(0.85, abs=1e-12)
     assert of_variance["value"] == pytest.approx(0.55, abs=1e-12)
     assert of_variance["difference"] == pytest.approx(-0.30, abs=1e-12)
     # Trained documents explain 0.9, 0.9, 0.8; the others 0.5, 0.6, 13/30 and 0.6, 0.55, 19/30.
     assert of_variance["probability_of_superiority"] == 1.0
     assert (of_variance["n_draws"], of_variance["n_seeds"]) == (2, 1)
-    assert (of_variance["n_units_trained"], of_variance["n_units_variant"]) == (3, 3)
+    assert (of_variance["real_n_units"], of_variance["n_units"]) == (3, 3)
     assert (of_variance["explainer"], of_variance["scorer"]) == (None, None)
     assert of_variance["unit"] == "document"
 
     of_auroc = only(contrasts, metric="auroc")
     # Means 0.8; (0.55 + 0.7) / 2: nulls are left out, each draw weighs the same.
-    assert of_auroc["trained"] == pytest.approx(0.8, abs=1e-12)
+    assert of_auroc["real_value"] == pytest.approx(0.8, abs=1e-12)
     assert of_auroc["value"] == pytest.approx(0.625, abs=1e-12)
     # Of 3 x 6 pairs 15 are won outright; 0.8 = 0.8 and 0.7 = 0.7 tie; 0.7 < 0.8 is lost.
     assert of_auroc["probability_of_superiority"] == pytest.approx(16 / 18, abs=1e-12)
-    assert (of_auroc["n_units_trained"], of_auroc["n_units_variant"]) == (3, 6)
+    assert (of_auroc["real_n_units"], of_auroc["n_units"]) == (3, 6)
     assert (of_auroc["explainer"], of_auroc["scorer"]) == ("lexical", "detection")
 
     peak = only(summaries, metric="peak_token_share", variant="rerandomized")
@@ -249,7 +249,7 @@ def test_failed_windows_of_all_cells_of_an_arm_stand_beside_its_score(tmp_path: 
     aggregate(study(), tmp_path)
     contrast = only(read(tmp_path, "contrasts"), metric="auroc")
     # Four latents each: of 30 windows in draw 0; of 40 in draw 1, of which 10 failed.
-    assert (contrast["n_failed_trained"], contrast["n_failed"]) == (0, 40)
+    assert (contrast["real_n_failed"], contrast["n_failed"]) == (0, 40)
     assert contrast["answered_share"] == pytest.approx(240 / 280)
     summary = only(read(tmp_path, "summaries"), metric="auroc", variant="rerandomized")
     assert (summary["n_failed"], summary["answered_share"]) == (40, contrast["answered_share"])
@@ -263,7 +263,7 @@ def test_failed_windows_of_all_cells_of_an_arm_stand_beside_its_score(tmp_path: 
 def test_interval_of_the_trained_arm_is_one_and_the_same(root: Path) -> None:
     summary = only(read(root, "summaries"), metric="auroc", variant="trained")
     contrast = only(read(root, "contrasts"), metric="auroc")
-    assert (contrast["trained_low"], contrast["trained_high"]) == (summary["low"], summary["high"])
+    assert (contrast["real_low"], contrast["real_high"]) == (summary["low"], summary["high"])
 
 
 def test_documents_are_paired_between_variants(root: Path) -> None:
@@ -300,11 +300,11 @@ def test_one_row_per_comparison_in_display_order(root: Path) -> None:
 def test_metrics_without_numbers_are_null_and_inconclusive(root: Path) -> None:
     contrasts, verdicts = read(root, "contrasts"), read(root, "verdicts")
     nulls = only(contrasts, metric="explain_token_entropy_bits")
-    assert nulls["trained"] is nulls["difference"] is nulls["is_beyond_margin"] is None
+    assert nulls["real_value"] is nulls["difference"] is nulls["is_beyond_margin"] is None
     assert nulls["margin"] is None
     assert "explain_token_entropy_bits is null for all 2 latents" in nulls["reason"]
     nans = only(contrasts, metric="token_entropy_bits")
-    assert nans["trained"] == pytest.approx(3.0)
+    assert nans["real_value"] == pytest.approx(3.0)
     assert nans["value"] is None
     assert "NaN or infinite token_entropy_corrected_bits in draw 1, seed 0" in nans["reason"]
     for name in ("explain_token_entropy_bits", "token_entropy_bits", "f1"):
@@ -355,7 +355,7 @@ def test_equal_firing_rates_are_compared_beside_the_plain_numbers(root: Path) ->
     row = only(read(root, "contrasts"), metric="peak_token_share")
     # Passing latents 0, 1 fire on 2% of tokens in each cell, latent 2 alone on 20%.
     assert row["n_matched"] == 2
-    assert row["matched_trained"] == pytest.approx(0.15, abs=1e-12)
+    assert row["matched_real_value"] == pytest.approx(0.15, abs=1e-12)
     assert row["matched_value"] == pytest.approx((0.3 + 0.6) / 2, abs=1e-12)
     assert row["matched_reason"] is None
     assert row["matched_difference_low"] < 0.3 < row["matched_difference_high"]
@@ -393,7 +393,7 @@ def test_a_null_whose_site_has_no_variance_is_null_with_that_reason(tmp_path: Pa
     aggregate(study(), tmp_path)
     row = only(read(tmp_path, "contrasts"), metric="explained_variance")
     assert (row["value"], row["difference"]) == (None, None)
-    assert row["trained"] is not None
+    assert row["real_value"] is not None
     assert "the site has no variance in draw 0, seed 0" in row["reason"]
     assert (
         only(read(tmp_path, "verdicts"), metric="explained_variance")["verdict"] == "inconclusive"
@@ -465,7 +465,7 @@ def test_positive_controls_are_a_family_of_their_own(
         assert null[test] == before[test]
 
 
-def of_arms(table: str, root: Path, config: Config, **values: dict[str, float]) -> None:
+def of_arms(table: str, root: Path, config: Config, **values: dict[str, Any]) -> None:
     """Write a table's cells anew with a column's value for each variant."""
     for file in cell_files(config)[table]:
         variant = paths.partition_keys(file)["variant"]
@@ -494,8 +494,8 @@ def test_arms_of_unequal_training_or_l0_get_no_verdict(
     of_arms("reconstruction", tmp_path, config, l0=dict(zip(names, l0, strict=True)))
     aggregate(config, tmp_path)
     for row in read(tmp_path, "contrasts"):
-        assert (row["training_tokens_trained"], row["training_tokens"]) == tokens
-        assert (row["l0_trained"], row["l0"]) == pytest.approx(l0)
+        assert (row["real_training_tokens"], row["training_tokens"]) == tokens
+        assert (row["real_l0"], row["l0"]) == pytest.approx(l0)
         assert problem is None or row["n_family"] == 0
         assert (row["not_comparable"] or "").count(problem or "no problem") == (problem is not None)
     found = read(tmp_path, "verdicts")
@@ -512,6 +512,24 @@ def test_arms_of_unequal_training_or_l0_get_no_verdict(
     assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
 
 
+@pytest.mark.parametrize(
+    ("trained", "null", "problem"),
+    [("bfloat16", "float32", True), ("bfloat16", "bfloat16", False), (None, "tf32", False)],
+)
+def test_arms_of_unequal_precision_get_no_verdict(
+    tmp_path: Path, trained: str | None, null: str, problem: bool
+) -> None:
+    """One that was not trained here, whose precision is null, is compared all the same."""
+    config = study()
+    write_tree(config, tmp_path)
+    of_arms("history", tmp_path, config, precision={"trained": trained, "rerandomized": null})
+    aggregate(config, tmp_path)
+    told = "SAEs of trained were trained in bfloat16, those of rerandomized in float32"
+    for row in read(tmp_path, "contrasts"):
+        assert (told in (row["not_comparable"] or "")) == problem
+    assert {row["verdict"] == "none" for row in read(tmp_path, "verdicts")} == {problem}
+
+
 def test_an_sae_of_unknown_training_gets_no_verdict_unless_allowed(tmp_path: Path) -> None:
     config = study()
     (topk,) = config.saes.values()
@@ -521,7 +539,7 @@ def test_an_sae_of_unknown_training_gets_no_verdict_unless_allowed(tmp_path: Pat
     found = read(tmp_path, "verdicts")
     assert {row["verdict"] for row in found} == {"none"}
     assert "number of training tokens is not known" in found[0]["reason"]
-    assert read(tmp_path, "contrasts")[0]["training_tokens_trained"] is None
+    assert read(tmp_path, "contrasts")[0]["real_training_tokens"] is None
     allowed = study(statistics={"max_training_token_ratio": None}).model_copy(update=given)
     aggregate(allowed, tmp_path)
     assert "none" not in {row["verdict"] for row in read(tmp_path, "verdicts")}
@@ -575,7 +593,7 @@ def test_above_floors_takes_the_smaller_floor_of_each_variants_own(
     row = only(read(tmp_path, "contrasts"), metric="above_floors")
     # FVU 9/60, the Gaussian's 18/60, token means 60/60. Of rerandomized 30/60 and 24/60, the
     # Gaussian's 34/60 and 32/60, token means 33/60: the smaller in the first draw only.
-    assert row["trained"] == pytest.approx(0.5, abs=1e-12)
+    assert row["real_value"] == pytest.approx(0.5, abs=1e-12)
     assert row["value"] == pytest.approx(1 - (30 / 33 + 24 / 32) / 2, abs=1e-12)
     assert row["p_value"] is not None
     assert row["unit"] == "document"
@@ -584,7 +602,7 @@ def test_above_floors_takes_the_smaller_floor_of_each_variants_own(
         assert {r["variant"] for r in read(tmp_path, table)} <= {"trained", "rerandomized"}
     assert {r["variant"] for r in read(tmp_path, "documents")} == {*SQUARED_ERRORS}
     plain = only(read(tmp_path, "contrasts"), metric="explained_variance")
-    assert plain["trained"] == pytest.approx(0.85, abs=1e-12)
+    assert plain["real_value"] == pytest.approx(0.85, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -621,7 +639,7 @@ def test_the_gaussian_variant_is_the_floor_of_trained_and_has_none(
     write_tree(config, tmp_path)
     aggregate(config, tmp_path)
     row = only(read(tmp_path, "contrasts"), metric="above_floors")
-    assert row["trained"] == pytest.approx(0.5, abs=1e-12)
+    assert row["real_value"] == pytest.approx(0.5, abs=1e-12)
     assert (row["value"], row["p_value"]) == (None, None)
     assert row["reason"] == "gaussian: no Gaussian floor of draw 0, seed 0"
 

@@ -27,14 +27,16 @@ def test_the_interval_of_two_samples_of_latents_is_welchs() -> None:
 
 
 def test_the_interval_of_several_draws_is_that_of_their_means() -> None:
-    real = [RNG.normal(0.8, 0.1, n) for n in (50, 60, 70)]
+    # Seeds vary by more than their latents do.
+    real = [RNG.normal(m, 0.1, n) for m, n in ((0.75, 50), (0.8, 60), (0.85, 70))]
     null = [RNG.normal(m, 0.1, 50) for m in (0.58, 0.62, 0.65, 0.6)]
     found = nullsae.contrast(real, null, margin=0.05)
     means = [np.array([one.mean() for one in arm]) for arm in (null, real)]
     test = scipy.stats.ttest_ind(*means, equal_var=False)
     low, high = test.confidence_interval()
-    assert found.interval == pytest.approx((low, high))
-    assert found.row["p_value"] == pytest.approx(test.pvalue)
+    # Seeds' latents are a little skewed.
+    assert found.interval == pytest.approx((low, high), rel=1e-4)
+    assert found.row["p_value"] == pytest.approx(test.pvalue, rel=1e-3)
     assert found.row["speaks_of"] == "draws of null, seeds of one draw of real"
     by_key = {(draw, 0): one for draw, one in enumerate(null)}
     assert nullsae.contrast(real, by_key, margin=0.05).interval == found.interval
@@ -143,3 +145,25 @@ def test_wrong_arguments_are_one_line(arguments: Any, keys: Any, said: str) -> N
     with pytest.raises(nullsae.UserError, match=said) as caught:
         nullsae.contrast(*arguments, **keys)
     assert "\n" not in str(caught.value)
+
+
+def test_seeds_of_both_arms_are_pooled() -> None:
+    """One-way components of variance by hand (Searle, Casella & McCulloch 1992, section 3.6)."""
+    rng = np.random.default_rng(1)
+    real = [rng.normal(m, 0.1, 50) for m in (0.75, 0.8, 0.88)]
+    null = [rng.normal(m, 0.1, 40) for m in (0.61, 0.6, 0.59)]
+    scores = {(0, seed): one for seed, one in enumerate(null)}
+    own, other = ([one.var(ddof=1) / len(one) / len(arm) for one in arm] for arm in (real, null))
+    squares = [np.var([one.mean() for one in arm], ddof=1) for arm in (real, null)]
+    # Of both arms alike: three seeds, two degrees of freedom.
+    of_seeds = np.mean(squares) - np.mean([np.sum(own), np.sum(other)])
+    assert of_seeds > 0
+    variance = 2 * of_seeds / 3 + (np.sum(own) + np.sum(other)) / 3
+    found = nullsae.contrast(real, scores, margin=0.05)
+    assert found.row["standard_error"] == pytest.approx(np.sqrt(variance), rel=1e-9)
+    # An arm of one seed has the other's variance of seeds, and not that of its latents alone.
+    alone = nullsae.contrast(real[0], scores, margin=0.05).row
+    of_seeds = max(0.0, squares[1] - np.sum(other))
+    variance = of_seeds * (1 + 1 / 3) + own[0] * 3 + np.sum(other) / 3
+    assert alone["standard_error"] == pytest.approx(np.sqrt(variance), rel=1e-9)
+    assert "by the variance of other arms' seeds" in alone["speaks_of"]

@@ -50,7 +50,7 @@ def test_every_rule_calls_a_verb_that_is_there() -> None:
     }
 
 
-@pytest.mark.parametrize("verb", [*sorted(LINES), "verdicts", "plan", "export_sae", "serve_gguf"])
+@pytest.mark.parametrize("verb", [*sorted(LINES), "verdicts", "plan", "serve_gguf", "init"])
 def test_every_verb_has_help(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0, result.output

@@ -156,7 +156,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
         "subjects/small/sites",
         ["mlp.1"],
         "subjects.small.sites: 'mlp.1' is not a site; "
-        "write embed, or one of resid_pre, attn_out, mlp_out, resid_post with a block: "
+        "write embed, or one of resid_pre, hook_z, attn_out, resid_mid, mlp_in, mlp_post, mlp_out, "
+        "resid_post with a block: "
         "resid_post.3, resid_post.-1 (the last), resid_post.* (all), resid_post.0..8 (both ends) "
         "or resid_post.0..-1..4 (every fourth)",
     ),
@@ -164,7 +165,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
         "subjects/small/sites",
         ["resid_post.01"],
         "subjects.small.sites: 'resid_post.01' is not a site; "
-        "write embed, or one of resid_pre, attn_out, mlp_out, resid_post with a block: "
+        "write embed, or one of resid_pre, hook_z, attn_out, resid_mid, mlp_in, mlp_post, mlp_out, "
+        "resid_post with a block: "
         "resid_post.3, resid_post.-1 (the last), resid_post.* (all), resid_post.0..8 (both ends) "
         "or resid_post.0..-1..4 (every fourth)",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import socket
 import subprocess
@@ -80,6 +81,19 @@ def test_who_only_joins_parts_names_those_who_made_them(
         part.unlink()
     provenance.record(tmp_path, parts=parts, own=False)
     assert not (tmp_path / provenance.FILE).exists(), "the makers of earlier parts stay named"
+
+
+def test_a_file_of_before_precision_was_recorded_is_read(tmp_path: Path) -> None:
+    for precision in ("bfloat16", None):
+        with provenance.at_work("train_sae", precision=precision):
+            provenance.record(tmp_path, key=str(precision))
+        found = provenance.read(tmp_path / provenance.FILE)
+        assert found is not None
+        assert found.jobs[0].precision == precision
+    data = json.loads((tmp_path / provenance.FILE).read_text())
+    del data["jobs"][0]["precision"]
+    (tmp_path / provenance.FILE).write_text(json.dumps(data))
+    assert provenance.read(tmp_path / provenance.FILE) == found
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"jobs": [{"host": "a"}]}', '{"jobs": 3}', "\0"])

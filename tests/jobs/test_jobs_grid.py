@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from nullsae import paths
-from nullsae.config.parse import parse_config
+from nullsae.config.parse import parse_config, resolve_subjects
 from nullsae.config.saes import checkpoint_name, recipe_name
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.jobs.grid import (
+    captured_sites,
     cell_files,
     floor_cells,
+    recipe_cells,
     sae_cells,
     sae_names,
     trained_together,
@@ -45,6 +47,59 @@ def study(**wide: Any) -> Config:
     data = copy.deepcopy(STUDY)
     data["saes"]["wide"] |= wide
     return parse_config(data)
+
+
+def with_transcoder(**keys: Any) -> Config:
+    data = copy.deepcopy(STUDY)
+    data["subjects"]["s"]["sites"] = ["resid_post.1", "mlp_in.0", "mlp_in.1"]
+    given = {"pretrained": "./made", "input_site": "mlp_in", "output_site": "mlp_out"}
+    data["saes"]["transcoder"] = {**given, **keys}
+    return parse_config(data)
+
+
+def test_a_transcoder_is_made_where_it_reads_and_for_trained_alone() -> None:
+    config = with_transcoder()
+    cells = [cell for cell in sae_cells(config) if cell["sae"] == "transcoder"]
+    assert [(c["variant"], c["site"]) for c in cells] == [
+        ("trained", "mlp_in.0"),
+        ("trained", "mlp_in.1"),
+    ]
+    assert captured_sites(config, "s") == (
+        *("resid_post.1", "mlp_in.0", "mlp_in.1"),
+        *("mlp_out.0", "mlp_out.1"),
+    )
+    assert not [cell for cell in floor_cells(config) if cell["sae"] == "transcoder"]
+    compared = [cell for cell in recipe_cells(config) if cell["sae"] == "transcoder"]
+    assert compared == []
+    several = {cell["site"] for cell in recipe_cells(config)}
+    assert several == {"resid_post.1", "mlp_in.0", "mlp_in.1"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"pretrained": None, "n_latents": 8}, "transcoders are not trained here: give pretrained"),
+        ({"input_site": None}, "input_site: missing; a transcoder has an input_site, an output"),
+        ({"output_site": "mlp"}, "output_site: 'mlp' is not one of resid_pre, hook_z, "),
+        ({"output_site": "attn_out"}, "output_site: attn_out does not come after mlp_in in a"),
+    ],
+)
+def test_a_transcoder_with_other_ends_is_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        with_transcoder(**keys)
+    assert str(caught.value).startswith("config: saes.transcoder: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_study_without_a_site_that_a_transcoder_reads_is_refused() -> None:
+    config = with_transcoder(input_site="hook_z", output_site="attn_out")
+    with pytest.raises(UserError) as caught:
+        resolve_subjects(config)
+    assert str(caught.value) == (
+        "config: saes.transcoder.input_site: no subject has a site hook_z; name one in "
+        "subjects.*.sites"
+    )
 
 
 def refusal(**wide: Any) -> str:

@@ -86,7 +86,7 @@ def root(chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def export(root: Path, layout: str, output: Path, *more: str) -> Any:
     latents = [str(part) for site in SITES for part in ("--latents", folder_of(root, site))]
-    command = ["export_latents", *latents, "--layout", layout, "--output", str(output), *more]
+    command = ["export", "latents", *latents, "--layout", layout, "--output", str(output), *more]
     result = CliRunner().invoke(app, command)
     if result.exception is not None:
         raise result.exception

@@ -68,7 +68,9 @@ class Case:
     def errors(self, split: Split, seed: int, rows: Tensor) -> dict[str, float]:
         """By column, how many standard errors its mean lies from a half."""
         found = effect_columns(
-            params(seed), self.subject, rows, self.firings, split, self.passing, self.passing[:0]
+            *(params(seed), self.subject, rows, self.firings, split, self.passing),
+            *(self.passing[:0],),
+            site=SITE,
         )
         return {name: errors_from(found.numbers[name][self.passing], 0.5) for name in COLUMNS}
 

@@ -89,7 +89,7 @@ def test_metrics_of_others_have_contrasts_and_verdicts(
     assert tuple(rows) == OWN
     rank, kurtosis, share = rows.values()
     assert kurtosis["unit"] == "latent"
-    assert kurtosis["trained"] == pytest.approx(4.0)
+    assert kurtosis["real_value"] == pytest.approx(4.0)
     assert kurtosis["difference"] == pytest.approx(2.5)
     assert kurtosis["margin"] == 0.75
     assert kurtosis["p_value"] is not None
@@ -98,7 +98,7 @@ def test_metrics_of_others_have_contrasts_and_verdicts(
     # One number for each cell: draws alone can vary.
     assert rank["unit"] == "cell"
     assert rank["value"] == pytest.approx(30.5)
-    assert rank["n_units_variant"] == 2
+    assert rank["n_units"] == 2
     assert rank["matched_reason"] == "cells have no firing rate"
     words = {row["metric"] for row in study_of.read(tmp_path, "verdicts")}
     assert {*OWN} <= words

@@ -126,7 +126,8 @@ def test_a_small_study_keeps_its_activations(folder: Path) -> None:
 def test_a_study_of_ones_own_model_needs_less_than_10_gb_and_the_papers_half_a_tb(
     folder: Path,
 ) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    page = (REPOSITORY / "docs/models_and_saes.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(# mine.yaml\n.*?)```", page, re.DOTALL)
     (folder / "mine.yaml").write_text(block)
     overlays = [folder / "mine.yaml", REPOSITORY / "config/paper.yaml"]
     configs = [read_merged_config([REPOSITORY / "config.yaml", file]) for file in overlays]

@@ -155,7 +155,7 @@ def test_a_stream_costs_its_forward_passes_and_no_disk(tmp_path: Path) -> None:
     ).by_rule()
     assert [len(rules["train_sae"]) for rules in (cached, streamed, apart)] == [12, 6, 12]
     flops = [sum(j.work.forward_flops for j in r["train_sae"]) for r in (cached, streamed, apart)]
-    size = Size(3, 128, 2048, 12 * 128**2, 0, 128, "float32")
+    size = Size(3, 128, 2048, 12 * 128**2, 0, 128, 512, "float32")
     to_last = 6 * forward(size, 200_000, 128, blocks=3).forward_flops
     to_first = 6 * forward(size, 200_000, 128, blocks=2).forward_flops
     assert flops == [0, pytest.approx(to_last), pytest.approx(to_last + to_first)]

@@ -549,6 +549,8 @@ def _add_metric(
             "scope": scope(variant, config),
             "is_replicated": config.draws > 1,
             "margin": 0.05,
+            **{"real_training_tokens": 250_000.0, "training_tokens": 200_000.0},
+            **{"real_l0": 16.0, "l0": 15.25},
         }
         p_value = math.exp(-abs(gap) / width * 2) if config.draws > 1 else None
         verdict = VERDICTS[int(rng.integers(0, 4))]
@@ -568,14 +570,14 @@ def _add_metric(
                 "unit": unit,
                 "n_draws": config.draws,
                 "n_seeds": 1,
-                "n_units_trained": 50,
-                "n_units_variant": 48,
-                "trained": trained,
+                "real_n_units": 50,
+                "n_units": 48,
+                "real_value": trained,
                 "value": value,
                 "value_low": value - width,
                 "value_high": value + width,
-                "trained_low": trained - width,
-                "trained_high": trained + width,
+                "real_low": trained - width,
+                "real_high": trained + width,
                 "probability_of_superiority": 0.61,
                 "margin_rule": "0.1 of |trained - 0.5|",
                 "p_value": p_value,
@@ -585,14 +587,13 @@ def _add_metric(
                 "is_within_margin": verdict == "equivalent",
                 "family": "all",
                 "n_family": 4,
-                **{"training_tokens_trained": 250_000.0, "training_tokens": 250_000.0},
-                **{"l0_trained": 16.0, "l0": 16.0, "not_comparable": None},
+                "not_comparable": None,
                 "speaks_of": f"{unit}s of these SAEs only",
                 "standard_error": 0.7 * width,
                 "df": 49.0,
                 "p_permutation": p_value,
                 "detectable_difference": 0.07,
-                "n_failed_trained": None if failed is None else 0,
+                "real_n_failed": None if failed is None else 0,
                 "n_failed": failed,
                 **_matched(unit, gap, width),
                 "reason": None,
@@ -631,7 +632,7 @@ def _answers(keys: dict[str, Any], variant: str) -> tuple[int | None, float | No
 
 def _matched(unit: str, gap: float, width: float) -> dict[str, Any]:
     """The columns about latents of equal firing rates: null for documents."""
-    names = ("trained", "value", "difference", "difference_low", "difference_high", "p_value")
+    names = ("real_value", "value", "difference", "difference_low", "difference_high", "p_value")
     if unit != "latent":
         return {"n_matched": None, "matched_reason": None} | {f"matched_{n}": None for n in names}
     values = (0.5, 0.5 + gap, 0.9 * gap, 0.9 * gap - 1.6 * width, 0.9 * gap + 1.6 * width, 0.1)

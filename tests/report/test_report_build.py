@@ -167,7 +167,7 @@ def test_marks_of_the_answer_stand_between_floor_and_trained(built: Path, config
                 words.setdefault(key, set()).add(row["verdict"])
             else:
                 floor = METRICS[row["metric"]].floor
-                share = (row["value"] - floor) / (row["trained"] - floor)
+                share = (row["value"] - floor) / (row["real_value"] - floor)
                 shares.setdefault(key, []).append(share)
     for variant in config.variants[1:]:
         own = {key: np.median(values) for key, values in shares.items() if key[-1] == variant}
@@ -289,6 +289,22 @@ def test_arms_that_are_not_comparable_have_no_verdict_and_the_page_says_why(
     matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
     per_site = re.findall(r'class="chip none">. no verdict</span> <small>resid', matrix)
     assert len(per_site) == n_rows > 20
+
+
+def test_l0_and_tokens_of_both_arms_stand_beside_each_number(built: Path, page: str) -> None:
+    contrasts = tables.read_table(
+        built / paths.TABLE.format(table="contrasts"), tables.SCHEMAS["contrasts"]
+    ).to_pylist()
+    of_models = [row for row in contrasts if is_of_model(row)]
+    assert page.count("<td>16 / 15.2<td>250,000 / 200,000<td>") == len(of_models) > 0
+    text = html.unescape(page)
+    beside = "L0 16 and 15.2, tokens 250,000 and 200,000"
+    matrix = text[text.index('class="wide matrix"') : text.index("All contrasts")]
+    shown = matrix.count(f'<span class="detail">{beside}</span>')
+    documents = [row for row in of_models if METRICS[row["metric"]].section == "reconstruction"]
+    assert shown == len(documents) > 0
+    stages = text[text.index('id="small-stages"') :]
+    assert stages.count(f'; {beside}"') == len(contrasts) - len(of_models) > 0
 
 
 def test_failed_windows_stand_beside_each_score_and_a_thin_one_is_said(

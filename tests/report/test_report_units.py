@@ -264,6 +264,25 @@ def test_coverage_adds_counts_over_draws_instead_of_averaging_shares() -> None:
     assert table["resid_post.2"] == [None] * 6
 
 
+def test_arms_have_the_mean_l0_and_the_tokens_at_the_end_of_training() -> None:
+    config = default_config(draws=2, saes={"topk": {"pretrained": "some/sae"}})
+    place = {"subject": "small", "site": "resid_post.1", "sae": "topk", "seed": 0}
+    cells = [("trained", 0, 16.0, [0]), ("rerandomized", 0, 15.0, [1000, 2000])]
+    cells.append(("rerandomized", 1, 18.0, [3000, 4000]))
+    measured, history = [], []
+    for variant, draw, l0, tokens in cells:
+        keys = {**place, "variant": variant, "draw": draw}
+        measured.append({**keys, "l0": l0})
+        history += [{**keys, "tokens": n} for n in tokens]
+    found = study_of(config, reconstruction=measured, history=history)
+    (grid,) = sections.arms(found, "small")
+    row = dict(zip(config.variants, dict(grid.rows)["resid_post.1"], strict=True))
+    # Nobody says what an SAE made elsewhere was trained on.
+    assert row["trained"] == {"l0": 16.0, "tokens": None}
+    assert row["rerandomized"] == {"l0": 16.5, "tokens": 3000}
+    assert row["step0"] is None
+
+
 def test_the_matrix_keeps_each_verdict_in_the_column_of_its_null() -> None:
     config = default_config()
     nulls = [v for v in config.variants if v != "trained"]

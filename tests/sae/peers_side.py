@@ -19,10 +19,20 @@ from sae_lens import (
     SAE,
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
+    GatedSAE,
+    GatedSAEConfig,
+    GatedTrainingSAE,
+    GatedTrainingSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
     JumpReLUTrainingSAE,
     JumpReLUTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
     StandardSAE,
     StandardSAEConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
     TopKSAE,
     TopKSAEConfig,
     TopKTrainingSAE,
@@ -46,6 +56,21 @@ def vary(sae: nn.Module, generator: torch.Generator) -> nn.Module:
     return sae
 
 
+def train_threshold(sae: BatchTopKTrainingSAE, x: Tensor) -> BatchTopKTrainingSAE:
+    """The threshold of a BatchTopK SAE comes from training."""
+    for step in range(8):
+        sae.training_forward_pass(
+            TrainStepInput(
+                sae_in=x,
+                coefficients={},
+                dead_neuron_mask=None,
+                n_training_steps=step,
+                is_logging_step=False,
+            )
+        )
+    return sae
+
+
 def saelens_saes(folder: Path, x: Tensor) -> None:
     g = torch.Generator().manual_seed(1)
     size = {"d_in": D, "d_sae": WIDTH}
@@ -64,23 +89,46 @@ def saelens_saes(folder: Path, x: Tensor) -> None:
         config = BatchTopKTrainingSAEConfig(
             **size, k=3.5, topk_threshold_lr=0.5, rescale_acts_by_decoder_norm=rescaled
         )
-        sae = vary(BatchTopKTrainingSAE(config), g)
-        for step in range(8):  # the threshold comes from training
-            sae.training_forward_pass(
-                TrainStepInput(
-                    sae_in=x,
-                    coefficients={},
-                    dead_neuron_mask=None,
-                    n_training_steps=step,
-                    is_logging_step=False,
-                )
-            )
+        sae = train_threshold(vary(BatchTopKTrainingSAE(config), g), x)
         sae.save_inference_model(folder / f"saelens-{name}")
 
     jumprelu = vary(JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**size)), g)
     jumprelu.save_inference_model(folder / "saelens-jumprelu")
     half = JumpReLUTrainingSAEConfig(**size, dtype="bfloat16")
     vary(JumpReLUTrainingSAE(half), g).save_inference_model(folder / "saelens-jumprelu-bfloat16")
+
+    inference = {
+        "standard": StandardSAE,
+        "gated": GatedSAE,
+        "jumprelu": JumpReLUSAE,
+        "topk": TopKSAE,
+    }
+    configs = (StandardSAEConfig, GatedSAEConfig, JumpReLUSAEConfig, TopKSAEConfig)
+    for (name, kind), config_class in zip(inference.items(), configs, strict=True):
+        for normalization in ("none", "layer_norm", "constant_norm_rescale"):
+            for applied in (True, False):
+                keys = {"normalize_activations": normalization, "apply_b_dec_to_input": applied}
+                own = {"k": K} if name == "topk" else {}
+                sae = vary(kind(config_class(**size, **keys, **own)), g)
+                where = f"saelens-{name}-{normalization}-{'b_dec' if applied else 'plain'}"
+                sae.save_model(folder / where)
+    gated = vary(GatedTrainingSAE(GatedTrainingSAEConfig(**size)), g)
+    gated.save_inference_model(folder / "saelens-gated")
+    matryoshka = MatryoshkaBatchTopKTrainingSAEConfig(
+        **size, k=3.5, matryoshka_widths=[10, 20, WIDTH], topk_threshold_lr=0.5
+    )
+    train_threshold(vary(MatryoshkaBatchTopKTrainingSAE(matryoshka), g), x).save_inference_model(
+        folder / "saelens-matryoshka"
+    )
+    # What is folded in training is saved as a plain SAE.
+    folded = vary(StandardTrainingSAE(StandardTrainingSAEConfig(**size)), g)
+    folded.cfg.normalize_activations = "expected_average_only_in"
+    folded.fold_activation_norm_scaling_factor(1.7)
+    folded.save_inference_model(folder / "saelens-factor")
+    whitened = vary(JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**size)), g)
+    root = torch.randn(D, D, generator=g) * 0.3 + torch.eye(D)
+    whitened.fold_activation_whitening(torch.randn(D, generator=g), root, torch.linalg.inv(root))
+    whitened.save_inference_model(folder / "saelens-whitened")
 
     for name, applied in (("standard", True), ("standard-input", False)):
         config = StandardSAEConfig(**size, apply_b_dec_to_input=applied)

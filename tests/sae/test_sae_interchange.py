@@ -33,6 +33,13 @@ THEIRS = (
     *("saelens-batchtopk", "saelens-batchtopk-plain"),
     *("saelens-jumprelu", "saelens-jumprelu-bfloat16"),
     *("saelens-standard", "saelens-standard-input", "saelens-old-standard", "saelens-old-topk"),
+    *("saelens-gated", "saelens-matryoshka", "saelens-factor", "saelens-whitened"),
+    *(
+        f"saelens-{architecture}-{normalization}-{b_dec}"
+        for architecture in ("standard", "gated", "jumprelu", "topk")
+        for normalization in ("none", "layer_norm", "constant_norm_rescale")
+        for b_dec in ("b_dec", "plain")
+    ),
     *("sparsify-factor", "sparsify-width"),
 )
 OURS = ("saelens-topk", "saelens-jumprelu", "saelens-standard", "sparsify-topk")
@@ -76,7 +83,7 @@ def dense(sae: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [tokens, n_latents] and reconstructions."""
     values, indices = sae.encode(x)
     codes = torch.zeros(len(x), sae.n_latents).scatter_add(1, indices, values)
-    return codes, sae.decode(values, indices)
+    return codes, sae.decode(values, indices, x)
 
 
 def read(folder: Path, site: str = "resid_post.1") -> Autoencoder:
@@ -269,29 +276,6 @@ def test_the_sae_of_the_sites_layer_is_read(tmp_path: Path) -> None:
     assert read_pretrained(pattern, "resid_post.1", where=WHERE).k == 1
 
 
-@pytest.mark.parametrize(
-    ("hook", "site", "warned"),
-    [
-        ("blocks.1.hook_resid_post", "resid_post.1", False),
-        ("blocks.2.hook_resid_pre", "resid_post.1", False),
-        ("blocks.1.hook_resid_post", "resid_pre.2", False),
-        ("hook_embed", "embed", False),
-        ("gpt_neox.layers.3", "resid_post.1", False),
-        (None, "resid_post.1", False),
-        ("blocks.10.hook_resid_post", "resid_post.1", True),
-        ("blocks.1.hook_mlp_out", "resid_post.1", True),
-        ("hook_embed", "resid_pre.0", True),
-    ],
-)
-def test_an_sae_of_another_site_is_used_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, hook: str | None, site: str, warned: bool
-) -> None:
-    write_saelens(tmp_path, metadata={"hook_name": hook})
-    read(tmp_path, site)
-    expected = [f"{tmp_path / 'cfg.json'}: trained at {hook}, used at {site}"] if warned else []
-    assert [record.getMessage() for record in caplog.records] == expected
-
-
 # What is refused
 
 
@@ -302,17 +286,17 @@ def test_an_sae_of_another_site_is_used_with_a_warning(
         ({"d_sae": None}, "d_sae: missing"),
         ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input: missing"),
         ({"k": WIDTH + 1}, "k 41 is larger than d_sae 40"),
-        ({"architecture": "gated", "k": None}, "'gated' is not one of topk, jumprelu, standard"),
+        ({"architecture": "temporal", "k": None}, "'temporal' is not one of topk, jumprelu"),
         ({"architecture": "standard", "k": K}, "k does not fit standard"),
         ({"d_inn": 3}, "d_inn: unknown key; did you mean 'd_in'?"),
         ({"decoder_init_norm": 0.1}, "save_inference_model"),
         ({"normalize_activations": "expected_average_only_in"}, "'expected_average_only_in'"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
-        ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        ({"normalize_activations": "covariance_whitening"}, "is 'covariance_whitening'"),
+        ({"reshape_activations": "heads"}, "'heads' is not one of none, hook_z"),
+        ({"metadata": {"model_from_pretrained_kwargs": {"fold_value_biases": True}}},
+         "model_from_pretrained_kwargs.fold_value_biases is True"),
         ({"metadata": {"hook_head_index": 3}}, "hook_head_index is 3"),
         ({"metadata": None, "activation_fn_str": "gelu"}, "'gelu' is not one of relu, topk"),
-        ({"metadata": None, "hook_name": "blocks.1.attn.hook_z", "reshape_activations": None},
-         "reshape_activations is 'hook_z'"),
         ({"metadata": None, "normalize_activations": True}, "'expected_average_only_in'"),
         ({"metadata": None, "architecture": "standard", "activation_fn": "topk", "k": None},
          "k: missing"),
@@ -400,12 +384,12 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_a_folder_without_an_sae_is_refused(tmp_path: Path) -> None:
     where = refusal(lambda: read(tmp_path / "no"))
     assert where.startswith(f"{WHERE}: '{tmp_path / 'no'}' is no folder")
-    assert "holds no cfg.json but nothing" in refusal(lambda: read(tmp_path))
+    assert "holds no SAE but nothing" in refusal(lambda: read(tmp_path))
     (tmp_path / "cfg.json").write_text("{}")
-    torch.save({}, tmp_path / "ae.pt")
+    torch.save({}, tmp_path / "weights.pt")
     text = refusal(lambda: read(tmp_path))
     assert text.startswith(f"{WHERE}: ")
-    assert "holds no sae_weights.safetensors or sae.safetensors but ae.pt, cfg.json" in text
+    assert "holds no SAE but cfg.json, weights.pt; an SAE is read from cfg.json or " in text
 
 
 # The hub
@@ -531,7 +515,7 @@ def test_an_exported_sae_names_its_model_if_it_is_on_the_hub(
 
 def test_the_command_exports_an_sae(tmp_path: Path) -> None:
     config = saved("topk", tmp_path / "sae")
-    line = ["export_sae", "--sae", str(config), "--layout", "sparsify", "--output"]
+    line = ["export", "sae", "--sae", str(config), "--layout", "sparsify", "--output"]
     result = CliRunner().invoke(app, [*line, str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     for name, tensor in our_sae("topk").parameters().items():

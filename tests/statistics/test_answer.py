@@ -18,7 +18,7 @@ def rows(metric: str, words: str, **more: Any) -> list[tuple[dict[str, Any], str
     variants = more.pop("variants", NULLS)
     places = [(variant, site) for variant in variants for site in ("embed", "resid_post.0")]
     keys = {"subject": "small", "sae": "topk", "metric": metric, "explainer": None, "scorer": None}
-    numbers = {"trained": 0.74, "value": 0.5, "n_draws": 1, "n_seeds": 1}
+    numbers = {"real_value": 0.74, "value": 0.5, "n_draws": 1, "n_seeds": 1}
     return [
         ({**keys, **numbers, **more, "variant": variant, "site": site}, WORDS[word])
         for (variant, site), word in zip(places, words, strict=True)
@@ -107,7 +107,7 @@ def test_comparisons_without_a_verdict_count_neither_for_a_metric_nor_against_it
 def test_the_scores_of_explanations_are_given_beside_the_best_metric() -> None:
     judged = {"explainer": "lexical", "scorer": "detection"}
     found = of(
-        rows("next_token_auroc", "ssss"), rows("auroc", "rrse", trained=0.7, value=0.8, **judged)
+        rows("next_token_auroc", "ssss"), rows("auroc", "rrse", real_value=0.7, value=0.8, **judged)
     )
     told = "AUROC (lexical, detection) is 0.7 in trained and 0.8 in the nulls."
     assert told in found.sentences
@@ -150,7 +150,7 @@ def test_an_answer_reads_back_as_it_was_written() -> None:
     variants = (*NULLS, "retrained")
     found = of(
         rows("cosine", "ssssee", variants=variants),
-        rows("auroc", "iiiiii", variants=variants, value=None, trained=None),
+        rows("auroc", "iiiiii", variants=variants, value=None, real_value=None),
         controls={"retrained"},
     )
     assert Answer.of_json(json.loads(json.dumps(found.as_json()))) == found

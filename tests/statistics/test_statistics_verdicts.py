@@ -426,7 +426,7 @@ def test_documents_and_draws_add_up_without_counting_twice() -> None:
 def test_an_arm_without_a_value_gives_nulls_with_a_reason(cell: ArmCell, reason: str) -> None:
     found = contrast(arm_of(0.8, 0.9, 0.7), Arm((cell,)))
     assert found["reason"] == reason
-    assert found["trained"] == pytest.approx(0.8)
+    assert found["real_value"] == pytest.approx(0.8)
     nulls = (*TESTED, "value", "value_low", "matched_value", "n_matched")
     assert [found[name] for name in nulls] == [None] * len(nulls)
     assert found["matched_reason"] == "an arm has no value"
@@ -461,7 +461,7 @@ def test_a_constant_arm_can_still_be_compared_with_one_that_varies() -> None:
     found = contrast(arm_of(0.9, 0.9, 0.9), arm_of(0.5, 0.4, 0.6))
     assert found["df"] == pytest.approx(2)
     assert found["difference_high"] < 0
-    assert found["trained_low"] is None
+    assert found["real_low"] is None
 
 
 def test_a_zero_denominator_gives_nulls_not_a_number() -> None:
@@ -512,7 +512,7 @@ def test_complement_turns_superiority_round() -> None:
     variant = ratio([([6.0, 5, 7, 6], below)], complement=True)
     found = contrast(trained, variant, "explained_variance")
     assert found["probability_of_superiority"] == 1.0
-    assert (found["trained"], found["value"]) == (pytest.approx(0.8), pytest.approx(0.4))
+    assert (found["real_value"], found["value"]) == (pytest.approx(0.8), pytest.approx(0.4))
 
 
 def test_matched_numbers_stand_beside_the_plain_ones() -> None:

@@ -12,7 +12,10 @@ from nullsae.subjects.interventions import CUT_TOKENS, Interventions
 from nullsae.subjects.loading import Subject
 from small_chain import CPU
 
-SITES = ("resid_pre.0", "resid_pre.1", "attn_out.1", "mlp_out.1", "resid_post.0", "resid_post.2")
+SITES = (
+    *("resid_pre.0", "resid_pre.1", "attn_out.1", "mlp_out.1", "resid_post.0", "resid_post.2"),
+    *("hook_z.1", "mlp_in.1", "mlp_post.1"),
+)
 TOKENS = 2 * CUT_TOKENS
 # Where each family keeps its blocks and the parts that add to the residual stream.
 TREES = {
@@ -20,6 +23,10 @@ TREES = {
     "gpt2": ("transformer.h", "attn", "mlp"),
     "llama": ("model.layers", "self_attn", "mlp"),
     "qwen3": ("model.layers", "self_attn", "mlp"),
+}
+LAST_MATRICES = {
+    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
+    "gpt2": ("attn.c_proj", "mlp.c_proj"),
 }
 
 
@@ -53,8 +60,10 @@ def by_hooks(model: Any, family: str, site: str, row: Tensor, at: int, added: Te
         x[0, at] += added
         return x if whole else (x, *output[1:])
 
-    if kind == "resid_pre":
-        handle = block.register_forward_pre_hook(into, with_kwargs=True)
+    z, post = LAST_MATRICES.get(family, ("self_attn.o_proj", "mlp.down_proj"))
+    read = {"resid_pre": "", "hook_z": z, "mlp_in": mlp, "mlp_post": post}
+    if kind in read:
+        handle = block.get_submodule(read[kind]).register_forward_pre_hook(into, with_kwargs=True)
     else:
         parts = {"attn_out": attention, "mlp_out": mlp, "resid_post": ""}
         handle = block.get_submodule(parts[kind]).register_forward_hook(out_of)
@@ -74,7 +83,7 @@ def test_logits_are_those_of_whole_passes_with_other_hooks(family: str, site: st
     states = interventions.states(ids, contexts)
     # The same context twice, and all of them cut behind the last change.
     rows, at = torch.tensor([0, 1, 1, 2]), torch.tensor([3, 0, 15, 9])
-    added = drawn(4, D_MODEL, name="added")
+    added = drawn(4, subject.width(site), name="added")
     found = interventions.logits(
         *(ids[rows, :CUT_TOKENS], [contexts[row] for row in rows.tolist()]),
         *(None if states is None else states[rows, :CUT_TOKENS], at, added),

@@ -25,13 +25,17 @@ from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.subjects.families import find_blocks, find_site
 from nullsae.subjects.folders import save_subject
-from nullsae.subjects.loading import Subject, check_sites_add_up, fetch, load_subject
+from nullsae.subjects.loading import Subject, fetch, load_subject
+from nullsae.subjects.site_gates import verify_sites
 from small_chain import CPU
 
 LAST = N_LAYERS - 1
 IDS = (torch.arange(24) * 7 % VOCAB).reshape(2, 12)
 WHERE = {"split": "eval", "contexts": [0, 1]}
 SITES = ("embed", *(f"{kind}.{layer}" for kind in KINDS for layer in range(N_LAYERS)))
+# Families whose attention and MLP read the same: nothing lies between them.
+PARALLEL = ("gpt_neox", "gptj", "falcon")
+TERMS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 # Where the blocks are, the norm behind the last, and the attention in a block.
 PLACES = {
     "gpt_neox": ("gpt_neox.layers", "gpt_neox.final_layer_norm", "attention"),
@@ -89,6 +93,11 @@ class Family:
         if self.name == "opt_projected":
             x = model.model.decoder.project_out(x)
         return model.get_output_embeddings()(x)
+
+
+def sites_of(name: str) -> tuple[str, ...]:
+    """The sites that a family has."""
+    return tuple(s for s in SITES if name not in PARALLEL or not s.startswith("resid_mid"))
 
 
 def through_disk(name: str, folder: Path, **keys: Any) -> Subject:
@@ -176,9 +185,9 @@ def test_a_site_has_the_width_that_it_says(family: Family) -> None:
 
 
 def test_the_parts_of_a_block_add_up_to_its_output(family: Family) -> None:
-    check_sites_add_up(family.subject, SITES, where="here")
+    verify_sites(family.subject, sites_of(family.name), where="here")
     for layer in range(N_LAYERS):
-        before, attention, mlp, after = (family.found[f"{kind}.{layer}"] for kind in KINDS)
+        before, attention, mlp, after = (family.found[f"{kind}.{layer}"] for kind in TERMS)
         torch.testing.assert_close(before + attention + mlp, after)
 
 
@@ -256,7 +265,7 @@ def test_a_family_in_bfloat16_is_close_to_itself_in_float32(tmp_path: Path) -> N
         assert subject.recipe["dtype"] == "bfloat16"
         found = subject.activations(IDS, **WHERE, sites=SITES)
         assert {x.dtype for x in found.values()} == {torch.bfloat16}
-        check_sites_add_up(subject, SITES, where="here")
+        verify_sites(subject, sites_of(name), where="here")
         exact = Subject(family_model(name), subject.recipe, CPU)
         expected = exact.activations(IDS, **WHERE, sites=SITES)
         for site in SITES:
@@ -274,7 +283,7 @@ def test_a_family_without_a_test_of_its_own_is_read_rightly(name: str, tmp_path:
     for layer in range(LAST):
         assert torch.equal(found[f"resid_pre.{layer}"], output.hidden_states[layer])
         assert torch.equal(found[f"resid_post.{layer}"], output.hidden_states[layer + 1])
-    check_sites_add_up(subject, SITES, where="here")
+    verify_sites(subject, sites_of(name), where="here")
     zero = torch.zeros_like
     for site in ("attn_out.1", "mlp_out.1"):
         same = subject.logits(IDS, **WHERE, site=site, replace=torch.clone)
@@ -286,10 +295,10 @@ def test_a_family_without_a_test_of_its_own_is_read_rightly(name: str, tmp_path:
 def test_parts_of_a_block_that_scales_what_it_adds_are_refused(name: str, tmp_path: Path) -> None:
     subject = through_disk(name, tmp_path)
     family = name.split("_")[0]
-    check_sites_add_up(subject, ("embed", "resid_pre.1", "resid_post.2"), where="here")
+    verify_sites(subject, ("embed", "resid_pre.1", "resid_post.2"), where="here")
     for site in ("attn_out.1", "mlp_out.1"):
         with pytest.raises(UserError) as caught:
-            check_sites_add_up(subject, (site,), where="--params: sites")
+            verify_sites(subject, (site,), where="--params: sites")
         assert str(caught.value) == (
             f"--params: sites: attn_out.1 and mlp_out.1: not supported for model_type {family!r}, "
             f"whose blocks scale or normalize what they add (resid_pre + attn_out + mlp_out is "
@@ -335,7 +344,7 @@ def test_blocks_are_not_taken_from_the_vision_tower() -> None:
     found = subject.activations(IDS, **WHERE, sites=SITES)
     assert subject.width("mlp_out.1") == D_MODEL
     assert torch.equal(found["resid_post.0"], output.hidden_states[1])
-    check_sites_add_up(subject, SITES, where="here")
+    verify_sites(subject, SITES, where="here")
 
 
 def test_an_inner_list_of_the_same_length_is_not_taken_for_the_blocks() -> None:

@@ -13,8 +13,8 @@ from nullsae.subjects.unembedding import NoDirectPathError, direct_path
 from small_chain import CPU
 
 
-def path_of(model: Any) -> Tensor:
-    return direct_path(Subject(model, {}, CPU))
+def path_of(model: Any, site: str = "resid_post.0") -> Tensor:
+    return direct_path(Subject(model, {"vocab_size": VOCAB}, CPU), site)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -50,6 +50,39 @@ def test_the_path_is_gain_and_centring_of_the_last_norm_and_the_head(family: str
     assert found.shape == (VOCAB, D_MODEL)
     assert found.dtype == torch.float32
     assert relative(found, BY_HAND[family](model)) < 1e-5
+
+
+# Weights of the projections of block 1, [what they give, what they read].
+MATRICES = {
+    "gpt_neox": lambda m: (
+        m.gpt_neox.layers[1].attention.dense.weight,
+        m.gpt_neox.layers[1].mlp.dense_4h_to_h.weight,
+    ),
+    "gpt2": lambda m: (
+        m.transformer.h[1].attn.c_proj.weight.t(),
+        m.transformer.h[1].mlp.c_proj.weight.t(),
+    ),
+    "llama": lambda m: (
+        m.model.layers[1].self_attn.o_proj.weight,
+        m.model.layers[1].mlp.down_proj.weight,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", sorted(MATRICES))
+def test_the_path_from_heads_and_neurons_begins_with_their_projection(family: str) -> None:
+    model = family_model(family)
+    for site, matrix in zip(("hook_z.1", "mlp_post.1"), MATRICES[family](model), strict=True):
+        assert relative(path_of(model, site), BY_HAND[family](model) @ matrix) < 1e-5
+    assert torch.equal(path_of(model, "resid_mid.1"), path_of(model))
+
+
+def test_neither_what_an_mlp_reads_nor_what_a_norm_follows_has_a_path() -> None:
+    with pytest.raises(NoDirectPathError, match="not in the residual stream and not written to it"):
+        path_of(family_model("llama"), "mlp_in.1")
+    for site in ("hook_z.1", "mlp_post.1"):
+        with pytest.raises(NoDirectPathError, match="a norm stands between"):
+            path_of(family_model("gemma3"), site)
 
 
 # Kinds of heads and norms: scaled logits, soft caps, a norm without parameters.

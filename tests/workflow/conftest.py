@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm_start
+import workflow_study
 from workflow_study import TIMEOUT_SECONDS, Study, freeze, new_study
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A `nullsae` that starts warm, for all studies that are not cold."""
+    if not hasattr(os, "pidfd_open"):  # no Linux
+        yield
+        return
+    folder = tmp_path_factory.mktemp("warm")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with warm_start.start(folder, environment) as server:
+        workflow_study.WARM_COMMANDS.append(str(folder))
+        yield
+        workflow_study.WARM_COMMANDS.clear()
+        server.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +39,7 @@ def study(
     tmp_path_factory: pytest.TempPathFactory, tree: Path, request: pytest.FixtureRequest
 ) -> Study:
     """A finished study, its jobs run two at a time. Tests that change something take a copy."""
-    study = new_study(tmp_path_factory.mktemp("study") / "study", tree)
+    study = new_study(tmp_path_factory.mktemp("study") / "study", tree, cold=True)
     study.make(gpu=2)
     if any("serial_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("serial_run")
@@ -33,7 +51,7 @@ def serial_run(
     tmp_path_factory: pytest.TempPathFactory, tree: Path
 ) -> Iterator[tuple[Study, subprocess.Popen[bytes]]]:
     """The same study on one core, in another folder; it runs while other tests do."""
-    serial = new_study(tmp_path_factory.mktemp("serial") / "study", tree)
+    serial = new_study(tmp_path_factory.mktemp("serial") / "study", tree, cold=True)
     with open(serial.folder / "run.log", "wb") as log:
         process = subprocess.Popen(
             serial.command(cores=1),

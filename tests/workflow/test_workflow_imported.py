@@ -37,7 +37,7 @@ def imported(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Study:
     named = [f"--latents={folder}" for folder in latents]
     for layout, output in (("delphi", "delphi"), ("neuronpedia", "np")):
         asked = [f"--layout={layout}", f"--output={output}", "--explainer=lexical"]
-        said = copied.run(["nullsae", "export_latents", *named, *asked])
+        said = copied.run(["nullsae", "export", "latents", *named, *asked])
         assert said.returncode == 0, said.stdout
     text_of(copied).write_text(json.dumps(SECRET))
     copied.configure(with_theirs).make(gpu=2)

@@ -52,7 +52,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Extended:
     subprocess.run(["cp", "-r", PLUGIN, source], check=True)  # pip builds in the source's folder
     subprocess.run([*install, source], check=True)
     made = new_study(tmp_path_factory.mktemp("plugin") / "study", tree)
-    study = Extended(made.folder, made.tree, packages)
+    study = Extended(made.folder, made.tree, packages=packages)
     study.configure(with_all_five)
     study.make()
     return study

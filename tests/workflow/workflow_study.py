@@ -60,6 +60,8 @@ CONFIG: dict[str, Any] = {
     "statistics": {"n_resamples": 200},
     "report": {"title": "Workflow test", "figure_formats": ["png"]},
 }
+WARM_COMMANDS: list[str] = []
+"""The folder of a `nullsae` that starts warm (`warm_start.py`), once it is there."""
 Edit = Callable[[dict[str, Any]], object]
 
 
@@ -78,10 +80,13 @@ class Study:
     folder: Path
     tree: Path
     """Copy of the repository: an edit of the sources meanwhile must not reach a running study."""
+    cold: bool = False
+    """Whether jobs load their libraries themselves, as a user's do."""
 
     @property
     def environment(self) -> dict[str, str]:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        folders = [*WARM_COMMANDS] if not self.cold else []
+        path = os.pathsep.join([*folders, str(Path(sys.executable).parent), os.environ["PATH"]])
         return {**os.environ, "PATH": path, "PYTHONPATH": str(self.tree / "src")}
 
     def configure(self, *edits: Edit) -> Study:
@@ -157,14 +162,14 @@ def freeze(tree: Path) -> Path:
     return tree
 
 
-def new_study(folder: Path, tree: Path) -> Study:
+def new_study(folder: Path, tree: Path, *, cold: bool = False) -> Study:
     """A folder with a config and a corpus of the standard library's help topics."""
     folder.mkdir(parents=True)
     source = BuiltinSource(kind="builtin", name="stdlib")
     texts = itertools.islice(documents(source), N_DOCUMENTS)
     lines = [json.dumps({"text": text}) + "\n" for text in texts]
     (folder / "docs.jsonl").write_text("".join(lines), encoding="utf-8")
-    return Study(folder, tree).configure()
+    return Study(folder, tree, cold).configure()
 
 
 def copy_of(study: Study, folder: Path, *, linked: bool = False, tree: Path | None = None) -> Study:

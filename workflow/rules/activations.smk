@@ -21,7 +21,7 @@ rule capture_portion:
         **needed("capture_portion"),
         gpu=GPUS,
     params:
-        config=job_params("cache_activations", *ACTIVATIONS),
+        config=job_params("cache_activations", *ACTIVATIONS, "saes"),
         code=job_code("cache_activations"),
         folder=paths.ACTIVATIONS,
     message:
@@ -58,7 +58,7 @@ rule cache_activations:
         **needed("cache_activations"),
         gpu=GPUS if N_PORTIONS == 1 else 0,
     params:
-        config=job_params("cache_activations", *ACTIVATIONS),
+        config=job_params("cache_activations", *ACTIVATIONS, "saes"),
         code=job_code("cache_activations"),
         folder=paths.ACTIVATIONS,
     message:
@@ -87,7 +87,7 @@ rule sample_gaussian:
         **needed("sample_gaussian"),
         gpu=GPUS,
     params:
-        config=job_params("sample_gaussian", *ACTIVATIONS),
+        config=job_params("sample_gaussian", *ACTIVATIONS, "saes"),
         code=job_code("sample_gaussian"),
         folder=paths.ACTIVATIONS,
     message:

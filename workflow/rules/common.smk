@@ -25,16 +25,18 @@ from nullsae.jobs.entry import check_start, take_absolute_targets, with_typed_en
 from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
+from nullsae.config.saes import recipe_name
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
 from nullsae.config.variants import is_positive_control, runs_on_trained
 from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
 from nullsae.jobs.of_models import evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs
-from nullsae.jobs.sae_inputs import captured_by, fitted_keys, options_of
+from nullsae.jobs.sae_inputs import captured_by, captured_for_sae, fitted_keys, options_of
 from nullsae.jobs.sae_inputs import sae_inputs, settled
 from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options, study_options
 from nullsae.report.names import figure_names
+from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.parse import resolve_subjects, parse_config
 
 try:
@@ -42,6 +44,7 @@ try:
     read_set_resources(workflow.resource_settings)
     STUDY = resolve_subjects(parse_config(with_typed_entries(workflow, config)))
     check_imported(STUDY)
+    check_pretrained(STUDY)
     honour(read_accepted(Path()))
 except UserError as error:
     # A traceback through Snakemake would bury the one line that matters.

@@ -13,11 +13,14 @@ def corpus_file(pattern, **keys):
 
 
 def looked_up_tokens(split):
-    """The corpus' tokens of a split where an SAE's codes depend on them; else none."""
+    """The corpus' tokens of a split where an SAE's codes depend on them, or `sae_train`'s
+    where a given SAE is compared with what it is given; else none."""
 
     @known
     def path(wildcards):
-        if not STUDY.saes[wildcards.sae].origin.reads_tokens:
+        recipe = STUDY.saes[wildcards.sae]
+        given = recipe.pretrained is not None and wildcards.variant == "trained"
+        if not recipe.origin.reads_tokens and not (given and split == "sae_train"):
             return []
         return corpus_file(paths.CORPUS_MANIFEST, split=split)(wildcards)
 
@@ -25,9 +28,9 @@ def looked_up_tokens(split):
 
 
 def captured(split):
-    """A function of wildcards: the manifest of a site's activations, as `captured_by` explains."""
+    """A function of wildcards: the manifests of an SAE's activations, as `captured_by` explains."""
     return known(
-        lambda wildcards: captured_by(STUDY, {**dict(wildcards), "split": split})
+        lambda wildcards: captured_for_sae(STUDY, {**dict(wildcards), "split": split})
     )
 
 
@@ -35,8 +38,12 @@ def captured(split):
 def captured_of_all_variants(wildcards):
     """The `eval` activations that an SAE is cross-evaluated on."""
     return [
-        captured_by(STUDY, {**cell, "split": "eval", "site": wildcards.site})
+        manifest
         for cell in cross_cells(STUDY, dict(wildcards))
+        for manifest in captured_for_sae(
+            STUDY,
+            {**cell, "split": "eval", "site": wildcards.site, "sae": wildcards.sae},
+        )
     ]
 
 
@@ -229,7 +236,11 @@ def captured_for(job, split):
 
     @known
     def manifests(wildcards):
-        cells = [{name: c[name] for name in names} for c in job.cells_of(wildcards)]
+        cells = [
+            {name: c[name] for name in names} | {"site": site}
+            for c in job.cells_of(wildcards)
+            for site in (c["site"], STUDY.saes[recipe_name(c["sae"])].output_of(c["site"]))
+        ]
         sites = {tuple(cell.values()): cell for cell in cells}
         # One for each site, also where all are the split's own manifest: as many are recorded
         # once every site has its own.

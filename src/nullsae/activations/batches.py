@@ -21,26 +21,33 @@ class Batcher:
 
     def __init__(self, size: int) -> None:
         self.size, self.lacking = size, size
-        self.held: list[tuple[Tensor, Tensor]] = []
+        self.held: list[tuple[Tensor, ...]] = []
 
-    def cut(self, x: Tensor, position: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Whole batches that these rows complete: (float32 [size, d_model], int64 [size])."""
-        while len(x):
-            self.held.append((x[: self.lacking], position[: self.lacking]))
-            x, position = x[self.lacking :], position[self.lacking :]
-            self.lacking -= len(self.held[-1][1])
+    def cut(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Whole batches that these rows complete.
+
+        Rows are activations [n, d], of one or more sites, and at last positions int64 [n]; batches
+        are alike, with activations in float32.
+        """
+        while len(rows[-1]):
+            self.held.append(tuple(x[: self.lacking] for x in rows))
+            rows = tuple(x[self.lacking :] for x in rows)
+            self.lacking -= len(self.held[-1][-1])
             if not self.lacking:
                 yield _joined(self.held)
                 self.held, self.lacking = [], self.size
 
-    def rest(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def rest(self) -> Iterator[tuple[Tensor, ...]]:
         """What is left, less than a batch."""
         if self.held:
             yield _joined(self.held)
 
 
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Concatenate parts of shards, activations as float32."""
-    if len(parts) == 1:
-        return parts[0][0].float(), parts[0][1]
-    return torch.cat([x for x, _ in parts]).float(), torch.cat([at for _, at in parts])
+    *sites, position = zip(*parts, strict=True)
+    return (*(_whole(x).float() for x in sites), _whole(position))
+
+
+def _whole(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -24,13 +24,8 @@ from nullsae.core.files import write_json
 from nullsae.core.locking import alone_at
 from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.jobs.work.making import ROW_BYTES
-from nullsae.subjects.loading import (
-    DTYPES,
-    Subject,
-    check_sites_add_up,
-    pick_device,
-    shared_subject,
-)
+from nullsae.subjects.loading import DTYPES, Subject, pick_device, shared_subject
+from nullsae.subjects.site_gates import verify_sites
 
 # Shards in memory: one is captured while the one before it is written.
 N_HELD = 2
@@ -134,7 +129,7 @@ def _capture(
     if todo:
         subject = shared_subject(model, pick_device(params.compute.device))
         check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
-        check_sites_add_up(subject, sites, where="--params: sites")
+        verify_sites(subject, sites, where="--params: sites")
         item = DTYPES[params.dtype].itemsize if params.keep else 0
         row_bytes = {site: subject.width(site) * item + ROW_BYTES for site in sites}
         n_bytes = sum(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
 from nullsae.subjects.loading import DTYPES, Subject, shared_subject
+
+K = TypeVar("K")
 
 
 class Source(Protocol):
@@ -179,29 +181,36 @@ def stored_together(
 
 
 def batches_together(
-    readers: Mapping[str, SiteReader],
-) -> Iterator[tuple[str, bool, Tensor, Tensor]]:
-    """All tokens of several sites of a split, in one pass over its shards.
+    pairs: Mapping[K, tuple[SiteReader, SiteReader]],
+) -> Iterator[tuple[K, bool, Tensor, Tensor, Tensor]]:
+    """All tokens of a split at pairs of sites, what is read and what is to come out, in one pass.
 
-    Those that count and those that do not come in batches of their own, each the same as from
-    `SiteReader.batches`.
+    The two are one reader for an SAE (`outputs.outputs_of`). Tokens that count at the first and
+    those that do not come in batches of their own, each the same as from `SiteReader.batches`.
 
     Yields:
-        (site, whether the tokens count, activations float32 [n, d_model], position int64 [n]).
+        (key of the pair, whether the tokens count, activations float32 [n, d_model] of both sites,
+        position int64 [n]).
     """
-    cut = {(site, counts): Batcher(BATCH_TOKENS) for site in readers for counts in (True, False)}
+    cut = {(key, counts): Batcher(BATCH_TOKENS) for key in pairs for counts in (True, False)}
+    readers = {str(r.manifest["site"]): r for pair in pairs.values() for r in pair}
+    names = {key: [str(r.manifest["site"]) for r in pair] for key, pair in pairs.items()}
     n_shards = next(iter(readers.values())).n_shards if readers else 0
     for index in range(n_shards):
-        for site, x, position in stored_together(readers, index):
-            reader = readers[site]
+        found = {}
+        for site, x, at in stored_together(readers, index):
+            found[site], position = x, at
+        for key, (reader, _) in pairs.items():
+            x, y = (found[name] for name in names[key])
             kept = reader.kept(index) if reader.n_excluded else None
             for counts in (True, False) if kept is not None else (True,):
                 rows = slice(None) if kept is None else kept if counts else ~kept
-                for batch in cut[site, counts].cut(x[rows], position[rows]):
-                    yield site, counts, *batch
-    for (site, counts), batcher in cut.items():
+                sites = (x[rows],) if names[key][0] == names[key][1] else (x[rows], y[rows])
+                for batch in cut[key, counts].cut(*sites, position[rows]):
+                    yield key, counts, batch[0], batch[-2], batch[-1]
+    for (key, counts), batcher in cut.items():
         for batch in batcher.rest():
-            yield site, counts, *batch
+            yield key, counts, batch[0], batch[-2], batch[-1]
 
 
 def capture_contexts(

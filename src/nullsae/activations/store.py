@@ -366,8 +366,10 @@ class SiteReader:
                 x, position = x[kept], position[kept]
             x, position = x[:rest], position[:rest]
             rest -= len(x)
-            yield from batcher.cut(x, position)
-        yield from batcher.rest()
+            for rows, at in batcher.cut(x, position):
+                yield rows, at
+        for rows, at in batcher.rest():
+            yield rows, at
 
     def excluded_positions(self) -> Tensor:
         """Flat positions of the tokens that do not count, int64 [n], in stored order."""

@@ -40,7 +40,7 @@ class Answered:
         own, other = self.of_arm(metric, real), self.of_arm(metric, null)
         shares = [a["answered_share"] for a in (own, other) if a["answered_share"] is not None]
         return {
-            "n_failed_trained": own["n_failed"],
+            "real_n_failed": own["n_failed"],
             "n_failed": other["n_failed"],
             "answered_share": min(shares, default=None),
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +17,15 @@ from nullsae.statistics.bootstrap import Arm, ArmCell, Flags, Floats
 from nullsae.statistics.matching import half_decades
 
 ArmKeys = tuple[str | None, ...]
+
+
+class Pair(NamedTuple):
+    """Two arms of the same latents."""
+
+    real: Arm
+    null: Arm
+    between: Arm
+    """Null minus real, latent by latent."""
 
 
 class Arms:
@@ -41,19 +52,27 @@ class Arms:
         own = tuple(self._cell(metric, cell) for cell in cells)
         return Arm(own, metric.form, metric.complement, metric.unit == "document")
 
-    def by_latent(self, metric: Metric, own: ArmKeys, other: ArmKeys) -> tuple[Arm, Arm]:
+    def by_latent(self, metric: Metric, own: ArmKeys, other: ArmKeys) -> Pair:
         """Two arms of the same SAEs, such as of two explainers, latent by latent.
 
-        Latents count that both have values of, on as many windows.
+        Latents count that both have values of, on as many windows. What documents move in the
+        differences is known where it is of both.
         """
         cells = self._cells[metric.table]
         twins = {cell.sae: cell for cell in cells[other]}
         pairs = [(cell, twins[cell.sae]) for cell in cells[own] if cell.sae in twins]
         one = [self._cell(metric, a, among=_as_in(metric, a, b)) for a, b in pairs]
         two = [self._cell(metric, b, among=_as_in(metric, b, a)) for a, b in pairs]
-        return Arm(tuple(one), metric.form), Arm(tuple(two), metric.form)
+        arms = Arm(tuple(one), metric.form), Arm(tuple(two), metric.form)
+        between = []
+        for cell, real, both in zip(differences(*arms).cells, one, pairs, strict=True):
+            moved = None
+            if real.documents is not None and real.units is not None:
+                moved = self._judged.differences(both, metric.columns[0], real.units)
+            between.append(replace(cell, documents=moved))
+        return Pair(*arms, Arm(tuple(between)))
 
-    def by_placebo(self, metric: Metric, keys: ArmKeys, placebo: str) -> tuple[Arm, Arm]:
+    def by_placebo(self, metric: Metric, keys: ArmKeys, placebo: str) -> Pair:
         """The arm of a metric and that of one of its placebos, of the latents that have both."""
         columns = metric.placebos[placebo]
         one, two = [], []
@@ -64,7 +83,8 @@ class Arms:
             ]
             one.append(self._cell(metric, cell, among=has[0]))
             two.append(self._cell(metric, cell, among=has[1], columns=columns))
-        return Arm(tuple(one), metric.form), Arm(tuple(two), metric.form)
+        arms = Arm(tuple(one), metric.form), Arm(tuple(two), metric.form)
+        return Pair(*arms, differences(*arms))
 
     def _floors(self, metric: Metric, arm: ArmKeys) -> dict[tuple[int, int], Units]:
         """The floors of a variant's cells by draw and seed; `gaussian` is that of `trained`."""

@@ -1,4 +1,4 @@
-"""Whether two arms can be compared at all: SAEs of as many training tokens, and of one L0."""
+"""Whether two arms can be compared: SAEs of as many training tokens, one L0 and one precision."""
 
 from __future__ import annotations
 
@@ -32,19 +32,26 @@ class Comparable:
         """From the cells of the tables `reconstruction` and `history`."""
         self._config = config
         self._l0 = _means((unit.keys, float(unit.column("l0")[0][0])) for unit in reconstruction)
+        histories = list(histories)
         seen = ((keys, float(pc.max(table["tokens"]).as_py())) for keys, table in histories)
         self._tokens = _means(seen)
+        self._precisions: dict[Place, set[str]] = {}
+        for keys, table in histories:
+            place = tuple(keys[name] for name in PLACE)
+            found = table["precision"].drop_null().to_pylist()
+            self._precisions.setdefault(place, set()).update(found)
 
     def of_contrast(self, compared: Compared) -> dict[str, Any]:
         """Columns of `contrasts`."""
         names = compared.names
         own, other = ((*keys[:3], keys[-1]) for keys in compared.keys)
         row = {
-            "training_tokens_trained": self._known_tokens(own),
+            "real_training_tokens": self._known_tokens(own),
             "training_tokens": self._known_tokens(other),
-            **{"l0_trained": self._l0[own], "l0": self._l0[other]},
+            **{"real_l0": self._l0[own], "l0": self._l0[other]},
         }
         problems = [compared.not_comparable, self._of_l0(row, names)]
+        problems.append(self._of_precision(own, other, names))
         # What is computed from the activations takes no steps: tokens seen say nothing of it.
         if all(self._recipe(place).origin.trained for place in (own, other)):
             problems.insert(1, self._of_tokens(row, names))
@@ -62,7 +69,7 @@ class Comparable:
 
     def _of_tokens(self, row: Mapping[str, Any], names: tuple[str, str]) -> str | None:
         key, most = "max_training_token_ratio", self._config.statistics.max_training_token_ratio
-        own, other = row["training_tokens_trained"], row["training_tokens"]
+        own, other = row["real_training_tokens"], row["training_tokens"]
         if most is None:
             return None
         if own is None or other is None:
@@ -78,9 +85,19 @@ class Comparable:
             f"they differ by more than {most:g} times (statistics.{key})"
         )
 
+    def _of_precision(self, own: Place, other: Place, names: tuple[str, str]) -> str | None:
+        """An arm whose SAEs were not trained here has none."""
+        found = [" and ".join(sorted(self._precisions[place])) for place in (own, other)]
+        if not all(found) or found[0] == found[1]:
+            return None
+        return (
+            f"SAEs of {names[0]} were trained in {found[0]}, those of {names[1]} in {found[1]} "
+            f"(compute.precision)"
+        )
+
     def _of_l0(self, row: Mapping[str, Any], names: tuple[str, str]) -> str | None:
         key, most = "max_l0_difference", self._config.statistics.max_l0_difference
-        own, other = row["l0_trained"], row["l0"]
+        own, other = row["real_l0"], row["l0"]
         if most is None or abs(other - own) <= most * own:
             return None
         return (

@@ -41,6 +41,28 @@ class JudgedWindows:
 
         None if the column is no score of windows, or the cell has no predictions.
         """
+        found = self._effects(scores, column, latents)
+        return None if found is None else _documents(*found)
+
+    def differences(
+        self, pair: tuple[Units, Units], column: str, latents: Ints
+    ) -> Documents | None:
+        """What documents move in the mean difference of the second cell minus the first.
+
+        Of the same latents, ascending, that both have scores of. A document that is hard for both
+        moves it by what it moves one more than the other.
+        """
+        found = [self._effects(scores, column, latents) for scores in pair]
+        if found[0] is None or found[1] is None:
+            return None
+        (own, _), (other, windows) = found[0], found[1]
+        return _documents(other - own, windows)
+
+    def _effects(self, scores: Units, column: str, latents: Ints) -> tuple[Floats, Floats] | None:
+        """What each document moves in each latent's part of the mean, [n_latents, n_documents].
+
+        And the windows of each document, [n_documents].
+        """
         key = (*scores.arm, *scores.sae)
         if key not in self._cells:
             return None
@@ -53,9 +75,12 @@ class JudgedWindows:
         documents, n = moved.document[rows], self._n_documents
         place = np.searchsorted(latents, moved.latent[rows]) * n + documents
         sums = np.bincount(place, moved.influences[column][rows], len(latents) * n)
-        each = sums.reshape(-1, n) / len(latents)
         windows = np.bincount(documents, minlength=n).astype(np.float64)
-        return Documents(each.sum(axis=0), windows, float((each**2).sum()))
+        return sums.reshape(-1, n) / len(latents), windows
+
+
+def _documents(each: Floats, n_windows: Floats) -> Documents:
+    return Documents(each.sum(axis=0), n_windows, float((each**2).sum()))
 
 
 def _moved(cell: Units) -> Moved:

@@ -33,6 +33,7 @@ SPLITS = ("sae_train", "eval")
 COMPARED = {
     **{name: name for name in ("nullsae", "commit", "torch", "transformers")},
     **{"python": "Python", "cuda": "CUDA", "device_kind": "device", "dtype": "dtype"},
+    "precision": "precision",
 }
 # Columns that an arm is found by, and the variant.
 ARM = ("kind", "subject", "split", "site", "sae", "explainer", "scorer")
@@ -92,7 +93,7 @@ def _jobs(file: Path) -> Iterator[Row]:
     made = provenance.read(file)
     if made is None or not made.jobs:
         yield {"job": 0, "revisions": None, "tokens_seen": None} | {
-            name: None if name == "threads" else UNKNOWN for name in OF_JOB
+            name: None if name in ("threads", "precision") else UNKNOWN for name in OF_JOB
         }
         return
     revisions = ", ".join(f"{what}@{commit}" for what, commit in sorted(made.revisions.items()))

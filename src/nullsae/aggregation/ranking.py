@@ -80,10 +80,13 @@ def _comparisons(config: Config, arms: Arms) -> Iterator[_Comparison]:
         {"subject": subject, "site": site, "sae": sae}
         for subject, section in config.subjects.items()
         for site in section.sites
-        for sae in config.saes
+        for sae, recipe in config.saes.items()
+        if recipe.is_made(site, "trained")
     ]
     for place in places:
-        present = [v for v in config.variants if config.draws_of(v, place["subject"])]
+        recipe = config.saes[place["sae"]]
+        variants = [v for v in config.variants if recipe.is_made(place["site"], v)]
+        present = [v for v in variants if config.draws_of(v, place["subject"])]
         for metric in filter(is_ranked, all_metrics()):
             found = {v: arms.arm(metric, (*place.values(), None, None), v).cells for v in present}
             for seed in config.saes[place["sae"]].seeds:

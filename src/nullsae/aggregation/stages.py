@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nullsae.aggregation.arms import ArmKeys, Arms, differences
+from nullsae.aggregation.arms import ArmKeys, Arms, Pair
 from nullsae.aggregation.cells import GROUP_KEYS
 from nullsae.config.metrics import METRICS, OWN_DIRECTION, Metric, Stage
 from nullsae.config.saes import Sae
 from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.statistics.baselines import explanation_nulls
-from nullsae.statistics.bootstrap import Arm, Resampler
+from nullsae.statistics.bootstrap import Resampler
 from nullsae.statistics.contrasts import Estimate, estimate
 from nullsae.statistics.matching import common_bins
 
@@ -99,6 +99,8 @@ class Stages:
         subject, site, sae, *judge = where
         if sae is None or self._config.saes[sae].dictionary != LEARNED:
             return
+        if self._config.saes[sae].output_site is not None:
+            return  # what it explains is another site than that of the dictionaries
         real = self._trained[where, metric.name]
         for null, recipe in self._config.saes.items():
             other = (subject, site, null, *judge)
@@ -139,12 +141,11 @@ class Stages:
         metric: Metric,
         names: tuple[str, str],
         keys: tuple[ArmKeys, ArmKeys],
-        arms: tuple[Arm, Arm],
+        pair: Pair,
         problem: str | None = None,
     ) -> Compared:
         own, other, between = (
-            estimate(arm, metric, self._config.statistics, self._resampler)
-            for arm in (*arms, differences(*arms))
+            estimate(arm, metric, self._config.statistics, self._resampler) for arm in pair
         )
         return Compared(
             stage,

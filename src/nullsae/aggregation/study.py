@@ -25,6 +25,7 @@ from nullsae.aggregation.provenance import differences, read_provenance
 from nullsae.aggregation.ranking import rank_latents
 from nullsae.aggregation.stages import Compared, Stages
 from nullsae.config.metrics import LEVELS, METRICS, all_metrics, is_of_model
+from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
 from nullsae.config.variants import is_null, is_positive_control
 from nullsae.core.errors import UserError
@@ -158,7 +159,7 @@ def compare(
     groups = [*_groups(config)]
     for number, group in enumerate(groups):
         progress(number, len(groups))
-        where = tuple(group[name] for name in GROUP_KEYS)
+        where, recipe = tuple(group[n] for n in GROUP_KEYS), config.saes[recipe_name(group["sae"])]
         for metric in all_metrics():
             if not applies(metric, config, group["explainer"]):
                 continue
@@ -169,6 +170,7 @@ def compare(
                 variant: arms.arm(metric, where, variant)
                 for variant in config.variants
                 if config.draws_of(variant, group["subject"])
+                and recipe.is_made(group["site"], variant)
             }
             seeds = seed_variance(of_variants.values(), resampler)
             estimates = {
@@ -221,7 +223,9 @@ def _groups(config: Config) -> Iterator[dict[str, Any]]:
     """The comparisons of a study, in display order: without an explainer first."""
     for subject, section in config.subjects.items():
         for site in section.sites:
-            for sae in sae_names(config):
+            for sae, recipe in sae_names(config).items():
+                if not config.saes[recipe].is_made(site, "trained"):
+                    continue
                 where = {"subject": subject, "site": site, "sae": sae}
                 yield {**where, "explainer": None, "scorer": None}
                 for explainer, scorer in config.scored_pairs():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.hooks import same_place, site_of_hook
 from nullsae.config.parse import parse_section
+from nullsae.config.pretrained import FromSaeLens, Pretrained
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.exchange.pretrained import read_pretrained
+from nullsae.sae.exchange.pretrained import read_with_origin
 from nullsae.sae.initialization import initialize
 
 RANDOM = "random"
@@ -25,26 +27,35 @@ RANDOM = "random"
 BATCH_TOKENS, SAMPLE_TOKENS = 4096, 16_384
 
 
-def load_sae(path: str, site: str | None = None) -> Autoencoder:
+def load_sae(path: str | Mapping[str, str], site: str | None = None) -> Autoencoder:
     """An SAE made elsewhere, as `saes.*.pretrained` of a config reads it.
 
     Args:
-        path: a folder or hub id in the format of nullsae, SAELens or EleutherAI's sparsify, and
-            after `::` a folder within it: `EleutherAI/sae-pythia-70m-32k::layers.3`.
+        path: a folder or hub id in the layout of nullsae, SAELens, EleutherAI's sparsify or
+            dictionary_learning, and after `::` a folder within it:
+            `EleutherAI/sae-pythia-70m-32k::layers.3`; or `release` and `sae_id` of SAELens, which
+            an installed `sae_lens` reads.
         site: where its activations are read, such as `resid_post.3`. If given, `{site}` and
-            `{layer}` in `path` are filled in, and a warning is logged where the SAE says that it
-            was trained elsewhere.
+            `{layer}` in `path` are filled in, and an SAE that says that it was made at another one
+            is refused.
 
     Returns:
         Float32 weights on the CPU. `encode(x)` takes activations [tokens, d_model] to values and
         latents, both [tokens, m], a value of 0 meaning that the latent did not fire;
-        `decode(values, latents)` takes them back.
+        `decode(values, latents, x)` takes them back.
 
     Raises:
         UserError: it cannot be had, or has a key or a tensor that is missing, unknown, damaged or
             not supported; the line names it.
     """
-    return read_pretrained(str(path), site, where="load_sae")
+    given: Pretrained = str(path)
+    if isinstance(path, Mapping):
+        given = parse_section(FromSaeLens, {"saelens": dict(path)}, where="load_sae")
+    sae, made_on = read_with_origin(given, site, where="load_sae")
+    found = made_on.hook and site_of_hook(made_on.hook)
+    if site is not None and made_on.hook and not (found and same_place(found, site)):
+        raise UserError(f"load_sae: it was made at {made_on.hook}, and site is {site}")
+    return sae
 
 
 def null_dictionary(
@@ -119,6 +130,8 @@ class _Rows:
 
 def _rows(sae: Autoencoder, activations: Tensor) -> Tensor:
     """Activations as float32 on the CPU, if they fit the SAE."""
+    if sae.transcodes:
+        raise UserError("null_dictionary: this is a transcoder, whose output is at another site")
     shape = list(activations.shape)
     if len(shape) != 2 or shape[1] != sae.d_model or not shape[0]:
         raise UserError(

@@ -31,8 +31,9 @@ from nullsae.latents import collect as stage
 from nullsae.latents.split import Split
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.families import text_config
-from nullsae.subjects.loading import Subject, check_sites_add_up
+from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import check_tokens
+from nullsae.subjects.site_gates import verify_sites
 
 WHERE = "collect"
 
@@ -172,13 +173,21 @@ def _as_written(name: str, table: pa.Table) -> pa.Table:
 
 def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:
     """The site must be one that the model has and the SAE fits."""
-    if not SITE.match(site):
-        raise UserError(f"{WHERE}: site: {site!r} is no name of a site, such as resid_post.3")
-    check_sites((site,), len(subject.blocks), where=f"{WHERE}: site")
-    check_sites_add_up(subject, [site], where=f"{WHERE}: site")
+    written = sae.writes_at(site)
+    sites = tuple(dict.fromkeys((site, written)))
+    for name in sites:
+        if not SITE.match(name):
+            raise UserError(f"{WHERE}: site: {name!r} is no name of a site, such as resid_post.3")
+    check_sites(sites, len(subject.blocks), where=f"{WHERE}: site")
+    verify_sites(subject, sites, where=f"{WHERE}: site")
     if sae.d_model != subject.width(site):
         raise UserError(
             f"{WHERE}: sae: it reads {sae.d_model} dimensions, and {site} has {subject.width(site)}"
+        )
+    if sae.w_dec.shape[1] != subject.width(written):
+        raise UserError(
+            f"{WHERE}: sae: it writes {sae.w_dec.shape[1]} dimensions, and {written} has "
+            f"{subject.width(written)}"
         )
 
 

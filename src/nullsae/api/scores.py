@@ -18,8 +18,10 @@ from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError
 from nullsae.statistics import verdicts
 from nullsae.statistics.bootstrap import Arm, ArmCell, Floats, Resampler
+from nullsae.statistics.components import seed_variance
 from nullsae.statistics.contrasts import Estimate, adjust, contrast_row, estimate, scope_of
 from nullsae.statistics.permutation import Permuter
+from nullsae.statistics.spread import SeedVariance
 
 Unit = Literal["latent", "document"]
 Scores = ArrayLike | Sequence[ArrayLike] | Mapping[tuple[int, int], ArrayLike]
@@ -65,7 +67,7 @@ class Contrast:
     def row(self) -> dict[str, Any]:
         """Columns of the table `contrasts` (docs/statistics.md), as the only one of its family.
 
-        Columns called `trained` are those of the real thing. P-values are None without
+        Columns called `real_` are those of the real thing. P-values are None without
         replication: they would speak of the units of two SAEs alone.
         """
         return _family([self])[0]
@@ -115,7 +117,8 @@ def contrast(
     """Null minus real in the mean of a score, as a study's tables have it.
 
     The interval, the minimum-effect test and the equivalence test are those of docs/statistics.md:
-    of whole draws or seeds where there are several, else of units.
+    of whole draws or seeds where there are several, else of units. The variance of seeds is pooled
+    over both arms.
 
     Args:
         real: scores of the real thing, floats [n_units] of one SAE; of several seeds a sequence of
@@ -157,13 +160,15 @@ def contrast(
     if unit == "document" or paired:
         _check_paired(own, other, unit, names)
     resampler = Resampler(seed, n_resamples)
+    seeds = seed_variance((own, other), resampler)
 
-    def estimated(arm: Arm) -> Estimate:
-        return estimate(arm, about, statistics, resampler)
+    def estimated(arm: Arm, seeds: SeedVariance | None = None) -> Estimate:
+        return estimate(arm, about, statistics, resampler, seeds)
 
     is_paired = paired and unit == "latent"
     row = contrast_row(
-        *(estimated(own), estimated(other), about, statistics, Permuter(seed, n_resamples)),
+        *(estimated(own, seeds), estimated(other, seeds)),
+        *(about, statistics, Permuter(seed, n_resamples)),
         names=names,
         differences=estimated(differences(own, other)) if is_paired else None,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from nullsae import __version__, paths
-from nullsae.config.read import read_merged_config
+from nullsae.config.read import read_merged_config, study_files
 from nullsae.core.errors import UserError
 from nullsae.jobs.accepted import Acceptance, append_acceptance, honour, job_name, read_accepted
 from nullsae.jobs.code_record import Record, noted_record, read_record
@@ -53,7 +53,7 @@ def accept_code(
             raise UserError(f"{rule!r} is no rule; it is one of {', '.join(known)}")
     if not (root / paths.RUN_CONFIG).parent.is_dir():
         raise UserError(f"{root / 'results'}: no results here; --root names the study's folder")
-    config = read_merged_config([root / "config.yaml", *overlays], _given(pairs))
+    config = read_merged_config(study_files(root, overlays), _given(pairs))
     honour(read_accepted(root))
     record = read_record(root)
     found = Comparison(config, list(known) if all_rules else rules, record, root)

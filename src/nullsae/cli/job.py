@@ -10,12 +10,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nullsae.config.section import Section
-from nullsae.core import provenance
 from nullsae.core.errors import UserError
-from nullsae.core.progress import Bar, bar
+
+if TYPE_CHECKING:
+    from nullsae.config.section import Section
+    from nullsae.core.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,18 @@ def job(
         on_cpu: whether it uses no other device, whatever `compute` says.
         about: further sizes, in words, that stand in no input.
     """
+    # Here, since a list of verbs needs none of it.
+    from nullsae.config.compute import precision_on
+    from nullsae.core import provenance
+    from nullsae.core.progress import bar
+
     compute = getattr(params, "compute", None)
     device = "cpu" if compute is None or on_cpu else _picked(compute.device)
     threads = None if compute is None else compute.threads
-    with provenance.at_work(verb, device=device, dtype=_dtype(params), threads=threads):
+    precision = getattr(params, "precision", None)
+    made_with: dict[str, Any] = {"device": device, "dtype": _dtype(params), "threads": threads}
+    made_with["precision"] = precision and precision_on(precision, device.partition(":")[0])
+    with provenance.at_work(verb, **made_with):
         log.info("%s", provenance.described(provenance.this_job()))
         if sizes := [*filter(None, (about, *(size_of(file) for file in reads if file)))]:
             log.info("%s: %s", verb, "; ".join(sizes))
@@ -73,12 +82,14 @@ def _is_pattern(made: Path | str) -> bool:
 
 def _stamps(patterns: Iterable[str]) -> dict[Path, int]:
     """When each file was written that fits a pattern, or lies in a folder that does."""
+    from nullsae.core.provenance import FILE
+
     found: dict[Path, int] = {}
     for pattern in patterns:
         anywhere = "*".join(glob.escape(part) for part in re.split(r"\{\w+\}", pattern))
         for path in map(Path, sorted(glob.glob(anywhere))):
             files = path.iterdir() if path.is_dir() else [path]
-            found |= {f: f.stat().st_mtime_ns for f in files if f.name != provenance.FILE}
+            found |= {f: f.stat().st_mtime_ns for f in files if f.name != FILE}
     return found
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer.core
-from typer import Option
+from typer import Argument, Option
 
 from nullsae.core.errors import UserError
 
@@ -42,6 +44,9 @@ SomeRecipe = Annotated[Maybe, Option(help="recipe.json; gaussian has none.")]
 Output = Annotated[Path, Option(help="Where the result goes.")]
 Table = Annotated[Path, Option(help="The Parquet table to write.")]
 Root = Annotated[Path, Option(help="The folder that holds results/.")]
+Study = Annotated[
+    Path, Argument(help="The study's folder; by default this one.", show_default=False)
+]
 Windows = Annotated[Path, Option(help="windows.parquet of the SAE.")]
 Work = Annotated[Path, Option(help="Folder for checkpoints.")]
 Tokenizer = Annotated[Path, Option(help="tokenizer.json of the corpus.")]
@@ -68,6 +73,25 @@ SomeShards = Annotated[
 SomePortion = Annotated[
     str | None, Option(help="One of several jobs' share of the shards, such as 0/4.")
 ]
+
+
+@contextmanager
+def in_study(folder: Path) -> Iterator[None]:
+    """Work in a study's folder, as its jobs do: paths in its config are relative to that.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; `nullsae init {folder}` makes a study there")
+    with chdir(folder):
+        yield
+
+
+def seen_from(folder: Path, *files: Path) -> list[Path]:
+    """Files that were named from where the command was given, as `in_study` can open them."""
+    here = folder == Path()
+    return [file if here else file.expanduser().absolute() for file in files]
 
 
 class Verb(typer.core.TyperCommand):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from nullsae import paths
 from nullsae.cli.job import job
-from nullsae.cli.options import Params, Root, Verb, read_params
+from nullsae.cli.options import Params, Root, Study, Verb, read_params
+from nullsae.core.errors import UserError
 
 verbs = typer.Typer()
 
@@ -27,7 +30,29 @@ def aggregate(params: Params, root: Root = Path()) -> None:
 
 
 @verbs.command("report", cls=Verb)
-def report(params: Params, root: Root = Path()) -> None:
+def report(
+    study: Study = Path(),
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    params: Annotated[
+        str | None, typer.Option(help="Draw the page anew by these, as the rule of this name does.")
+    ] = None,
+) -> None:
+    """Say where the page of a finished study is, or open it."""
+    if params is not None:
+        _write_report(params, study)
+    page = (study / paths.REPORT).absolute()
+    if not page.is_file():
+        raise UserError(f"{page}: not there; `nullsae run {study}` writes it")
+    if params is None:
+        print(page)
+    if show:
+        import webbrowser
+
+        if not webbrowser.open(page.as_uri()):
+            raise UserError(f"no browser to open here; open {page} where there is one")
+
+
+def _write_report(params: str, root: Path) -> None:
     """Draw the figures and write results/report/index.html."""
     from nullsae.jobs.report import ReportParams
     from nullsae.report.build import build_report

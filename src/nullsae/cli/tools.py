@@ -9,11 +9,15 @@ import typer
 from typer import Option
 
 from nullsae import paths
-from nullsae.cli.options import Maybe, Output, Root, SaeFile
+from nullsae.cli.options import Maybe, Output, Root, SaeFile, Study, in_study, seen_from
 from nullsae.core.errors import UserError
 from nullsae.core.visible import visible
 
 verbs = typer.Typer()
+export = typer.Typer(
+    help="Write SAEs, or latents and their explanations, for other tools.", no_args_is_help=True
+)
+verbs.add_typer(export, name="export")
 ConfigPairs = Annotated[
     list[str] | None, Option(help="KEY=VALUE, as for snakemake; may be repeated.")
 ]
@@ -42,7 +46,75 @@ def accept(
     )
 
 
-@verbs.command("export_sae")
+@verbs.command("check")
+def check(
+    sae: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or hub id, and after :: a folder within it, as "
+            "EleutherAI/sae-pythia-70m-32k::layers.3; or a release of SAELens, gpt2-small-res-jb."
+        ),
+    ],
+    sae_id: Annotated[
+        str | None,
+        typer.Argument(help="Of a release: the SAE in it, as blocks.8.hook_resid_pre."),
+    ] = None,
+    model: Annotated[
+        str | None, Option(help="Hub id or folder; by default what the SAE's files name.")
+    ] = None,
+    site: Annotated[
+        str | None, Option(help="Such as resid_post.8; by default what its files name.")
+    ] = None,
+    bos: Annotated[
+        bool | None,
+        Option(help="Whether BOS begins each context; by default as its files or the tokenizer."),
+    ] = None,
+    context_tokens: Annotated[
+        int | None, Option(min=8, help="Length of a context; by default as its files, or 128.")
+    ] = None,
+    corpus: Annotated[
+        str,
+        Option(help="Text: a file (.txt, .jsonl, .parquet), a data set of the hub, or auto."),
+    ] = "auto",
+    tokens: Annotated[int, Option(min=256, help="Tokens to measure on.")] = 8192,
+    expect: Annotated[
+        str, Option(help="Published figures: l0=71,explained_variance=0.8, or one of the two.")
+    ] = "",
+    overlay: Annotated[
+        Maybe, Option(help="Write the study of this SAE here, and print its plan.")
+    ] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    root: Root = Path(),
+) -> None:
+    """Look at an SAE before anything is spent on it: what is it, and is it fed as it was trained?
+
+    First a card: architecture, site, model, context, BOS, normalization, and where each is known
+    from. Then explained variance, L0 and CE score on a sample of text, beside the published figures
+    (SAELens' list has many; --expect gives others) and beside random directions, the placebo. A
+    wrong site, BOS, scale or model raises no error. It shows in these figures alone.
+
+    Where they are not reached, BOS, sites nearby and scalings of the activations are tried, and the
+    last line says which one fits. Exit code: 0 if the SAE fits as given, 1 if not, 2 for a mistake
+    in what was asked. A study runs the same check, and stops before a verdict is given.
+    """
+    from nullsae.cli.check_sae import Asked, check_sae, expected, pretrained_of
+
+    asked = Asked(
+        pretrained_of(sae, sae_id),
+        model=model,
+        site=site,
+        prepend_bos=bos,
+        context_tokens=context_tokens,
+        corpus=corpus,
+        n_tokens=tokens,
+        expect=expected(expect),
+        device=device,
+    )
+    if not check_sae(asked, overlay=overlay, root=root):
+        raise typer.Exit(1)
+
+
+@export.command("sae")
 def export_sae(
     sae: SaeFile, layout: Annotated[str, Option(help="saelens or sparsify.")], output: Output
 ) -> None:
@@ -54,18 +126,21 @@ def export_sae(
 
 @verbs.command("fetch")
 def fetch(
+    study: Study = Path(),
     configfile: Overlays = None,
     into: Annotated[Maybe, Option(help="Keep it all in this folder, to be HF_HOME later.")] = None,
     model: Annotated[
         list[str] | None,
         Option(help="Also this model of the hub, ID or ID@REVISION; may be repeated."),
     ] = None,
-    root: Root = Path(),
 ) -> None:
     """Download what a study reads from hubs, for machines without network."""
     from nullsae.fetching.study import fetch_study
 
-    fetch_study(root, configfile or [], into=into, models=model or [])
+    overlays = seen_from(study, *configfile or ())
+    hub = seen_from(study, into)[0] if into else None
+    with in_study(study):
+        fetch_study(Path(), overlays, into=hub, models=model or [])
 
 
 @verbs.command("check_cluster")
@@ -84,7 +159,7 @@ def check_cluster(
         raise UserError(f"--profile: {profile}: {len(wrong)} of its settings do not fit")
 
 
-@verbs.command("export_latents")
+@export.command("latents")
 def export_latents(
     latents: Annotated[
         list[Path], Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat.")
@@ -131,8 +206,8 @@ def export_latents(
 
 @verbs.command("plan")
 def plan(
+    study: Study = Path(),
     configfile: Overlays = None,
-    root: Root = Path(),
     device: Annotated[
         str, Option(help="auto, cpu, gpu (calibrated here), a100, h100, l40s, rtx4090 or a6000.")
     ] = "auto",
@@ -151,13 +226,16 @@ def plan(
 
     if calibrate:
         print(f"written to {measure(print)}")
-    print_plan(root, configfile or [], device=device, gpus=gpus, cores=cores, json_file=json)
+    overlays = seen_from(study, *configfile or ())
+    file = seen_from(study, json)[0] if json else None
+    with in_study(study):
+        print_plan(Path(), overlays, device=device, gpus=gpus, cores=cores, json_file=file)
 
 
 @verbs.command("prune")
 def prune(
+    study: Study = Path(),
     configfile: Overlays = None,
-    root: Root = Path(),
     yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] = False,
     llm_cache: Annotated[
         bool,
@@ -167,7 +245,9 @@ def prune(
     """List what lies below results/ and the present config does not name, with sizes."""
     from nullsae.planning.prune import prune
 
-    prune(root, configfile or [], yes=yes, llm_cache=llm_cache)
+    overlays = seen_from(study, *configfile or ())
+    with in_study(study):
+        prune(Path(), overlays, yes=yes, llm_cache=llm_cache)
 
 
 @verbs.command("serve_gguf")
@@ -206,7 +286,7 @@ def serve_gguf(
 
 @verbs.command("verdicts")
 def verdicts(
-    root: Root = Path(),
+    study: Study = Path(),
     all_verdicts: Annotated[
         bool, Option("--all", help="Also each verdict, sums per metric, latents that beat placebo.")
     ] = False,
@@ -214,4 +294,4 @@ def verdicts(
     """Print what a finished study answers."""
     from nullsae.cli.print_verdicts import print_verdicts
 
-    print_verdicts(root, all_verdicts=all_verdicts)
+    print_verdicts(study, all_verdicts=all_verdicts)

@@ -1,16 +1,48 @@
-"""Config key `compute`: threads and device."""
+"""Config key `compute`: threads, device and precision."""
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
 
 from nullsae.config.section import Section
 
+Precise = Literal["float32", "tf32", "bfloat16"]
+Precision = Literal["auto", Precise]
+
 
 class Compute(Section):
+    """What every numerical job takes."""
+
     threads: PositiveInt = 1
     """CPU threads of each numerical job. Rounding depends on it, so it stands here: --cores only
     decides how many jobs run side by side, never what they compute."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     """`auto` takes CUDA when there is one; else `cpu`, `cuda` or `cuda:N`. With `cpu` no job asks
     for a GPU, so that as many run side by side as there are cores."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_what_others_take(cls, given: Any) -> Any:
+        """The key of the config, given to a job that takes less of it."""
+        if isinstance(given, Compute) and type(given) is not cls:
+            return {name: getattr(given, name) for name in cls.model_fields}
+        return given
+
+
+class ComputeKey(Compute):
+    """The key of the config; `precision` is for the training of SAEs alone."""
+
+    precision: Precision = "auto"
+    """Of the products that choose latents while SAEs are trained. `bfloat16` and `tf32`: tensor
+    cores choose, and what they chose is computed again in float32, so that values and gradients
+    are exact for the latents chosen. `auto` is `bfloat16` on CUDA and `float32` elsewhere. Dense
+    architectures know `tf32` at most, or float32 alone (docs/training.md)."""
+
+
+def precision_on(precision: Precision, device: str) -> Precise:
+    """What `compute.precision` means on a kind of device; only CUDA has TensorFloat-32."""
+    if precision == "auto":
+        return "bfloat16" if device == "cuda" else "float32"
+    return "float32" if precision == "tf32" and device != "cuda" else precision

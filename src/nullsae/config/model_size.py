@@ -10,6 +10,7 @@ from typing import Any
 from nullsae.config import plain
 from nullsae.config.corpora import Corpus, TrainedTokenizer
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
+from nullsae.config.sites import site_kind
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError, first_line
 
@@ -82,6 +83,8 @@ class Size:
     """All, embeddings and norms included."""
     attention_width: int
     """Heads times their width: d_model in most families."""
+    mlp_width: int
+    """Neurons of an MLP."""
     dtype: str
 
     @property
@@ -98,6 +101,11 @@ class Size:
     def largest_tensor(self) -> int:
         """Entries of the largest tensor: the embedding, or a matrix of a usual MLP."""
         return self.d_model * max(self.vocab_size, 4 * self.d_model)
+
+    def width(self, site: str) -> int:
+        """Dimensions of a site."""
+        own = {"hook_z": self.attention_width, "mlp_post": self.mlp_width}
+        return own.get(site_kind(site), self.d_model)
 
 
 def subject_shape(source: Source, *, where: str, fetch: bool) -> Shape:
@@ -226,7 +234,7 @@ def _first(described: dict[str, Any], keys: tuple[str, ...]) -> int | None:
 def neox_size(n_layers: int, d: int, vocab_size: int, dtype: str) -> Size:
     """A GPT-NeoX: 12 d^2 weights and 13 d biases and gains in a block, two embeddings, a norm."""
     n = n_layers * (12 * d * d + 13 * d) + 2 * vocab_size * d + 2 * d
-    return Size(n_layers, d, vocab_size, 12 * d * d, n, d, dtype)
+    return Size(n_layers, d, vocab_size, 12 * d * d, n, d, 4 * d, dtype)
 
 
 def described_size(described: dict[str, Any], dtype: str) -> Size:
@@ -252,7 +260,7 @@ def described_size(described: dict[str, Any], dtype: str) -> Size:
     learned = text.get("n_positions") or text.get("max_position_embeddings") or 0
     positions = learned if text.get("model_type") in LEARNED_POSITIONS else 0
     n = n_layers * (block + 4 * d) + ((1 if tied else 2) * vocab_size + positions) * d
-    return Size(n_layers, d, vocab_size, block, n, width, dtype)
+    return Size(n_layers, d, vocab_size, block, n, width, inner, dtype)
 
 
 def subject_size(source: Source, corpus: Corpus, where: str) -> Size:
@@ -300,7 +308,7 @@ def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
     elif (pythia := _pythia(source)) is not None:
         return neox_size(*pythia, source.dtype)
     else:
-        described = _described(source, where)
+        described = model_config(source, where)
         name, where = f"the config.json of {source.path!r}", f"{where}.path"
     try:
         return described_size(described, source.dtype)
@@ -318,7 +326,7 @@ def _pythia(source: PretrainedSource) -> tuple[int, int, int] | None:
     return found and (found[0], found[1], found[3])
 
 
-def _described(source: PretrainedSource, where: str) -> Any:
+def model_config(source: PretrainedSource, where: str) -> dict[str, Any]:
     """A model's config.json: a local folder's, the hub cache's, else the hub's."""
     need = f"a plan needs the size of {source.path!r}"
     local = Path(source.path).expanduser() / "config.json"

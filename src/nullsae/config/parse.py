@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from nullsae.config.keys import has_key
 from nullsae.config.model_size import Shape, subject_shape
 from nullsae.config.plain import check_amount
-from nullsae.config.section import without_nulls
-from nullsae.config.sites import expand_sites, needs_depth
+from nullsae.config.section import SECTION, without_nulls
+from nullsae.config.sites import PROJECTED, expand_sites, needs_depth, site_kind
 from nullsae.config.study import ENTRIES, Config
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, is_positive_control
@@ -57,7 +57,8 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
     """One line for one mistake found by pydantic."""
     key, current = [], data
     for part in detail["loc"]:
-        if isinstance(current, dict) and part not in current and part == current.get("kind"):
+        tags = (SECTION, current.get("kind")) if isinstance(current, dict) else ()
+        if part in tags and part not in current:
             continue  # the tag of a union, not a key of the file
         key.append(str(part))
         if isinstance(current, dict):
@@ -160,7 +161,7 @@ def resolve_subjects(config: Config) -> Config:
         subjects[name] = subject.model_copy(update={"sites": sites})
         _check_retrained(config, name, shape)
         for sae_name, sae in config.saes.items():
-            if shape.d_model is None:
+            if shape.d_model is None or all(site_kind(site) in PROJECTED for site in sites):
                 continue
             most = sae.origin.most_active(shape.d_model) or sae.width(shape.d_model)
             if most is not None and sae.limited and sae.kept > most:
@@ -168,6 +169,13 @@ def resolve_subjects(config: Config) -> Config:
                     f"config: saes.{sae_name}.k: {sae.kept} is larger than the number of latents "
                     f"that can be active at once, {most}, at {shape.d_model} dimensions"
                 )
+    every = {site for subject in subjects.values() for site in subject.sites}
+    for sae_name, sae in config.saes.items():
+        if not any(sae.is_made(site, "trained") for site in every):
+            raise UserError(
+                f"config: saes.{sae_name}.input_site: no subject has a site {sae.input_site}; "
+                f"name one in subjects.*.sites"
+            )
     return config.model_copy(update={"subjects": subjects})
 
 

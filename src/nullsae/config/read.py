@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,22 @@ from nullsae.config.parse import parse_config, resolve_subjects
 from nullsae.config.plain import read_yaml
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.core.home import workflow_folder
+
+BASE = "config.yaml"
+# What `nullsae init` writes into a study's folder: what differs from the base config.
+OVERLAY = "study.yaml"
+
+
+def study_files(folder: Path, more: Iterable[Path] = ()) -> list[Path]:
+    """The config files of a study, in the order in which they are merged.
+
+    They are the folder's `config.yaml`, or the one that nullsae comes with; the folder's
+    `study.yaml`, if it has one; and `more`.
+    """
+    own, overlay = folder / BASE, folder / OVERLAY
+    base = own if own.is_file() else workflow_folder() / BASE
+    return [base, *([overlay] if overlay.is_file() else []), *more]
 
 
 def read_merged_config(files: list[Path], more: Mapping[str, Any] | None = None) -> Config:

@@ -12,15 +12,18 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     create_model,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -28,7 +31,9 @@ from pydantic_core import CoreSchema, core_schema
 
 from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES, Dictionary
+from nullsae.config.pretrained import Difference, Pretrained
 from nullsae.config.section import Section, Seeds, Share, unique
+from nullsae.config.transcoding import Transcoding
 from nullsae.core.registry import Registry
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -52,6 +57,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+class Expect(Section):
+    """What an SAE that was made elsewhere is known to reach."""
+
+    l0: PositiveFloat | None = None
+    """Mean number of latents that fire on a token."""
+    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
 def checkpoint_name(sae: str, share: float) -> str:
     """The name of an SAE as it was after a share of its training, such as `topk@0.1`."""
     return f"{sae}{AT}{share:g}"
@@ -62,7 +75,7 @@ def recipe_name(sae: str) -> str:
     return sae.partition(AT)[0]
 
 
-class Sae(Coding):
+class Sae(Coding, Transcoding):
     """How one kind of SAE is made.
 
     Parsing an `Sae` gives a section of the architecture and the dictionary that it names.
@@ -84,10 +97,17 @@ class Sae(Coding):
     computed, which has its own."""
     expansion_factor: PositiveInt | None = None
     """Width of the dictionary as a multiple of the site's width."""
-    pretrained: str | None = None
-    """An SAE made elsewhere (nullsae, SAELens or sparsify format) that stands for the trained
-    variant: a folder or hub id, and after `::` a folder within it; `{site}` and `{layer}` are
-    filled in. The nulls get SAEs of the same width and k, trained here by this recipe."""
+    pretrained: Pretrained | None = None
+    """An SAE made elsewhere that stands for the trained variant: a folder or hub id in the layout
+    of nullsae, SAELens, sparsify or dictionary_learning, and after `::` a folder within it, or
+    `{saelens: {release, sae_id}}`; `{site}` and `{layer}` are filled in. The nulls get SAEs of the
+    same width and k, trained here by this recipe."""
+    accept_differences: Annotated[tuple[Difference, ...], AfterValidator(unique)] = ()
+    """What a pretrained SAE was made on may differ in these from what it is given here; any other
+    difference is refused."""
+    expect: Expect | None = None
+    """Published figures of the `pretrained` SAE. `evaluate_sae` stops if it does not reach them,
+    and says what it should be fed with instead; `nullsae check` does so beforehand."""
     seeds: Seeds = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
@@ -153,8 +173,26 @@ class Sae(Coding):
         return self
 
     @model_validator(mode="after")
+    def something_is_expected_of_what_is_given(self) -> Self:
+        if self.expect is not None and self.pretrained is None:
+            raise ValueError("expect: figures are known of a pretrained SAE only")
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_an_unused_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Params of jobs that expect nothing are as they were before there was `expect`."""
+        dumped: dict[str, Any] = serialize(self)
+        if self.expect is None:
+            dumped.pop("expect", None)
+        return dumped
+
+    @model_validator(mode="after")
     def width_is_clear(self) -> Self:
         wide = self.n_latents is not None or self.expansion_factor is not None
+        if self.pretrained is None and self.accept_differences:
+            raise ValueError("accept_differences is for an SAE with pretrained")
+        if self.output_site is not None and self.pretrained is None:
+            raise ValueError("output_site: transcoders are not trained here: give pretrained")
         if self.pretrained is not None:
             if self.dictionary != Sae.model_fields["dictionary"].default:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")

@@ -18,6 +18,8 @@ from nullsae.core.registry import Registry
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
+# The tag of a section among what a key may be beside it, such as a text.
+SECTION = "section"
 
 
 class Section(BaseModel):

@@ -1,9 +1,12 @@
 """Where activations are read: names of sites, and patterns that stand for several.
 
 `resid_post.L` is the output of block L (`hidden_states[L + 1]` in Transformers, but for the last
-block, where that entry is normalized), `resid_pre.L` its input (`hidden_states[L]`), `attn_out.L`
-and `mlp_out.L` what its attention and its MLP add to the residual stream, and `embed` the output
-of the token embedding, before positions are added.
+block, where that entry is normalized), `resid_pre.L` its input (`hidden_states[L]`), `resid_mid.L`
+the residual stream between its attention and its MLP, `attn_out.L` and `mlp_out.L` what these two
+add to it. `hook_z.L` is the input of the attention's output projection, its heads one after the
+other; `mlp_in.L` is what the MLP reads, `mlp_post.L` the activations of its neurons: the input of
+its down projection. `embed` is the output of the token embedding, before positions are added.
+Names are those of TransformerLens.
 """
 
 from __future__ import annotations
@@ -11,7 +14,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-KINDS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+# In the residual stream, or added to it.
+RESIDUAL = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+# What an output projection reads; its width is not that of the residual stream.
+PROJECTED = ("hook_z", "mlp_post")
+KINDS = (
+    "resid_pre",
+    "hook_z",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "mlp_post",
+    "mlp_out",
+    "resid_post",
+)
 _INDEX = r"(?:0|-?[1-9][0-9]*)"
 _BLOCKS = rf"(?:\*|{_INDEX}(?:\.\.{_INDEX}(?:\.\.[1-9][0-9]*)?)?)"
 SITE = re.compile(rf"^(?:embed|(?:{'|'.join(KINDS)})\.(?:0|[1-9][0-9]*))\Z")

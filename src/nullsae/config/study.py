@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from nullsae.config.activations import Activations
 from nullsae.config.autointerp import Autointerp
-from nullsae.config.compute import Compute
+from nullsae.config.compute import ComputeKey
 from nullsae.config.corpora import Corpus
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.evaluation import Evaluation
@@ -39,7 +39,7 @@ class Config(Section):
 
     seed: NonNegativeInt = 0
     """The root of all randomness."""
-    compute: Compute = Compute()
+    compute: ComputeKey = ComputeKey()
     corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
     subjects: Annotated[dict[str, Subject], Field(min_length=1)]
     variants: Annotated[tuple[VariantName, ...], Field(min_length=1)]

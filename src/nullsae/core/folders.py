@@ -7,7 +7,7 @@ from pathlib import Path
 from nullsae.core.errors import UserError
 
 # What libraries read of a model, a tokenizer or an SAE.
-SUFFIXES = (".json", ".safetensors", ".bin", ".py", ".txt", ".jinja", ".model", ".tiktoken")
+SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".py", ".txt", ".jinja", ".model", ".tiktoken")
 
 
 def check_files(folder: Path, *, where: str) -> None:

@@ -50,6 +50,8 @@ class Maker:
     host: str
     dtype: str | None
     threads: int | None
+    precision: str | None = None
+    """Of the products that choose latents in training."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class _Process:
         self.device = "cpu"
         self.dtype: str | None = None
         self.threads: int | None = None
+        self.precision: str | None = None
         self.revisions: dict[str, str] = {}
 
 
@@ -90,16 +93,22 @@ _process = _Process()
 
 @contextmanager
 def at_work(
-    verb: str, *, device: str = "cpu", dtype: str | None = None, threads: int | None = None
+    verb: str,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
 ) -> Iterator[None]:
     """Within the block this process is one job, on this torch device.
 
-    `dtype` is what it stores or computes in, `threads` how many it computes with.
+    `dtype` is what it stores or computes in, `threads` how many it computes with, `precision` that
+    of the products that choose latents.
     """
     global _process
     before, _process = _process, _Process()
     _process.verb, _process.device, _process.dtype = verb, device, dtype
-    _process.threads = threads
+    _process.threads, _process.precision = threads, precision
     try:
         yield
     finally:
@@ -128,6 +137,7 @@ def this_job() -> Maker:
         host=socket.gethostname(),
         dtype=_process.dtype,
         threads=_process.threads,
+        precision=_process.precision,
     )
 
 
@@ -175,7 +185,8 @@ def read(file: Path) -> Provenance | None:
     try:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         names = [each.name for each in fields(Maker)]
-        jobs = tuple(Maker(**{name: job[name] for name in names}) for job in data.pop("jobs"))
+        # A file of an older nullsae lacks what has a default; what else is missing is an error.
+        jobs = tuple(Maker(**{n: job[n] for n in names if n in job}) for job in data.pop("jobs"))
         return Provenance(jobs=jobs, **data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -199,6 +210,8 @@ def described(job: Maker) -> str:
     where = f"{job.device_kind}: {job.device}"
     if job.threads is not None:
         where += f", {job.threads} thread{'s' * (job.threads != 1)}"
+    if job.precision is not None:
+        where += f", latents chosen in {job.precision}"
     return f"{', '.join(versions)}; {where}; host {job.host}"
 
 

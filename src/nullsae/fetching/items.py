@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
+from nullsae.config.layouts import layout_files
+from nullsae.config.pretrained import FromSaeLens, pretrained_sae_path
+from nullsae.config.saelens_list import listed
 from nullsae.core.errors import UserError
-from nullsae.jobs.saes import pretrained_sae_path
 from nullsae.subjects.checkpoints import check_checkpoint
 
 # Small files at the top of a model's repository: configs, tokenizers, chat templates.
@@ -131,17 +133,44 @@ class PretrainedSae:
 
     def fetch(self) -> Fetched:
         """Have its files in the hub's cache."""
-        from nullsae.sae.exchange.formats import WEIGHTS as SAE_WEIGHTS
         from nullsae.sae.exchange.pretrained import read_pretrained
 
         path, inside = pretrained_sae_path(self.pretrained, self.site)
         found, prefix = _Repository(path, None, self.where, self.where), f"{inside}/" * bool(inside)
-        names = {f"{prefix}{name}" for name in ("cfg.json", *SAE_WEIGHTS.values())}
-        if not (names := names & found.sizes.keys()):
+        names = {f"{prefix}{name}" for name in layout_files()} & found.sizes.keys()
+        if not names:
             raise UserError(f"{self.where}: {path!r} on the hub holds no SAE in {inside!r}")
-        fetched = found.download(names)
+        fetched = found.download(names | ({"config.json"} & found.sizes.keys()))
         read_pretrained(self.pretrained, self.site, where=self.where)
         return fetched
+
+
+@dataclass(frozen=True)
+class ReleasedSae:
+    """An SAE of a release of SAELens, read once by `sae_lens`, which downloads it."""
+
+    pretrained: FromSaeLens
+    where: str = field(compare=False)
+
+    def describe(self) -> str:
+        """Its release and id."""
+        return f"SAE {self.pretrained} (SAELens)"
+
+    def fetch(self) -> Fetched:
+        """Have its files in the hub's cache."""
+        from huggingface_hub import constants
+
+        from nullsae.sae.exchange.pretrained import read_pretrained
+
+        folder = f"models--{listed(self.pretrained, self.where).repo_id.replace('/', '--')}"
+        blobs = Path(constants.HF_HUB_CACHE) / folder / "blobs"
+
+        def n_bytes() -> int:
+            return sum(file.stat().st_size for file in blobs.glob("*"))
+
+        before = n_bytes()
+        read_pretrained(self.pretrained, None, where=self.where)
+        return Fetched(n_bytes() - before, blobs.parent, was_there=n_bytes() == before)
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,20 @@ from typing import Any
 import yaml
 
 from nullsae.config.addresses import shown_address
+from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.model_files import is_local
-from nullsae.config.read import read_merged_config
+from nullsae.config.pretrained import FromSaeLens, pretrained_sae_path
+from nullsae.config.read import read_merged_config, study_files
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import content_key, write_text
 from nullsae.core.visible import visible
-from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, TokenizerFiles
+from nullsae.fetching.items import DataSet, Item, Model, PretrainedSae, ReleasedSae, TokenizerFiles
 from nullsae.fetching.streams import Stream
-from nullsae.jobs.saes import pretrained_sae_path
 
 # What else may say where the libraries of the hub keep things; HF_HOME alone should.
 OTHER_HOMES = (
@@ -64,7 +65,7 @@ def fetch_study(
         _move_home(into)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    config = read_merged_config([root / "config.yaml", *overlays])
+    config = read_merged_config(study_files(root, overlays))
 
     from huggingface_hub import constants
 
@@ -87,6 +88,8 @@ def fetch_study(
             f"{failed} of {len(items)} could not be fetched, see above; what was fetched stays, "
             f"and the same command goes on from here"
         )
+    # What was fetched says what an SAE was made on.
+    check_pretrained(config)
 
 
 def _move_home(into: Path) -> None:
@@ -150,7 +153,12 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
         if sae.pretrained is None:
             continue
         for site in dict.fromkeys(s for subject in config.subjects.values() for s in subject.sites):
-            if is_local(pretrained_sae_path(sae.pretrained, site)[0]):
+            if not sae.is_made(site, "trained"):
+                continue
+            if isinstance(sae.pretrained, FromSaeLens):
+                key = f"config: saes.{name}.pretrained"
+                items.append(ReleasedSae(sae.pretrained.at(site), key))
+            elif is_local(pretrained_sae_path(sae.pretrained, site)[0]):
                 remarks.append(f"saes.{name}.pretrained: local, for {site}")
             else:
                 items.append(PretrainedSae(sae.pretrained, site, f"config: saes.{name}.pretrained"))

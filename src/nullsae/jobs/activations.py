@@ -15,6 +15,7 @@ from nullsae.config.variants import fitted_to
 from nullsae.core.files import content_key
 from nullsae.jobs.accepted import in_use
 from nullsae.jobs.corpus import corpus_key
+from nullsae.jobs.grid import captured_sites
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.rules import PRESENT, Codes, Wildcards, rule
 from nullsae.jobs.subjects import model_key
@@ -83,7 +84,7 @@ def sample_gaussian(config: Config, wildcards: Wildcards) -> SampleGaussianParam
 def _of_split(config: Config, keys: ModelKeys, split: str) -> dict[str, Any]:
     settings = config.activations
     return {
-        "sites": config.subjects[keys.subject].sites,
+        "sites": captured_sites(config, keys.subject),
         "max_tokens": _max_tokens(settings, split),
         "seed": config.seed,
         "dtype": settings.dtype,

@@ -9,10 +9,9 @@ from typing import Any
 
 import yaml
 
-from nullsae.config.read import merge
+from nullsae.config.read import BASE, merge, study_files
 from nullsae.core.errors import UserError
 
-BASE_CONFIG = "config.yaml"
 # A job that is told to end keeps what it has first; its shell must not end before it.
 GUARD = "set -euo pipefail; trap : TERM; "
 _NOT_SHARED = (
@@ -21,16 +20,16 @@ _NOT_SHARED = (
 )
 
 
-def base_config(workflow: Any) -> str:
-    """The config that others are merged into: the working folder's, else the checkout's.
+def config_files(workflow: Any) -> list[str]:
+    """The configs that others are merged into, in their order.
 
-    A module has that of the checkout, where the importer gives none: `config.yaml` of the working
-    folder is the importer's.
+    They are those of the working folder (`study_files`). A module has the checkout's, where the
+    importer gives none: files of the working folder are the importer's.
     """
-    if workflow.modifier.is_main_snakefile() and Path(BASE_CONFIG).exists():
-        return BASE_CONFIG
+    if workflow.modifier.is_main_snakefile():
+        return list(map(str, study_files(Path())))
     checkout = workflow.current_basedir.get_path_or_uri(secret_free=True)
-    return str(Path(checkout, BASE_CONFIG))
+    return [str(Path(checkout, BASE))]
 
 
 def check_start(workflow: Any, arguments: Sequence[str]) -> None:

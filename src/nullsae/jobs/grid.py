@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from nullsae import paths
-from nullsae.config.saes import Sae, checkpoint_name
+from nullsae.config.saes import Sae, checkpoint_name, recipe_name
 from nullsae.config.study import Config
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import GAUSSIAN, VARIANTS, floor_name, has_model
@@ -48,9 +48,23 @@ def sae_cells(config: Config) -> Iterator[Keys]:
         yield from _saes_of(config, keys, seeds)
 
 
+def captured_sites(config: Config, subject: str) -> tuple[str, ...]:
+    """The sites of a subject at which SAEs are made, and those that transcoders write."""
+    sites, recipes = config.subjects[subject].sites, config.saes.values()
+    written = (
+        recipe.output_of(site)
+        for site in sites
+        for recipe in recipes
+        if recipe.is_made(site, "trained")
+    )
+    return tuple(dict.fromkeys((*sites, *written)))
+
+
 def _saes_of(config: Config, keys: Keys, seeds: Mapping[str, Iterable[int]]) -> Iterator[Keys]:
     for site in config.subjects[keys["subject"]].sites:
         for name, given in seeds.items():
+            if not config.saes[recipe_name(name)].is_made(site, keys["variant"]):
+                continue
             for seed in given:
                 yield {**keys, "site": site, "sae": name, "seed": str(seed)}
 
@@ -120,11 +134,13 @@ def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, 
 
 def matched_cells(config: Config, subject: str, sae: str) -> list[dict[str, Any]]:
     """Variant, draw and seed of the SAEs of one recipe that are compared with each other."""
+    recipe = config.saes[sae]
     return [
         {"variant": variant, "draw": draw, "seed": seed}
         for variant in config.variants
+        if recipe.input_site is None or variant == "trained"
         for draw in config.draws_of(variant, subject)
-        for seed in config.saes[sae].seeds
+        for seed in recipe.seeds
     ]
 
 
@@ -132,8 +148,8 @@ def recipe_cells(config: Config) -> Iterator[Keys]:
     """Subject, site and recipe of every set of SAEs that holds two to compare."""
     for subject, section in config.subjects.items():
         for site in section.sites:
-            for sae in config.saes:
-                if len(matched_cells(config, subject, sae)) > 1:
+            for sae, recipe in config.saes.items():
+                if recipe.is_made(site, "trained") and len(matched_cells(config, subject, sae)) > 1:
                     yield {"subject": subject, "site": site, "sae": sae}
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import (
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from nullsae.config.compute import Compute
 from nullsae.config.evaluation import Evaluation
+from nullsae.config.pretrained import FromSaeLens
+from nullsae.config.saelens_list import published
+from nullsae.config.saes import Expect, recipe_name
 from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.config.variants import ModelName, VariantName, has_model
@@ -24,6 +33,8 @@ class EvaluateSaeParams(Section):
     keys: CellKeys
     fidelity_tokens: PositiveInt | None = Evaluation().fidelity_tokens
     """Tokens of `eval` for cross-entropy and KL, where there is a model; null for all."""
+    expect: Expect | None = None
+    """Of a pretrained SAE: its published figures."""
     compute: Compute
     activations_key: str = ""
     """If given, activations of `sae_train` with another key are refused."""
@@ -37,6 +48,15 @@ class EvaluatedSae(Section):
     site: str
     sae: str
     seed: NonNegativeInt
+    expect: Expect | None = None
+
+    @model_serializer(mode="wrap")
+    def without_an_unused_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Params of jobs that expect nothing are as they were before there was `expect`."""
+        dumped: dict[str, Any] = serialize(self)
+        if self.expect is None:
+            dumped.pop("expect", None)
+        return dumped
 
 
 class EvaluatedModel(Section):
@@ -73,16 +93,31 @@ class EvaluateSaesParams(Section):
                     subject=self.subject,
                     variant=model.variant,
                     draw=self.draw,
-                    **sae.model_dump(),
+                    **sae.model_dump(exclude={"expect"}),
                 )
                 yield EvaluateSaeParams(
                     seed=self.seed,
                     keys=keys,
                     fidelity_tokens=fidelity,
+                    expect=sae.expect,
                     compute=self.compute,
                     activations_key=model.activations_key,
                     eval_activations_key=model.eval_activations_key,
                 )
+
+
+def _expected(config: Config, cell: Wildcards) -> Expect | None:
+    """Figures of the SAE of a cell, if it was made elsewhere: the config's, or else SAELens'."""
+    name = recipe_name(cell["sae"])
+    recipe = config.saes[name]
+    if recipe.pretrained is None or cell["variant"] != "trained":
+        return None
+    given = recipe.pretrained
+    if isinstance(given, FromSaeLens):
+        given = given.at(cell["site"])
+    known = published(given, f"config: saes.{name}.pretrained")
+    known |= {} if recipe.expect is None else recipe.expect.model_dump(exclude_none=True)
+    return Expect(**known) if known else None
 
 
 @rule(
@@ -97,7 +132,12 @@ def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaesParams:
     of_model = ModelKeys.of(wildcards)
     saes: dict[str, list[EvaluatedSae]] = {}
     for cell in evaluated_with(config, wildcards):
-        own = EvaluatedSae(site=cell["site"], sae=cell["sae"], seed=int(cell["seed"]))
+        own = EvaluatedSae(
+            site=cell["site"],
+            sae=cell["sae"],
+            seed=int(cell["seed"]),
+            expect=_expected(config, cell),
+        )
         saes.setdefault(cell["variant"], []).append(own)
     models = []
     for variant, each in saes.items():

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from nullsae import paths
-from nullsae.config.saes import Sae
+from nullsae.config.saes import Sae, recipe_name
 from nullsae.config.study import Config
 from nullsae.config.variants import fitted_to, runs_on_trained
 from nullsae.jobs.activations import activations_key
@@ -54,6 +54,16 @@ def _key_in(manifest: str) -> str | None:
         return None
 
 
+def captured_for_sae(config: Config, keys: Wildcards) -> list[str]:
+    """`captured_by` of the site that an SAE reads, and of the one that a transcoder writes.
+
+    One for each, also where both are the split's own manifest: as many are recorded later.
+    """
+    recipe, site = config.saes[recipe_name(keys["sae"])], keys["site"]
+    sites = dict.fromkeys((site, recipe.output_of(site)))
+    return [captured_by(config, {**keys, "site": each}) for each in sites]
+
+
 def fitted_keys(keys: Wildcards) -> dict[str, str] | None:
     """Keys of the activations that Gaussian ones are fitted to; None for those of a model."""
     fitted = fitted_to(keys["variant"], int(keys["draw"]))
@@ -75,8 +85,10 @@ def sae_inputs(
         recipes: how they are made.
     """
     of_model = {name: keys[name] for name in ("subject", "variant", "draw")}
-    stream = config.activations.streams
+    stream, recipes = config.activations.streams, list(recipes)
     looked_up = any(sae.origin.reads_tokens for sae in recipes)
+    # What a given SAE reads says whether contexts begin with BOS.
+    compared = keys["variant"] == "trained" and any(sae.pretrained for sae in recipes)
     corpus = config.subjects[keys["subject"]].corpus
     train_tokens, eval_tokens = (
         [paths.CORPUS_MANIFEST.format(corpus=corpus, split=split)]
@@ -85,14 +97,18 @@ def sae_inputs(
     fitted = fitted_keys(of_model)
     trained = paths.RECIPE.format(subject=keys["subject"], variant="trained", draw=0)
 
+    sites = list(sites)
+    written = (s.output_of(at) for at in sites for s in recipes if s.is_made(at, "trained"))
+    places = list(dict.fromkeys((*sites, *written)))
+
     def captured(**more: str) -> list[str]:
-        each = (captured_by(config, {**of_model, **more, "site": site}) for site in sites)
+        each = (captured_by(config, {**of_model, **more, "site": site}) for site in places)
         return list(dict.fromkeys(each))
 
     return {
         "train": captured(split="sae_train"),
         "heldout": captured(split="eval"),
-        "train_tokens": train_tokens if stream or looked_up else [],
+        "train_tokens": train_tokens if stream or looked_up or compared else [],
         "eval_tokens": eval_tokens if looked_up else [],
         "model": [paths.RECIPE.format(**of_model)] if stream and not fitted else [],
         # Of no option: a variant's own recipe says where its weights are.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from nullsae.config.compute import Compute
+from nullsae.config.compute import Compute, Precision
 from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.made_on import UsedOn, used_on
 from nullsae.config.model_files import is_local
+from nullsae.config.pretrained import pretrained_sae_path
 from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.config.section import FloatType, Section
-from nullsae.config.sites import site_layer
 from nullsae.config.study import Config
 from nullsae.config.variants import is_floor
 from nullsae.core.files import content_key
@@ -35,6 +36,8 @@ class SaeCell(Section):
     seed: NonNegativeInt
     local_files: tuple[str, ...] = ()
     """As in `PrepareCorpusParams`, of a pretrained SAE in a local folder."""
+    used_on: UsedOn | None = None
+    """What a pretrained SAE is given, to be compared with what it was made on."""
     code: str = ""
     """Hash of the code that it counts as made by; by default that of the present code."""
 
@@ -63,6 +66,7 @@ class TrainSaeParams(Section):
     stream: StreamParams | None = None
     """If given, activations come from live forward passes; the cached ones serve for the start."""
     compute: Compute
+    precision: Precision = "auto"
     activations_key: str = ""
     """If given, activations of `sae_train` with another key are refused."""
     eval_activations_key: str = ""
@@ -100,13 +104,6 @@ class TrainSaeParams(Section):
         return content_key([keys, recipe, cell.local_files, shared, code])
 
 
-def pretrained_sae_path(pretrained: str, site: str) -> tuple[str, str]:
-    """A pretrained SAE's (folder or hub id, folder within it) with the site filled in."""
-    filled = pretrained.replace("{site}", site).replace("{layer}", str(site_layer(site)))
-    path, _, inside = filled.partition("::")
-    return path, inside
-
-
 def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
     """What makes the SAEs of a recipe and no others: the architecture, or the reader of a file."""
     if recipe.pretrained is not None and variant == "trained":
@@ -132,7 +129,7 @@ def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
 def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
     """The SAEs whose keys match the wildcards: one, or all of a site or of a variant."""
     keys = ModelKeys.of(wildcards)
-    cells = tuple(_cell(config.saes, cell) for cell in trained_together(config, wildcards))
+    cells = tuple(_cell(config, cell) for cell in trained_together(config, wildcards))
     recipes = floor_recipes(config) if is_floor(keys.variant) else config.saes
     return TrainSaeParams(
         seed=config.seed,
@@ -141,20 +138,24 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
         cells=cells,
         stream=_stream(config, keys),
         compute=config.compute,
+        precision=config.compute.precision,
         activations_key=key_of(config, keys, "sae_train"),
         eval_activations_key=key_of(config, keys, "eval"),
     )
 
 
-def _cell(saes: Mapping[str, Sae], cell: Wildcards) -> SaeCell:
+def _cell(config: Config, cell: Wildcards) -> SaeCell:
     read: list[str] = []
     site, sae, seed = cell["site"], cell["sae"], int(cell["seed"])
-    if (pretrained := saes[sae].pretrained) is not None:
+    recipe, used = config.saes[sae], None
+    if isinstance(pretrained := recipe.pretrained, str):
         path, inside = pretrained_sae_path(pretrained, site)
         read = folder_files(str(Path(path) / inside)) if is_local(path) else []
-    present = _present_code(saes[sae], cell["variant"])
+    if pretrained is not None and cell["variant"] == "trained":
+        used = used_on(config, cell["subject"])
+    present = _present_code(recipe, cell["variant"])
     code = in_use().code("train_sae", cell, present)
-    return SaeCell(site=site, sae=sae, seed=seed, local_files=stamps(read), code=code)
+    return SaeCell(site=site, sae=sae, seed=seed, local_files=stamps(read), used_on=used, code=code)
 
 
 def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:
@@ -162,7 +163,9 @@ def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[st
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(cell.sae, {})[cell.seed] = None
-    return {n: recipes[n].model_copy(update={"seeds": tuple(seeds[n])}) for n in seeds}
+    # What is expected of an SAE is asked where it is evaluated.
+    update: dict[str, Any] = {"expect": None}
+    return {n: recipes[n].model_copy(update={**update, "seeds": tuple(seeds[n])}) for n in seeds}
 
 
 def _stream(config: Config, keys: ModelKeys) -> StreamParams | None:

@@ -10,7 +10,7 @@ import torch
 
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.causal import Tokens, changes_at, equal_norms
+from nullsae.latents.causal import Tokens, changes_at, context_ids, equal_norms
 from nullsae.latents.describe import Described
 from nullsae.latents.effects import ROWS, random_directions
 from nullsae.latents.injection import count_occurrences, injection_rates, peak_tokens
@@ -110,7 +110,8 @@ def _changes(
     own = coder.w_dec[torch.from_numpy(sampled)]
     drawn = random_directions(params, coder.w_dec.shape)[sampled]
     directions = equal_norms([own, own[torch.from_numpy(partners)], drawn.to(own)])
-    successors, interventions = Successors.of(split), Interventions(subject, params.keys.site)
+    successors = Successors.of(split)
+    interventions = Interventions(subject, coder.writes_at(params.keys.site))
     fired = firing_places(
         *(firings, sampled, successors.pair, split, order, params.latents.causal_places),
         _generators(params, "ablated_firings"),
@@ -119,10 +120,14 @@ def _changes(
     taken, added = (
         changes_at(interventions, split, places, amounts, directions, tokens)
         for places, amounts, tokens in (
-            (fired, -fired.value, Tokens.of_places(split, fired)),
+            (
+                fired,
+                -fired.value * _scales(subject, params.keys.site, coder, split, fired),
+                Tokens.of_places(split, fired),
+            ),
             (
                 silence,
-                mean[silence.of],
+                mean[silence.of] * _scales(subject, params.keys.site, coder, split, silence),
                 Tokens.of_firings(firings, sampled, successors, silence),
             ),
         )
@@ -141,6 +146,23 @@ def _changes(
             there = enough & ((of != "_swapped") | (len(sampled) > 1))
             found[name + of] = np.where(there, values[:, row], np.nan)
     return found
+
+
+def _scales(
+    subject: Subject, site: str, coder: Autoencoder, split: Split, places: Places
+) -> np.ndarray:
+    """What a code of 1 adds of its decoder row at each place: float64 [n_places]."""
+    scales = np.ones(len(places.position))
+    if coder.normalization == "none":
+        return scales
+    context, offset = np.divmod(places.position, split.context_tokens)
+    for one in np.unique(context).tolist():
+        at = np.flatnonzero(context == one)
+        ids = torch.from_numpy(context_ids(split, np.array([one])))
+        x = subject.activations(ids, split="eval", contexts=[one], sites=[site])[site][0]
+        rows = x[torch.from_numpy(offset[at]).to(x.device)].to(coder.b_dec.device, torch.float32)
+        scales[at] = coder.contribution(rows).cpu().numpy()
+    return scales
 
 
 def _least(params: CollectLatentsParams) -> int:

@@ -172,8 +172,11 @@ def _effects(
     """Columns of `latents` that need the subject, of each latent: numbers and lists; and why there
     are none.
     """
-    subject, no_subject = subject_for_effects(model, params.keys.site, coder.w_dec.device)
-    direct = effect_columns(params, subject, coder.w_dec, firings, skipped.split, passing, sampled)
+    site = coder.writes_at(params.keys.site)
+    subject, no_subject = subject_for_effects(model, site, coder.w_dec.device)
+    direct = effect_columns(
+        *(params, subject, coder.w_dec, firings, skipped.split, passing, sampled), site=site
+    )
     causal, no_causal = causal_columns(
         params,
         subject=subject,
@@ -290,8 +293,8 @@ def _latent_columns(
     shown = np.full(n, np.nan)
     shown[sampled] = np.array([entropy[latent] for latent in sampled.tolist()], dtype=np.float64)
     cosine = np.full(n, np.nan)
-    # A token lookup has no encoder rows.
-    for start in range(0, len(coder.w_enc), GEOMETRY_ROWS):
+    # A token lookup has no encoder rows; those of a transcoder are in another space.
+    for start in range(0, 0 if coder.transcodes else len(coder.w_enc), GEOMETRY_ROWS):
         rows = slice(start, start + GEOMETRY_ROWS)
         found = torch.cosine_similarity(coder.w_enc[rows], coder.w_dec[rows], dim=1)
         cosine[rows] = found.cpu().numpy()

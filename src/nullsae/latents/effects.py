@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullsae.config.sites import KINDS, site_kind
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents import promoted
@@ -52,7 +51,7 @@ def subject_for_effects(
     """
     if model is None:
         return None, "no model"
-    if site_kind(site) not in KINDS:
+    if site == "embed":
         return None, "the site is not in the residual stream and not written to it"
     return (model if isinstance(model, Subject) else shared_subject(model, device)), None
 
@@ -65,6 +64,8 @@ def effect_columns(
     split: Split,
     passing: np.ndarray,
     sampled: np.ndarray,
+    *,
+    site: str,
 ) -> Effects:
     """What latents do to the logits.
 
@@ -74,18 +75,19 @@ def effect_columns(
     Args:
         params: keys what is drawn.
         subject: None where there is none for the site.
-        w_dec: [n_latents, d_model], on the device that computes.
+        w_dec: [n_latents, width of the site], on the device that computes.
         firings: of all latents.
         split: that the firings are of.
         passing: int64 [n], the latents that pass the filter, ascending.
         sampled: int64 [n], those of them whose tokens are named, ascending.
+        site: that the rows of the decoder are written to.
     """
     columns = {name: np.full(len(w_dec), np.nan) for name in COLUMNS}
     lists: dict[str, promoted.Lists] = {n: [None] * len(w_dec) for n in promoted.COLUMNS}
     if subject is None:
         return Effects(columns, lists, None)
     try:
-        path = direct_path(subject).to(w_dec.device)
+        path = direct_path(subject, site).to(w_dec.device)
     except NoDirectPathError as error:
         return Effects(columns, lists, str(error))
     successors = Successors.of(split)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from nullsae import tables
+from nullsae.activations.outputs import both, outputs_of
 from nullsae.activations.store import SiteReader
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
@@ -36,7 +37,8 @@ def cross_evaluate(
     `explained_variance`, `cosine`, `l0` and `alive_share` are those of the activations as they are,
     about the variant's own mean over the tokens used. For `explained_variance_rescaled` they are
     first brought to the mean norm that the SAE was trained on, and compared there: it tells apart
-    a dictionary that does not fit from a mere difference of scale.
+    a dictionary that does not fit from a mere difference of scale. Of a transcoder, what is
+    explained is the output site, scaled by the same factor as what is read.
 
     Args:
         params: the rule's slice of the config.
@@ -69,32 +71,38 @@ def cross_evaluate(
     rows = []
     for variant, reader in zip(params.variants, readers, strict=True):
         place = {"evaluated_on": variant.variant, "evaluated_on_draw": variant.draw}
-        found = _measure(coder, config.input_norm, reader, corpus, params.max_tokens)
+        wanted = outputs_of(reader, params.keys.site, coder.writes_at(params.keys.site))
+        found = _measure(coder, config.input_norm, reader, wanted, corpus, params.max_tokens)
         rows.append(place | found)
         progress(len(rows), len(readers))
     tables.write_table(output, rows, tables.cell_schema("cross_evaluation"))
 
 
 def _measure(
-    coder: Autoencoder, input_norm: float, reader: SiteReader, corpus: Tokens, max_tokens: int
+    coder: Autoencoder,
+    input_norm: float,
+    reader: SiteReader,
+    wanted: SiteReader,
+    corpus: Tokens,
+    max_tokens: int,
 ) -> dict[str, Any]:
     """The columns of one variant."""
-    n, total, norms = 0, torch.zeros(reader.d_model, dtype=torch.float64), 0.0
-    for x, _ in reader.batches(max_tokens=max_tokens):
-        exact = x.double()
-        n, total = n + len(x), total + exact.sum(dim=0)
-        norms += float(exact.norm(dim=1).sum())
+    n, total, norms = 0, torch.zeros(wanted.d_model, dtype=torch.float64), 0.0
+    for x, y, _ in both(reader, wanted, max_tokens=max_tokens):
+        n, total = n + len(x), total + y.double().sum(dim=0)
+        norms += float(x.double().norm(dim=1).sum())
     factors = {"plain": 1.0, "rescaled": input_norm / (norms / n) if norms else 1.0}
     sums = {
         name: ReconstructionSums(mean=total / n * factor, n_documents=1, n_latents=coder.n_latents)
         for name, factor in factors.items()
     }
-    for x, position in reader.batches(max_tokens=max_tokens):
+    for x, y, position in both(reader, wanted, max_tokens=max_tokens):
         ids = token_ids(corpus, position)
         for name, factor in factors.items():
-            scaled = (x.double() * factor).float()
-            values, indices = coder.encode(scaled.to(coder.b_dec.device), ids)
-            decoded = coder.decode(values, indices)
+            given = (x.double() * factor).float().to(coder.b_dec.device)
+            scaled = (y.double() * factor).float()
+            values, indices = coder.encode(given, ids)
+            decoded = coder.decode(values, indices, given)
             sums[name].add(scaled, decoded, values, indices, np.zeros(len(x), dtype=np.int64))
     plain = sums["plain"].totals()
     return {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nullsae import tables
+from nullsae.activations.outputs import outputs_of
 from nullsae.activations.passes import batches_together, open_site
 from nullsae.activations.store import SiteReader, document_of
 from nullsae.core.errors import UserError
@@ -19,13 +20,16 @@ from nullsae.core.moments import SHARES, Moments
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, Fidelity, fidelity, spread
+from nullsae.metrics.gate import require_fit
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums, explained
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import load_sae
+from nullsae.sae.files import PRETRAINED, load_sae
 from nullsae.sae.token_means import TokenMeans, token_ids
-from nullsae.subjects.loading import pick_device, shared_subject
+from nullsae.subjects.loading import Subject, pick_device, shared_subject
 
+# The sites that are read and explained: the same but for transcoders.
+Pair = tuple[str, str]
 # Tokens of eval, from its start, that the covariance is taken over.
 HEALTH_TOKENS = 65_536
 NO_VARIANCE = "the site has no variance: all tokens have the same activation"
@@ -85,8 +89,9 @@ def evaluate_together(
         progress: called with (tokens done, tokens in all), over all sites.
 
     Raises:
-        UserError: a model that is missing or does not belong here, or activations that are
-            missing, damaged, of another config or of another width than an SAE's.
+        UserError: a model that is missing or does not belong here, activations that are missing,
+            damaged, of another config or of another width than an SAE's, or an SAE made elsewhere
+            that is fed with something else than it was trained on.
     """
     torch.set_num_threads(saes[0].params.compute.threads)
     device = pick_device(saes[0].params.compute.device)
@@ -97,31 +102,38 @@ def evaluate_together(
         coder, config = load_sae(one.sae)
         of_sae = (config.d_model, one.sae, device)
         heldout = open_for(eval_activations, site, params.eval_activations_key, *of_sae)
-        fitted[site] = open_for(train_activations, site, params.activations_key, *of_sae)
+        of_training = open_for(train_activations, site, params.activations_key, *of_sae)
         # What was sampled names the activations that it is fitted to, and has no model.
         if (model is None) != ("fitted" in heldout.manifest):
             captured = "captured from a model; give its recipe.json"
             how = captured if model is None else "sampled, from no model; leave it out"
             raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
-        measured.append(Measured(one, coder.to(device), heldout, tokens))
+        coder = coder.to(device)
+        if model is not None and config.dictionary == PRETRAINED:
+            subject = shared_subject(model, device)
+            require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
+        # Of a transcoder, what is explained is its output site.
+        written = coder.writes_at(site)
+        measured.append(Measured(one, coder, heldout, outputs_of(heldout, site, written), tokens))
+        fitted[measured[-1].pair] = outputs_of(of_training, site, written)
     means = fit_means(fitted, fit_tokens, int(tokens.manifest["vocab_size"]))
-    looked_up = _reconstruct(measured, tokens, {s: m for s, (m, _) in means.items()}, progress)
+    looked_up = _reconstruct(measured, tokens, {p: m for p, (m, _) in means.items()}, progress)
+    subject_of = None if model is None else shared_subject(model, device)
     for each in measured:
-        site = each.one.params.keys.site
-        _write(each, model, tokens, looked_up[site], means[site][1])
+        _write(each, subject_of, tokens, looked_up[each.pair], means[each.pair][1])
 
 
 def _write(
-    each: Measured, model: Path | None, tokens: Tokens, looked_up: np.ndarray, n_fitted: int
+    each: Measured, subject: Subject | None, tokens: Tokens, looked_up: np.ndarray, n_fitted: int
 ) -> None:
     """The tables of one SAE, after the pass."""
     params, coder, heldout, sums = each.one.params, each.coder, each.heldout, each.sums
-    spliced = None if model is None else _spliced(params, model, coder, heldout, tokens)
+    spliced = None if subject is None else _spliced(each, subject, tokens)
     health = each.moments.health()
     row = {
         "n_latents": coder.n_latents,
         "d_model": heldout.d_model,
-        "reason": NO_VARIANCE if heldout.is_constant else None,
+        "reason": NO_VARIANCE if each.wanted.is_constant else None,
         **sums.totals(),
         "explained_variance_all_tokens": each.of_all_tokens(),
         "n_tokens_excluded": heldout.n_excluded,
@@ -150,28 +162,40 @@ class Measured:
     """What a pass over `eval` adds up for one SAE."""
 
     def __init__(
-        self, one: OneSae, coder: Autoencoder, heldout: SiteReader, tokens: Tokens
+        self,
+        one: OneSae,
+        coder: Autoencoder,
+        heldout: SiteReader,
+        wanted: SiteReader,
+        tokens: Tokens,
     ) -> None:
-        """Start at zero; `coder` lies on the device that computes."""
-        self.one, self.coder, self.heldout, self.tokens = one, coder, heldout, tokens
-        n_documents, mean = int(tokens.document_id.max()) + 1, heldout.mean()
+        """Start at zero; `coder` lies on the device that computes.
+
+        `heldout` is what it reads, `wanted` what is to come out: the same but for transcoders.
+        """
+        self.one, self.coder, self.tokens = one, coder, tokens
+        self.heldout, self.wanted, self.mean = heldout, wanted, wanted.mean()
+        self.pair = (one.params.keys.site, coder.writes_at(one.params.keys.site))
+        n_documents = int(tokens.document_id.max()) + 1
         self.sums, self.rest = (
-            ReconstructionSums(mean=mean, n_documents=n_documents, n_latents=coder.n_latents)
+            ReconstructionSums(mean=self.mean, n_documents=n_documents, n_latents=coder.n_latents)
             for _ in range(2)
         )
         self.moments = Moments(heldout.d_model, device=coder.b_dec.device)
-        self.left_out = torch.zeros(heldout.d_model, dtype=torch.float64)
+        self.left_out = torch.zeros(wanted.d_model, dtype=torch.float64)
 
-    def add(self, x: Tensor, position: Tensor, documents: np.ndarray, *, counts: bool) -> None:
-        """Add tokens that count, or that do not: activations float32 [n, d_model]."""
-        ids = token_ids(self.tokens, position)
-        values, indices = self.coder.encode(x.to(self.coder.b_dec.device), ids)
-        output = self.coder.decode(values, indices)
-        (self.sums if counts else self.rest).add(x, output, values, indices, documents)
+    def add(
+        self, x: Tensor, y: Tensor, position: Tensor, documents: np.ndarray, *, counts: bool
+    ) -> None:
+        """Add tokens that count, or that do not: what is read and wanted, float32 [n, d]."""
+        given = x.to(self.coder.b_dec.device)
+        values, indices = self.coder.encode(given, token_ids(self.tokens, position))
+        output = self.coder.decode(values, indices, given)
+        (self.sums if counts else self.rest).add(y, output, values, indices, documents)
         if counts:
             self.moments.add(x[: HEALTH_TOKENS - self.moments.n])
         else:
-            self.left_out += (x.double() - self.heldout.mean()).sum(dim=0)
+            self.left_out += (y.double() - self.mean).sum(dim=0)
 
     def of_all_tokens(self) -> float | None:
         """Explained variance over all tokens, excluded ones too, about the mean of all."""
@@ -187,47 +211,42 @@ class Measured:
 def _reconstruct(
     measured: Sequence[Measured],
     tokens: Tokens,
-    means: Mapping[str, Tensor],
+    means: Mapping[Pair, Tensor],
     progress: Callable[[int, int], None],
-) -> dict[str, np.ndarray]:
-    """One pass over `eval` for all of them; by site, `token_lookup_errors` of these means."""
-    readers = {each.one.params.keys.site: each.heldout for each in measured}
-    errors = {site: np.zeros(int(tokens.document_id.max()) + 1) for site in readers}
-    done, total = 0, sum(reader.n_tokens for reader in readers.values())
-    for site, counts, x, position in batches_together(readers):
+) -> dict[Pair, np.ndarray]:
+    """One pass over `eval` for all of them; by pair of sites, errors of these means of tokens."""
+    pairs = {each.pair: (each.heldout, each.wanted) for each in measured}
+    errors = {pair: np.zeros(int(tokens.document_id.max()) + 1) for pair in pairs}
+    done, total = 0, sum(reader.n_tokens for reader, _ in pairs.values())
+    for pair, counts, x, y, position in batches_together(pairs):
         documents = document_of(position, tokens.document_id)
         for each in measured:
-            if each.one.params.keys.site == site:
-                each.add(x, position, documents, counts=counts)
+            if each.pair == pair:
+                each.add(x, y, position, documents, counts=counts)
         if counts:
             ids = token_ids(tokens, position)
-            add_lookup_errors(errors[site], means[site], x, ids, documents)
+            add_lookup_errors(errors[pair], means[pair], y, ids, documents)
             done += len(x)
             progress(done, total)
     return errors
 
 
-def _spliced(
-    params: EvaluateSaeParams,
-    model: Path,
-    coder: Autoencoder,
-    heldout: SiteReader,
-    tokens: Tokens,
-) -> Fidelity:
+def _spliced(each: Measured, subject: Subject, tokens: Tokens) -> Fidelity:
     """Fidelity over contexts spread over the split."""
-    subject = shared_subject(model, coder.b_dec.device)
+    params, coder = each.one.params, each.coder
     n_contexts, context_tokens = tokens.input_ids.shape
     contexts = spread(n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens)
     input_ids = torch.from_numpy(tokens.input_ids[contexts])
     site, documents = params.keys.site, tokens.document_id[contexts]
     kept = torch.ones_like(input_ids, dtype=torch.bool)
     rows = {context: row for row, context in enumerate(contexts)}
-    for at in heldout.excluded_positions().tolist():
+    for at in each.heldout.excluded_positions().tolist():
         context, offset = divmod(at, context_tokens)
         if context in rows:
             kept[rows[context], offset] = False
-    mean = heldout.mean()
-    return fidelity(subject, coder, site, input_ids, documents, mean, contexts=contexts, kept=kept)
+    return fidelity(
+        *(subject, coder, site, input_ids, documents, each.mean), contexts=contexts, kept=kept
+    )
 
 
 def open_for(
@@ -249,14 +268,15 @@ def open_for(
 
 
 def fit_means(
-    readers: Mapping[str, SiteReader], corpus: Tokens, vocab_size: int
-) -> dict[str, tuple[Tensor, int]]:
-    """Per site the mean activation of each token id, and of how many tokens: one pass for all."""
-    sums = {site: TokenMeans(vocab_size, reader.d_model) for site, reader in readers.items()}
-    for site, counts, x, position in batches_together(readers):
+    readers: Mapping[Pair, SiteReader], corpus: Tokens, vocab_size: int
+) -> dict[Pair, tuple[Tensor, int]]:
+    """The mean activation of each token id, and of how many tokens: one pass for all sites."""
+    sums = {pair: TokenMeans(vocab_size, reader.d_model) for pair, reader in readers.items()}
+    same = {pair: (reader, reader) for pair, reader in readers.items()}
+    for pair, counts, x, _, position in batches_together(same):
         if counts:
-            sums[site].add(x, token_ids(corpus, position))
-    return {site: (own.means(), int(own.counts.sum())) for site, own in sums.items()}
+            sums[pair].add(x, token_ids(corpus, position))
+    return {pair: (own.means(), int(own.counts.sum())) for pair, own in sums.items()}
 
 
 def add_lookup_errors(

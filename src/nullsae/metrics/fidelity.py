@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from nullsae.metrics.ce_score import ce_score
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.subjects.families import attach
 from nullsae.subjects.loading import Subject
 
 BATCH_CONTEXTS = 16
@@ -71,21 +73,22 @@ def fidelity(
     """Losses of the next token over contexts of `eval`, with the site replaced or not.
 
     ce_clean: the subject as it is; ce_sae: the site replaced by its reconstruction; ce_zero, by
-    zeros; ce_mean, by the split's mean activation. kl_* = KL(clean || replaced). Tokens that are
+    zeros; ce_mean, by the split's mean activation. A transcoder reads one site in the same pass,
+    and another one is replaced. kl_* = KL(clean || replaced). Tokens that are
     excluded stay as they are, and what is predicted from them counts nowhere.
 
     Args:
         subject: the variant.
         sae: on any device; activations are brought there and back.
-        site: where to splice.
+        site: that the SAE reads.
         input_ids: [contexts, tokens].
         documents: [contexts, tokens], the document of each token.
-        mean: [d_model], mean activation of the site.
+        mean: [d_model], mean activation of the site that is replaced.
         contexts: index of each row in the split.
         kept: bool [contexts, tokens], which tokens count; all by default.
     """
     kept = torch.ones_like(input_ids, dtype=torch.bool) if kept is None else kept
-    names = ("fidelity_tokens", *LOSSES, *DIVERGENCES)
+    names, replaced = ("fidelity_tokens", *LOSSES, *DIVERGENCES), sae.writes_at(site)
     targets = documents[:, 1:]
     by_document = {name: np.zeros(int(documents.max()) + 1) for name in names}
     by_context = {name: np.zeros(len(input_ids)) for name in names}
@@ -96,16 +99,22 @@ def fidelity(
         np.add.at(by_document[name], targets[rows], exact)
         by_context[name][rows] = exact.sum(axis=1)
 
+    read: dict[str, Tensor] = {}
+
+    def see(x: Tensor) -> None:
+        read[site] = x.clone()
+
     for start in range(0, len(input_ids), BATCH_CONTEXTS):
         batch = input_ids[start : start + BATCH_CONTEXTS]
         placed = contexts[start : start + len(batch)]
         add("fidelity_tokens", start, torch.ones(len(batch), batch.shape[1] - 1))
         clean = torch.empty(0)
         counting = kept[start : start + len(batch)]
-        for name, replace in _replacements(sae, batch, mean, counting).items():
-            logits = subject.logits(
-                batch, split="eval", contexts=placed, site=site, replace=replace
-            )
+        for name, replace in _replacements(sae, batch, mean, counting, read).items():
+            with attach(subject.point(site), see) if sae.transcodes else nullcontext():
+                logits = subject.logits(
+                    batch, split="eval", contexts=placed, site=replaced, replace=replace
+                )
             log_p = F.log_softmax(logits[:, :-1].float(), dim=-1)
             target = batch[:, 1:].to(log_p.device, torch.int64)
             add(f"ce_{name}", start, -log_p.gather(2, target[:, :, None]).squeeze(2))
@@ -127,18 +136,20 @@ def spread(n_contexts: int, n_tokens: int, context_tokens: int) -> list[int]:
 
 
 def _replacements(
-    sae: Autoencoder, input_ids: Tensor, mean: Tensor, kept: Tensor
+    sae: Autoencoder, input_ids: Tensor, mean: Tensor, kept: Tensor, read: Mapping[str, Tensor]
 ) -> dict[str, Callable[[Tensor], Tensor] | None]:
     """What stands in for a site's [contexts, tokens, d_model], the tokens being `input_ids`.
 
-    Only where `kept`, bool [contexts, tokens], is true.
+    Only where `kept`, bool [contexts, tokens], is true. `read` holds what a transcoder reads by the
+    time that its output is wanted.
     """
     token_ids = input_ids.flatten().long()
 
     # A subject may lie on several devices: each site says where its own activations are.
     def reconstruct(x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1).to(sae.b_dec.device, torch.float32)
-        return sae.decode(*sae.encode(flat, token_ids)).to(x.device, x.dtype).view(x.shape)
+        (given,) = read.values() if sae.transcodes else (x,)
+        flat = given.reshape(len(token_ids), -1).to(sae.b_dec.device, torch.float32)
+        return sae.decode(*sae.encode(flat, token_ids), flat).to(x.device, x.dtype).view(x.shape)
 
     def where_kept(replace: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         if bool(kept.all()):

@@ -50,7 +50,8 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
         encoder_norms = row_norms(sae.w_enc)
         row["encoder_norm_mean"] = float(encoder_norms[kept].mean())
         both = kept & (encoder_norms > 0)
-        if bool(both.any()):
+        # Rows of a transcoder are in two spaces.
+        if bool(both.any()) and not sae.transcodes:
             products = torch.linalg.vecdot(sae.w_enc, sae.w_dec).double()
             cosines = products[both] / (encoder_norms[both] * norms[both])
             row["encoder_decoder_cosine_mean"] = float(cosines.mean())
@@ -60,7 +61,7 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
         row["nearest_cosine_median"] = float(np.median(nearest))
         row["nearest_cosine_p95"] = float(np.quantile(nearest, 0.95))
         del directions
-        floor = random_directions(n, sae.d_model, seed, "nearest").to(sae.w_dec.device)
+        floor = random_directions(n, sae.w_dec.shape[1], seed, "nearest").to(sae.w_dec.device)
         row["random_nearest_cosine_mean"] = float(nearest_cosines(floor).double().mean())
     return row
 

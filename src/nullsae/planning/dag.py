@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import nullsae
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
+from nullsae.core.home import workflow_folder
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.shared_training import NO_RESULTS, rule_of
 from nullsae.jobs.work import WORK, job_work
@@ -52,7 +52,7 @@ class Graph:
         and no lock is taken.
 
         Raises:
-            UserError: there is no Snakefile, or Snakemake finds a mistake.
+            UserError: Snakemake finds a mistake.
         """
         self.jobs: list[Job] = []
         answer = ask_snakemake(study.config, root, "nullsae.planning.dag")
@@ -93,15 +93,9 @@ def _ordered(answer: Iterable[Any]) -> list[tuple[str, list[Keys], list[int]]]:
 
 
 def snakefile_of(root: Path) -> Path:
-    """The Snakefile of a folder, else of the checkout that this package is imported from.
-
-    Raises:
-        UserError: neither has one.
-    """
-    for folder in (root, Path(nullsae.__file__).parents[2]):
-        if (folder / "Snakefile").is_file():
-            return (folder / "Snakefile").resolve()
-    raise UserError(f"{root}: no Snakefile here; go to the folder of the workflow, or name it")
+    """The Snakefile of a folder, else the one that nullsae comes with."""
+    own = root / "Snakefile"
+    return (own if own.is_file() else workflow_folder() / "Snakefile").resolve()
 
 
 def ask_snakemake(config: Config, root: Path, module: str) -> Any:
@@ -111,7 +105,7 @@ def ask_snakemake(config: Config, root: Path, module: str) -> Any:
     without results.
 
     Raises:
-        UserError: there is no Snakefile, or Snakemake finds a mistake.
+        UserError: Snakemake finds a mistake.
     """
     snakefile = snakefile_of(root)
     with TemporaryDirectory() as folder:

@@ -41,7 +41,7 @@ def made_jobs(config: Config, root: Path) -> list[MadeJob]:
     """All jobs of a study and of its toy models, each after those that it reads from.
 
     Raises:
-        UserError: a run is at work, there is no Snakefile, or Snakemake finds a mistake.
+        UserError: a run is at work, Snakemake finds a mistake.
     """
     answer = ask_snakemake(config, root, "nullsae.planning.made")
     if answer is None:

@@ -47,7 +47,7 @@ def named_by(config: Config, root: Path) -> Named:
     """What a config names of a study's folder, whatever is there.
 
     Raises:
-        UserError: there is no Snakefile, or Snakemake finds a mistake.
+        UserError: Snakemake finds a mistake.
     """
     found = ask_snakemake(config, root, "nullsae.planning.named")
     return Named(**{name: frozenset(each) for name, each in found.items()})

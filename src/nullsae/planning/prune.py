@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from nullsae import paths
 from nullsae.config.plain import read_yaml
-from nullsae.config.read import read_merged_config
+from nullsae.config.read import read_merged_config, study_files
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.locking import alone_at
@@ -47,7 +47,7 @@ def find(config: Config, root: Path) -> Found:
         UserError: there is no such folder, or Snakemake finds a mistake.
     """
     if not (root / RESULTS).is_dir():
-        raise UserError(f"{root / RESULTS}: no such folder; give the folder of the study by --root")
+        raise UserError(f"{root / RESULTS}: no such folder; name the study's: nullsae prune STUDY")
     tree, found = ResultsTree(config, named_by(config, root)), Found()
     for path, size in _walk(root, RESULTS, found.links):
         found.files[tree.state(path)][path] = size
@@ -85,7 +85,7 @@ def prune(
     """
     if yes:
         _refuse_locks(root)
-    config = read_merged_config([root / "config.yaml", *configfiles])
+    config = read_merged_config(study_files(root, configfiles))
     found = find(config, root)
     leaves = found.files[State.LEFT] | (found.files[State.PAID] if llm_cache else {})
     for line in _listing(found, leaves, config, llm_cache):

@@ -16,6 +16,7 @@ from itertools import chain
 from nullsae import paths
 from nullsae.config.metrics import METRICS
 from nullsae.config.study import Config
+from nullsae.jobs.grid import captured_sites
 from nullsae.jobs.work import NOT_PLANNED, WORK
 from nullsae.planning.named import Named
 from nullsae.report.kinds import FIGURES
@@ -195,8 +196,9 @@ class ResultsTree:
         if not kind.part_of:
             return kind.pattern.format(**keys) in self._named.files
         if kind.pattern.startswith(paths.SITE):
-            subject = self._config.subjects.get(keys["subject"])
-            if subject is None or keys["site"] not in subject.sites:
+            if keys["subject"] not in self._config.subjects:
+                return False
+            if keys["site"] not in captured_sites(self._config, keys["subject"]):
                 return False
         return kind.part_of.format(**keys) in self._named.files
 

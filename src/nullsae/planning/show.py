@@ -14,7 +14,7 @@ from rich.table import Table
 from nullsae.autointerp.llm.cache import ReplyCache
 from nullsae.autointerp.llm.messages import cost_usd
 from nullsae.config.model_size import model_size
-from nullsae.config.read import read_merged_config
+from nullsae.config.read import read_merged_config, study_files
 from nullsae.config.study import Config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
@@ -175,7 +175,7 @@ def print_plan(
     Raises:
         UserError: a mistake in the config, or a file that cannot be written.
     """
-    config = read_merged_config([root / "config.yaml", *overlays])
+    config = read_merged_config(study_files(root, overlays))
     console = Console() if Console().is_terminal else Console(width=120)
     _print_trusted(console, config)
     plan = make_plan(config, root, device=device, gpus=gpus, cores=cores)
@@ -187,8 +187,8 @@ def print_plan(
     _print_rules(console, plan)
     on = f"{plan.gpus} x {plan.device}, " if plan.gpus else ""
     console.print(
-        f"Time: {_span(plan.seconds)} on {on}{plan.cores} cores; "
-        f"{_span(plan.longest_chain_seconds)} at least, the longest chain of jobs. Waiting for "
+        f"Time: {time_text(plan.seconds)} on {on}{plan.cores} cores; "
+        f"{time_text(plan.longest_chain_seconds)} at least, the longest chain of jobs. Waiting for "
         f"language models is not in it. Rates: {plan.rates}."
     )
     console.print(
@@ -292,7 +292,7 @@ def _hours(seconds: float) -> str:
     return f"{hours:,.0f}" if hours >= 99.5 else f"{hours:.2g}"
 
 
-def _span(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """A time in the unit that fits."""
     for unit, length in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * length:

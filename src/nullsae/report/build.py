@@ -111,6 +111,7 @@ def _subject_context(study: Study, subject: str, figures: list[Figure]) -> dict[
         "scopes": {name: [r for r in compared if r["variant"] == name] for name in study.compared},
         "not_comparable": sorted({r["not_comparable"] for r in compared if r["not_comparable"]}),
         "coverage": sections.coverage(study, subject),
+        "arms": sections.arms(study, subject),
         "groups": [
             (group, [by_kind[kind] for kind in group.kinds if kind in by_kind])
             for group in GROUPS[1:]

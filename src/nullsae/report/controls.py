@@ -27,7 +27,7 @@ def controls(config: Config) -> list[tuple[str, list[Control]]]:
             for name, variant in variants
         ],
         "Dictionary": [
-            Control(name, "pretrained" if sae.pretrained else sae.dictionary, _sae_text(sae))
+            Control(name, "pretrained" if sae.pretrained else sae.dictionary, _text(config, sae))
             for name, sae in config.saes.items()
         ],
         "Explanation": [Control(name, e.name, e.text) for name, e in config.explainers.items()],
@@ -36,11 +36,17 @@ def controls(config: Config) -> list[tuple[str, list[Control]]]:
     return [(title, entries) for title, entries in stages.items() if entries]
 
 
-def _sae_text(sae: Sae) -> str:
+def _text(config: Config, sae: Sae) -> str:
     """Where the latents of a recipe come from."""
     if sae.pretrained is None:
         return sae.origin.text()
+    if sae.output_site is not None:
+        return (
+            f"A transcoder made elsewhere ({sae.pretrained}), for trained: it reads "
+            f"{sae.input_site} and stands for {sae.output_site} of the same block."
+        )
+    n_tokens = config.activations.sae_train_tokens // sae.batch_tokens * sae.batch_tokens
     return (
         f"Made elsewhere ({sae.pretrained}) and used for trained; the other variants' SAEs have "
-        f"the same width and are trained here."
+        f"the same width and L0 and are trained here, on {sae.epochs * n_tokens:,} tokens."
     )

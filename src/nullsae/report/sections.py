@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from nullsae.config.metrics import METRICS, STAGES
 from nullsae.config.variants import VARIANTS, has_model, is_positive_control
 from nullsae.report.names import metric_group
-from nullsae.report.study import Row, Study
+from nullsae.report.study import Row, Study, mean
 
 VERDICTS = ("separates", "equivalent", "inconclusive", "reversed", "none")
 MAX_SITES_IN_CELL = 4
@@ -74,6 +74,8 @@ class MatrixRow(NamedTuple):
     """The levels that tell it from its neighbours, e.g. "lexical, detection"."""
     cells: list[list[Row]]
     """For each variant, its verdict rows, in the order of the sites."""
+    section: str
+    """The metric's, as `nullsae.config.metrics` names it."""
 
     def by_site(self) -> list[tuple[str, list[Row | None]]]:
         """The same rows by site: for each variant, its row or None."""
@@ -197,7 +199,8 @@ def _rows(
         rows.setdefault(key, {}).setdefault(row[column], []).append(row)
     for (metric, detail), found in rows.items():
         cells = [found.get(name, []) for name in names]
-        yield metric, MatrixRow(METRICS[metric].title, detail, cells)
+        of = METRICS[metric]
+        yield metric, MatrixRow(of.title, detail, cells, of.section)
 
 
 def stage_tables(study: Study, subject: str) -> list[StageTable]:
@@ -259,12 +262,7 @@ def contrasts(study: Study, subject: str) -> list[tuple[str, list[Row] | None]]:
 
 
 def coverage(study: Study, subject: str) -> list[CoverageTable]:
-    """What passed the filter, summed over draws and seeds: sites (and SAEs) down, variants across.
-
-    Of many variants, the other way round; of many SAEs, a grid for each site.
-    """
-    variants = list(study.variants)
-    saes, sites = list(study.config.saes), study.config.subjects[subject].sites
+    """What passed the filter, summed over draws and seeds, as `_grids` lays it out."""
 
     def cell(variant: str, site: str, sae: str) -> Row | None:
         rows = study.rows("coverage", subject=subject, site=site, sae=sae, variant=variant)
@@ -273,6 +271,39 @@ def coverage(study: Study, subject: str) -> list[CoverageTable]:
         if not total["n_latents"]:
             return None
         return {**total, "pass_share": total["n_pass"] / total["n_latents"]}
+
+    return _grids(study, subject, cell)
+
+
+def arms(study: Study, subject: str) -> list[CoverageTable]:
+    """L0 and training tokens of each arm, means over draws and seeds, as `_grids` lays them out.
+
+    `tokens` is None for an SAE made elsewhere.
+    """
+
+    def cell(variant: str, site: str, sae: str) -> Row | None:
+        place = {"subject": subject, "site": site, "sae": sae, "variant": variant}
+        l0 = mean(row["l0"] for row in study.rows("reconstruction", **place))
+        last: dict[tuple[int, int], float] = {}
+        for row in study.rows("history", **place):
+            key = row["draw"], row["seed"]
+            last[key] = max(last.get(key, 0), row["tokens"])
+        is_given = study.config.saes[sae].pretrained is not None and variant == "trained"
+        tokens = None if is_given else mean(last.values())
+        return None if l0 is None else {"l0": l0, "tokens": tokens}
+
+    return _grids(study, subject, cell)
+
+
+def _grids(
+    study: Study, subject: str, cell: Callable[[str, str, str], Row | None]
+) -> list[CoverageTable]:
+    """A cell for each variant, site and SAE: sites (and SAEs) down, variants across.
+
+    Of many variants, the other way round; of many SAEs, a grid for each site.
+    """
+    variants = list(study.variants)
+    saes, sites = list(study.config.saes), study.config.subjects[subject].sites
 
     def down(title: str, places: dict[str, tuple[str, str]]) -> CoverageTable:
         rows = [(v, [cell(v, *place) for place in places.values()]) for v in variants]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES
 from nullsae.sae.chunks import rows_at_once
 from nullsae.sae.kernels import decode, encoder, packs
+from nullsae.sae.normalization import normalize
 
 PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
@@ -23,7 +25,8 @@ class Autoencoder:
     """Weights of an SAE and what they do to activations.
 
     The pre-activations are W_enc (x - b_dec) + b_enc; the architecture says which of them are
-    codes. One that reads tokens does not look at x.
+    codes. One that reads tokens does not look at x. With a normalization, x is what that makes of
+    an activation, and codes are in its units: see `nullsae.sae.normalization`.
 
     Attributes:
         architecture: one of `codings()`.
@@ -33,7 +36,11 @@ class Autoencoder:
         b_dec: [d_model], subtracted from the input once and added to the output once.
         k: latents kept per token, of an architecture that `has_k`.
         own: the architecture's `own_tensors` by their names, [n_latents] each.
+        normalization: of each activation, one of `NORMALIZATIONS`.
     """
+
+    transcodes: ClassVar[bool] = False
+    """Whether what it writes is of another site than what it reads: `sae.transcoder`."""
 
     architecture: str
     w_enc: Tensor
@@ -42,6 +49,7 @@ class Autoencoder:
     b_dec: Tensor
     k: int | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
+    normalization: str = "none"
 
     @property
     def coding(self) -> type[Coding]:
@@ -65,6 +73,10 @@ class Autoencoder:
         """The tensors by their names on disk."""
         return {**dict(zip(PARAMETERS, self.weights, strict=True)), **self.own}
 
+    def writes_at(self, site: str) -> str:
+        """The site that its output stands for, by the site that it reads."""
+        return site
+
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], architecture: str, k: int | None) -> Autoencoder:
         """From tensors by their names on disk; others than the architecture's are left out."""
@@ -74,7 +86,8 @@ class Autoencoder:
 
     def to(self, device: torch.device) -> Autoencoder:
         moved = {name: t.to(device) for name, t in self.parameters().items()}
-        return self.of(moved, self.architecture, self.k)
+        sae = self.of(moved, self.architecture, self.k)
+        return replace(sae, normalization=self.normalization)
 
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Activations to codes, of some tokens after the others, whatever their number.
@@ -89,6 +102,8 @@ class Autoencoder:
             if token_ids is None:
                 raise ValueError(f"a {self.architecture} dictionary needs the tokens' ids")
             return self.coding.look_up(self, token_ids.to(x.device, torch.int64))
+        if self.normalization != "none":
+            x = normalize(self.normalization, x).y
         select, centred = self.coding.select, x - self.b_dec
         rows = rows_at_once(self.n_latents, x.device.type)
         if not packs(self.w_enc):
@@ -104,9 +119,28 @@ class Autoencoder:
         values, indices = map(torch.cat, zip(*padded, strict=True))
         return values, indices
 
-    def decode(self, values: Tensor, indices: Tensor) -> Tensor:
-        """Codes to reconstructions [tokens, d_model]."""
-        return decode(values, indices, self.w_dec) + self.b_dec
+    def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
+        """Codes to reconstructions [tokens, d_model].
+
+        x are the activations that were encoded, which an SAE with a normalization needs to find
+        back to their units; it raises a `ValueError` without them.
+        """
+        decoded = decode(values, indices, self.w_dec) + self.b_dec
+        if self.normalization == "none":
+            return decoded
+        if x is None:
+            said = f"an SAE with normalization {self.normalization!r} decodes with the activations"
+            raise ValueError(f"{said} that were encoded: decode(values, indices, x)")
+        return normalize(self.normalization, x).back(decoded)
+
+    def contribution(self, x: Tensor) -> Tensor:
+        """What a code of 1 at each activation [tokens, d_model] adds of its decoder row: [tokens].
+
+        1, but for a normalization that divides.
+        """
+        if self.normalization == "none":
+            return torch.ones_like(x[:, 0])
+        return normalize(self.normalization, x).scale[:, 0]
 
     def scaled(self, factor: float) -> Autoencoder:
         """The SAE for inputs that are `factor` times as large, with codes to match.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import (
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -21,13 +23,26 @@ from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.parse import parse_section
 from nullsae.config.plain import read_object
 from nullsae.config.section import Section
+from nullsae.config.sites import SITE
 from nullsae.core.checkpoint import save_tensors
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import checksum, rebuild_command, verify, write_json
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder, codings, shapes
+from nullsae.sae.transcoder import SKIP, Transcoder
 
 PRETRAINED = "pretrained"
+
+
+class TranscoderConfig(Section):
+    """What sets a transcoder apart from an SAE."""
+
+    output_site: Annotated[str, Field(pattern=SITE.pattern)]
+    """The site that its output stands for; what it reads is the site among the keys."""
+    d_out: PositiveInt
+    """Width of that site; `d_model` is that of the input."""
+    skip: bool = False
+    """Whether W_skip [d_out, d_model] times the input is added to the output."""
 
 
 class SaeConfig(Section):
@@ -41,6 +56,10 @@ class SaeConfig(Section):
     n_latents: PositiveInt
     k: PositiveInt | None
     """Latents kept per token; null where the architecture has no k."""
+    normalization: Literal["none", "centre", "layer_norm", "constant_norm_rescale"] = "none"
+    """What is done to each activation: `nullsae.sae.normalization`."""
+    transcoder: TranscoderConfig | None = None
+    """Null for an SAE."""
     keys: CellKeys
     key: str
     """Hash of all that it was made of."""
@@ -82,7 +101,11 @@ class SaeConfig(Section):
         found = shapes(self.n_latents, self.d_model)
         if not coding.has_encoder:
             found["encoder.weight"] = (0, self.d_model)
-        return found | dict.fromkeys(coding.own_tensors, (self.n_latents,))
+        found |= dict.fromkeys(coding.own_tensors, (self.n_latents,))
+        if (own := self.transcoder) is not None:
+            found |= {"W_dec": (self.n_latents, own.d_out), "b_dec": (own.d_out,)}
+            found |= {SKIP: (own.d_out, self.d_model)} if own.skip else {}
+        return found
 
 
 def save_sae(
@@ -98,7 +121,13 @@ def save_sae(
         for name, tensor in sae.parameters().items()
     }
     save_tensors(weights, tensors)
-    described |= {key: getattr(sae, key) for key in ("architecture", "d_model", "n_latents", "k")}
+    own = ("architecture", "d_model", "n_latents", "k", "normalization")
+    described |= {key: getattr(sae, key) for key in own}
+    if isinstance(sae, Transcoder):
+        d_out, skip = sae.w_dec.shape[1], sae.w_skip is not None
+        described["transcoder"] = TranscoderConfig(
+            output_site=sae.output_site, d_out=d_out, skip=skip
+        )
     config = SaeConfig(weights_checksum=checksum(weights), **described)
     write_json(folder / "cfg.json", config.model_dump(mode="json"))
 
@@ -128,4 +157,8 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shapes.get(name):
             raise UserError(f"{weights}: {name} is {found}, should be {shapes.get(name)}")
-    return Autoencoder.of(tensors, config.architecture, config.k), config
+    if config.transcoder is not None:
+        site = config.transcoder.output_site
+        return Transcoder.of(tensors, config.architecture, config.k, site), config
+    sae = Autoencoder.of(tensors, config.architecture, config.k)
+    return replace(sae, normalization=config.normalization), config

@@ -6,8 +6,10 @@ fixed order, so results do not depend on the number of threads; none builds a [h
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import ModuleType
@@ -18,12 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nullsae.config.compute import Precise
 from nullsae.sae.chunks import rows_at_once
 
 # Groups of columns in the selection of the k largest: so many times k, rounded up to a multiple of
 # what is compared at once. More cost a longer ranking of their maxima, fewer let more candidates
 # through; with 4 one in seven is too many.
 GROUPS_PER_ENTRY, GROUPS_MULTIPLE = 4, 64
+# A product in low precision chooses so many candidates for each one that is kept.
+CANDIDATES = 1.25
+# Groups of fewer columns are not worth a selection in two stages.
+LEAST_GROUP = 4
 
 
 def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
@@ -158,27 +165,67 @@ def stable_order(latents: Tensor, n_latents: int) -> Tensor:
     return torch.from_numpy(order)
 
 
-def encode_top_k(centred: Tensor, w_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_top_k(
+    centred: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, precision: Precise = "float32"
+) -> tuple[Tensor, Tensor]:
     """`top_k(centred @ w_enc.T + b_enc, k)`, holding the pre-activations of a few rows at once.
 
-    `centred` is [tokens, d], `w_enc` [n_latents, d]; values and int64 indices are [tokens, k].
+    Below float32, a product in that precision chooses somewhat more than k candidates per token;
+    their pre-activations are computed again in float32, and the k largest of those kept. `centred`
+    is [tokens, d], `w_enc` [n_latents, d]; values and int64 indices are [tokens, k].
     """
     n_tokens, n_latents = len(centred), len(b_enc)
-    values = centred.new_empty(n_tokens, k)
+    low = precision != "float32"
+    most = min(math.ceil(CANDIDATES * k), n_latents) if low else k
+    values = centred.new_empty(n_tokens, most)
     indices = torch.empty_like(values, dtype=torch.int64)
     rows = max(1, min(rows_at_once(n_latents, centred.device.type), n_tokens))
-    encode = encoder(w_enc, b_enc, rows)
+    encode = encoder(w_enc, b_enc, rows, precision)
     for start in range(0, n_tokens, rows):
         part = slice(start, start + rows)
-        values[part], indices[part] = top_k(encode(centred[part]), k)
-    return values, indices
+        values[part], indices[part] = top_k(encode(centred[part]), most)
+    if not low:
+        return values, indices
+    values = pre_activations(centred, w_enc, b_enc, Hits.of(values, indices)).view(-1, most)
+    values, places = top_k(values, k)
+    return values, indices.gather(1, places)
 
 
-def encoder(w_enc: Tensor, b_enc: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+def pre_activations(centred: Tensor, w_enc: Tensor, b_enc: Tensor, hits: Hits) -> Tensor:
+    """Those of hits, not rectified, in the precision of the weights: [n_hits]."""
+    return hits.dot_rows(centred, w_enc).add_(b_enc.index_select(0, hits.latents))
+
+
+def differing_share(found: Hits, exact: Hits, n_latents: int) -> float:
+    """The share of the active latents of all tokens that are not active in `exact`; 0 of none."""
+    places = [(h.tokens * n_latents + h.latents)[h.values > 0] for h in (found, exact)]
+    return 1.0 - float(torch.isin(*places).double().mean()) if len(places[0]) else 0.0
+
+
+def encoder(
+    w_enc: Tensor, b_enc: Tensor, rows: int, precision: Precise = "float32"
+) -> Callable[[Tensor], Tensor]:
     """A function from x [n, d], n at most `rows`, to x @ w_enc.T + b_enc.
 
-    What it returns may be overwritten by its next call.
+    What it returns may be overwritten by its next call. In bfloat16, factors and results are
+    rounded to that, and sums are float32: by the tensor cores of a GPU, whose results have that
+    type, or, with results of the weights' type, by a product of rounded factors.
     """
+    if precision == "bfloat16":
+        weight, bias = w_enc.bfloat16(), b_enc.bfloat16()
+        if has_tensor_cores(w_enc):
+            low = weight.new_empty(rows, len(weight))
+            return lambda x: torch.addmm(bias, x.bfloat16(), weight.t(), out=low[: len(x)])
+        rounded = encoder(weight.to(w_enc.dtype), bias.to(w_enc.dtype), rows)
+        return lambda x: rounded(x.bfloat16().to(x.dtype)).bfloat16().to(x.dtype)
+    if precision == "tf32":
+        plain = encoder(w_enc, b_enc, rows)
+
+        def by_tensor_float(x: Tensor) -> Tensor:
+            with tensor_float():
+                return plain(x)
+
+        return by_tensor_float
     if packs(w_enc):
         # Once for all chunks, and on many CPUs a faster product than the one of `addmm`.
         packed = torch.ops.mkldnn._reorder_linear_weight(w_enc, rows)
@@ -186,6 +233,22 @@ def encoder(w_enc: Tensor, b_enc: Tensor, rows: int) -> Callable[[Tensor], Tenso
     # New pages cost more than what is written to them.
     buffer = w_enc.new_empty(rows, len(w_enc))
     return lambda x: torch.addmm(b_enc, x, w_enc.t(), out=buffer[: len(x)])
+
+
+def has_tensor_cores(given: Tensor) -> bool:
+    """Whether products of bfloat16 are fast where the tensor lies."""
+    return given.is_cuda
+
+
+@contextmanager
+def tensor_float(used: bool = True) -> Iterator[None]:
+    """Products of float32 in TensorFloat-32 within the block, on a GPU that has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if used else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def packs(weight: Tensor) -> bool:
@@ -206,7 +269,7 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     pre = pre.detach()
     if pre.device.type != "cpu" or pre.dtype not in (torch.float32, torch.float64):
-        values, indices = torch.topk(pre, k, dim=-1, sorted=False)
+        values, indices = top_k_in_two_stages(pre, k)
         return values.relu_(), indices
     values = pre.new_empty(len(pre), k)
     indices = torch.empty_like(values, dtype=torch.int64)
@@ -215,6 +278,36 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
         part = slice(start, start + rows)
         largest_entries(pre[part].contiguous(), k, out=(values[part], indices[part]))
     return values.relu_(), indices
+
+
+def top_k_in_two_stages(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest entries per row, not rectified, in no order: values and int64 columns [n, k].
+
+    Exact, and `pre` [n, width] is read once instead of sorted: of disjoint groups of s columns,
+    only the k with the largest maxima can hold any of the k largest entries. So width / s maxima
+    are ranked, then the k s entries of those groups; s = sqrt(width / k) makes both as many.
+    """
+    n, width = pre.shape
+    size = math.isqrt(width // k)
+    if size < LEAST_GROUP:
+        values, columns = torch.topk(pre, k, dim=1, sorted=False)
+        return values, columns
+    n_groups = width // size
+    # Group g has every n_groups-th column from g on: threads side by side read side by side.
+    whole = width // n_groups * n_groups
+    maxima = pre[:, :whole].view(n, -1, n_groups).amax(dim=1)
+    if rest := width - whole:
+        first = maxima[:, :rest]
+        torch.maximum(first, pre[:, whole:], out=first)
+    groups = torch.topk(maxima, k, dim=1, sorted=False).indices
+    starts = torch.arange(0, width, n_groups, device=pre.device)
+    columns = (groups[:, None, :] + starts[:, None]).flatten(1)
+    beyond = columns >= width
+    entries = pre.gather(1, columns.clamp_(max=width - 1))
+    if rest:
+        entries.masked_fill_(beyond, -math.inf)
+    values, places = torch.topk(entries, k, dim=1, sorted=False)
+    return values, columns.gather(1, places)
 
 
 def positive(codes: Tensor) -> tuple[Tensor, Tensor]:

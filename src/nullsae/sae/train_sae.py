@@ -15,8 +15,11 @@ from torch import Tensor
 
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
+from nullsae.activations.outputs import both, outputs_of
 from nullsae.activations.passes import open_site
 from nullsae.activations.store import SiteReader
+from nullsae.config.check_pretrained import refuse_differences
+from nullsae.config.compute import Precise, precision_on
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
 from nullsae.core.files import (
@@ -33,7 +36,7 @@ from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.saes import TrainSaeParams
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
-from nullsae.sae.exchange.pretrained import read_pretrained
+from nullsae.sae.exchange.pretrained import read_with_origin
 from nullsae.sae.files import load_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.shared_pass import Progress, enough_memory, train_together
@@ -88,7 +91,9 @@ def train_sae(
     torch.set_num_threads(params.compute.threads)
     device = pick_device(params.compute.device)
     live = [file for file in (model, fitted) if file is not None]
-    cells = _open(params, (train_activations, eval_activations), output, work, live)
+    precision = precision_on(params.precision, device.type)
+    manifests = train_activations, eval_activations
+    cells = _open(params, manifests, output, work, live, precision)
     files = {"train_tokens": train_tokens, "eval_tokens": eval_tokens}
     with alone_at(cell.lock for cell in cells) as alone:
         # Whoever was waited for may have made them.
@@ -114,7 +119,7 @@ def _make(
     for cell in cells:
         if _is_whole(cell, cell.work):
             continue
-        given = _pretrained(cell) if cell.recipe.pretrained else None
+        given = _pretrained(cell, train_tokens) if cell.recipe.pretrained else None
         constant = cell.train.is_constant and cell.recipe.origin.trained
         if constant and (given is None or cell.keys.variant != "trained"):
             logger.warning(
@@ -177,6 +182,7 @@ def _open(
     output: Path,
     work: Path,
     live: Sequence[Path],
+    precision: Precise,
 ) -> list[Cell]:
     """The cells that are not made yet, each site's activations verified once."""
     readers, device = {}, pick_device(params.compute.device)
@@ -202,7 +208,8 @@ def _open(
         for name in ("site", "sae", "seed"):
             folder = folder.replace(f"{{{name}}}", str(getattr(keys, name)))
         to = work / f"train_sae-{key}"
-        new = Cell(keys, recipe, Path(folder), params.seed, train, heldout, key, to)
+        own = Path(folder), params.seed, train, heldout, key, to, precision
+        new = Cell(keys, recipe, *own, cell.used_on)
         if _is_whole(new, new.output):
             logger.info("%s: already there", folder)
         else:
@@ -304,15 +311,25 @@ def _shape(cell: Cell, given: Autoencoder | None) -> tuple[int, int]:
     return n_latents, k
 
 
-def _pretrained(cell: Cell) -> Autoencoder:
-    """The recipe's SAE that was made elsewhere, if it fits the site."""
+def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
+    """The recipe's SAE that was made elsewhere, if it fits the site, the model and the text."""
     recipe, reader, site, where = cell.recipe, cell.train, cell.keys.site, cell.where
     assert recipe.pretrained is not None
-    sae = read_pretrained(recipe.pretrained, site, where=f"{where}.pretrained")
+    sae, made_on = read_with_origin(recipe.pretrained, site, where=f"{where}.pretrained")
+    if (used := cell.used_on) is not None:
+        if train_tokens is not None:
+            manifest = read_json(train_tokens, rebuild=rebuild_command(train_tokens))
+            used = used.model_copy(update={"prepend_bos": manifest.get("prepend_bos")})
+        refuse_differences(made_on, used, site, recipe.accept_differences, where)
     if sae.coding.reads_tokens:
         raise UserError(
             f"{where}.pretrained: {recipe.pretrained} looks up tokens and reads no activations; "
             f"give dictionary {sae.architecture!r} instead"
+        )
+    if sae.writes_at(site) != recipe.output_of(site):
+        raise UserError(
+            f"{where}.output_site: {recipe.pretrained} writes {sae.writes_at(site)}, and the "
+            f"recipe says {recipe.output_of(site)} at {site}"
         )
     if sae.d_model != reader.d_model:
         raise UserError(
@@ -353,9 +370,17 @@ def _finish_without_steps(
     found = []
     sizes = (cell.recipe.batch_tokens, cell.recipe.heldout_tokens)
     for split, size, corpus in zip((cell.train, cell.heldout), sizes, corpora, strict=True):
-        x, position = next(split.batches(size))
+        written = sae.writes_at(cell.keys.site)
+        wanted = outputs_of(split, cell.keys.site, written)
+        if wanted.d_model != sae.w_dec.shape[1]:
+            raise UserError(
+                f"{cell.where}.pretrained: it writes {sae.w_dec.shape[1]} dimensions, but "
+                f"{written} has {wanted.d_model}"
+            )
+        x, y, position = next(both(split, wanted, batch_tokens=size))
         ids = None if corpus is None else token_ids(corpus, position)
-        found.append(evaluate(sae, x.to(sae.w_dec.device), ids))
+        device = sae.w_dec.device
+        found.append(evaluate(sae, x.to(device), ids, y.to(device)))
     explained = found[0]["heldout_explained_variance"]
     row = {
         **{"step": 0, "tokens": tokens, "lr": 0.0, "auxk_loss": 0.0, "sparsity_loss": 0.0},
@@ -363,6 +388,6 @@ def _finish_without_steps(
         **found[1],
         "dead_share": 1.0 - found[1]["heldout_alive_share"],
         "dead_horizon_tokens": min(cell.recipe.heldout_tokens, cell.heldout.n_tokens),
-        "tokens_per_second": None,
+        **{"precision": None, "differing_choice_share": None, "tokens_per_second": None},
     }
     cell.write(cell.work, cell.keys, sae, [row], 0)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.store import BATCH_TOKENS
+from nullsae.config.compute import Precise
 from nullsae.config.saes import Sae
 from nullsae.core.checkpoint import SavedState, save_state
 from nullsae.core.moments import ROUNDING
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.kernels import differing_share, tensor_float
 
 
 def learning_rate(sae: Sae, n_latents: int) -> float:
@@ -44,10 +46,19 @@ class Trainer:
     a latent last fired.
     """
 
-    def __init__(self, recipe: Sae, n_steps: int, start: Autoencoder, *, k: int) -> None:
+    def __init__(
+        self,
+        recipe: Sae,
+        n_steps: int,
+        start: Autoencoder,
+        *,
+        k: int,
+        precision: Precise = "float32",
+    ) -> None:
         """At the start of `n_steps`; the weights to start from are not copied."""
         self.recipe, self.n_steps, self.origin = recipe, n_steps, recipe.origin
         self.model: TrainedSae[Any] = recipe.training()(recipe, k, start)
+        self.model.precision = self.model.precision_of(precision)
         self.step, self.seen_tokens, self.history = 0, 0, list[dict[str, Any]]()
         self.unfired_tokens = torch.zeros_like(start.b_enc, dtype=torch.int64)
         self.trained = {
@@ -84,12 +95,24 @@ class Trainer:
         silent = self.unfired_tokens >= horizon
         return {"dead_share": float(silent.double().mean()), "dead_horizon_tokens": horizon}
 
+    def differing_choices(self, x: Tensor) -> float | None:
+        """The share of the active latents of x [tokens, d_model] that float32 had not chosen; None
+        where nothing is chosen in low precision.
+        """
+        model = self.model
+        if model.LOW_PRECISION != "choice" or model.precision == "float32":
+            return None
+        centred = x - model.b_dec
+        found, exact = model.chosen(centred, model.precision), model.chosen(centred, "float32")
+        return differing_share(found, exact, model.n_latents)
+
     def train_step(self, x: Tensor) -> Losses:
         """One optimizer step on x [batch_tokens, d_model]; returns the losses before it."""
         recipe, w_dec = self.recipe, self.model.w_dec
         # Last step's gradients, before this step's are there too.
         self.optimizer.zero_grad(set_to_none=True)
-        exact, losses = self.model.gradients(x, self.dead)
+        with tensor_float(self.model.precision == "tf32" and self.model.LOW_PRECISION == "tf32"):
+            exact, losses = self.model.gradients(x, self.dead)
         gradient = {name: exact[name] for name in self.trained}
         if "W_dec" in gradient:
             decoder = gradient["W_dec"]
@@ -153,23 +176,27 @@ class Trainer:
         return {"unfired_tokens": self.unfired_tokens, **self.model.parameters, **buffers}
 
 
-def evaluate(sae: Autoencoder, x: Tensor, ids: Tensor | None = None) -> dict[str, Any]:
+def evaluate(
+    sae: Autoencoder, x: Tensor, ids: Tensor | None = None, outputs: Tensor | None = None
+) -> dict[str, Any]:
     """Explained variance, mean cosine and share of latents that fired on x [tokens, d_model].
 
     Explained variance is None where all tokens are the same. `ids` are the token ids int64
-    [tokens], where the architecture reads them.
+    [tokens], where the architecture reads them; `outputs` [tokens, d_out] what a transcoder is to
+    give, by default x.
     """
+    wanted = x if outputs is None else outputs
     error, cosine = 0.0, 0.0
     fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=x.device)
     for start in range(0, len(x), BATCH_TOKENS):
         part = slice(start, start + BATCH_TOKENS)
         batch = x[part]
         values, indices = sae.encode(batch, None if ids is None else ids[part])
-        output = sae.decode(values, indices)
-        error += float((batch.double() - output.double()).square().sum())
-        cosine += float(torch.cosine_similarity(batch, output, dim=1).double().sum())
+        output = sae.decode(values, indices, batch)
+        error += float((wanted[part].double() - output.double()).square().sum())
+        cosine += float(torch.cosine_similarity(wanted[part], output, dim=1).double().sum())
         fired[indices[values > 0]] = True
-    exact = x.double()
+    exact = wanted.double()
     variance = float((exact - exact.mean(dim=0)).square().sum())
     varies = variance > ROUNDING * float(exact.square().sum())
     return {

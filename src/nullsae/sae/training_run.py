@@ -15,6 +15,8 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.activations.blocks import Batches
 from nullsae.activations.store import SiteReader
+from nullsae.config.compute import Precise
+from nullsae.config.made_on import UsedOn
 from nullsae.config.saes import Sae, checkpoint_name
 from nullsae.core import provenance
 from nullsae.core.checkpoint import DAMAGED
@@ -31,6 +33,8 @@ from nullsae.subjects.loading import DTYPES
 logger = logging.getLogger(__name__)
 
 INIT_TOKENS = 32_768
+# Of a batch, that choices in low precision are compared with float32 on.
+COMPARED_TOKENS = 1024
 
 
 class DivergedError(UserError):
@@ -53,6 +57,10 @@ class Cell:
     """Hash of all that determines the SAE."""
     work: Path
     """Folder that it is written to; it goes to `output` once all SAEs of the job are made."""
+    precision: Precise
+    """`compute.precision` on the job's device."""
+    used_on: UsedOn | None = None
+    """What an SAE made elsewhere is given here."""
 
     @property
     def where(self) -> str:
@@ -160,7 +168,7 @@ class Run:
         def fresh() -> Trainer:
             generator = torch_generator(cell.seed, "sae_init", *cell.keys.parts())
             start = initialize(sample.x, n_latents=n_latents, k=k, generator=generator)
-            return Trainer(recipe, self.n_steps, start, k=k)
+            return Trainer(recipe, self.n_steps, start, k=k, precision=cell.precision)
 
         self.trainer = fresh()
         self.resumed = cell.checkpoint.is_file() and self._resume()
@@ -221,6 +229,8 @@ class Run:
                     "sparsity_loss": losses.sparsity,
                     **found,
                     **trainer.silent(),
+                    "precision": trainer.model.precision,
+                    "differing_choice_share": trainer.differing_choices(x[:COMPARED_TOKENS]),
                     "tokens_per_second": self.timed_tokens / self.timed_seconds,
                 }
             )

@@ -18,15 +18,19 @@ summed by one program. A longer one has one program per window that it reaches i
 stored and then added up window by window. A window holds hits of at most two such latents: that of
 its first hit and that of its last.
 
-Memory of a TopK training step while no latent is dead, float32, in bytes, for N latents, d
-dimensions, T tokens with k hits each, C = `rows_at_once(N, "cuda")` and W = `windows(T k)` windows
-(at most 4,096): 32 N d for weights, Adam's two moments and gradients, 4 C N for the pre-activations
-of a chunk (at most 1 GiB), 8 W d for partial sums of long latents, 24 T d for input, residual and
-the like, 60 T k for values, indices and their order. N = 262,144, d = 4096, T = 16,384 and k = 32:
-34.4 + 1.1 + 0.1 + 1.6 + 0.0 = 37.1 GB.
+Memory of a TopK training step while no latent is dead, in bytes, for N latents, d dimensions, T
+tokens with k hits each, C = `rows_at_once(N, "cuda")` and W = `windows(T k)` windows (at most
+4,096): 32 N d for weights, Adam's two moments and gradients in float32, 8 W d for partial sums of
+long latents, 24 T d for input, residual and the like, 60 T k for values, indices and their order.
+The choice takes 4 C N in float32 for the pre-activations of a chunk (at most 1 GiB), and in
+bfloat16 2 C N, and 2 (N + C) d for the factors; and 20 C sqrt(k N) for the groups that it ranks.
+N = 262,144, d = 4096, T = 16,384 and k = 32: 34.4 + 0.1 + 1.6 + 0.0 + (0.5 + 2.2) + 0.1 = 38.9 GB.
 
-Time. PyTorch's `topk` moves 24 N bytes a token: at P operations and B bytes per second 12 P / (B d)
-of the encoder's product. The sparse products of a step move about 8 (T k + N) d bytes.
+Time, for a product of P operations and B bytes per second. PyTorch's `topk` of float32 moves 24 N
+bytes a token: 12 P / (B d) of the encoder's product. In two stages, of bfloat16, N entries are
+written and read once, 4 N bytes a token: 2 P / (B d), at P = 800e12, B = 4.3e12 and d = 4096 a
+tenth. The sparse products of a step move about 8 (T k + N) d bytes, and the candidates of a choice
+in low precision 5 T k d more.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _finding(
         )
         for variant, own in by_variant.items()
     )
-    found = _range(row["trained"] for row, _ in members)
+    found = _range(row["real_value"] for row, _ in members)
     return Finding(
         metric, METRICS[metric].title, explainer, scorer, _tier(against), *found, against
     )

@@ -155,11 +155,11 @@ def contrast_row(
     row: dict[str, Any] = {
         **dict(zip(("real", "null"), names, strict=True)),
         **{"unit": metric.unit, "n_draws": null.arm.n_draws, "n_seeds": null.arm.n_seeds},
-        **{"n_units_trained": real.arm.n_units, "n_units_variant": null.arm.n_units},
+        **{"real_n_units": real.arm.n_units, "n_units": null.arm.n_units},
         "speaks_of": speaks_of(real, null, metric, names),
-        **{"trained": real.value, "value": null.value},
+        **{"real_value": real.value, "value": null.value},
         **dict(zip(("value_low", "value_high"), null.interval or none, strict=True)),
-        **dict(zip(("trained_low", "trained_high"), real.interval or none, strict=True)),
+        **dict(zip(("real_low", "real_high"), real.interval or none, strict=True)),
         **dict.fromkeys(TESTED),
         **{"margin": None, "margin_rule": statistics.margin_rule(metric.name, names[0])},
         "is_replicated": len(null.arm.with_units or null.arm.cells) > 1,
@@ -239,9 +239,7 @@ def margin_problem(row: Mapping[str, Any], metric: Metric, statistics: Statistic
     that destroys all could lie beyond it. A share of that way is refused where the real thing
     itself is not told from the floor: it would be a share of noise.
     """
-    name, value, low, high = (
-        row[key] for key in ("real", "trained", "trained_low", "trained_high")
-    )
+    name, value, low, high = (row[key] for key in ("real", "real_value", "real_low", "real_high"))
     floor, margin = metric.floor, row["margin"]
     if statistics.absolute_margin(metric.name) is not None:
         if margin < abs(value - floor):
@@ -305,7 +303,7 @@ def _matched_columns(
     own, other = matched(real.arm, bins), matched(null.arm, bins)
     difference = other.value - own.value
     row |= {"n_matched": sum(bins.values()), "matched_difference": difference}
-    row |= {"matched_trained": own.value, "matched_value": other.value}
+    row |= {"matched_real_value": own.value, "matched_value": other.value}
     spread = Spread.of([*other.components, *(part.scaled(-1) for part in own.components)])
     if spread.standard_error <= ROUNDING * max(abs(own.value), abs(other.value)):
         row["matched_reason"] = "the difference is the same in all resamples: no test"
@@ -317,7 +315,7 @@ def _matched_columns(
 
 
 MATCHED = (
-    *("n_matched", "matched_trained", "matched_value", "matched_difference"),
+    *("n_matched", "matched_real_value", "matched_value", "matched_difference"),
     *("matched_difference_low", "matched_difference_high", "matched_p_value", "matched_reason"),
 )
 """Columns of `contrasts` at equal firing rates."""

@@ -9,18 +9,18 @@ import numpy as np
 from nullsae.statistics.bootstrap import Floats
 
 
-def probability_of_superiority(trained: Floats, variant: Floats) -> float | None:
-    """P(trained > variant) + P(equal) / 2 for one unit of each; None if an arm has no unit.
+def probability_of_superiority(real: Floats, null: Floats) -> float | None:
+    """P(real > null) + P(equal) / 2 for one unit of each; None if an arm has no unit.
 
-    This is the Mann-Whitney U of `trained` over the number of pairs, also known as the common
+    This is the Mann-Whitney U of `real` over the number of pairs, also known as the common
     language effect size (Vargha & Delaney 2000).
     """
-    if not len(trained) or not len(variant):
+    if not len(real) or not len(null):
         return None
-    ordered = np.sort(variant)
-    below = np.searchsorted(ordered, trained, side="left").sum()
-    below_or_equal = np.searchsorted(ordered, trained, side="right").sum()
-    return float((below + below_or_equal) / (2 * len(trained) * len(variant)))
+    ordered = np.sort(null)
+    below = np.searchsorted(ordered, real, side="left").sum()
+    below_or_equal = np.searchsorted(ordered, real, side="right").sum()
+    return float((below + below_or_equal) / (2 * len(real) * len(null)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

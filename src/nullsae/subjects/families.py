@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,18 @@ from nullsae.core.errors import UserError
 # Names of a block's children, the first that is there. What is wanted is the module whose output
 # is added to the residual stream: a norm behind a part comes before the part itself.
 NORMS_BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 PARTS = {
-    "attn_out": (
-        *("post_self_attn_layernorm", "post_attention_layernorm"),
-        *("self_attn", "attn", "attention", "self_attention"),
-    ),
-    "mlp_out": (*NORMS_BEHIND_MLP, "mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2"),
+    "attn_out": ("post_self_attn_layernorm", "post_attention_layernorm", *ATTENTIONS),
+    "mlp_in": (*MLPS, "fc1"),
+    "mlp_out": (*NORMS_BEHIND_MLP, *MLPS, "fc2"),
+}
+# The last matrix of an attention or an MLP: the parts, and its name in them. Of a mixture of
+# experts there is none that all tokens pass.
+PROJECTIONS = {
+    "hook_z": (ATTENTIONS, ("o_proj", "out_proj", "dense", "c_proj", "attention.out_proj")),
+    "mlp_post": (MLPS, ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2")),
 }
 # By config.model_type, for families in which those names are not what is added: here the parts
 # get the residual stream as an argument and return the sum.
@@ -46,6 +53,20 @@ class Point:
 
     module: nn.Module
     before: bool = False
+    added_to: Point | None = None
+    """Where what it is added to passes before; the site is the sum of both."""
+
+    @property
+    def reads(self) -> int | None:
+        """Dimensions that a matrix reads: of a `Linear`, or of the `Conv1D` of GPT-2."""
+        found = getattr(self.module, "in_features", getattr(self.module, "nx", None))
+        return found if isinstance(found, int) else None
+
+    @property
+    def matrix(self) -> Tensor:
+        """Weights of a matrix, [what it gives, what it reads]."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight if hasattr(self.module, "in_features") else weight.t()
 
 
 def text_config(model: Any) -> Any:
@@ -121,24 +142,57 @@ def find_site(model: Any, site: str) -> Point:
     block = find_blocks(model)[site_layer(site)]
     if kind in ("resid_pre", "resid_post"):
         return Point(block, before=kind == "resid_pre")
+    if kind == "resid_mid":
+        attention = find_site(model, f"attn_out.{site_layer(site)}")
+        return replace(attention, added_to=Point(block, before=True))
     family = text_config(model).model_type
-    hint = HINTS.get(family, {}).get(kind)
     children = dict(block.named_modules())
-    names = (hint,) if hint is not None else PARTS[kind]
-    if not any(name in children for name in NORMS_BEHIND_MLP):
-        # Alone, the norm of that name stands before the MLP, not behind the attention (Llama).
-        names = tuple(name for name in names if name != "post_attention_layernorm")
+    if kind in PROJECTIONS:
+        parts, matrices = PROJECTIONS[kind]
+        names = tuple(f"{part}.{matrix}" for part in parts for matrix in matrices)
+        names += ("fc2",) if kind == "mlp_post" else ()
+        wanted = f"{', '.join(matrices)} in {', '.join(parts)}"
+    else:
+        hint = HINTS.get(family, {}).get(kind)
+        names = (hint,) if hint is not None else PARTS[kind]
+        if not any(name in children for name in NORMS_BEHIND_MLP):
+            # Alone, the norm of that name stands before the MLP, not behind the attention (Llama).
+            names = tuple(name for name in names if name != "post_attention_layernorm")
+        wanted = ", ".join(names)
     for name in names:
         if name in children:
-            return Point(children[name])
+            point = Point(children[name], before=kind in (*PROJECTIONS, "mlp_in"))
+            if kind not in PROJECTIONS or point.reads:
+                return point
     raise UserError(
         f"site {site}: not found in a subject of class {type(model).__name__} (model_type "
-        f"{family!r}); looked for {', '.join(names)} in its {type(block).__name__}"
+        f"{family!r}); looked for {wanted} in its {type(block).__name__}"
     )
 
 
-def attach(point: Point, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Show `see` what passes at a point, and put what it returns, if anything, in its place."""
+def attach(point: Point, see: Callable[[Tensor], Tensor | None]) -> ExitStack:
+    """Show `see` what passes at a point, and put what it returns, if anything, in its place.
+
+    Until what is returned is closed.
+    """
+    hooks = ExitStack()
+    if point.added_to is None:
+        hooks.callback(_attach(point, see).remove)
+        return hooks
+    before: list[Tensor] = []
+
+    def see_sum(x: Tensor) -> Tensor | None:
+        whole = before.pop() + x
+        new = see(whole)
+        # What is added changes by as much as the sum; by nothing, to the bit, if that stays.
+        return None if new is None else x + (new - whole)
+
+    hooks.callback(_attach(point.added_to, before.append).remove)
+    hooks.callback(_attach(point, see_sum).remove)
+    return hooks
+
+
+def _attach(point: Point, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     if point.before:
 
         def enter(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -86,7 +86,7 @@ class Interventions:
             contexts: index of each row's context in the split.
             states: of these rows and tokens, by `states`.
             at: int64 [rows], the token that is changed.
-            added: float32 [rows, d_model], what its activation gets.
+            added: float32 [rows, width of the site], what its activation gets.
         """
         subject, rows = self.subject, torch.arange(len(at))
 
@@ -109,7 +109,7 @@ class Interventions:
             for layer, others in enumerate(self._others):
                 given = states if layer == self._first - 1 else None
                 stack.enter_context(_hands_on(subject.blocks[layer], given, others))
-            stack.callback(attach(self._point, change).remove)
+            stack.enter_context(attach(self._point, change))
             stack.callback(self._head.register_forward_pre_hook(only_changed).remove)
             found: Tensor = subject.model(
                 input_ids=subject.placed(input_ids, "eval", contexts), use_cache=False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nullsae.config.model_files import GGUF_PACKAGES, find_gguf, is_local
 from nullsae.config.model_size import check_model
-from nullsae.config.sites import site_kind, site_layer
+from nullsae.config.sites import PROJECTED, site_kind
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core.devices import device_of
@@ -157,7 +157,7 @@ class Subject:
         self.blocks = find_blocks(self.model)
         self.block_outputs = [f"resid_post.{layer}" for layer in range(len(self.blocks))]
         # Searched once: in each batch, a GPU would wait for it.
-        self._point: Callable[[str], Point] = cache(partial(find_site, self.model))
+        self.point: Callable[[str], Point] = cache(partial(find_site, self.model))
         self.contexts: Sequence[int] = ()
         self.split = ""
         # Its hooks come before all others, so that sites show what they do.
@@ -165,7 +165,11 @@ class Subject:
             VARIANTS[name].install(self)
 
     def width(self, site: str) -> int:
-        """Dimensions of a site: those of the residual stream, but for embeddings projected up."""
+        """Dimensions of a site: those of the residual stream, but for embeddings projected up, and
+        for what an output projection reads.
+        """
+        if site_kind(site) in PROJECTED:
+            return self.point(site).reads or 0
         embedded = self.model.get_input_embeddings().weight.shape[1]
         return int(embedded if site == "embed" else text_config(self.model).hidden_size)
 
@@ -225,7 +229,7 @@ class Subject:
         input_ids = self.placed(input_ids, split, contexts)
         with ExitStack() as stack:
             for site in sites:
-                stack.callback(attach(self._point(site), partial(passes, site)).remove)
+                stack.enter_context(attach(self.point(site), partial(passes, site)))
             with suppress(_StopForward):
                 self.model(input_ids=input_ids, use_cache=False)
         if waiting:
@@ -275,37 +279,9 @@ class Subject:
                     seen = x.to(self.device).reshape(*input_ids.shape, -1)
                     return replace(seen).to(x.device).reshape(x.shape)
 
-                stack.callback(attach(self._point(site), splice).remove)
+                stack.enter_context(attach(self.point(site), splice))
             logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
             return logits.to(self.device)
-
-
-def check_sites_add_up(subject: Subject, sites: Sequence[str], *, where: str) -> None:
-    """Make sure that `attn_out` and `mlp_out` are what their blocks add to the residual stream.
-
-    On a short probe, resid_pre + attn_out + mlp_out must equal resid_post up to the rounding of
-    two additions, for each block of which one of the two is among `sites`. This holds for parallel
-    and sequential residuals, and not where a block scales its parts or normalizes the sum.
-
-    Raises:
-        UserError: a block in which it does not hold; names the config key `where`.
-    """
-    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    layers = {site_layer(s) for s in sites if site_kind(s) in ("attn_out", "mlp_out")}
-    probe = torch.arange(PROBE_TOKENS)[None] % subject.recipe["vocab_size"]
-    for layer in sorted(layers):
-        parts = [f"{kind}.{layer}" for kind in kinds]
-        found = subject.activations(probe, split="eval", contexts=[0], sites=parts)
-        before, attention, mlp, after = (found[part].float() for part in parts)
-        allowed = 2 * torch.finfo(found[parts[0]].dtype).eps
-        scale = before.abs() + attention.abs() + mlp.abs()
-        if not bool(((before + attention + mlp - after).abs() <= allowed * scale).all()):
-            raise UserError(
-                f"{where}: attn_out.{layer} and mlp_out.{layer}: not supported for model_type "
-                f"{text_config(subject.model).model_type!r}, whose blocks scale or normalize what "
-                f"they add (resid_pre + attn_out + mlp_out is not resid_post); take resid_pre and "
-                f"resid_post"
-            )
 
 
 def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""How a direction in the residual stream moves the logits: read from what the model does."""
+"""How a direction at a site moves the logits: read from what the model does."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nullsae.config.sites import PROJECTED, RESIDUAL, site_kind
 from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import PROBE_TOKENS, Subject
+from nullsae.subjects.site_gates import is_projected_plainly
 
 # Rounding that is allowed where two forms of one number are compared, as a share of it.
 TOLERANCE = 1e-3
@@ -20,18 +22,32 @@ class NoDirectPathError(ValueError):
 
 
 @torch.inference_mode()
-def direct_path(subject: Subject) -> Tensor:
-    """The linear map from the residual stream to the logits: float32 [vocab, d_model].
+def direct_path(subject: Subject, site: str) -> Tensor:
+    """The linear map from a site to the logits: float32 [vocab, width of the site].
 
     Row v times a direction is the direct effect of that direction on the logit of token v, up to a
     positive factor that all tokens share: the unembedding, the gain of the final norm, and its
     centring if it has one. Scales behind it and soft caps keep the order of tokens; biases are no
     effect of the direction. The norm is found by what it reads and what the head reads, and its
-    form by what it does to probes, not by names.
+    form by what it does to probes, not by names. At `hook_z` and `mlp_post` the output projection
+    comes before all of this.
 
     Raises:
-        NoDirectPathError: the model has another form; says which.
+        NoDirectPathError: the model has another form, or the site is not written to the residual
+            stream by one matrix; says which.
     """
+    if site_kind(site) in RESIDUAL:
+        return _from_stream(subject)
+    if site_kind(site) not in PROJECTED:
+        raise NoDirectPathError("the site is not in the residual stream and not written to it")
+    if not is_projected_plainly(subject, site):
+        raise NoDirectPathError("a norm stands between the site's projection and the stream")
+    path = _from_stream(subject)
+    return path @ subject.point(site).matrix.to(path)
+
+
+def _from_stream(subject: Subject) -> Tensor:
+    """The same from the residual stream: float32 [vocab, d_model]."""
     model = subject.model
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)

@@ -120,6 +120,12 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("heldout_cosine heldout_alive_share", "float"),
         ("dead_share", "float", "latents that fired on none of the last dead_horizon_tokens"),
         ("dead_horizon_tokens", "int", "of training, at most those seen; or the held-out ones"),
+        (
+            "precision",
+            "text?",
+            "of the products that `compute.precision` is for; null without steps",
+        ),
+        ("differing_choice_share", "float?", "active latents that float32 had not chosen"),
         ("tokens_per_second", "float?", "of this SAE's steps since the last row, wall clock"),
     ),
     "latents": _table(

@@ -19,21 +19,23 @@ STAGE_KEYS = (
     *CONTRAST_KEYS,
     ("real null", "text", "what is compared; at the stage model trained and the variant"),
 )
-# Columns named after `trained` are of the real thing, which is of the trained subject at all
-# stages; the others are of the null, n_units_variant among them.
+ARMS_TOKENS = ("real_training_tokens training_tokens", "float?", "per SAE; null where not known")
+ARMS_L0 = ("real_l0 l0", "float?", "latents per token")
+# Columns named `real_` are of the real thing, which is of the trained subject at all stages; those
+# of the same name without it are of the null.
 CONTRASTS = schema(
     *STAGE_KEYS,
     ("unit", "text", "what is resampled within draw and seed: document or latent"),
-    ("n_draws n_seeds n_units_trained n_units_variant", "int"),
+    ("n_draws n_seeds real_n_units n_units", "int"),
     ("speaks_of", "text", "what the interval generalizes to"),
     ("scope", "text", "what a verdict is about: this randomization, without further draws"),
     ("is_replicated", "flag", "several draws or seeds of the null; else no p-values"),
-    ("training_tokens_trained training_tokens", "float?", "per SAE; null where not known"),
-    ("l0_trained l0", "float?", "latents per token"),
+    ARMS_TOKENS,
+    ARMS_L0,
     ("not_comparable", "text?", "why there is no verdict"),
-    ("trained", "float?", "of the real thing"),
+    ("real_value", "float?", "of the real thing"),
     ("value", "float?", "of the null"),
-    ("value_low value_high trained_low trained_high", "float?"),
+    ("value_low value_high real_low real_high", "float?"),
     ("difference", "float?", "null minus real"),
     ("difference_low difference_high", "float?"),
     ("standard_error", "float?", "of the difference, bootstrap"),
@@ -52,12 +54,12 @@ CONTRASTS = schema(
     ("p_permutation", "float?", "two-sided, draws or seeds exchanged between the arms"),
     ("detectable_difference", "float?", "seen beyond the margin with 80% power, Holm's first step"),
     ("n_matched", "int?", "latents per cell, equal numbers per half-decade of firing share"),
-    ("matched_trained matched_value", "float?", "at equal firing rates"),
+    ("matched_real_value matched_value", "float?", "at equal firing rates"),
     ("matched_difference", "float?", "null minus real, at equal firing rates"),
     ("matched_difference_low matched_difference_high", "float?"),
     ("matched_p_value", "float?", "two-sided, inverts the interval"),
     ("matched_reason", "text?", "why a matched number is null"),
-    ("n_failed_trained n_failed", "int?", "windows without an answer; null without a judge"),
+    ("real_n_failed n_failed", "int?", "windows without an answer; null without a judge"),
     ("answered_share", "float?", "of the windows, the smaller of both arms"),
     ("reason", "text?", "why a number is null"),
     WARNING,
@@ -69,6 +71,8 @@ VERDICTS = schema(
     ("scope", "text", "what it is about: this randomization, without further draws"),
     ("is_replicated", "flag", "several draws or seeds of the null"),
     ("difference difference_low difference_high margin", "float?"),
+    ARMS_TOKENS,
+    ARMS_L0,
     ("answered_share", "float?", "of the windows that a judge was asked about; the smaller arm's"),
     ("reason", "text", "the rule that gave the verdict, with its numbers"),
     WARNING,
@@ -174,6 +178,7 @@ PROVENANCE = schema(
     ("device device_kind host", "text"),
     ("dtype", "text?", "what the job stored or computed in"),
     ("threads", "int?"),
+    ("precision", "text?", "of the products that choose latents, of jobs that train SAEs"),
     ("revisions", "text?", "commits of what it read from the hub"),
     ("tokens_seen", "int?", "that an SAE was trained on, each epoch counted"),
     ("differs_from_trained", "text?", "in what the variant's cells differ from those of trained"),

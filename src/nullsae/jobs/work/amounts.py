@@ -118,7 +118,11 @@ class SizedStudy:
     def sae(self, keys: Keys) -> tuple[Sae, int, int]:
         """Recipe, width of its site, and latents of an SAE."""
         recipe = self.recipe(keys)
-        return recipe, self.sizes[keys["subject"]].d_model, self.width(keys, recipe)
+        return recipe, self.site_width(keys), self.width(keys, recipe)
+
+    def site_width(self, keys: Keys) -> int:
+        """Dimensions of a job's site."""
+        return self.sizes[keys["subject"]].width(keys["site"])
 
     def chunk(self, keys: Keys) -> int:
         """Tokens that are captured, sampled or read at once."""
@@ -134,8 +138,8 @@ class SizedStudy:
 
     def width(self, keys: Keys, recipe: Sae) -> int:
         """Latents of an SAE; 16 times the site's width for a pretrained one, which alone knows."""
-        size = self.sizes[keys["subject"]]
-        return recipe.width(size.d_model, size.vocab_size) or 16 * size.d_model
+        d, size = self.site_width(keys), self.sizes[keys["subject"]]
+        return recipe.width(d, size.vocab_size) or 16 * d
 
 
 def forward(

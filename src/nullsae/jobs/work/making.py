@@ -16,7 +16,7 @@ from nullsae.config.saes import Sae
 from nullsae.config.sites import site_kind, site_layer
 from nullsae.config.subjects import TrainSource
 from nullsae.config.variants import VARIANTS, has_model
-from nullsae.jobs.grid import Keys
+from nullsae.jobs.grid import Keys, captured_sites
 from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_bytes, together
 
 # Bytes beside each stored activation: its position, int64, and its norm, float32.
@@ -164,10 +164,10 @@ def blocks_to(site: str, size: Size) -> int:
     return max(0, min(layer + (site_kind(site) != "resid_pre"), size.n_layers))
 
 
-def kept_row_bytes(study: SizedStudy, keys: Keys) -> float:
-    """What a captured token leaves on disk at each site."""
+def kept_row_bytes(study: SizedStudy, keys: Keys, site: str) -> float:
+    """What a captured token leaves on disk at a site."""
     settings = study.config.activations
-    number = BYTES[settings.dtype] * study.sizes[keys["subject"]].d_model
+    number = BYTES[settings.dtype] * study.sizes[keys["subject"]].width(site)
     return ROW_BYTES + (number if settings.kept else 0.0)
 
 
@@ -179,23 +179,24 @@ def anew(study: SizedStudy, keys: Keys, sites: Iterable[str], n_tokens: float) -
     size, sites = study.sizes[keys["subject"]], list(sites)
     if study.config.activations.kept or not n_tokens:
         return []
-    deepest = max(blocks_to(site, size) for site in sites)
-    n, drawn, d = n_tokens, 0.0, float(size.d_model)
+    deepest, n, flops, seconds = max(blocks_to(site, size) for site in sites), n_tokens, 0.0, 0.0
     if not has_model(keys["variant"]):
-        n, drawn = study.cached(keys, "sae_train"), n_tokens * len(sites)
+        n = study.cached(keys, "sae_train")
+        widths = [float(size.width(site)) for site in sites]
+        flops = sum(2 * d * d * n_tokens + 4 * d * d * n + 20 * d**3 for d in widths)
+        seconds = n_tokens * sum(widths) * NORMAL_SECONDS
     passed = forward(size, n, study.context_tokens(keys), blocks=deepest)
-    flops = 2.0 * d * d * drawn + (drawn > 0) * len(sites) * (4.0 * d * d * n + 20.0 * d**3)
-    seconds = drawn * d * NORMAL_SECONDS
     return [replace(passed, tokens=0, product_flops=flops, host_seconds=seconds)]
 
 
-def pass_held_bytes(study: SizedStudy, keys: Keys, n_sites: int) -> float:
+def anew_bytes(study: SizedStudy, keys: Keys, sites: Iterable[str]) -> float:
     """What a job holds that computes activations anew: a subject, a batch, a shard of all sites."""
     if study.config.activations.kept:
         return 0.0
-    settings, d = study.config.activations, study.sizes[keys["subject"]].d_model
-    shard = 2.0 * n_sites * study.chunk(keys) * d * BYTES[settings.dtype]
-    return study.pass_bytes(keys, settings.batch_contexts, head=False) + shard
+    settings, size = study.config.activations, study.sizes[keys["subject"]]
+    numbers = 2.0 * study.chunk(keys) * sum(size.width(site) for site in sites)
+    passes = study.pass_bytes(keys, settings.batch_contexts, head=False)
+    return passes + numbers * BYTES[settings.dtype]
 
 
 def capture(study: SizedStudy, keys: Keys) -> Work:
@@ -204,14 +205,14 @@ def capture(study: SizedStudy, keys: Keys) -> Work:
     Held: a subject, a batch, and two chunks of all sites, each twice (pinned, or permuted).
     """
     n, size = study.cached(keys, keys["split"]), study.sizes[keys["subject"]]
-    settings, sites = study.config.activations, study.config.subjects[keys["subject"]].sites
-    row = size.d_model * BYTES[settings.dtype] + ROW_BYTES
+    settings, sites = study.config.activations, captured_sites(study.config, keys["subject"])
+    rows = sum(size.width(site) * BYTES[settings.dtype] + ROW_BYTES for site in sites)
     deepest = max(blocks_to(site, size) for site in sites)
-    chunks = CHUNK_COPIES * len(sites) * study.chunk(keys) * row
+    chunks = CHUNK_COPIES * study.chunk(keys) * rows
     return together(
         forward(size, n, study.context_tokens(keys), blocks=deepest),
-        moved_bytes=8.0 * n * row * len(sites),
-        written_bytes=n * kept_row_bytes(study, keys) * len(sites),
+        moved_bytes=8.0 * n * rows,
+        written_bytes=n * sum(kept_row_bytes(study, keys, site) for site in sites),
         held_bytes=(passes := study.pass_bytes(keys, settings.batch_contexts, head=False)) + chunks,
         gpu_bytes=passes,
         imports="transformers",
@@ -238,25 +239,24 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     Held: a chunk, a covariance and its root, means of each token.
     """
     size = study.sizes[keys["subject"]]
-    n, d = study.cached(keys, keys["split"]), float(size.d_model)
-    fitted = study.cached(keys, "sae_train")
-    names = study.config.subjects[keys["subject"]].sites
-    sites = len(names)
-    number = BYTES[study.config.activations.dtype]
-    row = d * number + ROW_BYTES
+    n, fitted = study.cached(keys, keys["split"]), study.cached(keys, "sae_train")
+    names = captured_sites(study.config, keys["subject"])
+    widths = [float(size.width(site)) for site in names]
+    number, widest = BYTES[study.config.activations.dtype], max(widths)
+    rows = sum(d * number + ROW_BYTES for d in widths)
     tokens = 128.0 * size.vocab_size
     # Sites come one after the other.
     fits = [anew(study, {**keys, "variant": "trained"}, [site], fitted) for site in names]
-    held = CHUNK_COPIES * study.chunk(keys) * d * number + 80.0 * d**2 + tokens
+    held = CHUNK_COPIES * study.chunk(keys) * widest * number + 80.0 * widest**2 + tokens
     return together(
         *chain.from_iterable(fits),
         tokens=n,
-        product_flops=sites * (4.0 * d * d * fitted + 20.0 * d**3 + 2.0 * d * d * n),
-        moved_bytes=8.0 * n * row * sites,
-        host_seconds=sites * n * d * NORMAL_SECONDS,
-        written_bytes=n * kept_row_bytes(study, keys) * sites,
-        held_bytes=held + pass_held_bytes(study, keys, 1),
-        gpu_bytes=80.0 * d**2 + tokens + pass_held_bytes(study, keys, 1),
+        product_flops=sum(4 * d * d * fitted + 20 * d**3 + 2 * d * d * n for d in widths),
+        moved_bytes=8.0 * n * rows,
+        host_seconds=n * sum(widths) * NORMAL_SECONDS,
+        written_bytes=n * sum(kept_row_bytes(study, keys, site) for site in names),
+        held_bytes=held + anew_bytes(study, keys, names[:1]),
+        gpu_bytes=80.0 * widest**2 + tokens + anew_bytes(study, keys, names[:1]),
         imports="torch" if study.config.activations.kept else "transformers",
         gpu=True,
     )
@@ -291,11 +291,11 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
-    d, n, cached = size.d_model, study.trained_tokens(keys), study.cached(keys, "sae_train")
+    n, cached = study.trained_tokens(keys), study.cached(keys, "sae_train")
     written = kept = on_device = copies = fitting = 0.0
     stepwise = False
     for cell in cells:
-        recipe, _, m = study.sae(cell)
+        recipe, d, m = study.sae(cell)
         one = sae_bytes(d, m)
         written += sae_bytes(d, m, recipe.stored_dtype) * (1 + len(recipe.checkpoints))
         if not recipe.origin.trained or recipe.pretrained is not None:
@@ -317,19 +317,23 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
         parts.append(training(recipe, d, m, n))
         parts.append(Work(tokens=n * recipe.epochs, moved_bytes=20.0 * n * d * recipe.epochs))
     sites = list(dict.fromkeys(cell["site"] for cell in cells))
+    widths = [float(size.width(site)) for site in sites]
     recipes, stream = [study.recipe(cell) for cell in cells], settings.streams
     if stream and stepwise:
         epochs = max(recipe.epochs for recipe in recipes)
         if not has_model(keys["variant"]):
-            drawn = float(n * epochs * len(sites))
-            live = Work(product_flops=2.0 * d * d * drawn, host_seconds=drawn * d * NORMAL_SECONDS)
+            drawn = float(n * epochs)
+            live = Work(
+                product_flops=2.0 * drawn * sum(d * d for d in widths),
+                host_seconds=drawn * sum(widths) * NORMAL_SECONDS,
+            )
         else:
             deepest = max(blocks_to(site, size) for site in sites)
             live = forward(size, n * epochs, study.context_tokens(keys), blocks=deepest)
         parts.append(replace(live, tokens=0))
-    start = len(sites) * d * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
+    start = sum(widths) * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
     held = max((on_device if study.on_cpu else 0.0) + copies, fitting) + start
-    held += 2.0 * len(sites) * study.chunk(keys) * d * BYTES[settings.dtype]
+    held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
     passes = 0.0
     if (stream and has_model(keys["variant"])) or not settings.kept:
         passes = study.pass_bytes(keys, settings.batch_contexts, head=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nullsae.config.saes import Sae
-from nullsae.config.sites import KINDS, site_kind, site_layer
+from nullsae.config.sites import site_layer
 from nullsae.config.variants import has_model, is_null
 from nullsae.jobs.autointerp import is_shared_out
 from nullsae.jobs.grid import Keys, cross_cells, matched_cells, sae_cells
@@ -22,7 +22,7 @@ from nullsae.jobs.work.amounts import (
     sae_bytes,
     together,
 )
-from nullsae.jobs.work.making import LOSS_LOGIT_BYTES, anew, pass_held_bytes
+from nullsae.jobs.work.making import LOSS_LOGIT_BYTES, anew, anew_bytes
 
 COVARIANCE_TOKENS, FIDELITY_CONTEXTS = 65_536, 16
 ASSIGNMENT_SECONDS = 4e-8
@@ -63,7 +63,7 @@ def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
         size = study.sizes[keys["subject"]]
         own = sum(1.5 * sae_bytes(d, m) for _, d, m in map(study.sae, group))
         means = 16.0 * len(sites) * size.vocab_size * size.d_model
-        live = pass_held_bytes(study, keys, len(sites))
+        live = anew_bytes(study, keys, sites)
         held, on_gpu = max(held, own + means + live), max(on_gpu, own + live)
     known = {"held_bytes": each.held_bytes + held, "gpu_bytes": each.gpu_bytes + on_gpu}
     return in_turn([each, together(*passes, **known, gpu=True)])
@@ -119,8 +119,8 @@ def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
         *passes,
         tokens=n,
         moved_bytes=n * 160.0 * d,
-        held_bytes=coding_bytes(recipe, d, m) + pass_held_bytes(study, keys, 1),
-        gpu_bytes=coding_gpu_bytes(recipe, d, m) + pass_held_bytes(study, keys, 1),
+        held_bytes=coding_bytes(recipe, d, m) + anew_bytes(study, keys, [keys["site"]]),
+        gpu_bytes=coding_gpu_bytes(recipe, d, m) + anew_bytes(study, keys, [keys["site"]]),
         imports="transformers" if passes else "torch",
         written_bytes=2e4,
         gpu=True,
@@ -167,7 +167,7 @@ def collect_latents(study: SizedStudy, keys: Keys) -> Work:
         causal = study.pass_bytes(keys, n_contexts, head=False) + CAUSAL_LOGIT_BYTES
     live = anew(study, keys, [keys["site"]], n)
     # One subject for both.
-    run = max(causal, pass_held_bytes(study, keys, 1))
+    run = max(causal, anew_bytes(study, keys, [keys["site"]]))
     held += run
     return together(
         encoding(recipe, d, m, n),
@@ -190,7 +190,7 @@ def causal_passes(study: SizedStudy, keys: Keys) -> list[Work]:
     the site, four for each place; the head reads one token of each.
     """
     settings, size = study.config.latents, study.sizes[keys["subject"]]
-    if not has_model(keys["variant"]) or site_kind(keys["site"]) not in KINDS:
+    if not has_model(keys["variant"]) or keys["site"] == "embed":
         return []
     context = study.context_tokens(keys)
     places = settings.n_sampled * settings.causal_places

@@ -35,7 +35,7 @@ class ExplainedVariance(_OfDocuments):
     complement = True
     definition = (
         "1 - Σ‖x - x̂‖² / Σ‖x - x̄‖² over the whole evaluation split: predicting the mean gives 0, "
-        "a perfect copy 1."
+        "a perfect copy 1. Of a transcoder, x is its output site."
     )
     reading = (
         "A null as high as trained means that the SAE reconstructs activations that no training "

@@ -85,7 +85,7 @@ def positions(study: Study, subject: str, finding: Finding) -> list[Row]:
     for one in finding.against:
         shares, margins = [], []
         for row in study.rows("contrasts", subject=subject, variant=one.variant, **keys):
-            reach = None if row["trained"] is None else row["trained"] - floor
+            reach = None if row["real_value"] is None else row["real_value"] - floor
             if reach and row["value"] is not None:
                 shares.append((row["value"] - floor) / reach)
                 margins.append((row["margin"] or 0.0) / abs(reach))

@@ -68,7 +68,8 @@ class RevivingSae(TrainedSae[A]):
         if not self.auxk_coefficient or not len(rows):
             return 0.0
         k = min(self.auxk_k, len(rows))
-        values, local = kernels.encode_top_k(centred, self.w_enc[rows], self.b_enc[rows], k)
+        weights = self.w_enc[rows], self.b_enc[rows]
+        values, local = kernels.encode_top_k(centred, *weights, k, self.precision)
         weight = 2.0 * self.auxk_coefficient * min(1.0, len(rows) / self.auxk_k) / scale
         if len(rows) > DENSE_PER_CHOSEN * k:
             hits = kernels.Hits.of(values, rows[local])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from pydantic import PositiveInt
 
+from nullsae.config.compute import Precise
 from nullsae.config.saes import Sae
 from nullsae.sae.chunks import rows_at_once
 from nullsae.sae.later import Autoencoder, Hits, Tensor, autoencoder, kernels, torch
@@ -56,10 +57,15 @@ class TrainedSae(ABC, Generic[R]):
         parameters: by their names on disk, and those that only training has. Changed in place.
         buffers: what the next step or the result depends on beside them.
         frozen: names of parameters that are not trained; `gradients` may leave them out.
+        precision: of the products that `LOW_PRECISION` is about.
     """
 
     DENSE_TENSORS: ClassVar[int] = 8
     """Tensors [tokens, n_latents] that `gradients` holds at once, at most."""
+    LOW_PRECISION: ClassVar[Literal["choice", "tf32", "none"]] = "none"
+    """What a `compute.precision` below float32 is for: the product that chooses latents, which
+    `chosen` then has; all products, in TensorFloat-32 at most; or nothing, where rounding decides
+    what is active or the gradient of a threshold."""
 
     def __init__(self, recipe: R, k: int, start: Autoencoder) -> None:
         """Start from weights that are not copied.
@@ -71,6 +77,7 @@ class TrainedSae(ABC, Generic[R]):
         self.parameters = dict(zip(autoencoder.PARAMETERS, weights, strict=True))
         self.n_latents, self.d_model = self.w_dec.shape
         self.buffers: dict[str, Tensor] = {}
+        self.precision: Precise = "float32"
         self.frozen = recipe.origin.frozen
 
     @classmethod
@@ -109,6 +116,19 @@ class TrainedSae(ABC, Generic[R]):
 
         x [tokens, d_model] has at least two different rows; AuxK may use `dead` bool [n_latents].
         """
+
+    @classmethod
+    def precision_of(cls, precision: Precise) -> Precise:
+        """What `compute.precision` comes to for this architecture."""
+        if precision == "float32" or cls.LOW_PRECISION == "none":
+            return "float32"
+        return precision if cls.LOW_PRECISION == "choice" else "tf32"
+
+    def chosen(self, centred: Tensor, precision: Precise) -> Hits:
+        """What is active, as a product in this precision chooses it, where `LOW_PRECISION` says
+        that one does; `centred` is x - b_dec [tokens, d_model].
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def autoencoder(self) -> Autoencoder:

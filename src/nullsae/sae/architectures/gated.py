@@ -38,6 +38,8 @@ class Gated(TrainedSae[GatedSae]):
     codes. W is `encoder.weight`, b_mag is `encoder.bias`, r_mag and b_gate have names of their own.
     """
 
+    LOW_PRECISION = "tf32"
+
     def __init__(self, recipe: GatedSae, k: int, start: Autoencoder) -> None:
         super().__init__(recipe, k, start)
         self.parameters["r_mag"] = torch.zeros_like(start.b_enc)

@@ -43,6 +43,8 @@ class Standard(TrainedSae[StandardSae]):
     codes with large rows. Every latent may be active: products are dense.
     """
 
+    LOW_PRECISION = "tf32"
+
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
         centred = x - self.b_dec
         codes = torch.addmm(self.b_enc, centred, self.w_enc.t()).relu_()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from nullsae.config.compute import Precise
 from nullsae.sae.architectures.auxk import AuxKSae, RevivingSae
 from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, variance
-from nullsae.sae.later import Autoencoder, Tensor, autoencoder, kernels
+from nullsae.sae.later import Autoencoder, Hits, Tensor, autoencoder, kernels
 
 # Multi-TopK's second loss: with so many times k latents, and this weight (Gao et al. 2024, 4.2).
 MULTI, MULTI_WEIGHT = 4, 1.0 / 8.0
@@ -41,6 +42,7 @@ class TopK(RevivingSae[TopKSae]):
     """
 
     DENSE_TENSORS: ClassVar[int] = 0
+    LOW_PRECISION = "choice"
 
     @classmethod
     def hits(cls, recipe: TopKSae, k: int, n_latents: int) -> int:
@@ -50,7 +52,8 @@ class TopK(RevivingSae[TopKSae]):
         centred = x - self.b_dec
         multi = self.recipe.multi_topk
         most = min(MULTI * self.k, self.n_latents) if multi else self.k
-        values, indices = kernels.encode_top_k(centred, self.w_enc, self.b_enc, most)
+        weights = self.w_enc, self.b_enc
+        values, indices = kernels.encode_top_k(centred, *weights, most, self.precision)
         wide = kernels.Hits.of(values, indices)
         if multi:
             values, places = kernels.top_k(values, self.k)
@@ -63,6 +66,10 @@ class TopK(RevivingSae[TopKSae]):
             self.add_fvu(gradients, x, centred, wide, scale, MULTI_WEIGHT)
         auxk = self.add_auxk(gradients, centred, error, scale, dead)
         return gradients, Losses(fvu, auxk, 0.0, self.fired(hits))
+
+    def chosen(self, centred: Tensor, precision: Precise) -> Hits:
+        weights = self.w_enc, self.b_enc
+        return kernels.Hits.of(*kernels.encode_top_k(centred, *weights, self.k, precision))
 
     def autoencoder(self) -> Autoencoder:
         return autoencoder.Autoencoder.of(self.parameters, "topk", self.k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nullsae import paths
+from nullsae.config.hooks import hook_name, module_name
+from nullsae.config.layouts import LAYOUTS as EVERY
 from nullsae.config.model_files import is_local
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, read_json, rebuild_command, write_json
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.exchange.formats import WEIGHTS, SaeLensConfig, SparsifyConfig, hook_name
+from nullsae.sae.exchange.layouts.saelens import SaeLens
+from nullsae.sae.exchange.layouts.sparsify import Sparsify
 from nullsae.sae.files import load_sae
 
 # SAELens reads a file without a version, or of one below 6, as those of its older versions.
 SAELENS_VERSION = "6.54.12"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 Written = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
     """Write an SAE in the layout `saelens` or `sparsify`: two files in a folder that is made.
+
+    Where the results beside the SAE have its model, they say which it is and what its modules are
+    called, and the tokenizer is copied beside the weights.
 
     A `UserError` says that there is no such layout, that it cannot hold this SAE, or that the
     folder holds another.
@@ -32,6 +40,8 @@ def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
     if layout not in LAYOUTS:
         raise UserError(f"--layout: {layout!r} is not one of {', '.join(LAYOUTS)}")
     sae, described = load_sae(cfg_json)
+    if sae.transcodes:
+        raise UserError(f"{cfg_json}: a transcoder; only SAEs can be exported")
     if sae.coding.reads_tokens:
         raise UserError(
             f"{cfg_json}: a {sae.architecture} dictionary reads token ids, not activations, which "
@@ -42,40 +52,65 @@ def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
             f"{cfg_json}: {layout} holds {', '.join(HOLDS[layout])} SAEs only, and this is a "
             f"{sae.architecture} one; give --layout saelens"
         )
-    others = [output / name for other, name in WEIGHTS.items() if other != layout]
+    if layout == "sparsify" and sae.normalization != "none":
+        raise UserError(
+            f"{cfg_json}: sparsify has no normalization, and this SAE has {sae.normalization}; "
+            f"give --layout saelens"
+        )
+    others = [output / name for n, other in EVERY.items() if n != layout for name in other.weights]
     own = output.resolve() == cfg_json.parent.resolve()
-    if own or any(file.exists() for file in others):
+    if own or any(file.exists() for file in others if file.name not in EVERY[layout].weights):
         raise UserError(f"--output: {str(output)!r} holds an SAE already; give another folder")
     config, tensors = LAYOUTS[layout](sae)
+    model = _model_folder(cfg_json, described.keys)
     if layout == "saelens":
         config["metadata"] |= {
             "hook_name": hook_name(described.keys.site),
-            **_model_name(cfg_json, described.keys),
+            **_model_metadata(model, described.keys),
             "nullsae": described.model_dump(mode="json", include={"keys", "dictionary", "seed"}),
         }
     # The config makes the folder complete: an old one never stands beside new weights.
     (output / "cfg.json").unlink(missing_ok=True)
-    with atomic_path(output / WEIGHTS[layout]) as temporary:
+    with atomic_path(output / EVERY[layout].weights[0]) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    beside = [] if model is None else [model / name for name in TOKENIZER_FILES]
+    for file in beside:
+        if file.is_file():
+            with atomic_path(output / file.name) as temporary:
+                shutil.copyfile(file, temporary)
     write_json(output / "cfg.json", config)
 
 
-def _model_name(cfg_json: Path, keys: CellKeys) -> dict[str, str]:
-    """The hub id of the model that an SAE reads, if the results beside it say so."""
+def _model_folder(cfg_json: Path, keys: CellKeys) -> Path | None:
+    """The folder of the weights that an SAE reads, if it is in the results that the SAE is in."""
     depth, parents = len(Path(paths.SAE_CONFIG).parts), cfg_json.resolve().parents
-    if keys.variant != "trained" or len(parents) < depth:
-        return {}
-    recipe = parents[depth - 1] / paths.RECIPE.format(**keys.model_dump())
-    if not recipe.is_file():
-        return {}
-    name = read_json(recipe, rebuild=rebuild_command(recipe))["source"].get("path")
-    return {} if name is None or is_local(name) else {"model_name": name}
+    if len(parents) < depth:
+        return None
+    folder = parents[depth - 1] / paths.MODEL.format(**keys.model_dump())
+    return folder if folder.is_dir() else None
+
+
+def _model_metadata(folder: Path | None, keys: CellKeys) -> dict[str, str]:
+    """Hub id of the model, where it is as published, and the name of the site's module in it."""
+    found: dict[str, str] = {}
+    if folder is None:
+        return found
+    recipe, config = folder / "recipe.json", folder / "config.json"
+    if keys.variant == "trained" and recipe.is_file():
+        name = read_json(recipe, rebuild=rebuild_command(recipe))["source"].get("path")
+        if name is not None and not is_local(name):
+            found["model_name"] = name
+    if config.is_file():
+        kind = read_json(config, rebuild=rebuild_command(config)).get("model_type", "")
+        if (module := module_name(keys.site, kind)) is not None:
+            found["hf_hook_name"] = module
+    return found
 
 
 def _sparsify(sae: Autoencoder) -> Written:
     """`cfg.json` and tensors of a `topk` SAE."""
     assert sae.k is not None
-    config = SparsifyConfig(
+    config = Sparsify(
         d_in=sae.d_model,
         k=sae.k,
         expansion_factor=max(1, sae.n_latents // sae.d_model),
@@ -87,13 +122,20 @@ def _sparsify(sae: Autoencoder) -> Written:
 
 def _saelens(sae: Autoencoder) -> Written:
     """`cfg.json` and tensors of an SAE of one of its architectures."""
-    config = SaeLensConfig(
+    metadata: dict[str, Any] = {
+        "sae_lens_version": SAELENS_VERSION,
+        "sae_lens_training_version": None,
+    }
+    if sae.normalization == "centre":
+        metadata["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    config = SaeLens(
         architecture=sae.architecture,  # type: ignore[arg-type]
         d_in=sae.d_model,
         d_sae=sae.n_latents,
         apply_b_dec_to_input=True,
         k=sae.k,
-        metadata={"sae_lens_version": SAELENS_VERSION, "sae_lens_training_version": None},
+        normalize_activations="none" if sae.normalization == "centre" else sae.normalization,
+        metadata=metadata,
     )
     named = zip(("W_enc", "b_enc", "W_dec", "b_dec"), sae.weights, strict=True)
     tensors = {**dict(named), **sae.own, "W_enc": sae.w_enc.t()}

@@ -1,0 +1,285 @@
+"""The parts of `benchmarks/gpu_check.sh`, which says what they are; run that."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+# Seconds of each part at most, on a GPU; 8 minutes together.
+LIMITS = {"tests": 150, "steps": 200, "study": 125}
+# On a CPU nothing is measured, and it may be busy.
+CPU_SECONDS = 3600
+NEEDED = {
+    "tests": ("pytest", "transformers", "safetensors", "pyarrow", "pydantic"),
+    "steps": ("pydantic",),
+    "study": ("snakemake", "transformers", "pyarrow", "altair", "vl_convert", "typer"),
+}
+STEPS = {
+    "cuda": ["--shapes", "pythia-70m", "pythia-1b", "pythia-6.9b", "--tokens", "8192"],
+    "cpu": ["--shapes", "tiny", "--tokens", "512", "--steps", "2"],
+}
+# Jobs that compute on `compute.device`, by their verbs.
+ON_DEVICE = ("cache_activations", "train_sae", "evaluate_sae", "collect_latents")
+STUDY: dict[str, Any] = {
+    "seed": 0,
+    "corpora": {
+        "docs": {
+            "source": {"kind": "builtin", "name": "stdlib"},
+            "tokenizer": {"kind": "train", "vocab_size": 512},
+            "context_tokens": 64,
+            "sae_train_tokens": 131_072,
+            "eval_tokens": 16_384,
+        }
+    },
+    "subjects": {
+        "small": {
+            "corpus": "docs",
+            "source": {"kind": "train", "n_layers": 2, "d_model": 32, "n_heads": 2, "steps": 60},
+            "sites": ["resid_post.0"],
+        }
+    },
+    "variants": ["trained", "rerandomized"],
+    "activations": {"sae_train_tokens": 65_536, "shard_tokens": 32_768},
+    "saes": {"topk": {"k": 8, "n_latents": 256, "batch_tokens": 512, "seeds": [0]}},
+    "evaluation": {"fidelity_tokens": 2_048, "gaussian_floors": False},
+    "latents": {"n_sampled": 8, "min_firings": 20, "min_pool_windows": 4, "window_tokens": 16},
+    "explainers": {"lexical": {"kind": "lexical"}},
+    "scorers": {"detection": {"kind": "detection"}},
+    "statistics": {"n_resamples": 200},
+    "report": {"title": "GPU check", "figure_formats": ["png"]},
+}
+Found = dict[str, Any]
+
+
+class PartError(Exception):
+    """A part did not do what it should; the text says what."""
+
+
+def run(name: str, command: list[str], folder: Path, device: str, **environment: str) -> None:
+    """A command in a process group of its own, within the part's limit; its output to NAME.log.
+
+    A `PartError` says how it ended, if not well.
+    """
+    log, limit = folder / f"{name}.log", LIMITS[name] if device == "cuda" else CPU_SECONDS
+    with log.open("w") as out:
+        print("$", shlex.join(command), file=out, flush=True)
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            raise PartError(f"stopped after {limit} s; see {log.name}") from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if status:
+        raise PartError(f"exit status {status}; see {log.name}")
+
+
+def tests(folder: Path, args: argparse.Namespace, found: Found) -> None:
+    """`tests/device` on the device."""
+    report = folder / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "tests/device", f"--junitxml={report}"]
+    try:
+        run(
+            *("tests", [*command, "-p", "no:cacheprovider"], folder, args.device),
+            NULLSAE_TEST_DEVICE=args.device,
+        )
+    finally:
+        cases = [*ElementTree.parse(report).iter("testcase")] if report.is_file() else []
+        failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
+        skipped = [c for c in cases if c.find("skipped") is not None]
+        found["passed"] = len(cases) - len(failed) - len(skipped)
+        found["failed"] = [case.get("name") for case in failed]
+        found["skipped"] = [case.get("name") for case in skipped]
+    if not found["passed"] or skipped:
+        raise PartError(f"{found['passed']} tests passed, {len(skipped)} were skipped")
+
+
+def steps(folder: Path, args: argparse.Namespace, found: Found) -> None:
+    """`gpu_train_step.py`; its rows."""
+    rows = folder / "steps.json"
+    command = [str(args.peers_python), "benchmarks/gpu_train_step.py", "--device", args.device]
+    command += [*STEPS[args.device], "--rounds", "2", "--json", str(rows)]
+    try:
+        run("steps", command, folder, args.device)
+    finally:
+        found["rows"] = json.loads(rows.read_text()) if rows.is_file() else []
+    if not found["rows"]:
+        raise PartError("nothing was measured; see steps.log")
+    if not any(row["what"].startswith("sparsify") for row in found["rows"]):
+        found["note"] = "sparsify is not installed: not compared"
+
+
+def study(folder: Path, args: argparse.Namespace, found: Found) -> None:
+    """A small study by Snakemake; where its jobs computed, and what it came to."""
+    import yaml
+
+    where = folder / "study"
+    shutil.rmtree(where, ignore_errors=True)
+    (where / "bin").mkdir(parents=True)
+    # The rules call nullsae by its name, which need not be installed.
+    command = where / "bin/nullsae"
+    start = "from nullsae.cli.main import main; main()"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{start}" "$@"\n')
+    command.chmod(0o755)
+    config = {**STUDY, "compute": {"threads": 1, "device": args.device}}
+    (where / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    path = os.pathsep.join([str(where / "bin"), str(Path(sys.executable).parent)])
+    run(
+        "study",
+        [
+            *(sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile")),
+            *("--directory", str(where), "--cores", str(os.cpu_count()), "--resources", "gpu=1"),
+            *("--workflow-profile", str(REPOSITORY / "profiles/default"), "--quiet", "host"),
+        ],
+        folder,
+        args.device,
+        PATH=f"{path}{os.pathsep}{os.environ['PATH']}",
+    )
+    import pyarrow.parquet as pq
+
+    made = pq.read_table(where / "results/benchmarks/provenance.parquet").to_pylist()
+    used = Counter((row["verb"], row["device_kind"]) for row in made)
+    found["jobs"] = {f"{verb} on {kind}": n for (verb, kind), n in sorted(used.items())}
+    tables = where / "results/tables"
+    rows = pq.read_table(tables / "reconstruction.parquet").to_pylist()
+    found["explained_variance"] = {row["variant"]: row["explained_variance"] for row in rows}
+    found["verdicts"] = pq.read_table(tables / "verdicts.parquet").num_rows
+    elsewhere = sorted(
+        f"{verb} on {kind}" for verb, kind in used if verb in ON_DEVICE and kind != args.device
+    )
+    if elsewhere or not any(verb in ON_DEVICE for verb, _ in used):
+        raise PartError(f"jobs computed elsewhere: {', '.join(elsewhere) or 'all'}")
+    if not found["verdicts"]:
+        raise PartError("the study has no verdict")
+
+
+def machine(device: str) -> Found:
+    """What is measured on."""
+    found: Found = {"device": device, "torch": torch.__version__, "python": sys.version.split()[0]}
+    found |= {"host_cpus": os.cpu_count(), "cuda": torch.version.cuda, "name": platform.processor()}
+    if device == "cuda" and torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        found |= {"name": card.name, "memory_gib": round(card.total_memory / 2**30, 1)}
+        found["gpus"] = torch.cuda.device_count()
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        if shutil.which(query[0]):
+            told = subprocess.run(query, capture_output=True, text=True, check=False)
+            found["driver"] = told.stdout.strip().partition("\n")[0]
+    if importlib.util.find_spec("triton"):
+        import triton
+
+        found["triton"] = triton.__version__
+    commit = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
+    if shutil.which("git"):
+        told = subprocess.run(commit, capture_output=True, text=True, check=False)
+        found["commit"] = told.stdout.strip() or None
+    return found
+
+
+def markdown(result: Found) -> str:
+    """The table of a result, and its figures."""
+    on = result["machine"]
+    head = ", ".join(f"{name} {on[name]}" for name in on if on[name])
+    lines = ["# GPU check", "", head, "", "| Part | Result | Seconds |", "|---|---|---|"]
+    for name, part in result["parts"].items():
+        lines.append(f"| {name} | {part['result']} | {part['seconds']:.0f} |")
+    lines.append("")
+    of_tests = result["parts"].get("tests", {})
+    if "passed" in of_tests:
+        failed = ", ".join(of_tests["failed"]) or "none"
+        lines.append(f"Tests: {of_tests['passed']} passed; failed: {failed}.")
+    rows = result["parts"].get("steps", {}).get("rows", [])
+    if timed := [row for row in rows if row["kind"] == "step"]:
+        lines += ["", "| Shape | Tokens | | ms | tokens/s | product | GiB | formula | ratio |"]
+        lines.append("|---|---|---|---|---|---|---|---|---|")
+        for row in timed:
+            cells = ["out of memory", *[""] * 5]
+            if row["ms"] is not None:
+                ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+                cells = [f"{row['ms']:.2f}", f"{row['tokens_per_second']:,.0f}"]
+                cells += [f"{row['product_share']:.0%}", f"{row['peak_gib']:.1f}"]
+                cells += [f"{row['formula_gib']:.1f}" if "formula_gib" in row else "", ratio]
+            start = [row["shape"], f"{row['tokens']:,}", row["what"]]
+            lines.append(f"| {' | '.join([*start, *cells])} |")
+    if products := [row for row in rows if row["kind"] == "product"]:
+        lines += ["", "| Shape | Tokens | Sparse product | ms | PyTorch, ms | bytes, ms |"]
+        lines.append("|---|---|---|---|---|---|")
+        for row in products:
+            cells = [f"{row[name]:.3f}" for name in ("ms", "pytorch_ms", "bytes_ms")]
+            start = [row["shape"], f"{row['tokens']:,}", row["what"]]
+            lines.append(f"| {' | '.join([*start, *cells])} |")
+    if jobs := result["parts"].get("study", {}).get("jobs"):
+        lines += ["", "Study: " + "; ".join(f"{n} x {job}" for job, n in jobs.items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the parts, one after the other."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=REPOSITORY / "build/gpu_check")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--parts", nargs="+", choices=LIMITS, default=list(LIMITS))
+    parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
+    args = parser.parse_args()
+    folder = args.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("gpu_check: PyTorch sees no CUDA device here; --device cpu runs with tiny shapes")
+    # Stopped from outside, it ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    result: Found = {"machine": machine(args.device), "parts": {}}
+    begun = time.monotonic()
+    parts: dict[str, Callable[[Path, argparse.Namespace, Found], None]] = {
+        "tests": tests,
+        "steps": steps,
+        "study": study,
+    }
+    for name in args.parts:
+        found: Found = {}
+        start = time.monotonic()
+        missing = [module for module in NEEDED[name] if importlib.util.find_spec(module) is None]
+        try:
+            if missing:
+                raise PartError(f"not run: {', '.join(missing)} not installed")
+            parts[name](folder, args, found)
+            found["result"] = "passed" + (f" ({found['note']})" if "note" in found else "")
+        except PartError as error:
+            found["result"] = f"FAILED: {error}"
+        found["seconds"] = time.monotonic() - start
+        result["parts"][name] = found
+        result["seconds"] = time.monotonic() - begun
+        print(f"{name}: {found['result']} ({found['seconds']:.0f} s)", flush=True)
+    (folder / "gpu_check.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "gpu_check.md").write_text(markdown(result))
+    print(markdown(result))
+    sys.exit(any(part["result"].startswith("FAILED") for part in result["parts"].values()))
+
+
+if __name__ == "__main__":
+    main()

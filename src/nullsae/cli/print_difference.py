@@ -1,0 +1,139 @@
+"""What differs between two studies, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nullsae import paths, tables
+from nullsae.config.plain import read_yaml
+from nullsae.core.errors import UserError
+from nullsae.core.visible import visible
+from nullsae.tables.study import PROVENANCE, STAGE_KEYS, VERDICTS
+
+Row = Mapping[str, Any]
+Key = tuple[Any, ...]
+# What names a comparison, and the columns of `provenance` that say who made a thing.
+KEYS = tuple(name for column in STAGE_KEYS for name in column[0].split())
+MAKERS = (
+    *("nullsae", "commit", "python", "torch", "transformers", "cuda"),
+    *("device", "device_kind", "host", "dtype", "threads", "revisions"),
+)
+ABSENT = "absent"
+
+
+def print_difference(a: Path, b: Path) -> None:
+    """Print what differs between the studies in two folders: config, provenance, verdicts.
+
+    Raises:
+        UserError: one of them was never run, is not finished, or is damaged.
+    """
+    console = Console() if Console().is_terminal else Console(width=160)
+    heads = [escape(visible(str(study))) for study in (a, b)]
+    for title, found in (
+        ("Config", changed_keys(*(_run_config(study) for study in (a, b)))),
+        ("Provenance", changed_makers(*(_provenance(study) for study in (a, b)))),
+    ):
+        _print(console, Table(title, *heads), found)
+    verdicts = [_verdicts(study) for study in (a, b)]
+    both = verdicts[0].keys() & verdicts[1].keys()
+    changed = {key: (x, y) for key, x, y in _pairs(*verdicts) if x["verdict"] != y["verdict"]}
+    shown = {_named(key): (_said(x), _said(y)) for key, (x, y) in changed.items()}
+    _print(console, Table("Verdicts", *heads), shown)
+    apart = [key for key, x, y in _pairs(*verdicts) if are_apart(x, y)]
+    console.print(
+        f"{len(both) - len(changed):,} of {len(both):,} comparisons of both have the same verdict; "
+        f"the intervals of {len(apart):,} do not overlap.",
+        highlight=False,
+    )
+    for study, own in zip((a, b), verdicts, strict=True):
+        if alone := [_named(key) for key in own if key not in both]:
+            console.print(
+                f"Only in {study}: {_count(alone)}, such as {alone[0]}.",
+                markup=False,
+                highlight=False,
+            )
+
+
+def changed_keys(a: Any, b: Any) -> dict[str, tuple[str, str]]:
+    """The keys of two configs with different values, dotted, and both values."""
+    flat = [dict(_flat(config)) for config in (a, b)]
+    return {
+        key: (flat[0].get(key, ABSENT), flat[1].get(key, ABSENT))
+        for key in dict.fromkeys((*flat[0], *flat[1]))
+        if flat[0].get(key, ABSENT) != flat[1].get(key, ABSENT)
+    }
+
+
+def changed_makers(a: list[Row], b: list[Row]) -> dict[str, tuple[str, str]]:
+    """The columns of two tables `provenance` that hold different values, and all of both."""
+    found = {}
+    for name in MAKERS:
+        values = [
+            sorted({str(row[name]) for row in rows if row[name] is not None}) for rows in (a, b)
+        ]
+        if values[0] != values[1]:
+            found[name] = (", ".join(values[0]) or ABSENT, ", ".join(values[1]) or ABSENT)
+    return found
+
+
+def are_apart(x: Row, y: Row) -> bool:
+    """Whether the intervals of two rows of `verdicts` do not overlap."""
+    ends = [row[f"difference_{end}"] for row in (x, y) for end in ("low", "high")]
+    return None not in ends and (ends[1] < ends[2] or ends[3] < ends[0])
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The values of a config that are no mappings, by their dotted keys."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, str(value)
+
+
+def _pairs(a: dict[Key, Row], b: dict[Key, Row]) -> Iterator[tuple[Key, Row, Row]]:
+    return ((key, row, b[key]) for key, row in a.items() if key in b)
+
+
+def _run_config(study: Path) -> Any:
+    file = study / paths.RUN_CONFIG
+    if not file.is_file():
+        raise UserError(f"{file}: not there; `nullsae run {study}` writes it")
+    return read_yaml(file)
+
+
+def _provenance(study: Path) -> list[Row]:
+    return tables.read_table(study / paths.PROVENANCE, PROVENANCE).to_pylist()
+
+
+def _verdicts(study: Path) -> dict[Key, Row]:
+    rows = tables.read_table(study / paths.TABLE.format(table="verdicts"), VERDICTS).to_pylist()
+    return {tuple(row[name] for name in KEYS): row for row in rows}
+
+
+def _named(key: Key) -> str:
+    return ", ".join(str(value) for value in dict.fromkeys(key) if value is not None)
+
+
+def _said(row: Row) -> str:
+    number = "" if row["difference"] is None else f" {row['difference']:+.3g}"
+    return f"{row['verdict']}{number}"
+
+
+def _count(names: list[str]) -> str:
+    return "1 comparison" if len(names) == 1 else f"{len(names):,} comparisons"
+
+
+def _print(console: Console, table: Table, found: Mapping[str, tuple[str, str]]) -> None:
+    if not found:
+        console.print(f"{table.columns[0].header}: the same.", highlight=False)
+        return
+    for name, values in found.items():
+        table.add_row(*(escape(visible(text)) for text in (name, *values)))
+    console.print(table)

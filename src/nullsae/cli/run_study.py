@@ -1,0 +1,52 @@
+"""Snakemake on a study's folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from nullsae.config.read import BASE, OVERLAY
+from nullsae.core.errors import UserError
+from nullsae.planning.dag import snakefile_of
+
+# What is given to Snakemake unless the caller's own options say it: as `make run` does.
+DEFAULTS = {
+    ("--cores", "-c", "--jobs", "-j", "--profile", "--executor", "-e"): ("--cores", "all"),
+    ("--resources", "--res"): ("--resources", "gpu=1"),
+    ("--quiet", "-q", "--verbose"): ("--quiet", "host", "reason"),
+}
+
+
+def run_study(study: Path, options: Sequence[str]) -> NoReturn:
+    """Become Snakemake, so that its exit code, Ctrl-C and all signals are this process's own.
+
+    Args:
+        study: the folder that holds the config; results go there.
+        options: further ones of Snakemake's, and targets.
+
+    Raises:
+        UserError: there is no study in the folder.
+    """
+    if not any((study / name).is_file() for name in (OVERLAY, BASE)):
+        raise UserError(
+            f"{study}: no {OVERLAY} here; `nullsae init {study} --model PATH_OR_ID` writes one"
+        )
+    # The rules call `nullsae` by its name, whether or not this environment was activated.
+    scripts = sysconfig.get_path("scripts")
+    os.environ["PATH"] = os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))
+    # -P: nothing in the present folder is taken for a package.
+    start = [sys.executable, "-P", "-m", "snakemake"]
+    os.execv(sys.executable, [*start, *arguments(study, options)])
+
+
+def arguments(study: Path, options: Sequence[str]) -> list[str]:
+    """The command line of Snakemake, but for its name."""
+    given = {option.partition("=")[0] for option in options}
+    added = [word for names, words in DEFAULTS.items() if given.isdisjoint(names) for word in words]
+    place = ["--snakefile", str(snakefile_of(study)), "--directory", str(study)]
+    # Before the caller's, whose first words may be targets: these options take several values.
+    return [*added, *place, *options]

@@ -1,0 +1,103 @@
+"""SAEs made elsewhere, compared with what a study gives them, as soon as the config is parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from nullsae.config.layouts import LAYOUTS, cached_folder, find_layout, local_folder
+from nullsae.config.made_on import MadeOn, UsedOn, differences, used_on
+from nullsae.config.model_files import is_local
+from nullsae.config.model_size import subject_shape
+from nullsae.config.plain import read_object
+from nullsae.config.pretrained import Difference, FromSaeLens, Pretrained, pretrained_sae_path
+from nullsae.config.saelens_list import listed, overridden, refuse_corrected
+from nullsae.config.sites import PROJECTED, site_kind, site_layer
+from nullsae.config.study import Config
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.folders import check_files
+
+
+def check_pretrained(config: Config) -> None:
+    """Compare each SAE made elsewhere with its subjects and their corpora, without a network.
+
+    Read are local files, the hub's cache and SAELens' list; what they do not tell is compared when
+    the SAE is read. `config` has its sites resolved.
+
+    Raises:
+        UserError: a folder or a release is not there, an SAE is of a kind that cannot be had, or
+            was made on something else; one line names the key.
+    """
+    for name, sae in config.saes.items():
+        if sae.pretrained is None:
+            continue
+        where = f"config: saes.{name}"
+        for subject_name, subject in config.subjects.items():
+            shape = subject_shape(
+                subject.source, where=f"config: subjects.{subject_name}.source", fetch=False
+            )
+            used = used_on(config, subject_name)
+            for site in filter(lambda site: sae.is_made(site, "trained"), subject.sites):
+                made, d_model = _known(sae.pretrained, site, f"{where}.pretrained")
+                refuse_differences(made, used, site, sae.accept_differences, where)
+                wide = site_kind(site) not in PROJECTED and shape.d_model is not None
+                if wide and d_model not in (None, shape.d_model):
+                    raise UserError(
+                        f"{where}.pretrained: an SAE for {d_model} dimensions, but {site} of "
+                        f"{subject_name} has {shape.d_model}"
+                    )
+
+
+def refuse_differences(
+    made: MadeOn, used: UsedOn, site: str | None, accepted: Collection[Difference], where: str
+) -> None:
+    """Refuse an SAE that was made on something else than it is given, but for what is accepted.
+
+    Raises:
+        UserError: names the first difference; `where` is the recipe's key.
+    """
+    for name, sentence in differences(made, used, site):
+        if name not in accepted:
+            raise UserError(
+                f"{where}.pretrained: {sentence}; give what it was made on, or add {name} to "
+                f"{where.removeprefix('config: ')}.accept_differences"
+            )
+
+
+def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int | None]:
+    """What is known here of an SAE, and the dimensions that it reads."""
+    if isinstance(pretrained, FromSaeLens):
+        return _known_of_release(pretrained.at(site), site, where), None
+    path, inside = pretrained_sae_path(pretrained, site)
+    if is_local(path):
+        folder: Path | None = local_folder(path, inside, where)
+    else:
+        refuse_corrected(path, where)
+        folder = cached_folder(path, inside)
+    if folder is None:
+        return MadeOn(), None
+    check_files(folder, where=where)
+    layout, _ = find_layout(folder, where)
+    return layout.made_on(folder), layout.input_width
+
+
+def _known_of_release(pretrained: FromSaeLens, site: str, where: str) -> MadeOn:
+    entry = listed(pretrained, where)
+    before = site_layer(site) - (site_kind(site) == "resid_pre")
+    if entry.layer is not None and entry.layer not in (site_layer(site), before):
+        raise UserError(
+            f"{where}.saelens.sae_id: {pretrained.saelens.sae_id!r} is an SAE of block "
+            f"{entry.layer}, and is used at {site}; {{layer}} stands for the block of the site"
+        )
+    made, layout = entry.made_on, LAYOUTS["saelens"]
+    folder = cached_folder(entry.repo_id, entry.path, weights=False)
+    if entry.conversion == "sae_lens" and folder is not None:
+        file = folder / layout.config_file
+        try:
+            config = overridden(read_object(file), entry.overrides)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: not readable as JSON ({first_line(error)})") from None
+        # Factors of the list are folded into the weights when they are read.
+        config.pop("normalize_activations", None)
+        made = layout.of(config, str(file)).made_on(folder).with_more_from(made)
+    return made

@@ -1,0 +1,107 @@
+"""Names of sites in other packages: TransformerLens' hooks, module names, sparsify's folders."""
+
+from __future__ import annotations
+
+import re
+
+from nullsae.config.sites import SITE, site_kind, site_layer
+
+# TransformerLens' hooks within block L, and ours of one place.
+_HOOKS = {
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_out": "mlp_out",
+    "attn.hook_z": "hook_z",
+    "mlp.hook_in": "mlp_in",
+    "mlp.hook_post": "mlp_post",
+}
+_BLOCK_HOOK = re.compile(r"blocks\.(\d+)\.(\S+)")
+# Modules of a block, by what follows its number; without `.input`, what a module returns.
+_MODULES = {
+    "": "resid_post",
+    "mlp": "mlp_out",
+    "feed_forward": "mlp_out",
+    # Of Gemma 2 and 3: what comes out of it is added to the residual stream.
+    "post_feedforward_layernorm": "mlp_out",
+    "attention": "attn_out",
+    "attn": "attn_out",
+    "self_attn": "attn_out",
+    "input": "resid_pre",
+    "self_attn.o_proj.input": "hook_z",
+    "attn.c_proj.input": "hook_z",
+    "attention.dense.input": "hook_z",
+}
+_BLOCK = re.compile(r"(?:\w+\.)*?(?:layers|h|blocks)[._](\d+)(?:\.(\S+))?")
+_EMBEDDINGS = re.compile(r"hook_embed|(?:\w+\.)*(?:embed_tokens|embed_in|wte)(?:\.output)?")
+# Where the list of blocks stands in models of Transformers, by `model_type`.
+_BLOCKS = {
+    "gpt2": "transformer.h",
+    "gpt_neox": "gpt_neox.layers",
+    "opt": "model.decoder.layers",
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"),
+        "model.layers",
+    ),
+}
+# The modules of each that stand for our sites; a site that has none there is left out.
+_ATTENTION = {"gpt2": "attn", "gpt_neox": "attention"}
+# Models in which a norm stands behind attention and MLP, so that these give no site.
+_NORMS_BEHIND = ("gemma2", "gemma3_text")
+
+
+def site_of_hook(hook: str) -> str | None:
+    """The site that a name of another package means; None for a name that is not known.
+
+    `blocks.3.hook_resid_post`, `gpt_neox.layers.3`, `model.layers.3.output` and sparsify's
+    `layers.3` are all `resid_post.3`; so is that itself.
+    """
+    if SITE.match(hook):
+        return hook
+    if _EMBEDDINGS.fullmatch(hook):
+        return "embed"
+    if found := _BLOCK_HOOK.fullmatch(hook):
+        kind = _HOOKS.get(found[2])
+        if kind is not None or "hook" in found[2]:
+            return kind and f"{kind}.{int(found[1])}"
+    if found := _BLOCK.fullmatch(hook):
+        module = (found[2] or "").removesuffix("output").removesuffix(".")
+        if (kind := _MODULES.get(module)) is not None:
+            return f"{kind}.{int(found[1])}"
+    return None
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two sites have the same activations: a block's input is the output of the last."""
+    return _by_output(one) == _by_output(other)
+
+
+def _by_output(site: str) -> str:
+    if site_kind(site) == "resid_pre" and site_layer(site) > 0:
+        return f"resid_post.{site_layer(site) - 1}"
+    return site
+
+
+def hook_name(site: str) -> str:
+    """TransformerLens' name of a site."""
+    hooks = {kind: hook for hook, kind in _HOOKS.items()}
+    return (
+        "hook_embed" if site == "embed" else f"blocks.{site_layer(site)}.{hooks[site_kind(site)]}"
+    )
+
+
+def module_name(site: str, model_type: str) -> str | None:
+    """The module of a model in Transformers whose output, or `.input`, is the site.
+
+    None where no module's is, or for a `model_type` that is not known.
+    """
+    blocks, kind = _BLOCKS.get(model_type), site_kind(site)
+    if blocks is None or kind == "embed":
+        return None
+    block = f"{blocks}.{site_layer(site)}"
+    if kind in ("resid_pre", "resid_post"):
+        return f"{block}.input" if kind == "resid_pre" else block
+    if model_type in _NORMS_BEHIND or kind not in ("attn_out", "mlp_out") or model_type == "opt":
+        return None
+    return f"{block}.{'mlp' if kind == 'mlp_out' else _ATTENTION.get(model_type, 'self_attn')}"

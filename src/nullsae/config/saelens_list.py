@@ -1,0 +1,197 @@
+"""The list of pretrained SAEs that comes with SAELens, read without importing it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, Field
+
+from nullsae.config.hooks import site_of_hook
+from nullsae.config.made_on import MadeOn
+from nullsae.config.pretrained import FromSaeLens, Pretrained
+from nullsae.config.section import Section
+from nullsae.core.errors import UserError
+
+INSTALL = "pip install 'nullsae[saelens]'"
+# Conversions to what is no SAE of one site; their loaders say so themselves, but only when run.
+_NOT_HELD = {
+    "gemma_2_transcoder": "a transcoder",
+    "mwhanna_transcoder": "a transcoder",
+    "mntss_clt_layer_transcoder": "one layer of a cross-layer transcoder, with decoders added up",
+    "temporal": "a temporal SAE, whose codes depend on the tokens before",
+}
+_TRANSCODER = re.compile(r"transcoder|clt")
+_HOOK = re.compile(r"blocks\.\d+\.[\w.]*hook_[a-z_]*[a-z]|hook_embed")
+_LAYER = re.compile(r"(?<![a-z])layer_?(\d+)")
+
+
+class Listed(Section):
+    """What the list says of one SAE."""
+
+    model_config = ConfigDict(extra="ignore", strict=False)
+    model: str | None = None
+    repo_id: str
+    path: str
+    """Folder or file in the repository."""
+    conversion: str = "sae_lens"
+    """SAELens' name of what reads it."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Of what its own config says."""
+    variance_explained: float | None = None
+    l0: float | None = None
+    layer: int | None = None
+    """The block in its id, where no hook stands there."""
+    hook: str | None = None
+
+    @property
+    def made_on(self) -> MadeOn:
+        """What it was made on, as far as the list tells."""
+        processing = self.overrides.get("model_from_pretrained_kwargs") or {}
+        return MadeOn(
+            model=self.model,
+            revision=processing.get("revision"),
+            hook=self.overrides.get("hook_name", self.hook),
+            data_set=self.overrides.get("dataset_path"),
+            weight_processing=processing,
+        )
+
+
+def listed(pretrained: FromSaeLens, where: str) -> Listed:
+    """What SAELens' list says of an SAE; of one in a repository that is not listed, its place.
+
+    Raises:
+        UserError: SAELens is not installed, has no such release or SAE, or one that is no SAE of
+            one site; names `where`.
+    """
+    release, sae_id = pretrained.saelens.release, pretrained.saelens.sae_id
+    text = _text()
+    if text is None:
+        raise UserError(f"{where}.saelens: sae_lens is not installed here ({INSTALL})")
+    entry = _release(release)
+    key = f"{where}.saelens"
+    if entry is None:
+        names = re.findall(r"^(\S+):", text, re.MULTILINE)
+        if "/" not in release:
+            close = difflib.get_close_matches(release, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{key}.release: {release!r} is no release of SAELens{hint}")
+        if owners := _releases_of(release):
+            raise UserError(
+                f"{key}.release: {release!r} is the repository of the release "
+                f"{' or '.join(owners)}: give that name, by which SAELens knows how to read it"
+            )
+        return Listed(repo_id=release, path=sae_id, hook=_hook(sae_id))
+    saes = {str(sae["id"]): sae for sae in entry["saes"]}
+    if sae_id not in saes:
+        close = difflib.get_close_matches(sae_id, saes, n=1) or [next(iter(saes))]
+        raise UserError(
+            f"{key}.sae_id: {sae_id!r} is not one of the {len(saes)} SAEs of {release}; did you "
+            f"mean {close[0]!r}?"
+        )
+    sae, conversion = saes[sae_id], entry.get("conversion_func") or "sae_lens"
+    path = str(sae["path"])
+    hook = _hook(sae_id) or _hook(path)
+    layer = None if hook else next((int(m[1]) for m in [_LAYER.search(sae_id)] if m), None)
+    kind = _NOT_HELD.get(conversion)
+    if kind is None and conversion == "gemma_3" and _TRANSCODER.search(path):
+        kind = "a transcoder"
+    if kind is not None:
+        raise UserError(f"{key}: {pretrained} is {kind}, which is not supported: only SAEs are")
+    return Listed(
+        model=entry["model"],
+        repo_id=entry["repo_id"],
+        path=path,
+        conversion=conversion,
+        overrides=entry.get("config_overrides") or {},
+        variance_explained=sae.get("variance_explained"),
+        l0=sae.get("l0"),
+        layer=layer,
+        hook=hook,
+    )
+
+
+def published(pretrained: Pretrained | None, where: str) -> dict[str, float]:
+    """Figures in the list, by the keys of `saes.*.expect`; none for what is not of a release.
+
+    Raises:
+        UserError: as `listed`.
+    """
+    if not isinstance(pretrained, FromSaeLens):
+        return {}
+    entry = listed(pretrained, where)
+    found = {"l0": entry.l0, "explained_variance": entry.variance_explained}
+    return {name: value for name, value in found.items() if value}
+
+
+def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The content of a `cfg.json` of SAELens with what the list says instead.
+
+    Files of version 6 have in `metadata` what older ones had beside the rest.
+    """
+    if "metadata" not in config:
+        return {**config, **overrides}
+    own = {name: value for name, value in overrides.items() if name in config}
+    more = {name: value for name, value in overrides.items() if name not in config}
+    return {**config, **own, "metadata": {**config["metadata"], **more}}
+
+
+def _hook(text: str) -> str | None:
+    found = _HOOK.search(text)
+    return found[0] if found and site_of_hook(found[0]) else None
+
+
+@cache
+def _text() -> str | None:
+    """The list as it is; None where SAELens is not installed."""
+    spec = find_spec("sae_lens")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    file = Path(next(iter(spec.submodule_search_locations))) / "pretrained_saes.yaml"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+@cache
+def _release(name: str) -> dict[str, Any] | None:
+    """One release. The list has 44,000 lines: only those of the release are parsed."""
+    found = re.search(rf"^{re.escape(name)}:\n(?:[ \-#].*\n|\n)*", f"{_text()}\n", re.MULTILINE)
+    if found is None:
+        return None
+    entry: dict[str, Any] = yaml.safe_load(found[0])[name]
+    return entry
+
+
+def refuse_corrected(repo_id: str, where: str) -> None:
+    """Refuse a hub id whose files do not say all that SAELens' list says of them.
+
+    Without SAELens nobody here can know.
+
+    Raises:
+        UserError: names the release; begins with `where`.
+    """
+    for name in _releases_of(repo_id):
+        entry = _release(name) or {}
+        corrects = (entry.get("config_overrides") or {}).keys() - {"dataset_path"}
+        if corrects or any("norm_scaling_factor" in sae for sae in entry["saes"]):
+            said = ", ".join(sorted(corrects)) or "norm_scaling_factor"
+            raise UserError(
+                f"{where}: {repo_id!r} is the repository of SAELens' release {name}, whose list "
+                f"says more than the files ({said}): give {{saelens: {{release: {name}, "
+                f"sae_id: ...}}}}"
+            )
+
+
+def _releases_of(repo_id: str) -> list[str]:
+    """The releases that lie in a repository."""
+    found = []
+    for line in (_text() or "").splitlines():
+        if line and not line[0].isspace() and line.endswith(":"):
+            release = line[:-1]
+        elif line == f"  repo_id: {repo_id}":
+            found.append(release)
+    return found

@@ -1,0 +1,49 @@
+"""What sets the recipe of a transcoder apart: two sites of a block, one read and one written."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from nullsae.config.section import Section
+from nullsae.config.sites import KINDS, site_kind, site_layer
+
+
+class Transcoding(Section):
+    """Keys of a recipe, and what they mean for the places at which an SAE is made."""
+
+    input_site: str | None = None
+    """Of a transcoder, the kind of site that it reads, such as `mlp_in`: it is made at the sites of
+    that kind alone. It goes with `output_site` and `pretrained`, and stands for the trained variant
+    only, since transcoders are not trained here."""
+    output_site: str | None = None
+    """Of a transcoder, the kind of site that its output stands for, such as `mlp_out`, in the block
+    that it reads. It is captured, too; other SAEs are made there only if `sites` names it."""
+
+    @model_validator(mode="after")
+    def transcoder_has_both_ends(self) -> Self:
+        ends = {"input_site": self.input_site, "output_site": self.output_site}
+        if set(ends.values()) == {None}:
+            return self
+        for key, kind in ends.items():
+            if kind is None:
+                raise ValueError(f"{key}: missing; a transcoder has an input_site, an output_site")
+            if kind not in KINDS:
+                raise ValueError(f"{key}: {kind!r} is not one of {', '.join(KINDS)}")
+        first, last = (KINDS.index(kind) for kind in ends.values() if kind is not None)
+        if first >= last:
+            raise ValueError(
+                f"output_site: {self.output_site} does not come after {self.input_site} in a block"
+            )
+        return self
+
+    def is_made(self, site: str, variant: str) -> bool:
+        """Whether there is one at a site of a variant."""
+        if self.input_site is None:
+            return True
+        return site_kind(site) == self.input_site and variant == "trained"
+
+    def output_of(self, site: str) -> str:
+        """The site that its output stands for, by the site that it reads."""
+        return site if self.output_site is None else f"{self.output_site}.{site_layer(site)}"

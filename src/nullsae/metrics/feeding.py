@@ -1,0 +1,365 @@
+"""Whether an SAE reads what it was trained on, and if not, which change makes it fit.
+
+An SAE knows one site of one model, after one beginning of a context, at one scale. Fed with
+anything else it gives numbers all the same. What is wrong with them shows beside expected figures,
+and beside what the same weights reach when they are fed otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nullsae.activations.capture import capture_contexts
+from nullsae.activations.exclusion import Kept, row_norms
+from nullsae.config.activations import Exclude
+from nullsae.config.saes import Expect
+from nullsae.config.sites import KINDS, site_kind, site_layer
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import torch_generator
+from nullsae.corpus.store import Tokens
+from nullsae.metrics.fidelity import Fidelity, fidelity, spread
+from nullsae.metrics.reconstruction import ReconstructionSums
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.initialization import initialize
+from nullsae.subjects.loading import Subject, check_sites_add_up
+
+SAMPLE_TOKENS = 8192
+BATCH_CONTEXTS, BATCH_TOKENS, FIDELITY_CONTEXTS, PROBE_TOKENS = 8, 2048, 32, 8
+# Random directions are the placebo: so many tokens fit them, and so many there are at most.
+PLACEBO_TOKENS, PLACEBO_LATENTS = 2048, 8192
+# Figures were published for other texts: L0 may differ by this factor, and explained variance may
+# be lower by this much, or by this share of what is left unexplained.
+L0_FACTOR, LOWER_BY, LOWER_BY_SHARE = 1.5, 0.05, 0.25
+# One feeding is clearly better than another if it leaves less than this share of what that leaves,
+# each beside its placebo.
+CLEARLY = 0.8
+# Blocks before and behind, of sites of the same kind, and of other kinds.
+NEAR, NEAR_OF_OTHER_KINDS = 2, 1
+AS_THEY_ARE = "as they are"
+
+
+def _with_norm(norm: Tensor, sae: Autoencoder) -> Autoencoder:
+    """The SAE for inputs of this size, where its weights are for inputs of size 1."""
+    return replace(sae, normalization="none").scaled(float(norm))
+
+
+# What training may have done to activations [tokens, d_model], or to the weights that wrote them,
+# and an SAE's files do not say: by words for it, the SAE that does the same to x.
+INPUTS: dict[str, Callable[[Autoencoder, Tensor], Autoencoder]] = {
+    AS_THEY_ARE: lambda sae, x: sae,
+    "scaled to a mean norm of sqrt(d_model) (expected_average_only_in)": lambda sae, x: _with_norm(
+        x.norm(dim=1).mean() / x.shape[1] ** 0.5, sae
+    ),
+    "scaled to a mean squared norm of 1 (dictionary_learning)": lambda sae, x: _with_norm(
+        x.square().sum(dim=1).mean().sqrt(), sae
+    ),
+}
+# Those that `Autoencoder.normalization` has a name for.
+NORMALIZED = {
+    "scaled to a norm of sqrt(d_model) each (constant_norm_rescale)": "constant_norm_rescale",
+    "normalized one by one (layer_norm)": "layer_norm",
+    "of a model with centred weights (center_writing_weights)": "centre",
+    "without normalization": "none",
+}
+
+
+def read_as(feeding: Feeding, sae: Autoencoder, x: Tensor) -> Autoencoder:
+    """The SAE that reads activations x [tokens, d_model] as a feeding says."""
+    if (kind := NORMALIZED.get(feeding.input)) is not None:
+        return replace(sae, normalization=kind)
+    return INPUTS[feeding.input](sae, x)
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """What an SAE is fed with."""
+
+    site: str
+    prepend_bos: bool
+    """Whether BOS stands before each context."""
+    input: str = AS_THEY_ARE
+    """One of `INPUTS` or of `NORMALIZED`."""
+
+    def changes(self, other: Feeding) -> list[str]:
+        """Names of the fields in which another one differs."""
+        names = ("site", "prepend_bos", "input")
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an SAE reaches on a sample, fed in one way; BOS itself is left out."""
+
+    feeding: Feeding
+    explained_variance: float | None
+    """None where the site has no variance."""
+    l0: float
+    placebo: float
+    """Explained variance of random directions, as many active per token."""
+    n_tokens: int
+
+    @property
+    def left(self) -> float:
+        """Unexplained variance over that of the placebo: 1 where weights are no better than noise.
+
+        So a feeding that makes more latents fire does not look better for that alone.
+        """
+        if self.explained_variance is None:
+            return math.inf
+        return (1.0 - self.explained_variance) / max(1.0 - self.placebo, 1e-9)
+
+    def shortcomings(self, expect: Expect) -> list[str]:
+        """Why it is not what is expected, one phrase each; none if it is."""
+        found, wanted = self.explained_variance, expect.explained_variance
+        if found is None:
+            return ["the site has no variance"]
+        wrong = []
+        if wanted is not None and found < lowest(wanted):
+            wrong.append(f"explained variance {found:.3f} is not the expected {wanted:g}")
+        if wanted is None and self.left >= 1.0:
+            wrong.append(
+                f"explained variance {found:.3f} is no more than that of random directions, "
+                f"{self.placebo:.3f}"
+            )
+        if expect.l0 is not None and not 1 / L0_FACTOR <= self.l0 / expect.l0 <= L0_FACTOR:
+            wrong.append(f"L0 {self.l0:.1f} is not the expected {expect.l0:g}")
+        return wrong
+
+
+def lowest(explained_variance: float) -> float:
+    """The least explained variance that passes where so much is expected."""
+    return explained_variance - max(LOWER_BY, LOWER_BY_SHARE * (1.0 - explained_variance))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found."""
+
+    given: Measured
+    tried: tuple[Measured, ...]
+    """All, the given one first."""
+    expect: Expect
+
+    @property
+    def remedy(self) -> Measured | None:
+        """The feeding that fits where the given one does not, and leaves less than it."""
+        fitting = [one for one in self.tried if not one.shortcomings(self.expect)]
+        best = min(fitting, key=lambda one: one.left, default=self.given)
+        at_most = 1.0 if self.given.shortcomings(self.expect) else CLEARLY
+        return best if best.left < at_most * self.given.left else None
+
+    @property
+    def wrong(self) -> list[str]:
+        """Why the given feeding does not fit, one phrase each; none if it does."""
+        found, ev = self.given.shortcomings(self.expect), self.given.explained_variance
+        if not found and self.remedy is not None:
+            found = [f"explained variance {ev:.3f} is clearly less than it could be"]
+        return found
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is fed with what it knows, as far as figures tell."""
+        return not self.wrong
+
+
+class Sample:
+    """Contexts that a subject is run on, with BOS before each of them or without."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        tokens: Tokens,
+        *,
+        n_tokens: int = SAMPLE_TOKENS,
+        exclude: Exclude | None = None,
+    ) -> None:
+        """Take contexts evenly spread over a split.
+
+        Args:
+            subject: the trained one.
+            tokens: with or without BOS; `bos_token_ids` of its manifest are what is prepended.
+            n_tokens: how many to take, in whole contexts.
+            exclude: which tokens count, besides BOS itself, which does not.
+        """
+        self.subject, self.exclude = subject, exclude or Exclude()
+        self.bos = torch.tensor(tokens.bos_token_ids, dtype=torch.int32)
+        ids = tokens.input_ids
+        rows = ids[spread(len(ids), n_tokens, ids.shape[1])]
+        # The same text in both ways, and no context longer than those of the split.
+        self.text = torch.from_numpy(rows[:, tokens.n_bos :])[:, : ids.shape[1] - len(self.bos)]
+        if not self.text.shape[1]:
+            raise UserError(f"contexts of {ids.shape[1]} tokens hold nothing but BOS")
+        self._found: dict[tuple[bool, str], tuple[Tensor, Tensor]] = {}
+
+    def ids(self, prepend_bos: bool) -> Tensor:
+        """Token ids int32 [contexts, tokens]."""
+        before = self.bos.expand(len(self.text), -1)
+        return torch.cat([before, self.text], dim=1) if prepend_bos else self.text
+
+    def capture(self, prepend_bos: bool, *sites: str) -> None:
+        """Run the subject once for those of these sites that were not read yet."""
+        lacking = [site for site in sites if (prepend_bos, site) not in self._found]
+        if not lacking:
+            return
+        ids = self.ids(prepend_bos)
+        captured = capture_contexts(
+            self.subject,
+            ids,
+            split="eval",
+            contexts=range(len(ids)),
+            batch_contexts=BATCH_CONTEXTS,
+            sites=lacking,
+            dtype=torch.float32,
+        )
+        for site, x in captured.items():
+            self._found[prepend_bos, site] = x, self._kept(x, prepend_bos)
+
+    def _kept(self, x: Tensor, prepend_bos: bool) -> Tensor:
+        """Which rows count, bool [tokens]."""
+        position, norm = torch.arange(len(x)), row_norms(x)
+        length, n_bos = self.ids(prepend_bos).shape[1], len(self.bos) * prepend_bos
+        is_text = position % length >= n_bos
+        rows = norm[is_text], position[is_text]
+        rule, _ = Kept.fitted(self.exclude, lambda: [rows], length)
+        kept = rule.mask(norm, position) & is_text
+        if not bool(kept.any()):
+            raise UserError("activations.exclude leaves no token; lower start_tokens")
+        return kept
+
+    def activations(self, feeding: Feeding) -> Tensor:
+        """Those of the tokens that count, float32 [tokens, width]."""
+        self.capture(feeding.prepend_bos, feeding.site)
+        x, kept = self._found[feeding.prepend_bos, feeding.site]
+        return x[kept]
+
+    def fidelity(self, sae: Autoencoder, feeding: Feeding) -> Fidelity:
+        """Losses with the SAE spliced in, on some of the contexts."""
+        ids = self.ids(feeding.prepend_bos)[:FIDELITY_CONTEXTS]
+        mean = self.activations(feeding).double().mean(dim=0)
+        kept = self._found[feeding.prepend_bos, feeding.site][1].view(-1, ids.shape[1])[: len(ids)]
+        documents = np.zeros(ids.shape, dtype=np.int32)
+        return fidelity(
+            *(self.subject, sae, feeding.site, ids, documents, mean),
+            contexts=range(len(ids)),
+            kept=kept,
+        )
+
+
+@torch.inference_mode()
+def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
+    """Explained variance and L0 of an SAE on the device of the subject, and of its placebo."""
+    x = sample.activations(feeding)
+    own = _totals(read_as(feeding, sae, x), x)
+    k = max(1, round(own["l0"]))
+    n_latents = max(k, min(sae.n_latents, PLACEBO_LATENTS))
+    some = x[:PLACEBO_TOKENS].to(sae.b_dec.device)
+    generator = torch_generator(0, "feeding_placebo")
+    placebo = initialize(some, n_latents=n_latents, k=k, generator=generator)
+    return Measured(
+        feeding,
+        explained_variance=own["explained_variance"],
+        l0=own["l0"],
+        placebo=_totals(placebo, x)["explained_variance"] or 0.0,
+        n_tokens=len(x),
+    )
+
+
+def _totals(sae: Autoencoder, x: Tensor) -> dict[str, Any]:
+    """Metrics of reconstruction over x [tokens, d_model]."""
+    mean = x.double().mean(dim=0)
+    sums = ReconstructionSums(mean=mean, n_documents=1, n_latents=sae.n_latents)
+    for part in x.split(BATCH_TOKENS):
+        given = part.to(sae.b_dec.device)
+        values, indices = sae.encode(given)
+        output = sae.decode(values, indices, given)
+        sums.add(part, output, values, indices, np.zeros(len(part), dtype=np.int64))
+    return sums.totals()
+
+
+def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expect) -> Checked:
+    """Measure an SAE as it is fed, and look for a better way where that is not good enough.
+
+    Where the expected explained variance is reached, nothing else is tried. Otherwise one thing is
+    changed at a time, BOS, the site or what is done to activations; and where that does not help,
+    another thing together with BOS. A feeding fits that has the expected figures or, where no
+    explained variance is expected, more than random directions have while no other is clearly
+    better.
+
+    Args:
+        sample: what to run on.
+        sae: on any device.
+        given: how a study would feed it.
+        expect: published figures.
+
+    Raises:
+        UserError: the SAE does not fit the width of the site.
+    """
+    subject = sample.subject
+    if (width := subject.width(given.site)) != sae.d_model:
+        raise UserError(f"{given.site} has {width} dimensions, and the SAE reads {sae.d_model}")
+    sae = sae.to(subject.device)
+    found = {given: measure(sample, sae, given)}
+    checked = Checked(found[given], (found[given],), expect)
+    if expect.explained_variance is not None and checked.fits:
+        return checked
+    starts = [given]
+    if len(sample.bos):
+        starts.append(replace(given, prepend_bos=not given.prepend_bos))
+    for start in starts:
+        for other in (*starts, *_changed(sample, sae, start)):
+            if other not in found:
+                found[other] = measure(sample, sae, other)
+        checked = Checked(found[given], tuple(found.values()), expect)
+        if checked.fits or checked.remedy is not None:
+            break
+    return checked
+
+
+def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
+    """Feedings with another input or another site."""
+    for name in (*INPUTS, *NORMALIZED):
+        if NORMALIZED.get(name) != sae.normalization:
+            yield replace(feeding, input=name)
+    near = [
+        s for s in near_sites(feeding.site, len(sample.subject.blocks)) if _fits(sample, sae, s)
+    ]
+    sample.capture(feeding.prepend_bos, *near)
+    for site in near:
+        yield replace(feeding, site=site)
+
+
+def near_sites(site: str, n_layers: int) -> list[str]:
+    """Sites around one, the nearest first, each by one name: block L + 1 reads what L puts out."""
+    own, layer = _at(site)
+    found: dict[tuple[str, int], None] = {}
+    for kind in KINDS:
+        reach = NEAR if kind == own else NEAR_OF_OTHER_KINDS
+        blocks = range(max(0, layer - reach), min(n_layers, layer + reach + 1))
+        found |= dict.fromkeys(_at(f"{kind}.{block}") for block in blocks)
+    found.pop((own, layer), None)
+    return [f"{kind}.{at}" for kind, at in sorted(found, key=lambda one: abs(one[1] - layer))]
+
+
+def _at(site: str) -> tuple[str, int]:
+    """Kind and block of a site: the input of a block is the output of the one before it."""
+    kind, layer = site_kind(site), site_layer(site)
+    return ("resid_post", layer - 1) if kind == "resid_pre" and layer else (kind, layer)
+
+
+def _fits(sample: Sample, sae: Autoencoder, site: str) -> bool:
+    """Whether the subject has such a site, and the SAE its width."""
+    subject = sample.subject
+    probe = sample.text[:1, :PROBE_TOKENS]
+    try:
+        check_sites_add_up(subject, [site], where="")
+        found = subject.activations(probe, split="eval", contexts=[0], sites=[site])
+    except UserError:
+        return False
+    return found[site].shape[-1] == sae.d_model

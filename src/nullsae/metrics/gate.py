@@ -1,0 +1,90 @@
+"""What a check of an SAE says, in words, and the gate of the workflow that it makes."""
+
+from __future__ import annotations
+
+import logging
+
+from nullsae.activations.store import SiteReader
+from nullsae.config.activations import Exclude
+from nullsae.config.saes import Expect
+from nullsae.core.errors import UserError
+from nullsae.corpus.store import Tokens
+from nullsae.jobs.keys import CellKeys
+from nullsae.metrics.feeding import Checked, Feeding, Measured, Sample, check_feeding
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.subjects.loading import Subject
+
+log = logging.getLogger(__name__)
+
+NOTHING_HELPS = (
+    "neither BOS nor a site nearby nor a scaling or centring of its inputs makes it fit: it is of "
+    "another model or revision, or its figures are of quite other texts"
+)
+
+
+def figures(found: Measured) -> str:
+    """What was measured, in words."""
+    ev = found.explained_variance
+    return f"explained variance {'none' if ev is None else f'{ev:.3f}'}, L0 {found.l0:.1f}"
+
+
+def changes(given: Feeding, other: Feeding) -> list[str]:
+    """What another feeding does otherwise, one phrase each."""
+    words = {
+        "site": f"at {other.site}",
+        "prepend_bos": f"{'with' if other.prepend_bos else 'without'} BOS before each context",
+        "input": f"on activations {other.input}",
+    }
+    return [words[name] for name in given.changes(other)]
+
+
+def reason(checked: Checked) -> str:
+    """Why an SAE does not fit, and what does: one line."""
+    wrong = ", ".join(checked.wrong)
+    if (remedy := checked.remedy) is None:
+        return f"{wrong}; {NOTHING_HELPS}"
+    how = " and ".join(changes(checked.given.feeding, remedy.feeding))
+    return f"{wrong}; it fits {how} ({figures(remedy)})"
+
+
+def require_fit(
+    keys: CellKeys,
+    expect: Expect | None,
+    subject: Subject,
+    sae: Autoencoder,
+    heldout: SiteReader,
+    tokens: Tokens,
+) -> None:
+    """Stop where an SAE that was made elsewhere is fed with something else than it knows.
+
+    Args:
+        keys: of the cell.
+        expect: published figures.
+        subject: the trained one.
+        sae: the SAE as the study uses it.
+        heldout: activations of `eval`: their rule for excluded tokens holds here too.
+        tokens: the `eval` split.
+
+    Raises:
+        UserError: it does not fit; the line names the key of the config to change.
+    """
+    rule = {name: heldout.manifest["excluded"][name] for name in Exclude.model_fields}
+    sample = Sample(subject, tokens, exclude=Exclude(**rule))
+    given = Feeding(keys.site, bool(tokens.n_bos))
+    checked = check_feeding(sample, sae, given, expect or Expect())
+    log.info("%s at %s: %s", keys.sae, keys.site, figures(checked.given))
+    if checked.fits:
+        return
+    corpus, source = tokens.manifest.get("corpus", "*"), f"subjects.{keys.subject}.source"
+    pretrained = f"saes.{keys.sae}.pretrained"
+    named = {
+        "site": f"subjects.{keys.subject}.sites, or the SAE in {pretrained}",
+        "prepend_bos": f"corpora.{corpus}.prepend_bos",
+        "input": f"{pretrained}: its own config does not say so",
+    }
+    remedy = checked.remedy
+    change = [source] if remedy is None else [named[n] for n in given.changes(remedy.feeding)]
+    line = f"config: saes.{keys.sae}: {reason(checked)}; change {' and '.join(change)}"
+    if remedy is None:
+        line += f", or what is expected in saes.{keys.sae}.expect"
+    raise UserError(line)

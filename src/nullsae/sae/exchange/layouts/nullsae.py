@@ -1,0 +1,42 @@
+"""Our own: `cfg.json` beside `sae.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, PositiveInt
+
+from nullsae.config.layouts import Layout
+from nullsae.config.made_on import MadeOn
+from nullsae.core.registry import lazy
+from nullsae.jobs.keys import CellKeys
+from nullsae.sae.later import Autoencoder
+
+files: Any = lazy("nullsae.sae.files")
+
+
+class Nullsae(Layout):
+    """Those keys of its `cfg.json` that tell what it was made on."""
+
+    model_config = ConfigDict(extra="ignore")
+    name, position = "nullsae", 4
+    weights = ("sae.safetensors",)
+
+    d_model: PositiveInt
+    keys: CellKeys
+
+    @classmethod
+    def fits(cls, names: Any, config: Any) -> bool:
+        return super().fits(names, config) and "d_model" in config
+
+    @property
+    def input_width(self) -> int:
+        return self.d_model
+
+    def made_on(self, folder: Path) -> MadeOn:
+        return MadeOn(hook=self.keys.site)
+
+    def autoencoder(self, weights: Path) -> Autoencoder:
+        sae: Autoencoder = files.load_sae(weights.with_name("cfg.json"))[0]
+        return sae

@@ -1,0 +1,85 @@
+"""EleutherAI's sparsify: `cfg.json` beside `sae.safetensors`, in a folder named as its module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from nullsae.config.hooks import site_of_hook
+from nullsae.config.layouts import Layout
+from nullsae.config.made_on import MadeOn
+from nullsae.config.plain import read_object
+from nullsae.core.errors import UserError, first_line
+from nullsae.core.registry import lazy
+from nullsae.sae.later import Autoencoder, autoencoder
+
+tensors: Any = lazy("nullsae.sae.exchange.tensors")
+
+
+class Sparsify(Layout):
+    """Content of its `cfg.json`; what its older versions did not write has a default."""
+
+    name, position = "sparsify", 3
+    weights = ("sae.safetensors",)
+
+    d_in: PositiveInt
+    k: PositiveInt
+    expansion_factor: PositiveInt
+    num_latents: NonNegativeInt = 0
+    """0 stands for d_in * expansion_factor."""
+    activation: Literal["topk"] = "topk"
+    normalize_decoder: bool = True
+    """Of training only, as is `multi_topk`."""
+    multi_topk: bool = False
+    signed: bool = False
+    skip_connection: bool = False
+    transcode: bool = False
+
+    @model_validator(mode="after")
+    def is_plain(self) -> Self:
+        for key in ("signed", "skip_connection", "transcode"):
+            if getattr(self, key):
+                raise ValueError(f"{key} is true, which is not supported: only plain SAEs are")
+        if self.k > self.n_latents:
+            raise ValueError(f"k {self.k} is larger than the number of latents, {self.n_latents}")
+        return self
+
+    @classmethod
+    def fits(cls, names: Any, config: Any) -> bool:
+        return super().fits(names, config) and "d_in" in config
+
+    @property
+    def n_latents(self) -> int:
+        return self.num_latents or self.d_in * self.expansion_factor
+
+    @property
+    def input_width(self) -> int:
+        return self.d_in
+
+    def made_on(self, folder: Path) -> MadeOn:
+        """By the folder's name, and the `config.json` of the training above it."""
+        file = folder.parent / "config.json"
+        try:
+            run = read_object(file) if file.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: not readable as JSON ({first_line(error)})") from None
+        hook = folder.name if site_of_hook(folder.name) else None
+        context = run.get("ctx_len")
+        return MadeOn(
+            model=_text(run.get("model")),
+            revision=_text(run.get("revision")),
+            hook=hook,
+            context_tokens=context if isinstance(context, int) else None,
+            data_set=_text(run.get("dataset")),
+        )
+
+    def autoencoder(self, weights: Path) -> Autoencoder:
+        shapes = autoencoder.shapes(self.n_latents, self.d_in)
+        found = tensors.fitting_tensors(tensors.stored_tensors(weights), shapes, weights)
+        return autoencoder.Autoencoder.of(found, "topk", self.k)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

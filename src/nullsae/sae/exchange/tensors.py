@@ -1,0 +1,87 @@
+"""Tensors of an SAE's file, checked against what its config says."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nullsae.config.layouts import Shapes
+from nullsae.core.errors import UserError, first_line
+
+
+def stored_tensors(weights: Path) -> dict[str, Tensor]:
+    """All tensors of a file; a `.pt` is read as data, by torch's weights-only unpickler.
+
+    Raises:
+        UserError: damaged, or more than tensors.
+    """
+    if weights.suffix == ".safetensors":
+        try:
+            found: dict[str, Tensor] = load_file(weights)
+            return found
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{weights}: not readable as safetensors ({error})") from None
+    try:
+        data = torch.load(weights, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{weights}: not readable as tensors alone ({first_line(error)}); what else a pickle "
+            f"holds is never run here"
+        ) from None
+    if not isinstance(data, dict):
+        raise UserError(f"{weights}: holds a {type(data).__name__}, not tensors by name")
+    return {str(name): tensor for name, tensor in data.items() if isinstance(tensor, Tensor)}
+
+
+def fitting_tensors(
+    stored: dict[str, Tensor], shapes: Shapes, weights: object, unused: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Those of `shapes` as float32; `unused` ones may be there too, and nothing else.
+
+    Raises:
+        UserError: one that is missing, unknown, of another shape, not floating point, or NaN; names
+            `weights` and the tensor.
+    """
+    tensors = {name: tensor for name, tensor in stored.items() if name not in unused}
+    for name in sorted(shapes.keys() | tensors.keys()):
+        if name not in tensors:
+            raise UserError(f"{weights}: {name} is missing")
+        if name not in shapes:
+            raise UserError(f"{weights}: {name} is unknown; it should hold {', '.join(shapes)}")
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shapes[name]:
+            raise UserError(
+                f"{weights}: {name} is {tuple(tensor.shape)}, should be {shapes[name]} by the "
+                f"config beside it"
+            )
+        if not tensor.is_floating_point():
+            raise UserError(f"{weights}: {name} is {tensor.dtype}, not floating point")
+        tensors[name] = tensor.float()
+        if bool(tensors[name].isnan().any()):
+            raise UserError(f"{weights}: {name} holds NaN")
+    return tensors
+
+
+def uncentred_bias(w_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
+    """The encoder's bias where b_dec is subtracted first, which it was not in the file.
+
+    W x + b = W (x - b_dec) + (b + W b_dec), with w_enc [n_latents, d_model].
+    """
+    return (b_enc.double() + w_enc.double() @ b_dec.double()).float()
+
+
+def folded_gate(
+    w_enc: Tensor, b_gate: Tensor, b_mag: Tensor, r_mag: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A gated encoder as a JumpReLU one: rows [n_latents, d_model], biases and thresholds.
+
+    The gate u + b_gate > 0 is magnitude > b_mag - exp(r_mag) b_gate.
+    """
+    stretch = r_mag.exp()
+    return w_enc * stretch[:, None], b_mag, (b_mag - stretch * b_gate).relu()

@@ -1,0 +1,52 @@
+"""What an SAE does to each activation before it is encoded, and takes back after it is decoded.
+
+An SAE with one sees y = (x - shift) / scale and reconstructs scale * y^ + shift, token by token.
+Constant factors are no business of this module: they are folded into the weights.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# As SAELens calls them, but for `centre`: the models with centred weights that some SAEs read.
+NORMALIZATIONS = ("none", "centre", "layer_norm", "constant_norm_rescale")
+# Of SAELens' `layer_norm`, which adds it to the deviation, and not when it goes back.
+EPSILON = 1e-5
+
+
+class Normalized(NamedTuple):
+    """Activations as an SAE sees them, and the way back."""
+
+    y: Tensor
+    """[tokens, d_model]."""
+    scale: Tensor
+    """[tokens, 1]."""
+    shift: Tensor
+    """[tokens, 1]."""
+
+    def back(self, y: Tensor) -> Tensor:
+        """Reconstructions of y to reconstructions of x, [tokens, d_model]."""
+        return y * self.scale + self.shift
+
+
+def normalize(kind: str, x: Tensor) -> Normalized:
+    """Activations [tokens, d_model] as an SAE of this kind of normalization sees them.
+
+    `centre` takes away the mean of a token's entries, which is what TransformerLens'
+    `center_writing_weights` does to a model with LayerNorm; `layer_norm` also divides by their
+    standard deviation (n - 1), `constant_norm_rescale` brings each token to the norm sqrt(d_model).
+    """
+    one, zero = torch.ones_like(x[:, :1]), torch.zeros_like(x[:, :1])
+    if kind == "constant_norm_rescale":
+        scale = x.norm(dim=1, keepdim=True).clamp_min(1e-30) / x.shape[1] ** 0.5
+        return Normalized(x / scale, scale, zero)
+    mean = x.mean(dim=1, keepdim=True)
+    if kind == "centre":
+        return Normalized(x - mean, one, mean)
+    assert kind == "layer_norm"
+    centred = x - mean
+    deviation = centred.std(dim=1, keepdim=True)
+    return Normalized(centred / (deviation + EPSILON), deviation, mean)

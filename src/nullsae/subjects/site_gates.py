@@ -1,0 +1,119 @@
+"""Gates on sites: what was found by names of modules is tried on a few tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nullsae.config.sites import PROJECTED, site_kind, site_layer
+from nullsae.core.errors import UserError
+from nullsae.subjects.families import Point, attach, text_config
+from nullsae.subjects.loading import PROBE_TOKENS, Subject
+
+# What each part adds to the residual stream, by what its output projection reads.
+PARTS = {"hook_z": "attn_out", "mlp_post": "mlp_out"}
+ADDED = ("attn_out", "mlp_out", "resid_mid")
+
+
+def verify_sites(subject: Subject, sites: Sequence[str], *, where: str) -> None:
+    """Make sure that sites within blocks are what their names say.
+
+    Sites found nowhere, or in vain, are refused; `where` is the config key that messages name.
+    """
+    for layer in sorted({site_layer(s) for s in sites if site_kind(s) in ADDED}):
+        _check_sum(subject, layer, where)
+    for site in sites:
+        if site_kind(site) == "resid_mid":
+            _check_order(subject, site_layer(site), where)
+        if site_kind(site) in PROJECTED:
+            _check_projection(subject, site, where)
+
+
+def _probe(subject: Subject, sites: Sequence[str]) -> list[Tensor]:
+    ids = torch.arange(PROBE_TOKENS)[None] % subject.recipe["vocab_size"]
+    found = subject.activations(ids, split="eval", contexts=[0], sites=sites)
+    return [found[site] for site in sites]
+
+
+def _refuse(subject: Subject, where: str, sites: str, why: str) -> UserError:
+    family = text_config(subject.model).model_type
+    return UserError(f"{where}: {sites}: not supported for model_type {family!r}, {why}")
+
+
+def _check_sum(subject: Subject, layer: int, where: str) -> None:
+    """resid_pre + attn_out + mlp_out is resid_post, up to the rounding of two additions.
+
+    This holds for parallel and sequential residuals, and not where a block scales its parts or
+    normalizes the sum.
+    """
+    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    found = _probe(subject, [f"{kind}.{layer}" for kind in kinds])
+    before, attention, mlp, after = (x.float() for x in found)
+    allowed = 2 * torch.finfo(found[0].dtype).eps
+    scale = before.abs() + attention.abs() + mlp.abs()
+    if not bool(((before + attention + mlp - after).abs() <= allowed * scale).all()):
+        raise _refuse(
+            *(subject, where, f"attn_out.{layer} and mlp_out.{layer}"),
+            "whose blocks scale or normalize what they add (resid_pre + attn_out + mlp_out is not "
+            "resid_post); take resid_pre and resid_post",
+        )
+
+
+def _check_order(subject: Subject, layer: int, where: str) -> None:
+    """The MLP reads what the attention has added."""
+
+    def nudge(x: Tensor) -> Tensor:
+        # Not the same in all dimensions: a norm that subtracts the mean would undo it.
+        moved = x.clone()
+        moved[..., ::2] += 1.0
+        return moved
+
+    (before,) = _probe(subject, [f"mlp_in.{layer}"])
+    with attach(subject.point(f"attn_out.{layer}"), nudge):
+        (after,) = _probe(subject, [f"mlp_in.{layer}"])
+    if torch.equal(before, after):
+        raise _refuse(
+            *(subject, where, f"resid_mid.{layer}"),
+            "whose attention and MLP read the same residual stream; take resid_pre and resid_post",
+        )
+
+
+def _check_projection(subject: Subject, site: str, where: str) -> None:
+    """What the projection makes of the site is what its attention or its MLP gives."""
+    if not is_projected_plainly(subject, site) and not _is_last_step(subject, site):
+        raise _refuse(
+            *(subject, where, site), "in which what reads it is not the end of its part of a block"
+        )
+
+
+def is_projected_plainly(subject: Subject, site: str) -> bool:
+    """Whether what the projection makes of a site is added to the residual stream as it is.
+
+    It is not where a norm stands behind it, as in Gemma 3.
+    """
+    part = subject.point(f"{PARTS[site_kind(site)]}.{site_layer(site)}")
+    return _same(subject, Point(subject.point(site).module), part)
+
+
+def _is_last_step(subject: Subject, site: str) -> bool:
+    """Whether a projection gives what the module around it gives."""
+    last = subject.point(site).module
+    modules = dict(subject.blocks[site_layer(site)].named_modules())
+    path = next(name for name, module in modules.items() if module is last)
+    around = path.rpartition(".")[0]
+    return _same(subject, Point(last), Point(modules[around]))
+
+
+def _same(subject: Subject, a: Point, b: Point) -> bool:
+    """Whether the same passes at two points, shape aside."""
+    seen: dict[str, Tensor] = {}
+    ids = torch.arange(PROBE_TOKENS)[None] % subject.recipe["vocab_size"]
+
+    def keep(name: str, x: Tensor) -> None:
+        seen[name] = x.flatten().clone()
+
+    with attach(a, lambda x: keep("a", x)), attach(b, lambda x: keep("b", x)):
+        subject.logits(ids, split="eval", contexts=[0])
+    return torch.equal(seen["a"], seen["b"])

@@ -1,0 +1,170 @@
+"""`nullsae check` on an SAE of SAELens' layout, fed as it was trained and otherwise."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from fed_models import N_LATENTS, K, activations, sink_model, subject_of, trained_on
+from nullsae.cli.main import app
+from nullsae.config.corpora import TrainedTokenizer
+from nullsae.config.read import read_merged_config
+from nullsae.core.errors import UserError
+from nullsae.core.files import write_json
+from nullsae.core.randomness import numpy_generator
+from nullsae.corpus.store import Tokens
+from nullsae.corpus.tokenizer import EOS, Encoder, encoder_of, train_tokenizer
+from small_chain import CONTEXT, D_MODEL
+from small_config import SMALL_CONFIG
+
+VOCAB = 300
+WORDS = ("a", "the", "tree", "house", "of", "sees", "under", "long", "river", "and", "walks", "by")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model with its tokenizer, an SAE of it, texts, and the config of a study."""
+
+    root: Path
+    sae: Path
+    model: Path
+    texts: Path
+
+    def check(self, *options: str, sae: Path | None = None) -> Any:
+        given = ("check", str(sae or self.sae), "--root", str(self.root), "--device", "cpu")
+        text = ("--corpus", str(self.texts), "--tokens", "2048")
+        return CliRunner().invoke(app, [*given, *text, *options])
+
+
+def documents() -> list[str]:
+    rng = numpy_generator(0, "check_texts")
+    return [" ".join(rng.choice(WORDS, 80)) for _ in range(200)]
+
+
+def with_bos(encoder: Encoder) -> Encoder:
+    """Its first token is BOS, and another one, of no text, ends documents."""
+    backend = encoder.tokenizer.backend_tokenizer
+    keys = {"bos_token": EOS, "eos_token": "."}
+    return encoder_of(PreTrainedTokenizerFast(tokenizer_object=backend, **keys))
+
+
+def contexts(encoder: Encoder, texts: list[str]) -> Tokens:
+    """Texts in a row, cut, BOS at the start of each context."""
+    end = np.array([encoder.eos_token_id], dtype=np.int32)
+    ids = np.concatenate([part for text in encoder.encode(texts) for part in (text, end)])
+    ids = ids[: len(ids) // (CONTEXT - 1) * (CONTEXT - 1)].reshape(-1, CONTEXT - 1)
+    bos = encoder.bos_token_ids
+    ids = np.concatenate([np.full((len(ids), 1), bos[0], dtype=np.int32), ids], axis=1)
+    return Tokens(ids, ids * 0, {"bos_token_ids": [*bos], "prepend_bos": True})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("check")
+    texts = documents()
+    encoder = with_bos(train_tokenizer(texts, TrainedTokenizer(kind="train", vocab_size=VOCAB)))
+    model = sink_model(vocab_size=VOCAB)
+    model.save_pretrained(root / "model")
+    encoder.tokenizer.save_pretrained(root / "model")
+    sae = trained_on(activations(subject_of(model), contexts(encoder, texts)))
+    write_saelens(root / "sae", sae, model_name=str(root / "model"))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (root / "texts.jsonl").write_text(lines)
+    config = {**SMALL_CONFIG, "latents": {"window_tokens": 8}}
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    return Made(root, root / "sae", root / "model", root / "texts.jsonl")
+
+
+def write_saelens(folder: Path, sae: Any, **metadata: Any) -> None:
+    folder.mkdir()
+    tensors = {"W_enc": sae.w_enc.t(), "b_enc": sae.b_enc, "W_dec": sae.w_dec, "b_dec": sae.b_dec}
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "sae_weights.safetensors")
+    about = {"hook_name": "blocks.1.hook_resid_post", "context_size": CONTEXT, "prepend_bos": True}
+    config = {
+        **{"architecture": "topk", "k": K, "d_in": D_MODEL, "d_sae": N_LATENTS},
+        **{"apply_b_dec_to_input": True, "dtype": "float32", "device": "cpu"},
+        **{"normalize_activations": "none", "reshape_activations": "none"},
+        "metadata": {**about, "training_tokens": 51_200, **metadata},
+    }
+    write_json(folder / "cfg.json", config)
+
+
+def test_an_sae_is_fed_as_its_own_files_say(made: Made, tmp_path: Path) -> None:
+    overlay = tmp_path / "study.yaml"
+    found = made.check("--overlay", str(overlay))
+    assert found.exit_code == 0, found.output
+    for part in ("blocks.1.hook_resid_post", "51,200", "topk, k 4", "It fits: ", "CE score"):
+        assert part in found.output
+    config = read_merged_config([made.root / "config.yaml", overlay])
+    (recipe,), (subject,) = config.saes.values(), config.subjects.values()
+    (corpus,) = config.corpora.values()
+    assert recipe.pretrained == str(made.sae)
+    assert recipe.expect is not None
+    assert recipe.expect.l0 == K
+    assert (subject.sites, corpus.prepend_bos) == (("resid_post.1",), True)
+    assert corpus.context_tokens == CONTEXT
+    # The plan of that study.
+    assert "train_sae" in found.output
+
+
+def test_what_is_wrong_is_said_and_the_study_is_that_which_fits(made: Made, tmp_path: Path) -> None:
+    overlay = tmp_path / "study.yaml"
+    found = made.check(
+        *("--no-bos", "--site", "resid_post.0", "--overlay", str(overlay)),
+        *("--expect", "explained_variance=0.9"),
+    )
+    assert found.exit_code == 1, found.output
+    said = " ".join(found.output.split())
+    assert "it fits at resid_post.1 and with BOS before each context" in said
+    assert "Differs: it was made on true, and corpora.text.prepend_bos is false." in said
+    config = read_merged_config([made.root / "config.yaml", overlay])
+    assert config.subjects["subject"].sites == ("resid_post.1",)
+    assert config.corpora["text"].prepend_bos is True
+    assert config.saes["published"].expect.explained_variance == 0.9  # type: ignore[union-attr]
+
+
+def test_no_study_is_written_for_an_sae_that_nothing_makes_fit(made: Made, tmp_path: Path) -> None:
+    overlay = tmp_path / "study.yaml"
+    options = ("--expect", "explained_variance=0.999", "--overlay", str(overlay))
+    found = made.check(*options)
+    assert found.exit_code == 1, found.output
+    assert "is not the expected 0.999" in found.output
+    assert "another model or revision" in " ".join(found.output.split())
+    assert not overlay.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--expect", "l0"), "--expect: 'l0' is not such as l0=71"),
+        (("--expect", "ev=0.8"), "--expect: ev: unknown key"),
+        (("--site", "layer 3"), "--site: 'layer 3' is no site"),
+        (("--site", "resid_post.7"), "--site: resid_post.7 is beyond the last block"),
+    ],
+)
+def test_a_mistake_in_what_is_asked_is_one_line(
+    made: Made, options: tuple[str, ...], said: str
+) -> None:
+    found = made.check(*options)
+    assert isinstance(found.exception, UserError)
+    assert str(found.exception).startswith(said)
+    assert "\n" not in str(found.exception)
+
+
+def test_an_sae_whose_files_name_no_model_needs_one(made: Made, tmp_path: Path) -> None:
+    config, weights = (made.sae / name for name in ("cfg.json", "sae_weights.safetensors"))
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae/sae_weights.safetensors").write_bytes(weights.read_bytes())
+    (tmp_path / "sae/cfg.json").write_text(config.read_text().replace("model_name", "other_name"))
+    found = made.check(sae=tmp_path / "sae")
+    assert str(found.exception).startswith("--model: missing, and the SAE's files name no model")
+    assert made.check("--model", str(made.model), sae=tmp_path / "sae").exit_code == 0

@@ -1,0 +1,233 @@
+"""What an SAE was made on is known, and compared, when a config is parsed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nullsae.config.check_pretrained import check_pretrained
+from nullsae.config.hooks import hook_name, module_name, same_place, site_of_hook
+from nullsae.config.parse import parse_config, resolve_subjects
+from nullsae.config.sites import KINDS
+from nullsae.core.errors import UserError
+
+D, WIDTH = 64, 16
+STUDY: dict[str, Any] = {
+    "corpora": {
+        "text": {
+            "source": {"kind": "hub", "path": "someone/text"},
+            "tokenizer": {"kind": "pretrained", "path": "EleutherAI/pythia-14m"},
+            "prepend_bos": False,
+            "context_tokens": 64,
+            "sae_train_tokens": 10_000,
+            "eval_tokens": 1_000,
+        }
+    },
+    "subjects": {
+        "small": {
+            "corpus": "text",
+            "source": {"kind": "pretrained", "path": "EleutherAI/pythia-14m"},
+            "sites": ["resid_post.1"],
+        }
+    },
+    "variants": ["trained"],
+    "activations": {"sae_train_tokens": 5_000},
+    "explainers": {},
+    "scorers": {},
+}
+FITS = {
+    "model_name": "pythia-14m",
+    "hook_name": "blocks.1.hook_resid_post",
+    "context_size": 64,
+    "prepend_bos": False,
+    "dataset_path": "someone/text",
+}
+
+
+def check(pretrained: Any, site: str = "resid_post.1", **keys: Any) -> None:
+    study = copy.deepcopy(STUDY)
+    study["subjects"]["small"]["sites"] = [site]
+    study["saes"] = {"theirs": {"pretrained": pretrained, **keys}}
+    check_pretrained(resolve_subjects(parse_config(study)))
+
+
+def saelens(folder: Path, width: int = 128, **metadata: Any) -> str:
+    """A folder of SAELens, whose weights nobody looks at yet."""
+    config = {
+        "architecture": "standard",
+        "d_in": width,
+        "d_sae": WIDTH,
+        "apply_b_dec_to_input": True,
+        "metadata": FITS | metadata,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cfg.json").write_text(json.dumps(config))
+    save_file({"W_enc": torch.zeros(1)}, folder / "sae_weights.safetensors")
+    return str(folder)
+
+
+def refusal(*given: Any, **keys: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        check(*given, **keys)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_an_sae_that_was_made_on_what_it_is_given_passes(tmp_path: Path) -> None:
+    check(saelens(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "says"),
+    [
+        ("model", {"model_name": "pythia-70m"},
+         "it was made on pythia-70m, and subjects.small.source.path is EleutherAI/pythia-14m"),
+        ("revision", {"model_from_pretrained_kwargs": {"revision": "step3000"}},
+         "it was made on step3000, and subjects.small.revision is main"),
+        ("hook", {"hook_name": "blocks.2.hook_resid_post"},
+         "it was made at blocks.2.hook_resid_post (resid_post.2 here), and is used at "
+         "resid_post.1"),
+        ("context_tokens", {"context_size": 128},
+         "it was made on 128, and corpora.text.context_tokens is 64"),
+        ("prepend_bos", {"prepend_bos": True},
+         "it was made on true, and corpora.text.prepend_bos is false"),
+        ("data_set", {"dataset_path": "someone/else"},
+         "it was made on someone/else, and corpora.text.source.path is someone/text"),
+    ],
+)  # fmt: skip
+def test_each_difference_stops_in_one_line_until_it_is_accepted(
+    tmp_path: Path, name: str, metadata: dict[str, Any], says: str
+) -> None:
+    folder = saelens(tmp_path, **metadata)
+    text = refusal(folder)
+    assert text == (
+        f"config: saes.theirs.pretrained: {says}; give what it was made on, or add {name} to "
+        f"saes.theirs.accept_differences"
+    )
+    check(folder, accept_differences=[name])
+
+
+def test_the_input_of_a_block_is_the_output_of_the_one_before(tmp_path: Path) -> None:
+    check(saelens(tmp_path, hook_name="blocks.2.hook_resid_pre"))
+    check(saelens(tmp_path, hook_name="blocks.0.hook_resid_post"), "resid_pre.1")
+
+
+def test_weights_that_were_changed_in_another_way_are_refused(tmp_path: Path) -> None:
+    folder = saelens(tmp_path, model_from_pretrained_kwargs={"fold_value_biases": True})
+    assert "model_from_pretrained_kwargs.fold_value_biases is True" in refusal(folder)
+
+
+def test_what_is_not_there_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
+    missing = str(tmp_path / "no")
+    assert f"{missing!r} is no folder" in refusal(missing)
+    (tmp_path / "empty").mkdir()
+    assert "holds no SAE but nothing" in refusal(str(tmp_path / "empty"))
+
+
+def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
+    study = copy.deepcopy(STUDY)
+    study["subjects"]["small"]["source"] = {"kind": "train", "d_model": D}
+    study["saes"] = {"theirs": {"pretrained": saelens(tmp_path, width=32)}}
+    with pytest.raises(UserError) as caught:
+        check_pretrained(resolve_subjects(parse_config(study)))
+    assert str(caught.value) == (
+        "config: saes.theirs.pretrained: an SAE for 32 dimensions, but resid_post.1 of small has 64"
+    )
+
+
+def test_sparsifys_folder_and_run_say_what_an_sae_was_made_on(tmp_path: Path) -> None:
+    folder = tmp_path / "layers.1"
+    folder.mkdir()
+    config = {"d_in": 128, "k": 2, "expansion_factor": 2}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    save_file({"b_dec": torch.zeros(1)}, folder / "sae.safetensors")
+    run = {"model": "EleutherAI/pythia-14m", "dataset": "someone/text", "ctx_len": 64}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    check(f"{tmp_path}::layers.{{layer}}")
+    assert "it was made at layers.1 (resid_post.1 here), and is used at mlp_out.1" in refusal(
+        str(folder), "mlp_out.1"
+    )
+    (tmp_path / "config.json").write_text(json.dumps({**run, "model": "EleutherAI/pythia-31m"}))
+    assert "it was made on EleutherAI/pythia-31m" in refusal(str(folder))
+
+
+@pytest.mark.skipif("sae_lens" in sys.modules, reason="sae_lens is there")
+def test_a_release_needs_sae_lens_and_says_how_to_get_it() -> None:
+    release = {"release": "gpt2-small-res-jb", "sae_id": "blocks.{layer}.hook_resid_pre"}
+    assert refusal({"saelens": release}) == (
+        "config: saes.theirs.pretrained.saelens: sae_lens is not installed here "
+        "(pip install 'nullsae[saelens]')"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "says"),
+    [
+        ({"saelens": {"release": "x", "sae_ids": "y"}}, "pretrained.saelens.sae_ids: unknown key"),
+        ({"saelens": {"release": "x"}}, "pretrained.saelens.sae_id: missing"),
+        ({"saelen": {}}, "pretrained.saelen: unknown key; did you mean 'saelens'?"),
+    ],
+)
+def test_a_mistake_in_a_release_names_its_key(pretrained: Any, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(pretrained)
+    assert f"config: saes.theirs.{says}" in str(caught.value)
+
+
+def test_differences_are_accepted_of_pretrained_saes_alone() -> None:
+    with pytest.raises(UserError, match="accept_differences is for an SAE with pretrained"):
+        check(None, n_latents=64, accept_differences=["model"])
+
+
+@pytest.mark.parametrize(
+    ("hook", "site"),
+    [
+        ("blocks.10.hook_resid_post", "resid_post.10"),
+        ("blocks.3.attn.hook_z", "hook_z.3"),
+        ("hook_embed", "embed"),
+        ("gpt_neox.layers.3", "resid_post.3"),
+        ("model.layers.12.output", "resid_post.12"),
+        ("model.layers.12.self_attn.o_proj.input", "hook_z.12"),
+        ("model.layers.12.post_feedforward_layernorm.output", "mlp_out.12"),
+        ("transformer.h.0.mlp", "mlp_out.0"),
+        ("layers.5.attention", "attn_out.5"),
+        ("layers.1", "resid_post.1"),
+        ("embed_tokens", "embed"),
+        ("resid_pre.2", "resid_pre.2"),
+        # What a norm gives, and attention patterns, are no sites.
+        ("model.layers.12.post_attention_layernorm.output", None),
+        ("blocks.3.attn.hook_pattern", None),
+        ("blocks.3.hook_mlp_in", None),
+        ("anything", None),
+    ],
+)
+def test_a_name_of_another_package_means_a_site_or_none(hook: str, site: str | None) -> None:
+    assert site_of_hook(hook) == site
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_names_of_hooks_and_modules_mean_their_own_site(kind: str) -> None:
+    site = f"{kind}.2"
+    assert site_of_hook(hook_name(site)) == site
+    for model_type in ("gpt2", "gpt_neox", "llama", "gemma2", "opt", "unheard_of"):
+        module = module_name(site, model_type)
+        assert module is None or site_of_hook(module) == site
+    assert not same_place(site, f"{kind}.3")
+
+
+def test_a_config_with_pretrained_saes_loads_no_torch() -> None:
+    code = (
+        "import sys; from nullsae.config.check_pretrained import check_pretrained; "
+        "from nullsae.config.layouts import LAYOUTS; list(LAYOUTS); "
+        "assert not {'torch', 'sae_lens', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

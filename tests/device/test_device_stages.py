@@ -1,0 +1,187 @@
+"""Capture, training, resuming, latents, metrics and likelihood on the device, against the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nullsae import tables
+from nullsae.activations.capture import cache_activations
+from nullsae.autointerp.local_model import LocalJudge
+from nullsae.autointerp.log_odds import Likelihood, load_likelihood_prompt
+from nullsae.config.compute import Compute
+from nullsae.config.latents import Latents
+from nullsae.config.saes import Sae
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.latents import CollectLatentsParams
+from nullsae.jobs.metrics import EvaluateSaeParams
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
+from nullsae.latents.collect import collect_latents
+from nullsae.metrics.evaluate import evaluate_sae
+from nullsae.sae.files import load_sae
+from nullsae.sae.train_sae import train_sae
+from nullsae.sae.trainer import evaluate
+from small_chain import CONTEXT, SITES, Chain, all_rows, capture_params, cell, tiny_model
+
+SITE = SITES[1]
+# Steps of 64 tokens, 16 to an epoch.
+RECIPE = {
+    **{"n_latents": 48, "k": 4, "batch_tokens": 64, "lr": 4e-3, "epochs": 8},
+    **{"evaluate_every_steps": 50, "checkpoint_every_steps": 10, "heldout_tokens": 300},
+}
+
+
+@pytest.fixture
+def compute(last_device: str) -> Compute:
+    return Compute(threads=1, device=last_device)
+
+
+@pytest.mark.parametrize("split", ["sae_train", "eval"])
+def test_a_capture_equals_the_one_on_the_cpu(
+    chain: Chain, compute: Compute, tmp_path: Path, split: str
+) -> None:
+    tokens = chain.train_tokens if split == "sae_train" else chain.eval_tokens
+    cache_activations(
+        capture_params(compute=compute),
+        **{"split": split, "model": chain.recipe, "tokens": tokens, "output": tmp_path},
+    )
+    there = chain.train_activations if split == "sae_train" else chain.eval_activations
+    for site in SITES:
+        found, position = all_rows(tmp_path / "manifest.json", site)
+        expected, same = all_rows(there, site)
+        assert torch.equal(position, same)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def train(
+    chain: Chain, compute: Compute, root: Path, progress: Any = None, **keys: Any
+) -> tuple[int, Path]:
+    """Steps made, and the SAE's `cfg.json`."""
+    params = TrainSaeParams(
+        seed=0,
+        keys=ModelKeys(subject="tiny", variant="trained", draw=0),
+        saes={"topk": Sae.of(**{**RECIPE, **keys})},
+        cells=(SaeCell(site=SITE, sae="topk", seed=0),),
+        compute=compute,
+    )
+    steps = train_sae(
+        params,
+        train_activations=chain.train_activations,
+        eval_activations=chain.eval_activations,
+        output=root / "sae",
+        work=root / "work",
+        progress=progress,
+    )
+    return steps, root / "sae/cfg.json"
+
+
+def explained(chain: Chain, sae: Path) -> float:
+    x, _ = all_rows(chain.eval_activations, SITE)
+    return float(evaluate(load_sae(sae)[0], x)["heldout_explained_variance"])
+
+
+def test_a_training_learns_what_it_learns_on_the_cpu(
+    chain: Chain, compute: Compute, tmp_path: Path
+) -> None:
+    steps, found = train(chain, compute, tmp_path / "there")
+    assert steps == 128
+    _, expected = train(chain, Compute(threads=1, device="cpu"), tmp_path / "cpu")
+    here, there = explained(chain, expected), explained(chain, found)
+    assert there == pytest.approx(here, abs=0.02)
+    assert there > 0.6
+
+
+def test_a_killed_training_resumes_to_the_same_bits(
+    chain: Chain, compute: Compute, tmp_path: Path
+) -> None:
+    def killed(done: int, *_: Any) -> None:
+        if done > 27:
+            raise KeyboardInterrupt
+
+    keys: dict[str, Any] = {"epochs": 3, "dead_after_tokens": 300}
+    _, whole = train(chain, compute, tmp_path / "whole", **keys)
+    with pytest.raises(KeyboardInterrupt):
+        train(chain, compute, tmp_path / "killed", killed, **keys)
+    steps, resumed = train(chain, compute, tmp_path / "killed", **keys)
+    assert steps == 3 * 16 - 20
+    expected = load_file(whole.with_name("sae.safetensors"))
+    for name, tensor in load_file(resumed.with_name("sae.safetensors")).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_latents_are_those_of_the_cpu(
+    chain: Chain, compute: Compute, tiny_sae: Path, tmp_path: Path
+) -> None:
+    settings = Latents(n_sampled=8, min_firings=20, min_pool_windows=4, window_tokens=4)
+    found = []
+    for where in (compute, Compute(threads=1, device="cpu")):
+        folder = tmp_path / where.device.replace(":", "")
+        names = ("latents", "windows", "coverage")
+        files: dict[str, Any] = {name: folder / f"{name}.parquet" for name in names}
+        collect_latents(
+            CollectLatentsParams(seed=0, keys=cell(SITE), latents=settings, compute=where),
+            **{"sae": tiny_sae, "activations": chain.eval_activations},
+            **{"tokens": chain.eval_tokens, "firings": folder / "firings.safetensors", **files},
+        )
+        found.append(tables.read_table(files["latents"], tables.cell_schema("latents")).to_pandas())
+    there, here = found
+    # A pre-activation at rank k and k + 1 may be equal in float32.
+    assert (there["firings"] - here["firings"]).abs().sum() <= 4
+    same = (there["firings"] == here["firings"]) & (here["firings"] > 0)
+    for name in ("max_activation", "mean_activation", "token_entropy_bits"):
+        np.testing.assert_allclose(there[name][same], here[name][same], rtol=1e-3, err_msg=name)
+
+
+def test_metrics_are_those_of_the_cpu(
+    chain: Chain, compute: Compute, tiny_sae: Path, tmp_path: Path
+) -> None:
+    rows = []
+    for where in (compute, Compute(threads=1, device="cpu")):
+        folder = tmp_path / where.device.replace(":", "")
+        names = ("reconstruction", "documents", "geometry")
+        files: dict[str, Any] = {name: folder / f"{name}.parquet" for name in names}
+        evaluate_sae(
+            EvaluateSaeParams(seed=3, fidelity_tokens=20 * CONTEXT, keys=cell(SITE), compute=where),
+            **{"sae": tiny_sae, "model": chain.recipe},
+            **{"train_activations": chain.train_activations, "train_tokens": chain.train_tokens},
+            **{"eval_activations": chain.eval_activations, "eval_tokens": chain.eval_tokens},
+            **files,
+        )
+        table = tables.read_table(files["reconstruction"], tables.cell_schema("reconstruction"))
+        rows.append(table.to_pylist()[0])
+    there, here = rows
+    for name in ("explained_variance", "cosine", "l0", "ce_clean", "ce_sae"):
+        assert there[name] == pytest.approx(here[name], rel=1e-3), name
+
+
+def test_log_odds_of_a_judge_are_those_of_the_cpu(last_device: str) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["the", "boat", "went", "down", "river", "a", "sea", "Topic", "?"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = tiny_model("llama")
+    here = LocalJudge(model, tokenizer, "llama", torch.device("cpu"))
+    texts, prompt = ["the boat went down", "a river", "the sea"], load_likelihood_prompt()
+    expected = Likelihood(here, prompt).log_odds("boat on a river", texts)
+    there = replace(here, model=model.to(last_device), device=torch.device(last_device))
+    found = Likelihood(there, prompt).log_odds("boat on a river", texts)
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_activations_are_read_on_the_device_that_is_named(chain: Chain, last_device: str) -> None:
+    from nullsae.subjects.loading import load_subject, pick_device
+
+    subject = load_subject(chain.recipe, pick_device(last_device))
+    ids: Tensor = torch.arange(2 * CONTEXT).view(2, CONTEXT)
+    found = subject.activations(ids, split="eval", contexts=[0, 1], sites=SITES)
+    assert {str(x.device) for x in found.values()} == {last_device}

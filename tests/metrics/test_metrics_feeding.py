@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fed_models import (
+    BOS,
+    SITE,
+    K,
+    activations,
+    centred,
+    sink_model,
+    subject_of,
+    tokens,
+    trained_on,
+)
+from nullsae.activations.capture import cache_activations
+from nullsae.config.activations import Exclude
+from nullsae.config.saes import Expect
+from nullsae.config.subjects import PretrainedSource
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, write_json
+from nullsae.jobs.metrics import EvaluateSaeParams
+from nullsae.metrics.evaluate import evaluate_sae
+from nullsae.metrics.feeding import Feeding, Sample, check_feeding, measure, near_sites
+from nullsae.metrics.gate import reason
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.subjects.loading import Subject
+from nullsae.subjects.publish import randomize_model
+from small_chain import COMPUTE, capture_params, cell, model_params, write_corpus, write_sae
+
+GOOD = Feeding(SITE, True)
+PUBLISHED = Expect(l0=K, explained_variance=0.93)
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A model, another one, and SAEs of the first."""
+
+    subject: Subject
+    sample: Sample
+    other: Sample
+    sae: Autoencoder
+    unscaled: Autoencoder
+    of_centred: Autoencoder
+
+
+@pytest.fixture(scope="module")
+def fed() -> Fed:
+    subject, other = subject_of(sink_model()), subject_of(sink_model("other"))
+    x = activations(subject)
+    heldout = tokens(128, seed=2)
+    return Fed(
+        subject,
+        Sample(subject, heldout, n_tokens=2048),
+        Sample(other, heldout, n_tokens=2048),
+        trained_on(x),
+        trained_on(x, scale=False),
+        trained_on(activations(subject_of(centred(subject.model)))),
+    )
+
+
+# Per case: whose weights, on which model, fed how, and what the line must say helps.
+WRONG: dict[str, tuple[str, str, Feeding, str]] = {
+    "bos": ("sae", "sample", replace(GOOD, prepend_bos=False), "it fits with BOS before each"),
+    "site": ("sae", "sample", replace(GOOD, site="resid_post.0"), f"it fits at {SITE} ("),
+    "scaling": ("unscaled", "sample", GOOD, "scaled to a mean norm of sqrt(d_model)"),
+    "model": ("sae", "other", GOOD, "it is of another model or revision"),
+    "weights": ("of_centred", "sample", GOOD, "center_writing_weights"),
+    "bos and site": (
+        *("sae", "sample", Feeding("resid_post.2", False)),
+        f"it fits at {SITE} and with BOS before each",
+    ),
+}
+
+
+@pytest.mark.parametrize("expect", [PUBLISHED, Expect(l0=K), Expect()], ids=["both", "l0", "none"])
+def test_an_sae_that_is_fed_with_what_it_knows_fits(fed: Fed, expect: Expect) -> None:
+    found = check_feeding(fed.sample, fed.sae, GOOD, expect)
+    assert found.fits
+    assert found.remedy is None
+    # Where the published figure is reached, nothing else has to be tried.
+    assert (len(found.tried) == 1) == (expect is PUBLISHED)
+
+
+@pytest.mark.parametrize("expect", [PUBLISHED, Expect()], ids=["published", "nothing"])
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_found_with_and_without_published_figures(
+    fed: Fed, case: str, expect: Expect
+) -> None:
+    sae, sample, feeding, said = WRONG[case]
+    found = check_feeding(getattr(fed, sample), getattr(fed, sae), feeding, expect)
+    assert not found.fits
+    line = reason(found)
+    assert said in line
+    assert "\n" not in line
+    if found.remedy is not None:
+        assert (found.remedy.explained_variance or 0) > 0.9
+
+
+def test_figures_that_are_not_reached_are_named(fed: Fed) -> None:
+    found = check_feeding(fed.sample, fed.sae, GOOD, Expect(l0=40, explained_variance=0.999))
+    ev = found.given.explained_variance
+    assert found.wrong == [
+        f"explained variance {ev:.3f} is not the expected 0.999",
+        "L0 4.0 is not the expected 40",
+    ]
+    assert found.remedy is None
+
+
+def test_explained_variance_and_l0_are_those_of_a_computation_by_hand(fed: Fed) -> None:
+    sample, sae = fed.sample, fed.sae
+    found = measure(sample, sae, GOOD)
+    ids = torch.cat([torch.full((len(sample.text), 1), BOS), sample.text], dim=1)
+    seen: list[Tensor] = []
+    block = fed.subject.model.transformer.h[1]
+    handle = block.register_forward_hook(
+        lambda _m, _a, out: seen.append(out if isinstance(out, Tensor) else out[0])
+    )
+    with torch.inference_mode():
+        fed.subject.model(input_ids=ids.long())
+    handle.remove()
+    # Without BOS itself; no other token has ten times the median norm.
+    x = seen[0][:, 1:].reshape(-1, sae.d_model).double()
+    pre = (x - sae.b_dec) @ sae.w_enc.double().T + sae.b_enc
+    top = pre.topk(K, dim=1)
+    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    output = codes @ sae.w_dec.double() + sae.b_dec
+    left = (x - output).square().sum() / (x - x.mean(dim=0)).square().sum()
+    assert found.n_tokens == len(x)
+    assert found.explained_variance == pytest.approx(1 - float(left), abs=1e-5)
+    assert found.l0 == pytest.approx(float((codes > 0).sum(dim=1).double().mean()), abs=1e-3)
+
+
+def test_centring_activations_is_centring_the_weights_that_write_them(fed: Fed) -> None:
+    processed = subject_of(centred(fed.subject.model))
+    heldout = tokens(128, seed=2)
+    there = Sample(processed, heldout, n_tokens=2048).activations(GOOD)
+    here = fed.sample.activations(GOOD)
+    torch.testing.assert_close(here - here.mean(dim=1, keepdim=True), there, atol=1e-4, rtol=1e-4)
+    ids = torch.from_numpy(heldout.input_ids[:4]).long()
+    with torch.inference_mode():
+        final = [
+            s.model.transformer(input_ids=ids).last_hidden_state for s in (fed.subject, processed)
+        ]
+    torch.testing.assert_close(final[0], final[1], atol=1e-3, rtol=1e-3)
+
+
+def test_the_same_text_is_read_with_bos_and_without(fed: Fed) -> None:
+    with_bos, without = fed.sample.ids(True), fed.sample.ids(False)
+    assert bool((with_bos[:, 0] == BOS).all())
+    assert torch.equal(with_bos[:, 1:], without)
+    own = Sample(fed.subject, tokens(128, seed=2, prepend_bos=False), n_tokens=2048)
+    assert own.ids(True).shape == with_bos.shape
+    assert fed.sample.activations(GOOD).shape[0] == without.numel()
+
+
+def test_tokens_that_a_study_leaves_out_do_not_count(fed: Fed) -> None:
+    heldout = tokens(128, seed=2)
+    sample = Sample(fed.subject, heldout, n_tokens=2048, exclude=Exclude(start_tokens=4))
+    n_contexts, length = sample.ids(True).shape
+    assert len(sample.activations(GOOD)) == n_contexts * (length - 4)
+
+
+def test_near_sites_have_one_name_each() -> None:
+    assert sorted(near_sites("resid_post.1", 3)) == [
+        *("attn_out.0", "attn_out.1", "attn_out.2", "mlp_out.0", "mlp_out.1", "mlp_out.2"),
+        *("resid_post.0", "resid_post.2", "resid_pre.0"),
+    ]
+    assert "resid_post.1" not in near_sites("resid_pre.2", 3)
+
+
+def test_an_sae_of_another_width_is_refused(fed: Fed) -> None:
+    sae = Autoencoder("topk", torch.eye(8), torch.zeros(8), torch.eye(8), torch.zeros(8), k=1)
+    with pytest.raises(UserError, match=r"resid_post\.1 has 16 dimensions, and the SAE reads 8"):
+        check_feeding(fed.sample, sae, GOOD, Expect())
+
+
+# The gate of the workflow, on files
+
+
+@dataclass(frozen=True)
+class Files:
+    """A study up to its activations, for contexts with BOS or without."""
+
+    root: Path
+
+    def evaluate(self, sae: Path, site: str = SITE, expect: Expect | None = None) -> None:
+        """As the rule does."""
+        evaluate_sae(
+            EvaluateSaeParams(
+                seed=0, keys=cell(site), fidelity_tokens=512, expect=expect, compute=COMPUTE
+            ),
+            sae=sae,
+            model=self.root / "trained/recipe.json",
+            train_activations=self.root / "sae_train/manifest.json",
+            eval_activations=self.root / "eval/manifest.json",
+            train_tokens=self.root / "corpus/sae_train/manifest.json",
+            eval_tokens=self.root / "corpus/eval/manifest.json",
+            **{n: self.root / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")},
+        )
+
+
+def files(root: Path, model: Any, *, prepend_bos: bool) -> Files:
+    manifests = {}
+    for split, seed in (("sae_train", 1), ("eval", 2)):
+        found = tokens(64, seed=seed, prepend_bos=prepend_bos)
+        manifests[split] = write_corpus(root / "corpus" / split, found.input_ids, found.document_id)
+        write_json(manifests[split], {**read_json(manifests[split], rebuild=""), **found.manifest})
+    model.save_pretrained(root / "source")
+    source = PretrainedSource(kind="pretrained", path=str(root / "source"))
+    randomize_model(
+        model_params(source), trained=None, eval_tokens=manifests["eval"], output=root / "trained"
+    )
+    for split, manifest in manifests.items():
+        recipe = root / "trained/recipe.json"
+        cache_activations(
+            capture_params(), split=split, model=recipe, tokens=manifest, output=root / split
+        )
+    return Files(root)
+
+
+@pytest.fixture(scope="module")
+def study(fed: Fed, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return files(tmp_path_factory.mktemp("fed"), fed.subject.model, prepend_bos=False)
+
+
+def test_the_workflow_stops_where_a_given_sae_is_fed_wrongly(
+    fed: Fed, study: Files, tmp_path: Path
+) -> None:
+    given = write_sae(fed.sae, tmp_path / "given", dictionary="pretrained")
+    with pytest.raises(UserError) as caught:
+        study.evaluate(given, expect=PUBLISHED)
+    line = str(caught.value)
+    assert line.startswith("config: saes.topk: explained variance -")
+    assert "is not the expected 0.93; it fits with BOS before each context" in line
+    assert line.endswith("change corpora.*.prepend_bos")
+    assert not (study.root / "reconstruction.parquet").exists()
+
+
+def test_the_workflow_goes_on_with_a_given_sae_that_fits(fed: Fed, tmp_path: Path) -> None:
+    study = files(tmp_path / "study", fed.subject.model, prepend_bos=True)
+    study.evaluate(write_sae(fed.sae, tmp_path / "given", dictionary="pretrained"))
+    assert (study.root / "reconstruction.parquet").exists()
+
+
+def test_an_sae_that_the_study_trained_itself_is_not_checked(
+    fed: Fed, study: Files, tmp_path: Path
+) -> None:
+    study.evaluate(write_sae(fed.sae, tmp_path / "own"))
+    assert (study.root / "reconstruction.parquet").exists()

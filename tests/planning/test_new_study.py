@@ -1,0 +1,179 @@
+"""What `nullsae init` guesses, against models whose files the tests write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nullsae.config.read import read_merged_config
+from nullsae.core.errors import UserError
+from nullsae.planning.guess import Guess, guess
+from nullsae.planning.new_study import Amounts, overlay
+
+BASE = Path(__file__).parents[2] / "config.yaml"
+LLAMA = {
+    **{"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 64, "vocab_size": 500},
+    **{"num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 64},
+    **{"torch_dtype": "bfloat16", "tie_word_embeddings": True},
+}
+AMOUNTS = Amounts(train_tokens=50_000, eval_tokens=16_384, k=8, n_latents=256)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "a model, mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    (folder / "tokenizer.json").write_text("{}")
+    return str(folder)
+
+
+def guessed(model: str, **more: Any) -> Guess:
+    return guess(model, **{"sae": None, "corpus": "auto", "sites": (), **more})
+
+
+def parsed(found: Guess) -> Any:
+    """The config that the written overlay makes of the base config."""
+    return read_merged_config([BASE], yaml.safe_load(overlay(found, AMOUNTS)))
+
+
+def test_a_local_model_is_guessed_from_its_own_files(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = guessed("./a model, mine")
+    assert found.name == "a-model-mine"
+    assert found.sites == ("resid_post.4", "resid_post.6")
+    assert found.context_tokens == 64  # no more than the model has positions
+    assert (found.size.n_layers, found.size.d_model, found.size.vocab_size) == (8, 64, 500)
+    assert found.variants[:2] == ("trained", "fresh_init")
+    config = parsed(found)
+    # Jobs run in the study's folder: what is local is named by its whole path.
+    assert config.subjects["a-model-mine"].source.path == model
+    assert config.corpora["text"].tokenizer.path == model
+    assert list(config.corpora) == ["text"]
+    assert list(config.subjects) == ["a-model-mine"]
+    assert (config.saes["topk"].k, config.saes["topk"].n_latents) == (8, 256)
+    assert config.activations.sae_train_tokens == 50_000
+
+
+def test_a_cpu_computes_in_float32_whatever_the_weights_are_stored_in(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for on_gpu, dtype, device in ((False, "float32", "cpu"), (True, "bfloat16", "auto")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda on_gpu=on_gpu: on_gpu)
+        config = parsed(guessed(model))
+        assert config.subjects["a-model-mine"].source.dtype == dtype
+        assert config.compute.device == device
+
+
+def test_pythia_brings_its_step0_and_its_other_seeds_without_a_hub() -> None:
+    small = parsed(guessed("EleutherAI/pythia-70m")).subjects["pythia-70m"].source
+    assert (small.step0_revision, small.retrained.path) == (
+        "step0",
+        "EleutherAI/pythia-70m-seed1",
+    )
+    large = guessed("EleutherAI/pythia-1b")
+    assert large.variants[:2] == ("trained", "step0")
+    assert parsed(large).subjects["pythia-1b"].source.retrained is None
+
+
+@pytest.mark.parametrize(
+    ("inside", "described", "site", "context", "bos"),
+    [
+        ("layers.3", {"d_in": 64, "k": 8}, "resid_post.3", 64, "auto"),
+        ("layers.2.mlp", {"d_in": 64, "k": 8}, "mlp_out.2", 64, "auto"),
+        (
+            "l5",
+            {
+                "architecture": "topk",
+                "k": 8,
+                "metadata": {
+                    "hook_name": "blocks.5.hook_resid_pre",
+                    "context_size": 32,
+                    "prepend_bos": True,
+                },
+            },
+            *("resid_pre.5", 32, True),
+        ),
+        (
+            "old",
+            {"hook_point": "blocks.0.hook_attn_out", "architecture": "standard"},
+            *("attn_out.0", 64, "auto"),
+        ),
+        ("own", {"keys": {"site": "mlp_out.7"}, "k": 4}, "mlp_out.7", 64, "auto"),
+    ],
+)
+def test_an_sae_says_where_and_on_what_it_was_trained(
+    model: str,
+    tmp_path: Path,
+    inside: str,
+    described: dict[str, Any],
+    site: str,
+    context: int,
+    bos: Any,
+) -> None:
+    folder = tmp_path / "saes" / inside
+    folder.mkdir(parents=True)
+    (folder / "cfg.json").write_text(json.dumps(described))
+    found = guessed(model, sae=f"{tmp_path}/saes::{inside}")
+    assert (found.sites, found.context_tokens, found.prepend_bos) == ((site,), context, bos)
+    config = parsed(found)
+    assert list(config.saes) == ["given"]
+    assert config.saes["given"].pretrained == f"{tmp_path}/saes::{inside}"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "source"),
+    [
+        ("stdlib", {"kind": "builtin", "name": "stdlib"}),
+        ("owner/name", {"kind": "hub", "path": "owner/name"}),
+        ("texts", {"kind": "files", "paths": ["{0}/texts/*.jsonl", "{0}/texts/*.txt"]}),
+        ("texts/a.txt", {"kind": "files", "paths": ["{0}/texts/a.txt"]}),
+        ("texts/*.txt", {"kind": "files", "paths": ["{0}/texts/*.txt"]}),
+    ],
+)
+def test_a_corpus_is_builtin_or_files_or_a_data_set(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, source: dict[str, Any]
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / "texts" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    wanted = json.loads(json.dumps(source).replace("{0}", str(tmp_path)))
+    assert guessed(model, corpus=corpus).corpus == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": "./nowhere"}, "--model: './nowhere' holds no config.json; give a model's"),
+        ({"corpus": "nowhere"}, "--corpus: 'nowhere' is none of auto, sotu, stdlib, no file"),
+        ({"sae": "./nowhere"}, "--sae: './nowhere' has no cfg.json to read: "),
+    ],
+)
+def test_what_cannot_be_guessed_is_one_line(model: str, given: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        guessed(**{"model": model, **given})
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_tokenizer_is_refused(model: str) -> None:
+    Path(model, "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"holds no tokenizer.json; save the tokenizer there"):
+        guessed(model)
+
+
+def test_sizes_go_with_the_model_and_with_each_other() -> None:
+    tiny = Amounts.of(16, 50_000, 4, 65_536)
+    assert (tiny.k, tiny.n_latents) == (4, 64)
+    usual = Amounts.of(768, 1_000_000, 16, 65_536)
+    assert (usual.k, usual.n_latents, usual.eval_tokens) == (32, 12_288, 65_536)
+    assert usual.batch_tokens == 2048  # 488 steps
+    assert usual.min_firings == 21  # 65,536 x 32 / 12,288 = 171 firings on average
+    assert Amounts.of(768, 50_000, 4, 9_000).eval_tokens == 9_000

@@ -1,0 +1,321 @@
+"""The half of test_releases.py that has `sae_lens`, run by the Python of `.venv-peers`.
+
+    python releases_side.py FOLDER
+
+lays out an SAE for each loader that the list of SAELens names, on a hub of this machine's own;
+`sae_lens` and nullsae read each by its release and id. Writes `results.safetensors`, codes and
+reconstructions of both, and `said.json`: what it was made on, and lines of refusals.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from local_hub import local_hub
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+D, WIDTH, K, HEADS = 12, 40, 5, 3
+# gemma_2 has these sizes in its code; this is the smallest.
+GEMMA_D, GEMMA_WIDTH = 2304, 4096
+Files = dict[str, bytes]
+
+
+def drawn(seed: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    found = {name: torch.randn(shape, generator=g) * 0.4 for name, shape in shapes.items()}
+    return {n: t.abs() * 0.5 if "threshold" in n else t for n, t in found.items()}
+
+
+def as_json(config: dict[str, Any]) -> bytes:
+    return json.dumps(config).encode()
+
+
+def as_pt(tensors: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+PLAIN = {"W_enc": (D, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
+LINEAR = {
+    "encoder.weight": (WIDTH, D),
+    "encoder.bias": (WIDTH,),
+    "decoder.weight": (D, WIDTH),
+    "decoder.bias": (D,),
+}
+
+
+def old_saelens(path: str, hook: str, **keys: Any) -> Files:
+    """As SAELens wrote it before version 6."""
+    config = {"d_in": D, "d_sae": WIDTH, "dtype": "torch.float32", "hook_point": hook, **keys}
+    config |= {"model_name": "gpt2-small", "context_size": 128, "prepend_bos": True}
+    weights = drawn(1, PLAIN)
+    return {f"{path}/cfg.json": as_json(config), f"{path}/sae_weights.safetensors": save(weights)}
+
+
+def gemma_2(path: str) -> Files:
+    shapes = {
+        "w_enc": (GEMMA_D, GEMMA_WIDTH),
+        "w_dec": (GEMMA_WIDTH, GEMMA_D),
+        "b_enc": (GEMMA_WIDTH,),
+        "b_dec": (GEMMA_D,),
+        "threshold": (GEMMA_WIDTH,),
+    }
+    tensors, buffer = drawn(2, shapes), io.BytesIO()
+    # Of an SAE of the embedding it is multiplied by sqrt(d) when it is loaded.
+    tensors["w_dec"] *= 0.01
+    np.savez(buffer, **{n: t.numpy().astype(np.float16) for n, t in tensors.items()})
+    return {f"{path}/params.npz": buffer.getvalue()}
+
+
+def gemma_3(path: str, hook: str) -> Files:
+    tensors = drawn(3, {name.lower(): shape for name, shape in PLAIN.items()})
+    tensors |= drawn(4, {"threshold": (WIDTH,)})
+    model = "gemma-v3-270m-pt"
+    config = {"architecture": "jump_relu", "model_name": model, "hf_hook_point_in": hook}
+    return {f"{path}/config.json": as_json(config), f"{path}/params.safetensors": save(tensors)}
+
+
+def llama_scope(path: str) -> Files:
+    config = {
+        "d_model": D,
+        "d_sae": WIDTH,
+        "jump_relu_threshold": 0.3,
+        "dataset_average_activation_norm": {"in": 2.5},
+        "hook_point_in": "blocks.0.hook_resid_post",
+    }
+    weights = save(drawn(5, LINEAR))
+    return {
+        f"{path}/hyperparams.json": as_json(config),
+        f"{path}/checkpoints/final.safetensors": weights,
+    }
+
+
+def llama_scope_r1_distill(path: str) -> Files:
+    wide = {name: tuple(3 * D if n == WIDTH else n for n in LINEAR[name]) for name in LINEAR}
+    tensors = drawn(6, {**wide, "log_jumprelu_threshold": (3 * D,)})
+    config = {"d_model": D, "expansion_factor": 3, "hook_point_in": "blocks.0.hook_resid_post"}
+    return {
+        f"{path}/config.json": as_json(config),
+        f"{path}/sae_weights.safetensors": save(tensors),
+    }
+
+
+def dictionary_learning(path: str, dict_class: str, tensors: dict[str, Any]) -> Files:
+    trainer = {
+        "dict_class": dict_class,
+        "activation_dim": D,
+        "dict_size": WIDTH,
+        "k": K,
+        "layer": 3,
+        "lm_name": "EleutherAI/pythia-70m-deduped",
+        "submodule_name": "resid_post_layer_3",
+    }
+    config = {"trainer": trainer, "buffer": {"ctx_len": 128, "d_submodule": D}}
+    return {f"{path}/config.json": as_json(config), f"{path}/ae.pt": as_pt(tensors)}
+
+
+def of_class(dict_class: str) -> dict[str, Any]:
+    """What a class of dictionary_learning saves."""
+    scalar = {"k": torch.tensor(K), "threshold": torch.tensor(0.3)}
+    linear = {name: LINEAR[name] for name in LINEAR if name != "decoder.bias"}
+    if dict_class == "AutoEncoder":
+        return drawn(7, {**linear, "bias": (D,)})
+    if dict_class == "AutoEncoderTopK":
+        return {**drawn(8, {**linear, "b_dec": (D,)}), **scalar}
+    if dict_class == "BatchTopKSAE":
+        return {**drawn(9, {**linear, "b_dec": (D,)}), **scalar}
+    if dict_class == "GatedAutoEncoder":
+        own = dict.fromkeys(("r_mag", "gate_bias", "mag_bias"), (WIDTH,))
+        del linear["encoder.bias"]
+        return drawn(10, {**linear, "decoder_bias": (D,), **own})
+    if dict_class == "JumpReluAutoEncoder":
+        return drawn(11, {**PLAIN, "threshold": (WIDTH,)})
+    assert dict_class == "MatryoshkaBatchTopKSAE"
+    groups = {"active_groups": torch.tensor(1), "group_indices": torch.tensor([0, WIDTH])}
+    return {**drawn(12, PLAIN), **scalar, **groups}
+
+
+CLASSES = {
+    "AutoEncoder": ("sae_bench_pythia70m_sweep_standard_ctx128_0712", "trainer_10"),
+    "AutoEncoderTopK": ("sae_bench_pythia70m_sweep_topk_ctx128_0730", "trainer_0"),
+    "BatchTopKSAE": ("saebench_gemma-2-2b_width-2pow12_date-0108", "trainer_0"),
+    "GatedAutoEncoder": ("sae_bench_pythia70m_sweep_gated_ctx128_0730", "trainer_0"),
+    "JumpReluAutoEncoder": ("saebench_gemma-2-2b_width-2pow14_date-0107", "trainer_0"),
+    "MatryoshkaBatchTopKSAE": ("saebench_gemma-2-2b_width-2pow16_date-0107", "trainer_0"),
+}
+
+
+def cases(directory: Any) -> dict[str, tuple[str, str, Files]]:
+    """Release, id and files in its repository, by a name that begins with that of the loader."""
+
+    def made(release: str, sae_id: str, files: Any) -> tuple[str, str, Files]:
+        return release, sae_id, files(directory[release].saes_map[sae_id])
+
+    hook = "blocks.2.hook_resid_pre"
+    attention = "blocks.0.hook_z"
+    found = {
+        "sae_lens": made(
+            "pythia-70m-deduped-res-sm",
+            "blocks.0.hook_resid_pre",
+            lambda p: old_saelens(p, "blocks.0.hook_resid_pre"),
+        ),
+        "sae_lens-centred": made("gpt2-small-res-jb", hook, lambda p: old_saelens(p, hook)),
+        "sae_lens-factor": made(
+            "gpt2-small-mlp-tm",
+            "blocks.1.hook_mlp_out",
+            lambda p: old_saelens(
+                p, "blocks.1.hook_mlp_out", normalize_activations="expected_average_only_in"
+            ),
+        ),
+        "sae_lens-norm": made(
+            "mistral-7b-res-wg",
+            "blocks.8.hook_resid_pre",
+            lambda p: old_saelens(p, "blocks.8.hook_resid_pre"),
+        ),
+        "connor_rob_hook_z": made(
+            "gpt2-small-hook-z-kk",
+            attention,
+            lambda p: {
+                p: as_pt(drawn(13, PLAIN)),
+                p.replace(".pt", "_cfg.json"): as_json(
+                    {"act_size": D, "dict_size": WIDTH, "act_name": "blocks.0.attn.hook_z"}
+                ),
+            },
+        ),
+        "gemma_2": made("gemma-scope-2b-pt-res", "embedding/width_4k/average_l0_6", gemma_2),
+        "gemma_3": made(
+            "gemma-scope-2-270m-pt-res",
+            "layer_12_width_16k_l0_big",
+            lambda p: gemma_3(p, "model.layers.12.output"),
+        ),
+        "gemma_3-attention": made(
+            "gemma-scope-2-270m-pt-att",
+            "layer_12_width_16k_l0_big",
+            lambda p: gemma_3(p, "model.layers.12.self_attn.o_proj.input"),
+        ),
+        "llama_scope": made("llama_scope_lxr_8x", "l0r_8x", llama_scope),
+        "llama_scope_r1_distill": made(
+            "llama_scope_r1_distill", "l0r_800m_slimpajama", llama_scope_r1_distill
+        ),
+    }
+    for dict_class, (release, trainer) in CLASSES.items():
+        ids = directory[release].saes_map
+        found[f"dictionary_learning_1-{dict_class}"] = made(
+            release,
+            next(name for name in ids if name.endswith(trainer)),
+            lambda p, c=dict_class: dictionary_learning(p, c, of_class(c)),
+        )
+    return found
+
+
+REFUSED = {
+    "gemma_2_transcoder": ("gemma-scope-2b-pt-transcoders", "layer_0/width_16k/average_l0_76"),
+    "mwhanna_transcoder": ("mwhanna-qwen3-4b-transcoders", "layer_0"),
+    "mntss_clt_layer_transcoder": ("mntss-gemma-2-2b-2.5m-clt-as-per-layer", "layer_0"),
+    "temporal": ("temporal-sae-gemma-2-2b", "blocks.12.hook_resid_post"),
+    "gemma_3": ("gemma-scope-2-4b-pt-transcoders", "transcoder/layer_17_width_16k_l0_big"),
+    "misspelt": ("gpt2-small-res-jp", "blocks.2.hook_resid_pre"),
+    "unknown": ("gpt2-small-res-jb", "blocks.20.hook_resid_pre"),
+    "repository": ("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.2.hook_resid_pre"),
+    "not_there": ("gpt2-small-res-jb", "blocks.3.hook_resid_pre"),
+}
+
+
+def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) -> dict[str, Any]:
+    """Codes and reconstructions of both for some activations; returns what it was made on."""
+    from sae_lens import SAE
+
+    from nullsae.config.pretrained import FromSaeLens
+    from nullsae.sae.exchange.pretrained import read_with_origin
+
+    given = FromSaeLens.model_validate({"saelens": {"release": release, "sae_id": sae_id}})
+    ours, made_on = read_with_origin(given, None, where="config: saes.theirs.pretrained")
+    theirs = SAE.from_pretrained(release, sae_id)
+    x = torch.randn(48, ours.d_model, generator=torch.Generator().manual_seed(20)) + 0.5
+    values, indices = ours.encode(x)
+    codes = torch.zeros(len(x), ours.n_latents).scatter_add(1, indices, values)
+    # Models with centred weights have activations without a mean.
+    mean = x.mean(dim=1, keepdim=True) * made_on.centred
+    seen = x - mean
+    shape = (len(x), HEADS, -1) if theirs.cfg.reshape_activations == "hook_z" else x.shape
+    with torch.no_grad():
+        their_codes = theirs.encode(seen.reshape(shape))
+        decoded = theirs.decode(their_codes).reshape(x.shape) + mean
+    results |= {
+        f"{name}/ours/codes": codes,
+        f"{name}/ours/reconstruction": ours.decode(values, indices, x),
+        f"{name}/theirs/codes": their_codes,
+        f"{name}/theirs/reconstruction": decoded,
+    }
+    return made_on.model_dump()
+
+
+def refusals() -> dict[str, str]:
+    from nullsae.config.pretrained import FromSaeLens
+    from nullsae.config.saelens_list import refuse_corrected
+    from nullsae.core.errors import UserError
+    from nullsae.sae.exchange.pretrained import read_pretrained
+
+    said: dict[str, str] = {}
+    try:
+        refuse_corrected("jbloom/GPT2-Small-SAEs-Reformatted", "config: saes.theirs.pretrained")
+    except UserError as error:
+        said["corrected"] = str(error)
+    refuse_corrected("ctigges/pythia-70m-deduped__res-sm_processed", "")
+    for name, (release, sae_id) in REFUSED.items():
+        given = FromSaeLens.model_validate({"saelens": {"release": release, "sae_id": sae_id}})
+        try:
+            read_pretrained(given, None, where="config: saes.theirs.pretrained")
+        except UserError as error:
+            said[name] = str(error)
+    return said
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    from sae_lens.loading import pretrained_sae_loaders
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    directory = get_pretrained_saes_directory()
+    named = {release.conversion_func or "sae_lens" for release in directory.values()}
+    results: dict[str, Tensor] = {}
+    made = cases(directory)
+    said = {
+        "made_on": {n: compare(n, *given[:2], results) for n, given in made.items()},
+        "refused": refusals(),
+        "loaders": sorted(pretrained_sae_loaders.NAMED_PRETRAINED_SAE_LOADERS),
+        "named": sorted(named),
+    }
+    save_file({n: t.contiguous() for n, t in results.items()}, folder / "results.safetensors")
+    (folder / "said.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    from importlib.util import find_spec
+
+    listing = Path(next(iter(find_spec("sae_lens").submodule_search_locations)))  # type: ignore[union-attr,arg-type]
+    entries = yaml.load((listing / "pretrained_saes.yaml").read_text(), yaml.CSafeLoader)
+
+    class Entry:
+        def __init__(self, entry: Any) -> None:
+            self.saes_map = {str(s["id"]): str(s["path"]) for s in entry["saes"]}
+            self.repo_id = entry["repo_id"]
+
+    served = {}
+    places = {name: Entry(entry) for name, entry in entries.items()}
+    for release, _, files in cases(places).values():
+        served |= {f"{places[release].repo_id}/{name}": data for name, data in files.items()}
+    with local_hub(served) as address:
+        # The hub's libraries read it when they are imported.
+        os.environ["HF_ENDPOINT"] = address
+        main(Path(sys.argv[1]))

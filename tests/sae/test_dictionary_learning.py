@@ -1,0 +1,135 @@
+"""Folders of dictionary_learning, against the formulas of its classes' `encode` and `decode`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nullsae.core.errors import UserError
+from nullsae.core.randomness import torch_generator
+from nullsae.sae.exchange.pretrained import read_with_origin
+
+D, WIDTH, K = 12, 40, 5
+LINEAR = {"encoder.weight": (WIDTH, D), "encoder.bias": (WIDTH,), "decoder.weight": (D, WIDTH)}
+PLAIN = {"W_enc": (D, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, D), "b_dec": (D,)}
+VECTOR = (WIDTH,)
+GATE = {"r_mag": VECTOR, "gate_bias": VECTOR, "mag_bias": VECTOR}
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "AutoEncoder": {**LINEAR, "bias": (D,)},
+    "AutoEncoderNew": {**LINEAR, "decoder.bias": (D,)},
+    "AutoEncoderTopK": {**LINEAR, "b_dec": (D,), "threshold": ()},
+    "BatchTopKSAE": {**LINEAR, "b_dec": (D,), "threshold": ()},
+    "GatedAutoEncoder": {
+        **{name: LINEAR[name] for name in ("encoder.weight", "decoder.weight")},
+        **GATE,
+        "decoder_bias": (D,),
+    },
+    "JumpReluAutoEncoder": {**PLAIN, "threshold": VECTOR},
+    "MatryoshkaBatchTopKSAE": {**PLAIN, "threshold": ()},
+}
+
+
+def tensors(dict_class: str) -> dict[str, Tensor]:
+    g = torch_generator(0, "dictionary_learning", dict_class)
+    found = {n: torch.randn(shape, generator=g) * 0.4 for n, shape in SHAPES[dict_class].items()}
+    return {n: t.abs() * 0.5 if n == "threshold" else t for n, t in found.items()}
+
+
+def write(folder: Path, dict_class: str, suffix: str = "pt", **trainer: Any) -> dict[str, Tensor]:
+    found = tensors(dict_class)
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {"dict_class": dict_class, "activation_dim": D, "dict_size": WIDTH, "layer": 3}
+    given |= {"lm_name": "someone/model", "steps": 10, "k": K}
+    config = {"trainer": {**given, **trainer}, "buffer": {"ctx_len": 128, "device": "cuda"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    saved = found | ({"k": torch.tensor(K)} if "TopK" in dict_class else {})
+    if suffix == "pt":
+        torch.save(saved, folder / "ae.pt")
+    else:
+        save_file(saved, folder / "ae.safetensors")
+    return found
+
+
+def reference(dict_class: str, t: dict[str, Tensor], x: np.ndarray) -> tuple[Any, Any]:
+    """Codes and reconstructions by each class' own formula, in float64."""
+    n = {name: tensor.double().numpy() for name, tensor in t.items()}
+    w_enc = n["W_enc"] if "W_enc" in n else n["encoder.weight"].T
+    w_dec = n["W_dec"] if "W_dec" in n else n["decoder.weight"].T
+    of_decoder = next(n[b] for b in ("bias", "decoder.bias", "b_dec", "decoder_bias") if b in n)
+    uncentred = dict_class in ("AutoEncoderNew", "JumpReluAutoEncoder")
+    u = (x if uncentred else x - of_decoder) @ w_enc
+    if dict_class == "GatedAutoEncoder":
+        magnitude = np.maximum(np.exp(n["r_mag"]) * u + n["mag_bias"], 0)
+        codes = magnitude * (u + n["gate_bias"] > 0)
+        return codes, codes @ w_dec + of_decoder
+    pre = u + (n["b_enc"] if "b_enc" in n else n["encoder.bias"])
+    codes = np.maximum(pre, 0)
+    if dict_class == "AutoEncoderTopK":
+        codes = codes * (codes >= np.sort(codes, axis=1)[:, -K][:, None])
+    elif "threshold" in n:
+        codes = codes * (pre > n["threshold"])
+    return codes, codes @ w_dec + of_decoder
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("dict_class", SHAPES)
+def test_a_class_of_dictionary_learning_does_here_what_its_formula_says(
+    tmp_path: Path, dict_class: str, suffix: str
+) -> None:
+    t = write(tmp_path, dict_class, suffix)
+    sae, made_on = read_with_origin(str(tmp_path), "resid_post.3", where="config")
+    x = torch.randn(64, D, generator=torch_generator(0, "dictionary_learning_inputs")) + 0.5
+    values, indices = sae.encode(x)
+    codes = torch.zeros(len(x), WIDTH).scatter_add(1, indices, values)
+    expected, reconstruction = reference(dict_class, t, x.double().numpy())
+    assert 1 < (expected > 0).sum(axis=1).mean() < WIDTH * 0.8
+    np.testing.assert_allclose(codes.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(sae.decode(values, indices).numpy(), reconstruction, atol=1e-5)
+    assert (made_on.model, made_on.hook, made_on.context_tokens) == (
+        *("someone/model", "blocks.3.hook_resid_post", 128),
+    )
+
+
+def test_a_submodule_names_the_site(tmp_path: Path) -> None:
+    write(tmp_path, "AutoEncoder", submodule_name="mlp_out_layer_7")
+    assert read_with_origin(str(tmp_path), None, where="config").made_on.hook == (
+        "blocks.7.hook_mlp_out"
+    )
+
+
+class Runs:
+    """Something that a pickle can run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("run",))
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "AutoEncoder")
+    torch.save({"bias": Runs()}, tmp_path / "ae.pt")
+    with pytest.raises(UserError, match=r"ae\.pt: not readable as tensors alone"):
+        read_with_origin(str(tmp_path), None, where="config")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"dict_class": "CrossCoder"}, "dict_class: 'CrossCoder' is not one of AutoEncoder,"),
+        ({"dict_size": None}, "dict_size: missing"),
+        ({"k": None}, r"trainer\.k: missing"),
+    ],
+)
+def test_an_unsupported_config_is_refused(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
+    write(tmp_path, "AutoEncoderTopK", **keys)
+    with pytest.raises(UserError, match=says):
+        read_with_origin(str(tmp_path), None, where="config")

@@ -2,7 +2,6 @@
 
 from nullsae.jobs.entry import config_files, guard_shells
 
-
 for config_file in config_files(workflow):
 
     configfile: config_file

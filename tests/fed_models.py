@@ -85,12 +85,9 @@ def activations(subject: Subject, text: Tokens | None = None) -> Tensor:
     return sample.activations(Feeding(SITE, prepend_bos=True))
 
 
-def trained_on(x: Tensor, *, scale: bool = True) -> Autoencoder:
-    """A TopK SAE by the package's own trainer, which works at a mean norm of sqrt(d_model).
-
-    Without `scale`, it is left at that, as one is whose factor was forgotten.
-    """
-    factor = D_MODEL**0.5 / float(x.norm(dim=1).mean())
+def trained_on(x: Tensor) -> Autoencoder:
+    """A TopK SAE by the package's own trainer, which works at a mean norm of sqrt(d_model)."""
+    factor = scale_of_training(x)
     generator = torch_generator(0, "fed_sae")
     recipe = Sae.of(k=K, n_latents=N_LATENTS, lr=5e-3, batch_tokens=BATCH)
     start = initialize(x * factor, n_latents=N_LATENTS, k=K, generator=generator)
@@ -98,5 +95,9 @@ def trained_on(x: Tensor, *, scale: bool = True) -> Autoencoder:
     for _ in range(STEPS):
         rows = torch.randint(len(x), (BATCH,), generator=generator)
         trainer.train_step(x[rows] * factor)
-    sae = trainer.model.autoencoder()
-    return sae.scaled(1 / factor) if scale else sae
+    return trainer.model.autoencoder().scaled(1 / factor)
+
+
+def scale_of_training(x: Tensor) -> float:
+    """What brings activations to the mean norm that SAEs are trained at."""
+    return D_MODEL**0.5 / float(x.norm(dim=1).mean())

@@ -453,8 +453,8 @@ def test_a_site_that_nothing_passes_is_refused(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = load_subject(chain.recipe, CPU)
-    elsewhere = {"mlp_out.1": Point(torch.nn.Identity()), SITES[0]: subject._point(SITES[0])}
-    monkeypatch.setattr(subject, "_point", elsewhere.get)
+    elsewhere = {"mlp_out.1": Point(torch.nn.Identity()), SITES[0]: subject.point(SITES[0])}
+    monkeypatch.setattr(subject, "point", elsewhere.get)
     ids = torch.from_numpy(load_tokens(chain.eval_tokens).input_ids)
     with pytest.raises(UserError, match=r"^site mlp_out.1: nothing passes there"):
         capture_contexts(

@@ -166,5 +166,5 @@ def test_what_made_a_study_alike_fits_a_line(tmp_path: Path) -> None:
     assert differing == []
     assert line == (
         "nullsae 0.1.0, commit abc, torch 2.6.0, transformers 5.0.0, Python 3.12.1, CUDA 12.4, "
-        "dtype float32, device NVIDIA H200, threads 2"
+        "dtype float32, precision bfloat16, device NVIDIA H200, threads 2"
     )

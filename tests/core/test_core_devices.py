@@ -41,41 +41,41 @@ def gpus(machine: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return machine
 
 
-def job(name: str, found: Any, stop: Any) -> None:
+def job(name: str, parent: Any) -> None:
     devices.device_of.cache_clear()
-    found.put(str(devices.device_of(name)))
-    stop.wait(60)
+    parent.send(str(devices.device_of(name)))
+    parent.poll(60)
 
 
-def start(name: str) -> tuple[Any, Any, Any]:
-    found, stop = FORK.Queue(), FORK.Event()
-    process = FORK.Process(target=job, args=(name, found, stop))
+def start(name: str) -> tuple[Any, Any]:
+    """A job that says which GPU it took, and ends when it is told to."""
+    own, other = FORK.Pipe()
+    process = FORK.Process(target=job, args=(name, other))
     process.start()
-    return process, found, stop
+    return process, own
+
+
+def told(job: tuple[Any, Any]) -> str:
+    assert job[1].poll(30)
+    found: str = job[1].recv()
+    return found
 
 
 def test_jobs_on_one_machine_take_different_gpus_and_wait_for_one(
     gpus: pytest.MonkeyPatch,
 ) -> None:
     first, second = start("auto"), start("cuda")
-    try:
-        assert {first[1].get(timeout=30), second[1].get(timeout=30)} == {"cuda:0", "cuda:1"}
-        third = start("auto")
-        third[0].join(0.5)
-        assert third[0].is_alive()
-        assert third[1].empty()
-        # A job that is killed holds nothing.
-        first[0].kill()
-        freed = third[1].get(timeout=30)
-        assert freed in ("cuda:0", "cuda:1")
-        second[2].set()
-        third[2].set()
-        third[0].join(30)
-        second[0].join(30)
-    finally:
-        for process, _, stop in (first, second):
-            stop.set()
-            process.join(30)
+    assert {told(first), told(second)} == {"cuda:0", "cuda:1"}
+    third = start("auto")
+    assert not third[1].poll(0.5), "both are taken"
+    # A job that is killed holds nothing.
+    first[0].kill()
+    first[0].join(30)
+    assert told(third) in ("cuda:0", "cuda:1")
+    for process, pipe in (second, third):
+        pipe.send("end")
+        process.join(30)
+        assert process.exitcode == 0
     assert str(devices.device_of("cuda:1")) == "cuda:1"
 
 

@@ -14,6 +14,7 @@ from fed_models import (
     K,
     activations,
     centred,
+    scale_of_training,
     sink_model,
     subject_of,
     tokens,
@@ -54,13 +55,14 @@ class Fed:
 def fed() -> Fed:
     subject, other = subject_of(sink_model()), subject_of(sink_model("other"))
     x = activations(subject)
-    heldout = tokens(128, seed=2)
+    heldout, sae = tokens(128, seed=2), trained_on(x)
     return Fed(
         subject,
         Sample(subject, heldout, n_tokens=2048),
         Sample(other, heldout, n_tokens=2048),
-        trained_on(x),
-        trained_on(x, scale=False),
+        sae,
+        # As it was in training, its factor forgotten.
+        sae.scaled(scale_of_training(x)),
         trained_on(activations(subject_of(centred(subject.model)))),
     )
 
@@ -111,6 +113,14 @@ def test_figures_that_are_not_reached_are_named(fed: Fed) -> None:
         "L0 4.0 is not the expected 40",
     ]
     assert found.remedy is None
+
+
+def test_a_factor_that_was_forgotten_is_given(fed: Fed) -> None:
+    found = check_feeding(fed.sample, fed.unscaled, GOOD, Expect())
+    assert found.remedy is not None
+    factor = scale_of_training(fed.sample.activations(GOOD))
+    assert found.remedy.factor == pytest.approx(factor, rel=1e-5)
+    assert f"by a factor of {factor:.4g}" in reason(found)
 
 
 def test_explained_variance_and_l0_are_those_of_a_computation_by_hand(fed: Fed) -> None:
@@ -168,16 +178,17 @@ def test_tokens_that_a_study_leaves_out_do_not_count(fed: Fed) -> None:
 
 
 def test_near_sites_have_one_name_each() -> None:
-    assert sorted(near_sites("resid_post.1", 3)) == [
-        *("attn_out.0", "attn_out.1", "attn_out.2", "mlp_out.0", "mlp_out.1", "mlp_out.2"),
-        *("resid_post.0", "resid_post.2", "resid_pre.0"),
-    ]
-    assert "resid_post.1" not in near_sites("resid_pre.2", 3)
+    near = near_sites("resid_post.1", 3)
+    assert {"resid_post.0", "resid_post.2", "attn_out.1", "mlp_out.1"} <= set(near)
+    assert len(near) == len(set(near))
+    # The input of block 2 is what block 1 puts out; that of block 1 is resid_post.0.
+    assert not {"resid_post.1", "resid_pre.1", "resid_pre.2", "mlp_out.2"} & set(near)
+    assert not {"resid_post.1", "resid_pre.2"} & set(near_sites("resid_pre.2", 3))
 
 
 def test_an_sae_of_another_width_is_refused(fed: Fed) -> None:
     sae = Autoencoder("topk", torch.eye(8), torch.zeros(8), torch.eye(8), torch.zeros(8), k=1)
-    with pytest.raises(UserError, match=r"resid_post\.1 has 16 dimensions, and the SAE reads 8"):
+    with pytest.raises(UserError, match=r"resid_post\.1 has 16 dimensions, and the SAE is for 8"):
         check_feeding(fed.sample, sae, GOOD, Expect())
 
 
@@ -192,6 +203,7 @@ class Files:
 
     def evaluate(self, sae: Path, site: str = SITE, expect: Expect | None = None) -> None:
         """As the rule does."""
+        written = [self.root / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")]
         evaluate_sae(
             EvaluateSaeParams(
                 seed=0, keys=cell(site), fidelity_tokens=512, expect=expect, compute=COMPUTE
@@ -202,7 +214,9 @@ class Files:
             eval_activations=self.root / "eval/manifest.json",
             train_tokens=self.root / "corpus/sae_train/manifest.json",
             eval_tokens=self.root / "corpus/eval/manifest.json",
-            **{n: self.root / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")},
+            reconstruction=written[0],
+            documents=written[1],
+            geometry=written[2],
         )
 
 

@@ -18,12 +18,14 @@ import nullsae
 from nullsae import tables
 from nullsae.activations.capture import cache_activations
 from nullsae.config.activations import Exclude
+from nullsae.config.hooks import site_of_hook
 from nullsae.core.errors import UserError
 from nullsae.core.files import checksum, read_json, write_json
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.evaluate import evaluate_sae
+from nullsae.sae.exchange.pretrained import read_with_origin
 from nullsae.sae.files import load_sae
 from nullsae.sae.transcoder import Transcoder
 from nullsae.subjects.loading import load_subject
@@ -266,6 +268,25 @@ def test_a_transcoder_comes_back_from_its_files(tmp_path: Path) -> None:
         codes = loaded.encode(x)
         torch.testing.assert_close(loaded.decode(*codes, x), by_hand(transcoder, x))
         assert isinstance(nullsae.load_sae(str(file.parent)), Transcoder)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_of_sparsify_goes_from_what_its_module_reads_to_what_it_gives(
+    tmp_path: Path, skip: bool
+) -> None:
+    transcoder = random_transcoder(skip=skip)
+    folder = tmp_path / "layers.1.mlp"
+    folder.mkdir()
+    own = {"d_in": D_MODEL, "k": 3, "expansion_factor": 1, "num_latents": 12}
+    write_json(folder / "cfg.json", {**own, "transcode": True, "skip_connection": skip})
+    save_file(transcoder.parameters(), folder / "sae.safetensors")
+    loaded = nullsae.load_sae(str(folder), READ)
+    assert isinstance(loaded, nullsae.Transcoder)
+    assert loaded.writes_at(READ) == WRITTEN
+    x = drawn(20, D_MODEL, name="x")
+    torch.testing.assert_close(loaded.decode(*loaded.encode(x), x), by_hand(transcoder, x))
+    made_on = read_with_origin(str(folder), READ, where="here").made_on
+    assert site_of_hook(str(made_on.hook)) == READ
 
 
 def test_a_skip_connection_that_is_missing_is_named(tmp_path: Path) -> None:

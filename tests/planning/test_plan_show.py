@@ -97,10 +97,12 @@ def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
 
 def test_more_gpus_shorten_a_plan_and_not_its_longest_chain(folder: Path) -> None:
     config = read_merged_config([REPOSITORY / "config.yaml", REPOSITORY / "config/paper.yaml"])
-    few, many = (make_plan(config, folder, device="a100", gpus=n) for n in (2, 16))
+    few, many = (make_plan(config, folder, device="a100", gpus=n) for n in (2, 8))
     assert many.seconds < 0.3 * few.seconds
     assert many.longest_chain_seconds == few.longest_chain_seconds <= many.seconds
     assert many.total("gpu_seconds") == few.total("gpu_seconds") > 0
+    # SAEs in bfloat16, models, checkpoints of eight trainings, and no activations.
+    assert many.disk_bytes < 0.5e12
     # No order of jobs keeps two GPUs busier than always.
     assert few.seconds >= few.total("gpu_seconds") / 2
 
@@ -123,22 +125,16 @@ def test_a_small_study_keeps_its_activations(folder: Path) -> None:
     assert cached == pytest.approx(6 * 2 * (199_936 + 99_968) * 264, rel=0.02)
 
 
-def test_a_study_of_ones_own_model_needs_less_than_10_gb_and_the_papers_half_a_tb(
-    folder: Path,
-) -> None:
+def test_a_study_of_ones_own_model_needs_less_than_10_gb(folder: Path) -> None:
     page = (REPOSITORY / "docs/models_and_saes.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(# mine.yaml\n.*?)```", page, re.DOTALL)
     (folder / "mine.yaml").write_text(block)
-    overlays = [folder / "mine.yaml", REPOSITORY / "config/paper.yaml"]
-    configs = [read_merged_config([REPOSITORY / "config.yaml", file]) for file in overlays]
-    own = make_plan(configs[0], folder, device="a100", gpus=1)
-    paper = make_plan(configs[1], folder, device="a100", gpus=8)
-    assert own.disk_bytes < 10e9
-    assert paper.disk_bytes < 0.5e12
+    config = read_merged_config([folder / "config.yaml", folder / "mine.yaml"])
+    plan = make_plan(config, folder, device="a100", gpus=1)
+    assert plan.disk_bytes < 10e9
     # Norms and positions of captured tokens: 12 bytes each, two splits of six variants and floors.
-    captured = sum(
-        r.written_bytes for r in own.rows if "activations" in r.rule or "gauss" in r.rule
-    )
+    rules = ("cache_activations", "sample_gaussian")
+    captured = sum(row.written_bytes for row in plan.rows if row.rule in rules)
     n_tokens = 1_048_576 + 999_936
     assert captured == pytest.approx(12 * 2 * (6 + 6) * n_tokens, rel=0.01)
 

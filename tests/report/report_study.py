@@ -309,6 +309,7 @@ def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                 "heldout_explained_variance": value,
                 "heldout_cosine": 0.9,
                 "heldout_alive_share": 0.95,
+                "heldout_l0": 16.0,
                 "dead_share": 0.01,
                 "dead_horizon_tokens": 2_500,
             }

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -25,10 +26,8 @@ def local_hub(files: Mapping[str, bytes]) -> Iterator[str]:
             self._answer(body=True)
 
         def _answer(self, *, body: bool) -> None:
-            repository, _, path = self.path.lstrip("/").partition("/resolve/main/")
-            if not path:
-                repository, _, path = self.path.lstrip("/").partition(f"/resolve/{COMMIT}/")
-            data = files.get(f"{repository}/{path}".replace("%3A", ":"))
+            repository, _, place = unquote(self.path).lstrip("/").partition("/resolve/")
+            data = files.get(f"{repository}/{place.partition('/')[2]}")
             if data is None:
                 self.send_response(404)
                 self.send_header("X-Error-Code", "EntryNotFound")

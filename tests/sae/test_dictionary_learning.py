@@ -42,14 +42,14 @@ def tensors(dict_class: str) -> dict[str, Tensor]:
     return {n: t.abs() * 0.5 if n == "threshold" else t for n, t in found.items()}
 
 
-def write(folder: Path, dict_class: str, suffix: str = "pt", **trainer: Any) -> dict[str, Tensor]:
-    found = tensors(dict_class)
+def write(folder: Path, kind: str, suffix: str = "pt", **trainer: Any) -> dict[str, Tensor]:
+    found = tensors(kind)
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"dict_class": dict_class, "activation_dim": D, "dict_size": WIDTH, "layer": 3}
+    given = {"dict_class": kind, "activation_dim": D, "dict_size": WIDTH, "layer": 3}
     given |= {"lm_name": "someone/model", "steps": 10, "k": K}
     config = {"trainer": {**given, **trainer}, "buffer": {"ctx_len": 128, "device": "cuda"}}
     (folder / "config.json").write_text(json.dumps(config))
-    saved = found | ({"k": torch.tensor(K)} if "TopK" in dict_class else {})
+    saved = found | ({"k": torch.tensor(K)} if "TopK" in kind else {})
     if suffix == "pt":
         torch.save(saved, folder / "ae.pt")
     else:

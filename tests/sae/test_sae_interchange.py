@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from nullsae.core.files import write_json
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.export import export_sae
-from nullsae.sae.exchange.pretrained import read_pretrained
-from nullsae.sae.files import save_sae
+from nullsae.sae.exchange.pretrained import read_pretrained, read_with_origin
+from nullsae.sae.files import load_sae, save_sae
 from small_chain import cell
 
 D, WIDTH, K = 12, 40, 5
@@ -319,7 +320,7 @@ def test_an_unsupported_saelens_config_is_refused(
         ({"d_in": None}, "an unknown format"),
         ({"k": 25}, "k 25 is larger than the number of latents, 24"),
         ({"activation": "groupmax"}, "activation: 'groupmax' is not one of topk"),
-        ({"transcode": True}, "transcode is true"),
+        ({"transcode": True}, "nothing says which site it writes"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"signed": True}, "signed is true"),
         ({"jump": 1}, "jump: unknown key"),
@@ -511,6 +512,67 @@ def test_an_exported_sae_names_its_model_if_it_is_on_the_hub(
     export_sae(config, "saelens", tmp_path / "out")
     metadata = json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]
     assert metadata.get("model_name") == expected
+
+
+def test_an_exported_sae_has_both_names_of_its_hook_and_the_tokenizer(tmp_path: Path) -> None:
+    keys = cell().model_dump()
+    config = saved("topk", tmp_path / Path(paths.SAE_CONFIG.format(**keys)).parent)
+    model = tmp_path / paths.MODEL.format(**keys)
+    write_json(model / "config.json", {"model_type": "gpt_neox"})
+    write_json(model / "tokenizer.json", {"model": {}})
+    export_sae(config, "saelens", tmp_path / "out")
+    metadata = json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == "blocks.1.hook_resid_post"
+    assert metadata["hf_hook_name"] == "gpt_neox.layers.1"
+    copied = (tmp_path / "out/tokenizer.json").read_bytes()
+    assert copied == (model / "tokenizer.json").read_bytes()
+    # Read back, it is at its own site.
+    made_on = read_with_origin(str(tmp_path / "out"), None, where=WHERE).made_on
+    assert made_on.hook == "blocks.1.hook_resid_post"
+
+
+@pytest.mark.parametrize("normalization", ["centre", "layer_norm", "constant_norm_rescale"])
+def test_a_normalization_survives_our_files_and_an_export(
+    tmp_path: Path, normalization: str
+) -> None:
+    sae = replace(our_sae("topk"), normalization=normalization)
+    save_sae(
+        sae,
+        tmp_path / "sae",
+        dictionary="pretrained",
+        keys=cell(),
+        seed=0,
+        activations_key="key",
+        key="key",
+        input_norm=2.5,
+        training={},
+        n_steps=0,
+    )
+    config = tmp_path / "sae/cfg.json"
+    export_sae(config, "saelens", tmp_path / "out")
+    codes, reconstruction = dense(sae, inputs())
+    for again in (load_sae(config)[0], read(tmp_path / "out")):
+        assert again.normalization == normalization
+        there = dense(again, inputs())
+        torch.testing.assert_close(there[0], codes, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(there[1], reconstruction, atol=1e-6, rtol=1e-6)
+    values, indices = sae.encode(inputs())
+    with pytest.raises(ValueError, match="decodes with the activations that were encoded"):
+        sae.decode(values, indices)
+    with pytest.raises(UserError, match="sparsify has no normalization"):
+        export_sae(config, "sparsify", tmp_path / "other")
+
+
+@pytest.mark.parametrize("normalization", ["none", "centre", "layer_norm", "constant_norm_rescale"])
+def test_a_contribution_is_what_a_code_changes_of_the_reconstruction(normalization: str) -> None:
+    sae = replace(our_sae("jumprelu"), normalization=normalization)
+    x = inputs()
+    values, indices = sae.encode(x)
+    more = values.clone()
+    more[:, 0] += 0.5
+    change = sae.decode(more, indices, x) - sae.decode(values, indices, x)
+    expected = 0.5 * sae.contribution(x)[:, None] * sae.w_dec[indices[:, 0]]
+    torch.testing.assert_close(change, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_command_exports_an_sae(tmp_path: Path) -> None:

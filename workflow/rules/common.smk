@@ -31,8 +31,13 @@ from nullsae.config.variants import is_positive_control, runs_on_trained
 from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
 from nullsae.jobs.of_models import evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs
-from nullsae.jobs.sae_inputs import captured_by, captured_for_sae, fitted_keys, options_of
-from nullsae.jobs.sae_inputs import sae_inputs, settled
+from nullsae.jobs.sae_inputs import (
+    captured_by,
+    captured_for_sae,
+    fitted_keys,
+    options_of,
+)
+from nullsae.jobs.sae_inputs import given_saes, sae_inputs, settled
 from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options, study_options
 from nullsae.report.names import figure_names

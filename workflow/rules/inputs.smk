@@ -27,6 +27,12 @@ def looked_up_tokens(split):
     return path
 
 
+@known
+def given_sae(wildcards):
+    """The pretrained SAE whose L0 an SAE is to have; none for others."""
+    return given_saes(STUDY, [dict(wildcards)])
+
+
 def captured(split):
     """A function of wildcards: the manifests of an SAE's activations, as `captured_by` explains."""
     return known(
@@ -203,6 +209,8 @@ def ranks_of_shard(wildcards):
 def shared_inputs(job):
     """What a job reads that trains several SAEs, by the names of its rule's inputs."""
     found = sae_inputs(STUDY, job.keys, job.sites, job.recipes)
+    cells = [job.params.cell_keys(cell).model_dump() for cell in job.params.cells]
+    found["given"] = given_saes(STUDY, cells)
     return settled(found) if job.whole else found
 
 
@@ -239,7 +247,10 @@ def captured_for(job, split):
         cells = [
             {name: c[name] for name in names} | {"site": site}
             for c in job.cells_of(wildcards)
-            for site in (c["site"], STUDY.saes[recipe_name(c["sae"])].output_of(c["site"]))
+            for site in (
+                c["site"],
+                STUDY.saes[recipe_name(c["sae"])].output_of(c["site"]),
+            )
         ]
         sites = {tuple(cell.values()): cell for cell in cells}
         # One for each site, also where all are the split's own manifest: as many are recorded

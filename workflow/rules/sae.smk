@@ -6,6 +6,7 @@ if not STUDY.activations.shared_pass and not STUDY.activations.streams:
             heldout=captured("eval"),
             train_tokens=looked_up_tokens("sae_train"),
             eval_tokens=looked_up_tokens("eval"),
+            given=given_sae,
         output:
             config=paths.SAE_CONFIG,
             weights=paths.SAE_WEIGHTS,
@@ -32,6 +33,7 @@ if not STUDY.activations.shared_pass and not STUDY.activations.streams:
             heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
             train_tokens=given("train_tokens"),
             eval_tokens=given("eval_tokens"),
+            given=given("given"),
             folder=paths.SAE,
             # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
             work=paths.WORK,
@@ -40,6 +42,7 @@ if not STUDY.activations.shared_pass and not STUDY.activations.streams:
         shell:
             "nullsae train_sae --params {params.config:q} --train-activations {params.train}"
             " --eval-activations {params.heldout} {params.train_tokens} {params.eval_tokens}"
+            " {params.given}"
             " --output {params.folder} --work {params.work} > {log} 2>&1"
 
 
@@ -75,7 +78,7 @@ for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
                 paths.ACTIVATIONS_MANIFEST.format(split="sae_train", **job.keys)
             ),
             heldout=fixed(paths.ACTIVATIONS_MANIFEST.format(split="eval", **job.keys)),
-            others=shared_options(job),
+            others=fixed(shared_options(job)),
             folder=fixed(shared_folder(job)),
             # Undeclared, so that Snakemake does not delete the checkpoints of a killed run.
             work=paths.WORK,

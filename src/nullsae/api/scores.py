@@ -167,8 +167,11 @@ def contrast(
 
     is_paired = paired and unit == "latent"
     row = contrast_row(
-        *(estimated(own, seeds), estimated(other, seeds)),
-        *(about, statistics, Permuter(seed, n_resamples)),
+        estimated(own, seeds),
+        estimated(other, seeds),
+        about,
+        statistics,
+        Permuter(seed, n_resamples),
         names=names,
         differences=estimated(differences(own, other)) if is_paired else None,
     )

@@ -20,7 +20,7 @@ from nullsae.config.model_files import is_local
 from nullsae.config.parse import check_sites, parse_config, parse_section
 from nullsae.config.plain import read_yaml
 from nullsae.config.pretrained import Difference, FromSaeLens, Pretrained, SaeLensRelease
-from nullsae.config.read import merge
+from nullsae.config.read import merge, study_files
 from nullsae.config.saelens_list import published
 from nullsae.config.saes import Expect
 from nullsae.config.sites import SITE
@@ -107,10 +107,16 @@ class Card:
             UserError: it cannot be had, or nobody says on which model or at which site it reads.
         """
         self.asked = asked
+        if asked.site is not None and not SITE.match(asked.site):
+            raise UserError(f"--site: {asked.site!r} is no site, such as resid_post.3")
         text = asked.pretrained if isinstance(asked.pretrained, str) else ""
         if "{" in text and asked.site is None:
             raise UserError("--site: missing; it fills in {site} and {layer}")
         self.sae, self.made_on = read_with_origin(asked.pretrained, asked.site, where="SAE")
+        if self.sae.coding.reads_tokens:
+            raise UserError(
+                "SAE: it looks up tokens and reads no activations: nothing can be wrong"
+            )
         self.facts: list[Fact] = []
         kind, k = self.sae.architecture, self.sae.k
         self._note("architecture", f"{kind}, k {k}" if k else kind, "its files")
@@ -123,8 +129,6 @@ class Card:
         self.site = self._taken("site", asked.site, hook, "--site", shown=made.hook)
         model = None if made.model is None else HUB_IDS.get(made.model, made.model)
         self.model = self._taken("model", asked.model, model, "--model", shown=made.model)
-        if not SITE.match(self.site):
-            raise UserError(f"--site: {self.site!r} is no site, such as resid_post.3")
         self._settle_context()
         self._settle_bos()
         for name in ("revision", "data_set", "training_tokens"):
@@ -193,7 +197,7 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
 
     Args:
         asked: what the command line says.
-        overlay: file to write, merged over `config.yaml` of `root`; its plan is printed.
+        overlay: file to write, merged over the base config of `root`; its plan is printed.
         root: folder of the study.
 
     Raises:
@@ -301,7 +305,7 @@ def _write_study(
     if best is None or best.feeding.input != AS_THEY_ARE:
         console.print(f"{overlay}: not written; no study can feed it so.", markup=False)
         return
-    base_file = root / "config.yaml"
+    base_file = study_files(root)[0]
     base = read_yaml(base_file)
     if not isinstance(base, dict):
         raise UserError(f"{base_file}: not a config; --root names the folder of a study")

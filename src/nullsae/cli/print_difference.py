@@ -109,7 +109,8 @@ def _run_config(study: Path) -> Any:
 
 
 def _provenance(study: Path) -> list[Row]:
-    return tables.read_table(study / paths.PROVENANCE, PROVENANCE).to_pylist()
+    rows: list[Row] = tables.read_table(study / paths.PROVENANCE, PROVENANCE).to_pylist()
+    return rows
 
 
 def _verdicts(study: Path) -> dict[Key, Row]:

@@ -27,17 +27,21 @@ def train_sae(
     eval_tokens: options.SomeTokens = None,
     model: options.SomeRecipe = None,
     fitted: options.SomeFitted = None,
+    given: Annotated[
+        Path | None,
+        Option(help="cfg.json of the SAE whose L0 is aimed at; {site}, {sae}, {seed} as above."),
+    ] = None,
     work: options.Work = Path(paths.WORK),
 ) -> None:
     """Train SAEs, or fit dictionary nulls; resume where a killed run left off."""
     from nullsae.jobs.saes import TrainSaeParams
     from nullsae.sae.train_sae import train_sae
 
-    given = options.read_params(TrainSaeParams, params)
+    parsed = options.read_params(TrainSaeParams, params)
     reads = (train_activations, eval_activations, train_tokens, model, fitted)
-    with job("train_sae", "steps", given, reads=reads) as progress:
+    with job("train_sae", "steps", parsed, reads=reads) as progress:
         train_sae(
-            given,
+            parsed,
             train_activations=train_activations,
             eval_activations=eval_activations,
             output=output,
@@ -46,6 +50,7 @@ def train_sae(
             eval_tokens=eval_tokens,
             model=model,
             fitted=fitted,
+            given=given,
             progress=progress,
         )
 

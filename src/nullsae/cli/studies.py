@@ -20,7 +20,9 @@ def init(
     ] = None,
     sae: Annotated[
         str | None,
-        Option(help="An SAE of the model, made elsewhere: folder or hub id, ::folder within it."),
+        Option(
+            help="One made elsewhere: folder or hub id, ::folder in it; RELEASE::ID of SAELens."
+        ),
     ] = None,
     corpus: Annotated[
         str, Option(help="sotu, stdlib, auto (one of these), files, a folder, or a hub's data set.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, model_validator
 
 from nullsae.config.section import Section
 
@@ -22,13 +22,13 @@ class Compute(Section):
     """`auto` takes CUDA when there is one; else `cpu`, `cuda` or `cuda:N`. With `cpu` no job asks
     for a GPU, so that as many run side by side as there are cores."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def without_what_others_take(cls, given: Any) -> Any:
-        """The key of the config, given to a job that takes less of it."""
+    def of_the_key(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        """A job takes only the part of the config's key that it has a use for."""
         if isinstance(given, Compute) and type(given) is not cls:
-            return {name: getattr(given, name) for name in cls.model_fields}
-        return given
+            given = {name: getattr(given, name) for name in cls.model_fields}
+        return check(given)
 
 
 class ComputeKey(Compute):

@@ -32,6 +32,10 @@ _MODULES = {
     "self_attn.o_proj.input": "hook_z",
     "attn.c_proj.input": "hook_z",
     "attention.dense.input": "hook_z",
+    **dict.fromkeys(("mlp.input", "feed_forward.input"), "mlp_in"),
+    **dict.fromkeys(
+        ("mlp.down_proj.input", "mlp.c_proj.input", "mlp.dense_4h_to_h.input"), "mlp_post"
+    ),
 }
 _BLOCK = re.compile(r"(?:\w+\.)*?(?:layers|h|blocks)[._](\d+)(?:\.(\S+))?")
 _EMBEDDINGS = re.compile(r"hook_embed|(?:\w+\.)*(?:embed_tokens|embed_in|wte)(?:\.output)?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from nullsae.config.made_on import MadeOn
 from nullsae.config.parse import parse_section
@@ -12,9 +12,6 @@ from nullsae.config.plain import read_object
 from nullsae.config.section import Section
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.registry import Registry
-
-if TYPE_CHECKING:
-    from nullsae.sae.autoencoder import Autoencoder
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -71,8 +68,8 @@ class Layout(Section):
         """What it was made on, by its files and the names of folders."""
         raise NotImplementedError
 
-    def autoencoder(self, weights: Path) -> Autoencoder:
-        """The SAE, in float32.
+    def autoencoder(self, weights: Path) -> Any:
+        """The SAE, a `nullsae.sae.autoencoder.Autoencoder`, in float32.
 
         Raises:
             UserError: the weights do not fit, or are damaged; names the tensor.

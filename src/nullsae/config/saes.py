@@ -62,7 +62,7 @@ class Expect(Section):
 
     l0: PositiveFloat | None = None
     """Mean number of latents that fire on a token."""
-    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
+    explained_variance: Annotated[float, Field(le=1)] | None = None
 
 
 def checkpoint_name(sae: str, share: float) -> str:
@@ -101,13 +101,17 @@ class Sae(Coding, Transcoding):
     """An SAE made elsewhere that stands for the trained variant: a folder or hub id in the layout
     of nullsae, SAELens, sparsify or dictionary_learning, and after `::` a folder within it, or
     `{saelens: {release, sae_id}}`; `{site}` and `{layer}` are filled in. The nulls get SAEs of the
-    same width and k, trained here by this recipe."""
+    same width, trained here by this recipe, with its k, or, where neither it nor the recipe has
+    one, aimed at the L0 that it has on `trained`."""
     accept_differences: Annotated[tuple[Difference, ...], AfterValidator(unique)] = ()
     """What a pretrained SAE was made on may differ in these from what it is given here; any other
     difference is refused."""
     expect: Expect | None = None
     """Published figures of the `pretrained` SAE. `evaluate_sae` stops if it does not reach them,
     and says what it should be fed with instead; `nullsae check` does so beforehand."""
+    match_l0_of: str | None = None
+    """The name of a pretrained SAE of this config: SAEs of this recipe, too, are aimed at the L0
+    that it has on `trained`, by their k or by a penalty that is adjusted along training."""
     seeds: Seeds = (0,)
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; by default base_lr / sqrt(n_latents / 2^14)."""
@@ -173,6 +177,17 @@ class Sae(Coding, Transcoding):
         return self
 
     @model_validator(mode="after")
+    def l0_is_clear(self) -> Self:
+        if self.match_l0_of is not None:
+            if self.pretrained is not None:
+                raise ValueError("match_l0_of: a pretrained SAE has an L0 of its own")
+            if self.given_k is not None:
+                raise ValueError("give either k or match_l0_of")
+            if self.origin.reads_tokens:
+                raise ValueError(f"match_l0_of: the L0 of {self.dictionary!r} is 1")
+        return self
+
+    @model_validator(mode="after")
     def something_is_expected_of_what_is_given(self) -> Self:
         if self.expect is not None and self.pretrained is None:
             raise ValueError("expect: figures are known of a pretrained SAE only")
@@ -231,6 +246,20 @@ class Sae(Coding, Transcoding):
     def given_k(self) -> int | None:
         """The recipe's own k, if its architecture has one and it is given."""
         return None
+
+    def aimed_at(self, name: str, variant: str) -> str | None:
+        """The pretrained SAE of the config whose L0 a variant's SAE has to have, if there is one.
+
+        `name` is the recipe's own.
+        """
+        if self.match_l0_of is not None:
+            return self.match_l0_of
+        is_null = self.pretrained is not None and variant != "trained"
+        return name if is_null and self.given_k is None else None
+
+    def with_l0(self, l0: float) -> Self:
+        """This recipe, aimed at so many active latents per token."""
+        raise NotImplementedError
 
     @property
     def limited(self) -> bool:

@@ -104,6 +104,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def matched_saes_are_pretrained(self) -> Self:
+        # A transcoder is made at some of the sites alone.
+        given = [n for n, sae in self.saes.items() if sae.pretrained and not sae.output_site]
+        for name, sae in self.saes.items():
+            if sae.match_l0_of not in (None, *given):
+                raise ValueError(
+                    f"saes.{name}.match_l0_of: {sae.match_l0_of!r} is not one of the pretrained "
+                    f"SAEs ({', '.join(given) or 'none'})"
+                )
+        return self
+
+    @model_validator(mode="after")
     def explainers_and_scorers_fit(self) -> Self:
         for name, explainer in self.explainers.items():
             if explainer.exchanges is not None:

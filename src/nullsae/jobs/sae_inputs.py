@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,12 @@ from nullsae.config.study import Config
 from nullsae.config.variants import fitted_to, runs_on_trained
 from nullsae.jobs.activations import activations_key
 from nullsae.jobs.rules import Wildcards
+from nullsae.jobs.saes import aimed_at
 from nullsae.jobs.shared_training import NO_RESULTS
 
 Inputs = dict[str, list[str]]
 # Those that only some trainings have, by their names in a rule.
-SOME_HAVE = ("train_tokens", "eval_tokens", "model", "fitted")
+SOME_HAVE = ("train_tokens", "eval_tokens", "model", "fitted", "given")
 
 
 def captured_by(config: Config, keys: Wildcards) -> str:
@@ -117,6 +119,15 @@ def sae_inputs(
     }
 
 
+def given_saes(config: Config, cells: Iterable[Wildcards]) -> list[str]:
+    """The `cfg.json` of the pretrained SAEs whose L0 some SAEs are to have.
+
+    On `trained` itself a job measures it: such an SAE may be one of those that it makes.
+    """
+    found = (aimed_at(config, cell) for cell in cells if cell["variant"] != "trained")
+    return list(dict.fromkeys(paths.SAE_CONFIG.format(**keys) for keys in found if keys))
+
+
 def settled(inputs: Inputs) -> Inputs:
     """The inputs of a job whose outputs are known to be whole: no reason to run it.
 
@@ -130,6 +141,12 @@ def settled(inputs: Inputs) -> Inputs:
     return {**still, "heldout": [checkpoint_target(file) for file in still["heldout"]]}
 
 
+def given_option(keys: Wildcards) -> str:
+    """What `--given` is: the path of `given_saes`, {site}, {sae} and {seed} left open."""
+    still = {name: f"{{{name}}}" for name in ("site", "sae", "seed")}
+    return paths.SAE_CONFIG.format(subject=keys["subject"], variant="trained", draw=0, **still)
+
+
 def options_of(keys: Wildcards, inputs: Mapping[str, Iterable[str]]) -> Iterator[str]:
     """The command line's options for the inputs that only some trainings have."""
     for name in SOME_HAVE:
@@ -137,4 +154,6 @@ def options_of(keys: Wildcards, inputs: Mapping[str, Iterable[str]]) -> Iterator
         if files and name == "fitted":
             # One site's own manifest may be what Snakemake looks at: `captured_by`.
             files = [paths.ACTIVATIONS_MANIFEST.format(**(fitted_keys(keys) or {}))]
-        yield from (f"--{name.replace('_', '-')} {file}" for file in files)
+        if files and name == "given":
+            files = [given_option(keys)]
+        yield from (f"--{name.replace('_', '-')} {shlex.quote(file)}" for file in files)

@@ -12,7 +12,7 @@ from nullsae.config.compute import Compute, Precision
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.made_on import UsedOn, used_on
 from nullsae.config.model_files import is_local
-from nullsae.config.pretrained import pretrained_sae_path
+from nullsae.config.pretrained import Pretrained, pretrained_sae_path
 from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.config.section import FloatType, Section
 from nullsae.config.study import Config
@@ -25,6 +25,19 @@ from nullsae.jobs.file_stamps import folder_files, stamps
 from nullsae.jobs.grid import floor_recipes, trained_together
 from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
+
+
+class Aim(Section):
+    """The pretrained SAE whose L0 on `trained` an SAE is to have."""
+
+    sae: str
+    """Its key in `saes`."""
+    seed: NonNegativeInt
+    pretrained: Pretrained
+    heldout_tokens: PositiveInt
+    """Tokens of `eval` that its L0 is measured on."""
+    key: str
+    """What the `cfg.json` of its cell states."""
 
 
 class SaeCell(Section):
@@ -40,6 +53,8 @@ class SaeCell(Section):
     """What a pretrained SAE is given, to be compared with what it was made on."""
     code: str = ""
     """Hash of the code that it counts as made by; by default that of the present code."""
+    aim: Aim | None = None
+    """If given, the SAE whose L0 it is to have."""
 
 
 class StreamParams(Section):
@@ -101,7 +116,8 @@ class TrainSaeParams(Section):
         shared = self.model_dump(mode="json", exclude={"keys", "saes", "cells"})
         keys = self.cell_keys(cell).model_dump(mode="json")
         recipe = self.recipe(cell).model_dump(mode="json")
-        return content_key([keys, recipe, cell.local_files, shared, code])
+        aim = [] if cell.aim is None else [cell.aim.model_dump(mode="json")]
+        return content_key([keys, recipe, cell.local_files, shared, code, *aim])
 
 
 def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
@@ -155,7 +171,41 @@ def _cell(config: Config, cell: Wildcards) -> SaeCell:
         used = used_on(config, cell["subject"])
     present = _present_code(recipe, cell["variant"])
     code = in_use().code("train_sae", cell, present)
-    return SaeCell(site=site, sae=sae, seed=seed, local_files=stamps(read), used_on=used, code=code)
+    return SaeCell(
+        site=site,
+        sae=sae,
+        seed=seed,
+        local_files=stamps(read),
+        used_on=used,
+        code=code,
+        aim=_aim(config, cell),
+    )
+
+
+def aimed_at(config: Config, cell: Wildcards) -> dict[str, str] | None:
+    """Keys of the pretrained SAE whose L0 an SAE is to have; None for one of an L0 of its own."""
+    name = config.saes[cell["sae"]].aimed_at(cell["sae"], cell["variant"])
+    if name is None:
+        return None
+    of_trained = {"subject": cell["subject"], "variant": "trained", "draw": "0"}
+    seed = str(config.saes[name].seeds[0])
+    return {**of_trained, "site": cell["site"], "sae": name, "seed": seed}
+
+
+def _aim(config: Config, cell: Wildcards) -> Aim | None:
+    keys = aimed_at(config, cell)
+    if keys is None:
+        return None
+    given, recipe = train_sae(config, keys), config.saes[keys["sae"]]
+    (found,) = given.cells
+    assert recipe.pretrained is not None
+    return Aim(
+        sae=found.sae,
+        seed=found.seed,
+        pretrained=recipe.pretrained,
+        heldout_tokens=recipe.heldout_tokens,
+        key=given.cell_key(found, given.code(found)),
+    )
 
 
 def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[str, Sae]:

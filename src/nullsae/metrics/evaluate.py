@@ -103,11 +103,7 @@ def evaluate_together(
         of_sae = (config.d_model, one.sae, device)
         heldout = open_for(eval_activations, site, params.eval_activations_key, *of_sae)
         of_training = open_for(train_activations, site, params.activations_key, *of_sae)
-        # What was sampled names the activations that it is fitted to, and has no model.
-        if (model is None) != ("fitted" in heldout.manifest):
-            captured = "captured from a model; give its recipe.json"
-            how = captured if model is None else "sampled, from no model; leave it out"
-            raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
+        _check_model(model, heldout)
         coder = coder.to(device)
         if model is not None and config.dictionary == PRETRAINED:
             subject = shared_subject(model, device)
@@ -121,6 +117,14 @@ def evaluate_together(
     subject_of = None if model is None else shared_subject(model, device)
     for each in measured:
         _write(each, subject_of, tokens, looked_up[each.pair], means[each.pair][1])
+
+
+def _check_model(model: Path | None, heldout: SiteReader) -> None:
+    """What was sampled names the activations that it is fitted to, and has no model."""
+    if (model is None) != ("fitted" in heldout.manifest):
+        captured = "captured from a model; give its recipe.json"
+        how = captured if model is None else "sampled, from no model; leave it out"
+        raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
 
 
 def _write(

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullsae.activations.capture import capture_contexts
 from nullsae.activations.exclusion import Kept, row_norms
+from nullsae.activations.passes import capture_contexts
 from nullsae.config.activations import Exclude
 from nullsae.config.saes import Expect
 from nullsae.config.sites import KINDS, site_kind, site_layer
@@ -28,10 +28,11 @@ from nullsae.metrics.fidelity import Fidelity, fidelity, spread
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.initialization import initialize
-from nullsae.subjects.loading import Subject, check_sites_add_up
+from nullsae.subjects.loading import Subject
+from nullsae.subjects.site_gates import verify_sites
 
 SAMPLE_TOKENS = 8192
-BATCH_CONTEXTS, BATCH_TOKENS, FIDELITY_CONTEXTS, PROBE_TOKENS = 8, 2048, 32, 8
+BATCH_CONTEXTS, BATCH_TOKENS, FIDELITY_CONTEXTS = 8, 2048, 32
 # Random directions are the placebo: so many tokens fit them, and so many there are at most.
 PLACEBO_TOKENS, PLACEBO_LATENTS = 2048, 8192
 # Figures were published for other texts: L0 may differ by this factor, and explained variance may
@@ -40,41 +41,28 @@ L0_FACTOR, LOWER_BY, LOWER_BY_SHARE = 1.5, 0.05, 0.25
 # One feeding is clearly better than another if it leaves less than this share of what that leaves,
 # each beside its placebo.
 CLEARLY = 0.8
-# Blocks before and behind, of sites of the same kind, and of other kinds.
-NEAR, NEAR_OF_OTHER_KINDS = 2, 1
+# Blocks before and behind, of sites of the same kind; other kinds are tried in the same block.
+NEAR = 2
 AS_THEY_ARE = "as they are"
 
 
-def _with_norm(norm: Tensor, sae: Autoencoder) -> Autoencoder:
-    """The SAE for inputs of this size, where its weights are for inputs of size 1."""
-    return replace(sae, normalization="none").scaled(float(norm))
-
-
 # What training may have done to activations [tokens, d_model], or to the weights that wrote them,
-# and an SAE's files do not say: by words for it, the SAE that does the same to x.
-INPUTS: dict[str, Callable[[Autoencoder, Tensor], Autoencoder]] = {
-    AS_THEY_ARE: lambda sae, x: sae,
-    "scaled to a mean norm of sqrt(d_model) (expected_average_only_in)": lambda sae, x: _with_norm(
-        x.norm(dim=1).mean() / x.shape[1] ** 0.5, sae
+# and an SAE's files do not say, in words. Sizes that became 1 by one factor for all tokens:
+SCALED: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled to a mean norm of sqrt(d_model) (expected_average_only_in)": lambda x: (
+        x.norm(dim=1).mean() / x.shape[1] ** 0.5
     ),
-    "scaled to a mean squared norm of 1 (dictionary_learning)": lambda sae, x: _with_norm(
-        x.square().sum(dim=1).mean().sqrt(), sae
+    "scaled to a mean squared norm of 1 (dictionary_learning)": lambda x: (
+        x.square().sum(dim=1).mean().sqrt()
     ),
 }
-# Those that `Autoencoder.normalization` has a name for.
+# What `Autoencoder.normalization` has a name for:
 NORMALIZED = {
     "scaled to a norm of sqrt(d_model) each (constant_norm_rescale)": "constant_norm_rescale",
     "normalized one by one (layer_norm)": "layer_norm",
     "of a model with centred weights (center_writing_weights)": "centre",
     "without normalization": "none",
 }
-
-
-def read_as(feeding: Feeding, sae: Autoencoder, x: Tensor) -> Autoencoder:
-    """The SAE that reads activations x [tokens, d_model] as a feeding says."""
-    if (kind := NORMALIZED.get(feeding.input)) is not None:
-        return replace(sae, normalization=kind)
-    return INPUTS[feeding.input](sae, x)
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ class Feeding:
     prepend_bos: bool
     """Whether BOS stands before each context."""
     input: str = AS_THEY_ARE
-    """One of `INPUTS` or of `NORMALIZED`."""
+    """What was done to activations: nothing, or one of `SCALED` or `NORMALIZED`."""
 
     def changes(self, other: Feeding) -> list[str]:
         """Names of the fields in which another one differs."""
@@ -104,6 +92,8 @@ class Measured:
     placebo: float
     """Explained variance of random directions, as many active per token."""
     n_tokens: int
+    factor: float = 1.0
+    """What activations are multiplied by."""
 
     @property
     def left(self) -> float:
@@ -239,10 +229,18 @@ class Sample:
         x, kept = self._found[feeding.prepend_bos, feeding.site]
         return x[kept]
 
+    def outputs(self, feeding: Feeding, sae: Autoencoder) -> Tensor:
+        """What the SAE should give back of them: of a transcoder, another site's."""
+        site = sae.writes_at(feeding.site)
+        self.capture(feeding.prepend_bos, feeding.site, site)
+        return self._found[feeding.prepend_bos, site][0][
+            self._found[feeding.prepend_bos, feeding.site][1]
+        ]
+
     def fidelity(self, sae: Autoencoder, feeding: Feeding) -> Fidelity:
         """Losses with the SAE spliced in, on some of the contexts."""
         ids = self.ids(feeding.prepend_bos)[:FIDELITY_CONTEXTS]
-        mean = self.activations(feeding).double().mean(dim=0)
+        mean = self.outputs(feeding, sae).double().mean(dim=0)
         kept = self._found[feeding.prepend_bos, feeding.site][1].view(-1, ids.shape[1])[: len(ids)]
         documents = np.zeros(ids.shape, dtype=np.int32)
         return fidelity(
@@ -255,31 +253,37 @@ class Sample:
 @torch.inference_mode()
 def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     """Explained variance and L0 of an SAE on the device of the subject, and of its placebo."""
-    x = sample.activations(feeding)
-    own = _totals(read_as(feeding, sae, x), x)
-    k = max(1, round(own["l0"]))
-    n_latents = max(k, min(sae.n_latents, PLACEBO_LATENTS))
-    some = x[:PLACEBO_TOKENS].to(sae.b_dec.device)
-    generator = torch_generator(0, "feeding_placebo")
-    placebo = initialize(some, n_latents=n_latents, k=k, generator=generator)
-    return Measured(
-        feeding,
-        explained_variance=own["explained_variance"],
-        l0=own["l0"],
-        placebo=_totals(placebo, x)["explained_variance"] or 0.0,
-        n_tokens=len(x),
-    )
+    x, y = sample.activations(feeding), sample.outputs(feeding, sae)
+    factor, placebo, reader = 1.0, 0.0, sae
+    if feeding.input in SCALED:
+        factor = 1 / float(SCALED[feeding.input](x))
+        reader = replace(sae, normalization="none").scaled(1 / factor)
+    elif feeding.input in NORMALIZED:
+        reader = replace(sae, normalization=NORMALIZED[feeding.input])
+    own = _totals(reader, x, y)
+    # Directions of one site know nothing of another: a transcoder's placebo is the mean.
+    if not sae.transcodes:
+        k = max(1, round(own["l0"]))
+        random = initialize(
+            x[:PLACEBO_TOKENS].to(sae.b_dec.device),
+            n_latents=max(k, min(sae.n_latents, PLACEBO_LATENTS)),
+            k=k,
+            generator=torch_generator(0, "feeding_placebo"),
+        )
+        placebo = _totals(random, x, x)["explained_variance"] or 0.0
+    return Measured(feeding, own["explained_variance"], own["l0"], placebo, len(x), factor)
 
 
-def _totals(sae: Autoencoder, x: Tensor) -> dict[str, Any]:
-    """Metrics of reconstruction over x [tokens, d_model]."""
-    mean = x.double().mean(dim=0)
+def _totals(sae: Autoencoder, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Metrics of y [tokens, width] reconstructed from x [tokens, d_model]."""
+    mean = y.double().mean(dim=0)
     sums = ReconstructionSums(mean=mean, n_documents=1, n_latents=sae.n_latents)
-    for part in x.split(BATCH_TOKENS):
-        given = part.to(sae.b_dec.device)
+    for start in range(0, len(x), BATCH_TOKENS):
+        part = slice(start, start + BATCH_TOKENS)
+        given, wanted = x[part].to(sae.b_dec.device), y[part]
         values, indices = sae.encode(given)
         output = sae.decode(values, indices, given)
-        sums.add(part, output, values, indices, np.zeros(len(part), dtype=np.int64))
+        sums.add(wanted, output, values, indices, np.zeros(len(wanted), dtype=np.int64))
     return sums.totals()
 
 
@@ -299,12 +303,13 @@ def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expe
         expect: published figures.
 
     Raises:
-        UserError: the SAE does not fit the width of the site.
+        UserError: the SAE does not fit the width of a site.
     """
-    subject = sample.subject
-    if (width := subject.width(given.site)) != sae.d_model:
-        raise UserError(f"{given.site} has {width} dimensions, and the SAE reads {sae.d_model}")
-    sae = sae.to(subject.device)
+    read, written = given.site, sae.writes_at(given.site)
+    for site, own in ((read, sae.d_model), (written, sae.w_dec.shape[1])):
+        if (width := sample.subject.width(site)) != own:
+            raise UserError(f"{site} has {width} dimensions, and the SAE is for {own}")
+    sae = sae.to(sample.subject.device)
     found = {given: measure(sample, sae, given)}
     checked = Checked(found[given], (found[given],), expect)
     if expect.explained_variance is not None and checked.fits:
@@ -324,7 +329,8 @@ def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expe
 
 def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
     """Feedings with another input or another site."""
-    for name in (*INPUTS, *NORMALIZED):
+    # Those of a transcoder would need factors of two sites.
+    for name in () if sae.transcodes else (*SCALED, *NORMALIZED):
         if NORMALIZED.get(name) != sae.normalization:
             yield replace(feeding, input=name)
     near = [
@@ -340,7 +346,7 @@ def near_sites(site: str, n_layers: int) -> list[str]:
     own, layer = _at(site)
     found: dict[tuple[str, int], None] = {}
     for kind in KINDS:
-        reach = NEAR if kind == own else NEAR_OF_OTHER_KINDS
+        reach = NEAR if kind == own else 0
         blocks = range(max(0, layer - reach), min(n_layers, layer + reach + 1))
         found |= dict.fromkeys(_at(f"{kind}.{block}") for block in blocks)
     found.pop((own, layer), None)
@@ -355,11 +361,8 @@ def _at(site: str) -> tuple[str, int]:
 
 def _fits(sample: Sample, sae: Autoencoder, site: str) -> bool:
     """Whether the subject has such a site, and the SAE its width."""
-    subject = sample.subject
-    probe = sample.text[:1, :PROBE_TOKENS]
     try:
-        check_sites_add_up(subject, [site], where="")
-        found = subject.activations(probe, split="eval", contexts=[0], sites=[site])
+        verify_sites(sample.subject, [site], where="")
+        return sample.subject.width(site) == sae.d_model
     except UserError:
         return False
-    return found[site].shape[-1] == sae.d_model

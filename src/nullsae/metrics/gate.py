@@ -44,6 +44,7 @@ def reason(checked: Checked) -> str:
     if (remedy := checked.remedy) is None:
         return f"{wrong}; {NOTHING_HELPS}"
     how = " and ".join(changes(checked.given.feeding, remedy.feeding))
+    how += f", by a factor of {remedy.factor:.4g}," if remedy.factor != 1 else ""
     return f"{wrong}; it fits {how} ({figures(remedy)})"
 
 

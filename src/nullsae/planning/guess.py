@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nullsae.config.hooks import site_of_hook
+from nullsae.config.made_on import MadeOn
 from nullsae.config.model_files import is_local
 from nullsae.config.model_size import PYTHIA, Size, model_config, model_size
-from nullsae.config.plain import read_object
+from nullsae.config.pretrained import FromSaeLens, SaeLensRelease
 from nullsae.config.subjects import GgufSource, PretrainedSource
-from nullsae.core.errors import UserError, first_line
+from nullsae.core.errors import UserError
 
 CONTEXT_TOKENS = 128
 # Of the documents: the builtin corpora are small, of long documents.
@@ -24,9 +26,8 @@ POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 NULLS = ("rerandomized", "rerandomized_keep_embeddings", "noise_embeddings")
 # With further seeds by PolyPythias (van der Wal et al. 2025, arXiv 2503.09543).
 RESEEDED = ("pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m", "pythia-410m")
-# Where an SAE was trained: TransformerLens' names, and the modules of sparsify's folders.
-HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|attn_out|mlp_out|resid_post)")
-MODULE = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)(\.mlp|\.attn|\.attention|\.self_attn)?$")
+# Of an SAE's nulls, where it has no k of its own.
+DEFAULT_K = 32
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ def guess(model: str, *, sae: str | None, corpus: str, sites: tuple[str, ...]) -
     half = on_gpu and stored in ("bfloat16", "float16")
     # Most CPUs are several times slower in bfloat16.
     source = source | {"dtype": stored if half else "float32"}
-    recipe, made_on, told = _sae(sae) if sae is not None else (None, {}, ())
+    recipe, made_on, told = _sae(sae) if sae is not None else (None, MadeOn(), ())
+    if recipe is not None and not (sites or told or "{" in str(sae)):
+        raise UserError(f"--sae: {sae!r} does not say where it was trained; give --site")
     positions = [described[key] for key in POSITION_KEYS if isinstance(described.get(key), int)]
-    context = made_on.get("context_size") or CONTEXT_TOKENS
-    bos = made_on.get("prepend_bos")
     variants, more = _variants(source["path"]) if source["kind"] == "pretrained" else ((), {})
     return Guess(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(model).absolute().name).strip("-._") or "model",
@@ -82,8 +83,8 @@ def guess(model: str, *, sae: str | None, corpus: str, sites: tuple[str, ...]) -
         source=source | more,
         tokenizer=tokenizer,
         corpus=_corpus(corpus),
-        prepend_bos=bos if isinstance(bos, bool) else "auto",
-        context_tokens=min([int(context), *positions]),
+        prepend_bos="auto" if made_on.prepend_bos is None else made_on.prepend_bos,
+        context_tokens=made_on.context_tokens or min([CONTEXT_TOKENS, *positions]),
         sites=sites or told or _sites(size.n_layers),
         variants=("trained", *(variants or ("fresh_init",)), *NULLS),
         on_gpu=on_gpu,
@@ -163,55 +164,23 @@ def _corpus(corpus: str) -> dict[str, Any]:
     )
 
 
-def _sae(sae: str) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """The recipe of an SAE, what it says about its contexts, and its site if it says that."""
+def _sae(sae: str) -> tuple[dict[str, Any], MadeOn, tuple[str, ...]]:
+    """The recipe of an SAE made elsewhere, what it was made on, and its site if that is known."""
+    from nullsae.sae.exchange.pretrained import read_with_origin
+
     path, _, inside = sae.partition("::")
-    local = is_local(path)
-    whole = str(Path(path).expanduser().absolute()) if local else path
-    recipe: dict[str, Any] = {"pretrained": f"{whole}::{inside}" if inside else whole}
+    pretrained: str | FromSaeLens = sae
+    if is_local(path):
+        whole = str(Path(path).expanduser().absolute())
+        pretrained = f"{whole}::{inside}" if inside else whole
+    elif inside and "/" not in path:  # no hub id
+        pretrained = FromSaeLens(saelens=SaeLensRelease(release=path, sae_id=inside))
+    given = pretrained if isinstance(pretrained, str) else pretrained.model_dump()
+    recipe: dict[str, Any] = {"pretrained": given}
     if "{" in sae:  # one for each site
-        return recipe, {}, ()
-    described = _sae_config(whole, inside, local=local, given=sae)
-    metadata = described.get("metadata")
-    made_on = metadata if isinstance(metadata, dict) else described
-    keys = described.get("keys")
-    names = [
-        *((keys["site"],) if isinstance(keys, dict) and "site" in keys else ()),
-        *(str(made_on[key]) for key in ("hook_name", "hook_point") if made_on.get(key)),
-        (inside or path).rstrip("/").rpartition("/")[2],
-    ]
-    site = _site(str(names[0]))
-    if site is None:
-        raise UserError(
-            f"--sae: {sae!r} was trained at {names[0]!r}, an unknown place; give --site"
-        )
-    if described.get("k") is None and described.get("architecture") not in (None, "topk"):
-        recipe["k"] = 32  # of the nulls: better the SAE's own mean L0
-    return recipe, made_on, (site,)
-
-
-def _sae_config(path: str, inside: str, *, local: bool, given: str) -> dict[str, Any]:
-    """The cfg.json of an SAE."""
-    try:
-        if local:
-            return read_object(Path(path, inside, "cfg.json"))
-        import huggingface_hub
-
-        file = huggingface_hub.hf_hub_download(path, str(Path(inside, "cfg.json")))
-        return read_object(Path(file))
-    except Exception as error:  # the HTTP client differs between versions of huggingface_hub
-        raise UserError(f"--sae: {given!r} has no cfg.json to read: {first_line(error)}") from None
-
-
-def _site(name: str) -> str | None:
-    """The site that a hook or module of another library is; ours stay as they are."""
-    if name == "hook_embed" or name == "embed":
-        return "embed"
-    if re.fullmatch(r"(resid_pre|attn_out|mlp_out|resid_post)\.\d+", name):
-        return name
-    if hook := HOOK.fullmatch(name):
-        return f"{hook[2]}.{hook[1]}"
-    if module := MODULE.search(name):
-        kind = {None: "resid_post", ".mlp": "mlp_out"}.get(module[2], "attn_out")
-        return f"{kind}.{module[1]}"
-    return None
+        return recipe, MadeOn(), ()
+    read = read_with_origin(pretrained, None, where="--sae")
+    if read.sae.k is None:
+        recipe["k"] = DEFAULT_K  # of its nulls: better the SAE's own mean L0
+    site = None if read.made_on.hook is None else site_of_hook(read.made_on.hook)
+    return recipe, read.made_on, () if site is None else (site,)

@@ -116,7 +116,7 @@ def init_study(
     shape = f"{found.size.n_layers} blocks of {found.size.d_model} dimensions"
     print(f"{file}: {found.name} ({shape}), at {', '.join(found.sites)}.")
     much = "" if _fits(plan, folder) else ", which is more than fits: make it smaller"
-    took = f"{time_text(plan.seconds)} and {size_text(plan.disk_bytes)} of disk"
+    took = f"{time_text(plan.seconds)} and {size_text(int(plan.disk_bytes))} of disk"
     print(f"By the plan it takes {took} here{much}. Next: nullsae run {folder}")
 
 
@@ -181,11 +181,11 @@ def _available(found: Guess) -> tuple[int, int]:
     data = yaml.safe_load(overlay(found, whole))
     data["corpora"][found.corpus_name] |= {"sae_train_tokens": None, "eval_tokens": None}
     sizes = corpus_sizes(_config(yaml.safe_dump(data)), Path())[found.corpus_name]
-    train, evaluated = int(SURE_SHARE * sizes.sae_train), int(SURE_SHARE * sizes.eval)
+    train, evaluated = (int(SURE_SHARE * sizes.of(split)) for split in ("sae_train", "eval"))
     if train < FEWEST_TRAIN_TOKENS or evaluated < FEWEST_EVAL_TOKENS:
         raise UserError(
-            f"--corpus: holds about {sizes.sae_train + sizes.eval:,} tokens, which is too little; "
-            f"{2 * (FEWEST_TRAIN_TOKENS + FEWEST_EVAL_TOKENS):,} are the least"
+            f"--corpus: holds about {sizes.sae_train_tokens + sizes.eval_tokens:,} tokens; "
+            f"{2 * (FEWEST_TRAIN_TOKENS + FEWEST_EVAL_TOKENS):,} are the least for a study"
         )
     return train, evaluated
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import (
-    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -37,12 +36,19 @@ PRETRAINED = "pretrained"
 class TranscoderConfig(Section):
     """What sets a transcoder apart from an SAE."""
 
-    output_site: Annotated[str, Field(pattern=SITE.pattern)]
+    output_site: str
     """The site that its output stands for; what it reads is the site among the keys."""
     d_out: PositiveInt
     """Width of that site; `d_model` is that of the input."""
     skip: bool = False
     """Whether W_skip [d_out, d_model] times the input is added to the output."""
+
+    @field_validator("output_site")
+    @classmethod
+    def site_is_one(cls, site: str) -> str:
+        if not SITE.match(site):
+            raise ValueError(f"{site!r} is no name of a site, such as mlp_out.3")
+        return site
 
 
 class SaeConfig(Section):

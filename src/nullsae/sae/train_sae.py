@@ -22,18 +22,13 @@ from nullsae.config.check_pretrained import refuse_differences
 from nullsae.config.compute import Precise, precision_on
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
-from nullsae.core.files import (
-    atomic_path,
-    content_key,
-    drop_partial,
-    read_json,
-    rebuild_command,
-)
+from nullsae.core.files import atomic_path, content_key, drop_partial, read_json, rebuild_command
 from nullsae.core.locking import alone_at
 from nullsae.core.randomness import torch_generator
 from nullsae.core.stopping import stoppable
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.saes import TrainSaeParams
+from nullsae.sae.aim import l0_of
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.exchange.pretrained import read_with_origin
@@ -59,6 +54,7 @@ def train_sae(
     eval_tokens: Path | None = None,
     model: Path | None = None,
     fitted: Path | None = None,
+    given: Path | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Make SAEs; each gets `sae.safetensors`, `history.parquet`, `cfg.json` in its folder.
@@ -76,9 +72,11 @@ def train_sae(
     Train and eval files are those of the variant's `sae_train` and `eval`: manifests of
     activations, and of the corpora where codes depend on tokens. A stream needs `train_tokens`, the
     variant's `recipe.json` as `model`, and for the variant `gaussian` the manifest of the trained
-    variant's `sae_train` activations as `fitted`. In `output`, the folder of each SAE, `{site}`,
-    `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same params and
-    activations resumes there, and waits, up to a minute, for another process that is at it.
+    variant's `sae_train` activations as `fitted`. Nulls of a pretrained SAE whose L0 they are aimed
+    at need its `cfg.json` on `trained` as `given`. There and in `output`, the folder of each SAE,
+    `{site}`, `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same
+    params and activations resumes there, and waits, up to a minute, for another process that is
+    at it.
     `progress` is called with (step, steps, FVU of the batch), counted over all SAEs, or with
     (tokens, tokens in all, None) where there are no steps.
 
@@ -100,6 +98,8 @@ def train_sae(
         cells = [cell for cell in cells if not _is_whole(cell, cell.output)]
         for cell in cells if alone.certain else ():
             drop_partial(cell.work)
+        for cell in cells:
+            cell.l0 = None if cell.aim is None else l0_of(cell, cell.aim, given)
         return _make(params, cells, device, **files, model=model, fitted=fitted, progress=progress)
 
 
@@ -120,6 +120,8 @@ def _make(
         if _is_whole(cell, cell.work):
             continue
         given = _pretrained(cell, train_tokens) if cell.recipe.pretrained else None
+        if cell.l0 is not None and not (given is not None and given.k and cell.recipe.limited):
+            cell.recipe = cell.recipe.with_l0(cell.l0)
         constant = cell.train.is_constant and cell.recipe.origin.trained
         if constant and (given is None or cell.keys.variant != "trained"):
             logger.warning(
@@ -209,7 +211,7 @@ def _open(
             folder = folder.replace(f"{{{name}}}", str(getattr(keys, name)))
         to = work / f"train_sae-{key}"
         own = Path(folder), params.seed, train, heldout, key, to, precision
-        new = Cell(keys, recipe, *own, cell.used_on)
+        new = Cell(keys, recipe, *own, cell.used_on, cell.aim)
         if _is_whole(new, new.output):
             logger.info("%s: already there", folder)
         else:

@@ -179,14 +179,14 @@ class Trainer:
 def evaluate(
     sae: Autoencoder, x: Tensor, ids: Tensor | None = None, outputs: Tensor | None = None
 ) -> dict[str, Any]:
-    """Explained variance, mean cosine and share of latents that fired on x [tokens, d_model].
+    """Explained variance, mean cosine, L0 and share of latents that fired on x [tokens, d_model].
 
     Explained variance is None where all tokens are the same. `ids` are the token ids int64
     [tokens], where the architecture reads them; `outputs` [tokens, d_out] what a transcoder is to
     give, by default x.
     """
     wanted = x if outputs is None else outputs
-    error, cosine = 0.0, 0.0
+    error, cosine, active = 0.0, 0.0, 0
     fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=x.device)
     for start in range(0, len(x), BATCH_TOKENS):
         part = slice(start, start + BATCH_TOKENS)
@@ -196,11 +196,13 @@ def evaluate(
         error += float((wanted[part].double() - output.double()).square().sum())
         cosine += float(torch.cosine_similarity(wanted[part], output, dim=1).double().sum())
         fired[indices[values > 0]] = True
+        active += int((values != 0).sum())
     exact = wanted.double()
     variance = float((exact - exact.mean(dim=0)).square().sum())
     varies = variance > ROUNDING * float(exact.square().sum())
     return {
         "heldout_explained_variance": 1.0 - error / variance if varies else None,
         "heldout_cosine": cosine / len(x),
+        "heldout_l0": active / len(x),
         "heldout_alive_share": float(fired.double().mean()),
     }

@@ -23,6 +23,7 @@ from nullsae.core.checkpoint import DAMAGED
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.saes import Aim
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.files import PRETRAINED, load_sae, save_sae
@@ -33,6 +34,8 @@ from nullsae.subjects.loading import DTYPES
 logger = logging.getLogger(__name__)
 
 INIT_TOKENS = 32_768
+L0_TOLERANCE = 0.05
+"""How far off the L0 that it is aimed at an SAE may be, before a warning says so."""
 # Of a batch, that choices in low precision are compared with float32 on.
 COMPARED_TOKENS = 1024
 
@@ -61,6 +64,10 @@ class Cell:
     """`compute.precision` on the job's device."""
     used_on: UsedOn | None = None
     """What an SAE made elsewhere is given here."""
+    aim: Aim | None = None
+    """The SAE whose L0 it is to have."""
+    l0: float | None = None
+    """That L0."""
 
     @property
     def where(self) -> str:
@@ -245,12 +252,22 @@ class Run:
             along = keys.model_copy(update={"sae": checkpoint_name(keys.sae, share)})
             self._write(checkpoint_folder(self.cell.work, share), along)
         if self.done:
+            self._say_missed(trainer.history[-1]["heldout_l0"])
             self._write(self.cell.work, keys)
             self.cell.checkpoint.unlink(missing_ok=True)
             self.cell.makers.unlink(missing_ok=True)
         elif trainer.step % recipe.checkpoint_every_steps == 0:
             trainer.save(self.cell.checkpoint)
         return losses.fvu
+
+    def _say_missed(self, l0: float) -> None:
+        """A warning where a finished SAE has not the L0 that it is aimed at."""
+        aimed_at = self.cell.l0
+        if aimed_at is not None and abs(l0 - aimed_at) > L0_TOLERANCE * aimed_at:
+            logger.warning(
+                "warning: %s: %s: L0 is %.3g, not within %.0f%% of the %.3g that it is aimed at",
+                *(self.cell.where, self.cell.keys.site, l0, 100 * L0_TOLERANCE, aimed_at),
+            )
 
     def _write(self, folder: Path, keys: CellKeys) -> None:
         """The SAE as it stands, for activations as captured."""

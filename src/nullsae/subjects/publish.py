@@ -160,21 +160,16 @@ def randomize_model(
         recipe["trust_remote_code"] = params.source.trust_remote_code
     checks: list[gates.Gate] = []
     if variant.changes_weights:
-        checks = randomize_gated(
-            *(model, settings),
-            # Mapped from the file: no second copy of the weights is held.
-            before=None if trained is None else parameters(load_subject(trained, CPU).model),
-            seed=params.seed,
-            **keys.model_dump(),
-        )
+        # Mapped from the file: no second copy of the weights is held.
+        before = None if trained is None else parameters(load_subject(trained, CPU).model)
+        checks = randomize_gated(model, settings, before, seed=params.seed, **keys.model_dump())
     if params.source is not None and variant.origin == "source" and keys.variant != "trained":
         as_trained = dict(fetch(params.source).named_parameters())
         checks = [gates.untrained(dict(model.named_parameters()), as_trained)]
-    tokenizer = tokenizer_beside(eval_tokens)
     _publish(
         *(model, output, recipe, heldout, device),
         checks=checks,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_beside(eval_tokens),
         weights=weights,
         progress=progress,
     )
@@ -206,8 +201,8 @@ def parameters(model: Any) -> dict[str, Tensor]:
 def randomize_gated(
     model: Any,
     settings: Settings,
-    *,
     before: gates.State | None = None,
+    *,
     seed: int,
     subject: str,
     variant: str,

@@ -118,6 +118,7 @@ CELL_TABLES: dict[str, tuple[Keys, pa.Schema]] = {
         ("sparsity_loss", "float", "penalty on activity, as weighted in the loss"),
         ("heldout_explained_variance", "float?"),
         ("heldout_cosine heldout_alive_share", "float"),
+        ("heldout_l0", "float", "latents per token"),
         ("dead_share", "float", "latents that fired on none of the last dead_horizon_tokens"),
         ("dead_horizon_tokens", "int", "of training, at most those seen; or the held-out ones"),
         (

@@ -38,15 +38,16 @@ STEP_SECONDS = 1.5e-3
 BLOCK_STEP_SECONDS = 4e-3
 # Two draws, moments, correlations and checksums of an entry.
 GATE_SECONDS = 1.2e-7
-NORMAL_SECONDS = 6e-9
+# A number of a Gaussian sample: its draw in float64, moments and gates.
+NORMAL_SECONDS = 1.1e-7
 # Per entry of a tensor that gates compare: two copies in float64, and a third while it is drawn.
 COMPARED_BYTES = 24.0
 # The loss of a variant is taken over so many contexts, and so many bytes of logits, at once.
 LOSS_CONTEXTS, LOSS_LOGIT_BYTES = 32, 2**28
 # Activations of a chunk: one captured, one written, both permuted or pinned.
 CHUNK_COPIES = 4
-# Tokens that an SAE's start is fitted to.
-SAMPLE_TOKENS = 32_768
+# Tokens that an SAE's start is fitted to; of each number, 50 steps of their geometric median.
+SAMPLE_TOKENS, MEDIAN_BYTES = 32_768, 50 * 24.0
 
 
 def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
@@ -279,7 +280,9 @@ def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
         host_seconds=steps * STEP_SECONDS,
     )
     measured = (steps // recipe.evaluate_every_steps + 1) * recipe.heldout_tokens
-    return together(step, encoding(recipe, d, m, measured))
+    sample = min(SAMPLE_TOKENS, n_tokens)
+    start = Work(moved_bytes=MEDIAN_BYTES * sample * d)
+    return together(step, start, encoding(recipe, d, m, sample + measured))
 
 
 def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:

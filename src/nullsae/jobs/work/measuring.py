@@ -31,11 +31,11 @@ LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
 # Firings that are sorted at once, and what the search for silent windows holds.
 SORTED_BYTES, CO_OCCURRING_BYTES = 150 * 2**19, 30.0 * 2**19
 EXPLANATION_SECONDS, JUDGED_SECONDS = 4e-3, 4.5e-5
-METRICS_PER_SAE, METRICS_PER_SCORE = 8, 4
+METRICS_PER_SAE, METRICS_PER_SCORE = 16, 8
 ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
 # Of a latent that is ranked by one metric against one null: metrics of all passing latents.
 METRICS_RANKED, RANKED_SECONDS, RANKED_BYTES, RANKED_FILE_BYTES = 5, 1.5e-6, 170.0, 15.0
-FIGURE_SECONDS = 0.21
+FIGURES, FIGURE_SECONDS = 30, 0.25
 # Contexts that are captured at once to take latents away, and log-probabilities of a pass.
 CAUSAL_TOKENS, CAUSAL_LOGIT_BYTES = 2**14, 60.0 * 2**23
 # An SAE's batch outside training, and the entries of its pre-activations at once.
@@ -313,7 +313,7 @@ def aggregate(study: SizedStudy, keys: Keys) -> Work:
 def report(study: SizedStudy, keys: Keys) -> Work:
     """Figures, in each format, and the page."""
     config = study.config
-    n = 12 * len(config.subjects) * len(config.report.figure_formats)
+    n = FIGURES * len(config.subjects) * len(config.report.figure_formats)
     held = joined_bytes(study)
     return Work(host_seconds=n * FIGURE_SECONDS, written_bytes=n * 1e5, held_bytes=held)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import PositiveInt
 
@@ -31,6 +31,9 @@ class LimitedSae(Sae):
     @property
     def kept(self) -> int:
         return self.k or self.origin.default_k
+
+    def with_l0(self, l0: float) -> Self:
+        return self.model_copy(update={"k": max(1, round(l0))})
 
 
 @dataclass(frozen=True)

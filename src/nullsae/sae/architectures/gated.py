@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from nullsae.sae.architectures.base import Gradients, Losses, TrainedSae, square_sum, variance
-from nullsae.sae.architectures.standard import PayingSae, dense_gradients
+from nullsae.sae.architectures.standard import Paying, PayingSae, dense_gradients
 from nullsae.sae.later import Autoencoder, Tensor, autoencoder, torch
 
 
@@ -23,7 +23,7 @@ class GatedSae(PayingSae):
         return Gated
 
 
-class Gated(TrainedSae[GatedSae]):
+class Gated(Paying[GatedSae]):
     """Two encoders with the same directions W.
 
     With u = W (x - b_dec),
@@ -48,11 +48,11 @@ class Gated(TrainedSae[GatedSae]):
     def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
         stretch = self.parameters["r_mag"].exp()
         scale = variance(x)
-        weight = self.recipe.l1_coefficient * math.sqrt(self.d_model) / scale
         centred = x - self.b_dec
         shared = centred @ self.w_enc.t()
         gate = (shared + self.parameters["b_gate"]).relu_()
         codes = torch.addcmul(self.b_enc, shared, stretch).relu_().mul_(gate > 0)
+        weight = self.weight(codes > 0) * math.sqrt(self.d_model) / scale
 
         residual = torch.addmm(self.b_dec, codes, self.w_dec) - x
         out = residual * (2.0 / scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import PositiveFloat
 
@@ -18,6 +18,42 @@ class PayingSae(Sae):
     l1_coefficient: PositiveFloat = 0.2
     """`gated`, `standard`: weight of the sum of the codes beside the squared error, for inputs
     scaled to a mean norm of 1."""
+    target_l0: PositiveFloat | None = None
+    """`gated`, `standard`: adjust that weight along training, from `l1_coefficient` on, so that so
+    many latents are active per token."""
+
+    def with_l0(self, l0: float) -> Self:
+        return self.model_copy(update={"target_l0": l0})
+
+
+P = TypeVar("P", bound=PayingSae)
+
+
+class Paying(TrainedSae[P]):
+    """Training that pays for the sum of codes, at a weight that is fixed or adjusted.
+
+    With a `target_l0` the weight of each step is w r, where r is the batch's L0 over the target,
+    within a factor of e: the proportional and, as w grows by r^GAIN with each step, the integral
+    part of a controller of log L0. The penalty so ends at the weight that the target needs at the
+    end of training, which a search with shorter trainings would miss: L0 falls along training.
+    """
+
+    GAIN: ClassVar[float] = 0.03
+
+    def __init__(self, recipe: P, k: int, start: Autoencoder) -> None:
+        super().__init__(recipe, k, start)
+        weight = torch.tensor(recipe.l1_coefficient, dtype=torch.float64)
+        self.buffers["l1_coefficient"] = weight
+
+    def weight(self, active: Tensor) -> float:
+        """Of the penalty for inputs of mean norm 1, in a step with codes [tokens, n_latents]."""
+        weight = self.buffers["l1_coefficient"]
+        if self.recipe.target_l0 is None:
+            return float(weight)
+        share = int(active.sum()) / len(active) / self.recipe.target_l0
+        ratio = min(math.e, max(1 / math.e, share))
+        weight.mul_(ratio**self.GAIN)
+        return float(weight) * ratio
 
 
 class StandardSae(PayingSae):
@@ -35,7 +71,7 @@ class StandardSae(PayingSae):
         return kernels.positive(pre.relu())
 
 
-class Standard(TrainedSae[StandardSae]):
+class Standard(Paying[StandardSae]):
     """loss = (sum |x - x^|^2 + l1_coefficient * sqrt(d_model) * sum of codes) / variance.
 
     The first part is FVU. sqrt(d_model) is the mean norm of inputs: the coefficient is the one for
@@ -50,7 +86,7 @@ class Standard(TrainedSae[StandardSae]):
         codes = torch.addmm(self.b_enc, centred, self.w_enc.t()).relu_()
         active = codes > 0
         scale = variance(x)
-        weight = self.recipe.l1_coefficient * math.sqrt(self.d_model) / scale
+        weight = self.weight(active) * math.sqrt(self.d_model) / scale
         residual = torch.addmm(self.b_dec, codes, self.w_dec) - x
         out = residual * (2.0 / scale)
         by_pre = (out @ self.w_dec.t()).add_(weight).mul_(active)

@@ -16,6 +16,7 @@ from nullsae.core.registry import lazy
 from nullsae.sae.later import Autoencoder, autoencoder
 
 tensors: Any = lazy("nullsae.sae.exchange.tensors")
+transcoder: Any = lazy("nullsae.sae.transcoder")
 
 
 class Sparsify(Layout):
@@ -39,9 +40,10 @@ class Sparsify(Layout):
 
     @model_validator(mode="after")
     def is_plain(self) -> Self:
-        for key in ("signed", "skip_connection", "transcode"):
-            if getattr(self, key):
-                raise ValueError(f"{key} is true, which is not supported: only plain SAEs are")
+        if self.signed:
+            raise ValueError("signed is true, which is not supported: only plain SAEs are")
+        if self.skip_connection and not self.transcode:
+            raise ValueError("skip_connection is true, which goes with transcode alone")
         if self.k > self.n_latents:
             raise ValueError(f"k {self.k} is larger than the number of latents, {self.n_latents}")
         return self
@@ -65,7 +67,8 @@ class Sparsify(Layout):
             run = read_object(file) if file.is_file() else {}
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: not readable as JSON ({first_line(error)})") from None
-        hook = folder.name if site_of_hook(folder.name) else None
+        name = f"{folder.name}.input" if self.transcode else folder.name
+        hook = name if site_of_hook(name) else None
         context = run.get("ctx_len")
         return MadeOn(
             model=_text(run.get("model")),
@@ -76,9 +79,21 @@ class Sparsify(Layout):
         )
 
     def autoencoder(self, weights: Path) -> Autoencoder:
+        """An SAE; or a transcoder of what the module reads to what it gives."""
         shapes = autoencoder.shapes(self.n_latents, self.d_in)
+        if self.skip_connection:
+            shapes |= {transcoder.SKIP: (self.d_in, self.d_in)}
         found = tensors.fitting_tensors(tensors.stored_tensors(weights), shapes, weights)
-        return autoencoder.Autoencoder.of(found, "topk", self.k)
+        if not self.transcode:
+            return autoencoder.Autoencoder.of(found, "topk", self.k)
+        module = weights.parent.name
+        if (site := site_of_hook(module)) is None:
+            raise UserError(
+                f"{weights.with_name('cfg.json')}: transcode is true, but the folder is not named "
+                f"as its module, such as layers.3.mlp: nothing says which site it writes"
+            )
+        made: Autoencoder = transcoder.Transcoder.of(found, "topk", self.k, site)
+        return made
 
 
 def _text(value: Any) -> str | None:

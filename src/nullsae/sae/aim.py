@@ -1,0 +1,42 @@
+"""The L0 of an SAE made elsewhere, which its nulls are trained to have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nullsae import tables
+from nullsae.activations.store import BATCH_TOKENS
+from nullsae.core.errors import UserError
+from nullsae.core.files import read_json, rebuild_command
+from nullsae.jobs.saes import Aim
+from nullsae.sae.exchange.pretrained import read_pretrained
+from nullsae.sae.training_run import Cell
+
+
+def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
+    """Active latents per token of the SAE that a cell is aimed at, on `trained`.
+
+    On `trained` itself it is measured here, on the same tokens of `eval`; elsewhere its history
+    has it. `given` is its `cfg.json`, in which {site}, {sae} and {seed} are filled in.
+
+    Raises:
+        UserError: there is no such file, or it is of another SAE than the config's.
+    """
+    if cell.keys.variant == "trained":
+        sae = read_pretrained(aim.pretrained, cell.keys.site, where=cell.where)
+        x, _ = next(cell.heldout.batches(aim.heldout_tokens))
+        batches = x.float().split(BATCH_TOKENS)
+        return sum(int((sae.encode(batch)[0] != 0).sum()) for batch in batches) / len(x)
+    if given is None:
+        raise UserError(f"{cell.where}: aimed at the L0 that {aim.sae} has on trained: --given")
+    folder = str(given)
+    keys = {"site": cell.keys.site, "sae": aim.sae, "seed": aim.seed}
+    for name, value in keys.items():
+        folder = folder.replace(f"{{{name}}}", str(value))
+    file = Path(folder)
+    rebuild = rebuild_command(file)
+    if read_json(file, rebuild=rebuild).get("key") != aim.key:
+        raise UserError(f"{file}: not the SAE that the config names; run `{rebuild}`")
+    schema = tables.cell_schema("history")
+    history = tables.read_table(file.with_name("history.parquet"), schema, rebuild=rebuild)
+    return float(history["heldout_l0"][-1].as_py())

@@ -214,6 +214,34 @@ def test_learned_dictionaries_are_compared_with_nulls_alone(
     }
 
 
+def test_what_is_made_from_an_sae_is_a_null_of_that_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {"wide": 0.9, "rotated": 0.5, "given": 0.8}
+    for name, value in others.items():
+        monkeypatch.setitem(VARIANCE, name, value)
+        monkeypatch.setitem(NEXT_TOKEN, name, 0.6)
+        monkeypatch.setitem(TOKENS, name, 0 if name != "wide" else 1000)
+    saes = {
+        "topk": {"k": 16, "n_latents": 64},
+        "wide": {"k": 16, "n_latents": 128},
+        "rotated": {"dictionary": "rotated", "from": "topk"},
+        "given": {"dictionary": "given", "from": "topk"},
+        "pca": {"dictionary": "pca", "k": 16},
+    }
+    root = made(tmp_path, study(saes=saes))
+    rows = study_of.read(root, "verdicts", "dictionary")
+    assert {(r["real"], r["null"]) for r in rows} == {
+        *(("topk", "rotated"), ("topk", "pca"), ("wide", "pca")),
+    }
+    words = {r["null"]: r["verdict"] for r in rows if r["metric"] == "explained_variance"}
+    assert words["rotated"] == "separates"
+    found = row(root, "dictionary", "explained_variance", "rotated")
+    own, null = (1 - variance_left(sae, "0") / 10 for sae in ("topk", "rotated"))
+    assert found["difference"] == pytest.approx((null - own).mean(), abs=1e-12)
+    assert (found["l0"], found["not_comparable"]) == (16.0, None)
+
+
 @pytest.mark.parametrize(("null", "word"), [("others", "separates"), ("tokens", "separates")])
 def test_explanations_are_paired_by_latent(tmp_path: Path, null: str, word: str) -> None:
     root = made(tmp_path, study())

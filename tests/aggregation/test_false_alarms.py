@@ -130,7 +130,7 @@ def test_a_contrast_of_replicated_arms_rests_on_seeds_pooled_over_all_draws(root
     assert row["standard_error"] ** 2 == pytest.approx(of_draws + of_seeds, rel=1e-9)
     df = (of_draws + of_seeds) ** 2 / (of_draws**2 / 4 + of_seeds**2 / 12)
     assert row["df"] == pytest.approx(df, rel=1e-9)
-    low, high = (row[f"trained_{end}"] for end in ("low", "high"))
+    low, high = (row[f"real_{end}"] for end in ("low", "high"))
     half = scipy.stats.t.ppf(0.975, 12) * np.sqrt(of_seeds)
     assert (low, high) == pytest.approx((0.91 - half, 0.91 + half), rel=1e-9)
 

@@ -43,7 +43,7 @@ def test_saes_of_other_packages_are_read(layout: str, tiny_sae: Path, tmp_path: 
 
 
 def test_a_folder_without_an_sae_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(nullsae.UserError, match=r"load_sae: .* holds no cfg\.json but nothing"):
+    with pytest.raises(nullsae.UserError, match=r"load_sae: .* holds no SAE but nothing"):
         nullsae.load_sae(str(tmp_path))
 
 
@@ -95,10 +95,32 @@ def test_without_a_k_as_many_latents_are_kept_as_fire_on_average() -> None:
     assert nullsae.null_dictionary(sae, "random", x).k == expected
 
 
+def test_dictionaries_are_made_from_the_weights_of_the_sae() -> None:
+    x, sae = cloud(3000), sae_of()
+    gram = (sae.w_dec @ sae.w_dec.T).numpy()
+    rates = {}
+    for kind in ("rotated", "rotated_whitened", "rate_matched_random"):
+        one, again, other = (nullsae.null_dictionary(sae, kind, x, seed=s) for s in (0, 0, 1))
+        assert torch.equal(one.w_dec, again.w_dec)
+        assert not torch.allclose(one.w_dec, other.w_dec, atol=0.1)
+        assert one.n_latents == N_LATENTS
+        kept = (one.w_dec @ one.w_dec.T).numpy() == pytest.approx(gram, abs=1e-3)
+        assert kept is (kind == "rotated")
+        values, indices = one.encode(x)
+        rates[kind] = np.bincount(indices[values > 0].numpy(), minlength=N_LATENTS)
+    values, indices = sae.encode(x)
+    own = np.bincount(indices[values > 0].numpy(), minlength=N_LATENTS)
+    assert np.abs(rates["rate_matched_random"] - own).max() <= 1
+    assert np.abs(rates["rotated"] - own).max() > 10
+
+
 @pytest.mark.parametrize(
     ("kind", "keys", "said"),
     [
         ("rotten", {}, "kind 'rotten' is unknown; without training there are random, token_lookup"),
+        ("given", {}, "kind 'given' is unknown; without training there are random"),
+        ("rotated", {"made_from": "topk"}, "null_dictionary: rotated: from: leave it out"),
+        ("rotated", {"k": 3}, "null_dictionary: rotated: k: unknown key"),
         ("frozen_decoder", {}, r"kind 'frozen_decoder' is made by training \(nullsae run\)"),
         ("token_lookup", {}, r"token_lookup: token_ids: missing, should be \[600\]"),
         ("pca", {"components": 3}, "null_dictionary: pca: components"),

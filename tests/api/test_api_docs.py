@@ -78,6 +78,7 @@ def test_all_code_of_the_page_runs_in_order(
         32,
         32,
         1 + int(names["ids"].max()),
+        *(N_LATENTS, N_LATENTS),
     ]
     assert len(score_latents(names["model"])) == D_MODEL
     assert all(one.interval is not None for one in names["contrasts"])

@@ -45,6 +45,7 @@ def test_every_rule_calls_a_verb_that_is_there() -> None:
         *("prepare_corpus", "train_subject", "randomize_model", "cache_activations", "train_sae"),
         *("evaluate_sae", "collect_latents", "explain_latents", "score_latents", "aggregate"),
         *("report", "sample_gaussian", "cross_evaluate", "take_checkpoint", "prepare_judge"),
+        "derive_sae",
         *("train_toy", "report_toy"),
         *("match_dictionaries", "explain_and_score", "retrain_subject"),
     }

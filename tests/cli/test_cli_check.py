@@ -105,8 +105,9 @@ def test_an_sae_is_fed_as_its_own_files_say(made: Made, tmp_path: Path) -> None:
     for part in ("blocks.1.hook_resid_post", "51,200", "topk, k 4", "It fits: ", "CE score"):
         assert part in found.output
     config = read_merged_config([made.root / "config.yaml", overlay])
-    (recipe,), (subject,) = config.saes.values(), config.subjects.values()
-    (corpus,) = config.corpora.values()
+    (subject,), (corpus,) = config.subjects.values(), config.corpora.values()
+    assert list(config.saes) == ["published", "rotated", "rate_matched_random"]
+    recipe = config.saes["published"]
     assert recipe.pretrained == str(made.sae)
     assert recipe.expect is not None
     assert recipe.expect.l0 == K

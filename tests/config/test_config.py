@@ -117,7 +117,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
         "saes/topk/dictionary",
         "frozen_decodr",
         "saes.topk.dictionary: 'frozen_decodr' is not one of learned, frozen_decoder, "
-        "soft_frozen_decoder, frozen_encoder, token_lookup, pca, identity; "
+        "soft_frozen_decoder, frozen_encoder, token_lookup, pca, identity, rotated, "
+        "rotated_whitened, rate_matched_random, given; "
         "did you mean 'frozen_decoder'?",
     ),
     (

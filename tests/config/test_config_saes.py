@@ -77,6 +77,30 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         for architecture in ("jumprelu", "gated", "standard")
     ),
     (
+        {"from": "topk"},
+        "from is for dictionary rotated or rotated_whitened or rate_matched_random or given only",
+    ),
+    (
+        {"dictionary": "rotated", "from": "topk"},
+        "dictionary 'rotated' has its own width: drop n_latents and expansion_factor",
+    ),
+    (
+        {"dictionary": "rotated", "n_latents": None},
+        "from: missing; name the SAE of saes that dictionary 'rotated' is made from",
+    ),
+    (
+        {"dictionary": "rotated", "from": "topk", "n_latents": None, "k": 8},
+        "k: dictionary 'rotated' is as active as the SAE that it is made from: drop k",
+    ),
+    (
+        {"dictionary": "given", "n_latents": None},
+        "dictionary 'given' has neither from nor pretrained: which SAE is it?",
+    ),
+    (
+        {"dictionary": "given", "n_latents": None, "from": "topk", "pretrained": "a/b"},
+        "from does not go with pretrained: give the one or the other",
+    ),
+    (
         {"architecture": "batch_topk", "dictionary": "pca", "n_latents": None},
         "dictionary 'pca' is not trained: leave out architecture 'batch_topk'",
     ),
@@ -108,3 +132,9 @@ def test_a_null_is_taken_for_every_architecture_that_it_goes_with() -> None:
             Sae.of(architecture=architecture, dictionary=dictionary, n_latents=64)
     for architecture in every[:3]:
         Sae.of(architecture=architecture, dictionary="frozen_encoder", n_latents=64)
+
+
+def test_a_key_of_the_config_and_its_field_in_params_are_one() -> None:
+    given = Sae.of(**{"dictionary": "rotated", "from": "topk"})
+    assert given.origin.source == "topk"
+    assert Sae.model_validate_json(given.model_dump_json()) == given

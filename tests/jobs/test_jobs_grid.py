@@ -17,9 +17,11 @@ from nullsae.jobs.grid import (
     captured_sites,
     cell_files,
     floor_cells,
+    floor_recipes,
     recipe_cells,
     sae_cells,
     sae_names,
+    source_cell,
     trained_together,
     variant_cells,
 )
@@ -246,3 +248,50 @@ def test_a_floor_is_trained_apart_from_its_variant() -> None:
     assert trained_together(floored(), of_variant) == trained_together(
         floored(floors=False), of_variant
     )
+
+
+def with_derived(**keys: Any) -> Config:
+    """The study with SAEs made from others: three rotations of one, and the SAE of two seeds."""
+    data = copy.deepcopy(STUDY)
+    data["saes"]["rotated"] = {"dictionary": "rotated", "from": "plain", "seeds": [0, 1, 2]} | keys
+    data["saes"]["moved"] = {"dictionary": "given", "from": "wide", "seeds": [4]}
+    return parse_config(data)
+
+
+def test_what_is_made_from_another_sae_is_a_cell_without_a_training() -> None:
+    config = with_derived()
+    names = {cell["sae"] for cell in sae_cells(config)}
+    assert names == {*NAMES, "rotated", "moved"}
+    assert {cell["sae"] for cell in trained_together(config, {})} == {"wide", "plain"}
+    # Nothing is trained on Gaussian data for them either.
+    assert set(floor_recipes(config)) == {"wide", "plain"}
+
+
+def test_a_null_is_made_from_the_sae_of_its_own_cell_and_a_given_one_from_trained() -> None:
+    config = with_derived()
+    here = {"subject": "s", "variant": "step0", "draw": "0", "site": "embed"}
+    trained = {**here, "variant": "trained"}
+    rotated = source_cell(config, {**here, "sae": "rotated", "seed": "2"})
+    # One SAE, turned three times.
+    assert rotated == {**here, "sae": "plain", "seed": "0"}
+    moved = source_cell(config, {**here, "sae": "moved", "seed": "4"})
+    assert moved == {**trained, "sae": "wide", "seed": "4"}
+    cells = [*sae_cells(config)]
+    assert rotated in cells
+    assert moved in cells
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"from": "moved"}, "from: 'moved' is not one of the learned and pretrained SAEs"),
+        ({"from": "wide@0.3"}, "from: 'wide@0.3' is not one of .* (wide, plain)"),
+        ({"from": "wide", "seeds": [0, 1]}, "seeds: 1 is not one of the seeds of wide (0, 4)"),
+    ],
+)
+def test_a_source_that_is_none_is_refused_with_the_key(keys: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        with_derived(**keys)
+    start, _, end = line.partition(".* ")
+    assert f"saes.rotated.{start}" in str(caught.value)
+    assert end in str(caught.value)

@@ -201,12 +201,15 @@ class Files:
 
     root: Path
 
-    def evaluate(self, sae: Path, site: str = SITE, expect: Expect | None = None) -> None:
+    def evaluate(
+        self, sae: Path, *, expect: Expect | None = None, variant: str = "trained"
+    ) -> None:
         """As the rule does."""
+        keys = cell(SITE).model_copy(update={"variant": variant})
         written = [self.root / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")]
         evaluate_sae(
             EvaluateSaeParams(
-                seed=0, keys=cell(site), fidelity_tokens=512, expect=expect, compute=COMPUTE
+                seed=0, keys=keys, fidelity_tokens=512, expect=expect, compute=COMPUTE
             ),
             sae=sae,
             model=self.root / "trained/recipe.json",
@@ -260,6 +263,12 @@ def test_the_workflow_stops_where_a_given_sae_is_fed_wrongly(
 def test_the_workflow_goes_on_with_a_given_sae_that_fits(fed: Fed, tmp_path: Path) -> None:
     study = files(tmp_path / "study", fed.subject.model, prepend_bos=True)
     study.evaluate(write_sae(fed.sae, tmp_path / "given", dictionary="pretrained"))
+    assert (study.root / "reconstruction.parquet").exists()
+
+
+def test_a_given_sae_on_a_null_may_be_out_of_place(fed: Fed, study: Files, tmp_path: Path) -> None:
+    given = write_sae(fed.sae, tmp_path / "given", dictionary="pretrained")
+    study.evaluate(given, variant="rerandomized")
     assert (study.root / "reconstruction.parquet").exists()
 
 

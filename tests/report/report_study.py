@@ -51,7 +51,9 @@ LEVEL = {
     "gaussian": 2.5,
 }
 SAES = {
-    name: {"dictionary": name} | ({"n_latents": 1024} if kind.trained else {})
+    name: {"dictionary": name}
+    | ({"n_latents": 1024} if kind.trained else {})
+    | ({"from": "learned"} if kind.derived else {})
     for name, kind in DICTIONARIES.items()
 } | {"elsewhere": {"pretrained": "someone/their-sae"}}
 EXPLAINERS = {
@@ -312,6 +314,8 @@ def _history(cell: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
                 "heldout_l0": 16.0,
                 "dead_share": 0.01,
                 "dead_horizon_tokens": 2_500,
+                "precision": "float32",
+                "differing_choice_share": None,
             }
         )
     return rows

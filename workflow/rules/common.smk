@@ -22,7 +22,8 @@ from nullsae.jobs.autointerp import (
 from nullsae.jobs.code_changes import changed_code, changed_code_line
 from nullsae.jobs.code_record import write_record
 from nullsae.jobs.entry import check_start, take_absolute_targets, with_typed_entries
-from nullsae.jobs.grid import cell_files, cross_cells, matched_cells, trained_here
+from nullsae.jobs.grid import cell_files, cross_cells, derived_recipes, matched_cells
+from nullsae.jobs.grid import source_cell, trained_here
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.config.saes import recipe_name
@@ -85,6 +86,8 @@ REPORT_FILES = [paths.REPORT, *FIGURE_FILES]
 GPUS = 0 if STUDY.compute.device == "cpu" else 1
 # Jobs that share the capture of a split.
 N_PORTIONS = STUDY.activations.chunks
+# Recipes whose SAEs are made from others.
+DERIVED = derived_recipes(STUDY)
 # A pattern that matches no name.
 NOTHING = "$."
 # Variants without a model, and floors.

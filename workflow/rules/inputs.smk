@@ -27,6 +27,13 @@ def looked_up_tokens(split):
     return path
 
 
+def source_sae(pattern):
+    """A function of wildcards: a file of the SAE that another one is made from."""
+    return known(
+        lambda wildcards: pattern.format(**source_cell(STUDY, dict(wildcards)))
+    )
+
+
 @known
 def given_sae(wildcards):
     """The pretrained SAE whose L0 an SAE is to have; none for others."""

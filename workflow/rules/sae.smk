@@ -17,7 +17,8 @@ if not STUDY.activations.shared_pass and not STUDY.activations.streams:
             paths.BENCHMARK.format(rule="train_sae", keys=paths.CELL_KEYS)
         wildcard_constraints:
             # One along its training is cut out of it: `take_checkpoint`.
-            sae="[^/@]+",
+            # What is made from another SAE: `derive_sae`.
+            sae=any_of(name for name in STUDY.saes if name not in DERIVED),
         conda:
             "../../envs/nullsae.yaml"
         threads: STUDY.compute.threads
@@ -88,3 +89,40 @@ for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
             "nullsae train_sae --params {params.config:q} --train-activations {params.train}"
             " --eval-activations {params.heldout} {params.others}"
             " --output {params.folder:q} --work {params.work} > {log} 2>&1"
+
+
+# What is made from another SAE, without a training: null dictionaries, and that SAE elsewhere.
+rule derive_sae:
+    input:
+        sae=source_sae(paths.SAE_CONFIG),
+        weights=source_sae(paths.SAE_WEIGHTS),
+        train=captured("sae_train"),
+        heldout=captured("eval"),
+    output:
+        config=paths.SAE_CONFIG,
+        weights=paths.SAE_WEIGHTS,
+        history=paths.HISTORY,
+    log:
+        paths.LOG.format(rule="derive_sae", keys=paths.CELL_KEYS),
+    benchmark:
+        paths.BENCHMARK.format(rule="derive_sae", keys=paths.CELL_KEYS)
+    wildcard_constraints:
+        sae=any_of(DERIVED),
+    conda:
+        "../../envs/nullsae.yaml"
+    threads: STUDY.compute.threads
+    resources:
+        **needed("derive_sae"),
+        gpu=GPUS,
+    params:
+        config=job_params("derive_sae", *ACTIVATIONS, "variants", "draws", "saes"),
+        code=job_code("derive_sae"),
+        train=paths.ACTIVATIONS_MANIFEST.replace("{split}", "sae_train"),
+        heldout=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
+        folder=paths.SAE,
+    message:
+        "SAE {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
+    shell:
+        "nullsae derive_sae --params {params.config:q} --sae {input.sae}"
+        " --train-activations {params.train} --eval-activations {params.heldout}"
+        " --output {params.folder} > {log} 2>&1"

@@ -64,8 +64,8 @@ class Comparable:
 
     def _known_tokens(self, place: Place) -> float | None:
         """An SAE made elsewhere was trained on nobody knows how many."""
-        is_given = self._recipe(place).pretrained is not None and place[-1] == "trained"
-        return None if is_given else self._tokens[place]
+        elsewhere = self._recipe(place).made_elsewhere(str(place[-1]))
+        return None if elsewhere else self._tokens[place]
 
     def _of_tokens(self, row: Mapping[str, Any], names: tuple[str, str]) -> str | None:
         key, most = "max_training_token_ratio", self._config.statistics.max_training_token_ratio

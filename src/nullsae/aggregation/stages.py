@@ -14,14 +14,11 @@ from typing import Any
 from nullsae.aggregation.arms import ArmKeys, Arms, Pair
 from nullsae.aggregation.cells import GROUP_KEYS
 from nullsae.config.metrics import METRICS, OWN_DIRECTION, Metric, Stage
-from nullsae.config.saes import Sae
 from nullsae.config.study import NO_EXPLAINER, Config
 from nullsae.statistics.baselines import explanation_nulls
 from nullsae.statistics.bootstrap import Resampler
 from nullsae.statistics.contrasts import Estimate, estimate
 from nullsae.statistics.matching import common_bins
-
-LEARNED = Sae.model_fields["dictionary"].default
 
 
 @dataclass(frozen=True)
@@ -95,9 +92,12 @@ class Stages:
             yield where, METRICS[name]()
 
     def _dictionaries(self, metric: Metric, where: ArmKeys) -> Iterator[Compared]:
-        """A learned dictionary against each null one: by document, or by other latents."""
+        """A learned dictionary against each null one: by document, or by other latents.
+
+        What is made from an SAE is a null of that one alone.
+        """
         subject, site, sae, *judge = where
-        if sae is None or self._config.saes[sae].dictionary != LEARNED:
+        if sae is None or not self._config.saes[sae].is_real:
             return
         if self._config.saes[sae].output_site is not None:
             return  # what it explains is another site than that of the dictionaries
@@ -105,7 +105,8 @@ class Stages:
         for null, recipe in self._config.saes.items():
             other = (subject, site, null, *judge)
             found = self._trained.get((other, metric.name))
-            if recipe.dictionary != LEARNED and found is not None:
+            is_null = recipe.origin.is_null and recipe.origin.source in (None, sae)
+            if is_null and found is not None:
                 keys = (*where, "trained"), (*other, "trained")
                 bins = _bins(metric, real, found)
                 yield Compared("dictionary", metric, sae, null, keys, (real, found), bins)

@@ -18,6 +18,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.derivation import derive, firing_counts
 from nullsae.sae.exchange.pretrained import read_with_origin
 from nullsae.sae.initialization import initialize
 
@@ -68,29 +69,37 @@ def null_dictionary(
 ) -> Autoencoder:
     """A dictionary that nothing was learned for, to stand beside an SAE: minutes, no training.
 
-    It keeps as many latents per token as the SAE: k, or, where the SAE has no k, the mean number
-    of its latents that fire on these activations, rounded.
+    It is as active as the SAE. What is made from the SAE's own weights has its L0 within 5%, or is
+    refused; the others keep its k, or, where it has none, the mean number of its latents that fire
+    on these activations, rounded.
 
     Args:
         sae: what it is a placebo of.
         kind: `random` has as many latents as the SAE: random unit directions, a tied encoder and
             b_dec at the geometric median, as training starts (fitted to the first 16,384 tokens);
             `pca` and `identity` have principal components and neurons, plus and minus;
-            `token_lookup` has the mean activation of each token id. Null dictionaries of other
-            packages are known by their names, as in `saes.*.dictionary` of a config.
+            `token_lookup` has the mean activation of each token id. From the SAE's weights:
+            `rotated` has its encoder and decoder turned by one random rotation, about the mean of
+            the activations; `rotated_whitened` the same in whitened activations;
+            `rate_matched_random` has random directions that fire as often as its latents. Null
+            dictionaries of other packages are known by their names, as in `saes.*.dictionary` of a
+            config.
         activations: floats [tokens, d_model] that it is fitted to, of the site of the SAE.
         token_ids: integers [tokens], for `token_lookup` alone.
         seed: keys what is drawn.
-        settings: keys of a recipe that this dictionary has, such as `n_components` of `pca`.
+        settings: keys of a recipe that this dictionary has, such as `n_components` of `pca`; not
+            `from`.
 
     Returns:
         A dictionary in float32 on the CPU.
 
     Raises:
-        UserError: there is no such kind or setting, it must be trained, or activations, token ids
-            and SAE do not fit each other.
+        UserError: there is no such kind or setting, it must be trained, activations, token ids
+            and SAE do not fit each other, or the dictionary failed a gate.
     """
     x = _rows(sae, activations)
+    if kind in DICTIONARIES and DICTIONARIES[kind].derived and DICTIONARIES[kind].is_null:
+        return _derived(sae, kind, x, seed, settings)
     k = sae.k or max(1, round(_l0(sae, x, token_ids)))
     if kind == RANDOM:
         if settings:
@@ -98,10 +107,10 @@ def null_dictionary(
         generator = torch_generator(seed, "null_dictionary", kind)
         sample = x[:SAMPLE_TOKENS]
         return initialize(sample, n_latents=sae.n_latents, k=k, generator=generator)
-    computed = [name for name, made in DICTIONARIES.items() if not made.trained]
+    computed = [n for n, made in DICTIONARIES.items() if not made.trained and made.is_null]
     if kind not in computed:
         kinds = f"{', '.join((RANDOM, *computed))}"
-        trained = kind in DICTIONARIES
+        trained = kind in DICTIONARIES and DICTIONARIES[kind].trained
         why = "is made by training (nullsae run)" if trained else "is unknown"
         raise UserError(f"null_dictionary: kind {kind!r} {why}; without training there are {kinds}")
     where = f"null_dictionary: {kind}"
@@ -112,6 +121,22 @@ def null_dictionary(
     batches = ((x[part], torch.arange(part.start, part.stop)) for part in _pieces(len(x)))
     found: Autoencoder = recipe.fit(k, _Rows(x), batches, corpus, where)
     return found
+
+
+def _derived(
+    sae: Autoencoder, kind: str, x: Tensor, seed: int, settings: dict[str, Any]
+) -> Autoencoder:
+    """A dictionary from the weights of an SAE."""
+    where = f"null_dictionary: {kind}"
+    if sae.coding.reads_tokens or sae.transcodes:
+        what = "transcoder" if sae.transcodes else f"{sae.architecture} dictionary"
+        raise UserError(f"{where}: it is made from an SAE, and not from a {what}")
+    origin = parse_section(DICTIONARIES[kind], settings, where=where)
+    if origin.source is not None:
+        raise UserError(f"{where}: from: leave it out; it is the SAE that is given")
+    generator = torch_generator(seed, "null_dictionary", kind)
+    given = sae.to(torch.device("cpu"))
+    return derive(origin, given, x[: origin.sampled], x, generator, where)[0]
 
 
 @dataclass(frozen=True)
@@ -164,11 +189,6 @@ def _pieces(n: int) -> Iterator[slice]:
 @torch.no_grad()
 def _l0(sae: Autoencoder, x: Tensor, token_ids: Tensor | None) -> float:
     """Mean number of latents that fire, over tokens."""
-    device = sae.w_dec.device
     if sae.coding.reads_tokens:
         _ids(x, token_ids, f"null_dictionary: {sae.architecture}")
-    fired = 0
-    for part in _pieces(len(x)):
-        ids = None if token_ids is None else token_ids[part]
-        fired += int((sae.encode(x[part].to(device), ids)[0] > 0).sum())
-    return fired / len(x)
+    return int(firing_counts(sae, x, token_ids).sum()) / len(x)

@@ -42,6 +42,7 @@ from nullsae.subjects.publish import check_tokens
 
 # Names in the study that is written.
 CORPUS, SUBJECT, SAE = "text", "subject", "published"
+PLACEBOS = ("rotated", "rate_matched_random")
 CONTEXT_TOKENS = 128
 HUB_TOKENS = 1_000_000
 # TransformerLens' names of models that are no hub ids.
@@ -330,8 +331,6 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
     expect = card.expect.model_dump(exclude_none=True) or measured
     given = card.asked.pretrained
     recipe: dict[str, Any] = {"pretrained": given if isinstance(given, str) else given.model_dump()}
-    if card.sae.k is None:
-        recipe["k"] = max(1, round(best.l0))
     if accepted := [name for name, _ in card.differences(best.feeding)]:
         recipe["accept_differences"] = accepted
     recipe["expect"] = {name: round(float(value), 4) for name, value in expect.items() if value}
@@ -342,6 +341,9 @@ def study_of(card: Card, best: Measured, base: dict[str, Any]) -> dict[str, Any]
         },
         "saes": {SAE: recipe},
     }
+    if not card.sae.transcodes:
+        # Nulls of the dictionary that take no training.
+        new["saes"] |= {name: {"dictionary": name, "from": SAE} for name in PLACEBOS}
     for key in new:
         new[key] = {**dict.fromkeys(base.get(key) or {}), **new[key]}
     return {**new, "variants": ["trained", "rerandomized"]}

@@ -55,6 +55,29 @@ def train_sae(
         )
 
 
+@verbs.command("derive_sae", cls=options.Verb)
+def derive_sae(
+    params: options.Params,
+    sae: options.SaeFile,
+    train_activations: options.Captured,
+    eval_activations: options.Captured,
+    output: options.Output,
+) -> None:
+    """Make a null dictionary from another SAE, without a training."""
+    from nullsae.jobs.saes import DeriveSaeParams
+    from nullsae.sae.derive_sae import derive_sae
+
+    given, reads = options.read_params(DeriveSaeParams, params), (sae, train_activations)
+    with job("derive_sae", "SAEs", given, reads=(*reads, eval_activations)):
+        derive_sae(
+            given,
+            sae=sae,
+            train_activations=train_activations,
+            eval_activations=eval_activations,
+            output=output,
+        )
+
+
 @verbs.command("take_checkpoint", cls=options.Verb)
 def take_checkpoint(
     sae: options.SaeFile,

@@ -1,18 +1,18 @@
-"""Where the dictionary of an SAE comes from: trained, kept in part as it was drawn, or computed.
+"""Where the dictionary of an SAE comes from: trained, kept in part as drawn, computed, derived.
 
 Each kind stands in a file of `sae/dictionaries/` with all that the rest asks of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nullsae.config.codes import Coding
 from nullsae.core.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     Pairs = Iterable[tuple[Tensor, Tensor]]
 
@@ -27,18 +27,38 @@ class Dictionary(Coding):
     held: ClassVar[bool] = False
     """Whether `hold` changes decoder rows after each step."""
     trained: ClassVar[bool] = True
-    """Whether it is made by gradient steps; else by `fit`."""
+    """Whether it is made by gradient steps; else by `fit`, or by `derive`."""
+    derived: ClassVar[bool] = False
+    """Whether it is made from another SAE of the config, by `derive`."""
+    is_null: ClassVar[bool] = True
+    """Whether it stands beside learned dictionaries as a null of them."""
+    takes_pretrained: ClassVar[bool] = False
+    """Whether an SAE made elsewhere may stand for it."""
     default_k: ClassVar[int] = 32
     product_share: ClassVar[float] = 1.0
     """Share of the encoder's product that encoding takes."""
+
+    @property
+    def sampled(self) -> int:
+        """Tokens of `sae_train` that `derive` is given."""
+        return 0
 
     @property
     def has_floor(self) -> bool:
         """Whether SAEs on Gaussian data are a floor for it: those have no tokens to look up."""
         return not self.reads_tokens
 
+    @property
+    def source(self) -> str | None:
+        """The SAE of the config that it is made from, by name, if it is `derived` from one."""
+        return None
+
     def check(self, k: int | None) -> None:
-        """Raise a ValueError that names the key if a recipe's k does not fit."""
+        """Raise a ValueError that names the key if its keys, or a recipe's k, do not fit."""
+
+    def source_keys(self, keys: Mapping[str, str]) -> dict[str, str]:
+        """Keys of the model whose SAE of `source` a cell is made from: by default its own."""
+        return {name: keys[name] for name in ("subject", "variant", "draw")}
 
     def text(self) -> str:
         """What the report says of it."""
@@ -71,8 +91,25 @@ class Dictionary(Coding):
         """
         raise NotImplementedError
 
+    def derive(self, sae: Any, sample: Tensor, generator: Generator) -> tuple[Any, list[Any]]:
+        """The `Autoencoder` that stands beside another one, of one that is `derived`.
+
+        Args:
+            sae: the `Autoencoder` that it is made from.
+            sample: activations of its site, float32 [tokens, d_model], on the device of `sae`.
+            generator: draws on the CPU.
+
+        Returns:
+            The dictionary, and the gates (`nullsae.subjects.gates.Gate`) of what it must keep.
+        """
+        raise NotImplementedError
+
     def fit_flops(self, d_model: int, n_tokens: int) -> float:
         """Operations of `fit`."""
+        return 0.0
+
+    def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
+        """Operations of `derive` on a sample of `n_tokens`."""
         return 0.0
 
 

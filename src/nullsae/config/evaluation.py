@@ -20,4 +20,5 @@ class Evaluation(Section):
     gaussian_floors: bool = False
     """Train each recipe also on Gaussian data with the mean and covariance of each variant's own
     activations (`gaussian@variant` in the tables): what an SAE explains beyond its floor is not
-    explained by the covariance. Not for `token_lookup` and `pretrained`."""
+    explained by the covariance. Not for `token_lookup`, `pretrained` and what is made from another
+    SAE."""

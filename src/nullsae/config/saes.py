@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -80,6 +81,8 @@ class Sae(Coding, Transcoding):
 
     Parsing an `Sae` gives a section of the architecture and the dictionary that it names.
     """
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     step_cost: ClassVar[float] = 1.0
     """Time of a training step beside that of `topk`, at the same width: measured."""
@@ -183,6 +186,10 @@ class Sae(Coding, Transcoding):
                 raise ValueError("match_l0_of: a pretrained SAE has an L0 of its own")
             if self.given_k is not None:
                 raise ValueError("give either k or match_l0_of")
+            if self.origin.derived:
+                raise ValueError("match_l0_of: what is made from an SAE has the L0 of that one")
+            if self.origin.derived:
+                raise ValueError(f"match_l0_of: {self.dictionary!r} has the L0 of its source")
             if self.origin.reads_tokens:
                 raise ValueError(f"match_l0_of: the L0 of {self.dictionary!r} is 1")
         return self
@@ -209,8 +216,10 @@ class Sae(Coding, Transcoding):
         if self.output_site is not None and self.pretrained is None:
             raise ValueError("output_site: transcoders are not trained here: give pretrained")
         if self.pretrained is not None:
-            if self.dictionary != Sae.model_fields["dictionary"].default:
+            if not self.origin.takes_pretrained:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
+            if self.origin.source is not None:
+                raise ValueError("from does not go with pretrained: give the one or the other")
             if self.checkpoints:
                 raise ValueError(
                     "checkpoints: nothing is known of how a pretrained SAE was trained, so that "
@@ -243,6 +252,15 @@ class Sae(Coding, Transcoding):
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
     @property
+    def is_real(self) -> bool:
+        """Whether null dictionaries are compared with it, and may be derived from it."""
+        return not self.origin.is_null and self.origin.source is None
+
+    def made_elsewhere(self, variant: str) -> bool:
+        """Whether a variant's SAE is the pretrained one, and not one trained here."""
+        return self.pretrained is not None and (variant == "trained" or not self.origin.trained)
+
+    @property
     def given_k(self) -> int | None:
         """The recipe's own k, if its architecture has one and it is given."""
         return None
@@ -254,7 +272,7 @@ class Sae(Coding, Transcoding):
         """
         if self.match_l0_of is not None:
             return self.match_l0_of
-        is_null = self.pretrained is not None and variant != "trained"
+        is_null = self.pretrained is not None and not self.made_elsewhere(variant)
         return name if is_null and self.given_k is None else None
 
     def with_l0(self, l0: float) -> Self:
@@ -330,9 +348,9 @@ def chosen(given: Any, info: ValidationInfo) -> Sae:
         names |= {kind: given[kind] for kind in names if given.get(kind) in KINDS[kind]}
     section = _section(*(KINDS[kind][name] for kind, name in names.items()))
     if isinstance(given, dict):
-        for key in [key for key in given if key not in section.model_fields]:
+        for key in [key for key in given if key not in _keys(section)]:
             for kind, name in names.items():
-                owners = [o for o, other in KINDS[kind].items() if key in other.model_fields]
+                owners = [o for o, other in KINDS[kind].items() if key in _keys(other)]
                 if owners and given.get(kind, name) != name:
                     given = {k: v for k, v in given.items() if k != key}
                 elif owners:
@@ -342,6 +360,11 @@ def chosen(given: Any, info: ValidationInfo) -> Sae:
         # As text, where lists may fill tuples.
         return section.model_validate_json(json.dumps(given))
     return section.model_validate(given)
+
+
+def _keys(section: type[Section]) -> set[str]:
+    """What a section's fields are called in a config."""
+    return {field.alias or name for name, field in section.model_fields.items()}
 
 
 def every_key() -> dict[str, FieldInfo]:

@@ -104,6 +104,31 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def derived_saes_have_a_source(self) -> Self:
+        real = [name for name, sae in self.saes.items() if sae.is_real]
+        for name, sae in self.saes.items():
+            source = sae.origin.source
+            if source is None:
+                continue
+            if source not in real:
+                raise ValueError(
+                    f"saes.{name}.from: {source!r} is not one of the learned and pretrained SAEs "
+                    f"({', '.join(real) or 'none'})"
+                )
+            if self.saes[source].output_site is not None:
+                raise ValueError(
+                    f"saes.{name}.from: {source!r} is a transcoder: not made from such"
+                )
+            seeds = self.saes[source].seeds
+            for seed in sae.seeds if len(seeds) > 1 else ():
+                if seed not in seeds:
+                    raise ValueError(
+                        f"saes.{name}.seeds: {seed} is not one of the seeds of {source} "
+                        f"({', '.join(map(str, seeds))}), each of which it is made from"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def matched_saes_are_pretrained(self) -> Self:
         # A transcoder is made at some of the sites alone.
         given = [n for n, sae in self.saes.items() if sae.pretrained and not sae.output_site]

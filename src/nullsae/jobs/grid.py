@@ -110,13 +110,30 @@ def evaluated_with(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
 def trained_together(config: Config, wildcards: Mapping[str, str]) -> list[Keys]:
     """Keys of the SAEs that one job trains: those that match the wildcards of its rule.
 
-    Their checkpoints are by-products, which `take_checkpoint` turns into cells.
+    Their checkpoints are by-products, which `take_checkpoint` turns into cells. What is made from
+    another SAE has a job of its own: `derive_sae`.
     """
+    made = [name for name in config.saes if name not in derived_recipes(config)]
     return [
         cell
         for cell in chain(sae_cells(config), floor_cells(config))
-        if cell["sae"] in config.saes and wildcards.items() <= cell.items()
+        if cell["sae"] in made and wildcards.items() <= cell.items()
     ]
+
+
+def derived_recipes(config: Config) -> dict[str, str]:
+    """Names of the recipes whose SAEs are made from another one, to the name of that one."""
+    sources = {name: sae.origin.source for name, sae in config.saes.items()}
+    return {name: source for name, source in sources.items() if source is not None}
+
+
+def source_cell(config: Config, keys: Mapping[str, str]) -> Keys:
+    """Keys of the SAE that one is made from: of its own seed, or, where there is one, of that."""
+    origin = config.saes[keys["sae"]].origin
+    assert origin.source is not None
+    seeds = [str(seed) for seed in config.saes[origin.source].seeds]
+    seed = keys["seed"] if keys["seed"] in seeds else seeds[0]
+    return {**origin.source_keys(keys), "site": keys["site"], "sae": origin.source, "seed": seed}
 
 
 def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, Any]]:

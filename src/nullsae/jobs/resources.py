@@ -33,6 +33,7 @@ OTHERWISE = {
     **{"take_checkpoint": (1_000, 30), "report_toy": (2_000, 30), "train_toy": (4_000, 240)},
     "report": (4_000, 30),
     **dict.fromkeys(("explain_shard", "explain_latents"), (1_000, 120)),
+    "derive_sae": (8_000, 120),
     **dict.fromkeys(("score_shard", "score_latents"), (1_000, 240)),
     "explain_and_score": (1_000, 30),
     **dict.fromkeys(("prepare_corpus", "train_subject", "aggregate"), (4_000, 60)),

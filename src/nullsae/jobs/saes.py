@@ -26,6 +26,9 @@ from nullsae.jobs.grid import floor_recipes, trained_together
 from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
 
+# Code that makes dictionaries from other SAEs, and no others.
+DERIVING = ("sae/derivation.py", "sae/derive_sae.py")
+
 
 class Aim(Section):
     """The pretrained SAE whose L0 on `trained` an SAE is to have."""
@@ -120,9 +123,22 @@ class TrainSaeParams(Section):
         return content_key([keys, recipe, cell.local_files, shared, code, *aim])
 
 
+class DeriveSaeParams(Section):
+    """What `nullsae derive_sae` takes."""
+
+    seed: NonNegativeInt
+    keys: CellKeys
+    recipe: Sae
+    compute: Compute
+    activations_key: str = ""
+    """If given, activations of `sae_train` with another key are refused."""
+    eval_activations_key: str = ""
+    """The same for those of `eval`."""
+
+
 def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
     """What makes the SAEs of a recipe and no others: the architecture, or the reader of a file."""
-    if recipe.pretrained is not None and variant == "trained":
+    if recipe.made_elsewhere(variant):
         return tuple(files_in(["sae/exchange"], but=["sae/exchange/export.py"]))
     made_by = thing_files(ARCHITECTURES, recipe.architecture)
     return made_by + thing_files(DICTIONARIES, recipe.dictionary)
@@ -139,7 +155,10 @@ def _things(config: Config, wildcards: Wildcards) -> Iterator[Path]:
 
 @rule(
     *("activations/blocks.py", "activations/live.py", "core/moments.py", "sae"),
-    but=("sae/architectures", "sae/checkpoints.py", "sae/dictionaries", "sae/exchange"),
+    but=(
+        *("sae/architectures", "sae/checkpoints.py", "sae/dictionaries", "sae/exchange"),
+        *DERIVING,
+    ),
     things=_things,
 )
 def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
@@ -157,6 +176,23 @@ def train_sae(config: Config, wildcards: Wildcards) -> TrainSaeParams:
         precision=config.compute.precision,
         activations_key=key_of(config, keys, "sae_train"),
         eval_activations_key=key_of(config, keys, "eval"),
+    )
+
+
+@rule(
+    *DERIVING,
+    things=lambda config, cell: thing_files(DICTIONARIES, config.saes[cell["sae"]].dictionary),
+)
+def derive_sae(config: Config, wildcards: Wildcards) -> DeriveSaeParams:
+    """A dictionary that is made from another SAE."""
+    keys = CellKeys.of(wildcards)
+    return DeriveSaeParams(
+        seed=config.seed,
+        keys=keys,
+        recipe=config.saes[keys.sae].model_copy(update={"seeds": (keys.seed,)}),
+        compute=config.compute,
+        activations_key=key_of(config, keys.model, "sae_train"),
+        eval_activations_key=key_of(config, keys.model, "eval"),
     )
 
 

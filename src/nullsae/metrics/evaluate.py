@@ -105,7 +105,9 @@ def evaluate_together(
         of_training = open_for(train_activations, site, params.activations_key, *of_sae)
         _check_model(model, heldout)
         coder = coder.to(device)
-        if model is not None and config.dictionary == PRETRAINED:
+        # On a null's activations it is meant to be out of place.
+        known = config.dictionary == PRETRAINED and params.keys.variant == "trained"
+        if model is not None and known:
             subject = shared_subject(model, device)
             require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
         # Of a transcoder, what is explained is its output site.

@@ -45,6 +45,8 @@ def _text(config: Config, sae: Sae) -> str:
             f"A transcoder made elsewhere ({sae.pretrained}), for trained: it reads "
             f"{sae.input_site} and stands for {sae.output_site} of the same block."
         )
+    if sae.made_elsewhere("any"):
+        return f"Made elsewhere ({sae.pretrained}) and used for all variants."
     n_tokens = config.activations.sae_train_tokens // sae.batch_tokens * sae.batch_tokens
     return (
         f"Made elsewhere ({sae.pretrained}) and used for trained; the other variants' SAEs have "

@@ -288,8 +288,8 @@ def arms(study: Study, subject: str) -> list[CoverageTable]:
         for row in study.rows("history", **place):
             key = row["draw"], row["seed"]
             last[key] = max(last.get(key, 0), row["tokens"])
-        is_given = study.config.saes[sae].pretrained is not None and variant == "trained"
-        tokens = None if is_given else mean(last.values())
+        elsewhere = study.config.saes[sae].made_elsewhere(variant)
+        tokens = None if elsewhere else mean(last.values())
         return None if l0 is None else {"l0": l0, "tokens": tokens}
 
     return _grids(study, subject, cell)

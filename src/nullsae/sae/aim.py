@@ -25,7 +25,7 @@ def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
     if cell.keys.variant == "trained":
         sae = read_pretrained(aim.pretrained, cell.keys.site, where=cell.where)
         x, _ = next(cell.heldout.batches(aim.heldout_tokens))
-        batches = x.float().split(BATCH_TOKENS)
+        batches = x.float().split(BATCH_TOKENS)  # type: ignore[no-untyped-call]
         return sum(int((sae.encode(batch)[0] != 0).sum()) for batch in batches) / len(x)
     if given is None:
         raise UserError(f"{cell.where}: aimed at the L0 that {aim.sae} has on trained: --given")

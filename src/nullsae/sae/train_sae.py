@@ -75,8 +75,7 @@ def train_sae(
     variant's `sae_train` activations as `fitted`. Nulls of a pretrained SAE whose L0 they are aimed
     at need its `cfg.json` on `trained` as `given`. There and in `output`, the folder of each SAE,
     `{site}`, `{sae}` and `{seed}` are filled in. `work` is for checkpoints: a run with the same
-    params and activations resumes there, and waits, up to a minute, for another process that is
-    at it.
+    params and activations resumes there, and waits, up to a minute, for another one at it.
     `progress` is called with (step, steps, FVU of the batch), counted over all SAEs, or with
     (tokens, tokens in all, None) where there are no steps.
 
@@ -122,20 +121,20 @@ def _make(
         given = _pretrained(cell, train_tokens) if cell.recipe.pretrained else None
         if cell.l0 is not None and not (given is not None and given.k and cell.recipe.limited):
             cell.recipe = cell.recipe.with_l0(cell.l0)
-        constant = cell.train.is_constant and cell.recipe.origin.trained
-        if constant and (given is None or cell.keys.variant != "trained"):
+        elsewhere = cell.recipe.made_elsewhere(cell.keys.variant)
+        if cell.train.is_constant and cell.recipe.origin.trained and not elsewhere:
             logger.warning(
                 "warning: %s: %s: all tokens have the same activation; there is nothing to train "
                 "on, and no latent of the SAE will fire",
                 *(cell.where, cell.keys.site),
             )
-            _finish_without_steps(cell, _silent(cell, given).to(device), tokens=0)
-        elif given is not None and cell.keys.variant == "trained":
-            _finish_without_steps(cell, given.to(device), tokens=0)
+            finish_without_steps(cell, _silent(cell, given).to(device), tokens=0)
+        elif given is not None and elsewhere:
+            finish_without_steps(cell, given.to(device), tokens=0)
         elif not cell.recipe.origin.trained:
             corpora = _corpora(cell, train_tokens, eval_tokens)
             sae = fit_dictionary(cell.recipe, cell.train, corpora[0], cell.where, progress)
-            _finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
+            finish_without_steps(cell, sae.to(device), corpora, tokens=cell.train.n_tokens)
         else:
             stepwise.append((cell, given))
     ran = 0
@@ -359,7 +358,7 @@ def _corpora(
     return load_tokens(train_tokens), load_tokens(eval_tokens)
 
 
-def _finish_without_steps(
+def finish_without_steps(
     cell: Cell,
     sae: Autoencoder,
     corpora: tuple[Tokens | None, Tokens | None] = (None, None),

@@ -100,7 +100,7 @@ class Cell:
         """Write the folder of an SAE for activations as captured, `cfg.json` last."""
         schema = tables.cell_schema("history")
         tables.write_table(folder / "history.parquet", history, schema)
-        given = self.recipe.pretrained is not None and keys.variant == "trained"
+        given = self.recipe.made_elsewhere(keys.variant)
         provenance.record(
             folder,
             key=self.key,

@@ -15,7 +15,7 @@ from nullsae.jobs.work.amounts import SizedStudy, Work
 _FORMULAS: tuple[Callable[[SizedStudy, Keys], Work], ...] = (
     *(making.prepare_corpus, making.train_subject, making.retrain_subject, making.randomize_model),
     *(making.capture_portion, making.cache_activations, making.sample_gaussian),
-    *(making.train_sae, making.take_checkpoint),
+    *(making.train_sae, making.derive_sae, making.take_checkpoint),
     *(measuring.evaluate_sae, measuring.cross_evaluate, measuring.match_dictionaries),
     *(measuring.collect_latents, measuring.explain_shard, measuring.explain_latents),
     *(measuring.prepare_judge, measuring.score_shard, measuring.score_latents),

@@ -113,7 +113,10 @@ class SizedStudy:
         return min(self.config.activations.sae_train_tokens, whole)
 
     def recipe(self, keys: Keys) -> Sae:
-        return self.config.saes[recipe_name(keys["sae"])]
+        """How an SAE is made; of one that is made from another, how that one is."""
+        found = self.config.saes[recipe_name(keys["sae"])]
+        source = found.origin.source
+        return found if source is None else self.config.saes[source]
 
     def sae(self, keys: Keys) -> tuple[Sae, int, int]:
         """Recipe, width of its site, and latents of an SAE."""

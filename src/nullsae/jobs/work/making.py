@@ -46,6 +46,8 @@ COMPARED_BYTES = 24.0
 LOSS_CONTEXTS, LOSS_LOGIT_BYTES = 32, 2**28
 # Activations of a chunk: one captured, one written, both permuted or pinned.
 CHUNK_COPIES = 4
+# A block of pre-activations that is sorted, with the order.
+DERIVED_BYTES = 2**24 * 24.0
 # Tokens that an SAE's start is fitted to; of each number, 50 steps of their geometric median.
 SAMPLE_TOKENS, MEDIAN_BYTES = 32_768, 50 * 24.0
 
@@ -301,6 +303,7 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
         recipe, d, m = study.sae(cell)
         one = sae_bytes(d, m)
         written += sae_bytes(d, m, recipe.stored_dtype) * (1 + len(recipe.checkpoints))
+        elsewhere = recipe.made_elsewhere(cell["variant"])
         if not recipe.origin.trained or recipe.pretrained is not None:
             fitting = max(fitting, 3 * one + 32.0 * d * d)
         else:
@@ -309,11 +312,10 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             on_device += bytes_of(recipe, d_model=d, n_latents=m, k=recipe.kept, device=kind)
             if study.on_cpu:
                 copies = max(copies, one)
-        fetched = recipe.pretrained is not None and cell["variant"] == "trained"
-        if fetched or not recipe.origin.trained:
+        if elsewhere or not recipe.origin.trained:
             fitted = recipe.origin.fit_flops(d, cached)
             parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
-            parts += anew(study, keys, [cell["site"]], 0 if fetched else cached)
+            parts += anew(study, keys, [cell["site"]], 0 if elsewhere else cached)
             continue
         stepwise = True
         kept += 3 * one
@@ -355,6 +357,26 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
 def train_sae(study: SizedStudy, keys: Keys) -> Work:
     """One SAE."""
     return train_saes(study, [keys])
+
+
+def derive_sae(study: SizedStudy, keys: Keys) -> Work:
+    """One SAE from another: both encode the sample and what is held out; the rest is `derive`'s.
+
+    Held: both SAEs, those in float64 that are turned, the samples, and a block that is sorted.
+    """
+    recipe, d, m = study.sae(keys)
+    made = study.config.saes[keys["sae"]]
+    n = min(made.origin.sampled, study.cached(keys, "sae_train"))
+    heldout = min(made.heldout_tokens, study.cached(keys, "eval"))
+    one, samples = sae_bytes(d, m), 4.0 * d * (n + heldout)
+    return together(
+        encoding(recipe, d, m, 2 * n + 3 * heldout),
+        product_flops=made.origin.derive_flops(d, m, n),
+        written_bytes=one,
+        held_bytes=6 * one + 2 * samples + 48.0 * d * d + DERIVED_BYTES,
+        imports="torch",
+        gpu=True,
+    )
 
 
 def take_checkpoint(study: SizedStudy, keys: Keys) -> Work:

@@ -19,6 +19,7 @@ class Learned(Dictionary):
     name, position = "learned", 1
     summary = "is trained"
     caption = "Encoder and decoder are trained."
+    is_null, takes_pretrained = False, True
 
 
 class FrozenDecoder(Dictionary):

@@ -1,0 +1,52 @@
+"""What dictionaries have in common that are made from another SAE of the config: minutes each."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field, PositiveInt
+
+from nullsae.config.dictionaries import Dictionary
+
+
+class Derived(Dictionary):
+    """Made from an SAE and a sample of activations, without a training."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    trained: ClassVar[bool] = False
+    derived: ClassVar[bool] = True
+
+    made_from: Annotated[str | None, Field(alias="from")] = None
+    """The learned or pretrained SAE of `saes` that it is made from, of a dictionary that is
+    derived from another one."""
+    sample_tokens: PositiveInt = 65_536
+    """Tokens of `sae_train` that give the means, covariances and firing rates of such a
+    dictionary."""
+
+    @property
+    def sampled(self) -> int:
+        return self.sample_tokens
+
+    @property
+    def source(self) -> str | None:
+        return self.made_from
+
+    @property
+    def has_floor(self) -> bool:
+        """It is a floor itself."""
+        return False
+
+    def check(self, k: int | None) -> None:
+        if self.made_from is None:
+            raise ValueError(
+                f"from: missing; name the SAE of saes that dictionary {self.name!r} is made from"
+            )
+        if k is not None:
+            raise ValueError(
+                f"k: dictionary {self.name!r} is as active as the SAE that it is made from: drop k"
+            )
+
+    def width(self, d_model: int, vocab_size: int | None) -> int | None:
+        """That of its source."""
+        return None

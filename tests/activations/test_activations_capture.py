@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from nullsae.activations import capture as module
-from nullsae.activations.capture import cache_activations, capture_contexts
+from nullsae.activations.capture import cache_activations
+from nullsae.activations.passes import capture_contexts
 from nullsae.activations.store import SiteReader, SiteWriter
 from nullsae.core import locking
 from nullsae.core.errors import UserError
@@ -378,7 +379,7 @@ def test_the_pass_is_one_chunk_ahead_of_the_writer(
 ) -> None:
     """Two shards in memory, and the same memory for all of them."""
     begun, written, ahead, rooms = [0], [0], [], set()
-    plain_chunk, plain_write = module.capture_contexts, SiteWriter.write
+    plain_chunk, plain_write = capture_contexts, SiteWriter.write
 
     def chunk(*arguments: Any, **keys: Any) -> dict[str, Tensor]:
         begun[0] += 1

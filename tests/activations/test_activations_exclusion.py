@@ -81,8 +81,7 @@ def test_tokens_left_out_enter_no_statistic(tmp_path: Path, exclude: Exclude) ->
     share = float(deviation[is_first].sum() / deviation.sum())
     assert share > 0.9
     assert reader.manifest["excluded"]["variance_share"] == pytest.approx(share, rel=1e-6)
-    left_out = torch.cat([p for _, p in reader.batches(excluded=True)])
-    assert sorted(left_out.tolist()) == np.flatnonzero(is_first).tolist()
+    assert sorted(reader.excluded_positions().tolist()) == np.flatnonzero(is_first).tolist()
 
 
 def test_the_limit_is_a_multiple_of_the_median_without_the_start(tmp_path: Path) -> None:

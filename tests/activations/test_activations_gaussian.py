@@ -16,8 +16,8 @@ from scipy import stats
 from sklearn.covariance import OAS
 from torch import Tensor
 
-from nullsae.activations import gaussian as module
-from nullsae.activations.gaussian import Gaussian, SampleCheck, oas_shrinkage, sample_gaussian
+from nullsae.activations.gaussian import Gaussian, oas_shrinkage
+from nullsae.activations.sampling import SampleCheck, sample_gaussian
 from nullsae.activations.store import SiteReader
 from nullsae.core import locking
 from nullsae.core.errors import UserError
@@ -551,13 +551,13 @@ def test_token_ids_are_those_at_the_positions_of_the_samples(
 ) -> None:
     """The gate on token identity must see each sample beside the token at its position."""
     seen: list[Tensor] = []
-    plain = module.SampleCheck.add
+    plain = SampleCheck.add
 
     def add(self: SampleCheck, x: Tensor, ids: Tensor) -> None:
         seen.append(torch.cat([x, ids[:, None].double()], dim=1))
         plain(self, x, ids)
 
-    monkeypatch.setattr(module.SampleCheck, "add", add)
+    monkeypatch.setattr(SampleCheck, "add", add)
     sample(chain, tmp_path, "sae_train")
     found, at = rows(tmp_path)
     ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids).flatten()

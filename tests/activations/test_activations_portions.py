@@ -12,7 +12,7 @@ from nullsae.activations import capture as module
 from nullsae.activations.capture import Portion, cache_activations
 from nullsae.core import provenance
 from nullsae.core.errors import UserError
-from nullsae.subjects.loading import Subject
+from nullsae.subjects.loading import Subject, load_subject
 from small_chain import SITES, Chain, capture_params, flip_byte
 
 KEY = "key"
@@ -85,13 +85,13 @@ def test_portions_that_run_at_once_keep_each_others_files(
     chain: Chain, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Transformers patches its classes while it loads: in threads, the patch could stay for good.
-    lock, plain = threading.Lock(), module.load_subject
+    lock = threading.Lock()
 
     def load(*of: Any) -> Subject:
         with lock:
-            return plain(*of)
+            return load_subject(*of)
 
-    monkeypatch.setattr(module, "load_subject", load)
+    monkeypatch.setattr(module, "shared_subject", load)
     # Shards of another config lie where the new ones go.
     capture(chain, tmp_path, key="other")
     errors: list[BaseException] = []
@@ -121,7 +121,7 @@ def test_the_job_after_all_portions_does_not_load_the_subject(
     def load(*_: object) -> Subject:
         raise AssertionError("nothing is left to compute")
 
-    monkeypatch.setattr(module, "load_subject", load)
+    monkeypatch.setattr(module, "shared_subject", load)
     capture(chain, tmp_path)
     assert files(tmp_path) == files(whole)
 

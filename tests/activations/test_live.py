@@ -10,8 +10,8 @@ from torch import Tensor
 from nullsae.activations.blocks import CachedBlocks
 from nullsae.activations.capture import cache_activations
 from nullsae.activations.exclusion import Kept
-from nullsae.activations.gaussian import sample_gaussian
 from nullsae.activations.live import LiveBlocks, live_blocks
+from nullsae.activations.sampling import sample_gaussian
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError

@@ -126,7 +126,9 @@ def test_what_is_wrong_is_said_and_the_study_is_that_which_fits(made: Made, tmp_
     assert found.exit_code == 1, found.output
     said = " ".join(found.output.split())
     assert "it fits at resid_post.1 and with BOS before each context" in said
-    assert "Differs: it was made on true, and corpora.text.prepend_bos is false." in said
+    assert (
+        "Differs: it was made on contexts with BOS, and corpora.text.prepend_bos is false." in said
+    )
     config = read_merged_config([made.root / "config.yaml", overlay])
     assert config.subjects["subject"].sites == ("resid_post.1",)
     assert config.corpora["text"].prepend_bos is True

@@ -99,7 +99,7 @@ def test_an_sae_that_was_made_on_what_it_is_given_passes(tmp_path: Path) -> None
         ("context_tokens", {"context_size": 128},
          "it was made on 128, and corpora.text.context_tokens is 64"),
         ("prepend_bos", {"prepend_bos": True},
-         "it was made on true, and corpora.text.prepend_bos is false"),
+         "it was made on contexts with BOS, and corpora.text.prepend_bos is false"),
         ("data_set", {"dataset_path": "someone/else"},
          "it was made on someone/else, and corpora.text.source.path is someone/text"),
     ],

@@ -14,7 +14,7 @@ import torch
 
 from nullsae import tables
 from nullsae.activations.capture import cache_activations
-from nullsae.activations.gaussian import sample_gaussian
+from nullsae.activations.sampling import sample_gaussian
 from nullsae.activations.store import SiteReader
 from nullsae.config.metrics import METRICS
 from nullsae.config.parse import parse_section

@@ -11,7 +11,7 @@ import pytest
 
 from nullsae.core.files import write_json
 from nullsae.jobs.metrics import EvaluatedModel, EvaluatedSae, EvaluateSaesParams
-from nullsae.metrics.evaluate import evaluate_sae
+from nullsae.metrics.evaluate import evaluate_sae, evaluate_together
 from nullsae.metrics.evaluate_all import TABLES, Kept, evaluate_saes
 from nullsae.sae.files import load_sae, save_sae
 from small_chain import COMPUTE, CONTEXT, Chain, flip_byte
@@ -70,11 +70,11 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seeds of SAEs that were evaluated, as they come."""
     seeds: list[int] = []
 
-    def counted(given: Any, **files: Any) -> None:
-        seeds.append(given.keys.seed)
-        evaluate_sae(given, **files)
+    def counted(saes: Any, **files: Any) -> None:
+        seeds.extend(one.params.keys.seed for one in saes)
+        evaluate_together(saes, **files)
 
-    monkeypatch.setattr("nullsae.metrics.evaluate_all.evaluate_sae", counted)
+    monkeypatch.setattr("nullsae.metrics.evaluate_all.evaluate_together", counted)
     return seeds
 
 

@@ -91,16 +91,18 @@ def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
         assert re.search(rf"{row.rule} .* {row.jobs:,} ", printed), row.rule
     assert f" {sum(row.jobs for row in plan.rows):,} " in printed
     assert re.search(r"Time: [\d.]+ minutes on 2 cores", printed)
-    assert re.search(r"Disk: [\d.]+ GB; [\d.]+ (GB|MB) at the most", printed)
+    assert re.search(r"Disk: [\d.]+ GB at the most, of which [\d.]+ (GB|MB) stay", printed)
     assert not (folder / "results").exists()
 
 
 def test_more_gpus_shorten_a_plan_and_not_its_longest_chain(folder: Path) -> None:
     config = read_merged_config([REPOSITORY / "config.yaml", REPOSITORY / "config/paper.yaml"])
-    few, many = (make_plan(config, folder, device="a100", gpus=n) for n in (2, 16))
+    few, many = (make_plan(config, folder, device="a100", gpus=n) for n in (2, 8))
     assert many.seconds < 0.3 * few.seconds
     assert many.longest_chain_seconds == few.longest_chain_seconds <= many.seconds
     assert many.total("gpu_seconds") == few.total("gpu_seconds") > 0
+    # SAEs in bfloat16, models, checkpoints of eight trainings, and no activations.
+    assert many.disk_bytes < 0.5e12
     # No order of jobs keeps two GPUs busier than always.
     assert few.seconds >= few.total("gpu_seconds") / 2
 
@@ -113,13 +115,28 @@ def test_a_study_kept_on_the_cpu_is_not_planned_for_a_gpu(folder: Path) -> None:
     assert make_plan(config, folder).gpus == 0
 
 
-def test_a_kept_cache_counts_more_than_activations_that_are_deleted(folder: Path) -> None:
+def test_a_small_study_keeps_its_activations(folder: Path) -> None:
     config = read_merged_config([folder / "config.yaml"])
+    assert config.activations.kept
+    assert not config.activations.streams
     plan = make_plan(config, folder, device="cpu", cores=1)
-    assert plan.disk_bytes_without_activations < plan.disk_bytes
     # Results of six variants at two sites: 264 bytes for each of 299,904 tokens.
     cached = next(row for row in plan.rows if row.rule == "cache_activations").written_bytes
     assert cached == pytest.approx(6 * 2 * (199_936 + 99_968) * 264, rel=0.02)
+
+
+def test_a_study_of_ones_own_model_needs_less_than_10_gb(folder: Path) -> None:
+    page = (REPOSITORY / "docs/models_and_saes.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(# mine.yaml\n.*?)```", page, re.DOTALL)
+    (folder / "mine.yaml").write_text(block)
+    config = read_merged_config([folder / "config.yaml", folder / "mine.yaml"])
+    plan = make_plan(config, folder, device="a100", gpus=1)
+    assert plan.disk_bytes < 10e9
+    # Norms and positions of captured tokens: 12 bytes each, two splits of six variants and floors.
+    rules = ("cache_activations", "sample_gaussian")
+    captured = sum(row.written_bytes for row in plan.rows if row.rule in rules)
+    n_tokens = 1_048_576 + 999_936
+    assert captured == pytest.approx(12 * 2 * (6 + 6) * n_tokens, rel=0.01)
 
 
 def plan_verb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from nullsae import tables
 from nullsae.activations.blocks import CachedBlocks, ahead
 from nullsae.activations.capture import cache_activations
-from nullsae.activations.gaussian import sample_gaussian
+from nullsae.activations.sampling import sample_gaussian
 from nullsae.activations.store import SiteReader
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from workflow_study import Study, cell, copy_of, new_study
 
 from nullsae import paths
+from nullsae.config.read import read_merged_config
+from nullsae.planning.show import make_plan
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 SITES, VARIANTS = ("resid_post.0", "resid_post.1"), ("trained", "gaussian")
@@ -74,7 +77,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
 def test_a_finished_stream_study_has_nothing_to_do(stream: Study) -> None:
     assert stream.jobs(*measured("topk")) == {}
     assert len(saes(stream)) == 2 * 2 * 3  # with those along their training
-    # Only the part that something is fitted to is on disk.
+    # Only the part that something is fitted to is captured.
     manifest = stream.folder / cell(paths.SITE, split="sae_train") / "manifest.json"
     assert json.loads(manifest.read_text())["n_tokens"] == 8_192
     config = json.loads((stream.folder / cell(paths.SAE_CONFIG)).read_text())
@@ -87,6 +90,29 @@ def test_a_finished_stream_study_has_nothing_to_do(stream: Study) -> None:
     assert list((stream.folder / paths.WORK).glob("*")) == [stream.folder / paths.EVALUATED]
     gaussian = cell(paths.SAE_CONFIG, variant="gaussian", site="resid_post.1")
     assert json.loads((stream.folder / gaussian).read_text())["n_steps"] == 32
+
+
+def test_activations_take_the_disk_that_the_plan_says(stream: Study) -> None:
+    plan = make_plan(read_merged_config([stream.folder / "config.yaml"]), stream.folder)
+    rules = ("cache_activations", "sample_gaussian")
+    planned = sum(row.written_bytes for row in plan.rows if row.rule in rules)
+    # 12 bytes for each of 16,384 tokens at two sites of two variants.
+    assert planned == 12 * 16_384 * 4
+    files = [f for f in (stream.folder / "results/activations").rglob("*") if f.is_file()]
+    assert sum(file.stat().st_size for file in files) == pytest.approx(planned, rel=0.1)
+
+
+def test_a_later_stage_runs_again_alone_and_computes_its_activations(
+    stream: Study, tmp_path: Path
+) -> None:
+    copied = copy_of(stream, tmp_path / "s")
+    target = measured("topk")[0]
+    whole = (copied.folder / target).read_bytes()
+    (copied.folder / target).unlink()
+    shutil.rmtree(copied.folder / paths.EVALUATED)
+    assert copied.jobs(target) == {"evaluate_sae": 1}
+    copied.make(target)
+    assert (copied.folder / target).read_bytes() == whole
 
 
 def test_adding_an_sae_to_a_stream_leaves_the_others_alone(stream: Study, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Study:
     folder: Path
     tree: Path
     """Copy of the repository: an edit of the sources meanwhile must not reach a running study."""
-    cold: bool = False
+    cold: bool = field(default=False, kw_only=True)
     """Whether jobs load their libraries themselves, as a user's do."""
 
     @property
@@ -169,7 +169,7 @@ def new_study(folder: Path, tree: Path, *, cold: bool = False) -> Study:
     texts = itertools.islice(documents(source), N_DOCUMENTS)
     lines = [json.dumps({"text": text}) + "\n" for text in texts]
     (folder / "docs.jsonl").write_text("".join(lines), encoding="utf-8")
-    return Study(folder, tree, cold).configure()
+    return Study(folder, tree, cold=cold).configure()
 
 
 def copy_of(study: Study, folder: Path, *, linked: bool = False, tree: Path | None = None) -> Study:

@@ -164,12 +164,13 @@ def doubled(resource, first, cap):
 
 
 def needed(rule, cells=lambda wildcards: [dict(wildcards)]):
-    """Memory, run time and disk of a rule's jobs; `cells` gives the keys of all that one makes."""
+    """Memory, run time, disk and GPU memory of a rule's jobs; `cells` gives the keys of all that one makes."""
     first = lambda wildcards: NEEDS.asked(rule, cells(wildcards))
     return {
         "mem_mb": doubled("megabytes", first, most("mem_mb", 256_000)),
         "runtime": doubled("minutes", first, most("runtime", 7 * 24 * 60)),
         "disk_mb": known(lambda wildcards: first(wildcards).disk_megabytes),
+        "gpu_mem_mb": known(lambda wildcards: first(wildcards).gpu_megabytes),
     }
 
 

@@ -1,4 +1,4 @@
-if not STUDY.activations.shared_pass and STUDY.activations.mode == "cache":
+if not STUDY.activations.shared_pass and not STUDY.activations.streams:
 
     rule train_sae:
         input:

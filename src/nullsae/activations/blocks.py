@@ -18,7 +18,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from nullsae.activations.passes import stored_together
 from nullsae.activations.store import SiteReader
+from nullsae.core.devices import same_device
 from nullsae.core.randomness import torch_generator
 
 T = TypeVar("T")
@@ -59,10 +61,10 @@ class CachedBlocks:
 
     def block(self, index: int, sites: Collection[str]) -> dict[str, Tensor]:
         found = {}
-        for site in sites:
+        for site, x, _ in stored_together({site: self.readers[site] for site in sites}, index):
             reader = self.readers[site]
-            x, kept = reader.stored(index)[0], reader.kept(index)
-            found[site] = reader.rule.fill(x, kept, self.seed, index, self.name(index, site))
+            kept, name = reader.kept(index), self.name(index, site)
+            found[site] = reader.rule.fill(x, kept, self.seed, index, name)
         return found
 
     def name(self, index: int, site: str) -> str:
@@ -94,7 +96,7 @@ def ahead(get: Callable[[T], R], items: Iterable[T], *, in_background: bool) -> 
     if not in_background:
         yield from map(get, items)
         return
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1, initializer=same_device()) as pool:
         coming: deque[Future[R]] = deque()
         try:
             for item in items:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nullsae.activations.layout import SplitJob
+from nullsae.activations.passes import ModelRows, ShardRows, buffers, capture_contexts
 from nullsae.activations.preflight import CaptureClock, check_disk
 from nullsae.activations.shards import finished_shards, left_over
 from nullsae.activations.store import SiteWriter
@@ -23,7 +24,7 @@ from nullsae.core.files import write_json
 from nullsae.core.locking import alone_at
 from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.jobs.work.making import ROW_BYTES
-from nullsae.subjects.loading import DTYPES, Subject, load_subject, pick_device
+from nullsae.subjects.loading import DTYPES, Subject, pick_device, shared_subject
 from nullsae.subjects.site_gates import verify_sites
 
 # Shards in memory: one is captured while the one before it is written.
@@ -70,6 +71,9 @@ def cache_activations(
     Whole shards of this provenance are left alone, also where a killed run, or a damage to others,
     left their site incomplete: adding a site, or running again, computes only what is missing, to
     the same bytes.
+
+    With `params.keep` false, shards hold norms and positions alone, and the manifests what computes
+    the activations again when they are read (`passes`).
 
     In memory are two shards, 2 * n * (sum of the sites' widths) * bytes of the storage type with
     n = `shard_tokens`, beside what one forward pass takes: one is captured while a thread writes
@@ -123,16 +127,17 @@ def _capture(
     todo = {index: lacking for index, lacking in todo.items() if lacking}
     keep = {site: [i for i in own if site not in todo.get(i, ())] for site in sites}
     if todo:
-        subject = load_subject(model, pick_device(params.compute.device))
+        subject = shared_subject(model, pick_device(params.compute.device))
         check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
         verify_sites(subject, sites, where="--params: sites")
-        item = DTYPES[params.dtype].itemsize
+        item = DTYPES[params.dtype].itemsize if params.keep else 0
         row_bytes = {site: subject.width(site) * item + ROW_BYTES for site in sites}
         n_bytes = sum(
             tokens[i] * row_bytes[site] for i, lacking in todo.items() for site in lacking
         )
         stale = [f for s in sites for f in left_over(job.folder(s), keep=keep[s], among=among)]
         check_disk(job.output, n_bytes, freed=sum(file.stat().st_size for file in stale))
+    again = _again(job, model)
     writers = {
         site: SiteWriter(
             job.folder(site),
@@ -140,6 +145,7 @@ def _capture(
             key=params.shards_key,
             keep=keep[site],
             among=among,
+            again=job.again(partial(again, site=site)),
         )
         for site in sites
     }
@@ -151,8 +157,23 @@ def _capture(
         clock = CaptureClock(what, total, n_todo, subject.device, progress)
         _write_shards(job, subject, todo, writers, clock)
     if portion is None:
+        made = job.made_from(batch_contexts=params.batch_contexts)
+        more = {} if params.keep else {"made_from": made}
         for site, writer in writers.items():
-            job.finish_site(writer, site)
+            job.finish_site(writer, site, **more)
+
+
+def _again(job: SplitJob[CacheActivationsParams], model: Path) -> Callable[..., Tensor]:
+    """What runs the passes of a shard once more, for one `site`."""
+
+    def rows(index: int, site: str) -> Tensor:
+        device, ids = pick_device(job.params.compute.device), torch.from_numpy(job.corpus.input_ids)
+        dtype, n = DTYPES[job.params.dtype], job.params.batch_contexts
+        source = ModelRows(model, device, ids, job.split, n, dtype)
+        made = ShardRows(source, job.params.seed, job.split, ids.shape[1], job.shards)
+        return made.rows(index, [site])[site]
+
+    return rows
 
 
 def _write_shards(
@@ -205,68 +226,3 @@ def _write_shards(
             )
             writing.append(pool.submit(write, index, found))
         wait(at_most=0)
-
-
-def capture_contexts(
-    subject: Subject,
-    ids: Tensor,
-    *,
-    split: str,
-    contexts: range,
-    batch_contexts: int,
-    sites: Sequence[str],
-    dtype: torch.dtype,
-    progress: Callable[[int], None] | None = None,
-    into: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Run contexts through the subject, batch by batch, each batch once for all sites.
-
-    Values go straight from the pass to their rows, cast on the way; on CUDA they are cast there and
-    copied while the next batch runs, if the rows are pinned.
-
-    Args:
-        subject: any variant.
-        ids: integers [contexts of the split, context_tokens].
-        split: the split that they belong to.
-        contexts: which of them, as consecutive indices.
-        batch_contexts: contexts in one forward pass, counted from the first of `contexts`.
-        sites: names of sites.
-        dtype: what is stored.
-        progress: called after each batch with the index of the context that follows it.
-        into: tensors to fill instead of new ones, at least as long as what is returned.
-
-    Returns:
-        Per site [len(contexts) * context_tokens, width of the site] in `dtype`, on the CPU, in the
-        order of the contexts.
-    """
-    context_tokens = ids.shape[1]
-    n_tokens = len(contexts) * context_tokens
-    if into is None:
-        into = buffers(subject, n_tokens, sites, dtype)
-    found = {site: into[site][:n_tokens] for site in sites}
-    devices: set[torch.device] = set()
-    for first in range(contexts.start, contexts.stop, batch_contexts):
-        batch = range(first, min(first + batch_contexts, contexts.stop))
-        rows = slice(*((c - contexts.start) * context_tokens for c in (batch.start, batch.stop)))
-
-        def keep(site: str, x: Tensor, rows: slice = rows) -> None:
-            found[site][rows].copy_(x.flatten(0, 1), non_blocking=True)
-            devices.add(x.device)
-
-        subject.watch(
-            ids[batch.start : batch.stop], split=split, contexts=batch, sites=sites, see=keep
-        )
-        if progress is not None:
-            progress(batch.stop)
-    for device in devices:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return found
-
-
-def buffers(
-    subject: Subject, n_tokens: int, sites: Sequence[str], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Room for captured rows, per site [n_tokens, width]; pinned where a GPU fills it."""
-    keys: dict[str, Any] = {"dtype": dtype, "pin_memory": subject.device.type == "cuda"}
-    return {site: torch.empty(n_tokens, subject.width(site), **keys) for site in sites}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.exclusion import LeftOut
-from nullsae.activations.shards import drop_records
+from nullsae.activations.shards import Again, drop_records
 from nullsae.activations.store import SiteReader, SiteWriter, is_complete
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key, read_json, rebuild_command, write_json
@@ -56,7 +58,7 @@ class SplitJob(Generic[P]):
         elif not params.shards_key:
             params = params.model_copy(update={"shards_key": params.key})
         self.params: P = params
-        self.split, self.tokens, self.output = split, tokens, output
+        self.split, self.source, self.tokens, self.output = split, source, tokens, output
         self.missing = [s for s in params.sites if not is_complete(self.folder(s), key=params.key)]
 
     @staticmethod
@@ -83,6 +85,22 @@ class SplitJob(Generic[P]):
         contexts, length = self.shards[index], self.corpus.input_ids.shape[1]
         position = torch.arange(contexts.start * length, contexts.stop * length)
         return position, shard_order(self.params.seed, self.split, index, len(position))
+
+    def again(self, rows: Callable[[int], Tensor]) -> Again | None:
+        """How a site is written that `rows` makes; None where its activations are kept."""
+        if self.params.keep:
+            return None
+        return Again(rows, self.params.exclude, self.corpus.input_ids.shape[1])
+
+    def made_from(self, **more: Any) -> dict[str, Any]:
+        """What computes these activations again, for the manifest of a site that keeps none.
+
+        Paths are relative to the split's folder, so that results may be moved as a whole.
+        """
+        files = {"source": self.source, "tokens": self.tokens}
+        settings = self.params.model_dump(include={"seed", "max_tokens", "shard_tokens"})
+        paths = {name: os.path.relpath(file, self.output) for name, file in files.items()}
+        return {**paths, **settings, **more}
 
     def finish_site(self, writer: SiteWriter, site: str, **more: Any) -> None:
         """Write a site's manifest, with its provenance and what else its maker knows.

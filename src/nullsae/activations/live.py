@@ -7,34 +7,25 @@ same `shard_tokens`, and 100 million tokens need no disk.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nullsae.activations.capture import capture_contexts
 from nullsae.activations.exclusion import Kept, row_norms
-from nullsae.activations.gaussian import Gaussian, fit_moments
 from nullsae.activations.layout import shard_contexts, shard_order
+from nullsae.activations.passes import ModelRows, SampledRows, Source, open_site
 from nullsae.activations.store import SiteReader
 from nullsae.config.variants import fitted_to
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.saes import StreamParams, TrainSaeParams
-from nullsae.subjects.loading import DTYPES, load_subject, pick_device
+from nullsae.jobs.saes import TrainSaeParams
+from nullsae.subjects.loading import DTYPES, pick_device
 
 SPLIT = "sae_train"
-
-
-class Source(Protocol):
-    """What makes activations of some contexts, per site [tokens, width] in the storage type."""
-
-    def __call__(self, *, contexts: range, sites: Sequence[str]) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -150,45 +141,18 @@ def live_blocks(
             )
         # All are opened before any is read.
         key = stream.fitted_activations_key
-        readers = {site: SiteReader.open(fitted, site, key=key) for site in sites}
-        source = _sampled(params, stream, readers, context_tokens, device)
+        readers = {site: open_site(fitted, site, key=key, device=device) for site in sites}
+        dtype = DTYPES[stream.dtype]
+        source = SampledRows(
+            readers.__getitem__, device, keys, params.seed, SPLIT, context_tokens, dtype
+        )
     else:
         if model is None:
             raise UserError("activations.mode stream needs the variant's weights: give --model")
-        source = partial(
-            capture_contexts,
-            load_subject(model, device),
-            torch.from_numpy(corpus.input_ids),
-            split=SPLIT,
-            batch_contexts=stream.batch_contexts,
-            dtype=DTYPES[stream.dtype],
-        )
+        ids, n_contexts = torch.from_numpy(corpus.input_ids), stream.batch_contexts
+        source = ModelRows(model, device, ids, SPLIT, n_contexts, DTYPES[stream.dtype])
     shards = shard_contexts(corpus, stream.max_tokens, stream.shard_tokens)
     # Of the cached part, whose median stands for that of the stream.
     rules = {site: reader.rule for site, reader in sites.items()}
     batch_contexts = stream.batch_contexts
     return LiveBlocks(params.seed, keys, context_tokens, shards, batch_contexts, source, rules)
-
-
-def _sampled(
-    params: TrainSaeParams,
-    stream: StreamParams,
-    readers: Mapping[str, SiteReader],
-    context_tokens: int,
-    device: torch.device,
-) -> Source:
-    """Activations from Gaussians fitted to the cached ones of another variant and draw."""
-    seed, keys, dtype = params.seed, params.keys, DTYPES[stream.dtype]
-    gaussians = {
-        site: Gaussian.fitted_to(fit_moments(reader, device), device)
-        for site, reader in readers.items()
-    }
-
-    def sample(*, contexts: range, sites: Sequence[str]) -> dict[str, Tensor]:
-        found = {}
-        for site in sites:
-            samples = gaussians[site].contexts(contexts, context_tokens, seed, keys, site, SPLIT)
-            found[site] = torch.cat([x.to("cpu", dtype) for x in samples])
-        return found
-
-    return sample

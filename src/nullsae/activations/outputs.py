@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from nullsae.activations.store import SiteReader
 class OutputReader(SiteReader):
     """Activations of an output site; the tokens that count are those that count at the input."""
 
-    input: SiteReader
+    input: SiteReader = field(kw_only=True)
 
     @property
     def n_tokens(self) -> int:
@@ -50,7 +50,8 @@ def outputs_of(reader: SiteReader, site: str, output_site: str) -> SiteReader:
     manifest = reader.folder.parent / "manifest.json"
     found = SiteReader.open(manifest, output_site, key=str(reader.manifest.get("key", "")))
     found.check()
-    return OutputReader(found.folder, found.manifest, found.rebuild, reader)
+    # What computes one site of a split computes all.
+    return OutputReader(found.folder, found.manifest, found.rebuild, reader.live, input=reader)
 
 
 def both(

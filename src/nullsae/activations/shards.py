@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nullsae.activations.exclusion import Kept
+from nullsae.config.activations import Exclude
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, verify, write_json
 
@@ -27,6 +30,8 @@ RECORD, RECORDS = "shard-{:05d}.json", "shard-*.json"
 # Rows that are permuted, summed, hashed and written while the processor's cache holds them. The
 # sums of a shard are sums over such pieces: another number changes their last bits.
 PIECE_ROWS = 512
+# A shard's own median times the limit is off from the split's by less than this.
+NEAR_LIMIT = 0.8
 
 
 class ShardSums:
@@ -68,6 +73,41 @@ class ShardSums:
         write_json(self.path.with_suffix(".json"), record | sums)
 
 
+@dataclass(frozen=True)
+class Again:
+    """How shards are written that do not keep their activations."""
+
+    rows: Callable[[int], Tensor]
+    """Makes those of one shard anew, [n, d_model] in its order and in the storage dtype."""
+    exclude: Exclude
+    context_tokens: int
+
+    def likely(
+        self, activations: Tensor, norms: Tensor, position: Tensor, order: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Tensors of the shard: the few rows that will probably be left out, `far`, and which.
+
+        So the manifest, which is about those, needs no second pass. The shard's median stands for
+        that of the split. `activations` are permuted by `order`; norms and positions already are.
+        """
+        exclude, above = self.exclude, self.exclude.norm_above_median
+        if above is not None:
+            exclude = exclude.model_copy(update={"norm_above_median": above * NEAR_LIMIT})
+        rule, _ = Kept.fitted(exclude, lambda: [(norms, position)], self.context_tokens)
+        rows = (~rule.mask(norms, position)).nonzero()[:, 0]
+        return {"far": activations[rows if order is None else order[rows]], "far_row": rows}
+
+    def left_out(self, index: int, file: Path, rows: Tensor) -> Tensor:
+        """Activations of these rows of a shard, int64 [n] in ascending order."""
+        with safe_open(file, framework="pt") as tensors:
+            far: Tensor = tensors.get_tensor("far")
+            row: Tensor = tensors.get_tensor("far_row")
+        place = torch.searchsorted(row, rows).clamp_max(max(0, len(row) - 1))
+        if len(row) and torch.equal(row[place], rows):
+            return far[place]
+        return self.rows(index)[rows]
+
+
 def pieces(n: int) -> Iterator[slice]:
     """Slices of a shard of `n` rows, in the pieces that `ShardSums` adds."""
     for start in range(0, n, PIECE_ROWS):
@@ -106,6 +146,8 @@ def finished_shards(
             continue
         if "sum" not in record:
             tensors = load_file(file)
+            if "activations" not in tensors:
+                continue  # computed when they are read: what they add up to is not known any more
             sums = ShardSums(file, tensors["activations"].shape[1])
             for rows in pieces(len(tensors["position"])):
                 sums.add(tensors["activations"][rows], tensors["position"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nullsae.activations import shards
+from nullsae.activations.batches import Batcher, Live
 from nullsae.activations.exclusion import Kept, LeftOut, row_norms
 from nullsae.config.activations import Exclude
 from nullsae.core import provenance as makers
@@ -35,6 +36,8 @@ from nullsae.core.tensor_pieces import TYPES
 BATCH_TOKENS = 4096
 # Who made some of a site's shards, where several jobs share it.
 PART_OF_PROVENANCE = "provenance-{}.json"
+# Norms of a shard that is computed again may differ by so much, on another device.
+NORM_TOLERANCE = 0.05
 
 
 class SiteWriter:
@@ -52,6 +55,7 @@ class SiteWriter:
         key: str = "",
         keep: Collection[int] = (),
         among: Container[int] | None = None,
+        again: shards.Again | None = None,
     ) -> None:
         """Start, or go on after what `finished_shards` found; all else in the folder is deleted.
 
@@ -61,8 +65,9 @@ class SiteWriter:
             key: provenance of the shards.
             keep: shards that are there.
             among: shards that this job makes, where other jobs make others; else all.
+            again: if given, shards hold norms and positions alone, and this makes activations anew.
         """
-        self.folder, self.dtype, self.key = folder, dtype, key
+        self.folder, self.dtype, self.key, self.again = folder, dtype, key, again
         self.resumes, self.shared, self.recorded = bool(keep), among is not None, False
         for file in shards.left_over(folder, keep=keep, among=among):
             # Another job may have deleted a manifest that is no longer true.
@@ -95,26 +100,32 @@ class SiteWriter:
                     digest.update(data)
                     stream.write(data)
 
-                def put_rows() -> None:
+                def put_rows(*, keep: bool) -> None:
                     for part in shards.pieces(len(placed)):
                         piece = activations[part]
                         if order is not None:
                             # Copies whole rows; indexing goes through them number by number.
                             piece = activations.index_select(0, order[part])
                         sums.add(piece, placed)
-                        put(piece.contiguous().view(torch.uint8).numpy().data)
+                        if keep:
+                            put(piece.contiguous().view(torch.uint8).numpy().data)
 
                 norms = row_norms(activations)
                 norms = norms if order is None else norms[order]
-                stored = {"activations": activations, "norm": norms, "position": placed}
+                stored = {"norm": norms, "position": placed}
+                if self.again is None:
+                    stored["activations"] = activations
+                else:
+                    put_rows(keep=False)
+                    stored |= self.again.likely(activations, norms, placed, order)
                 # In the order in which safetensors wants them: by falling alignment.
                 rows = sorted(stored.items(), key=lambda row: (-row[1].itemsize, row[0]))
                 put(header((name, TYPES[x.dtype], x.shape) for name, x in rows))
                 for name, x in rows:
                     if name == "activations":
-                        put_rows()
+                        put_rows(keep=True)
                     else:
-                        put(x.contiguous().numpy().data)
+                        put(x.contiguous().view(torch.uint8).numpy().data)
             # Before what makes the shard count: no shard that stays has a maker unknown.
             self._record_maker(index)
             sums.save_record(self.key, digest.hexdigest())
@@ -165,10 +176,14 @@ class SiteWriter:
         exclude = exclude or Exclude(norm_above_median=None)
         rule, median = Kept.fitted(exclude, lambda: map(shards.norms, files), context_tokens)
         left_out = LeftOut(n_tokens, total, norm_sum, square_sum)
-        for file in files:
+        for index, file in enumerate(files):
             norm, position = shards.norms(file)
             if not bool((kept := rule.mask(norm, position)).all()):
-                left_out.add(load_file(file)["activations"][~kept], position[~kept])
+                rows = (~kept).nonzero()[:, 0]
+                if self.again is None:
+                    left_out.add(load_file(file)["activations"][rows], position[rows])
+                else:
+                    left_out.add(self.again.left_out(index, file, rows), position[rows])
         if left_out.n_excluded > n_tokens / 2:
             raise UserError(
                 f"{self.folder}: activations.exclude leaves out {left_out.n_excluded} of "
@@ -206,6 +221,8 @@ class SiteReader:
     folder: Path
     manifest: dict[str, Any]
     rebuild: str
+    live: Live | None = field(default=None, compare=False)
+    """What computes the activations, where shards do not hold them: `passes.open_site`."""
 
     @classmethod
     def open(cls, split_manifest: Path, site: str, *, key: str = "") -> SiteReader:
@@ -281,17 +298,33 @@ class SiteReader:
         """One shard as (activations [n, d_model] in the storage dtype, position int64 [n]).
 
         All its tokens are there: `kept` says which count. Both are mapped from the file: what is
-        not looked at is not read.
+        not looked at is not read. Or they are computed: `checked`.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: the file cannot be read, or what is computed is something else.
         """
+        if self.live is not None:
+            site = str(self.manifest["site"])
+            return self.checked(index, self.live.rows(index, [site])[site])
         path = self.file(index)
         try:
             tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
+            return tensors["activations"], tensors["position"]
+        except (SafetensorError, OSError, KeyError) as error:
             raise UserError(f"{path}: {error}; rebuild it with: {self.rebuild}") from None
-        return tensors["activations"], tensors["position"]
+
+    def checked(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of activations that were computed, after a look at their norms.
+
+        Another device or library rounds differently; another model or text is refused.
+        """
+        norm, position = shards.norms(self.file(index))
+        if not torch.allclose(row_norms(x).cpu(), norm, rtol=NORM_TOLERANCE, atol=0.0):
+            raise UserError(
+                f"{self.file(index)}: the model gives other activations than those captured; "
+                f"rebuild it with: {self.rebuild}"
+            )
+        return x, position
 
     def kept(self, index: int) -> Tensor:
         """Which tokens of a shard count, bool [n].
@@ -311,11 +344,8 @@ class SiteReader:
         batch_tokens: int | None = None,
         *,
         max_tokens: int | None = None,
-        excluded: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The tokens that count in stored order, in batches of exactly `batch_tokens` but the last.
-
-        With `excluded`, those that do not count.
 
         By default of `BATCH_TOKENS`. They run on over the ends of shards, so that shard sizes never
         change a result.
@@ -326,37 +356,28 @@ class SiteReader:
         Raises:
             UserError: as `stored`.
         """
-        rest = self.n_excluded if excluded else self.n_tokens
-        rest = rest if max_tokens is None else min(max_tokens, rest)
-        held: list[tuple[Tensor, Tensor]] = []
-        size = batch_tokens or BATCH_TOKENS
-        lacking = size
+        rest = self.n_tokens if max_tokens is None else min(max_tokens, self.n_tokens)
+        batcher = Batcher(batch_tokens or BATCH_TOKENS)
         for index in range(self.n_shards):
             if rest <= 0:
                 break
             x, position = self.stored(index)
-            if self.n_excluded:
-                wanted = self.kept(index) ^ excluded
-                if not bool(wanted.all()):
-                    x, position = x[wanted], position[wanted]
+            if self.n_excluded and not bool((kept := self.kept(index)).all()):
+                x, position = x[kept], position[kept]
             x, position = x[:rest], position[:rest]
             rest -= len(x)
-            while len(x):
-                held.append((x[:lacking], position[:lacking]))
-                x, position = x[lacking:], position[lacking:]
-                lacking -= len(held[-1][1])
-                if not lacking:
-                    yield _joined(held)
-                    held, lacking = [], size
-        if held:
-            yield _joined(held)
+            for rows, at in batcher.cut(x, position):
+                yield rows, at
+        for rows, at in batcher.rest():
+            yield rows, at
 
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Concatenate parts of shards, activations as float32."""
-    if len(parts) == 1:
-        return parts[0][0].float(), parts[0][1]
-    return torch.cat([x for x, _ in parts]).float(), torch.cat([at for _, at in parts])
+    def excluded_positions(self) -> Tensor:
+        """Flat positions of the tokens that do not count, int64 [n], in stored order."""
+        found = [torch.zeros(0, dtype=torch.int64)]
+        for index in range(self.n_shards if self.n_excluded else 0):
+            norm, position = shards.norms(self.file(index))
+            found.append(position[~self.rule.mask(norm, position)])
+        return torch.cat(found)
 
 
 def is_complete(folder: Path, *, key: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nullsae import tables
-from nullsae.activations.capture import capture_contexts
+from nullsae.activations.passes import capture_contexts
 from nullsae.config.compute import Compute
 from nullsae.config.corpora import Corpus
 from nullsae.config.latents import Latents
@@ -144,9 +144,12 @@ class _Passes:
     def n_excluded(self) -> int:
         return 0
 
-    def batches(self, *, excluded: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def excluded_positions(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         n_contexts, length = self.ids.shape
-        for start in range(0, 0 if excluded else n_contexts, self.batch_contexts):
+        for start in range(0, n_contexts, self.batch_contexts):
             contexts = range(start, min(start + self.batch_contexts, n_contexts))
             x = capture_contexts(
                 self.subject,

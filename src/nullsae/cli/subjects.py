@@ -139,7 +139,7 @@ def sample_gaussian(
     output: options.Output,
 ) -> None:
     """Sample activations with the trained variant's mean and covariance, and nothing else."""
-    from nullsae.activations.gaussian import sample_gaussian
+    from nullsae.activations.sampling import sample_gaussian
     from nullsae.jobs.activations import SampleGaussianParams
 
     given = options.read_params(SampleGaussianParams, params)

@@ -20,13 +20,17 @@ class Exclude(Section):
 
 
 class Activations(Section):
-    mode: Literal["cache", "stream"] = "cache"
-    """`cache` keeps all activations of `sae_train` on disk. `stream` keeps the first
-    `fitted_tokens` and trains all SAEs of a variant in one job, on live forward passes."""
+    mode: Literal["auto", "cache", "stream"] = "auto"
+    """`cache` trains SAEs on the activations of `sae_train` as they were captured. `stream`
+    captures no more than the first `fitted_tokens` and trains all SAEs of a variant in one job, on
+    live forward passes. `auto` streams where `sae_train_tokens` are more than `fitted_tokens`."""
+    keep: bool | None = None
+    """Whether captured activations stay on disk. If not, norms and positions do, and each job that
+    reads activations runs the passes again, to the same bits. null keeps them in `cache` mode."""
     sae_train_tokens: PositiveInt
-    """Tokens of `sae_train` that SAEs are trained on; `eval` is cached whole in either mode."""
+    """Tokens of `sae_train` that SAEs are trained on; `eval` is captured whole in either mode."""
     fitted_tokens: PositiveInt = 1_048_576
-    """`stream`: tokens of `sae_train` that are cached nevertheless, for what is fitted rather
+    """`stream`: tokens of `sae_train` that are captured nevertheless, for what is fitted rather
     than trained: token-lookup floor, principal components, the `gaussian` variant."""
     sites_together: bool = True
     """`stream`: one job for all SAEs of a variant, whose weights and optimizers must then fit in
@@ -47,7 +51,18 @@ class Activations(Section):
     """Jobs that share the capture of each split; the result is the same."""
 
     @property
+    def streams(self) -> bool:
+        """Whether SAEs are trained on live passes."""
+        long = self.sae_train_tokens > self.fitted_tokens
+        return long if self.mode == "auto" else self.mode == "stream"
+
+    @property
+    def kept(self) -> bool:
+        """Whether captured activations stay on disk."""
+        return not self.streams if self.keep is None else self.keep
+
+    @property
     def cached_tokens(self) -> int:
-        """Tokens of `sae_train` whose activations are kept on disk."""
-        kept = self.sae_train_tokens if self.mode == "cache" else self.fitted_tokens
+        """Tokens of `sae_train` that are captured."""
+        kept = self.fitted_tokens if self.streams else self.sae_train_tokens
         return min(kept, self.sae_train_tokens)

@@ -115,8 +115,9 @@ def differences(made: MadeOn, used: UsedOn, site: str | None) -> Iterator[tuple[
         key = f"{of_corpus}.context_tokens"
         yield "context_tokens", _says(made.context_tokens, key, used.context_tokens)
     if None not in (made.prepend_bos, used.prepend_bos) and made.prepend_bos != used.prepend_bos:
-        bos = str(made.prepend_bos).lower()
-        yield "prepend_bos", _says(bos, f"{of_corpus}.prepend_bos", str(used.prepend_bos).lower())
+        contexts = f"contexts with{'' if made.prepend_bos else 'out'} BOS"
+        used_bos = str(used.prepend_bos).lower()
+        yield "prepend_bos", _says(contexts, f"{of_corpus}.prepend_bos", used_bos)
     if made.data_set is not None and used.data_set is not None and made.data_set != used.data_set:
         yield "data_set", _says(made.data_set, f"{of_corpus}.source.path", used.data_set)
 

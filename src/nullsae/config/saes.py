@@ -143,6 +143,9 @@ class Sae(Coding, Transcoding):
     """Optimizer steps between held-out evaluations."""
     heldout_tokens: PositiveInt = 16_384
     """Tokens of `eval` in each evaluation along training."""
+    stored_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the encoder's and decoder's weights on disk; what is measured is what is read
+    from there."""
     checkpoints: tuple[Share, ...] = ()
     """Shares of the training after which the SAE as it then is goes through all later stages too,
     as the SAE `name@share`."""

@@ -37,6 +37,8 @@ class SplitParams(Section):
     dtype: FloatType
     shard_tokens: PositiveInt
     exclude: Exclude = Exclude()
+    keep: bool = True
+    """Whether shards hold the activations; if not, these are computed again when they are read."""
     compute: Compute
     key: str = ""
     """Provenance, written into the manifests; by default made from the inputs."""
@@ -50,7 +52,7 @@ class CacheActivationsParams(SplitParams):
     batch_contexts: PositiveInt
 
 
-@rule("activations", but=(*_OF_TRAINING, "activations/gaussian.py"))
+@rule("activations", but=(*_OF_TRAINING, "activations/gaussian.py", "activations/sampling.py"))
 def cache_activations(config: Config, wildcards: Wildcards) -> CacheActivationsParams:
     """A variant's activations of one split at all sites, or a portion of them."""
     keys = ModelKeys.of(wildcards)
@@ -88,6 +90,7 @@ def _of_split(config: Config, keys: ModelKeys, split: str) -> dict[str, Any]:
         "dtype": settings.dtype,
         "shard_tokens": settings.shard_tokens,
         "exclude": settings.exclude,
+        "keep": settings.kept,
         "compute": config.compute,
         "key": key_of(config, keys, split),
         "shards_key": shards_key(config, keys, split),

@@ -80,6 +80,8 @@ class EvaluateSaesParams(Section):
     """A variant, and its floor where that has one."""
     fidelity_tokens: PositiveInt | None = Evaluation().fidelity_tokens
     """As in `EvaluateSaeParams`."""
+    sites_together: bool = True
+    """Whether the passes that activations are computed by are shared by all sites."""
     compute: Compute
 
     def each(self) -> Iterator[EvaluateSaeParams]:
@@ -154,6 +156,7 @@ def evaluate_sae(config: Config, wildcards: Wildcards) -> EvaluateSaesParams:
         draw=of_model.draw,
         models=tuple(models),
         fidelity_tokens=config.evaluation.fidelity_tokens if has_model(of_model.variant) else None,
+        sites_together=config.activations.sites_together,
         compute=config.compute,
     )
 

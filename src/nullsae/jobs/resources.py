@@ -47,6 +47,8 @@ OTHERWISE = {
 SHARED_MEGABYTES, JUDGING_MEGABYTES = 16_000, 8_000
 # More than the tensors that formulas count: what an allocator keeps, and pages of mapped files.
 MEMORY_MARGIN, DISK_MARGIN = 1.3, 1.1
+# On a GPU: what its allocator keeps, and the context and kernels of CUDA.
+GPU_MARGIN, GPU_CONTEXT_BYTES = 1.15, 1e9
 # Runs took up to 1.6 times the plan of an idle machine (docs/plan.md); others are slower.
 TIME_MARGIN, MIN_MINUTES = 3.0, 30
 # Jobs that differ in nothing else ask for the same.
@@ -62,6 +64,8 @@ class Asked:
     megabytes: int
     minutes: int
     disk_megabytes: int
+    gpu_megabytes: int
+    """Of one GPU; 0 for a job without one, or of unknown size."""
     known: bool
     """Whether it is worked out from sizes."""
 
@@ -101,7 +105,7 @@ class Needs:
         keys, study = cells[0], self._study
         megabytes, minutes = self._otherwise(rule, cells)
         if not self._knows(rule, keys):
-            return Asked(megabytes, minutes, 1_000, known=False)
+            return Asked(megabytes, minutes, 1_000, 0, known=False)
         work = job_work(study, rule, cells)
         joins = rule in ("explain_latents", "score_latents") and n_shards(study, keys) > 0
         if joins:
@@ -120,7 +124,9 @@ class Needs:
                 seconds = rates.wall_seconds(work, seconds, rates.REFERENCE_HOST, threads)
             minutes = max(MIN_MINUTES, math.ceil(seconds * TIME_MARGIN / 60))
         megabytes = math.ceil((libraries + work.held_bytes * MEMORY_MARGIN) / 1e8) * 100
-        return Asked(megabytes, minutes, disk, known=True)
+        on_device = work.gpu_bytes * GPU_MARGIN + GPU_CONTEXT_BYTES
+        gpu = math.ceil(on_device / 1e8) * 100 if on_gpu else 0
+        return Asked(megabytes, minutes, disk, gpu, known=True)
 
     def _otherwise(self, rule: str, cells: list[Keys]) -> tuple[int, int]:
         megabytes, minutes = OTHERWISE[rule]

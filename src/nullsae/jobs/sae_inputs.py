@@ -87,7 +87,7 @@ def sae_inputs(
         recipes: how they are made.
     """
     of_model = {name: keys[name] for name in ("subject", "variant", "draw")}
-    stream, recipes = config.activations.mode == "stream", list(recipes)
+    stream, recipes = config.activations.streams, list(recipes)
     looked_up = any(sae.origin.reads_tokens for sae in recipes)
     # What a given SAE reads says whether contexts begin with BOS.
     compared = keys["variant"] == "trained" and any(sae.pretrained for sae in recipes)

@@ -256,7 +256,7 @@ def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[st
 
 def _stream(config: Config, keys: ModelKeys) -> StreamParams | None:
     settings = config.activations
-    if settings.mode != "stream":
+    if not settings.streams:
         return None
     return StreamParams(
         max_tokens=settings.sae_train_tokens,

@@ -131,7 +131,7 @@ def whole_once(config: Config, is_main: bool) -> list[int]:
 def _groups(config: Config) -> list[tuple[dict[str, str], TrainSaeParams]]:
     """Keys and params of each job of several SAEs, as if none were made."""
     settings = config.activations
-    stream = settings.mode == "stream"
+    stream = settings.streams
     if not (stream or settings.shared_pass):
         return []
     together = stream and settings.sites_together

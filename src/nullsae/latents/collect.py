@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from nullsae import tables
-from nullsae.activations.store import SiteReader
+from nullsae.activations.passes import open_site
 from nullsae.config.latents import Latents
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
@@ -68,7 +68,8 @@ def collect_latents(
     """
     torch.set_num_threads(params.compute.threads)
     coder, _ = load_sae(sae)
-    reader = SiteReader.open(activations, params.keys.site, key=params.eval_activations_key)
+    key, device = params.eval_activations_key, pick_device(params.compute.device)
+    reader = open_site(activations, params.keys.site, key=key, device=device)
     reader.check()
     split = Split.open(tokens)
     n_captured = reader.n_tokens + reader.n_excluded
@@ -78,7 +79,7 @@ def collect_latents(
             f"{split.n_tokens}; rebuild them with: {rebuild_command(activations)}"
         )
     with empty_folder(latents.with_name(f".{latents.stem}.partial")) as folder:
-        coder = coder.to(pick_device(params.compute.device))
+        coder = coder.to(device)
         dtype = reader.manifest["dtype"]
         found = collect(params, coder, reader, split, model, folder, dtype, progress)
         tables.write_table(windows, found.windows, tables.cell_schema("windows"))

@@ -16,7 +16,7 @@ from nullsae.latents import promoted
 from nullsae.latents.next_token import Successors, next_token_aurocs
 from nullsae.latents.split import Split
 from nullsae.latents.store import Firings
-from nullsae.subjects.loading import Subject, load_subject
+from nullsae.subjects.loading import Subject, shared_subject
 from nullsae.subjects.unembedding import NoDirectPathError, direct_path
 
 # Whose row of the decoder is looked at, and what that adds to the name of a column.
@@ -53,7 +53,7 @@ def subject_for_effects(
         return None, "no model"
     if site == "embed":
         return None, "the site is not in the residual stream and not written to it"
-    return (model if isinstance(model, Subject) else load_subject(model, device)), None
+    return (model if isinstance(model, Subject) else shared_subject(model, device)), None
 
 
 def effect_columns(

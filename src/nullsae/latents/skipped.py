@@ -25,8 +25,11 @@ class Activations(Protocol):
     def n_excluded(self) -> int:
         """Tokens of the split that do not."""
 
-    def batches(self, *, excluded: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those that count, or those that do not: float32 [n, d_model], positions int64 [n]."""
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those that count: float32 [n, d_model], positions int64 [n]."""
+
+    def excluded_positions(self) -> Tensor:
+        """Flat positions of those that do not, int64 [n]."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,7 @@ class Skipped:
                 f"{split.manifest}: has no separator_token_id, which latents.skip_end_of_text "
                 f"needs; set corpora.*.separator, or latents.skip_end_of_text to false"
             )
-        found = [at.numpy() for _, at in reader.batches(excluded=True)]
-        excluded = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
-        return cls(split, settings, excluded)
+        return cls(split, settings, np.sort(reader.excluded_positions().numpy()))
 
     def by_settings(self, position: np.ndarray) -> np.ndarray:
         """Of positions of any shape, those that `latents.skip_*` names: bool, of that shape."""

@@ -15,7 +15,7 @@ from nullsae.activations.store import SiteReader
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.metrics import CrossEvaluateParams
-from nullsae.metrics.evaluate import open_site
+from nullsae.metrics.evaluate import open_for
 from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
@@ -60,11 +60,12 @@ def cross_evaluate(
         )
     torch.set_num_threads(params.compute.threads)
     coder, config = load_sae(sae)
-    coder = coder.to(pick_device(params.compute.device))
+    device = pick_device(params.compute.device)
+    coder = coder.to(device)
     corpus = load_tokens(tokens)
     keys = params.activations_keys or ("",) * len(activations)
     readers = [
-        open_site(manifest, params.keys.site, key, config.d_model, sae)
+        open_for(manifest, params.keys.site, key, config.d_model, sae, device)
         for manifest, key in zip(activations, keys, strict=True)
     ]
     rows = []

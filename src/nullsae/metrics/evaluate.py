@@ -1,16 +1,19 @@
-"""Evaluation of one SAE on the `eval` split."""
+"""Evaluation of SAEs on the `eval` split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nullsae import tables
-from nullsae.activations.outputs import both, outputs_of
+from nullsae.activations.outputs import outputs_of
+from nullsae.activations.passes import batches_together, open_site
 from nullsae.activations.store import SiteReader, document_of
 from nullsae.core.errors import UserError
 from nullsae.core.moments import SHARES, Moments
@@ -22,73 +25,123 @@ from nullsae.metrics.geometry import decoder_geometry
 from nullsae.metrics.reconstruction import ReconstructionSums, explained
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import PRETRAINED, load_sae
-from nullsae.sae.token_means import fit_token_means, token_ids
-from nullsae.subjects.loading import Subject, load_subject, pick_device
+from nullsae.sae.token_means import TokenMeans, token_ids
+from nullsae.subjects.loading import Subject, pick_device, shared_subject
 
+# The sites that are read and explained: the same but for transcoders.
+Pair = tuple[str, str]
 # Tokens of eval, from its start, that the covariance is taken over.
 HEALTH_TOKENS = 65_536
 NO_VARIANCE = "the site has no variance: all tokens have the same activation"
+
+
+@dataclass(frozen=True)
+class OneSae:
+    """An SAE to evaluate, and where its tables go."""
+
+    params: EvaluateSaeParams
+    sae: Path
+    """Its `cfg.json`."""
+    reconstruction: Path
+    """One row."""
+    documents: Path
+    geometry: Path
+    """One row."""
 
 
 def evaluate_sae(
     params: EvaluateSaeParams,
     *,
     sae: Path,
+    reconstruction: Path,
+    documents: Path,
+    geometry: Path,
+    **files: Any,
+) -> None:
+    """`evaluate_together` of one SAE."""
+    evaluate_together([OneSae(params, sae, reconstruction, documents, geometry)], **files)
+
+
+def evaluate_together(
+    saes: Sequence[OneSae],
+    *,
     model: Path | None,
     train_activations: Path,
     eval_activations: Path,
     train_tokens: Path,
     eval_tokens: Path,
-    reconstruction: Path,
-    documents: Path,
-    geometry: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of one SAE.
+    """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of each SAE.
 
-    Memory grows with documents, not tokens: tokens and activations are mapped from their files.
+    All are of one variant, and one pass over each split serves them all. Memory holds all SAEs, the
+    sums of each document, and means of each token at each site; it does not grow with the number of
+    tokens, which are mapped from their files like activations.
 
     Args:
-        params: the rule's slice of the config.
-        sae: `cfg.json` of the SAE.
+        saes: at any sites.
         model: `recipe.json` of the variant, for cross-entropy; None for `gaussian` and floors,
             which have none: their columns of fidelity are null.
         train_activations: manifest of the `sae_train` activations: token means are fitted there.
         eval_activations: manifest of the `eval` activations: everything is measured there.
         train_tokens: manifest of the corpus' `sae_train` split.
         eval_tokens: manifest of its `eval` split.
-        reconstruction: output table.
-        documents: output table.
-        geometry: output table.
-        progress: called with (tokens done, tokens in all).
+        progress: called with (tokens done, tokens in all), over all sites.
 
     Raises:
         UserError: a model that is missing or does not belong here, activations that are missing,
-            damaged, of another config or of another width than the SAE's, or an SAE made elsewhere
+            damaged, of another config or of another width than an SAE's, or an SAE made elsewhere
             that is fed with something else than it was trained on.
     """
-    torch.set_num_threads(params.compute.threads)
-    site, (coder, config) = params.keys.site, load_sae(sae)
-    coder = coder.to(pick_device(params.compute.device))
-    heldout = open_site(eval_activations, site, params.eval_activations_key, config.d_model, sae)
-    fitted = open_site(train_activations, site, params.activations_key, config.d_model, sae)
-    _check_model(model, heldout)
+    torch.set_num_threads(saes[0].params.compute.threads)
+    device = pick_device(saes[0].params.compute.device)
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
-    subject = None if model is None else load_subject(model, coder.b_dec.device)
-    # On a null's activations it is meant to be out of place.
-    if subject is not None and config.dictionary == PRETRAINED and params.keys.variant == "trained":
-        require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
-    # Of a transcoder, what is explained is its output site.
-    wanted, of_fitted = (outputs_of(r, site, coder.writes_at(site)) for r in (heldout, fitted))
-    sums, health = _reconstruct(coder, heldout, wanted, tokens, progress)
-    looked_up, n_fitted = _looked_up(of_fitted, fit_tokens, wanted, tokens)
-    spliced = None if subject is None else _spliced(params, subject, coder, heldout, wanted, tokens)
+    measured, fitted = [], {}
+    for one in saes:
+        params, site = one.params, one.params.keys.site
+        coder, config = load_sae(one.sae)
+        of_sae = (config.d_model, one.sae, device)
+        heldout = open_for(eval_activations, site, params.eval_activations_key, *of_sae)
+        of_training = open_for(train_activations, site, params.activations_key, *of_sae)
+        _check_model(model, heldout)
+        coder = coder.to(device)
+        # On a null's activations it is meant to be out of place.
+        known = config.dictionary == PRETRAINED and params.keys.variant == "trained"
+        if model is not None and known:
+            subject = shared_subject(model, device)
+            require_fit(params.keys, params.expect, subject, coder, heldout, tokens)
+        # Of a transcoder, what is explained is its output site.
+        written = coder.writes_at(site)
+        measured.append(Measured(one, coder, heldout, outputs_of(heldout, site, written), tokens))
+        fitted[measured[-1].pair] = outputs_of(of_training, site, written)
+    means = fit_means(fitted, fit_tokens, int(tokens.manifest["vocab_size"]))
+    looked_up = _reconstruct(measured, tokens, {p: m for p, (m, _) in means.items()}, progress)
+    subject_of = None if model is None else shared_subject(model, device)
+    for each in measured:
+        _write(each, subject_of, tokens, looked_up[each.pair], means[each.pair][1])
+
+
+def _check_model(model: Path | None, heldout: SiteReader) -> None:
+    """What was sampled names the activations that it is fitted to, and has no model."""
+    if (model is None) != ("fitted" in heldout.manifest):
+        captured = "captured from a model; give its recipe.json"
+        how = captured if model is None else "sampled, from no model; leave it out"
+        raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
+
+
+def _write(
+    each: Measured, subject: Subject | None, tokens: Tokens, looked_up: np.ndarray, n_fitted: int
+) -> None:
+    """The tables of one SAE, after the pass."""
+    params, coder, heldout, sums = each.one.params, each.coder, each.heldout, each.sums
+    spliced = None if subject is None else _spliced(each, subject, tokens)
+    health = each.moments.health()
     row = {
         "n_latents": coder.n_latents,
-        "d_model": config.d_model,
-        "reason": NO_VARIANCE if wanted.is_constant else None,
+        "d_model": heldout.d_model,
+        "reason": NO_VARIANCE if each.wanted.is_constant else None,
         **sums.totals(),
-        "explained_variance_all_tokens": _of_all_tokens(sums, coder, heldout, wanted, tokens),
+        "explained_variance_all_tokens": each.of_all_tokens(),
         "n_tokens_excluded": heldout.n_excluded,
         "excluded_variance_share": heldout.manifest["excluded"]["variance_share"],
         **{name: health[name] for name in SHARES},
@@ -106,104 +159,111 @@ def evaluate_sae(
         for own in sums.documents()
     ]
     shape = decoder_geometry(coder, params.seed)
-    tables.write_table(reconstruction, [row], tables.cell_schema("reconstruction"))
-    tables.write_table(documents, of_documents, tables.cell_schema("documents"))
-    tables.write_table(geometry, [shape], tables.cell_schema("geometry"))
+    tables.write_table(each.one.reconstruction, [row], tables.cell_schema("reconstruction"))
+    tables.write_table(each.one.documents, of_documents, tables.cell_schema("documents"))
+    tables.write_table(each.one.geometry, [shape], tables.cell_schema("geometry"))
 
 
-def _check_model(model: Path | None, heldout: SiteReader) -> None:
-    """What was sampled names the activations that it is fitted to, and has no model."""
-    if (model is None) != ("fitted" in heldout.manifest):
-        captured = "captured from a model; give its recipe.json"
-        how = captured if model is None else "sampled, from no model; leave it out"
-        raise UserError(f"--model: {model or 'not given'}, but {heldout.folder} was {how}")
+class Measured:
+    """What a pass over `eval` adds up for one SAE."""
+
+    def __init__(
+        self,
+        one: OneSae,
+        coder: Autoencoder,
+        heldout: SiteReader,
+        wanted: SiteReader,
+        tokens: Tokens,
+    ) -> None:
+        """Start at zero; `coder` lies on the device that computes.
+
+        `heldout` is what it reads, `wanted` what is to come out: the same but for transcoders.
+        """
+        self.one, self.coder, self.tokens = one, coder, tokens
+        self.heldout, self.wanted, self.mean = heldout, wanted, wanted.mean()
+        self.pair = (one.params.keys.site, coder.writes_at(one.params.keys.site))
+        n_documents = int(tokens.document_id.max()) + 1
+        self.sums, self.rest = (
+            ReconstructionSums(mean=self.mean, n_documents=n_documents, n_latents=coder.n_latents)
+            for _ in range(2)
+        )
+        self.moments = Moments(heldout.d_model, device=coder.b_dec.device)
+        self.left_out = torch.zeros(wanted.d_model, dtype=torch.float64)
+
+    def add(
+        self, x: Tensor, y: Tensor, position: Tensor, documents: np.ndarray, *, counts: bool
+    ) -> None:
+        """Add tokens that count, or that do not: what is read and wanted, float32 [n, d]."""
+        given = x.to(self.coder.b_dec.device)
+        values, indices = self.coder.encode(given, token_ids(self.tokens, position))
+        output = self.coder.decode(values, indices, given)
+        (self.sums if counts else self.rest).add(y, output, values, indices, documents)
+        if counts:
+            self.moments.add(x[: HEALTH_TOKENS - self.moments.n])
+        else:
+            self.left_out += (y.double() - self.mean).sum(dim=0)
+
+    def of_all_tokens(self) -> float | None:
+        """Explained variance over all tokens, excluded ones too, about the mean of all."""
+        error, deviation = (
+            sum(float(s.by_document[name].sum()) for s in (self.sums, self.rest))
+            for name in ("squared_error", "squared_deviation")
+        )
+        # About the mean of all instead of that of the tokens that count (Steiner's theorem).
+        n = self.heldout.n_tokens + self.heldout.n_excluded
+        return explained(error, deviation - float(self.left_out.square().sum()) / n)
 
 
 def _reconstruct(
-    coder: Autoencoder,
-    heldout: SiteReader,
-    wanted: SiteReader,
+    measured: Sequence[Measured],
     tokens: Tokens,
+    means: Mapping[Pair, Tensor],
     progress: Callable[[int, int], None],
-) -> tuple[ReconstructionSums, Mapping[str, float | None]]:
-    """Sums over all tokens, and the health of the activations that are read."""
-    n_documents = int(tokens.document_id.max()) + 1
-    sums = ReconstructionSums(
-        mean=wanted.mean(), n_documents=n_documents, n_latents=coder.n_latents
-    )
-    device, done = coder.b_dec.device, 0
-    moments = Moments(heldout.d_model, device=device)
-    for x, y, position in both(heldout, wanted):
-        given = x.to(device)
-        values, indices = coder.encode(given, token_ids(tokens, position))
-        output = coder.decode(values, indices, given)
-        sums.add(y, output, values, indices, document_of(position, tokens.document_id))
-        moments.add(x[: HEALTH_TOKENS - moments.n])
-        done += len(x)
-        progress(done, heldout.n_tokens)
-    return sums, moments.health()
+) -> dict[Pair, np.ndarray]:
+    """One pass over `eval` for all of them; by pair of sites, errors of these means of tokens."""
+    pairs = {each.pair: (each.heldout, each.wanted) for each in measured}
+    errors = {pair: np.zeros(int(tokens.document_id.max()) + 1) for pair in pairs}
+    done, total = 0, sum(reader.n_tokens for reader, _ in pairs.values())
+    for pair, counts, x, y, position in batches_together(pairs):
+        documents = document_of(position, tokens.document_id)
+        for each in measured:
+            if each.pair == pair:
+                each.add(x, y, position, documents, counts=counts)
+        if counts:
+            ids = token_ids(tokens, position)
+            add_lookup_errors(errors[pair], means[pair], y, ids, documents)
+            done += len(x)
+            progress(done, total)
+    return errors
 
 
-def _spliced(
-    params: EvaluateSaeParams,
-    subject: Subject,
-    coder: Autoencoder,
-    heldout: SiteReader,
-    wanted: SiteReader,
-    tokens: Tokens,
-) -> Fidelity:
+def _spliced(each: Measured, subject: Subject, tokens: Tokens) -> Fidelity:
     """Fidelity over contexts spread over the split."""
+    params, coder = each.one.params, each.coder
     n_contexts, context_tokens = tokens.input_ids.shape
     contexts = spread(n_contexts, params.fidelity_tokens or tokens.input_ids.size, context_tokens)
     input_ids = torch.from_numpy(tokens.input_ids[contexts])
     site, documents = params.keys.site, tokens.document_id[contexts]
     kept = torch.ones_like(input_ids, dtype=torch.bool)
-    if heldout.n_excluded:
-        rows = {context: row for row, context in enumerate(contexts)}
-        for _, position in heldout.batches(excluded=True):
-            for at in position.tolist():
-                context, offset = divmod(at, context_tokens)
-                if context in rows:
-                    kept[rows[context], offset] = False
-    mean = wanted.mean()
-    return fidelity(subject, coder, site, input_ids, documents, mean, contexts=contexts, kept=kept)
-
-
-def _of_all_tokens(
-    sums: ReconstructionSums,
-    coder: Autoencoder,
-    heldout: SiteReader,
-    wanted: SiteReader,
-    tokens: Tokens,
-) -> float | None:
-    """Explained variance over all tokens, excluded ones too, about the mean of all."""
-    rest = ReconstructionSums(
-        mean=sums.mean, n_documents=sums.n_documents, n_latents=coder.n_latents
+    rows = {context: row for row, context in enumerate(contexts)}
+    for at in each.heldout.excluded_positions().tolist():
+        context, offset = divmod(at, context_tokens)
+        if context in rows:
+            kept[rows[context], offset] = False
+    return fidelity(
+        *(subject, coder, site, input_ids, documents, each.mean), contexts=contexts, kept=kept
     )
-    total = torch.zeros(wanted.d_model, dtype=torch.float64)
-    for x, y, position in both(heldout, wanted, excluded=True):
-        ids = token_ids(tokens, position)
-        given = x.to(coder.b_dec.device)
-        values, indices = coder.encode(given, ids)
-        of_documents = document_of(position, tokens.document_id)
-        rest.add(y, coder.decode(values, indices, given), values, indices, of_documents)
-        total += (y.double() - sums.mean).sum(dim=0)
-    error, deviation = (
-        sum(float(s.by_document[name].sum()) for s in (sums, rest))
-        for name in ("squared_error", "squared_deviation")
-    )
-    # About the mean of all instead of that of the tokens that count (Steiner's theorem).
-    n = heldout.n_tokens + heldout.n_excluded
-    return explained(error, deviation - float(total.square().sum()) / n)
 
 
-def open_site(manifest: Path, site: str, key: str, d_model: int, sae: Path) -> SiteReader:
+def open_for(
+    manifest: Path, site: str, key: str, d_model: int, sae: Path, device: torch.device
+) -> SiteReader:
     """Checked activations of a site that an SAE of width `d_model` fits.
 
     Raises:
         UserError: they are missing, damaged, of another config or of another width.
     """
-    reader = SiteReader.open(manifest, site, key=key)
+    reader = open_site(manifest, site, key=key, device=device)
     if reader.d_model != d_model:
         raise UserError(
             f"{reader.folder}: activations of {reader.d_model} dimensions, but the SAE {sae} is "
@@ -213,31 +273,26 @@ def open_site(manifest: Path, site: str, key: str, d_model: int, sae: Path) -> S
     return reader
 
 
-def _looked_up(
-    fitted: SiteReader, fit_tokens: Tokens, heldout: SiteReader, tokens: Tokens
-) -> tuple[np.ndarray, int]:
-    """`token_lookup_errors` of the means of one split on another one, and tokens of the first."""
-    pairs = ((x, token_ids(fit_tokens, position)) for x, position in fitted.batches())
-    means, counts = fit_token_means(pairs, int(tokens.manifest["vocab_size"]), fitted.d_model)
-    batches = (
-        (x, token_ids(tokens, position), document_of(position, tokens.document_id))
-        for x, position in heldout.batches()
-    )
-    errors = token_lookup_errors(means, batches, int(tokens.document_id.max()) + 1)
-    return errors, int(counts.sum())
+def fit_means(
+    readers: Mapping[Pair, SiteReader], corpus: Tokens, vocab_size: int
+) -> dict[Pair, tuple[Tensor, int]]:
+    """The mean activation of each token id, and of how many tokens: one pass for all sites."""
+    sums = {pair: TokenMeans(vocab_size, reader.d_model) for pair, reader in readers.items()}
+    same = {pair: (reader, reader) for pair, reader in readers.items()}
+    for pair, counts, x, _, position in batches_together(same):
+        if counts:
+            sums[pair].add(x, token_ids(corpus, position))
+    return {pair: (own.means(), int(own.counts.sum())) for pair, own in sums.items()}
 
 
-def token_lookup_errors(
-    means: Tensor, batches: Iterable[tuple[Tensor, Tensor, np.ndarray]], n_documents: int
-) -> np.ndarray:
-    """What the token's identity alone leaves unexplained, without an SAE: float64 [n_documents].
+def add_lookup_errors(
+    errors: np.ndarray, means: Tensor, x: Tensor, ids: Tensor, documents: np.ndarray
+) -> None:
+    """Add to errors float64 [n_documents] what the token's identity alone leaves unexplained.
 
     sum |x - means[token]|^2 over the tokens of each document, of another split than that of the
-    means, float64 [vocab_size, d_model]. Batches are activations [n, d_model], token ids int64 [n]
-    and documents int [n].
+    means, float64 [vocab_size, d_model]: activations x [n, d_model], token ids int64 [n] and
+    documents int [n].
     """
-    errors = np.zeros(n_documents)
-    for x, ids, documents in batches:
-        error = (x.double() - means[ids]).square().sum(dim=1)
-        np.add.at(errors, documents, error.numpy())
-    return errors
+    error = (x.double() - means[ids]).square().sum(dim=1)
+    np.add.at(errors, documents, error.numpy())

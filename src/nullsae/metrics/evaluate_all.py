@@ -1,4 +1,4 @@
-"""Evaluation of all SAEs of a model, one after the other: a job of `evaluate_sae`."""
+"""Evaluation of all SAEs of a model: a job of `evaluate_sae`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nullsae.activations.store import SiteReader
 from nullsae.config.variants import is_floor
 from nullsae.core.files import atomic_path, checksum, content_key, write_json
 from nullsae.jobs.metrics import EvaluateSaeParams, EvaluateSaesParams
-from nullsae.metrics.evaluate import evaluate_sae
+from nullsae.metrics.evaluate import OneSae, evaluate_together
 
 log = logging.getLogger(__name__)
 TABLES = ("reconstruction", "documents", "geometry")
@@ -88,7 +89,7 @@ def evaluate_saes(
     kept: Kept | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Evaluate SAEs as `evaluate_sae` does, each into tables of its own.
+    """Evaluate SAEs as `evaluate_together` does, each into tables of its own.
 
     Args:
         params: the rule's slice of the config.
@@ -104,29 +105,44 @@ def evaluate_saes(
         progress: called with (SAEs done, SAEs in all).
 
     Raises:
-        UserError: as `evaluate_sae`.
+        UserError: as `evaluate_together`.
     """
-    each = list(params.each())
-    for done, one in enumerate(each):
+    each, done = list(params.each()), 0
+    groups: dict[tuple[str, ...], list[tuple[OneSae, Copies | None]]] = {}
+    for one in each:
         own = one.keys.model_dump()
         config = Path(sae.format(**own))
         outputs = {name: Path(output.format(**own)) / f"{name}.parquet" for name in TABLES}
         copies = kept.copies(one, config) if kept and config.is_file() else None
         if copies and copies.take(outputs):
             log.info("%s: evaluated before, its tables are copied", config.parent)
-        else:
-            evaluate_sae(
-                one,
-                sae=config,
-                model=None if is_floor(one.keys.variant) else model,
-                train_activations=Path(train_activations.format(**own)),
-                eval_activations=Path(eval_activations.format(**own)),
-                train_tokens=train_tokens,
-                eval_tokens=eval_tokens,
-                reconstruction=outputs["reconstruction"],
-                documents=outputs["documents"],
-                geometry=outputs["geometry"],
-            )
+            done += 1
+            progress(done, len(each))
+            continue
+        group = _group(params, one, Path(eval_activations.format(**own)))
+        groups.setdefault(group, []).append((OneSae(one, config, **outputs), copies))
+    for members in groups.values():
+        keys = members[0][0].params.keys
+        own = keys.model_dump()
+        evaluate_together(
+            [one for one, _ in members],
+            model=None if is_floor(keys.variant) else model,
+            train_activations=Path(train_activations.format(**own)),
+            eval_activations=Path(eval_activations.format(**own)),
+            train_tokens=train_tokens,
+            eval_tokens=eval_tokens,
+        )
+        for member, copies in members:
             if copies:
-                copies.keep(outputs)
-        progress(done + 1, len(each))
+                copies.keep({name: getattr(member, name) for name in TABLES})
+        done += len(members)
+        progress(done, len(each))
+
+
+def _group(params: EvaluateSaesParams, one: EvaluateSaeParams, manifest: Path) -> tuple[str, ...]:
+    """SAEs of one group share passes. Where activations are on disk, each reads them by itself."""
+    keys = one.keys
+    key = one.eval_activations_key
+    if SiteReader.open(manifest, keys.site, key=key).manifest.get("made_from") is None:
+        return (keys.variant, keys.site, keys.sae, str(keys.seed))
+    return (keys.variant,) if params.sites_together else (keys.variant, keys.site)

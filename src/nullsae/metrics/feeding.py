@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nullsae.activations.capture import capture_contexts
 from nullsae.activations.exclusion import Kept, row_norms
+from nullsae.activations.passes import capture_contexts
 from nullsae.config.activations import Exclude
 from nullsae.config.saes import Expect
 from nullsae.config.sites import KINDS, site_kind, site_layer

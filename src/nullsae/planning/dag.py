@@ -22,8 +22,6 @@ from nullsae.jobs.work import WORK, job_work
 from nullsae.jobs.work.amounts import SizedStudy, Work
 from nullsae.paths import partition_keys
 
-Name = tuple[str, ...]
-CAPTURES = ("cache_activations", "sample_gaussian")
 # Rules whose jobs may only join what others made.
 SHARDED = {"explain_latents": "explain_shard", "score_latents": "score_shard"}
 
@@ -37,10 +35,6 @@ class Job:
     work: Work
     needs: list[int] = field(default_factory=list)
     """Indices of the jobs that it waits for, all before its own."""
-    activations: Name | None = None
-    """What it captures or samples: variant's keys and split."""
-    reads: tuple[Name, ...] = ()
-    """The activations that it reads."""
     cells: list[Keys] = field(default_factory=list)
     """Keys of all that it makes."""
     on_gpu: bool = False
@@ -68,9 +62,7 @@ class Graph:
             rules = {self.jobs[need].rule for need in needs}
             if SHARDED.get(rule) in rules:
                 work = Work(written_bytes=work.written_bytes)
-            captured = tuple(keys.values()) if rule in CAPTURES else None
-            reads = tuple(filter(None, (self.jobs[need].activations for need in needs)))
-            self.jobs.append(Job(rule, keys, work, needs, captured, reads, cells))
+            self.jobs.append(Job(rule, keys, work, needs, cells))
 
     def by_rule(self) -> dict[str, list[Job]]:
         """The jobs of each rule, in the order in which data flows."""

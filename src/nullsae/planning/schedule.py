@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
-from nullsae.planning.dag import Job, Name
+from nullsae.planning.dag import Job
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,15 @@ def list_schedule(
     return Schedule(start, end, max(to_end, default=0.0))
 
 
-def peak_disk_bytes(jobs: Sequence[Job], schedule: Schedule, *, keep_activations: bool) -> float:
+def peak_disk_bytes(jobs: Sequence[Job], schedule: Schedule) -> float:
     """The most that lies on disk at any moment of a schedule.
 
-    What a job writes counts from its start, what it keeps for a resume until its end. Without
-    `keep_activations`, a split's activations go when the last job that reads them ends.
+    What a job writes counts from its start, what it keeps for a resume until its end.
     """
     changes: list[tuple[float, int, float]] = []
-    last_read: dict[Name, float] = {}
-    for job, end in zip(jobs, schedule.end_seconds, strict=True):
-        for name in job.reads:
-            last_read[name] = max(last_read.get(name, 0.0), end)
     for job, start, end in zip(jobs, schedule.start_seconds, schedule.end_seconds, strict=True):
         changes.append((start, 1, job.work.written_bytes + job.work.work_bytes))
         changes.append((end, 0, -job.work.work_bytes))
-        if job.activations is not None and not keep_activations:
-            gone = last_read.get(job.activations, end)
-            changes.append((gone, 0, -job.work.written_bytes))
     held = peak = 0.0
     # At one moment what goes makes room for what comes.
     for _, _, change in sorted(changes):

@@ -70,7 +70,7 @@ class Plan:
     seconds: float
     """From start to end on these, without waiting for language models."""
     disk_bytes: float
-    disk_bytes_without_activations: float
+    """The most that lies on disk at any moment: results, and checkpoints of what is trained."""
     bills: list[dict[str, Any]]
     calls_are_counted: bool
     tokens_are_counted: bool
@@ -110,7 +110,6 @@ def make_plan(
         walls.append(job.seconds if job.on_gpu else alone)
     on_gpu, slots = [job.on_gpu for job in graph.jobs], max(1, cores // threads)
     schedule = list_schedule(graph.jobs, walls, uses_gpu=on_gpu, gpus=gpus, slots=slots)
-    disk = [peak_disk_bytes(graph.jobs, schedule, keep_activations=k) for k in (True, False)]
     found, counted = bills(config, root)
     calls = {"explain_latents": 0, "score_latents": 0}
     for (_, scorer, _), bill in found.items():
@@ -123,8 +122,7 @@ def make_plan(
         cores=cores,
         longest_chain_seconds=schedule.longest_chain_seconds,
         seconds=schedule.seconds,
-        disk_bytes=disk[0],
-        disk_bytes_without_activations=disk[1],
+        disk_bytes=peak_disk_bytes(graph.jobs, schedule),
         bills=[_bill(config, key, bill) for key, bill in found.items()],
         calls_are_counted=counted,
         tokens_are_counted=all(size.counted for size in study.corpora.values()),
@@ -194,8 +192,8 @@ def print_plan(
         f"language models is not in it. Rates: {plan.rates}."
     )
     console.print(
-        f"Disk: {_amount(plan.disk_bytes)}B; {_amount(plan.disk_bytes_without_activations)}B at "
-        f"the most if activations are deleted as soon as nothing reads them any more."
+        f"Disk: {_amount(plan.disk_bytes)}B at the most, of which "
+        f"{_amount(plan.total('written_bytes'))}B stay."
     )
     if not plan.tokens_are_counted:
         console.print("Tokens of the corpus are an estimate from its characters.")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -113,10 +114,19 @@ class SaeConfig(Section):
         return found
 
 
-def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
-    """Write the weights as float32, then the config; the config makes the folder complete."""
+def save_sae(
+    sae: Autoencoder, folder: Path, *, dtype: torch.dtype = torch.float32, **described: Any
+) -> None:
+    """Write the weights, then the config, which makes the folder complete.
+
+    Matrices are rounded to `dtype`, vectors are float32. `described` is the rest of `SaeConfig`.
+    """
     weights = folder / "sae.safetensors"
-    save_tensors(weights, {name: tensor.float() for name, tensor in sae.parameters().items()})
+    tensors = {
+        name: tensor.to(dtype if tensor.dim() > 1 else torch.float32)
+        for name, tensor in sae.parameters().items()
+    }
+    save_tensors(weights, tensors)
     own = ("architecture", "d_model", "n_latents", "k", "normalization")
     described |= {key: getattr(sae, key) for key in own}
     if isinstance(sae, Transcoder):
@@ -129,7 +139,7 @@ def save_sae(sae: Autoencoder, folder: Path, **described: Any) -> None:
 
 
 def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
-    """Read an SAE.
+    """Read an SAE, whose weights are float32 in memory.
 
     A `UserError` names a file that is missing or damaged, a key of the config or of the weights
     that is unknown or missing, or a tensor of another shape than the config says.
@@ -145,7 +155,7 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
     weights = config_file.parent / "sae.safetensors"
     verify(weights, config.weights_checksum, rebuild=rebuild)
     try:
-        tensors = load_file(weights)
+        tensors = {name: tensor.float() for name, tensor in load_file(weights).items()}
     except SafetensorError as error:
         raise UserError(f"{weights}: {error}; rebuild it with: {rebuild}") from None
     shapes = config.shapes()

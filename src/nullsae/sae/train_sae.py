@@ -16,18 +16,13 @@ from torch import Tensor
 from nullsae.activations.blocks import Blocks, CachedBlocks
 from nullsae.activations.live import live_blocks
 from nullsae.activations.outputs import both, outputs_of
+from nullsae.activations.passes import open_site
 from nullsae.activations.store import SiteReader
 from nullsae.config.check_pretrained import refuse_differences
 from nullsae.config.compute import Precise, precision_on
 from nullsae.config.saes import Sae
 from nullsae.core.errors import UserError
-from nullsae.core.files import (
-    atomic_path,
-    content_key,
-    drop_partial,
-    read_json,
-    rebuild_command,
-)
+from nullsae.core.files import atomic_path, content_key, drop_partial, read_json, rebuild_command
 from nullsae.core.locking import alone_at
 from nullsae.core.randomness import torch_generator
 from nullsae.core.stopping import stoppable
@@ -191,11 +186,11 @@ def _open(
     precision: Precise,
 ) -> list[Cell]:
     """The cells that are not made yet, each site's activations verified once."""
-    readers = {}
+    readers, device = {}, pick_device(params.compute.device)
     expected = (params.activations_key, params.eval_activations_key)
     for site in dict.fromkeys(cell.site for cell in params.cells):
         train, heldout = (
-            SiteReader.open(split, site, key=key)
+            open_site(split, site, key=key, device=device)
             for split, key in zip(activations, expected, strict=True)
         )
         train.check()

@@ -30,6 +30,7 @@ from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.files import PRETRAINED, load_sae, save_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.trainer import Trainer, evaluate
+from nullsae.subjects.loading import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class Cell:
         save_sae(
             sae,
             folder,
+            dtype=DTYPES[self.recipe.stored_dtype],
             dictionary=PRETRAINED if given else self.recipe.dictionary,
             keys=keys,
             key=self.key,

@@ -137,7 +137,8 @@ def _moment_errors(
 def rounding_step(values: Tensor, dtype: torch.dtype) -> float:
     """Distance between neighbouring numbers of a dtype at the size of a tensor's entries."""
     limits = torch.finfo(dtype)
-    return limits.eps * max(float(values.square().mean().sqrt()), limits.tiny)
+    root_mean_square = float(torch.linalg.vector_norm(values)) / math.sqrt(values.numel())
+    return limits.eps * max(root_mean_square, limits.tiny)
 
 
 def initializer(after: State, other: State) -> Gate:
@@ -249,14 +250,17 @@ def uncorrelated(before: State, after: State, changes: Mapping[str, Chance]) -> 
     """|correlation| of each changed tensor with the original is no larger than chance makes it."""
     largest = 0.0
     for name in sorted(changes):
-        old, new = before[name].double(), after[name].double()
+        old, new = before[name], after[name]
         if old.numel() < MIN_CORRELATED_ENTRIES or _is_constant(old) or _is_constant(new):
             continue
+        # Two float64 copies and no third: of a subject's largest tensor they are some gigabytes.
+        a, b = (x.to(torch.float64, copy=True) for x in (old, new))
         if not changes[name].by_row:
-            old, new = old.reshape(-1, 1), new.reshape(-1, 1)
-        a, b = old - old.mean(dim=0), new - new.mean(dim=0)
-        a, b = a / a.norm(), b / b.norm()
-        found = abs(float((a * b).sum()))
+            a, b = a.reshape(-1, 1), b.reshape(-1, 1)
+        for x in (a, b):
+            x -= x.mean(dim=0)
+            x /= x.norm()
+        found = abs(float(a.flatten() @ b.flatten()))
         if not found <= changes[name].limit(a, b):
             return failed("uncorrelated", f"{name}: correlation {found:.3f} with the original")
         largest = max(largest, found)

@@ -20,6 +20,7 @@ from nullsae.config.model_size import check_model
 from nullsae.config.sites import PROJECTED, site_kind
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.subjects.checkpoints import check_checkpoint, check_folder, own_config
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
@@ -34,12 +35,8 @@ PROBE_TOKENS = 8
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that `compute.device` means here; `UserError` for CUDA where there is none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"config: compute.device: {device!r}, but no CUDA device is here; use auto")
-    return torch.device(device)
+    """`device_of`: what `compute.device` means here."""
+    return device_of(device)
 
 
 def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") -> nn.Module:
@@ -350,3 +347,19 @@ def load_subject(recipe_file: Path, device: torch.device) -> Subject:
     )
     model = place(model.eval().requires_grad_(False), recipe, device)
     return Subject(model, recipe, device)
+
+
+_SHARED: dict[tuple[Path, int, torch.device], Subject] = {}
+
+
+def shared_subject(recipe_file: Path, device: torch.device) -> Subject:
+    """`load_subject` for all that a process does with one variant: the last one stays loaded.
+
+    One model is on the device at a time: the last one goes before another comes.
+    """
+    changed = recipe_file.stat().st_mtime_ns if recipe_file.is_file() else 0
+    key = (recipe_file.absolute(), changed, device)
+    if key not in _SHARED:
+        _SHARED.clear()
+        _SHARED[key] = load_subject(recipe_file, device)
+    return _SHARED[key]

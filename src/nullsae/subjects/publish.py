@@ -33,6 +33,7 @@ from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, 
 log = logging.getLogger(__name__)
 
 PROBE_CONTEXTS = 4
+CPU = torch.device("cpu")
 
 
 def train_subject(
@@ -149,7 +150,7 @@ def randomize_model(
             raise UserError(
                 f"--trained: {keys.variant!r} is not made from the trained weights; leave it out"
             )
-        original = load_subject(trained, torch.device("cpu"))
+        original = load_subject(trained, CPU)
         model, source = original.model, original.recipe["source"]
     check_tokens(model, heldout, where=f"config: subjects.{keys.subject}.corpus")
     given = Settings(**params.model_dump(include=set(Settings.model_fields)))
@@ -159,15 +160,16 @@ def randomize_model(
         recipe["trust_remote_code"] = params.source.trust_remote_code
     checks: list[gates.Gate] = []
     if variant.changes_weights:
-        checks = randomize_gated(model, settings, seed=params.seed, **keys.model_dump())
+        # Mapped from the file: no second copy of the weights is held.
+        before = None if trained is None else parameters(load_subject(trained, CPU).model)
+        checks = randomize_gated(model, settings, before, seed=params.seed, **keys.model_dump())
     if params.source is not None and variant.origin == "source" and keys.variant != "trained":
         as_trained = dict(fetch(params.source).named_parameters())
         checks = [gates.untrained(dict(model.named_parameters()), as_trained)]
-    tokenizer = tokenizer_beside(eval_tokens)
     _publish(
         *(model, output, recipe, heldout, device),
         checks=checks,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_beside(eval_tokens),
         weights=weights,
         progress=progress,
     )
@@ -191,14 +193,27 @@ def tokenizer_beside(tokens: Path) -> Path | None:
     return file.parent
 
 
+def parameters(model: Any) -> dict[str, Tensor]:
+    """A model's own parameters by name, on the CPU; tied tensors once."""
+    return {name: p.detach().cpu() for name, p in model.named_parameters()}
+
+
 def randomize_gated(
-    model: Any, settings: Settings, *, seed: int, subject: str, variant: str, draw: int
+    model: Any,
+    settings: Settings,
+    before: gates.State | None = None,
+    *,
+    seed: int,
+    subject: str,
+    variant: str,
+    draw: int,
 ) -> list[gates.Gate]:
     """Change in place, twice from the same original, and check what came out.
 
-    Arguments are those of `changes.randomize`. A copy of all weights is held on the CPU meanwhile.
+    Arguments are those of `changes.randomize`; `before` are the original's parameters in another
+    place than the model's, by default a copy that is held on the CPU meanwhile.
     """
-    before = gates.state(model)
+    before = gates.state(model) if before is None else before
     key: dict[str, Any] = {"seed": seed, "subject": subject, "draw": draw}
     randomize(model, variant, settings, **key)
     first = gates.fingerprints(dict(model.named_parameters()))
@@ -206,7 +221,7 @@ def randomize_gated(
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
     changes = randomize(model, variant, settings, **key)
-    after = {name: p.detach().cpu() for name, p in model.named_parameters()}
+    after = parameters(model)
     own = [
         change.gate(before, after, names, model=model, draw=draw_of(variant, **key))
         for change, names in by_change(changes).items()
@@ -238,9 +253,11 @@ def _publish(
     before = Subject(model=place(model, recipe, device), recipe=recipe, device=device)
     tells, checks = bool(checks), [*checks, *pass_gates(before, probe)]
     gates.require(checks, str(folder))  # before anything is written
+    saved = before.logits(probe, **of)
     save_subject(model, folder, recipe, tokenizer=tokenizer, weights=weights)
     written = read_json(folder / "recipe.json", rebuild="")
-    saved = before.logits(probe, **of)
+    if device.type == "cuda" and not hasattr(model, "hf_device_map"):
+        model.to(CPU)  # one model at a time
     subject = load_subject(folder / "recipe.json", device)
     logits = subject.logits(probe, **of)
     activations = subject.activations(probe, **of, sites=subject.block_outputs)

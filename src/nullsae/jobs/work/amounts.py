@@ -43,6 +43,8 @@ class Work:
     """That it keeps in `results/work` until it ends."""
     held_bytes: float = 0.0
     """Of memory that it holds at its highest, beside Python and its libraries."""
+    gpu_bytes: float = 0.0
+    """Of a GPU's memory that its tensors hold at their highest, where it runs on one."""
     gpu: bool = False
     """Whether it runs on the GPU where there is one."""
     dtype: str = "float32"
@@ -184,6 +186,7 @@ def in_turn(parts: Sequence[Work]) -> Work:
         written_bytes=sum(part.written_bytes for part in parts),
         work_bytes=max(part.work_bytes for part in parts),
         held_bytes=max(part.held_bytes for part in parts),
+        gpu_bytes=max(part.gpu_bytes for part in parts),
         gpu=any(part.gpu for part in parts),
     )
 
@@ -200,6 +203,6 @@ def encoding(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
     return Work(product_flops=n_tokens * product, moved_bytes=n_tokens * moved)
 
 
-def sae_bytes(d: int, m: int) -> float:
-    """sae.safetensors: two matrices and two vectors in float32."""
-    return 4.0 * (2.0 * m * d + m + d)
+def sae_bytes(d: int, m: int, dtype: str = "float32") -> float:
+    """sae.safetensors: two matrices, and two vectors in float32."""
+    return BYTES[dtype] * 2.0 * m * d + 4.0 * (m + d)

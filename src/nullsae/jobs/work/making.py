@@ -6,7 +6,9 @@ latents of an SAE.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 
 from nullsae.config.corpora import BuiltinSource, HubSource, TrainedTokenizer
 from nullsae.config.model_size import BYTES, Size
@@ -38,6 +40,8 @@ BLOCK_STEP_SECONDS = 4e-3
 GATE_SECONDS = 1.2e-7
 # A number of a Gaussian sample: its draw in float64, moments and gates.
 NORMAL_SECONDS = 1.1e-7
+# Per entry of a tensor that gates compare: two copies in float64, and a third while it is drawn.
+COMPARED_BYTES = 24.0
 # The loss of a variant is taken over so many contexts, and so many bytes of logits, at once.
 LOSS_CONTEXTS, LOSS_LOGIT_BYTES = 32, 2**28
 # Activations of a chunk: one captured, one written, both permuted or pinned.
@@ -126,7 +130,8 @@ def _train(study: SizedStudy, keys: Keys, *, published: int) -> Work:
         product_flops=source.steps * muon,
         host_seconds=source.steps * size.n_layers * BLOCK_STEP_SECONDS,
         written_bytes=published * each.written_bytes,
-        held_bytes=20.0 * size.n_parameters + source.batch_contexts * context * token,
+        held_bytes=(held := 20.0 * size.n_parameters + source.batch_contexts * context * token),
+        gpu_bytes=held,
         imports="all",
         gpu=True,
     )
@@ -135,18 +140,22 @@ def _train(study: SizedStudy, keys: Keys, *, published: int) -> Work:
 def randomize_model(study: SizedStudy, keys: Keys) -> Work:
     """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread.
 
-    Held: twice the weights, and 49 bytes per entry of the largest tensor while gates compare it,
-    measured at 168 MB of weights. Logits of the loss come after, and need less than the gates.
+    Held: the weights that are drawn, and 24 bytes per entry of the largest tensor while gates
+    compare it in float64; the original stays mapped. The initializer's draws are whole models.
     """
     size, variant = study.sizes[keys["subject"]], VARIANTS[keys["variant"]]
     published = publishing(study, keys)
     logits = LOSS_CONTEXTS * study.context_tokens(keys) * size.vocab_size * 4
-    compared = 49.0 * size.largest_tensor * (not variant.fixed)
+    compared = COMPARED_BYTES * size.largest_tensor * (not variant.fixed)
+    # An architecture's own initializer draws all weights at once, in float32.
+    models = 1.0 + 8.0 / BYTES[size.dtype] * (variant.name == "fresh_init")
     return together(
         published,
         host_seconds=size.n_parameters * (GATE_SECONDS if variant.changes_weights else 0.0),
         written_bytes=published.written_bytes if variant.has_own_weights() else 0.0,
-        held_bytes=2.0 * size.weight_bytes + max(compared, 4.0 * min(LOSS_LOGIT_BYTES, logits)),
+        held_bytes=models * size.weight_bytes + max(compared, 4.0 * min(LOSS_LOGIT_BYTES, logits)),
+        # One model at a time: the one that was changed goes before it is read again.
+        gpu_bytes=study.pass_bytes(keys, LOSS_CONTEXTS, head=False) + 4.0 * LOSS_LOGIT_BYTES,
         imports="transformers",
         gpu=True,
     )
@@ -156,6 +165,41 @@ def blocks_to(site: str, size: Size) -> int:
     """Blocks that a pass runs to see a site: it stops there."""
     layer = site_layer(site)
     return max(0, min(layer + (site_kind(site) != "resid_pre"), size.n_layers))
+
+
+def kept_row_bytes(study: SizedStudy, keys: Keys, site: str) -> float:
+    """What a captured token leaves on disk at a site."""
+    settings = study.config.activations
+    number = BYTES[settings.dtype] * study.sizes[keys["subject"]].width(site)
+    return ROW_BYTES + (number if settings.kept else 0.0)
+
+
+def anew(study: SizedStudy, keys: Keys, sites: Iterable[str], n_tokens: float) -> list[Work]:
+    """Activations of so many tokens that a job reads and that are not kept: one pass, or samples.
+
+    Samples are fitted to activations that are computed anew, too.
+    """
+    size, sites = study.sizes[keys["subject"]], list(sites)
+    if study.config.activations.kept or not n_tokens:
+        return []
+    deepest, n, flops, seconds = max(blocks_to(site, size) for site in sites), n_tokens, 0.0, 0.0
+    if not has_model(keys["variant"]):
+        n = study.cached(keys, "sae_train")
+        widths = [float(size.width(site)) for site in sites]
+        flops = sum(2 * d * d * n_tokens + 4 * d * d * n + 20 * d**3 for d in widths)
+        seconds = n_tokens * sum(widths) * NORMAL_SECONDS
+    passed = forward(size, n, study.context_tokens(keys), blocks=deepest)
+    return [replace(passed, tokens=0, product_flops=flops, host_seconds=seconds)]
+
+
+def anew_bytes(study: SizedStudy, keys: Keys, sites: Iterable[str]) -> float:
+    """What a job holds that computes activations anew: a subject, a batch, a shard of all sites."""
+    if study.config.activations.kept:
+        return 0.0
+    settings, size = study.config.activations, study.sizes[keys["subject"]]
+    numbers = 2.0 * study.chunk(keys) * sum(size.width(site) for site in sites)
+    passes = study.pass_bytes(keys, settings.batch_contexts, head=False)
+    return passes + numbers * BYTES[settings.dtype]
 
 
 def capture(study: SizedStudy, keys: Keys) -> Work:
@@ -171,8 +215,9 @@ def capture(study: SizedStudy, keys: Keys) -> Work:
     return together(
         forward(size, n, study.context_tokens(keys), blocks=deepest),
         moved_bytes=8.0 * n * rows,
-        written_bytes=float(n * rows),
-        held_bytes=study.pass_bytes(keys, settings.batch_contexts, head=False) + chunks,
+        written_bytes=n * sum(kept_row_bytes(study, keys, site) for site in sites),
+        held_bytes=(passes := study.pass_bytes(keys, settings.batch_contexts, head=False)) + chunks,
+        gpu_bytes=passes,
         imports="transformers",
         gpu=True,
     )
@@ -198,18 +243,24 @@ def sample_gaussian(study: SizedStudy, keys: Keys) -> Work:
     """
     size = study.sizes[keys["subject"]]
     n, fitted = study.cached(keys, keys["split"]), study.cached(keys, "sae_train")
-    widths = [float(size.width(site)) for site in captured_sites(study.config, keys["subject"])]
+    names = captured_sites(study.config, keys["subject"])
+    widths = [float(size.width(site)) for site in names]
     number, widest = BYTES[study.config.activations.dtype], max(widths)
     rows = sum(d * number + ROW_BYTES for d in widths)
     tokens = 128.0 * size.vocab_size
-    return Work(
+    # Sites come one after the other.
+    fits = [anew(study, {**keys, "variant": "trained"}, [site], fitted) for site in names]
+    held = CHUNK_COPIES * study.chunk(keys) * widest * number + 80.0 * widest**2 + tokens
+    return together(
+        *chain.from_iterable(fits),
         tokens=n,
         product_flops=sum(4 * d * d * fitted + 20 * d**3 + 2 * d * d * n for d in widths),
         moved_bytes=8.0 * n * rows,
         host_seconds=n * sum(widths) * NORMAL_SECONDS,
-        written_bytes=n * rows,
-        held_bytes=CHUNK_COPIES * study.chunk(keys) * widest * number + 80.0 * widest**2 + tokens,
-        imports="torch",
+        written_bytes=n * sum(kept_row_bytes(study, keys, site) for site in names),
+        held_bytes=held + anew_bytes(study, keys, names[:1]),
+        gpu_bytes=80.0 * widest**2 + tokens + anew_bytes(study, keys, names[:1]),
+        imports="torch" if study.config.activations.kept else "transformers",
         gpu=True,
     )
 
@@ -246,22 +297,25 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
     n, cached = study.trained_tokens(keys), study.cached(keys, "sae_train")
-    written = kept = steps = copies = fitting = 0.0
+    written = kept = on_device = copies = fitting = 0.0
     stepwise = False
     for cell in cells:
         recipe, d, m = study.sae(cell)
         one = sae_bytes(d, m)
-        written += one * (1 + len(recipe.checkpoints))
+        written += sae_bytes(d, m, recipe.stored_dtype) * (1 + len(recipe.checkpoints))
         elsewhere = recipe.made_elsewhere(cell["variant"])
         if not recipe.origin.trained or recipe.pretrained is not None:
             fitting = max(fitting, 3 * one + 32.0 * d * d)
         else:
+            kind = "cpu" if study.on_cpu else "cuda"
+            bytes_of = recipe.training().step_bytes
+            on_device += bytes_of(recipe, d_model=d, n_latents=m, k=recipe.kept, device=kind)
             if study.on_cpu:
                 copies = max(copies, one)
-                steps += recipe.training().step_bytes(recipe, d_model=d, n_latents=m, k=recipe.kept)
         if elsewhere or not recipe.origin.trained:
             fitted = recipe.origin.fit_flops(d, cached)
             parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
+            parts += anew(study, keys, [cell["site"]], 0 if elsewhere else cached)
             continue
         stepwise = True
         kept += 3 * one
@@ -269,7 +323,7 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
         parts.append(Work(tokens=n * recipe.epochs, moved_bytes=20.0 * n * d * recipe.epochs))
     sites = list(dict.fromkeys(cell["site"] for cell in cells))
     widths = [float(size.width(site)) for site in sites]
-    recipes, stream = [study.recipe(cell) for cell in cells], settings.mode == "stream"
+    recipes, stream = [study.recipe(cell) for cell in cells], settings.streams
     if stream and stepwise:
         epochs = max(recipe.epochs for recipe in recipes)
         if not has_model(keys["variant"]):
@@ -283,16 +337,18 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             live = forward(size, n * epochs, study.context_tokens(keys), blocks=deepest)
         parts.append(replace(live, tokens=0))
     start = sum(widths) * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
-    held = max(steps + copies, fitting) + start
+    held = max((on_device if study.on_cpu else 0.0) + copies, fitting) + start
     held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
-    if stream and has_model(keys["variant"]):
-        held += study.pass_bytes(keys, settings.batch_contexts, head=False)
+    passes = 0.0
+    if (stream and has_model(keys["variant"])) or not settings.kept:
+        passes = study.pass_bytes(keys, settings.batch_contexts, head=False)
     live_pass = any(part.forward_flops for part in parts)
     return together(
         *parts,
         written_bytes=written,
         work_bytes=kept,
-        held_bytes=held,
+        held_bytes=held + passes,
+        gpu_bytes=max(on_device, fitting) + start + passes,
         imports="torch" if not stepwise else "all" if live_pass else "optimizer",
         gpu=True,
     )
@@ -325,6 +381,6 @@ def derive_sae(study: SizedStudy, keys: Keys) -> Work:
 
 def take_checkpoint(study: SizedStudy, keys: Keys) -> Work:
     """A copy: files are copied, and one is read once."""
-    _, d, m = study.sae(keys)
-    written = sae_bytes(d, m)
-    return Work(moved_bytes=4 * written, written_bytes=written, held_bytes=written, imports="torch")
+    recipe, d, m = study.sae(keys)
+    written, held = sae_bytes(d, m, recipe.stored_dtype), sae_bytes(d, m)
+    return Work(moved_bytes=4 * held, written_bytes=written, held_bytes=held, imports="torch")

@@ -22,7 +22,7 @@ from nullsae.jobs.work.amounts import (
     sae_bytes,
     together,
 )
-from nullsae.jobs.work.making import LOSS_LOGIT_BYTES
+from nullsae.jobs.work.making import LOSS_LOGIT_BYTES, anew, anew_bytes
 
 COVARIANCE_TOKENS, FIDELITY_CONTEXTS = 65_536, 16
 # Of an entry of the matrix of costs; and to import SciPy's solver.
@@ -40,12 +40,34 @@ FIGURES, FIGURE_SECONDS = 30, 0.25
 # Contexts that are captured at once to take latents away, and log-probabilities of a pass.
 CAUSAL_TOKENS, CAUSAL_LOGIT_BYTES = 2**14, 60.0 * 2**23
 # An SAE's batch outside training, and the entries of its pre-activations at once.
-BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS = 4096, 2**20, 256
+BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS, GPU_CHUNK_ENTRIES = 4096, 2**20, 256, 2**28
 
 
 def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
-    """The SAEs of one job, one after the other."""
-    return in_turn([evaluate_sae(study, cell) for cell in cells])
+    """The SAEs of one job: one after the other, or those that share the passes together.
+
+    Held, of those: all SAEs, means of each token at each site, and a shard of all sites.
+    """
+    each = in_turn([evaluate_sae(study, cell) for cell in cells])
+    settings = study.config.activations
+    if settings.kept:
+        return each
+    groups: dict[tuple[str, str], list[Keys]] = {}
+    for cell in cells:
+        site = "" if settings.sites_together else cell["site"]
+        groups.setdefault((cell["variant"], site), []).append(cell)
+    passes, held, on_gpu = [], 0.0, 0.0
+    for group in groups.values():
+        keys, sites = group[0], dict.fromkeys(cell["site"] for cell in group)
+        n_tokens = study.cached(keys, "eval") + study.cached(keys, "sae_train")
+        passes += anew(study, keys, sites, n_tokens)
+        size = study.sizes[keys["subject"]]
+        own = sum(1.5 * sae_bytes(d, m) for _, d, m in map(study.sae, group))
+        means = 16.0 * len(sites) * size.vocab_size * size.d_model
+        live = anew_bytes(study, keys, sites)
+        held, on_gpu = max(held, own + means + live), max(on_gpu, own + live)
+    known = {"held_bytes": each.held_bytes + held, "gpu_bytes": each.gpu_bytes + on_gpu}
+    return in_turn([each, together(*passes, **known, gpu=True)])
 
 
 def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
@@ -74,6 +96,7 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         # Sums in float64 over what goes in and comes out, and over what means are fitted to.
         moved_bytes=(n * 160.0 + (n + cached) * 80.0) * d,
         held_bytes=coding_bytes(recipe, d, m) + 12.0 * size.vocab_size * d + max(geometry, passes),
+        gpu_bytes=coding_gpu_bytes(recipe, d, m) + max(geometry, passes),
         imports="transformers" if with_model else "torch",
         # A copy of them is kept.
         written_bytes=4e4,
@@ -86,12 +109,20 @@ def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
     recipe, d, m = study.sae(keys)
     limit = study.config.evaluation.cross_tokens or 0
     n = min(limit, study.cached(keys, "eval")) * len(cross_cells(study.config, keys))
+    # The norm first, then the codes.
+    passes = [
+        part
+        for cell in cross_cells(study.config, keys)
+        for part in anew(study, {**keys, **cell}, [keys["site"]], 2 * limit)
+    ]
     return together(
         encoding(recipe, d, m, n),
+        *passes,
         tokens=n,
         moved_bytes=n * 160.0 * d,
-        held_bytes=coding_bytes(recipe, d, m),
-        imports="torch",
+        held_bytes=coding_bytes(recipe, d, m) + anew_bytes(study, keys, [keys["site"]]),
+        gpu_bytes=coding_gpu_bytes(recipe, d, m) + anew_bytes(study, keys, [keys["site"]]),
+        imports="transformers" if passes else "torch",
         written_bytes=2e4,
         gpu=True,
     )
@@ -131,17 +162,24 @@ def collect_latents(study: SizedStudy, keys: Keys) -> Work:
     silent = sum(kinds.get(kind, 0.0) for kind in settings.silent_windows)
     held = coding_bytes(recipe, d, m) + SORTED_BYTES + 350.0 * m
     with_model = bool(passes)
+    causal = 0.0
     if with_model:
         n_contexts = -(-CAUSAL_TOKENS // study.context_tokens(keys))
-        held += study.pass_bytes(keys, n_contexts, head=False) + CAUSAL_LOGIT_BYTES
+        causal = study.pass_bytes(keys, n_contexts, head=False) + CAUSAL_LOGIT_BYTES
+    live = anew(study, keys, [keys["site"]], n)
+    # One subject for both.
+    run = max(causal, anew_bytes(study, keys, [keys["site"]]))
+    held += run
     return together(
         encoding(recipe, d, m, n),
+        *live,
         *passes,
         tokens=n + sum(part.tokens for part in passes),
         host_seconds=n * recipe.kept * FIRING_SECONDS + rows * WINDOW_SECONDS + m * LATENT_SECONDS,
         written_bytes=m * LATENT_BYTES + rows * settings.window_tokens * WINDOW_TOKEN_BYTES,
         held_bytes=held + 66.0 * n_eval / settings.window_tokens + silent + window_bytes(study),
-        imports="transformers" if with_model else "torch",
+        gpu_bytes=coding_gpu_bytes(recipe, d, m) + run,
+        imports="transformers" if with_model or live else "torch",
         gpu=True,
     )
 
@@ -212,7 +250,12 @@ def score_latents(study: SizedStudy, keys: Keys) -> Work:
         passes = forward(judge, n * read, context, head=True)
         written = n * 30.0
         return together(
-            passes, imports="transformers", written_bytes=written, held_bytes=held, gpu=True
+            passes,
+            imports="transformers",
+            written_bytes=written,
+            held_bytes=held,
+            gpu_bytes=judge.weight_bytes + 4.0 * LOSS_LOGIT_BYTES,
+            gpu=True,
         )
     seconds = n * JUDGED_SECONDS * scorer.relative_seconds
     return Work(host_seconds=seconds, written_bytes=n * 30.0, held_bytes=held)
@@ -297,3 +340,9 @@ def coding_bytes(recipe: Sae, d: int, m: int) -> float:
     """An SAE that encodes: 1.5 times its weights, a batch, pre-activations (docs/latents.md)."""
     batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
     return 1.5 * sae_bytes(d, m) + batch + 8.0 * max(CHUNK_ENTRIES, CHUNK_ROWS * m)
+
+
+def coding_gpu_bytes(recipe: Sae, d: int, m: int) -> float:
+    """The same on a GPU, which takes more tokens' pre-activations at once."""
+    batch = BATCH_TOKENS * (10.0 * d + 12.0 * recipe.kept)
+    return 1.5 * sae_bytes(d, m) + batch + 8.0 * min(BATCH_TOKENS * m, GPU_CHUNK_ENTRIES)

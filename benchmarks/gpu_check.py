@@ -37,34 +37,6 @@ STEPS = {
 }
 # Jobs that compute on `compute.device`, by their verbs.
 ON_DEVICE = ("cache_activations", "train_sae", "evaluate_sae", "collect_latents")
-STUDY: dict[str, Any] = {
-    "seed": 0,
-    "corpora": {
-        "docs": {
-            "source": {"kind": "builtin", "name": "stdlib"},
-            "tokenizer": {"kind": "train", "vocab_size": 512},
-            "context_tokens": 64,
-            "sae_train_tokens": 131_072,
-            "eval_tokens": 16_384,
-        }
-    },
-    "subjects": {
-        "small": {
-            "corpus": "docs",
-            "source": {"kind": "train", "n_layers": 2, "d_model": 32, "n_heads": 2, "steps": 60},
-            "sites": ["resid_post.0"],
-        }
-    },
-    "variants": ["trained", "rerandomized"],
-    "activations": {"sae_train_tokens": 65_536, "shard_tokens": 32_768},
-    "saes": {"topk": {"k": 8, "n_latents": 256, "batch_tokens": 512, "seeds": [0]}},
-    "evaluation": {"fidelity_tokens": 2_048, "gaussian_floors": False},
-    "latents": {"n_sampled": 8, "min_firings": 20, "min_pool_windows": 4, "window_tokens": 16},
-    "explainers": {"lexical": {"kind": "lexical"}},
-    "scorers": {"detection": {"kind": "detection"}},
-    "statistics": {"n_resamples": 200},
-    "report": {"title": "GPU check", "figure_formats": ["png"]},
-}
 Found = dict[str, Any]
 
 
@@ -135,6 +107,47 @@ def steps(folder: Path, args: argparse.Namespace, found: Found) -> None:
         found["note"] = "sparsify is not installed: not compared"
 
 
+def config_of(device: str, text: Path) -> dict[str, Any]:
+    """A small study of that text, smaller still on a CPU."""
+    n = 4 if device == "cuda" else 1
+    return {
+        "seed": 0,
+        "compute": {"threads": 1, "device": device},
+        "corpora": {
+            "docs": {
+                "source": {"kind": "files", "paths": [str(text)]},
+                "tokenizer": {"kind": "train", "vocab_size": 512},
+                "context_tokens": 64,
+                "sae_train_tokens": n * 32_768,
+                "eval_tokens": n * 4_096,
+            }
+        },
+        "subjects": {
+            "small": {
+                "corpus": "docs",
+                # Enough steps to pass its gate: better than the frequencies of tokens.
+                "source": {
+                    **{"kind": "train", "n_layers": 2, "d_model": 32, "n_heads": 2},
+                    "steps": 150,
+                },
+                "sites": ["resid_post.0"],
+            }
+        },
+        "variants": ["trained", "rerandomized"],
+        "activations": {"sae_train_tokens": n * 16_384, "shard_tokens": n * 8_192},
+        "saes": {"topk": {"k": 8, "n_latents": n * 64, "batch_tokens": 512, "seeds": [0]}},
+        "evaluation": {"fidelity_tokens": n * 512, "gaussian_floors": False},
+        "latents": {
+            **{"n_sampled": n * 2, "min_firings": 20, "min_pool_windows": 4, "window_tokens": 16},
+            "causal_places": n,
+        },
+        "explainers": {"lexical": {"kind": "lexical"}},
+        "scorers": {"detection": {"kind": "detection"}},
+        "statistics": {"n_resamples": 200},
+        "report": {"title": "GPU check", "figure_formats": ["png"]},
+    }
+
+
 def study(folder: Path, args: argparse.Namespace, found: Found) -> None:
     """A small study by Snakemake; where its jobs computed, and what it came to."""
     import yaml
@@ -147,7 +160,11 @@ def study(folder: Path, args: argparse.Namespace, found: Found) -> None:
     start = "from nullsae.cli.main import main; main()"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{start}" "$@"\n')
     command.chmod(0o755)
-    config = {**STUDY, "compute": {"threads": 1, "device": args.device}}
+    # The repository's own text: Python's documentation takes longer to read than all else.
+    text = where / "text.jsonl"
+    files = [*REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("src/**/*.py")]
+    text.write_text("".join(json.dumps({"text": f.read_text()}) + "\n" for f in sorted(files)))
+    config = config_of(args.device, text)
     (where / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     path = os.pathsep.join([str(where / "bin"), str(Path(sys.executable).parent)])
     run(

@@ -8,8 +8,8 @@
 # and 6.9b beside sparsify as shipped, then a small study end to end with `device: cuda`. FOLDER (by
 # default build/gpu_check) gets gpu_check.json, gpu_check.md and a log of each part. A part that
 # fails or cannot run is named, and the exit status is then 1; the others run all the same.
-# With `--device cpu` all of it runs with tiny shapes, which shows that the script works. `--parts` runs
-# some of it again.
+# With `--device cpu` all of it runs with tiny shapes, which shows that the script works. `--parts`
+# runs some of it again.
 #
 # The machine needs this repository, bash, and one Python 3.11 or newer that can import
 #

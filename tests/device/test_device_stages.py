@@ -26,6 +26,7 @@ from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.latents.collect import collect_latents
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.files import load_sae
+from nullsae.sae.shared_pass import pinned, sent
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import evaluate
 from small_chain import CONTEXT, SITES, Chain, all_rows, capture_params, cell, tiny_model
@@ -185,3 +186,11 @@ def test_activations_are_read_on_the_device_that_is_named(chain: Chain, last_dev
     ids: Tensor = torch.arange(2 * CONTEXT).view(2, CONTEXT)
     found = subject.activations(ids, split="eval", contexts=[0, 1], sites=SITES)
     assert {str(x.device) for x in found.values()} == {last_device}
+
+
+def test_batches_that_are_sent_ahead_are_those_given(last_device: str) -> None:
+    device = torch.device(last_device)
+    batches = [torch.randn(64, 8).bfloat16() for _ in range(5)]
+    found = [batch.cpu() for batch in sent((pinned(b, device) for b in batches), device)]
+    assert all(map(torch.equal, found, batches))
+    assert len(found) == 5

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import SaeCell, StreamParams, TrainSaeParams
 from nullsae.sae import train_sae as module
+from nullsae.sae import training_run
 from nullsae.sae.files import load_sae
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import Trainer, evaluate
@@ -367,10 +369,13 @@ def test_one_sae_that_diverges_leaves_the_others_finished(job: Job, fresh: Job) 
         assert content(fresh.folder("x", cell)) == content(job.folder("alone", cell)), cell
 
 
+@pytest.mark.parametrize("steps", [1, 1000])
 def test_activations_that_are_not_finite_are_named_as_the_cause(
-    chain: Chain, tmp_path: Path
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    """Of an earlier block than the batch ends in, too."""
+    """Of an earlier block than the batch ends in, too, and where losses are read late."""
+    if steps > 1:
+        late(monkeypatch, steps)
     job = Job(tmp_path, chain)
     folder = job.train.parent / f"site={SITES[0]}"
     shard = folder / "shard-00003.safetensors"
@@ -386,6 +391,46 @@ def test_activations_that_are_not_finite_are_named_as_the_cause(
         assert str(caught.value) == (
             f"{shard}: row 126 is NaN or infinite; SAEs cannot be trained on it"
         )
+
+
+def late(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Read losses as on a GPU, every so many steps."""
+    monkeypatch.setattr(training_run.Run, "lags", True)
+    monkeypatch.setattr(training_run, "STEPS_PER_READING", steps)
+
+
+def test_losses_that_are_read_late_change_no_sae(
+    job: Job, fresh: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late(monkeypatch, 4)
+    cells = [cell for cell in CELLS if cell[1] in ("topk", "long")]
+    fresh.run("late", cells)
+    for cell in cells:
+        assert content(fresh.folder("late", cell)) == content(job.folder("alone", cell)), cell
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_loss_that_is_read_late_is_named_by_its_step_and_saved_in_no_checkpoint(
+    fresh: Job, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    keys = {"lr": 1e38, "grad_clip_norm": 1e30, "warmup_share": 0.0, "evaluate_every_steps": 1000}
+    wild = {"wild": recipe(**keys, checkpoint_every_steps=every)}
+    found = []
+    for name in ("at_once", "late"):
+        if name == "late":
+            late(monkeypatch, 1000)
+        with pytest.raises(
+            UserError, match=r"the loss is (nan|inf) at step \d+; lower lr"
+        ) as error:
+            fresh.run(name, [(SITES[0], "wild", 0)], wild)
+        saved = sorted((fresh.root / "work" / name).glob("*.safetensors"))
+        steps = []
+        for file in saved:
+            with safe_open(file, "pt") as checkpoint:
+                steps.append(checkpoint.metadata()["step"])
+        found.append((str(error.value), steps))
+    assert found[0] == found[1]
+    assert bool(found[0][1]) == (every == 1)
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,13 @@ class Hits:
     def tokens(self) -> Tensor:
         """The token of each hit, int64 [n_hits]."""
         tokens = torch.arange(len(self.offsets), device=self.offsets.device)
-        return tokens.repeat_interleave(self._with_end().diff())
+        # The size is known: asking the device for it would wait for it.
+        size = len(self.latents)
+        return tokens.repeat_interleave(self._with_end().diff(), output_size=size)
 
     def _with_end(self) -> Tensor:
-        return torch.cat([self.offsets, self.offsets.new_tensor([len(self.latents)])])
+        # A tensor made of a number would be sent to the device, and waited for.
+        return F.pad(self.offsets, (0, 1), value=len(self.latents))
 
     def decode(self, rows: Tensor) -> Tensor:
         """Sum of each token's `rows[latents]` weighted by `values`: [tokens, d]."""
@@ -129,8 +132,11 @@ class HitsByLatent:
         # Stable: additions happen in token order on every device.
         self.order = stable_order(hits.latents, n_latents)
         self.tokens = hits.tokens.index_select(0, self.order)
-        counts = torch.bincount(hits.latents, minlength=n_latents)
-        self.offsets = counts.cumsum(0) - counts
+        if hits.latents.device.type == "cpu":
+            counts = torch.bincount(hits.latents, minlength=n_latents)
+            self.offsets = counts.cumsum(0) - counts
+        else:  # bincount would wait for the device
+            self.offsets = starts_of(hits.latents.index_select(0, self.order), n_latents)
 
     def row_gradient(self, weights: Tensor, dense: Tensor) -> Tensor:
         """Sum over hits of weight x the token's vector [tokens, d], per latent: [n_latents, d].
@@ -148,6 +154,11 @@ class HitsByLatent:
     def bias_gradient(self, weights: Tensor, n_tokens: int) -> Tensor:
         """Sum over hits of the weight, per latent: [n_latents]."""
         return self.row_gradient(weights, weights.new_ones(n_tokens, 1)).squeeze(1)
+
+
+def starts_of(ordered: Tensor, n_latents: int) -> Tensor:
+    """Where each latent's entries start, or would, in sorted latents int64 [n_hits]."""
+    return torch.searchsorted(ordered, torch.arange(n_latents, device=ordered.device))
 
 
 def stable_order(latents: Tensor, n_latents: int) -> Tensor:

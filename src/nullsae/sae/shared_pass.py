@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -70,7 +72,7 @@ class Checkpoints:
         """Write those of the runs that need them; returns these."""
         start, runs = time.monotonic(), self.unfinished()
         for run in runs:
-            run.trainer.save(run.cell.checkpoint)
+            run.save()
         self._saved = time.monotonic()
         self._pause = max(CHECKPOINT_SECONDS, PAUSE_PER_SAVING * (self._saved - start))
         return runs
@@ -108,7 +110,7 @@ def train_together(
         f"{weights / 2**30:.2f} GiB"
     )
     diverged: dict[int, UserError] = {}
-    on_cuda = runs[0].heldout.device.type == "cuda"
+    device = runs[0].heldout.device
     started = time.perf_counter()
     checkpoints = Checkpoints(lambda: [r for r in runs if not r.done and id(r) not in diverged])
 
@@ -122,19 +124,25 @@ def train_together(
                 f"({unfinished[0].cell.checkpoint.parent}: {len(unfinished)} SAEs unfinished)"
             )
 
-    def done(fvu: float) -> None:
+    def done(fvu: float | None) -> None:
         progress(sum(run.trainer.step for run in runs), n_steps, fvu)
         stop.here(leave)
         checkpoints.now_and_then()
 
-    stream = ahead(lambda v: blocks.block(v.index, v.sites), visits, in_background=on_cuda)
+    def block(visit: Visit) -> dict[str, Tensor]:
+        """Its activations, permuted once for all runs; each site's are held once."""
+        found = blocks.block(visit.index, visit.sites)
+        order = order_within(seed, visit.epoch, visit.index, blocks.sizes[visit.index])
+        for site in visit.sites:
+            found[site] = pinned(found[site][order], device)
+        return found
+
+    stream = ahead(block, visits, in_background=device.type == "cuda")
     for at, visit in enumerate(visits):
         with stop.anywhere(leave):
             found = next(stream)
-        order = order_within(seed, visit.epoch, visit.index, blocks.sizes[visit.index])
         for site in visit.sites:
-            # Permuted once for all runs; nobody else keeps it.
-            x = found.pop(site)[order]
+            x = found.pop(site)  # nobody else keeps it
             for run in visit.runs:
                 if run.cell.keys.site != site or id(run) in diverged:
                     continue
@@ -152,25 +160,73 @@ def train_together(
 
 
 def _train_on(
-    run: Run, x: Tensor, blocks: Blocks, visits: Sequence[Visit], done: Callable[[float], None]
+    run: Run,
+    x: Tensor,
+    blocks: Blocks,
+    visits: Sequence[Visit],
+    done: Callable[[float | None], None],
 ) -> None:
     """The steps that a block completes; `visits` are those up to it, `x` its activations."""
-    for batch in run.batches.cut(visits[-1].start, x):
-        try:
+    # A loss that is read late may be that of any batch of the block, or of the rest before it.
+    read = [x] if run.batches.held is None else [run.batches.held, x]
+    try:
+        for batch in sent(run.batches.cut(visits[-1].start, x), run.heldout.device):
+            if not run.lags:
+                read = [batch]
             done(run.step(batch))
-        except DivergedError:
-            if bad_row(batch) is None:
-                raise
-            # The last row so far that no SAE can be trained on.
-            site = run.cell.keys.site
-            for visit in reversed(visits):
-                row = bad_row(blocks.block(visit.index, [site])[site])
-                if row is not None:
-                    break
-            raise UserError(
-                f"{blocks.name(visit.index, site)}: row {row} is NaN or infinite; SAEs cannot be "
-                f"trained on it"
-            ) from None
+        run.read_losses()
+    except DivergedError:
+        if all(bad_row(rows) is None for rows in read):
+            raise
+        # The last row so far that no SAE can be trained on.
+        site = run.cell.keys.site
+        for visit in reversed(visits):
+            row = bad_row(blocks.block(visit.index, [site])[site])
+            if row is not None:
+                break
+        raise UserError(
+            f"{blocks.name(visit.index, site)}: row {row} is NaN or infinite; SAEs cannot be "
+            f"trained on it"
+        ) from None
+
+
+def pinned(x: Tensor, device: torch.device) -> Tensor:
+    """The same, where a GPU can fetch it by itself."""
+    return x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
+
+
+@cache
+def copying(device: torch.device) -> torch.cuda.Stream:
+    """A stream for copies to a GPU, beside the one that computes."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def sent(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Batches on a GPU, in the type in which they are kept: each is copied while the one before is
+    at work. Where there is no GPU, they stay as they are.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream, computing = copying(device), torch.cuda.current_stream(device)
+    coming: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+
+    def next_one() -> Tensor:
+        x, copied = coming.popleft()
+        computing.wait_event(copied)
+        # Its memory may be used again once what computes on it is done.
+        x.record_stream(computing)
+        return x
+
+    # What was computed on the device must be there before it is copied.
+    stream.wait_stream(computing)
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            coming.append((batch.to(device, non_blocking=True), stream.record_event()))
+        if len(coming) > 1:
+            yield next_one()
+    if coming:
+        yield next_one()
 
 
 @contextmanager

@@ -76,6 +76,7 @@ class Trainer:
         longest = max(n_steps * recipe.batch_tokens // 100, 100 * start.n_latents // k)
         self.dead_after_tokens = recipe.dead_after_tokens or min(10_000_000, longest)
         self.start = self.model.w_dec.clone() if self.origin.held else None
+        self._next_look = 0
 
     @property
     def sae(self) -> Autoencoder:
@@ -85,6 +86,16 @@ class Trainer:
     def dead(self) -> Tensor:
         """Which latents count as dead and are to be revived, bool [n_latents]."""
         return self.unfired_tokens >= self.dead_after_tokens
+
+    def _dead_now(self) -> Tensor | None:
+        """Which latents are dead; None if none is. It asks the device as seldom as that is certain:
+        the latent that is silent for longest must be so for as many tokens more as it lacks.
+        """
+        if self.seen_tokens < self._next_look:
+            return None
+        lacking = self.dead_after_tokens - int(self.unfired_tokens.max())
+        self._next_look = self.seen_tokens + lacking
+        return self.dead if lacking <= 0 else None
 
     def silent(self) -> dict[str, Any]:
         """The share of latents that fired on none of the last tokens, and how many those are.
@@ -111,8 +122,9 @@ class Trainer:
         recipe, w_dec = self.recipe, self.model.w_dec
         # Last step's gradients, before this step's are there too.
         self.optimizer.zero_grad(set_to_none=True)
+        dead = self._dead_now()
         with tensor_float(self.model.precision == "tf32" and self.model.LOW_PRECISION == "tf32"):
-            exact, losses = self.model.gradients(x, self.dead)
+            exact, losses = self.model.gradients(x, dead)
         gradient = {name: exact[name] for name in self.trained}
         if "W_dec" in gradient:
             decoder = gradient["W_dec"]
@@ -132,7 +144,7 @@ class Trainer:
             w_dec.copy_(self.origin.hold(w_dec, self.start))
         self.unfired_tokens += len(x)
         self.seen_tokens += len(x)
-        self.unfired_tokens[losses.fired] = 0
+        self.unfired_tokens.masked_fill_(losses.fired, 0)
         self.step += 1
         return losses
 
@@ -162,6 +174,7 @@ class Trainer:
         self.step = int(saved.metadata["step"])
         self.seen_tokens = int(saved.metadata["seen_tokens"])
         self.history = json.loads(saved.metadata["history"])
+        self._next_look = 0
         # Adam has no state before the first step.
         for name, parameter in self.trained.items() if self.step else ():
             own = {key: f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}

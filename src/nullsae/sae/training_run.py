@@ -24,6 +24,7 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.keys import CellKeys
 from nullsae.jobs.saes import Aim
+from nullsae.sae.architectures.base import Losses
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.checkpoints import checkpoint_folder
 from nullsae.sae.files import PRETRAINED, load_sae, save_sae
@@ -38,6 +39,8 @@ L0_TOLERANCE = 0.05
 """How far off the L0 that it is aimed at an SAE may be, before a warning says so."""
 # Of a batch, that choices in low precision are compared with float32 on.
 COMPARED_TOKENS = 1024
+# Steps between two readings of the loss on a GPU: each waits until all that is asked of it is done.
+STEPS_PER_READING = 16
 
 
 class DivergedError(UserError):
@@ -186,6 +189,8 @@ class Run:
         provenance.record(makers.parent, key=cell.key, resumes=self.resumed, name=makers.name)
         self.batches = Batches(n_tokens, recipe.batch_tokens, start_step=self.trainer.step)
         self.timed_tokens, self.timed_seconds = 0, 0.0
+        self._unread: list[Losses] = []  # of the last steps
+        self._fvu: float | None = None
 
     def _resume(self) -> bool:
         """Go on at the checkpoint; false, with a warning, where there is no going on from it."""
@@ -205,26 +210,50 @@ class Run:
         return self.trainer.step == self.n_steps
 
     @property
+    def lags(self) -> bool:
+        """Whether losses are read some steps after they came about."""
+        return self.heldout.device.type == "cuda"
+
+    @property
     def step_bytes(self) -> int:
         model = self.trainer.model
         shape = {"d_model": model.d_model, "n_latents": model.n_latents, "k": model.k}
         return model.step_bytes(self.cell.recipe, **shape, device=self.heldout.device.type)
 
-    def step(self, batch: Tensor) -> float:
+    def read_losses(self) -> None:
+        """See that all losses so far are finite; the first that is not raises a `DivergedError`."""
+        unread, self._unread = self._unread, []
+        start, first = time.perf_counter(), self.trainer.step - len(unread) + 1
+        for step, losses in enumerate(unread, first):
+            self._fvu = losses.fvu
+            if not math.isfinite(self._fvu):
+                raise DivergedError(
+                    f"{self.cell.where}: the loss is {self._fvu} at step {step}; lower lr"
+                )
+        self.timed_seconds += time.perf_counter() - start
+
+    def save(self) -> None:
+        """Write the checkpoint, unless the training has diverged: a `DivergedError`."""
+        self.read_losses()
+        self.trainer.save(self.cell.checkpoint)
+
+    def step(self, batch: Tensor) -> float | None:
         """One optimizer step on activations as captured, [batch_tokens, d_model], and what is due
-        after it; returns the batch's FVU. A loss that is not finite raises a `DivergedError`.
+        after it. Returns the FVU of the last batch whose loss was read: on a CPU of this one. A
+        loss that is not finite raises a `DivergedError` once it is read.
         """
         trainer, recipe, keys = self.trainer, self.cell.recipe, self.cell.keys
         lr, start = trainer.lr(), time.perf_counter()
         x = batch.to(self.heldout.device, torch.float32) * self.sample.scale
         losses = trainer.train_step(x)
-        if not math.isfinite(losses.fvu):
-            raise DivergedError(
-                f"{self.cell.where}: the loss is {losses.fvu} at step {trainer.step}; lower lr"
-            )
+        self._unread.append(losses)
         self.timed_seconds += time.perf_counter() - start
         self.timed_tokens += recipe.batch_tokens
-        if trainer.step % recipe.evaluate_every_steps == 0 or self.done or trainer.step in self.due:
+        look = trainer.step % recipe.evaluate_every_steps == 0
+        look = look or self.done or trainer.step in self.due
+        if look or not self.lags or len(self._unread) == STEPS_PER_READING:
+            self.read_losses()
+        if look:
             found = evaluate(trainer.sae, self.heldout)
             trainer.history.append(
                 {
@@ -257,8 +286,8 @@ class Run:
             self.cell.checkpoint.unlink(missing_ok=True)
             self.cell.makers.unlink(missing_ok=True)
         elif trainer.step % recipe.checkpoint_every_steps == 0:
-            trainer.save(self.cell.checkpoint)
-        return losses.fvu
+            self.save()
+        return self._fvu
 
     def _say_missed(self, l0: float) -> None:
         """A warning where a finished SAE has not the L0 that it is aimed at."""

@@ -55,8 +55,13 @@ class RevivingSae(TrainedSae[A]):
         return total
 
     def add_auxk(
-        self, gradients: Gradients, centred: Tensor, target: Tensor, scale: Tensor, dead: Tensor
-    ) -> float:
+        self,
+        gradients: Gradients,
+        centred: Tensor,
+        target: Tensor,
+        scale: Tensor,
+        dead: Tensor | None,
+    ) -> float | Tensor:
         """Add AuxK's gradients; returns its value.
 
         AuxK is |e - e^|^2 / variance for the residual e (held constant) as modelled by the `auxk_k`
@@ -64,8 +69,10 @@ class RevivingSae(TrainedSae[A]):
         auxk_coefficient * min(1, dead latents / auxk_k) (Gao et al. 2024, appendix A.2).
         `centred` is x - b_dec, `target` e, both [tokens, d_model]; `scale` is the variance.
         """
+        if not self.auxk_coefficient or dead is None:
+            return 0.0
         rows = dead.nonzero().squeeze(1)
-        if not self.auxk_coefficient or not len(rows):
+        if not len(rows):
             return 0.0
         k = min(self.auxk_k, len(rows))
         weights = self.w_enc[rows], self.b_enc[rows]
@@ -74,13 +81,13 @@ class RevivingSae(TrainedSae[A]):
         if len(rows) > DENSE_PER_CHOSEN * k:
             hits = kernels.Hits.of(values, rows[local])
             error = hits.decode(self.w_dec).sub_(target)
-            value = float(square_sum(error) / scale)
+            value = square_sum(error) / scale
             self.add_gradients(gradients, centred, hits, error.mul_(weight))
             return value
         codes = values.new_zeros(len(centred), len(rows)).scatter_(1, local, values)
         w_dec = self.w_dec[rows]
         out = torch.addmm(target, codes, w_dec, beta=-1)
-        value = float(square_sum(out) / scale)
+        value = square_sum(out) / scale
         out.mul_(weight)
         if "W_dec" not in self.frozen:
             gradients["W_dec"].index_add_(0, rows, codes.t() @ out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import PositiveInt
@@ -36,18 +35,31 @@ class LimitedSae(Sae):
         return self.model_copy(update={"k": max(1, round(l0))})
 
 
-@dataclass(frozen=True)
 class Losses:
-    """Parts of the training loss of one batch, and which latents fired."""
+    """Parts of the training loss of one batch, and which latents fired, bool [n_latents].
 
-    fvu: float
-    """Squared error over the batch's variance."""
-    auxk: float
-    """The same ratio for the residual as dead latents model it; 0 where there is no AuxK."""
-    sparsity: float
-    """The penalty on activity, weighted as in the loss; 0 where k sets the activity."""
-    fired: Tensor
-    """bool [n_latents]."""
+    Reading a part that is still on a GPU waits for it.
+    """
+
+    def __init__(
+        self, fvu: float | Tensor, auxk: float | Tensor, sparsity: float | Tensor, fired: Tensor
+    ) -> None:
+        self._parts, self.fired = (fvu, auxk, sparsity), fired
+
+    @property
+    def fvu(self) -> float:
+        """Squared error over the batch's variance."""
+        return float(self._parts[0])
+
+    @property
+    def auxk(self) -> float:
+        """The same ratio for the residual as dead latents model it; 0 where there is no AuxK."""
+        return float(self._parts[1])
+
+    @property
+    def sparsity(self) -> float:
+        """The penalty on activity, weighted as in the loss; 0 where k sets the activity."""
+        return float(self._parts[2])
 
 
 class TrainedSae(ABC, Generic[R]):
@@ -114,10 +126,11 @@ class TrainedSae(ABC, Generic[R]):
         return k
 
     @abstractmethod
-    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+    def gradients(self, x: Tensor, dead: Tensor | None) -> tuple[Gradients, Losses]:
         """Loss of one batch and its exact gradients by all parameters that are not frozen.
 
-        x [tokens, d_model] has at least two different rows; AuxK may use `dead` bool [n_latents].
+        x [tokens, d_model] has at least two different rows; AuxK may use `dead` bool [n_latents],
+        None where no latent is.
         """
 
     @classmethod
@@ -166,13 +179,13 @@ class TrainedSae(ABC, Generic[R]):
         hits: Hits,
         scale: Tensor,
         weight: float = 1.0,
-    ) -> tuple[float, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Add the gradients of weight x FVU; returns FVU and x - x^, which AuxK is about.
 
         x^ is what the hits of all tokens decode to, and b_dec; `scale` is the batch's variance.
         """
         residual = hits.decode(self.w_dec).add_(self.b_dec).sub_(x)
-        fvu = float(square_sum(residual) / scale)
+        fvu = square_sum(residual) / scale
         error = -residual
         out = residual.mul_(2.0 * weight / scale)
         add(gradients, "b_dec", out.sum(dim=0))

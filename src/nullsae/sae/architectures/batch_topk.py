@@ -54,7 +54,7 @@ class BatchTopK(RevivingSae[B]):
         for name in ("threshold", "threshold_weight"):
             self.buffers[name] = start.b_enc.new_zeros(())
 
-    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+    def gradients(self, x: Tensor, dead: Tensor | None) -> tuple[Gradients, Losses]:
         centred, hits = self._kept(x)
         scale = variance(x)
         gradients: Gradients = {}

@@ -45,7 +45,7 @@ class Gated(Paying[GatedSae]):
         self.parameters["r_mag"] = torch.zeros_like(start.b_enc)
         self.parameters["b_gate"] = start.b_enc.clone()
 
-    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+    def gradients(self, x: Tensor, dead: Tensor | None) -> tuple[Gradients, Losses]:
         stretch = self.parameters["r_mag"].exp()
         scale = variance(x)
         centred = x - self.b_dec

@@ -63,7 +63,7 @@ class JumpReLU(base.TrainedSae[JumpReluSae]):
         self.parameters["log_threshold"] = torch.full_like(start.b_enc, math.log(threshold))
         self.buffers["started"] = torch.tensor(given is not None, device=start.b_enc.device)
 
-    def gradients(self, x: Tensor, dead: Tensor) -> tuple[base.Gradients, base.Losses]:
+    def gradients(self, x: Tensor, dead: Tensor | None) -> tuple[base.Gradients, base.Losses]:
         width, target = self.recipe.bandwidth * math.sqrt(self.d_model), self.k
         centred = x - self.b_dec
         pre = torch.addmm(self.b_enc, centred, self.w_enc.t())

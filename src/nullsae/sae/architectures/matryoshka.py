@@ -58,7 +58,7 @@ class Matryoshka(BatchTopK[MatryoshkaSae]):
         ends = [math.ceil(share * start.n_latents) for share in recipe.prefix_shares]
         self.ends = torch.tensor(ends, device=start.b_enc.device)
 
-    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+    def gradients(self, x: Tensor, dead: Tensor | None) -> tuple[Gradients, Losses]:
         n_prefixes = len(self.ends)
         centred, hits = self._kept(x)
         rings = by_ring(hits, self.ends)

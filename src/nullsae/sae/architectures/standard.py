@@ -81,7 +81,7 @@ class Standard(Paying[StandardSae]):
 
     LOW_PRECISION = "tf32"
 
-    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+    def gradients(self, x: Tensor, dead: Tensor | None) -> tuple[Gradients, Losses]:
         centred = x - self.b_dec
         codes = torch.addmm(self.b_enc, centred, self.w_enc.t()).relu_()
         active = codes > 0

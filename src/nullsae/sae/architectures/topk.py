@@ -48,7 +48,7 @@ class TopK(RevivingSae[TopKSae]):
     def hits(cls, recipe: TopKSae, k: int, n_latents: int) -> int:
         return k + (min(MULTI * k, n_latents) if recipe.multi_topk else 0)
 
-    def gradients(self, x: Tensor, dead: Tensor) -> tuple[Gradients, Losses]:
+    def gradients(self, x: Tensor, dead: Tensor | None) -> tuple[Gradients, Losses]:
         centred = x - self.b_dec
         multi = self.recipe.multi_topk
         most = min(MULTI * self.k, self.n_latents) if multi else self.k

@@ -26,8 +26,8 @@ PATIENCE_SECONDS = 420.0
 # Less than twice of what the training of an SAE asks for.
 MAX_MEGABYTES = 6_000
 SUBJECT_STEPS, SAE_STEPS = 300, 2_048
-# Each `nullsae` that a job starts, as `Started` reads it. The GPUs are pretend ones: a job that knew
-# of its grant would stop, since it cannot use it.
+# Each `nullsae` that a job starts, as `Started` reads it. The GPUs are pretend ones: a job that
+# knew of its grant would stop, since it cannot use it.
 WRAPPER = """#!/bin/sh
 printf '%s %s %s %s %s\\n' "$(date +%s.%N)" $$ "${{SLURM_JOB_ID:-local}}" \\
     "${{CUDA_VISIBLE_DEVICES:-none}}" "$*" | tr '\\n' ' ' | cut -c 1-4000 >> {log}

@@ -75,7 +75,8 @@ def test_rates_and_l0_are_those_of_the_sae(derived: Study) -> None:
         pre = (x - weights["b_dec"]) @ weights["encoder.weight"].T + weights["encoder.bias"]
         limit = weights.get("threshold", np.sort(pre, axis=1)[:, -5:-4])
         rates.append(((pre > limit) & (pre > 0)).mean(axis=0))
-    assert rates[1] == pytest.approx(rates[0], abs=3 / len(x))
+    # The text repeats itself: tokens of equal activations fire together, on either side of a limit.
+    assert rates[1] == pytest.approx(rates[0], rel=0.01, abs=3 / len(x))
 
 
 def test_one_sae_serves_every_variant_through_all_stages(derived: Study) -> None:

@@ -46,7 +46,7 @@ def test_sites_of_a_stream_train_apart_only_if_the_config_says_so(tmp_path: Path
 
 
 def test_sites_of_a_cache_train_apart_whatever_is_said_of_streams(tmp_path: Path) -> None:
-    found = shared_jobs(study(tmp_path, "shared_pass: true"))
+    found = shared_jobs(study(tmp_path, "mode: cache, shared_pass: true"))
     assert [job.sites for job in found] == 2 * [["resid_post.1"], ["resid_post.2"]]
     assert shared_jobs(study(tmp_path, "mode: cache")) == []
 

@@ -180,9 +180,10 @@ def test_log_odds_of_a_judge_are_those_of_the_cpu(last_device: str) -> None:
 
 
 def test_activations_are_read_on_the_device_that_is_named(chain: Chain, last_device: str) -> None:
-    from nullsae.subjects.loading import load_subject, pick_device
+    from nullsae.core.devices import device_of
+    from nullsae.subjects.loading import load_subject
 
-    subject = load_subject(chain.recipe, pick_device(last_device))
+    subject = load_subject(chain.recipe, device_of(last_device))
     ids: Tensor = torch.arange(2 * CONTEXT).view(2, CONTEXT)
     found = subject.activations(ids, split="eval", contexts=[0, 1], sites=SITES)
     assert {str(x.device) for x in found.values()} == {last_device}

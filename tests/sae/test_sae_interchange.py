@@ -24,7 +24,7 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.export import export_sae
 from nullsae.sae.exchange.pretrained import read_pretrained, read_with_origin
 from nullsae.sae.files import load_sae, save_sae
-from small_chain import cell
+from small_chain import cell, write_sae
 
 D, WIDTH, K = 12, 40, 5
 WHERE = "config: saes.theirs.pretrained"
@@ -536,19 +536,7 @@ def test_a_normalization_survives_our_files_and_an_export(
     tmp_path: Path, normalization: str
 ) -> None:
     sae = replace(our_sae("topk"), normalization=normalization)
-    save_sae(
-        sae,
-        tmp_path / "sae",
-        dictionary="pretrained",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=2.5,
-        training={},
-        n_steps=0,
-    )
-    config = tmp_path / "sae/cfg.json"
+    config = write_sae(sae, tmp_path / "sae", dictionary="pretrained")
     export_sae(config, "saelens", tmp_path / "out")
     codes, reconstruction = dense(sae, inputs())
     for again in (load_sae(config)[0], read(tmp_path / "out")):

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nullsae.config.subjects import GgufSource, PretrainedSource
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.subjects.folders import save_subject
 from nullsae.subjects.health import heldout_loss
-from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place
+from nullsae.subjects.loading import Subject, fetch, load_subject, place
 from nullsae.subjects.publish import randomize_model
 from small_chain import (
     CPU,
@@ -422,6 +423,6 @@ def test_a_loss_that_is_not_finite_is_refused(chain: Chain) -> None:
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == CPU
+    assert device_of("auto") == CPU
     with pytest.raises(UserError, match=r"config: compute.device: 'cuda:1', but no CUDA device"):
-        pick_device("cuda:1")
+        device_of("cuda:1")

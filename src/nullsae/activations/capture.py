@@ -19,12 +19,13 @@ from nullsae.activations.preflight import CaptureClock, check_disk
 from nullsae.activations.shards import finished_shards, left_over
 from nullsae.activations.store import SiteWriter
 from nullsae.config.parse import check_sites
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.core.locking import alone_at
 from nullsae.jobs.activations import CacheActivationsParams
 from nullsae.jobs.work.making import ROW_BYTES
-from nullsae.subjects.loading import DTYPES, Subject, pick_device, shared_subject
+from nullsae.subjects.loading import DTYPES, Subject, shared_subject
 from nullsae.subjects.site_gates import verify_sites
 
 # Shards in memory: one is captured while the one before it is written.
@@ -127,7 +128,7 @@ def _capture(
     todo = {index: lacking for index, lacking in todo.items() if lacking}
     keep = {site: [i for i in own if site not in todo.get(i, ())] for site in sites}
     if todo:
-        subject = shared_subject(model, pick_device(params.compute.device))
+        subject = shared_subject(model, device_of(params.compute.device))
         check_sites(tuple(sites), len(subject.blocks), where="--params: sites")
         verify_sites(subject, sites, where="--params: sites")
         item = DTYPES[params.dtype].itemsize if params.keep else 0
@@ -167,7 +168,7 @@ def _again(job: SplitJob[CacheActivationsParams], model: Path) -> Callable[..., 
     """What runs the passes of a shard once more, for one `site`."""
 
     def rows(index: int, site: str) -> Tensor:
-        device, ids = pick_device(job.params.compute.device), torch.from_numpy(job.corpus.input_ids)
+        device, ids = device_of(job.params.compute.device), torch.from_numpy(job.corpus.input_ids)
         dtype, n = DTYPES[job.params.dtype], job.params.batch_contexts
         source = ModelRows(model, device, ids, job.split, n, dtype)
         made = ShardRows(source, job.params.seed, job.split, ids.shape[1], job.shards)

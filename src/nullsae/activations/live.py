@@ -19,11 +19,12 @@ from nullsae.activations.layout import shard_contexts, shard_order
 from nullsae.activations.passes import ModelRows, SampledRows, Source, open_site
 from nullsae.activations.store import SiteReader
 from nullsae.config.variants import fitted_to
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import TrainSaeParams
-from nullsae.subjects.loading import DTYPES, pick_device
+from nullsae.subjects.loading import DTYPES
 
 SPLIT = "sae_train"
 
@@ -130,7 +131,7 @@ def live_blocks(
                 f"({reader.folder})"
             )
     context_tokens = int(corpus.input_ids.shape[1])
-    device = pick_device(params.compute.device)
+    device = device_of(params.compute.device)
     source: Source
     if fitted_keys := fitted_to(keys.variant, keys.draw):
         if fitted is None:

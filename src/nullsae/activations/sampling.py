@@ -14,12 +14,13 @@ from nullsae.activations.layout import SplitJob
 from nullsae.activations.passes import open_site
 from nullsae.activations.preflight import check_disk
 from nullsae.activations.store import SiteReader, SiteWriter
+from nullsae.core.devices import device_of
 from nullsae.core.locking import alone_at
 from nullsae.core.moments import Moments
 from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.work.making import ROW_BYTES
 from nullsae.subjects.gates import STANDARD_ERRORS, Gate, failed, judged, passed, require
-from nullsae.subjects.loading import DTYPES, pick_device
+from nullsae.subjects.loading import DTYPES
 
 # Smaller eigenvalues, as shares of the largest one, are too small for sums in float64 to tell by
 # how much they are off.
@@ -70,7 +71,7 @@ def sample_gaussian(
             n_tokens = job.shards[-1].stop * job.corpus.input_ids.shape[1]
             key = params.fitted_activations_key
             item = DTYPES[params.dtype].itemsize if params.keep else 0
-            device = pick_device(params.compute.device)
+            device = device_of(params.compute.device)
             readers = [open_site(fitted, site, key=key, device=device) for site in job.missing]
             row_bytes = sum(reader.d_model * item + ROW_BYTES for reader in readers)
             check_disk(output, n_tokens * row_bytes)
@@ -87,7 +88,7 @@ def _sample_site(
 ) -> Iterator[int]:
     """Write one site; yield the tokens done after each shard."""
     params, folder = job.params, job.folder(site)
-    device, dtype = pick_device(params.compute.device), DTYPES[params.dtype]
+    device, dtype = device_of(params.compute.device), DTYPES[params.dtype]
     fit = fit_moments(reader, device)
     gaussian = Gaussian.fitted_to(fit, device)
     check = SampleCheck(gaussian, int(job.corpus.manifest["vocab_size"]))

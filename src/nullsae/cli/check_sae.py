@@ -25,6 +25,7 @@ from nullsae.config.saelens_list import published
 from nullsae.config.saes import Expect
 from nullsae.config.sites import SITE
 from nullsae.config.subjects import PretrainedSource
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_text
 from nullsae.core.progress import bar
@@ -37,7 +38,7 @@ from nullsae.metrics.gate import changes, figures, reason
 from nullsae.planning.show import print_plan
 from nullsae.sae.exchange.pretrained import read_with_origin
 from nullsae.subjects.families import text_config
-from nullsae.subjects.loading import Subject, fetch, pick_device
+from nullsae.subjects.loading import Subject, fetch
 from nullsae.subjects.publish import check_tokens
 
 # Names in the study that is written.
@@ -266,7 +267,7 @@ def _tokens(card: Card, folder: Path) -> Tokens:
 
 def _subject(card: Card, tokens: Tokens) -> Subject:
     """The model, on its device."""
-    device = pick_device(card.asked.device)
+    device = device_of(card.asked.device)
     source = parse_section(PretrainedSource, _source(card), where="--model")
     model: Any = fetch(source).to(device)
     check_tokens(model, tokens, where="--model")

@@ -95,10 +95,10 @@ def _stamps(patterns: Iterable[str]) -> dict[Path, int]:
 
 def _picked(device: str) -> str:
     """The device that `compute.device` means; that it is not there is said by the stage."""
-    from nullsae.subjects.loading import pick_device
+    from nullsae.core.devices import device_of
 
     try:
-        return str(pick_device(device))
+        return str(device_of(device))
     except UserError:
         return "cpu"
 

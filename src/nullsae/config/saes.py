@@ -20,11 +20,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     create_model,
     field_validator,
-    model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -33,7 +31,7 @@ from pydantic_core import CoreSchema, core_schema
 from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES, Dictionary
 from nullsae.config.pretrained import Difference, Pretrained
-from nullsae.config.section import Section, Seeds, Share, unique
+from nullsae.config.section import Section, Seeds, Share, drop_if_null, unique
 from nullsae.config.transcoding import Transcoding
 from nullsae.core.registry import Registry
 
@@ -200,13 +198,7 @@ class Sae(Coding, Transcoding):
             raise ValueError("expect: figures are known of a pretrained SAE only")
         return self
 
-    @model_serializer(mode="wrap")
-    def without_an_unused_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Params of jobs that expect nothing are as they were before there was `expect`."""
-        dumped: dict[str, Any] = serialize(self)
-        if self.expect is None:
-            dumped.pop("expect", None)
-        return dumped
+    _dumped = drop_if_null("expect")
 
     @model_validator(mode="after")
     def width_is_clear(self) -> Self:

@@ -9,7 +9,15 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
@@ -128,6 +136,21 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
     if repeated := {value for value in values if values.count(value) > 1}:
         raise ValueError(f"{sorted(map(str, repeated))[0]!r} is named twice")
     return values
+
+
+def drop_if_null(key: str) -> Any:
+    """A serializer that leaves a key out where it is null.
+
+    Params of jobs that do not use it are then as they were before there was such a key.
+    """
+
+    def dumped(self: Section, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        if getattr(self, key) is None:
+            found.pop(key, None)
+        return found
+
+    return model_serializer(mode="wrap")(dumped)
 
 
 def without_nulls(entries: Any) -> Any:

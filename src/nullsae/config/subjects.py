@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from nullsae.config.model_files import GgufFile, Origin, is_local
-from nullsae.config.section import FloatType, Section, Trusted, unique
+from nullsae.config.section import FloatType, Section, Trusted, drop_if_null, unique
 from nullsae.config.sites import HOW, PATTERN
 
 
@@ -135,13 +133,7 @@ class PretrainedSource(Origin):
             )
         return self
 
-    @model_serializer(mode="wrap")
-    def without_an_unused_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Params of jobs that read no `retrained` are as they were before there was one."""
-        dumped: dict[str, Any] = serialize(self)
-        if self.retrained is None:
-            dumped.pop("retrained", None)
-        return dumped
+    _dumped = drop_if_null("retrained")
 
     def weights_of(self, *, step0: bool) -> tuple[str, str | None, str, str]:
         """Path and revision of the trained or the untrained weights, and the keys of the two."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import (
     NonNegativeInt,
     PositiveInt,
-    SerializerFunctionWrapHandler,
-    model_serializer,
 )
 
 from nullsae.config.compute import Compute
@@ -17,7 +14,7 @@ from nullsae.config.evaluation import Evaluation
 from nullsae.config.pretrained import FromSaeLens
 from nullsae.config.saelens_list import published
 from nullsae.config.saes import Expect, recipe_name
-from nullsae.config.section import Section
+from nullsae.config.section import Section, drop_if_null
 from nullsae.config.study import Config
 from nullsae.config.variants import ModelName, VariantName, has_model
 from nullsae.jobs.activations import key_of
@@ -50,13 +47,7 @@ class EvaluatedSae(Section):
     seed: NonNegativeInt
     expect: Expect | None = None
 
-    @model_serializer(mode="wrap")
-    def without_an_unused_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Params of jobs that expect nothing are as they were before there was `expect`."""
-        dumped: dict[str, Any] = serialize(self)
-        if self.expect is None:
-            dumped.pop("expect", None)
-        return dumped
+    _dumped = drop_if_null("expect")
 
 
 class EvaluatedModel(Section):

@@ -19,6 +19,7 @@ import torch
 from nullsae import tables
 from nullsae.activations.passes import open_site
 from nullsae.config.latents import Latents
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import rebuild_command
 from nullsae.core.randomness import numpy_generator
@@ -35,7 +36,7 @@ from nullsae.latents.store import Firings, FiringSorter, empty_folder
 from nullsae.latents.windows import Grid, deal_documents, draw_windows, pools_of, top_windows
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
-from nullsae.subjects.loading import Subject, pick_device
+from nullsae.subjects.loading import Subject
 
 # Rows of the encoder and decoder that are compared at a time.
 GEOMETRY_ROWS = 4096
@@ -68,7 +69,7 @@ def collect_latents(
     """
     torch.set_num_threads(params.compute.threads)
     coder, _ = load_sae(sae)
-    key, device = params.eval_activations_key, pick_device(params.compute.device)
+    key, device = params.eval_activations_key, device_of(params.compute.device)
     reader = open_site(activations, params.keys.site, key=key, device=device)
     reader.check()
     split = Split.open(tokens)

@@ -12,6 +12,7 @@ import torch
 from nullsae import tables
 from nullsae.activations.outputs import both, outputs_of
 from nullsae.activations.store import SiteReader
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.metrics import CrossEvaluateParams
@@ -20,7 +21,6 @@ from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
 from nullsae.sae.token_means import token_ids
-from nullsae.subjects.loading import pick_device
 
 
 def cross_evaluate(
@@ -60,7 +60,7 @@ def cross_evaluate(
         )
     torch.set_num_threads(params.compute.threads)
     coder, config = load_sae(sae)
-    device = pick_device(params.compute.device)
+    device = device_of(params.compute.device)
     coder = coder.to(device)
     corpus = load_tokens(tokens)
     keys = params.activations_keys or ("",) * len(activations)

@@ -15,6 +15,7 @@ from nullsae import tables
 from nullsae.activations.outputs import outputs_of
 from nullsae.activations.passes import batches_together, open_site
 from nullsae.activations.store import SiteReader, document_of
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.moments import SHARES, Moments
 from nullsae.corpus.store import Tokens, load_tokens
@@ -26,7 +27,7 @@ from nullsae.metrics.reconstruction import ReconstructionSums, explained
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import PRETRAINED, load_sae
 from nullsae.sae.token_means import TokenMeans, token_ids
-from nullsae.subjects.loading import Subject, pick_device, shared_subject
+from nullsae.subjects.loading import Subject, shared_subject
 
 # The sites that are read and explained: the same but for transcoders.
 Pair = tuple[str, str]
@@ -94,7 +95,7 @@ def evaluate_together(
             that is fed with something else than it was trained on.
     """
     torch.set_num_threads(saes[0].params.compute.threads)
-    device = pick_device(saes[0].params.compute.device)
+    device = device_of(saes[0].params.compute.device)
     tokens, fit_tokens = load_tokens(eval_tokens), load_tokens(train_tokens)
     measured, fitted = [], {}
     for one in saes:

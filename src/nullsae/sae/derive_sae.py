@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nullsae.activations.store import SiteReader
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key
 from nullsae.core.randomness import torch_generator
@@ -16,7 +17,6 @@ from nullsae.sae.derivation import derive
 from nullsae.sae.files import load_sae
 from nullsae.sae.train_sae import finish_without_steps
 from nullsae.sae.training_run import Cell
-from nullsae.subjects.loading import pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def derive_sae(
             dictionary failed a gate.
     """
     torch.set_num_threads(params.compute.threads)
-    device = pick_device(params.compute.device)
+    device = device_of(params.compute.device)
     given, described = load_sae(sae)
     expected = (params.activations_key, params.eval_activations_key)
     train, heldout = (

@@ -21,6 +21,7 @@ from nullsae.activations.store import SiteReader
 from nullsae.config.check_pretrained import refuse_differences
 from nullsae.config.compute import Precise, precision_on
 from nullsae.config.saes import Sae
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import atomic_path, content_key, drop_partial, read_json, rebuild_command
 from nullsae.core.locking import alone_at
@@ -38,7 +39,6 @@ from nullsae.sae.shared_pass import Progress, enough_memory, train_together
 from nullsae.sae.token_means import token_ids
 from nullsae.sae.trainer import evaluate
 from nullsae.sae.training_run import Cell, Run, Sample
-from nullsae.subjects.loading import pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def train_sae(
     process that makes the same; SAEs that are finished by then stay in `work`.
     """
     torch.set_num_threads(params.compute.threads)
-    device = pick_device(params.compute.device)
+    device = device_of(params.compute.device)
     live = [file for file in (model, fitted) if file is not None]
     precision = precision_on(params.precision, device.type)
     manifests = train_activations, eval_activations
@@ -186,7 +186,7 @@ def _open(
     precision: Precise,
 ) -> list[Cell]:
     """The cells that are not made yet, each site's activations verified once."""
-    readers, device = {}, pick_device(params.compute.device)
+    readers, device = {}, device_of(params.compute.device)
     expected = (params.activations_key, params.eval_activations_key)
     for site in dict.fromkeys(cell.site for cell in params.cells):
         train, heldout = (

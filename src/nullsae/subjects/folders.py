@@ -178,7 +178,8 @@ def _readme(recipe: Mapping[str, Any], weights: Mapping[str, Any] | None) -> str
         f"What it does in each forward pass: {described}\n\n"
         f"Its activations, losses and gates are of such passes. In Python:\n\n"
         f"```python\n"
-        f"from nullsae.subjects.loading import load_subject, pick_device\n\n"
-        f'subject = load_subject(Path("recipe.json"), pick_device("auto"))\n'
+        f"from nullsae.core.devices import device_of\n"
+        f"from nullsae.subjects.loading import load_subject\n\n"
+        f'subject = load_subject(Path("recipe.json"), device_of("auto"))\n'
         f"```\n"
     )

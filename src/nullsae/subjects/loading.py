@@ -20,7 +20,6 @@ from nullsae.config.model_size import check_model
 from nullsae.config.sites import PROJECTED, site_kind
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
-from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.subjects.checkpoints import check_checkpoint, check_folder, own_config
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
@@ -32,11 +31,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 PICKLE = "pytorch_model.bin"
 # Contexts of the sum of a block's parts are this long.
 PROBE_TOKENS = 8
-
-
-def pick_device(device: str) -> torch.device:
-    """`device_of`: what `compute.device` means here."""
-    return device_of(device)
 
 
 def fetch(source: PretrainedSource | GgufSource, *, variant: str = "trained") -> nn.Module:

@@ -16,6 +16,7 @@ from nullsae.config.randomization import Settings
 from nullsae.config.subjects import PretrainedSource
 from nullsae.config.variants import VARIANTS, fitted_to
 from nullsae.core import provenance
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import drop_partial, read_json, rebuild_command, verify, write_json
 from nullsae.core.locking import alone_at
@@ -28,7 +29,7 @@ from nullsae.subjects.families import context_limit, text_config
 from nullsae.subjects.folders import save_subject
 from nullsae.subjects.forward_gates import forward_gates
 from nullsae.subjects.health import activation_health, bos_check, heldout_loss
-from nullsae.subjects.loading import Subject, fetch, load_subject, pick_device, place
+from nullsae.subjects.loading import Subject, fetch, load_subject, place
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def train_subject(
     from nullsae.subjects.training import train_model
 
     torch.set_num_threads(params.compute.threads)
-    device, source = pick_device(params.compute.device), params.source
+    device, source = device_of(params.compute.device), params.source
     tokens, heldout = load_tokens(train_tokens), load_tokens(eval_tokens)
     checkpoint = work / f"train_subject-{training_key(params, tokens.manifest)}.safetensors"
     tokenizer = tokenizer_beside(eval_tokens)
@@ -128,7 +129,7 @@ def randomize_model(
             f"draw 0 only"
         )
     torch.set_num_threads(params.compute.threads)
-    device = pick_device(params.compute.device)
+    device = device_of(params.compute.device)
     heldout = load_tokens(eval_tokens)
     weights = None if variant.has_own_weights() else trained
     if trained is None:

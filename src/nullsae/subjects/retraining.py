@@ -17,6 +17,7 @@ from nullsae.config.model_files import is_local
 from nullsae.config.subjects import PretrainedSource, TrainSource
 from nullsae.config.variants import VARIANTS
 from nullsae.core import provenance
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.files import drop_partial, read_json
 from nullsae.core.locking import alone_at
@@ -25,7 +26,7 @@ from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.subjects import RetrainSubjectParams, training_key
 from nullsae.subjects import gates
 from nullsae.subjects.families import text_config
-from nullsae.subjects.loading import fetch, load_subject, pick_device
+from nullsae.subjects.loading import fetch, load_subject
 from nullsae.subjects.publish import _publish, check_loss, check_tokens, tokenizer_beside
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _train(
     """Train as `train_subject` does, from another seed; of the start nothing is kept."""
     from nullsae.subjects.training import train_model
 
-    device, seed = pick_device(params.compute.device), training_seed(params)
+    device, seed = device_of(params.compute.device), training_seed(params)
     key = training_key(params, tokens.manifest)
     checkpoint = work / f"retrain_subject-{key}.safetensors"
     # Beside the checkpoint: whoever resumes it did not make it alone.
@@ -159,7 +160,7 @@ def _fetch(
     tensors = dict(model.named_parameters())
     # Not a tensor is shared: what was trained on from the subject is no other training.
     checks = [gates.changed(dict(own.named_parameters()), tensors, set(tensors))]
-    device = pick_device(params.compute.device)
+    device = device_of(params.compute.device)
     _publish(
         *(model, output, recipe, heldout, device),
         checks=checks,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nullsae.core.devices import device_of
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.toy import TrainToyParams
-from nullsae.subjects.loading import pick_device
 from nullsae.tables import write_table
 from nullsae.tables.toy import SWEEP
 from nullsae.toy.data import Samples, make_samples
@@ -38,7 +38,7 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """The rows of one job, in the order of the coefficients."""
     torch.set_num_threads(params.compute.threads)
-    device = pick_device(params.compute.device)
+    device = device_of(params.compute.device)
     keys, settings = params.keys, params.training
     samples = make_samples(params)
     train, heldout = _split(samples.x, params)

@@ -76,12 +76,12 @@ class LikelihoodScorer(Scorer):
 
         from nullsae.autointerp.local_model import load_judge
         from nullsae.autointerp.log_odds import Likelihood, load_likelihood_prompt, probability
-        from nullsae.subjects.loading import pick_device
+        from nullsae.core.devices import device_of
 
         compute = job.params.compute or Compute()
         torch.set_num_threads(compute.threads)
         prompt = load_likelihood_prompt(self.prompt)
-        judge = load_judge(job.model, pick_device(compute.device))
+        judge = load_judge(job.model, device_of(compute.device))
         likelihood = Likelihood(judge, prompt, self.batch_windows)
         examples, explained = job.examples, job.explained
         found = np.full(len(examples.latent), np.nan)

@@ -18,7 +18,7 @@ from nullsae.config.subjects import GgufSource
 
 pytestmark = pytest.mark.workflow
 SCHEMA = REPOSITORY / "workflow/schemas/config.schema.json"
-OVERLAYS = sorted((REPOSITORY / "config").glob("*.yaml"))
+OVERLAYS = sorted((REPOSITORY / "config").glob("*.yaml") if path.name != "config.yaml")
 
 
 def default_config() -> dict[str, Any]:

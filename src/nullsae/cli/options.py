@@ -47,6 +47,7 @@ Root = Annotated[Path, Option(help="The folder that holds results/.")]
 Study = Annotated[
     Path, Argument(help="The study's folder; by default this one.", show_default=False)
 ]
+Overlays = Annotated[list[Path] | None, Option(help="Overlays, as for snakemake; may be repeated.")]
 Windows = Annotated[Path, Option(help="windows.parquet of the SAE.")]
 Work = Annotated[Path, Option(help="Folder for checkpoints.")]
 Tokenizer = Annotated[Path, Option(help="tokenizer.json of the corpus.")]

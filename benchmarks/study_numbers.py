@@ -1,4 +1,4 @@
-"""The numbers of a page, from the tables of its study: `python benchmarks/study_numbers.py RESULTS`.
+"""Numbers of a page from the tables of its study: `python benchmarks/study_numbers.py RESULTS`.
 
 They are put between the marks `<!-- numbers: NAME -->` and `<!-- end of numbers -->`; nobody writes
 them by hand. README.md and docs/default_study.md are filled unless other pages are named after the

@@ -1,4 +1,4 @@
-"""Texts of a study as strangers may read them: without secrets, and with `~` for the home folder."""
+"""Texts of a study as strangers may read them: no secrets, and `~` for the home folder."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ verbs = typer.Typer()
 
 @verbs.command("aggregate", cls=Verb)
 def aggregate(params: Params, root: Root = Path()) -> None:
-    """Join all cells into tables; compute summaries, contrasts and verdicts."""
+    """Join all cells into tables and compute summaries, contrasts and verdicts."""
     from nullsae.aggregation import aggregate
     from nullsae.jobs.grid import cell_files
     from nullsae.jobs.tables import AggregateParams
@@ -42,9 +42,9 @@ def aggregate(params: Params, root: Root = Path()) -> None:
 @verbs.command("report", cls=Verb)
 def report(
     study: Study = Path(),
-    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     params: Annotated[
-        str | None, typer.Option(help="Draw the page anew by these, as the rule of this name does.")
+        str | None, typer.Option(help="Draw the report again with these params, as the rule does.")
     ] = None,
     bundle: Annotated[
         Maybe,
@@ -55,7 +55,7 @@ def report(
     ] = None,
     configfile: Overlays = None,
 ) -> None:
-    """Say where the page of a finished study is, or open it; bundle what a bug report needs."""
+    """Print the path of a finished study's report, or open it; bundle what a bug report needs."""
     if bundle is not None:
         from nullsae.cli.write_bundle import write_bundle
 

@@ -51,7 +51,7 @@ def write_bundle(study: Path, overlays: Sequence[Path], output: Path) -> None:
     """Write versions, config, logs, names and sizes of results, and who made them; print a line.
 
     No file below `results/` is read but logs, `provenance.json` and `run_config.yaml`: there is no
-    text of a corpus, no window and no reply in it. What cannot be read is said where it would stand.
+    text of a corpus, no window and no reply in it. What cannot be read is named in its place.
 
     Args:
         study: the folder that holds the config; it need not have run.
@@ -84,10 +84,11 @@ def write_bundle(study: Path, overlays: Sequence[Path], output: Path) -> None:
     _write(output, {redact(name): redact(text) for name, text in texts.items()})
     n_failed = sum(log.has_failed for log in logs)
     print(
-        f"{output}: {output.stat().st_size / 1024:,.0f} KB: versions, {len(files)} config "
-        f"file{'s' * (len(files) != 1)} as given and resolved, the ends of {len(logs):,} of {n_logs:,} logs ({n_failed:,} of failed "
-        f"jobs), names and sizes of {n_files:,} results, who made them; keys are blanked, texts "
-        f"and replies left out: look through it before you send it"
+        f"{output}: {output.stat().st_size / 1024:,.0f} KB: versions; {len(files)} config "
+        f"file{'s' * (len(files) != 1)}, as given and resolved; the ends of {len(logs):,} of "
+        f"{n_logs:,} logs ({n_failed:,} of failed jobs); names and sizes of {n_files:,} results; "
+        f"who made them. Keys are blanked, texts and replies left out; look through it before you "
+        f"send it."
     )
 
 

@@ -92,7 +92,9 @@ class LogHandler(LogHandlerBase):
 
         self.run, self.console = Run(Path.cwd(), file), Console(stderr=True)
         self.run.update()
-        self.thread = threading.Thread(target=self._show, args=(self.run,), name="screen", daemon=True)
+        self.thread = threading.Thread(
+            target=self._show, args=(self.run,), name="screen", daemon=True
+        )
         self.thread.start()
 
     def _show(self, run: Run) -> None:

@@ -45,8 +45,8 @@ class ObjectSae(Autoencoder):
         """On a device, and the object with it, which is moved in place if it has a method `to`."""
         if hasattr(self.theirs, "to"):
             self.theirs.to(device)
-        weights = zip(("w_enc", "b_enc", "w_dec", "b_dec"), self.weights, strict=True)
-        return replace(self, **{name: tensor.to(device) for name, tensor in weights})
+        w_enc, b_enc, w_dec, b_dec = (tensor.to(device) for tensor in self.weights)
+        return replace(self, w_enc=w_enc, b_enc=b_enc, w_dec=w_dec, b_dec=b_dec)
 
     def pre_activations(self, rows: int) -> Callable[[Tensor], Tensor]:
         """The codes themselves."""

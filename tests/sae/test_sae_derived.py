@@ -277,6 +277,36 @@ def test_the_stage_writes_what_is_derived(chain: Chain, tiny_sae: Path, tmp_path
     assert fewer.b_dec.tolist() != load_sae(tmp_path / "rotated/cfg.json")[0].b_dec.tolist()
 
 
+def test_a_whitened_rotation_explains_the_mean_over_directions_which_may_be_below_0() -> None:
+    """For Gaussian activations, in expectation over rotations: docs/controls.md."""
+    generator = torch_generator(0, "gaussian")
+    scale = torch.linspace(0.1, 3, D_MODEL)
+    turned = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=generator))[0]
+    x = torch.randn(20_000, D_MODEL, generator=generator) * scale @ turned + scale
+    # Two latents for each of the six widest directions, which write into narrow ones, too.
+    rows = torch.cat([turned[-6:], -turned[-6:]])
+    spilled = rows + 0.3 * torch.cat([turned[:6], turned[:6]])
+    sae = Autoencoder("standard", rows, torch.zeros(len(rows)), spilled, x.mean(dim=0))
+
+    def unexplained(made: Autoencoder) -> Array:
+        error = exact(x - made.decode(*made.encode(x))) @ exact(turned).T
+        found: Array = error.var(axis=0)
+        return found
+
+    variance = exact(x @ turned.T).var(axis=0)
+    own = unexplained(sae)
+    assert 1 - own.sum() / variance.sum() > 0.5
+    expected = 1 - (own / variance).mean()
+    null = DICTIONARIES["rotated_whitened"](**{"from": "sae"})
+    explained = []
+    for draw in range(40):
+        made, _ = null.derive(sae, x, torch_generator(draw, "whitened"))
+        explained.append(1 - unexplained(made).sum() / variance.sum())
+    assert expected < -0.5
+    spread = np.std(explained, ddof=1) / len(explained) ** 0.5
+    assert np.mean(explained) == pytest.approx(expected, abs=3 * spread)
+
+
 def test_a_given_sae_is_itself_on_other_activations(
     chain: Chain, tiny_sae: Path, tmp_path: Path
 ) -> None:

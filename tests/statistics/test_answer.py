@@ -122,6 +122,13 @@ def test_placebos_are_no_answer() -> None:
     assert [one.metric for one in found.findings] == ["cosine"]
 
 
+def test_a_metric_of_which_nothing_was_measured_is_no_part_of_the_answer() -> None:
+    missing = rows("ce_score", "iiii", real_value=None, value=None)
+    found = of(rows("cosine", "ssss"), missing)
+    assert [one.metric for one in found.findings] == ["cosine"]
+    assert found.sentences == of(rows("cosine", "ssss")).sentences
+
+
 def test_many_metrics_are_counted_and_a_study_without_any_says_so() -> None:
     names = ("cosine", "explained_variance", "ce_score", "auroc", "auprc", "f1")
     found = of(*(rows(name, "eeee") for name in names))

@@ -42,6 +42,7 @@ from nullsae.jobs.sae_inputs import given_saes, sae_inputs, settled
 from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options, study_options
 from nullsae.report.names import figure_names
+from nullsae.watching.events import record_events
 from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.parse import resolve_subjects, parse_config
 

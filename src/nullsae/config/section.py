@@ -26,8 +26,8 @@ from nullsae.core.registry import Registry
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
-# The tag of a section among what a key may be beside it, such as a text.
-SECTION = "section"
+# Tags of sections among what a key may be beside them, such as a text.
+SECTION, OTHER_SECTION = "section", "other section"
 
 
 class Section(BaseModel):

@@ -162,13 +162,22 @@ def answer(
 
 
 def _findings(pairs: Iterable[Judged], column: str, controls: Collection[str]) -> list[Finding]:
-    """Best first; `column` of a contrast names what the real thing is compared with."""
+    """Best first, without metrics of which no value was measured.
+
+    `column` of a contrast names what the real thing is compared with.
+    """
     groups: dict[Key, list[Judged]] = {}
     for row, word in pairs:
         groups.setdefault((row["metric"], row["explainer"], row["scorer"]), []).append((row, word))
+    # What the config leaves out, such as causal effects, was measured nowhere.
+    groups = {key: members for key, members in groups.items() if _is_measured(members)}
     findings = [_finding(key, members, column, controls) for key, members in groups.items()]
     tiers = list(TIERS)
     return sorted(findings, key=lambda one: (tiers.index(one.tier), -one.separates_share))
+
+
+def _is_measured(members: Iterable[Judged]) -> bool:
+    return any(row[arm] is not None for row, _ in members for arm in ("value", "real_value"))
 
 
 def _finding(
@@ -200,7 +209,7 @@ def _finding(
 
 def _arm(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float | None]:
     """The numbers of an `Arm`, of the columns with this prefix."""
-    found = {}
+    found: dict[str, float | None] = {}
     for column, end in (("value", ""), ("l0", "_l0"), ("training_tokens", "_training_tokens")):
         low, high = _range(row[prefix + column] for row in rows)
         found |= {f"low{end}": low, f"high{end}": high}

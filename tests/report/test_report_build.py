@@ -188,7 +188,7 @@ def test_l0_and_tokens_of_each_arm_stand_beside_its_values_in_the_answer(
     answer = load_study(config, built).answer
     shown = [finding for tier in TIERS for finding in answer.tier(tier)]
     tables_of_tiers = re.findall(r'<details class="panel tier">.*?</table>', page, re.DOTALL)
-    rows = [row for table in tables_of_tiers for row in table.split("<tr><th scope=")[1:]]
+    rows = [row for table in tables_of_tiers for row in table.split('<tr><th scope="row">')[1:]]
     assert len(rows) == len(shown) > 20
     for finding, row in zip(shown, rows, strict=True):
         found = re.findall(r"L0 ([\d.]+)(?: to ([\d.]+))?, ([\d,]+)(?: to ([\d,]+))? tokens", row)

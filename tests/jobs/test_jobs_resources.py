@@ -163,6 +163,7 @@ print(max(seen) - seen[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts memory")
 def test_gates_of_a_small_model_hold_what_the_formula_counts(tmp_path: Path) -> None:
     n_layers, d, vocab = shape = 1, 128, 40_000

@@ -121,6 +121,7 @@ def test_tags_are_balanced_ids_unique_and_links_lead_somewhere(elements: Element
     assert {f"url(#{name})" for name in ids} >= clips
 
 
+@pytest.mark.slow
 def test_building_twice_gives_the_same_bytes(built: Path, config: Config, tmp_path: Path) -> None:
     shutil.copytree(built / "results", tmp_path / "results")
     shutil.rmtree(tmp_path / "results/figures")
@@ -269,6 +270,7 @@ def test_a_replicated_page_shows_p_values_and_what_verdicts_are_about(tmp_path: 
         assert title in text
 
 
+@pytest.mark.slow
 def test_arms_that_are_not_comparable_have_no_verdict_and_the_page_says_why(
     built: Path, config: Config, tmp_path: Path
 ) -> None:

@@ -125,10 +125,12 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_sae_made_there_is_compared(exchange: Path) -> None:
     assert {folder.name for folder in (exchange / "theirs").iterdir()} == set(THEIRS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THEIRS)
 def test_their_sae_does_the_same_here(exchange: Path, name: str) -> None:
     there = load_file(exchange / "results.safetensors")
@@ -143,6 +145,7 @@ def test_their_sae_does_the_same_here(exchange: Path, name: str) -> None:
     assert {tensor.dtype for tensor in sae.parameters().values()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_our_sae_does_the_same_there(exchange: Path, name: str) -> None:
     there = load_file(exchange / "results.safetensors")
@@ -154,6 +157,7 @@ def test_our_sae_does_the_same_there(exchange: Path, name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("stage", ["ours", "again"])
 def test_no_weight_changes_on_the_way_there_and_back(exchange: Path, name: str, stage: str) -> None:
@@ -165,6 +169,7 @@ def test_no_weight_changes_on_the_way_there_and_back(exchange: Path, name: str, 
         assert torch.equal(back.parameters()[key], tensor), key
 
 
+@pytest.mark.slow
 def test_saelens_keeps_where_our_sae_comes_from(exchange: Path) -> None:
     metadata = json.loads((exchange / "again/saelens-topk/cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
@@ -173,6 +178,7 @@ def test_saelens_keeps_where_our_sae_comes_from(exchange: Path) -> None:
     assert "context_size" not in metadata
 
 
+@pytest.mark.slow
 def test_sparsify_keeps_every_key_of_our_config(exchange: Path) -> None:
     ours, again = (
         json.loads((exchange / stage / "sparsify-topk/cfg.json").read_text())

@@ -17,7 +17,7 @@ verbs = typer.Typer()
 
 @verbs.command("aggregate", cls=Verb)
 def aggregate(params: Params, root: Root = Path()) -> None:
-    """Join all cells into tables; compute summaries, contrasts and verdicts."""
+    """Join all cells into tables and compute summaries, contrasts and verdicts."""
     from nullsae.aggregation import aggregate
     from nullsae.jobs.grid import cell_files
     from nullsae.jobs.tables import AggregateParams
@@ -32,12 +32,12 @@ def aggregate(params: Params, root: Root = Path()) -> None:
 @verbs.command("report", cls=Verb)
 def report(
     study: Study = Path(),
-    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     params: Annotated[
-        str | None, typer.Option(help="Draw the page anew by these, as the rule of this name does.")
+        str | None, typer.Option(help="Draw the report again with these params, as the rule does.")
     ] = None,
 ) -> None:
-    """Say where the page of a finished study is, or open it."""
+    """Print the path of a finished study's report, or open it."""
     if params is not None:
         _write_report(params, study)
     page = (study / paths.REPORT).absolute()

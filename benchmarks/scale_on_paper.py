@@ -115,7 +115,7 @@ def figures(case: Case) -> Figures:
         [size] = subject_sizes(config).values()
         [corpus] = corpus_sizes(config, folder).values()
         needs, sae = Needs(config), next(sae_cells(config))
-        model = [keys for keys in model_cells(config) if keys["variant"] == "rerandomized"][0]
+        model = next(keys for keys in model_cells(config) if keys["variant"] == "rerandomized")
         asked = {
             **{rule: needs.asked(rule, [sae]) for rule in ("train_sae", "evaluate_sae")},
             "randomize_model": needs.asked("randomize_model", [model]),

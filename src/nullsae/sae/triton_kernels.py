@@ -211,7 +211,7 @@ def where_they_lie(launch: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(launch)
     def launched(first: Tensor, *others: Tensor) -> Tensor:
-        with torch.cuda.device_of(first):
+        with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
             return launch(first, *others)
 
     return launched

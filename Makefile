@@ -20,14 +20,14 @@ run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason --logger nullsae
 	@$(ACTIVATE) nullsae verdicts
 
-test: .venv/installed-dev .venv-peers/installed
+test: .venv/installed-dev
 	$(MAKE) check
 	$(BIN)/python -m pytest $(UNIT) -m "not slow" --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest tests/workflow -m "not slow"  # uses the cores itself
 
-# Every kind of edit, control and endpoint, by whole studies.
-test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest $(UNIT) -m slow
+# Every kind of edit, control and endpoint, by whole studies; files exchanged with other packages.
+test-slow: .venv/installed-dev .venv-peers/installed
+	$(BIN)/python -m pytest $(UNIT) -m slow --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest tests/workflow -m slow --numprocesses auto --dist loadfile
 
 # A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.

@@ -1,4 +1,4 @@
-"""Targets of `fuzz.py`: configs, prompts, and the files of SAEs and models."""
+"""Targets of `fuzz.py`: configs, prompts, the files of models, and text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import yaml
 
 ROOT = Path(__file__).parents[1]
-D_MODEL, N_LATENTS, SITE = 16, 32, "resid_post.1"
+D_MODEL = 16
 
 
 class Configs:
@@ -93,42 +93,6 @@ class Beside:
         return made
 
 
-class Saes(Beside):
-    """A file of an SAE in one of the formats that are read."""
-
-    def __init__(self, layout: str, file: str) -> None:
-        self.layout, self.file = layout, file
-        self.name = f"{layout}_{file.split('.')[0]}"
-
-    def make(self, folder: Path) -> None:
-        """Write a TopK SAE of random weights."""
-        import torch
-
-        from nullsae.jobs.keys import CellKeys
-        from nullsae.sae.autoencoder import Autoencoder
-        from nullsae.sae.exchange.export import export_sae
-        from nullsae.sae.files import save_sae
-
-        g = torch.Generator().manual_seed(0)
-        shapes = ((N_LATENTS, D_MODEL), (N_LATENTS,), (N_LATENTS, D_MODEL), (D_MODEL,))
-        sae = Autoencoder("topk", *(torch.randn(*s, generator=g) for s in shapes), k=4)
-        keys = CellKeys(subject="s", variant="trained", draw=0, site=SITE, sae="a", seed=0)
-        described: dict[str, Any] = {"dictionary": "learned", "keys": keys, "seed": 0}
-        described |= {"activations_key": "a", "key": "k", "input_norm": 1.0, "training": {}}
-        own = folder if self.layout == "nullsae" else folder / "own"
-        own.mkdir(exist_ok=True)
-        save_sae(sae, own, n_steps=1, **described)
-        if self.layout != "nullsae":
-            export_sae(own / "cfg.json", self.layout, folder)
-            shutil.rmtree(own)
-
-    def read(self, data: bytes, folder: Path) -> None:
-        """As `saes.NAME.pretrained` is read."""
-        from nullsae.sae.exchange.pretrained import read_pretrained
-
-        read_pretrained(str(self.placed(data, folder)), SITE, where="config: saes.a.pretrained")
-
-
 class Models(Beside):
     """A file of a subject whose weights lie in several files."""
 
@@ -157,9 +121,50 @@ class Models(Beside):
         fetch(PretrainedSource(kind="pretrained", path=str(self.placed(data, folder))))
 
 
+class Texts:
+    """A file of a corpus."""
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix, self.name = suffix, f"text_{suffix.replace('.', '_')}"
+
+    @cached_property
+    def examples(self) -> tuple[bytes, ...]:
+        """A few documents of several alphabets."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        texts = [
+            "It was the best of times.",
+            "Ærø \U0001f600 \u05d0\u05d1",
+            "",
+            "def f():\n\treturn 1\n",
+        ]
+        if self.suffix == "jsonl":
+            return ("".join(json.dumps({"text": text}) + "\n" for text in texts).encode(),)
+        sink = pa.BufferOutputStream()
+        if self.suffix == "parquet":
+            pq.write_table(pa.table({"text": pa.array(texts).dictionary_encode()}), sink)
+        else:
+            codec = {"gz": "gzip", "zst": "zstd"}[self.suffix.split(".")[1]]
+            with pa.CompressedOutputStream(sink, codec) as stream:
+                stream.write("\r\n".join(texts).encode("utf-16"))
+        return (sink.getvalue().to_pybytes(),)
+
+    def read(self, data: bytes, folder: Path) -> None:
+        """As `corpora.NAME.source` is read."""
+        from nullsae.config.corpora import FilesSource
+        from nullsae.corpus.reading import Reader
+        from nullsae.corpus.sources import documents
+
+        file = folder / f"text.{self.suffix}"
+        file.write_bytes(data)
+        source = FilesSource(kind="files", paths=(str(file),))
+        for document in Reader(documents(source, where="config: corpora.a.source"), 0.5):
+            document.text.encode()
+
+
 def targets() -> list[Any]:
     """All of this module."""
-    saes = [Saes(layout, "cfg.json") for layout in ("nullsae", "saelens", "sparsify")]
-    weights = [Saes("nullsae", "sae.safetensors"), Saes("saelens", "sae_weights.safetensors")]
     models = [Models("model.safetensors.index.json"), Models("config.json")]
-    return [Configs(), Prompts(), *saes, *weights, *models]
+    texts = [Texts("jsonl"), Texts("parquet"), Texts("txt.gz"), Texts("txt.zst")]
+    return [Configs(), Prompts(), *models, *texts]

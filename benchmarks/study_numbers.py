@@ -1,7 +1,8 @@
-"""The numbers of README.md and docs/default_study.md: `python benchmarks/study_numbers.py RESULTS`.
+"""Numbers of a page from the tables of its study: `python benchmarks/study_numbers.py RESULTS`.
 
-They are made from the tables of a finished default study and put between the marks
-`<!-- numbers: NAME -->` and `<!-- end of numbers -->`; nobody writes them by hand.
+They are put between the marks `<!-- numbers: NAME -->` and `<!-- end of numbers -->`; nobody writes
+them by hand. README.md and docs/default_study.md are filled unless other pages are named after the
+results: `python benchmarks/study_numbers.py results docs/smollm2_study.md`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from nullsae.config.sites import site_layer
 from nullsae.config.variants import VARIANTS
 
 REPOSITORY = Path(__file__).parent.parent
@@ -59,7 +61,9 @@ def summaries_table(summaries: pd.DataFrame) -> str:
         for key in ("explainer", "scorer"):
             value = getattr(of, key)
             found = found[found[key].isna() if value is None else found[key] == value]
-        for site, cells in found.groupby("site", sort=True):
+        if found["value"].isna().all():  # this study measured none
+            continue
+        for site, cells in sorted(found.groupby("site"), key=lambda cells: site_layer(cells[0])):
             by_variant = cells.set_index("variant")
             name = ", ".join(filter(None, (f"`{of.metric}`", of.explainer, of.scorer)))
             numbers = [_number(by_variant.loc[v], of.digits) for v in variants]
@@ -99,7 +103,8 @@ def power_table(power: pd.DataFrame) -> str:
         controls = f"{row.n_controls_told_apart} of {row.n_controls}"
         rows.append([name, nulls, str(row.n_equivalent), controls])
     head = ["metric", "nulls told apart", "equivalent", "`retrained` told apart"]
-    return markdown_table(head, rows)
+    n_columns = len(head) if power["n_controls"].any() else len(head) - 1
+    return markdown_table(head[:n_columns], [row[:n_columns] for row in rows])
 
 
 def stages_table(verdicts: pd.DataFrame) -> str:
@@ -150,13 +155,13 @@ def filled(page: str, texts: dict[str, str]) -> str:
     )
 
 
-def main(results: Path) -> None:
-    """Fill the marks of all pages."""
+def main(results: Path, pages: Sequence[Path]) -> None:
+    """Fill the marks of pages."""
     texts = blocks(results)
-    for name in PAGES:
-        file = REPOSITORY / name
-        file.write_text(filled(file.read_text(encoding="utf-8"), texts), encoding="utf-8")
+    for page in pages:
+        page.write_text(filled(page.read_text(encoding="utf-8"), texts), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    arguments = [Path(argument) for argument in sys.argv[1:]]
+    main(arguments[0], arguments[1:] or [REPOSITORY / name for name in PAGES])

@@ -33,6 +33,7 @@ def wheel(folder: Path, version: str) -> None:
             archive.writestr(name, text)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="only Linux has two kinds of PyTorch")
 def test_the_cpu_s_pytorch_comes_first_and_goes_where_a_driver_is(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "Makefile", tmp_path)

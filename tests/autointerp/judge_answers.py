@@ -39,6 +39,12 @@ def oracle(text: str, body: dict[str, Any]) -> str:
     return json.dumps(found)
 
 
+def instructed(text: str, body: dict[str, Any]) -> str:
+    """As `oracle`, if the first message says what to do."""
+    told = body["messages"][0]["content"].startswith("You are ")
+    return oracle(text, body) if told else "What am I to do with these windows?"
+
+
 def quoted(text: str, body: dict[str, Any]) -> str:
     """As `oracle`, of an explanation that is one JSON text: anything else is no answer."""
     for shown in EXPLANATION.findall(text):

@@ -35,6 +35,7 @@ from aiohttp import web
 from scripted_batches import Batches
 
 WINDOW = re.compile(r"^Window (\d+):(.*)$", re.MULTILINE)
+TOLD = re.compile(r"answer with the word (\w+) and nothing else")
 
 
 @dataclass
@@ -59,6 +60,10 @@ class Options:
     ignored_fields: list[str] = field(default_factory=list)
     no_system_role: dict[str, Any] | None = None
     """`status` and `message` of the answer to a request with a system message."""
+    drops_system: bool = False
+    """System messages never reach who answers."""
+    obeys: bool = True
+    """Who is told to answer with a word does."""
     max_in_flight: int = 0
     """More get a 429."""
     retry_after: str | None = None
@@ -366,7 +371,10 @@ class Script:
         body = {name: value for name, value in body.items() if name not in o.ignored_fields}
         if o.json_schema == "ignored":
             body.pop("response_format", None)
-        content = "" if kind in ("empty", "refusal") else _function(o.answers)(last(body), body)
+        if o.drops_system:
+            seen = [message for message in body["messages"] if message["role"] != "system"]
+            body["messages"] = seen
+        content = "" if kind in ("empty", "refusal") else self.said(body)
         limit = max((limit_of(body) or math.inf) - o.reasoning_tokens, 0)
         n_tokens = int(min(len(content) // 4 + 1, limit))
         cut = len(content) > 4 * n_tokens
@@ -387,6 +395,12 @@ class Script:
             "choices": [] if kind == "no_choices" else [choice],
             "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_tokens},
         }
+
+    def said(self, body: dict[str, Any]) -> str:
+        for message in body["messages"]:
+            if self.options.obeys and (found := TOLD.search(message["content"])):
+                return found[1]
+        return _function(self.options.answers)(last(body), body)
 
 
 def limit_of(body: dict[str, Any]) -> int | None:

@@ -183,6 +183,24 @@ def test_a_template_without_system_role_judges_as_well(
     assert server.stats()["kinds"]["400" if status == 400 else "500"] == 1
 
 
+@pytest.mark.parametrize("kind", ["detection", "intruder"])
+def test_a_server_that_drops_system_messages_judges_as_well(
+    tmp_path: Path,
+    rows: Rows,
+    tokenizer_file: Path,
+    server: ScriptedServer,
+    kind: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="nullsae")
+    server.set(answers="judge_answers:instructed", drops_system=True)
+    more = {"n_tasks": 3} if kind == "intruder" else {}
+    _, scores = score(tmp_path, rows, tokenizer_file, server, kind=kind, **more)
+    assert [row["auroc"] for row in scores] == [1.0] * 3
+    assert [row["n_failed"] for row in scores] == [0] * 3
+    assert caplog.text.count("m passes over system messages") == 1
+
+
 THOUGHTS = ("think_closed", "think_both", "harmony", "bracketed", "untagged")
 
 

@@ -61,8 +61,13 @@ def test_a_column_may_have_dots_in_its_name_or_lie_in_a_struct(tmp_path: Path) -
     assert read(tmp_path / "a.jsonl", "meta.text") == TEXTS
 
 
-def test_bytes_that_are_no_text_are_refused_with_their_column(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": pa.array([b"\xff\xfe"], pa.binary())}), tmp_path / "a.parquet")
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string()])
+def test_bytes_that_are_no_text_are_refused_with_their_column(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    # As text without a look at it, as a damaged file has it.
+    column = pa.array([b"\xff\xfe"], pa.binary()).view(kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"'text' in .* holds no UTF-8 text"):
         read(tmp_path / "a.parquet")
 

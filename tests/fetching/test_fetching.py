@@ -362,6 +362,7 @@ def subjects(**sources: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
     published: Published, tmp_path: Path
 ) -> None:
@@ -418,6 +419,7 @@ def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
     assert snapshots == {"models--someone--pythia-tiny", "models--someone--sharded"}
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_ends_in_one_line_each(tmp_path: Path) -> None:
     hub = TinyHub()
     hub.stop()

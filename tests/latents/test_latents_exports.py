@@ -113,6 +113,7 @@ def seen(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     return read
 
 
+@pytest.mark.slow
 def test_delphi_reads_the_same_firings(root: Path, seen: dict[str, Any]) -> None:
     found = seen["delphi"][RUN]
     tokens = load_tokens(root / paths.CORPUS_MANIFEST.format(corpus="c", split="eval"))
@@ -131,6 +132,7 @@ def test_delphi_reads_the_same_firings(root: Path, seen: dict[str, Any]) -> None
     assert found["firings"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", ["all", "selected"])
 def test_delphi_builds_the_same_examples(root: Path, seen: dict[str, Any], chosen: str) -> None:
     records = seen["delphi"][RUN]["records"][chosen]
@@ -163,6 +165,7 @@ def test_delphi_builds_the_same_examples(root: Path, seen: dict[str, Any], chose
     assert n_checked > 500
 
 
+@pytest.mark.slow
 def test_neuronpedia_reads_the_same_rows(root: Path, seen: dict[str, Any]) -> None:
     for site in SITES:
         layer = site.removeprefix("resid_post.")

@@ -21,6 +21,7 @@ decoder_rank = kurtosis:EffectiveRank
 """
 
 
+@pytest.mark.slow
 def test_a_metric_of_another_package_goes_from_firings_to_the_page(tmp_path: Path) -> None:
     shutil.copy(HERE / "kurtosis.py", tmp_path)
     info = tmp_path / "kurtosis-1.0.dist-info"

@@ -22,6 +22,7 @@ from nullsae.sae.exchange.export import export_sae
 from nullsae.subjects.loading import load_subject
 from small_chain import COMPUTE, CONTEXT, CPU, Chain, capture_params, cell, write_corpus
 
+pytestmark = pytest.mark.slow
 PEERS = Path(__file__).parents[2] / ".venv-peers"
 SITE, HOOK = "resid_post.1", "gpt_neox.layers.1"
 N_CONTEXTS = 30

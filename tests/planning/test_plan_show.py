@@ -95,6 +95,7 @@ def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
     assert not (folder / "results").exists()
 
 
+@pytest.mark.slow
 def test_more_gpus_shorten_a_plan_and_not_its_longest_chain(folder: Path) -> None:
     config = read_merged_config([REPOSITORY / "config.yaml", REPOSITORY / "config/paper.yaml"])
     few, many = (make_plan(config, folder, device="a100", gpus=n) for n in (2, 8))
@@ -115,6 +116,7 @@ def test_a_study_kept_on_the_cpu_is_not_planned_for_a_gpu(folder: Path) -> None:
     assert make_plan(config, folder).gpus == 0
 
 
+@pytest.mark.slow
 def test_a_small_study_keeps_its_activations(folder: Path) -> None:
     config = read_merged_config([folder / "config.yaml"])
     assert config.activations.kept
@@ -155,6 +157,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_model_that_nobody_knows_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +177,7 @@ def test_a_model_that_nobody_knows_is_refused(
     assert plan_verb(folder, "--configfile", "hub.yaml").returncode == 0
 
 
+@pytest.mark.slow
 def test_bad_input_ends_in_one_line(folder: Path) -> None:
     line = one_line(plan_verb(folder, "--device", "b200"))
     assert line == (
@@ -193,6 +197,7 @@ def test_bad_input_ends_in_one_line(folder: Path) -> None:
     assert "--gpus" in done.stderr
 
 
+@pytest.mark.slow
 def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
     all_of_eval = {"corpora": {"sotu": {"eval_tokens": None}}}
     config = read_merged_config([folder / "config.yaml"], all_of_eval)

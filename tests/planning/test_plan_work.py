@@ -147,6 +147,7 @@ def study(text: str, tmp_path: Path) -> SizedStudy:
     return SizedStudy(config, subject_sizes(config), corpora)
 
 
+@pytest.mark.slow
 def test_a_stream_costs_its_forward_passes_and_no_disk(tmp_path: Path) -> None:
     cached = Graph(study("seed: 0", tmp_path)).by_rule()
     streamed = Graph(

@@ -4,6 +4,7 @@ import html
 import re
 import shutil
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,7 @@ def test_tags_are_balanced_ids_unique_and_links_lead_somewhere(elements: Element
     assert {f"url(#{name})" for name in ids} >= clips
 
 
+@pytest.mark.slow
 def test_building_twice_gives_the_same_bytes(built: Path, config: Config, tmp_path: Path) -> None:
     shutil.copytree(built / "results", tmp_path / "results")
     shutil.rmtree(tmp_path / "results/figures")
@@ -180,9 +182,27 @@ def test_marks_of_the_answer_stand_between_floor_and_trained(built: Path, config
         assert sum(fill == "1" for _, fill in marks) == told
 
 
+def test_l0_and_tokens_of_each_arm_stand_beside_its_values_in_the_answer(
+    config: Config, built: Path, page: str
+) -> None:
+    answer = load_study(config, built).answer
+    shown = [finding for tier in TIERS for finding in answer.tier(tier)]
+    tables_of_tiers = re.findall(r'<details class="panel tier">.*?</table>', page, re.DOTALL)
+    rows = [row for table in tables_of_tiers for row in table.split('<tr><th scope="row">')[1:]]
+    assert len(rows) == len(shown) > 20
+    for finding, row in zip(shown, rows, strict=True):
+        found = re.findall(r"L0 ([\d.]+)(?: to ([\d.]+))?, ([\d,]+)(?: to ([\d,]+))? tokens", row)
+        assert len(found) == 1 + len(finding.against)
+        for arm, (low, high, few, many) in zip((finding, *finding.against), found, strict=True):
+            assert (low, high or low) == (f"{arm.low_l0:.3g}", f"{arm.high_l0:.3g}")
+            tokens = (arm.low_training_tokens, arm.high_training_tokens)
+            assert (few, many or few) == tuple(f"{n:,.0f}" for n in tokens)
+
+
 @given(st.lists(st.sampled_from(list(TIERS)), max_size=120))
 def test_each_tier_of_the_answer_has_a_fair_share_of_the_figure(tiers: list[Tier]) -> None:
-    findings = [Finding(str(i), "", None, None, t, 0, 0, ()) for i, t in enumerate(tiers)]
+    nothing = dict.fromkeys(field.name for field in fields(Finding)) | {"against": ()}
+    findings = [Finding(**nothing | {"metric": str(i), "tier": t}) for i, t in enumerate(tiers)]
     shown = drawn(findings)
     assert len(shown) == min(len(findings), MAX_METRICS)
     n_shown = Counter(one.tier for one in shown)
@@ -269,6 +289,7 @@ def test_a_replicated_page_shows_p_values_and_what_verdicts_are_about(tmp_path: 
         assert title in text
 
 
+@pytest.mark.slow
 def test_arms_that_are_not_comparable_have_no_verdict_and_the_page_says_why(
     built: Path, config: Config, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def rows_of(root: Path, name: str) -> list[dict[str, Any]]:
     return tables.read_table(path, tables.SCHEMAS[name]).to_pylist()
 
 
+@pytest.mark.slow
 def test_the_full_study_has_all_figures_and_a_light_sound_page(
     built: Path, config: Config, page: str
 ) -> None:
@@ -69,10 +70,12 @@ def test_the_full_study_has_all_figures_and_a_light_sound_page(
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_the_full_page_fits_a_phone(page: str, tmp_path: Path) -> None:
     assert scroll_width(page, 390, tmp_path) <= 390
 
 
+@pytest.mark.slow
 def test_each_control_present_has_its_line(config: Config, page: str) -> None:
     assert sorted(config.variants) == sorted(VARIANTS)
     text = "".join(Elements(page).text)
@@ -112,6 +115,7 @@ def test_controls_say_what_the_config_says() -> None:
     assert text["bigram"] != text["lexical"]
 
 
+@pytest.mark.slow
 def test_a_cell_prints_its_value_on_the_ground_of_its_distance_from_trained(
     built: Path, config: Config
 ) -> None:
@@ -141,6 +145,7 @@ def test_a_cell_prints_its_value_on_the_ground_of_its_distance_from_trained(
     assert len(expected_grounds) > 2
 
 
+@pytest.mark.slow
 def test_scored_metrics_have_a_panel_for_each_drawn_site_explainer_and_scorer(
     built: Path, page: str
 ) -> None:
@@ -154,6 +159,7 @@ def test_scored_metrics_have_a_panel_for_each_drawn_site_explainer_and_scorer(
     assert n_values == 13 * len(SAES) * 3 * 2
 
 
+@pytest.mark.slow
 def test_gaussian_has_activations_and_no_loss(built: Path, page: str) -> None:
     assert not [row for row in rows_of(built, "models") if row["variant"] == "gaussian"]
     assert page.count("no model: only activations") == 1
@@ -178,6 +184,7 @@ def test_gaussian_beside_one_sae_and_first_of_all(tmp_path: Path) -> None:
     assert "gaussian has no model" in page
 
 
+@pytest.mark.slow
 def test_the_config_alone_decides_whether_there_is_a_figure_of_cross_evaluations(
     built: Path, config: Config
 ) -> None:
@@ -256,6 +263,7 @@ def test_health_of_activations_is_the_same_for_every_sae_and_stands_once() -> No
         assert cell["sae"] == "learned"
 
 
+@pytest.mark.slow
 def test_health_numbers_stand_on_the_page(page: str) -> None:
     table = page[page.index("Largest variance share") : page.index('id="small-verdicts"')]
     # Of trained: norm, share and rank at both sites, as report_study makes them.
@@ -263,6 +271,7 @@ def test_health_numbers_stand_on_the_page(page: str) -> None:
         assert table.count(number) == 2
 
 
+@pytest.mark.slow
 def test_each_sae_has_a_matrix_of_its_own_and_the_first_is_open(built: Path, page: str) -> None:
     opened = re.findall(r'<details class="panel"( open)?><summary>Verdicts of SAE (\w+)', page)
     assert [name for _, name in opened] == list(SAES)

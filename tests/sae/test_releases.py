@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import nullsae
 
+pytestmark = pytest.mark.slow
 PEERS = Path(__file__).parents[2] / ".venv-peers"
 # Sizes of billions of parameters stand in these loaders' code, so that no small file fits them;
 # no release of the list names `sparsify`, whose folders are read without `sae_lens`.

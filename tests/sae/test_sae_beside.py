@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 
 from nullsae.config.saes import Sae
@@ -38,6 +39,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_next_run_names_the_orphan_and_goes_on_once_that_is_ended(tmp_path: Path) -> None:
     x = torch.randn(1500, 24, generator=torch.Generator().manual_seed(0))
     write_site(tmp_path / "train", x, [500, 1000])

@@ -41,6 +41,8 @@ THEIRS = (
         for normalization in ("none", "layer_norm", "constant_norm_rescale")
         for b_dec in ("b_dec", "plain")
     ),
+    *("saelens-transcoder", "saelens-skip_transcoder"),
+    *("saelens-jumprelu_transcoder", "saelens-jumprelu_skip_transcoder"),
     *("sparsify-factor", "sparsify-width"),
 )
 OURS = ("saelens-topk", "saelens-jumprelu", "saelens-standard", "sparsify-topk")
@@ -125,10 +127,12 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_sae_made_there_is_compared(exchange: Path) -> None:
     assert {folder.name for folder in (exchange / "theirs").iterdir()} == set(THEIRS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THEIRS)
 def test_their_sae_does_the_same_here(exchange: Path, name: str) -> None:
     there = load_file(exchange / "results.safetensors")
@@ -141,8 +145,10 @@ def test_their_sae_does_the_same_here(exchange: Path, name: str) -> None:
         reconstruction, there[f"theirs/{name}/reconstruction"], atol=1e-5, rtol=1e-5
     )
     assert {tensor.dtype for tensor in sae.parameters().values()} == {torch.float32}
+    assert sae.writes_at("mlp_in.1") == ("mlp_out.1" if "transcoder" in name else "mlp_in.1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_our_sae_does_the_same_there(exchange: Path, name: str) -> None:
     there = load_file(exchange / "results.safetensors")
@@ -154,6 +160,7 @@ def test_our_sae_does_the_same_there(exchange: Path, name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("stage", ["ours", "again"])
 def test_no_weight_changes_on_the_way_there_and_back(exchange: Path, name: str, stage: str) -> None:
@@ -165,6 +172,7 @@ def test_no_weight_changes_on_the_way_there_and_back(exchange: Path, name: str, 
         assert torch.equal(back.parameters()[key], tensor), key
 
 
+@pytest.mark.slow
 def test_saelens_keeps_where_our_sae_comes_from(exchange: Path) -> None:
     metadata = json.loads((exchange / "again/saelens-topk/cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
@@ -173,6 +181,7 @@ def test_saelens_keeps_where_our_sae_comes_from(exchange: Path) -> None:
     assert "context_size" not in metadata
 
 
+@pytest.mark.slow
 def test_sparsify_keeps_every_key_of_our_config(exchange: Path) -> None:
     ours, again = (
         json.loads((exchange / stage / "sparsify-topk/cfg.json").read_text())
@@ -297,6 +306,7 @@ def test_the_sae_of_the_sites_layer_is_read(tmp_path: Path) -> None:
         ({"metadata": {"model_from_pretrained_kwargs": {"fold_value_biases": True}}},
          "model_from_pretrained_kwargs.fold_value_biases is True"),
         ({"metadata": {"hook_head_index": 3}}, "hook_head_index is 3"),
+        ({"d_out": 3}, "d_out does not fit topk"),
         ({"metadata": None, "activation_fn_str": "gelu"}, "'gelu' is not one of relu, topk"),
         ({"metadata": None, "normalize_activations": True}, "'expected_average_only_in'"),
         ({"metadata": None, "architecture": "standard", "activation_fn": "topk", "k": None},
@@ -307,6 +317,34 @@ def test_an_unsupported_saelens_config_is_refused(
     tmp_path: Path, keys: dict[str, Any], says: str
 ) -> None:
     write_saelens(tmp_path, **keys)
+    text = refusal(lambda: read(tmp_path))
+    assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"d_out": None}, "d_out: missing"),
+        ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input is true"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        ({"metadata": {}}, "metadata.hook_name_out is None"),
+        ({"metadata": {"hook_name_out": "blocks.1.ln2.hook_normalized"}},
+         "metadata.hook_name_out is 'blocks.1.ln2.hook_normalized', which is no site here"),
+        ({"metadata": {"hook_name_out": "blocks.1.hook_mlp_out", "hook_head_index_out": 2}},
+         "metadata.hook_head_index_out is 2"),
+        ({"metadata": {"hook_name_out": "blocks.1.hook_mlp_out",
+                       "model_from_pretrained_kwargs": {"fold_ln": True}}},
+         "model_from_pretrained_kwargs.fold_ln is true"),
+    ],
+)  # fmt: skip
+def test_a_transcoder_of_saelens_that_does_more_than_its_weights_is_refused(
+    tmp_path: Path, keys: dict[str, Any], says: str
+) -> None:
+    plain: dict[str, Any] = {"d_out": D, "apply_b_dec_to_input": False}
+    plain["metadata"] = {"hook_name_out": "blocks.1.hook_mlp_out"}
+    write_saelens(tmp_path, "transcoder", **{**plain, **keys})
     text = refusal(lambda: read(tmp_path))
     assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
     assert says in text

@@ -215,6 +215,7 @@ def learned(seed: int, precision: Precise) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_what_float32_does_within_the_noise_of_seeds() -> None:
     found = {
         precision: [learned(seed, precision) for seed in range(3)]

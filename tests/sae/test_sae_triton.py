@@ -21,6 +21,7 @@ from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import PARAMETERS, Autoencoder
 from nullsae.sae.kernels import Hits, HitsByLatent
 
+pytestmark = pytest.mark.slow
 PEERS = Path(__file__).parents[2] / ".venv-peers"
 PRODUCTS = ("decode", "dot_rows", "row_gradient", "bias_gradient")
 WINDOW_HITS = 32

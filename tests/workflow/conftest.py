@@ -51,7 +51,7 @@ def serial_run(
     tmp_path_factory: pytest.TempPathFactory, tree: Path
 ) -> Iterator[tuple[Study, subprocess.Popen[bytes]]]:
     """The same study on one core, in another folder; it runs while other tests do."""
-    serial = new_study(tmp_path_factory.mktemp("serial") / "study", tree, cold=True)
+    serial = new_study(tmp_path_factory.mktemp("serial") / "study", tree)
     with open(serial.folder / "run.log", "wb") as log:
         process = subprocess.Popen(
             serial.command(cores=1),

@@ -18,7 +18,8 @@ from nullsae.config.subjects import GgufSource
 
 pytestmark = pytest.mark.workflow
 SCHEMA = REPOSITORY / "workflow/schemas/config.schema.json"
-OVERLAYS = sorted((REPOSITORY / "config").glob("*.yaml") if path.name != "config.yaml")
+# config/config.yaml is the base of deployments.
+OVERLAYS = sorted(set((REPOSITORY / "config").glob("*.yaml")) - {REPOSITORY / "config/config.yaml"})
 
 
 def default_config() -> dict[str, Any]:

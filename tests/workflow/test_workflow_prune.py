@@ -48,6 +48,7 @@ def another_sae(study: Study) -> list[str]:
     return made
 
 
+@pytest.mark.slow
 def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     study: Study, tmp_path: Path
 ) -> None:

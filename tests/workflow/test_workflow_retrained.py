@@ -40,6 +40,7 @@ def table(study: Study, name: str) -> pd.DataFrame:
     return pd.read_parquet(study.folder / paths.TABLE.format(table=name))
 
 
+@pytest.mark.slow
 def test_it_is_added_to_a_study_by_its_own_jobs_and_measured_as_any_variant(
     study: Study, tmp_path: Path
 ) -> None:

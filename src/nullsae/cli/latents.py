@@ -25,7 +25,7 @@ def collect_latents(
     firings: options.Output,
     model: options.SomeRecipe = None,
 ) -> None:
-    """Describe every latent; cut the windows of a random sample of them."""
+    """Describe every latent, and cut windows for a random sample of them."""
     from nullsae.jobs.latents import CollectLatentsParams
     from nullsae.latents.collect import collect_latents
 
@@ -91,7 +91,7 @@ def explain_and_score(
     ],
     scores: Annotated[str, Option(help="Folder of each SAE's scores; {scorer} is filled in too.")],
 ) -> None:
-    """Explain and score the latents of a model's SAEs by all that asks no language model."""
+    """Explain and score the latents of a model's SAEs, without any language model."""
     from nullsae.autointerp.explain_and_score import explain_and_score
     from nullsae.jobs.autointerp import ExplainAndScoreParams
 
@@ -132,7 +132,7 @@ def score_latents(
     ranks: options.SomeRanks = None,
     shard: options.SomeShards = None,
 ) -> None:
-    """Judge windows by the explanations; score each latent."""
+    """Judge windows by the explanations, and score each latent."""
     from nullsae.autointerp.score import score_latents
     from nullsae.autointerp.shards import Ranks, join_shards
     from nullsae.jobs.autointerp import ScoreLatentsParams

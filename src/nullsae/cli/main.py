@@ -19,10 +19,11 @@ from nullsae.core.visible import show_only_visible
 
 ABOUT = (
     "Placebo-controlled interpretability of sparse autoencoders.\n\n"
-    "`nullsae init STUDY` writes a study's folder, `nullsae run STUDY` runs it, `nullsae verdicts "
-    "STUDY` prints what it answers.\n\n"
-    "Each rule of the workflow is a verb, too, in the order in which data flows. Snakemake calls "
-    "them; `snakemake -n -p` prints every line with its files and params, ready to be run by hand."
+    "`nullsae init STUDY` writes a new study, `nullsae run STUDY` runs it, `nullsae verdicts "
+    "STUDY` prints its answer.\n\n"
+    "Each rule of the workflow is a verb too, listed in the order in which data flows. Snakemake "
+    "calls them. `snakemake -n -p` prints each command with its files and params, ready to run by "
+    "hand."
 )
 # The verbs for people, in the order in which a study meets them.
 STUDIES = (

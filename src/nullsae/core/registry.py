@@ -85,6 +85,10 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def __getitem__(self, name: str) -> type[T]:
         return self._found[name]
 
+    def __contains__(self, name: object) -> bool:
+        # Asked of whatever stands in a config, lists among it.
+        return isinstance(name, str) and name in self._found
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 

@@ -195,9 +195,9 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
                 if inside:
                     values = pc.struct_field(values, inside)
                 yield from (text or "" for text in values.cast(pa.large_string()).to_pylist())
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         reason = first_line(error)
-        if "UTF8" in reason:
+        if isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
             raise UserError(f"{where}.column: {column!r} in {file} holds no UTF-8 text") from None
         raise UserError(f"{file}: not readable as Parquet ({reason})") from None
 

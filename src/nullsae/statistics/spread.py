@@ -4,7 +4,7 @@ One method for all: Student's t with the bootstrap's standard error, corrected f
 the bootstrap distribution by the transformation of Hall (1992), "On the removal of skewness by
 transformation", J. R. Statist. Soc. B 54, 221-228. The interval, both tests and the power invert
 the same function, so that they never contradict each other, and no p-value is bounded by the
-number of resamples. `docs/statistics.md` has the formulas and the observed coverage.
+number of resamples. Formulas: `docs/statistics.md`; observed coverage: `docs/coverage.md`.
 """
 
 from __future__ import annotations

@@ -43,6 +43,9 @@ SCHEMA = {"type": "object", "properties": {}}
             Abilities(token_limit="max_tokens"),
             2,
         ),
+        ({"drops_system": True}, PLAIN, Abilities(system_role=False), 3),
+        ({"obeys": False}, PLAIN, Abilities(), 3),
+        ({"obeys": False, "drops_system": True}, PLAIN, Abilities(), 3),
         *(
             (
                 {"no_system_role": {"status": status, "message": message}},

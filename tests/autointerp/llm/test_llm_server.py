@@ -82,6 +82,7 @@ def test_a_server_ends_after_an_error_of_the_caller(tmp_path: Path) -> None:
     assert all_end(pids(tmp_path), 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_server_ends_with_its_job_however_that_ends(tmp_path: Path, kind: signal.Signals) -> None:
     endpoint = settings(tmp_path, latency_seconds=20.0)

@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 # Alternatives per token: what OpenAI gives at most, and what Fireworks and others do.
 TOP_LOGPROBS = (20, 5)
-# Stands before the first question, so that a template without system messages shows itself.
-INSTRUCTION = "You do exactly what you are asked to do."
+# Stands before the first question, so that a template without system messages, or a server that
+# passes them over, shows itself. Nobody says this word of the sky.
+SIGN = "copper"
+INSTRUCTION = f"Whatever you are asked, answer with the word {SIGN} and nothing else."
 LONG_TASK = "Count from 1 to 200 in digits, separated by spaces."
 # Fewer than the task needs. A model that reasons gets no further than that, which is no harm.
 LONG_TASK_TOKENS = 64
@@ -47,7 +49,7 @@ class Abilities:
     token_limit: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     """The field that limits the length of an answer."""
     system_role: bool = True
-    """The chat template takes system messages; else they open the first message of the user."""
+    """System messages reach the model; else what they say opens the first message of the user."""
 
 
 def abilities_of(kept: Mapping[str, Any] | None) -> Abilities | None:
@@ -194,11 +196,11 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
                 f"the last attempt: {found}"
             )
         if isinstance(found, Kept):
+            abilities, why = await _with_system_role(found, abilities, send)
             if not abilities.system_role:
                 log.info(
-                    "%s takes no system messages: what they say opens the first message of the "
-                    "user instead",
-                    endpoint.model,
+                    "%s %s: what they say opens the first message of the user instead",
+                    *(endpoint.model, why),
                 )
             return abilities
         # Go without what the refusal names. If that does not help, the first one says most.
@@ -214,6 +216,24 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
             abilities = replace(abilities, system_role=False)
         else:
             raise first
+
+
+async def _with_system_role(first: Kept, abilities: Abilities, send: Send) -> tuple[Abilities, str]:
+    """Whether system messages reach the model, by its reply to the first question; and why not.
+
+    A server may drop them without a word. A model that does as it is told by the user alone never
+    saw them; one that does it in neither case is weak, which says nothing of its server.
+    """
+    if not abilities.system_role:
+        return abilities, "takes no system messages"
+    said, folds = answer_alone(first.reply.content), replace(abilities, system_role=False)
+    # What was cut or says nothing shows neither.
+    if first.reply.is_cut or not said.strip() or SIGN in said.lower():
+        return abilities, ""
+    found = await send(_question(system=True), folds)
+    if isinstance(found, Kept) and SIGN in answer_alone(found.reply.content).lower():
+        return folds, "passes over system messages"
+    return abilities, ""
 
 
 async def _token_limit(

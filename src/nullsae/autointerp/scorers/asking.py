@@ -46,8 +46,8 @@ class AskingScorer(Scorer):
     of kind `lexical` are judged by their token statistics, without a model, unless they are
     `judged_by: text`."""
     windows_per_prompt: PositiveInt = 5
-    """Windows in one question to a language model. More are cheaper; `docs/llm.md` measures what
-    they cost in quality."""
+    """Windows in one question to a language model. More are cheaper; `docs/judges.md` says by how
+    much."""
     max_completion_tokens: PositiveInt | None = None
     """Length of an answer, by default what the windows need; a model that reasons needs more."""
     prompt: str | None = None

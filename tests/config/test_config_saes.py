@@ -10,6 +10,11 @@ from nullsae.core.errors import UserError
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     (
+        {"architecture": ["topk"]},
+        "architecture: ['topk'] is not one of topk, batch_topk, matryoshka, jumprelu, gated, "
+        "standard; did you mean 'topk'?",
+    ),
+    (
         {"architecture": "gated", "k": 32},
         "k is for architecture topk or batch_topk or matryoshka or jumprelu, not 'gated'",
     ),

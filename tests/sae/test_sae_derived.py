@@ -207,6 +207,13 @@ def test_the_factor_on_random_codes_is_the_best_one() -> None:
     assert (centred * back).sum() / (back**2).sum() == pytest.approx(1.0, abs=1e-4)
 
 
+def test_rates_are_matched_up_to_tokens_that_are_equal() -> None:
+    x = torch.cat([cloud(), cloud()[:3000]])
+    sae = sae_of("standard", None)
+    wanted, rates = (fires(s, x).sum(axis=0) for s in (sae, made("rate_matched_random", sae, x)))
+    assert {*np.abs(rates - wanted)} == {0, 1}
+
+
 def test_a_draw_is_of_its_seed_alone() -> None:
     sae, x = sae_of(), cloud()
     for kind in KINDS:
@@ -221,9 +228,12 @@ def test_gates_fail_on_what_they_are_there_for() -> None:
     bent[3] *= 1.01
     for after, passed in ((sae.w_enc, True), (sae.w_enc.flip(1), True), (bent, False)):
         assert derivation.geometry_gate("g", sae.w_enc, after, eye)["passed"] is passed
-    wanted = torch.tensor([100, 0, 20])
-    for found, passed in (([105, 0, 20], True), ([106, 0, 20], False), ([100, 1, 20], False)):
-        assert derivation.rates_gate(wanted, torch.tensor(found), 999)["passed"] is passed
+    wanted, equal = torch.tensor([100, 0, 20]), torch.tensor([0, 0, 2])
+    for found, passed in (
+        *(([105, 0, 20], True), ([106, 0, 20], False), ([100, 1, 20], False)),
+        *(([100, 0, 22], True), ([100, 0, 17], False)),
+    ):
+        assert derivation.rates_gate(wanted, torch.tensor(found), equal, 999)["passed"] is passed
     for found_l0, passed in ((104.0, True), (94.0, False)):
         assert derivation.l0_gate(100.0, found_l0)["passed"] is passed
     assert derivation.l0_gate(0.0, 0.0)["passed"]

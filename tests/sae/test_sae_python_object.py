@@ -72,7 +72,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def write_package(folder: Path, offset: float = 6.0) -> None:
+def write_package(folder: Path, offset: float = 4.0) -> None:
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
     (folder / "made.py").write_text(CODE)
@@ -105,7 +105,7 @@ def test_codes_and_reconstructions_are_the_objects_own(
     assert (config.architecture, config.n_latents) == ("object", N_LATENTS)
     x, _ = all_rows(chain.eval_activations, "resid_post.1")
     codes = sae.theirs.encode(x)
-    assert 1 < (codes > 0).sum(dim=1).float().mean() < 50
+    assert 1 < (codes > 0).sum(dim=1).float().mean() < 250
     torch.testing.assert_close(dense(sae, x), codes, atol=1e-5, rtol=1e-5)
     expected = sae.theirs.decode(codes)
     torch.testing.assert_close(sae.decode(*sae.encode(x)), expected, atol=1e-4, rtol=1e-5)
@@ -126,9 +126,10 @@ def test_a_placebo_fires_as_often_as_the_objects_latents(
         chain, source, tmp_path / "null", dictionary="rate_matched_random"
     )
     x, _ = all_rows(chain.train_activations, "resid_post.1")
-    counts = [(dense(each, x) > 0).sum(dim=0) for each in (sae, null)]
-    assert int(counts[0].sum()) > 1000
-    assert int((counts[1] - counts[0]).abs().max()) <= 1
+    wanted, found = ((dense(each, x) > 0).sum(dim=0) for each in (sae, null))
+    assert int(wanted.sum()) > 1000
+    # Contexts that begin with one token have equal activations there.
+    assert bool(((found - wanted).abs() <= torch.maximum(0.05 * wanted, torch.tensor(3))).all())
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,13 @@ class Needs:
         return keys["subject"] in study.sizes and corpus in study.corpora
 
 
+def n_gpus(config: Config, subject: str) -> int:
+    """GPUs of a job that computes with a subject."""
+    if config.compute.device == "cpu":
+        return 0
+    return getattr(config.subjects[subject].source, "gpus", None) or 1
+
+
 def _known(sizes: dict[str, T | None]) -> dict[str, T]:
     return {name: size for name, size in sizes.items() if size is not None}
 

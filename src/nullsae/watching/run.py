@@ -44,7 +44,8 @@ class Job:
     @property
     def name(self) -> str:
         """The rule, and the keys of the cell."""
-        keys = partition_keys(self.log) if self.log else {}
+        # The last key is in the name of the log.
+        keys = partition_keys(self.log.with_suffix("") / "log") if self.log else {}
         return " ".join([self.rule, *keys.values()])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -146,7 +147,7 @@ def frame(run: Run, height: int) -> RenderableType:
     foot = "; ".join(filter(None, [", ".join(names), disk, paid]))
     return Group(
         Text(head, "bold", no_wrap=True, overflow="ellipsis"),
-        ProgressBar(max(1, n_jobs), n_done),
+        Padding(ProgressBar(max(1, n_jobs), n_done), 0),  # which ends its line
         stages,
         Text(),
         jobs,

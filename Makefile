@@ -17,7 +17,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 .PHONY: run test test-slow test-llm test-slurm check docs site schema lock clean
 
 run: .venv/installed
-	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason
+	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason --logger nullsae
 	@$(ACTIVATE) nullsae verdicts
 
 test: .venv/installed-dev

@@ -29,6 +29,13 @@ onstart:
     # Works out the code of all jobs that are about to run, which the record is of.
     say_changed_code()
     write_record(Path())
+    # For `nullsae watch`, beside Snakemake's own log.
+    record_events(
+        workflow,
+        NEEDS.seconds,
+        replies=STUDY.llm.cache,
+        max_cost_usd=STUDY.llm.max_cost_usd,
+    )
 
 
 include: "workflow/rules/corpus.smk"

@@ -14,7 +14,7 @@ MAX_FUNCTION_LINES = 80
 ORDER = (
     *("core", "paths", "config", "tables", "jobs", "corpus", "subjects", "activations", "sae"),
     *("metrics", "latents", "autointerp", "statistics", "aggregation", "report", "toy"),
-    *("planning", "fetching", "api", "cli", "__main__", "__init__"),
+    *("planning", "fetching", "watching", "api", "cli", "__main__", "__init__"),
 )
 
 

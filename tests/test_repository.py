@@ -125,8 +125,9 @@ def test_a_bug_report_asks_for_what_is_needed_and_warns_of_secrets() -> None:
     required = {
         name for name, item in fields.items() if item.get("validations", {}).get("required")
     }
-    assert required == {"what", "command", "config", "versions"}
-    assert "log" in fields
+    assert required == {"what", "command", "bundle"}
+    asked = fields["bundle"]["attributes"]["description"]
+    assert "`nullsae report STUDY --bundle bug.zip`" in asked
     [warning] = [i["attributes"]["value"] for i in form["body"] if i["type"] == "markdown"]
     assert "Remove keys, tokens" in warning
 

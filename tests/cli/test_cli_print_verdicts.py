@@ -19,7 +19,8 @@ JUDGED: dict[str, Any] = {"explainer": "lexical", "scorer": "detection"}
 
 
 def of_model(row: dict[str, Any]) -> dict[str, Any]:
-    return {"stage": "model", "real": "trained", "null": row["variant"]}
+    arms = {"real_l0": 31.9, "l0": 32.04, "real_training_tokens": 2e5, "training_tokens": 1e5}
+    return {"stage": "model", "real": "trained", "null": row["variant"], **arms}
 
 
 def write(root: Path, table: str, rows: list[dict[str, Any]]) -> None:
@@ -102,6 +103,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
         head = " ".join(row[place].strip() for row in heads[:2])
         assert head == f"{variant}, this randomization"
     assert ["small", "topk", judged, "", "7", "", "2", "1", "0.31", "-2.3"] in cells
+    assert ["small", "embed", "topk", "31.9, 200,000", *["32, 100,000"] * 2] in cells
     assert ["small", "topk", "cosine", "", "7", "", "2", "1", "", ""] in cells
     assert "Warning: subject small: the subject [b]knows[/b] little." in lines
     older = "Made by older code in part: train_sae accepted from 00000000000000aa."

@@ -92,7 +92,8 @@ def test_a_study_has_its_own_config_or_that_of_nullsae_and_then_its_overlay(
 
 
 def test_snakemake_gets_the_caller_s_options_and_the_defaults_that_they_leave_open() -> None:
-    place = ["--snakefile", str(REPOSITORY / "Snakefile"), "--directory", "s"]
+    screen = ["--logger", "nullsae"]
+    place = [*screen, "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", "s"]
     defaults = ["--cores", "all", "--resources", "gpu=1", "--quiet", "host", "reason"]
     assert arguments(Path("s"), []) == [*defaults, *place]
     given = ["results/a.txt", "--cores=2", "-q", "all"]

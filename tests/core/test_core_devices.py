@@ -26,8 +26,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.
     monkeypatch.setattr(devices, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(devices, "_held", Alone())
     devices.device_of.cache_clear()
+    devices.hold_others.cache_clear()
     yield monkeypatch
     devices.device_of.cache_clear()
+    devices.hold_others.cache_clear()
     devices._held.release()
 
 
@@ -77,6 +79,48 @@ def test_jobs_on_one_machine_take_different_gpus_and_wait_for_one(
         process.join(30)
         assert process.exitcode == 0
     assert str(devices.device_of("cuda:1")) == "cuda:1"
+
+
+def test_a_spread_subject_holds_the_gpus_that_it_asks_for_or_all_that_are_free(
+    gpus: pytest.MonkeyPatch,
+) -> None:
+    gpus.setattr(torch.cuda, "device_count", lambda: 4)
+    other = start("cuda:2")
+    assert told(other) == "cuda:2"
+    own = devices.device_of("cuda")
+    with pytest.raises(UserError, match=r"gpus: 4, but of the 4 GPUs here 3 are free.*gpu=4"):
+        devices.hold_others(own, 4)
+    devices._held.release()
+    devices.device_of.cache_clear()
+    own = devices.device_of("cuda:1")
+    assert devices.hold_others(own, 2) == devices.hold_others(own, 2) == (0, 1)
+    assert devices.hold_others(own, None) == (1, 3)
+    third = start("cuda")
+    assert not third[1].poll(0.2), "all are held"
+    devices._held.release()
+    assert told(third) == "cuda:0"
+    for process, pipe in (other, third):
+        pipe.send("end")
+        process.join(30)
+
+
+def test_the_gpu_of_a_mac_is_held_by_one_job_and_refused_elsewhere(
+    machine: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UserError, match="'mps', but no GPU of a Mac is here"):
+        devices.device_of("mps")
+    machine.setattr(torch.backends.mps, "is_available", lambda: True)
+    first = start("mps")
+    assert told(first) == "mps"
+    second = start("mps")
+    assert not second[1].poll(0.2), "it is held"
+    first[1].send("end")
+    assert told(second) == "mps"
+    second[1].send("end")
+    # Others compute in float64 where they are, this one on the CPU.
+    assert devices.exact_device(torch.device("mps")) == torch.device("cpu")
+    assert devices.exact_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert devices.exact(torch.ones(2)).dtype == torch.float64
 
 
 def test_a_scheduler_that_calls_every_gpu_0_means_different_ones(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from without_float64 import without_float64
 
 from nullsae import tables
 from nullsae.activations.capture import cache_activations
+from nullsae.activations.sampling import sample_gaussian
 from nullsae.autointerp.local_model import LocalJudge
 from nullsae.autointerp.log_odds import Likelihood, load_likelihood_prompt
 from nullsae.config.compute import Compute
 from nullsae.config.latents import Latents
 from nullsae.config.saes import Sae
+from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.jobs.metrics import EvaluateSaeParams
@@ -29,7 +34,17 @@ from nullsae.sae.files import load_sae
 from nullsae.sae.shared_pass import pinned, sent
 from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import evaluate
-from small_chain import CONTEXT, SITES, Chain, all_rows, capture_params, cell, tiny_model
+from nullsae.subjects.publish import randomize_model
+from small_chain import (
+    CONTEXT,
+    SITES,
+    Chain,
+    all_rows,
+    capture_params,
+    cell,
+    model_params,
+    tiny_model,
+)
 
 SITE = SITES[1]
 # Steps of 64 tokens, 16 to an epoch.
@@ -39,9 +54,30 @@ RECIPE = {
 }
 
 
-@pytest.fixture
-def compute(last_device: str) -> Compute:
-    return Compute(threads=1, device=last_device)
+@pytest.fixture(params=["the device", "one without float64"])
+def compute(
+    request: pytest.FixtureRequest, last_device: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Compute]:
+    """On `mps` there is no float64, wherever these tests run."""
+    if request.param == "the device":
+        yield Compute(threads=1, device=last_device)
+        return
+    with without_float64(monkeypatch):
+        yield Compute(threads=1, device="mps")
+
+
+def test_a_device_without_float64_computes_what_it_is_asked_and_no_float64(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with without_float64(monkeypatch) as device:
+        x = torch.ones(2, 3).to("meta")
+        with pytest.raises(AssertionError, match="float64"):
+            x.double()
+        with pytest.raises(AssertionError, match="two devices"):
+            x + torch.ones(3)
+        assert not {"aten.addmm.out", "aten.topk.default"} & device.ran
+        train(chain, Compute(threads=1, device="mps"), tmp_path, epochs=1)
+        assert {"aten.addmm.out", "aten.topk.default"} <= device.ran
 
 
 @pytest.mark.parametrize("split", ["sae_train", "eval"])
@@ -130,13 +166,15 @@ def test_latents_are_those_of_the_cpu(
             CollectLatentsParams(seed=0, keys=cell(SITE), latents=settings, compute=where),
             **{"sae": tiny_sae, "activations": chain.eval_activations},
             **{"tokens": chain.eval_tokens, "firings": folder / "firings.safetensors", **files},
+            model=chain.recipe,
         )
         found.append(tables.read_table(files["latents"], tables.cell_schema("latents")).to_pandas())
     there, here = found
     # A pre-activation at rank k and k + 1 may be equal in float32.
     assert (there["firings"] - here["firings"]).abs().sum() <= 4
     same = (there["firings"] == here["firings"]) & (here["firings"] > 0)
-    for name in ("max_activation", "mean_activation", "token_entropy_bits"):
+    names = ("max_activation", "mean_activation", "token_entropy_bits", "next_token_auroc")
+    for name in (*names, "ablation_kl_nats", "addition_kl_nats"):
         np.testing.assert_allclose(there[name][same], here[name][same], rtol=1e-3, err_msg=name)
 
 
@@ -160,6 +198,39 @@ def test_metrics_are_those_of_the_cpu(
     there, here = rows
     for name in ("explained_variance", "cosine", "l0", "ce_clean", "ce_sae"):
         assert there[name] == pytest.approx(here[name], rel=1e-3), name
+
+
+def test_a_variant_is_published_as_on_the_cpu(
+    chain: Chain, compute: Compute, tmp_path: Path
+) -> None:
+    losses = []
+    for where in (compute, Compute(threads=1, device="cpu")):
+        folder = tmp_path / where.device.replace(":", "")
+        randomize_model(
+            model_params(None, "rerandomized", compute=where),
+            **{"trained": chain.recipe, "eval_tokens": chain.eval_tokens, "output": folder},
+        )
+        losses.append(json.loads((folder / "gates.json").read_text())["heldout_loss_nats"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_gaussian_samples_are_those_of_the_cpu(
+    chain: Chain, compute: Compute, tmp_path: Path
+) -> None:
+    rows = []
+    for where in (compute, Compute(threads=1, device="cpu")):
+        folder = tmp_path / where.device.replace(":", "")
+        sample_gaussian(
+            SampleGaussianParams(
+                **{"keys": ModelKeys(subject="tiny", variant="gaussian", draw=0), "seed": 0},
+                **{"sites": (SITE,), "dtype": "float32", "shard_tokens": 8 * CONTEXT},
+                **{"compute": where, "key": "own", "fitted_activations_key": "key"},
+            ),
+            **{"split": "eval", "fitted": chain.train_activations},
+            **{"tokens": chain.eval_tokens, "output": folder},
+        )
+        rows.append(all_rows(folder / "manifest.json", SITE)[0])
+    torch.testing.assert_close(*rows, rtol=1e-5, atol=1e-5)
 
 
 def test_log_odds_of_a_judge_are_those_of_the_cpu(last_device: str) -> None:

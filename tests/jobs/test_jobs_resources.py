@@ -12,9 +12,10 @@ import pytest
 from nullsae.config.model_size import neox_size
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
+from nullsae.config.subjects import PretrainedSource
 from nullsae.jobs.grid import floor_cells, recipe_cells, sae_cells, scorer_cells, variant_cells
 from nullsae.jobs.of_models import evaluation_rules
-from nullsae.jobs.resources import OTHERWISE, Needs
+from nullsae.jobs.resources import OTHERWISE, Needs, n_gpus
 from nullsae.jobs.work import NOT_PLANNED, WORK, job_work
 from nullsae.jobs.work.amounts import sae_bytes
 from nullsae.jobs.work.making import COMPARED_BYTES
@@ -128,6 +129,23 @@ def test_every_job_of_the_papers_grid_fits_a_node_of_80_gb_of_gpu_and_256_gb(ove
             largest * 1e6
             > 16 * 2 * width * 4096 + neox_size(32, 4096, 50_432, "bfloat16").weight_bytes
         )
+
+
+def test_jobs_of_a_spread_subject_ask_for_its_gpus() -> None:
+    config = study("config/paper.yaml")
+    name = next(iter(config.subjects))
+    assert n_gpus(config, name) == 1
+    subject = config.subjects[name]
+    given = {**subject.source.model_dump(), "device_map": "auto", "gpus": 4}
+    spread = subject.model_copy(update={"source": PretrainedSource(**given)})
+    config = config.model_copy(update={"subjects": {**config.subjects, name: spread}})
+    assert n_gpus(config, name) == 4
+    on_cpu = config.compute.model_copy(update={"device": "cpu"})
+    assert n_gpus(config.model_copy(update={"compute": on_cpu}), name) == 0
+    with pytest.raises(ValueError, match="gpus: 4 are used with a device_map only"):
+        PretrainedSource(**{**given, "device_map": None})
+    # Params of jobs that ask for one stay as they were.
+    assert "gpus" not in subject.source.model_dump()
 
 
 PEAK = """

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from nullsae import paths, tables
 from nullsae.aggregation.answer import write_answer
 from nullsae.config.dictionaries import DICTIONARIES
-from nullsae.config.metrics import METRICS, all_metrics, is_of_model
+from nullsae.config.metrics import METRICS, all_metrics
 from nullsae.config.parse import parse_config
 from nullsae.config.saes import recipe_name
 from nullsae.config.study import Config
@@ -162,8 +162,8 @@ def write_study(root: Path, config: Config) -> None:
     _add_statistics(rows, config, rng)
     for name in (*COLUMNS, "latents_ranked"):
         _write(root, name, rows[name])
-    words = [row["verdict"] for row in rows["verdicts"] if is_of_model(row)]
-    write_answer(config, root, list(filter(is_of_model, rows["contrasts"])), words)
+    words = [row["verdict"] for row in rows["verdicts"]]
+    write_answer(config, root, rows["contrasts"], words)
 
 
 def _write(root: Path, name: str, rows: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ import html
 import re
 import shutil
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -181,9 +182,27 @@ def test_marks_of_the_answer_stand_between_floor_and_trained(built: Path, config
         assert sum(fill == "1" for _, fill in marks) == told
 
 
+def test_l0_and_tokens_of_each_arm_stand_beside_its_values_in_the_answer(
+    config: Config, built: Path, page: str
+) -> None:
+    answer = load_study(config, built).answer
+    shown = [finding for tier in TIERS for finding in answer.tier(tier)]
+    tables_of_tiers = re.findall(r'<details class="panel tier">.*?</table>', page, re.DOTALL)
+    rows = [row for table in tables_of_tiers for row in table.split('<tr><th scope="row">')[1:]]
+    assert len(rows) == len(shown) > 20
+    for finding, row in zip(shown, rows, strict=True):
+        found = re.findall(r"L0 ([\d.]+)(?: to ([\d.]+))?, ([\d,]+)(?: to ([\d,]+))? tokens", row)
+        assert len(found) == 1 + len(finding.against)
+        for arm, (low, high, few, many) in zip((finding, *finding.against), found, strict=True):
+            assert (low, high or low) == (f"{arm.low_l0:.3g}", f"{arm.high_l0:.3g}")
+            tokens = (arm.low_training_tokens, arm.high_training_tokens)
+            assert (few, many or few) == tuple(f"{n:,.0f}" for n in tokens)
+
+
 @given(st.lists(st.sampled_from(list(TIERS)), max_size=120))
 def test_each_tier_of_the_answer_has_a_fair_share_of_the_figure(tiers: list[Tier]) -> None:
-    findings = [Finding(str(i), "", None, None, t, 0, 0, ()) for i, t in enumerate(tiers)]
+    nothing = dict.fromkeys(field.name for field in fields(Finding)) | {"against": ()}
+    findings = [Finding(**nothing | {"metric": str(i), "tier": t}) for i, t in enumerate(tiers)]
     shown = drawn(findings)
     assert len(shown) == min(len(findings), MAX_METRICS)
     n_shown = Counter(one.tier for one in shown)

@@ -38,12 +38,16 @@ from sae_lens import (
     TopKTrainingSAE,
     TopKTrainingSAEConfig,
 )
-from sae_lens.saes.sae import TrainStepInput
+from sae_lens.registry import get_sae_class
+from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor, nn
 
-D, WIDTH, K = 12, 40, 5
+D, WIDTH, K, D_OUT = 12, 40, 5, 9
+TRANSCODERS = (
+    *("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
+)
 
 
 def vary(sae: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -153,6 +157,16 @@ def saelens_saes(folder: Path, x: Tensor) -> None:
         (old / "cfg.json").write_text(json.dumps({**run, **rest, **size, **keys}))
 
 
+def saelens_transcoders(folder: Path) -> None:
+    g = torch.Generator().manual_seed(3)
+    size = {"d_in": D, "d_out": D_OUT, "d_sae": WIDTH, "apply_b_dec_to_input": False}
+    hooks = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out"}
+    for name in TRANSCODERS:
+        kind, config_class = get_sae_class(name)
+        config = config_class(**size, metadata=SAEMetadata(**hooks))
+        vary(kind(config), g).save_model(folder / f"saelens-{name}")
+
+
 def sparsify_saes(folder: Path) -> None:
     g = torch.Generator().manual_seed(2)
     for name, keys in {
@@ -170,7 +184,9 @@ def results(folder: Path, x: Tensor) -> tuple[dict[str, Tensor], SAE | SparseCod
         # In float32 whatever the file's type: the comparison is of weights, not of rounding.
         sae = SAE.load_from_disk(folder, dtype="float32")
         codes = sae.encode(x)
-        return {"codes": codes, "reconstruction": sae.decode(codes)}, sae
+        # A skip connection is added by `forward` alone.
+        decoded = sae(x) if "transcoder" in folder.name else sae.decode(codes)
+        return {"codes": codes, "reconstruction": decoded}, sae
     coder = SparseCoder.load_from_disk(folder)
     values, indices, _ = coder.encode(x)
     codes = torch.zeros(len(x), coder.num_latents).scatter(1, indices, values)
@@ -181,6 +197,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     x = load_file(folder / "x.safetensors")["x"]
     saelens_saes(folder / "theirs", x)
+    saelens_transcoders(folder / "theirs")
     sparsify_saes(folder / "theirs")
     found = {}
     for made in sorted([*(folder / "theirs").iterdir(), *(folder / "ours").iterdir()]):

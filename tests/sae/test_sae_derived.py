@@ -207,6 +207,13 @@ def test_the_factor_on_random_codes_is_the_best_one() -> None:
     assert (centred * back).sum() / (back**2).sum() == pytest.approx(1.0, abs=1e-4)
 
 
+def test_rates_are_matched_up_to_tokens_that_are_equal() -> None:
+    x = torch.cat([cloud(), cloud()[:3000]])
+    sae = sae_of("standard", None)
+    wanted, rates = (fires(s, x).sum(axis=0) for s in (sae, made("rate_matched_random", sae, x)))
+    assert {*np.abs(rates - wanted)} == {0, 1}
+
+
 def test_a_draw_is_of_its_seed_alone() -> None:
     sae, x = sae_of(), cloud()
     for kind in KINDS:
@@ -221,9 +228,12 @@ def test_gates_fail_on_what_they_are_there_for() -> None:
     bent[3] *= 1.01
     for after, passed in ((sae.w_enc, True), (sae.w_enc.flip(1), True), (bent, False)):
         assert derivation.geometry_gate("g", sae.w_enc, after, eye)["passed"] is passed
-    wanted = torch.tensor([100, 0, 20])
-    for found, passed in (([105, 0, 20], True), ([106, 0, 20], False), ([100, 1, 20], False)):
-        assert derivation.rates_gate(wanted, torch.tensor(found), 999)["passed"] is passed
+    wanted, equal = torch.tensor([100, 0, 20]), torch.tensor([0, 0, 2])
+    for found, passed in (
+        *(([105, 0, 20], True), ([106, 0, 20], False), ([100, 1, 20], False)),
+        *(([100, 0, 22], True), ([100, 0, 17], False)),
+    ):
+        assert derivation.rates_gate(wanted, torch.tensor(found), equal, 999)["passed"] is passed
     for found_l0, passed in ((104.0, True), (94.0, False)):
         assert derivation.l0_gate(100.0, found_l0)["passed"] is passed
     assert derivation.l0_gate(0.0, 0.0)["passed"]
@@ -275,6 +285,36 @@ def test_the_stage_writes_what_is_derived(chain: Chain, tiny_sae: Path, tmp_path
     assert [(row["step"], row["tokens"]) for row in history] == [(0, len(x))]
     fewer = derived(chain, tiny_sae, tmp_path / "fewer", sample_tokens=100)
     assert fewer.b_dec.tolist() != load_sae(tmp_path / "rotated/cfg.json")[0].b_dec.tolist()
+
+
+def test_a_whitened_rotation_explains_the_mean_over_directions_which_may_be_below_0() -> None:
+    """For Gaussian activations, in expectation over rotations: docs/controls.md."""
+    generator = torch_generator(0, "gaussian")
+    scale = torch.linspace(0.1, 3, D_MODEL)
+    turned = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=generator))[0]
+    x = torch.randn(20_000, D_MODEL, generator=generator) * scale @ turned + scale
+    # Two latents for each of the six widest directions, which write into narrow ones, too.
+    rows = torch.cat([turned[-6:], -turned[-6:]])
+    spilled = rows + 0.3 * torch.cat([turned[:6], turned[:6]])
+    sae = Autoencoder("standard", rows, torch.zeros(len(rows)), spilled, x.mean(dim=0))
+
+    def unexplained(made: Autoencoder) -> Array:
+        error = exact(x - made.decode(*made.encode(x))) @ exact(turned).T
+        found: Array = error.var(axis=0)
+        return found
+
+    variance = exact(x @ turned.T).var(axis=0)
+    own = unexplained(sae)
+    assert 1 - own.sum() / variance.sum() > 0.5
+    expected = 1 - (own / variance).mean()
+    null = DICTIONARIES["rotated_whitened"](**{"from": "sae"})
+    explained = []
+    for draw in range(40):
+        made, _ = null.derive(sae, x, torch_generator(draw, "whitened"))
+        explained.append(1 - unexplained(made).sum() / variance.sum())
+    assert expected < -0.5
+    spread = np.std(explained, ddof=1) / len(explained) ** 0.5
+    assert np.mean(explained) == pytest.approx(expected, abs=3 * spread)
 
 
 def test_a_given_sae_is_itself_on_other_activations(

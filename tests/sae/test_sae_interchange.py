@@ -41,6 +41,8 @@ THEIRS = (
         for normalization in ("none", "layer_norm", "constant_norm_rescale")
         for b_dec in ("b_dec", "plain")
     ),
+    *("saelens-transcoder", "saelens-skip_transcoder"),
+    *("saelens-jumprelu_transcoder", "saelens-jumprelu_skip_transcoder"),
     *("sparsify-factor", "sparsify-width"),
 )
 OURS = ("saelens-topk", "saelens-jumprelu", "saelens-standard", "sparsify-topk")
@@ -143,6 +145,7 @@ def test_their_sae_does_the_same_here(exchange: Path, name: str) -> None:
         reconstruction, there[f"theirs/{name}/reconstruction"], atol=1e-5, rtol=1e-5
     )
     assert {tensor.dtype for tensor in sae.parameters().values()} == {torch.float32}
+    assert sae.writes_at("mlp_in.1") == ("mlp_out.1" if "transcoder" in name else "mlp_in.1")
 
 
 @pytest.mark.slow
@@ -303,6 +306,7 @@ def test_the_sae_of_the_sites_layer_is_read(tmp_path: Path) -> None:
         ({"metadata": {"model_from_pretrained_kwargs": {"fold_value_biases": True}}},
          "model_from_pretrained_kwargs.fold_value_biases is True"),
         ({"metadata": {"hook_head_index": 3}}, "hook_head_index is 3"),
+        ({"d_out": 3}, "d_out does not fit topk"),
         ({"metadata": None, "activation_fn_str": "gelu"}, "'gelu' is not one of relu, topk"),
         ({"metadata": None, "normalize_activations": True}, "'expected_average_only_in'"),
         ({"metadata": None, "architecture": "standard", "activation_fn": "topk", "k": None},
@@ -313,6 +317,34 @@ def test_an_unsupported_saelens_config_is_refused(
     tmp_path: Path, keys: dict[str, Any], says: str
 ) -> None:
     write_saelens(tmp_path, **keys)
+    text = refusal(lambda: read(tmp_path))
+    assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"d_out": None}, "d_out: missing"),
+        ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input is true"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        ({"metadata": {}}, "metadata.hook_name_out is None"),
+        ({"metadata": {"hook_name_out": "blocks.1.ln2.hook_normalized"}},
+         "metadata.hook_name_out is 'blocks.1.ln2.hook_normalized', which is no site here"),
+        ({"metadata": {"hook_name_out": "blocks.1.hook_mlp_out", "hook_head_index_out": 2}},
+         "metadata.hook_head_index_out is 2"),
+        ({"metadata": {"hook_name_out": "blocks.1.hook_mlp_out",
+                       "model_from_pretrained_kwargs": {"fold_ln": True}}},
+         "model_from_pretrained_kwargs.fold_ln is true"),
+    ],
+)  # fmt: skip
+def test_a_transcoder_of_saelens_that_does_more_than_its_weights_is_refused(
+    tmp_path: Path, keys: dict[str, Any], says: str
+) -> None:
+    plain: dict[str, Any] = {"d_out": D, "apply_b_dec_to_input": False}
+    plain["metadata"] = {"hook_name_out": "blocks.1.hook_mlp_out"}
+    write_saelens(tmp_path, "transcoder", **{**plain, **keys})
     text = refusal(lambda: read(tmp_path))
     assert text.startswith(f"{tmp_path / 'cfg.json'}: ")
     assert says in text

@@ -18,7 +18,9 @@ def rows(metric: str, words: str, **more: Any) -> list[tuple[dict[str, Any], str
     variants = more.pop("variants", NULLS)
     places = [(variant, site) for variant in variants for site in ("embed", "resid_post.0")]
     keys = {"subject": "small", "sae": "topk", "metric": metric, "explainer": None, "scorer": None}
+    keys["stage"] = "model"
     numbers = {"real_value": 0.74, "value": 0.5, "n_draws": 1, "n_seeds": 1}
+    numbers |= {"real_l0": 15.998, "l0": 16.0, "real_training_tokens": 2e5, "training_tokens": 2e5}
     return [
         ({**keys, **numbers, **more, "variant": variant, "site": site}, WORDS[word])
         for (variant, site), word in zip(places, words, strict=True)
@@ -84,8 +86,9 @@ def test_metrics_that_tell_come_first_and_then_those_that_tell_more_often() -> N
         "AUROC of the next token by direct effect is 0.74 in trained and 0.5 in the nulls.",
         "Two do not: Explained variance and Cosine similarity.",
         "One is not decided, for want of data: Cross-entropy score.",
-        "Every model was randomized once and every SAE trained once: this speaks of these "
-        "randomizations, not of random transformers.",
+        "Every model was randomized once and every SAE trained once (L0 16 in every arm; training "
+        "tokens 200,000 in every arm): this speaks of these randomizations, not of random "
+        "transformers.",
     )
 
 
@@ -119,6 +122,13 @@ def test_placebos_are_no_answer() -> None:
     assert [one.metric for one in found.findings] == ["cosine"]
 
 
+def test_a_metric_of_which_nothing_was_measured_is_no_part_of_the_answer() -> None:
+    missing = rows("ce_score", "iiii", real_value=None, value=None)
+    found = of(rows("cosine", "ssss"), missing)
+    assert [one.metric for one in found.findings] == ["cosine"]
+    assert found.sentences == of(rows("cosine", "ssss")).sentences
+
+
 def test_many_metrics_are_counted_and_a_study_without_any_says_so() -> None:
     names = ("cosine", "explained_variance", "ce_score", "auroc", "auprc", "f1")
     found = of(*(rows(name, "eeee") for name in names))
@@ -134,10 +144,11 @@ def test_many_metrics_are_counted_and_a_study_without_any_says_so() -> None:
         (
             1,
             3,
-            "randomized once, with three seeds of each SAE: this speaks of these randomizations",
+            "randomized once, with three seeds of each SAE (L0 16 in every arm; training tokens "
+            "200,000 in every arm): this speaks of these randomizations",
         ),
-        (5, 3, "It rests on five draws of each randomization and three seeds of each SAE."),
-        (12, 1, "It rests on 12 draws of each randomization and one seed of each SAE."),
+        (5, 3, "It rests on five draws of each randomization and three seeds of each SAE (L0 16 "),
+        (12, 1, "It rests on 12 draws of each randomization and one seed of each SAE (L0 16 in "),
     ],
 )
 def test_the_last_sentence_says_what_was_replicated(n_draws: int, n_seeds: int, told: str) -> None:
@@ -146,11 +157,70 @@ def test_the_last_sentence_says_what_was_replicated(n_draws: int, n_seeds: int, 
     assert len(found.sentences) <= 6
 
 
+def test_arms_of_other_l0_or_tokens_say_so_beside_their_values() -> None:
+    variants = (*NULLS, "retrained")
+    pairs = rows("explained_variance", "ssssee", variants=variants, real_l0=31.9)
+    for row, _ in pairs:
+        row |= {"step0": {"l0": 30.0}, "rerandomized": {"l0": 33.0}}.get(row["variant"], {})
+        if row["variant"] == "retrained":
+            row |= {"l0": 32.0, "training_tokens": 1e5}
+    found = of(pairs, controls={"retrained"})
+    assert found.sentences[1] == (
+        "Explained variance is 0.74 in trained (L0 31.9), 0.5 in retrained (L0 32) and 0.5 in the "
+        "nulls (L0 30 to 33)."
+    )
+    assert (
+        "(L0 31.9 in trained, 32 in retrained and 30 to 33 in the nulls; training tokens 200,000 "
+        "in trained, 100,000 in retrained and 200,000 in the nulls)"
+    ) in found.sentences[-1]
+    [finding] = found.findings
+    assert (finding.low_l0, finding.high_l0, finding.high_training_tokens) == (31.9, 31.9, 2e5)
+    assert [one.low_l0 for one in finding.against] == [30.0, 33.0, 32.0]
+    assert [one.high_training_tokens for one in finding.against] == [2e5, 2e5, 1e5]
+
+
+def of_dictionaries(metric: str, **words: str) -> list[tuple[dict[str, Any], str]]:
+    """Two sites of the learned dictionary against each null one."""
+    return [
+        ({**row, "stage": "dictionary", "real": "topk", "null": null, "variant": "trained"}, word)
+        for null, of_null in words.items()
+        for row, word in rows(metric, of_null, variants=("trained",))
+    ]
+
+
+def test_which_metrics_tell_the_learned_dictionary_is_a_sentence_of_its_own() -> None:
+    models = (rows("next_token_auroc", "ssss"), rows("auroc", "eeee"), rows("cosine", "iiii"))
+    found = of(
+        *models,
+        of_dictionaries("next_token_auroc", pca="ss", rotated="ss", identity="se"),
+        of_dictionaries("cosine", pca="ss", rotated="ss", identity="ss"),
+        of_dictionaries("ce_score", pca="ii", rotated="ss", identity="ss"),
+    )
+    assert (
+        "Within trained, one of 3 metrics tells the learned dictionary from each of the three "
+        "null dictionaries: Cosine similarity; AUROC of the next token by direct effect tells it "
+        "from pca and rotated."
+    ) in found.sentences
+    assert len(found.sentences) == 6
+    # What is said of models does not depend on it.
+    assert found.findings == of(*models).findings
+    assert [one.metric for one in found.dictionaries] == ["cosine", "next_token_auroc", "ce_score"]
+
+
+def test_a_study_in_which_no_metric_tells_the_only_null_dictionary_says_so() -> None:
+    found = of(rows("cosine", "ssss"), of_dictionaries("cosine", pca="er"))
+    assert (
+        "Within trained, none of 1 metric tells the learned dictionary from the null one; "
+        "Cosine similarity tells it from none."
+    ) in found.sentences
+
+
 def test_an_answer_reads_back_as_it_was_written() -> None:
     variants = (*NULLS, "retrained")
     found = of(
         rows("cosine", "ssssee", variants=variants),
         rows("auroc", "iiiiii", variants=variants, value=None, real_value=None),
+        of_dictionaries("cosine", pca="ss"),
         controls={"retrained"},
     )
     assert Answer.of_json(json.loads(json.dumps(found.as_json()))) == found

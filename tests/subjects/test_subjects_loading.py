@@ -298,6 +298,7 @@ def test_every_gpu_gets_blocks_and_every_block_stays_whole(
     )
     room = {0: 4 * block, 1: 8 * block, "cpu": 10**9}
     monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: dict(room))
+    monkeypatch.setattr("nullsae.subjects.loading.hold_others", lambda own, n_gpus: (0, 1))
     place(model, {"source": {"device_map": how}}, torch.device("cuda"))
     (spread,) = maps
     assert set(spread.values()) == {0, 1}

@@ -19,7 +19,7 @@ rule capture_portion:
     threads: STUDY.compute.threads
     resources:
         **needed("capture_portion"),
-        gpu=GPUS,
+        gpu=gpus,
     params:
         config=job_params("cache_activations", *ACTIVATIONS, "saes"),
         code=job_code("cache_activations"),
@@ -56,7 +56,7 @@ rule cache_activations:
     threads: STUDY.compute.threads
     resources:
         **needed("cache_activations"),
-        gpu=GPUS if N_PORTIONS == 1 else 0,
+        gpu=gpus if N_PORTIONS == 1 else 0,
     params:
         config=job_params("cache_activations", *ACTIVATIONS, "saes"),
         code=job_code("cache_activations"),
@@ -85,7 +85,7 @@ rule sample_gaussian:
     threads: STUDY.compute.threads
     resources:
         **needed("sample_gaussian"),
-        gpu=GPUS,
+        gpu=gpus,
     params:
         config=job_params("sample_gaussian", *ACTIVATIONS, "saes"),
         code=job_code("sample_gaussian"),

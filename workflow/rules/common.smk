@@ -31,7 +31,7 @@ from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
 from nullsae.config.variants import is_positive_control, runs_on_trained
 from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
 from nullsae.jobs.of_models import evaluation_rules, free_rules
-from nullsae.jobs.resources import Needs
+from nullsae.jobs.resources import Needs, n_gpus
 from nullsae.jobs.sae_inputs import (
     captured_by,
     captured_for_sae,
@@ -42,6 +42,7 @@ from nullsae.jobs.sae_inputs import given_saes, sae_inputs, settled
 from nullsae.jobs.shared_training import shared_jobs, whole_once
 from nullsae.jobs.started import remember_options, study_options
 from nullsae.report.names import figure_names
+from nullsae.watching.events import record_events
 from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.parse import resolve_subjects, parse_config
 
@@ -82,7 +83,7 @@ FIGURE_FILES = [
     for form in STUDY.report.figure_formats
 ]
 REPORT_FILES = [paths.REPORT, *FIGURE_FILES]
-# GPUs of a job that can use one.
+# GPUs of a job that can use one, and has no subject that asks for more.
 GPUS = 0 if STUDY.compute.device == "cpu" else 1
 # Jobs that share the capture of a split.
 N_PORTIONS = STUDY.activations.chunks
@@ -116,6 +117,12 @@ def known(function):
     """A function whose parameters Snakemake need not look up again for each job."""
     function.__signature__ = signature(function)
     return function
+
+
+@known
+def gpus(wildcards):
+    """GPUs of a job that computes with a subject."""
+    return n_gpus(STUDY, wildcards.subject)
 
 
 def job_params(rule, *keys, **more):

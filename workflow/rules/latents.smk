@@ -19,7 +19,7 @@ rule collect_latents:
     threads: STUDY.compute.threads
     resources:
         **needed("collect_latents"),
-        gpu=GPUS,
+        gpu=gpus,
     params:
         config=job_params("collect_latents", *ACTIVATIONS, "latents"),
         code=job_code("collect_latents"),

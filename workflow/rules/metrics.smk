@@ -27,7 +27,7 @@ for job in evaluation_rules(STUDY):
         threads: STUDY.compute.threads
         resources:
             **needed("evaluate_sae", job.cells_of),
-            gpu=GPUS,
+            gpu=gpus,
         params:
             config=job_params(
                 *("evaluate_sae", *ACTIVATIONS, "variants", "draws", "saes"),
@@ -71,7 +71,7 @@ rule cross_evaluate:
     threads: STUDY.compute.threads
     resources:
         **needed("cross_evaluate"),
-        gpu=GPUS,
+        gpu=gpus,
     params:
         config=job_params("cross_evaluate", *ACTIVATIONS, "variants", "evaluation"),
         code=job_code("cross_evaluate"),

@@ -24,7 +24,7 @@ if not STUDY.activations.shared_pass and not STUDY.activations.streams:
         threads: STUDY.compute.threads
         resources:
             **needed("train_sae"),
-            gpu=GPUS,
+            gpu=gpus,
         params:
             config=job_params(
                 "train_sae", *ACTIVATIONS, "variants", "draws", "saes", "evaluation"
@@ -71,7 +71,7 @@ for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
         threads: STUDY.compute.threads
         resources:
             **needed("train_sae", cells_of(job)),
-            gpu=GPUS,
+            gpu=gpus,
         params:
             config=fixed(job.text),
             code=fixed(job.code),
@@ -113,7 +113,7 @@ rule derive_sae:
     threads: STUDY.compute.threads
     resources:
         **needed("derive_sae"),
-        gpu=GPUS,
+        gpu=gpus,
     params:
         config=job_params("derive_sae", *ACTIVATIONS, "variants", "draws", "saes"),
         code=job_code("derive_sae"),

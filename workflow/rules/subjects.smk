@@ -30,7 +30,7 @@ rule train_subject:
     threads: STUDY.compute.threads
     resources:
         **needed("train_subject"),
-        gpu=GPUS,
+        gpu=gpus,
     params:
         config=job_params("train_subject", "seed", "compute", "subjects"),
         code=job_code("train_subject"),
@@ -67,7 +67,7 @@ rule retrain_subject:
     threads: STUDY.compute.threads
     resources:
         **needed("retrain_subject"),
-        gpu=GPUS,
+        gpu=gpus,
     params:
         config=job_params("retrain_subject", "seed", "compute", "subjects"),
         code=job_code("retrain_subject"),
@@ -101,7 +101,7 @@ rule randomize_model:
     threads: STUDY.compute.threads
     resources:
         **needed("randomize_model"),
-        gpu=GPUS,
+        gpu=gpus,
     params:
         config=job_params(
             "randomize_model", "seed", "compute", "subjects", "randomization"

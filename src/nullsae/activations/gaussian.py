@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nullsae.activations.store import SiteReader
+from nullsae.core.devices import exact_device
 from nullsae.core.moments import Moments
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.keys import ModelKeys
@@ -67,7 +68,10 @@ class Gaussian:
 
     @classmethod
     def fitted_to(cls, moments: Moments, device: torch.device) -> Gaussian:
-        """With these moments; shrunk where there are fewer than 10 tokens per dimension."""
+        """With these moments; shrunk where there are fewer than 10 tokens per dimension.
+
+        It lies on `device`, if that has float64.
+        """
         mean, covariance = moments.mean(), moments.covariance()
         d_model, shrinkage = len(mean), 0.0
         if moments.n < ENOUGH_TOKENS * d_model:
@@ -82,7 +86,7 @@ class Gaussian:
         eigenvalues = torch.where(eigenvalues > floor, eigenvalues, 0.0)
         root = (vectors * eigenvalues.sqrt()) @ vectors.t() * scale
         mean, scale, eigenvalues, vectors, root = (
-            tensor.to(device) for tensor in (mean, scale, eigenvalues, vectors, root)
+            tensor.to(exact_device(device)) for tensor in (mean, scale, eigenvalues, vectors, root)
         )
         return cls(mean, scale, eigenvalues, vectors, root, shrinkage)
 

@@ -256,7 +256,7 @@ def capture_contexts(
         rows = slice(*((c - contexts.start) * context_tokens for c in (batch.start, batch.stop)))
 
         def keep(site: str, x: Tensor, rows: slice = rows) -> None:
-            found[site][rows].copy_(x.flatten(0, 1), non_blocking=True)
+            found[site][rows].copy_(x.flatten(0, 1), non_blocking=x.is_cuda)
             devices.add(x.device)
 
         subject.watch(

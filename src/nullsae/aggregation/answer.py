@@ -17,7 +17,7 @@ from nullsae.statistics.answer import Answer, answer
 def write_answer(
     config: Config, root: Path, contrasts: Sequence[Mapping[str, Any]], words: Sequence[str]
 ) -> None:
-    """Write the answer of a study; `words` are the verdicts of its contrasts."""
+    """Write the answer of a study; `words` are the verdicts of its contrasts, of any stage."""
     placebos = {name for name, one in config.explainers.items() if one.exchanges is not None}
     controls = set(filter(is_positive_control, config.variants))
     found = answer(contrasts, words, controls=controls, placebos=placebos)

@@ -113,7 +113,7 @@ def aggregate(config: Config, root: Path, progress: Progress = lambda done, tota
     }
     for table, rows in written.items():
         tables.write_table(root / paths.TABLE.format(table=table), rows, tables.SCHEMAS[table])
-    write_answer(config, root, about, words)
+    write_answer(config, root, contrasts, [word for word, _ in judged])
     # Neither is a function of the config.
     tables.write_table(root / paths.COSTS, read_costs(root), COSTS)
     made_by = read_provenance(config, root)

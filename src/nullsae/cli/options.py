@@ -47,6 +47,7 @@ Root = Annotated[Path, Option(help="Folder that holds results/.")]
 Study = Annotated[
     Path, Argument(help="Folder of the study (default: the current one).", show_default=False)
 ]
+Overlays = Annotated[list[Path] | None, Option(help="Overlays, as for snakemake; repeatable.")]
 Windows = Annotated[Path, Option(help="windows.parquet of the SAE.")]
 Work = Annotated[Path, Option(help="Folder for checkpoints.")]
 Tokenizer = Annotated[Path, Option(help="tokenizer.json of the corpus.")]

@@ -90,6 +90,7 @@ def _print_all(console: Console, rows: list[dict[str, Any]], power: list[dict[st
         if of_stage := [row for row in rows if row["stage"] == stage]:
             console.print(_verdicts(of_stage, f"Verdicts, {stage}: does the metric tell {text}?"))
     console.print("The number is the difference, null minus the real thing.")
+    console.print(_arms(list(filter(is_of_model, rows))))
     for reason in dict.fromkeys(row["reason"] for row in rows if row["verdict"] == "none"):
         console.print(f"None: {reason}.", markup=False)
     shares = [row["answered_share"] for row in rows if row["answered_share"] is not None]
@@ -144,6 +145,24 @@ def _verdicts(rows: list[dict[str, Any]], title: str) -> Table:
     for (subject, site, sae, metric, explainer, scorer), found in cells.items():
         judge = f" ({explainer}, {scorer})" if scorer else ""
         table.add_row(subject, site, sae, metric + judge, *(found.get(name, "") for name in nulls))
+    return table
+
+
+def _arms(rows: list[dict[str, Any]]) -> Table:
+    """What the values of each arm rest on: a column for each variant."""
+    table = Table(title="L0 and training tokens of each arm", title_justify="left")
+    variants = dict.fromkeys(row["variant"] for row in rows)
+    for name in ("subject", "site", "sae", "trained", *variants):
+        table.add_column(name.replace("_", " "), max_width=16)
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        arms = found.setdefault((row["subject"], row["site"], row["sae"]), {})
+        for name, prefix in (("trained", "real_"), (row["variant"], "")):
+            n_tokens = row[f"{prefix}training_tokens"]
+            tokens = "unknown" if n_tokens is None else f"{n_tokens:,.0f}"
+            arms[name] = f"{row[f'{prefix}l0']:.3g}, {tokens}"
+    for key, arms in found.items():
+        table.add_row(*key, *(arms.get(name, "") for name in ("trained", *variants)))
     return table
 
 

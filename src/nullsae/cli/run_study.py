@@ -18,6 +18,7 @@ DEFAULTS = {
     ("--cores", "-c", "--jobs", "-j", "--profile", "--executor", "-e"): ("--cores", "all"),
     ("--resources", "--res"): ("--resources", "gpu=1"),
     ("--quiet", "-q", "--verbose"): ("--quiet", "host", "reason"),
+    ("--logger",): ("--logger", "nullsae"),
 }
 
 

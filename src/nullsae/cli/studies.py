@@ -54,6 +54,14 @@ def run(
     run_study(study, options or [])
 
 
+@verbs.command("watch")
+def watch(study: Folder) -> None:
+    """Show a run that is going on, whoever started it, or how the last one ended."""
+    from nullsae.cli.watch_study import watch_study
+
+    watch_study(study)
+
+
 @verbs.command("diff")
 def diff(
     a: Annotated[Path, Argument(help="Folder of a study.", show_default=False)],

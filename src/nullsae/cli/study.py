@@ -9,7 +9,17 @@ import typer
 
 from nullsae import paths
 from nullsae.cli.job import job
-from nullsae.cli.options import Params, Root, Study, Verb, read_params
+from nullsae.cli.options import (
+    Maybe,
+    Overlays,
+    Params,
+    Root,
+    Study,
+    Verb,
+    in_study,
+    read_params,
+    seen_from,
+)
 from nullsae.core.errors import UserError
 
 verbs = typer.Typer()
@@ -36,8 +46,23 @@ def report(
     params: Annotated[
         str | None, typer.Option(help="Draw the report again with these params, as the rule does.")
     ] = None,
+    bundle: Annotated[
+        Maybe,
+        typer.Option(
+            help="Write this .zip file for a bug report: versions, config, ends of logs, names and "
+            "sizes of results, provenance; without keys, texts and replies."
+        ),
+    ] = None,
+    configfile: Overlays = None,
 ) -> None:
-    """Print the path of a finished study's report, or open it."""
+    """Print the path of a finished study's report, or open it; bundle what a bug report needs."""
+    if bundle is not None:
+        from nullsae.cli.write_bundle import write_bundle
+
+        overlays, output = seen_from(study, *configfile or ()), seen_from(study, bundle)[0]
+        with in_study(study):
+            write_bundle(Path(), overlays, output)
+        return
     if params is not None:
         _write_report(params, study)
     page = (study / paths.REPORT).absolute()

@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from nullsae import paths
-from nullsae.cli.options import Maybe, Output, Root, SaeFile, Study, in_study, seen_from
+from nullsae.cli.options import Maybe, Output, Overlays, Root, SaeFile, Study, in_study, seen_from
 from nullsae.core.errors import UserError
 from nullsae.core.visible import visible
 
@@ -19,7 +19,6 @@ export = typer.Typer(
 )
 verbs.add_typer(export, name="export")
 ConfigPairs = Annotated[list[str] | None, Option(help="KEY=VALUE, as for snakemake; repeatable.")]
-Overlays = Annotated[list[Path] | None, Option(help="Overlays, as for snakemake; repeatable.")]
 
 
 @verbs.command("accept")

@@ -10,7 +10,13 @@ from nullsae.config.made_on import MadeOn, UsedOn, differences, used_on
 from nullsae.config.model_files import is_local
 from nullsae.config.model_size import subject_shape
 from nullsae.config.plain import read_object
-from nullsae.config.pretrained import Difference, FromSaeLens, Pretrained, pretrained_sae_path
+from nullsae.config.pretrained import (
+    Difference,
+    FromObject,
+    FromSaeLens,
+    Pretrained,
+    pretrained_sae_path,
+)
 from nullsae.config.saelens_list import listed, overridden, refuse_corrected
 from nullsae.config.sites import PROJECTED, site_kind, site_layer
 from nullsae.config.study import Config
@@ -68,6 +74,12 @@ def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int |
     """What is known here of an SAE, and the dimensions that it reads."""
     if isinstance(pretrained, FromSaeLens):
         return _known_of_release(pretrained.at(site), site, where), None
+    if isinstance(pretrained, FromObject):
+        pretrained.source_file(where)
+        for i, name in enumerate(pretrained.files):
+            if not Path(name).expanduser().is_file():
+                raise UserError(f"{where}.files[{i}]: {name!r} is no file")
+        return MadeOn(), pretrained.d_model
     path, inside = pretrained_sae_path(pretrained, site)
     if is_local(path):
         folder: Path | None = local_folder(path, inside, where)

@@ -18,9 +18,10 @@ class Compute(Section):
     threads: PositiveInt = 1
     """CPU threads of each numerical job. Rounding depends on it, so it stands here: --cores only
     decides how many jobs run side by side, never what they compute."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
-    """`auto` takes CUDA when there is one; else `cpu`, `cuda` or `cuda:N`. With `cpu` no job asks
-    for a GPU, so that as many run side by side as there are cores."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
+    """`auto` takes CUDA when there is one, else the CPU; or `cpu`, `cuda`, `cuda:N`, or `mps`, the
+    GPU of a Mac. With `cpu` no job asks for a GPU, so that as many run side by side as there are
+    cores."""
 
     @model_validator(mode="wrap")
     @classmethod

@@ -30,6 +30,8 @@ class Dictionary(Coding):
     """Whether it is made by gradient steps; else by `fit`, or by `derive`."""
     derived: ClassVar[bool] = False
     """Whether it is made from another SAE of the config, by `derive`."""
+    needs_encoder: ClassVar[bool] = False
+    """Whether it is made of that one's encoder rows, which a Python object does not show."""
     is_null: ClassVar[bool] = True
     """Whether it stands beside learned dictionaries as a null of them."""
     takes_pretrained: ClassVar[bool] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 # Beginnings that vendors give their keys, so that such are known where they turn up.
@@ -21,6 +22,9 @@ _SECRET_FIELD = re.compile(
     r"^(token|key|auth)$",
     re.IGNORECASE,
 )
+# The commit that something was read at: 40 digits after `@`, `snapshots/` or the word revision.
+_COMMIT = r"(?:@|snapshots/|revision['\"]?[ =:]+['\"]?)[0-9a-f]{40}(?![A-Za-z0-9])"
+_COMMIT_OR_KEY = re.compile(rf"{_COMMIT}|({_VENDORS.pattern}|{_PIECE.pattern})")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -33,6 +37,11 @@ def has_key(text: str) -> bool:
     """Whether a text holds a vendor's key, or a long piece of letters and digits such as a key."""
     pieces = (piece[0] for piece in _PIECE.finditer(text))
     return has_vendors_key(text) or any(_is_mixed(piece) for piece in pieces)
+
+
+def without_keys(text: str) -> str:
+    """A text with `***` for each piece by which `has_key` holds; commits named as such stay."""
+    return _COMMIT_OR_KEY.sub(lambda found: "***" if has_key(found[1] or "") else found[0], text)
 
 
 def is_variable(text: str) -> bool:
@@ -49,6 +58,11 @@ def names_secret_parameter(name: str) -> bool:
     return _SECRET_PARAMETER.search(name) is not None
 
 
+def names_secret_field(name: str) -> bool:
+    """Whether a field of this name holds a secret, if a text stands there."""
+    return _SECRET_FIELD.search(name) is not None
+
+
 def secret_field(value: Any, name: str = "") -> str | None:
     """The name of the first field below a value of JSON that holds a secret, with what is above it.
 
@@ -59,7 +73,7 @@ def secret_field(value: Any, name: str = "") -> str | None:
             if has_key(str(key)):
                 return f"{name}.***".removeprefix(".")
             below = f"{name}.{key}".removeprefix(".")
-            if isinstance(inner, str) and inner and _SECRET_FIELD.search(str(key)):
+            if isinstance(inner, str) and inner and names_secret_field(str(key)):
                 return below
             if (found := secret_field(inner, below)) is not None:
                 return found
@@ -70,6 +84,34 @@ def secret_field(value: Any, name: str = "") -> str | None:
     elif isinstance(value, str) and has_vendors_key(value):
         return name
     return None
+
+
+def named_variables(value: Any) -> Iterator[str]:
+    """What stands anywhere in `api_key_env` and `headers_env` of a config: names of variables."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if str(key) in ("api_key_env", "headers_env"):
+                found = inner.values() if isinstance(inner, dict) else [inner]
+                yield from (name for name in found if isinstance(name, str))
+            else:
+                yield from named_variables(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from named_variables(inner)
+
+
+def secret_values(value: Any) -> Iterator[str]:
+    """The texts that stand in fields which hold secrets by their name, anywhere in a config."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, str) and names_secret_field(str(key)):
+                if not is_variable(inner):
+                    yield inner
+            else:
+                yield from secret_values(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from secret_values(inner)
 
 
 def _is_mixed(piece: str) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from nullsae.config.keys import has_key
 from nullsae.config.model_size import Shape, subject_shape
 from nullsae.config.plain import check_amount
-from nullsae.config.section import SECTION, without_nulls
+from nullsae.config.section import OTHER_SECTION, SECTION, without_nulls
 from nullsae.config.sites import PROJECTED, expand_sites, needs_depth, site_kind
 from nullsae.config.study import ENTRIES, Config
 from nullsae.config.subjects import PretrainedSource
@@ -57,7 +57,8 @@ def _explain(detail: Any, data: Any, model: type[BaseModel]) -> str:
     """One line for one mistake found by pydantic."""
     key, current = [], data
     for part in detail["loc"]:
-        tags = (SECTION, current.get("kind")) if isinstance(current, dict) else ()
+        sections = (SECTION, OTHER_SECTION)
+        tags = (*sections, current.get("kind")) if isinstance(current, dict) else ()
         if part in tags and part not in current:
             continue  # the tag of a union, not a key of the file
         key.append(str(part))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator
 
-from nullsae.config.section import SECTION, Section
+from nullsae.config.section import OTHER_SECTION, SECTION, Section, Trusted
 from nullsae.config.sites import site_layer
+from nullsae.core.errors import UserError
 
 Difference = Literal["model", "revision", "hook", "context_tokens", "prepend_bos", "data_set"]
 
@@ -35,12 +40,62 @@ class FromSaeLens(Section):
         return FromSaeLens(saelens=release)
 
 
-def _is_text(given: Any) -> str:
-    return "text" if isinstance(given, str) else SECTION
+class FromObject(Section):
+    """A Python object with `encode` and `decode`, on tensors [tokens, width] both."""
+
+    object: Annotated[str, Trusted("jobs import this Python object and run it as you")]
+    """Import path, `package.module:name`; a class or a function is called with the site's name."""
+    d_model: PositiveInt
+    """Dimensions of the activations that it reads."""
+    files: tuple[str, ...] = ()
+    """What it reads beside its code, such as weights: an edit of these makes the SAE anew."""
+
+    def __str__(self) -> str:
+        return self.object
+
+    @field_validator("object")
+    @classmethod
+    def object_is_an_import_path(cls, path: str) -> str:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
+            raise ValueError(f"{path!r} is no import path, such as package.module:name")
+        return path
+
+    def source_file(self, where: str) -> Path:
+        """The Python file that holds it, found without running any.
+
+        Raises:
+            UserError: there is none; begins with `where`.
+        """
+        module = self.object.partition(":")[0]
+        first, *inner = module.split(".")
+        try:
+            spec = find_spec(first)
+        except ValueError:  # a module that is run, and not imported
+            spec = None
+        for part in inner:
+            first += f".{part}"
+            inside = spec.submodule_search_locations if spec else None
+            spec = PathFinder.find_spec(first, list(inside)) if inside else None
+        if spec is None or not (spec.origin or "").endswith(".py"):
+            raise UserError(
+                f"{where}.object: no Python file of the module {module!r} is found here; install "
+                f"its package, or put its folder on PYTHONPATH"
+            )
+        return Path(str(spec.origin))
+
+
+def _kind(given: Any) -> str:
+    if isinstance(given, str):
+        return "text"
+    is_object = isinstance(given, FromObject) or (isinstance(given, dict) and "object" in given)
+    return OTHER_SECTION if is_object else SECTION
 
 
 Pretrained = Annotated[
-    Annotated[str, Tag("text")] | Annotated[FromSaeLens, Tag(SECTION)], Discriminator(_is_text)
+    Annotated[str, Tag("text")]
+    | Annotated[FromSaeLens, Tag(SECTION)]
+    | Annotated[FromObject, Tag(OTHER_SECTION)],
+    Discriminator(_kind),
 ]
 
 

@@ -101,7 +101,8 @@ class Sae(Coding, Transcoding):
     pretrained: Pretrained | None = None
     """An SAE made elsewhere that stands for the trained variant: a folder or hub id in the layout
     of nullsae, SAELens, sparsify or dictionary_learning, and after `::` a folder within it, or
-    `{saelens: {release, sae_id}}`; `{site}` and `{layer}` are filled in. The nulls get SAEs of the
+    `{saelens: {release, sae_id}}`; `{site}` and `{layer}` are filled in. Or a Python object with
+    `encode` and `decode`, `{object, d_model, files}`, which jobs import. The nulls get SAEs of the
     same width, trained here by this recipe, with its k, or, where neither it nor the recipe has
     one, aimed at the L0 that it has on `trained`."""
     accept_differences: Annotated[tuple[Difference, ...], AfterValidator(unique)] = ()

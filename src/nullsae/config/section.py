@@ -26,8 +26,8 @@ from nullsae.core.registry import Registry
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 T = TypeVar("T")
-# The tag of a section among what a key may be beside it, such as a text.
-SECTION = "section"
+# Tags of sections among what a key may be beside them, such as a text.
+SECTION, OTHER_SECTION = "section", "other section"
 
 
 class Section(BaseModel):
@@ -138,17 +138,15 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
-def drop_if_null(key: str) -> Any:
-    """A serializer that leaves a key out where it is null.
+def drop_if_null(*keys: str) -> Any:
+    """A serializer that leaves keys out where they are null.
 
-    Params of jobs that do not use it are then as they were before there was such a key.
+    Params of jobs that do not use one are then as they were before there was such a key.
     """
 
     def dumped(self: Section, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = serialize(self)
-        if getattr(self, key) is None:
-            found.pop(key, None)
-        return found
+        return {name: x for name, x in found.items() if name not in keys or x is not None}
 
     return model_serializer(mode="wrap")(dumped)
 

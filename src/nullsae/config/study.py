@@ -19,6 +19,7 @@ from nullsae.config.evaluation import Evaluation
 from nullsae.config.explainers import AnyExplainer, Explainer, Side
 from nullsae.config.latents import Latents
 from nullsae.config.llm import Llm
+from nullsae.config.pretrained import FromObject
 from nullsae.config.randomization import Randomization
 from nullsae.config.report import Report
 from nullsae.config.saes import Sae
@@ -118,6 +119,11 @@ class Config(Section):
             if self.saes[source].output_site is not None:
                 raise ValueError(
                     f"saes.{name}.from: {source!r} is a transcoder: not made from such"
+                )
+            if sae.origin.needs_encoder and isinstance(self.saes[source].pretrained, FromObject):
+                raise ValueError(
+                    f"saes.{name}.from: {source!r} is a Python object, which shows no encoder rows "
+                    f"to turn; dictionary 'rate_matched_random' needs none"
                 )
             seeds = self.saes[source].seeds
             for seed in sae.seeds if len(seeds) > 1 else ():

@@ -102,6 +102,9 @@ class PretrainedSource(Origin):
     """Precision of the subject's weights and forward passes."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     """How to spread a subject over several GPUs (Accelerate); by default it lies on one device."""
+    gpus: Annotated[int, Field(ge=2)] | None = None
+    """With a `device_map`: GPUs that each job with this subject asks for, and spreads it over. null
+    asks for one, and spreads it over all that no other job holds."""
     trust_remote_code: Annotated[
         bool, Trusted("jobs run Python code that comes with the model as you")
     ] = False
@@ -133,7 +136,13 @@ class PretrainedSource(Origin):
             )
         return self
 
-    _dumped = drop_if_null("retrained")
+    @model_validator(mode="after")
+    def several_gpus_are_for_a_device_map(self) -> Self:
+        if self.gpus is not None and self.device_map is None:
+            raise ValueError(f"gpus: {self.gpus} are used with a device_map only; give auto")
+        return self
+
+    _dumped = drop_if_null("retrained", "gpus")
 
     def weights_of(self, *, step0: bool) -> tuple[str, str | None, str, str]:
         """Path and revision of the trained or the untrained weights, and the keys of the two."""

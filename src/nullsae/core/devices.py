@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.locking import Alone
@@ -23,6 +24,8 @@ GRANTS = ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 NONE_GRANTED = ("", "-1", "NoDevFiles")
 # A scheduler's jobs may each call their own GPU 0.
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+# Kinds of devices that have no float64: what needs it is computed on the CPU.
+WITHOUT_FLOAT64 = {"mps"}
 DRIVER = Path("/proc/driver/nvidia/version")
 LOOK_SECONDS = 1.0
 
@@ -36,13 +39,19 @@ def device_of(name: str) -> torch.device:
 
     `cuda`, and `auto` where there is CUDA, take the first GPU that no other job holds, and wait for
     one where all are held; `cuda:N` waits for that one. It becomes the default of this thread.
+    `mps` is the GPU of a Mac, which one job holds at a time, too.
 
     Raises:
-        UserError: CUDA is asked for and not there, or a GPU was granted and cannot be used: names
-            the versions of driver and PyTorch.
+        UserError: CUDA or MPS is asked for and not there, or a GPU was granted and cannot be used:
+            names the versions of driver and PyTorch.
     """
     if name == "cpu":
         return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("config: compute.device: 'mps', but no GPU of a Mac is here; use auto")
+        _free([_lock_named("mps")])
+        return torch.device("mps")
     if not torch.cuda.is_available():
         grant = next((v for v in GRANTS if os.environ.get(v, "") not in NONE_GRANTED), None)
         if grant is not None:
@@ -54,13 +63,37 @@ def device_of(name: str) -> torch.device:
     wanted = [int(name.removeprefix("cuda:"))] if ":" in name else list(range(count))
     if wanted[-1] >= count:
         raise UserError(f"config: compute.device: {name!r}, but there are {count} GPUs here")
-    index = _free(wanted)
+    index = wanted[_free([_lock(each) for each in wanted])]
     try:
         torch.cuda.set_device(index)
         torch.zeros(1, device=f"cuda:{index}")
     except RuntimeError as error:
         raise UserError(_unusable(f"GPU {index}: {first_line(error)}")) from None
     return torch.device("cuda", index)
+
+
+@cache
+def hold_others(own: torch.device, n_gpus: int | None) -> tuple[int, ...]:
+    """Indices of the GPUs that this process holds from now on, its own among them, ascending.
+
+    Args:
+        own: its own, as `device_of` gave it.
+        n_gpus: how many it needs; None for all that no other job holds.
+
+    Raises:
+        UserError: fewer are free.
+    """
+    count, first = torch.cuda.device_count(), own.index or 0
+    held = [first]
+    for index in range(count):
+        if len(held) != n_gpus and index != first and _held.take(_lock(index)):
+            held.append(index)
+    if len(held) < (n_gpus or 1):
+        raise UserError(
+            f"config: subjects.*.source.gpus: {n_gpus}, but of the {count} GPUs here {len(held)} "
+            f"are free; give Snakemake their number: --resources gpu={count}"
+        )
+    return tuple(sorted(held))
 
 
 def same_device() -> Callable[[], None]:
@@ -70,15 +103,25 @@ def same_device() -> Callable[[], None]:
     return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
-def _free(wanted: list[int]) -> int:
-    """One of these GPUs, held by this process from now on."""
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 is computed for tensors of a device: there, or on the CPU."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def exact(x: Tensor) -> Tensor:
+    """A tensor in float64, on its own device or, if that has none, on the CPU."""
+    return x.to(exact_device(x.device)).double()
+
+
+def _free(locks: list[Path]) -> int:
+    """The place of a lock among these that no other job holds: it is this process's from now on."""
     said = False
     while True:
-        for index in wanted:
-            if _held.take(_lock(index)):
+        for index, lock in enumerate(locks):
+            if _held.take(lock):
                 return index
         if not said:
-            log.info("waiting for a GPU that no other job is at (%s)", _lock(wanted[0]).parent)
+            log.info("waiting for a GPU that no other job is at (%s)", locks[0].parent)
         said = True
         time.sleep(LOOK_SECONDS)
 
@@ -86,7 +129,10 @@ def _free(wanted: list[int]) -> int:
 def _lock(index: int) -> Path:
     """The lock of a visible GPU, named as the machine or its scheduler names it."""
     visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
-    own = visible[index].strip() if index < len(visible) else str(index)
+    return _lock_named(visible[index].strip() if index < len(visible) else str(index))
+
+
+def _lock_named(own: str) -> Path:
     job = next((os.environ[name] for name in JOBS if name in os.environ), "machine")
     folder = Path(tempfile.gettempdir(), f"nullsae-gpus-{os.getuid()}")
     return folder / re.sub(r"[^\w.-]", "_", f"{job}-{own}.lock")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nullsae.core.devices import exact_device
+
 # Of a mean square: below this share of it, a variance is what float64 left of none.
 ROUNDING = 1e-12
 # Figures of health that need a variance.
@@ -20,8 +22,8 @@ class Moments:
     """
 
     def __init__(self, d_model: int, *, device: torch.device | None = None) -> None:
-        """Start empty, for vectors of this length; `device` (the CPU) must have float64."""
-        self.device = torch.device("cpu") if device is None else device
+        """Start empty, for vectors of this length; sums lie on `device`, by default the CPU."""
+        self.device = exact_device(device or torch.device("cpu"))
         self.n = 0
         self._mean = torch.zeros(d_model, dtype=torch.float64, device=self.device)
         self._products = torch.zeros(d_model, d_model, dtype=torch.float64, device=self.device)
@@ -31,7 +33,7 @@ class Moments:
         """Add vectors [n, d_model] of any floating dtype and device."""
         if not len(x):
             return
-        exact = x.detach().to(self.device, torch.float64)
+        exact = x.detach().to(self.device).double()
         self._norms += float(exact.norm(dim=1).sum())
         mean = exact.mean(dim=0)
         centred = exact - mean

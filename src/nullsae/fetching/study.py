@@ -16,7 +16,7 @@ from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.corpora import HubSource, PretrainedTokenizer
 from nullsae.config.endpoints import Endpoint
 from nullsae.config.model_files import is_local
-from nullsae.config.pretrained import FromSaeLens, pretrained_sae_path
+from nullsae.config.pretrained import FromObject, FromSaeLens, pretrained_sae_path
 from nullsae.config.read import read_merged_config, study_files
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
@@ -158,6 +158,8 @@ def wanted(config: Config, home: Path) -> tuple[list[Item], list[str]]:
             if isinstance(sae.pretrained, FromSaeLens):
                 key = f"config: saes.{name}.pretrained"
                 items.append(ReleasedSae(sae.pretrained.at(site), key))
+            elif isinstance(sae.pretrained, FromObject):
+                remarks.append(f"saes.{name}.pretrained: a Python object, for {site}")
             elif is_local(pretrained_sae_path(sae.pretrained, site)[0]):
                 remarks.append(f"saes.{name}.pretrained: local, for {site}")
             else:

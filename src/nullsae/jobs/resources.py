@@ -68,6 +68,9 @@ class Asked:
     """Of one GPU; 0 for a job without one, or of unknown size."""
     known: bool
     """Whether it is worked out from sizes."""
+    seconds: float | None = None
+    """That it takes by the formulas of the plan, on the reference CPU or an A100; None where sizes
+    are unknown, or an endpoint is waited for."""
 
 
 class Needs:
@@ -101,6 +104,10 @@ class Needs:
             self._found[key] = self._work_out(rule, cells)
         return self._found[key]
 
+    def seconds(self, rule: str, cells: list[Keys]) -> float | None:
+        """`Asked.seconds` of a job; None for one of a rule that is not of this workflow."""
+        return self.asked(rule, cells).seconds if rule in OTHERWISE else None
+
     def _work_out(self, rule: str, cells: list[Keys]) -> Asked:
         keys, study = cells[0], self._study
         megabytes, minutes = self._otherwise(rule, cells)
@@ -116,17 +123,19 @@ class Needs:
         # How long an endpoint takes to answer is not known.
         whole = rule.replace("_shard", "_latents")
         asking = whole in ("explain_latents", "score_latents") and asks(study.config, whole, keys)
-        if not (joins or asking):
+        seconds: float | None = None
+        if joins or not asking:
             device = self._device if on_gpu else rates.REFERENCE_CPU
             seconds = rates.job_seconds(work, device, rates.REFERENCE_HOST)
             if not on_gpu:
                 threads = study.config.compute.threads
                 seconds = rates.wall_seconds(work, seconds, rates.REFERENCE_HOST, threads)
+        if seconds is not None and not joins:
             minutes = max(MIN_MINUTES, math.ceil(seconds * TIME_MARGIN / 60))
         megabytes = math.ceil((libraries + work.held_bytes * MEMORY_MARGIN) / 1e8) * 100
         on_device = work.gpu_bytes * GPU_MARGIN + GPU_CONTEXT_BYTES
         gpu = math.ceil(on_device / 1e8) * 100 if on_gpu else 0
-        return Asked(megabytes, minutes, disk, gpu, known=True)
+        return Asked(megabytes, minutes, disk, gpu, known=True, seconds=seconds)
 
     def _otherwise(self, rule: str, cells: list[Keys]) -> tuple[int, int]:
         megabytes, minutes = OTHERWISE[rule]
@@ -152,6 +161,13 @@ class Needs:
             return keys["corpus"] in study.corpora
         corpus = study.config.subjects[keys["subject"]].corpus
         return keys["subject"] in study.sizes and corpus in study.corpora
+
+
+def n_gpus(config: Config, subject: str) -> int:
+    """GPUs of a job that computes with a subject."""
+    if config.compute.device == "cpu":
+        return 0
+    return getattr(config.subjects[subject].source, "gpus", None) or 1
 
 
 def _known(sizes: dict[str, T | None]) -> dict[str, T]:

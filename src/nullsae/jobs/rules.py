@@ -27,7 +27,7 @@ P = TypeVar("P", bound=Section)
 # What computes no result: wiring, checks of input, formats that are written for others.
 NO_RULES = (
     *("__init__.py", "__main__.py", "api", "cli", "config", "core", "fetching"),
-    *("jobs", "paths.py", "planning", "py.typed", "tables"),
+    *("jobs", "paths.py", "planning", "py.typed", "tables", "watching"),
 )
 
 

@@ -12,7 +12,7 @@ from nullsae.config.compute import Compute, Precision
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.made_on import UsedOn, used_on
 from nullsae.config.model_files import is_local
-from nullsae.config.pretrained import Pretrained, pretrained_sae_path
+from nullsae.config.pretrained import FromObject, Pretrained, pretrained_sae_path
 from nullsae.config.saes import ARCHITECTURES, Sae
 from nullsae.config.section import FloatType, Section
 from nullsae.config.study import Config
@@ -20,8 +20,8 @@ from nullsae.config.variants import is_floor
 from nullsae.core.files import content_key
 from nullsae.jobs.accepted import in_use
 from nullsae.jobs.activations import fitted_key, key_of
-from nullsae.jobs.code_hash import files_in, thing_files
-from nullsae.jobs.file_stamps import folder_files, stamps
+from nullsae.jobs.code_hash import files_in, thing_files, with_siblings
+from nullsae.jobs.file_stamps import folder_files, named_file, stamps
 from nullsae.jobs.grid import floor_recipes, trained_together
 from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
@@ -139,7 +139,9 @@ class DeriveSaeParams(Section):
 def _recipe_files(recipe: Sae, variant: str) -> tuple[Path, ...]:
     """What makes the SAEs of a recipe and no others: the architecture, or the reader of a file."""
     if recipe.made_elsewhere(variant):
-        return tuple(files_in(["sae/exchange"], but=["sae/exchange/export.py"]))
+        own = recipe.pretrained
+        code = with_siblings(own.source_file("pretrained")) if isinstance(own, FromObject) else ()
+        return (*files_in(["sae/exchange"], but=["sae/exchange/export.py"]), *code)
     made_by = thing_files(ARCHITECTURES, recipe.architecture)
     return made_by + thing_files(DICTIONARIES, recipe.dictionary)
 
@@ -203,6 +205,8 @@ def _cell(config: Config, cell: Wildcards) -> SaeCell:
     if isinstance(pretrained := recipe.pretrained, str):
         path, inside = pretrained_sae_path(pretrained, site)
         read = folder_files(str(Path(path) / inside)) if is_local(path) else []
+    if isinstance(pretrained, FromObject):
+        read = [named_file(name) for name in pretrained.files]
     if pretrained is not None and cell["variant"] == "trained":
         used = used_on(config, cell["subject"])
     present = _present_code(recipe, cell["variant"])

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nullsae.core.devices import exact
 from nullsae.latents.next_token import Successors
 from nullsae.latents.places import Places
 from nullsae.latents.split import Split
@@ -122,7 +123,7 @@ def changes_at(
         raised = edited - clean
         # Rounding alone can make it negative.
         lost = -(clean.exp() * raised).sum(dim=2).clamp(max=0.0)
-        target = looked_at.some(index, log_p.shape[2], device)
+        target = looked_at.some(index, log_p.shape[2], log_p.device)
         np.add.at(kl, places.of[index], lost.cpu().numpy())
         gained = torch.bmm(raised, target[:, :, None])[:, :, 0]
         np.add.at(gain, places.of[index], gained.cpu().numpy())
@@ -163,7 +164,7 @@ def _passes(
                 torch.from_numpy(offset).repeat_interleave(1 + kinds),
                 added,
             )
-            log_p = logits.double().log_softmax(dim=1)
+            log_p = exact(logits).log_softmax(dim=1)
             yield index, log_p.reshape(len(index), 1 + kinds, -1)
 
 

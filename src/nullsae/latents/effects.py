@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nullsae.core.devices import exact_device
 from nullsae.core.randomness import numpy_generator
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents import promoted
@@ -87,7 +88,7 @@ def effect_columns(
     if subject is None:
         return Effects(columns, lists, None)
     try:
-        path = direct_path(subject, site).to(w_dec.device)
+        path = direct_path(subject, site).to(exact_device(w_dec.device))
     except NoDirectPathError as error:
         return Effects(columns, lists, str(error))
     successors = Successors.of(split)

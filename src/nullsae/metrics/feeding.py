@@ -21,6 +21,7 @@ from nullsae.activations.passes import capture_contexts
 from nullsae.config.activations import Exclude
 from nullsae.config.saes import Expect
 from nullsae.config.sites import KINDS, site_kind, site_layer
+from nullsae.core.devices import exact
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens
@@ -240,7 +241,7 @@ class Sample:
     def fidelity(self, sae: Autoencoder, feeding: Feeding) -> Fidelity:
         """Losses with the SAE spliced in, on some of the contexts."""
         ids = self.ids(feeding.prepend_bos)[:FIDELITY_CONTEXTS]
-        mean = self.outputs(feeding, sae).double().mean(dim=0)
+        mean = exact(self.outputs(feeding, sae)).mean(dim=0)
         kept = self._found[feeding.prepend_bos, feeding.site][1].view(-1, ids.shape[1])[: len(ids)]
         documents = np.zeros(ids.shape, dtype=np.int32)
         return fidelity(
@@ -276,7 +277,7 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
 
 def _totals(sae: Autoencoder, x: Tensor, y: Tensor) -> dict[str, Any]:
     """Metrics of y [tokens, width] reconstructed from x [tokens, d_model]."""
-    mean = y.double().mean(dim=0)
+    mean = exact(y).mean(dim=0)
     sums = ReconstructionSums(mean=mean, n_documents=1, n_latents=sae.n_latents)
     for start in range(0, len(x), BATCH_TOKENS):
         part = slice(start, start + BATCH_TOKENS)

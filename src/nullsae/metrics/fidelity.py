@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nullsae.core.devices import exact
 from nullsae.metrics.ce_score import ce_score
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.families import attach
@@ -95,9 +96,9 @@ def fidelity(
 
     def add(name: str, start: int, values: Tensor) -> None:
         rows = slice(start, start + len(values))
-        exact = (values.double().cpu() * kept[rows, :-1]).numpy()
-        np.add.at(by_document[name], targets[rows], exact)
-        by_context[name][rows] = exact.sum(axis=1)
+        counted = (exact(values).cpu() * kept[rows, :-1]).numpy()
+        np.add.at(by_document[name], targets[rows], counted)
+        by_context[name][rows] = counted.sum(axis=1)
 
     read: dict[str, Tensor] = {}
 

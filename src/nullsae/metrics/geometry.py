@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nullsae.core.devices import exact_device
 from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.tables import cell_schema
@@ -34,8 +35,9 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
     Takes n^2 d_model multiplications and additions for n rows; memory beyond the SAE: 8 n d_model
     bytes for the directions, 4 BLOCK_ROWS^2 for their cosines, 8 d_model^2 for the spectrum.
 
-    The work is done on the SAE's device; `seed` is the config's.
+    The work is done on the SAE's device, if that has float64; `seed` is the config's.
     """
+    sae = sae.to(exact_device(sae.w_dec.device))
     norms = row_norms(sae.w_dec)
     kept = norms > 0
     n = int(kept.sum())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nullsae.core.devices import exact
 from nullsae.core.moments import ROUNDING
 
 SUMS = ("squared_error", "squared_deviation", "cosine", "l0", "l1", "norm")
@@ -36,7 +37,7 @@ class ReconstructionSums:
         Codes are `values` [n, k], 0 where a latent did not fire, and `indices` int64 [n, k];
         `documents` int [n] says which document each token is of.
         """
-        x, output = x.double().cpu(), output.double().cpu()
+        x, output = exact(x).cpu(), exact(output).cpu()
         norm, output_norm = x.norm(dim=1), output.norm(dim=1)
         product = (norm * output_norm).clamp_min(torch.finfo(torch.float64).tiny)
         deviation = (x - self.mean).square().sum(dim=1)
@@ -45,8 +46,8 @@ class ReconstructionSums:
             # Where nothing varies, the mean is off by rounding.
             "squared_deviation": torch.where(deviation > ROUNDING * norm**2, deviation, 0.0),
             "cosine": (x * output).sum(dim=1) / product,
-            "l0": (values != 0).sum(dim=1).double().cpu(),
-            "l1": values.double().abs().sum(dim=1).cpu(),
+            "l0": (values != 0).sum(dim=1).cpu().double(),
+            "l1": exact(values).abs().sum(dim=1).cpu(),
             "norm": norm,
         }
         for name, token_values in per_token.items():

@@ -18,6 +18,18 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.jobs.work import rates
 
+_VERB = "import nullsae.cli.main, nullsae.config.parse"
+# What a verb imports before it works.
+STARTS = {
+    "light": f"{_VERB}, nullsae.autointerp.score",
+    "torch": f"{_VERB}, nullsae.sae.train_sae",
+    # The first optimizer of a process loads PyTorch's compiler, which nothing then uses.
+    "optimizer": f"{_VERB}, nullsae.sae.train_sae, torch._dynamo",
+    "transformers": f"{_VERB}, nullsae.metrics.evaluate; "
+    "from transformers import AutoModelForCausalLM; "
+    "from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM",
+}
+
 
 def calibration_file() -> Path:
     """Where what was measured on this machine lies: it is the machine's, not a study's."""
@@ -165,18 +177,8 @@ def _children_seconds() -> float:
 
 def _start_seconds(rounds: int) -> dict[str, float]:
     """CPU seconds that a verb takes before it works, by what it imports."""
-    base = "import nullsae.cli.main, nullsae.config.parse"
-    verbs = {
-        "light": f"{base}, nullsae.autointerp.score",
-        "torch": f"{base}, nullsae.sae.train_sae",
-        # The first optimizer of a process loads PyTorch's compiler, which nothing then uses.
-        "optimizer": f"{base}, nullsae.sae.train_sae, torch._dynamo",
-        "transformers": f"{base}, nullsae.metrics.evaluate; "
-        "from transformers import AutoModelForCausalLM; "
-        "from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM",
-    }
     found = {}
-    for name, code in verbs.items():
+    for name, code in STARTS.items():
         run = partial(subprocess.run, [sys.executable, "-c", code], check=True)
         found[name] = min(timeit.repeat(run, timer=_children_seconds, number=1, repeat=rounds))
     found["all"] = found["transformers"] + found["optimizer"] - found["torch"]

@@ -6,8 +6,16 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from typing import Protocol
 
 from nullsae.planning.dag import Job
+
+
+class Waiting(Protocol):
+    """What is to be scheduled."""
+
+    needs: list[int]
+    """Indices of what it waits for."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Schedule:
 
 
 def list_schedule(
-    jobs: Sequence[Job],
+    jobs: Sequence[Waiting],
     seconds: Sequence[float],
     *,
     uses_gpu: Sequence[bool],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from nullsae.config.codes import Coding
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.saes import ARCHITECTURES
 from nullsae.sae.chunks import rows_at_once
-from nullsae.sae.kernels import decode, encoder, packs
+from nullsae.sae.kernels import decode, encoder, packs, positive
 from nullsae.sae.normalization import normalize
 
 PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
@@ -104,20 +104,25 @@ class Autoencoder:
             return self.coding.look_up(self, token_ids.to(x.device, torch.int64))
         if self.normalization != "none":
             x = normalize(self.normalization, x).y
-        select, centred = self.coding.select, x - self.b_dec
+        select = self.coding.select
         rows = rows_at_once(self.n_latents, x.device.type)
         if not packs(self.w_enc):
             rows = max(1, min(rows, len(x)))
-        # Packed for so many rows whatever there is: the packing decides how products are rounded.
-        product = encoder(self.w_enc, self.b_enc, rows)
+        product = self.pre_activations(rows)
         # At least one piece, also of nothing; the next product overwrites the one before.
         starts = range(0, max(1, len(x)), rows)
-        parts = [select(self, product(centred[start : start + rows])) for start in starts]
+        parts = [select(self, product(x[start : start + rows])) for start in starts]
         # Room for the token with the most; what is added has the value 0.
         width = max(values.shape[1] for values, _ in parts)
         padded = [[F.pad(t, (0, width - t.shape[1])) for t in part] for part in parts]
         values, indices = map(torch.cat, zip(*padded, strict=True))
         return values, indices
+
+    def pre_activations(self, rows: int) -> Callable[[Tensor], Tensor]:
+        """A function from at most `rows` activations to what codes are selected from."""
+        # Packed for so many rows whatever there is: the packing decides how products are rounded.
+        product = encoder(self.w_enc, self.b_enc, rows)
+        return lambda x: product(x - self.b_dec)
 
     def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
         """Codes to reconstructions [tokens, d_model].
@@ -157,7 +162,17 @@ def shapes(n_latents: int, d_model: int) -> dict[str, tuple[int, ...]]:
     return dict(zip(PARAMETERS, (wide, wide[:1], wide, wide[1:]), strict=True))
 
 
+class ObjectCoding(Coding):
+    """Codes are what the `encode` of a Python object gives: `nullsae.sae.python_object`."""
+
+    name, coding, has_encoder = "object", True, False
+
+    @classmethod
+    def select(cls, sae: Autoencoder, pre: Tensor) -> tuple[Tensor, Tensor]:
+        return positive(pre)
+
+
 def codings() -> dict[str, type[Coding]]:
     """What finished SAEs can be of, by name: architectures, then dictionaries."""
-    kinds: list[type[Coding]] = [*ARCHITECTURES.values(), *DICTIONARIES.values()]
+    kinds: list[type[Coding]] = [*ARCHITECTURES.values(), *DICTIONARIES.values(), ObjectCoding]
     return {kind.name: kind for kind in kinds if kind.coding}

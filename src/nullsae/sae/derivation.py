@@ -14,6 +14,8 @@ from nullsae.subjects.gates import SAMPLED_ROWS, Gate, judged, require
 
 # Share by which rates and L0 may differ from those of the given SAE.
 SLACK = 0.05
+# Share of their range by which products that are equal may differ.
+EQUAL = 1e-6
 # What float32 weights leave of a product of rows, relative to their lengths.
 GEOMETRY_SLACK = 1e-3
 # Tokens that are encoded at once, and those that the shift of `with_firings_of` is found on.
@@ -103,13 +105,14 @@ def with_firings_of(sae: Autoencoder, made: Autoencoder, sample: Tensor) -> Auto
     return replace(made, b_enc=made.b_enc + (last + next_one) / 2)
 
 
-def thresholds(x: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+def thresholds(x: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Per row the number that so many of its products with x [tokens, d_model] exceed: float32 [n].
 
     It lies in the middle between two products; for a count of 0 far above all of them. Rows are
-    [n, d_model], counts int64 [n].
+    [n, d_model], counts int64 [n]. Also how many products of each are equal to it, up to rounding:
+    int64 [n]. They exceed it together or not at all, as where text repeats itself.
     """
-    found = []
+    found, equal = [], []
     n_rows = max(1, SORTED_ENTRIES // len(x))
     for start in range(0, len(rows), n_rows):
         part = slice(start, start + n_rows)
@@ -119,7 +122,8 @@ def thresholds(x: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
         index = counts[part, None]
         middle = (ordered.gather(1, index) + ordered.gather(1, index + 1)) / 2
         found.append(middle[:, 0])
-    return torch.cat(found)
+        equal.append(((ordered - middle).abs() <= EQUAL * reach).sum(dim=1))
+    return torch.cat(found), torch.cat(equal)
 
 
 def best_factor(sae: Autoencoder, x: Tensor) -> float:
@@ -150,9 +154,12 @@ def geometry_gate(name: str, before: Tensor, after: Tensor, root: Tensor) -> Gat
     return judged(name, error <= GEOMETRY_SLACK, f"products of rows are off by {error:.1e}")
 
 
-def rates_gate(wanted: Tensor, found: Tensor, n_tokens: int) -> Gate:
-    """Whether each latent fires on as many tokens as it should, within a share."""
-    off = (found - wanted).abs() > SLACK * wanted
+def rates_gate(wanted: Tensor, found: Tensor, equal: Tensor, n_tokens: int) -> Gate:
+    """Whether each latent fires on as many tokens as it should, within a share.
+
+    `equal` are its tokens that no threshold can tell apart there.
+    """
+    off = (found - wanted).abs() > torch.maximum(SLACK * wanted, equal)
     detail = f"rates on {n_tokens:,} tokens differ by at most {SLACK:.0%}"
     if bool(off.any()):
         first = int(off.nonzero()[0])

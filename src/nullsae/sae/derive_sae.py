@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nullsae.activations.store import SiteReader
-from nullsae.core.devices import device_of
+from nullsae.core.devices import device_of, exact_device
 from nullsae.core.errors import UserError
 from nullsae.core.files import content_key
 from nullsae.core.randomness import torch_generator
@@ -40,7 +40,8 @@ def derive_sae(
             dictionary failed a gate.
     """
     torch.set_num_threads(params.compute.threads)
-    device = device_of(params.compute.device)
+    # Rotations and means are of float64.
+    device = exact_device(device_of(params.compute.device))
     given, described = load_sae(sae)
     expected = (params.activations_key, params.eval_activations_key)
     train, heldout = (

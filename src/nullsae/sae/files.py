@@ -28,6 +28,7 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import checksum, rebuild_command, verify, write_json
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder, codings, shapes
+from nullsae.sae.python_object import ObjectSae, with_object
 from nullsae.sae.transcoder import SKIP, Transcoder
 
 PRETRAINED = "pretrained"
@@ -66,6 +67,8 @@ class SaeConfig(Section):
     """What is done to each activation: `nullsae.sae.normalization`."""
     transcoder: TranscoderConfig | None = None
     """Null for an SAE."""
+    python_object: str | None = None
+    """Import path of what encodes, of architecture `object`: to load this SAE is to run that."""
     keys: CellKeys
     key: str
     """Hash of all that it was made of."""
@@ -129,6 +132,8 @@ def save_sae(
     save_tensors(weights, tensors)
     own = ("architecture", "d_model", "n_latents", "k", "normalization")
     described |= {key: getattr(sae, key) for key in own}
+    if isinstance(sae, ObjectSae):
+        described["python_object"] = sae.path
     if isinstance(sae, Transcoder):
         d_out, skip = sae.w_dec.shape[1], sae.w_skip is not None
         described["transcoder"] = TranscoderConfig(
@@ -167,4 +172,6 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
         site = config.transcoder.output_site
         return Transcoder.of(tensors, config.architecture, config.k, site), config
     sae = Autoencoder.of(tensors, config.architecture, config.k)
+    if config.python_object is not None:
+        return with_object(sae, config.python_object, config.keys.site), config
     return replace(sae, normalization=config.normalization), config

@@ -14,6 +14,7 @@ from nullsae.activations.store import BATCH_TOKENS
 from nullsae.config.compute import Precise
 from nullsae.config.saes import Sae
 from nullsae.core.checkpoint import SavedState, save_state
+from nullsae.core.devices import exact
 from nullsae.core.moments import ROUNDING
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.autoencoder import Autoencoder
@@ -104,7 +105,7 @@ class Trainer:
         """
         horizon = min(self.dead_after_tokens, self.seen_tokens)
         silent = self.unfired_tokens >= horizon
-        return {"dead_share": float(silent.double().mean()), "dead_horizon_tokens": horizon}
+        return {"dead_share": float(exact(silent).mean()), "dead_horizon_tokens": horizon}
 
     def differing_choices(self, x: Tensor) -> float | None:
         """The share of the active latents of x [tokens, d_model] that float32 had not chosen; None
@@ -114,8 +115,8 @@ class Trainer:
         if model.LOW_PRECISION != "choice" or model.precision == "float32":
             return None
         centred = x - model.b_dec
-        found, exact = model.chosen(centred, model.precision), model.chosen(centred, "float32")
-        return differing_share(found, exact, model.n_latents)
+        found, wanted = (model.chosen(centred, p) for p in (model.precision, "float32"))
+        return differing_share(found, wanted, model.n_latents)
 
     def train_step(self, x: Tensor) -> Losses:
         """One optimizer step on x [batch_tokens, d_model]; returns the losses before it."""
@@ -124,8 +125,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         dead = self._dead_now()
         with tensor_float(self.model.precision == "tf32" and self.model.LOW_PRECISION == "tf32"):
-            exact, losses = self.model.gradients(x, dead)
-        gradient = {name: exact[name] for name in self.trained}
+            found, losses = self.model.gradients(x, dead)
+        gradient = {name: found[name] for name in self.trained}
         if "W_dec" in gradient:
             decoder = gradient["W_dec"]
             # Rows have unit norm: what points along a row only fights the renormalization.
@@ -206,16 +207,16 @@ def evaluate(
         batch = x[part]
         values, indices = sae.encode(batch, None if ids is None else ids[part])
         output = sae.decode(values, indices, batch)
-        error += float((wanted[part].double() - output.double()).square().sum())
-        cosine += float(torch.cosine_similarity(wanted[part], output, dim=1).double().sum())
+        error += float((exact(wanted[part]) - exact(output)).square().sum())
+        cosine += float(exact(torch.cosine_similarity(wanted[part], output, dim=1)).sum())
         fired[indices[values > 0]] = True
         active += int((values != 0).sum())
-    exact = wanted.double()
-    variance = float((exact - exact.mean(dim=0)).square().sum())
-    varies = variance > ROUNDING * float(exact.square().sum())
+    all_wanted = exact(wanted)
+    variance = float((all_wanted - all_wanted.mean(dim=0)).square().sum())
+    varies = variance > ROUNDING * float(all_wanted.square().sum())
     return {
         "heldout_explained_variance": 1.0 - error / variance if varies else None,
         "heldout_cosine": cosine / len(x),
         "heldout_l0": active / len(x),
-        "heldout_alive_share": float(fired.double().mean()),
+        "heldout_alive_share": float(exact(fired).mean()),
     }

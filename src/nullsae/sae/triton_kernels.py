@@ -35,6 +35,8 @@ in low precision 5 T k d more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -204,6 +206,18 @@ def row_gradient_kernel(
     tl.store(out + latent * d + columns, total, mask=inside)
 
 
+def where_they_lie(launch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Launch on the GPU of the first argument: Triton takes the current one, whatever it gets."""
+
+    @wraps(launch)
+    def launched(first: Tensor, *others: Tensor) -> Tensor:
+        with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
+            return launch(first, *others)
+
+    return launched
+
+
+@where_they_lie
 def decode(values: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
     """Sum of each token's `rows[latents]` weighted by `values`: [tokens, d].
 
@@ -221,6 +235,7 @@ def decode(values: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Te
     return out
 
 
+@where_they_lie
 def dot_rows(dense: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> Tensor:
     """Inner products of each token's vector in `dense` [tokens, d] with its latents' rows:
     [n_hits]. The others are as for `decode`.
@@ -236,6 +251,7 @@ def dot_rows(dense: Tensor, latents: Tensor, offsets: Tensor, rows: Tensor) -> T
     return out
 
 
+@where_they_lie
 def row_gradient(
     weights: Tensor, order: Tensor, tokens: Tensor, offsets: Tensor, dense: Tensor
 ) -> Tensor:

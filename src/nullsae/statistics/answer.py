@@ -1,7 +1,7 @@
 """What a study answers: which metrics tell trained from its nulls, in a few sentences.
 
 Everything here follows from `contrasts` and their verdicts by the rules below; nothing is written
-by hand for a study.
+by hand for a study. L0 and training tokens of each arm stand beside its values: both move them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from nullsae.config.metrics import METRICS
+from nullsae.config.metrics import METRICS, is_of_model
 
 Tier = Literal["tells", "does_not_tell", "undecided"]
 
@@ -32,34 +32,49 @@ MOST_NAMED = 4
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 APART = ("separates", "reversed")
 """The verdicts that say that two models differ."""
+Key = tuple[str, str | None, str | None]
+"""Metric, explainer, scorer."""
+Judged = tuple[Mapping[str, Any], str]
+"""A row of `contrasts` and its verdict."""
 
 
-@dataclass(frozen=True)
-class Against:
-    """What a metric says about trained and one other variant."""
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A metric's values in one arm, and what its SAEs are: ranges over sites, SAEs and subjects."""
+
+    low: float | None
+    """The smallest value; None, as all of these, where there is none."""
+    high: float | None
+    low_l0: float | None
+    high_l0: float | None
+    low_training_tokens: float | None
+    high_training_tokens: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against(Arm):
+    """What a metric says about the real thing and one other: numbers are the other's."""
 
     variant: str
+    """The variant, or the null dictionary."""
     is_control: bool
     """Whether it is a positive control, such as a retrained model, and no null."""
     verdicts: dict[str, int]
     """How many comparisons got each word."""
-    low: float | None
-    """The smallest of the variant's values over sites, SAEs and subjects."""
-    high: float | None
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a metric, by one explainer and scorer where it has them, says in a study."""
+@dataclass(frozen=True, kw_only=True)
+class Finding(Arm):
+    """What a metric, by one explainer and scorer where it has them, says in a study.
+
+    Numbers are those of trained.
+    """
 
     metric: str
     title: str
     explainer: str | None
     scorer: str | None
     tier: Tier
-    low: float | None
-    """The smallest of trained's values over sites, SAEs and subjects."""
-    high: float | None
     against: tuple[Against, ...]
 
     @property
@@ -92,7 +107,9 @@ class Answer:
 
     sentences: tuple[str, ...]
     findings: tuple[Finding, ...]
-    """Best first: by tier, then by the share of nulls and sites that are told apart."""
+    """About models. Best first: by tier, then by the share of nulls and sites told apart."""
+    dictionaries: tuple[Finding, ...] = ()
+    """About the learned dictionary and null ones within trained, in the same order."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -101,11 +118,14 @@ class Answer:
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Answer:
         """From what `as_json` gives."""
-        findings = [
-            Finding(**{**one, "against": tuple(Against(**each) for each in one["against"])})
-            for one in data["findings"]
-        ]
-        return cls(tuple(data["sentences"]), tuple(findings))
+        findings = (
+            tuple(
+                Finding(**{**one, "against": tuple(Against(**each) for each in one["against"])})
+                for one in data[stage]
+            )
+            for stage in ("findings", "dictionaries")
+        )
+        return cls(tuple(data["sentences"]), *findings)
 
     def tier(self, tier: Tier) -> list[Finding]:
         """The findings of a tier, best first."""
@@ -128,42 +148,72 @@ def answer(
         placebos: explainers that exchange explanations. Their rows say what a judge makes of
             nothing, and are no answer.
     """
-    groups: dict[tuple[str, str | None, str | None], list[tuple[Mapping[str, Any], str]]] = {}
-    rows = []
-    for row, word in zip(contrasts, words, strict=True):
-        if row["explainer"] not in placebos:
-            rows.append(row)
-            key = (row["metric"], row["explainer"], row["scorer"])
-            groups.setdefault(key, []).append((row, word))
-    findings = [_finding(key, members, controls) for key, members in groups.items()]
+    pairs = [
+        (row, word)
+        for row, word in zip(contrasts, words, strict=True)
+        if row["explainer"] not in placebos
+    ]
+    of_models = [pair for pair in pairs if is_of_model(pair[0])]
+    findings = _findings(of_models, "variant", controls)
+    of_dictionaries = [pair for pair in pairs if pair[0]["stage"] == "dictionary"]
+    dictionaries = _findings(of_dictionaries, "null", ())
+    sentences = _sentences(findings, dictionaries, [row for row, _ in of_models], controls)
+    return Answer(tuple(sentences), tuple(findings), tuple(dictionaries))
+
+
+def _findings(pairs: Iterable[Judged], column: str, controls: Collection[str]) -> list[Finding]:
+    """Best first, without metrics of which no value was measured.
+
+    `column` of a contrast names what the real thing is compared with.
+    """
+    groups: dict[Key, list[Judged]] = {}
+    for row, word in pairs:
+        groups.setdefault((row["metric"], row["explainer"], row["scorer"]), []).append((row, word))
+    # What the config leaves out, such as causal effects, was measured nowhere.
+    groups = {key: members for key, members in groups.items() if _is_measured(members)}
+    findings = [_finding(key, members, column, controls) for key, members in groups.items()]
     tiers = list(TIERS)
-    findings.sort(key=lambda one: (tiers.index(one.tier), -one.separates_share))
-    return Answer(tuple(_sentences(findings, rows, controls)), tuple(findings))
+    return sorted(findings, key=lambda one: (tiers.index(one.tier), -one.separates_share))
+
+
+def _is_measured(members: Iterable[Judged]) -> bool:
+    return any(row[arm] is not None for row, _ in members for arm in ("value", "real_value"))
 
 
 def _finding(
-    key: tuple[str, str | None, str | None],
-    members: Iterable[tuple[Mapping[str, Any], str]],
-    controls: Collection[str],
+    key: Key, members: Sequence[Judged], column: str, controls: Collection[str]
 ) -> Finding:
-    members = list(members)
     metric, explainer, scorer = key
-    by_variant: dict[str, list[tuple[Mapping[str, Any], str]]] = {}
+    by_name: dict[str, list[Judged]] = {}
     for row, word in members:
-        by_variant.setdefault(row["variant"], []).append((row, word))
+        by_name.setdefault(row[column], []).append((row, word))
     against = tuple(
         Against(
-            variant,
-            variant in controls,
-            dict(Counter(word for _, word in own)),
-            *_range(row["value"] for row, _ in own),
+            variant=name,
+            is_control=name in controls,
+            verdicts=dict(Counter(word for _, word in own)),
+            **_arm([row for row, _ in own], ""),
         )
-        for variant, own in by_variant.items()
+        for name, own in by_name.items()
     )
-    found = _range(row["real_value"] for row, _ in members)
     return Finding(
-        metric, METRICS[metric].title, explainer, scorer, _tier(against), *found, against
+        metric=metric,
+        title=METRICS[metric].title,
+        explainer=explainer,
+        scorer=scorer,
+        tier=_tier(against),
+        against=against,
+        **_arm([row for row, _ in members], "real_"),
     )
+
+
+def _arm(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float | None]:
+    """The numbers of an `Arm`, of the columns with this prefix."""
+    found: dict[str, float | None] = {}
+    for column, end in (("value", ""), ("l0", "_l0"), ("training_tokens", "_training_tokens")):
+        low, high = _range(row[prefix + column] for row in rows)
+        found |= {f"low{end}": low, f"high{end}": high}
+    return found
 
 
 def _tier(against: Iterable[Against]) -> Tier:
@@ -183,7 +233,10 @@ def _range(values: Iterable[float | None]) -> tuple[float | None, float | None]:
 
 
 def _sentences(
-    findings: Sequence[Finding], rows: Sequence[Mapping[str, Any]], controls: Collection[str]
+    findings: Sequence[Finding],
+    dictionaries: Sequence[Finding],
+    rows: Sequence[Mapping[str, Any]],
+    controls: Collection[str],
 ) -> list[str]:
     """At most six."""
     if not findings:
@@ -202,7 +255,9 @@ def _sentences(
     else:
         found = [f"None of {n} tells trained from {every}{but}."]
     shown = [one for one in (*tells[:1], *_judged(of["does_not_tell"])) if one.low is not None]
-    found += [_values(one) for one in shown[:2]]
+    found += [_values(one) for one in shown[: 1 if dictionaries else 2]]
+    if dictionaries:
+        found.append(_of_dictionaries(dictionaries, tells))
     if fails := of["does_not_tell"]:
         found.append(
             f"{_number(len(fails)).capitalize()} {'does' if len(fails) == 1 else 'do'} not: "
@@ -213,7 +268,26 @@ def _sentences(
             f"{_number(len(open_)).capitalize()} {'is' if len(open_) == 1 else 'are'} not decided, "
             f"for want of {_wanted(open_)}: {_names(open_)}."
         )
-    return [*found, _caveat(rows)]
+    return [*found, _caveat(rows, _arms_text(findings))]
+
+
+def _of_dictionaries(findings: Sequence[Finding], best: Sequence[Finding]) -> str:
+    """Which metrics tell the learned dictionary from null ones; of the best one, from which."""
+    n_nulls = len(dict.fromkeys(each.variant for one in findings for each in one.against))
+    every = f"each of the {_number(n_nulls)} null dictionaries" if n_nulls > 1 else "the null one"
+    tells = [one for one in findings if one.tier == "tells"]
+    names = f": {_names(tells)}" if tells else ""
+    n = f"{len(findings)} metric{'s' * (len(findings) != 1)}"
+    said = (
+        f"Within trained, {_number(len(tells)) if tells else 'none'} of {n} "
+        f"tell{'s' * (len(tells) < 2)} the learned dictionary from {every}{names}"
+    )
+    for first in best[:1]:
+        for one in findings:
+            if one.name == first.name and one.tier != "tells":
+                told = [each.variant for each in one.against if {*each.verdicts} == {"separates"}]
+                said += f"; {one.name} tells it from {_listed(told) if told else 'none'}"
+    return f"{said}."
 
 
 def _wanted(findings: Iterable[Finding]) -> str:
@@ -229,23 +303,56 @@ def _judged(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _values(one: Finding) -> str:
-    """A metric's values in trained and in the others."""
-    parts = [f"{_span(one.low, one.high)} in trained"]
-    parts += [
-        f"{_span(each.low, each.high)} in {each.variant}"
-        for each in one.controls
-        if each.low is not None
+    """A metric's values in trained and in the others, each with its L0 where these differ."""
+    arms = _by_arm([one])
+    spans = {name: _span_of(found, "") for name, found in arms.items()}
+    l0s = {name: _span_of(found, "_l0") for name, found in arms.items()}
+    differ = len(set(l0s.values())) > 1
+    listed = [
+        f"{span} in {name}" + (f" (L0 {l0s[name]})" if differ else "")
+        for name, span in spans.items()
+        if span
     ]
-    lows = [each.low for each in one.nulls if each.low is not None]
-    highs = [each.high for each in one.nulls if each.high is not None]
-    if lows and highs:
-        parts.append(f"{_span(min(lows), max(highs))} in the null{'s' * (len(one.nulls) != 1)}")
-    listed = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
-    return f"{one.name} is {listed}."
+    return f"{one.name} is {_listed(listed)}."
 
 
-def _span(low: float | None, high: float | None) -> str:
-    low_text, high_text = f"{low:.3g}", f"{high:.3g}"
+def _by_arm(findings: Iterable[Finding]) -> dict[str, list[Arm]]:
+    """Trained, each positive control, and all nulls together, as sentences call them."""
+    found: dict[str, list[Arm]] = {"trained": []}
+    nulls: list[Against] = []
+    for one in findings:
+        found["trained"].append(one)
+        for each in one.controls:
+            found.setdefault(each.variant, []).append(each)
+        nulls += one.nulls
+    name = "the nulls" if len({each.variant for each in nulls}) > 1 else "the null"
+    return found | ({name: [*nulls]} if nulls else {})
+
+
+def _span_of(arms: Iterable[Arm], end: str) -> str:
+    """A range of arms, such as of `low_l0` and `high_l0`; nothing where there is none."""
+    arms = list(arms)
+    low, _ = _range(getattr(each, f"low{end}") for each in arms)
+    _, high = _range(getattr(each, f"high{end}") for each in arms)
+    if low is None or high is None:
+        return ""
+    return _span(low, high) if end != "_training_tokens" else _span(low, high, ",.0f")
+
+
+def _arms_text(findings: Iterable[Finding]) -> str:
+    """L0 and training tokens of all arms, in brackets: one number where all have it."""
+    arms, parts = _by_arm(findings), []
+    for name, end in (("L0", "_l0"), ("training tokens", "_training_tokens")):
+        spans = {arm: text for arm, found in arms.items() if (text := _span_of(found, end))}
+        if len(set(spans.values())) > 1:
+            parts.append(f"{name} {_listed([f'{text} in {arm}' for arm, text in spans.items()])}")
+        elif spans:
+            parts.append(f"{name} {spans.popitem()[1]} in every arm")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _span(low: float, high: float, form: str = ".3g") -> str:
+    low_text, high_text = f"{low:{form}}", f"{high:{form}}"
     return low_text if low_text == high_text else f"{low_text} to {high_text}"
 
 
@@ -261,26 +368,32 @@ def _names(findings: Sequence[Finding]) -> str:
     names = [one.name for one in findings[:MOST_NAMED]]
     if more := len(findings) - len(names):
         names.append(f"{_number(more)} more")
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return _listed(names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _number(count: int) -> str:
     return NUMBERS[count] if count < len(NUMBERS) else str(count)
 
 
-def _caveat(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the intervals speak of."""
+def _caveat(rows: Sequence[Mapping[str, Any]], arms: str) -> str:
+    """What the intervals speak of, and what the SAEs of each arm are."""
     n_draws = max(row["n_draws"] for row in rows)
     n_seeds = max(row["n_seeds"] for row in rows)
     if n_draws == 1 and n_seeds == 1:
         return (
-            "Every model was randomized once and every SAE trained once: this speaks of these "
-            "randomizations, not of random transformers."
+            f"Every model was randomized once and every SAE trained once{arms}: this speaks of "
+            f"these randomizations, not of random transformers."
         )
     if n_draws == 1:
         return (
-            f"Every model was randomized once, with {_number(n_seeds)} seeds of each SAE: this "
-            f"speaks of these randomizations, not of random transformers."
+            f"Every model was randomized once, with {_number(n_seeds)} seeds of each SAE{arms}: "
+            f"this speaks of these randomizations, not of random transformers."
         )
     seeds = "one seed" if n_seeds == 1 else f"{_number(n_seeds)} seeds"
-    return f"It rests on {_number(n_draws)} draws of each randomization and {seeds} of each SAE."
+    return (
+        f"It rests on {_number(n_draws)} draws of each randomization and {seeds} of each SAE{arms}."
+    )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nullsae.core.devices import exact
 from nullsae.subjects.gates import Gate, failed, passed
 from nullsae.subjects.loading import Subject
 
@@ -152,6 +153,6 @@ def _difference(a: Tensor, b: Tensor, whole: Tensor) -> float:
     """The largest difference of a row, over the root mean square of all rows; 0 / 0 is 0."""
     if a.numel() == 0:
         return 0.0
-    size = float(whole.double().square().sum(dim=-1).mean().sqrt())
-    largest = float((a.double() - b.double()).norm(dim=-1).max())
+    size = float(exact(whole).square().sum(dim=-1).mean().sqrt())
+    largest = float((exact(a) - exact(b)).norm(dim=-1).max())
     return largest / size if size else largest

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nullsae.core.devices import exact
 from nullsae.core.errors import UserError
 from nullsae.core.moments import Moments
 from nullsae.corpus.store import Tokens
@@ -64,7 +65,7 @@ def _losses(logits: Tensor, ids: Tensor, first: int) -> Tensor:
     logits = logits[:, first - 1 : -1].float()
     target = ids[:, first:].to(logits.device, torch.int64)
     losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-    return losses.double().reshape(target.shape)
+    return exact(losses).reshape(target.shape)
 
 
 def bos_check(subject: Subject, tokens: Tokens) -> dict[str, Any] | None:

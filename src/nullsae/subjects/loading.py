@@ -20,6 +20,7 @@ from nullsae.config.model_size import check_model
 from nullsae.config.sites import PROJECTED, site_kind
 from nullsae.config.subjects import GgufSource, PretrainedSource
 from nullsae.config.variants import VARIANTS
+from nullsae.core.devices import hold_others
 from nullsae.core.errors import UserError
 from nullsae.subjects.checkpoints import check_checkpoint, check_folder, own_config
 from nullsae.subjects.families import Point, attach, find_blocks, find_site, text_config
@@ -281,7 +282,7 @@ class Subject:
 def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
     """Move a subject to its device, or spread it over the GPUs as its `device_map` says.
 
-    `UserError` if the GPUs together are too small for it.
+    `UserError` if the GPUs together are too small for it, or fewer than it asks for.
     """
     device_map = recipe.get("source", {}).get("device_map")
     if device_map is None or device.type != "cuda":
@@ -297,8 +298,8 @@ def place(model: Any, recipe: Mapping[str, Any], device: torch.device) -> Any:
 
     # A block's parts stay together: what it adds to must be on its device.
     whole = {"no_split_module_classes": list(model._no_split_modules or ())}
-    memory = accelerate.utils.get_max_memory()
-    memory.pop("cpu", None)
+    held = hold_others(device, recipe["source"].get("gpus"))
+    memory = {at: n for at, n in accelerate.utils.get_max_memory().items() if at in held}
     if device_map != "sequential":
         memory = accelerate.utils.get_balanced_memory(model, max_memory=memory, **whole)
     spread = accelerate.infer_auto_device_map(model, max_memory=memory, **whole)

@@ -257,7 +257,7 @@ def _publish(
     saved = before.logits(probe, **of)
     save_subject(model, folder, recipe, tokenizer=tokenizer, weights=weights)
     written = read_json(folder / "recipe.json", rebuild="")
-    if device.type == "cuda" and not hasattr(model, "hf_device_map"):
+    if device.type != "cpu" and not hasattr(model, "hf_device_map"):
         model.to(CPU)  # one model at a time
     subject = load_subject(folder / "recipe.json", device)
     logits = subject.logits(probe, **of)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nullsae.config.sites import PROJECTED, RESIDUAL, site_kind
+from nullsae.core.devices import exact
 from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import PROBE_TOKENS, Subject
 from nullsae.subjects.site_gates import is_projected_plainly
@@ -102,7 +103,7 @@ def _final_norm(subject: Subject, head: nn.Module) -> nn.Module | None:
 
 def _proportional(a: Tensor, b: Tensor) -> bool:
     """Whether b is a times a positive number."""
-    a, b = a.double().flatten(), b.double().flatten()
+    a, b = exact(a).flatten(), exact(b).flatten()
     factor = (a @ b) / (a @ a)
     return bool(factor > 0) and bool((b - factor * a).norm() <= TOLERANCE * b.norm())
 

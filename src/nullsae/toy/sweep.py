@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nullsae.core.devices import device_of
+from nullsae.core.devices import device_of, exact_device
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.jobs.toy import TrainToyParams
@@ -55,7 +55,8 @@ def sweep(
     trained = train_together(
         train.to(device), start, coefficients, settings, order=order, progress=progress
     )
-    x = heldout.to(device)
+    # Measured in float64.
+    trained, x = trained.to(exact_device(device)), heldout.to(exact_device(device))
     scaled = standardize(x)
     of_data = sparsity(norms(heldout), heldout.shape[1])  # in the vectors' own basis
     own = {

@@ -31,6 +31,10 @@ class Weights:
         """The weights of one SAE."""
         return Weights(*(tensor[index : index + 1] for tensor in self.tensors))
 
+    def to(self, device: torch.device) -> Weights:
+        """The weights on a device."""
+        return Weights(*(tensor.to(device) for tensor in self.tensors))
+
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Encoders, biases and decoders, in the shapes given above."""

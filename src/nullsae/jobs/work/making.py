@@ -290,14 +290,14 @@ def training(recipe: Sae, d: int, m: int, n_tokens: float) -> Work:
 def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     """The SAEs of one job, on cached or live activations.
 
-    Held: all SAEs with gradients and moments on the CPU, and a copy of one, which is scaled when it
-    is written; on a GPU these are not in the host's memory. Beside them the start of the data, and
-    blocks of it.
+    Held on the CPU: a step of all SAEs or, between steps, their weights, gradients and moments, and
+    a copy of one, which is scaled when it is written; on a GPU these are not in the host's memory.
+    Beside them the start of the data, and blocks of it.
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
     n, cached = study.trained_tokens(keys), study.cached(keys, "sae_train")
-    written = kept = on_device = copies = fitting = 0.0
+    written = kept = on_device = states = copy = fitting = 0.0
     stepwise = False
     for cell in cells:
         recipe, d, m = study.sae(cell)
@@ -310,8 +310,7 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             kind = "cpu" if study.on_cpu else "cuda"
             bytes_of = recipe.training().step_bytes
             on_device += bytes_of(recipe, d_model=d, n_latents=m, k=recipe.kept, device=kind)
-            if study.on_cpu:
-                copies = max(copies, one)
+            states, copy = states + 4 * one, max(copy, one)
         if elsewhere or not recipe.origin.trained:
             fitted = recipe.origin.fit_flops(d, cached)
             parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
@@ -337,7 +336,8 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             live = forward(size, n * epochs, study.context_tokens(keys), blocks=deepest)
         parts.append(replace(live, tokens=0))
     start = sum(widths) * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
-    held = max((on_device if study.on_cpu else 0.0) + copies, fitting) + start
+    held = max(on_device, states + copy, fitting) if study.on_cpu else fitting
+    held += start
     held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
     passes = 0.0
     if (stream and has_model(keys["variant"])) or not settings.kept:

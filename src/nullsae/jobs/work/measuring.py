@@ -73,8 +73,9 @@ def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
 def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
     """Reconstruct `eval`; means per token; geometry of the decoder; four passes for fidelity.
 
-    Held: the SAE and means of each token; a block of cosines (8 m d for directions, 16 MiB, 8 d^2
-    for a spectrum), then a subject with clean and other logits.
+    Held: the SAE and means of each token; a block of cosines (16 m d for random directions, which
+    are normalized in float64, 16 MiB, 24 d^2 for a spectrum), then a subject with clean and other
+    logits.
     """
     size, (recipe, d, m) = study.sizes[keys["subject"]], study.sae(keys)
     n, cached = study.cached(keys, "eval"), study.cached(keys, "sae_train")
@@ -85,7 +86,7 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         parts += 4 * [forward(size, fidelity, study.context_tokens(keys), head=True)]
         parts.append(encoding(recipe, d, m, fidelity))
         passes = study.pass_bytes(keys, FIDELITY_CONTEXTS, head=True)
-    geometry = 8.0 * m * d + 2**24 + 24.0 * d * d
+    geometry = 16.0 * m * d + 2**24 + 24.0 * d * d
     return together(
         *parts,
         tokens=n + sum(part.tokens for part in parts),

@@ -36,7 +36,7 @@ class RateMatchedRandom(Derived):
         rows = F.normalize(rows, dim=1).to(sample.device)
         mean = sample.double().mean(dim=0).float()
         wanted = derivation.firing_counts(sae, sample)
-        threshold = derivation.thresholds(sample - mean, rows, wanted)
+        threshold, equal = derivation.thresholds(sample - mean, rows, wanted)
         # A code is positive: what fires below the mean is raised by as much.
         raised, own = (-threshold).clamp_min(0), {"threshold": threshold.clamp_min(0)}
         made = autoencoder.Autoencoder("jumprelu", rows, raised, rows.clone(), mean, own=own)
@@ -44,7 +44,7 @@ class RateMatchedRandom(Derived):
         made.w_enc, made.b_enc = rows * factor, raised * factor
         made.own = {"threshold": own["threshold"] * factor}
         found = derivation.firing_counts(made, sample)
-        return made, [derivation.rates_gate(wanted, found, len(sample))]
+        return made, [derivation.rates_gate(wanted, found, equal, len(sample))]
 
     def derive_flops(self, d_model: int, n_latents: int, n_tokens: int) -> float:
         """Products with all directions: rates of both SAEs, thresholds, the factor; and sorting."""

@@ -26,6 +26,7 @@ class Rotated(Derived):
     """The SAE as it is, in activations that are turned about their mean."""
 
     name, position = "rotated", 8
+    needs_encoder = True
     summary = "has the directions of another SAE, all turned by one random rotation"
     caption = (
         "Encoder and decoder of {made_from}, turned about the mean activation by one random "

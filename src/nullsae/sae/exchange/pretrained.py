@@ -9,11 +9,12 @@ from typing import NamedTuple
 from nullsae.config.layouts import find_layout, layout_files, local_folder
 from nullsae.config.made_on import MadeOn
 from nullsae.config.model_files import is_local
-from nullsae.config.pretrained import FromSaeLens, Pretrained, pretrained_sae_path
+from nullsae.config.pretrained import FromObject, FromSaeLens, Pretrained, pretrained_sae_path
 from nullsae.core.errors import UserError, first_line
 from nullsae.core.folders import check_files
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.through_saelens import read_release
+from nullsae.sae.python_object import read_object
 
 
 class Read(NamedTuple):
@@ -35,7 +36,8 @@ def read_with_origin(pretrained: Pretrained, site: str | None, *, where: str) ->
     tokens: a b_dec that the encoder does not subtract, codes scaled by the norms of decoder rows,
     gates. What depends on the token is the SAE's `normalization`. Weights come back as float32.
 
-    `pretrained` is a folder or hub id, and after `::` a folder within it, or a release of SAELens;
+    `pretrained` is a folder or hub id, and after `::` a folder within it, a release of SAELens, or
+    a Python object, which is imported and run;
     `{site}` and `{layer}` are filled in. Without a site they are not. What it was made on is
     compared with nothing here. `where` is the config key that a message names. A `UserError` says
     that it cannot be had, or names the file and the key that is missing, unknown, damaged or asks
@@ -43,6 +45,8 @@ def read_with_origin(pretrained: Pretrained, site: str | None, *, where: str) ->
     """
     if isinstance(pretrained, FromSaeLens):
         return Read(*read_release(pretrained if site is None else pretrained.at(site), where))
+    if isinstance(pretrained, FromObject):
+        return Read(read_object(pretrained, site or "", where), MadeOn())
     if site is None:
         path, _, inside = pretrained.partition("::")
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, PositiveInt
+from pydantic import ConfigDict, PositiveInt, field_validator
 
 from nullsae.config.layouts import Layout
 from nullsae.config.made_on import MadeOn
@@ -25,6 +25,14 @@ class Nullsae(Layout):
 
     d_model: PositiveInt
     keys: CellKeys
+    python_object: str | None = None
+
+    @field_validator("python_object")
+    @classmethod
+    def nothing_is_imported(cls, path: str | None) -> None:
+        """A folder may be anybody's: what it names is not run."""
+        if path is not None:
+            raise ValueError(f"{path!r} is code, which only a config's own `object` key may name")
 
     @classmethod
     def fits(cls, names: Any, config: Any) -> bool:

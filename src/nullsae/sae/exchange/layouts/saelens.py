@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
+from nullsae.config.hooks import site_of_hook
 from nullsae.config.layouts import Layout, Shapes
 from nullsae.config.made_on import MadeOn
 from nullsae.core.registry import lazy
 from nullsae.sae.later import Autoencoder, Tensor, autoencoder
 
 if TYPE_CHECKING:
+    from nullsae.sae import transcoder
     from nullsae.sae.exchange import tensors
 else:
-    tensors = lazy("nullsae.sae.exchange.tensors")
+    tensors, transcoder = map(lazy, ("nullsae.sae.exchange.tensors", "nullsae.sae.transcoder"))
 
 LEAST_NORM = 1e-8
+# What TransformerLens may do to weights that alters what an MLP reads, or what is added to the
+# residual stream.
+_MOVES_TRANSCODERS = ("center_writing_weights", "fold_ln")
 # Which of the keys of a training's config, before version 6, are metadata since.
 _METADATA = (
     *("model_name", "context_size", "dataset_path", "model_from_pretrained_kwargs"),
@@ -31,9 +36,20 @@ class SaeLens(Layout):
     name, position = "saelens", 1
     weights = ("sae_weights.safetensors",)
 
-    architecture: Literal["topk", "jumprelu", "standard", "gated"]
+    architecture: Literal[
+        "topk",
+        "jumprelu",
+        "standard",
+        "gated",
+        "transcoder",
+        "skip_transcoder",
+        "jumprelu_transcoder",
+        "jumprelu_skip_transcoder",
+    ]
     """A BatchTopK or Matryoshka SAE is saved as a `jumprelu` one."""
     d_in: PositiveInt
+    d_out: PositiveInt | None = None
+    """Width of the site that a transcoder writes."""
     d_sae: PositiveInt
     apply_b_dec_to_input: bool
     k: PositiveInt | None = None
@@ -69,12 +85,38 @@ class SaeLens(Layout):
             )
         made_on = self.metadata_made_on()
         made_on.check_processing()
+        if self.transcodes:
+            self._check_transcoder()
+        elif self.d_out is not None:
+            raise ValueError(f"d_out does not fit {self.architecture}")
         if made_on.centred and self.normalize_activations == "constant_norm_rescale":
             raise ValueError(
                 "normalize_activations is 'constant_norm_rescale' on a model with "
                 "center_writing_weights, which is not supported"
             )
         return self
+
+    def _check_transcoder(self) -> None:
+        """Refuse one that does more than W_enc, W_dec, W_skip, biases and thresholds do."""
+        if self.d_out is None:
+            raise ValueError("d_out: missing")
+        if self.apply_b_dec_to_input:
+            raise ValueError("apply_b_dec_to_input is true, which does not fit transcoders")
+        for key in ("normalize_activations", "reshape_activations"):
+            if getattr(self, key) != "none":
+                said = f"{key} is {getattr(self, key)!r}"
+                raise ValueError(f"{said}, which is not supported of transcoders")
+        hook, head = (self.metadata.get(f"hook_{n}_out") for n in ("name", "head_index"))
+        if not isinstance(hook, str) or site_of_hook(hook) is None:
+            raise ValueError(f"metadata.hook_name_out is {hook!r}, which is no site here")
+        if head is not None:
+            raise ValueError(f"metadata.hook_head_index_out is {head!r}, which is not supported")
+        for key in _MOVES_TRANSCODERS:
+            if self.metadata_made_on().weight_processing.get(key):
+                raise ValueError(
+                    f"model_from_pretrained_kwargs.{key} is true: the transcoder is of a model "
+                    f"whose weights were changed so, which is not supported"
+                )
 
     @classmethod
     def content(cls, config: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +158,11 @@ class SaeLens(Layout):
     def input_width(self) -> int:
         return self.d_in
 
+    @property
+    def transcodes(self) -> bool:
+        """Whether it writes at another site than it reads."""
+        return self.architecture.endswith("transcoder")
+
     def made_on(self, folder: Path) -> MadeOn:
         return self.metadata_made_on()
 
@@ -142,12 +189,14 @@ class SaeLens(Layout):
 
     def shapes(self) -> Shapes:
         """Names and shapes of the tensors in `sae_weights.safetensors`."""
-        n, d = self.d_sae, self.d_in
-        found: Shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
+        n, d, out = self.d_sae, self.d_in, self.d_out or self.d_in
+        found: Shapes = {"W_enc": (d, n), "W_dec": (n, out), "b_dec": (out,)}
         if self.architecture == "gated":
             return {**found, **dict.fromkeys(("b_gate", "b_mag", "r_mag"), (n,))}
         found["b_enc"] = (n,)
-        return {**found, "threshold": (n,)} if self.architecture == "jumprelu" else found
+        if "skip" in self.architecture:
+            found["W_skip"] = (out, d)
+        return {**found, "threshold": (n,)} if "jumprelu" in self.architecture else found
 
     def autoencoder(self, weights: Path) -> Autoencoder:
         return self.from_tensors(tensors.stored_tensors(weights), str(weights))
@@ -164,9 +213,17 @@ class SaeLens(Layout):
             w_enc, b_enc, own["threshold"] = tensors.folded_gate(w_enc, *gate)
         else:
             b_enc = t["b_enc"]
-        if self.architecture == "jumprelu":
+        if "jumprelu" in self.architecture:
             # Below 0 it says nothing: codes are positive.
             own["threshold"] = t["threshold"].relu()
+        if self.transcodes:
+            site = site_of_hook(self.metadata["hook_name_out"]) or ""
+            made: Autoencoder = transcoder.Transcoder(
+                *("jumprelu" if own else "standard", w_enc, b_enc, w_dec, b_dec, None, own),
+                output_site=site,
+                w_skip=t.get("W_skip"),
+            )
+            return made
         if self.rescale_acts_by_decoder_norm:
             norm = w_dec.norm(dim=1).clamp_min(LEAST_NORM)
             w_enc, b_enc, w_dec = w_enc * norm[:, None], b_enc * norm, w_dec / norm[:, None]

@@ -1,0 +1,254 @@
+"""How far a run of Snakemake is, by its file of events."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from nullsae.core.errors import UserError
+from nullsae.paths import partition_keys
+from nullsae.planning.schedule import list_schedule
+from nullsae.watching import job_logs
+from nullsae.watching.events import FOLDER, SUFFIX
+
+
+@dataclass
+class Job:
+    """One that the run is to do."""
+
+    number: int
+    """Snakemake's."""
+    rule: str
+    stage: str
+    log: Path | None
+    needs: list[int]
+    """Numbers of those that it waits for, which all stand before it."""
+    planned_seconds: float | None
+    gpu: bool
+    threads: int
+    state: Literal["waiting", "running", "finished", "failed"] = "waiting"
+    started: float = 0.0
+    """Time in seconds since 1970, of the last attempt. On a cluster it begins in the queue."""
+    seconds: float = 0.0
+    """That it took, once it is finished."""
+
+    @property
+    def name(self) -> str:
+        """The rule, and the keys of the cell."""
+        # The last key is in the name of the log.
+        keys = partition_keys(self.log.with_suffix("") / "log") if self.log else {}
+        return " ".join([self.rule, *keys.values()])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong."""
+
+    job: Job | None
+    """The one that failed; None for what Snakemake says beside."""
+    text: str = ""
+    logs: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """An estimate."""
+
+    seconds: float
+    is_least: bool
+    """Whether jobs are to come of which nothing is known, such as those that ask an endpoint."""
+
+
+@dataclass
+class Run:
+    """A run, as its file tells it; `update` reads what is new."""
+
+    root: Path
+    """The folder of the study."""
+    file: Path
+    jobs: dict[int, Job] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    began: float = 0.0
+    ended: float | None = None
+    _first: dict[str, Any] = field(default_factory=dict)
+    _read_bytes: int = 0
+
+    def update(self) -> None:
+        """Read the whole lines that were added; one that is no event is passed over."""
+        with self.file.open("rb") as file:
+            file.seek(self._read_bytes)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        for line in whole.splitlines():
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue
+        if self.ended is None and self._is_dead():
+            self.ended = self.file.stat().st_mtime
+
+    def _take(self, told: dict[str, Any]) -> None:
+        time, job = told["time"], self.jobs.get(told.get("job", -1))
+        match told["event"]:
+            case "planned":
+                self._first, self.began = told, time
+                for each in told["jobs"]:
+                    self._add(each)
+            case "started" if job is not None:
+                job.state, job.started = "running", time
+            case "finished" if job is not None:
+                job.state, job.seconds = "finished", time - job.started
+            case "failed" if job is not None:
+                job.state = "failed"
+                logs = tuple(self.root / log for log in told["logs"])
+                self.problems.append(Problem(job, logs=logs))
+            case "error":
+                self.problems.append(Problem(None, told["text"]))
+            case "ended":
+                self.ended = time
+
+    def _add(self, told: dict[str, Any]) -> None:
+        self.jobs[told["job"]] = Job(
+            number=told["job"],
+            rule=told["rule"],
+            stage=told["stage"],
+            log=self.root / told["log"] if told["log"] else None,
+            needs=told["needs"],
+            planned_seconds=told["seconds"],
+            gpu=told["gpu"],
+            threads=told["threads"],
+        )
+
+    def _is_dead(self) -> bool:
+        """Whether Snakemake was killed; of another machine nobody can say."""
+        if self._first.get("host") != socket.gethostname():
+            return False
+        try:
+            return bool(psutil.Process(self._first["pid"]).create_time() > self.began)
+        except psutil.Error:
+            return True
+
+    def of_state(self, state: str) -> list[Job]:
+        """The jobs in a state, in the order of the plan."""
+        return [job for job in self.jobs.values() if job.state == state]
+
+    def stages(self) -> dict[str, tuple[int, int]]:
+        """Jobs that are finished, and all, of each stage."""
+        found: dict[str, tuple[int, int]] = {}
+        for job in self.jobs.values():
+            done, total = found.get(job.stage, (0, 0))
+            found[job.stage] = done + (job.state == "finished"), total + 1
+        return found
+
+    def paid_usd(self) -> float | None:
+        """What language models were paid for all replies that the study keeps; None without any."""
+        name = self._first.get("replies")
+        if not name or not (self.root / name).is_file():
+            return None
+        try:
+            # Not `ReplyCache`, which may write.
+            with closing(sqlite3.connect(f"{(self.root / name).as_uri()}?mode=ro", uri=True)) as db:
+                return float(db.execute("SELECT cost_usd FROM spending").fetchone()[0])
+        except sqlite3.Error:  # busy, or of another version
+            return None
+
+    @property
+    def max_cost_usd(self) -> float | None:
+        """The limit of that."""
+        return self._first.get("max_cost_usd")
+
+    def time_left(self, now: float) -> TimeLeft:
+        """How long the jobs that are left take on what the run was given.
+
+        They are scheduled as `nullsae plan` does it. A job takes what the plan says, times what
+        finished jobs of the same rule took of their plan, or of all rules where none of the same
+        has finished. A running one takes at least what its log says.
+        """
+        left, estimates = list(self._to_come()), _Estimates(self.of_state("finished"))
+        places = {job.number: place for place, job in enumerate(left)}
+        seconds, is_least = [], False
+        for job in left:
+            estimate = estimates.seconds(job)
+            if job.state == "running":
+                told = job_logs.seconds_left(job_logs.progress(job.log)) if job.log else None
+                rest = None if estimate is None else max(0.0, estimate - (now - job.started))
+                known = [each for each in (told, rest) if each is not None]
+                estimate = max(known) if known else None
+            is_least |= estimate is None
+            seconds.append(estimate or 0.0)
+        steps = [_Step([places[n] for n in job.needs if n in places]) for job in left]
+        slots, gpus = self._machines(left)
+        uses_gpu = [job.gpu for job in left]
+        plan = list_schedule(steps, seconds, uses_gpu=uses_gpu, gpus=gpus, slots=slots)
+        return TimeLeft(plan.seconds, is_least)
+
+    def _to_come(self) -> Iterator[Job]:
+        """Jobs that are not finished and do not wait for one that failed."""
+        lost = {job.number for job in self.of_state("failed")}
+        stops = bool(lost) and not self._first["keeps_going"]
+        for job in self.jobs.values():
+            if job.state == "waiting" and (stops or lost.intersection(job.needs)):
+                lost.add(job.number)
+            elif job.state in ("waiting", "running"):
+                yield job
+
+    def _machines(self, jobs: list[Job]) -> tuple[int, int]:
+        """How many jobs run at once, and how many of those that use a GPU."""
+        n = max(1, len(jobs))
+        threads = max((job.threads for job in jobs), default=1)
+        slots = min(n, self._first["cores"] // threads, self._first["jobs_at_once"] or sys.maxsize)
+        gpus = self._first["gpus"]
+        return max(1, slots), max(1, n if gpus is None else gpus)
+
+
+@dataclass
+class _Step:
+    needs: list[int]
+
+
+class _Estimates:
+    """What jobs take, by the plan and by those that are finished."""
+
+    def __init__(self, finished: list[Job]) -> None:
+        by_rule: dict[str, list[Job]] = {}
+        for job in finished:
+            by_rule.setdefault(job.rule, []).append(job)
+        self._pace = _pace(finished) or 1.0
+        self._paces = {rule: _pace(jobs) for rule, jobs in by_rule.items()}
+        self._means = {r: sum(job.seconds for job in js) / len(js) for r, js in by_rule.items()}
+
+    def seconds(self, job: Job) -> float | None:
+        if job.planned_seconds is None:
+            return self._means.get(job.rule)
+        return job.planned_seconds * (self._paces.get(job.rule) or self._pace)
+
+
+def _pace(finished: list[Job]) -> float | None:
+    """What jobs took, as a multiple of their plan."""
+    planned = sum(job.planned_seconds or 0.0 for job in finished)
+    took = sum(job.seconds for job in finished if job.planned_seconds)
+    return took / planned if planned else None
+
+
+def newest_run(root: Path) -> Run:
+    """The newest run of a study.
+
+    Raises:
+        UserError: there was none.
+    """
+    files = sorted((root / FOLDER).glob(f"*{SUFFIX}"))
+    if not files:
+        raise UserError(f"{root}: no run here yet; `nullsae run {root}` starts one")
+    run = Run(root, files[-1])
+    run.update()
+    return run

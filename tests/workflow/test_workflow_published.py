@@ -1,0 +1,206 @@
+"""The offline twin of config/published.yaml: an SAE that `sae_lens` trained, beside placebos."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import warm_start
+import yaml
+from safetensors.numpy import load_file, save_file
+from workflow_study import REPOSITORY, Study, cell, new_study
+
+from nullsae import paths
+from nullsae.activations.store import SiteReader
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.files import load_sae
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+PEERS = REPOSITORY / ".venv-peers"
+OVERLAY = REPOSITORY / "config" / "published.yaml"
+SITE, RELEASE, SAE_ID = "resid_pre.1", "gpt2-small-res-jb", "blocks.1.hook_resid_pre"
+NULLS = ("rotated", "random")
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Offline(Study):
+    """A study whose jobs have `sae_lens`, a cache of the hub and no network."""
+
+    home: Path
+    """The cache, and `commands` with a `nullsae` that starts warm."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = super().environment
+        (packages,) = PEERS.glob("lib/python*/site-packages")
+        return {
+            **own,
+            **hub(self.home),
+            "PATH": os.pathsep.join([str(self.home / "commands"), own["PATH"]]),
+            "PYTHONPATH": os.pathsep.join([own["PYTHONPATH"], str(packages)]),
+        }
+
+
+def hub(home: Path) -> dict[str, str]:
+    """The variables of a process that reads the cache of the hub alone."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {"HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1", **threads}
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The finished study, and what `sae_lens` says of its SAE on tokens of `eval`."""
+
+    study: Study
+    l0: float
+    explained_variance: float
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.study.folder / paths.TABLE.format(table=name))
+
+    def sae(self, **keys: str) -> Autoencoder:
+        config = cell(paths.SAE_CONFIG, **{"site": SITE, "sae": "published", **keys})
+        return load_sae(self.study.folder / config)[0]
+
+
+def activations(study: Study, split: str) -> Array:
+    manifest = study.folder / cell(paths.ACTIVATIONS_MANIFEST, split=split)
+    batches = SiteReader.open(manifest, SITE).batches()
+    return np.concatenate([x.float().numpy() for x, _ in batches])
+
+
+def train_with_saelens(x: dict[str, Array], home: Path) -> dict[str, Array]:
+    """An SAE of activations `train` in the cache of the hub, and what it makes of `heldout`."""
+    save_file(x, home / "x.safetensors")
+    side = Path(__file__).with_name("published_side.py")
+    found = subprocess.run(
+        [PEERS / "bin" / "python", side, home, RELEASE, SAE_ID],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **{n: v for n, v in os.environ.items() if n != "HF_HUB_OFFLINE"},
+            **{n: v for n, v in hub(home).items() if n != "HF_HUB_OFFLINE"},
+            "PYTHONPATH": str(REPOSITORY / "tests" / "sae"),
+            "WANDB_MODE": "disabled",
+        },
+    )
+    assert found.returncode == 0, found.stderr
+    return load_file(home / "results.safetensors")
+
+
+def at_the_site(config: dict[str, Any]) -> None:
+    config["subjects"]["small"]["sites"] = [SITE]
+
+
+@pytest.fixture(scope="module")
+def twin(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
+    """Activations, the SAE by `sae_lens`, then the study up to the page."""
+    if not (PEERS / "installed").is_file():
+        pytest.skip("SAELens is not installed: make .venv-peers/installed")
+    home = tmp_path_factory.mktemp("published")
+    (home / "commands").mkdir()
+    plain = new_study(home / "study", tree).configure(at_the_site)
+    splits = {"train": "sae_train", "heldout": "eval"}
+    plain.make(*(cell(paths.ACTIVATIONS_MANIFEST, split=split) for split in splits.values()))
+    x = {name: activations(plain, split) for name, split in splits.items()}
+    theirs = train_with_saelens(x, home)
+    l0 = float((theirs["codes"] > 0).sum(axis=1).mean())
+    error = x["heldout"] - x["heldout"].mean(axis=1, keepdims=True) - theirs["reconstruction"]
+    explained = 1 - float(error.var(axis=0).sum() / x["heldout"].var(axis=0).sum())
+
+    def as_in_the_overlay(config: dict[str, Any]) -> None:
+        at_the_site(config)
+        config["saes"] = yaml.safe_load(OVERLAY.read_text(encoding="utf-8"))["saes"]
+        del config["saes"]["topk"]
+        # Those of the list are of the SAE whose place this one takes.
+        config["saes"]["published"]["expect"] = {"l0": l0, "explained_variance": explained}
+        config["evaluation"]["gaussian_floors"] = False
+
+    study = Offline(plain.folder, tree, home=home)
+    with warm_start.start(home / "commands", study.environment) as server:
+        study.configure(as_in_the_overlay).make(gpu=2)
+        yield Twin(study, l0, explained)
+        server.communicate()
+
+
+def test_the_sae_has_here_the_figures_that_it_has_in_saelens(twin: Twin) -> None:
+    rows = twin.table("reconstruction").query("variant == 'trained'").set_index("sae")
+    assert twin.explained_variance > 0.5
+    assert 1 < twin.l0 < 24
+    assert rows.l0["published"] == pytest.approx(twin.l0, rel=1e-3)
+    assert rows.explained_variance["published"] == pytest.approx(twin.explained_variance, abs=1e-3)
+
+
+def test_each_placebo_has_verdicts_against_the_published_sae(twin: Twin) -> None:
+    found = twin.table("verdicts").query("stage == 'dictionary'")
+    assert {*zip(found.real, found.null, strict=True)} == {("published", name) for name in NULLS}
+    # L0 is that of the SAE: all are comparable, and something is said of them.
+    assert twin.table("contrasts").query("stage == 'dictionary'").not_comparable.isna().all()
+    explained = found[found.metric == "explained_variance"]
+    assert {*explained.verdict} <= {"separates", "equivalent", "inconclusive"}
+    assert {"auroc", "next_token_auroc"} <= set(found.metric)
+    rows = twin.table("reconstruction").query("variant == 'trained'").set_index("sae")
+    for name in NULLS:
+        assert rows.explained_variance[name] < rows.explained_variance["published"] - 0.1
+
+
+def test_rates_and_l0_are_those_of_the_sae(twin: Twin) -> None:
+    for _, of_variant in twin.table("reconstruction").groupby("variant"):
+        l0 = of_variant.set_index("sae").l0
+        assert [l0[n] for n in NULLS] == pytest.approx([l0["published"]] * len(NULLS), rel=0.05)
+    x = activations(twin.study, "sae_train").astype(np.float64)
+    x -= x.mean(axis=1, keepdims=True)
+    rates = []
+    for name in ("published", "random"):
+        weights = {k: t.double().numpy() for k, t in twin.sae(sae=name).parameters().items()}
+        pre = (x - weights["b_dec"]) @ weights["encoder.weight"].T + weights["encoder.bias"]
+        rates.append((pre > weights.get("threshold", 0.0)).mean(axis=0))
+    # The text repeats itself: tokens of equal activations fire together, on either side of a limit.
+    assert rates[1] == pytest.approx(rates[0], rel=0.01, abs=3 / len(x))
+
+
+def test_check_compares_it_with_published_figures_offline(twin: Twin) -> None:
+    model = paths.MODEL.format(subject="small", variant="trained", draw=0)
+
+    def check(*options: str) -> tuple[int, str]:
+        text = ("--corpus", "docs.jsonl", "--tokens", "2048", "--device", "cpu")
+        asked = ("check", RELEASE, SAE_ID, "--model", model, *text, *options)
+        found = twin.study.run(["nullsae", *asked])
+        return found.returncode, " ".join(found.stdout.split())
+
+    # The list's are of the SAE of GPT-2 whose place this one takes.
+    code, said = check()
+    assert (code, "published l0" in said, "SAELens' list" in said) == (1, True, True), said
+    assert re.search(r"It does not fit: L0 \d\.\d is not the expected 10;", said), said
+    own = f"l0={twin.l0},explained_variance={twin.explained_variance}"
+    code, said = check("--expect", own)
+    assert (code, "It fits: explained variance 0.9" in said) == (0, True), said
+
+
+def test_one_sae_serves_every_variant_through_all_stages(twin: Twin) -> None:
+    own, other = (twin.sae(variant=name) for name in ("trained", "rerandomized"))
+    assert (own.w_dec == other.w_dec).all()
+    assert own.normalization == other.normalization == "centre"
+    explained = twin.table("reconstruction").query("sae == 'published'").set_index("variant")
+    assert explained.explained_variance["rerandomized"] < explained.explained_variance["trained"]
+    for name in ("latents", "scores"):
+        rows = twin.table(name).query("sae == 'published'")
+        assert {*rows.variant} == {"trained", "rerandomized"}
+    of_models = twin.table("contrasts").query("stage == 'model' and sae == 'published'")
+    assert {"explained_variance", "auroc"} <= set(of_models.metric)
+
+
+def test_the_page_says_what_each_is(twin: Twin) -> None:
+    page = (twin.study.folder / paths.REPORT).read_text(encoding="utf-8")
+    assert "turned about the mean activation by one random rotation" in page
+    assert "it fires as often as a latent of published" in page

@@ -19,7 +19,7 @@ from study_numbers import filled, markdown_table
 
 from nullsae.config.read import read_merged_config, study_files
 from nullsae.config.study import Config
-from nullsae.jobs.grid import model_cells, sae_cells
+from nullsae.jobs.grid import sae_cells
 from nullsae.jobs.resources import Needs
 from nullsae.jobs.work.making import TEXT_BYTES
 from nullsae.planning.show import Plan, _amount, _hours, make_plan, time_text
@@ -38,6 +38,8 @@ BLOCKS = {
     **{"pythia-12b": 36, "llama-3-70b": 80},
 }
 DEVICE, DEVICE_BYTES = "h100", 80e9
+# The rules whose jobs hold most of a GPU's memory: an SAE in training, and a loss.
+MEMORY_OF = ("train_sae", "evaluate_sae")
 MILLION, BILLION = 10**6, 10**9
 
 
@@ -115,11 +117,7 @@ def figures(case: Case) -> Figures:
         [size] = subject_sizes(config).values()
         [corpus] = corpus_sizes(config, folder).values()
         needs, sae = Needs(config), next(sae_cells(config))
-        model = next(keys for keys in model_cells(config) if keys["variant"] == "rerandomized")
-        asked = {
-            **{rule: needs.asked(rule, [sae]) for rule in ("train_sae", "evaluate_sae")},
-            "randomize_model": needs.asked("randomize_model", [model]),
-        }
+        asked = {rule: needs.asked(rule, [sae]) for rule in MEMORY_OF}
     on_gpu = sum(row.jobs for row in plan.rows if row.gpu_seconds)
     return Figures(
         plan,
@@ -137,7 +135,7 @@ def row(name: str, found: Figures) -> list[str]:
     memory = [
         f"{_amount(found.gpu_bytes[rule])}B"
         + (f" ({math.ceil(n)} GPUs)" if (n := found.gpu_bytes[rule] / DEVICE_BYTES) > 1 else "")
-        for rule in ("train_sae", "evaluate_sae")
+        for rule in MEMORY_OF
     ]
     return [
         name,

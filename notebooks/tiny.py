@@ -23,7 +23,7 @@ torch.set_num_threads(1)  # the same numbers whatever else this machine does
 
 @cache
 def texts() -> list[str]:
-    """Beginnings of speeches on the State of the Union."""
+    """Pieces of speeches on the State of the Union."""
     speeches = documents(BuiltinSource(kind="builtin", name="sotu"))
     return [text[:6000] for text in speeches][::16]
 

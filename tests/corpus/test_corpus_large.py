@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nullsae import paths
-from nullsae.config.corpora import Corpus
+from nullsae.config.corpora import Corpus, HubSource
 from nullsae.config.parse import parse_section
 from nullsae.core import locking
 from nullsae.core.errors import UserError
@@ -28,8 +28,10 @@ from nullsae.corpus import preparation, prepare, spool
 from nullsae.corpus.documents import SPLITS
 from nullsae.corpus.prepare import prepare_corpus
 from nullsae.corpus.reading import Document, Reader
+from nullsae.corpus.sources import HubTexts
 from nullsae.corpus.tokenizer import Encoder, train_tokenizer
 from nullsae.jobs.corpus import PrepareCorpusParams
+from tiny_hub import TinyHub
 
 WORDS = [f"word{i}" for i in range(300)]
 CONTEXT = 16
@@ -134,9 +136,25 @@ def run_until_killed(params: PrepareCorpusParams, root: Path, kind: str, at: int
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    class Mortal(HubTexts):
+        """Texts of a stream, the last of which is deadly."""
+
+        n_given = 0
+
+        def __next__(self) -> str:
+            if kind == "texts" and self.n_given == at:
+                kill()
+            self.n_given += 1
+            return super().__next__()
+
     def work() -> None:
-        def texts(*given: Any, **keys: Any) -> Iterator[str]:
-            for i, text in enumerate(read(*given, **keys)):
+        def texts(source: Any, **keys: Any) -> Iterator[str]:
+            if isinstance(source, HubSource):
+                return Mortal(source, **keys)
+            return mortal(read(source, **keys))
+
+        def mortal(texts: Iterator[str]) -> Iterator[str]:
+            for i, text in enumerate(texts):
                 if kind == "texts" and i == at:
                     kill()
                 yield text
@@ -189,6 +207,71 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(
     # Everything was packed when the last run was killed; the last checkpoint is not far back.
     assert sum(len(text.split()) for text in encoded) < 3000
     assert files_of(killed) == files_of(whole)
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from nullsae.config.corpora import Corpus
+from nullsae.config.parse import parse_section
+from nullsae.corpus import preparation, prepare
+from nullsae.jobs.corpus import PrepareCorpusParams
+
+def progress(done, _total):
+    if done >= int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+preparation.CHECKPOINT_TOKENS = 300
+corpus = parse_section(Corpus, json.loads(sys.argv[2]), where="test")
+prepare.prepare_corpus(PrepareCorpusParams(corpus=corpus), "c", Path(sys.argv[1]), progress)
+"""
+
+
+def test_a_killed_stream_goes_on_where_it_was_and_not_at_the_first_file(
+    tmp_path: Path,
+) -> None:
+    lines = [json.dumps({"text": text}) + "\n" for text in texts_of(900)]
+    files = {f"train-{i:02}.jsonl": "".join(lines[50 * i : 50 * (i + 1)]) for i in range(20)}
+    words = {"kind": "pretrained", "path": str(save_words(tmp_path / "words"))}
+    local = params_of(tmp_path, [], **stream_of(tmp_path), tokenizer=words)
+    (tmp_path / "data/train.jsonl").unlink()
+    for name, text in files.items():
+        (tmp_path / "data" / name).write_text(text)
+    prepare_corpus(local, "c", tmp_path / "whole")
+
+    source = {"kind": "hub", "path": "some/text", "streaming": True}
+    corpus = local.corpus.model_dump(mode="json") | {"source": source}
+    hub = TinyHub()
+    hub.add("datasets", "some/text", {name: text.encode() for name, text in files.items()})
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment = {**kept, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint}
+    fetched = []
+    try:
+        for at in (12_000, 10**9):
+            command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), json.dumps(corpus)]
+            done = subprocess.run(
+                [*command, str(at)], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == (-signal.SIGKILL if at < 10**9 else 0), done.stderr
+            fetched.append({path.rsplit("/", 1)[-1] for path in hub.downloaded()} & files.keys())
+            hub.requests.clear()
+    finally:
+        hub.stop()
+    first, second = fetched
+    assert len(first) > 6
+    assert second - first
+    # Fetched again: the first for its columns, those since the last checkpoint, and one before.
+    assert first & second <= {"train-00.jsonl", *sorted(first)[-3:]}
+    whole, killed = files_of(tmp_path / "whole"), files_of(tmp_path / "killed")
+    assert killed.keys() == whole.keys()
+    for name in whole:
+        if name.endswith("manifest.json"):
+            made, wanted = json.loads(killed[name]), json.loads(whole[name])
+            assert made["source"].pop("name").startswith("some/text")
+            assert wanted["source"].pop("name").startswith(str(tmp_path))
+            assert made == wanted
+        else:
+            assert killed[name] == whole[name], name
 
 
 def test_a_preparation_that_cannot_succeed_leaves_nothing(tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ class Tmux:
         self(*(kind or ["new-window"]), "-d", "-n", window, f"{line}; echo exit=$?; exec sleep 999")
 
     def lines(self, window: str) -> list[str]:
-        return [line.rstrip() for line in self("capture-pane", "-p", "-t", window).splitlines()]
+        """All that a window shows, or has scrolled away."""
+        text = self("capture-pane", "-p", "-S", "-", "-t", window)
+        return [line.rstrip() for line in text.splitlines()]
 
     def until(self, window: str, is_there: Callable[[list[str]], object]) -> list[str]:
         """The lines of a window, once they are as they should."""
@@ -91,7 +93,7 @@ def test_a_run_shows_its_screen_and_so_does_watch_from_elsewhere(tmux: Tmux) -> 
         lines = tmux.until(window, lambda lines: any(line.startswith("exit=") for line in lines))
         assert "exit=0" in lines
         assert any(re.fullmatch(r"All 4 jobs are done, in .*", line) for line in lines), lines
-        assert not any(line.startswith("tiny: ") for line in lines)
+        assert not any(line.startswith("tiny: ") for line in lines), "\n".join(lines)
         assert tmux("display-message", "-p", "-t", window, "#{cursor_flag}").strip() == "1"
 
 

@@ -32,6 +32,12 @@ class DigestSet:
             self._merge()
         return True
 
+    def add_all(self, digests: bytes) -> None:
+        """Add digests of 16 bytes each that stand in a row, all of them new."""
+        self._merge()
+        more = np.sort(np.frombuffer(digests, dtype="S16"))
+        self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, more), more)
+
     def _has(self, digest: bytes) -> bool:
         # NumPy leaves null bytes at the end out, of both: all have 16 bytes.
         wanted = np.array(digest, dtype="S16")

@@ -24,10 +24,11 @@ def check_repository(
     revision: str | None,
     where: str,
     revision_where: str | None = None,
-) -> None:
+) -> str | None:
     """Raise a `UserError` at once if the hub cannot be reached or has no such repository.
 
-    The commit that the revision is now is noted for the provenance of what the job makes.
+    Returns the commit that the revision is now, None where that is not known. It is noted for the
+    provenance of what the job makes.
 
     Local folders pass, and so does everything in offline mode (`HF_HUB_OFFLINE=1`): the loading
     library then looks into its cache only, and says quickly what is missing.
@@ -40,16 +41,17 @@ def check_repository(
         revision_where: that of the revision, if it is another one.
     """
     if is_local(path):
-        return
+        return None
     if huggingface_hub.is_offline_mode():
-        provenance.note_revision(f"{kind} {path}", cached_commit(path, kind, revision))
-        return
+        commit = cached_commit(path, kind, revision)
+        provenance.note_revision(f"{kind} {path}", commit)
+        return commit
     what = f"{'data set' if kind == 'dataset' else kind} {path!r}"
     api = huggingface_hub.HfApi()
     try:
         found = api.repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
         provenance.note_revision(f"{kind} {path}", found.sha)
-        return
+        return str(found.sha)
     except errors.HFValidationError:
         reason = NO_ID.format(where, path)
     except errors.GatedRepoError:
@@ -61,7 +63,7 @@ def check_repository(
         reason = f"{where}: the hub has no {what}, or it is private and needs `hf auth login`"
     except errors.HfHubHTTPError:
         # The hub answers, if unwillingly (busy, rate limit): retrying is the loader's business.
-        return
+        return None
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
         reason = (
             f"{where}: the hub cannot be reached for {path!r} ({first_line(error)}); connect, set "

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nullsae.config.corpora import Corpus, PretrainedTokenizer, TrainedTokenizer
-from nullsae.core.files import atomic_path, read_json, write_json
+from nullsae.core.files import atomic_path, read_json, room_for, write_json
 from nullsae.corpus.boundaries import Boundaries, boundaries
 from nullsae.corpus.documents import SPLITS, SplitName, split_of_digest
 from nullsae.corpus.packing import Packed, Packer
@@ -32,6 +33,7 @@ TRAINING_BYTES_PER_TOKEN = 4
 KEPT_BYTES_PER_TOKEN = 16
 # A run after a kill encodes no more tokens again than these.
 CHECKPOINT_TOKENS = 2**22
+DIGEST_BYTES = 16
 
 Texts = Callable[[], Iterable[str]]
 """The texts of a source from its start, at each call."""
@@ -40,6 +42,17 @@ Texts = Callable[[], Iterable[str]]
 def wanted_tokens(corpus: Corpus) -> dict[SplitName, int | None]:
     """Tokens that the config asks for in each split; None for all."""
     return {"sae_train": corpus.sae_train_tokens, "eval": corpus.eval_tokens}
+
+
+@runtime_checkable
+class StreamedTexts(Protocol):
+    """Texts that can be read on from where an earlier run stood."""
+
+    def state(self) -> dict[str, Any] | None:
+        """Where they stand, behind the last text; None where nobody can say."""
+
+    def go_on(self, state: dict[str, Any]) -> bool:
+        """Go there before the first text; says whether that can be."""
 
 
 class Documents(Protocol):
@@ -54,6 +67,12 @@ class Documents(Protocol):
     def documents(self, skip: int = 0) -> Iterator[Document]:
         """All but the first `skip`."""
 
+    def state(self) -> dict[str, Any] | None:
+        """What a later run needs to go on after the last document; None where none can."""
+
+    def go_on(self, state: dict[str, Any] | None) -> bool:
+        """Go on from a state; says whether that can be. Nothing was read before."""
+
     def training_texts(self) -> Iterator[str]:
         """What a tokenizer is trained on: texts of `sae_train`."""
 
@@ -65,21 +84,56 @@ class Arrivals:
     """Distinct documents of a stream in the order of arrival."""
 
     def __init__(self, texts: Iterable[str], corpus: Corpus, folder: Path) -> None:
-        """A stream from its start, and a folder for what its tokenizer is trained on."""
-        self._reader = Reader(texts, corpus.eval_share)
-        self._stream = iter(self._reader)
+        """A stream from its start, and a folder for what a later run needs."""
+        self._texts, self._reader = texts, Reader(texts, corpus.eval_share)
+        self._stream = self._arriving()
         self._corpus, self._head, self._state = corpus, folder / "head", folder / "head.json"
+        self._digests, self._new, self._n_digests = folder / "digests", bytearray(), 0
+        self._is_behind_head = False
+        """Whether the stream stands behind the documents of the head, which are packed first."""
         self.counts = self._reader.counts
+
+    def _arriving(self) -> Iterator[Document]:
+        for document in self._reader:
+            self._new += document.digest
+            yield document
 
     @property
     def digest(self) -> str:
         return self._reader.digest()
 
     def documents(self, skip: int = 0) -> Iterator[Document]:
+        """The rest of the head, and all that the stream has from where it stands."""
         head: Iterator[Document] = iter(())
-        if self.counts.n_read:
+        if self._is_behind_head:
             head = _read_documents(self._head, self._corpus.eval_share)
-        return islice(chain(head, self._stream), skip, None)
+        return chain(islice(head, skip, None), self._stream)
+
+    def state(self) -> dict[str, Any] | None:
+        """Digests go into a file, which grows; the rest is small."""
+        stands = self._texts.state() if isinstance(self._texts, StreamedTexts) else None
+        if stands is None:
+            self._new.clear()
+            return None
+        with room_for(self._digests), open(self._digests, "ab") as file:
+            file.truncate(self._n_digests * DIGEST_BYTES)
+            file.write(self._new)
+        self._n_digests += len(self._new) // DIGEST_BYTES
+        self._new.clear()
+        own = {"n_digests": self._n_digests, "is_behind_head": self._is_behind_head}
+        return {**own, "texts": stands, "counts": asdict(self.counts)}
+
+    def go_on(self, state: dict[str, Any] | None) -> bool:
+        """What was read before is not read again, but for the files of the data set at hand."""
+        if state is None or not isinstance(self._texts, StreamedTexts):
+            return False
+        digests = self._digests.read_bytes() if self._digests.is_file() else b""
+        n_bytes = state["n_digests"] * DIGEST_BYTES
+        if len(digests) < n_bytes or not self._texts.go_on(state["texts"]):
+            return False
+        self._n_digests, self._is_behind_head = state["n_digests"], state["is_behind_head"]
+        self._reader.take(state["counts"], digests[:n_bytes])
+        return True
 
     def training_texts(self) -> Iterator[str]:
         """The first of the stream, which are kept on disk to be encoded after."""
@@ -92,6 +146,7 @@ class Arrivals:
                 if document.split == "sae_train":
                     missing -= len(data)
                     yield document.text
+        self._is_behind_head = True
         write_json(self._state, {"n_read": self.counts.n_read})
 
     def finish(self) -> None:
@@ -168,9 +223,13 @@ class Preparation:
                 log.info("%s: tokens are longer than expected; reading it again", self.where)
 
     def _pack(self, source: Documents, progress: Callable[[int, int], None] | None) -> None:
-        if isinstance(self.corpus.tokenizer, TrainedTokenizer):
-            self._take(self._trained(self.corpus.tokenizer, source))
-        n_done = self._restore()
+        tokenizer = self.corpus.tokenizer
+        if isinstance(tokenizer, TrainedTokenizer):
+            self._take(self._trained(tokenizer, source))
+        n_done = self._restore(source)
+        if isinstance(tokenizer, TrainedTokenizer) and not n_done:
+            # What it was trained on is not to be read again.
+            self._save(n_done, source)
         ordered, saved_at = source.documents(n_done), self._n_text
         while batch := list(islice(ordered, ENCODE_BATCH_DOCUMENTS)):
             lacking = [document for document in batch if not self.packers[document.split].full]
@@ -184,7 +243,7 @@ class Preparation:
             if all(packer.full for packer in self.packers.values()):
                 break
             if self._n_text - saved_at >= CHECKPOINT_TOKENS:
-                self._save(n_done)
+                self._save(n_done, source)
                 saved_at = self._n_text
         source.finish()
         for packer in self.packers.values():
@@ -221,7 +280,7 @@ class Preparation:
             total = done * sum(source.counts.n_kept.values()) // max(1, n_done)
         return done, max(done, total)
 
-    def _restore(self) -> int:
+    def _restore(self, source: Documents) -> int:
         """Take up the tokens of an earlier run; returns the documents that they are from."""
         corpus, state = self.corpus, self.folder / "packed.json"
         for split, n_tokens in wanted_tokens(corpus).items():
@@ -232,16 +291,18 @@ class Preparation:
         if state.is_file():
             found = read_json(state, rebuild="")
             packed = {split: Packed(*found["packed"][split]) for split in SPLITS}
-            if all(packer.restore(packed[split]) for split, packer in self.packers.items()):
+            whole = all(packer.restore(packed[split]) for split, packer in self.packers.items())
+            if whole and source.go_on(found["source"]):
                 log.info("%s: going on after %d documents", self.where, found["n_documents"])
                 return int(found["n_documents"])
         for packer in self.packers.values():
             packer.restore(Packed())
         return 0
 
-    def _save(self, n_done: int) -> None:
+    def _save(self, n_done: int, source: Documents) -> None:
         """What a run after a kill goes on from."""
         for packer in self.packers.values():
             packer.flush()
         packed = {split: packer.packed for split, packer in self.packers.items()}
-        write_json(self.folder / "packed.json", {"n_documents": n_done, "packed": packed})
+        state = {"n_documents": n_done, "packed": packed, "source": source.state()}
+        write_json(self.folder / "packed.json", state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nullsae.corpus.digests import DigestSet
 from nullsae.corpus.documents import (
@@ -36,6 +36,11 @@ class Counts:
     n_kept: dict[SplitName, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     """Distinct documents of each split."""
 
+    def take(self, state: dict[str, Any]) -> None:
+        """Take up the counts of an earlier run, as `asdict` gives them."""
+        replaced = Replaced(**state["replaced"])
+        vars(self).update({**state, "replaced": replaced})
+
 
 def normalized(texts: Iterable[str], eval_share: float, counts: Counts) -> Iterator[Document]:
     """Documents that are not empty, repeated ones among them; counts all but these two."""
@@ -65,6 +70,11 @@ class Reader:
                 yield document
             else:
                 self.counts.n_repeated += 1
+
+    def take(self, counts: dict[str, Any], digests: bytes) -> None:
+        """Go on after these documents, whose digests stand in a row."""
+        self.counts.take(counts)
+        self._digests.add_all(digests)
 
     def digest(self) -> str:
         """One digest of the set of documents read so far."""

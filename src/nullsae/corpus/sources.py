@@ -54,7 +54,7 @@ def documents(source: Source, *, where: str = "source") -> Iterator[str]:
     if isinstance(source, BuiltinSource):
         return _sotu(where) if builtin_name(source) == "sotu" else _stdlib()
     if isinstance(source, HubSource):
-        return _hub(source, where)
+        return HubTexts(source, where)
     return _files(source, where)
 
 
@@ -252,30 +252,91 @@ def _opened(file: Path) -> Iterator[TextIO]:
         raise UserError(f"{file}: not readable ({first_line(error)})") from None
 
 
-def _hub(source: HubSource, where: str) -> Iterator[str]:
-    check_repository(source.path, kind="dataset", revision=source.revision, where=f"{where}.path")
-    import datasets  # 2 s, and needed by this kind of source only
+class HubTexts:
+    """Texts of a data set of the hub; of a streamed one, also from where an earlier run stood."""
 
-    name = f"the data set {source.path!r}"
-    try:
-        dataset = datasets.load_dataset(
-            source.path,
-            name=source.name,
-            split=source.split,
-            revision=source.revision,
-            streaming=source.streaming,
+    def __init__(self, source: HubSource, where: str) -> None:
+        self._source, self._where = source, where
+        self._name = f"the data set {source.path!r}"
+        self._dataset: Any = None
+        self._version: list[str | None] = []
+        """Of the library, and the commit: a state is that of these."""
+        self._n_read = 0
+        self._given: Any = None
+        """Where it was told to go on, until the first text."""
+        self._texts = self._read()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._texts)
+
+    def state(self) -> dict[str, Any] | None:
+        """The file and row of a stream; small."""
+        if self._dataset is None or not self._source.streaming:
+            return None
+        # A data set that nobody has read from yet knows of none.
+        rows = self._given or self._dataset.state_dict()
+        return {"version": self._version, "n_read": self._n_read, "rows": rows}
+
+    def go_on(self, state: dict[str, Any]) -> bool:
+        """Read on from a state of the same version.
+
+        Files are not fetched again, but for the first, whose columns are looked at, that where
+        the stream stands, and the one before.
+
+        Raises:
+            UserError: as at the first text.
+        """
+        self._load()
+        if state["version"] != self._version:
+            return False
+        self._dataset.load_state_dict(state["rows"])
+        self._n_read, self._given = state["n_read"], state["rows"]
+        return True
+
+    def _load(self) -> None:
+        source, where = self._source, self._where
+        commit = check_repository(
+            source.path, kind="dataset", revision=source.revision, where=f"{where}.path"
         )
-        # A stream may not know its columns before its first row; then each row is checked.
-        if dataset.column_names is not None and source.column not in dataset.column_names:
-            raise _no_column(name, source.column, dataset.column_names, where)
-        if dataset.column_names is not None:
-            dataset = dataset.select_columns([source.column])
-        for number, row in enumerate(dataset):
-            yield _text_of(row, source.column, f"{name}, row {number}", where)
-    except (UserError, GeneratorExit):
-        raise
-    except Exception as error:  # whatever a loader of foreign data may raise
-        raise UserError(f"{where}: {name} could not be read: {first_line(error)}") from None
+        with self._in_a_line():
+            import datasets  # 2 s, and needed by this kind of source only
+
+            dataset = datasets.load_dataset(
+                source.path,
+                name=source.name,
+                split=source.split,
+                revision=source.revision,
+                streaming=source.streaming,
+            )
+            # A stream may not know its columns before its first row; then each row is checked.
+            if dataset.column_names is not None and source.column not in dataset.column_names:
+                raise _no_column(self._name, source.column, dataset.column_names, where)
+            if dataset.column_names is not None:
+                dataset = dataset.select_columns([source.column])
+        self._dataset, self._version = dataset, [datasets.__version__, commit]
+
+    def _read(self) -> Iterator[str]:
+        if self._dataset is None:
+            self._load()
+        with self._in_a_line():
+            for row in self._dataset:
+                at = f"{self._name}, row {self._n_read}"
+                self._n_read, self._given = self._n_read + 1, None
+                yield _text_of(row, self._source.column, at, self._where)
+
+    @contextmanager
+    def _in_a_line(self) -> Iterator[None]:
+        try:
+            yield
+        except (UserError, GeneratorExit):
+            raise
+        except Exception as error:  # whatever a loader of foreign data may raise
+            raise UserError(
+                f"{self._where}: {self._name} could not be read: {first_line(error)}"
+            ) from None
 
 
 def _text_of(row: dict[str, Any], column: str, at: str, where: str) -> str:

@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nullsae.core.files import read_json, room_for, write_json
-from nullsae.corpus.documents import Replaced, SplitName
+from nullsae.corpus.documents import SplitName
 from nullsae.corpus.reading import Counts, Document, normalized
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,14 @@ class Spool:
     def finish(self) -> None:
         """Everything was read by `fill`."""
 
+    def state(self) -> dict[str, Any]:
+        """Nothing: `fill` writes what it needs."""
+        return {}
+
+    def go_on(self, state: dict[str, Any] | None) -> bool:
+        """As any source; `fill` has done it."""
+        return True
+
     def _buckets(self) -> list[Bucket]:
         """Those that hold anything, in the order of their digests."""
         return sorted(self._sizes, key=lambda bucket: (IN_ORDER.index(bucket[0]), bucket[1]))
@@ -240,8 +249,7 @@ class Spool:
                 os.truncate(file, size)
             elif file.name != STATE:
                 file.unlink()
-        replaced = Replaced(**state["counts"].pop("replaced"))
-        self.counts = Counts(**state["counts"], replaced=replaced)
+        self.counts.take(state["counts"])
         self._sizes = {(split, first): sizes for split, first, *sizes in state["sizes"]}
         self._dropped = {(split, first) for split, first in state["dropped"]}
         self._digest, self._kept_bytes = state["digest"], state["kept_bytes"]

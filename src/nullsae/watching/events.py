@@ -15,12 +15,11 @@ from typing import Any
 from nullsae.jobs.grid import Keys
 from nullsae.jobs.shared_training import rule_of
 from nullsae.paths import partition_keys
+from nullsae.watching import RUN_STARTED
 
 # Snakemake's own folder: nothing below `results/` changes, whoever looks on.
 FOLDER = Path(".snakemake/log")
 SUFFIX = ".events.jsonl"
-# By which the terminal learns of the file.
-RUN_STARTED = "nullsae_run_started"
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
-from nullsae.watching.events import RUN_STARTED
+from nullsae.watching import RUN_STARTED
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,10 +4,10 @@ STUDY is the folder of a finished study. With `--check` nothing is written: what
 otherwise than docs/reference/NAME is printed, and the script exits with 1 if there is anything.
 
 A study agrees with its reference if it makes the same comparisons; if no verdict is another one
-(a twentieth may have become inconclusive, or no longer be so); if each value lies within the
-interval of the reference or no further from its value than the margin, which is the difference
-that counts as none (machines round differently, and training carries that on as another seed
-would); and if L0 and training tokens are within a twentieth.
+(a twentieth may have become inconclusive, or no longer be so); if values are no further apart than
+half the widths of both intervals together, or than the margin, which is the difference that counts
+as none (machines round differently, and training carries that on as another seed would; so a
+twentieth may be further off); and if L0 and training tokens are within a twentieth.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ MAKERS = (
     *("dtype", "threads", "precision"),
 )
 DIGITS = 5
-SHARE_UNDECIDED, SHARE_ARMS = 1 / 20, 1 / 20
+SHARE_UNDECIDED, SHARE_FAR, SHARE_ARMS = 1 / 20, 1 / 20, 1 / 20
+VALUES = (
+    ("real_value", "real_low", "real_high"),
+    ("value", "value_low", "value_high"),
+    ("difference", "difference_low", "difference_high"),
+)
 Row = Mapping[str, Any]
 
 
@@ -131,42 +136,44 @@ def disagreements(root: Path, folder: Path) -> list[str]:
     wanted = {_key(row): row for row in read(folder)}
     lines = [f"{_name(key)}: not in the reference" for key in found.keys() - wanted.keys()]
     lines += [f"{_name(key)}: not in the study" for key in wanted.keys() - found.keys()]
-    undecided = []
+    undecided, far = [], []
     for key in found.keys() & wanted.keys():
-        words = wanted[key]["verdict"], found[key]["verdict"]
-        said = f"{_name(key)}: {words[1]}, in the reference {words[0]}"
+        name, words = _name(key), (wanted[key]["verdict"], found[key]["verdict"])
         if words[0] != words[1]:
+            said = f"{name}: {words[1]}, in the reference {words[0]}"
             (undecided if "inconclusive" in words else lines).append(said)
-        lines += [f"{_name(key)}: {text}" for text in _numbers(found[key], wanted[key])]
+        lines += [f"{name}: {text}" for text in _other_arms(found[key], wanted[key])]
+        far += [f"{name}: {text}" for text in _far(found[key], wanted[key])]
     if len(undecided) > SHARE_UNDECIDED * len(wanted):
         lines += undecided
+    if len(far) > SHARE_FAR * len(VALUES) * len(wanted):
+        lines += far
     return sorted(lines)
 
 
-def _numbers(row: Row, reference: Row) -> Iterator[str]:
-    """What numbers of a comparison are too far from those of the reference."""
-    margin = reference["margin"] or 0.0
-    for name, low, high in (
-        ("real_value", "real_low", "real_high"),
-        ("value", "value_low", "value_high"),
-        ("difference", "difference_low", "difference_high"),
-    ):
+def _far(row: Row, reference: Row) -> Iterator[str]:
+    """What values of a comparison are too far from those of the reference."""
+    for name, low, high in VALUES:
         value, other = row[name], reference[name]
-        ends = [reference[end] for end in (low, high)]
         if value is None or other is None:
             agrees = value is other
         else:
-            slack = max(margin, abs(other) * 10.0**-DIGITS)
-            bounds = [other - slack, other + slack, *(end for end in ends if end is not None)]
-            agrees = min(bounds) <= value <= max(bounds)
+            widths = [each[high] - each[low] for each in (row, reference) if each[low] is not None]
+            slack = (reference["margin"] or 0.0, sum(widths) / 2, abs(other) * 10.0**-DIGITS)
+            agrees = abs(value - other) <= max(slack)
         if not agrees:
-            yield f"{name} {value}, in the reference {other} [{ends[0]}, {ends[1]}]"
+            ends = f"[{reference[low]}, {reference[high]}]"
+            yield f"{name} {value}, in the reference {other} {ends}"
+
+
+def _other_arms(row: Row, reference: Row) -> Iterator[str]:
+    """What L0s and training tokens are not those of the reference."""
     for name in ARMS:
         value, other = row[name], reference[name]
         agrees = (
             value is other
             if None in (value, other)
-            else (abs(value - other) <= SHARE_ARMS * abs(other))
+            else abs(value - other) <= SHARE_ARMS * abs(other)
         )
         if not agrees:
             yield f"{name} {value}, in the reference {other}"

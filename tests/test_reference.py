@@ -110,7 +110,7 @@ def test_a_study_agrees_with_the_reference_that_was_made_of_it(
 @pytest.mark.parametrize(
     ("column", "value", "agrees"),
     [
-        # Within the interval, or no further than the margin.
+        # No further off than half of both intervals (0.0125 each), or than the margin (0.05).
         ("real_value", 0.824, True),
         ("real_value", 0.77, True),
         ("real_value", 0.75, False),
@@ -152,6 +152,18 @@ def test_few_verdicts_may_become_inconclusive(
     # One of six.
     assert len(script.disagreements(study, folder)) == 1
     monkeypatch.setattr(script, "SHARE_UNDECIDED", 1 / 6)
+    assert script.disagreements(study, folder) == []
+
+
+def test_few_values_may_be_further_off(
+    script: ModuleType, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "reference"
+    script.write(study, folder)
+    changed(study, "contrasts", "value", 0, 0.9)
+    # One of eighteen.
+    assert len(script.disagreements(study, folder)) == 1
+    monkeypatch.setattr(script, "SHARE_FAR", 1 / 18)
     assert script.disagreements(study, folder) == []
 
 

@@ -14,7 +14,7 @@ endif
 PYTORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test test-slow test-llm test-slurm check docs site schema lock clean
+.PHONY: run test test-slow test-llm test-slurm check docs notebooks site schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason --logger nullsae
@@ -40,14 +40,18 @@ test-slurm: .venv-slurm/installed
 	. .venv-slurm/bin/activate && python -m pytest tests/slurm
 
 check: .venv/installed-dev
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks notebooks
+	$(BIN)/ruff check src tests benchmarks notebooks
 	$(ACTIVATE) snakefmt --check Snakefile workflow
 	$(ACTIVATE) snakemake --lint
 	$(BIN)/mypy
 
 docs: .venv/installed
 	$(BIN)/python -m nullsae.report.metrics_page docs/metrics.md
+
+# Runs the notebooks and writes what they print.
+notebooks: .venv/installed
+	$(BIN)/python notebooks/run.py
 
 # The documents as web pages, in site/.
 site: .venv-docs/installed

@@ -157,7 +157,7 @@ class Seen:
 NARROW, WIDE, MANY_TOKENS = (
     Study(shape=shape) for shape in ((1, 256, 1_024), (1, 1_024, 2_048), (1, 256, 40_000))
 )
-SAES = (Size(NARROW, 24_576), Size(MANY_TOKENS, 16_384), Size(NARROW, 65_536), Size(WIDE, 24_576))
+SAES = (Size(NARROW, 24_576), Size(NARROW, 65_536), Size(MANY_TOKENS, 16_384), Size(WIDE, 24_576))
 RULES = {
     "prepare_corpus": Rule(
         paths.CORPUS_MANIFEST.format(corpus="words", split="eval"),
@@ -186,8 +186,9 @@ RULES = {
         {"split": "sae_train"},
     ),
     "train_sae": Rule(paths.SAE_CONFIG, SAES),
+    # Nearest neighbours among the latents cost too much where those are many.
     "evaluate_sae": Rule(
-        paths.RECONSTRUCTION, (*SAES[:2], Size(MANY_TOKENS, 24_576), Size(WIDE, 24_576))
+        paths.RECONSTRUCTION, (SAES[0], SAES[2], Size(MANY_TOKENS, 24_576), SAES[3])
     ),
     "collect_latents": Rule(paths.LATENTS, SAES),
 }

@@ -183,8 +183,11 @@ print(max(seen) - seen[0])
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts memory")
-def test_gates_of_a_small_model_hold_what_the_formula_counts(tmp_path: Path) -> None:
-    n_layers, d, vocab = shape = 1, 128, 40_000
+@pytest.mark.parametrize("shape", [(1, 128, 40_000)])
+def test_gates_of_a_small_model_hold_what_the_formula_counts(
+    tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
+    n_layers, d, vocab = shape
     done = subprocess.run(
         [sys.executable, "-c", PEAK, tmp_path, json.dumps(shape)],
         capture_output=True,

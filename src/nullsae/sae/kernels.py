@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nullsae.config.compute import Precise
-from nullsae.core.devices import exact
 from nullsae.sae.chunks import rows_at_once
 
 # Groups of columns in the selection of the k largest: so many times k, rounded up to a multiple of
@@ -208,10 +207,10 @@ def pre_activations(centred: Tensor, w_enc: Tensor, b_enc: Tensor, hits: Hits) -
     return hits.dot_rows(centred, w_enc).add_(b_enc.index_select(0, hits.latents))
 
 
-def differing_share(found: Hits, wanted: Hits, n_latents: int) -> float:
-    """The share of the active latents of all tokens that are not active in `wanted`; 0 of none."""
-    places = [(h.tokens * n_latents + h.latents)[h.values > 0] for h in (found, wanted)]
-    return 1.0 - float(exact(torch.isin(*places)).mean()) if len(places[0]) else 0.0
+def differing_share(found: Hits, exact: Hits, n_latents: int) -> float:
+    """The share of the active latents of all tokens that are not active in `exact`; 0 of none."""
+    places = [(h.tokens * n_latents + h.latents)[h.values > 0] for h in (found, exact)]
+    return 1.0 - int(torch.isin(*places).sum()) / len(places[0]) if len(places[0]) else 0.0
 
 
 def encoder(

@@ -29,6 +29,8 @@ from tokenizers import Tokenizer
 
 from nullsae.autointerp.explain import explain_latents
 from nullsae.autointerp.imported import reading
+from nullsae.autointerp.imported.layout import About
+from nullsae.autointerp.imported.tabular import Tabular
 from nullsae.autointerp.score import score_latents
 from nullsae.config.imported import Imported
 from nullsae.config.parse import parse_section
@@ -453,3 +455,10 @@ def test_keys_of_the_cell_are_filled_in() -> None:
 def test_a_path_with_anything_but_keys_is_refused(path: str) -> None:
     with pytest.raises(UserError, match="path: "):
         imported(path=path)
+
+
+def test_parquet_text_that_is_no_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    text = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"latent": [1], "explanation": text}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x.parquet: not a Parquet file \('utf-8' codec"):
+        Tabular().explanations(tmp_path / "x.parquet", About(8))

@@ -162,5 +162,5 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             fail(path, f"not a Parquet file ({first_line(error)})")

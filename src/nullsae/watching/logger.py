@@ -61,6 +61,7 @@ class LogHandler(LogHandlerBase):
         self.console: Console
         self.thread: threading.Thread
         self.stop = threading.Event()
+        self.printing = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
@@ -101,7 +102,7 @@ class LogHandler(LogHandlerBase):
         from nullsae.watching.screen import show
 
         try:
-            show(run, self.console, self.stop, problems=False)
+            show(run, self.console, self.stop, problems=False, lock=self.printing)
         except Exception as error:  # the run goes on, in Snakemake's own words
             self.is_plain = True
             print(f"No screen any more: {error!r}", file=sys.stderr)
@@ -114,11 +115,13 @@ class LogHandler(LogHandlerBase):
         job = None if self.run is None else self.run.jobs.get(record.jobid)
         if job is None or self.is_plain:
             return False
-        print_problem(self.console, Problem(job, logs=tuple(map(Path, record.log))))
+        with self.printing:
+            print_problem(self.console, Problem(job, logs=tuple(map(Path, record.log))))
         return True
 
     def _say(self, record: logging.LogRecord) -> None:
         # The screen puts a stream of its own there, which prints above it.
-        if not self.common_settings.stdout:
-            self.own.stream = sys.stderr
-        self.own.handle(record)
+        with self.printing:
+            if not self.common_settings.stdout:
+                self.own.stream = sys.stderr
+            self.own.handle(record)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -30,7 +30,14 @@ STAGES_IN_A_ROW = 3
 COMMAND = re.compile(r"(?<=^Command) '.*'(?= (returned|died))", re.DOTALL | re.MULTILINE)
 
 
-def show(run: Run, console: Console, stop: threading.Event, *, problems: bool) -> None:
+def show(
+    run: Run,
+    console: Console,
+    stop: threading.Event,
+    *,
+    problems: bool,
+    lock: AbstractContextManager[object] = nullcontext(),  # noqa: B008 - it holds nothing
+) -> None:
     """Show a run until it ends or `stop` is set.
 
     Args:
@@ -38,6 +45,8 @@ def show(run: Run, console: Console, stop: threading.Event, *, problems: bool) -
         console: a terminal gets a screen below all else that is printed, a file gets lines.
         stop: set from another thread; the last state is shown then, too.
         problems: whether to print what went wrong, as it comes.
+        lock: held while anything is printed. Other threads that print on the console hold it, too:
+            two that draw at once would leave pieces of an old screen.
     """
     printed, next_line = 0, 0.0
     # Only what goes to the terminal anyway may be printed above the screen.
@@ -48,20 +57,25 @@ def show(run: Run, console: Console, stop: threading.Event, *, problems: bool) -
         redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=sys.stderr.isatty(),
     )
-    with live if console.is_terminal else nullcontext():
+    try:
         while True:
-            run.update()
-            for problem in run.problems[printed:] if problems else ():
-                print_problem(console, problem)
-            printed = len(run.problems)
-            if run.ended is not None or stop.is_set():
-                break
-            if console.is_terminal:
-                live.update(frame(run, console.height), refresh=True)
-            elif time.monotonic() >= next_line:
-                next_line = time.monotonic() + LINE_SECONDS
-                _print_line(console, line(run))
+            with lock:
+                run.update()
+                for problem in run.problems[printed:] if problems else ():
+                    print_problem(console, problem)
+                printed = len(run.problems)
+                if run.ended is not None or stop.is_set():
+                    break
+                if console.is_terminal:
+                    live.start()
+                    live.update(frame(run, console.height), refresh=True)
+                elif time.monotonic() >= next_line:
+                    next_line = time.monotonic() + LINE_SECONDS
+                    _print_line(console, line(run))
             stop.wait(DRAW_SECONDS)
+    finally:
+        with lock:
+            live.stop()
     _print_line(console, last_line(run))
 
 

@@ -71,7 +71,7 @@ for job in shared_jobs(STUDY, whole_once(STUDY, workflow.is_main_process)):
         threads: STUDY.compute.threads
         resources:
             **needed("train_sae", cells_of(job)),
-            gpu=gpus,
+            gpu=n_gpus(STUDY, job.keys["subject"]),
         params:
             config=fixed(job.text),
             code=fixed(job.code),

@@ -154,7 +154,7 @@ def test_ctrl_c_ends_snakemake_itself_and_frees_the_folder(installed: Installed)
         text=True,
     )
     study = installed.folder / "stopped"
-    while process.poll() is None and not (study / paths.RUN_CONFIG).exists():
+    while process.poll() is None and not any((study / "results/logs").rglob("*.log")):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[0]

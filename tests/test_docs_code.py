@@ -48,7 +48,17 @@ RUN_ELSEWHERE = {"results/README.md": "tests/workflow/test_workflow_reading.py"}
 # Programs of others, of which only the files are checked that they are given.
 OTHERS = {
     *("export", "unset", "cd", "mkdir", "tar", ".", "git", "rsync", "tmux"),
-    *("conda", "conda-unpack", "snakedeploy", "pre-commit", "squeue", "awk", "xargs", "twine"),
+    *(
+        "conda",
+        "conda-unpack",
+        "snakedeploy",
+        "pre-commit",
+        "squeue",
+        "awk",
+        "xargs",
+        "twine",
+        "uv",
+    ),
 }
 OURS = ("nullsae", "snakemake", "make", "python")
 # What pages call files of the reader's own.

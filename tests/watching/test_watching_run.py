@@ -123,6 +123,10 @@ def test_the_time_left_counts_gpus_jobs_at_once_and_what_is_not_known(tmp_path: 
     jobs = [job(n, "a", 10.0) for n in range(4)]
     text = told(*jobs, cores=2**63 - 1, jobs_at_once=2)
     assert a_run(tmp_path, text).time_left(0.0).seconds == 20.0
+    # As the executor for SLURM says it, with and without a number of jobs.
+    for at_once, seconds in ((2, 20.0), (None, 10.0)):
+        text = told(*jobs, cores=None, jobs_at_once=at_once)
+        assert a_run(tmp_path, text).time_left(0.0).seconds == seconds
     asks = [job(1, "asks", None), job(2, "asks", None)]
     left = a_run(tmp_path, told(*asks)).time_left(0.0)
     assert (left.seconds, left.is_least) == (0.0, True)

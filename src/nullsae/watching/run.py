@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -206,7 +205,9 @@ class Run:
         """How many jobs run at once, and how many of those that use a GPU."""
         n = max(1, len(jobs))
         threads = max((job.threads for job in jobs), default=1)
-        slots = min(n, self._first["cores"] // threads, self._first["jobs_at_once"] or sys.maxsize)
+        cores, at_once = self._first["cores"], self._first["jobs_at_once"]
+        # A cluster has no cores of this run's own.
+        slots = min(n, cores // threads if cores else n, at_once or n)
         gpus = self._first["gpus"]
         return max(1, slots), max(1, n if gpus is None else gpus)
 

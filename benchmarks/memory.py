@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scaling import snakemake
 
 from nullsae import paths
 from nullsae.config.read import read_merged_config
@@ -44,7 +45,6 @@ from nullsae.jobs.resources import Needs
 from nullsae.jobs.work import job_work
 from nullsae.planning.devices import STARTS
 
-REPOSITORY = Path(__file__).parents[1]
 MAIN = [sys.executable, "-m", "nullsae.cli.main"]
 TOLERANCE = 1.3
 LOOK_SECONDS = 0.003
@@ -238,19 +238,10 @@ def write_model(folder: Path, n_layers: int, d_model: int, vocab_size: int) -> N
 
 def commands(folder: Path, config: Path, target: str) -> Iterator[list[str]]:
     """The verbs that make a file, in an order in which they can run, as a dry run prints them."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "snakemake", "-s", str(REPOSITORY / "Snakefile")),
-            *("--directory", str(folder), "--configfile", str(config), "--cores", "1"),
-            *("--dry-run", "--printshellcmds", target),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    printed = snakemake(
+        folder, "--configfile", str(config), "--dry-run", "--printshellcmds", target
     )
-    if done.returncode:
-        sys.exit(done.stdout[-3000:])
-    for line in re.findall(r"^Shell command: nullsae (.*?) > results/logs", done.stdout, re.M):
+    for line in re.findall(r"^Shell command: nullsae (.*?) > results/logs", printed, re.M):
         yield shlex.split(line)
 
 

@@ -88,30 +88,28 @@ def secret_field(value: Any, name: str = "") -> str | None:
 
 def named_variables(value: Any) -> Iterator[str]:
     """What stands anywhere in `api_key_env` and `headers_env` of a config: names of variables."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if str(key) in ("api_key_env", "headers_env"):
-                found = inner.values() if isinstance(inner, dict) else [inner]
-                yield from (name for name in found if isinstance(name, str))
-            else:
-                yield from named_variables(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from named_variables(inner)
+    for key, inner in _fields(value):
+        if key in ("api_key_env", "headers_env"):
+            found = inner.values() if isinstance(inner, dict) else [inner]
+            yield from (name for name in found if isinstance(name, str))
 
 
 def secret_values(value: Any) -> Iterator[str]:
     """The texts that stand in fields which hold secrets by their name, anywhere in a config."""
+    for key, inner in _fields(value):
+        if isinstance(inner, str) and names_secret_field(key) and not is_variable(inner):
+            yield inner
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    """Each field below a value of JSON, with what stands in it."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            if isinstance(inner, str) and names_secret_field(str(key)):
-                if not is_variable(inner):
-                    yield inner
-            else:
-                yield from secret_values(inner)
+            yield str(key), inner
+            yield from _fields(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from secret_values(inner)
+            yield from _fields(inner)
 
 
 def _is_mixed(piece: str) -> bool:

@@ -26,6 +26,10 @@ from torch import Tensor
 D, WIDTH, K, HEADS = 12, 40, 5, 3
 # gemma_2 has these sizes in its code; this is the smallest.
 GEMMA_D, GEMMA_WIDTH = 2304, 4096
+# The hidden size of Qwen Scope's models is in a table, the width in the repository's name.
+QWEN, QWEN_WIDTH = "Qwen3-1.7B-Base", 32 * 1024
+GOODFIRE = "goodfire-llama-3.1-8b-instruct"
+DEEPSEEK = "deepseek-r1-distill-llama-8b-qresearch"
 Files = dict[str, bytes]
 
 
@@ -79,11 +83,15 @@ def gemma_2(path: str) -> Files:
     return {f"{path}/params.npz": buffer.getvalue()}
 
 
-def gemma_3(path: str, hook: str) -> Files:
+def gemma_3(path: str, hook: str, hook_out: str | None = None) -> Files:
     tensors = drawn(3, {name.lower(): shape for name, shape in PLAIN.items()})
     tensors |= drawn(4, {"threshold": (WIDTH,)})
     model = "gemma-v3-270m-pt"
     config = {"architecture": "jump_relu", "model_name": model, "hf_hook_point_in": hook}
+    if hook_out is not None:
+        config |= {"hf_hook_point_out": hook_out, "affine_connection": "affine" in path}
+    if "affine" in path:
+        tensors |= drawn(14, {"affine_skip_connection": (D, D)})
     return {f"{path}/config.json": as_json(config), f"{path}/params.safetensors": save(tensors)}
 
 
@@ -110,6 +118,23 @@ def llama_scope_r1_distill(path: str) -> Files:
         f"{path}/config.json": as_json(config),
         f"{path}/sae_weights.safetensors": save(tensors),
     }
+
+
+def mwhanna(path: str) -> Files:
+    folder = path.rpartition("/")[0]
+    run = {"d_model": {"value": D}, "d_feature": {"value": WIDTH}, "batch_size": {"value": 4096}}
+    shapes = {**PLAIN, "W_enc": (WIDTH, D)}
+    return {
+        f"{folder}wandb-config.yaml": as_json(run),
+        f"{folder}config.yaml": as_json({"model_name": "Qwen/Qwen3-4B"}),
+        path: save(drawn(15, shapes)),
+    }
+
+
+def qwen_scope(path: str) -> Files:
+    width = QWEN_WIDTH
+    shapes = {"W_enc": (width, D), "b_enc": (width,), "W_dec": (D, width), "b_dec": (D,)}
+    return {path: as_pt(drawn(16, shapes))}
 
 
 def dictionary_learning(path: str, dict_class: str, tensors: dict[str, Any]) -> Files:
@@ -147,6 +172,10 @@ def of_class(dict_class: str) -> dict[str, Any]:
     return {**drawn(12, PLAIN), **scalar, **groups}
 
 
+AFFINE = (
+    "gemma-scope-2-270m-pt-transcoders",
+    "transcoder/layer_15_width_262k_l0_big_affine",
+)
 CLASSES = {
     "AutoEncoder": ("sae_bench_pythia70m_sweep_standard_ctx128_0712", "trainer_10"),
     "AutoEncoderTopK": ("sae_bench_pythia70m_sweep_topk_ctx128_0730", "trainer_0"),
@@ -210,6 +239,22 @@ def cases(directory: Any) -> dict[str, tuple[str, str, Files]]:
             "llama_scope_r1_distill", "l0r_800m_slimpajama", llama_scope_r1_distill
         ),
     }
+    norm = "model.layers.{}.{}_feedforward_layernorm.output"
+    for name, release, sae_id, layer in (
+        ("all", "gemma-scope-2-270m-pt-transcoders-all", "layer_0_width_16k_l0_big", 0),
+        ("affine", *AFFINE, 15),
+    ):
+        hooks = (norm.format(layer, "pre"), norm.format(layer, "post"))
+        found[f"gemma_3-transcoder-{name}"] = made(
+            release, sae_id, lambda p, hooks=hooks: gemma_3(p, *hooks)
+        )
+    found["mwhanna_transcoder"] = made("mwhanna-qwen3-4b-transcoders", "layer_7", mwhanna)
+    found["deepseek_r1"] = made(
+        DEEPSEEK, "blocks.19.hook_resid_post", lambda p: {p: as_pt(drawn(17, LINEAR))}
+    )
+    coders = {name.replace(".", "_linear."): shape for name, shape in LINEAR.items()}
+    found["goodfire"] = made(GOODFIRE, "layer_19", lambda p: {p: as_pt(drawn(18, coders))})
+    found["qwen_scope"] = made("qwen-scope-3-1.7b-base-w32k-l50", "layer3", qwen_scope)
     for dict_class, (release, trainer) in CLASSES.items():
         ids = directory[release].saes_map
         found[f"dictionary_learning_1-{dict_class}"] = made(
@@ -222,10 +267,8 @@ def cases(directory: Any) -> dict[str, tuple[str, str, Files]]:
 
 REFUSED = {
     "gemma_2_transcoder": ("gemma-scope-2b-pt-transcoders", "layer_0/width_16k/average_l0_76"),
-    "mwhanna_transcoder": ("mwhanna-qwen3-4b-transcoders", "layer_0"),
     "mntss_clt_layer_transcoder": ("mntss-gemma-2-2b-2.5m-clt-as-per-layer", "layer_0"),
     "temporal": ("temporal-sae-gemma-2-2b", "blocks.12.hook_resid_post"),
-    "gemma_3": ("gemma-scope-2-4b-pt-transcoders", "transcoder/layer_17_width_16k_l0_big"),
     "misspelt": ("gpt2-small-res-jp", "blocks.2.hook_resid_pre"),
     "unknown": ("gpt2-small-res-jb", "blocks.20.hook_resid_pre"),
     "repository": ("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.2.hook_resid_pre"),
@@ -237,6 +280,7 @@ def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) ->
     """Codes and reconstructions of both for some activations; returns what it was made on."""
     from sae_lens import SAE
 
+    from nullsae.config.hooks import site_of_hook
     from nullsae.config.pretrained import FromSaeLens
     from nullsae.sae.exchange.pretrained import read_with_origin
 
@@ -252,14 +296,17 @@ def compare(name: str, release: str, sae_id: str, results: dict[str, Tensor]) ->
     shape = (len(x), HEADS, -1) if theirs.cfg.reshape_activations == "hook_z" else x.shape
     with torch.no_grad():
         their_codes = theirs.encode(seen.reshape(shape))
-        decoded = theirs.decode(their_codes).reshape(x.shape) + mean
+        # A skip connection is added by `forward` alone.
+        decoded = theirs(seen) if ours.transcodes else theirs.decode(their_codes)
+        decoded = decoded.reshape(x.shape) + mean
     results |= {
         f"{name}/ours/codes": codes,
         f"{name}/ours/reconstruction": ours.decode(values, indices, x),
         f"{name}/theirs/codes": their_codes,
         f"{name}/theirs/reconstruction": decoded,
     }
-    return made_on.model_dump()
+    site = site_of_hook(made_on.hook or "")
+    return {**made_on.model_dump(), "site": site, "writes": ours.writes_at(site or "")}
 
 
 def refusals() -> dict[str, str]:
@@ -283,8 +330,22 @@ def refusals() -> dict[str, str]:
     return said
 
 
+def shrink() -> None:
+    """Give the loaders that have sizes of large models in their code those of our files."""
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+    from sae_lens.saes import sae
+
+    own = sae.get_config_overrides
+    sae.get_config_overrides = lambda release, sae_id: {  # type: ignore[attr-defined]
+        **own(release, sae_id),
+        **({"d_in": D, "d_sae": WIDTH} if release in (GOODFIRE, DEEPSEEK) else {}),
+    }
+    loaders.QWEN_SCOPE_MODEL_INFO[QWEN] = (loaders.QWEN_SCOPE_MODEL_INFO[QWEN][0], D)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    shrink()
     from sae_lens.loading import pretrained_sae_loaders
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,11 @@ import nullsae
 
 pytestmark = pytest.mark.slow
 PEERS = Path(__file__).parents[2] / ".venv-peers"
-# Sizes of billions of parameters stand in these loaders' code, so that no small file fits them;
-# no release of the list names `sparsify`, whose folders are read without `sae_lens`.
-NOT_EXERCISED = {"deepseek_r1", "goodfire", "qwen_scope", "sparsify"}
 SAES = (
     *("sae_lens", "sae_lens-centred", "sae_lens-factor", "sae_lens-norm"),
     *("connor_rob_hook_z", "gemma_2", "gemma_3", "gemma_3-attention"),
-    *("llama_scope", "llama_scope_r1_distill"),
+    *("gemma_3-transcoder-all", "gemma_3-transcoder-affine", "mwhanna_transcoder"),
+    *("llama_scope", "llama_scope_r1_distill", "deepseek_r1", "goodfire", "qwen_scope"),
     "dictionary_learning_1-AutoEncoder",
     "dictionary_learning_1-AutoEncoderTopK",
     "dictionary_learning_1-BatchTopKSAE",
@@ -74,14 +73,27 @@ def test_an_sae_of_a_release_does_here_what_it_does_in_saelens(both: Path, name:
     torch.testing.assert_close(reconstruction[1], reconstruction[0], atol=1e-5, rtol=1e-5)
 
 
-def test_every_loader_that_the_list_names_is_exercised_refused_or_excused(
-    said: dict[str, Any],
-) -> None:
+def test_the_page_says_of_every_loader_what_becomes_of_it(said: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs/published_saes.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (exercised|refused|not exercised)", page, re.MULTILINE))
     exercised = {name.partition("-")[0] for name in SAES}
     refused = {name for name in said["refused"] if name in said["loaders"]}
-    assert set(said["named"]) <= set(said["loaders"])
-    assert exercised | refused | NOT_EXERCISED == set(said["loaders"])
-    assert not NOT_EXERCISED & (exercised | refused)
+    expected = dict.fromkeys(said["loaders"], "not exercised")
+    expected |= dict.fromkeys(exercised, "exercised") | dict.fromkeys(refused, "refused")
+    assert not exercised & refused
+    assert set(said["named"]) <= exercised | refused
+    assert rows == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("gemma_3-transcoder-all", 0), ("gemma_3-transcoder-affine", 15), ("mwhanna_transcoder", 7)],
+)
+def test_a_transcoder_of_a_release_goes_from_what_the_mlp_reads_to_what_it_adds(
+    said: dict[str, Any], name: str, layer: int
+) -> None:
+    found = said["made_on"][name]
+    assert (found["site"], found["writes"]) == (f"mlp_in.{layer}", f"mlp_out.{layer}")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +107,11 @@ def test_every_loader_that_the_list_names_is_exercised_refused_or_excused(
             "model": "google/gemma-3-270m", "hook": "blocks.12.attn.hook_z",
             "context_tokens": 1024, "data_set": "monology/pile-uncopyrighted",
         }),
+        # Its loader gives the batch size for the context's, and a BOS that no file states.
+        ("mwhanna_transcoder", {
+            "model": "qwen3-4b", "context_tokens": None, "prepend_bos": None,
+        }),
+        ("qwen_scope", {"model": "Qwen/Qwen3-1.7B-Base", "hook": "blocks.3.hook_resid_post"}),
         ("dictionary_learning_1-AutoEncoderTopK", {
             "model": "pythia-70m-deduped", "hook": "blocks.3.hook_resid_post",
             "context_tokens": 128,
@@ -111,11 +128,9 @@ def test_what_an_sae_was_made_on_is_taken_from_its_files_and_the_list(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("gemma_2_transcoder", "is a transcoder, which is not supported"),
-        ("mwhanna_transcoder", "is a transcoder, which is not supported"),
+        ("gemma_2_transcoder", "without the gain of its norm (ln2.hook_normalized), which is no"),
         ("mntss_clt_layer_transcoder", "is one layer of a cross-layer transcoder"),
         ("temporal", "is a temporal SAE"),
-        ("gemma_3", "is a transcoder, which is not supported"),
         ("misspelt", "is no release of SAELens; did you mean 'gpt2-small-res-jb'?"),
         ("unknown", "is not one of the 13 SAEs of gpt2-small-res-jb; did you mean"),
         ("repository", "is the repository of the release gpt2-small-res-jb: give that name"),

@@ -15,7 +15,7 @@ from rich.table import Table
 from nullsae import paths
 from nullsae.config.corpora import Corpus
 from nullsae.config.hooks import site_of_hook
-from nullsae.config.made_on import UsedOn, differences
+from nullsae.config.made_on import UsedOn, differences, hub_id
 from nullsae.config.model_files import is_local
 from nullsae.config.parse import check_sites, parse_config, parse_section
 from nullsae.config.plain import read_yaml
@@ -46,8 +46,6 @@ CORPUS, SUBJECT, SAE = "text", "subject", "published"
 PLACEBOS = ("rotated", "rate_matched_random")
 CONTEXT_TOKENS = 128
 HUB_TOKENS = 1_000_000
-# TransformerLens' names of models that are no hub ids.
-HUB_IDS = {"gpt2-small": "gpt2"}
 TEXT_FILES = (".txt", ".jsonl", ".ndjson", ".parquet", ".gz", ".bz2", ".lz4", ".zst")
 
 
@@ -129,7 +127,7 @@ class Card:
         made = self.made_on
         hook = None if made.hook is None else site_of_hook(made.hook)
         self.site = self._taken("site", asked.site, hook, "--site", shown=made.hook)
-        model = None if made.model is None else HUB_IDS.get(made.model, made.model)
+        model = None if made.model is None else hub_id(made.model)
         self.model = self._taken("model", asked.model, model, "--model", shown=made.model)
         self._settle_context()
         self._settle_bos()

@@ -44,7 +44,9 @@ def check_pretrained(config: Config) -> None:
             )
             used = used_on(config, subject_name)
             for site in filter(lambda site: sae.is_made(site, "trained"), subject.sites):
-                made, d_model = _known(sae.pretrained, site, f"{where}.pretrained")
+                made, d_model, writes = _known(sae.pretrained, site, f"{where}.pretrained")
+                if writes is not None:
+                    refuse_output(writes, sae.output_of(site), site, sae.pretrained, where)
                 refuse_differences(made, used, site, sae.accept_differences, where)
                 wide = site_kind(site) not in PROJECTED and shape.d_model is not None
                 if wide and d_model not in (None, shape.d_model):
@@ -70,16 +72,32 @@ def refuse_differences(
             )
 
 
-def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int | None]:
-    """What is known here of an SAE, and the dimensions that it reads."""
+def refuse_output(
+    writes: str, output_site: str, site: str, pretrained: Pretrained, where: str
+) -> None:
+    """Refuse what writes at another site than its recipe says.
+
+    Raises:
+        UserError: names the key; `where` is the recipe's.
+    """
+    if writes != output_site:
+        raise UserError(
+            f"{where}.output_site: {pretrained} writes {writes}, and the recipe says "
+            f"{output_site} at {site}"
+        )
+
+
+def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int | None, str | None]:
+    """What is known here of an SAE, the dimensions that it reads, and the site that it writes."""
     if isinstance(pretrained, FromSaeLens):
-        return _known_of_release(pretrained.at(site), site, where), None
+        made, writes = _known_of_release(pretrained.at(site), site, where)
+        return made, None, writes
     if isinstance(pretrained, FromObject):
         pretrained.source_file(where)
         for i, name in enumerate(pretrained.files):
             if not Path(name).expanduser().is_file():
                 raise UserError(f"{where}.files[{i}]: {name!r} is no file")
-        return MadeOn(), pretrained.d_model
+        return MadeOn(), pretrained.d_model, None
     path, inside = pretrained_sae_path(pretrained, site)
     if is_local(path):
         folder: Path | None = local_folder(path, inside, where)
@@ -87,13 +105,13 @@ def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int |
         refuse_corrected(path, where)
         folder = cached_folder(path, inside)
     if folder is None:
-        return MadeOn(), None
+        return MadeOn(), None, None
     check_files(folder, where=where)
     layout, _ = find_layout(folder, where)
-    return layout.made_on(folder), layout.input_width
+    return layout.made_on(folder), layout.input_width, layout.writes(folder) or site
 
 
-def _known_of_release(pretrained: FromSaeLens, site: str, where: str) -> MadeOn:
+def _known_of_release(pretrained: FromSaeLens, site: str, where: str) -> tuple[MadeOn, str | None]:
     entry = listed(pretrained, where)
     before = site_layer(site) - (site_kind(site) == "resid_pre")
     if entry.layer is not None and entry.layer not in (site_layer(site), before):
@@ -102,6 +120,7 @@ def _known_of_release(pretrained: FromSaeLens, site: str, where: str) -> MadeOn:
             f"{entry.layer}, and is used at {site}; {{layer}} stands for the block of the site"
         )
     made, layout = entry.made_on, LAYOUTS["saelens"]
+    writes = None if entry.writes is None else f"{entry.writes}.{site_layer(site)}"
     folder = cached_folder(entry.repo_id, entry.path, weights=False)
     if entry.conversion == "sae_lens" and folder is not None:
         file = folder / layout.config_file
@@ -111,5 +130,6 @@ def _known_of_release(pretrained: FromSaeLens, site: str, where: str) -> MadeOn:
             raise UserError(f"{file}: not readable as JSON ({first_line(error)})") from None
         # Factors of the list are folded into the weights when they are read.
         config.pop("normalize_activations", None)
-        made = layout.of(config, str(file)).made_on(folder).with_more_from(made)
-    return made
+        found = layout.of(config, str(file))
+        made, writes = found.made_on(folder).with_more_from(made), found.writes(folder) or site
+    return made, writes

@@ -32,7 +32,8 @@ _MODULES = {
     "self_attn.o_proj.input": "hook_z",
     "attn.c_proj.input": "hook_z",
     "attention.dense.input": "hook_z",
-    **dict.fromkeys(("mlp.input", "feed_forward.input"), "mlp_in"),
+    # Of Gemma 2 and 3, too: what comes out of the first norm of the MLP.
+    **dict.fromkeys(("mlp.input", "feed_forward.input", "pre_feedforward_layernorm"), "mlp_in"),
     **dict.fromkeys(
         ("mlp.down_proj.input", "mlp.c_proj.input", "mlp.dense_4h_to_h.input"), "mlp_post"
     ),

@@ -68,6 +68,10 @@ class Layout(Section):
         """What it was made on, by its files and the names of folders."""
         raise NotImplementedError
 
+    def writes(self, folder: Path) -> str | None:
+        """The site that a transcoder writes; None for an SAE."""
+        return None
+
     def autoencoder(self, weights: Path) -> Any:
         """The SAE, a `nullsae.sae.autoencoder.Autoencoder`, in float32.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,16 @@ from nullsae.config.section import Section
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
 
-# What TransformerLens calls models, where that is not the end of their hub id in small letters.
-_MODELS = {"gpt2-small": "gpt2", "mistral-7b": "mistral-7b-v0.1"}
+# TransformerLens' names of models, and hub ids.
+_HUB_IDS = (
+    ("gpt2-small", "gpt2"),
+    ("mistral-7b", "mistralai/Mistral-7B-v0.1"),
+    (r"(gemma-.+)", r"google/\1"),
+    (r"(pythia-.+)", r"EleutherAI/\1"),
+    (r"qwen3-(.+)b", r"Qwen/Qwen3-\1B"),
+    (r"(opt-.+)", r"facebook/\1"),
+    (r"tiny-stories-(.+)", r"roneneldan/TinyStories-\1"),
+)
 # Of `model_from_pretrained_kwargs`: what changes no activation of ours. Folded norms and
 # unembeddings leave the residual stream and what is added to it as they are.
 _HARMLESS = ("fold_ln", "center_unembed", "dtype", "device", "n_devices", "torch_dtype")
@@ -128,5 +137,12 @@ def _says(made: object, key: str, used: object) -> str:
 
 def model_name(model: str) -> str:
     """One spelling for the names of a model: a hub id's end, or TransformerLens' name."""
-    name = model.rsplit("/", 1)[-1].lower()
-    return _MODELS.get(name, name.removeprefix("meta-"))
+    return hub_id(model).rsplit("/", 1)[-1].lower().removeprefix("meta-")
+
+
+def hub_id(model: str) -> str:
+    """The hub id of a model by TransformerLens' name; any other name as it is."""
+    for pattern, name in _HUB_IDS:
+        if found := re.fullmatch(pattern, model):
+            return found.expand(name)
+    return model

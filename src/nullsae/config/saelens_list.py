@@ -21,11 +21,15 @@ from nullsae.core.errors import UserError
 INSTALL = "pip install 'nullsae[saelens]'"
 # Conversions to what is no SAE of one site; their loaders say so themselves, but only when run.
 _NOT_HELD = {
-    "gemma_2_transcoder": "a transcoder",
-    "mwhanna_transcoder": "a transcoder",
+    "gemma_2_transcoder": (
+        "a transcoder that reads the MLP's input without the gain of its norm "
+        "(ln2.hook_normalized), which is no site here"
+    ),
     "mntss_clt_layer_transcoder": "one layer of a cross-layer transcoder, with decoders added up",
     "temporal": "a temporal SAE, whose codes depend on the tokens before",
 }
+# Those to transcoders from MLP to MLP.
+_TRANSCODERS = ("mwhanna_transcoder", "gemma_3")
 _TRANSCODER = re.compile(r"transcoder|clt")
 _HOOK = re.compile(r"blocks\.\d+\.[\w.]*hook_[a-z_]*[a-z]|hook_embed")
 _LAYER = re.compile(r"(?<![a-z])layer_?(\d+)")
@@ -48,6 +52,8 @@ class Listed(Section):
     layer: int | None = None
     """The block in its id, where no hook stands there."""
     hook: str | None = None
+    writes: str | None = None
+    """The kind of site that a transcoder writes, where the loader says so without the files."""
 
     @property
     def made_on(self) -> MadeOn:
@@ -66,8 +72,8 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
     """What SAELens' list says of an SAE; of one in a repository that is not listed, its place.
 
     Raises:
-        UserError: SAELens is not installed, has no such release or SAE, or one that is no SAE of
-            one site; names `where`.
+        UserError: SAELens is not installed, has no such release or SAE, or one of a kind
+            that cannot be had; names `where`.
     """
     release, sae_id = pretrained.saelens.release, pretrained.saelens.sae_id
     text = _text()
@@ -98,11 +104,9 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
     path = str(sae["path"])
     hook = _hook(sae_id) or _hook(path)
     layer = None if hook else next((int(m[1]) for m in [_LAYER.search(sae_id)] if m), None)
-    kind = _NOT_HELD.get(conversion)
-    if kind is None and conversion == "gemma_3" and _TRANSCODER.search(path):
-        kind = "a transcoder"
-    if kind is not None:
-        raise UserError(f"{key}: {pretrained} is {kind}, which is not supported: only SAEs are")
+    if (kind := _NOT_HELD.get(conversion)) is not None:
+        raise UserError(f"{key}: {pretrained} is {kind}; it is not supported")
+    transcodes = conversion in _TRANSCODERS and _TRANSCODER.search(f"{conversion} {path}")
     return Listed(
         model=entry["model"],
         repo_id=entry["repo_id"],
@@ -113,6 +117,7 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
         l0=sae.get("l0"),
         layer=layer,
         hook=hook,
+        writes="mlp_out" if transcodes else None,
     )
 
 

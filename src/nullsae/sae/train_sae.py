@@ -18,7 +18,7 @@ from nullsae.activations.live import live_blocks
 from nullsae.activations.outputs import both, outputs_of
 from nullsae.activations.passes import open_site
 from nullsae.activations.store import SiteReader
-from nullsae.config.check_pretrained import refuse_differences
+from nullsae.config.check_pretrained import refuse_differences, refuse_output
 from nullsae.config.compute import Precise, precision_on
 from nullsae.config.saes import Sae
 from nullsae.core.devices import device_of
@@ -327,11 +327,7 @@ def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
             f"{where}.pretrained: {recipe.pretrained} looks up tokens and reads no activations; "
             f"give dictionary {sae.architecture!r} instead"
         )
-    if sae.writes_at(site) != recipe.output_of(site):
-        raise UserError(
-            f"{where}.output_site: {recipe.pretrained} writes {sae.writes_at(site)}, and the "
-            f"recipe says {recipe.output_of(site)} at {site}"
-        )
+    refuse_output(sae.writes_at(site), recipe.output_of(site), site, recipe.pretrained, where)
     if sae.d_model != reader.d_model:
         raise UserError(
             f"{where}.pretrained: {recipe.pretrained} is an SAE for {sae.d_model} dimensions, but "

@@ -14,6 +14,13 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.layouts.saelens import SaeLens
 
+# What is said that no file does: the number of tokens in a batch as that in a context, and, where
+# a loader is silent, the BOS that SAEs before version 6 have by default.
+_MADE_UP = {
+    "mwhanna_transcoder": ("context_tokens", "prepend_bos"),
+    "goodfire": ("prepend_bos",),
+}
+
 
 def read_release(pretrained: FromSaeLens, where: str) -> tuple[Autoencoder, MadeOn]:
     """An SAE and what it was made on, as `sae_lens` says and as its list does, which goes first.
@@ -39,7 +46,9 @@ def read_release(pretrained: FromSaeLens, where: str) -> tuple[Autoencoder, Made
     config: dict[str, Any] = sae.cfg.to_dict()
     # As loaded: what it makes of metadata drops keys that its own files have.
     config["metadata"] = {**(loaded.get("metadata") or {}), **config["metadata"]}
-    made_on = SaeLens.of(config, key).metadata_made_on().with_more_from(entry.made_on)
+    said = SaeLens.of(config, key).metadata_made_on()
+    said = said.model_copy(update=dict.fromkeys(_MADE_UP.get(entry.conversion, ())))
+    made_on = said.with_more_from(entry.made_on)
     config["metadata"]["model_from_pretrained_kwargs"] = made_on.weight_processing
     layout = SaeLens.of(config, key)
     return layout.from_tensors(dict(sae.state_dict()), key), made_on

@@ -26,6 +26,7 @@ class Nullsae(Layout):
     d_model: PositiveInt
     keys: CellKeys
     python_object: str | None = None
+    transcoder: dict[str, Any] | None = None
 
     @field_validator("python_object")
     @classmethod
@@ -44,6 +45,9 @@ class Nullsae(Layout):
 
     def made_on(self, folder: Path) -> MadeOn:
         return MadeOn(hook=self.keys.site)
+
+    def writes(self, folder: Path) -> str | None:
+        return None if self.transcoder is None else self.transcoder.get("output_site")
 
     def autoencoder(self, weights: Path) -> Autoencoder:
         sae: Autoencoder = files.load_sae(weights.with_name("cfg.json"))[0]

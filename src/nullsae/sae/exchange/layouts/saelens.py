@@ -106,10 +106,10 @@ class SaeLens(Layout):
             if getattr(self, key) != "none":
                 said = f"{key} is {getattr(self, key)!r}"
                 raise ValueError(f"{said}, which is not supported of transcoders")
-        hook, head = (self.metadata.get(f"hook_{n}_out") for n in ("name", "head_index"))
-        if not isinstance(hook, str) or site_of_hook(hook) is None:
+        if self._site_out is None:
+            hook = self.metadata.get("hook_name_out")
             raise ValueError(f"metadata.hook_name_out is {hook!r}, which is no site here")
-        if head is not None:
+        if (head := self.metadata.get("hook_head_index_out")) is not None:
             raise ValueError(f"metadata.hook_head_index_out is {head!r}, which is not supported")
         for key in _MOVES_TRANSCODERS:
             if self.metadata_made_on().weight_processing.get(key):
@@ -163,8 +163,26 @@ class SaeLens(Layout):
         """Whether it writes at another site than it reads."""
         return self.architecture.endswith("transcoder")
 
+    @property
+    def _site_out(self) -> str | None:
+        """The site that a transcoder writes."""
+        hook = self._hook("hook_name_out")
+        return None if hook is None else site_of_hook(hook)
+
+    def _hook(self, key: str) -> str | None:
+        """A hook by TransformerLens' name, or by that in Transformers if it alone is a site here.
+
+        Of Gemma Scope 2's transcoders TransformerLens has the stream before the norm by that name.
+        """
+        names = [self.metadata.get(f"{prefix}{key}") for prefix in ("", "hf_")]
+        found = [name for name in names if isinstance(name, str) and name]
+        return next((name for name in found if site_of_hook(name)), found[0] if found else None)
+
     def made_on(self, folder: Path) -> MadeOn:
         return self.metadata_made_on()
+
+    def writes(self, folder: Path) -> str | None:
+        return self._site_out if self.transcodes else None
 
     def metadata_made_on(self) -> MadeOn:
         """What the metadata say."""
@@ -179,7 +197,7 @@ class SaeLens(Layout):
         return MadeOn(
             model=text("model_name"),
             revision=processing.get("revision"),
-            hook=text("hook_name"),
+            hook=self._hook("hook_name"),
             context_tokens=context if isinstance(context, int) else None,
             prepend_bos=bos if isinstance(bos, bool) else None,
             data_set=text("dataset_path"),
@@ -217,10 +235,9 @@ class SaeLens(Layout):
             # Below 0 it says nothing: codes are positive.
             own["threshold"] = t["threshold"].relu()
         if self.transcodes:
-            site = site_of_hook(self.metadata["hook_name_out"]) or ""
             made: Autoencoder = transcoder.Transcoder(
                 *("jumprelu" if own else "standard", w_enc, b_enc, w_dec, b_dec, None, own),
-                output_site=site,
+                output_site=self._site_out or "",
                 w_skip=t.get("W_skip"),
             )
             return made

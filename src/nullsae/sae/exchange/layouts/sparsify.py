@@ -78,6 +78,9 @@ class Sparsify(Layout):
             data_set=_text(run.get("dataset")),
         )
 
+    def writes(self, folder: Path) -> str | None:
+        return site_of_hook(folder.name) if self.transcode else None
+
     def autoencoder(self, weights: Path) -> Autoencoder:
         """An SAE; or a transcoder of what the module reads to what it gives."""
         shapes = autoencoder.shapes(self.n_latents, self.d_in)

@@ -47,6 +47,62 @@ def test_a_folder_without_an_sae_is_one_line(tmp_path: Path) -> None:
         nullsae.load_sae(str(tmp_path))
 
 
+class Squared:
+    """Squared codes, which no architecture here has, into `d_out` dimensions."""
+
+    def __init__(self, d_out: int = D_MODEL) -> None:
+        generator = torch_generator(0, "squared")
+        self.w_enc = torch.randn(D_MODEL, N_LATENTS, generator=generator)
+        self.w_dec = torch.randn(N_LATENTS, d_out, generator=generator)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.w_enc - 4).relu() ** 2
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return codes @ self.w_dec + 1.5
+
+
+@pytest.mark.parametrize("d_out", [D_MODEL, D_MODEL + 3])
+def test_an_object_of_ones_own_is_read(d_out: int) -> None:
+    own, x = Squared(d_out), cloud()
+    written = "mlp_out.1" if d_out != D_MODEL else None
+    found = nullsae.load_sae(own, "mlp_in.1", d_model=D_MODEL, output_site=written)
+    values, indices = found.encode(x)
+    codes = torch.zeros(len(x), N_LATENTS).scatter_add(1, indices, values)
+    assert torch.allclose(codes, own.encode(x), atol=1e-5)
+    assert torch.allclose(found.decode(values, indices, x), own.decode(codes), rtol=1e-4, atol=1e-3)
+    assert (found.d_model, found.n_latents) == (D_MODEL, N_LATENTS)
+    assert found.writes_at("mlp_in.1") == (written or "mlp_in.1")
+    assert found.transcodes is (written is not None)
+
+
+def test_what_an_object_does_not_say_or_have_is_one_line() -> None:
+    def refusal(*given: Any, **keys: Any) -> str:
+        with pytest.raises(nullsae.UserError) as caught:
+            nullsae.load_sae(*given, **keys)
+        return str(caught.value)
+
+    own: Any = Squared()
+    assert "d_model: missing; an object does not say" in refusal(own)
+    assert "Squared: encode of [64, 3] fails" in refusal(own, d_model=3)
+    assert "a Tensor, which has no method encode" in refusal(torch.ones(2), d_model=3)
+    assert "Squared: decode of [1, 48] gives" in refusal(Squared(3), d_model=D_MODEL)
+    assert "output_site: 'mlp' is no site" in refusal(own, d_model=D_MODEL, output_site="mlp")
+    assert "d_model: it is for an object" in refusal("folder", d_model=3)
+    assert "object: cannot be imported" not in refusal({"object": "json:dumps"})
+
+
+def test_an_object_has_placebos_that_need_no_encoder_rows() -> None:
+    x, sae = cloud(3000), nullsae.load_sae(Squared(), d_model=D_MODEL)
+    wanted = np.bincount(sae.encode(x)[1][sae.encode(x)[0] > 0].numpy(), minlength=N_LATENTS)
+    null = nullsae.null_dictionary(sae, "rate_matched_random", x)
+    values, indices = null.encode(x)
+    found = np.bincount(indices[values > 0].numpy(), minlength=N_LATENTS)
+    assert np.abs(found - wanted).max() <= 1
+    with pytest.raises(nullsae.UserError, match=r"rotated: it is made from encoder rows, and a"):
+        nullsae.null_dictionary(sae, "rotated", x)
+
+
 def test_principal_components_are_numpys() -> None:
     x = cloud()
     found = nullsae.null_dictionary(sae_of(), "pca", x, n_components=5)

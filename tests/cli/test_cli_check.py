@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from fed_models import N_LATENTS, K, activations, sink_model, subject_of, trained_on
 from nullsae.cli.main import app
 from nullsae.config.corpora import TrainedTokenizer
+from nullsae.config.pretrained import FromObject
 from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
@@ -115,6 +116,60 @@ def test_an_sae_is_fed_as_its_own_files_say(made: Made, tmp_path: Path) -> None:
     assert corpus.context_tokens == CONTEXT
     # The plan of that study.
     assert "train_sae" in found.output
+
+
+OBJECT = """
+import nullsae
+import torch
+
+class Mine:
+    def __init__(self, site):
+        self.own = nullsae.load_sae({folder!r}, site)
+    def encode(self, x):
+        values, latents = self.own.encode(x)
+        return torch.zeros(len(x), self.own.n_latents).scatter_add(1, latents, values)
+    def decode(self, codes):
+        return codes @ self.own.w_dec + self.own.b_dec
+"""
+
+
+def test_a_python_object_is_checked_and_studied_as_its_files_are(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "somebodys.py").write_text(OBJECT.format(folder=str(made.sae)))
+    monkeypatch.syspath_prepend(tmp_path)
+    overlay, mine = tmp_path / "study.yaml", Path("somebodys:Mine")
+    place = ("--model", str(made.model), "--site", "resid_post.1")
+    cut = ("--bos", "--context-tokens", str(CONTEXT))
+    found = made.check(*place, *cut, "--overlay", str(overlay), sae=mine)
+    assert found.exit_code == 0, found.output
+    # The answer comes first, the same figures as those of the files, and who runs what is said.
+    first = found.output.splitlines()[0]
+    assert first == made.check().output.splitlines()[0]
+    assert first.startswith("It fits: explained variance 0.9")
+    assert "saes.published.pretrained.object: somebodys:Mine" in found.output
+    recipe = read_merged_config([made.root / "config.yaml", overlay]).saes["published"]
+    assert recipe.pretrained == FromObject(object="somebodys:Mine", d_model=D_MODEL)
+    wrong = made.check(*place, "--no-bos", "--context-tokens", str(CONTEXT), sae=mine)
+    assert wrong.exit_code == 1
+    assert "it fits with BOS before each context" in wrong.output.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "--site: missing; the Python object nobodys:Mine does not say it"),
+        (("--site", "resid_post.1"), "--model: missing; the Python object nobodys:Mine"),
+        (("--site", "hook_z.1", "--model"), "--d-model: missing; the dimensions of hook_z.1"),
+        (("--site", "resid_post.1", "--model"), "SAE.object: no Python file of the module"),
+    ],
+)
+def test_what_a_python_object_does_not_say_is_asked_for(
+    made: Made, options: tuple[str, ...], said: str
+) -> None:
+    model = (str(made.model),) if options[-1:] == ("--model",) else ()
+    found = made.check(*options, *model, sae=Path("nobodys:Mine"))
+    assert str(found.exception).startswith(said)
 
 
 def test_what_is_wrong_is_said_and_the_study_is_that_which_fits(made: Made, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.hooks import hook_name, module_name, same_place, site_of_hook
+from nullsae.config.made_on import MadeOn, hub_id, model_name
 from nullsae.config.parse import parse_config, resolve_subjects
 from nullsae.config.sites import KINDS
 from nullsae.core.errors import UserError
@@ -195,6 +196,15 @@ def test_differences_are_accepted_of_pretrained_saes_alone() -> None:
         ("blocks.3.attn.hook_z", "hook_z.3"),
         ("hook_embed", "embed"),
         ("gpt_neox.layers.3", "resid_post.3"),
+        # NNsight's, and those of TransformerLens' bridge.
+        ("model.layers[3].output[0]", "resid_post.3"),
+        (".transformer.h[3].mlp.inputs[0][0]", "mlp_in.3"),
+        ("blocks.3.hook_out", "resid_post.3"),
+        ("blocks.3.ln2.hook_in", "resid_mid.3"),
+        ("blocks.3.mlp.out.hook_in", "mlp_post.3"),
+        ("model.layers.3.self_attn.o_proj", "attn_out.3"),
+        ("model.layers.3.mlp.down_proj.output", "mlp_out.3"),
+        ("model.layers.3.pre_feedforward_layernorm.output", "mlp_in.3"),
         ("model.layers.12.output", "resid_post.12"),
         ("model.layers.12.self_attn.o_proj.input", "hook_z.12"),
         ("model.layers.12.post_feedforward_layernorm.output", "mlp_out.12"),
@@ -231,3 +241,71 @@ def test_a_config_with_pretrained_saes_loads_no_torch() -> None:
         "assert not {'torch', 'sae_lens', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_transcoder_is_known_as_such_when_a_config_is_parsed(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    saelens(folder, hook_name="blocks.1.mlp.hook_in", hook_name_out="blocks.1.hook_mlp_out")
+    file = folder / "cfg.json"
+    own = {"architecture": "transcoder", "apply_b_dec_to_input": False, "d_out": 128}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    check(str(folder), "mlp_in.1", input_site="mlp_in", output_site="mlp_out")
+    for keys in ({}, {"input_site": "mlp_in", "output_site": "resid_post"}):
+        said = f"mlp_out.1, and the recipe says {keys.get('output_site', 'mlp_in')}.1 at mlp_in.1"
+        with pytest.raises(UserError, match=rf"saes\.theirs\.output_site: .* writes {said}"):
+            check(str(folder), "mlp_in.1", **keys)
+    sae = saelens(tmp_path / "sae", hook_name="blocks.1.mlp.hook_in")
+    with pytest.raises(UserError, match=r"sae writes mlp_in\.1, and the recipe says mlp_out\.1"):
+        check(sae, "mlp_in.1", input_site="mlp_in", output_site="mlp_out")
+
+
+@pytest.mark.parametrize(
+    ("hook", "processing", "says"),
+    [
+        ("hook_resid_post", {"fold_ln": True, "fold_value_biases": True}, None),
+        ("mlp.hook_in", {"fold_value_biases": True}, None),
+        ("mlp.hook_in", {"fold_ln": True}, "fold_ln is True: it reads a model whose weights"),
+        ("attn.hook_z", {"fold_ln": True}, None),
+        ("attn.hook_z", {"fold_value_biases": True}, "fold_value_biases is True: it reads"),
+        ("hook_resid_post", {"refactor_factored_attn_matrices": True}, "matrices is True: it"),
+        ("hook_resid_post", "no", "model_from_pretrained_kwargs: 'no' is no object"),
+    ],
+)
+def test_what_was_done_to_weights_is_refused_where_it_moves_activations(
+    tmp_path: Path, hook: str, processing: Any, says: str | None
+) -> None:
+    hook = f"blocks.1.{hook}"
+    given = saelens(tmp_path / "x", hook_name=hook, model_from_pretrained_kwargs=processing)
+    site = str(site_of_hook(hook))
+    if says is None:
+        check(given, site)
+        return
+    with pytest.raises(UserError, match=says):
+        check(given, site)
+
+
+@pytest.mark.parametrize(
+    ("hook", "centred"),
+    [("hook_resid_post", True), ("hook_mlp_out", True), ("mlp.hook_in", False),
+     ("mlp.hook_post", False), ("attn.hook_z", False)],
+)  # fmt: skip
+def test_centred_weights_write_without_a_mean_and_norms_hide_it(hook: str, centred: bool) -> None:
+    made_on = MadeOn(hook=f"blocks.1.{hook}", weight_processing={"center_writing_weights": True})
+    assert made_on.centred is centred
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("gpt2-small", "gpt2"),
+        ("gemma-2-2b", "google/gemma-2-2b"),
+        ("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped"),
+        ("qwen3-1.7b", "Qwen/Qwen3-1.7B"),
+        ("mistral-7b", "mistralai/Mistral-7B-v0.1"),
+        ("google/gemma-3-270m", "google/gemma-3-270m"),
+        ("./models/own", "./models/own"),
+    ],
+)
+def test_transformer_lens_names_of_models_are_hub_ids(model: str, expected: str) -> None:
+    assert hub_id(model) == expected
+    assert model_name(model) == model_name(expected)

@@ -23,10 +23,10 @@ from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.saes import train_sae
 from nullsae.planning.trusted import trusted_keys
-from nullsae.sae.exchange.pretrained import read_pretrained
+from nullsae.sae.exchange.pretrained import read_pretrained, read_with_origin
 from nullsae.sae.files import load_sae
 from nullsae.sae.python_object import ObjectSae
-from small_chain import D_MODEL, Chain, all_rows
+from small_chain import D_MODEL, Chain, all_rows, write_sae
 from small_config import SMALL_CONFIG
 
 N_LATENTS, WHERE = 300, "config: saes.theirs.pretrained"
@@ -59,6 +59,7 @@ infinite = but(encode=lambda self, x: Squared.encode(self, x) / 0)
 signed = but(encode=lambda self, x: x @ self.w_enc)
 joint = but(encode=lambda self, x: Squared.encode(self, x - x.mean(dim=0)))
 narrow = but(decode=lambda self, codes: Squared.decode(self, codes)[:, 1:])
+wider = but(decode=lambda self, codes: torch.cat([Squared.decode(self, codes), codes[:, :1]], 1))
 curved = but(decode=lambda self, codes: Squared.decode(self, codes).tanh())
 codeless = but(encode=None)
 """
@@ -117,6 +118,22 @@ def test_codes_and_reconstructions_are_the_objects_own(
     torch.testing.assert_close(
         larger.decode(*larger.encode(x * 2.5)), expected * 2.5, atol=1e-3, rtol=1e-5
     )
+
+
+def test_an_object_that_is_a_transcoder_comes_back_from_its_files(
+    package: str, tmp_path: Path
+) -> None:
+    own = FromObject(**given(package, "wider"))
+    sae = read_with_origin(own, "mlp_in.1", where=WHERE, output_site="mlp_out.1").sae
+    file = write_sae(sae, tmp_path / "sae", site="mlp_in.1", dictionary="pretrained")
+    again = load_sae(file)[0]
+    x = torch.randn(20, D_MODEL)
+    for found in (sae, again):
+        assert isinstance(found, ObjectSae)
+        assert (found.d_model, found.writes_at("mlp_in.1")) == (D_MODEL, "mlp_out.1")
+        back = found.decode(*found.encode(x), x)
+        torch.testing.assert_close(back, sae.theirs.decode(sae.theirs.encode(x)))
+        assert back.shape == (20, D_MODEL + 1)
 
 
 def test_a_placebo_fires_as_often_as_the_objects_latents(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 from nullsae.config.dictionaries import DICTIONARIES
 from nullsae.config.hooks import same_place, site_of_hook
 from nullsae.config.parse import parse_section
-from nullsae.config.pretrained import FromSaeLens, Pretrained
+from nullsae.config.pretrained import FromObject, FromSaeLens, Pretrained
+from nullsae.config.sites import SITE
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import Tokens
@@ -21,6 +23,7 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.derivation import derive, firing_counts
 from nullsae.sae.exchange.pretrained import read_with_origin
 from nullsae.sae.initialization import initialize
+from nullsae.sae.python_object import EncodesAndDecodes, ObjectSae, sae_of
 
 RANDOM = "random"
 """The dictionary that training starts from."""
@@ -28,17 +31,28 @@ RANDOM = "random"
 BATCH_TOKENS, SAMPLE_TOKENS = 4096, 16_384
 
 
-def load_sae(path: str | Mapping[str, str], site: str | None = None) -> Autoencoder:
+def load_sae(
+    path: str | os.PathLike[str] | Mapping[str, Any] | EncodesAndDecodes,
+    site: str | None = None,
+    *,
+    d_model: int | None = None,
+    output_site: str | None = None,
+) -> Autoencoder:
     """An SAE made elsewhere, as `saes.*.pretrained` of a config reads it.
 
     Args:
         path: a folder or hub id in the layout of nullsae, SAELens, EleutherAI's sparsify or
             dictionary_learning, and after `::` a folder within it:
             `EleutherAI/sae-pythia-70m-32k::layers.3`; or `release` and `sae_id` of SAELens, which
-            an installed `sae_lens` reads.
+            an installed `sae_lens` reads; or an object of your own with `encode` and `decode`, or
+            its import path, {"object": "package.module:name", "d_model": 768}, which is run.
         site: where its activations are read, such as `resid_post.3`. If given, `{site}` and
             `{layer}` in `path` are filled in, and an SAE that says that it was made at another one
             is refused.
+        d_model: of an object, the dimensions that it reads. It gets float32 [tokens, d_model] and
+            gives codes [tokens, n_latents], none below 0; `decode` has to be linear.
+        output_site: of an object that is a transcoder, the site that it writes, such as
+            `mlp_out.3`.
 
     Returns:
         Float32 weights on the CPU. `encode(x)` takes activations [tokens, d_model] to values and
@@ -49,10 +63,25 @@ def load_sae(path: str | Mapping[str, str], site: str | None = None) -> Autoenco
         UserError: it cannot be had, or has a key or a tensor that is missing, unknown, damaged or
             not supported; the line names it.
     """
-    given: Pretrained = str(path)
+    for name, place in (("site", site), ("output_site", output_site)):
+        if place is not None and not SITE.match(place):
+            raise UserError(f"load_sae: {name}: {place!r} is no site, such as resid_post.3")
+    given: Pretrained
     if isinstance(path, Mapping):
-        given = parse_section(FromSaeLens, {"saelens": dict(path)}, where="load_sae")
-    sae, made_on = read_with_origin(given, site, where="load_sae")
+        if "object" in path:
+            given = parse_section(FromObject, dict(path), where="load_sae")
+        else:
+            given = parse_section(FromSaeLens, {"saelens": dict(path)}, where="load_sae")
+    elif isinstance(path, str | os.PathLike):
+        given = os.fspath(path)
+    else:
+        if d_model is None:
+            raise UserError("load_sae: d_model: missing; an object does not say what it reads")
+        return sae_of(path, f"load_sae: {type(path).__qualname__}", d_model, output_site or "")
+    if d_model is not None or (output_site is not None and not isinstance(given, FromObject)):
+        key = "output_site" if d_model is None else "d_model"
+        raise UserError(f"load_sae: {key}: it is for an object; others say it themselves")
+    sae, made_on = read_with_origin(given, site, where="load_sae", output_site=output_site or "")
     found = made_on.hook and site_of_hook(made_on.hook)
     if site is not None and made_on.hook and not (found and same_place(found, site)):
         raise UserError(f"load_sae: it was made at {made_on.hook}, and site is {site}")
@@ -134,6 +163,11 @@ def _derived(
     origin = parse_section(DICTIONARIES[kind], settings, where=where)
     if origin.source is not None:
         raise UserError(f"{where}: from: leave it out; it is the SAE that is given")
+    if origin.needs_encoder and isinstance(sae, ObjectSae):
+        raise UserError(
+            f"{where}: it is made from encoder rows, and a Python object shows none; "
+            f"rate_matched_random needs none"
+        )
     generator = torch_generator(seed, "null_dictionary", kind)
     given = sae.to(torch.device("cpu"))
     return derive(origin, given, x[: origin.sampled], x, generator, where)[0]

@@ -51,8 +51,9 @@ def check(
         str,
         typer.Argument(
             help="Folder or hub id, with ::folder in it, such as "
-            "EleutherAI/sae-pythia-70m-32k::layers.3; or a SAELens release, such as "
-            "gpt2-small-res-jb."
+            "EleutherAI/sae-pythia-70m-32k::layers.3; a SAELens release, such as "
+            "gpt2-small-res-jb; or a Python object, package.module:name, which is imported and "
+            "run as you."
         ),
     ],
     sae_id: Annotated[
@@ -64,6 +65,13 @@ def check(
     ] = None,
     site: Annotated[
         str | None, Option(help="Site, such as resid_post.8 (default: as its files say).")
+    ] = None,
+    output_site: Annotated[
+        str | None, Option(help="Site that a Python object writes, if it is a transcoder.")
+    ] = None,
+    d_model: Annotated[
+        int | None,
+        Option(min=1, help="Dimensions that a Python object reads (default: the model's)."),
     ] = None,
     bos: Annotated[
         bool | None,
@@ -89,22 +97,25 @@ def check(
 ) -> None:
     """Check an SAE before a study: what it is, and whether its input is as in training.
 
-    It prints a card (architecture, site, model, context, BOS, normalization, each with its source),
-    then explained variance, L0 and CE score on a sample of text. Beside them stand the published
-    figures (many from SAELens' list, others by --expect) and those of random directions, the
-    placebo. A wrong site, BOS, scale or model raises no error: only these figures show it.
+    The first line says whether it fits. Explained variance, L0 and CE score on a sample of text
+    follow, beside the published figures (many from SAELens' list, others by --expect) and those of
+    random directions, the placebo; then a card (architecture, site, model, context, BOS,
+    normalization, each with its source). A wrong site, BOS, scale or model raises no error: only
+    these figures show it.
 
     If they miss the published ones, other BOS settings, sites nearby and scalings of the
-    activations are tried. The last line says which one fits. Exit code: 0 if the SAE fits as
+    activations are tried, and the first line says which one fits. Exit code: 0 if the SAE fits as
     given, 1 if not, 2 for a mistake in the command. A study runs the same check, and stops before
     it gives a verdict.
     """
-    from nullsae.cli.check_sae import Asked, check_sae, expected, pretrained_of
+    from nullsae.cli.check_sae import check_sae
+    from nullsae.cli.sae_card import Asked, expected, pretrained_of
 
     asked = Asked(
-        pretrained_of(sae, sae_id),
+        pretrained_of(sae, sae_id, site=site, model=model, d_model=d_model),
         model=model,
         site=site,
+        output_site=output_site,
         prepend_bos=bos,
         context_tokens=context_tokens,
         corpus=corpus,

@@ -17,7 +17,18 @@ _HOOKS = {
     "mlp.hook_in": "mlp_in",
     "mlp.hook_post": "mlp_post",
 }
+# The same in its newer models, TransformerBridge.
+_BRIDGE_HOOKS = {
+    "hook_in": "resid_pre",
+    "ln2.hook_in": "resid_mid",
+    "hook_out": "resid_post",
+    "attn.o.hook_in": "hook_z",
+    "mlp.out.hook_in": "mlp_post",
+}
 _BLOCK_HOOK = re.compile(r"blocks\.(\d+)\.(\S+)")
+# What puts out what attention and the MLP add to the residual stream.
+_OUT_OF_HEADS = ("self_attn.o_proj", "self_attn.out_proj", "attn.c_proj", "attention.dense")
+_OUT_OF_NEURONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
 # Modules of a block, by what follows its number; without `.input`, what a module returns.
 _MODULES = {
     "": "resid_post",
@@ -29,17 +40,17 @@ _MODULES = {
     "attn": "attn_out",
     "self_attn": "attn_out",
     "input": "resid_pre",
-    "self_attn.o_proj.input": "hook_z",
-    "attn.c_proj.input": "hook_z",
-    "attention.dense.input": "hook_z",
+    **dict.fromkeys(_OUT_OF_HEADS, "attn_out"),
+    **dict.fromkeys((f"{name}.input" for name in _OUT_OF_HEADS), "hook_z"),
+    **dict.fromkeys(_OUT_OF_NEURONS, "mlp_out"),
+    **dict.fromkeys((f"{name}.input" for name in _OUT_OF_NEURONS), "mlp_post"),
     # Of Gemma 2 and 3, too: what comes out of the first norm of the MLP.
     **dict.fromkeys(("mlp.input", "feed_forward.input", "pre_feedforward_layernorm"), "mlp_in"),
-    **dict.fromkeys(
-        ("mlp.down_proj.input", "mlp.c_proj.input", "mlp.dense_4h_to_h.input"), "mlp_post"
-    ),
 }
 _BLOCK = re.compile(r"(?:\w+\.)*?(?:layers|h|blocks)[._](\d+)(?:\.(\S+))?")
-_EMBEDDINGS = re.compile(r"hook_embed|(?:\w+\.)*(?:embed_tokens|embed_in|wte)(?:\.output)?")
+_EMBEDDINGS = re.compile(
+    r"hook_embed|embed\.hook_out|(?:\w+\.)*(?:embed_tokens|embed_in|wte)(?:\.output)?"
+)
 # Where the list of blocks stands in models of Transformers, by `model_type`.
 _BLOCKS = {
     "gpt2": "transformer.h",
@@ -64,10 +75,13 @@ def site_of_hook(hook: str) -> str | None:
     """
     if SITE.match(hook):
         return hook
+    # NNsight writes `model.layers[3].output[0]`.
+    hook = re.sub(r"\[(\d+)\]", r".\1", hook).lstrip(".")
+    hook = re.sub(r"\.(output|input)s?(\.0)*\Z", r".\1", hook)
     if _EMBEDDINGS.fullmatch(hook):
         return "embed"
     if found := _BLOCK_HOOK.fullmatch(hook):
-        kind = _HOOKS.get(found[2])
+        kind = _HOOKS.get(found[2], _BRIDGE_HOOKS.get(found[2]))
         if kind is not None or "hook" in found[2]:
             return kind and f"{kind}.{int(found[1])}"
     if found := _BLOCK.fullmatch(hook):

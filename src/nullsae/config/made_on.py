@@ -13,6 +13,7 @@ from nullsae.config.hooks import same_place, site_of_hook
 from nullsae.config.model_files import is_local
 from nullsae.config.pretrained import Difference
 from nullsae.config.section import Section
+from nullsae.config.sites import site_kind
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
 
@@ -26,10 +27,14 @@ _HUB_IDS = (
     (r"(opt-.+)", r"facebook/\1"),
     (r"tiny-stories-(.+)", r"roneneldan/TinyStories-\1"),
 )
-# Of `model_from_pretrained_kwargs`: what changes no activation of ours. Folded norms and
-# unembeddings leave the residual stream and what is added to it as they are.
-_HARMLESS = ("fold_ln", "center_unembed", "dtype", "device", "n_devices", "torch_dtype")
+# Of `model_from_pretrained_kwargs`: what changes no activation of ours.
+_HARMLESS = ("center_unembed", "dtype", "device", "n_devices", "torch_dtype")
 _CENTRED = "center_writing_weights"
+# Behind a norm, which takes a mean away itself: those sites read the same of centred weights.
+_BEHIND_NORM = ("hook_z", "mlp_in", "mlp_post")
+# What moves activations at one kind of site alone: a folded gain is missing from what the MLP
+# reads, folded biases from what heads put out.
+_MOVES = {"fold_ln": "mlp_in", "fold_value_biases": "hook_z"}
 
 
 class MadeOn(Section):
@@ -50,9 +55,12 @@ class MadeOn(Section):
     @property
     def centred(self) -> bool:
         """Whether it reads a model whose weights that write to the residual stream are centred."""
-        site = None if self.hook is None else site_of_hook(self.hook)
-        inner = site is not None and site.startswith("hook_z")
-        return bool(self.weight_processing.get(_CENTRED)) and not inner
+        return bool(self.weight_processing.get(_CENTRED)) and self._kind not in _BEHIND_NORM
+
+    @property
+    def _kind(self) -> str:
+        """Of the site that it reads, if that is one here."""
+        return site_kind(site_of_hook(self.hook or "") or "")
 
     def with_more_from(self, other: MadeOn) -> MadeOn:
         """What the other says, and of the rest what this one does."""
@@ -66,7 +74,10 @@ class MadeOn(Section):
             ValueError: names the key.
         """
         for key, value in self.weight_processing.items():
-            if value not in (None, False) and key not in (*_HARMLESS, _CENTRED, "revision"):
+            harmless = key in (*_HARMLESS, _CENTRED, "revision")
+            if key in _MOVES:
+                harmless = _MOVES[key] != self._kind
+            if value not in (None, False) and not harmless:
                 raise ValueError(
                     f"model_from_pretrained_kwargs.{key} is {value!r}: it reads a model whose "
                     f"weights were changed so, which is not supported"

@@ -14,6 +14,7 @@ from nullsae.config.section import OTHER_SECTION, SECTION, Section, Trusted
 from nullsae.config.sites import site_layer
 from nullsae.core.errors import UserError
 
+IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 Difference = Literal["model", "revision", "hook", "context_tokens", "prepend_bos", "data_set"]
 
 
@@ -56,7 +57,7 @@ class FromObject(Section):
     @field_validator("object")
     @classmethod
     def object_is_an_import_path(cls, path: str) -> str:
-        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
+        if not IMPORT_PATH.fullmatch(path):
             raise ValueError(f"{path!r} is no import path, such as package.module:name")
         return path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +38,6 @@ class Autoencoder:
         normalization: of each activation, one of `NORMALIZATIONS`.
     """
 
-    transcodes: ClassVar[bool] = False
-    """Whether what it writes is of another site than what it reads: `sae.transcoder`."""
-
     architecture: str
     w_enc: Tensor
     b_enc: Tensor
@@ -55,6 +51,11 @@ class Autoencoder:
     def coding(self) -> type[Coding]:
         """How codes come about."""
         return codings()[self.architecture]
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether what it writes is of another site than what it reads: `sae.transcoder`."""
+        return False
 
     @property
     def n_latents(self) -> int:

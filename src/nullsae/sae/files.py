@@ -28,7 +28,7 @@ from nullsae.core.errors import UserError, first_line
 from nullsae.core.files import checksum, rebuild_command, verify, write_json
 from nullsae.jobs.keys import CellKeys
 from nullsae.sae.autoencoder import Autoencoder, codings, shapes
-from nullsae.sae.python_object import ObjectSae, with_object
+from nullsae.sae.python_object import ObjectSae, imported, with_object
 from nullsae.sae.transcoder import SKIP, Transcoder
 
 PRETRAINED = "pretrained"
@@ -134,10 +134,10 @@ def save_sae(
     described |= {key: getattr(sae, key) for key in own}
     if isinstance(sae, ObjectSae):
         described["python_object"] = sae.path
-    if isinstance(sae, Transcoder):
-        d_out, skip = sae.w_dec.shape[1], sae.w_skip is not None
+    if sae.transcodes:
+        site, skip = sae.writes_at(described["keys"].site), SKIP in tensors
         described["transcoder"] = TranscoderConfig(
-            output_site=sae.output_site, d_out=d_out, skip=skip
+            output_site=site, d_out=sae.w_dec.shape[1], skip=skip
         )
     config = SaeConfig(weights_checksum=checksum(weights), **described)
     write_json(folder / "cfg.json", config.model_dump(mode="json"))
@@ -168,10 +168,11 @@ def load_sae(config_file: Path) -> tuple[Autoencoder, SaeConfig]:
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shapes.get(name):
             raise UserError(f"{weights}: {name} is {found}, should be {shapes.get(name)}")
-    if config.transcoder is not None:
-        site = config.transcoder.output_site
-        return Transcoder.of(tensors, config.architecture, config.k, site), config
+    written = "" if config.transcoder is None else config.transcoder.output_site
+    if (path := config.python_object) is not None:
+        sae = Autoencoder.of(tensors, config.architecture, config.k)
+        return with_object(sae, path, imported(path, config.keys.site), written), config
+    if written:
+        return Transcoder.of(tensors, config.architecture, config.k, written), config
     sae = Autoencoder.of(tensors, config.architecture, config.k)
-    if config.python_object is not None:
-        return with_object(sae, config.python_object, config.keys.site), config
     return replace(sae, normalization=config.normalization), config

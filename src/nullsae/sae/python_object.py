@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,20 +26,43 @@ ROWS = 256
 SLACK = 1e-4
 
 
+class EncodesAndDecodes(Protocol):
+    """What an object has to have, on float32 tensors [tokens, width]."""
+
+    def encode(self, x: Tensor, /) -> Tensor:
+        """Activations to codes [tokens, n_latents], none below 0."""
+
+    def decode(self, codes: Tensor, /) -> Tensor:
+        """Codes to reconstructions, linear in them."""
+
+
 @dataclass
 class ObjectSae(Autoencoder):
-    """An SAE whose codes are those of an object.
+    """An SAE whose codes are those of an object, or a transcoder.
 
     Attributes:
         path: `package.module:name` of the object.
         theirs: the object. It gets float32 [tokens, d_model] and gives codes [tokens, n_latents],
             none below 0. One without a method `to` gets them on the CPU.
         factor: what activations are multiplied by, beside those that it knows.
+        output_site: of a transcoder, the site that `decode` stands for.
     """
 
     path: str = ""
     theirs: Any = None
     factor: float = 1.0
+    output_site: str = ""
+
+    @property
+    def transcodes(self) -> bool:
+        return bool(self.output_site)
+
+    @property
+    def d_model(self) -> int:
+        return self.w_enc.shape[1]
+
+    def writes_at(self, site: str) -> str:
+        return self.output_site or site
 
     def to(self, device: torch.device) -> ObjectSae:
         """On a device, and the object with it, which is moved in place if it has a method `to`."""
@@ -56,8 +79,10 @@ class ObjectSae(Autoencoder):
         return replace(self, b_dec=self.b_dec * factor, factor=self.factor * factor)
 
     @torch.no_grad()
-    def run(self, method: str, given: Tensor, width: int | None) -> Tensor:
+    def run(self, method: str, given: Tensor, width: int | str) -> Tensor:
         """What a method of the object makes of a tensor: float32 [tokens, width], on its device.
+
+        A width that is not known yet is given by its name.
 
         Raises:
             UserError: it fails, or gives something else; begins with the object's path.
@@ -71,10 +96,11 @@ class ObjectSae(Autoencoder):
             raise UserError(
                 f"{self.path}: {method} of {shape} fails: {first_line(error)}"
             ) from None
-        wanted = f"should give floats [{shape[0]}, {'n_latents' if width is None else width}]"
+        wanted = f"should give floats [{shape[0]}, {width}]"
         if not isinstance(found, Tensor):
             raise UserError(f"{self.path}: {method} gives a {type(found).__name__}, {wanted}")
-        fits = found.dim() == 2 and len(found) == shape[0] and width in (None, found.shape[1])
+        fits = found.dim() == 2 and len(found) == shape[0]
+        fits = fits and (isinstance(width, str) or width == found.shape[1])
         if not fits or not found.shape[1] or not found.is_floating_point():
             kind = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
             raise UserError(f"{self.path}: {method} of {shape} gives {kind}, {wanted}")
@@ -85,55 +111,81 @@ class ObjectSae(Autoencoder):
         return found.detach().to(given.device, torch.float32)
 
 
-def with_object(sae: Autoencoder, path: str, site: str) -> ObjectSae:
-    """An SAE with its weights, and codes of the object at an import path.
+def imported(path: str, site: str) -> Any:
+    """The object at an import path, or what the class or function there makes of a site's name.
 
     Raises:
-        UserError: it cannot be imported or made, or lacks a method; begins with the path.
+        UserError: it cannot be imported or made; begins with the path.
     """
     module, _, name = path.partition(":")
     try:
         found = getattr(import_module(module), name)
         is_made = hasattr(found, "encode") and not isinstance(found, type)
-        theirs = found if is_made else found(site)
+        return found if is_made else found(site)
     except (Exception, SystemExit) as error:  # whatever foreign code raises
         raise UserError(f"{path}: cannot be imported: {first_line(error)}") from None
+
+
+def with_object(sae: Autoencoder, path: str, theirs: Any, output_site: str = "") -> ObjectSae:
+    """An SAE with its weights, and codes of an object.
+
+    Raises:
+        UserError: it lacks a method; begins with the path.
+    """
     for method in ("encode", "decode"):
         if not callable(getattr(theirs, method, None)):
             raise UserError(f"{path}: a {type(theirs).__name__}, which has no method {method}")
     own = {field.name: getattr(sae, field.name) for field in fields(Autoencoder)}
-    return ObjectSae(**own, path=path, theirs=theirs)
+    return ObjectSae(**own, path=path, theirs=theirs, output_site=output_site)
 
 
-def read_object(given: FromObject, site: str, where: str) -> ObjectSae:
-    """Import an object, look at what it does to random numbers, and read its decoder off.
+def read_object(given: FromObject, site: str, where: str, output_site: str = "") -> ObjectSae:
+    """The SAE that `sae_of` makes of an object, which is imported.
+
+    Raises:
+        UserError: it cannot be imported, or is no SAE; begins with `where`.
+    """
+    try:
+        theirs = imported(given.object, site)
+        return sae_of(theirs, given.object, given.d_model, output_site)
+    except UserError as error:
+        raise UserError(f"{where}.object: {error}") from None
+
+
+def sae_of(theirs: Any, path: str, d_model: int, output_site: str = "") -> ObjectSae:
+    """Look at what an object does to random numbers, and read its decoder off.
+
+    Args:
+        theirs: the object; it comes to the CPU if it has a method `to`.
+        path: what messages call it.
+        d_model: dimensions that it reads.
+        output_site: of a transcoder, the site that it writes, of whatever width.
 
     Raises:
         UserError: it is no SAE: a method fails or gives something else than floats of one width,
-            codes depend on the other tokens, or `decode` is not linear; begins with `where`.
+            codes depend on the other tokens, or `decode` is not linear; begins with the path.
     """
-    d_model = given.d_model
     nothing = torch.zeros(0, d_model), torch.zeros(0), torch.zeros(0, d_model), torch.zeros(d_model)
-    try:
-        sae = with_object(Autoencoder(ObjectCoding.name, *nothing), given.object, site)
-        x = torch.randn(PROBES, d_model, generator=torch_generator(0, "object_probe"))
-        codes = sae.run("encode", x, None)
-        n_latents = codes.shape[1]
-        if _differ(sae.run("encode", x[:1], n_latents), codes[:1]):
-            raise UserError(f"{sae.path}: encode gives a token other codes beside other tokens")
-        bias = sae.run("decode", torch.zeros(1, n_latents), d_model)[0]
-        ones = torch.eye(ROWS)
-        rows = []
-        for start in range(0, n_latents, ROWS):
-            n = min(ROWS, n_latents - start)
-            each = torch.zeros(n, n_latents)
-            each[:, start : start + n] = ones[:n, :n]
-            rows.append(sae.run("decode", each, d_model) - bias)
-        w_dec = torch.cat(rows)
-        if _differ(sae.run("decode", codes, d_model), codes @ w_dec + bias):
-            raise UserError(f"{sae.path}: decode is not linear in the codes")
-    except UserError as error:
-        raise UserError(f"{where}.object: {error}") from None
+    sae = with_object(Autoencoder(ObjectCoding.name, *nothing), path, theirs, output_site)
+    sae = sae.to(torch.device("cpu"))
+    x = torch.randn(PROBES, d_model, generator=torch_generator(0, "object_probe"))
+    codes = sae.run("encode", x, "n_latents")
+    n_latents = codes.shape[1]
+    if _differ(sae.run("encode", x[:1], n_latents), codes[:1]):
+        raise UserError(f"{sae.path}: encode gives a token other codes beside other tokens")
+    d_out: int | str = "d_out" if output_site else d_model
+    bias = sae.run("decode", torch.zeros(1, n_latents), d_out)[0]
+    d_out = len(bias)
+    ones = torch.eye(ROWS)
+    rows = []
+    for start in range(0, n_latents, ROWS):
+        n = min(ROWS, n_latents - start)
+        each = torch.zeros(n, n_latents)
+        each[:, start : start + n] = ones[:n, :n]
+        rows.append(sae.run("decode", each, d_out) - bias)
+    w_dec = torch.cat(rows)
+    if _differ(sae.run("decode", codes, d_out), codes @ w_dec + bias):
+        raise UserError(f"{sae.path}: decode is not linear in the codes")
     return replace(sae, b_enc=torch.zeros(n_latents), w_dec=w_dec, b_dec=bias)
 
 

@@ -316,7 +316,10 @@ def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
     """The recipe's SAE that was made elsewhere, if it fits the site, the model and the text."""
     recipe, reader, site, where = cell.recipe, cell.train, cell.keys.site, cell.where
     assert recipe.pretrained is not None
-    sae, made_on = read_with_origin(recipe.pretrained, site, where=f"{where}.pretrained")
+    written = "" if recipe.output_site is None else recipe.output_of(site)
+    sae, made_on = read_with_origin(
+        recipe.pretrained, site, where=f"{where}.pretrained", output_site=written
+    )
     if (used := cell.used_on) is not None:
         if train_tokens is not None:
             manifest = read_json(train_tokens, rebuild=rebuild_command(train_tokens))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,10 +29,12 @@ class Transcoder(Autoencoder):
         w_skip: [d_out, d_model]; None without a skip connection.
     """
 
-    transcodes: ClassVar[bool] = True
-
     output_site: str = ""
     w_skip: Tensor | None = None
+
+    @property
+    def transcodes(self) -> bool:
+        return True
 
     @property
     def d_model(self) -> int:

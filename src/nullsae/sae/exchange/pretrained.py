@@ -29,7 +29,9 @@ def read_pretrained(pretrained: Pretrained, site: str | None, *, where: str) -> 
     return read_with_origin(pretrained, site, where=where).sae
 
 
-def read_with_origin(pretrained: Pretrained, site: str | None, *, where: str) -> Read:
+def read_with_origin(
+    pretrained: Pretrained, site: str | None, *, where: str, output_site: str = ""
+) -> Read:
     """Read an SAE that was made elsewhere, in the layout of one of `LAYOUTS` or by `sae_lens`.
 
     What such a file says beyond plain weights is folded into them, where it is the same for all
@@ -37,16 +39,16 @@ def read_with_origin(pretrained: Pretrained, site: str | None, *, where: str) ->
     gates. What depends on the token is the SAE's `normalization`. Weights come back as float32.
 
     `pretrained` is a folder or hub id, and after `::` a folder within it, a release of SAELens, or
-    a Python object, which is imported and run;
-    `{site}` and `{layer}` are filled in. Without a site they are not. What it was made on is
-    compared with nothing here. `where` is the config key that a message names. A `UserError` says
-    that it cannot be had, or names the file and the key that is missing, unknown, damaged or asks
-    for something that is not supported.
+    a Python object, which is imported and run, and is a transcoder if `output_site` says where it
+    writes; `{site}` and `{layer}` are filled in. Without a site they are not. What it was made on
+    is compared with nothing here. `where` is the config key that a message names. A `UserError`
+    says that it cannot be had, or names the file and the key that is missing, unknown, damaged or
+    asks for something that is not supported.
     """
     if isinstance(pretrained, FromSaeLens):
         return Read(*read_release(pretrained if site is None else pretrained.at(site), where))
     if isinstance(pretrained, FromObject):
-        return Read(read_object(pretrained, site or "", where), MadeOn())
+        return Read(read_object(pretrained, site or "", where, output_site), MadeOn())
     if site is None:
         path, _, inside = pretrained.partition("::")
     else:

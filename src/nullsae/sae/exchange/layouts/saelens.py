@@ -194,6 +194,8 @@ class SaeLens(Layout):
         context, bos = given.get("context_size"), given.get("prepend_bos")
         n_tokens = given.get("training_tokens")
         processing = given.get("model_from_pretrained_kwargs") or {}
+        if not isinstance(processing, dict):
+            raise ValueError(f"model_from_pretrained_kwargs: {processing!r} is no object")
         return MadeOn(
             model=text("model_name"),
             revision=processing.get("revision"),

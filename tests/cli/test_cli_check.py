@@ -147,6 +147,8 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
     first = found.output.splitlines()[0]
     assert first == made.check().output.splitlines()[0]
     assert first.startswith("It fits: explained variance 0.9")
+    # Its weights are random.
+    assert "Warning: the model's loss is" in found.output
     assert "saes.published.pretrained.object: somebodys:Mine" in found.output
     recipe = read_merged_config([made.root / "config.yaml", overlay]).saes["published"]
     assert recipe.pretrained == FromObject(object="somebodys:Mine", d_model=D_MODEL)

@@ -131,7 +131,7 @@ def test_what_is_not_there_is_refused_when_the_config_is_parsed(tmp_path: Path) 
     missing = str(tmp_path / "no")
     assert f"{missing!r} is no folder" in refusal(missing)
     (tmp_path / "empty").mkdir()
-    assert "holds no SAE but nothing" in refusal(str(tmp_path / "empty"))
+    assert "is empty; an SAE is read from" in refusal(str(tmp_path / "empty"))
 
 
 def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.evaluate import evaluate_sae
-from nullsae.metrics.feeding import Feeding, Sample, check_feeding, measure, near_sites
+from nullsae.metrics.feeding import Feeding, Sample, measure
 from nullsae.metrics.gate import reason
+from nullsae.metrics.remedies import check_feeding, near_sites
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import randomize_model
@@ -48,6 +49,7 @@ class Fed:
     other: Sample
     sae: Autoencoder
     unscaled: Autoencoder
+    constant: Autoencoder
     of_centred: Autoencoder
 
 
@@ -63,6 +65,7 @@ def fed() -> Fed:
         sae,
         # As it was in training, its factor forgotten.
         sae.scaled(scale_of_training(x)),
+        sae.scaled(11.3),
         trained_on(activations(subject_of(centred(subject.model)))),
     )
 
@@ -72,6 +75,7 @@ WRONG: dict[str, tuple[str, str, Feeding, str]] = {
     "bos": ("sae", "sample", replace(GOOD, prepend_bos=False), "it fits with BOS before each"),
     "site": ("sae", "sample", replace(GOOD, site="resid_post.0"), f"it fits at {SITE} ("),
     "scaling": ("unscaled", "sample", GOOD, "scaled to a mean norm of sqrt(d_model)"),
+    "constant": ("constant", "sample", GOOD, "it fits on activations scaled by a constant that"),
     "model": ("sae", "other", GOOD, "it is of another model or revision"),
     "weights": ("of_centred", "sample", GOOD, "center_writing_weights"),
     "bos and site": (
@@ -121,6 +125,21 @@ def test_a_factor_that_was_forgotten_is_given(fed: Fed) -> None:
     factor = scale_of_training(fed.sample.activations(GOOD))
     assert found.remedy.factor == pytest.approx(factor, rel=1e-5)
     assert f"by a factor of {factor:.4g}" in reason(found)
+
+
+def test_any_constant_factor_is_found(fed: Fed) -> None:
+    found = check_feeding(fed.sample, fed.constant, GOOD, Expect())
+    assert found.remedy is not None
+    assert found.remedy.factor == pytest.approx(11.3, rel=0.1)
+
+
+def test_a_site_far_off_is_found_and_its_activations_are_not_kept() -> None:
+    subject = subject_of(sink_model(n_layer=5))
+    sample = Sample(subject, tokens(64, seed=2), n_tokens=1024)
+    found = check_feeding(sample, trained_on(activations(subject)), Feeding("resid_post.4", True),
+                          PUBLISHED)  # fmt: skip
+    assert f"it fits at {SITE} (" in reason(found)
+    assert (True, SITE) not in sample._found
 
 
 def test_explained_variance_and_l0_are_those_of_a_computation_by_hand(fed: Fed) -> None:

@@ -127,6 +127,8 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(
         ({"dict_class": "CrossCoder"}, "dict_class: 'CrossCoder' is not one of AutoEncoder,"),
         ({"dict_size": None}, "dict_size: missing"),
         ({"k": None}, r"trainer\.k: missing"),
+        ({"k": K + 1}, rf"ae\.pt: k is {K}, and trainer\.k in its config is {K + 1}"),
+        ({"k": WIDTH + 1}, rf"trainer\.k: {WIDTH + 1} is larger than dict_size {WIDTH}"),
     ],
 )
 def test_an_unsupported_config_is_refused(tmp_path: Path, keys: dict[str, Any], says: str) -> None:

@@ -423,12 +423,12 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_a_folder_without_an_sae_is_refused(tmp_path: Path) -> None:
     where = refusal(lambda: read(tmp_path / "no"))
     assert where.startswith(f"{WHERE}: '{tmp_path / 'no'}' is no folder")
-    assert "holds no SAE but nothing" in refusal(lambda: read(tmp_path))
+    assert "is empty; an SAE is read from" in refusal(lambda: read(tmp_path))
     (tmp_path / "cfg.json").write_text("{}")
     torch.save({}, tmp_path / "weights.pt")
     text = refusal(lambda: read(tmp_path))
     assert text.startswith(f"{WHERE}: ")
-    assert "holds no SAE but cfg.json, weights.pt; an SAE is read from cfg.json or " in text
+    assert "holds no SAE, only cfg.json, weights.pt; an SAE is read from cfg.json or " in text
 
 
 # The hub

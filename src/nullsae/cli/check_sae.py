@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scipy.stats import entropy
 
 from nullsae import paths
 from nullsae.cli.sae_card import CORPUS, SAE, SUBJECT, Asked, Card, corpus_of, source_of
@@ -29,8 +32,9 @@ from nullsae.core.visible import visible
 from nullsae.corpus.prepare import prepare_corpus
 from nullsae.corpus.store import Tokens, load_tokens
 from nullsae.jobs.corpus import PrepareCorpusParams
-from nullsae.metrics.feeding import AS_THEY_ARE, Checked, Feeding, Measured, Sample, check_feeding
+from nullsae.metrics.feeding import AS_THEY_ARE, Checked, Feeding, Measured, Sample
 from nullsae.metrics.gate import changes, figures, reason
+from nullsae.metrics.remedies import check_feeding
 from nullsae.planning.show import print_plan
 from nullsae.subjects.families import text_config
 from nullsae.subjects.loading import Subject, fetch
@@ -39,6 +43,8 @@ from nullsae.subjects.publish import check_tokens
 # What the study that is written adds to the SAE, and takes of a data set of the hub.
 PLACEBOS = ("rotated", "rate_matched_random")
 HUB_TOKENS = 1_000_000
+# So much worse than the frequencies of tokens a model is that is read in the wrong way.
+WORSE_NATS = 0.5
 
 
 def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
@@ -55,12 +61,18 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
     console = Console() if Console().is_terminal else Console(width=120)
     card = Card(asked)
     try:
-        checked, ce_score = _measured(card)
+        checked, losses = _measured(card)
     except UserError:
         _print_card(console, card)
         raise
     _print_answer(console, card, checked)
-    _print_figures(console, card, checked, ce_score)
+    if losses.clean > losses.unigram + WORSE_NATS:
+        said = (
+            f"{losses.clean:.2f} nats per token, and the frequencies of tokens {losses.unigram:.2f}"
+        )
+        why = "it is not trained, or reads the text with the tokenizer of another model"
+        console.print(f"Warning: the model's loss is {said}: {why}.", markup=False, soft_wrap=True)
+    _print_figures(console, card, checked, losses.score)
     _print_card(console, card)
     if overlay is not None:
         best = checked.given if checked.fits else checked.remedy
@@ -68,8 +80,20 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
     return checked.fits
 
 
-def _measured(card: Card) -> tuple[Checked, float | None]:
-    """What the check finds, and the CE score as given."""
+@dataclass(frozen=True)
+class Losses:
+    """On the sample, as given."""
+
+    clean: float
+    """Of the model, in nats per token."""
+    unigram: float
+    """Of a model that knows the frequencies of the sample's tokens: no less than what it should."""
+    score: float | None
+    """CE score."""
+
+
+def _measured(card: Card) -> tuple[Checked, Losses]:
+    """What the check finds."""
     with tempfile.TemporaryDirectory(prefix="nullsae-") as folder:
         tokens = _tokens(card, Path(folder))
         sample = Sample(_subject(card, tokens), tokens, n_tokens=card.asked.n_tokens)
@@ -77,7 +101,9 @@ def _measured(card: Card) -> tuple[Checked, float | None]:
         given = Feeding(card.site, bos)
         checked = check_feeding(sample, card.sae, given, card.expect)
         fidelity = sample.fidelity(card.sae.to(sample.subject.device), given).totals()
-    return checked, fidelity["ce_score"]
+    counts = np.bincount(sample.text.flatten().numpy())
+    unigram = float(entropy(counts))
+    return checked, Losses(fidelity["ce_clean"], unigram, fidelity["ce_score"])
 
 
 def _print_answer(console: Console, card: Card, checked: Checked) -> None:

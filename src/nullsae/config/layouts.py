@@ -88,9 +88,10 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
     """What lies in a folder, and its weights.
 
     Raises:
-        UserError: no SAE, or one that cannot be read; names `where` or the file.
+        UserError: no SAE, more than one, or one that cannot be read; names `where` or the file.
     """
     there, unknown = sorted(file.name for file in folder.iterdir()), None
+    found: dict[Path, tuple[type[Layout], Path, dict[str, Any]]] = {}
     for layout in LAYOUTS.values():
         if layout.config_file not in there or not any(n in there for n in layout.weights):
             continue
@@ -101,8 +102,14 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
             raise UserError(f"{file}: not readable as JSON ({first_line(error)})") from None
         if layout.fits(there, config):
             weights = next(folder / name for name in layout.weights if name in there)
-            return layout.of(config, str(file)), weights
-        unknown = file
+            found.setdefault(weights, (layout, file, config))
+        else:
+            unknown = file
+    if len(found) > 1:
+        names = " and ".join(weights.name for weights in found)
+        raise UserError(f"{where}: {str(folder)!r} holds several SAEs, {names}; leave one there")
+    for weights, (layout, file, config) in found.items():
+        return layout.of(config, str(file)), weights
     if unknown is not None:
         raise UserError(
             f"{unknown}: an unknown format: it has none of the keys by which {', '.join(LAYOUTS)} "
@@ -111,9 +118,12 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
     every = LAYOUTS.values()
     configs = dict.fromkeys(layout.config_file for layout in every)
     weights_files = dict.fromkeys(name for layout in every for name in layout.weights)
+    inner = next((name for name in there if (folder / name).is_dir()), None)
+    hint = "" if inner is None else f"; of a folder in it write {folder}::{inner}"
+    holds = f"holds no SAE, only {', '.join(there)}" if there else "is empty"
     raise UserError(
-        f"{where}: {str(folder)!r} holds no SAE but {', '.join(there) or 'nothing'}; an SAE is "
-        f"read from {' or '.join(configs)} beside {' or '.join(weights_files)}"
+        f"{where}: {str(folder)!r} {holds}; an SAE is read from {' or '.join(configs)} beside "
+        f"{' or '.join(weights_files)}{hint}"
     )
 
 

@@ -8,7 +8,7 @@ and beside what the same weights reach when they are fed otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from nullsae.activations.exclusion import Kept, row_norms
 from nullsae.activations.passes import capture_contexts
 from nullsae.config.activations import Exclude
 from nullsae.config.saes import Expect
-from nullsae.config.sites import KINDS, site_kind, site_layer
 from nullsae.core.devices import exact
 from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
@@ -30,7 +29,6 @@ from nullsae.metrics.reconstruction import ReconstructionSums
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.initialization import initialize
 from nullsae.subjects.loading import Subject
-from nullsae.subjects.site_gates import verify_sites
 
 SAMPLE_TOKENS = 8192
 BATCH_CONTEXTS, BATCH_TOKENS, FIDELITY_CONTEXTS = 8, 2048, 32
@@ -42,9 +40,10 @@ L0_FACTOR, LOWER_BY, LOWER_BY_SHARE = 1.5, 0.05, 0.25
 # One feeding is clearly better than another if it leaves less than this share of what that leaves,
 # each beside its placebo.
 CLEARLY = 0.8
-# Blocks before and behind, of sites of the same kind; other kinds are tried in the same block.
-NEAR = 2
 AS_THEY_ARE = "as they are"
+# The last thing that is tried: factors from 1 / 2 ** OCTAVES on, on so many tokens.
+ANY_FACTOR = "scaled by a constant that its files do not name"
+OCTAVES, FACTOR_TOKENS = 12, 512
 
 
 # What training may have done to activations [tokens, d_model], or to the weights that wrote them,
@@ -212,6 +211,10 @@ class Sample:
         for site, x in captured.items():
             self._found[prepend_bos, site] = x, self._kept(x, prepend_bos)
 
+    def forget(self, prepend_bos: bool, site: str) -> None:
+        """Let a site's activations go; they are read again if they are wanted."""
+        self._found.pop((prepend_bos, site), None)
+
     def _kept(self, x: Tensor, prepend_bos: bool) -> Tensor:
         """Which rows count, bool [tokens]."""
         position, norm = torch.arange(len(x)), row_norms(x)
@@ -256,8 +259,9 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     """Explained variance and L0 of an SAE on the device of the subject, and of its placebo."""
     x, y = sample.activations(feeding), sample.outputs(feeding, sae)
     factor, placebo, reader = 1.0, 0.0, sae
-    if feeding.input in SCALED:
-        factor = 1 / float(SCALED[feeding.input](x))
+    if feeding.input in (*SCALED, ANY_FACTOR):
+        scale = SCALED.get(feeding.input)
+        factor = _best_factor(sae, x) if scale is None else 1 / float(scale(x))
         reader = replace(sae, normalization="none").scaled(1 / factor)
     elif feeding.input in NORMALIZED:
         reader = replace(sae, normalization=NORMALIZED[feeding.input])
@@ -275,6 +279,20 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     return Measured(feeding, own["explained_variance"], own["l0"], placebo, len(x), factor)
 
 
+def _best_factor(sae: Autoencoder, x: Tensor) -> float:
+    """The constant on x [tokens, d_model] at which an SAE explains most: by octaves, then finer."""
+    some = x[:: max(1, len(x) // FACTOR_TOKENS)][:FACTOR_TOKENS]
+    plain, best = replace(sae, normalization="none"), 0.0
+
+    def explained(octaves: float) -> float:
+        found = _totals(plain.scaled(2.0**-octaves), some, some)["explained_variance"]
+        return -math.inf if found is None else float(found)
+
+    for step, reach in ((1.0, OCTAVES), (0.25, 4), (0.0625, 4)):
+        best = max((best + step * i for i in range(-reach, reach + 1)), key=explained)
+    return float(2.0**best)
+
+
 def _totals(sae: Autoencoder, x: Tensor, y: Tensor) -> dict[str, Any]:
     """Metrics of y [tokens, width] reconstructed from x [tokens, d_model]."""
     mean = exact(y).mean(dim=0)
@@ -286,84 +304,3 @@ def _totals(sae: Autoencoder, x: Tensor, y: Tensor) -> dict[str, Any]:
         output = sae.decode(values, indices, given)
         sums.add(wanted, output, values, indices, np.zeros(len(wanted), dtype=np.int64))
     return sums.totals()
-
-
-def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expect) -> Checked:
-    """Measure an SAE as it is fed, and look for a better way where that is not good enough.
-
-    Where the expected explained variance is reached, nothing else is tried. Otherwise one thing is
-    changed at a time, BOS, the site or what is done to activations; and where that does not help,
-    another thing together with BOS. A feeding fits that has the expected figures or, where no
-    explained variance is expected, more than random directions have while no other is clearly
-    better.
-
-    Args:
-        sample: what to run on.
-        sae: on any device.
-        given: how a study would feed it.
-        expect: published figures.
-
-    Raises:
-        UserError: the SAE does not fit the width of a site.
-    """
-    read, written = given.site, sae.writes_at(given.site)
-    for site, own in ((read, sae.d_model), (written, sae.w_dec.shape[1])):
-        if (width := sample.subject.width(site)) != own:
-            raise UserError(f"{site} has {width} dimensions, and the SAE is for {own}")
-    sae = sae.to(sample.subject.device)
-    found = {given: measure(sample, sae, given)}
-    checked = Checked(found[given], (found[given],), expect)
-    if expect.explained_variance is not None and checked.fits:
-        return checked
-    starts = [given]
-    if len(sample.bos):
-        starts.append(replace(given, prepend_bos=not given.prepend_bos))
-    for start in starts:
-        for other in (*starts, *_changed(sample, sae, start)):
-            if other not in found:
-                found[other] = measure(sample, sae, other)
-        checked = Checked(found[given], tuple(found.values()), expect)
-        if checked.fits or checked.remedy is not None:
-            break
-    return checked
-
-
-def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
-    """Feedings with another input or another site."""
-    # Those of a transcoder would need factors of two sites.
-    for name in () if sae.transcodes else (*SCALED, *NORMALIZED):
-        if NORMALIZED.get(name) != sae.normalization:
-            yield replace(feeding, input=name)
-    near = [
-        s for s in near_sites(feeding.site, len(sample.subject.blocks)) if _fits(sample, sae, s)
-    ]
-    sample.capture(feeding.prepend_bos, *near)
-    for site in near:
-        yield replace(feeding, site=site)
-
-
-def near_sites(site: str, n_layers: int) -> list[str]:
-    """Sites around one, the nearest first, each by one name: block L + 1 reads what L puts out."""
-    own, layer = _at(site)
-    found: dict[tuple[str, int], None] = {}
-    for kind in KINDS:
-        reach = NEAR if kind == own else 0
-        blocks = range(max(0, layer - reach), min(n_layers, layer + reach + 1))
-        found |= dict.fromkeys(_at(f"{kind}.{block}") for block in blocks)
-    found.pop((own, layer), None)
-    return [f"{kind}.{at}" for kind, at in sorted(found, key=lambda one: abs(one[1] - layer))]
-
-
-def _at(site: str) -> tuple[str, int]:
-    """Kind and block of a site: the input of a block is the output of the one before it."""
-    kind, layer = site_kind(site), site_layer(site)
-    return ("resid_post", layer - 1) if kind == "resid_pre" and layer else (kind, layer)
-
-
-def _fits(sample: Sample, sae: Autoencoder, site: str) -> bool:
-    """Whether the subject has such a site, and the SAE its width."""
-    try:
-        verify_sites(sample.subject, [site], where="")
-        return sample.subject.width(site) == sae.d_model
-    except UserError:
-        return False

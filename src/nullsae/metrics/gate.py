@@ -10,14 +10,15 @@ from nullsae.config.saes import Expect
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import Tokens
 from nullsae.jobs.keys import CellKeys
-from nullsae.metrics.feeding import Checked, Feeding, Measured, Sample, check_feeding
+from nullsae.metrics.feeding import Checked, Feeding, Measured, Sample
+from nullsae.metrics.remedies import check_feeding
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
 
 log = logging.getLogger(__name__)
 
 NOTHING_HELPS = (
-    "neither BOS nor a site nearby nor a scaling or centring of its inputs makes it fit: it is of "
+    "neither BOS nor another site nor a scaling or centring of its inputs makes it fit: it is of "
     "another model or revision, or its figures are of quite other texts"
 )
 

@@ -11,6 +11,7 @@ from pydantic import PositiveInt, model_validator
 from nullsae.config.hooks import hook_name
 from nullsae.config.layouts import Layout, Shapes
 from nullsae.config.made_on import MadeOn
+from nullsae.core.errors import UserError
 from nullsae.core.registry import lazy
 from nullsae.sae.later import Autoencoder, Tensor, autoencoder
 
@@ -54,6 +55,8 @@ class DictionaryLearning(Layout):
     def k_is_given(self) -> Self:
         if self.dict_class == "AutoEncoderTopK" and self.k is None:
             raise ValueError("trainer.k: missing")
+        if self.k is not None and self.k > self.dict_size:
+            raise ValueError(f"trainer.k: {self.k} is larger than dict_size {self.dict_size}")
         return self
 
     @classmethod
@@ -102,6 +105,8 @@ class DictionaryLearning(Layout):
         unused = {"k", "active_groups", "group_sizes", "group_indices", "apply_b_dec_to_input"}
         if self.dict_class == "AutoEncoderTopK":
             unused.add("threshold")
+            if (k := int(stored.get("k", self.k))) != self.k:
+                raise UserError(f"{weights}: k is {k}, and trainer.k in its config is {self.k}")
         applied = bool(stored.get("apply_b_dec_to_input", False))
         t = tensors.fitting_tensors(stored, self.shapes(), weights, unused)
         w_enc, w_dec = _rows(t)

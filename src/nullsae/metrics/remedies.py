@@ -1,0 +1,128 @@
+"""Which other way to feed an SAE makes it fit: BOS, sites, what is done to activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from nullsae.config.saes import Expect
+from nullsae.config.sites import KINDS, site_kind, site_layer
+from nullsae.core.errors import UserError
+from nullsae.metrics.feeding import (
+    ANY_FACTOR,
+    NORMALIZED,
+    SCALED,
+    Checked,
+    Feeding,
+    Sample,
+    measure,
+)
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.subjects.site_gates import verify_sites
+
+# Blocks before and behind, of sites of the same kind; other kinds are tried in the same block.
+NEAR = 2
+# Sites far off are read so many at once, and not kept.
+SITES_AT_ONCE = 4
+
+
+def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expect) -> Checked:
+    """Measure an SAE as it is fed, and look for a better way where that is not good enough.
+
+    Where the expected explained variance is reached, nothing else is tried. Otherwise one thing is
+    changed at a time, BOS, the site or what is done to activations; and where that does not help,
+    another thing together with BOS; at last a constant factor, and sites far off. A feeding fits
+    that has the expected figures or, where no explained variance is expected, more than random
+    directions have while no other is clearly better.
+
+    Args:
+        sample: what to run on.
+        sae: on any device.
+        given: how a study would feed it.
+        expect: published figures.
+
+    Raises:
+        UserError: the SAE does not fit the width of a site.
+    """
+    read, written = given.site, sae.writes_at(given.site)
+    for site, own in ((read, sae.d_model), (written, sae.w_dec.shape[1])):
+        if (width := sample.subject.width(site)) != own:
+            raise UserError(f"{site} has {width} dimensions, and the SAE is for {own}")
+    sae = sae.to(sample.subject.device)
+    found = {given: measure(sample, sae, given)}
+    checked = Checked(found[given], (found[given],), expect)
+    if expect.explained_variance is not None and checked.fits:
+        return checked
+    starts = [given]
+    if len(sample.bos):
+        starts.append(replace(given, prepend_bos=not given.prepend_bos))
+    for start in starts:
+        for other in (*starts, *_changed(sample, sae, start)):
+            if other not in found:
+                found[other] = measure(sample, sae, other)
+        checked = Checked(found[given], tuple(found.values()), expect)
+        if checked.fits or checked.remedy is not None:
+            return checked
+    for start in starts:
+        for other in _far_off(sample, sae, start):
+            found[other] = measure(sample, sae, other)
+        checked = Checked(found[given], tuple(found.values()), expect)
+        if checked.remedy is not None:
+            break
+    return checked
+
+
+def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
+    """Feedings with another input or another site."""
+    # Those of a transcoder would need factors of two sites.
+    for name in () if sae.transcodes else (*SCALED, *NORMALIZED):
+        if NORMALIZED.get(name) != sae.normalization:
+            yield replace(feeding, input=name)
+    near = [
+        s for s in near_sites(feeding.site, len(sample.subject.blocks)) if _fits(sample, sae, s)
+    ]
+    sample.capture(feeding.prepend_bos, *near)
+    for site in near:
+        yield replace(feeding, site=site)
+
+
+def _far_off(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Feeding]:
+    """Feedings that are seldom meant: with any factor, or at a site of the same kind far off."""
+    if not sae.transcodes:
+        yield replace(feeding, input=ANY_FACTOR)
+    kind, layer = _at(feeding.site)
+    blocks = [b for b in range(len(sample.subject.blocks)) if abs(b - layer) > NEAR]
+    for start in range(0, len(blocks) if kind != "embed" else 0, SITES_AT_ONCE):
+        sites = [f"{kind}.{block}" for block in blocks[start : start + SITES_AT_ONCE]]
+        sites = [site for site in sites if _fits(sample, sae, site)]
+        sample.capture(feeding.prepend_bos, *sites)
+        for site in sites:
+            yield replace(feeding, site=site)
+            sample.forget(feeding.prepend_bos, site)
+
+
+def near_sites(site: str, n_layers: int) -> list[str]:
+    """Sites around one, the nearest first, each by one name: block L + 1 reads what L puts out."""
+    own, layer = _at(site)
+    found: dict[tuple[str, int], None] = {}
+    for kind in KINDS:
+        reach = NEAR if kind == own else 0
+        blocks = range(max(0, layer - reach), min(n_layers, layer + reach + 1))
+        found |= dict.fromkeys(_at(f"{kind}.{block}") for block in blocks)
+    found.pop((own, layer), None)
+    return [f"{kind}.{at}" for kind, at in sorted(found, key=lambda one: abs(one[1] - layer))]
+
+
+def _at(site: str) -> tuple[str, int]:
+    """Kind and block of a site: the input of a block is the output of the one before it."""
+    kind, layer = site_kind(site), site_layer(site)
+    return ("resid_post", layer - 1) if kind == "resid_pre" and layer else (kind, layer)
+
+
+def _fits(sample: Sample, sae: Autoencoder, site: str) -> bool:
+    """Whether the subject has such a site, and the SAE its width."""
+    try:
+        verify_sites(sample.subject, [site], where="")
+        return sample.subject.width(site) == sae.d_model
+    except UserError:
+        return False

@@ -97,11 +97,17 @@ def test_a_class_of_dictionary_learning_does_here_what_its_formula_says(
     )
 
 
-def test_a_submodule_names_the_site(tmp_path: Path) -> None:
-    write(tmp_path, "AutoEncoder", submodule_name="mlp_out_layer_7")
-    assert read_with_origin(str(tmp_path), None, where="config").made_on.hook == (
-        "blocks.7.hook_mlp_out"
-    )
+@pytest.mark.parametrize(
+    ("submodule", "hook"),
+    [
+        ("mlp_out_layer_7", "blocks.7.hook_mlp_out"),
+        ("model.layers.7.mlp", "model.layers.7.mlp"),
+        (None, "blocks.3.hook_resid_post"),
+    ],
+)
+def test_a_submodule_names_the_site(tmp_path: Path, submodule: str | None, hook: str) -> None:
+    write(tmp_path, "AutoEncoder", submodule_name=submodule)
+    assert read_with_origin(str(tmp_path), None, where="config").made_on.hook == hook
 
 
 class Runs:

@@ -429,6 +429,16 @@ def test_a_folder_without_an_sae_is_refused(tmp_path: Path) -> None:
     text = refusal(lambda: read(tmp_path))
     assert text.startswith(f"{WHERE}: ")
     assert "holds no SAE, only cfg.json, weights.pt; an SAE is read from cfg.json or " in text
+    (tmp_path / "layers.3").mkdir()
+    assert f"of a folder in it write {tmp_path}::layers.3" in refusal(lambda: read(tmp_path))
+
+
+def test_a_folder_with_two_saes_is_refused(tmp_path: Path) -> None:
+    write_saelens(tmp_path)
+    assert read(tmp_path).n_latents == WIDTH
+    save_file(our_sae("topk").parameters(), tmp_path / "sae.safetensors")
+    text = refusal(lambda: read(tmp_path))
+    assert "holds several SAEs, sae_weights.safetensors and sae.safetensors; leave one" in text
 
 
 # The hub

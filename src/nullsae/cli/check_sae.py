@@ -68,10 +68,11 @@ def check_sae(asked: Asked, *, overlay: Path | None, root: Path) -> bool:
     _print_answer(console, card, checked)
     if losses.clean > losses.unigram + WORSE_NATS:
         said = (
-            f"{losses.clean:.2f} nats per token, and the frequencies of tokens {losses.unigram:.2f}"
+            f"Warning: the model's loss is {losses.clean:.2f} nats per token, and that of token "
+            f"frequencies {losses.unigram:.2f}: it is not trained, or its text is cut by the "
+            f"tokenizer of another model."
         )
-        why = "it is not trained, or reads the text with the tokenizer of another model"
-        console.print(f"Warning: the model's loss is {said}: {why}.", markup=False, soft_wrap=True)
+        console.print(said, markup=False, soft_wrap=True)
     _print_figures(console, card, checked, losses.score)
     _print_card(console, card)
     if overlay is not None:

@@ -79,6 +79,8 @@ class DictionaryLearning(Layout):
         kind, layer = (found[1], int(found[2])) if found else ("resid_post", self.layer)
         kind = kind.replace("attention_out", "attn_out")
         hook = None if layer is None else hook_name(f"{kind}.{layer}")
+        if self.submodule_name and found is None:
+            hook = self.submodule_name
         return MadeOn(model=self.lm_name, hook=hook, context_tokens=self.ctx_len)
 
     def shapes(self) -> Shapes:

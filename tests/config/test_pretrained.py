@@ -122,11 +122,6 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before(tmp_path: Path) ->
     check(saelens(tmp_path, hook_name="blocks.0.hook_resid_post"), "resid_pre.1")
 
 
-def test_weights_that_were_changed_in_another_way_are_refused(tmp_path: Path) -> None:
-    folder = saelens(tmp_path, model_from_pretrained_kwargs={"fold_value_biases": True})
-    assert "model_from_pretrained_kwargs.fold_value_biases is True" in refusal(folder)
-
-
 def test_what_is_not_there_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
     missing = str(tmp_path / "no")
     assert f"{missing!r} is no folder" in refusal(missing)

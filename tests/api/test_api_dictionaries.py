@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,19 @@ def test_without_a_k_as_many_latents_are_kept_as_fire_on_average() -> None:
     pre = (x - sae.b_dec).numpy() @ sae.w_enc.numpy().T + sae.b_enc.numpy()
     expected = round((pre > 0).sum(axis=1).mean())
     assert nullsae.null_dictionary(sae, "random", x).k == expected
+
+
+def test_nulls_of_an_sae_that_hardly_fires_are_as_silent_or_refused() -> None:
+    x, sae = cloud(3000), sae_of("standard", None)
+    for bias, active in ((-45.0, True), (-1e4, False)):
+        silent = replace(sae, b_enc=torch.full((N_LATENTS,), bias))
+        firings = int((silent.encode(x)[0] > 0).sum())
+        assert (0 < firings < 0.4 * len(x)) if active else firings == 0
+        for kind in ("rotated", "rate_matched_random"):
+            found = nullsae.null_dictionary(silent, kind, x)
+            assert int((found.encode(x)[0] > 0).sum()) == pytest.approx(firings, rel=0.05)
+        with pytest.raises(nullsae.UserError, match=r"L0 on these activations is 0\.\d+, and at"):
+            nullsae.null_dictionary(silent, "pca", x)
 
 
 def test_dictionaries_are_made_from_the_weights_of_the_sae() -> None:

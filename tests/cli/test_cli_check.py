@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,15 +139,17 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "somebodys.py").write_text(OBJECT.format(folder=str(made.sae)))
+    # The plan's Snakemake imports it, too.
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     overlay, mine = tmp_path / "study.yaml", Path("somebodys:Mine")
     place = ("--model", str(made.model), "--site", "resid_post.1")
     cut = ("--bos", "--context-tokens", str(CONTEXT))
     found = made.check(*place, *cut, "--overlay", str(overlay), sae=mine)
     assert found.exit_code == 0, found.output
     # The answer comes first, the same figures as those of the files, and who runs what is said.
-    first = found.output.splitlines()[0]
-    assert first == made.check().output.splitlines()[0]
+    first = found.stdout.splitlines()[0]
+    assert first == made.check().stdout.splitlines()[0]
     assert first.startswith("It fits: explained variance 0.9")
     # Its weights are random.
     assert "Warning: the model's loss is" in found.output
@@ -154,7 +158,7 @@ def test_a_python_object_is_checked_and_studied_as_its_files_are(
     assert recipe.pretrained == FromObject(object="somebodys:Mine", d_model=D_MODEL)
     wrong = made.check(*place, "--no-bos", "--context-tokens", str(CONTEXT), sae=mine)
     assert wrong.exit_code == 1
-    assert "it fits with BOS before each context" in wrong.output.splitlines()[0]
+    assert "it fits with BOS before each context" in wrong.stdout.splitlines()[0]
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,12 @@ def null_dictionary(
     x = _rows(sae, activations)
     if kind in DICTIONARIES and DICTIONARIES[kind].derived and DICTIONARIES[kind].is_null:
         return _derived(sae, kind, x, seed, settings)
-    k = sae.k or max(1, round(_l0(sae, x, token_ids)))
+    k = sae.k or round(l0 := _l0(sae, x, token_ids))
+    if not k:
+        raise UserError(
+            f"null_dictionary: {kind}: the SAE's L0 on these activations is {l0:.3f}, and at least "
+            f"1 latent of such a null is active; rate_matched_random can be so sparse"
+        )
     if kind == RANDOM:
         if settings:
             raise UserError(f"null_dictionary: {sorted(settings)[0]}: {kind} has no such setting")

@@ -155,7 +155,7 @@ def _print_figures(console: Console, card: Card, checked: Checked, ce_score: flo
 
     def row(name: str, one: Measured) -> None:
         ev = one.explained_variance
-        shown = "" if ev is None else f"{ev:.3f}" if ev > -10 else f"{ev:.2g}"
+        shown = "" if ev is None else f"{ev:.3f}" if ev > -10 else "below -10"
         table.add_row(name, shown, f"{one.placebo:.3f}", f"{one.l0:.1f}")
 
     ev, l0 = card.expect.explained_variance, card.expect.l0

@@ -190,7 +190,8 @@ class Card:
         if given is None and known is None:
             what = "no place that is a site here" if shown else f"no {name}"
             raise UserError(f"{option}: missing, and the SAE's files name {what} ({own})")
-        self._note(name, given or known or "", f"{option} ({own})" if given else own)
+        source = option if isinstance(self.asked.pretrained, FromObject) else f"{option} ({own})"
+        self._note(name, given or known or "", source if given else own)
         return given or known or ""
 
     def _settle_context(self) -> None:

@@ -154,10 +154,12 @@ def test_without_a_k_as_many_latents_are_kept_as_fire_on_average() -> None:
 
 def test_nulls_of_an_sae_that_hardly_fires_are_as_silent_or_refused() -> None:
     x, sae = cloud(3000), sae_of("standard", None)
-    for bias, active in ((-45.0, True), (-1e4, False)):
+    pre = ((x - sae.b_dec) @ sae.w_enc.T).flatten().sort(descending=True).values
+    for wanted in (300, 0):
+        bias = -float(pre[max(0, wanted - 1) : wanted + 1].mean()) - (wanted == 0)
         silent = replace(sae, b_enc=torch.full((N_LATENTS,), bias))
         firings = int((silent.encode(x)[0] > 0).sum())
-        assert (0 < firings < 0.4 * len(x)) if active else firings == 0
+        assert firings == pytest.approx(wanted, abs=1)
         for kind in ("rotated", "rate_matched_random"):
             found = nullsae.null_dictionary(silent, kind, x)
             assert int((found.encode(x)[0] > 0).sum()) == pytest.approx(firings, rel=0.05)

@@ -97,10 +97,12 @@ def with_firings_of(sae: Autoencoder, made: Autoencoder, sample: Tensor) -> Auto
     margin = torch.addmm(made.b_enc, x - made.b_dec, made.w_enc.t())
     if "threshold" in made.own:
         margin -= made.own["threshold"].clamp_min(0)
-    if not 0 < wanted < margin.numel():
+    if wanted >= margin.numel():
         return made
-    # Between the last that shall fire and the first that shall not.
+    # Between the last that shall fire and the first that shall not; below all if none shall.
     falling = margin.neg_().flatten()
+    if not wanted:
+        return replace(made, b_enc=made.b_enc + (falling.min() - 1.0).clamp_max(0.0))
     last, next_one = (falling.kthvalue(rank).values for rank in (wanted, wanted + 1))
     return replace(made, b_enc=made.b_enc + (last + next_one) / 2)
 

@@ -107,8 +107,8 @@ class DictionaryLearning(Layout):
         unused = {"k", "active_groups", "group_sizes", "group_indices", "apply_b_dec_to_input"}
         if self.dict_class == "AutoEncoderTopK":
             unused.add("threshold")
-            if (k := int(stored.get("k", self.k))) != self.k:
-                raise UserError(f"{weights}: k is {k}, and trainer.k in its config is {self.k}")
+            if "k" in stored and (own_k := int(stored["k"])) != self.k:
+                raise UserError(f"{weights}: k is {own_k}, and trainer.k in its config is {self.k}")
         applied = bool(stored.get("apply_b_dec_to_input", False))
         t = tensors.fitting_tensors(stored, self.shapes(), weights, unused)
         w_enc, w_dec = _rows(t)

@@ -55,7 +55,7 @@ def load_sae(path: str | Mapping[str, str], site: str | None = None) -> Autoenco
     sae, made_on = read_with_origin(given, site, where="load_sae")
     found = made_on.hook and site_of_hook(made_on.hook)
     if site is not None and made_on.hook and not (found and same_place(found, site)):
-        raise UserError(f"load_sae: it was made at {made_on.hook}, and site is {site}")
+        raise UserError(f"load_sae: site: {site}, but the SAE was made at {made_on.hook}")
     return sae
 
 
@@ -130,10 +130,10 @@ def _derived(
     where = f"null_dictionary: {kind}"
     if sae.coding.reads_tokens or sae.transcodes:
         what = "transcoder" if sae.transcodes else f"{sae.architecture} dictionary"
-        raise UserError(f"{where}: it is made from an SAE, and not from a {what}")
+        raise UserError(f"{where}: made from an SAE, not from a {what}")
     origin = parse_section(DICTIONARIES[kind], settings, where=where)
     if origin.source is not None:
-        raise UserError(f"{where}: from: leave it out; it is the SAE that is given")
+        raise UserError(f"{where}: from: leave it out; the SAE is the first argument")
     generator = torch_generator(seed, "null_dictionary", kind)
     given = sae.to(torch.device("cpu"))
     return derive(origin, given, x[: origin.sampled], x, generator, where)[0]
@@ -156,7 +156,9 @@ class _Rows:
 def _rows(sae: Autoencoder, activations: Tensor) -> Tensor:
     """Activations as float32 on the CPU, if they fit the SAE."""
     if sae.transcodes:
-        raise UserError("null_dictionary: this is a transcoder, whose output is at another site")
+        raise UserError(
+            "null_dictionary: a transcoder has no such nulls, as it writes to another site"
+        )
     shape = list(activations.shape)
     if len(shape) != 2 or shape[1] != sae.d_model or not shape[0]:
         raise UserError(
@@ -164,7 +166,7 @@ def _rows(sae: Autoencoder, activations: Tensor) -> Tensor:
         )
     x = activations.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(x).all()):
-        raise UserError("null_dictionary: activations are NaN or infinite in some places")
+        raise UserError("null_dictionary: some activations are NaN or infinite")
     return x
 
 

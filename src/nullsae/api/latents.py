@@ -161,7 +161,7 @@ class _Passes:
                 dtype=torch.float32,
             )[self.site]
             if not bool(torch.isfinite(x).all()):
-                raise UserError(f"{WHERE}: activations at {self.site} are NaN or infinite")
+                raise UserError(f"{WHERE}: some activations at {self.site} are NaN or infinite")
             yield x, torch.arange(contexts.start * length, contexts.stop * length)
 
 
@@ -177,16 +177,16 @@ def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:
     sites = tuple(dict.fromkeys((site, written)))
     for name in sites:
         if not SITE.match(name):
-            raise UserError(f"{WHERE}: site: {name!r} is no name of a site, such as resid_post.3")
+            raise UserError(f"{WHERE}: site: {name!r} is not a site, such as resid_post.3")
     check_sites(sites, len(subject.blocks), where=f"{WHERE}: site")
     verify_sites(subject, sites, where=f"{WHERE}: site")
     if sae.d_model != subject.width(site):
         raise UserError(
-            f"{WHERE}: sae: it reads {sae.d_model} dimensions, and {site} has {subject.width(site)}"
+            f"{WHERE}: sae: it reads {sae.d_model} dimensions, but {site} has {subject.width(site)}"
         )
     if sae.w_dec.shape[1] != subject.width(written):
         raise UserError(
-            f"{WHERE}: sae: it writes {sae.w_dec.shape[1]} dimensions, and {written} has "
+            f"{WHERE}: sae: it writes {sae.w_dec.shape[1]} dimensions, but {written} has "
             f"{subject.width(written)}"
         )
 
@@ -208,7 +208,7 @@ def _packed(texts: Sequence[str], tokenizer: Any, packing: dict[str, Any], folde
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{WHERE}: texts: should be a list of texts, or a tensor of token ids")
     if not getattr(tokenizer, "is_fast", False):
-        what = "missing" if tokenizer is None else f"a {type(tokenizer).__name__} is no fast one"
+        what = "missing" if tokenizer is None else f"{type(tokenizer).__name__} is not fast"
         raise UserError(f"{WHERE}: tokenizer: {what}; texts need the model's fast tokenizer")
     # Source and tokenizer are at hand already; the rest is what a corpus would do with them.
     given = {"source": {"kind": "builtin"}, "tokenizer": {"kind": "train"}, **packing}

@@ -64,8 +64,8 @@ def randomize(
     kind = _variant(variant, settings)
     if not isinstance(model, PreTrainedModel):
         raise UserError(
-            f"randomize: a {type(model).__name__} is no transformers.PreTrainedModel; give the "
-            f"model that it was made from"
+            f"randomize: {type(model).__name__} is not a transformers.PreTrainedModel; give the "
+            f"model inside it"
         )
     for name, parameter in model.named_parameters():
         if parameter.is_meta or not parameter.is_floating_point():

@@ -151,7 +151,7 @@ def contrast(
     own = _arm(real, names[0], unit, "seed")
     other = _arm(null, names[1], unit, "draw")
     if margin is None and metric is None:
-        raise UserError("contrast: margin: missing; without a metric nothing else says what counts")
+        raise UserError("contrast: margin: missing; give a margin, or a metric that has one")
     settings: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence}
     if margin is None:
         statistics = parse_section(Statistics, settings, where="contrast")

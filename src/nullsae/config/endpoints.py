@@ -88,8 +88,8 @@ class Endpoint(Section):
         if name is not None and not is_variable(name):
             # Without the text, which may be the key itself.
             raise ValueError(
-                "what stands here is not the name of an environment variable, such as "
-                "OPENAI_API_KEY; the key goes into that variable"
+                "not the name of an environment variable, such as OPENAI_API_KEY; put the key into "
+                "that variable"
             )
         return name
 
@@ -98,13 +98,13 @@ class Endpoint(Section):
     def headers_name_variables(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, variable in headers.items():
             if not _HEADER.fullmatch(name) or has_key(name):
-                shown = "what stands there" if has_key(name) else repr(name)
+                shown = "this" if has_key(name) else repr(name)
                 raise ValueError(f"{shown} is not the name of a header, such as api-key")
             if not is_variable(variable):
                 # Without the text, which may be the key itself.
                 raise ValueError(
-                    f"what stands under {name!r} is not the name of an environment variable, such "
-                    f"as AZURE_OPENAI_API_KEY; the header's value goes into that variable"
+                    f"{name}: not the name of an environment variable, such as "
+                    f"AZURE_OPENAI_API_KEY; put the header's value into that variable"
                 )
         return headers
 
@@ -127,7 +127,7 @@ class Endpoint(Section):
     @model_validator(mode="after")
     def one_address(self) -> Self:
         if self.base_url is not None and self.server is not None:
-            raise ValueError("give base_url or server, not both: a job's own server picks its port")
+            raise ValueError("give either base_url or server; a job's own server picks its port")
         return self
 
     def sent_in_clear(self, insecure_hosts: Collection[str]) -> str | None:

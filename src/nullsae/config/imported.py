@@ -77,9 +77,9 @@ class Imported(Kind):
         path = self.file_of(keys)
         if path is not None and not path.exists():
             raise UserError(
-                f"{path}: neither a file nor a folder, and kind import reads it for "
+                f"{path}: not there, but kind import reads it for "
                 f"{', '.join(f'{key} {keys[key]}' for key in KEYS)}; name the cells that have "
-                f"files with `cells`, such as {{variant: trained}}"
+                f"files by `cells`, such as {{variant: trained}}"
             )
         return path
 
@@ -102,9 +102,9 @@ class Imported(Kind):
             if lacking := [key for key in KEYS if first[key] != keys[key]]:
                 key = lacking[0]
                 raise UserError(
-                    f"{where}.path: {self.path!r} is one file for {key} {first[key]} and for {key} "
-                    f"{keys[key]}, whose latents are not the same; put {{{key}}} into it, or name "
-                    f"the one that it is about: `cells: {{{key}: {first[key]}}}`"
+                    f"{where}.path: {self.path!r} is the same file for {key} {first[key]} and for "
+                    f"{key} {keys[key]}, whose latents differ; put {{{key}}} into it, or name the "
+                    f"one that it is about: `cells: {{{key}: {first[key]}}}`"
                 )
         if not taken:
             asked = ", ".join(f"{key} {value}" for key, value in self.wanted.items())

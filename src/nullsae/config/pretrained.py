@@ -57,7 +57,7 @@ class FromObject(Section):
     @classmethod
     def object_is_an_import_path(cls, path: str) -> str:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
-            raise ValueError(f"{path!r} is no import path, such as package.module:name")
+            raise ValueError(f"{path!r} is not an import path, such as package.module:name")
         return path
 
     def source_file(self, where: str) -> Path:

@@ -186,9 +186,9 @@ class Sae(Coding, Transcoding):
             if self.given_k is not None:
                 raise ValueError("give either k or match_l0_of")
             if self.origin.derived:
-                raise ValueError("match_l0_of: what is made from an SAE has the L0 of that one")
-            if self.origin.derived:
-                raise ValueError(f"match_l0_of: {self.dictionary!r} has the L0 of its source")
+                raise ValueError(
+                    f"match_l0_of: {self.dictionary!r} has the L0 of the SAE that it is made from"
+                )
             if self.origin.reads_tokens:
                 raise ValueError(f"match_l0_of: the L0 of {self.dictionary!r} is 1")
         return self
@@ -196,7 +196,7 @@ class Sae(Coding, Transcoding):
     @model_validator(mode="after")
     def something_is_expected_of_what_is_given(self) -> Self:
         if self.expect is not None and self.pretrained is None:
-            raise ValueError("expect: figures are known of a pretrained SAE only")
+            raise ValueError("expect: only for an SAE with pretrained")
         return self
 
     _dumped = drop_if_null("expect")
@@ -205,18 +205,18 @@ class Sae(Coding, Transcoding):
     def width_is_clear(self) -> Self:
         wide = self.n_latents is not None or self.expansion_factor is not None
         if self.pretrained is None and self.accept_differences:
-            raise ValueError("accept_differences is for an SAE with pretrained")
+            raise ValueError("accept_differences: only for an SAE with pretrained")
         if self.output_site is not None and self.pretrained is None:
-            raise ValueError("output_site: transcoders are not trained here: give pretrained")
+            raise ValueError("output_site: transcoders are not trained here; give pretrained")
         if self.pretrained is not None:
             if not self.origin.takes_pretrained:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
             if self.origin.source is not None:
-                raise ValueError("from does not go with pretrained: give the one or the other")
+                raise ValueError("give either from or pretrained")
             if self.checkpoints:
                 raise ValueError(
-                    "checkpoints: nothing is known of how a pretrained SAE was trained, so that "
-                    "the nulls would have nothing to be compared with"
+                    "checkpoints: a pretrained SAE has no known training to compare nulls with; "
+                    "leave checkpoints out"
                 )
             if wide:
                 raise ValueError(

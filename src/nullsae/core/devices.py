@@ -49,7 +49,9 @@ def device_of(name: str) -> torch.device:
         return torch.device("cpu")
     if name == "mps":
         if not torch.backends.mps.is_available():
-            raise UserError("config: compute.device: 'mps', but no GPU of a Mac is here; use auto")
+            raise UserError(
+                "config: compute.device: 'mps', but this is no Mac with a GPU; use auto"
+            )
         _free([_lock_named("mps")])
         return torch.device("mps")
     if not torch.cuda.is_available():
@@ -58,7 +60,9 @@ def device_of(name: str) -> torch.device:
             raise UserError(_unusable(f"this job was given a GPU ({grant}={os.environ[grant]})"))
         if name == "auto":
             return torch.device("cpu")
-        raise UserError(f"config: compute.device: {name!r}, but no CUDA device is here; use auto")
+        raise UserError(
+            f"config: compute.device: {name!r}, but there is no CUDA device here; use auto"
+        )
     count = torch.cuda.device_count()
     wanted = [int(name.removeprefix("cuda:"))] if ":" in name else list(range(count))
     if wanted[-1] >= count:
@@ -121,7 +125,7 @@ def _free(locks: list[Path]) -> int:
             if _held.take(lock):
                 return index
         if not said:
-            log.info("waiting for a GPU that no other job is at (%s)", locks[0].parent)
+            log.info("waiting for a GPU that no other job uses (%s)", locks[0].parent)
         said = True
         time.sleep(LOOK_SECONDS)
 

@@ -113,7 +113,7 @@ def read_small(path: Path | str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
         while piece := stream.read(PIECE_BYTES):
             data += piece
             if len(data) > most_bytes:
-                raise UserError(f"{path}: longer than {most_bytes:,} bytes, which no such file is")
+                raise UserError(f"{path}: more than {most_bytes:,} bytes, too long for such a file")
     return bytes(data)
 
 

@@ -58,8 +58,8 @@ class Alone:
                     return False
                 if self.certain:
                     logger.warning(
-                        "warning: %s: the file system has no locks (%s); see to it that no other "
-                        "process is at work on the same",
+                        "warning: %s: the file system has no locks (%s); make sure that no other "
+                        "process works on the same files",
                         *(file, error.strerror),
                     )
                 self.certain = False

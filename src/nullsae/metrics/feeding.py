@@ -186,7 +186,9 @@ class Sample:
         # The same text in both ways, and no context longer than those of the split.
         self.text = torch.from_numpy(rows[:, tokens.n_bos :])[:, : ids.shape[1] - len(self.bos)]
         if not self.text.shape[1]:
-            raise UserError(f"contexts of {ids.shape[1]} tokens hold nothing but BOS")
+            raise UserError(
+                f"context_tokens: {ids.shape[1]} tokens hold nothing but BOS; give more"
+            )
         self._found: dict[tuple[bool, str], tuple[Tensor, Tensor]] = {}
 
     def ids(self, prepend_bos: bool) -> Tensor:

@@ -28,7 +28,9 @@ def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
         batches = x.float().split(BATCH_TOKENS)  # type: ignore[no-untyped-call]
         return sum(int((sae.encode(batch)[0] != 0).sum()) for batch in batches) / len(x)
     if given is None:
-        raise UserError(f"{cell.where}: aimed at the L0 that {aim.sae} has on trained: --given")
+        raise UserError(
+            f"--given: missing; {cell.where} is aimed at the L0 that {aim.sae} has on trained"
+        )
     folder = str(given)
     keys = {"site": cell.keys.site, "sae": aim.sae, "seed": aim.seed}
     for name, value in keys.items():
@@ -36,7 +38,7 @@ def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
     file = Path(folder)
     rebuild = rebuild_command(file)
     if read_json(file, rebuild=rebuild).get("key") != aim.key:
-        raise UserError(f"{file}: not the SAE that the config names; run `{rebuild}`")
+        raise UserError(f"{file}: not the SAE that the config names; rebuild it with: {rebuild}")
     schema = tables.cell_schema("history")
     history = tables.read_table(file.with_name("history.parquet"), schema, rebuild=rebuild)
     return float(history["heldout_l0"][-1].as_py())

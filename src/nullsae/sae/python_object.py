@@ -81,7 +81,9 @@ class ObjectSae(Autoencoder):
         if not bool(found.isfinite().all()):
             raise UserError(f"{self.path}: {method} gives numbers that are not finite")
         if method == "encode" and bool((found < 0).any()):
-            raise UserError(f"{self.path}: encode gives codes below 0; a latent fires above it")
+            raise UserError(
+                f"{self.path}: encode gives codes below 0; a latent fires where they are above 0"
+            )
         return found.detach().to(given.device, torch.float32)
 
 
@@ -100,7 +102,7 @@ def with_object(sae: Autoencoder, path: str, site: str) -> ObjectSae:
         raise UserError(f"{path}: cannot be imported: {first_line(error)}") from None
     for method in ("encode", "decode"):
         if not callable(getattr(theirs, method, None)):
-            raise UserError(f"{path}: a {type(theirs).__name__}, which has no method {method}")
+            raise UserError(f"{path}: {type(theirs).__name__} has no method {method}")
     own = {field.name: getattr(sae, field.name) for field in fields(Autoencoder)}
     return ObjectSae(**own, path=path, theirs=theirs)
 
@@ -120,7 +122,9 @@ def read_object(given: FromObject, site: str, where: str) -> ObjectSae:
         codes = sae.run("encode", x, None)
         n_latents = codes.shape[1]
         if _differ(sae.run("encode", x[:1], n_latents), codes[:1]):
-            raise UserError(f"{sae.path}: encode gives a token other codes beside other tokens")
+            raise UserError(
+                f"{sae.path}: encode gives a token codes that depend on the other tokens"
+            )
         bias = sae.run("decode", torch.zeros(1, n_latents), d_model)[0]
         ones = torch.eye(ROWS)
         rows = []

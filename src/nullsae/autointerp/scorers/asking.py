@@ -97,7 +97,7 @@ class AskingScorer(Scorer):
             return self._ask(job, job.params.judge)
         if job.explained["base_probability"].null_count:
             raise UserError(
-                "--params: judge is missing, and these explanations are text without statistics"
+                "--params: judge: missing; these explanations are text, which needs one"
             )
         if not len(job.examples.latent):
             return Judged(np.empty(0), [])

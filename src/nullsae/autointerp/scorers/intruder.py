@@ -92,7 +92,7 @@ class IntruderScorer(Scorer):
         """
         judge = job.params.judge
         if judge is None:
-            raise UserError("--params: judge is missing, and scorer.kind intruder asks one")
+            raise UserError("--params: judge: missing; a scorer of kind intruder asks one")
         prompt = load_prompt("intruder", self.prompt)
         prompt.check(windows=[""])
         tasks, examples = marked_tasks(job.params, self, job.examples)

@@ -38,7 +38,7 @@ class LatentFolder:
         wanted = [key for key, _ in CELL_KEYS]
         if list(keys)[-len(wanted) :] != wanted:
             raise UserError(
-                f"--latents: {folder} is no folder such as "
+                f"--latents: {folder} is not a folder such as "
                 f"{paths.LATENT_FOLDER.format(**dict.fromkeys(wanted, '...'))}"
             )
         latents = tables.read_table(folder / "latents.parquet", tables.cell_schema("latents"))
@@ -85,7 +85,7 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
                 f"and, for neuronpedia, --tokenizer"
             ) from None
     if len(found) > 1:
-        raise UserError("--latents: folders of different studies or corpora; export them apart")
+        raise UserError("--latents: folders of different studies or corpora; export each apart")
     ((root, corpus),) = found
     manifest = paths.CORPUS_MANIFEST.format(corpus=corpus, split="eval")
     return root / manifest, root / paths.TOKENIZER_FILE.format(corpus=corpus)
@@ -105,11 +105,11 @@ def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> I
         n_tokens = covered["n_tokens"][0].as_py()
         if n_tokens != split.n_tokens:
             raise UserError(
-                f"{cell.folder}: latents of {n_tokens} tokens, and {split.manifest} has "
+                f"{cell.folder}: latents of {n_tokens} tokens, but {split.manifest} has "
                 f"{split.n_tokens}"
             )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output: {output} is there already; name a new folder")
+        raise UserError(f"--output: {output} exists already; name a new folder")
     with empty_folder(output.with_name(f".{output.name}.partial")) as folder:
         try:
             yield folder

@@ -1,4 +1,4 @@
-"""The L0 of an SAE made elsewhere, which its nulls are trained to have."""
+"""The L0 of an SAE made elsewhere, at which the training of its nulls aims."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nullsae.sae.training_run import Cell
 
 
 def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
-    """Active latents per token of the SAE that a cell is aimed at, on `trained`.
+    """Return the active latents per token, on `trained`, of the SAE that a cell is aimed at.
 
-    On `trained` itself it is measured here, on the same tokens of `eval`; elsewhere its history
-    has it. `given` is its `cfg.json`, in which {site}, {sae} and {seed} are filled in.
+    For `trained` it is measured here, on tokens of `eval`; for other variants it is read from the
+    SAE's history. `given` is its `cfg.json`, in which {site}, {sae} and {seed} are filled in.
 
     Raises:
         UserError: there is no such file, or it is of another SAE than the config's.

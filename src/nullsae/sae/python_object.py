@@ -1,4 +1,4 @@
-"""SAEs that are Python objects of somebody's own: their `encode` gives codes, `decode` takes them.
+"""SAEs that are Python objects of others: `encode` gives codes, `decode` takes them.
 
 Later stages take a reconstruction apart by latents, so that `decode` has to be linear: its rows and
 its bias are read off once, and stored as those of other SAEs are. What encodes stays the object.
@@ -57,7 +57,7 @@ class ObjectSae(Autoencoder):
 
     @torch.no_grad()
     def run(self, method: str, given: Tensor, width: int | None) -> Tensor:
-        """What a method of the object makes of a tensor: float32 [tokens, width], on its device.
+        """Call a method of the object: returns float32 [tokens, width], on its device.
 
         Raises:
             UserError: it fails, or gives something else; begins with the object's path.
@@ -88,7 +88,7 @@ class ObjectSae(Autoencoder):
 
 
 def with_object(sae: Autoencoder, path: str, site: str) -> ObjectSae:
-    """An SAE with its weights, and codes of the object at an import path.
+    """Return an SAE with these weights whose codes come from the object at an import path.
 
     Raises:
         UserError: it cannot be imported or made, or lacks a method; begins with the path.
@@ -108,7 +108,7 @@ def with_object(sae: Autoencoder, path: str, site: str) -> ObjectSae:
 
 
 def read_object(given: FromObject, site: str, where: str) -> ObjectSae:
-    """Import an object, look at what it does to random numbers, and read its decoder off.
+    """Import an object, try it on random numbers, and read off its decoder.
 
     Raises:
         UserError: it is no SAE: a method fails or gives something else than floats of one width,

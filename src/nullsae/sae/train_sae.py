@@ -1,4 +1,4 @@
-"""Making of SAEs: trained, computed, or made elsewhere."""
+"""Makes SAEs: by training, by computing them, or from elsewhere."""
 
 from __future__ import annotations
 

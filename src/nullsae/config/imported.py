@@ -25,18 +25,18 @@ class Imported(Kind):
     """Reads what was made elsewhere: a file or a folder of each cell's own."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A run's folder of delphi, a folder or file of Neuronpedia, a CSV or a Parquet file. Keys of
-    the cell are filled in: `{subject}`, `{variant}`, `{draw}`, `{site}`, `{sae}`, `{seed}`, and
-    `{layer}`, the block in the site's name."""
+    """Folder of a delphi run, folder or file of Neuronpedia, CSV or Parquet file. Keys of the cell
+    are filled in: `{subject}`, `{variant}`, `{draw}`, `{site}`, `{sae}`, `{seed}`, and `{layer}`,
+    the block in the site's name."""
     cells: dict[Key, str | int] = Field(default_factory=dict)
-    """The cells that the files are about, such as `{sae: theirs, seed: 0}`; others have none.
-    Without `{variant}` in the path, it is `trained` unless this says otherwise."""
+    """The cells that the files are about, such as `{sae: theirs, seed: 0}`. Without `{variant}` in
+    the path, the variant is `trained` unless this names another."""
     source: str | None = None
-    """Of what lies there, whose latents: delphi's hookpoint, such as `layers.{layer}`, or
-    Neuronpedia's source, such as `{layer}-res-jb`. Needed where there are several."""
+    """The delphi hookpoint, such as `layers.{layer}`, or Neuronpedia source, such as
+    `{layer}-res-jb`, to read; needed if there are several."""
     model: str | None = None
-    """Take what this language model wrote alone, by its name in Neuronpedia's rows or in the column
-    `model`; needed where a latent has several explanations."""
+    """Read only explanations by this language model, by its name in Neuronpedia's rows or the
+    column `model`; needed if a latent has several."""
 
     @field_validator("path", "source")
     @classmethod

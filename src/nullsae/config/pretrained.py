@@ -48,7 +48,7 @@ class FromObject(Section):
     d_model: PositiveInt
     """Dimensions of the activations that it reads."""
     files: tuple[str, ...] = ()
-    """What it reads beside its code, such as weights: an edit of these makes the SAE anew."""
+    """Files that it reads, such as weights: an edit of these makes the SAE again."""
 
     def __str__(self) -> str:
         return self.object

@@ -18,8 +18,7 @@ class Derived(Dictionary):
     derived: ClassVar[bool] = True
 
     made_from: Annotated[str | None, Field(alias="from")] = None
-    """The learned or pretrained SAE of `saes` that it is made from, of a dictionary that is
-    derived from another one."""
+    """For a dictionary derived from another SAE: the learned or pretrained SAE of `saes`."""
     sample_tokens: PositiveInt = 65_536
     """Tokens of `sae_train` that give the means, covariances and firing rates of such a
     dictionary."""

@@ -568,7 +568,7 @@ def test_an_endpoint_has_a_whole_url_or_a_server_but_not_both() -> None:
         Endpoint(model="m", base_url="localhost:8000/v1")
     with pytest.raises(ValueError, match="has no host"):
         Endpoint(model="m", base_url="http:///v1")
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="either base_url or server"):
         OpenAIExplainer(
             kind="openai", model="m", base_url="http://h/v1", server={"command": ("x",)}
         )

@@ -114,7 +114,7 @@ def test_snakemake_gets_the_caller_s_options_and_the_defaults_that_they_leave_op
         (["init", "."], r"study.yaml: exists already; edit it, or choose another folder"),
         (["init", "s", "--from", "../config"], r"--from: '../config' is not one of all-controls, "),
         (["init", "s", "--from", "quick", "--corpus", "sotu"], r"--from: such a study has its "),
-        (["init", "s", "--sae", "x"], r"--model: missing; --sae, --corpus and --site are about"),
+        (["init", "s", "--sae", "x"], r"--model: missing; --sae, --corpus and --site need it"),
     ],
 )
 def test_a_mistake_in_a_verb_for_people_is_one_line(

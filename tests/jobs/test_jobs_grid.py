@@ -175,7 +175,7 @@ def test_a_checkpoint_outside_the_training_is_refused(share: float) -> None:
     ("made", "why"),
     [
         ({"dictionary": "pca", "n_latents": None}, "'pca' is not trained"),
-        ({"pretrained": "a/b", "n_latents": None}, "how a pretrained SAE was trained"),
+        ({"pretrained": "a/b", "n_latents": None}, "a pretrained SAE has no known training"),
     ],
 )
 def test_checkpoints_of_what_is_not_trained_are_refused(made: dict[str, Any], why: str) -> None:

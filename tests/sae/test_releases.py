@@ -131,7 +131,7 @@ def test_what_an_sae_was_made_on_is_taken_from_its_files_and_the_list(
         ("gemma_2_transcoder", "without the gain of its norm (ln2.hook_normalized), which is no"),
         ("mntss_clt_layer_transcoder", "is one layer of a cross-layer transcoder"),
         ("temporal", "is a temporal SAE"),
-        ("misspelt", "is no release of SAELens; did you mean 'gpt2-small-res-jb'?"),
+        ("misspelt", "is not a release of SAELens; did you mean 'gpt2-small-res-jb'?"),
         ("unknown", "is not one of the 13 SAEs of gpt2-small-res-jb; did you mean"),
         ("repository", "is the repository of the release gpt2-small-res-jb: give that name"),
         ("not_there", "sae_lens cannot load it: "),

@@ -105,7 +105,7 @@ def expected(text: str) -> Expect:
         try:
             found[name.strip()] = float(value)
         except ValueError:
-            raise UserError(f"--expect: {part!r} is not such as l0=71") from None
+            raise UserError(f"--expect: {part!r} is not NAME=NUMBER, such as l0=71") from None
     return parse_section(Expect, found, where="--expect")
 
 
@@ -121,7 +121,7 @@ class Card:
         self.asked = asked
         for name, site in (("site", asked.site), ("output-site", asked.output_site)):
             if site is not None and not SITE.match(site):
-                raise UserError(f"--{name}: {site!r} is no site, such as resid_post.3")
+                raise UserError(f"--{name}: {site!r} is not a site, such as resid_post.3")
         is_object = isinstance(asked.pretrained, FromObject)
         if asked.output_site is not None and not is_object:
             raise UserError("--output-site: it is for a Python object; files say it themselves")
@@ -133,7 +133,7 @@ class Card:
         )
         if self.sae.coding.reads_tokens:
             raise UserError(
-                "SAE: it looks up tokens and reads no activations: nothing can be wrong"
+                "SAE: it looks up tokens and reads no activations; there is nothing to check"
             )
         self.facts: list[Fact] = []
         kind, k = self.sae.architecture, self.sae.k
@@ -188,7 +188,7 @@ class Card:
         """What an option says or else the SAE's files do."""
         own = f"its files: {shown}" if shown is not None else "not in its files"
         if given is None and known is None:
-            what = "no place that is a site here" if shown else f"no {name}"
+            what = "no known site" if shown else f"no {name}"
             raise UserError(f"{option}: missing, and the SAE's files name {what} ({own})")
         source = option if isinstance(self.asked.pretrained, FromObject) else f"{option} ({own})"
         self._note(name, given or known or "", source if given else own)

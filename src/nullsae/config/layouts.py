@@ -55,7 +55,7 @@ class Layout(Section):
         try:
             return parse_section(cls, cls.content(config), where=where)
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: {error} is missing or of another type") from None
+            raise UserError(f"{where}: {error} is missing or has a wrong type") from None
         except ValueError as error:
             raise UserError(f"{where}: {first_line(error)}") from None
 
@@ -111,10 +111,7 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
     for weights, (layout, file, config) in found.items():
         return layout.of(config, str(file)), weights
     if unknown is not None:
-        raise UserError(
-            f"{unknown}: an unknown format: it has none of the keys by which {', '.join(LAYOUTS)} "
-            f"are told apart"
-        )
+        raise UserError(f"{unknown}: not a known format: it lacks the keys of {', '.join(LAYOUTS)}")
     every = LAYOUTS.values()
     configs = dict.fromkeys(layout.config_file for layout in every)
     weights_files = dict.fromkeys(name for layout in every for name in layout.weights)
@@ -122,7 +119,7 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
     hint = "" if inner is None else f"; of a folder in it write {folder}::{inner}"
     holds = f"holds no SAE, only {', '.join(there)}" if there else "is empty"
     raise UserError(
-        f"{where}: {str(folder)!r} {holds}; an SAE is read from {' or '.join(configs)} beside "
+        f"{where}: {str(folder)!r} {holds}; an SAE has {' or '.join(configs)} beside "
         f"{' or '.join(weights_files)}{hint}"
     )
 
@@ -136,8 +133,8 @@ def local_folder(path: str, inside: str, where: str) -> Path:
     folder = Path(path).expanduser() / inside
     if not folder.is_dir():
         raise UserError(
-            f"{where}: {str(folder)!r} is no folder; give one that holds an SAE, or a hub id such "
-            f"as EleutherAI/sae-pythia-70m-32k::layers.3"
+            f"{where}: {str(folder)!r} is not a folder; give one that holds an SAE, or a hub id "
+            f"such as EleutherAI/sae-pythia-70m-32k::layers.3"
         )
     return folder
 

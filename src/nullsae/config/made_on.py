@@ -79,8 +79,8 @@ class MadeOn(Section):
                 harmless = _MOVES[key] != self._kind
             if value not in (None, False) and not harmless:
                 raise ValueError(
-                    f"model_from_pretrained_kwargs.{key} is {value!r}: it reads a model whose "
-                    f"weights were changed so, which is not supported"
+                    f"model_from_pretrained_kwargs.{key} is {value!r}: models with "
+                    f"weights changed in this way are not supported"
                 )
 
 

@@ -49,7 +49,7 @@ class FromObject(Section):
     d_model: PositiveInt
     """Dimensions of the activations that it reads."""
     files: tuple[str, ...] = ()
-    """What it reads beside its code, such as weights: an edit of these makes the SAE anew."""
+    """Files that it reads, such as weights: an edit of these makes the SAE again."""
 
     def __str__(self) -> str:
         return self.object
@@ -58,7 +58,7 @@ class FromObject(Section):
     @classmethod
     def object_is_an_import_path(cls, path: str) -> str:
         if not IMPORT_PATH.fullmatch(path):
-            raise ValueError(f"{path!r} is no import path, such as package.module:name")
+            raise ValueError(f"{path!r} is not an import path, such as package.module:name")
         return path
 
     def source_file(self, where: str) -> Path:

@@ -1,8 +1,8 @@
-"""Whether an SAE reads what it was trained on, and if not, which change makes it fit.
+"""Checks whether an SAE reads what it was trained on, and if not, which change makes it fit.
 
-An SAE knows one site of one model, after one beginning of a context, at one scale. Fed with
-anything else it gives numbers all the same. What is wrong with them shows beside expected figures,
-and beside what the same weights reach when they are fed otherwise.
+An SAE knows one site of one model, with or without BOS, at one scale. Fed with anything else it
+still gives numbers. Published figures, and those of the same weights fed otherwise, show the
+mistake.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ NORMALIZED = {
 
 @dataclass(frozen=True)
 class Feeding:
-    """What an SAE is fed with."""
+    """The input of an SAE."""
 
     site: str
     prepend_bos: bool
@@ -76,14 +76,14 @@ class Feeding:
     """What was done to activations: nothing, or one of `SCALED` or `NORMALIZED`."""
 
     def changes(self, other: Feeding) -> list[str]:
-        """Names of the fields in which another one differs."""
+        """Return the names of the fields in which another one differs."""
         names = ("site", "prepend_bos", "input")
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an SAE reaches on a sample, fed in one way; BOS itself is left out."""
+    """The figures of an SAE on a sample, fed in one way; BOS itself is left out."""
 
     feeding: Feeding
     explained_variance: float | None
@@ -97,7 +97,7 @@ class Measured:
 
     @property
     def left(self) -> float:
-        """Unexplained variance over that of the placebo: 1 where weights are no better than noise.
+        """Unexplained variance over that of the placebo: 1 if weights are no better than noise.
 
         So a feeding that makes more latents fire does not look better for that alone.
         """
@@ -106,7 +106,7 @@ class Measured:
         return (1.0 - self.explained_variance) / max(1.0 - self.placebo, 1e-9)
 
     def shortcomings(self, expect: Expect) -> list[str]:
-        """Why it is not what is expected, one phrase each; none if it is."""
+        """List why it falls short of what is expected, one phrase each."""
         found, wanted = self.explained_variance, expect.explained_variance
         if found is None:
             return ["the site has no variance"]
@@ -124,13 +124,13 @@ class Measured:
 
 
 def lowest(explained_variance: float) -> float:
-    """The least explained variance that passes where so much is expected."""
+    """Return the least explained variance that passes if so much is expected."""
     return explained_variance - max(LOWER_BY, LOWER_BY_SHARE * (1.0 - explained_variance))
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found."""
+    """The result of a check."""
 
     given: Measured
     tried: tuple[Measured, ...]
@@ -139,7 +139,7 @@ class Checked:
 
     @property
     def remedy(self) -> Measured | None:
-        """The feeding that fits where the given one does not, and leaves less than it."""
+        """The feeding that fits if the given one does not, and leaves less variance."""
         fitting = [one for one in self.tried if not one.shortcomings(self.expect)]
         best = min(fitting, key=lambda one: one.left, default=self.given)
         at_most = 1.0 if self.given.shortcomings(self.expect) else CLEARLY
@@ -147,7 +147,7 @@ class Checked:
 
     @property
     def wrong(self) -> list[str]:
-        """Why the given feeding does not fit, one phrase each; none if it does."""
+        """List why the given feeding does not fit, one phrase each."""
         found, ev = self.given.shortcomings(self.expect), self.given.explained_variance
         if not found and self.remedy is not None:
             found = [f"explained variance {ev:.3f} is clearly less than it could be"]
@@ -155,7 +155,7 @@ class Checked:
 
     @property
     def fits(self) -> bool:
-        """Whether it is fed with what it knows, as far as figures tell."""
+        """Whether figures say that it reads what it was trained on."""
         return not self.wrong
 
 
@@ -185,7 +185,9 @@ class Sample:
         # The same text in both ways, and no context longer than those of the split.
         self.text = torch.from_numpy(rows[:, tokens.n_bos :])[:, : ids.shape[1] - len(self.bos)]
         if not self.text.shape[1]:
-            raise UserError(f"contexts of {ids.shape[1]} tokens hold nothing but BOS")
+            raise UserError(
+                f"context_tokens: {ids.shape[1]} tokens hold nothing but BOS; give more"
+            )
         self._found: dict[tuple[bool, str], tuple[Tensor, Tensor]] = {}
 
     def ids(self, prepend_bos: bool) -> Tensor:
@@ -228,13 +230,13 @@ class Sample:
         return kept
 
     def activations(self, feeding: Feeding) -> Tensor:
-        """Those of the tokens that count, float32 [tokens, width]."""
+        """Return the activations of tokens that count, float32 [tokens, width]."""
         self.capture(feeding.prepend_bos, feeding.site)
         x, kept = self._found[feeding.prepend_bos, feeding.site]
         return x[kept]
 
     def outputs(self, feeding: Feeding, sae: Autoencoder) -> Tensor:
-        """What the SAE should give back of them: of a transcoder, another site's."""
+        """Return what the SAE should reconstruct: of a transcoder, another site."""
         site = sae.writes_at(feeding.site)
         self.capture(feeding.prepend_bos, feeding.site, site)
         return self._found[feeding.prepend_bos, site][0][
@@ -242,7 +244,7 @@ class Sample:
         ]
 
     def fidelity(self, sae: Autoencoder, feeding: Feeding) -> Fidelity:
-        """Losses with the SAE spliced in, on some of the contexts."""
+        """Measure losses with the SAE spliced in, on some of the contexts."""
         ids = self.ids(feeding.prepend_bos)[:FIDELITY_CONTEXTS]
         mean = exact(self.outputs(feeding, sae)).mean(dim=0)
         kept = self._found[feeding.prepend_bos, feeding.site][1].view(-1, ids.shape[1])[: len(ids)]
@@ -256,7 +258,7 @@ class Sample:
 
 @torch.inference_mode()
 def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
-    """Explained variance and L0 of an SAE on the device of the subject, and of its placebo."""
+    """Measure explained variance and L0 of an SAE and its placebo, on the subject's device."""
     x, y = sample.activations(feeding), sample.outputs(feeding, sae)
     factor, placebo, reader = 1.0, 0.0, sae
     if feeding.input in (*SCALED, ANY_FACTOR):

@@ -27,7 +27,7 @@ SITES_AT_ONCE = 4
 
 
 def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expect) -> Checked:
-    """Measure an SAE as it is fed, and look for a better way where that is not good enough.
+    """Measure an SAE as it is fed, and look for a better way if that is not good enough.
 
     Where the expected explained variance is reached, nothing else is tried. Otherwise one thing is
     changed at a time, BOS, the site or what is done to activations; and where that does not help,
@@ -102,7 +102,7 @@ def _far_off(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Fee
 
 
 def near_sites(site: str, n_layers: int) -> list[str]:
-    """Sites around one, the nearest first, each by one name: block L + 1 reads what L puts out."""
+    """List sites around one, nearest first, each by one name: block L + 1 reads the output of L."""
     own, layer = _at(site)
     found: dict[tuple[str, int], None] = {}
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""SAEs that are Python objects of somebody's own: their `encode` gives codes, `decode` takes them.
+"""SAEs that are Python objects of others: `encode` gives codes, `decode` takes them.
 
 Later stages take a reconstruction apart by latents, so that `decode` has to be linear: its rows and
 its bias are read off once, and stored as those of other SAEs are. What encodes stays the object.
@@ -80,7 +80,7 @@ class ObjectSae(Autoencoder):
 
     @torch.no_grad()
     def run(self, method: str, given: Tensor, width: int | str) -> Tensor:
-        """What a method of the object makes of a tensor: float32 [tokens, width], on its device.
+        """Call a method of the object: returns float32 [tokens, width], on its device.
 
         A width that is not known yet is given by its name.
 
@@ -107,12 +107,14 @@ class ObjectSae(Autoencoder):
         if not bool(found.isfinite().all()):
             raise UserError(f"{self.path}: {method} gives numbers that are not finite")
         if method == "encode" and bool((found < 0).any()):
-            raise UserError(f"{self.path}: encode gives codes below 0; a latent fires above it")
+            raise UserError(
+                f"{self.path}: encode gives codes below 0; a latent fires where they are above 0"
+            )
         return found.detach().to(given.device, torch.float32)
 
 
 def imported(path: str, site: str) -> Any:
-    """The object at an import path, or what the class or function there makes of a site's name.
+    """Import an object, or call the class or function at its path with the site's name.
 
     Raises:
         UserError: it cannot be imported or made; begins with the path.
@@ -127,20 +129,20 @@ def imported(path: str, site: str) -> Any:
 
 
 def with_object(sae: Autoencoder, path: str, theirs: Any, output_site: str = "") -> ObjectSae:
-    """An SAE with its weights, and codes of an object.
+    """Return an SAE with these weights whose codes come from an object.
 
     Raises:
         UserError: it lacks a method; begins with the path.
     """
     for method in ("encode", "decode"):
         if not callable(getattr(theirs, method, None)):
-            raise UserError(f"{path}: a {type(theirs).__name__}, which has no method {method}")
+            raise UserError(f"{path}: {type(theirs).__name__} has no method {method}")
     own = {field.name: getattr(sae, field.name) for field in fields(Autoencoder)}
     return ObjectSae(**own, path=path, theirs=theirs, output_site=output_site)
 
 
 def read_object(given: FromObject, site: str, where: str, output_site: str = "") -> ObjectSae:
-    """The SAE that `sae_of` makes of an object, which is imported.
+    """Import an object, and make an SAE of it by `sae_of`.
 
     Raises:
         UserError: it cannot be imported, or is no SAE; begins with `where`.
@@ -153,7 +155,7 @@ def read_object(given: FromObject, site: str, where: str, output_site: str = "")
 
 
 def sae_of(theirs: Any, path: str, d_model: int, output_site: str = "") -> ObjectSae:
-    """Look at what an object does to random numbers, and read its decoder off.
+    """Try an object on random numbers, and read off its decoder.
 
     Args:
         theirs: the object; it comes to the CPU if it has a method `to`.
@@ -172,7 +174,7 @@ def sae_of(theirs: Any, path: str, d_model: int, output_site: str = "") -> Objec
     codes = sae.run("encode", x, "n_latents")
     n_latents = codes.shape[1]
     if _differ(sae.run("encode", x[:1], n_latents), codes[:1]):
-        raise UserError(f"{sae.path}: encode gives a token other codes beside other tokens")
+        raise UserError(f"{sae.path}: encode gives a token codes that depend on the other tokens")
     d_out: int | str = "d_out" if output_site else d_model
     bias = sae.run("decode", torch.zeros(1, n_latents), d_out)[0]
     d_out = len(bias)

@@ -259,10 +259,10 @@ def test_a_transcoder_is_known_as_such_when_a_config_is_parsed(tmp_path: Path) -
     [
         ("hook_resid_post", {"fold_ln": True, "fold_value_biases": True}, None),
         ("mlp.hook_in", {"fold_value_biases": True}, None),
-        ("mlp.hook_in", {"fold_ln": True}, "fold_ln is True: it reads a model whose weights"),
+        ("mlp.hook_in", {"fold_ln": True}, "fold_ln is True: models with weights changed"),
         ("attn.hook_z", {"fold_ln": True}, None),
-        ("attn.hook_z", {"fold_value_biases": True}, "fold_value_biases is True: it reads"),
-        ("hook_resid_post", {"refactor_factored_attn_matrices": True}, "matrices is True: it"),
+        ("attn.hook_z", {"fold_value_biases": True}, "fold_value_biases is True: models with"),
+        ("hook_resid_post", {"refactor_factored_attn_matrices": True}, "matrices is True: models"),
         ("hook_resid_post", "no", "model_from_pretrained_kwargs: 'no' is no object"),
     ],
 )

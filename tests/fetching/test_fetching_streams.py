@@ -1,4 +1,4 @@
-"""The documents of a stream that a corpus reads, fetched as a file; a fetch goes on after a kill."""
+"""The documents of a stream, fetched as a file: a fetch goes on after a kill."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_small_studies_ask_for_no_more_than_a_laptop_has(overlays: list[str]) ->
     for rule, keys in jobs(config):
         asked = needs.asked(rule, [keys])
         assert asked.known, rule
-        assert 500 <= asked.megabytes <= OTHERWISE[rule][0], rule
+        assert 150 <= asked.megabytes <= OTHERWISE[rule][0], rule
         assert 30 <= asked.minutes <= OTHERWISE[rule][1], rule
 
 

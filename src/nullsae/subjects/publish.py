@@ -161,9 +161,10 @@ def randomize_model(
         recipe["trust_remote_code"] = params.source.trust_remote_code
     checks: list[gates.Gate] = []
     if variant.changes_weights:
-        # Mapped from the file: no second copy of the weights is held.
+        # Mapped from the file, and for no longer than it takes: no second copy is held.
         before = None if trained is None else parameters(load_subject(trained, CPU).model)
         checks = randomize_gated(model, settings, before, seed=params.seed, **keys.model_dump())
+        del before
     if params.source is not None and variant.origin == "source" and keys.variant != "trained":
         as_trained = dict(fetch(params.source).named_parameters())
         checks = [gates.untrained(dict(model.named_parameters()), as_trained)]

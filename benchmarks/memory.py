@@ -1,18 +1,18 @@
 """What jobs hold in memory, beside what they ask for: `python benchmarks/memory.py [RULE...]`.
 
-Small studies of different sizes are run job by job, each in a process of its own that is watched.
-Printed are, for each job, in MB,
+Small studies of different sizes are run job by job, each in a copy of one process that has imported
+what verbs do, and watched; verbs that load little in processes of their own. Printed are, in MB,
 
     asked     `mem_mb` at its first attempt, as Snakemake works it out
-    found     the most that was resident (VmHWM of /proc), pages of mapped files included
+    found     what an interpreter holds that has imported the same (VmHWM of /proc), and `held`
     ratio     asked to found; the exit status is 1 if one is below 1 or above 1.3
-    own       the most that cannot be dropped when memory is short (RssAnon and RssShmem), less what
-              an interpreter holds that has imported the same
     formula   `held_bytes` of the rule's formula in `nullsae.jobs.work`
+    held      the most that the job held beside: anonymous memory, and files of the study that are
+              mapped and in memory
 
-and then, for each rule, the lowest and the highest of all its jobs as a table for `docs/plan.md`.
-`--work FOLDER` keeps what was measured, so that a changed formula is compared at once. All rules
-take about ten minutes of one core, 2 GB of memory and of disk. Linux only.
+for each job, and for each rule the lowest and the highest ratio. `--work FOLDER` keeps what was
+measured, so that a changed formula is compared at once. Some minutes of one core, 2 GB of memory
+and of disk; Linux only.
 """
 
 from __future__ import annotations

@@ -300,7 +300,8 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
 
     Held on the CPU: a step of all SAEs or, between steps, their weights, gradients and moments, and
     a copy of one, which is scaled when it is written, or what is held out, in float64 three times;
-    a GPU has these in its own memory. Beside them the start of the data, and blocks of it.
+    a GPU has these in its own memory, but for the copy. Beside them the start of the data, and
+    blocks of it.
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
@@ -345,8 +346,9 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             live = forward(size, n * epochs, study.context_tokens(keys), blocks=deepest)
         parts.append(replace(live, tokens=0))
     sampled = min(SAMPLE_TOKENS, study.chunk(keys))
-    start = sum(widths) * 4.0 * (sampled + max(r.heldout_tokens for r in recipes))
-    held = max(on_device, states + copy, fitting) if study.on_cpu else fitting
+    heldout = min(max(r.heldout_tokens for r in recipes), study.cached(keys, "eval"))
+    start = sum(widths) * 4.0 * (sampled + heldout)
+    held = max(on_device, states + copy, fitting) if study.on_cpu else max(copy, fitting)
     held += start + FREED_BYTES * stepwise
     held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
     passes = 0.0

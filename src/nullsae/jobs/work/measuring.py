@@ -117,7 +117,7 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
 
 
 def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
-    """Reconstruct some of `eval` of each variant."""
+    """Reconstruct some of `eval` of each variant, as it is and rescaled."""
     recipe, d, m = study.sae(keys)
     limit = study.config.evaluation.cross_tokens or 0
     n = min(limit, study.cached(keys, "eval")) * len(cross_cells(study.config, keys))
@@ -133,7 +133,7 @@ def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
         *passes,
         tokens=n,
         moved_bytes=n * 160.0 * d,
-        held_bytes=coding_bytes(recipe, d, m) + SUMMED_BYTES * d + live,
+        held_bytes=coding_bytes(recipe, d, m) + 1.5 * SUMMED_BYTES * d + live,
         gpu_bytes=coding_gpu_bytes(recipe, d, m) + live,
         imports="transformers" if passes else "torch",
         written_bytes=2e4,
@@ -180,7 +180,8 @@ def collect_latents(study: SizedStudy, keys: Keys) -> Work:
     if passes:
         n_contexts = -(-min(CAUSAL_TOKENS, n_eval) // study.context_tokens(keys))
         logits = CAUSAL_LOGIT_BYTES * min(CAUSAL_LOGITS, CAUSAL_ROWS * size.vocab_size)
-        ranks = EFFECT_BYTES * min(RANKED_EFFECTS, m * size.vocab_size) + PAIR_BYTES * n_eval
+        passing = min(m, n * recipe.kept // settings.min_firings)
+        ranks = EFFECT_BYTES * min(RANKED_EFFECTS, passing * size.vocab_size) + PAIR_BYTES * n_eval
         effects = study.pass_bytes(keys, n_contexts, head=False) + max(logits, ranks)
     live = anew(study, keys, site, n)
     held = one + 350.0 * m + 66.0 * n_eval / settings.window_tokens + silent + window_bytes(study)

@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 import warm_start
 import workflow_study
-from workflow_study import TIMEOUT_SECONDS, Study, freeze, new_study
+from workflow_study import ONE_THREAD, TIMEOUT_SECONDS, Study, freeze, new_study
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A `nullsae` that starts warm, for all studies that are not cold."""
+def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Iterator[None]:
+    """Commands that start warm, for all studies that are not cold."""
     if not hasattr(os, "pidfd_open"):  # no Linux
         yield
         return
     folder = tmp_path_factory.mktemp("warm")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with warm_start.start(folder, environment) as server:
+    with warm_start.start(folder, os.environ | ONE_THREAD, tree / "src") as server:
         workflow_study.WARM_COMMANDS.append(str(folder))
         yield
         workflow_study.WARM_COMMANDS.clear()
@@ -39,8 +38,9 @@ def study(
     tmp_path_factory: pytest.TempPathFactory, tree: Path, request: pytest.FixtureRequest
 ) -> Study:
     """A finished study, its jobs run two at a time. Tests that change something take a copy."""
-    study = new_study(tmp_path_factory.mktemp("study") / "study", tree, cold=True)
-    study.make(gpu=2)
+    made = new_study(tmp_path_factory.mktemp("study") / "study", tree, cold=True)
+    made.make(gpu=2)
+    study = Study(made.folder, tree)
     if any("serial_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("serial_run")
     return study

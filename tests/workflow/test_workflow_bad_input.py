@@ -89,7 +89,7 @@ def test_a_mistake_in_the_config_is_one_line_before_anything_runs(
     tree: Path, tmp_path: Path, case: str
 ) -> None:
     edit, parts = CONFIG_MISTAKES[case]
-    study = new_study(tmp_path / "s", tree).configure(edit)
+    study = new_study(tmp_path / "s", tree, cold=True).configure(edit)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = study.snakemake()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

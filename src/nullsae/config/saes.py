@@ -302,6 +302,18 @@ class Sae(Coding, Transcoding):
         return every_key() if cls is Sae else super().known_keys()
 
     @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        found = super().descriptions()
+        if cls is Sae:
+            for section in every_section():
+                found |= section.descriptions()
+            return found
+        for kind, registry in KINDS.items():
+            each = "; ".join(f"`{name}` {thing.summary}" for name, thing in registry.items())
+            found[kind] += f" {each}."
+        return found
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         if Coding not in cls.__bases__:
             return handler(source)
@@ -312,11 +324,12 @@ class Sae(Coding, Transcoding):
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         if Coding not in cls.__bases__:
-            return handler(schema)
+            return super().__get_pydantic_json_schema__(schema, handler)
         fields: Any = {name: (field.annotation, field) for name, field in every_key().items()}
         whole = create_model(
             "Sae", __base__=Section, __doc__="How one kind of SAE is made.", **fields
         )
+        whole.described_by = (Sae,)
         return handler(whole.__pydantic_core_schema__)
 
 
@@ -360,13 +373,16 @@ def _keys(section: type[Section]) -> set[str]:
     return {field.alias or name for name, field in section.model_fields.items()}
 
 
+def every_section() -> list[type[Sae]]:
+    """Sections that have each architecture and each dictionary at least once."""
+    architectures, dictionaries = [*ARCHITECTURES.values()], [*DICTIONARIES.values()]
+    sections = [_section(architecture, dictionaries[0]) for architecture in architectures]
+    return sections + [_section(architectures[0], dictionary) for dictionary in dictionaries]
+
+
 def every_key() -> dict[str, FieldInfo]:
     """The keys that some recipe has: those of all, of each architecture, of each dictionary."""
-    architectures, dictionaries = [*ARCHITECTURES.values()], [*DICTIONARIES.values()]
-    # Each at least once.
-    sections = [_section(architecture, dictionaries[0]) for architecture in architectures]
-    sections += [_section(architectures[0], dictionary) for dictionary in dictionaries]
-    return {name: field for section in sections for name, field in section.model_fields.items()}
+    return {key: field for s in every_section() for key, field in s.model_fields.items()}
 
 
 def _section(architecture: type[Sae], dictionary: type[Dictionary]) -> type[Sae]:
@@ -379,12 +395,11 @@ def _section_among(
 ) -> type[Sae]:
     """The section of an architecture that also has the keys of a dictionary."""
     fields: Any = {n: (field.annotation, field) for n, field in dictionary.model_fields.items()}
-    for (kind, registry), names in zip(KINDS.items(), among, strict=True):
+    for kind, names in zip(KINDS, among, strict=True):
         known: Any = Literal[names]
-        each = "; ".join(f"`{name}` {registry[name].summary}" for name in names)
-        field = Sae.model_fields[kind]
-        text = f"{field.description} {each}."
-        fields[kind] = (known, Field(default=field.default, description=text))
-    return create_model(
+        fields[kind] = (known, Sae.model_fields[kind].default)
+    made = create_model(
         architecture.__name__, __base__=architecture, __module__=architecture.__module__, **fields
     )
+    made.described_by = (dictionary,)
+    return made

@@ -1,16 +1,34 @@
-"""One finished study for all tests here, and one more that runs beside them."""
+"""One finished study for all tests here, also where several processes share them."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import warm_start
 import workflow_study
-from workflow_study import ONE_THREAD, TIMEOUT_SECONDS, Study, freeze, new_study
+from filelock import FileLock
+from workflow_study import ONE_THREAD, Study, freeze, new_study
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of pytest's processes to ask for it makes; the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_name(f"{name}.done")
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources, frozen."""
+    return made_once(tmp_path_factory, "tree", freeze)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,39 +46,9 @@ def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Itera
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, frozen."""
-    return freeze(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="session")
-def study(
-    tmp_path_factory: pytest.TempPathFactory, tree: Path, request: pytest.FixtureRequest
-) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
     """A finished study, its jobs run two at a time. Tests that change something take a copy."""
-    made = new_study(tmp_path_factory.mktemp("study") / "study", tree, cold=True)
-    made.make(gpu=2)
-    study = Study(made.folder, tree)
-    if any("serial_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        request.getfixturevalue("serial_run")
-    return study
-
-
-@pytest.fixture(scope="session")
-def serial_run(
-    tmp_path_factory: pytest.TempPathFactory, tree: Path
-) -> Iterator[tuple[Study, subprocess.Popen[bytes]]]:
-    """The same study on one core, in another folder; it runs while other tests do."""
-    serial = new_study(tmp_path_factory.mktemp("serial") / "study", tree)
-    with open(serial.folder / "run.log", "wb") as log:
-        process = subprocess.Popen(
-            serial.command(cores=1),
-            cwd=serial.folder,
-            env=serial.environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    yield serial, process
-    if process.poll() is None:
-        process.terminate()
-        process.wait(TIMEOUT_SECONDS)
+    folder = made_once(
+        tmp_path_factory, "study", lambda new: new_study(new, tree, cold=True).make(gpu=2)
+    )
+    return Study(folder, tree)

@@ -1,4 +1,4 @@
-"""Starts `nullsae` and `snakemake` for tests by forking a process that has loaded libraries already.
+"""Starts `nullsae` and `snakemake` for tests by forking a process that has loaded libraries.
 
 A study of the tests has dozens of jobs of a second each, and each would load torch, transformers
 and the like for three; Snakemake takes as long to begin. What runs is the command itself, in a

@@ -303,11 +303,9 @@ class Sae(Coding, Transcoding):
 
     @classmethod
     def descriptions(cls) -> dict[str, str]:
-        found = super().descriptions()
         if cls is Sae:
-            for section in every_section():
-                found |= section.descriptions()
-            return found
+            return {key: text for s in every_section() for key, text in s.descriptions().items()}
+        found = super().descriptions()
         for kind, registry in KINDS.items():
             each = "; ".join(f"`{name}` {thing.summary}" for name, thing in registry.items())
             found[kind] += f" {each}."
@@ -326,9 +324,8 @@ class Sae(Coding, Transcoding):
         if Coding not in cls.__bases__:
             return super().__get_pydantic_json_schema__(schema, handler)
         fields: Any = {name: (field.annotation, field) for name, field in every_key().items()}
-        whole = create_model(
-            "Sae", __base__=Section, __doc__="How one kind of SAE is made.", **fields
-        )
+        summary = "How one kind of SAE is made."
+        whole = create_model("Sae", __base__=Section, __doc__=summary, **fields)
         whole.described_by = (Sae,)
         return handler(whole.__pydantic_core_schema__)
 
@@ -376,8 +373,8 @@ def _keys(section: type[Section]) -> set[str]:
 def every_section() -> list[type[Sae]]:
     """Sections that have each architecture and each dictionary at least once."""
     architectures, dictionaries = [*ARCHITECTURES.values()], [*DICTIONARIES.values()]
-    sections = [_section(architecture, dictionaries[0]) for architecture in architectures]
-    return sections + [_section(architectures[0], dictionary) for dictionary in dictionaries]
+    pairs = [(architecture, dictionaries[0]) for architecture in architectures]
+    return [_section(*pair) for pair in pairs + [(architectures[0], d) for d in dictionaries]]
 
 
 def every_key() -> dict[str, FieldInfo]:
@@ -396,10 +393,8 @@ def _section_among(
     """The section of an architecture that also has the keys of a dictionary."""
     fields: Any = {n: (field.annotation, field) for n, field in dictionary.model_fields.items()}
     for kind, names in zip(KINDS, among, strict=True):
-        known: Any = Literal[names]
-        fields[kind] = (known, Sae.model_fields[kind].default)
-    made = create_model(
-        architecture.__name__, __base__=architecture, __module__=architecture.__module__, **fields
-    )
+        fields[kind] = (Literal[names], Sae.model_fields[kind].default)
+    name, module = architecture.__name__, architecture.__module__
+    made = create_model(name, __base__=architecture, __module__=module, **fields)
     made.described_by = (dictionary,)
     return made

@@ -261,9 +261,12 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     """Measure explained variance and L0 of an SAE and its placebo, on the subject's device."""
     x, y = sample.activations(feeding), sample.outputs(feeding, sae)
     factor, placebo, reader = 1.0, 0.0, sae
+    if feeding.input == ANY_FACTOR:
+        factor = _best_factor(sae, x)
+    elif feeding.input in SCALED:
+        size = float(SCALED[feeding.input](x))
+        factor = 1 / size if 0 < size < math.inf else 1.0
     if feeding.input in (*SCALED, ANY_FACTOR):
-        scale = SCALED.get(feeding.input)
-        factor = _best_factor(sae, x) if scale is None else 1 / float(scale(x))
         reader = replace(sae, normalization="none").scaled(1 / factor)
     elif feeding.input in NORMALIZED:
         reader = replace(sae, normalization=NORMALIZED[feeding.input])

@@ -133,7 +133,7 @@ def test_what_an_sae_was_made_on_is_taken_from_its_files_and_the_list(
         ("temporal", "is a temporal SAE"),
         ("misspelt", "is not a release of SAELens; did you mean 'gpt2-small-res-jb'?"),
         ("unknown", "is not one of the 13 SAEs of gpt2-small-res-jb; did you mean"),
-        ("repository", "is the repository of the release gpt2-small-res-jb: give that name"),
+        ("repository", "is the repository of the release gpt2-small-res-jb; give that name"),
         ("not_there", "sae_lens cannot load it: "),
         ("corrected", "whose list says more than the files (model_from_pretrained_kwargs)"),
     ],

@@ -349,9 +349,8 @@ def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str 
         return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
         raise UserError(
-            f"{where}.path: {need}; there is no such folder, and the config.json of {path!r} can be "
-            f"had neither from "
-            f"the hub nor from its cache ({first_line(error)}){otherwise}"
+            f"{where}.path: {need}; there is no such folder, and the config.json of {path!r} can "
+            f"be had neither from the hub nor from its cache ({first_line(error)}){otherwise}"
         ) from None
 
 

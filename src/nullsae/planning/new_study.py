@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,8 @@ def init_study(
         return
     assert model is not None  # for the type checker
     found = guess(model, sae=sae, corpus=corpus, sites=tuple(sites))
+    if sys.stderr.isatty():
+        print("Looking for the largest study that fits this machine ...", file=sys.stderr)
     text, plan = _fitted(found, folder)
     write_text(file, text)
     shape = f"{found.size.n_layers} blocks of {found.size.d_model} dimensions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -10,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.planning.bills import bills
-from nullsae.planning.show import make_plan, print_plan
+from nullsae.planning.show import Plan, Row, make_plan, print_plan, print_rules
 
 REPOSITORY = Path(__file__).parents[2]
 # Six variants at two sites, 20 latents each.
@@ -63,6 +65,18 @@ def test_a_study_that_asks_nobody_says_so(
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
     print_plan(tmp_path, [])
     assert "asks no language model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("calls", "gpus"), [(0, 0), (57_840, 8)])
+def test_on_80_columns_no_word_of_a_plan_is_cut_or_wrapped(calls: int, gpus: int) -> None:
+    row = Row("match_dictionaries", 1_234, 10**9, 7.3e14, 9e5, 9e5, 2.86e9, calls, 12, 30, 1, True)
+    plan = Plan([row], "h100", "guessed", gpus, 16, 1.0, 1.0, 1.0, [], True, True)
+    text = io.StringIO()
+    print_rules(Console(file=text, width=80), plan)
+    [line] = [line for line in text.getvalue().splitlines() if "match_" in line]
+    asked = ["250"] * (2 if gpus else 1)
+    shown = ["match_dictionaries", "1,234", *asked, "2.86 GB", *(["57,840"] if calls else [])]
+    assert re.split(r"\s{2,}", line.strip()) == [*shown, "12 MB", "30 min"]
 
 
 def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:

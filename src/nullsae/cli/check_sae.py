@@ -167,7 +167,8 @@ class Card:
         own = f"its files: {shown}" if shown is not None else "not in its files"
         if given is None and known is None:
             what = "no place that is a site here" if shown else f"no {name}"
-            raise UserError(f"{option}: missing, and the SAE's files name {what} ({own})")
+            seen = f" ({own})" if shown else ""
+            raise UserError(f"{option}: missing, and the SAE's files name {what}{seen}")
         self._note(name, given or known or "", f"{option} ({own})" if given else own)
         return given or known or ""
 

@@ -319,7 +319,7 @@ def test_nothing_is_deleted_beside_snakemake(
     with pytest.raises(UserError) as caught:
         prune(study, [study / "more.yaml"], yes=True)
     assert "\n" not in str(caught.value)
-    assert "Snakemake is at work here, and nothing was deleted" in str(caught.value)
+    assert "Snakemake is at work here, so nothing was deleted" in str(caught.value)
     assert capsys.readouterr().out == ""
     assert tree(study) == before
     assert [f.name for f in file.parent.iterdir()] == [lock]
@@ -358,7 +358,7 @@ def test_a_config_of_which_nothing_is_here_deletes_nothing(study: Path) -> None:
     for path in NAMED:
         (study / path).unlink()
     before = tree(study)
-    with pytest.raises(UserError, match=r"nothing here is of this config, and nothing was deleted"):
+    with pytest.raises(UserError, match="nothing here belongs to this config, so nothing"):
         prune(study, [study / "more.yaml"], yes=True)
     assert tree(study) == before
 

@@ -134,7 +134,7 @@ def test_the_size_of_a_cached_subject_needs_no_hub() -> None:
         with pytest.raises(UserError) as caught:
             subject_shape(source(path=path), where="config: subjects.a.source", fetch=True)
         assert str(caught.value).startswith(
-            f"config: subjects.a.source.path: patterns of sites need the number of blocks, but there "
+            "config: subjects.a.source.path: patterns of sites need the number of blocks, but there "
             f"is no such folder, and the config.json of {path!r} is neither on the hub nor in its "
             f"cache ("
         )

@@ -156,7 +156,7 @@ class Run:
 
     def stages(self) -> dict[str, tuple[int, int]]:
         """Jobs that are finished, and all, of each stage, in the order of the workflow."""
-        found = dict.fromkeys(self._first.get("stages", ()), (0, 0))
+        found = dict.fromkeys(self.plan.stages if self.plan else (), (0, 0))
         for job in self.jobs.values():
             done, total = found.get(job.stage, (0, 0))
             found[job.stage] = done + (job.state == "finished"), total + 1

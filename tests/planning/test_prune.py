@@ -321,7 +321,7 @@ def test_nothing_is_deleted_beside_snakemake(
     with pytest.raises(UserError) as caught:
         prune(study, [study / "more.yaml"], yes=True)
     assert "\n" not in str(caught.value)
-    assert "Snakemake is at work here, and nothing was deleted" in str(caught.value)
+    assert "Snakemake is at work here, so nothing was deleted" in str(caught.value)
     assert capsys.readouterr().out == ""
     assert tree(study) == before
     assert [f.name for f in file.parent.iterdir()] == [lock]
@@ -360,7 +360,7 @@ def test_a_config_of_which_nothing_is_here_deletes_nothing(study: Path) -> None:
     for path in NAMED:
         (study / path).unlink()
     before = tree(study)
-    with pytest.raises(UserError, match=r"nothing here is of this config, and nothing was deleted"):
+    with pytest.raises(UserError, match="nothing here belongs to this config, so nothing"):
         prune(study, [study / "more.yaml"], yes=True)
     assert tree(study) == before
 
@@ -404,7 +404,7 @@ def test_what_says_that_a_cell_is_whole_goes_first(
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    with pytest.raises(UserError, match=r"results: no such folder; name the study's: "):
+    with pytest.raises(UserError, match=r"results: no such folder; name the study: "):
         prune(tmp_path, [])
 
 

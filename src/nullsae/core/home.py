@@ -1,4 +1,4 @@
-"""Where the Snakefile is, with all that it needs beside it."""
+"""The folder with the Snakefile and all that it needs."""
 
 from __future__ import annotations
 

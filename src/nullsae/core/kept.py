@@ -39,7 +39,7 @@ class Kept:
     """Hash of the code that makes them."""
 
     def copies(self, params: OfCell, sae: Path) -> Copies:
-        """Those of one SAE.
+        """Return the copies of one SAE.
 
         Its `cfg.json` states the checksum of its weights; params hold the keys of activations.
         """
@@ -57,7 +57,7 @@ class Copies:
     """Of all that determines them."""
 
     def take(self, outputs: dict[str, Path]) -> bool:
-        """Copy whole files of this key to where they belong; whether there are any."""
+        """Copy whole files of this key to their places; return whether there are any."""
         try:
             made = json.loads((self.folder / MADE).read_text(encoding="utf-8"))
             whole = made["key"] == self.key and all(
@@ -71,7 +71,7 @@ class Copies:
         return whole
 
     def keep(self, outputs: dict[str, Path]) -> None:
-        """Copy files; what says that they are whole comes last."""
+        """Copy files; the file that marks them as whole comes last."""
         (self.folder / MADE).unlink(missing_ok=True)
         for path in outputs.values():
             _copy(path, self.folder / path.name)

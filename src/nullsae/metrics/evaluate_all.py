@@ -1,4 +1,4 @@
-"""Evaluation of all SAEs of a model: a job of `evaluate_sae`."""
+"""Evaluates all SAEs of a model, which is one job of `evaluate_sae`."""
 
 from __future__ import annotations
 

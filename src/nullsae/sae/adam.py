@@ -32,12 +32,16 @@ class Adam:
         for name, parameter in parameters.items():
             if name not in self.state:
                 zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                averages = (torch.zeros_like(parameter) for _ in range(2))
-                self.state[name] = dict(zip(STATE, (zero, *averages), strict=True))
-        steps, *averages = ([self.state[name][key] for name in parameters] for key in STATE)
+                own = (zero, torch.zeros_like(parameter), torch.zeros_like(parameter))
+                self.state[name] = dict(zip(STATE, own, strict=True))
+        steps, averages, squares = ([self.state[n][key] for n in parameters] for key in STATE)
         torch._foreach_add_(steps, 1)
         torch._fused_adam_(
-            *([*parameters.values()], [gradients[name] for name in parameters], *averages, []),
+            [*parameters.values()],
+            [gradients[name] for name in parameters],
+            averages,
+            squares,
+            [],
             steps,
             amsgrad=False,
             lr=lr,

@@ -259,9 +259,6 @@ def _sentences(
     judged = [one for one in of["does_not_tell"] if one.metric == "auroc"]
     shown = [one for one in (*tells[:1], *judged[:1]) if one.low is not None]
     found += [_values(one) for one in shown[: 1 if dictionaries else 2]]
-    if dictionaries:
-        where = "" if {*sites} == {row["site"] for row in rows} else f" at {_listed(sites)}"
-        found.append(_of_dictionaries(dictionaries, tells, where))
     if fails := of["does_not_tell"]:
         found.append(
             f"{_number(len(fails)).capitalize()} {'does' if len(fails) == 1 else 'do'} not: "
@@ -272,6 +269,9 @@ def _sentences(
             f"{_number(len(open_)).capitalize()} {'is' if len(open_) == 1 else 'are'} not decided, "
             f"for want of {_wanted(open_)}: {_names(open_)}."
         )
+    if dictionaries:
+        where = "" if {*sites} == {row["site"] for row in rows} else f" at {_listed(sites)}"
+        found.append(_of_dictionaries(dictionaries, tells, where))
     return [*found, _caveat(rows, _arms_text(findings))]
 
 

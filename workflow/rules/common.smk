@@ -31,7 +31,7 @@ from nullsae.config.saes import recipe_name
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
 from nullsae.config.variants import is_positive_control, runs_on_trained
 from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
-from nullsae.jobs.of_models import evaluation_rules, free_rules
+from nullsae.jobs.of_models import collecting_rules, evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs, n_gpus
 from nullsae.jobs.sae_inputs import (
     captured_by,

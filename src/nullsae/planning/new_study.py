@@ -242,10 +242,12 @@ subjects:
 variants: {_flow(list(found.variants))}
 activations:
   sae_train_tokens: {amounts.train_tokens:_}   # that each SAE is trained on
+  shared_pass: false
 saes:{of_sae}
 {recipes}
 evaluation:
   fidelity_tokens: 4096
+  null_dictionaries: []   # such as [rotated, pca], made without training beside topk of trained
 latents:
   min_firings: {amounts.min_firings}
 report:

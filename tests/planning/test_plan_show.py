@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.planning.bills import bills
-from nullsae.planning.show import make_plan, print_plan
+from nullsae.planning.show import Plan, Row, make_plan, print_plan, print_rules
 
 REPOSITORY = Path(__file__).parents[2]
 # Six variants at two sites, 20 latents each.
@@ -57,12 +60,16 @@ def test_the_plan_is_printed_with_its_money_and_sends_nothing(
     assert not (tmp_path / "results").exists()
 
 
-def test_a_study_that_asks_nobody_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    print_plan(tmp_path, [])
-    assert "asks no language model" in capsys.readouterr().out
+@pytest.mark.parametrize(("calls", "gpus"), [(0, 0), (57_840, 8)])
+def test_on_80_columns_no_word_of_a_plan_is_cut_or_wrapped(calls: int, gpus: int) -> None:
+    row = Row("match_dictionaries", 1_234, 10**9, 7.3e14, 9e5, 9e5, 2.86e9, calls, 12, 30, 1, True)
+    plan = Plan([row], "h100", "guessed", gpus, 16, 1.0, 1.0, 1.0, [], True, True)
+    text = io.StringIO()
+    print_rules(Console(file=text, width=80), plan)
+    [line] = [line for line in text.getvalue().splitlines() if "match_" in line]
+    asked = ["250"] * (2 if gpus else 1)
+    shown = ["match_dictionaries", "1,234", *asked, "2.86 GB", *(["57,840"] if calls else [])]
+    assert re.split(r"\s{2,}", line.strip()) == [*shown, "12 MB", "30 min"]
 
 
 def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:
@@ -79,11 +86,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = read_merged_config([folder / "config.yaml"])
-    plan = make_plan(config, folder, device="cpu", cores=2)
+    """And a study that asks nobody says so."""
+    plans: list[Plan] = []
+
+    def kept(*args: Any, **options: Any) -> Plan:
+        plans.append(make_plan(*args, **options))
+        return plans[-1]
+
+    monkeypatch.setattr("nullsae.planning.show.make_plan", kept)
     print_plan(folder, [], device="cpu", cores=2, json_file=folder / "plans/plan.json")
+    (plan,) = plans
     printed = capsys.readouterr().out
     written = json.loads((folder / "plans/plan.json").read_text())
     assert written == json.loads(json.dumps(asdict(plan)))
@@ -92,6 +106,7 @@ def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
     assert f" {sum(row.jobs for row in plan.rows):,} " in printed
     assert re.search(r"Time: [\d.]+ minutes on 2 cores", printed)
     assert re.search(r"Disk: [\d.]+ GB at the most, of which [\d.]+ (GB|MB) stay", printed)
+    assert "asks no language model" in printed
     assert not (folder / "results").exists()
 
 
@@ -112,8 +127,9 @@ def test_a_study_kept_on_the_cpu_is_not_planned_for_a_gpu(folder: Path) -> None:
     config = read_merged_config([folder / "config.yaml"])
     with pytest.raises(UserError, match=r"--device: 'a100', but the study keeps to the CPU"):
         make_plan(config, folder, device="a100")
-    assert make_plan(config, folder).total("gpu_seconds") == 0
-    assert make_plan(config, folder).gpus == 0
+    plan = make_plan(config, folder)
+    assert plan.total("gpu_seconds") == 0
+    assert plan.gpus == 0
 
 
 @pytest.mark.slow
@@ -212,4 +228,5 @@ def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
     assert corpus.tokens == 1_050_112
     collect = next(row for row in plan.rows if row.rule == "collect_latents")
     causal = 2 * 50_048 + 50 * 16 * 64 * (2 * 4 + 1)
-    assert collect.tokens == N_CELLS * (50_048 + causal)
+    # Null dictionaries, too, of which there are four.
+    assert collect.tokens == (N_CELLS + 4) * (50_048 + causal)

@@ -404,7 +404,7 @@ def test_what_says_that_a_cell_is_whole_goes_first(
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    with pytest.raises(UserError, match=r"results: no such folder; name the study: "):
+    with pytest.raises(UserError, match=r"results: no such folder: nothing was run in "):
         prune(tmp_path, [])
 
 

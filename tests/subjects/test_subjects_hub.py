@@ -134,8 +134,9 @@ def test_the_size_of_a_cached_subject_needs_no_hub() -> None:
         with pytest.raises(UserError) as caught:
             subject_shape(source(path=path), where="config: subjects.a.source", fetch=True)
         assert str(caught.value).startswith(
-            f"config: subjects.a.source.path: patterns of sites need the number of blocks, but the "
-            f"config.json of {path!r} is neither on the hub nor in its cache ("
+            "config: subjects.a.source.path: patterns of sites need the number of blocks, but "
+            f"there is no such folder, and the config.json of {path!r} is neither on the hub nor "
+            "in its cache ("
         )
         assert str(caught.value).endswith("; name each site instead, or give a local folder")
         assert "\n" not in str(caught.value)

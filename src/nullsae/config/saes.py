@@ -187,8 +187,6 @@ class Sae(Coding, Transcoding):
                 raise ValueError("give either k or match_l0_of")
             if self.origin.derived:
                 raise ValueError("match_l0_of: what is made from an SAE has the L0 of that one")
-            if self.origin.derived:
-                raise ValueError(f"match_l0_of: {self.dictionary!r} has the L0 of its source")
             if self.origin.reads_tokens:
                 raise ValueError(f"match_l0_of: the L0 of {self.dictionary!r} is 1")
         return self

@@ -109,7 +109,8 @@ def make_plan(
         alone = wall_seconds(job.work, job.seconds, host, threads)
         walls.append(job.seconds if job.on_gpu else alone)
     on_gpu, slots = [job.on_gpu for job in graph.jobs], max(1, cores // threads)
-    schedule = list_schedule(graph.jobs, walls, uses_gpu=on_gpu, gpus=gpus, slots=slots)
+    needs = [job.needs for job in graph.jobs]
+    schedule = list_schedule(needs, walls, uses_gpu=on_gpu, gpus=gpus, slots=slots)
     found, counted = bills(config, root)
     calls = {"explain_latents": 0, "score_latents": 0}
     for (_, scorer, _), bill in found.items():

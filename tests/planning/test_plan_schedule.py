@@ -70,11 +70,11 @@ def test_the_longest_way_to_the_end_goes_first() -> None:
 
 
 def test_disk_holds_results_and_the_checkpoints_of_what_is_trained() -> None:
-    capture = Job("cache_activations", {}, Work(written_bytes=100.0), [])
-    train = Job("train_sae", {}, Work(written_bytes=10.0, work_bytes=30.0), [0])
-    other = Job("evaluate_sae", {}, Work(written_bytes=1.0), [1])
-    jobs = [capture, train, other, Job("report", {}, Work(written_bytes=20.0), [2])]
+    capture = Job("cache_activations", Work(written_bytes=100.0), [], [])
+    train = Job("train_sae", Work(written_bytes=10.0, work_bytes=30.0), [0], [])
+    other = Job("evaluate_sae", Work(written_bytes=1.0), [1], [])
+    jobs = [capture, train, other, Job("report", Work(written_bytes=20.0), [2], [])]
     assert peak_disk_bytes(jobs, Schedule([0, 1, 2, 3], [1, 2, 3, 4], 4.0)) == 100 + 10 + 30
     # Two trainings at once.
-    again = [*jobs, Job("train_sae", {}, Work(written_bytes=10.0, work_bytes=30.0), [0])]
+    again = [*jobs, Job("train_sae", Work(written_bytes=10.0, work_bytes=30.0), [0], [])]
     assert peak_disk_bytes(again, Schedule([0, 1, 2, 3, 1], [1, 2, 3, 4, 2], 4.0)) == 180

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
-from nullsae.core.errors import UserError
 from nullsae.corpus.tokenizer import EOS, Encoder, load_tokenizer, save_tokenizer, train_tokenizer
+from refusing import refused
 from tiny_gguf import EOS as GGUF_EOS
 from tiny_gguf import TOKENS, write_tiny_gguf
 
@@ -104,11 +104,9 @@ def test_a_tokenizer_that_truncates_does_not_cut_documents(tmp_path: Path) -> No
 def test_a_tokenizer_that_cannot_serve_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = PretrainedTokenizer(kind="pretrained", path=str(tmp_path / "empty"))
-    with pytest.raises(UserError) as caught:
-        load_tokenizer(config, where="config: corpora.c.tokenizer")
-    assert "could be loaded" in str(caught.value)
-    assert "corpora.c.tokenizer.path" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    said = refused(load_tokenizer, config, where="config: corpora.c.tokenizer")
+    assert "could be loaded" in said
+    assert "corpora.c.tokenizer.path" in said
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +138,7 @@ def test_a_gguf_file_without_a_tokenizer_is_refused_in_one_line(
     where = "config: corpora.c.tokenizer"
 
     def refusal(**keys: str) -> str:
-        with pytest.raises(UserError) as caught:
-            load_tokenizer(GgufTokenizer(kind="gguf", **keys), where=where)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+        return refused(load_tokenizer, GgufTokenizer(kind="gguf", **keys), where=where)
 
     assert refusal(path="gone.gguf") == f"{where}.path: 'gone.gguf' is not there; give a .gguf file"
     assert refusal(package="gone_model") == (

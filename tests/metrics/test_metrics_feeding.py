@@ -33,6 +33,7 @@ from nullsae.metrics.gate import reason
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import randomize_model
+from refusing import refused
 from small_chain import COMPUTE, capture_params, cell, model_params, write_corpus, write_sae
 
 GOOD = Feeding(SITE, True)
@@ -251,9 +252,7 @@ def test_the_workflow_stops_where_a_given_sae_is_fed_wrongly(
     fed: Fed, study: Files, tmp_path: Path
 ) -> None:
     given = write_sae(fed.sae, tmp_path / "given", dictionary="pretrained")
-    with pytest.raises(UserError) as caught:
-        study.evaluate(given, expect=PUBLISHED)
-    line = str(caught.value)
+    line = refused(study.evaluate, given, expect=PUBLISHED)
     assert line.startswith("config: saes.topk: explained variance -")
     assert "is not the expected 0.93; it fits with BOS before each context" in line
     assert line.endswith("change corpora.*.prepend_bos")

@@ -16,7 +16,6 @@ from nullsae import tables
 from nullsae.activations.store import SiteReader
 from nullsae.config.latents import Latents
 from nullsae.config.saes import Sae
-from nullsae.core.errors import UserError
 from nullsae.core.randomness import torch_generator
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
@@ -36,6 +35,7 @@ from nullsae.sae.token_means import fit_token_means, token_ids
 from nullsae.sae.train_sae import fit_dictionary, train_sae
 from nullsae.sae.trainer import Trainer, evaluate
 from nullsae.sae.training_run import INIT_TOKENS
+from refusing import refused
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -106,11 +106,7 @@ def activations(chain: Chain, split: str) -> tuple[Tensor, Tensor]:
 
 
 def refusal(*arguments: Any, **keys: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        make(*arguments, **keys)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+    return refused(make, *arguments, **keys)
 
 
 # --- frozen parts -----------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from nullsae.jobs.autointerp import ExplainAndScoreParams
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.latents.collect import collect_latents
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import save_sae
 from nullsae.subjects.publish import randomize_model
 from nullsae.tables import cell_schema, read_table, write_table
 from small_chain import (
@@ -40,6 +39,7 @@ from small_chain import (
     model_params,
     tiny_model,
     write_corpus,
+    write_sae,
 )
 
 Rows = list[dict[str, Any]]
@@ -111,9 +111,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sae = Autoencoder(
         "topk", directions, torch.full((N_PLANTED,), -0.1), directions, torch.zeros(D_MODEL), k=1
     )
-    described: dict[str, Any] = {"dictionary": "learned", "keys": cell(), "seed": 0, "n_steps": 1}
-    described |= {"activations_key": "key", "key": "key", "input_norm": 1.0, "training": {}}
-    save_sae(sae, root / "sae", **described)
+    write_sae(sae, root / "sae")
     latents = Latents(
         n_sampled=N_PLANTED,
         min_firings=20,

@@ -16,18 +16,10 @@ from nullsae.config.sites import expand_sites
 from nullsae.config.subjects import GgufSource, PretrainedSource, TrainSource
 from nullsae.core.errors import UserError
 from refusing import refused
-from tiny_gguf import write_tiny_gguf
 
 WHERE = "config: subjects.s.source"
 OVERLAY = "config/smollm2.yaml"
 PLAIN = {"num_hidden_layers": 3, "hidden_size": 16}
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_tiny_gguf(file)
-    return file
 
 
 def shape(source: Any, *, fetch: bool = True) -> Shape:

@@ -16,10 +16,9 @@ from nullsae.config.saes import Sae
 from nullsae.core.checkpoint import save_state
 from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.sae.train_sae import train_sae
 from refusing import refused
-from small_chain import COMPUTE, Chain, build_chain, capture_params, model_params
+from small_chain import Chain, build_chain, capture_params, model_params, train_params
 
 DISK_KIB = 40
 
@@ -82,15 +81,7 @@ def stages(chain: Chain, root: Path) -> dict[str, Callable[[], Any]]:
     from nullsae.activations.capture import cache_activations
     from nullsae.subjects.publish import randomize_model
 
-    cells = (SaeCell(site="resid_post.1", sae="topk", seed=0),)
     recipe = Sae.of(k=3, n_latents=1_000, batch_tokens=64, checkpoint_every_steps=2)
-    params = TrainSaeParams(
-        seed=0,
-        keys=model_params(chain.source).keys,
-        saes={"topk": recipe},
-        cells=cells,
-        compute=COMPUTE,
-    )
     return {
         "randomize_model": lambda: randomize_model(
             model_params(chain.source),
@@ -106,7 +97,7 @@ def stages(chain: Chain, root: Path) -> dict[str, Callable[[], Any]]:
             output=root / "activations",
         ),
         "train_sae": lambda: train_sae(
-            params,
+            train_params(recipe),
             train_activations=chain.train_activations,
             eval_activations=chain.eval_activations,
             output=root / "sae",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpus_files import WORDS, files_of
 from transformers import AutoTokenizer
 
 from nullsae import paths
@@ -24,19 +25,6 @@ from nullsae.jobs.corpus import PrepareCorpusParams
 from refusing import refused
 from tiny_gguf import write_tiny_gguf
 
-WORDS = (
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "states",
-    "government",
-    "congress",
-    "public",
-    "year",
-    "war",
-)
 CONTEXT = 16
 
 
@@ -71,11 +59,6 @@ def make(tmp_path: Path, texts: list[str], **keys: Any) -> Path:
 
 def tokens_of(root: Path, split: str) -> Tokens:
     return load_tokens(root / paths.CORPUS_MANIFEST.format(corpus="c", split=split))
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    folder = root / "results"
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def decoded(root: Path, tokens: Tokens) -> list[str]:

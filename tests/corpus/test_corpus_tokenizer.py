@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from corpus_files import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -13,21 +14,7 @@ from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTo
 from nullsae.corpus.tokenizer import EOS, Encoder, load_tokenizer, save_tokenizer, train_tokenizer
 from refusing import refused
 from tiny_gguf import EOS as GGUF_EOS
-from tiny_gguf import TOKENS, write_tiny_gguf
-
-WORDS = (
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "states",
-    "government",
-    "congress",
-    "public",
-    "year",
-    "war",
-)
+from tiny_gguf import TOKENS
 
 
 def speeches(n: int) -> list[str]:
@@ -107,13 +94,6 @@ def test_a_tokenizer_that_cannot_serve_is_refused_in_one_line(tmp_path: Path) ->
     said = refused(load_tokenizer, config, where="config: corpora.c.tokenizer")
     assert "could be loaded" in said
     assert "corpora.c.tokenizer.path" in said
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_tiny_gguf(file)
-    return file
 
 
 def test_the_tokenizer_of_a_gguf_file_is_the_one_in_it(gguf: Path, tmp_path: Path) -> None:

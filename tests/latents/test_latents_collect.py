@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from firings import pool_of_cells
 from numpy.typing import NDArray
 
 from nullsae import tables
@@ -26,7 +27,7 @@ from nullsae.latents.collect import collect_latents, sort_firings
 from nullsae.latents.sample import FiringReader
 from nullsae.latents.skipped import Skipped
 from nullsae.latents.split import Split
-from nullsae.latents.windows import Grid, deal_documents, pools_of
+from nullsae.latents.windows import Grid
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
 from small_chain import (
@@ -46,11 +47,6 @@ LENGTH, MIN_FIRINGS, MIN_WINDOWS = 4, 20, 8
 KINDS = ("random", "co_occurring", "nearest")
 FILES = ("latents.parquet", "windows.parquet", "coverage.parquet", "firings.safetensors")
 Rows = list[dict[str, Any]]
-
-
-def pool_of_cells(grid: Grid, generator: np.random.Generator) -> np.ndarray:
-    """int8 [n_windows]: 0 explain, 1 score, -1 for cells across documents."""
-    return pools_of(grid.document, deal_documents(grid, generator))
 
 
 def settings(**keys: Any) -> Latents:

@@ -18,7 +18,7 @@ from nullsae.jobs.metrics import CrossEvaluateParams, EvaluateSaeParams
 from nullsae.metrics.cross import cross_evaluate
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.files import load_sae
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -28,6 +28,8 @@ from small_chain import (
     all_rows,
     cell,
     flip_byte,
+    lookup_sae,
+    write_sae,
     write_site,
 )
 
@@ -57,19 +59,7 @@ def study(chain: Chain, tiny_sae: Path, tmp_path_factory: pytest.TempPathFactory
 
 def save(sae: Autoencoder, folder: Path) -> Path:
     dictionary = "token_lookup" if sae.architecture == "token_lookup" else "learned"
-    save_sae(
-        sae,
-        folder,
-        dictionary=dictionary,
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=INPUT_NORM,
-        training={},
-        n_steps=1,
-    )
-    return folder / "cfg.json"
+    return write_sae(sae, folder, dictionary=dictionary, input_norm=INPUT_NORM)
 
 
 def model(variant: Any, draw: int = 0) -> ModelKeys:
@@ -187,16 +177,8 @@ def test_a_lookup_by_token_sees_the_tokens(
 ) -> None:
     monkeypatch.setattr("nullsae.activations.store.BATCH_TOKENS", 300)
     table = torch.randn(VOCAB, D_MODEL, generator=torch.Generator().manual_seed(0)) * 2
-    length = table.norm(dim=1)
-    sae = Autoencoder(
-        "token_lookup",
-        torch.empty(0, D_MODEL),
-        length,
-        table / length[:, None],
-        torch.zeros(D_MODEL),
-    )
     ids = torch.from_numpy(load_tokens(study.chain.eval_tokens).input_ids).flatten().long()
-    rows = cross(study, tmp_path, sae=save(sae, tmp_path / "sae"))
+    rows = cross(study, tmp_path, sae=save(lookup_sae(table), tmp_path / "sae"))
     for row, file in zip(rows, (study.chain.eval_activations, study.other), strict=True):
         x, position = all_rows(file, SITE)
         assert row["explained_variance"] == pytest.approx(

@@ -21,8 +21,7 @@ from nullsae.jobs.metrics import EvaluateSaeParams
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity
 from nullsae.metrics.geometry import decoder_geometry
-from nullsae.sae.autoencoder import Autoencoder
-from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.files import load_sae
 from nullsae.sae.token_means import fit_token_means
 from nullsae.subjects.loading import load_subject
 from small_chain import (
@@ -36,7 +35,9 @@ from small_chain import (
     capture_params,
     cell,
     flip_byte,
+    lookup_sae,
     write_corpus,
+    write_sae,
     write_site,
 )
 
@@ -289,27 +290,8 @@ def test_a_lookup_by_token_sees_the_tokens(
     x, at = all_rows(chain.train_activations, SITE)
     ids = torch.from_numpy(load_tokens(chain.train_tokens).input_ids).flatten().long()[at]
     means, _ = fit_token_means([(x, ids)], VOCAB, D_MODEL)
-    length = means.norm(dim=1)
-    sae = Autoencoder(
-        "token_lookup",
-        torch.empty(0, D_MODEL),
-        length.float(),
-        (means / length[:, None]).float(),
-        torch.zeros(D_MODEL),
-    )
-    save_sae(
-        sae,
-        tmp_path,
-        dictionary="token_lookup",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=0,
-    )
-    (row,), documents = run(chain, tmp_path / "cfg.json", tmp_path)
+    sae = write_sae(lookup_sae(means), tmp_path, dictionary="token_lookup", n_steps=0)
+    (row,), documents = run(chain, sae, tmp_path)
     assert row["explained_variance"] == pytest.approx(row["token_lookup_r2"], abs=1e-6)
     for document in documents:
         left = document["token_lookup_error"]

@@ -21,7 +21,6 @@ from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.latents import CollectLatentsParams
 from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.jobs.saes import SaeCell, TrainSaeParams
 from nullsae.latents.collect import collect_latents
 from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.architectures.base import Losses
@@ -29,7 +28,7 @@ from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.dictionaries.signed import principal_components
 from nullsae.sae.dictionaries.stepwise import keep_close
 from nullsae.sae.dictionaries.token_lookup import token_lookup
-from nullsae.sae.files import SaeConfig, load_sae, save_sae
+from nullsae.sae.files import SaeConfig, load_sae
 from nullsae.sae.initialization import initialize
 from nullsae.sae.token_means import fit_token_means, token_ids
 from nullsae.sae.train_sae import fit_dictionary, train_sae
@@ -44,7 +43,9 @@ from small_chain import (
     Chain,
     all_rows,
     cell,
+    train_params,
     write_corpus,
+    write_sae,
     write_site,
 )
 
@@ -66,13 +67,7 @@ def make(
     chain: Chain, folder: Path, sae: Sae, variant: Any = "trained", **keys: Any
 ) -> tuple[Autoencoder, SaeConfig]:
     """Run `train_sae` on the chain's activations and read what it wrote."""
-    params = TrainSaeParams(
-        seed=0,
-        keys=ModelKeys(subject="tiny", variant=variant, draw=0),
-        saes={"topk": sae},
-        cells=(SaeCell(site=SITE, sae="topk", seed=0),),
-        compute=COMPUTE,
-    )
+    params = train_params(sae, keys=ModelKeys(subject="tiny", variant=variant, draw=0))
     arguments: dict[str, Any] = {
         "train_activations": chain.train_activations,
         "eval_activations": chain.eval_activations,
@@ -487,18 +482,7 @@ def test_progress_of_a_fit_is_shown(chain: Chain, tmp_path: Path) -> None:
 
 
 def foreign(folder: Path, sae: Autoencoder) -> str:
-    save_sae(
-        sae,
-        folder,
-        dictionary="learned",
-        keys=cell(SITE),
-        seed=0,
-        activations_key="elsewhere",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=5,
-    )
+    write_sae(sae, folder, activations_key="elsewhere", n_steps=5)
     return str(folder)
 
 

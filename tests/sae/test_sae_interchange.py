@@ -22,9 +22,9 @@ from nullsae.core.randomness import torch_generator
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.exchange.export import export_sae
 from nullsae.sae.exchange.pretrained import read_pretrained, read_with_origin
-from nullsae.sae.files import load_sae, save_sae
+from nullsae.sae.files import load_sae
 from refusing import refused
-from small_chain import cell, write_sae
+from small_chain import cell, codes_of, lookup_sae, write_sae
 
 D, WIDTH, K = 12, 40, 5
 WHERE = "config: saes.theirs.pretrained"
@@ -67,26 +67,12 @@ def our_sae(architecture: str) -> Autoencoder:
 
 def saved(architecture: str, folder: Path) -> Path:
     """An SAE of ours on disk; returns its `cfg.json`."""
-    save_sae(
-        our_sae(architecture),
-        folder,
-        dictionary="learned",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=2.5,
-        training={},
-        n_steps=7,
-    )
-    return folder / "cfg.json"
+    return write_sae(our_sae(architecture), folder, input_norm=2.5, n_steps=7)
 
 
 def dense(sae: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [tokens, n_latents] and reconstructions."""
-    values, indices = sae.encode(x)
-    codes = torch.zeros(len(x), sae.n_latents).scatter_add(1, indices, values)
-    return codes, sae.decode(values, indices, x)
+    return codes_of(sae, x), sae.decode(*sae.encode(x), x)
 
 
 def read(folder: Path, site: str = "resid_post.1") -> Autoencoder:
@@ -487,23 +473,9 @@ def test_what_a_layout_cannot_hold_is_refused(
 @pytest.mark.parametrize("layout", ["saelens", "sparsify"])
 def test_a_token_lookup_dictionary_is_not_exported(tmp_path: Path, layout: str) -> None:
     g = torch_generator(0, "interchange_lookup")
-    rows = F.normalize(torch.randn(WIDTH, D, generator=g), dim=1)
-    lookup = Autoencoder(
-        "token_lookup", torch.empty(0, D), torch.rand(WIDTH, generator=g), rows, torch.zeros(D)
-    )
-    save_sae(
-        lookup,
-        tmp_path,
-        dictionary="token_lookup",
-        keys=cell(),
-        seed=0,
-        activations_key="key",
-        key="key",
-        input_norm=1.0,
-        training={},
-        n_steps=0,
-    )
-    text = refused(export_sae, tmp_path / "cfg.json", layout, tmp_path / "out")
+    lookup = lookup_sae(torch.randn(WIDTH, D, generator=g))
+    config = write_sae(lookup, tmp_path, dictionary="token_lookup", n_steps=0)
+    text = refused(export_sae, config, layout, tmp_path / "out")
     assert "token_lookup" in text
     assert "cannot be exported" in text
 

@@ -13,7 +13,6 @@ import pytest
 import test_sae_derived
 import test_sae_dictionaries as made
 import torch
-from torch import Tensor
 
 from nullsae.config.check_pretrained import check_pretrained
 from nullsae.config.parse import parse_config, resolve_subjects
@@ -27,7 +26,7 @@ from nullsae.sae.exchange.pretrained import read_pretrained
 from nullsae.sae.files import load_sae
 from nullsae.sae.python_object import ObjectSae
 from refusing import refused
-from small_chain import D_MODEL, Chain, all_rows
+from small_chain import D_MODEL, Chain, all_rows, codes_of
 from small_config import SMALL_CONFIG
 
 N_LATENTS, WHERE = 300, "config: saes.theirs.pretrained"
@@ -86,11 +85,6 @@ def given(package: str, name: str = "Squared", **keys: Any) -> dict[str, Any]:
     return {"object": f"{package}.made:{name}", "d_model": D_MODEL, **keys}
 
 
-def dense(sae: Any, x: Tensor) -> Tensor:
-    values, indices = sae.encode(x)
-    return torch.zeros(len(x), sae.n_latents).scatter_add(1, indices, values)
-
-
 def refusal(pretrained: dict[str, Any]) -> str:
     return refused(read_pretrained, FromObject(**pretrained), "resid_post.1", where=WHERE)
 
@@ -105,12 +99,12 @@ def test_codes_and_reconstructions_are_the_objects_own(
     x, _ = all_rows(chain.eval_activations, "resid_post.1")
     codes = sae.theirs.encode(x)
     assert 1 < (codes > 0).sum(dim=1).float().mean() < 250
-    torch.testing.assert_close(dense(sae, x), codes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codes_of(sae, x), codes, atol=1e-5, rtol=1e-5)
     expected = sae.theirs.decode(codes)
     torch.testing.assert_close(sae.decode(*sae.encode(x)), expected, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(dense(sae, x[3:4]), codes[3:4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codes_of(sae, x[3:4]), codes[3:4], atol=1e-5, rtol=1e-5)
     larger = sae.scaled(2.5)
-    torch.testing.assert_close(dense(larger, x * 2.5), codes * 2.5, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(codes_of(larger, x * 2.5), codes * 2.5, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(
         larger.decode(*larger.encode(x * 2.5)), expected * 2.5, atol=1e-3, rtol=1e-5
     )
@@ -125,7 +119,7 @@ def test_a_placebo_fires_as_often_as_the_objects_latents(
         chain, source, tmp_path / "null", dictionary="rate_matched_random"
     )
     x, _ = all_rows(chain.train_activations, "resid_post.1")
-    wanted, found = ((dense(each, x) > 0).sum(dim=0) for each in (sae, null))
+    wanted, found = ((codes_of(each, x) > 0).sum(dim=0) for each in (sae, null))
     assert int(wanted.sum()) > 1000
     # Contexts that begin with one token have equal activations there: all fire, or none.
     equal = np.bincount(load_tokens(chain.train_tokens).input_ids[:, 0]).max()

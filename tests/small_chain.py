@@ -195,6 +195,15 @@ class Chain:
     train_activations: Path
     eval_activations: Path
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """What an SAE is evaluated on."""
+        return {
+            **{"model": self.recipe, "train_tokens": self.train_tokens},
+            **{"eval_tokens": self.eval_tokens, "train_activations": self.train_activations},
+            **{"eval_activations": self.eval_activations},
+        }
+
 
 def build_chain(root: Path) -> Chain:
     """Corpus, the trained variant of a GPT-NeoX, and its activations in float32."""

@@ -24,13 +24,11 @@ from nullsae.config.latents import Latents
 from nullsae.config.parse import parse_section
 from nullsae.config.subjects import PretrainedSource
 from nullsae.jobs.autointerp import ExplainAndScoreParams
-from nullsae.jobs.latents import CollectLatentsParams
-from nullsae.latents.collect import collect_latents
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.publish import randomize_model
 from nullsae.tables import cell_schema, read_table, write_table
+from run_stages import collected, rows_in
 from small_chain import (
-    COMPUTE,
     CONTEXT,
     D_MODEL,
     VOCAB,
@@ -119,15 +117,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         window_tokens=8,
         promoted_tokens=N_ANSWERS,
     )
-    names = ("latents", "windows", "coverage")
-    collect_latents(
-        CollectLatentsParams(seed=0, keys=cell(SITE), latents=latents, compute=COMPUTE),
-        sae=root / "sae/cfg.json",
-        activations=captured / "manifest.json",
-        tokens=corpus,
-        model=recipe,
-        firings=root / "firings.safetensors",
-        **{name: root / f"{name}.parquet" for name in names},
+    collected(
+        root,
+        **{"latents": latents, "sae": root / "sae/cfg.json", "model": recipe},
+        **{"activations": captured / "manifest.json", "tokens": corpus},
     )
     explain_and_score_all(root, byte_tokenizer(root / "tokenizer.json"))
     return root
@@ -157,8 +150,7 @@ def explain_and_score_all(root: Path, tokenizer: Path) -> None:
 
 
 def rows_of(root: Path, file: str) -> Rows:
-    path = root / f"{file}.parquet"
-    return read_table(path, cell_schema(path.stem)).to_pylist()
+    return rows_in(root / f"{file}.parquet")
 
 
 def test_each_planted_latent_promotes_its_answers(planted: Path) -> None:

@@ -30,6 +30,7 @@ from nullsae.latents.split import Split
 from nullsae.latents.windows import Grid
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import SaeConfig, load_sae, save_sae
+from run_stages import collected
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -78,30 +79,17 @@ def collect(
     tokens: Path | None = None,
     **keys: Any,
 ) -> dict[str, Rows]:
-    seed = keys.pop("seed", 0)
-    params = CollectLatentsParams(
-        seed=seed,
-        keys=cell(SITE),
+    found = collected(
+        folder,
+        seed=keys.pop("seed", 0),
         latents=settings(**keys),
-        compute=COMPUTE,
         eval_activations_key="key",
-    )
-    files: dict[str, Any] = {
-        name: folder / f"{name}.parquet" for name in ("latents", "windows", "coverage")
-    }
-    collect_latents(
-        params,
         sae=sae,
         activations=activations or chain.eval_activations,
         tokens=tokens or chain.eval_tokens,
-        firings=folder / "firings.safetensors",
-        **files,
     )
     assert {file.name for file in folder.glob(".*")} == set(), "temporary files stay"
-    return {
-        name: tables.read_table(file, tables.cell_schema(name)).to_pylist()
-        for name, file in files.items()
-    }
+    return found
 
 
 def in_pools(found: dict[str, Rows]) -> Rows:

@@ -14,11 +14,11 @@ from nullsae import tables
 from nullsae.core.errors import UserError
 from nullsae.corpus.store import load_tokens
 from nullsae.jobs.keys import ModelKeys
-from nullsae.jobs.metrics import CrossEvaluateParams, EvaluateSaeParams
+from nullsae.jobs.metrics import CrossEvaluateParams
 from nullsae.metrics.cross import cross_evaluate
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.files import load_sae
+from run_stages import evaluated
 from small_chain import (
     COMPUTE,
     CONTEXT,
@@ -99,26 +99,8 @@ def explained(x: Tensor, output: Tensor) -> float:
 
 
 def test_the_own_variant_equals_its_evaluation(study: Study, tmp_path: Path) -> None:
-    chain = study.chain
-    evaluate_sae(
-        EvaluateSaeParams(
-            seed=0,
-            fidelity_tokens=CONTEXT,
-            keys=cell(SITE),
-            compute=COMPUTE,
-        ),
-        sae=study.sae,
-        model=chain.recipe,
-        train_activations=chain.train_activations,
-        eval_activations=chain.eval_activations,
-        train_tokens=chain.train_tokens,
-        eval_tokens=chain.eval_tokens,
-        reconstruction=tmp_path / "reconstruction.parquet",
-        documents=tmp_path / "documents.parquet",
-        geometry=tmp_path / "geometry.parquet",
-    )
-    schema = tables.cell_schema("reconstruction")
-    (own,) = tables.read_table(tmp_path / "reconstruction.parquet", schema).to_pylist()
+    found = evaluated(tmp_path, sae=study.sae, fidelity_tokens=CONTEXT, **study.chain.inputs)
+    (own,) = found["reconstruction"]
     row = cross(study, tmp_path)[0]
     for name in ("n_tokens", "explained_variance", "cosine", "l0", "alive_share"):
         assert row[name] == pytest.approx(own[name], rel=1e-9, abs=1e-9), name

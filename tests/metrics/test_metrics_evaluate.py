@@ -17,15 +17,13 @@ from nullsae.config.activations import Exclude
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.corpus.store import load_tokens
-from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.metrics.fidelity import COLUMNS, DOCUMENT_COLUMNS, fidelity
 from nullsae.metrics.geometry import decoder_geometry
 from nullsae.sae.files import load_sae
 from nullsae.sae.token_means import fit_token_means
 from nullsae.subjects.loading import load_subject
+from run_stages import evaluated
 from small_chain import (
-    COMPUTE,
     CONTEXT,
     CPU,
     D_MODEL,
@@ -33,7 +31,6 @@ from small_chain import (
     Chain,
     all_rows,
     capture_params,
-    cell,
     flip_byte,
     lookup_sae,
     write_corpus,
@@ -46,36 +43,15 @@ SITE = "resid_post.1"
 
 def run(chain: Chain, sae: Path, folder: Path, **keys: Any) -> tuple[Any, Any]:
     """The rows of `reconstruction` and `documents`."""
-    return measure(
-        sae,
-        folder,
-        **{
-            "model": chain.recipe,
-            "train_activations": chain.train_activations,
-            "eval_activations": chain.eval_activations,
-            "train_tokens": chain.train_tokens,
-            "eval_tokens": chain.eval_tokens,
-            **keys,
-        },
-    )
+    return measure(sae, folder, **{**chain.inputs, **keys})
 
 
 def measure(sae: Path, folder: Path, **arguments: Any) -> tuple[Any, Any]:
     """The same, all arguments given."""
-    params = EvaluateSaeParams(
-        seed=3,
-        fidelity_tokens=20 * CONTEXT + 3,
-        keys=cell(SITE),
-        compute=COMPUTE,
-        activations_key=arguments.pop("activations_key", "key"),
-    )
-    files: dict[str, Any] = {
-        name: folder / f"{name}.parquet" for name in ("reconstruction", "documents", "geometry")
-    }
-    evaluate_sae(params, sae=sae, **files, **arguments)
-    found = [tables.read_table(files[name], tables.cell_schema(name)).to_pylist() for name in files]
-    assert found[2] == [decoder_geometry(load_sae(sae)[0], 3)]
-    return found[0], found[1]
+    plain = {"seed": 3, "fidelity_tokens": 20 * CONTEXT + 3, "activations_key": "key"}
+    found = evaluated(folder, sae=sae, **{**plain, **arguments})
+    assert found["geometry"] == [decoder_geometry(load_sae(sae)[0], 3)]
+    return found["reconstruction"], found["documents"]
 
 
 def sampled(chain: Chain, folder: Path) -> Path:

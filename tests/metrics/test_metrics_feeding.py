@@ -26,15 +26,14 @@ from nullsae.config.saes import Expect
 from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
-from nullsae.jobs.metrics import EvaluateSaeParams
-from nullsae.metrics.evaluate import evaluate_sae
 from nullsae.metrics.feeding import Feeding, Sample, check_feeding, measure, near_sites
 from nullsae.metrics.gate import reason
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import randomize_model
 from refusing import refused
-from small_chain import COMPUTE, capture_params, cell, model_params, write_corpus, write_sae
+from run_stages import evaluated
+from small_chain import capture_params, cell, model_params, write_corpus, write_sae
 
 GOOD = Feeding(SITE, True)
 PUBLISHED = Expect(l0=K, explained_variance=0.93)
@@ -207,20 +206,14 @@ class Files:
     ) -> None:
         """As the rule does."""
         keys = cell(SITE).model_copy(update={"variant": variant})
-        written = [self.root / f"{n}.parquet" for n in ("reconstruction", "documents", "geometry")]
-        evaluate_sae(
-            EvaluateSaeParams(
-                seed=0, keys=keys, fidelity_tokens=512, expect=expect, compute=COMPUTE
-            ),
-            sae=sae,
+        evaluated(
+            self.root,
+            **{"keys": keys, "fidelity_tokens": 512, "expect": expect, "sae": sae},
             model=self.root / "trained/recipe.json",
             train_activations=self.root / "sae_train/manifest.json",
             eval_activations=self.root / "eval/manifest.json",
             train_tokens=self.root / "corpus/sae_train/manifest.json",
             eval_tokens=self.root / "corpus/eval/manifest.json",
-            reconstruction=written[0],
-            documents=written[1],
-            geometry=written[2],
         )
 
 

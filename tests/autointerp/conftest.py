@@ -16,9 +16,13 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(tokenizer_file: Path) -> Rows:
+def tokenizer(tokenizer_file: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(tokenizer_file))
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer: Tokenizer) -> Rows:
     """Three latents, each with active windows that hold its word, and as many silent ones."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
     found = []
     for latent, word in enumerate(WORDS):
         for pool in ("explain", "score"):

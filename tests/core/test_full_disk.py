@@ -18,7 +18,7 @@ from nullsae.core.errors import UserError
 from nullsae.core.files import write_json
 from nullsae.sae.train_sae import train_sae
 from refusing import refused
-from small_chain import Chain, build_chain, capture_params, model_params, train_params
+from small_chain import Chain, capture_params, model_params, train_params
 
 DISK_KIB = 40
 
@@ -69,11 +69,6 @@ def test_the_file_from_before_survives_a_full_disk(disk: Path) -> None:
     with pytest.raises(UserError):
         write_text_file(disk / "kept.json")
     assert (disk / "kept.json").read_text() == "1\n"
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    return build_chain(tmp_path_factory.mktemp("chain"))
 
 
 def stages(chain: Chain, root: Path) -> dict[str, Callable[[], Any]]:

@@ -22,7 +22,6 @@ from nullsae.config.saes import Sae
 from nullsae.core import provenance
 from nullsae.core.errors import UserError
 from nullsae.core.stopping import StoppedError
-from nullsae.jobs.keys import ModelKeys
 from nullsae.jobs.saes import SaeCell
 from nullsae.sae import shared_pass
 from nullsae.sae.autoencoder import Autoencoder
@@ -32,7 +31,6 @@ from nullsae.sae.train_sae import train_sae
 from nullsae.sae.trainer import Trainer, evaluate, learning_rate, schedule
 from small_chain import flip_byte, train_params, write_site
 
-MODEL = ModelKeys(subject="tiny", variant="trained", draw=0)
 D, N_PLANTED, K = 24, 32, 3
 
 

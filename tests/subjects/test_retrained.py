@@ -36,7 +36,6 @@ from small_chain import (
     COMPUTE,
     CPU,
     Chain,
-    build_chain,
     model_params,
     save_source,
     tiny_model,
@@ -46,11 +45,6 @@ from small_chain import (
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = TrainSource(kind="train", n_layers=2, d_model=16, n_heads=2, steps=12, batch_contexts=8)
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    return build_chain(tmp_path_factory.mktemp("chain"))
 
 
 @pytest.fixture(scope="module")

@@ -310,7 +310,7 @@ def test_results_can_be_moved_and_another_model_or_text_is_refused(
         eval_tokens=chain.eval_tokens,
         output=again / "model",
     )
-    with pytest.raises(UserError, match="gives other activations than those captured"):
+    with pytest.raises(UserError, match="activations differ from those captured"):
         open_site(again / "activations/manifest.json", TWO[0]).stored(1)
     corpus = read_json(moved / "corpus/manifest.json", rebuild="")
     shutil.rmtree(moved / "corpus")

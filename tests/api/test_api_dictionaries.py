@@ -43,7 +43,7 @@ def test_saes_of_other_packages_are_read(layout: str, tiny_sae: Path, tmp_path: 
 
 
 def test_a_folder_without_an_sae_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(nullsae.UserError, match=r"load_sae: .* holds no SAE but nothing"):
+    with pytest.raises(nullsae.UserError, match=r"load_sae: .* holds no SAE, only nothing"):
         nullsae.load_sae(str(tmp_path))
 
 

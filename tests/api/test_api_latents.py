@@ -138,7 +138,7 @@ def test_a_base_model_has_no_effects_and_the_rest(sae: nullsae.Autoencoder) -> N
         (torch.full((2, 16), VOCAB), {}, f"token id {VOCAB} is beyond the subject's vocabulary"),
         (torch.ones(2, 64, dtype=torch.int64), {}, "contexts of 64 tokens, but the subject reads"),
         (torch.ones(2, 16, dtype=torch.int64), {"site": "resid_post.7"}, "beyond the last block"),
-        (torch.ones(2, 16, dtype=torch.int64), {"site": "blocks.1"}, "is no name of a site"),
+        (torch.ones(2, 16, dtype=torch.int64), {"site": "blocks.1"}, "is not a site"),
         (torch.ones(2, 16, dtype=torch.int64), {"firings": 3}, "collect: firings"),
     ],
 )
@@ -156,5 +156,5 @@ def test_a_model_in_training_mode_and_an_sae_of_another_width_are_refused(
     ids = torch.ones(2, 16, dtype=torch.int64)
     with pytest.raises(nullsae.UserError, match=r"in training mode; call its eval\(\)"):
         nullsae.collect(tiny_model("gpt2").train(), sae, ids, site=SITE)
-    with pytest.raises(nullsae.UserError, match=r"reads 16 dimensions, and resid_post\.1 has 32"):
+    with pytest.raises(nullsae.UserError, match=r"reads 16 dimensions, but resid_post\.1 has 32"):
         nullsae.collect(tiny_model("gpt2", n_embd=32), sae, ids, site=SITE)

@@ -109,7 +109,7 @@ def test_what_cannot_be_made_is_one_line(variant: str, settings: Any, said: str)
 
 
 def test_other_kinds_of_models_are_refused() -> None:
-    with pytest.raises(nullsae.UserError, match=r"a Linear is no transformers\.PreTrainedModel"):
+    with pytest.raises(nullsae.UserError, match=r"Linear is not a transformers\.PreTrainedModel"):
         nullsae.randomize(torch.nn.Linear(2, 2), "rerandomized")
     with pytest.raises(nullsae.UserError, match="is not in memory"):
         nullsae.randomize(tiny_model("gpt2").to("meta"), "rerandomized")

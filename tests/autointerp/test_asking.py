@@ -552,7 +552,7 @@ def test_token_counts_can_be_judged_as_text_by_the_same_model(
 
 def test_explanations_in_words_need_a_judge(tmp_path: Path, rows: Rows) -> None:
     write_table(tmp_path / "e.parquet", told(), cell_schema("explanations"))
-    with pytest.raises(UserError, match="judge is missing, and these explanations are text"):
+    with pytest.raises(UserError, match="judge: missing; these explanations are text"):
         score_latents(
             score_params(kind="detection"),
             windows=write_windows(tmp_path / "w.parquet", rows),
@@ -566,9 +566,9 @@ def test_explanations_in_words_need_a_judge(tmp_path: Path, rows: Rows) -> None:
 def test_an_endpoint_has_a_whole_url_or_a_server_but_not_both() -> None:
     with pytest.raises(ValueError, match="has no scheme; write http://localhost"):
         Endpoint(model="m", base_url="localhost:8000/v1")
-    with pytest.raises(ValueError, match="names no host"):
+    with pytest.raises(ValueError, match="has no host"):
         Endpoint(model="m", base_url="http:///v1")
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="either base_url or server"):
         OpenAIExplainer(
             kind="openai", model="m", base_url="http://h/v1", server={"command": ("x",)}
         )

@@ -267,9 +267,9 @@ def test_a_window_that_exceeds_the_context_is_said_in_one_line(llama: LocalJudge
     assert np.isfinite(likelihood.log_odds(EXPLANATION, [fits])).all()
     said = refused(likelihood.log_odds, EXPLANATION, ["on", fits + "a"])
     assert said == (
-        f"config: scorers.*.model: llama reads {CONTEXT} tokens at once, and {n_prefix} of prompt "
-        f"and explanation with {CONTEXT - n_prefix + 1} of a window are more; take a model with a "
-        f"longer context, or smaller latents.window_tokens"
+        f"config: scorers.*.model: llama reads at most {CONTEXT} tokens, but prompt and "
+        f"explanation have {n_prefix} and a window has {CONTEXT - n_prefix + 1}; use a model with "
+        f"a longer context, or lower latents.window_tokens"
     )
 
 

@@ -148,7 +148,7 @@ def test_no_study_is_written_for_an_sae_that_nothing_makes_fit(made: Made, tmp_p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--expect", "l0"), "--expect: 'l0' is not such as l0=71"),
+        (("--expect", "l0"), "--expect: 'l0' is not NAME=NUMBER, such as l0=71"),
         (("--expect", "ev=0.8"), "--expect: ev: unknown key"),
         (("--site", "layer 3"), "--site: 'layer 3' is no site"),
         (("--site", "resid_post.7"), "--site: resid_post.7 is beyond the last block"),

@@ -125,7 +125,7 @@ def test_an_answer_of_another_version_is_one_line_that_says_how_to_make_it_anew(
 ) -> None:
     write(tmp_path, "verdicts", [])
     write_json(tmp_path / paths.ANSWER, {"text": "42"})
-    with pytest.raises(UserError, match=r"answer.json: not as this version writes it.*snakemake"):
+    with pytest.raises(UserError, match=r"answer.json: not of this version.*snakemake"):
         print_verdicts(tmp_path)
 
 

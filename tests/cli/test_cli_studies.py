@@ -109,12 +109,12 @@ def test_snakemake_gets_the_caller_s_options_and_the_defaults_that_they_leave_op
         (["plan", "s"], r"s: no such folder; `nullsae init s` makes a study there"),
         (["prune", "s"], r"s: no such folder"),
         (["fetch", "s"], r"s: no such folder"),
-        (["report", "s"], r".*s/results/report/index.html: not there; `nullsae run s` writes it"),
-        (["diff", "s", "s"], r"s/results/run_config.yaml: not there; `nullsae run s` writes it"),
-        (["init", "."], r"study.yaml: there already; edit it, or take another folder"),
+        (["report", "s"], r".*s/results/report/index.html: does not exist; `nullsae run s` wr"),
+        (["diff", "s", "s"], r"s/results/run_config.yaml: does not exist; `nullsae run s` wri"),
+        (["init", "."], r"study.yaml: exists already; edit it, or choose another folder"),
         (["init", "s", "--from", "../config"], r"--from: '../config' is not one of all-controls, "),
-        (["init", "s", "--from", "quick", "--corpus", "sotu"], r"--from: brings a model, "),
-        (["init", "s", "--sae", "x"], r"--model: missing; --sae, --corpus and --site are about"),
+        (["init", "s", "--from", "quick", "--corpus", "sotu"], r"--from: such a study has its "),
+        (["init", "s", "--sae", "x"], r"--model: missing; --sae, --corpus and --site need it"),
     ],
 )
 def test_a_mistake_in_a_verb_for_people_is_one_line(

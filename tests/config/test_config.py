@@ -230,8 +230,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         "explainers/gpt",
         {"kind": "openai", "model": "m", "headers_env": {"api-key": "s3cr3t-0123"}},
-        "explainers.gpt.headers_env: what stands under 'api-key' is not the name of an environment "
-        "variable, such as AZURE_OPENAI_API_KEY; the header's value goes into that variable",
+        "explainers.gpt.headers_env: api-key: not the name of an environment variable, such as "
+        "AZURE_OPENAI_API_KEY; put the header's value into that variable",
     ),
     (
         "explainers/gpt",

@@ -103,7 +103,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"dictionary": "given", "n_latents": None, "from": "topk", "pretrained": "a/b"},
-        "from does not go with pretrained: give the one or the other",
+        "give either from or pretrained",
     ),
     (
         {"architecture": "batch_topk", "dictionary": "pca", "n_latents": None},

@@ -125,9 +125,9 @@ def test_weights_that_were_changed_in_another_way_are_refused(tmp_path: Path) ->
 
 def test_what_is_not_there_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
     missing = str(tmp_path / "no")
-    assert f"{missing!r} is no folder" in refusal(missing)
+    assert f"{missing!r} is not a folder" in refusal(missing)
     (tmp_path / "empty").mkdir()
-    assert "holds no SAE but nothing" in refusal(str(tmp_path / "empty"))
+    assert "holds no SAE, only nothing" in refusal(str(tmp_path / "empty"))
 
 
 def test_an_sae_of_another_width_is_refused_when_the_config_is_parsed(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_mistake_in_a_release_names_its_key(pretrained: Any, says: str) -> Non
 
 
 def test_differences_are_accepted_of_pretrained_saes_alone() -> None:
-    with pytest.raises(UserError, match="accept_differences is for an SAE with pretrained"):
+    with pytest.raises(UserError, match="accept_differences: only for an SAE with pretrained"):
         check(None, n_latents=64, accept_differences=["model"])
 
 

@@ -107,7 +107,7 @@ def test_a_spread_subject_holds_the_gpus_that_it_asks_for_or_all_that_are_free(
 def test_the_gpu_of_a_mac_is_held_by_one_job_and_refused_elsewhere(
     machine: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(UserError, match="'mps', but no GPU of a Mac is here"):
+    with pytest.raises(UserError, match="'mps', but this is no Mac with a GPU"):
         devices.device_of("mps")
     machine.setattr(torch.backends.mps, "is_available", lambda: True)
     first = start("mps")
@@ -146,7 +146,7 @@ def test_a_number_beyond_the_gpus_is_refused(gpus: pytest.MonkeyPatch) -> None:
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.device_of("auto") == torch.device("cpu")
-    with pytest.raises(UserError, match="'cuda', but no CUDA device is here; use auto"):
+    with pytest.raises(UserError, match="'cuda', but there is no CUDA device here; use auto"):
         devices.device_of("cuda")
 
 

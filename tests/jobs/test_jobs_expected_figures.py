@@ -53,5 +53,5 @@ def test_figures_that_no_sae_can_have_are_refused(expect: dict[str, Any], said: 
 
 
 def test_figures_are_known_of_a_given_sae_only() -> None:
-    with pytest.raises(ValidationError, match="figures are known of a pretrained SAE only"):
+    with pytest.raises(ValidationError, match="expect: only for an SAE with pretrained"):
         Sae.of(n_latents=32, k=4, expect={"l0": 4.0})

@@ -168,7 +168,7 @@ def test_an_edit_of_what_was_made_elsewhere_is_noticed_by_its_own_model(tmp_path
     assert changed == ["trained"]
     (tmp_path / "trained0/log.txt").write_text("of no explanation")
     assert files("trained")[0].startswith("explanations: 2 files ")
-    with pytest.raises(UserError, match=r"other0: neither a file nor a folder, and kind import"):
+    with pytest.raises(UserError, match=r"other0: not there, but kind import"):
         rule_params(
             with_theirs(tmp_path, "other{draw}"),
             "explain_and_score",
@@ -179,9 +179,7 @@ def test_an_edit_of_what_was_made_elsewhere_is_noticed_by_its_own_model(tmp_path
 def test_one_file_for_two_saes_is_refused_with_the_key_that_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     config = with_theirs(tmp_path, "a", cells={"variant": "rerandomized"})
-    message = (
-        r"explainers.theirs.path: .* is one file for draw 0 and for draw 1, .* \{draw\} into it"
-    )
+    message = r"explainers.theirs.path: .* the same file for draw 0 and for draw 1, .* \{draw\} "
     with pytest.raises(UserError, match=message):
         check_imported(config)
     with pytest.raises(

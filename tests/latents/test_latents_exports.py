@@ -254,18 +254,18 @@ def test_a_mistake_is_refused_without_half_an_export(root: Path, tmp_path: Path)
     output = tmp_path / "out"
     for layout, more, message in (
         ("parquet", (), "--layout: 'parquet' is not one of delphi, neuronpedia"),
-        ("delphi", ("--latents", str(tmp_path)), "--latents: .* is no folder such as results/"),
+        ("delphi", ("--latents", str(tmp_path)), "--latents: .* is not a folder such as results/"),
         ("neuronpedia", ("--tokenizer", str(tmp_path / "none.json")), "none.json: the file is"),
     ):
         with pytest.raises(UserError, match=message):
             export(root, layout, output, *more)
     other = write_corpus(tmp_path / "other", *(np.zeros((2, 16), np.int32) for _ in range(2)))
-    with pytest.raises(UserError, match=r"latents of 960 tokens, and .* has 32"):
+    with pytest.raises(UserError, match=r"latents of 960 tokens, but .* has 32"):
         export(root, "delphi", output, "--tokens", str(other))
     assert not output.exists()
     output.mkdir()
     (output / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="out is there already; name a new folder"):
+    with pytest.raises(UserError, match="out exists already; name a new folder"):
         export(root, "delphi", output)
     assert [file.name for file in output.iterdir()] == ["mine.txt"]
 

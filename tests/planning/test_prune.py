@@ -317,7 +317,7 @@ def test_nothing_is_deleted_beside_snakemake(
     file.parent.mkdir(parents=True)
     file.write_text("results/tables/scores.parquet\n")
     before = tree(study)
-    assert "Snakemake is at work here, and nothing was deleted" in refused(
+    assert "Snakemake is at work here, so nothing was deleted" in refused(
         prune, study, [study / "more.yaml"], yes=True
     )
     assert capsys.readouterr().out == ""
@@ -358,7 +358,7 @@ def test_a_config_of_which_nothing_is_here_deletes_nothing(study: Path) -> None:
     for path in NAMED:
         (study / path).unlink()
     before = tree(study)
-    with pytest.raises(UserError, match=r"nothing here is of this config, and nothing was deleted"):
+    with pytest.raises(UserError, match="nothing here belongs to this config, so nothing"):
         prune(study, [study / "more.yaml"], yes=True)
     assert tree(study) == before
 
@@ -401,7 +401,7 @@ def test_what_says_that_a_cell_is_whole_goes_first(
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    with pytest.raises(UserError, match=r"results: no such folder; name the study's: "):
+    with pytest.raises(UserError, match=r"results: no such folder; name the study: "):
         prune(tmp_path, [])
 
 

@@ -111,12 +111,12 @@ def test_what_an_sae_was_made_on_is_taken_from_its_files_and_the_list(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("gemma_2_transcoder", "is a transcoder, which is not supported"),
-        ("mwhanna_transcoder", "is a transcoder, which is not supported"),
+        ("gemma_2_transcoder", "is a transcoder; only SAEs are supported"),
+        ("mwhanna_transcoder", "is a transcoder; only SAEs are supported"),
         ("mntss_clt_layer_transcoder", "is one layer of a cross-layer transcoder"),
         ("temporal", "is a temporal SAE"),
-        ("gemma_3", "is a transcoder, which is not supported"),
-        ("misspelt", "is no release of SAELens; did you mean 'gpt2-small-res-jb'?"),
+        ("gemma_3", "is a transcoder; only SAEs are supported"),
+        ("misspelt", "is not a release of SAELens; did you mean 'gpt2-small-res-jb'?"),
         ("unknown", "is not one of the 13 SAEs of gpt2-small-res-jb; did you mean"),
         ("repository", "is the repository of the release gpt2-small-res-jb: give that name"),
         ("not_there", "sae_lens cannot load it: "),

@@ -92,9 +92,9 @@ def test_another_sae_than_the_configs_is_refused(
 ) -> None:
     aim, given, _ = theirs
     own = Sae.of(pretrained=aim.pretrained, batch_tokens=128)
-    with pytest.raises(UserError, match="not the SAE that the config names; run `"):
+    with pytest.raises(UserError, match="not the SAE that the config names; rebuild it with: "):
         make(chain, tmp_path / "null", own, aim.model_copy(update={"key": "older"}), given)
-    with pytest.raises(UserError, match=r"config: saes\.null: aimed at the L0 that theirs has"):
+    with pytest.raises(UserError, match=r"--given: missing; config: saes\.null is aimed"):
         make(chain, tmp_path / "null", own, aim, None)
 
 

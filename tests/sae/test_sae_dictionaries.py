@@ -503,7 +503,7 @@ def test_an_sae_made_elsewhere_that_does_not_fit_is_refused(chain: Chain, tmp_pa
     )
     path = foreign(tmp_path / "topk", given_sae(k=3))
     own = recipe("learned", pretrained=path, k=5)
-    text = "config: saes.topk.k: 5 is not the k of the pretrained SAE, 3: leave it out"
+    text = "config: saes.topk.k: 5 is not the k of the pretrained SAE, 3; leave it out"
     assert refusal(chain, tmp_path / "sae", own) == text
     path = foreign(tmp_path / "jumprelu", given_sae())
     own = recipe("learned", pretrained=path)
@@ -513,7 +513,7 @@ def test_an_sae_made_elsewhere_that_does_not_fit_is_refused(chain: Chain, tmp_pa
     means, counts = fit_token_means([activations(chain, "sae_train")], VOCAB, D_MODEL)
     path = foreign(tmp_path / "lookup", token_lookup(means, counts))
     own = recipe("learned", pretrained=path)
-    assert "give dictionary 'token_lookup' instead" in refusal(chain, tmp_path / "sae", own)
+    assert "use dictionary 'token_lookup' instead" in refusal(chain, tmp_path / "sae", own)
 
 
 # --- what does not fit ------------------------------------------------------------------------

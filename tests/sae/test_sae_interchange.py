@@ -309,7 +309,7 @@ def test_an_unsupported_saelens_config_is_refused(
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
         ({"metadata": {}}, "metadata.hook_name_out is None"),
         ({"metadata": {"hook_name_out": "blocks.1.ln2.hook_normalized"}},
-         "metadata.hook_name_out is 'blocks.1.ln2.hook_normalized', which is no site here"),
+         "metadata.hook_name_out is 'blocks.1.ln2.hook_normalized', which is not a site"),
         ({"metadata": {"hook_name_out": "blocks.1.hook_mlp_out", "hook_head_index_out": 2}},
          "metadata.hook_head_index_out is 2"),
         ({"metadata": {"hook_name_out": "blocks.1.hook_mlp_out",
@@ -333,7 +333,7 @@ def test_a_transcoder_of_saelens_that_does_more_than_its_weights_is_refused(
     [
         ({"k": None}, "k: missing"),
         ({"expansion_factor": None}, "expansion_factor: missing"),
-        ({"d_in": None}, "an unknown format"),
+        ({"d_in": None}, "not a known format"),
         ({"k": 25}, "k 25 is larger than the number of latents, 24"),
         ({"activation": "groupmax"}, "activation: 'groupmax' is not one of topk"),
         ({"transcode": True}, "nothing says which site it writes"),
@@ -400,13 +400,13 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_an_sae_is_refused(tmp_path: Path) -> None:
     where = refused(read, tmp_path / "no")
-    assert where.startswith(f"{WHERE}: '{tmp_path / 'no'}' is no folder")
-    assert "holds no SAE but nothing" in refused(read, tmp_path)
+    assert where.startswith(f"{WHERE}: '{tmp_path / 'no'}' is not a folder")
+    assert "holds no SAE, only nothing" in refused(read, tmp_path)
     (tmp_path / "cfg.json").write_text("{}")
     torch.save({}, tmp_path / "weights.pt")
     text = refused(read, tmp_path)
     assert text.startswith(f"{WHERE}: ")
-    assert "holds no SAE but cfg.json, weights.pt; an SAE is read from cfg.json or " in text
+    assert "holds no SAE, only cfg.json, weights.pt; an SAE has cfg.json or " in text
 
 
 # The hub
@@ -477,7 +477,7 @@ def test_a_token_lookup_dictionary_is_not_exported(tmp_path: Path, layout: str) 
     config = write_sae(lookup, tmp_path, dictionary="token_lookup", n_steps=0)
     text = refused(export_sae, config, layout, tmp_path / "out")
     assert "token_lookup" in text
-    assert "cannot be exported" in text
+    assert "no format can hold it" in text
 
 
 def test_an_export_does_not_overwrite_another_sae(tmp_path: Path) -> None:

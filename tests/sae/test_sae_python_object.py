@@ -132,14 +132,14 @@ def test_a_placebo_fires_as_often_as_the_objects_latents(
     ("name", "says"),
     [
         ("nothing", "cannot be imported: module "),
-        ("codeless", "a Other, which has no method encode"),
+        ("codeless", "Other has no method encode"),
         ("fails", f"encode of [64, {D_MODEL}] fails: "),
         ("listed", "encode gives a list, should give floats [64, n_latents]"),
         ("flat", f"encode of [64, {D_MODEL}] gives float32 [], should"),
         ("whole", f"encode of [64, {D_MODEL}] gives int32 [64, {D_MODEL}], should"),
         ("infinite", "encode gives numbers that are not finite"),
         ("signed", "encode gives codes below 0"),
-        ("joint", "encode gives a token other codes beside other tokens"),
+        ("joint", "encode gives a token codes that depend on the other tokens"),
         ("narrow", f"decode of [1, {N_LATENTS}] gives float32 [1, {D_MODEL - 1}], should give"),
         ("curved", "decode is not linear in the codes"),
     ],
@@ -184,13 +184,19 @@ def test_a_plan_names_the_object_and_parsing_does_not_run_it(package: str) -> No
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"object": "a b:c"}, "saes.theirs.pretrained.object: 'a b:c' is no import path, such as"),
-        ({"object": "made"}, "saes.theirs.pretrained.object: 'made' is no import path, such as"),
+        (
+            {"object": "a b:c"},
+            "saes.theirs.pretrained.object: 'a b:c' is not an import path, such as",
+        ),
+        (
+            {"object": "made"},
+            "saes.theirs.pretrained.object: 'made' is not an import path, such as",
+        ),
         ({"object": "nothing.made:x"}, "no Python file of the module 'nothing.made' is found here"),
         ({"object": "json.nothing:x"}, "no Python file of the module 'json.nothing' is found here"),
         ({"object": "math:sin"}, "no Python file of the module 'math' is found here"),
         ({"d_model": 3}, "an SAE for 3 dimensions, but resid_post.0 of small has 16"),
-        ({"files": ["no.pt"]}, "saes.theirs.pretrained.files[0]: 'no.pt' is no file"),
+        ({"files": ["no.pt"]}, "saes.theirs.pretrained.files[0]: 'no.pt' is not a file"),
         ({"width": 3}, "saes.theirs.pretrained.width: unknown key"),
     ],
 )

@@ -270,7 +270,7 @@ def test_finished_saes_are_not_trained_again_beside_new_ones(
 
 def test_one_folder_for_two_saes_is_refused(fresh: Job) -> None:
     params_of = [(SITES[0], "topk", 0), (SITES[0], "topk", 3)]
-    with pytest.raises(UserError, match=r"--output: .* is one folder for several SAEs; write"):
+    with pytest.raises(UserError, match=r"--output: .* is one folder for several SAEs; put"):
         fresh.run("x/{site}", params_of, pattern="")
 
 

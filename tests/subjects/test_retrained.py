@@ -181,13 +181,13 @@ def test_a_model_of_the_hub_is_read_as_it_is(
     [
         (
             {"hidden_size": 32},
-            "gpt_neox.embed_in.weight is [96, 32], in the subject [96, 16]",
+            "gpt_neox.embed_in.weight is [96, 32], but [96, 16] in the subject",
         ),
         (
             {"num_hidden_layers": 2},
-            "gpt_neox.layers.2.attention.dense.bias is missing, in the subject [16]",
+            "gpt_neox.layers.2.attention.dense.bias is missing, but [16] in the subject",
         ),
-        ({"num_attention_heads": 4}, "num_attention_heads is 4, in the subject 2"),
+        ({"num_attention_heads": 4}, "num_attention_heads is 4, but 2 in the subject"),
     ],
 )
 def test_another_architecture_is_refused_in_one_line(

@@ -105,7 +105,7 @@ def test_an_index_names_safetensors_beside_it_and_nothing_else(model: Path, name
     ("content", "said"),
     [
         (b'{"weight_map": [1]}', "has no weight_map"),
-        (b'{"weight_map": {"a": 1}}', "'a' is in 1, which is no name"),
+        (b'{"weight_map": {"a": 1}}', "'a' is in 1, which is not a file name"),
         (b"[]", "not a JSON object"),
         (b'{"a":' * 100_000, "not readable as JSON"),
         (b"\xff\xfe", "not readable as JSON"),

@@ -133,8 +133,8 @@ def test_the_size_of_a_cached_subject_needs_no_hub() -> None:
             subject_shape, source(path=path), where="config: subjects.a.source", fetch=True
         )
         assert said.startswith(
-            f"config: subjects.a.source.path: patterns of sites need the number of blocks, and the "
-            f"config.json of {path!r} can be had neither from the hub nor from its cache ("
+            f"config: subjects.a.source.path: patterns of sites need the number of blocks, but the "
+            f"config.json of {path!r} is neither on the hub nor in its cache ("
         )
         assert said.endswith("; name each site instead, or give a local folder")
 
@@ -198,7 +198,7 @@ def test_the_hub_is_asked_for_what_is_not_cached(
     online.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert subject_shape(given, where="here", fetch=True) == Shape(N_LAYERS, 16)
     shutil.rmtree(tmp_path / "hub")
-    with pytest.raises(UserError, match="neither from the hub nor from its cache"):
+    with pytest.raises(UserError, match="neither on the hub nor in its cache"):
         subject_shape(given, where="here", fetch=True)
 
 
@@ -214,7 +214,7 @@ def test_a_step0_that_the_hub_does_not_have_is_reported_as_its_own_key() -> None
 def test_a_hub_that_cannot_be_reached_costs_a_few_seconds(online: pytest.MonkeyPatch) -> None:
     online.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
     began = time.monotonic()
-    with pytest.raises(UserError, match="neither from the hub nor from its cache"):
+    with pytest.raises(UserError, match="neither on the hub nor in its cache"):
         subject_shape(source(path="someone/online"), where="here", fetch=True)
     assert "cannot be reached" in refusal(source(path="someone/online"))
     assert time.monotonic() - began < 5

@@ -130,8 +130,8 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None
     trap = {**model.state_dict(), "planted": Planted(tmp_path / "ran")}
     torch.save(trap, tmp_path / "pytorch_model.bin")
     assert refusal(local(tmp_path)) == (
-        f"subject '{tmp_path}': cannot be loaded: pytorch_model.bin holds more than weights, and "
-        f"is not read: it could run code"
+        f"subject '{tmp_path}': cannot be loaded: pytorch_model.bin holds more than weights and "
+        f"could run code, so it is not read"
     )
     assert not (tmp_path / "ran").exists()
 
@@ -139,8 +139,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None
 def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
     tiny_model("gpt2").config.save_pretrained(tmp_path)
     assert refusal(local(tmp_path)) == (
-        f"subject '{tmp_path}': cannot be loaded: there are neither safetensors nor "
-        f"pytorch_model.bin"
+        f"subject '{tmp_path}': cannot be loaded: it has neither safetensors nor pytorch_model.bin"
     )
 
 
@@ -152,7 +151,7 @@ def test_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
     assert refusal(local(tmp_path)) == (
         f"subject '{tmp_path}': cannot be loaded: 1 weights are missing, "
-        f"model.layers.1.mlp.up_proj.weight for one"
+        f"such as model.layers.1.mlp.up_proj.weight"
     )
     file.write_bytes(file.read_bytes()[:500])
     assert refusal(local(tmp_path)).startswith(f"subject '{tmp_path}': cannot be loaded: ")
@@ -182,7 +181,7 @@ def test_code_of_a_model_runs_only_when_asked_and_checked(
     marker = tmp_path / "ran"
     (folder / "own.py").write_text(f"{CUSTOM}open({str(marker)!r}, 'w').close()\n")
     assert refusal(local(folder)) == (
-        f"subject '{folder}': cannot be loaded: it comes with Python code of its own, which "
+        f"subject '{folder}': cannot be loaded: it needs its own Python code, which only "
         f"source.trust_remote_code allows"
     )
     assert not marker.exists()
@@ -421,5 +420,5 @@ def test_a_loss_that_is_not_finite_is_refused(chain: Chain) -> None:
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of("auto") == CPU
-    with pytest.raises(UserError, match=r"config: compute.device: 'cuda:1', but no CUDA device"):
+    with pytest.raises(UserError, match=r"config: compute.device: 'cuda:1', but there is no CUDA"):
         device_of("cuda:1")

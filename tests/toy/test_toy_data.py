@@ -215,7 +215,7 @@ def test_the_control_of_word_vectors_has_the_same_number_of_points(tmp_path: Pat
         ("1 2 3", "line 31: 2 numbers after the word; the first line has 3"),
         ("", "line 31: 0 numbers after the word; the first line has 3"),
         ("word 1 x 3", "line 31: not a number (could not convert string to float: 'x'"),
-        ("word 1 nan 3", "line 31: a number that is not finite"),
+        ("word 1 nan 3", "line 31: has a number that is not finite"),
     ],
 )
 def test_a_bad_line_is_refused_and_named(line: str, said: str, tmp_path: Path) -> None:

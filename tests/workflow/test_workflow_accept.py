@@ -116,7 +116,7 @@ def test_what_cannot_be_accepted_gets_one_line(study: Study, tmp_path: Path) -> 
         (
             study.folder,
             ("train_saes",),
-            "'train_saes' is no rule; it is one of cache_activations, ",
+            "'train_saes' is not one of the rules: cache_activations, ",
         ),
         (study.folder, (), "give the rules whose code is to be accepted, or --all"),
         (tmp_path, ("train_sae",), "no results here; --root names the study's folder"),

@@ -114,5 +114,8 @@ def test_one_file_for_two_cells_is_refused_before_anything_runs(
 
     copied = copy_of(imported, tmp_path / "study", linked=True).configure(shared)
     said = copied.snakemake("--dry-run").stdout
-    assert "explainers.delphi.path: 'delphi/small_trained_0_topk_0' is one file for seed 0" in said
+    assert (
+        "explainers.delphi.path: 'delphi/small_trained_0_topk_0' is the same file for seed 0"
+        in said
+    )
     assert "put {seed} into it" in said

@@ -67,7 +67,7 @@ def test_several_configs_and_nested_numbers_merge_in_their_order(
         (("--shared-fs-usage", "none"), "--shared-fs-usage: lacks input-output, sources; results/"),
         (
             ("--configfile", "config.yaml", "--configfile", "config.yaml"),
-            "--configfile: given twice, where Snakemake reads the last alone",
+            "--configfile: given twice, but Snakemake reads only the last",
         ),
     ],
 )

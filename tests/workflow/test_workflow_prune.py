@@ -91,7 +91,7 @@ def test_what_was_dropped_from_the_config_goes_and_nothing_else(
     lock.write_text("results/x\n")
     refused = prune(copied, "--yes", rc=2)
     assert refused.count("\n") == 1
-    assert "Snakemake is at work here, and nothing was deleted" in refused
+    assert "Snakemake is at work here, so nothing was deleted" in refused
     lock.unlink()
 
     prune(copied, "--yes")

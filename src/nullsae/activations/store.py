@@ -244,7 +244,7 @@ class SiteReader:
             )
         if "excluded" not in manifest:
             raise UserError(
-                f"{folder / 'manifest.json'}: says nothing of excluded tokens; rebuild it with: "
+                f"{folder / 'manifest.json'}: does not name excluded tokens; rebuild it with: "
                 f"{rebuild}"
             )
         return cls(folder, manifest, rebuild)
@@ -321,7 +321,7 @@ class SiteReader:
         norm, position = shards.norms(self.file(index))
         if not torch.allclose(row_norms(x).cpu(), norm, rtol=NORM_TOLERANCE, atol=0.0):
             raise UserError(
-                f"{self.file(index)}: the model gives other activations than those captured; "
+                f"{self.file(index)}: the model's activations differ from those captured; "
                 f"rebuild it with: {self.rebuild}"
             )
         return x, position

@@ -35,5 +35,5 @@ def read_answer(root: Path) -> Answer:
         return Answer.of_json(read_json(root / paths.ANSWER, rebuild=rebuild))
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{root / paths.ANSWER}: not as this version writes it ({error}); run `{rebuild}`"
+            f"{root / paths.ANSWER}: not of this version ({error}); rebuild it with: {rebuild}"
         ) from None

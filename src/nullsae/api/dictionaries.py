@@ -1,4 +1,4 @@
-"""SAEs that others made, and null dictionaries beside them that no training makes."""
+"""SAEs made elsewhere, and null dictionaries made without training."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ BATCH_TOKENS, SAMPLE_TOKENS = 4096, 16_384
 
 
 def load_sae(path: str | Mapping[str, str], site: str | None = None) -> Autoencoder:
-    """An SAE made elsewhere, as `saes.*.pretrained` of a config reads it.
+    """Load an SAE made elsewhere, as `saes.*.pretrained` of a config does.
 
     Args:
         path: a folder or hub id in the layout of nullsae, SAELens, EleutherAI's sparsify or
-            dictionary_learning, and after `::` a folder within it:
-            `EleutherAI/sae-pythia-70m-32k::layers.3`; or `release` and `sae_id` of SAELens, which
-            an installed `sae_lens` reads.
-        site: where its activations are read, such as `resid_post.3`. If given, `{site}` and
-            `{layer}` in `path` are filled in, and an SAE that says that it was made at another one
-            is refused.
+            dictionary_learning, with a folder in it after `::`, such as
+            `EleutherAI/sae-pythia-70m-32k::layers.3`; or a mapping with `release` and `sae_id` of
+            SAELens, which needs `sae_lens`.
+        site: where its activations are read, such as `resid_post.3`. If given, it fills in `{site}`
+            and `{layer}` in `path`, and an SAE made at another site is refused.
 
     Returns:
         Float32 weights on the CPU. `encode(x)` takes activations [tokens, d_model] to values and
@@ -46,8 +45,8 @@ def load_sae(path: str | Mapping[str, str], site: str | None = None) -> Autoenco
         `decode(values, latents, x)` takes them back.
 
     Raises:
-        UserError: it cannot be had, or has a key or a tensor that is missing, unknown, damaged or
-            not supported; the line names it.
+        UserError: it is not found, or a key or tensor is missing, unknown, damaged or not
+            supported; the line names it.
     """
     given: Pretrained = str(path)
     if isinstance(path, Mapping):
@@ -55,7 +54,7 @@ def load_sae(path: str | Mapping[str, str], site: str | None = None) -> Autoenco
     sae, made_on = read_with_origin(given, site, where="load_sae")
     found = made_on.hook and site_of_hook(made_on.hook)
     if site is not None and made_on.hook and not (found and same_place(found, site)):
-        raise UserError(f"load_sae: it was made at {made_on.hook}, and site is {site}")
+        raise UserError(f"load_sae: site: {site}, but the SAE was made at {made_on.hook}")
     return sae
 
 
@@ -67,35 +66,33 @@ def null_dictionary(
     seed: int = 0,
     **settings: Any,
 ) -> Autoencoder:
-    """A dictionary that nothing was learned for, to stand beside an SAE: minutes, no training.
+    """Make a null dictionary for an SAE, in minutes and without training.
 
-    It is as active as the SAE. What is made from the SAE's own weights has its L0 within 5%, or is
-    refused; the others keep its k, or, where it has none, the mean number of its latents that fire
-    on these activations, rounded.
+    It is as active as the SAE. A dictionary made from the SAE's weights has its L0 within 5%, or is
+    refused. The others have its k or, if it has none, the mean number of its latents that fire on
+    these activations, rounded.
 
     Args:
-        sae: what it is a placebo of.
+        sae: the SAE that the dictionary is a placebo of.
         kind: `random` has as many latents as the SAE: random unit directions, a tied encoder and
             b_dec at the geometric median, as training starts (fitted to the first 16,384 tokens);
             `pca` and `identity` have principal components and neurons, plus and minus;
-            `token_lookup` has the mean activation of each token id. From the SAE's weights:
-            `rotated` has its encoder and decoder turned by one random rotation, about the mean of
-            the activations; `rotated_whitened` the same in whitened activations;
-            `rate_matched_random` has random directions that fire as often as its latents. Null
-            dictionaries of other packages are known by their names, as in `saes.*.dictionary` of a
-            config.
-        activations: floats [tokens, d_model] that it is fitted to, of the site of the SAE.
-        token_ids: integers [tokens], for `token_lookup` alone.
-        seed: keys what is drawn.
-        settings: keys of a recipe that this dictionary has, such as `n_components` of `pca`; not
-            `from`.
+            `token_lookup` has the mean activation of each token id. Made from the SAE's weights:
+            `rotated` turns its encoder and decoder by one random rotation about the mean of the
+            activations; `rotated_whitened` does so in whitened activations; `rate_matched_random`
+            has random directions that fire as often as its latents. Other packages may add kinds,
+            named as in `saes.*.dictionary` of a config.
+        activations: floats [tokens, d_model] of the SAE's site, to fit the dictionary to.
+        token_ids: integers [tokens]; only for `token_lookup`.
+        seed: of what is drawn.
+        settings: keys of this dictionary's recipe but `from`, such as `n_components` of `pca`.
 
     Returns:
         A dictionary in float32 on the CPU.
 
     Raises:
-        UserError: there is no such kind or setting, it must be trained, activations, token ids
-            and SAE do not fit each other, or the dictionary failed a gate.
+        UserError: the kind or a setting is unknown, the kind must be trained, activations, token
+            ids and SAE do not fit each other, or the dictionary fails a gate.
     """
     x = _rows(sae, activations)
     if kind in DICTIONARIES and DICTIONARIES[kind].derived and DICTIONARIES[kind].is_null:
@@ -130,10 +127,10 @@ def _derived(
     where = f"null_dictionary: {kind}"
     if sae.coding.reads_tokens or sae.transcodes:
         what = "transcoder" if sae.transcodes else f"{sae.architecture} dictionary"
-        raise UserError(f"{where}: it is made from an SAE, and not from a {what}")
+        raise UserError(f"{where}: made from an SAE, not from a {what}")
     origin = parse_section(DICTIONARIES[kind], settings, where=where)
     if origin.source is not None:
-        raise UserError(f"{where}: from: leave it out; it is the SAE that is given")
+        raise UserError(f"{where}: from: leave it out; the SAE is the first argument")
     generator = torch_generator(seed, "null_dictionary", kind)
     given = sae.to(torch.device("cpu"))
     return derive(origin, given, x[: origin.sampled], x, generator, where)[0]
@@ -156,7 +153,9 @@ class _Rows:
 def _rows(sae: Autoencoder, activations: Tensor) -> Tensor:
     """Activations as float32 on the CPU, if they fit the SAE."""
     if sae.transcodes:
-        raise UserError("null_dictionary: this is a transcoder, whose output is at another site")
+        raise UserError(
+            "null_dictionary: a transcoder has no such nulls, as it writes to another site"
+        )
     shape = list(activations.shape)
     if len(shape) != 2 or shape[1] != sae.d_model or not shape[0]:
         raise UserError(
@@ -164,7 +163,7 @@ def _rows(sae: Autoencoder, activations: Tensor) -> Tensor:
         )
     x = activations.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(x).all()):
-        raise UserError("null_dictionary: activations are NaN or infinite in some places")
+        raise UserError("null_dictionary: some activations are NaN or infinite")
     return x
 
 

@@ -1,4 +1,4 @@
-"""Latents of any SAE on any texts, described as `nullsae collect_latents` describes them."""
+"""Latents of any SAE on any texts, described as by `nullsae collect_latents`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WHERE = "collect"
 
 
 class Collected(NamedTuple):
-    """What is known of the latents of one SAE; the tables' `to_pandas()` gives data frames."""
+    """Tables about the latents of one SAE; `to_pandas()` makes data frames of them."""
 
     latents: pa.Table
     """The table `latents` of docs/latents.md: one row per latent."""
@@ -63,29 +63,29 @@ def collect(
     seed: int = 0,
     **settings: Any,
 ) -> Collected:
-    """Statistics of every latent over some texts, and windows of a sample of them.
+    """Compute statistics of every latent over some texts, and windows of a sample of latents.
 
-    Texts are packed into contexts as a study's are, and the model is run on them, batch by batch;
-    activations are not kept. Firings lie in a temporary folder meanwhile, 16 bytes each.
+    Texts are packed into contexts as in a study, and the model runs on them batch by batch.
+    Activations are not kept. Firings take 16 bytes each in a temporary folder.
 
     Args:
-        model: a causal `transformers.PreTrainedModel` in evaluation mode: the trained one, or what
-            `randomize` made of it.
-        sae: from `load_sae`, say; it runs on the model's device.
+        model: a causal `transformers.PreTrainedModel` in evaluation mode: the trained one, or a
+            result of `randomize`.
+        sae: such as a result of `load_sae`; it runs on the model's device.
         texts: documents; or token ids, integers [contexts, tokens], each context a document.
         site: where the SAE reads, such as `resid_post.3` (the output of block 3), `mlp_out.3`,
             `attn_out.3`, `resid_pre.3` or `embed`.
-        tokenizer: the model's, a fast one; for texts alone.
-        context_tokens: length of the contexts that texts are packed into, BOS included; what is
-            left over behind the last whole one is dropped.
-        prepend_bos: whether each context begins with BOS; `auto`, if the tokenizer does so itself.
+        tokenizer: the model's fast tokenizer; only for texts.
+        context_tokens: length of the contexts, BOS included; tokens that do not fill one are
+            dropped.
+        prepend_bos: whether each context begins with BOS; `auto` does what the tokenizer does.
         batch_contexts: contexts in one forward pass.
-        seed: keys which latents and windows are sampled.
+        seed: of the sample of latents and windows.
         settings: keys of the config's `latents`: `min_firings=200`, `n_sampled=50`,
             `causal_places=0` (which saves most of the passes), `skip_start_tokens=1`, ...
 
     Returns:
-        Tables, and one row about both.
+        The tables `latents` and `windows`, and the row of `coverage`.
 
     Raises:
         UserError: texts, tokenizer, model, site and SAE do not fit each other, or a setting is
@@ -161,7 +161,7 @@ class _Passes:
                 dtype=torch.float32,
             )[self.site]
             if not bool(torch.isfinite(x).all()):
-                raise UserError(f"{WHERE}: activations at {self.site} are NaN or infinite")
+                raise UserError(f"{WHERE}: some activations at {self.site} are NaN or infinite")
             yield x, torch.arange(contexts.start * length, contexts.stop * length)
 
 
@@ -177,16 +177,16 @@ def _check_site(subject: Subject, sae: Autoencoder, site: str) -> None:
     sites = tuple(dict.fromkeys((site, written)))
     for name in sites:
         if not SITE.match(name):
-            raise UserError(f"{WHERE}: site: {name!r} is no name of a site, such as resid_post.3")
+            raise UserError(f"{WHERE}: site: {name!r} is not a site, such as resid_post.3")
     check_sites(sites, len(subject.blocks), where=f"{WHERE}: site")
     verify_sites(subject, sites, where=f"{WHERE}: site")
     if sae.d_model != subject.width(site):
         raise UserError(
-            f"{WHERE}: sae: it reads {sae.d_model} dimensions, and {site} has {subject.width(site)}"
+            f"{WHERE}: sae: it reads {sae.d_model} dimensions, but {site} has {subject.width(site)}"
         )
     if sae.w_dec.shape[1] != subject.width(written):
         raise UserError(
-            f"{WHERE}: sae: it writes {sae.w_dec.shape[1]} dimensions, and {written} has "
+            f"{WHERE}: sae: it writes {sae.w_dec.shape[1]} dimensions, but {written} has "
             f"{subject.width(written)}"
         )
 
@@ -208,7 +208,7 @@ def _packed(texts: Sequence[str], tokenizer: Any, packing: dict[str, Any], folde
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{WHERE}: texts: should be a list of texts, or a tensor of token ids")
     if not getattr(tokenizer, "is_fast", False):
-        what = "missing" if tokenizer is None else f"a {type(tokenizer).__name__} is no fast one"
+        what = "missing" if tokenizer is None else f"{type(tokenizer).__name__} is not fast"
         raise UserError(f"{WHERE}: tokenizer: {what}; texts need the model's fast tokenizer")
     # Source and tokenizer are at hand already; the rest is what a corpus would do with them.
     given = {"source": {"kind": "builtin"}, "tokenizer": {"kind": "train"}, **packing}

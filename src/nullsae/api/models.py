@@ -32,40 +32,40 @@ def randomize(
     subject: str = "",
     **settings: Any,
 ) -> Model:
-    """A randomized copy of a model, as `nullsae randomize_model` would make and check it.
+    """Make a randomized copy of a model, with the gates of `nullsae randomize_model`.
 
-    The given model is left as it is. Numbers are drawn on the CPU, keyed by `seed`, `variant`,
+    The given model does not change. Numbers are drawn on the CPU, keyed by `seed`, `variant`,
     `subject`, `draw` and the name of each parameter: the same call gives the same weights on every
-    machine and device. They are those of a study with this `seed` and a subject of this name.
+    machine and device, those of a study with this `seed` and a subject of this name.
 
-    All gates but those about files run: what should change did, and nothing else; each change kept
-    what it says that it keeps; changed tensors do not correlate with the original; a second draw
-    gives the same bits; and on random token ids, a context alone is as in a batch, no row sees
+    All gates but those about files run: what should change did, and nothing else; each change keeps
+    what it promises; changed tensors do not correlate with the original; a second draw gives the
+    same bits; and on random token ids, a context alone gives what it gives in a batch, no row sees
     later tokens, and activations are finite.
 
     Args:
         model: any causal `transformers.PreTrainedModel`, with or without a head, with all weights
             in memory, in any floating type.
         variant: one that changes weights, such as `rerandomized`, `permuted_weights` or `cascade`.
-        draw: index of the randomization; further draws are further nulls of the same kind.
+        draw: index of the randomization; each draw is another null of the same kind.
         seed: as in a config.
-        subject: as in a config; without one, the same draw is taken for every model.
+        subject: name of the subject, as in a config.
         settings: keys of the config's `randomization` that the variant depends on, such as
             `norm_parameters="keep"` or `first_random_block=3`.
 
     Returns:
-        A new model of the same class, dtype and device, in evaluation mode. Beside it, two copies
-        of its weights lie in the CPU's memory meanwhile.
+        A new model of the same class, dtype and device, in evaluation mode. Making it takes two
+        more copies of its weights in the CPU's memory.
 
     Raises:
-        UserError: there is no such variant or setting, the model is of another kind, or a gate
+        UserError: the variant or a setting is unknown, the model is of another kind, or a gate
             fails; the line names the tensor.
     """
     kind = _variant(variant, settings)
     if not isinstance(model, PreTrainedModel):
         raise UserError(
-            f"randomize: a {type(model).__name__} is no transformers.PreTrainedModel; give the "
-            f"model that it was made from"
+            f"randomize: {type(model).__name__} is not a transformers.PreTrainedModel; give the "
+            f"model inside it"
         )
     for name, parameter in model.named_parameters():
         if parameter.is_meta or not parameter.is_floating_point():

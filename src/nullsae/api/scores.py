@@ -1,4 +1,4 @@
-"""Contrasts and verdicts on anybody's scores."""
+"""Contrasts and verdicts on scores of any kind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ScoresMetric(Metric):
     """What is compared: the mean of a score over units."""
 
     def __init__(self, metric: Metric | None, unit: Unit, direction: Direction) -> None:
-        """Where it is none of ours, no floor is known."""
+        """Describe the score; `metric` is None for one that nullsae does not know."""
         self.name = "scores" if metric is None else metric.name
         self.floor = float("-inf") if metric is None else metric.floor
         self.table, self.columns, self.direction = TABLES[unit], ("score",), direction
@@ -56,7 +56,7 @@ class ScoresMetric(Metric):
 
 @dataclass(frozen=True)
 class Contrast:
-    """A null against the real thing, before corrections for other contrasts."""
+    """A null against the real thing, before any correction for other contrasts."""
 
     metric: Metric
     statistics: Statistics
@@ -67,8 +67,8 @@ class Contrast:
     def row(self) -> dict[str, Any]:
         """Columns of the table `contrasts` (docs/statistics.md), as the only one of its family.
 
-        Columns called `real_` are those of the real thing. P-values are None without
-        replication: they would speak of the units of two SAEs alone.
+        Columns that begin with `real_` are about the real thing. P-values are None without
+        replication, because they would speak of the units of two SAEs alone.
         """
         return _family([self])[0]
 
@@ -80,7 +80,7 @@ class Contrast:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of the difference, at `statistics.confidence`; None where `reason` says why."""
+        """Interval of the difference at `statistics.confidence`; None if `reason` says why."""
         low, high = (self.tested.get(f"difference_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
@@ -114,44 +114,44 @@ def contrast(
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Contrast:
-    """Null minus real in the mean of a score, as a study's tables have it.
+    """Compare the mean score of a null with that of the real thing, as a study's tables do.
 
     The interval, the minimum-effect test and the equivalence test are those of docs/statistics.md:
-    of whole draws or seeds where there are several, else of units. The variance of seeds is pooled
+    over whole draws or seeds if there are several, else over units. The variance of seeds is pooled
     over both arms.
 
     Args:
-        real: scores of the real thing, floats [n_units] of one SAE; of several seeds a sequence of
-            such arrays.
-        null: scores of the null, [n_units]; of several draws a sequence of such arrays. Either may
-            be a mapping from (draw, seed) to [n_units].
+        real: scores of the real thing, floats [n_units] of one SAE, or a sequence of such arrays
+            for several seeds.
+        null: scores of the null, [n_units], or a sequence of such arrays for several draws. Either
+            may be a mapping from (draw, seed) to [n_units].
         unit: `latent`: units of one array are independent of those of another, and may differ in
             number. `document`: the i-th score of every array is about the same document.
         metric: a metric of docs/metrics.md that is a mean over these units, such as `auroc`. It
-            gives margin (a share of |real - floor|) and direction where they are not given.
+            gives margin (a share of |real - floor|) and direction if they are not given.
         margin: differences below it count as none, in the unit of the scores.
         direction: the sign of real minus null if the score sees what it should; 0 if it may differ
-            either way. 1 by default where there is no metric.
-        paired: whether the i-th latents of real and null are the same ones, as where another
-            explanation is scored on the same latents. Documents always are.
-        names: what real and null are called in reasons. Where the null has the name of a variant,
-            so that a metric expects another side there, that is taken.
-        confidence: of the interval; 1 minus it is the level of the tests.
+            either way. Without a metric the default is 1.
+        paired: whether the i-th latents of real and null are the same, as when two explanations
+            are scored on the same latents. Documents always are.
+        names: names of real and null in reasons. If the null has the name of a variant, the
+            direction is the one that the metric expects of that variant.
+        confidence: of the interval; the level of the tests is 1 - confidence.
         n_resamples: of the bootstrap and the permutation test.
-        seed: keys both.
+        seed: of both.
 
     Returns:
         The contrast; `verdict` puts it into a word.
 
     Raises:
-        UserError: neither a metric nor a margin is given, there is no such metric or it is no mean
-            over these units, or scores are of the wrong shape, not finite, or not paired.
+        UserError: neither a metric nor a margin is given, the metric is unknown or not a mean over
+            these units, or scores have the wrong shape, are not finite, or are not paired.
     """
     about = _metric(metric, unit, direction, names[1])
     own = _arm(real, names[0], unit, "seed")
     other = _arm(null, names[1], unit, "draw")
     if margin is None and metric is None:
-        raise UserError("contrast: margin: missing; without a metric nothing else says what counts")
+        raise UserError("contrast: margin: missing; give a margin, or a metric that has one")
     settings: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence}
     if margin is None:
         statistics = parse_section(Statistics, settings, where="contrast")
@@ -182,14 +182,14 @@ def contrast(
 
 
 def verdict(contrast: Contrast, family: Sequence[Contrast] = ()) -> Verdict:
-    """What a contrast says, by the rule of a study's table `verdicts`.
+    """Put a contrast into a word, by the rule of a study's table `verdicts`.
 
-    Both of its tests are corrected by Holm's procedure over the family.
+    Both tests are corrected by Holm's procedure over the family.
 
     Args:
         contrast: from `contrast`.
-        family: all contrasts that are looked at together, this one among them or not: one metric
-            against several nulls, say.
+        family: all contrasts that are looked at together, such as one metric against several
+            nulls; `contrast` may be among them.
     """
     others = [one for one in family if one is not contrast]
     row = _family([contrast, *others])[0]

@@ -158,9 +158,10 @@ class Likelihood:
         limit = self.judge.context_tokens
         if limit is not None and len(prefix) + waiting[-1].n_tokens > limit:
             raise UserError(
-                f"config: scorers.*.model: {self.judge.name} reads {limit} tokens at once, and "
-                f"{len(prefix)} of prompt and explanation with {waiting[-1].n_tokens} of a window "
-                f"are more; take a model with a longer context, or smaller latents.window_tokens"
+                f"config: scorers.*.model: {self.judge.name} reads at most {limit} tokens, but "
+                f"prompt and explanation have {len(prefix)} and a window has "
+                f"{waiting[-1].n_tokens}; use a model with a longer context, or lower "
+                f"latents.window_tokens"
             )
         ids = torch.tensor([prefix])
         logits, cache = self._logits(ids, torch.ones_like(ids), None, [(0, len(prefix) - 1)])

@@ -138,7 +138,7 @@ class Prompt:
                 raise UserError(f"{self.file}: not a template: {said}") from None
             if error.kind == "undefined":
                 known = ", ".join([*(v for v in values if v != "attempt"), "attempt (in again)"])
-                raise UserError(f"{self.file}: {said}; what there is: {known}") from None
+                raise UserError(f"{self.file}: {said}; a prompt can use {known}") from None
             raise UserError(f"{self.file}: cannot be rendered: {said}") from None
 
     async def ask(
@@ -206,7 +206,7 @@ def load_prompt(kind: str, path: str | None = None) -> Prompt:
     if not turns or turns[-1][0] != "user" or not again or before:
         raise UserError(
             f"{file}: a prompt starts with '=== system' or '=== user', ends with a question under "
-            f"'=== user', and has an '=== again' for answers that could not be used"
+            f"'=== user', and has an '=== again' for unusable answers"
         )
     fixed = tuple({"role": role, "content": body} for role, body in turns[:-1])
     return Prompt(fixed, turns[-1][1], again, file, digest)

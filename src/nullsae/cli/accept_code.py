@@ -50,7 +50,7 @@ def accept_code(
         raise UserError("give the rules whose code is to be accepted, or --all")
     for rule in rules:
         if rule not in known:
-            raise UserError(f"{rule!r} is no rule; it is one of {', '.join(known)}")
+            raise UserError(f"{rule!r} is not one of the rules: {', '.join(known)}")
     if not (root / paths.RUN_CONFIG).parent.is_dir():
         raise UserError(f"{root / 'results'}: no results here; --root names the study's folder")
     config = read_merged_config(study_files(root, overlays), _given(pairs))
@@ -141,6 +141,6 @@ def _ask() -> None:
         "new cells are made by the present code."
     )
     if not sys.stdin.isatty():
-        raise UserError("there is no terminal to ask at; look at the above and give --yes")
+        raise UserError("cannot ask without a terminal; read the above and give --yes")
     if not typer.confirm("Accept?"):
         raise UserError("nothing was recorded")

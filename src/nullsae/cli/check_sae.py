@@ -95,7 +95,7 @@ def expected(text: str) -> Expect:
         try:
             found[name.strip()] = float(value)
         except ValueError:
-            raise UserError(f"--expect: {part!r} is not such as l0=71") from None
+            raise UserError(f"--expect: {part!r} is not NAME=NUMBER, such as l0=71") from None
     return parse_section(Expect, found, where="--expect")
 
 
@@ -110,14 +110,14 @@ class Card:
         """
         self.asked = asked
         if asked.site is not None and not SITE.match(asked.site):
-            raise UserError(f"--site: {asked.site!r} is no site, such as resid_post.3")
+            raise UserError(f"--site: {asked.site!r} is not a site, such as resid_post.3")
         text = asked.pretrained if isinstance(asked.pretrained, str) else ""
         if "{" in text and asked.site is None:
             raise UserError("--site: missing; it fills in {site} and {layer}")
         self.sae, self.made_on = read_with_origin(asked.pretrained, asked.site, where="SAE")
         if self.sae.coding.reads_tokens:
             raise UserError(
-                "SAE: it looks up tokens and reads no activations: nothing can be wrong"
+                "SAE: it looks up tokens and reads no activations; there is nothing to check"
             )
         self.facts: list[Fact] = []
         kind, k = self.sae.architecture, self.sae.k
@@ -166,7 +166,7 @@ class Card:
         """What an option says or else the SAE's files do."""
         own = f"its files: {shown}" if shown is not None else "not in its files"
         if given is None and known is None:
-            what = "no place that is a site here" if shown else f"no {name}"
+            what = "no known site" if shown else f"no {name}"
             raise UserError(f"{option}: missing, and the SAE's files name {what} ({own})")
         self._note(name, given or known or "", f"{option} ({own})" if given else own)
         return given or known or ""

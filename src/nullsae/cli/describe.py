@@ -10,7 +10,7 @@ from nullsae.config.study import Config
 
 def describe(model: type[Section], prefix: str = "") -> list[str]:
     """One line per field of a params class, nested sections included, for help texts."""
-    lines = []
+    lines, texts = [], model.descriptions()
     for name, field in model.known_keys().items():
         key = f"{prefix}{name}"
         needed = "required" if field.is_required() else f"default {field.get_default()!r}"
@@ -21,7 +21,7 @@ def describe(model: type[Section], prefix: str = "") -> list[str]:
             continue
         if get_origin(field.annotation) is Literal:
             needed += f", one of {', '.join(map(str, get_args(field.annotation)))}"
-        text = " ".join((field.description or "").split())
+        text = " ".join(texts.get(name, "").split())
         lines.append(f"{key} ({needed}){': ' + text if text else ''}")
     return lines
 

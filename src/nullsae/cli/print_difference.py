@@ -104,7 +104,7 @@ def _pairs(a: dict[Key, Row], b: dict[Key, Row]) -> Iterator[tuple[Key, Row, Row
 def _run_config(study: Path) -> Any:
     file = study / paths.RUN_CONFIG
     if not file.is_file():
-        raise UserError(f"{file}: not there; `nullsae run {study}` writes it")
+        raise UserError(f"{file}: does not exist; `nullsae run {study}` writes it")
     return read_yaml(file)
 
 

@@ -67,14 +67,14 @@ def report(
         _write_report(params, study)
     page = (study / paths.REPORT).absolute()
     if not page.is_file():
-        raise UserError(f"{page}: not there; `nullsae run {study}` writes it")
+        raise UserError(f"{page}: does not exist; `nullsae run {study}` writes it")
     if params is None:
         print(page)
     if show:
         import webbrowser
 
         if not webbrowser.open(page.as_uri()):
-            raise UserError(f"no browser to open here; open {page} where there is one")
+            raise UserError(f"cannot open a browser here; open {page} elsewhere")
 
 
 def _write_report(params: str, root: Path) -> None:

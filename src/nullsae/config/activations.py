@@ -13,7 +13,7 @@ class Exclude(Section):
     """Tokens that SAEs are neither trained nor measured on: one rule for every variant."""
 
     start_tokens: NonNegativeInt = 0
-    """Leave out so many tokens at the start of each context."""
+    """Number of tokens to leave out at the start of each context."""
     norm_above_median: Annotated[float, Field(gt=1.0)] | None = 10.0
     """Leave out tokens whose activation's norm is more than so many times the median of the split
     at the site, as of attention sinks; null leaves out none by its norm."""
@@ -30,7 +30,7 @@ class Activations(Section):
     sae_train_tokens: PositiveInt
     """Tokens of `sae_train` that SAEs are trained on; `eval` is captured whole in either mode."""
     fitted_tokens: PositiveInt = 1_048_576
-    """`stream`: tokens of `sae_train` that are captured nevertheless, for what is fitted rather
+    """`stream`: tokens of `sae_train` that are captured all the same, for what is fitted rather
     than trained: token-lookup floor, principal components, the `gaussian` variant."""
     sites_together: bool = True
     """`stream`: one job for all SAEs of a variant, whose weights and optimizers must then fit in
@@ -43,8 +43,8 @@ class Activations(Section):
     dtype: FloatType = "bfloat16"
     """Precision on disk."""
     shard_tokens: PositiveInt = 65_536
-    """Tokens in a shard, which `sae_train` tokens are permuted within. In `stream` mode as many
-    are held in memory, at all sites."""
+    """Tokens in a shard; tokens of `sae_train` are permuted within it. In `stream` mode memory
+    holds as many, at all sites."""
     batch_contexts: PositiveInt = 32
     """Contexts in one forward pass."""
     chunks: PositiveInt = 1

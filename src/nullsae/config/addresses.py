@@ -46,7 +46,7 @@ def check_address(url: str) -> None:
         ValueError: it is not complete, or has what a config must not hold, which is not shown.
     """
     if not url.isprintable() or " " in url or "\\" in url:
-        raise ValueError("an address has no spaces, backslashes or control characters")
+        raise ValueError("remove the spaces, backslashes or control characters")
     if "@" in url:
         raise ValueError(f"it has a name or password before '@', and {INSTEAD}")
     parts = urlsplit(url)
@@ -58,7 +58,7 @@ def check_address(url: str) -> None:
     if has_vendors_key(unquote(unquote(url))):
         raise ValueError(f"it has what looks like a key, and {INSTEAD}")
     if "#" in url:
-        raise ValueError("an address of an endpoint has no part behind '#'")
+        raise ValueError("remove '#' and what follows it")
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"{url!r} has no scheme; write http://{url} or https://{url}")
     try:
@@ -66,5 +66,5 @@ def check_address(url: str) -> None:
     except ValueError:
         port_is_one = False
     if not parts.hostname or not port_is_one:
-        what = "host" if not parts.hostname else "port that there can be"
-        raise ValueError(f"{url!r} names no {what}; it looks like http://localhost:8000/v1")
+        what = "no host" if not parts.hostname else "an impossible port"
+        raise ValueError(f"{url!r} has {what}; write it like http://localhost:8000/v1")

@@ -83,7 +83,7 @@ def _known(pretrained: Pretrained, site: str, where: str) -> tuple[MadeOn, int |
         pretrained.source_file(where)
         for i, name in enumerate(pretrained.files):
             if not Path(name).expanduser().is_file():
-                raise UserError(f"{where}.files[{i}]: {name!r} is no file")
+                raise UserError(f"{where}.files[{i}]: {name!r} is not a file")
         return MadeOn(), pretrained.d_model
     path, inside = pretrained_sae_path(pretrained, site)
     if is_local(path):

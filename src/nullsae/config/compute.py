@@ -16,10 +16,10 @@ class Compute(Section):
     """What every numerical job takes."""
 
     threads: PositiveInt = 1
-    """CPU threads of each numerical job. Rounding depends on it, so it stands here: --cores only
-    decides how many jobs run side by side, never what they compute."""
+    """CPU threads of each numerical job. Rounding depends on them; `--cores` only decides how many
+    jobs run side by side."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
-    """`auto` takes CUDA when there is one, else the CPU; or `cpu`, `cuda`, `cuda:N`, or `mps`, the
+    """`auto` takes CUDA if there is any, else the CPU; or `cpu`, `cuda`, `cuda:N`, or `mps`, the
     GPU of a Mac. With `cpu` no job asks for a GPU, so that as many run side by side as there are
     cores."""
 
@@ -36,10 +36,10 @@ class ComputeKey(Compute):
     """The key of the config; `precision` is for the training of SAEs alone."""
 
     precision: Precision = "auto"
-    """Of the products that choose latents while SAEs are trained. `bfloat16` and `tf32`: tensor
-    cores choose, and what they chose is computed again in float32, so that values and gradients
-    are exact for the latents chosen. `auto` is `bfloat16` on CUDA and `float32` elsewhere. Dense
-    architectures know `tf32` at most, or float32 alone (docs/training.md)."""
+    """Precision of the products that choose latents while SAEs are trained. With `bfloat16` and
+    `tf32` tensor cores choose, and the values and gradients of the chosen latents are computed in
+    float32. `auto` is `bfloat16` on CUDA and `float32` elsewhere. Dense architectures know `tf32`
+    at most, or float32 alone (docs/training.md)."""
 
 
 def precision_on(precision: Precision, device: str) -> Precise:

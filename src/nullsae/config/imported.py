@@ -25,18 +25,18 @@ class Imported(Kind):
     """Reads what was made elsewhere: a file or a folder of each cell's own."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A run's folder of delphi, a folder or file of Neuronpedia, a CSV or a Parquet file. Keys of
-    the cell are filled in: `{subject}`, `{variant}`, `{draw}`, `{site}`, `{sae}`, `{seed}`, and
-    `{layer}`, the block in the site's name."""
+    """Folder of a delphi run, folder or file of Neuronpedia, CSV or Parquet file. Keys of the cell
+    are filled in: `{subject}`, `{variant}`, `{draw}`, `{site}`, `{sae}`, `{seed}`, and `{layer}`,
+    the block in the site's name."""
     cells: dict[Key, str | int] = Field(default_factory=dict)
-    """The cells that the files are about, such as `{sae: theirs, seed: 0}`; others have none.
-    Without `{variant}` in the path, it is `trained` unless this says otherwise."""
+    """The cells that the files are about, such as `{sae: theirs, seed: 0}`. Without `{variant}` in
+    the path, the variant is `trained` unless this names another."""
     source: str | None = None
-    """Of what lies there, whose latents: delphi's hookpoint, such as `layers.{layer}`, or
-    Neuronpedia's source, such as `{layer}-res-jb`. Needed where there are several."""
+    """The delphi hookpoint, such as `layers.{layer}`, or Neuronpedia source, such as
+    `{layer}-res-jb`, to read; needed if there are several."""
     model: str | None = None
-    """Take what this language model wrote alone, by its name in Neuronpedia's rows or in the column
-    `model`; needed where a latent has several explanations."""
+    """Read only explanations by this language model, by its name in Neuronpedia's rows or the
+    column `model`; needed if a latent has several."""
 
     @field_validator("path", "source")
     @classmethod
@@ -77,9 +77,9 @@ class Imported(Kind):
         path = self.file_of(keys)
         if path is not None and not path.exists():
             raise UserError(
-                f"{path}: neither a file nor a folder, and kind import reads it for "
+                f"{path}: not there, but kind import reads it for "
                 f"{', '.join(f'{key} {keys[key]}' for key in KEYS)}; name the cells that have "
-                f"files with `cells`, such as {{variant: trained}}"
+                f"files by `cells`, such as {{variant: trained}}"
             )
         return path
 
@@ -102,9 +102,9 @@ class Imported(Kind):
             if lacking := [key for key in KEYS if first[key] != keys[key]]:
                 key = lacking[0]
                 raise UserError(
-                    f"{where}.path: {self.path!r} is one file for {key} {first[key]} and for {key} "
-                    f"{keys[key]}, whose latents are not the same; put {{{key}}} into it, or name "
-                    f"the one that it is about: `cells: {{{key}: {first[key]}}}`"
+                    f"{where}.path: {self.path!r} is the same file for {key} {first[key]} and for "
+                    f"{key} {keys[key]}, whose latents differ; put {{{key}}} into it, or name the "
+                    f"one that it is about: `cells: {{{key}: {first[key]}}}`"
                 )
         if not taken:
             asked = ", ".join(f"{key} {value}" for key, value in self.wanted.items())

@@ -26,11 +26,11 @@ class Latents(Section):
     cell. `centred`: around the largest activation in the cell, shifted to stay in its context and
     document; of two that overlap, the stronger. Silent windows are cells."""
     skip_start_tokens: NonNegativeInt = 0
-    """Firings on so many tokens at the start of each context count as none."""
+    """Number of tokens at the start of each context on which firings do not count."""
     skip_bos: bool = True
-    """Firings on BOS count as none."""
+    """Whether firings on BOS do not count."""
     skip_end_of_text: bool = False
-    """Firings on the token that ends documents count as none."""
+    """Whether firings on the token that ends documents do not count."""
     explain_active_windows: PositiveInt = 40
     """Active windows shown to an explainer, drawn at random."""
     explain_silent_windows: PositiveInt = 40
@@ -50,7 +50,7 @@ class Latents(Section):
     away, and silent windows in which it is added and its tokens are written; 0 for none. Each
     costs some passes of a context through the subject."""
     top_windows: NonNegativeInt = 10
-    """The strongest windows of each sampled latent, kept for people to look at."""
+    """Number of strongest windows to keep of each sampled latent, for people to look at."""
     promoted_tokens: PositiveInt = 10
     """Tokens that are named for each sampled latent: so many that its decoder row promotes most,
     and as many that it suppresses most. Explanations of kind `promoted` are made of them."""

@@ -55,7 +55,7 @@ class Layout(Section):
         try:
             return parse_section(cls, cls.content(config), where=where)
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: {error} is missing or of another type") from None
+            raise UserError(f"{where}: {error} is missing or has a wrong type") from None
         except ValueError as error:
             raise UserError(f"{where}: {first_line(error)}") from None
 
@@ -105,16 +105,13 @@ def find_layout(folder: Path, where: str) -> tuple[Layout, Path]:
             return layout.of(config, str(file)), weights
         unknown = file
     if unknown is not None:
-        raise UserError(
-            f"{unknown}: an unknown format: it has none of the keys by which {', '.join(LAYOUTS)} "
-            f"are told apart"
-        )
+        raise UserError(f"{unknown}: not a known format: it lacks the keys of {', '.join(LAYOUTS)}")
     every = LAYOUTS.values()
     configs = dict.fromkeys(layout.config_file for layout in every)
     weights_files = dict.fromkeys(name for layout in every for name in layout.weights)
     raise UserError(
-        f"{where}: {str(folder)!r} holds no SAE but {', '.join(there) or 'nothing'}; an SAE is "
-        f"read from {' or '.join(configs)} beside {' or '.join(weights_files)}"
+        f"{where}: {str(folder)!r} holds no SAE, only {', '.join(there) or 'nothing'}; an SAE has "
+        f"{' or '.join(configs)} beside {' or '.join(weights_files)}"
     )
 
 
@@ -127,8 +124,8 @@ def local_folder(path: str, inside: str, where: str) -> Path:
     folder = Path(path).expanduser() / inside
     if not folder.is_dir():
         raise UserError(
-            f"{where}: {str(folder)!r} is no folder; give one that holds an SAE, or a hub id such "
-            f"as EleutherAI/sae-pythia-70m-32k::layers.3"
+            f"{where}: {str(folder)!r} is not a folder; give one that holds an SAE, or a hub id "
+            f"such as EleutherAI/sae-pythia-70m-32k::layers.3"
         )
     return folder
 

@@ -19,7 +19,7 @@ class Price(Section):
 
 
 class Llm(Section):
-    """How endpoints are asked. Nothing here changes an answer, so an edit re-runs nothing."""
+    """How endpoints are asked. Nothing here changes an answer, so an edit runs nothing again."""
 
     concurrency: PositiveInt = 32
     """Requests of one job in flight; fewer after an endpoint said 429, until it says no more."""
@@ -38,11 +38,11 @@ class Llm(Section):
     """Ask through the endpoint's batch interface (files, `/batches`): cheaper, and answered within
     a day. A job that was killed finds its batches again. A job's own server is asked directly."""
     batch_poll_seconds: PositiveFloat = 30.0
-    """Between two looks at a batch."""
+    """Seconds between two looks at a batch."""
     max_requests_per_batch: Annotated[int, Field(ge=1, le=50_000)] = 50_000
-    """OpenAI takes no more; fewer where an organization's limit on enqueued tokens is reached."""
+    """The most that OpenAI accepts; lower it if your organization limits enqueued tokens."""
     prices: dict[str, Price] = Field(default_factory=dict)
-    """By name of the model; a model without a price counts as free."""
+    """Prices by name of the model; a model without a price counts as free."""
     insecure_hosts: tuple[str, ...] = ()
     """Hosts other than this machine that may be sent a key without encryption, by http://."""
     cache: str = "results/cache/replies.sqlite"

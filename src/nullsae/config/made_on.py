@@ -59,8 +59,8 @@ class MadeOn(Section):
         for key, value in self.weight_processing.items():
             if value not in (None, False) and key not in (*_HARMLESS, _CENTRED, "revision"):
                 raise ValueError(
-                    f"model_from_pretrained_kwargs.{key} is {value!r}: it reads a model whose "
-                    f"weights were changed so, which is not supported"
+                    f"model_from_pretrained_kwargs.{key} is {value!r}: models with "
+                    f"weights changed in this way are not supported"
                 )
 
 

@@ -64,7 +64,7 @@ def find_gguf(given: GgufFile, *, where: str) -> Path:
     if given.path is not None:
         file = Path(given.path).expanduser()
         if not file.is_file():
-            raise UserError(f"{where}.path: {given.path!r} is not there; give a .gguf file")
+            raise UserError(f"{where}.path: {given.path!r} does not exist; give a .gguf file")
         return file
     name = given.package or ""
     spec = find_spec(name) if name.isidentifier() else None

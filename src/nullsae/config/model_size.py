@@ -176,8 +176,8 @@ def check_described(described: dict[str, Any], where: str, weight_bytes: int | N
         n = described_size(described, "float32").n_parameters
         if n > WEIGHTS_PER_BYTE * weight_bytes + SPARE_WEIGHTS:
             raise UserError(
-                f"{where}: describes a model of {n:.3g} weights, and its files of weights have "
-                f"{weight_bytes:,} bytes"
+                f"{where}: describes a model of {n:.3g} weights, but its files of weights have "
+                f"only {weight_bytes:,} bytes"
             )
 
 
@@ -304,7 +304,7 @@ def model_size(source: PretrainedSource | GgufSource, where: str) -> Size:
     except KeyError as error:
         raise UserError(f"{where}: {name} does not state {error}, which a plan needs") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        said = f"{where}: {name} states sizes that are none ({first_line(error)})"
+        said = f"{where}: {name} states impossible sizes ({first_line(error)})"
         raise UserError(said) from None
 
 
@@ -345,8 +345,8 @@ def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str 
         return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
         raise UserError(
-            f"{where}.path: {need}, and the config.json of {path!r} can be had neither from "
-            f"the hub nor from its cache ({first_line(error)}){otherwise}"
+            f"{where}.path: {need}, but the config.json of {path!r} is neither on the hub nor "
+            f"in its cache ({first_line(error)}){otherwise}"
         ) from None
 
 
@@ -356,7 +356,7 @@ def _gguf_header(file: Path, where: str, need: str, otherwise: str = "") -> dict
         from gguf import GGUFReader
     except ImportError:
         raise UserError(
-            f"{where}: {need}, and reading it from a GGUF file needs gguf "
+            f"{where}: {need}; reading it from a GGUF file needs gguf "
             f"(pip install {GGUF_PACKAGES}){otherwise}"
         ) from None
     try:

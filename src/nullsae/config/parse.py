@@ -46,7 +46,7 @@ def parse_section(model: type[S], data: Any, *, where: str) -> S:
         # YAML makes of a bare 2024-01-31, which can be a revision.
         text = json.dumps(data, default=str)
     except TypeError:
-        raise UserError(f"{where}: a key that is neither text nor a number") from None
+        raise UserError(f"{where}: has a key that is neither text nor a number") from None
     try:
         return model.model_validate_json(text)
     except ValidationError as error:

@@ -48,7 +48,7 @@ class FromObject(Section):
     d_model: PositiveInt
     """Dimensions of the activations that it reads."""
     files: tuple[str, ...] = ()
-    """What it reads beside its code, such as weights: an edit of these makes the SAE anew."""
+    """Files that it reads, such as weights: an edit of these makes the SAE again."""
 
     def __str__(self) -> str:
         return self.object
@@ -57,7 +57,7 @@ class FromObject(Section):
     @classmethod
     def object_is_an_import_path(cls, path: str) -> str:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", path):
-            raise ValueError(f"{path!r} is no import path, such as package.module:name")
+            raise ValueError(f"{path!r} is not an import path, such as package.module:name")
         return path
 
     def source_file(self, where: str) -> Path:

@@ -11,8 +11,7 @@ from nullsae.config.section import Section
 
 class Randomization(Section):
     norm_parameters: Literal["rerandomize", "keep"] = "rerandomize"
-    """What variants whose weights are redrawn or rearranged do with the gains and biases of the
-    normalization layers."""
+    """What redrawn or rearranged variants do with gains and biases of normalization layers."""
     embedding_noise_std: PositiveFloat = 1.0
     """Standard deviation of the noise that replaces embeddings in `noise_embeddings`."""
     first_random_block: NonNegativeInt | None = None

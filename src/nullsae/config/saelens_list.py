@@ -79,11 +79,11 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
         names = re.findall(r"^(\S+):", text, re.MULTILINE)
         if "/" not in release:
             hint = suggested(release, names)
-            raise UserError(f"{key}.release: {release!r} is no release of SAELens{hint}")
+            raise UserError(f"{key}.release: {release!r} is not a release of SAELens{hint}")
         if owners := _releases_of(release):
             raise UserError(
                 f"{key}.release: {release!r} is the repository of the release "
-                f"{' or '.join(owners)}: give that name, by which SAELens knows how to read it"
+                f"{' or '.join(owners)}; give that name, by which SAELens knows how to read it"
             )
         return Listed(repo_id=release, path=sae_id, hook=_hook(sae_id))
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
@@ -100,7 +100,7 @@ def listed(pretrained: FromSaeLens, where: str) -> Listed:
     if kind is None and conversion == "gemma_3" and _TRANSCODER.search(path):
         kind = "a transcoder"
     if kind is not None:
-        raise UserError(f"{key}: {pretrained} is {kind}, which is not supported: only SAEs are")
+        raise UserError(f"{key}: {pretrained} is {kind}; only SAEs are supported")
     return Listed(
         model=entry["model"],
         repo_id=entry["repo_id"],
@@ -179,7 +179,7 @@ def refuse_corrected(repo_id: str, where: str) -> None:
             said = ", ".join(sorted(corrects)) or "norm_scaling_factor"
             raise UserError(
                 f"{where}: {repo_id!r} is the repository of SAELens' release {name}, whose list "
-                f"says more than the files ({said}): give {{saelens: {{release: {name}, "
+                f"says more than the files ({said}); give {{saelens: {{release: {name}, "
                 f"sae_id: ...}}}}"
             )
 

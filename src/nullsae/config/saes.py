@@ -57,7 +57,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class Expect(Section):
-    """What an SAE that was made elsewhere is known to reach."""
+    """Published figures of an SAE made elsewhere."""
 
     l0: PositiveFloat | None = None
     """Mean number of latents that fire on a token."""
@@ -106,8 +106,8 @@ class Sae(Coding, Transcoding):
     same width, trained here by this recipe, with its k, or, where neither it nor the recipe has
     one, aimed at the L0 that it has on `trained`."""
     accept_differences: Annotated[tuple[Difference, ...], AfterValidator(unique)] = ()
-    """What a pretrained SAE was made on may differ in these from what it is given here; any other
-    difference is refused."""
+    """Ways in which a pretrained SAE may differ from what it was made on; any other difference is
+    refused."""
     expect: Expect | None = None
     """Published figures of the `pretrained` SAE. `evaluate_sae` stops if it does not reach them,
     and says what it should be fed with instead; `nullsae check` does so beforehand."""
@@ -128,10 +128,10 @@ class Sae(Coding, Transcoding):
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the optimizer steps in which the rate rises linearly from 0."""
     warmup_steps: NonNegativeInt | None = None
-    """The number of those steps, in place of `warmup_share`."""
+    """The number of those steps, instead of `warmup_share`."""
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the optimizer steps in which it falls linearly to 0, at the end; 1 stands for all
-    that follow the warm-up."""
+    """Share of the optimizer steps, at the end, in which the rate falls linearly to 0; 1 stands for
+    all after the warm-up."""
     dead_after_tokens: PositiveInt | None = None
     """A latent is dead after so many tokens without firing; by default 1% of those that the SAE is
     trained on, at least 100 n_latents / k and at most 10 million."""
@@ -146,8 +146,8 @@ class Sae(Coding, Transcoding):
     """Precision of the encoder's and decoder's weights on disk; what is measured is what is read
     from there."""
     checkpoints: tuple[Share, ...] = ()
-    """Shares of the training after which the SAE as it then is goes through all later stages too,
-    as the SAE `name@share`."""
+    """Shares of the training at which a copy of the SAE, `name@share`, also goes through all later
+    stages."""
 
     @classmethod
     def of(cls, **keys: Any) -> Sae:
@@ -186,7 +186,9 @@ class Sae(Coding, Transcoding):
             if self.given_k is not None:
                 raise ValueError("give either k or match_l0_of")
             if self.origin.derived:
-                raise ValueError("match_l0_of: what is made from an SAE has the L0 of that one")
+                raise ValueError(
+                    f"match_l0_of: {self.dictionary!r} has the L0 of the SAE that it is made from"
+                )
             if self.origin.reads_tokens:
                 raise ValueError(f"match_l0_of: the L0 of {self.dictionary!r} is 1")
         return self
@@ -194,7 +196,7 @@ class Sae(Coding, Transcoding):
     @model_validator(mode="after")
     def something_is_expected_of_what_is_given(self) -> Self:
         if self.expect is not None and self.pretrained is None:
-            raise ValueError("expect: figures are known of a pretrained SAE only")
+            raise ValueError("expect: only for an SAE with pretrained")
         return self
 
     _dumped = drop_if_null("expect")
@@ -203,18 +205,18 @@ class Sae(Coding, Transcoding):
     def width_is_clear(self) -> Self:
         wide = self.n_latents is not None or self.expansion_factor is not None
         if self.pretrained is None and self.accept_differences:
-            raise ValueError("accept_differences is for an SAE with pretrained")
+            raise ValueError("accept_differences: only for an SAE with pretrained")
         if self.output_site is not None and self.pretrained is None:
-            raise ValueError("output_site: transcoders are not trained here: give pretrained")
+            raise ValueError("output_site: transcoders are not trained here; give pretrained")
         if self.pretrained is not None:
             if not self.origin.takes_pretrained:
                 raise ValueError(f"pretrained does not go with dictionary {self.dictionary!r}")
             if self.origin.source is not None:
-                raise ValueError("from does not go with pretrained: give the one or the other")
+                raise ValueError("give either from or pretrained")
             if self.checkpoints:
                 raise ValueError(
-                    "checkpoints: nothing is known of how a pretrained SAE was trained, so that "
-                    "the nulls would have nothing to be compared with"
+                    "checkpoints: a pretrained SAE has no known training to compare nulls with; "
+                    "leave checkpoints out"
                 )
             if wide:
                 raise ValueError(
@@ -300,6 +302,16 @@ class Sae(Coding, Transcoding):
         return every_key() if cls is Sae else super().known_keys()
 
     @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        if cls is Sae:
+            return {key: text for s in every_section() for key, text in s.descriptions().items()}
+        found = super().descriptions()
+        for kind, registry in KINDS.items():
+            each = "; ".join(f"`{name}` {thing.summary}" for name, thing in registry.items())
+            found[kind] += f" {each}."
+        return found
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         if Coding not in cls.__bases__:
             return handler(source)
@@ -310,11 +322,11 @@ class Sae(Coding, Transcoding):
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         if Coding not in cls.__bases__:
-            return handler(schema)
+            return super().__get_pydantic_json_schema__(schema, handler)
         fields: Any = {name: (field.annotation, field) for name, field in every_key().items()}
-        whole = create_model(
-            "Sae", __base__=Section, __doc__="How one kind of SAE is made.", **fields
-        )
+        summary = "How one kind of SAE is made."
+        whole = create_model("Sae", __base__=Section, __doc__=summary, **fields)
+        whole.described_by = (Sae,)
         return handler(whole.__pydantic_core_schema__)
 
 
@@ -358,13 +370,16 @@ def _keys(section: type[Section]) -> set[str]:
     return {field.alias or name for name, field in section.model_fields.items()}
 
 
+def every_section() -> list[type[Sae]]:
+    """Sections that have each architecture and each dictionary at least once."""
+    architectures, dictionaries = [*ARCHITECTURES.values()], [*DICTIONARIES.values()]
+    pairs = [(architecture, dictionaries[0]) for architecture in architectures]
+    return [_section(*pair) for pair in pairs + [(architectures[0], d) for d in dictionaries]]
+
+
 def every_key() -> dict[str, FieldInfo]:
     """The keys that some recipe has: those of all, of each architecture, of each dictionary."""
-    architectures, dictionaries = [*ARCHITECTURES.values()], [*DICTIONARIES.values()]
-    # Each at least once.
-    sections = [_section(architecture, dictionaries[0]) for architecture in architectures]
-    sections += [_section(architectures[0], dictionary) for dictionary in dictionaries]
-    return {name: field for section in sections for name, field in section.model_fields.items()}
+    return {key: field for s in every_section() for key, field in s.model_fields.items()}
 
 
 def _section(architecture: type[Sae], dictionary: type[Dictionary]) -> type[Sae]:
@@ -377,12 +392,9 @@ def _section_among(
 ) -> type[Sae]:
     """The section of an architecture that also has the keys of a dictionary."""
     fields: Any = {n: (field.annotation, field) for n, field in dictionary.model_fields.items()}
-    for (kind, registry), names in zip(KINDS.items(), among, strict=True):
-        known: Any = Literal[names]
-        each = "; ".join(f"`{name}` {registry[name].summary}" for name in names)
-        field = Sae.model_fields[kind]
-        text = f"{field.description} {each}."
-        fields[kind] = (known, Field(default=field.default, description=text))
-    return create_model(
-        architecture.__name__, __base__=architecture, __module__=architecture.__module__, **fields
-    )
+    for kind, names in zip(KINDS, among, strict=True):
+        fields[kind] = (Literal[names], Sae.model_fields[kind].default)
+    name, module = architecture.__name__, architecture.__module__
+    made = create_model(name, __base__=architecture, __module__=module, **fields)
+    made.described_by = (dictionary,)
+    return made

@@ -45,7 +45,7 @@ else:
 
 
 class Statistics(Section):
-    """How uncertainty is computed and judged."""
+    """How uncertainty is computed, and how verdicts follow."""
 
     n_resamples: Annotated[int, Field(ge=100)] = 10_000
     """Bootstrap resamples, and random permutations."""

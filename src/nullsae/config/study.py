@@ -44,7 +44,7 @@ class Config(Section):
     corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
     subjects: Annotated[dict[str, Subject], Field(min_length=1)]
     variants: Annotated[tuple[VariantName, ...], Field(min_length=1)]
-    """What stands beside the trained subject. `trained` must be among them."""
+    """The variants of each subject. `trained` must be among them."""
     draws: PositiveInt = 1
     """Independent randomizations of each random variant."""
     randomization: Randomization = Randomization()

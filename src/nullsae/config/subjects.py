@@ -95,7 +95,7 @@ class PretrainedSource(Origin):
     """Revision of the untrained weights (Pythia: `step0`); the variant `step0` needs it, or
     `step0_path`."""
     step0_path: str | None = None
-    """Hub id or local folder of the untrained weights, where they are no revision of `path`."""
+    """Hub id or local folder of the untrained weights, if they are not a revision of `path`."""
     retrained: RetrainedModel | None = None
     """The subject trained from another seed; the variant `retrained` needs it."""
     dtype: FloatType = "float32"

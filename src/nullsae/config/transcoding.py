@@ -14,12 +14,12 @@ class Transcoding(Section):
     """Keys of a recipe, and what they mean for the places at which an SAE is made."""
 
     input_site: str | None = None
-    """Of a transcoder, the kind of site that it reads, such as `mlp_in`: it is made at the sites of
-    that kind alone. It goes with `output_site` and `pretrained`, and stands for the trained variant
-    only, since transcoders are not trained here."""
+    """For a transcoder: the kind of site that it reads, such as `mlp_in`; it is made at these sites
+    alone. It goes with `output_site` and `pretrained`, and stands for the trained variant only,
+    since transcoders are not trained here."""
     output_site: str | None = None
-    """Of a transcoder, the kind of site that its output stands for, such as `mlp_out`, in the block
-    that it reads. It is captured, too; other SAEs are made there only if `sites` names it."""
+    """For a transcoder: the kind of site that it predicts, such as `mlp_out`, in the block that it
+    reads. It is captured, too; other SAEs are made there only if `sites` names it."""
 
     @model_validator(mode="after")
     def transcoder_has_both_ends(self) -> Self:

@@ -1,6 +1,6 @@
-"""The state of a training in a file: whole, checked, without pickle.
+"""Files with the state of a training: written whole, checked, without pickle.
 
-It is written and read tensor by tensor, in pieces: neither takes a second copy of it in memory.
+Tensors are written and read in pieces, so neither takes a second copy in memory.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class SavedState:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read what stands before the tensors.
+        """Read the header of the file.
 
         Raises:
             One of `DAMAGED`: the file is not what was written.
@@ -95,12 +95,12 @@ class SavedState:
         return cls(path, metadata, tensors, start, metadata.pop("checksum"))
 
     def room(self, name: str, device: torch.device) -> Tensor:
-        """A tensor of the dtype and shape of a stored one, for `read_into` to fill."""
+        """Make an empty tensor of the dtype and shape of a stored one, for `read_into` to fill."""
         dtype, shape = self.tensors[name]
         return torch.empty(shape, dtype=dtype, device=device)
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill tensors in place with those that are stored, by their names: all of these.
+        """Fill tensors in place with all stored ones, by their names.
 
         Raises:
             One of `DAMAGED`: other names, dtypes or shapes are stored, before anything is

@@ -1,4 +1,4 @@
-"""The device of a job: a GPU that no other job on the machine is at, or why there is none."""
+"""The device of a job: a GPU that no other job on the machine uses, or why there is none."""
 
 from __future__ import annotations
 
@@ -35,21 +35,23 @@ _held = Alone()
 
 @cache
 def device_of(name: str) -> torch.device:
-    """The device that `compute.device` means here, for the rest of the process.
+    """Choose the device that `compute.device` means here, for the rest of the process.
 
-    `cuda`, and `auto` where there is CUDA, take the first GPU that no other job holds, and wait for
-    one where all are held; `cuda:N` waits for that one. It becomes the default of this thread.
-    `mps` is the GPU of a Mac, which one job holds at a time, too.
+    `cuda`, and `auto` if there is CUDA, take the first GPU that no other job holds, or wait for
+    one; `cuda:N` waits for that one. It becomes the default of this thread. `mps` is the GPU of a
+    Mac, which only one job holds at a time.
 
     Raises:
-        UserError: CUDA or MPS is asked for and not there, or a GPU was granted and cannot be used:
-            names the versions of driver and PyTorch.
+        UserError: there is no CUDA or MPS, or a granted GPU cannot be used; names the versions of
+            driver and PyTorch.
     """
     if name == "cpu":
         return torch.device("cpu")
     if name == "mps":
         if not torch.backends.mps.is_available():
-            raise UserError("config: compute.device: 'mps', but no GPU of a Mac is here; use auto")
+            raise UserError(
+                "config: compute.device: 'mps', but this is no Mac with a GPU; use auto"
+            )
         _free([_lock_named("mps")])
         return torch.device("mps")
     if not torch.cuda.is_available():
@@ -58,7 +60,9 @@ def device_of(name: str) -> torch.device:
             raise UserError(_unusable(f"this job was given a GPU ({grant}={os.environ[grant]})"))
         if name == "auto":
             return torch.device("cpu")
-        raise UserError(f"config: compute.device: {name!r}, but no CUDA device is here; use auto")
+        raise UserError(
+            f"config: compute.device: {name!r}, but there is no CUDA device here; use auto"
+        )
     count = torch.cuda.device_count()
     wanted = [int(name.removeprefix("cuda:"))] if ":" in name else list(range(count))
     if wanted[-1] >= count:
@@ -74,7 +78,7 @@ def device_of(name: str) -> torch.device:
 
 @cache
 def hold_others(own: torch.device, n_gpus: int | None) -> tuple[int, ...]:
-    """Indices of the GPUs that this process holds from now on, its own among them, ascending.
+    """Hold further GPUs; return the indices of all that this process holds, ascending.
 
     Args:
         own: its own, as `device_of` gave it.
@@ -97,19 +101,19 @@ def hold_others(own: torch.device, n_gpus: int | None) -> tuple[int, ...]:
 
 
 def same_device() -> Callable[[], None]:
-    """What a new thread calls to compute on the GPU of this one."""
+    """Return a function that has a new thread compute on the GPU of this one."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return lambda: None
     return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Where float64 is computed for tensors of a device: there, or on the CPU."""
+    """Return the device that computes float64 for tensors of a device: itself, or the CPU."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def exact(x: Tensor) -> Tensor:
-    """A tensor in float64, on its own device or, if that has none, on the CPU."""
+    """Convert a tensor to float64, on its own device or, if that has no float64, on the CPU."""
     return x.to(exact_device(x.device)).double()
 
 
@@ -121,7 +125,7 @@ def _free(locks: list[Path]) -> int:
             if _held.take(lock):
                 return index
         if not said:
-            log.info("waiting for a GPU that no other job is at (%s)", locks[0].parent)
+            log.info("waiting for a GPU that no other job uses (%s)", locks[0].parent)
         said = True
         time.sleep(LOOK_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The exception whose message is meant for users, and the first line of any other."""
+"""The exception whose message is for users, and the first line of other exceptions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class UserError(Exception):
     """A mistake in a config, a file or an environment that the user can mend.
 
     The message is one line: what is wrong, where (file or config key), the value found, and
-    what would be right. The command line prints it without a traceback and exits with 2. Values
-    are what others wrote, so that control characters in them are spelled out.
+    what would be right. The command line prints it without a traceback and exits with 2. Control
+    characters in values are spelled out, because others may have written them.
     """
 
     def __init__(self, message: object) -> None:

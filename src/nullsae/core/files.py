@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and how their content is checked."""
+"""Files that are written whole or not at all, and checks of their content."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ STARTED_WITH = "NULLSAE_STARTED_WITH"
 
 @contextmanager
 def room_for(path: Path | str) -> Iterator[None]:
-    """Say it in one line where the disk is full while the block writes `path`.
+    """Raise a one-line error if the disk is full while the block writes `path`.
 
     Raises:
-        UserError: in place of what the library at work raises.
+        UserError: the disk is full; replaces the exception of the library that writes.
     """
     try:
         yield
@@ -86,9 +86,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def drop_partial(path: Path) -> None:
-    """Delete what killed processes left of `path`, a file, or of the files in it, a folder.
+    """Delete what killed processes left of a file, or of the files in a folder.
 
-    Only where no process is at work on it.
+    Call it only while no process works on `path`.
     """
     left = [*path.parent.glob(f".{glob.escape(path.stem)}.*.partial*"), *path.rglob(".*.partial*")]
     for file in left:
@@ -96,7 +96,7 @@ def drop_partial(path: Path) -> None:
 
 
 def write_text(path: Path | str, text: str, *, private: bool = False) -> None:
-    """Write `text` as UTF-8, atomically; if `private`, for nobody else of this machine to read."""
+    """Write `text` as UTF-8, atomically; if `private`, readable by this user alone."""
     with atomic_path(path) as temporary:
         if private:
             temporary.touch(PRIVATE_FILE)
@@ -109,7 +109,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_small(path: Path | str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
-    """The bytes of a file that somebody named: a file, and no longer than that.
+    """Read the bytes of a regular file of at most `most_bytes`.
 
     Raises:
         OSError: it cannot be opened.
@@ -127,7 +127,7 @@ def read_small(path: Path | str, most_bytes: int = MOST_JSON_BYTES) -> bytes:
         while piece := stream.read(PIECE_BYTES):
             data += piece
             if len(data) > most_bytes:
-                raise UserError(f"{path}: longer than {most_bytes:,} bytes, which no such file is")
+                raise UserError(f"{path}: more than {most_bytes:,} bytes, too long for such a file")
     return bytes(data)
 
 
@@ -173,7 +173,7 @@ def verify(path: Path | str, expected: str, *, rebuild: str) -> None:
 
 
 def rebuild_command(target: Path | str) -> str:
-    """The command that makes Snakemake produce one file again, of the study that is at work."""
+    """Return the command with which Snakemake makes one file of this study again."""
     options = os.environ.get(STARTED_WITH, "")
     start = f"snakemake --cores all --resources gpu=1 {options}".rstrip()
     file = shlex.quote(str(target))
@@ -181,7 +181,7 @@ def rebuild_command(target: Path | str) -> str:
 
 
 def content_key(value: Any) -> str:
-    """A short stable key (16 hex digits) of a JSON-serializable value."""
+    """Return a short stable key (16 hex digits) of a JSON-serializable value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64_hexdigest(text.encode())
 

@@ -1,4 +1,4 @@
-"""Folders that others filled: what may be read of them."""
+"""Checks of folders that others filled, before they are read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".py", ".txt", ".jinja", ".m
 
 
 def check_files(folder: Path, *, where: str) -> None:
-    """Make sure that what is read of a folder are files, and lies in it.
+    """Check that everything in a folder is a file, and lies in the folder.
 
-    Links may lead elsewhere within the folder. In a snapshot of the hub's cache, they may lead to
-    the blobs of that repository.
+    Links may lead to places within the folder and, in a snapshot of the hub's cache, to the blobs
+    of that repository.
 
     Raises:
-        UserError: one that is no file, or a link out of the folder; begins with `where`.
+        UserError: names one that is not a file, or a link out of the folder; begins with `where`.
     """
     allowed = [folder.resolve(), *_blobs(folder.resolve())]
     for file in sorted(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Where the Snakefile is, with all that it needs beside it, and where a user's caches are."""
+"""The folder with the Snakefile and all that it needs, and a user's caches."""
 
 from __future__ import annotations
 

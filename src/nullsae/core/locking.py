@@ -1,7 +1,7 @@
-"""One process at a time at what a job leaves half done: locks that end with their process.
+"""Locks that end with their process, so that one process at a time works on unfinished files.
 
-Snakemake has a lock of its own, but a job outlives a Snakemake that was killed, and nothing tells
-the next run so.
+Snakemake has a lock of its own, but a job outlives a killed Snakemake, and the next run does not
+know of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HELD = (errno.EAGAIN, errno.EACCES)
 
 @dataclass
 class Alone:
-    """What `alone_at` holds."""
+    """The locks that `alone_at` holds."""
 
     certain: bool = True
     """Whether no other process is at work; false where the file system has no locks."""
@@ -42,7 +42,7 @@ class Alone:
     """Folders that were not there."""
 
     def take(self, file: Path) -> bool:
-        """Take one lock; false where another process holds it."""
+        """Take one lock; return False if another process holds it."""
         self._made += [folder for folder in file.parents if not folder.exists()]
         while True:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ class Alone:
                     return False
                 if self.certain:
                     logger.warning(
-                        "warning: %s: the file system has no locks (%s); see to it that no other "
-                        "process is at work on the same",
+                        "warning: %s: the file system has no locks (%s); make sure that no other "
+                        "process works on the same files",
                         *(file, error.strerror),
                     )
                 self.certain = False
@@ -97,17 +97,17 @@ class Alone:
 
 @contextmanager
 def alone_at(files: Iterable[Path], wait_seconds: float | None = None) -> Iterator[Alone]:
-    """Within the block no other process is in one with any of these lock files.
+    """Hold lock files within the block, so that no other process holds any of them.
 
-    A process that is in is waited for. However a process ends, its locks end with it; a file that
-    it left behind keeps nobody out.
+    It waits for a process that holds one. However a process ends, its locks end with it; a leftover
+    file blocks nobody.
 
     Args:
         files: names of lock files, made here and deleted at the end.
         wait_seconds: `WAIT_SECONDS` by default, for all of them together.
 
     Raises:
-        UserError: a process is in for longer; says which, on which host, and what to do.
+        UserError: a process holds one for longer; names it, its host and what to do.
     """
     deadline = time.monotonic() + (WAIT_SECONDS if wait_seconds is None else wait_seconds)
     alone, said = Alone(), False

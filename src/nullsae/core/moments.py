@@ -1,4 +1,4 @@
-"""Mean, covariance and health of activations, from one pass in float64."""
+"""Mean, covariance and shape of activations, from one pass in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHARES = ("max_coordinate_variance_share", "max_eigenvalue_share", "effective_ra
 
 
 class Moments:
-    """Streaming float64 moments of vectors; how they are batched changes nothing but rounding.
+    """Streaming float64 moments of vectors; batching changes them only by rounding.
 
     Each batch enters by its own mean and its sum of products about that mean (Chan, Golub and
     LeVeque 1983, update formula 2.1 for vectors), so that neither a mean far from zero nor a first
@@ -22,7 +22,7 @@ class Moments:
     """
 
     def __init__(self, d_model: int, *, device: torch.device | None = None) -> None:
-        """Start empty, for vectors of this length; sums lie on `device`, by default the CPU."""
+        """Start empty for vectors of length `d_model`; sums lie on `device`, by default the CPU."""
         self.device = exact_device(device or torch.device("cpu"))
         self.n = 0
         self._mean = torch.zeros(d_model, dtype=torch.float64, device=self.device)

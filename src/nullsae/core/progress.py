@@ -1,4 +1,4 @@
-"""How far a piece of work is: a bar on a terminal, a line every half minute in a log."""
+"""Progress of long work: a bar on a terminal, a line every half minute in a log."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Bar(Protocol):
 class LogLines:
     """Logs done, total, rate and time left, at most every `EVERY_SECONDS`.
 
-    What ends sooner logs nothing. The rate is the mean since the first call, which may come at any
-    step: a training that is resumed begins in the middle.
+    Shorter work logs nothing. The rate is the mean since the first call, which may come at any
+    step, as in a resumed training.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ class Provenance:
     """That an SAE was trained on, each epoch counted."""
 
     def after(self, *earlier: Provenance) -> Provenance:
-        """This one, with the jobs that made earlier parts of the same before its own."""
+        """Return this with the jobs that made earlier parts put before its own."""
         jobs = dict.fromkeys(job for one in (*earlier, self) for job in one.jobs)
         revisions = {k: v for one in (*earlier, self) for k, v in one.revisions.items()}
         seen = [one.tokens_seen for one in (self, *earlier) if one.tokens_seen is not None]
@@ -99,7 +99,7 @@ def at_work(
     threads: int | None = None,
     precision: str | None = None,
 ) -> Iterator[None]:
-    """Within the block this process is one job, on this torch device.
+    """Describe this process as one job on a torch device, within the block.
 
     `dtype` is what it stores or computes in, `threads` how many it computes with, `precision` that
     of the products that choose latents.
@@ -113,13 +113,13 @@ def at_work(
 
 
 def note_revision(what: str, commit: str | None) -> None:
-    """The job reads this commit of a repository, such as `model EleutherAI/pythia-70m`."""
+    """Note that the job reads a commit of a repository, such as `model EleutherAI/pythia-70m`."""
     if commit:
         _process.revisions[what] = commit
 
 
 def this_job() -> Maker:
-    """The job that this process is, with what it has loaded by now."""
+    """Return the job that this process is, with the packages loaded so far."""
     torch, transformers = map(sys.modules.get, ("torch", "transformers"))
     device = _process.device
     return Maker(
@@ -179,7 +179,7 @@ def record(
 
 
 def read(file: Path) -> Provenance | None:
-    """What stands in a file; None where there is none, or none that can be read."""
+    """Read a file; None if it is missing or unreadable."""
     try:
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         names = [each.name for each in fields(Maker)]
@@ -191,7 +191,7 @@ def read(file: Path) -> Provenance | None:
 
 
 def described(job: Maker) -> str:
-    """A job in one line, for the head of its log."""
+    """Describe a job in one line, for the head of its log."""
     versions = [
         f"nullsae {job.nullsae}" + (f" ({job.commit})" if job.commit else ""),
         f"Python {job.python}",

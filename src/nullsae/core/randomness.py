@@ -15,7 +15,7 @@ Key = str | int
 
 
 def seed_of(seed: int, purpose: str, *key: Key) -> int:
-    """A 63-bit seed for one purpose.
+    """Return a 63-bit seed for one purpose.
 
     Args:
         seed: the config's `seed`.
@@ -27,7 +27,7 @@ def seed_of(seed: int, purpose: str, *key: Key) -> int:
 
 
 def numpy_generator(seed: int, purpose: str, *key: Key) -> np.random.Generator:
-    """A NumPy generator keyed as in `seed_of`."""
+    """Return a NumPy generator keyed as in `seed_of`."""
     return np.random.Generator(np.random.PCG64(seed_of(seed, purpose, *key)))
 
 

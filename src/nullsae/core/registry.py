@@ -1,9 +1,8 @@
-"""Things of one kind, each in a file of its own: found, not listed.
+"""Registries, which find the classes of one kind instead of listing them.
 
 A registry reads the folder of the package that holds its kind, and the entry points of other
-packages. It names what it reads by text, so that a module may ask it for what stands further down
-the house: a config model, a table's columns, a code hash. It imports nothing by itself: files of
-things load torch only when they compute.
+packages. It knows them by name, so that a module may ask for a class that stands further down in
+the order of imports. It imports nothing by itself: such files load torch only when they compute.
 """
 
 from __future__ import annotations
@@ -108,9 +107,9 @@ class _Lazy(ModuleType):
 
 
 def lazy(name: str) -> Any:
-    """A module that costs nothing until it is used.
+    """Return a module that is imported when it is first used.
 
-    For files that hold both a config model and what computes: parsing a config must not load
-    torch. Type checkers see the real import: put this under `else` of `if TYPE_CHECKING`.
+    Parsing a config must not load torch, but one file may hold a config model and what computes.
+    Put this under `else` of `if TYPE_CHECKING`, so that type checkers see the real import.
     """
     return _Lazy(name)

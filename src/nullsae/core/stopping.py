@@ -1,4 +1,4 @@
-"""Delays an end until state is consistent: SIGTERM, with which clusters warn, and Ctrl-C."""
+"""Delays SIGTERM (the warning of clusters) and Ctrl-C until state is consistent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StoppedError(UserError):
 
 
 class Stop:
-    """Whether an end was asked for, and what to do then.
+    """Whether a signal asked for an end, and what to do then.
 
     `leave` saves what the next run needs and raises `StoppedError`, or returns where nothing worth
     saving is left to do. `signal` is the name of the signal that asked.
@@ -29,13 +29,13 @@ class Stop:
         self._leave: Callable[[], None] | None = None
 
     def here(self, leave: Callable[[], None]) -> None:
-        """Leave now if that was asked for: the state is consistent here."""
+        """Leave now if a signal asked for it: the state is consistent here."""
         if self.asked:
             leave()
 
     @contextmanager
     def anywhere(self, leave: Callable[[], None]) -> Iterator[None]:
-        """Work of some time that leaves the state alone: leave at any moment of it."""
+        """Leave at any moment of the block, which does not touch the state."""
         self.here(leave)
         self._leave = leave
         try:
@@ -53,9 +53,9 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Within the block SIGTERM and SIGINT end nothing by themselves; they are kept for `Stop`.
+    """Keep SIGTERM and SIGINT for `Stop` within the block.
 
-    Outside the main thread, where Python takes no signals, it stays what it was.
+    Outside the main thread, where Python takes no signals, it does nothing.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 100_000_000
 def header(
     tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """What a safetensors file begins with: the length of a JSON text, then this text.
+    """Return the start of a safetensors file: the length of a JSON text, then this text.
 
     Args:
         tensors: name, type (a key of `TYPE_BYTES`) and shape of each, in the order of their bytes.
@@ -41,7 +41,7 @@ def header(
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Each tensor's `dtype`, `shape` and `data_offsets` by its name, and where the data begin.
+    """Read each tensor's `dtype`, `shape` and `data_offsets` by its name, and where data begin.
 
     Metadata are the texts under `__metadata__`. A `ValueError` says that there is no such header.
     """

@@ -1,4 +1,4 @@
-"""Tensors on their way to a file and back piece by piece: none needs a second copy in memory."""
+"""Writes tensors to files and reads them piece by piece, without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def put_tensor(tensor: Tensor, put: Sink) -> None:
-    """Give a tensor's bytes, as safetensors stores them, to `put`, piece by piece."""
+    """Pass a tensor's bytes, as safetensors stores them, to `put`, piece by piece."""
     room = _room(tensor)
     for piece in pieces(tensor):
         if piece.is_cpu and piece.is_contiguous() and not (piece.is_conj() or piece.is_neg()):
@@ -79,7 +79,7 @@ def put_tensor(tensor: Tensor, put: Sink) -> None:
 
 
 def fill_tensor(tensor: Tensor, read: Sink) -> None:
-    """Fill a tensor in place with bytes that `read` writes into the memory that it is given."""
+    """Fill a tensor in place: `read` writes bytes into the memory that it gets."""
     room = _room(tensor)
     for piece in pieces(tensor):
         found = room[: piece.nbytes]

@@ -1,9 +1,8 @@
-"""Text of others as it may be shown: what has no ink, or moves other text about, is spelled out.
+"""Spells out invisible characters, and those that move other text, before text is shown.
 
-Corpora, models, replies and configs may hold anything. An escape sequence clears a terminal, a
-right-to-left override turns a sentence round, and tag characters hide one from people that a
-language model reads. Words stay as they are, in any script: letters, line breaks, tabs, emoji and
-the joiners inside them.
+Corpora, models, replies and configs may hold anything: escape sequences that clear a terminal,
+overrides that reverse a sentence, tag characters that only a language model sees. Words in any
+script, line breaks, tabs, emoji and the joiners in them stay.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class _Record(logging.LogRecord):
 
 
 def show_only_visible() -> None:
-    """Have this process spell out such characters in its logs, warnings and tracebacks.
+    """Spell out such characters in the logs, warnings and tracebacks of this process.
 
     For programs, not for libraries: it changes the process as a whole.
     """

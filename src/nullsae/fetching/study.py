@@ -60,7 +60,9 @@ def fetch_study(
     """
     for name in OFFLINE:
         if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise UserError(f"{name} is set; unset it here, and set it where there is no network")
+            raise UserError(
+                f"{name} is set; unset it here, and set it on the machines without network"
+            )
     if into is not None:
         into = into.expanduser()
         _move_home(into)
@@ -86,8 +88,8 @@ def fetch_study(
         _print_use(streams, home)
     if failed:
         raise UserError(
-            f"{failed} of {len(items)} could not be fetched, see above; what was fetched stays, "
-            f"and the same command goes on from here"
+            f"{failed} of {len(items)} could not be fetched, see above; run the same command "
+            f"again to fetch the rest"
         )
     # What was fetched says what an SAE was made on.
     check_pretrained(config)
@@ -102,7 +104,7 @@ def _move_home(into: Path) -> None:
     try:
         into.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--into: {str(into)!r} is no folder: {error.strerror}") from None
+        raise UserError(f"--into: {str(into)!r} is not a folder: {error.strerror}") from None
     os.environ["HF_HOME"] = str(into.resolve())
 
 

@@ -117,8 +117,8 @@ def read_acceptances(root: Path) -> tuple[Acceptance, ...]:
         return ()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file}: not readable ({error}); restore it, or remove it to have what was accepted "
-            "made again"
+            f"{file}: not readable ({error}); restore it, or remove it to run again what was "
+            "accepted"
         ) from None
     return parse_section(AcceptedFile, found, where=str(file)).acceptances
 

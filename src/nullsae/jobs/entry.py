@@ -47,7 +47,7 @@ def check_start(workflow: Any, arguments: Sequence[str]) -> None:
     given = [a.partition("=")[0] for a in arguments]
     if sum(name in ("--configfile", "--configfiles") for name in given) > 1:
         raise UserError(
-            "--configfile: given twice, where Snakemake reads the last alone; "
+            "--configfile: given twice, but Snakemake reads only the last; "
             "write --configfile first.yaml second.yaml"
         )
     storage = workflow.storage_settings

@@ -76,7 +76,7 @@ class Tokens:
         return cls(offsets_of(np.array([len(own[0]) for own in each], dtype=np.int64)), ids, shares)
 
     def some(self, index: np.ndarray, vocab: int, device: torch.device) -> Tensor:
-        """Those of some things (int64 [m]) in full: float64 [m, vocab]."""
+        """Return the full distributions of some things (int64 [m]): float64 [m, vocab]."""
         dense = np.zeros((len(index), vocab))
         for row, at in enumerate(index.tolist()):
             own = slice(self.offsets[at], self.offsets[at + 1])
@@ -85,9 +85,9 @@ class Tokens:
 
 
 def equal_norms(directions: Sequence[Tensor]) -> Tensor:
-    """Directions [n, d_model] each, brought to the norms of the first: float32 [n, kinds, d_model].
+    """Scale directions [n, d_model] to the norms of the first: float32 [n, kinds, d_model].
 
-    One of norm 0 stays 0.
+    A direction of norm 0 stays 0.
     """
     stacked = torch.stack([rows.float() for rows in directions], dim=1)
     norms = stacked.norm(dim=2, keepdim=True)
@@ -102,7 +102,7 @@ def changes_at(
     directions: Tensor,
     looked_at: Tokens,
 ) -> Changes:
-    """What is left of predictions when directions are added at places.
+    """Measure how predictions change when directions are added at places.
 
     Memory: a batch of passes, and about 60 bytes x `LOGITS`.
 
@@ -112,7 +112,7 @@ def changes_at(
         places: where, with the index of the latent.
         amounts: float64 [n_places], what the directions are multiplied by.
         directions: float32 [n_latents, kinds, d_model].
-        looked_at: the tokens of `Changes.gain`, for each place.
+        looked_at: for each place, the tokens of `Changes.gain`.
     """
     n_latents, kinds, _ = directions.shape
     kl, gain = (np.zeros((n_latents, kinds)) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The columns of `latents` that take passes of the subject: sampled latents alone have them."""
+"""The columns of `latents` that run the subject; only sampled latents have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collection: encode the `eval` split, describe every latent, cut windows for a sample.
+"""Encodes the `eval` split, describes every latent, and cuts windows for a sample.
 
 One pass over the activations. Firings go to the disk, sorted by latent (`latents.store`); what is
 known of a latent is then computed from its own, some latents after the others (`latents.describe`).
@@ -90,7 +90,7 @@ def collect_latents(
 
 
 class Collected(NamedTuple):
-    """What is known of the latents of one SAE."""
+    """Tables about the latents of one SAE."""
 
     latents: pa.Table
     """Every latent; see `tables.cells`, like the next two."""
@@ -114,7 +114,7 @@ def collect(
     dtype: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
-    """One pass over the activations of a split, and what follows from it; writes no table.
+    """Collect latents in one pass over the activations of a split; writes no table.
 
     `coder` lies on the device that computes, `model` is as for `subject_for_effects`, `dtype` is
     that of the activations, and `folder` is for temporary files, which the caller deletes.
@@ -215,7 +215,7 @@ def sort_firings(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Firings, np.ndarray]:
-    """All firings of an SAE over a split, sorted, in files in `folder`.
+    """Sort all firings of an SAE over a split, in files in `folder`.
 
     Those on tokens that the settings skip are left out: the first of each context, BOS, and the
     ends of documents. The array counts such tokens and their firings: int64 [2]. A `UserError` says

@@ -1,4 +1,4 @@
-"""What is known of every latent once the firings are sorted: statistics, and where windows are."""
+"""Describes every latent by its sorted firings: statistics, and where its windows are."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Described:
     grid: Grid
 
     def candidates(self, latent: int) -> Candidates:
-        """One latent's candidates for active windows."""
+        """Return one latent's candidates for active windows."""
         own = slice(int(self.span_offsets[latent]), int(self.span_offsets[latent + 1]))
         window = self.spans["window"][own].astype(np.int64)
         starts = self.spans.get("start")
@@ -58,7 +58,7 @@ def describe(
     folder: Path,
     n_tokens: int,
 ) -> Described:
-    """Go through the sorted firings of a split, some latents after the others.
+    """Describe latents by the sorted firings of a split, some latents at a time.
 
     `pools` (int8 [n_windows]) has the pool of each cell and `dealt` (int8 [n_documents]) that of
     each document (`deal_documents`). `n_tokens` of the split's tokens count. Files go to `folder`,

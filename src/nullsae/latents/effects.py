@@ -1,4 +1,4 @@
-"""What latents do to the logits: the columns of `latents` that need the subject's weights."""
+"""Effects of latents on logits: the columns of `latents` that need the subject's weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Effects(NamedTuple):
 def subject_for_effects(
     model: Path | Subject | None, site: str, device: torch.device
 ) -> tuple[Subject | None, str | None]:
-    """The subject that effects of directions at a site are seen on, or why there is none.
+    """Load the subject for effects of directions at a site, or say why there is none.
 
     Args:
         model: the subject, or its `recipe.json`; None where there is no model.
@@ -68,10 +68,10 @@ def effect_columns(
     *,
     site: str,
 ) -> Effects:
-    """What latents do to the logits.
+    """Compute the effects of latents on logits.
 
-    Each passing latent is given its own row of the decoder, that of another one (`_swapped`, each
-    row to one latent), and a random direction: two placebos, at 0.5 if nothing is wrong.
+    Each passing latent gets its own row of the decoder and two placebos, whose value is 0.5 if
+    nothing is wrong: the row of another latent (`_swapped`, each row once) and a random direction.
 
     Args:
         params: keys what is drawn.
@@ -123,6 +123,6 @@ def _rows(params: CollectLatentsParams, w_dec: Tensor, passing: np.ndarray) -> d
 
 
 def random_directions(params: CollectLatentsParams, shape: Sequence[int]) -> Tensor:
-    """A random direction for each latent of an SAE: float32 [n_latents, d_model]."""
+    """Draw a random direction for each latent of an SAE: float32 [n_latents, d_model]."""
     generator = numpy_generator(params.seed, "random_direction", *params.keys.parts())
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))

@@ -171,7 +171,7 @@ class FiringReader:
         return cls(path, latents, offset)
 
     def of(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
-        """One latent's firings: positions (uint32 or int64 [n], ascending) and values (float32).
+        """Read one latent's firings: positions (uint32 or int64 [n], ascending), values (float32).
 
         A `UserError` says that the latent was not sampled, or that its firings are damaged.
         """

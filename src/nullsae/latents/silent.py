@@ -37,7 +37,7 @@ class HardSilence:
         settings: Latents,
         generator: np.random.Generator,
     ) -> list[Draw]:
-        """Windows of the kinds in `settings.silent_windows` other than `random`.
+        """Draw windows of the kinds in `settings.silent_windows` other than `random`.
 
         All are of the scoring pool, none is among `drawn`, and no two kinds share one. `nearest`
         comes first: it has few good candidates, and `co_occurring` has many. A kind has fewer
@@ -72,7 +72,7 @@ class HardSilence:
         return ids
 
     def company(self, latent: int) -> np.ndarray:
-        """How much of a latent's usual company fires in each window, float64 [n_windows].
+        """Return how much of a latent's usual company fires in each window, float64 [n_windows].
 
         The sum of the associations of those of its companions that fire there.
         """
@@ -83,13 +83,13 @@ class HardSilence:
         return company
 
     def companions(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
-        """The others that most often fire in the same windows as a latent.
+        """Find the latents that most often fire in the same windows as a latent.
 
         The association of another one is P(it fires | the latent fires) - P(it fires), over the
         windows of both pools: the share of the latent's active windows in which it fires too, minus
-        its share of all windows. One that never fires where the latent is silent tells of no silent
-        window and does not count. Returns at most `N_COMPANIONS` latents (int64) and their
-        associations (float64), all above 0, largest first; ties by number.
+        its share of all windows. One that never fires where the latent is silent does not count.
+        Returns at most `N_COMPANIONS` latents (int64) and their associations (float64), all above
+        0, largest first; ties by number.
         """
         own = np.zeros(self.grid.n_windows, dtype=bool)
         own[self.active.position[self.active.of(latent)]] = True
@@ -147,7 +147,7 @@ class TokenIndex:
         return cls(holder[order_by(held)], offsets_of(held_by), rarity, n_windows)
 
     def similarity(self, token_ids: np.ndarray, activations: np.ndarray) -> np.ndarray:
-        """How much of an active window the indexed windows hold: 1 all of its types, 0 none.
+        """Return how much of an active window the indexed windows hold: 1 all its types, 0 none.
 
         A type counts by the mean of two shares: of the window's activation, so that what the
         latent fires on comes first, and of its tokens weighted by `rarity`, so that the rest of
@@ -172,7 +172,7 @@ class TokenIndex:
         n: int,
         generator: np.random.Generator,
     ) -> np.ndarray:
-        """Candidates that are most similar to active windows.
+        """Choose the candidates that are most similar to active windows.
 
         The active windows, in random order, take their most similar candidate each in turn, and
         go round again until there are n: so the chosen ones as a whole look like the active ones

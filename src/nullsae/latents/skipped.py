@@ -1,4 +1,4 @@
-"""Tokens whose firings count as none: BOS, ends of text, excluded ones, starts of contexts."""
+"""Tokens whose firings do not count: BOS, ends of text, excluded ones, starts of contexts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nullsae.latents.split import Split
 
 
 class Activations(Protocol):
-    """What is read of a site: a `SiteReader`, or passes that are run when they are asked for."""
+    """The activations of a site: a `SiteReader`, or passes that run on demand."""
 
     @property
     def n_tokens(self) -> int:
@@ -43,9 +43,9 @@ class Skipped:
 
     @classmethod
     def of(cls, split: Split, settings: Latents, reader: Activations) -> Skipped:
-        """As the settings and the activations of a site say.
+        """Find them by the settings and the activations of a site.
 
-        A `UserError` says that ends of documents are to be skipped and the corpus names none.
+        A `UserError` says that ends of documents are to be skipped, but the corpus has none.
         """
         if settings.skip_end_of_text and split.separator_token_id is None:
             raise UserError(
@@ -55,7 +55,7 @@ class Skipped:
         return cls(split, settings, np.sort(reader.excluded_positions().numpy()))
 
     def by_settings(self, position: np.ndarray) -> np.ndarray:
-        """Of positions of any shape, those that `latents.skip_*` names: bool, of that shape."""
+        """Mark the positions that `latents.skip_*` names: bool, of the shape of `position`."""
         split, settings = self.split, self.settings
         skip: np.ndarray = position % split.context_tokens < settings.skip_start_tokens
         if settings.skip_end_of_text:
@@ -65,7 +65,7 @@ class Skipped:
         return skip
 
     def at(self, position: np.ndarray) -> np.ndarray:
-        """Of positions of any shape, all that do not count: bool, of that shape."""
+        """Mark the positions that do not count: bool, of the shape of `position`."""
         place = np.searchsorted(self.excluded, position)
         skip = self.by_settings(position)
         skip |= np.append(self.excluded, -1)[place] == position

@@ -1,4 +1,4 @@
-"""The tokens of a split as collection reads them: mapped from the disk, not loaded."""
+"""The tokens of a split, mapped from the disk."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Split:
 
     @classmethod
     def of(cls, tokens: Tokens, manifest: Path) -> Split:
-        """The tokens of a split that are read already; the path is what messages name.
+        """Wrap the tokens of a split that are read already; messages name the path.
 
-        A `UserError` says that those of a document are not in a row.
+        A `UserError` says that the tokens of a document are not contiguous.
         """
         ids, document = tokens.input_ids, tokens.document_id
         ends = tokens.manifest.get("separator_token_id")
@@ -73,7 +73,7 @@ class Split:
         return split
 
     def is_bos(self, position: np.ndarray) -> np.ndarray:
-        """Whether BOS stands at each of the given positions: bool [n]."""
+        """Return whether BOS stands at each position: bool [n]."""
         prepended = position % self.context_tokens < self.n_bos
         return prepended | np.isin(self.ids[position], self.bos_token_ids)
 

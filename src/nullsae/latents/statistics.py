@@ -39,7 +39,7 @@ class TokenMass(NamedTuple):
 
 @dataclass(frozen=True)
 class Sums:
-    """What the statistics of n latents are made of. All arrays have length n but for `tokens`
+    """Sums from which the statistics of n latents follow. All arrays have length n but `tokens`
     and the metrics' own.
     """
 
@@ -99,7 +99,7 @@ class Sums:
         )
 
     def then(self, later: Sums) -> Sums:
-        """Add the sums of the same latent's later firings, which lie in other contexts."""
+        """Add the sums of the same latent's later firings, from other contexts."""
         (_, (last, n_last)), (_, (end, n_end)) = self.ends[0], later.ends[0]
         first, n_first = later.ends[0, 0]
         same = int(last == first)
@@ -119,9 +119,9 @@ class Sums:
         )
 
     def columns(self, split: Split, n: int) -> dict[str, np.ndarray]:
-        """The statistics [n] by their names in the table `latents`; NaN (or -1) where undefined.
+        """Compute the statistics [n] by their names in the table `latents`; NaN or -1 if undefined.
 
-        `n` tokens of the split count: a latent is silent on the others.
+        `n` tokens of the split count; a latent is silent on the others.
         """
         added, counts = self.added, self.added["counts"]
         alive = counts > 0
@@ -206,9 +206,9 @@ def token_spread(tokens: TokenMass, counts: np.ndarray) -> dict[str, np.ndarray]
 
 
 def entropy_bits(mass: np.ndarray, token_ids: np.ndarray) -> float | None:
-    """Entropy in bits of activation mass (float [n], not negative) over token ids (int [n]).
+    """Compute the entropy in bits of activation mass (float [n], >= 0) over token ids (int [n]).
 
-    None without any mass.
+    It is None without any mass.
     """
     _, types = np.unique(token_ids, return_inverse=True)
     by_token = np.bincount(types, weights=mass)

@@ -1,9 +1,9 @@
-"""Firings sorted by latent, more of them than fit into memory.
+"""Sorts firings by latent on disk, more of them than fit into memory.
 
 Firings come token by token. `FiringSorter` collects `RUN_FIRINGS` of them, sorts them by latent
 and appends them to a file as a run, with the number of firings of each latent beside it. When all
-are there, a range of latents after the other is put together from its stretch of each run: where
-each firing goes is known from the numbers alone, so nothing is compared.
+are there, one range of latents at a time is put together from its stretch of each run: the numbers
+alone say where each firing goes, so nothing is compared.
 
 Memory: about 40 bytes x `RUN_FIRINGS`, 40 bytes x `PIECE_FIRINGS` and 40 bytes per latent,
 whatever the number of firings. Disk: 16 bytes per firing while runs are put together, 8 after.
@@ -54,15 +54,14 @@ class Firings:
         return np.repeat(np.arange(self.n_latents), self.counts)
 
     def of(self, latent: int) -> slice:
-        """Where one latent's firings lie."""
+        """Return where one latent's firings lie."""
         return slice(int(self.offsets[latent]), int(self.offsets[latent + 1]))
 
     def pieces(self, context_tokens: int) -> Iterator[tuple[int, Firings]]:
-        """All firings in pieces of about `PIECE_FIRINGS`, copied into memory.
+        """Yield all firings in pieces of about `PIECE_FIRINGS`, copied into memory.
 
         A latent with more has pieces of its own, which end where a context ends, so that no window
-        and no pair of tokens of one context is torn apart. Yields (first latent, firings of it and
-        of those after it).
+        or pair of tokens is torn apart. Yields (first latent, firings of it and of later ones).
         """
         most = max(PIECE_FIRINGS, context_tokens)
         for first, end in ranges(self.offsets, most):
@@ -82,12 +81,12 @@ class Firings:
 
 
 def offsets_of(counts: np.ndarray) -> np.ndarray:
-    """Where each of several stretches in a row starts, and the end of the last: int64 [n + 1]."""
+    """Return where adjacent stretches start, and where the last ends: int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def ranges(offsets: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Latents cut into ranges [first, end) of at most `most` firings, or of one latent.
+    """Cut latents into ranges [first, end) of at most `most` firings, or of one latent.
 
     `offsets`, int64 [n_latents + 1], say where the firings of each latent begin.
     """
@@ -99,14 +98,14 @@ def ranges(offsets: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
 
 def changes(*keys: np.ndarray) -> np.ndarray:
-    """Where any of the keys [n] differs from the one before: bool [n], True at the first."""
+    """Mark where any of the keys [n] differs from the one before: bool [n], True at the first."""
     new = np.ones(len(keys[0]), dtype=bool)
     new[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return new
 
 
 def order_by(keys: np.ndarray) -> np.ndarray:
-    """The order that sorts unsigned keys below 2^32, equal ones as they come: int64 [n].
+    """Return the stable order of unsigned keys below 2^32: int64 [n].
 
     NumPy sorts numbers of 16 bits by their digits, in time linear in their number.
     """
@@ -118,9 +117,9 @@ def order_by(keys: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def empty_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder for temporary files, which is always deleted.
+    """Give an empty folder for temporary files, which is always deleted.
 
-    Give it the same name in every run, so that what a killed one left behind goes too.
+    Give it the same name in every run, so that leftovers of a killed run go too.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -26,7 +26,7 @@ class Grid:
 
     @classmethod
     def cut(cls, document_id: np.ndarray, window_tokens: int) -> Grid:
-        """Cut contexts [n_contexts, context_tokens] of document ids; a shorter rest is left out."""
+        """Cut contexts [n_contexts, context_tokens] of document ids; drops a shorter rest."""
         n_contexts, context_tokens = document_id.shape
         per_context = context_tokens // window_tokens
         parts = [np.zeros(0, dtype=np.int32)]
@@ -46,13 +46,13 @@ class Grid:
         return self.context_tokens // self.window_tokens
 
     def cell_of(self, position: np.ndarray) -> np.ndarray:
-        """Cell of each flat token position [n], int64 [n]; -1 in the rest of a context."""
+        """Return the cell of each flat position [n], int64 [n]; -1 in the rest of a context."""
         context, offset = np.divmod(position.astype(np.int64), self.context_tokens)
         index = offset // self.window_tokens
         return np.where(index < self.per_context, context * self.per_context + index, -1)
 
     def start(self, window: np.ndarray) -> np.ndarray:
-        """Flat position of the first token of each cell [n], int64 [n]."""
+        """Return the flat position of the first token of each cell [n], int64 [n]."""
         context, index = np.divmod(window.astype(np.int64), self.per_context)
         starts: np.ndarray = context * self.context_tokens + index * self.window_tokens
         return starts
@@ -76,7 +76,7 @@ def deal_documents(grid: Grid, generator: np.random.Generator) -> np.ndarray:
 
 
 def pools_of(document: np.ndarray, dealt: np.ndarray) -> np.ndarray:
-    """The pool of each of the given documents, int8 [n]; -1 for none.
+    """Return the pool of each document, int8 [n]; -1 for none.
 
     Documents behind the last that holds a whole cell were not dealt. They take turns.
     """
@@ -106,7 +106,7 @@ class Candidates:
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     def kept(self, mask: np.ndarray) -> Candidates:
-        """Those that a bool mask [n] marks."""
+        """Return the candidates that a bool mask [n] marks."""
         counts = np.bincount(self.latent[mask], minlength=len(self.counts))
         return Candidates(counts, self.window[mask], self.start[mask], self.peak[mask])
 
@@ -133,7 +133,7 @@ def active_cells(firings: Firings, grid: Grid) -> tuple[Candidates, np.ndarray]:
 
 
 def centred(cells: Candidates, peak_at: np.ndarray, grid: Grid, split: Split) -> Candidates:
-    """The candidates of `latents.windows: centred`.
+    """Make the candidates of `latents.windows: centred`.
 
     For each cell, a span of the same length around its peak at `peak_at` (int64 [n]), shifted as
     far as it must be to lie in one context and one document; none where the stretch of the
@@ -182,7 +182,7 @@ def _strongest_apart(spans: Candidates, length: int) -> np.ndarray:
 
 
 def quantiles(peaks: np.ndarray, n_quantiles: int) -> np.ndarray:
-    """Equal-count slices of windows ranked by their peak: int64 [n], 0 is the strongest.
+    """Slice windows by the rank of their peak into equal counts: int64 [n], 0 is the strongest.
 
     Ties keep the order of the windows.
     """
@@ -215,7 +215,7 @@ def draw_windows(
     settings: Latents,
     generator: np.random.Generator,
 ) -> list[Draw]:
-    """The windows of one latent that explainers and scorers will see, without replacement.
+    """Draw the windows of one latent for explainers and scorers, without replacement.
 
     Explaining: uniform among the active and the silent windows of the explaining pool. Scoring:
     the same number from each quantile of the scoring pool's active windows (all of a quantile
@@ -251,7 +251,7 @@ def draw_windows(
 
 
 def top_windows(active: Candidates, n: int) -> Draw:
-    """The `n` strongest of a latent's candidates, of any document, strongest first.
+    """Return the `n` strongest of a latent's candidates, of any document, strongest first.
 
     Ties go to the one that stands first in the split.
     """
@@ -260,9 +260,9 @@ def top_windows(active: Candidates, n: int) -> Draw:
 
 
 def silent_of_each_kind(n_silent: int, settings: Latents) -> int:
-    """Scoring windows of each kind, for a latent with `n_silent` silent windows in that pool.
+    """Count scoring windows of each kind for a latent with `n_silent` silent ones in the pool.
 
-    A latent that is rarely silent shares them out: each kind has some, and no two the same.
+    If a latent is rarely silent, the kinds share its windows: each has some, none is used twice.
     """
     return min(settings.score_silent_windows, n_silent // len(set(settings.silent_windows)))
 

@@ -1,4 +1,4 @@
-"""The share of the loss that an SAE recovers, and when there is none to recover."""
+"""The share of the loss that an SAE recovers, and the rule that makes it null."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLEAR_NATS = 0.1
 
 
 def is_clear(harm: NDArray[np.float64], tokens: NDArray[np.float64]) -> bool:
-    """Whether zeroing a site does clear harm: the null rule of `ce_score`.
+    """Return whether zeroing a site does clear harm; without it `ce_score` is null.
 
     The mean harm per token, r = sum(harm) / sum(tokens), must exceed 0.1 nats and 3 standard
     errors. That of a ratio over n units (Cochran 1977, equation 6.13, without the correction for

@@ -76,8 +76,8 @@ def evaluate_together(
     """Write the tables `reconstruction` and `geometry` (one row each) and `documents` of each SAE.
 
     All are of one variant, and one pass over each split serves them all. Memory holds all SAEs, the
-    sums of each document, and means of each token at each site; it does not grow with the number of
-    tokens, which are mapped from their files like activations.
+    sums of each document, and means of each token at each site; it does not grow with the tokens,
+    which are mapped from their files like activations.
 
     Args:
         saes: at any sites.
@@ -166,7 +166,7 @@ def _write(
 
 
 class Measured:
-    """What a pass over `eval` adds up for one SAE."""
+    """The sums over `eval` for one SAE."""
 
     def __init__(
         self,
@@ -259,7 +259,7 @@ def _spliced(each: Measured, subject: Subject, tokens: Tokens) -> Fidelity:
 def open_for(
     manifest: Path, site: str, key: str, d_model: int, sae: Path, device: torch.device
 ) -> SiteReader:
-    """Checked activations of a site that an SAE of width `d_model` fits.
+    """Open activations of a site, and check that an SAE of width `d_model` fits.
 
     Raises:
         UserError: they are missing, damaged, of another config or of another width.
@@ -277,7 +277,7 @@ def open_for(
 def fit_means(
     readers: Mapping[Pair, SiteReader], corpus: Tokens, vocab_size: int
 ) -> dict[Pair, tuple[Tensor, int]]:
-    """The mean activation of each token id, and of how many tokens: one pass for all sites."""
+    """Fit the mean activation of each token id, and count its tokens, in one pass for all sites."""
     sums = {pair: TokenMeans(vocab_size, reader.d_model) for pair, reader in readers.items()}
     same = {pair: (reader, reader) for pair, reader in readers.items()}
     for pair, counts, x, _, position in batches_together(same):

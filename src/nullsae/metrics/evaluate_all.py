@@ -1,4 +1,4 @@
-"""Evaluation of all SAEs of a model: a job of `evaluate_sae`."""
+"""Evaluates all SAEs of a model, which is one job of `evaluate_sae`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MADE = "made.json"
 
 @dataclass(frozen=True)
 class Kept:
-    """Copies of SAEs' tables, so that a job repeats no evaluation where only another SAE is new."""
+    """Copies of SAEs' tables, so that a job evaluates only new SAEs."""
 
     folder: Path
     """Of all SAEs; each has a folder of its own in it."""
@@ -31,7 +31,7 @@ class Kept:
     """Hash of the code that evaluates."""
 
     def copies(self, params: EvaluateSaeParams, sae: Path) -> Copies:
-        """Those of one SAE.
+        """Return the copies of one SAE.
 
         Its `cfg.json` states the checksum of its weights; params hold the keys of activations.
         """
@@ -49,7 +49,7 @@ class Copies:
     """Of all that determines them."""
 
     def take(self, outputs: dict[str, Path]) -> bool:
-        """Copy whole tables of this key to where they belong; whether there are any."""
+        """Copy whole tables of this key to their places; return whether there are any."""
         try:
             made = json.loads((self.folder / MADE).read_text(encoding="utf-8"))
             whole = made["key"] == self.key and all(
@@ -63,7 +63,7 @@ class Copies:
         return whole
 
     def keep(self, outputs: dict[str, Path]) -> None:
-        """Copy tables; what says that they are whole comes last."""
+        """Copy tables; the file that marks them as whole comes last."""
         (self.folder / MADE).unlink(missing_ok=True)
         for path in outputs.values():
             _copy(path, self.folder / path.name)

@@ -1,8 +1,8 @@
-"""Whether an SAE reads what it was trained on, and if not, which change makes it fit.
+"""Checks whether an SAE reads what it was trained on, and if not, which change makes it fit.
 
-An SAE knows one site of one model, after one beginning of a context, at one scale. Fed with
-anything else it gives numbers all the same. What is wrong with them shows beside expected figures,
-and beside what the same weights reach when they are fed otherwise.
+An SAE knows one site of one model, with or without BOS, at one scale. Fed with anything else it
+still gives numbers. Published figures, and those of the same weights fed otherwise, show the
+mistake.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ NORMALIZED = {
 
 @dataclass(frozen=True)
 class Feeding:
-    """What an SAE is fed with."""
+    """The input of an SAE."""
 
     site: str
     prepend_bos: bool
@@ -77,14 +77,14 @@ class Feeding:
     """What was done to activations: nothing, or one of `SCALED` or `NORMALIZED`."""
 
     def changes(self, other: Feeding) -> list[str]:
-        """Names of the fields in which another one differs."""
+        """Return the names of the fields in which another one differs."""
         names = ("site", "prepend_bos", "input")
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an SAE reaches on a sample, fed in one way; BOS itself is left out."""
+    """The figures of an SAE on a sample, fed in one way; BOS itself is left out."""
 
     feeding: Feeding
     explained_variance: float | None
@@ -98,7 +98,7 @@ class Measured:
 
     @property
     def left(self) -> float:
-        """Unexplained variance over that of the placebo: 1 where weights are no better than noise.
+        """Unexplained variance over that of the placebo: 1 if weights are no better than noise.
 
         So a feeding that makes more latents fire does not look better for that alone.
         """
@@ -107,7 +107,7 @@ class Measured:
         return (1.0 - self.explained_variance) / max(1.0 - self.placebo, 1e-9)
 
     def shortcomings(self, expect: Expect) -> list[str]:
-        """Why it is not what is expected, one phrase each; none if it is."""
+        """List why it falls short of what is expected, one phrase each."""
         found, wanted = self.explained_variance, expect.explained_variance
         if found is None:
             return ["the site has no variance"]
@@ -125,13 +125,13 @@ class Measured:
 
 
 def lowest(explained_variance: float) -> float:
-    """The least explained variance that passes where so much is expected."""
+    """Return the least explained variance that passes if so much is expected."""
     return explained_variance - max(LOWER_BY, LOWER_BY_SHARE * (1.0 - explained_variance))
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found."""
+    """The result of a check."""
 
     given: Measured
     tried: tuple[Measured, ...]
@@ -140,7 +140,7 @@ class Checked:
 
     @property
     def remedy(self) -> Measured | None:
-        """The feeding that fits where the given one does not, and leaves less than it."""
+        """The feeding that fits if the given one does not, and leaves less variance."""
         fitting = [one for one in self.tried if not one.shortcomings(self.expect)]
         best = min(fitting, key=lambda one: one.left, default=self.given)
         at_most = 1.0 if self.given.shortcomings(self.expect) else CLEARLY
@@ -148,7 +148,7 @@ class Checked:
 
     @property
     def wrong(self) -> list[str]:
-        """Why the given feeding does not fit, one phrase each; none if it does."""
+        """List why the given feeding does not fit, one phrase each."""
         found, ev = self.given.shortcomings(self.expect), self.given.explained_variance
         if not found and self.remedy is not None:
             found = [f"explained variance {ev:.3f} is clearly less than it could be"]
@@ -156,7 +156,7 @@ class Checked:
 
     @property
     def fits(self) -> bool:
-        """Whether it is fed with what it knows, as far as figures tell."""
+        """Whether figures say that it reads what it was trained on."""
         return not self.wrong
 
 
@@ -186,7 +186,9 @@ class Sample:
         # The same text in both ways, and no context longer than those of the split.
         self.text = torch.from_numpy(rows[:, tokens.n_bos :])[:, : ids.shape[1] - len(self.bos)]
         if not self.text.shape[1]:
-            raise UserError(f"contexts of {ids.shape[1]} tokens hold nothing but BOS")
+            raise UserError(
+                f"context_tokens: {ids.shape[1]} tokens hold nothing but BOS; give more"
+            )
         self._found: dict[tuple[bool, str], tuple[Tensor, Tensor]] = {}
 
     def ids(self, prepend_bos: bool) -> Tensor:
@@ -225,13 +227,13 @@ class Sample:
         return kept
 
     def activations(self, feeding: Feeding) -> Tensor:
-        """Those of the tokens that count, float32 [tokens, width]."""
+        """Return the activations of tokens that count, float32 [tokens, width]."""
         self.capture(feeding.prepend_bos, feeding.site)
         x, kept = self._found[feeding.prepend_bos, feeding.site]
         return x[kept]
 
     def outputs(self, feeding: Feeding, sae: Autoencoder) -> Tensor:
-        """What the SAE should give back of them: of a transcoder, another site's."""
+        """Return what the SAE should reconstruct: of a transcoder, another site."""
         site = sae.writes_at(feeding.site)
         self.capture(feeding.prepend_bos, feeding.site, site)
         return self._found[feeding.prepend_bos, site][0][
@@ -239,7 +241,7 @@ class Sample:
         ]
 
     def fidelity(self, sae: Autoencoder, feeding: Feeding) -> Fidelity:
-        """Losses with the SAE spliced in, on some of the contexts."""
+        """Measure losses with the SAE spliced in, on some of the contexts."""
         ids = self.ids(feeding.prepend_bos)[:FIDELITY_CONTEXTS]
         mean = exact(self.outputs(feeding, sae)).mean(dim=0)
         kept = self._found[feeding.prepend_bos, feeding.site][1].view(-1, ids.shape[1])[: len(ids)]
@@ -253,7 +255,7 @@ class Sample:
 
 @torch.inference_mode()
 def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
-    """Explained variance and L0 of an SAE on the device of the subject, and of its placebo."""
+    """Measure explained variance and L0 of an SAE and its placebo, on the subject's device."""
     x, y = sample.activations(feeding), sample.outputs(feeding, sae)
     factor, placebo, reader = 1.0, 0.0, sae
     if feeding.input in SCALED:
@@ -289,13 +291,12 @@ def _totals(sae: Autoencoder, x: Tensor, y: Tensor) -> dict[str, Any]:
 
 
 def check_feeding(sample: Sample, sae: Autoencoder, given: Feeding, expect: Expect) -> Checked:
-    """Measure an SAE as it is fed, and look for a better way where that is not good enough.
+    """Measure an SAE as it is fed, and look for a better way if that is not good enough.
 
-    Where the expected explained variance is reached, nothing else is tried. Otherwise one thing is
-    changed at a time, BOS, the site or what is done to activations; and where that does not help,
-    another thing together with BOS. A feeding fits that has the expected figures or, where no
-    explained variance is expected, more than random directions have while no other is clearly
-    better.
+    If the expected explained variance is reached, nothing else is tried. Otherwise one thing is
+    changed at a time: BOS, the site or what is done to activations; if that does not help, another
+    thing together with BOS. A feeding fits if it has the expected figures or, if no explained
+    variance is expected, if it beats random directions and no other feeding is clearly better.
 
     Args:
         sample: what to run on.
@@ -343,7 +344,7 @@ def _changed(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Iterator[Fee
 
 
 def near_sites(site: str, n_layers: int) -> list[str]:
-    """Sites around one, the nearest first, each by one name: block L + 1 reads what L puts out."""
+    """List sites around one, nearest first, each by one name: block L + 1 reads the output of L."""
     own, layer = _at(site)
     found: dict[tuple[str, int], None] = {}
     for kind in KINDS:

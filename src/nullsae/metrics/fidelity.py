@@ -1,4 +1,4 @@
-"""Fidelity: what splicing a reconstruction into the subject does to its predictions."""
+"""Fidelity: the effect of a spliced reconstruction on the subject's predictions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fidelity:
     """The same, each [contexts]."""
 
     def totals(self) -> dict[str, Any]:
-        """The columns of `reconstruction`.
+        """Return the columns of `reconstruction`.
 
         Losses and divergences are means over the predicted tokens. `ce_score` (in SAEBench's
         direction) is 1 for no harm, 0 for as bad as zeros, and null where zeroing does no clear
@@ -52,7 +52,7 @@ class Fidelity:
         return {"fidelity_tokens": int(tokens), **means, "ce_score": score}
 
     def of_document(self, document: int) -> dict[str, Any]:
-        """The columns of `documents`: null for one without a predicted token in the sample."""
+        """Return the columns of `documents`: null for one without a predicted token."""
         tokens = self.by_document["fidelity_tokens"]
         if document >= len(tokens) or not tokens[document]:
             return dict.fromkeys(DOCUMENT_COLUMNS)
@@ -71,7 +71,7 @@ def fidelity(
     contexts: Sequence[int],
     kept: Tensor | None = None,
 ) -> Fidelity:
-    """Losses of the next token over contexts of `eval`, with the site replaced or not.
+    """Measure losses of the next token over contexts of `eval`, with the site replaced or not.
 
     ce_clean: the subject as it is; ce_sae: the site replaced by its reconstruction; ce_zero, by
     zeros; ce_mean, by the split's mean activation. A transcoder reads one site in the same pass,
@@ -127,10 +127,10 @@ def fidelity(
 
 
 def spread(n_contexts: int, n_tokens: int, context_tokens: int) -> list[int]:
-    """Contexts evenly spread over a split of `n_contexts`, as many as make up `n_tokens`.
+    """Choose contexts evenly over a split of `n_contexts`, to make up `n_tokens`.
 
-    The first ones alone would be of one or two documents where these are long. Rounded down to
-    whole contexts; one at least.
+    The first contexts alone might be of one or two long documents. Rounded down to whole contexts;
+    one at least.
     """
     n = min(n_contexts, max(1, n_tokens // context_tokens))
     return [index * n_contexts // n for index in range(n)]

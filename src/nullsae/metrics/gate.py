@@ -1,4 +1,4 @@
-"""What a check of an SAE says, in words, and the gate of the workflow that it makes."""
+"""The result of a check of an SAE, in words, and the workflow's gate."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NOTHING_HELPS = (
 
 
 def figures(found: Measured) -> str:
-    """What was measured, in words."""
+    """Describe what was measured."""
     ev = found.explained_variance
     return f"explained variance {'none' if ev is None else f'{ev:.3f}'}, L0 {found.l0:.1f}"
 
 
 def changes(given: Feeding, other: Feeding) -> list[str]:
-    """What another feeding does otherwise, one phrase each."""
+    """Describe how another feeding differs, one phrase each."""
     words = {
         "site": f"at {other.site}",
         "prepend_bos": f"{'with' if other.prepend_bos else 'without'} BOS before each context",
@@ -39,7 +39,7 @@ def changes(given: Feeding, other: Feeding) -> list[str]:
 
 
 def reason(checked: Checked) -> str:
-    """Why an SAE does not fit, and what does: one line."""
+    """Say in one line why an SAE does not fit, and what does."""
     wrong = ", ".join(checked.wrong)
     if (remedy := checked.remedy) is None:
         return f"{wrong}; {NOTHING_HELPS}"
@@ -56,7 +56,7 @@ def require_fit(
     heldout: SiteReader,
     tokens: Tokens,
 ) -> None:
-    """Stop where an SAE that was made elsewhere is fed with something else than it knows.
+    """Stop if an SAE made elsewhere does not read what it was trained on.
 
     Args:
         keys: of the cell.

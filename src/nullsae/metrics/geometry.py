@@ -18,7 +18,7 @@ BLOCK_ROWS = 2048
 
 
 def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
-    """The row of the table `geometry`.
+    """Compute the row of the table `geometry`.
 
     Rows of the decoder with norm 0 have no direction: they are counted (`n_zero_rows`) and left
     out of everything here. What is undefined is null: all without a row, the nearest cosines and
@@ -69,19 +69,19 @@ def decoder_geometry(sae: Autoencoder, seed: int) -> dict[str, Any]:
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """Euclidean norms of rows [n, d], summed in float64: [n]."""
+    """Compute Euclidean norms of rows [n, d], summed in float64: [n]."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     return norms
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """The rows float32 [n, d] scaled to norm 1, in their order, without those of norm 0."""
+    """Scale rows float32 [n, d] to norm 1, in their order, without those of norm 0."""
     norms = row_norms(rows)
     return rows[norms > 0].div_(norms[norms > 0, None])
 
 
 def random_directions(n: int, d_model: int, seed: int, purpose: str) -> Tensor:
-    """Random unit vectors float32 [n, d_model], uniform on the sphere, the same for each call."""
+    """Draw random unit vectors float32 [n, d_model], uniform on the sphere, the same each time."""
     generator = torch_generator(seed, "random_directions", purpose, n, d_model)
     return unit_rows(torch.randn(n, d_model, generator=generator))
 

@@ -1,4 +1,4 @@
-"""How much of one dictionary is found in another: optimal one-to-one matching of directions."""
+"""Overlap of two dictionaries, by optimal one-to-one matching of directions."""
 
 from __future__ import annotations
 

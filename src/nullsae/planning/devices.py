@@ -66,7 +66,7 @@ def pick_device(name: str, *, on_cpu: bool) -> tuple[rates.Device, rates.Host, s
     if name == "gpu":
         raise UserError(
             f"--device: gpu, but none was calibrated here; run nullsae plan --calibrate on a "
-            f"machine with one, or take one of {sheets}"
+            f"machine with one, or choose one of {sheets}"
         )
     raise UserError(f"--device: {name!r} is not one of auto, cpu, gpu, {sheets}")
 
@@ -83,7 +83,7 @@ def read_calibration(file: Path) -> dict[str, Any]:
         found |= {name: rates.Device(**given[name]) for name in ("cpu", "gpu") if name in given}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file}: not a calibration ({error!r}); write it anew with nullsae plan --calibrate"
+            f"{file}: not a calibration ({error!r}); write it again with nullsae plan --calibrate"
         ) from None
     return found
 

@@ -152,7 +152,7 @@ def _corpus(corpus: str) -> dict[str, Any]:
     if path.is_dir():
         kinds = [kind for kind in TEXT_FILES if any(path.glob(kind))]
         if not kinds:
-            raise UserError(f"--corpus: {corpus!r} holds no {', '.join(TEXT_FILES)}")
+            raise UserError(f"--corpus: {corpus!r} holds no file like {', '.join(TEXT_FILES)}")
         return {"kind": "files", "paths": [str(path / kind) for kind in kinds]}
     if path.is_file() or glob.glob(str(path)):
         return {"kind": "files", "paths": [str(path)]}
@@ -160,7 +160,7 @@ def _corpus(corpus: str) -> dict[str, Any]:
         return {"kind": "hub", "path": corpus}
     names = ", ".join(BUILTIN)
     raise UserError(
-        f"--corpus: {corpus!r} is none of {names}, no file or folder, and no id of a data set"
+        f"--corpus: {corpus!r} is not one of {names}, a file, a folder or the id of a data set"
     )
 
 

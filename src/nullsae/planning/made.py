@@ -46,7 +46,7 @@ def made_jobs(config: Config, root: Path) -> list[MadeJob]:
     answer = ask_snakemake(config, root, "nullsae.planning.made")
     if answer is None:
         raise UserError(
-            f"{root}: Snakemake's lock is on this folder: a run is at work, or was killed; let it "
+            f"{root}: Snakemake has locked this folder: a run is at work, or was killed; let it "
             f"end, or remove the lock with `snakemake --unlock`"
         )
     return [MadeJob(**job) for job in answer]

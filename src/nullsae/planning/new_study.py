@@ -94,12 +94,14 @@ def init_study(
     file = folder / OVERLAY
     for name in (OVERLAY, BASE):
         if (folder / name).exists():
-            raise UserError(f"{folder / name}: there already; edit it, or take another folder")
+            raise UserError(f"{folder / name}: exists already; edit it, or choose another folder")
     if example is not None and (model or sae or sites or corpus != "auto"):
-        raise UserError("--from: brings a model, SAEs and a corpus of its own; give it alone")
+        raise UserError(
+            "--from: such a study has its own model, SAEs and corpus; give --from alone"
+        )
     if model is None and example is None:
         if sae or sites or corpus != "auto":
-            raise UserError("--model: missing; --sae, --corpus and --site are about a model")
+            raise UserError("--model: missing; --sae, --corpus and --site need it")
         title = _flow(folder.absolute().name)
         about = "# The default study, of a small model that is trained here; add what differs.\n"
         write_text(file, f"{_head()}{about}report:\n  title: {title}\n")
@@ -185,7 +187,7 @@ def _available(found: Guess) -> tuple[int, int]:
     if train < FEWEST_TRAIN_TOKENS or evaluated < FEWEST_EVAL_TOKENS:
         raise UserError(
             f"--corpus: holds about {sizes.sae_train_tokens + sizes.eval_tokens:,} tokens; "
-            f"{2 * (FEWEST_TRAIN_TOKENS + FEWEST_EVAL_TOKENS):,} are the least for a study"
+            f"{2 * (FEWEST_TRAIN_TOKENS + FEWEST_EVAL_TOKENS):,} are needed at least"
         )
     return train, evaluated
 

@@ -47,7 +47,7 @@ def find(config: Config, root: Path) -> Found:
         UserError: there is no such folder, or Snakemake finds a mistake.
     """
     if not (root / RESULTS).is_dir():
-        raise UserError(f"{root / RESULTS}: no such folder; name the study's: nullsae prune STUDY")
+        raise UserError(f"{root / RESULTS}: no such folder; name the study: nullsae prune STUDY")
     tree, found = ResultsTree(config, named_by(config, root)), Found()
     for path, size in _walk(root, RESULTS, found.links):
         found.files[tree.state(path)][path] = size
@@ -100,8 +100,8 @@ def prune(
     cells = [path for path in found.files[State.NAMED] if "=" in path]
     if not cells:
         raise UserError(
-            f"{root / RESULTS}: nothing here is of this config, and nothing was deleted; give the "
-            f"--configfile that the study was run with, or delete the folder yourself"
+            f"{root / RESULTS}: nothing here belongs to this config, so nothing was deleted; give "
+            f"the --configfile that the study was run with, or delete the folder yourself"
         )
     locks = [root / path for path in leaves if path.endswith(".lock")]
     with _locked(root, leaves), alone_at(locks, wait_seconds=0):
@@ -179,7 +179,7 @@ def _refuse_locks(root: Path, own: Path | None = None) -> None:
     """Raise a `UserError` where Snakemake is at work in the folder, or was killed there."""
     if others := [lock for lock in (root / LOCKS).glob("*.lock") if lock != own]:
         raise UserError(
-            f"{others[0]}: Snakemake is at work here, and nothing was deleted; if it was killed, "
+            f"{others[0]}: Snakemake is at work here, so nothing was deleted; if it was killed, "
             f"run `snakemake --unlock` first"
         )
 

@@ -59,8 +59,8 @@ def _corpus_size(corpus: Corpus, name: str, root: Path) -> CorpusSize:
             found[split] = int(json.loads(manifest.read_text(encoding="utf-8"))["n_tokens"])
         elif isinstance(corpus.source, HubSource):
             raise UserError(
-                f"config: corpora.{name}.{split}_tokens: null, and how much a hub's data set holds "
-                f"is not known before it is read; give a number to plan with"
+                f"config: corpora.{name}.{split}_tokens: null, but the size of a hub's data set is "
+                f"unknown until it is read; give a number to plan with"
             )
         else:
             characters, counted = _characters(corpus, split), False

@@ -86,7 +86,7 @@ def check_cluster(profile: Path) -> tuple[list[str], list[str]]:
     files = [profile] if profile.is_file() else [profile / name for name in PROFILE_NAMES]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise UserError(f"--profile: {profile}: no profile.yaml there")
+        raise UserError(f"--profile: {profile}: holds no profile.yaml")
     given = _mapping(file)
     clusters = list(_named(file, given, "clusters"))
     there = ("-M", ",".join(clusters)) if clusters else ()
@@ -358,7 +358,9 @@ def _named_partitions(
         limits_file = beside if beside.exists() else Path(str(config))
         limits = _mapping(limits_file).get("partitions")
         if not isinstance(limits, dict):
-            raise UserError(f"{limits_file}: partitions: {limits!r}; name each with its limits")
+            raise UserError(
+                f"{limits_file}: partitions: {limits!r}; name each partition with its limits"
+            )
         for name, limit in limits.items():
             if not isinstance(limit, dict):
                 raise UserError(f"{limits_file}: partitions.{name}: {limit!r}; write {{}} for none")

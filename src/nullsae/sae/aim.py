@@ -1,4 +1,4 @@
-"""The L0 of an SAE made elsewhere, which its nulls are trained to have."""
+"""The L0 of an SAE made elsewhere, at which the training of its nulls aims."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nullsae.sae.training_run import Cell
 
 
 def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
-    """Active latents per token of the SAE that a cell is aimed at, on `trained`.
+    """Return the active latents per token, on `trained`, of the SAE that a cell is aimed at.
 
-    On `trained` itself it is measured here, on the same tokens of `eval`; elsewhere its history
-    has it. `given` is its `cfg.json`, in which {site}, {sae} and {seed} are filled in.
+    For `trained` it is measured here, on tokens of `eval`; for other variants it is read from the
+    SAE's history. `given` is its `cfg.json`, in which {site}, {sae} and {seed} are filled in.
 
     Raises:
         UserError: there is no such file, or it is of another SAE than the config's.
@@ -28,7 +28,9 @@ def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
         batches = x.float().split(BATCH_TOKENS)  # type: ignore[no-untyped-call]
         return sum(int((sae.encode(batch)[0] != 0).sum()) for batch in batches) / len(x)
     if given is None:
-        raise UserError(f"{cell.where}: aimed at the L0 that {aim.sae} has on trained: --given")
+        raise UserError(
+            f"--given: missing; {cell.where} is aimed at the L0 that {aim.sae} has on trained"
+        )
     folder = str(given)
     keys = {"site": cell.keys.site, "sae": aim.sae, "seed": aim.seed}
     for name, value in keys.items():
@@ -36,7 +38,7 @@ def l0_of(cell: Cell, aim: Aim, given: Path | None) -> float:
     file = Path(folder)
     rebuild = rebuild_command(file)
     if read_json(file, rebuild=rebuild).get("key") != aim.key:
-        raise UserError(f"{file}: not the SAE that the config names; run `{rebuild}`")
+        raise UserError(f"{file}: not the SAE that the config names; rebuild it with: {rebuild}")
     schema = tables.cell_schema("history")
     history = tables.read_table(file.with_name("history.parquet"), schema, rebuild=rebuild)
     return float(history["heldout_l0"][-1].as_py())

@@ -1,4 +1,4 @@
-"""What every SAE does, wherever it came from: activations to sparse codes and back."""
+"""SAEs in use, wherever they come from: activations to sparse codes and back."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PARAMETERS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 @dataclass
 class Autoencoder:
-    """Weights of an SAE and what they do to activations.
+    """An SAE: weights, and how they encode and decode activations.
 
     The pre-activations are W_enc (x - b_dec) + b_enc; the architecture says which of them are
-    codes. One that reads tokens does not look at x. With a normalization, x is what that makes of
-    an activation, and codes are in its units: see `nullsae.sae.normalization`.
+    codes. One that reads tokens ignores x. With a normalization, x is the normalized activation,
+    and codes are in its units: see `nullsae.sae.normalization`.
 
     Attributes:
         architecture: one of `codings()`.
@@ -53,7 +53,7 @@ class Autoencoder:
 
     @property
     def coding(self) -> type[Coding]:
-        """How codes come about."""
+        """The class that computes codes."""
         return codings()[self.architecture]
 
     @property
@@ -66,7 +66,7 @@ class Autoencoder:
 
     @property
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Those that each SAE has, in the order of `PARAMETERS`."""
+        """The tensors of every SAE, in the order of `PARAMETERS`."""
         return self.w_enc, self.b_enc, self.w_dec, self.b_dec
 
     def parameters(self) -> dict[str, Tensor]:
@@ -74,12 +74,12 @@ class Autoencoder:
         return {**dict(zip(PARAMETERS, self.weights, strict=True)), **self.own}
 
     def writes_at(self, site: str) -> str:
-        """The site that its output stands for, by the site that it reads."""
+        """Return the site of its output, given the site that it reads."""
         return site
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], architecture: str, k: int | None) -> Autoencoder:
-        """From tensors by their names on disk; others than the architecture's are left out."""
+        """Make an SAE of tensors by their names on disk; ignores those of other architectures."""
         w_enc, b_enc, w_dec, b_dec = (tensors[name] for name in PARAMETERS)
         own = {name: tensors[name] for name in codings()[architecture].own_tensors}
         return cls(architecture, w_enc, b_enc, w_dec, b_dec, k, own)
@@ -90,13 +90,13 @@ class Autoencoder:
         return replace(sae, normalization=self.normalization)
 
     def encode(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Activations to codes, of some tokens after the others, whatever their number.
+        """Encode activations x [tokens, d_model], of any number of tokens.
 
-        A token's code does not depend on the tokens beside it, but for the padding of an SAE
-        without a k: to the bit on a CPU, whose float32 products are oneDNN's. x is [tokens,
-        d_model]; ids int64 [tokens] are for an architecture that `reads_tokens`. Returns values and
-        int64 indices, both [tokens, m]. A value of 0 means that the latent did not fire. m is k, or
-        the largest number of active latents among these tokens. Missing ids raise a `ValueError`.
+        Returns values and int64 indices of latents, both [tokens, m]. A value of 0 means that the
+        latent did not fire. m is k or, without one, the most active latents on a token.
+        A token's code does not depend on other tokens: to the bit on a CPU, whose float32 products
+        are oneDNN's. An architecture that `reads_tokens` needs ids int64 [tokens]; without them it
+        raises a `ValueError`.
         """
         if self.coding.reads_tokens:
             if token_ids is None:
@@ -119,16 +119,16 @@ class Autoencoder:
         return values, indices
 
     def pre_activations(self, rows: int) -> Callable[[Tensor], Tensor]:
-        """A function from at most `rows` activations to what codes are selected from."""
+        """Return a function from at most `rows` activations to pre-activations."""
         # Packed for so many rows whatever there is: the packing decides how products are rounded.
         product = encoder(self.w_enc, self.b_enc, rows)
         return lambda x: product(x - self.b_dec)
 
     def decode(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
-        """Codes to reconstructions [tokens, d_model].
+        """Decode codes to reconstructions [tokens, d_model].
 
-        x are the activations that were encoded, which an SAE with a normalization needs to find
-        back to their units; it raises a `ValueError` without them.
+        An SAE with a normalization needs x, the activations that were encoded, for their units;
+        without them it raises a `ValueError`.
         """
         decoded = decode(values, indices, self.w_dec) + self.b_dec
         if self.normalization == "none":
@@ -139,16 +139,16 @@ class Autoencoder:
         return normalize(self.normalization, x).back(decoded)
 
     def contribution(self, x: Tensor) -> Tensor:
-        """What a code of 1 at each activation [tokens, d_model] adds of its decoder row: [tokens].
+        """Return the factor on a decoder row that a code of 1 adds at each activation: [tokens].
 
-        1, but for a normalization that divides.
+        It is 1 unless a normalization divides.
         """
         if self.normalization == "none":
             return torch.ones_like(x[:, 0])
         return normalize(self.normalization, x).scale[:, 0]
 
     def scaled(self, factor: float) -> Autoencoder:
-        """The SAE for inputs that are `factor` times as large, with codes to match.
+        """Return the SAE for inputs that are `factor` times as large, with codes to match.
 
         Encoder and decoder rows are homogeneous; only biases and `own` tensors carry the scale.
         """

@@ -1,4 +1,4 @@
-"""SAEs as they were along their training: where a training leaves them, and how one is taken."""
+"""SAEs at points of their training: where the training leaves them, and how to take one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONSTANT = (
 
 
 def checkpoint_folder(folder: Path, share: float) -> Path:
-    """Where the training of the SAE in `folder` leaves it as it was after a share of its steps."""
+    """Return where the training of the SAE in `folder` leaves it after a share of its steps."""
     return folder / "checkpoints" / f"{share:g}"
 
 

@@ -1,4 +1,4 @@
-"""What dictionaries are derived from a given SAE with, and the gates of what they must keep."""
+"""Tools that derive dictionaries from a given SAE, and the gates of what these must keep."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def derive(
     generator: torch.Generator,
     where: str,
 ) -> tuple[Autoencoder, list[Gate]]:
-    """A dictionary made from an SAE, and the gates that it passed.
+    """Make a dictionary from an SAE; return it with the gates that it passed.
 
     Args:
         origin: one that is `derived`.
         sae: the given SAE.
-        sample: activations that it is made by, float32 [tokens, d_model], on the device of `sae`.
-        heldout: others, on which the L0 of a null must be that of the SAE.
+        sample: activations to make it from, float32 [tokens, d_model], on the device of `sae`.
+        heldout: other activations, on which the null must have the L0 of the SAE.
         generator: draws on the CPU.
-        where: what a message names.
+        where: begins messages.
 
     Raises:
         UserError: a gate failed.
@@ -57,9 +57,9 @@ def derive(
 
 
 def firing_counts(sae: Autoencoder, x: Tensor, token_ids: Tensor | None = None) -> Tensor:
-    """How many tokens of x [tokens, d_model] each latent fires on: int64 [n_latents].
+    """Count the tokens of x [tokens, d_model] that each latent fires on: int64 [n_latents].
 
-    x and the int64 ids [tokens], for an SAE that reads them, may lie elsewhere than the SAE.
+    x and the int64 ids [tokens], for an SAE that reads them, may lie on another device.
     """
     device = sae.w_dec.device
     counts = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
@@ -72,7 +72,7 @@ def firing_counts(sae: Autoencoder, x: Tensor, token_ids: Tensor | None = None) 
 
 
 def in_other_frame(sae: Autoencoder, mean: Tensor, there: Tensor, back: Tensor) -> Autoencoder:
-    """What an SAE does to activations x, done in another frame about their mean m.
+    """Return the SAE that works in another frame about the mean m of activations x.
 
     Codes are those that the SAE has of m + (x - m) `back`, and its reconstruction y of these
     becomes m + (y - m) `there`. Both matrices are float64 [d_model, d_model], of activations as
@@ -85,9 +85,9 @@ def in_other_frame(sae: Autoencoder, mean: Tensor, there: Tensor, back: Tensor) 
 
 
 def with_firings_of(sae: Autoencoder, made: Autoencoder, sample: Tensor) -> Autoencoder:
-    """`made` with as many firings as `sae`, by one shift of all encoder biases.
+    """Shift all encoder biases of `made` by one number, so that it fires as often as `sae`.
 
-    One that keeps k latents per token has them already. The shift is found on tokens from all over
+    An SAE that keeps k latents per token stays as it is. The shift is found on tokens spread over
     the sample.
     """
     if made.k is not None:
@@ -127,7 +127,7 @@ def thresholds(x: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
 
 
 def best_factor(sae: Autoencoder, x: Tensor) -> float:
-    """The factor on all codes that reconstructs x best; 1 where there are none."""
+    """Return the factor on all codes that reconstructs x best; 1 if there are no codes."""
     by, square = 0.0, 0.0
     for start in range(0, len(x), BATCH_TOKENS):
         batch = x[start : start + BATCH_TOKENS]

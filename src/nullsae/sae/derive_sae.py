@@ -1,4 +1,4 @@
-"""Making of a dictionary from another SAE, without a training."""
+"""Makes a dictionary from another SAE, without training."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ PRETRAINED = "pretrained"
 
 
 class TranscoderConfig(Section):
-    """What sets a transcoder apart from an SAE."""
+    """The keys of a transcoder that an SAE has not."""
 
     output_site: str
     """The site that its output stands for; what it reads is the site among the keys."""

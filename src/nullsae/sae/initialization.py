@@ -1,4 +1,4 @@
-"""Where training of an SAE starts."""
+"""The start of an SAE's training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nullsae.sae.kernels import decode, encode_top_k
 
 
 def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator) -> Autoencoder:
-    """A fresh SAE: random unit decoder rows, tied encoder, b_dec the geometric median.
+    """Make a fresh SAE: random unit decoder rows, tied encoder, b_dec the geometric median.
 
     The encoder is the decoder times the one factor that reconstructs the sample best: with zero
     encoder bias the selected latents do not depend on that factor and the reconstruction is
@@ -30,7 +30,7 @@ def initialize(x: Tensor, *, n_latents: int, k: int, generator: torch.Generator)
 
 
 def geometric_median(x: Tensor, *, iterations: int = 50) -> Tensor:
-    """The point with the least sum of distances to the rows of x [n, d], by Weiszfeld's steps.
+    """Find the point with the least sum of distances to rows of x [n, d], by Weiszfeld's steps.
 
     A step from a point that is one of the rows follows Vardi and Zhang (2000), equation 2.6: the
     plain step divides by a distance of 0 there.

@@ -1,4 +1,4 @@
-"""Products with sparse codes that never touch the zeros, and the choice of what is not zero.
+"""Products with sparse codes that skip zeros, and the choice of the codes that are not zero.
 
 A code is a set of hits: which latents are active at which token, and how much. Additions have a
 fixed order, so results do not depend on the number of threads; none builds a [hits, d] tensor.
@@ -50,7 +50,7 @@ def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
 
 @cache
 def triton_kernels() -> ModuleType | None:
-    """The same products for a GPU; None where there is no Triton (PyTorch for CUDA brings it)."""
+    """Return the same products for a GPU; None without Triton, which PyTorch for CUDA brings."""
     try:
         from nullsae.sae import triton_kernels as found
     except ImportError:
@@ -59,7 +59,7 @@ def triton_kernels() -> ModuleType | None:
 
 
 def gpu_kernels(given: Tensor) -> ModuleType | None:
-    """What multiplies on the tensor's device, if that is a GPU and Triton is there."""
+    """Return the GPU kernels for the device of a tensor; None if it is no GPU or lacks Triton."""
     return triton_kernels() if given.is_cuda else None
 
 
@@ -208,7 +208,7 @@ def pre_activations(centred: Tensor, w_enc: Tensor, b_enc: Tensor, hits: Hits) -
 
 
 def differing_share(found: Hits, exact: Hits, n_latents: int) -> float:
-    """The share of the active latents of all tokens that are not active in `exact`; 0 of none."""
+    """Return the share of active latents that are not active in `exact`; 0 if none is active."""
     places = [(h.tokens * n_latents + h.latents)[h.values > 0] for h in (found, exact)]
     return 1.0 - int(torch.isin(*places).sum()) / len(places[0]) if len(places[0]) else 0.0
 
@@ -263,7 +263,7 @@ def tensor_float(used: bool = True) -> Iterator[None]:
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies with this weight matrix."""
+    """Return whether oneDNN multiplies with this weight matrix."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32

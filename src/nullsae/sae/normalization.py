@@ -1,4 +1,4 @@
-"""What an SAE does to each activation before it is encoded, and takes back after it is decoded.
+"""Normalization of each activation before an SAE encodes it, undone after it is decoded.
 
 An SAE with one sees y = (x - shift) / scale and reconstructs scale * y^ + shift, token by token.
 Constant factors are no business of this module: they are folded into the weights.
@@ -28,12 +28,12 @@ class Normalized(NamedTuple):
     """[tokens, 1]."""
 
     def back(self, y: Tensor) -> Tensor:
-        """Reconstructions of y to reconstructions of x, [tokens, d_model]."""
+        """Bring reconstructions of y to those of x, [tokens, d_model]."""
         return y * self.scale + self.shift
 
 
 def normalize(kind: str, x: Tensor) -> Normalized:
-    """Activations [tokens, d_model] as an SAE of this kind of normalization sees them.
+    """Normalize activations [tokens, d_model] as an SAE of this kind sees them.
 
     `centre` takes away the mean of a token's entries, which is what TransformerLens'
     `center_writing_weights` does to a model with LayerNorm; `layer_norm` also divides by their

@@ -1,4 +1,4 @@
-"""SAEs that are Python objects of somebody's own: their `encode` gives codes, `decode` takes them.
+"""SAEs that are Python objects of others: `encode` gives codes, `decode` takes them.
 
 Later stages take a reconstruction apart by latents, so that `decode` has to be linear: its rows and
 its bias are read off once, and stored as those of other SAEs are. What encodes stays the object.
@@ -57,7 +57,7 @@ class ObjectSae(Autoencoder):
 
     @torch.no_grad()
     def run(self, method: str, given: Tensor, width: int | None) -> Tensor:
-        """What a method of the object makes of a tensor: float32 [tokens, width], on its device.
+        """Call a method of the object: returns float32 [tokens, width], on its device.
 
         Raises:
             UserError: it fails, or gives something else; begins with the object's path.
@@ -81,12 +81,14 @@ class ObjectSae(Autoencoder):
         if not bool(found.isfinite().all()):
             raise UserError(f"{self.path}: {method} gives numbers that are not finite")
         if method == "encode" and bool((found < 0).any()):
-            raise UserError(f"{self.path}: encode gives codes below 0; a latent fires above it")
+            raise UserError(
+                f"{self.path}: encode gives codes below 0; a latent fires where they are above 0"
+            )
         return found.detach().to(given.device, torch.float32)
 
 
 def with_object(sae: Autoencoder, path: str, site: str) -> ObjectSae:
-    """An SAE with its weights, and codes of the object at an import path.
+    """Return an SAE with these weights whose codes come from the object at an import path.
 
     Raises:
         UserError: it cannot be imported or made, or lacks a method; begins with the path.
@@ -100,13 +102,13 @@ def with_object(sae: Autoencoder, path: str, site: str) -> ObjectSae:
         raise UserError(f"{path}: cannot be imported: {first_line(error)}") from None
     for method in ("encode", "decode"):
         if not callable(getattr(theirs, method, None)):
-            raise UserError(f"{path}: a {type(theirs).__name__}, which has no method {method}")
+            raise UserError(f"{path}: {type(theirs).__name__} has no method {method}")
     own = {field.name: getattr(sae, field.name) for field in fields(Autoencoder)}
     return ObjectSae(**own, path=path, theirs=theirs)
 
 
 def read_object(given: FromObject, site: str, where: str) -> ObjectSae:
-    """Import an object, look at what it does to random numbers, and read its decoder off.
+    """Import an object, try it on random numbers, and read off its decoder.
 
     Raises:
         UserError: it is no SAE: a method fails or gives something else than floats of one width,
@@ -120,7 +122,9 @@ def read_object(given: FromObject, site: str, where: str) -> ObjectSae:
         codes = sae.run("encode", x, None)
         n_latents = codes.shape[1]
         if _differ(sae.run("encode", x[:1], n_latents), codes[:1]):
-            raise UserError(f"{sae.path}: encode gives a token other codes beside other tokens")
+            raise UserError(
+                f"{sae.path}: encode gives a token codes that depend on the other tokens"
+            )
         bias = sae.run("decode", torch.zeros(1, n_latents), d_model)[0]
         ones = torch.eye(ROWS)
         rows = []

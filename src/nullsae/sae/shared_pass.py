@@ -1,4 +1,4 @@
-"""The SAEs of a job, trained on one stream of blocks, each with its own batches and steps."""
+"""Trains the SAEs of a job on one stream of blocks, each with its own batches and steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAUSE_PER_SAVING = 20.0
 
 @dataclass(frozen=True)
 class Visit:
-    """A block in an epoch, and whom it is for."""
+    """A block in an epoch, and the runs that need it."""
 
     epoch: int
     index: int
@@ -44,7 +44,7 @@ class Visit:
 
 
 def plan(runs: Sequence[Run], sizes: Sequence[int], seed: int) -> list[Visit]:
-    """The blocks to come, in order, without those that no run needs any more."""
+    """List the coming blocks in order, without those that no run needs."""
     visits = []
     for epoch in range(max(run.cell.recipe.epochs for run in runs)):
         start = 0
@@ -78,7 +78,7 @@ class Checkpoints:
         return runs
 
     def now_and_then(self) -> None:
-        """Write them if the last time is long ago."""
+        """Write them if the last ones are old."""
         if time.monotonic() - self._saved > self._pause:
             self.save()
 
@@ -191,7 +191,7 @@ def _train_on(
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:
-    """The same, where a GPU can fetch it by itself."""
+    """Return the same in memory that a GPU can read by itself."""
     return x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
 
 

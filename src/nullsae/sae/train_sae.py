@@ -1,4 +1,4 @@
-"""Making of SAEs: trained, computed, or made elsewhere."""
+"""Makes SAEs: by training, by computing them, or from elsewhere."""
 
 from __future__ import annotations
 
@@ -218,8 +218,8 @@ def _open(
     folders = [cell.output for cell in cells]
     if len(set(folders)) < len(folders):
         raise UserError(
-            f"--output: {output} is one folder for several SAEs; write {{site}}, {{sae}} and "
-            f"{{seed}} where they differ"
+            f"--output: {output} is one folder for several SAEs; put {{site}}, {{sae}} and "
+            f"{{seed}} into it"
         )
     return cells
 
@@ -325,7 +325,7 @@ def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
     if sae.coding.reads_tokens:
         raise UserError(
             f"{where}.pretrained: {recipe.pretrained} looks up tokens and reads no activations; "
-            f"give dictionary {sae.architecture!r} instead"
+            f"use dictionary {sae.architecture!r} instead"
         )
     if sae.writes_at(site) != recipe.output_of(site):
         raise UserError(
@@ -339,7 +339,7 @@ def _pretrained(cell: Cell, train_tokens: Path | None) -> Autoencoder:
         )
     if None not in (sae.k, recipe.given_k) and sae.k != recipe.given_k:
         raise UserError(
-            f"{where}.k: {recipe.given_k} is not the k of the pretrained SAE, {sae.k}: leave it out"
+            f"{where}.k: {recipe.given_k} is not the k of the pretrained SAE, {sae.k}; leave it out"
         )
     return sae
 

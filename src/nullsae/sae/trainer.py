@@ -22,12 +22,12 @@ from nullsae.sae.kernels import differing_share, tensor_float
 
 
 def learning_rate(sae: Sae, n_latents: int) -> float:
-    """The recipe's peak rate: as given, or base_lr / sqrt(n_latents / 2^14) (Gao et al. 2024)."""
+    """Return the peak rate: as given, or base_lr / sqrt(n_latents / 2^14) (Gao et al. 2024)."""
     return sae.lr if sae.lr is not None else sae.base_lr / math.sqrt(n_latents / 2**14)
 
 
 def schedule(step: int, n_steps: int, sae: Sae) -> float:
-    """Factor on the peak rate in optimizer step `step` (0 ... n_steps - 1).
+    """Return the factor on the peak rate in optimizer step `step` (0 ... n_steps - 1).
 
     Rises linearly over the first `warmup_share` of the steps (or `warmup_steps`), falls linearly to
     0 over the last `decay_share`, or over all that follow the warm-up; never 0 itself.
@@ -85,7 +85,7 @@ class Trainer:
 
     @property
     def dead(self) -> Tensor:
-        """Which latents count as dead and are to be revived, bool [n_latents]."""
+        """Return which latents count as dead and are to be revived, bool [n_latents]."""
         return self.unfired_tokens >= self.dead_after_tokens
 
     def _dead_now(self) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What a study answers: which metrics tell trained from its nulls, in a few sentences.
+"""The answer of a study: which metrics tell trained from its nulls, in a few sentences.
 
 Everything here follows from `contrasts` and their verdicts by the rules below; nothing is written
 by hand for a study. L0 and training tokens of each arm stand beside its values: both move them.
@@ -40,7 +40,7 @@ Judged = tuple[Mapping[str, Any], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A metric's values in one arm, and what its SAEs are: ranges over sites, SAEs and subjects."""
+    """A metric's values in one arm, and its SAEs: ranges over sites, SAEs and subjects."""
 
     low: float | None
     """The smallest value; None, as all of these, where there is none."""
@@ -53,7 +53,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Against(Arm):
-    """What a metric says about the real thing and one other: numbers are the other's."""
+    """A metric's verdicts about the real thing and one other, with the other's numbers."""
 
     variant: str
     """The variant, or the null dictionary."""
@@ -65,7 +65,7 @@ class Against(Arm):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding(Arm):
-    """What a metric, by one explainer and scorer where it has them, says in a study.
+    """What a metric says in a study, by one explainer and scorer if it has them.
 
     Numbers are those of trained.
     """
@@ -79,7 +79,7 @@ class Finding(Arm):
 
     @property
     def name(self) -> str:
-        """The metric as sentences call it."""
+        """The name of the metric in sentences."""
         # An axis needs the unit, a sentence does not.
         title = self.title.partition(" (")[0]
         return f"{title} ({self.explainer}, {self.scorer})" if self.scorer else title
@@ -103,7 +103,7 @@ class Finding(Arm):
 
 @dataclass(frozen=True)
 class Answer:
-    """What `results/tables/answer.json` holds."""
+    """The content of `results/tables/answer.json`."""
 
     sentences: tuple[str, ...]
     findings: tuple[Finding, ...]
@@ -139,14 +139,13 @@ def answer(
     controls: Collection[str] = (),
     placebos: Collection[str] = (),
 ) -> Answer:
-    """The answer of a study.
+    """Derive the answer of a study.
 
     Args:
         contrasts: rows of `contrasts`.
         words: the verdict of each.
         controls: variants that are positive controls.
-        placebos: explainers that exchange explanations. Their rows say what a judge makes of
-            nothing, and are no answer.
+        placebos: explainers that exchange explanations; their rows are left out.
     """
     pairs = [
         (row, word)

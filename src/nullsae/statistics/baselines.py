@@ -1,4 +1,4 @@
-"""Which explainer another is compared with. Light: the Snakefile imports it."""
+"""The explainers that others are compared with. It loads fast: the Snakefile imports it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from nullsae.config.variants import GAUSSIAN
 
 
 def lexical_baseline(config: Config) -> str | None:
-    """The explainer that others are compared with: the first that counts single tokens."""
+    """Return the explainer that others are compared with: the first that counts single tokens."""
     return next((name for name, e in config.explainers.items() if e.is_baseline), None)
 
 
 def swapped_baselines(config: Config) -> dict[str, str]:
-    """For each explainer that has one, the first that exchanges its explanations."""
+    """Map each explainer to the first that exchanges its explanations, if there is one."""
     found: dict[str, str] = {}
     for name, explainer in config.explainers.items():
         if explainer.exchanges is not None:
@@ -22,7 +22,7 @@ def swapped_baselines(config: Config) -> dict[str, str]:
 
 
 def explanation_nulls(config: Config, explainer: str) -> list[str]:
-    """The explainers that one is compared with: another latent's, and those that count tokens."""
+    """List the nulls of an explainer: its exchanged one, and those that count tokens."""
     own = config.explainers[explainer]
     if own.exchanges is not None:
         return []

@@ -40,7 +40,7 @@ MOST_UNITS = 2000
 
 
 class Documents(NamedTuple):
-    """What documents contribute to a mean over latents whose scores come from judged windows."""
+    """The part of documents in a mean over latents whose scores come from judged windows."""
 
     effect: Floats
     """How much each document of the split moves the mean, [n_documents]; sums to 0."""
@@ -107,13 +107,13 @@ class Arm:
 
     @property
     def members(self) -> tuple[tuple[ArmCell, ...], ...]:
-        """What is resampled whole: draws, or the seeds of the only draw."""
+        """The parts to resample whole: draws, or the seeds of the only draw."""
         draws = self.draws
         return tuple((cell,) for cell in draws[0]) if len(draws) == 1 else draws
 
     @property
     def level(self) -> Literal["draw", "seed"] | None:
-        """What `members` are; None if there is one, so that units alone are resampled."""
+        """The level of `members`; None if there is one, so that units alone are resampled."""
         return None if len(self.members) < 2 else "draw" if self.n_draws > 1 else "seed"
 
     @property
@@ -232,7 +232,7 @@ def _ranks(column: Floats, weights: Floats) -> Floats:
 
 
 def grouped(columns: tuple[Floats, ...], most: int = MOST_UNITS) -> tuple[Floats, ...]:
-    """Sums over every `most`-th unit where there are more units, so that `most` are left.
+    """Sum every `most`-th unit if there are more, so that `most` are left.
 
     Units are independent, so sums of groups have the variance of the sums of their units.
     """
@@ -245,7 +245,7 @@ def grouped(columns: tuple[Floats, ...], most: int = MOST_UNITS) -> tuple[Floats
 
 
 class Resampler:
-    """How often each unit is drawn in each resample: the same for all arms with as many units.
+    """Counts of each unit in each resample: the same for all arms with as many units.
 
     So documents are paired between arms. Arms of other units share these numbers without harm:
     their variances are computed one by one.

@@ -1,4 +1,4 @@
-"""Variance components of an arm: what its seeds, latents and documents contribute.
+"""Variance components of an arm: seeds, latents and documents.
 
 Seed variance is pooled over all draws and arms of a comparison (one metric, site and SAE recipe),
 because three seeds of one arm tell little of it. What differs between arms, how latents scatter
@@ -36,8 +36,8 @@ FEWEST_DOCUMENTS = 2
 def interaction_variance(members: Floats) -> float:
     """The variance of the mean of members, [n_resamples, n_members], that no two of them share.
 
-    Members that see the same units have their own part in each resample: what is left when the
-    mean of all is taken away, so that a unit that is hard for all of them does not count.
+    It is what is left of each resample without the mean of all members, so that a unit that is hard
+    for all of them does not count.
     """
     n = int(members.shape[1])
     if n < 2:
@@ -109,10 +109,10 @@ def seed_variance(arms: Iterable[Arm], resampler: Resampler) -> SeedVariance | N
 
 
 def documents_of(arm: Arm) -> Documents | None:
-    """What documents move in an arm's value; None unless it is known of all of its cells.
+    """Find what documents move in an arm's value; None unless all of its cells know it.
 
-    Documents are the same for all draws and seeds. What no two of these share, and within one cell
-    what a document moves in single latents, their own scatter holds already.
+    Documents are the same for all draws and seeds. The scatter of draws and seeds already holds
+    what no two of them share, and that of latents what a document moves in single latents.
     """
     known = [[c.documents for c in member if c.documents is not None] for member in arm.members]
     if not known or sum(map(len, known)) < len(arm.with_units):

@@ -1,4 +1,4 @@
-"""One arm's estimate, and the contrast of a real thing's with its null's; reasons where none."""
+"""Estimates of single arms, and contrasts of a real thing with its null, or reasons."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOT_PERMUTED = "no permutation test of pairs"
 
 @dataclass(frozen=True)
 class Estimate:
-    """An arm's value and its error; what cannot be computed is None, and `reason` says why."""
+    """An arm's value and error; numbers that cannot be computed are None, with a `reason`."""
 
     arm: Arm
     value: float | None = None
@@ -68,7 +68,7 @@ def estimate(
     resampler: Resampler,
     seeds: SeedVariance | None = None,
 ) -> Estimate:
-    """Value, error and interval of one arm; `metric` gives the reasons their words.
+    """Estimate value, error and interval of one arm; `metric` words the reasons.
 
     `seeds` is the seed variance of the comparison (`seed_variance` of all its arms); without it an
     arm has that of its own seeds, if any.
@@ -125,7 +125,7 @@ def _undefined(metric: Metric) -> str:
 
 
 def summary_row(estimated: Estimate, metric: Metric) -> dict[str, Any]:
-    """A row of `summaries`, without its keys."""
+    """Make a row of `summaries`, without its keys."""
     arm, (low, high) = estimated.arm, estimated.interval or (None, None)
     return {
         "unit": metric.unit,
@@ -145,7 +145,7 @@ def contrast_row(
     names: tuple[str, str],
     differences: Estimate | None = None,
 ) -> dict[str, Any]:
-    """A row of `contrasts`, without its keys; `adjust` fills what depends on the family.
+    """Make a row of `contrasts`, without its keys; `adjust` fills what depends on the family.
 
     `n_draws` and `n_seeds` are those of the null. `bins` come from `matching.common_bins` of all
     arms of this comparison, `names` are those of the real thing and of the null. `differences` is
@@ -207,7 +207,7 @@ TESTED = (
 def spread_of_difference(
     real: Estimate, null: Estimate, differences: Estimate | None = None
 ) -> Spread | str:
-    """Error of the null's value minus the real one; in words why there is none.
+    """Return the error of the null's value minus the real one, or why there is none.
 
     `differences` is the arm of the differences themselves, where the arms are paired by latent:
     whole draws and seeds are paired then, too.
@@ -233,11 +233,11 @@ def tests(spread: Spread, difference: float, margin: float, confidence: float) -
 
 
 def margin_problem(row: Mapping[str, Any], metric: Metric, statistics: Statistics) -> str | None:
-    """Why a contrast is not tested against its margin; None if it is.
+    """Return why a contrast is not tested against its margin; None if it is.
 
-    An absolute margin is refused that exceeds the way from the real thing to the floor: no null
-    that destroys all could lie beyond it. A share of that way is refused where the real thing
-    itself is not told from the floor: it would be a share of noise.
+    An absolute margin must not exceed the distance from the real thing to the floor: no null could
+    lie beyond it. A share of that distance is refused if the real thing itself is not told from the
+    floor: it would be a share of noise.
     """
     name, value, low, high = (row[key] for key in ("real", "real_value", "real_low", "real_high"))
     floor, margin = metric.floor, row["margin"]
@@ -322,13 +322,13 @@ MATCHED = (
 
 
 def adjust(rows: Iterable[dict[str, Any]], family: str, statistics: Statistics) -> None:
-    """Correct both tests in one family of contrasts, and fill all that depends on it.
+    """Correct both tests in one family of contrasts, and fill the columns that depend on it.
 
     Contrasts that are not tested, or whose arms are not comparable, do not count. Each test is
     corrected on its own (Holm): as a difference cannot be both beyond the margin and within it,
-    at most one of a contrast's two hypotheses is false. What could have been seen is what the
-    first step of Holm's procedure, at the level over the family's size, would have found to lie
-    beyond the margin with 80% power. P-values without replication are taken out at last.
+    at most one of a contrast's two hypotheses is false. The detectable difference is the one that
+    the first step of Holm's procedure, at the level over the family's size, finds beyond the margin
+    with 80% power. P-values without replication are removed.
     """
     rows = list(rows)
     tested = [
@@ -350,9 +350,9 @@ def adjust(rows: Iterable[dict[str, Any]], family: str, statistics: Statistics) 
 
 
 def scope_of(variant: str | None, arm: Arm) -> str:
-    """What a verdict about a variant is about, in words: its draws, or the one that was made.
+    """Say what a verdict about a variant is about: its draws, or the one that was made.
 
-    None stands for a null that is no variant of ours, and that is drawn.
+    None stands for a null from elsewhere that is drawn.
     """
     # Without any unit there is no value, and the verdict about it says what was made.
     cells = arm.with_units or arm.cells
@@ -365,7 +365,7 @@ def scope_of(variant: str | None, arm: Arm) -> str:
 
 
 def speaks_of(real: Estimate, null: Estimate, metric: Metric, names: tuple[str, str]) -> str:
-    """What a contrast's interval generalizes to: what is resampled in each arm, in words."""
+    """Say what a contrast's interval generalizes to: what is resampled in each arm."""
 
     def varies(estimated: Estimate) -> str:
         arm, documents = estimated.arm, estimated.documents

@@ -10,7 +10,7 @@ from nullsae.statistics.bootstrap import Floats
 
 
 def probability_of_superiority(real: Floats, null: Floats) -> float | None:
-    """P(real > null) + P(equal) / 2 for one unit of each; None if an arm has no unit.
+    """Compute P(real > null) + P(equal) / 2 for one unit of each; None if an arm has no unit.
 
     This is the Mann-Whitney U of `real` over the number of pairs, also known as the common
     language effect size (Vargha & Delaney 2000).
@@ -24,7 +24,7 @@ def probability_of_superiority(real: Floats, null: Floats) -> float | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979), in the order given."""
+    """Adjust p-values by Holm's step-down procedure (Holm 1979), in the order given."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)

@@ -43,15 +43,15 @@ class Bins(dict[int, int]):
 
 
 def half_decades(firing_shares: Floats) -> Ints:
-    """The bin of each latent: floor(2 log10(firing share)), int64; shares are positive."""
+    """Return the bin of each latent: floor(2 log10(firing share)), int64; shares are positive."""
     return np.asarray(np.floor(2 * np.log10(firing_shares)), dtype=np.int64)
 
 
 def common_bins(arms: Sequence[Arm]) -> Bins:
-    """Per bin, how many latents are compared: the smallest number in any cell, sorted by bin.
+    """Count the latents to compare per bin: the smallest number in any cell, sorted by bin.
 
-    Cells without a latent are left out, as in plain means. A bin counts where every cell has two
-    latents at least.
+    Cells without a latent are left out, as in plain means. A bin counts if every cell has at least
+    two latents in it.
     """
     cells = [cell for arm in arms for cell in arm.with_units]
     counts = [Counter([] if cell.strata is None else cell.strata.tolist()) for cell in cells]
@@ -70,7 +70,7 @@ def common_bins(arms: Sequence[Arm]) -> Bins:
 
 
 def matched(arm: Arm, bins: Mapping[int, int]) -> Matched:
-    """Value and error of an arm of means over latents at the weights n_b / sum n_b of bins.
+    """Estimate an arm of means over latents at the weights n_b / sum n_b of bins.
 
     Every cell that has latents has some in each bin. Within one cell the bootstrap draws latents
     within bins. Of a bin's mean its variance is known: that of its latents over their number,

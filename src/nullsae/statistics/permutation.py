@@ -30,7 +30,7 @@ class Permuter:
         self._cached: dict[tuple[int, int], Floats] = {}
 
     def p_value(self, real: Arm, null: Arm) -> Found:
-        """Two-sided p of the absolute difference of the metric, or None and why.
+        """Return the two-sided p of the absolute difference of the metric, or None and why.
 
         Draws change arms whole, or, with one draw each, seeds do. The share of divisions with a
         difference as large; of random ones, 1 is added above and below for the division at hand

@@ -30,13 +30,13 @@ class Latents(NamedTuple):
 
 
 def fewest_nulls(direction: Direction) -> int:
-    """With fewer null latents no p could be as small as `LEVEL`: 19, for both sides 39."""
+    """Return the least number of null latents for a p of `LEVEL`: 19, for both sides 39."""
     sides = 1 if direction else 2
     return round(sides / LEVEL) - 1
 
 
 def n_nulls(own: Latents, null: Latents) -> Ints:
-    """How many null latents each latent is compared with: those of its bin, int64 [n_latents]."""
+    """Count the null latents in the bin of each latent, int64 [n_latents]."""
     bins, sizes = np.unique(null.bin, return_counts=True)
     place = np.searchsorted(bins, own.bin)
     padded_bins, padded = np.append(bins, np.iinfo(np.int64).max), np.append(sizes, 0)
@@ -44,7 +44,7 @@ def n_nulls(own: Latents, null: Latents) -> Ints:
 
 
 def p_values(own: Latents, null: Latents, direction: Direction) -> Floats:
-    """Empirical p of each latent, float64 [n_latents]; NaN where its bin has too few null latents.
+    """Compute the empirical p of each latent, float64 [n_latents]; NaN with too few null latents.
 
     (1 + number of null latents of the bin that are at least as extreme) / (1 + their number); for
     direction 0 twice the smaller of both tails, at most 1. Ties count as extreme.
@@ -69,7 +69,7 @@ def p_values(own: Latents, null: Latents, direction: Direction) -> Floats:
 
 
 def q_values(p: Floats) -> Floats:
-    """Benjamini-Hochberg's adjusted p-values of those that are there, float64 like `p`."""
+    """Adjust p-values that are not NaN by Benjamini-Hochberg, float64 like `p`."""
     q = np.full(len(p), np.nan)
     has = ~np.isnan(p)
     q[has] = stats.false_discovery_control(p[has], method="bh")
@@ -77,7 +77,7 @@ def q_values(p: Floats) -> Floats:
 
 
 def ranking(own: Latents, q: Floats, direction: Direction | None) -> Ints:
-    """The order of latents, int64 [n_latents]: by q, none last, then the most extreme value first.
+    """Order latents, int64 [n_latents]: by q, NaN last, then the most extreme value first.
 
     Without one side that is extreme, larger values come first. Equal ones stay in the order of
     their numbers.

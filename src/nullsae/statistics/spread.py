@@ -1,4 +1,4 @@
-"""How far an estimate may be off: standard error, degrees of freedom, skewness; intervals, tests.
+"""The error of an estimate: standard error, degrees of freedom, skewness; intervals, tests.
 
 One method for all: Student's t with the bootstrap's standard error, corrected for the skewness of
 the bootstrap distribution by the transformation of Hall (1992), "On the removal of skewness by
@@ -39,7 +39,7 @@ class Component:
     """Whether its variance is the one of seeds that all arms of a comparison share."""
 
     def scaled(self, factor: float) -> Component:
-        """Of the estimate times a factor."""
+        """Return the part of the estimate times a factor."""
         variance, third = factor**2 * self.variance, factor**3 * self.third
         return replace(self, variance=variance, third=third)
 
@@ -54,11 +54,11 @@ class Spread:
 
     @classmethod
     def of(cls, components: Sequence[Component]) -> Spread:
-        """The sum of independent components.
+        """Sum independent components.
 
         Degrees of freedom are those of Welch (1947) and Satterthwaite (1946) among the parts of
-        draws and seeds, and among those of units. Between the two they would promise too much:
-        they are largest where few draws happen to lie close together. There they are Cochran's
+        draws and seeds, and among those of units. Between the two these would be too many when few
+        draws happen to lie close together. There they are Cochran's
         (1964, Biometrics 20, 191-195): the 97.5% point is the mean of the two, weighted by
         variance. Parts with one pooled variance err together: what is uncertain of them adds up
         before it is squared.
@@ -116,7 +116,7 @@ class Spread:
         return max(self.p_above(value, -margin), self.p_below(value, margin))
 
     def detectable(self, level: float, power: float = POWER) -> float:
-        """How far beyond a bound the truth must lie for a two-sided test to find it so.
+        """Return how far beyond a bound the truth must lie for a two-sided test to find it.
 
         As many standard errors as the noncentrality d of Student's t that solves
         P(t[df, d] > t[1 - level / 2, df]) = power (Cohen 1988, section 2.5); in large samples
@@ -128,7 +128,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """How SAEs that differ in their seed alone vary, pooled over draws and arms."""
+    """The variance of SAEs that differ in their seed alone, pooled over draws and arms."""
 
     mean_square: float
     """Of cells' values about the mean of their draw."""
@@ -138,7 +138,7 @@ class SeedVariance:
 
     @property
     def variance(self) -> float:
-        """Of seeds themselves: the component of Henderson's (1953) method, not below 0."""
+        """The variance of seeds alone: the component of Henderson's (1953) method, not below 0."""
         return max(0.0, self.mean_square - self.of_units)
 
 
@@ -173,10 +173,10 @@ def seed_component(seeds: SeedVariance, n_seeds: int, own: Component) -> Compone
 
 
 def unit_component(resamples: Floats, n_units: int, shared_away: float = 0.0) -> Component:
-    """The part of units, from values in resamples of them.
+    """Estimate the part of units from values in resamples of them.
 
-    A resample's variance falls short by (n - 1) / n, which is made up for. `shared_away` is the
-    variance that another component holds already.
+    The variance of resamples is too small by (n - 1) / n, which is corrected. `shared_away` is the
+    variance that another component already holds.
     """
     whole, up = float(resamples.var()), n_units / (n_units - 1)
     variance = max(0.0, up * (whole - shared_away))
@@ -197,7 +197,7 @@ def mean_of_units(values: Floats) -> Component:
 
 
 def summed(parts: Sequence[Component]) -> Component:
-    """Independent parts of one kind as one, degrees of freedom by Satterthwaite (1946)."""
+    """Sum independent parts of one kind, degrees of freedom by Satterthwaite (1946)."""
     variance = sum(part.variance for part in parts)
     uncertain = sum(part.variance**2 / part.df for part in parts)
     df = variance**2 / uncertain if uncertain else min(part.df for part in parts)
@@ -207,7 +207,7 @@ def summed(parts: Sequence[Component]) -> Component:
 def mean_component(values: Floats) -> Component:
     """The part of whole draws or seeds, [n >= 2]: s^2 / n, the bootstrap's n / (n - 1) included.
 
-    Of so few values the skewness says nothing: it counts as 0.
+    So few values cannot estimate skewness, which counts as 0.
     """
     return Component(float(values.var(ddof=1)) / len(values), len(values) - 1, is_whole=True)
 

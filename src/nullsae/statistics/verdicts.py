@@ -1,4 +1,4 @@
-"""What a contrast says, in one of five words; and what a metric's verdicts say together."""
+"""Verdicts: what a contrast says in one word, and what a metric's verdicts say together."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VERDICT_WORDS = ("separates", "reversed", "equivalent", "inconclusive", "none")
 
 
 def verdict(row: Mapping[str, Any], metric: Metric, confidence: float) -> tuple[str, str]:
-    """One of `VERDICT_WORDS` and its reason, from a row of `contrasts` alone, by `RULE`.
+    """Return one of `VERDICT_WORDS` and its reason, from a row of `contrasts`, by `RULE`.
 
     `confidence` is the level of the intervals, e.g. 0.95.
     """
@@ -84,7 +84,7 @@ def _p(value: float | None) -> str:
 
 
 def replication_note(verdicts: Iterable[Mapping[str, Any]]) -> str | None:
-    """What stands above the verdicts of a study without replication; None with it."""
+    """Return the note above the verdicts of a study without replication; None with it."""
     rows = list(verdicts)
     found = {row["scope"] for row in rows}
     is_replicated = any(row["is_replicated"] for row in rows)
@@ -103,15 +103,15 @@ def replication_note(verdicts: Iterable[Mapping[str, Any]]) -> str | None:
 def discriminating_power(
     contrasts: Iterable[Mapping[str, Any]], words: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Rows of `discriminating_power`: what a metric's contrasts of one SAE say together.
+    """Make rows of `discriminating_power`: what a metric's contrasts of one SAE say together.
 
     Over all sites and nulls of each subject, metric, explainer, scorer and SAE. Superiority and
     standardized differences are oriented so that more is trained on the expected side; where no
     side is expected, away from no difference. Contrasts without replication have no standardized
     difference. `words` are the verdicts of the contrasts.
 
-    Contrasts with positive controls are counted apart. One without a test does not count there: a
-    metric that was never computed must not pass for one that tells no trainings apart.
+    Contrasts with positive controls are counted apart, if they have a test: a metric that was never
+    computed must not pass for one that tells no trainings apart.
     """
     keys = ("subject", "sae", "explainer", "scorer", "metric")
     groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], str]]] = {}

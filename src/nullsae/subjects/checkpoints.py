@@ -76,8 +76,8 @@ def check_named(folder: Path, *, where: str) -> None:
     """Check the config and the indexes in a folder, as far as they are there."""
     if (folder / ADAPTER).is_file() and find_spec("peft"):
         raise UserError(
-            f"{where}: it holds an adapter ({ADAPTER}), which stands for a model elsewhere; merge "
-            f"the two, and save them as one model"
+            f"{where}: it holds an adapter ({ADAPTER}) for a model elsewhere; merge the two, and "
+            f"save them as one model"
         )
     for file in sorted(folder.glob("*.index.json")):
         _check_index(file, ".safetensors" if ".safetensors." in file.name else ".bin", where)
@@ -91,7 +91,9 @@ def _check_index(file: Path, suffix: str, where: str) -> None:
         raise UserError(f"{where}: {file.name} has no weight_map")
     for tensor, name in weights.items():
         if not isinstance(name, str):
-            raise UserError(f"{where}: {file.name}: {tensor!r} is in {name!r}, which is no name")
+            raise UserError(
+                f"{where}: {file.name}: {tensor!r} is in {name!r}, which is not a file name"
+            )
         _plain(name, (suffix,), file.name, where)
 
 
@@ -118,8 +120,8 @@ def _check_config(described: dict[str, Any], where: str) -> None:
     for section in _sections(described):
         if found := next((key for key in QUANTIZED if section.get(key)), None):
             raise UserError(
-                f"{where}: {CONFIG} has a {found}: such weights are no numbers that can be "
-                f"randomized; take the model that they were made from"
+                f"{where}: {CONFIG} has a {found}; such weights cannot be randomized; use the "
+                f"model that they were made from"
             )
 
 

@@ -51,7 +51,7 @@ class Interventions:
         self.from_site = self._agrees()
         """Whether passes begin at the site."""
         if not self.from_site:
-            log.info("%s: this model has no passes that begin there; whole ones are run", site)
+            log.info("%s: passes of this model cannot begin there; whole passes are run", site)
 
     def states(self, input_ids: Tensor, contexts: Sequence[int]) -> Tensor | None:
         """What passes from the site need of whole contexts; None where they need nothing.

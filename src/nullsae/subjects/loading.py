@@ -123,15 +123,15 @@ def _from_pretrained(path: str | Path, what: str, **keys: Any) -> nn.Module:
         if lacking:
             cached = is_offline_mode() and not is_local(str(path))
             where = " in the cache of the hub" if cached else ""
-            reason = f"there are neither safetensors nor {PICKLE}{where}"
+            reason = f"it has neither safetensors nor {PICKLE}{where}"
         elif "Weights only load failed" in str(error):
-            reason = f"{PICKLE} holds more than weights, and is not read: it could run code"
+            reason = f"{PICKLE} holds more than weights and could run code, so it is not read"
         elif "trust_remote_code" in str(error):
-            reason = "it comes with Python code of its own, which source.trust_remote_code allows"
+            reason = "it needs its own Python code, which only source.trust_remote_code allows"
         raise UserError(f"{what}: cannot be loaded: {reason}") from None
     # Transformers would draw what is missing at random, and call the result pretrained.
     if missing := sorted(info["missing_keys"]):
-        reason = f"{len(missing)} weights are missing, {missing[0]} for one"
+        reason = f"{len(missing)} weights are missing, such as {missing[0]}"
         raise UserError(f"{what}: cannot be loaded: {reason}")
     return model  # type: ignore[no-any-return]
 

@@ -131,7 +131,7 @@ def randomize_model(
     if fitted := fitted_to(keys.variant, keys.draw):
         raise UserError(
             f"--params: keys.variant: {keys.variant!r} is sampled from the {fitted[0]} subject's "
-            f"activations, it is no model; use nullsae sample_gaussian"
+            f"activations and is no model; use nullsae sample_gaussian"
         )
     variant = VARIANTS[keys.variant]
     if variant.fixed and keys.draw != 0:

@@ -72,13 +72,13 @@ def retrain_subject(
     heldout = load_tokens(eval_tokens)
     if isinstance(source, TrainSource):
         if train_tokens is None:
-            raise UserError("--train-tokens: missing, and the subject is trained here")
+            raise UserError("--train-tokens: missing; a subject that is trained here needs it")
         tokens, where = load_tokens(train_tokens), f"config: subjects.{keys.subject}.source"
         tokenizer = tokenizer_beside(eval_tokens)
         _train(params, source, tokens, heldout, output, work, tokenizer, progress)
     else:
         if trained is None:
-            raise UserError("--trained: missing, and the model comes from elsewhere")
+            raise UserError("--trained: missing; a model from elsewhere needs it")
         where = f"config: subjects.{keys.subject}.source.retrained"
         _fetch(params, source, heldout, output, trained, tokenizer_beside(eval_tokens), progress)
     _check_learned(output, heldout, where)
@@ -176,16 +176,16 @@ def check_architecture(model: Any, subject: Any, *, where: str) -> None:
                 "missing" if name not in shapes else f"{shapes[name]}" for shapes in (other, own)
             )
             raise UserError(
-                f"{where} is not the subject from another seed: {name} is {found}, in the subject "
-                f"{wanted}"
+                f"{where} is not the subject from another seed: {name} is {found}, but {wanted} in "
+                f"the subject"
             )
     configs = [text_config(each) for each in (model, subject)]
     for name in ARCHITECTURE:
         of_model, of_subject = (getattr(config, name, None) for config in configs)
         if of_model != of_subject:
             raise UserError(
-                f"{where} is not the subject from another seed: {name} is {of_model!r}, in the "
-                f"subject {of_subject!r}"
+                f"{where} is not the subject from another seed: {name} is {of_model!r}, but "
+                f"{of_subject!r} in the subject"
             )
 
 

@@ -194,5 +194,5 @@ def _vector(line: str, d: int, where: str) -> np.ndarray:
     except ValueError as error:
         raise UserError(f"{where}: not a number ({error})") from None
     if not np.isfinite(vector).all():
-        raise UserError(f"{where}: a number that is not finite")
+        raise UserError(f"{where}: has a number that is not finite")
     return vector

@@ -205,7 +205,7 @@ def test_what_an_expired_batch_did_is_kept_and_the_rest_asked_again(
     ("outcome", "said"),
     [
         ("failed", r"batch-0 failed \(token_limit_exceeded: Enqueued .*max_requests_per_batch"),
-        ("cancelled", "batch-0 cancelled .*running again asks for what is left"),
+        ("cancelled", "batch-0 cancelled .*run again to ask for the rest"),
     ],
 )
 def test_a_batch_that_came_to_nothing_is_said_in_one_line(

@@ -52,7 +52,7 @@ class OpenAIExplainer(Endpoint, Explainer):
     max_completion_tokens: PositiveInt = 500
     """Length of an answer; a model that reasons needs more."""
     prompt: str | None = None
-    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
+    """File that replaces nullsae's own prompt in `autointerp/prompts`."""
 
     @property
     def endpoint(self) -> Endpoint:

@@ -40,8 +40,8 @@ class LexicalExplainer(Explainer):
     """Tokens named in the text of an explanation; the judge uses the statistics of all."""
 
     judged_by: Literal["statistics", "text"] = "statistics"
-    """What a judge goes by: a formula by the statistics of all tokens, or the scorer's language
-    model by the text, as by other explanations. The first is a ceiling for the second."""
+    """Who judges: a formula, by the statistics of all tokens, or the scorer's language model, by
+    the text, as for other explanations. The first is a ceiling for the second."""
 
     @property
     def judged_by_formula(self) -> bool:

@@ -24,7 +24,9 @@ NO_EFFECTS = "the decoder row has no effect on the logits"
 
 
 class PromotedExplainer(Explainer):
-    """Tokens by the direct effect of the decoder row on their logits; needs no language model."""
+    """Names tokens by the direct effect of the decoder row on their logits; needs no language
+    model.
+    """
 
     name: ClassVar[str] = "promoted"
     position: ClassVar[int] = 3

@@ -258,7 +258,7 @@ def read_line(line: bytes) -> tuple[str, Answer | AttemptError] | None:
             content = json.dumps(response["body"]).encode()
             return name, Answer(status if type(status) is int else 200, None, content)
     except (ValueError, AttributeError, RecursionError):
-        log.warning("a line of a batch's answers is none")
+        log.warning("a line of a batch's answers cannot be read")
         return None
     said = error if isinstance(error, dict) else {}
     texts = (said.get("message"), said.get("code"), "no answer")

@@ -100,8 +100,8 @@ def records(folder: Path, address: str) -> Iterator[BatchRecord]:
             continue  # another process has just removed it
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise UserError(
-                f"{path}: no record of a batch ({error}); move it away, and a batch that it speaks "
-                f"of is paid for again"
+                f"{path}: not the record of a batch ({error}); restore it, or move it away and pay "
+                f"for its batch again"
             ) from None
         if record.address == address:
             yield record

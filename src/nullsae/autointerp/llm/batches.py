@@ -213,9 +213,9 @@ class Batches:
                 n_failures += 1
                 if n_failures >= self._settings.max_failures_in_a_row:
                     raise UserError(
-                        f"{self._sending.connection.asked}: {n_failures} looks at batch "
-                        f"{record.batch} failed in a row (llm.max_failures_in_a_row), the last "
-                        f"with: {error}; running again looks for it"
+                        f"{self._sending.connection.asked}: {n_failures} requests for the state of "
+                        f"batch {record.batch} failed in a row (llm.max_failures_in_a_row), the "
+                        f"last with: {error}; run again to ask for it"
                     ) from None
             else:
                 if batch is None or batch.status in ENDED:
@@ -228,7 +228,9 @@ class Batches:
                     log.info("batch %s: %s", record.batch, counts)
             await asyncio.sleep(self._settings.batch_poll_seconds)
         if batch is None:
-            log.warning("the endpoint knows no batch %s; it is asked again", record.batch)
+            log.warning(
+                "the endpoint does not know batch %s; its requests are sent again", record.batch
+            )
             self._cache.release(0.0, spent_usd=record.worst_usd)
             self._forget(record)
             return
@@ -277,9 +279,9 @@ class Batches:
             said = "; ".join(f"{code}: {text}" for code, text in errors) or "no reason given"
             said = shortened(self._sending.connection.secrets.blank(said))
             advice = (
-                "where too many tokens are enqueued, set llm.max_requests_per_batch lower"
+                "if too many tokens are enqueued, lower llm.max_requests_per_batch"
                 if batch.status == "failed"
-                else "running again asks for what is left"
+                else "run again to ask for the rest"
             )
             raise UserError(f"llm.batch: {asked}: batch {name} {batch.status} ({said}); {advice}")
         self._n_in_vain = 0 if n_replies else self._n_in_vain + 1

@@ -89,7 +89,7 @@ class ReplyCache:
             return unpacked(rows[0])
         except ValueError as error:
             # Of an older version, or damaged: it is asked again, as if it had never come.
-            log.warning("%s: a reply cannot be read (%s), and is asked again", self.path, error)
+            log.warning("%s: a reply cannot be read (%s) and is requested again", self.path, error)
             self._rows("DELETE FROM replies WHERE key = ?", key)
             return None
 
@@ -221,7 +221,9 @@ class ReplyCache:
                 except UserError as error:
                     self._error = error
                 except Exception as error:  # whoever waits for this thread must hear of it
-                    self._error = UserError(f"{self.path}: a bug in writing it: {error!r}")
+                    self._error = UserError(
+                        f"{self.path}: cannot be written, by a bug in nullsae: {error!r}"
+                    )
             for task in batch:
                 if isinstance(task[0], threading.Event):
                     task[0].set()
@@ -294,7 +296,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         if tables and version != VERSION:
             connection.close()
             raise UserError(
-                f"{path}: a cache of replies of version {version}, and this nullsae reads version "
+                f"{path}: a cache of replies of version {version}, but this nullsae reads version "
                 f"{VERSION}; move it away, or set llm.cache to another file"
             )
         # Changing to WAL does not wait by itself while the file is busy.
@@ -323,7 +325,7 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise UserError(
-            f"{path}: cannot be read or written ({error}); it is the cache of replies"
+            f"{path}: the cache of replies cannot be read or written ({error})"
         ) from None
     except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise UserError(

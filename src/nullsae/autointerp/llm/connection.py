@@ -125,7 +125,7 @@ class Connection:
                 f"SSL_CERT_FILE"
             )
         if not self._answered and trouble == "unknown host":
-            return UserError(f"base_url: no such host as in {address} ({text})")
+            return UserError(f"base_url: the host of {address} is unknown ({text})")
         if not self._answered and trouble == "refused":
             return UserError(f"base_url: nothing answers at {address} ({text}); is it running?")
         return None
@@ -152,8 +152,8 @@ def secret_headers(endpoint: Endpoint, insecure_hosts: Collection[str] = ()) -> 
             )
         if not (value.isascii() and value.isprintable()):
             raise UserError(
-                f"headers_env.{header}: what the environment variable {name} holds fits in no "
-                f"header; one has letters, digits and signs only"
+                f"headers_env.{header}: the environment variable {name} does not hold a header; "
+                f"use ASCII letters, digits and signs only"
             )
         headers[header] = value
     return headers
@@ -179,7 +179,7 @@ def _api_key(endpoint: Endpoint) -> str | None:
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(
-            f"api_key_env: what the environment variable {name} holds is no key; one has letters, "
-            f"digits and signs only"
+            f"api_key_env: the environment variable {name} does not hold a key; a key has ASCII "
+            f"letters, digits and signs only"
         )
     return key

@@ -193,13 +193,13 @@ async def _plain(endpoint: Endpoint, send: Send) -> Abilities:
             address = shown_address(endpoint.base_url) if endpoint.base_url else endpoint.address
             raise UserError(
                 f"{endpoint.model} at {address}: no valid reply to a first, plain question; "
-                f"the last attempt: {found}"
+                f"the last attempt failed with: {found}"
             )
         if isinstance(found, Kept):
             abilities, why = await _with_system_role(found, abilities, send)
             if not abilities.system_role:
                 log.info(
-                    "%s %s: what they say opens the first message of the user instead",
+                    "%s %s: their text opens the first message of the user instead",
                     *(endpoint.model, why),
                 )
             return abilities

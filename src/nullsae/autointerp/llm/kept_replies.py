@@ -74,19 +74,19 @@ def check(kept: Kept) -> None:
     alternatives = [pair for token in reply.tokens for pair in token.alternatives]
     texts += [text for text, _ in alternatives]
     if not all(isinstance(text, str) and without_halves(text) == text for text in texts):
-        raise ValueError("a text that is none")
+        raise ValueError("a text that is no valid Unicode string")
     if any(logprob(value) is None for _, value in alternatives):
-        raise ValueError("a log-probability that is none")
+        raise ValueError("an impossible log-probability")
     for count in (kept.prompt_tokens, kept.completion_tokens):
         if type(count) is not int or not 0 <= count <= MOST_INTEGER:
-            raise ValueError("a number of tokens that is none")
+            raise ValueError("an impossible number of tokens")
     if not (isinstance(kept.cost_usd, int | float) and 0 <= kept.cost_usd < math.inf):
-        raise ValueError("a cost that is none")
+        raise ValueError("an impossible cost")
 
 
 def _unzipped(data: bytes) -> bytes:
     unpacking = zlib.decompressobj()
     text = unpacking.decompress(data, MOST_BYTES)
     if unpacking.unconsumed_tail or not unpacking.eof:
-        raise ValueError("longer than a reply, or cut")
+        raise ValueError("too long for a reply, or cut")
     return text

@@ -172,8 +172,8 @@ class Sending:
             self._usage.estimated += 1
             if self._usage.estimated == 1:
                 log.warning(
-                    "%s counts no tokens, or not as can be true: they are estimated, and each such "
-                    "reply is counted at the most that it can cost",
+                    "%s reports no credible token counts: they are estimated, and each such reply "
+                    "counts at its highest possible cost",
                     self.connection.asked,
                 )
         elif worst and cost > worst:

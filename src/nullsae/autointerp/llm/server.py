@@ -170,7 +170,7 @@ class RunningServer:
         if found.foreign:
             raise UserError(
                 f"server.command: {found.foreign[0]} listens at port {self._port}, which was free "
-                f"for {program!r}; nothing was sent to it; run again, or find out whose it is"
+                f"for {program!r}; nothing was sent to it; run again, or see whose process it is"
             )
         if open_to_all := [address for address in found.own if address in EVERY]:
             self._warn_once(open_to_all[0])
@@ -181,7 +181,7 @@ class RunningServer:
             self._warned = True
             log.warning(
                 "server.command: %r listens at %s, where other machines may reach it; have it "
-                "listen at 127.0.0.1, as with --host 127.0.0.1",
+                "listen at 127.0.0.1, for example by --host 127.0.0.1",
                 self._settings.command[0],
                 address,
             )

@@ -42,16 +42,16 @@ class AskingScorer(Scorer):
     """What scorers that ask a language model share."""
 
     judge: Endpoint | None = None
-    """Who judges explanations that are text; by default the model that wrote them. Explanations
-    of kind `lexical` are judged by their token statistics, without a model, unless they are
-    `judged_by: text`."""
+    """The model that judges explanations that are text; by default the one that wrote them.
+    Explanations of kind `lexical` are judged by their token statistics, without a model, unless
+    they are `judged_by: text`."""
     windows_per_prompt: PositiveInt = 5
     """Windows in one question to a language model. More are cheaper; `docs/judges.md` says by how
     much."""
     max_completion_tokens: PositiveInt | None = None
     """Length of an answer, by default what the windows need; a model that reasons needs more."""
     prompt: str | None = None
-    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
+    """File that replaces nullsae's own prompt in `autointerp/prompts`."""
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -97,7 +97,7 @@ class AskingScorer(Scorer):
             return self._ask(job, job.params.judge)
         if job.explained["base_probability"].null_count:
             raise UserError(
-                "--params: judge is missing, and these explanations are text without statistics"
+                "--params: judge: missing; these explanations are text, which needs one"
             )
         if not len(job.examples.latent):
             return Judged(np.empty(0), [])

@@ -16,7 +16,7 @@ from nullsae.config.scorers import Scorer
 
 
 class ContinuationScorer(Scorer):
-    """Which window goes on as the latent promotes? A formula judges, and nobody is asked."""
+    """Which window goes on as the latent promotes? A formula judges, without a model."""
 
     name: ClassVar[str] = "continuation"
     position: ClassVar[int] = 4

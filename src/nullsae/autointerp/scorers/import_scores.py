@@ -28,14 +28,14 @@ class ImportScorer(Imported, Scorer):
     of: str
     """The explainer of kind `import` whose explanations were judged."""
     scores: str | None = None
-    """Which of several: delphi's folder below `scores`, such as `detection`, or Neuronpedia's type,
-    such as `eleuther_recall`."""
+    """The kind of score to read: delphi's folder below `scores`, such as `detection`, or
+    Neuronpedia's type, such as `eleuther_recall`."""
     judge: str | None = None
-    """Take what this language model judged alone, by its name in Neuronpedia's rows."""
+    """Read only scores by this language model, by its name in Neuronpedia's rows."""
     metric: Literal["auroc", "auprc", "f1", "balanced_accuracy"] | None = None
-    """What a score is that is one number for a latent, without windows."""
+    """The metric of a score that is one number for a latent, without windows."""
     negatives: Literal["given"] = "given"
-    """Active windows are told from the silent ones of the file."""
+    """The silent windows are those of the file."""
 
     @property
     def scores_of(self) -> str:

@@ -28,8 +28,8 @@ TOLD_OCTAVES = 1.0
 
 
 class IntruderScorer(Scorer):
-    """Which of a few windows does not belong? Says how alike a latent's windows are, without any
-    explanation.
+    """Which of a few windows does not belong? Measures how alike a latent's windows are, without
+    any explanation.
     """
 
     name: ClassVar[str] = "intruder"
@@ -40,7 +40,7 @@ class IntruderScorer(Scorer):
 
     kind: Literal["intruder"]
     judge: Endpoint
-    """Who is asked."""
+    """The model to ask."""
     n_tasks: PositiveInt = 25
     """Questions per latent, at most: each quantile holds so many active windows."""
     active_per_task: Annotated[int, Field(ge=2)] = 4
@@ -53,7 +53,7 @@ class IntruderScorer(Scorer):
     max_completion_tokens: PositiveInt | None = None
     """Length of an answer, by default what the windows need; a model that reasons needs more."""
     prompt: str | None = None
-    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
+    """File that replaces nullsae's own prompt in `autointerp/prompts`."""
 
     @property
     def marks_above(self) -> float:
@@ -92,7 +92,7 @@ class IntruderScorer(Scorer):
         """
         judge = job.params.judge
         if judge is None:
-            raise UserError("--params: judge is missing, and scorer.kind intruder asks one")
+            raise UserError("--params: judge: missing; a scorer of kind intruder asks one")
         prompt = load_prompt("intruder", self.prompt)
         prompt.check(windows=[""])
         tasks, examples = marked_tasks(job.params, self, job.examples)

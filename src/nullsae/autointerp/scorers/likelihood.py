@@ -38,7 +38,7 @@ class LikelihoodScorer(Scorer):
     batch_windows: PositiveInt = 16
     """Windows in one forward pass."""
     prompt: str | None = None
-    """File to use in the place of nullsae's own prompt; `autointerp/prompts` has that."""
+    """File that replaces nullsae's own prompt in `autointerp/prompts`."""
 
     @model_validator(mode="after")
     def marks_are_shown(self) -> Self:

@@ -1,4 +1,4 @@
-"""What there is to export of one SAE: the files of its folder below `results/latents`."""
+"""The files to export of one SAE: those in its folder below `results/latents`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LatentFolder:
         wanted = [key for key, _ in CELL_KEYS]
         if list(keys)[-len(wanted) :] != wanted:
             raise UserError(
-                f"--latents: {folder} is no folder such as "
+                f"--latents: {folder} is not a folder such as "
                 f"{paths.LATENT_FOLDER.format(**dict.fromkeys(wanted, '...'))}"
             )
         latents = tables.read_table(folder / "latents.parquet", tables.cell_schema("latents"))
@@ -47,14 +47,14 @@ class LatentFolder:
 
 
 def model_place(cell: LatentFolder, split: Split) -> str:
-    """The folder that transformers reads a cell's tokenizer from, and its model if it has one.
+    """Return the folder of a cell's tokenizer and, if it has one, model, for transformers.
 
-    The name of a subject means nothing to other programs, or, as an id of the hub, something else.
-    Activations without a model have the tokenizer of the corpus alone, and so has a variant whose
-    definition is no weight: nobody takes another model for it.
+    The name of a subject means nothing to other programs or, as an id of the hub, something else.
+    Activations without a model, and variants without weights of their own, have the tokenizer of
+    the corpus alone.
 
     Returns:
-        An absolute path; empty where neither is beside the cell and the tokens.
+        An absolute path; empty if there is neither.
     """
     root = cell.folder.absolute().parents[len(cell.keys) + 1]
     model = (root / paths.RECIPE.format(**cell.keys)).parent
@@ -66,7 +66,7 @@ def model_place(cell: LatentFolder, split: Split) -> str:
 
 
 def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
-    """Manifest of the `eval` split and tokenizer of the corpus that all cells were collected on.
+    """Find the `eval` manifest and the tokenizer of the corpus of all cells.
 
     Looked up in the study's `results/run_config.yaml`. A `UserError` says that the cells lie in no
     study or in several, or that their corpora differ.
@@ -85,7 +85,7 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
                 f"and, for neuronpedia, --tokenizer"
             ) from None
     if len(found) > 1:
-        raise UserError("--latents: folders of different studies or corpora; export them apart")
+        raise UserError("--latents: folders of different studies or corpora; export each apart")
     ((root, corpus),) = found
     manifest = paths.CORPUS_MANIFEST.format(corpus=corpus, split="eval")
     return root / manifest, root / paths.TOKENIZER_FILE.format(corpus=corpus)
@@ -93,7 +93,7 @@ def corpus_files(cells: Sequence[LatentFolder]) -> tuple[Path, Path]:
 
 @contextmanager
 def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> Iterator[Path]:
-    """A folder to write the cells to, which gets the name `output` if all goes well.
+    """Give a folder to write the cells to, which becomes `output` if all goes well.
 
     A `UserError` says that the cells are of another number of tokens than the split, that there is
     something at `output`, or that the disk is full.
@@ -105,11 +105,11 @@ def whole_folder(output: Path, cells: Sequence[LatentFolder], split: Split) -> I
         n_tokens = covered["n_tokens"][0].as_py()
         if n_tokens != split.n_tokens:
             raise UserError(
-                f"{cell.folder}: latents of {n_tokens} tokens, and {split.manifest} has "
+                f"{cell.folder}: latents of {n_tokens} tokens, but {split.manifest} has "
                 f"{split.n_tokens}"
             )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output: {output} is there already; name a new folder")
+        raise UserError(f"--output: {output} exists already; name a new folder")
     with empty_folder(output.with_name(f".{output.name}.partial")) as folder:
         try:
             yield folder

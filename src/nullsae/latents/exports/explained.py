@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Judged:
-    """The windows of a latent that a scorer judged, and what came of it."""
+    """The windows of a latent that a scorer judged, and the scores."""
 
     windows: list[Row]
     """With the fields of delphi's `ClassifierOutput`."""
@@ -28,7 +28,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Explained:
-    """What one explainer wrote of a cell's latents."""
+    """One explainer's explanations of a cell's latents."""
 
     explainer: str
     texts: dict[int, str]
@@ -39,7 +39,7 @@ class Explained:
 
 
 def explained_by(cell: LatentFolder, explainer: str, tokenizer: Tokenizer) -> Explained:
-    """One explainer's explanations of a cell's latents, and all of their scores.
+    """Read one explainer's explanations of a cell's latents, and all of their scores.
 
     Raises:
         UserError: a file is missing or damaged.

@@ -1,4 +1,4 @@
-"""What a latent's own direction does to the prediction of the next token."""
+"""Effects of a latent's own direction on the prediction of the next token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the subject loses when an SAE stands in the place of a site."""
+"""The loss of the subject when an SAE replaces a site."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class CeScore(Metric):
     values = "(-∞, ∞)"
 
     def value(self, columns: Mapping[str, Numbers]) -> tuple[Numbers, ...]:
-        """What the SAE recovers of the harm that zeros do, and that harm, in nats."""
+        """Return the harm of zeros that the SAE recovers, and that harm, in nats."""
         zero = columns["ce_zero"]
         return zero - columns["ce_sae"], zero - columns["ce_clean"]
 
     def undefined(self, columns: Mapping[str, Numbers]) -> str | None:
-        """A ratio over what is no clear harm is noise."""
+        """Return why there is no value: without clear harm the ratio is noise."""
         import numpy as np
 
         from nullsae.metrics.ce_score import is_clear

@@ -1,4 +1,4 @@
-"""What an explanation tells beyond tokens, and beyond another latent's explanation."""
+"""The value of an explanation beyond tokens, and beyond another latent's explanation."""
 
 from __future__ import annotations
 

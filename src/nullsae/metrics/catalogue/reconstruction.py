@@ -69,7 +69,7 @@ class AboveFloors(_OfDocuments):
     denominator = "squared_deviation or what a floor leaves"
 
     def value(self, columns: Mapping[str, Numbers]) -> tuple[Numbers, ...]:
-        """Numerator and denominator of FVU, and of FVU_T."""
+        """Return numerator and denominator of FVU, and of FVU_T."""
         error, deviation, looked_up = (columns[name] for name in self.columns)
         return error, deviation, looked_up, deviation
 

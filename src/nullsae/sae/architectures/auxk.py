@@ -1,4 +1,4 @@
-"""AuxK: latents that are dead model the residual, and so come to life (Gao et al. 2024)."""
+"""AuxK: dead latents model the residual, which revives them (Gao et al. 2024)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AuxKSae(LimitedSae):
     """Dead latents used per token by AuxK; by default half the site's width."""
 
     def auxk_latents(self, d_model: int) -> int:
-        """Dead latents that AuxK chooses per token, if there are so many."""
+        """Return the number of dead latents that AuxK chooses per token, at most."""
         return self.auxk_k or max(1, d_model // 2)
 
 

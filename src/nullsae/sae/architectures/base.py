@@ -1,4 +1,4 @@
-"""What all architectures share while they are trained."""
+"""The part of training that all architectures share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LimitedSae(Sae):
 class Losses:
     """Parts of the training loss of one batch, and which latents fired, bool [n_latents].
 
-    Reading a part that is still on a GPU waits for it.
+    Reading a part waits for the GPU that computes it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TrainedSae(ABC, Generic[R]):
     what is active or the gradient of a threshold."""
 
     def __init__(self, recipe: R, k: int, start: Autoencoder) -> None:
-        """Start from weights that are not copied.
+        """Start from these weights, without a copy.
 
         k latents are active per token: exactly, on average, or as the target of a penalty.
         """
@@ -122,7 +122,7 @@ class TrainedSae(ABC, Generic[R]):
 
     @classmethod
     def hits(cls, recipe: R, k: int, n_latents: int) -> int:
-        """Hits per token that a step works with."""
+        """Return the hits per token that a step works with."""
         return k
 
     @abstractmethod
@@ -135,7 +135,7 @@ class TrainedSae(ABC, Generic[R]):
 
     @classmethod
     def precision_of(cls, precision: Precise) -> Precise:
-        """What `compute.precision` comes to for this architecture."""
+        """Return the precision of this architecture for a `compute.precision`."""
         if precision == "float32" or cls.LOW_PRECISION == "none":
             return "float32"
         return precision if cls.LOW_PRECISION == "choice" else "tf32"
@@ -148,10 +148,10 @@ class TrainedSae(ABC, Generic[R]):
 
     @abstractmethod
     def autoencoder(self) -> Autoencoder:
-        """The SAE as it stands, for use; it shares memory with the weights where it can."""
+        """Return the SAE for use; it shares memory with the weights if it can."""
 
     def fired(self, hits: Hits) -> Tensor:
-        """Which latents have a positive value in some hit, bool [n_latents]."""
+        """Return which latents have a positive value in some hit, bool [n_latents]."""
         return hits.values.new_zeros(self.n_latents).index_add_(0, hits.latents, hits.values) > 0
 
     def add_gradients(self, gradients: Gradients, centred: Tensor, hits: Hits, out: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""Dictionaries that training makes, in whole or in part, and those that are computed."""
+"""Dictionaries, trained in whole or in part, or computed."""

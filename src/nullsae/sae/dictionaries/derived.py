@@ -1,4 +1,4 @@
-"""What dictionaries have in common that are made from another SAE of the config: minutes each."""
+"""The base of dictionaries that are made from another SAE of the config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nullsae.config.dictionaries import Dictionary
 
 
 class Derived(Dictionary):
-    """Made from an SAE and a sample of activations, without a training."""
+    """A dictionary made from an SAE and a sample of activations, without training."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -18,8 +18,7 @@ class Derived(Dictionary):
     derived: ClassVar[bool] = True
 
     made_from: Annotated[str | None, Field(alias="from")] = None
-    """The learned or pretrained SAE of `saes` that it is made from, of a dictionary that is
-    derived from another one."""
+    """For a dictionary derived from another SAE: the learned or pretrained SAE of `saes`."""
     sample_tokens: PositiveInt = 65_536
     """Tokens of `sae_train` that give the means, covariances and firing rates of such a
     dictionary."""
@@ -48,5 +47,5 @@ class Derived(Dictionary):
             )
 
     def width(self, d_model: int, vocab_size: int | None) -> int | None:
-        """That of its source."""
+        """Return the width of its source."""
         return None

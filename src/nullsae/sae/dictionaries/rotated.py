@@ -23,7 +23,7 @@ what whitening makes of it."""
 
 
 class Rotated(Derived):
-    """The SAE as it is, in activations that are turned about their mean."""
+    """The SAE unchanged, in activations that are turned about their mean."""
 
     name, position = "rotated", 8
     needs_encoder = True
@@ -51,7 +51,7 @@ class Rotated(Derived):
         frames: tuple[Tensor, Tensor],
         roots: tuple[Tensor, Tensor],
     ) -> tuple[Autoencoder, list[Any]]:
-        """The SAE in another frame, with as many firings, and its gates.
+        """Return the SAE in another frame, with as many firings, and its gates.
 
         Args:
             sae: the given one.
@@ -74,7 +74,7 @@ class Rotated(Derived):
 
 
 class RotatedWhitened(Rotated):
-    """The same where all directions have one variance: the site's covariance stays.
+    """The same in whitened activations, which keeps the covariance of the site.
 
     With covariance C = U diag(v) U', rows of the encoder are turned in the metric C, in which they
     are as long as the spread of their pre-activations, and rows of the decoder in its inverse.

@@ -1,4 +1,4 @@
-"""Dictionaries made by gradient steps, of which the nulls leave a part as it was drawn.
+"""Dictionaries made by gradient steps; the nulls keep a part as it was drawn.
 
 Korznikov et al. 2026, arXiv 2602.14111.
 """
@@ -14,7 +14,7 @@ from nullsae.sae.later import F, Tensor, torch
 
 
 class Learned(Dictionary):
-    """The real thing."""
+    """An SAE of which everything is trained."""
 
     name, position = "learned", 1
     summary = "is trained"
@@ -23,7 +23,7 @@ class Learned(Dictionary):
 
 
 class FrozenDecoder(Dictionary):
-    """Random directions, and the best way to encode by them."""
+    """Random decoder rows, with a trained encoder."""
 
     name, position = "frozen_decoder", 2
     summary = "keeps the decoder at its random start"
@@ -32,7 +32,7 @@ class FrozenDecoder(Dictionary):
 
 
 class SoftFrozenDecoder(Dictionary):
-    """Directions that stay near random ones."""
+    """Decoder rows that stay near their random start."""
 
     name, position = "soft_frozen_decoder", 3
     summary = "keeps the decoder near it"
@@ -50,7 +50,7 @@ class SoftFrozenDecoder(Dictionary):
 
 
 class FrozenEncoder(Dictionary):
-    """A fixed random function of the activations, and the best way to decode it.
+    """A random encoder, with a trained decoder.
 
     b_dec belongs to the encoder too, which subtracts it.
     """

@@ -40,7 +40,7 @@ class TokenLookup(Dictionary):
 
     @classmethod
     def look_up(cls, sae: Autoencoder, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent of the token's id, by the length of that token's direction."""
+        """Return the latent of each token id, with the length of its direction as value."""
         indices = ids[:, None]
         return sae.b_enc[indices], indices
 

@@ -44,8 +44,8 @@ def export_sae(cfg_json: Path, layout: str, output: Path) -> None:
         raise UserError(f"{cfg_json}: a transcoder; only SAEs can be exported")
     if sae.coding.reads_tokens:
         raise UserError(
-            f"{cfg_json}: a {sae.architecture} dictionary reads token ids, not activations, which "
-            f"neither format can say; it cannot be exported"
+            f"{cfg_json}: a {sae.architecture} dictionary reads token ids, not activations; no "
+            f"format can hold it"
         )
     if sae.architecture not in HOLDS[layout]:
         raise UserError(

@@ -25,7 +25,7 @@ class Read(NamedTuple):
 
 
 def read_pretrained(pretrained: Pretrained, site: str | None, *, where: str) -> Autoencoder:
-    """The SAE of `read_with_origin`."""
+    """Read the SAE of `read_with_origin` without its origin."""
     return read_with_origin(pretrained, site, where=where).sae
 
 

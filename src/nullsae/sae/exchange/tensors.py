@@ -16,7 +16,7 @@ from nullsae.core.errors import UserError, first_line
 
 
 def stored_tensors(weights: Path) -> dict[str, Tensor]:
-    """All tensors of a file; a `.pt` is read as data, by torch's weights-only unpickler.
+    """Read all tensors of a file; a `.pt` as data, by torch's weights-only unpickler.
 
     Raises:
         UserError: damaged, or more than tensors.
@@ -42,7 +42,7 @@ def stored_tensors(weights: Path) -> dict[str, Tensor]:
 def fitting_tensors(
     stored: dict[str, Tensor], shapes: Shapes, weights: object, unused: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Those of `shapes` as float32; `unused` ones may be there too, and nothing else.
+    """Return the tensors of `shapes` as float32; only `unused` ones may be there too.
 
     Raises:
         UserError: one that is missing, unknown, of another shape, not floating point, or NaN; names
@@ -69,7 +69,7 @@ def fitting_tensors(
 
 
 def uncentred_bias(w_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
-    """The encoder's bias where b_dec is subtracted first, which it was not in the file.
+    """Return the encoder's bias for inputs minus b_dec, which the file does not subtract.
 
     W x + b = W (x - b_dec) + (b + W b_dec), with w_enc [n_latents, d_model].
     """
@@ -79,7 +79,7 @@ def uncentred_bias(w_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
 def folded_gate(
     w_enc: Tensor, b_gate: Tensor, b_mag: Tensor, r_mag: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A gated encoder as a JumpReLU one: rows [n_latents, d_model], biases and thresholds.
+    """Fold a gated encoder into a JumpReLU one: rows [n_latents, d_model], biases, thresholds.
 
     The gate u + b_gate > 0 is magnitude > b_mag - exp(r_mag) b_gate.
     """

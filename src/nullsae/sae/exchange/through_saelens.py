@@ -16,7 +16,7 @@ from nullsae.sae.exchange.layouts.saelens import SaeLens
 
 
 def read_release(pretrained: FromSaeLens, where: str) -> tuple[Autoencoder, MadeOn]:
-    """An SAE and what it was made on, as `sae_lens` says and as its list does, which goes first.
+    """Read an SAE and what it was made on, by `sae_lens` and its list, which goes first.
 
     Raises:
         UserError: `sae_lens` is not installed, or cannot load it, or it is of a kind that cannot

@@ -30,7 +30,7 @@ class Nullsae(Layout):
     @field_validator("python_object")
     @classmethod
     def nothing_is_imported(cls, path: str | None) -> None:
-        """A folder may be anybody's: what it names is not run."""
+        """Refuse code that a folder names: anybody may have written it."""
         if path is not None:
             raise ValueError(f"{path!r} is code, which only a config's own `object` key may name")
 

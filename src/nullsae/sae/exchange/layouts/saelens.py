@@ -75,13 +75,12 @@ class SaeLens(Layout):
         if self.normalize_activations not in ("none", "layer_norm", "constant_norm_rescale"):
             raise ValueError(
                 f"normalize_activations is {self.normalize_activations!r}, whose numbers are not "
-                f"in the files; where SAELens can fold them into the weights, let it, and save the "
-                f"SAE again"
+                f"in the files; have SAELens fold them into the weights, and save the SAE again"
             )
         if self.metadata.get("hook_head_index") is not None:
             raise ValueError(
-                f"hook_head_index is {self.metadata['hook_head_index']!r}, which is not supported: "
-                f"SAEs of one head are not"
+                f"hook_head_index is {self.metadata['hook_head_index']!r}, but SAEs of one head "
+                f"are not supported"
             )
         made_on = self.metadata_made_on()
         made_on.check_processing()
@@ -108,14 +107,14 @@ class SaeLens(Layout):
                 raise ValueError(f"{said}, which is not supported of transcoders")
         hook, head = (self.metadata.get(f"hook_{n}_out") for n in ("name", "head_index"))
         if not isinstance(hook, str) or site_of_hook(hook) is None:
-            raise ValueError(f"metadata.hook_name_out is {hook!r}, which is no site here")
+            raise ValueError(f"metadata.hook_name_out is {hook!r}, which is not a site")
         if head is not None:
             raise ValueError(f"metadata.hook_head_index_out is {head!r}, which is not supported")
         for key in _MOVES_TRANSCODERS:
             if self.metadata_made_on().weight_processing.get(key):
                 raise ValueError(
-                    f"model_from_pretrained_kwargs.{key} is true: the transcoder is of a model "
-                    f"whose weights were changed so, which is not supported"
+                    f"model_from_pretrained_kwargs.{key} is true; transcoders of models whose "
+                    f"weights were changed in this way are not supported"
                 )
 
     @classmethod

@@ -15,9 +15,9 @@ from nullsae.config.parse import parse_config
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.config.toy import DATA, Toy, toy_cells, toy_figures
+from nullsae.core.errors import UserError
 from nullsae.core.files import checksum
 from nullsae.jobs.rules import rule_params
-from refusing import refused
 
 REPOSITORY = Path(__file__).parents[2]
 CELL = {"source": "sharkey", "data": "data", "expansion": "2", "seed": "0"}
@@ -94,7 +94,9 @@ def test_a_config_without_the_section_has_no_toy_jobs_of_its_own() -> None:
     ],
 )
 def test_a_mistake_is_refused_and_named(toy: Any, said: str) -> None:
-    assert refused(study, toy).startswith(said)
+    with pytest.raises(UserError) as caught:
+        study(toy)
+    assert str(caught.value).startswith(said)
 
 
 def test_a_job_depends_on_what_it_uses_alone() -> None:

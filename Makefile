@@ -1,7 +1,8 @@
 # `make run` and `make test` install what they need into .venv; both may be repeated at will.
 PYTHON ?= python3
 BIN := .venv/bin
-UNIT := --ignore tests/workflow --ignore tests/llm --ignore tests/slurm
+PYTEST := $(BIN)/python -m pytest --ignore tests/llm --ignore tests/slurm \
+  --numprocesses auto --dist loadfile --no-loadscope-reorder
 # Activated, not only named by path: the rules of the workflow call `nullsae` by its name.
 ACTIVATE := . .venv/bin/activate &&
 
@@ -14,7 +15,7 @@ endif
 PYTORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test test-slow test-llm test-slurm check docs notebooks site schema lock clean
+.PHONY: run test test-slow test-llm test-slurm check formats types docs notebooks site schema lock clean
 
 run: .venv/installed
 	$(ACTIVATE) snakemake --cores all --resources gpu=1 --quiet host reason --logger nullsae
@@ -22,13 +23,11 @@ run: .venv/installed
 
 test: .venv/installed-dev
 	$(MAKE) check
-	$(BIN)/python -m pytest $(UNIT) -m "not slow" --numprocesses auto --dist loadfile
-	$(BIN)/python -m pytest tests/workflow -m "not slow"  # uses the cores itself
+	$(PYTEST) -m "not slow"
 
 # Every kind of edit, control and endpoint, by whole studies; files exchanged with other packages.
 test-slow: .venv/installed-dev .venv-peers/installed
-	$(BIN)/python -m pytest $(UNIT) -m slow --numprocesses auto --dist loadfile
-	$(BIN)/python -m pytest tests/workflow -m slow --numprocesses auto --dist loadfile
+	$(PYTEST) -m slow
 
 # A real language model explains, judges and compares likelihoods: some minutes, 130 MB to fetch.
 test-llm: .venv-llm/installed
@@ -40,10 +39,15 @@ test-slurm: .venv-slurm/installed
 	. .venv-slurm/bin/activate && python -m pytest tests/slurm
 
 check: .venv/installed-dev
+	$(MAKE) --jobs 2 formats types
+
+formats: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks notebooks
 	$(BIN)/ruff check src tests benchmarks notebooks
 	$(ACTIVATE) snakefmt --check Snakefile workflow
 	$(ACTIVATE) snakemake --lint
+
+types: .venv/installed-dev
 	$(BIN)/mypy
 
 docs: .venv/installed

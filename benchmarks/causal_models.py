@@ -1,17 +1,19 @@
 """Every causal language model of the installed transformers, tiny and random: right, or refused.
 
-    python benchmarks/causal_models.py [--only gpt2,llama] [--seconds 60]
+    python benchmarks/causal_models.py [--only gpt2,llama] [--seconds 60] [--keep FILE]
 
 Each class is built with small sizes, saved, and goes through `randomize_model` as subjects do.
 `right`: it was accepted, and the rows at `resid_post` are those of `output_hidden_states`.
 `refused`: one line says why. `traceback`: a defect of nullsae. `wrong`: accepted, with other rows,
 a defect, too.
 `not built`: this script found no small config for the class, which says nothing of nullsae.
+With `--keep`, outcomes go into a file as they come, and a run after a kill takes them from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import multiprocessing
 import os
@@ -19,6 +21,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +157,23 @@ def child(kind: type[Any], pipe: Any) -> None:
         pipe.send(("traceback", f"{type(error).__name__}: {error} (at {at})"))
 
 
+def in_a_process(kind: type[Any], fork: Any, seconds: float) -> tuple[str, str]:
+    """`look`, which may crash or take too long."""
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=child, args=(kind, theirs))
+    process.start()
+    theirs.close()
+    outcome, said = "traceback", "the process ended without a word"
+    if not ours.poll(seconds):
+        outcome, said = "not built", f"not done after {seconds:g} s"
+        process.kill()
+    else:
+        with suppress(EOFError):  # it ended in a crash
+            outcome, said = ours.recv()
+    process.join()
+    return outcome, said
+
+
 def main() -> None:
     """Go through all classes; exit code 1 if one is wrong or a traceback."""
     parser = argparse.ArgumentParser(
@@ -161,7 +181,10 @@ def main() -> None:
     )
     parser.add_argument("--only", help="model types, by comma")
     parser.add_argument("--seconds", type=float, default=60.0, help="limit of one class")
+    parser.add_argument("--keep", type=Path, help="file of outcomes, to go on from")
     options = parser.parse_args()
+    kept = options.keep.read_text().splitlines() if options.keep and options.keep.is_file() else []
+    known = {name: (outcome, said) for name, outcome, said in map(json.loads, kept)}
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     import nullsae.subjects.publish  # noqa: F401 - loaded once, before the forks
@@ -172,16 +195,12 @@ def main() -> None:
     for kind in MODEL_FOR_CAUSAL_LM_MAPPING:
         if only and kind.model_type not in only:
             continue
-        ours, theirs = fork.Pipe(duplex=False)
-        process = fork.Process(target=child, args=(kind, theirs))
-        process.start()
-        outcome, said = "traceback", "the process ended without a word"
-        if ours.poll(options.seconds):
-            outcome, said = ours.recv()
-        else:
-            outcome, said = "not built", f"not done after {options.seconds:g} s"
-            process.kill()
-        process.join()
+        if kind.__name__ not in known:
+            known[kind.__name__] = found = in_a_process(kind, fork, options.seconds)
+            if options.keep:
+                with options.keep.open("a") as file:
+                    file.write(json.dumps([kind.__name__, *found]) + "\n")
+        outcome, said = known[kind.__name__]
         outcomes[outcome] += 1
         first = said.strip().splitlines()[0] if said.strip() else ""
         more = " [SEVERAL LINES]" if outcome == "refused" and "\n" in said.strip() else ""

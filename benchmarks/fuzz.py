@@ -234,6 +234,7 @@ def work(only: str | None, seed: int, home: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         watch.allowed, wrong, how = getattr(target, "allowed", ()), [], "taken"
+        began = time.process_time()
         try:
             with watch:
                 target.read(data, folder)
@@ -247,10 +248,11 @@ def work(only: str | None, seed: int, home: Path) -> None:
             said = "".join(traceback.format_exception(error))[-3000:]
             wrong.append(f"{type(error).__name__} at {at}: {str(error)[:300]}\n{said}")
         wrong += watch.seen
+        took = time.process_time() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if warm and peak - warm > GROWTH_BYTES:
             wrong.append(f"memory grew by {(peak - warm) / 1e6:,.0f} MB")
-        answers.write(json.dumps([number, target.name, how, wrong, peak]) + "\n")
+        answers.write(json.dumps([number, target.name, how, wrong, took]) + "\n")
         answers.flush()
         # Each kind of input once: what their libraries take is no growth.
         if n_read == len(targets):
@@ -321,6 +323,7 @@ def main() -> int:
     began = last = time.monotonic()
     counts: Counter[tuple[str, str]] = Counter()
     findings: dict[str, int] = {}
+    cpu: dict[str, float] = dict.fromkeys(names, 0.0)
     worker, fresh = Worker(given.only, given.seed), True
     for number in range(given.start, given.start + given.inputs):
         # The first one waits for imports.
@@ -328,6 +331,7 @@ def main() -> int:
         fresh = isinstance(answer, str) or any("memory grew" in line for line in answer[3])
         name = names[number % len(names)]
         wrong = [answer] if isinstance(answer, str) else answer[3]
+        cpu[name] += 0.0 if isinstance(answer, str) else answer[4]
         counts[name, "finding" if wrong else answer[2]] += 1
         for line in wrong:
             kind = f"{name}: {line.splitlines()[0]}"
@@ -352,9 +356,11 @@ def main() -> int:
     seconds = time.monotonic() - began
     for name in names:
         each = ", ".join(f"{counts[name, h]:,} {h}" for h in ("taken", "refused", "finding"))
-        print(f"{name}: {each}")
+        print(f"{name}: {each}; {cpu[name]:.1f} s of CPU time")
     rate = given.inputs / seconds
     print(f"{given.inputs:,} inputs in {seconds:,.0f} s, {rate:.1f} per second, seed {given.seed}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"CPU time: {used.ru_utime + used.ru_stime:,.0f} s, imports among it")
     for kind, n in sorted(findings.items()):
         print(f"{n:>6} x {kind}")
     return 1 if findings else 0

@@ -1,19 +1,18 @@
-"""What jobs hold in memory, beside their formulas: `python benchmarks/memory.py [RULE...]`.
+"""What jobs hold in memory, beside what they ask for: `python benchmarks/memory.py [RULE...]`.
 
-For each rule that can need much (all by default), jobs of four sizes are run as Snakemake would run
-them, each by itself, and watched: what a process holds is its anonymous memory (RssAnon and
-RssShmem of /proc), at its highest, less that of an interpreter which has imported the same. Pages
-of mapped files are left out: the kernel drops them when memory is short. Printed are, in MB,
+Small studies of different sizes are run job by job, each in a copy of one process that has imported
+what verbs do, and watched; verbs that load little in processes of their own. Printed are, in MB,
 
-    planned   `held_bytes` of the rule's formula in `nullsae.jobs.work`
-    found     what the job held
-    ratio     planned to found; the exit status is 1 if one is not within 1/1.3 and 1.3
-    asked     `mem_mb` that the job asks for, with the libraries and the margin
-    VmHWM     the most that was resident, mapped files included; 1 is the exit status if that is
-              more than was asked for
+    asked     `mem_mb` at its first attempt, as Snakemake works it out
+    found     what an interpreter holds that has imported the same (VmHWM of /proc), and `held`
+    ratio     asked to found; the exit status is 1 if one is below 1 or above 1.3
+    formula   `held_bytes` of the rule's formula in `nullsae.jobs.work`
+    held      the most that the job held beside: anonymous memory, and files of the study that are
+              mapped and in memory
 
-Sizes are blocks, width and vocabulary of the subject, sites, tokens of `sae_train`, latents. A
-rule takes some minutes of one core; 4 GB of memory and of disk are enough. Linux only.
+for each job, and for each rule the lowest and the highest ratio. `--work FOLDER` keeps what was
+measured, so that a changed formula is compared at once. Some minutes of one core, 2 GB of memory
+and of disk; Linux only.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import re
 import shlex
@@ -29,119 +29,169 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import chdir, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
-from scaling import snakemake
+from scaling import REPOSITORY
 
 from nullsae import paths
 from nullsae.config.read import read_merged_config
 from nullsae.core.files import content_key
 from nullsae.jobs.resources import Needs
-from nullsae.jobs.work import job_work
+from nullsae.jobs.shared_training import rule_of
+from nullsae.jobs.work import WORK, job_work
+from nullsae.paths import partition_keys
+from nullsae.planning.dag import opened_dag
 from nullsae.planning.devices import STARTS
 
-MAIN = [sys.executable, "-m", "nullsae.cli.main"]
-TOLERANCE = 1.3
-LOOK_SECONDS = 0.003
-# Words of a text in which each has one successor, and how many make a document.
-N_WORDS, DOCUMENT_WORDS = 500, 200
-CONTEXT, SITE, EVAL_TOKENS = 64, "resid_post.0", 2**15
+AT_MOST = 1.3
+LOOK_SECONDS, MAPS_EVERY = 0.003, 10
+# Words of a text, how many make a document, and the share of those that follow no rule.
+N_WORDS, DOCUMENT_WORDS, DRAWN_SHARE = 500, 200, 0.3
+CONTEXT, SITE, EVAL_TOKENS = 64, "resid_post.0", 2**13
+# A cell of all studies.
 CELL = {
-    **{"corpus": "words", "subject": "made", "variant": "trained", "draw": "0"},
-    **{"site": SITE, "seed": "0"},
+    **{"subject": "made", "variant": "trained", "draw": "0", "site": SITE, "sae": "topk"},
+    **{"seed": "0", "explainer": "lexical", "split": "sae_train"},
 }
+# What is made in each: files, and keys that differ from the cell's.
+TARGETS: tuple[tuple[str, dict[str, str]], ...] = (
+    *((paths.RECONSTRUCTION, {}), (paths.LATENTS, {}), (paths.EXPLANATIONS, {})),
+    *((paths.CROSS_EVALUATION, {}), (paths.OVERLAP, {})),
+    (paths.ACTIVATIONS_MANIFEST, {"variant": "gaussian"}),
+)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A subject and a text that are made here; jobs of several sizes share what they make."""
+    """A subject and a text that are made here, and what is run on them."""
 
-    shape: tuple[int, int, int] = (1, 64, 1_024)
+    shape: tuple[int, int, int]
     """Blocks, width and vocabulary of the subject."""
-    tokens: int = 2**15
+    corpus_tokens: int
     """Of `sae_train`."""
-    shard_tokens: int = 2**14
-    sites: tuple[str, ...] = (SITE,)
-    """The SAE is at the first."""
-    trained_tokenizer: bool = False
+    tokens: int
+    """Of those, captured and trained on; a shard holds half."""
+    n_latents: int
+    more_sites: tuple[str, ...] = ()
+    """Of the subject `many`, which has them beside that of the SAEs, and no SAE."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Sections of the config that replace what stands here."""
 
-    def config(self, n_latents: int) -> dict[str, Any]:
-        """Of the study, with one SAE of so many latents."""
-        words = {"kind": "pretrained", "path": "model"}
-        trained = {"kind": "train", "vocab_size": 700}
-        n_eval = EVAL_TOKENS
+    def config(self) -> dict[str, Any]:
+        """Of the study."""
+        share = 1.3 * EVAL_TOKENS / (self.corpus_tokens + EVAL_TOKENS)
+        source = {"kind": "pretrained", "path": "model"}
         return {
-            "seed": 0,
             "compute": {"threads": 1, "device": "cpu"},
             "corpora": {
                 "words": {
                     "source": {"kind": "files", "paths": ["text.jsonl"]},
-                    "tokenizer": trained if self.trained_tokenizer else words,
-                    "context_tokens": CONTEXT,
-                    "eval_share": max(0.05, 1.3 * n_eval / (self.tokens + n_eval)),
-                    "sae_train_tokens": self.tokens,
-                    "eval_tokens": n_eval,
+                    "tokenizer": source,
+                    **{"context_tokens": CONTEXT, "eval_share": max(0.05, share)},
+                    **{"sae_train_tokens": self.corpus_tokens, "eval_tokens": EVAL_TOKENS},
                 }
             },
             "subjects": {
-                "made": {
-                    "corpus": "words",
-                    "source": {"kind": "pretrained", "path": "model"},
-                    "sites": list(self.sites),
-                }
+                name: {"corpus": "words", "source": source, "sites": sites}
+                for name, sites in (("made", [SITE]), ("many", [SITE, *self.more_sites]))
             },
-            "variants": ["trained", "rerandomized"],
+            "variants": ["trained", "rerandomized", "gaussian"],
             "activations": {
-                **{"sae_train_tokens": self.tokens, "shard_tokens": self.shard_tokens},
-                **{"mode": "cache"},
+                **{"sae_train_tokens": self.tokens, "shard_tokens": self.tokens // 2},
+                "mode": "cache",
             },
             "saes": {
-                f"topk-{n_latents}": {
-                    **{"k": 16, "n_latents": n_latents, "batch_tokens": 4_096, "seeds": [0]},
+                "topk": {
+                    **{"k": 16, "n_latents": self.n_latents, "seeds": [0]},
                     # Soon enough for steps that revive latents, which hold more.
-                    **{"heldout_tokens": 1_024, "dead_after_tokens": 8_192},
-                }
+                    **{"batch_tokens": self.tokens // 8, "dead_after_tokens": self.tokens // 4},
+                },
+                "rotated": {"dictionary": "rotated", "from": "topk"},
             },
+            "evaluation": {"cross_tokens": 8_192},
             "latents": {
-                **{"n_sampled": 10, "min_firings": 20, "min_pool_windows": 4},
+                **{"n_sampled": 20, "min_firings": 5, "min_pool_windows": 1},
                 **{"window_tokens": 16},
             },
             "explainers": {"lexical": {"kind": "lexical"}},
             "scorers": {"detection": {"kind": "detection"}},
+            **self.changes,
         }
 
     def folder(self, work: Path) -> Path:
-        """Its folder, with text and model."""
-        folder = work / f"study-{content_key(asdict(self))[:12]}"
-        if not (folder / "model").is_dir():
+        """Its folder, with text, model and config."""
+        folder = work / f"study-{content_key([self.shape, self.config()])[:12]}"
+        if not (folder / "study.yaml").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "text.jsonl", self.tokens + EVAL_TOKENS)
-            write_model(folder / "model", *self.shape)
+            write_text(folder / "text.jsonl", self.corpus_tokens + EVAL_TOKENS)
+            # Not here: what this process has freed, its copies would use again.
+            model = partial(write_model, folder / "model", *self.shape)
+            watched(model, folder)
+            config = yaml.safe_dump(self.config(), sort_keys=False)
+            (folder / "study.yaml").write_text(config, encoding="utf-8")
         return folder
 
+    def targets(self) -> list[str]:
+        """The files that are made."""
+        more = [(paths.ACTIVATIONS_MANIFEST, {"subject": "many"})] if self.more_sites else []
+        return [file.format(**{**CELL, **keys}) for file, keys in (*TARGETS, *more)]
+
+
+STUDIES = (
+    Study((1, 256, 1_024), 2**17, 2**16, 2_048),
+    Study((1, 256, 40_000), 2**19, 2**13, 12_288),
+    Study((1, 1_024, 2_048), 2**18, 2**13, 4_096, ("mlp_post.0",)),
+    Study((4, 512, 2_048), 2**20, 2**14, 8_192, ("resid_pre.2", "mlp_post.0")),
+)
+
 
 @dataclass(frozen=True)
-class Size:
-    """One job."""
+class Job:
+    """One job of a study."""
 
-    study: Study
-    n_latents: int = 1_024
+    rule: str
+    log: str
+    """Of it alone."""
+    cells: list[dict[str, str]]
+    """Keys of all that it makes."""
+    asked: int
+    """Megabytes."""
+    command: list[str]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Jobs of one rule, the cheapest first."""
+def jobs_of(folder: Path, targets: Sequence[str]) -> list[Job]:
+    """The jobs that make the targets, in an order in which they can run."""
+    command = [sys.executable, __file__, "--jobs-of", str(folder), *targets]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return [Job(**job) for job in json.loads(done.stdout)]
 
-    target: str
-    """A file that the job writes."""
-    sizes: tuple[Size, ...]
-    keys: Mapping[str, str] = field(default_factory=dict)
-    """That differ from `CELL`."""
+
+def print_jobs(folder: Path, targets: Iterable[str]) -> None:
+    """Print them as JSON; Snakemake wants a process for itself."""
+    found = []
+    with opened_dag(REPOSITORY / "Snakefile", folder, folder / "study.yaml", targets) as dag:
+        for level in dag.toposorted():
+            for job in sorted(level, key=lambda job: job.rule.name):
+                cells = {str(file): partition_keys(file) for file in job.output}
+                command, _, log = job.shellcmd.partition(" > ")
+                found.append(
+                    {
+                        **{"rule": rule_of(job.rule.name), "log": log.split()[0]},
+                        "cells": list({tuple(c.items()): c for c in cells.values()}.values()),
+                        "asked": job.resources.mem_mb,
+                        "command": shlex.split(command.removeprefix("nullsae ")),
+                    }
+                )
+    print(json.dumps(found))
 
 
 @dataclass(frozen=True)
@@ -152,58 +202,20 @@ class Seen:
     """Anonymous."""
     resident: int
     """With mapped files."""
-
-
-NARROW, WIDE, MANY_TOKENS = (
-    Study(shape=shape) for shape in ((1, 256, 1_024), (1, 1_024, 2_048), (1, 256, 40_000))
-)
-SAES = (Size(NARROW, 24_576), Size(NARROW, 65_536), Size(MANY_TOKENS, 16_384), Size(WIDE, 24_576))
-RULES = {
-    "prepare_corpus": Rule(
-        paths.CORPUS_MANIFEST.format(corpus="words", split="eval"),
-        tuple(
-            Size(Study(tokens=n, trained_tokenizer=True))
-            for n in (10**6, 2 * 10**6, 4 * 10**6, 10**7)
-        ),
-    ),
-    "randomize_model": Rule(
-        paths.RECIPE,
-        tuple(
-            Size(Study(shape=shape))
-            for shape in ((4, 512, 2_048), (1, 1_024, 2_048), (1, 256, 40_000), (6, 1_024, 2_048))
-        ),
-        {"variant": "rerandomized"},
-    ),
-    "cache_activations": Rule(
-        paths.ACTIVATIONS_MANIFEST,
-        tuple(
-            Size(Study((1, 256, 1_024), n, n // 2, (SITE, *sites)))
-            for n, sites in (
-                *((2**17, ("resid_pre.0",)), (2**17, ("resid_pre.0", "mlp_post.0"))),
-                *((2**18, ("mlp_post.0",)), (2**19, ("attn_out.0",))),
-            )
-        ),
-        {"split": "sae_train"},
-    ),
-    "train_sae": Rule(paths.SAE_CONFIG, SAES),
-    # Nearest neighbours among the latents cost too much where those are many.
-    "evaluate_sae": Rule(
-        paths.RECONSTRUCTION, (SAES[0], SAES[2], Size(MANY_TOKENS, 24_576), SAES[3])
-    ),
-    "collect_latents": Rule(paths.LATENTS, SAES),
-}
+    now: int = 0
+    """The same at present."""
 
 
 def write_text(file: Path, n_tokens: int) -> None:
-    """Documents in which each word has one successor: more than n tokens, no two alike."""
-    order, generator = [f"w{i}" for i in range(N_WORDS)], random.Random(0)
-    cycle = order * (2 + DOCUMENT_WORDS // N_WORDS)
+    """Documents in which most words follow the one before, and the rest are drawn: n tokens."""
+    drawn = random.Random(0)
     with file.open("w", encoding="utf-8") as out:
         for number in range(math.ceil(1.6 * n_tokens / DOCUMENT_WORDS)):
-            # One word at the start makes the document its own.
-            start, own = generator.randrange(N_WORDS), f"n{number}"
-            words = cycle[start : start + DOCUMENT_WORDS]
-            out.write(json.dumps({"text": " ".join([own, *words])}) + "\n")
+            word, words = 0, [f"n{number}"]  # the document's own
+            for other in drawn.choices(range(N_WORDS), k=DOCUMENT_WORDS):
+                word = other if drawn.random() < DRAWN_SHARE else (word + 1) % N_WORDS
+                words.append(f"w{word}")
+            out.write(json.dumps({"text": " ".join(words)}) + "\n")
 
 
 def write_model(folder: Path, n_layers: int, d_model: int, vocab_size: int) -> None:
@@ -236,31 +248,83 @@ def write_model(folder: Path, n_layers: int, d_model: int, vocab_size: int) -> N
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
 
 
-def commands(folder: Path, config: Path, target: str) -> Iterator[list[str]]:
-    """The verbs that make a file, in an order in which they can run, as a dry run prints them."""
-    printed = snakemake(
-        folder, "--configfile", str(config), "--dry-run", "--printshellcmds", target
-    )
-    for line in re.findall(r"^Shell command: nullsae (.*?) > results/logs", printed, re.M):
-        yield shlex.split(line)
+def run_verb(command: list[str], folder: Path) -> None:
+    """What the command `nullsae` does."""
+    from nullsae.cli.main import main as nullsae
+
+    os.chdir(folder)
+    sys.argv = ["nullsae", *command]
+    nullsae()
 
 
-def watched(command: list[str], folder: Path) -> Seen:
-    """Run a process to its end; what it held."""
-    log = folder / "log.txt"
-    own = resident = 0
+def alone(command: list[str], folder: Path) -> Seen:
+    """A verb in a process of its own; what that held."""
+    log, resident = folder / "log.txt", 0
     with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+        whole = [sys.executable, "-m", "nullsae.cli.main", *command]
+        process = subprocess.Popen(whole, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
-                found = held(process.pid)
-                own, resident = max(own, found.own), max(resident, found.resident)
+                resident = max(resident, held(process.pid).resident)
                 time.sleep(LOOK_SECONDS)
         finally:  # stopped from outside, it leaves nothing at work
             process.kill()
     if process.returncode:
-        sys.exit(f"{shlex.join(command)[:300]}: {log.read_text()[-2000:]}")
-    return Seen(own, resident)
+        sys.exit(f"{log}: {log.read_text()[-2000:]}")
+    return Seen(0, resident)
+
+
+def watched(work: Callable[[], object], folder: Path) -> Seen:
+    """Work done in a copy of this process, which has imported all; what that held beside it."""
+    log, before = folder / "log.txt", held(os.getpid()).own
+    own = most = mapped = looked = 0
+    if not (pid := os.fork()):
+        be(work, log)
+    try:
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            own = held(pid).own - before
+            if looked % MAPS_EVERY == 0:
+                mapped = mapped_of(pid, folder)
+            most, looked = max(most, own + mapped), looked + 1
+            time.sleep(LOOK_SECONDS)
+    except BaseException:  # stopped from outside, it leaves nothing at work
+        os.kill(pid, signal.SIGKILL)
+        raise
+    if ended[1]:
+        sys.exit(f"{log}: {log.read_text()[-2000:]}")
+    return Seen(most, 0)
+
+
+def mapped_of(pid: int, folder: Path) -> int:
+    """Bytes of files below a folder that a process has mapped and in memory, not written to."""
+    found, within = {"Rss": 0, "Anonymous": 0}, False
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if "-" in name:  # the addresses of the next one
+                within = f" {folder}/" in line
+            elif within and name in found:
+                found[name] += 1024 * int(rest.split()[0])
+    return found["Rss"] - found["Anonymous"]
+
+
+def be(work: Callable[[], object], log: Path) -> NoReturn:
+    """Be a process that does this work and ends."""
+    status = 1
+    try:
+        with log.open("w") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        work()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code not in (None, 0))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def held(pid: int) -> Seen:
@@ -274,71 +338,82 @@ def held(pid: int) -> Seen:
 def seen_in(status: str) -> Seen:
     """The same from the text of /proc/PID/status."""
     found = {n: 1024 * int(kb) for n, kb in re.findall(r"^(\w+):\s+(\d+) kB", status, re.M)}
-    return Seen(found.get("RssAnon", 0) + found.get("RssShmem", 0), found.get("VmHWM", 0))
+    own = found.get("RssAnon", 0) + found.get("RssShmem", 0)
+    return Seen(own, found.get("VmHWM", 0), own + found.get("RssFile", 0))
 
 
-def bare(imports: str) -> int:
-    """Bytes of an interpreter that has imported what a job of these imports does."""
+def bare(imports: str) -> Seen:
+    """An interpreter that has imported what a job of these imports does."""
     parts = ("optimizer", "transformers") if imports == "all" else (imports,)
     look = "import sys; sys.stdout.write(open('/proc/self/status').read())"
     code = "; ".join([*(STARTS[name] for name in parts), look])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return seen_in(done.stdout).own
+    return seen_in(done.stdout)
 
 
-def measure(name: str, size: Size, work: Path) -> bool:
-    """Run one job and what it waits for; print its figures; whether the formula holds."""
-    rule, folder, sae = RULES[name], size.study.folder(work), f"topk-{size.n_latents}"
-    config = folder / f"{sae}.yaml"
-    config.write_text(yaml.safe_dump(size.study.config(size.n_latents)), encoding="utf-8")
-    cell = {**CELL, "sae": sae, **rule.keys}
-    target = rule.target.format(**cell)
-
-    def run() -> dict[str, int]:
-        for command in commands(folder, config, target):
-            # The last one writes the target.
-            found = watched([*MAIN, *command], folder)
-        return asdict(found)
-
-    seen = Seen(**kept(folder, target, run))
-    with chdir(folder):  # files of the config are relative to it
-        needs = Needs(read_merged_config([config]))
-    asked, planned = needs.asked(name, [cell]), job_work(needs._study, name, [cell])
-    own = seen.own - kept(work, planned.imports, lambda: bare(planned.imports))
-    ratio = planned.held_bytes / own
-    study = size.study
-    print(
-        f"{name:18} {planned.held_bytes / 1e6:8.0f} {own / 1e6:8.0f} {ratio:6.2f} "
-        f"{asked.megabytes:8} {seen.resident / 1e6:8.0f}   {study.shape} {len(study.sites)} "
-        f"{study.tokens:,} {size.n_latents:,}",
-        flush=True,
-    )
-    return 1 / TOLERANCE < ratio < TOLERANCE and seen.resident <= asked.megabytes * 1e6
-
-
-def kept(folder: Path, name: str, find: Callable[[], Any]) -> Any:
+def kept(folder: Path, name: str, find: Callable[[], Seen]) -> Seen:
     """What was measured before, else what `find` says."""
     file = folder / "measured.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
     if name not in found:
-        found[name] = find()
+        found[name] = asdict(find())
         file.write_text(json.dumps(found, indent=1))
-    return found[name]
+    return Seen(**found[name])
+
+
+def measure(study: Study, work: Path, rules: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Run a study as far as the rules want; (rule, asked to found) of each of their jobs."""
+    folder = study.folder(work)
+    jobs = jobs_of(folder, study.targets())
+    last = max((i for i, job in enumerate(jobs) if job.rule in rules), default=-1)
+    with chdir(folder):  # files of the config are relative to it
+        needs = Needs(read_merged_config([folder / "study.yaml"]))
+    for job in jobs[: last + 1]:
+        counted = job_work(needs._study, job.rule, job.cells)
+        run = partial(watched, partial(run_verb, job.command, folder), folder)
+        # What loads little is soon loaded, and loads the rest late.
+        light = counted.imports == "light"
+        seen = kept(folder, job.log, partial(alone, job.command, folder) if light else run)
+        if job.rule not in rules:
+            continue
+        start = kept(work, counted.imports, partial(bare, counted.imports)).resident
+        found = max(seen.resident, start + seen.own)
+        ratio = 1e6 * job.asked / found
+        print(
+            f"{job.asked:8,} {found / 1e6:8,.0f} {ratio:6.2f} {counted.held_bytes / 1e6:8,.0f} "
+            f"{(found - start) / 1e6:8,.0f}   "
+            f"{job.log.removeprefix('results/logs/')[:120]}",
+            flush=True,
+        )
+        yield job.rule, ratio
 
 
 def main() -> None:
     """Measure the rules that are named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("rules", nargs="*", choices=[*RULES, []])
-    parser.add_argument("--sizes", type=int, default=4, help="how many of each rule")
+    parser.add_argument("rules", nargs="*", help="all by default")
+    parser.add_argument("--sizes", type=int, default=len(STUDIES), help="how many studies")
     parser.add_argument("--work", type=Path, help="folder that keeps the studies, to go on there")
+    parser.add_argument("--jobs-of", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.jobs_of:
+        print_jobs(Path(given.jobs_of[0]), given.jobs_of[1:])
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    print(f"{'rule':18} {'planned':>8} {'found':>8} {'ratio':>6} {'asked':>8} {'VmHWM':>8}   size")
+    print("{:>8} {:>8}  ratio {:>8} {:>8}   job".format("asked", "found", "formula", "held"))
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "USE_HUB_KERNELS": "NO"}
+    for start in STARTS.values():
+        exec(start)
+    ratios: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [(n, size) for n in given.rules or RULES for size in RULES[n].sizes[: given.sizes]]
-        good = [measure(name, size, (given.work or Path(folder)).absolute()) for name, size in jobs]
-    sys.exit(not all(good))
+        for study in STUDIES[: given.sizes]:
+            work = (given.work or Path(folder)).absolute()
+            for rule, ratio in measure(study, work, given.rules or list(WORK)):
+                ratios.setdefault(rule, []).append(ratio)
+    print("\n| rule | jobs | asked / found |\n|---|---|---|")
+    for rule, found in ratios.items():
+        print(f"| `{rule}` | {len(found)} | {min(found):.2f} to {max(found):.2f} |")
+    sys.exit(not all(1 <= ratio <= AT_MOST for found in ratios.values() for ratio in found))
 
 
 if __name__ == "__main__":

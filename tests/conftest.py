@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from small_chain import Chain
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole studies first: what takes long must not begin last, where processes share the tests."""
+    items.sort(key=lambda item: "workflow" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """A tiny study up to its activations; tests read it and never write there."""

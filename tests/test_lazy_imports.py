@@ -46,46 +46,87 @@ VERBS: dict[str, tuple[dict[str, str], str, set[str]]] = {
     "explain_latents": (CELL, "windows tokenizer output", set()),
     "score_latents": (CELL, "windows tokenizer explanations predictions scores", set()),
 }
+# Each call in a process of its own, which begins with the same modules.
 PROBE = """
-import json, sys
-from nullsae.cli.main import main
-sys.argv = ["nullsae", *json.loads(sys.argv[1])]
-try:
-    main()
-except SystemExit as end:
-    print(json.dumps([end.code, sorted({m.partition(".")[0] for m in sys.modules})]))
+import json, os, sys
+given, calls = map(json.loads, sys.argv[1:])
+for name in given:
+    __import__(name)
+for call in calls:
+    sys.stdout.flush()
+    if os.fork():
+        os.wait()
+        continue
+    from nullsae.cli.main import main
+    sys.argv = ["nullsae", *call]
+    os.dup2(1, 2)
+    try:
+        main()
+    except SystemExit as end:
+        sys.stderr.flush()
+        print("\\0" + json.dumps([end.code, sorted({m.partition(".")[0] for m in sys.modules})]))
+    sys.stdout.flush()
+    os._exit(0)
 """
+Run = tuple[int, set[str], str]
 
 
-def run(arguments: list[str], folder: Path) -> tuple[int, set[str], str]:
-    """Exit code, top-level modules that were loaded, and what was said."""
+def run_all(calls: list[list[str]], folder: Path, given: set[str]) -> list[Run]:
+    """Of each call: exit code, top-level modules that were loaded, and what was said.
+
+    `given` are loaded before: those that all of these calls may load.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(arguments)],
+        [sys.executable, "-c", PROBE, json.dumps([*given]), json.dumps(calls)],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.stdout, done.stderr
-    code, modules = json.loads(done.stdout.splitlines()[-1])
-    return code or 0, {*modules} & {*HEAVY}, done.stderr
+    *said, last = done.stdout.split("\0")
+    found: list[Run] = []
+    for text, after in zip(said, [*said[1:], last], strict=True):
+        answer, _, _ = after.partition("\n")
+        code, modules = json.loads(answer)
+        found.append((code or 0, {*modules} & {*HEAVY}, text))
+    assert len(found) == len(calls), done.stdout + done.stderr
+    return found
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_loads_only_what_its_stage_needs(verb: str, tmp_path: Path) -> None:
+def run(arguments: list[str], folder: Path) -> Run:
+    return run_all([arguments], folder, set())[0]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Each verb's; those that may load torch find it loaded, which takes it seconds."""
     config: Any = read_merged_config([REPOSITORY / "config.yaml"])
     config = config.model_copy(
         update={"evaluation": config.evaluation.model_copy(update={"cross_tokens": 1024})}
     )
-    keys, files, allowed = VERBS[verb]
-    given = [part for name in files.split() for part in (f"--{name}", f"absent/{name}.json")]
-    if verb == "sample_gaussian":
-        given += ["--split", "eval"]
-    code, loaded, said = run([verb, "--params", rule_params(config, verb, keys), *given], tmp_path)
+    found: dict[str, Run] = {}
+    for given in ({"torch"}, set()):
+        verbs = [verb for verb, (_, _, allowed) in VERBS.items() if allowed & {"torch"} == given]
+        calls = []
+        for verb in verbs:
+            keys, files, _ = VERBS[verb]
+            call = [verb, "--params", rule_params(config, verb, keys)]
+            call += [
+                part for name in files.split() for part in (f"--{name}", f"absent/{name}.json")
+            ]
+            calls.append(call + ["--split", "eval"] * (verb == "sample_gaussian"))
+        answers = run_all(calls, tmp_path_factory.mktemp("runs"), given)
+        found |= dict(zip(verbs, answers, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_loads_only_what_its_stage_needs(verb: str, runs: dict[str, Run]) -> None:
+    code, loaded, said = runs[verb]
     # It got as far as its files, not only as far as its params.
     assert code == 2, said
     assert "error: absent/" in said
-    assert loaded <= allowed | {"pydantic"}
+    assert loaded <= VERBS[verb][2] | {"pydantic"}
 
 
 def test_help_and_the_list_of_verbs_load_no_library(tmp_path: Path) -> None:

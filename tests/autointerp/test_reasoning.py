@@ -23,6 +23,7 @@ THOUGHTS = [
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel>thought\n", "<channel|>"),
+    ("<|thinking_start|>", "<|thinking_end|>"),
     ("Here is my thought process: ", "Here is my response: "),
 ]
 DRAFT = 'Explanation: rivers? {"1": 0}, [1, 0]. Window 1: no.\n\nIt\'s a "draft" of it'

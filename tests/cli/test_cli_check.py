@@ -150,7 +150,7 @@ def test_no_study_is_written_for_an_sae_that_nothing_makes_fit(made: Made, tmp_p
     [
         (("--expect", "l0"), "--expect: 'l0' is not NAME=NUMBER, such as l0=71"),
         (("--expect", "ev=0.8"), "--expect: ev: unknown key"),
-        (("--site", "layer 3"), "--site: 'layer 3' is no site"),
+        (("--site", "layer 3"), "--site: 'layer 3' is not a site"),
         (("--site", "resid_post.7"), "--site: resid_post.7 is beyond the last block"),
     ],
 )

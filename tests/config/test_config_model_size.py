@@ -121,7 +121,7 @@ def test_what_is_not_installed_is_named_with_the_command_for_it(
     assert "'not a package' is not installed here" in said
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert refusal(GgufSource(kind="gguf", path=str(gguf))) == (
-        f"{WHERE}: patterns of sites need the number of blocks, and reading it from a GGUF file "
+        f"{WHERE}: patterns of sites need the number of blocks; reading it from a GGUF file "
         f"needs gguf (pip install gguf==0.19.0 accelerate==1.15.0); or name each site"
     )
 

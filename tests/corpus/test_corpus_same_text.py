@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from nullsae.config.corpora import FilesSource
 from nullsae.core.errors import UserError
 from nullsae.corpus.documents import Replaced, normalize
 from nullsae.corpus.reading import Reader
-from nullsae.corpus.sources import documents
+from nullsae.corpus.sources import documents, rows_at_once
 
 TEXTS = ["a line\nand another", "Grüße, 世界 \U0001f600", "", "plain"]
 
@@ -87,6 +88,41 @@ def test_a_byte_order_mark_says_the_encoding(encoding: str, tmp_path: Path) -> N
     (tmp_path / "a.jsonl").write_bytes(lines.encode(encoding))
     assert read(tmp_path / "a.txt") == [TEXTS[1]]
     assert read(tmp_path / "a.jsonl") == TEXTS
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["Two lines\nof ASCII.\n", "Привет, мир. Это текст.\n"])
+def test_the_places_of_zero_bytes_say_an_encoding_without_a_mark(
+    encoding: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    (tmp_path / "a.jsonl").write_bytes(f'{{"text": "{text.strip()}"}}\n'.encode(encoding))
+    assert read(tmp_path / "a.txt") == [text]
+    (tmp_path / "b.txt").write_bytes(b"a few\0zero\0bytes in UTF-8\0")
+    assert read(tmp_path / "b.txt") == ["a few\0zero\0bytes in UTF-8\0"]
+
+
+def test_files_put_one_behind_another_are_read_as_one(tmp_path: Path) -> None:
+    part = '\ufeff{"text": "one"}\n'.encode()
+    (tmp_path / "a.jsonl").write_bytes(part + part)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(part) + gzip.compress(part))
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.jsonl.gz") == ["one", "one"]
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    both = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(both, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"column: .*a.parquet has several columns 'text'"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(("n_bytes", "n_rows"), [(100, 1024), (1_000_000, 16)])
+def test_rows_of_parquet_that_are_held_at_once_are_no_large_text(n_bytes: int, n_rows: int) -> None:
+    texts = [random.Random(n).randbytes(n_bytes // 2).hex() for n in range(4)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": texts}), sink, compression="none")
+    file = pq.ParquetFile(pa.BufferReader(sink.getvalue()))
+    assert rows_at_once(file.metadata) == n_rows
 
 
 def test_text_in_an_encoding_without_a_mark_is_refused_with_the_way_out(tmp_path: Path) -> None:

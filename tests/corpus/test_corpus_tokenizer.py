@@ -3,15 +3,26 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from corpus_files import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nullsae.config.corpora import GgufTokenizer, PretrainedTokenizer, TrainedTokenizer
-from nullsae.corpus.tokenizer import EOS, Encoder, load_tokenizer, save_tokenizer, train_tokenizer
+from nullsae.corpus import tokenizer as tokenizer_module
+from nullsae.corpus.tokenizer import (
+    EOS,
+    Encoder,
+    encoder_of,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 from refusing import refused
 from tiny_gguf import EOS as GGUF_EOS
 from tiny_gguf import TOKENS
@@ -39,6 +50,64 @@ def test_eos_and_the_size_of_the_vocabulary_are_as_asked(encoder: Encoder) -> No
     assert encoder.tokenizer.convert_ids_to_tokens(encoder.eos_token_id) == EOS
     few = train_tokenizer(["abc"], TrainedTokenizer(kind="train", vocab_size=5000))
     assert few.vocab_size == 256 + 1 + 2  # bytes, EOS, and the merges ab, abc
+
+
+@pytest.mark.parametrize("kind", ["bytes", "prepended space", "unigram"])
+def test_a_long_text_has_the_ids_of_the_whole(
+    encoder: Encoder, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind != "bytes":
+        encoder = other_encoder(kind)
+    text = "\n".join(speeches(60)) + " é 世界\n" + "".join(speeches(20))
+    whole = encoder.encode([text])[0].tolist()
+    monkeypatch.setattr(tokenizer_module, "BATCH_CHARACTERS", 2000)
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 1500)
+    monkeypatch.setattr(tokenizer_module, "OVERLAP_CHARACTERS", 400)
+    largest = 0
+    backend = encoder._backend
+
+    class Watched:
+        def encode(self, piece: str, **keys: bool) -> object:
+            nonlocal largest
+            largest = max(largest, len(piece))
+            return backend.encode(piece, **keys)
+
+        def encode_batch_fast(self, texts: list[str], **keys: bool) -> object:
+            nonlocal largest
+            largest = max(largest, sum(map(len, texts)))
+            return backend.encode_batch_fast(texts, **keys)
+
+    monkeypatch.setitem(vars(encoder), "_backend", Watched())
+    short, found, last = encoder.encode(["short", text, "last"])
+    assert found.tolist() == whole
+    assert largest <= 1500
+    assert encoder.tokenizer.decode(short) + encoder.tokenizer.decode(last) == "shortlast"
+
+
+def other_encoder(kind: str) -> Encoder:
+    """A tokenizer that puts a space before each text it is given, or one of another kind."""
+    words, model = speeches(40), models.BPE(unk_token="<unk>", byte_fallback=True)
+    given: dict[str, Any] = {"special_tokens": ["<unk>"], "show_progress": False}
+    if kind == "unigram":
+        backend = Tokenizer(models.Unigram())
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", **given)
+    else:
+        backend = Tokenizer(model)
+        replace = normalizers.Replace(" ", "\u2581")
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), replace])
+        trainer = trainers.BpeTrainer(vocab_size=200, **given)
+    backend.decoder = decoders.Metaspace()
+    backend.train_from_iterator(words, trainer)
+    return encoder_of(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_pieces_that_never_agree_have_no_place_to_meet() -> None:
+    ids, starts = np.arange(100, dtype=np.int32), np.arange(100)
+    meet = tokenizer_module._meeting
+    assert meet(ids, starts, ids[60:], starts[60:]) == (79, 19)
+    assert meet(ids, starts, ids[60:] + 1, starts[60:]) is None
+    assert meet(ids, starts, ids[:0], starts[:0]) is None
 
 
 @settings(deadline=None)

@@ -51,7 +51,7 @@ def test_small_studies_ask_for_no_more_than_a_laptop_has(overlays: list[str]) ->
     for rule, keys in jobs(config):
         asked = needs.asked(rule, [keys])
         assert asked.known, rule
-        assert 500 <= asked.megabytes <= OTHERWISE[rule][0], rule
+        assert 150 <= asked.megabytes <= OTHERWISE[rule][0], rule
         assert 30 <= asked.minutes <= OTHERWISE[rule][1], rule
 
 
@@ -100,8 +100,9 @@ def test_gates_of_the_largest_subject_are_asked_room_for_its_largest_tensor() ->
     asked = Needs(study("config/paper.yaml")).asked("randomize_model", [LARGE])
     size = neox_size(32, 4096, 50_432, "bfloat16")
     assert size.largest_tensor == 50_432 * 4096
-    counted = size.weight_bytes + COMPARED_BYTES * size.largest_tensor
-    assert counted < asked.megabytes * 1e6 < 2 * counted
+    # With the original, which is mapped.
+    counted = 2 * size.weight_bytes + COMPARED_BYTES * size.largest_tensor
+    assert counted < asked.megabytes * 1e6 < 1.3 * counted
 
 
 @pytest.mark.parametrize("overlay", ["config/paper.yaml", "config/paper-plus.yaml"])

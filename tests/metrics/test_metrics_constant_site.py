@@ -19,11 +19,14 @@ from nullsae.activations.store import SiteReader
 from nullsae.config.metrics import METRICS
 from nullsae.config.parse import parse_section
 from nullsae.config.subjects import PretrainedSource
+from nullsae.core.randomness import torch_generator
 from nullsae.jobs.activations import SampleGaussianParams
 from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.metrics import CrossEvaluateParams
 from nullsae.jobs.saes import TrainSaeParams
 from nullsae.metrics.cross import cross_evaluate
+from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.files import save_sae
 from nullsae.sae.train_sae import train_sae
 from nullsae.subjects.publish import randomize_model
 from run_stages import collected, evaluated
@@ -150,6 +153,18 @@ def test_a_silent_sae_gives_back_the_constant(study: Path, tmp_path: Path) -> No
     assert row["ce_sae"] == pytest.approx(row["ce_clean"], abs=1e-5)
     if row["mean_norm"]:
         assert row["cosine"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_sae_made_elsewhere_has_nulls_and_a_reason_too(study: Path, tmp_path: Path) -> None:
+    rows = torch.randn(32, D_MODEL, generator=torch_generator(0, "elsewhere"))
+    sae = Autoencoder("topk", rows, torch.zeros(32), rows.clone(), torch.zeros(D_MODEL), k=4)
+    described: dict[str, Any] = {"dictionary": "pretrained", "keys": KEYS, "seed": 0, "key": "k"}
+    described |= {"activations_key": "a", "input_norm": 1.0, "training": {}, "n_steps": 0}
+    (tmp_path / "sae").mkdir()
+    save_sae(sae, tmp_path / "sae", **described)
+    (row,) = evaluate(study, tmp_path / "sae/cfg.json", tmp_path)["reconstruction"]
+    assert {row[name] for name in UNDEFINED} == {None}
+    assert row["reason"] == "the site has no variance: all tokens have the same activation"
 
 
 def test_latents_of_a_constant_site_are_all_too_rare(study: Path, tmp_path: Path) -> None:

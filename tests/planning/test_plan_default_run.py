@@ -20,11 +20,13 @@ RECORDED: dict[str, Any] = json.loads(
 )
 
 
-@pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no calibration of another machine
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    folder = tmp_path_factory.mktemp("study")
     config = resolve_subjects(parse_config(RECORDED["config"]))
-    return make_plan(config, tmp_path, device="cpu", cores=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))  # no calibration of another machine
+        return make_plan(config, folder, device="cpu", cores=2)
 
 
 def test_the_time_of_all_jobs_is_within_a_factor_of_1_5(plan: Plan) -> None:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.planning.bills import bills
-from nullsae.planning.show import make_plan, print_plan
+from nullsae.planning.show import Plan, make_plan, print_plan
 
 REPOSITORY = Path(__file__).parents[2]
 # Six variants at two sites, 20 latents each.
@@ -56,11 +57,6 @@ def test_the_plan_is_printed_with_its_money_and_sends_nothing(
     assert not (folder / "results").exists()
 
 
-def test_a_study_that_asks_nobody_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(folder, [])
-    assert "asks no language model" in capsys.readouterr().out
-
-
 def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(UserError, match=r"list\.yaml: not a config"):
@@ -68,11 +64,18 @@ def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:
 
 
 def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = read_merged_config([folder / "config.yaml"])
-    plan = make_plan(config, folder, device="cpu", cores=2)
+    """And a study that asks nobody says so."""
+    plans: list[Plan] = []
+
+    def kept(*args: Any, **options: Any) -> Plan:
+        plans.append(make_plan(*args, **options))
+        return plans[-1]
+
+    monkeypatch.setattr("nullsae.planning.show.make_plan", kept)
     print_plan(folder, [], device="cpu", cores=2, json_file=folder / "plans/plan.json")
+    (plan,) = plans
     printed = capsys.readouterr().out
     written = json.loads((folder / "plans/plan.json").read_text())
     assert written == json.loads(json.dumps(asdict(plan)))
@@ -81,6 +84,7 @@ def test_a_plan_lists_every_rule_with_its_totals_and_writes_the_same_as_json(
     assert f" {sum(row.jobs for row in plan.rows):,} " in printed
     assert re.search(r"Time: [\d.]+ minutes on 2 cores", printed)
     assert re.search(r"Disk: [\d.]+ GB at the most, of which [\d.]+ (GB|MB) stay", printed)
+    assert "asks no language model" in printed
     assert not (folder / "results").exists()
 
 
@@ -101,8 +105,9 @@ def test_a_study_kept_on_the_cpu_is_not_planned_for_a_gpu(folder: Path) -> None:
     config = read_merged_config([folder / "config.yaml"])
     with pytest.raises(UserError, match=r"--device: 'a100', but the study keeps to the CPU"):
         make_plan(config, folder, device="a100")
-    assert make_plan(config, folder).total("gpu_seconds") == 0
-    assert make_plan(config, folder).gpus == 0
+    plan = make_plan(config, folder)
+    assert plan.total("gpu_seconds") == 0
+    assert plan.gpus == 0
 
 
 @pytest.mark.slow

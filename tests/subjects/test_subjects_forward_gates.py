@@ -16,7 +16,7 @@ from nullsae.config.subjects import PretrainedSource
 from nullsae.core.errors import UserError
 from nullsae.core.files import read_json, write_json
 from nullsae.subjects.families import context_limit, token_tables
-from nullsae.subjects.forward_gates import forward_gates, reads_no_text
+from nullsae.subjects.forward_gates import all_tables, forward_gates, reads_no_text
 from nullsae.subjects.loading import Subject
 from nullsae.subjects.publish import randomize_model
 from small_chain import CPU, VOCAB, model_params, tiny_model, tokens_of, write_corpus
@@ -90,6 +90,33 @@ class Shifted(Mixing):
         return (moved, *found[1:]) if isinstance(found, tuple) else moved
 
 
+class SeesPiece(Mixing):
+    """A block whose tokens see all of their piece of `n` tokens, later ones among them."""
+
+    n = 8
+
+    def forward(self, x: Tensor, *args: Any, **keys: Any) -> Any:
+        pieces = x.unflatten(1, (-1, self.n))
+        mean = pieces.mean(dim=2, keepdim=True).expand_as(pieces).flatten(1, 2)
+        return self.block(x + 0.1 * mean, *args, **keys)
+
+
+class SeesPrefix(Mixing):
+    """A block whose first four tokens see each other."""
+
+    def forward(self, x: Tensor, *args: Any, **keys: Any) -> Any:
+        moved = x.clone()
+        moved[:, :4] += 0.1 * x[:, :4].mean(dim=1, keepdim=True)
+        return self.block(moved, *args, **keys)
+
+
+@pytest.mark.parametrize("kind", [SeesPiece, SeesPrefix])
+def test_later_tokens_are_seen_in_no_part_of_a_context(kind: type[Mixing]) -> None:
+    model = tiny_model("llama")
+    model.model.layers[1] = kind(model.model.layers[1])
+    assert "the model is not causal" in failures(model)["causal"]
+
+
 def test_rows_of_a_batch_that_see_each_other_are_found() -> None:
     model = tiny_model("gpt_neox")
     model.gpt_neox.layers[1] = Mixing(model.gpt_neox.layers[1])
@@ -119,6 +146,20 @@ def test_tables_that_token_ids_index_are_found_by_what_they_are_given() -> None:
     assert found == ["model.embed_tokens", "model.embed_tokens_per_layer"]
 
 
+@pytest.mark.parametrize("way", ["flat", "keyword"])
+def test_a_table_is_found_however_it_is_given_the_ids(way: str) -> None:
+    model = tiny_model("llama")
+    model.further = nn.Embedding(VOCAB, 16)
+    look = model.further.__call__
+
+    def add(_module: nn.Module, args: Any) -> None:
+        ids = args[0].flatten() if way == "flat" else args[0]
+        look(ids) if way == "flat" else look(input=ids)
+
+    model.model.embed_tokens.register_forward_pre_hook(add)
+    assert list(token_tables(model)) == ["model.embed_tokens", "further"]
+
+
 NOISE = {"variant": "noise_embeddings", "draw": 0, "seed": 0, "embedding_noise_std": 1.0}
 
 
@@ -137,6 +178,14 @@ def test_a_road_that_is_no_table_fails_the_gate() -> None:
     gate = reads_no_text(subject_of(model, **NOISE), PROBE)
     assert not gate["passed"]
     assert "resid_post.1: another text with the same noise differs" in gate["detail"]
+    other = all_tables(subject_of(model), PROBE)
+    assert not other["passed"]
+    assert "resid_post.1: another text with the same embeddings differs" in other["detail"]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
+def test_embedding_tables_are_all_that_tells_tokens_apart(family: str) -> None:
+    assert all_tables(subject_of(family_model(family)), PROBE)["passed"]
 
 
 @pytest.mark.parametrize("variant", ["permuted_embeddings", "rotated_embeddings"])
@@ -214,6 +263,8 @@ def test_a_local_folder_has_no_revisions(key: str, tmp_path: Path) -> None:
         (transformers.LlamaConfig(**SHAPE, intermediate_size=48, max_position_embeddings=64), 64),
         (transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4), None),
         (transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=-1), None),
+        (transformers.PretrainedConfig(block_size=40), 40),
+        (transformers.PretrainedConfig(model_max_length=24, seq_len=-1), 24),
     ],
     ids=lambda value: getattr(value, "model_type", str(value)),
 )

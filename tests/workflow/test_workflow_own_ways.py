@@ -91,7 +91,7 @@ def test_an_executor_whose_jobs_share_no_files_is_one_line(study: Study, tmp_pat
     (tmp_path / "far/profile.yaml").write_text("executor: faraway\njobs: 2\n")
     path = f"{tmp_path / 'site'}{os.pathsep}{study.environment['PYTHONPATH']}"
     refused = subprocess.run(
-        study.command("-n", "--profile", str(tmp_path / "far")),
+        study.as_a_user().command("-n", "--profile", str(tmp_path / "far")),
         cwd=study.folder,
         env={**study.environment, "PYTHONPATH": path},
         stdout=subprocess.PIPE,

@@ -36,7 +36,7 @@ class Offline(Study):
     """A study whose jobs have `sae_lens`, a cache of the hub and no network."""
 
     home: Path
-    """The cache, and `commands` with a `nullsae` that starts warm."""
+    """The cache, and `commands` that start warm."""
 
     @property
     def environment(self) -> dict[str, str]:

@@ -34,7 +34,7 @@ def history(file: Path) -> list[dict[str, Any]]:
 
 def start(study: Study, target: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        study.command(target),
+        study.as_a_user().command(target),
         cwd=study.folder,
         env=study.environment,
         stdout=subprocess.DEVNULL,

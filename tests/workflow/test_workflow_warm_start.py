@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,28 @@ pytestmark = pytest.mark.workflow
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--version"], ["no_verb"], ["verdicts", "results"], ["evaluate_sae"]]
+    "command",
+    [
+        *("nullsae --version", "nullsae no_verb", "nullsae verdicts results"),
+        *("nullsae evaluate_sae", "snakemake --version", "snakemake --cores 1 no_target"),
+    ],
 )
-def test_a_warm_start_answers_like_a_plain_one(
-    tree: Path, tmp_path: Path, arguments: list[str]
-) -> None:
-    warm, cold = (
-        Study(tmp_path, tree, cold=cold).run(["nullsae", *arguments]) for cold in (False, True)
-    )
+def test_a_warm_start_answers_like_a_plain_one(tree: Path, tmp_path: Path, command: str) -> None:
+    warm, cold = (Study(tmp_path, tree, cold=cold).run(command.split()) for cold in (False, True))
     assert warm.returncode == cold.returncode
     assert warm.stdout == cold.stdout
+
+
+def test_code_of_another_copy_is_loaded_from_there(tree: Path, tmp_path: Path) -> None:
+    edited = tmp_path / "tree"
+    shutil.copytree(tree, edited)
+    file = edited / "src/nullsae/cli/main.py"
+    begin = "def main() -> None:\n"
+    file.write_text(file.read_text().replace(begin, f"{begin}    1 / 0\n"))
+    said = Study(tmp_path, edited).run(["nullsae", "--version"]).stdout
+    assert "ZeroDivisionError" in said
+    assert str(file) in said
+    assert Study(tmp_path, tree).run(["nullsae", "--version"]).returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -55,5 +69,7 @@ def test_a_signal_reaches_a_job_that_was_started_warm(
         client.send_signal(number)
         assert client.wait(10) == -number
         assert client.stdout.read() == b""  # ends when the job has gone, too
-    process = Path("/proc") / (tmp_path / "pid").read_text()
-    assert not process.exists()
+    process, end = Path("/proc") / (tmp_path / "pid").read_text(), time.monotonic() + 10
+    while process.exists():  # until the server has asked how it ended
+        assert time.monotonic() < end
+        time.sleep(0.01)

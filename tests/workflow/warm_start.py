@@ -1,10 +1,12 @@
-"""Starts `nullsae` for tests by forking a process that has loaded torch and transformers already.
+"""Starts `nullsae` and `snakemake` for tests by forking a process that has loaded libraries.
 
-A study of the tests has dozens of jobs of a second each, and each would load these libraries for
-three. What runs is the command itself, in a process of its own with its own environment, folder,
-output and code; only the libraries are there before. `nullsae` of the folder `commands` is a short
-client: it hands over what it was called with, passes signals on, and ends as its job does. A job
-whose variables would alter what a library does on loading is started by the plain command.
+A study of the tests has dozens of jobs of a second each, and each would load torch, transformers
+and the like for three; Snakemake takes as long to begin. What runs is the command itself, in a
+process of its own with its own environment, folder, output and code; only the libraries are there
+before, and the modules of nullsae where the code is that of the tests' frozen copy. The commands
+in the server's folder are a short client: it hands over what it was called with, passes signals on,
+and ends as its job does. A job whose variables would alter what a library does on loading is
+started by the plain command.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -34,6 +37,7 @@ LIBRARIES = (
     "rich.progress",
     "safetensors.torch",
     "scipy.stats",
+    "snakemake.cli",
     "torch",
     "transformers.modeling_utils",
     "transformers.models.gpt_neox.modeling_gpt_neox",
@@ -47,6 +51,8 @@ SET_BY_MAIN = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "USE_HUB_KERNELS": "NO",
 }
+COMMANDS = {"nullsae": "nullsae.cli.main", "snakemake": "snakemake.cli"}
+"""The module of each, with its `main`."""
 SIZE_BYTES = 8
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -54,8 +60,9 @@ own = {{k: v for k, v in os.environ.items() if k.startswith({read_on_loading!r})
 if own != {environment!r}:
     os.execv({command!r}, [{command!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
-server.connect({address!r})
-call = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+same_code = os.environ.get("PYTHONPATH") == {source!r}
+server.connect({with_code!r} if same_code else {address!r})
+call = json.dumps([[{command!r}, *sys.argv[1:]], os.getcwd(), dict(os.environ)]).encode()
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda received, frame: server.send(bytes([received])))
 socket.send_fds(server, [len(call).to_bytes({size_bytes}, "big")], [0, 1, 2])
@@ -73,44 +80,68 @@ def read_on_loading(environment: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k.startswith(READ_ON_LOADING)}
 
 
-def start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start the server, and write `nullsae` into `folder`: the client that calls it.
+def start(
+    folder: Path, environment: dict[str, str], source: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the server, and write the commands into `folder`: the clients that call it.
 
     Args:
         folder: empty; goes to the front of PATH.
         environment: variables that the libraries are loaded under.
+        source: `src` of a copy of the sources that does not change. Its modules are loaded, too,
+            for calls whose PYTHONPATH is this folder.
 
     Returns:
         The server, which ends when its input is closed.
     """
-    address = str(folder / "server")
+    address, with_code = str(folder / "server"), str(folder / "with_code")
     server = subprocess.Popen(
-        [sys.executable, "-P", __file__, address],
+        [sys.executable, "-P", __file__, address, *([with_code, source] if source else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**environment, "PYTHONPATH": "", **SET_BY_MAIN},
     )
     assert server.stdout is not None
-    assert server.stdout.readline() == b"ready\n", "the server of warm starts did not come up"
-    client = CLIENT.format(
-        python=sys.executable,
-        read_on_loading=READ_ON_LOADING,
-        environment=read_on_loading(environment),
-        command=str(Path(sys.executable).parent / "nullsae"),
-        address=address,
-        size_bytes=SIZE_BYTES,
-    )
-    command = folder / "nullsae"
-    command.write_text(client)
-    command.chmod(0o755)
+    for _ in range(2 if source else 1):
+        assert server.stdout.readline() == b"ready\n", "the server of warm starts did not come up"
+    for name in COMMANDS:
+        client = CLIENT.format(
+            python=sys.executable,
+            read_on_loading=READ_ON_LOADING,
+            environment=read_on_loading(environment),
+            command=str(Path(sys.executable).parent / name),
+            source=str(source),
+            address=address,
+            with_code=with_code,
+            size_bytes=SIZE_BYTES,
+        )
+        (folder / name).write_text(client)
+        (folder / name).chmod(0o755)
     return server
 
 
-def serve(address: str) -> None:
-    """Fork a job for each call, until the input ends."""
+def load_code(source: str) -> None:
+    """Load all modules of a copy of nullsae, and what the first parsed config builds."""
+    sys.path.insert(0, source)
+    import nullsae
+
+    for module in pkgutil.walk_packages(nullsae.__path__, "nullsae."):
+        with suppress(ImportError):  # what needs another library
+            importlib.import_module(module.name)
+    from nullsae.config.read import read_merged_config
+
+    read_merged_config([Path(source).with_name("config.yaml")])
+    sys.path.remove(source)
+
+
+def serve(address: str, with_code: str = "", source: str = "") -> None:
+    """Fork a job for each call, until the input ends. A second server has loaded nullsae."""
     gc.disable()
     for library in LIBRARIES:
         importlib.import_module(library)
+    if source and os.fork() == 0:
+        load_code(source)
+        address = with_code
     gc.freeze()  # no collection in a job copies the pages that it shares with this process
     gc.enable()
     listener = socket.socket(socket.AF_UNIX)
@@ -163,17 +194,15 @@ def fork(caller: socket.socket, inherited: list[socket.socket]) -> int:
 
 
 def run(arguments: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
-    """Be `nullsae`, called with these arguments in this folder."""
+    """Be the command that these arguments begin with, called in this folder."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = ["nullsae", *arguments]
+    sys.argv = arguments
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     importlib.invalidate_caches()
-    from nullsae.cli.main import main
-
     try:
-        main()
+        importlib.import_module(COMMANDS[Path(arguments[0]).name]).main()
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -194,4 +223,4 @@ def run(arguments: list[str], folder: str, environment: dict[str, str]) -> NoRet
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

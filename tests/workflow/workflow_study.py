@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import os
@@ -63,7 +64,8 @@ CONFIG: dict[str, Any] = {
     "report": {"title": "Workflow test", "figure_formats": ["png"]},
 }
 WARM_COMMANDS: list[str] = []
-"""The folder of a `nullsae` that starts warm (`warm_start.py`), once it is there."""
+"""The folder of commands that start warm (`warm_start.py`), once it is there."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 Edit = Callable[[dict[str, Any]], object]
 
 
@@ -83,13 +85,22 @@ class Study:
     tree: Path
     """Copy of the repository: an edit of the sources meanwhile must not reach a running study."""
     cold: bool = field(default=False, kw_only=True)
-    """Whether jobs load their libraries themselves, as a user's do."""
+    """Whether Snakemake and jobs load their libraries themselves, as a user's do."""
+
+    @property
+    def warm_commands(self) -> list[str]:
+        """The folder that goes to the front of PATH, if any does."""
+        return [] if self.cold else WARM_COMMANDS
 
     @property
     def environment(self) -> dict[str, str]:
-        folders = [*WARM_COMMANDS] if not self.cold else []
-        path = os.pathsep.join([*folders, str(Path(sys.executable).parent), os.environ["PATH"]])
-        return {**os.environ, "PATH": path, "PYTHONPATH": str(self.tree / "src")}
+        folders = [*self.warm_commands, str(Path(sys.executable).parent), os.environ["PATH"]]
+        path, threads = os.pathsep.join(folders), ONE_THREAD if self.warm_commands else {}
+        return {**os.environ, **threads, "PATH": path, "PYTHONPATH": str(self.tree / "src")}
+
+    def as_a_user(self) -> Study:
+        """The same study, started cold."""
+        return dataclasses.replace(self, cold=True)
 
     def configure(self, *edits: Edit) -> Study:
         text = yaml.safe_dump(edited(*edits), sort_keys=False)
@@ -99,7 +110,8 @@ class Study:
     def command(self, *arguments: str, cores: int = 2, gpu: int = 1) -> list[str]:
         tree = self.tree
         return [
-            *(sys.executable, "-m", "snakemake", *arguments),
+            *(["snakemake"] if self.warm_commands else [sys.executable, "-m", "snakemake"]),
+            *arguments,
             *("-s", f"{tree}/Snakefile", "--directory", str(self.folder)),
             *("--workflow-profile", f"{tree}/profiles/default"),
             *("--cores", str(cores), "--resources", f"gpu={gpu}"),

@@ -76,7 +76,7 @@ def randomize(
     resolved = kind.resolve(null, Settings(**kind.settings(given)), subject)
     keys: dict[str, Any] = {"subject": subject, "variant": variant, "draw": draw}
     checks = randomize_gated(null, resolved, seed=seed, **keys)
-    gates.require([*checks, *_pass_gates(null, seed)], f"randomize: {variant}, draw {draw}")
+    gates.require([*checks, *_pass_gates(null, kind, seed)], f"randomize: {variant}, draw {draw}")
     return null  # type: ignore[no-any-return]
 
 
@@ -98,7 +98,7 @@ def _variant(name: str, settings: dict[str, Any]) -> type[Variant]:
     return VARIANTS[name]
 
 
-def _pass_gates(model: Any, seed: int) -> list[gates.Gate]:
+def _pass_gates(model: Any, kind: type[Variant], seed: int) -> list[gates.Gate]:
     """Those on forward passes, over random token ids."""
     device = model.get_input_embeddings().weight.device
     subject = Subject(model=model, recipe={}, device=device)
@@ -114,4 +114,4 @@ def _pass_gates(model: Any, seed: int) -> list[gates.Gate]:
     last = activations[subject.block_outputs[-1]]
     has_head = model.get_output_embeddings() is not None
     logits = subject.logits(probe, **of) if has_head else last
-    return [*found, gates.finite(activations, logits)]
+    return [*found, gates.finite(activations, logits), *kind.gates(subject, probe)]

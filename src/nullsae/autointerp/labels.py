@@ -26,7 +26,7 @@ _AFTER = r"""(?=[*_"'`)\]]*\s*(?:$|[,;:|)\]}"'*_`(]|\.(?!\d)|\s[-\u2013\u2014]|[
 _KEY_WORDS = r"(?:windows?|item|row|text|example|passage|sentence|excerpt|number|no|nr|id|w)"
 _PAIR = re.compile(
     rf"""(?<![\w./])(?<!\d[:-])(?:{_KEY_WORDS}(?:\b|_|(?=\d))[\s_\#.:]{{0,3}})?\#?(?P<number>\d{{1,4}})
-    [\])"'*_`\\]*\s*(?:[:=|]|[-=]>|→|⇒|[\u2013\u2014]|[-.)](?=[\s*_])|\bis\b){_MARKS}
+    [\])"'*_`\\]*\s*(?:[:\uff1a=|]|[-=]>|→|⇒|[\u2013\u2014]|[-.)](?=[\s*_])|\bis\b){_MARKS}
     (?:(?:is\ )?(?:active|answer|label)\W{{1,4}})?{_LABEL}{_AFTER}
     |\(\s*(?P<first>\d{{1,4}})\s*,\s*["']?(?P<second>{"|".join(POSITIVE + NEGATIVE)})["']?\s*\)""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,

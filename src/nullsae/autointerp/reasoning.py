@@ -17,7 +17,7 @@ _NAME = (
 _OPEN = "|".join(
     (
         rf"<\s*{_NAME}(?:\s[^<>]*)?>",
-        rf"<\|\s*(?!begin_of|start|end){_NAME}\s*\|>",
+        rf"<\|\s*(?!begin_of|start|end|\w+_end\b){_NAME}\s*\|>",
         r"<\|(?:(?:begin|start)(?:_of)?_(?:thinking|thought|reasoning)|inner_prefix)\|>",
         r"\[think(?:ing)?\]",
         r"◁think▷",
@@ -32,6 +32,7 @@ _CLOSE = "|".join(
     (
         rf"<\s*/\s*{_NAME}\s*>",
         rf"<\|\s*/\s*{_NAME}\s*\|>",
+        rf"<\|\s*(?!begin_of|start|end){_NAME}(?<=_end)\s*\|>",
         r"<\|(?:end(?:_of)?_(?:thinking|thought|reasoning)|inner_suffix)\|>",
         r"\[/think(?:ing)?\]",
         r"◁/think▷",
@@ -52,7 +53,7 @@ _CHANNEL = re.compile(
 )
 _END_OF_MESSAGE = re.compile(r"<\|(?:end|return|call|start)\|>")
 # The same where a server has dropped the special tokens.
-_BARE_FINAL = re.compile(r"assistant\s*final(?=\W|[A-Z]|$)")
+_BARE_FINAL = re.compile(r"assistant\s*final(?=\W|[A-Z\d]|$)")
 _BARE_ANALYSIS = re.compile(r"\s*(?:analysis|assistantanalysis)(?=[A-Z\"'])")
 
 _ANSWER = r"(?:final[_ ]?)?(?:answer|response|output|solution)|final"

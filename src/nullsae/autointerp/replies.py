@@ -22,7 +22,7 @@ SAME_WORDS, SAME_SHARE = 6, 0.8
 
 _NAME = r"(?:\w+[_ ])?(?:intruders?|odd(?:_one)?(?:_out)?|answer|window|choice|number)(?:[_ ]\w+)?"
 _KEY = re.compile(_NAME, re.IGNORECASE)
-_VALUE = re.compile(r"\W*(?:window\W{0,3})?(?P<number>\d{1,4})\W*", re.IGNORECASE)
+_VALUE = re.compile(r"\W*(?:window[\W_]{0,3})?(?P<number>\d{1,4})(?:\.0)?\W*", re.IGNORECASE)
 # "The intruder is window 3", "Answer: **3**", "Window 3 does not belong"; not "is not window 3".
 _STATEMENTS = re.compile(
     r"""(?:\bintruder|\bodd\ one(?:\ out)?|\banswer|\\boxed|\bdoes\ not\ (?:belong|fit))
@@ -33,17 +33,29 @@ _STATEMENTS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _ALONE = re.compile(
-    r"^[^\w\n]*(?:window\W{0,3})?(?P<number>\d{1,4})[^\w\n]*$", re.MULTILINE | re.IGNORECASE
+    r"^[^\w\n]*(?:window[\W_]{0,3})?(?P<number>\d{1,4})[^\w\n]*$", re.MULTILINE | re.IGNORECASE
 )
 _NEGATION = re.compile(r"\bnot\b|n't\b", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])\d{1,4}(?![\w%]|\.\d)")
 
 _LINE_START = re.compile(r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*\Z", re.IGNORECASE)
-_MARKER = re.compile(r"\[?\bexplanation\b[^\w\n:]{0,4}(?::[\s*_]*|[*_]*\n+)", re.IGNORECASE)
+_MARKER = re.compile(
+    r"\[?\bexplanation\b(?: is\b)?[^\w\n:\uff1a]{0,4}(?:[:\uff1a][\s*_]*|[*_]*\n+)", re.IGNORECASE
+)
+_OTHER_NAME = r"(?:answer|conclusion|summary|description|interpretation)"
 _OTHER_MARKER = re.compile(
-    r"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*(?:answer|conclusion|summary|description)"
-    r"[*_]*\s*:[\s*_]*",
+    rf"(?:\A|\n)[^\w\n]*(?:(?:final|my|the)\W+)*{_OTHER_NAME}[\]*_]*\s*[:\uff1a][\s*_]*",
     re.IGNORECASE,
+)
+_FIELD = re.compile(rf"(?:\w+_)?(?:explanation|{_OTHER_NAME}|text)", re.IGNORECASE)
+_TAGGED = re.compile(r"<explanation>(?P<text>[^<>]*)(?:</explanation>|\Z)", re.IGNORECASE)
+_WRAPPED = re.compile(
+    r"\\boxed\{(?:\\text\{(?P<inner>.*)\}|(?P<boxed>.*))\}|\[(?P<bracketed>[^\[\]]*)\]|"
+    r"(?:[-#>\u2022]+|1[.)]) +(?P<item>.*)",
+    re.DOTALL,
+)
+_NOTHING = re.compile(
+    r"\W*(?:null|none|n/a|(?:your|the)?\s*explanation(?: here)?)\W*", re.IGNORECASE
 )
 # Reasoning with a heading in the place of a tag, and no answer after it.
 _THOUGHT = re.compile(r"\W*(?:thoughts?|thinking|reasoning|analysis)[*_]*\s*:", re.IGNORECASE)
@@ -136,9 +148,10 @@ def explanation(reply: Reply) -> str | None:
     for branch in find_branches(content)[:1]:
         if any(c.isalnum() for c in content[: branch.start].replace("```json", "")):
             break
-        for key, value in branch.items:
-            if key and key.text.lower() == "explanation" and isinstance(value, Leaf):
-                return _bare(_unescaped(value.text))
+        if (field := _field(branch)) is not None:
+            return _bare(_unescaped(field.text))
+    if tagged := list(_TAGGED.finditer(content)):
+        return _bare(tagged[-1]["text"])
     marked = list(_MARKER.finditer(content))
     # In the middle of a line it may be a word of the explanation.
     marked = [m for m in marked if _LINE_START.search(content, 0, m.start())] or marked
@@ -155,6 +168,16 @@ def explanation(reply: Reply) -> str | None:
     return _bare(content)
 
 
+def _field(branch: Branch) -> Leaf | None:
+    """The field of an object that holds the explanation: the one of that name, else a like one."""
+    named = [(key.text.lower(), value) for key, value in branch.items if key]
+    named = [(name, value) for name, value in named if _FIELD.fullmatch(name)]
+    named.sort(key=lambda pair: "explanation" not in pair[0])
+    for _, value in named[:1]:
+        return value if isinstance(value, Leaf) else _field(value)
+    return None
+
+
 def _unescaped(text: str) -> str:
     try:
         return without_halves(str(json.loads(f'"{text}"', strict=False)))
@@ -163,11 +186,14 @@ def _unescaped(text: str) -> str:
 
 
 def _bare(text: str) -> str | None:
-    """One line without what stands around an explanation; None if no word is left."""
+    """One line without what stands around an explanation; None if it says nothing."""
     text = " ".join(text.split()).strip("*_` ")
+    if (match := _WRAPPED.fullmatch(text)) is not None:
+        text = str(match[match.lastgroup or 0]).strip("*_` ")
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”"):
         text = text[1:-1].strip()
-    return text if any(character.isalnum() for character in text) else None
+    says = any(character.isalnum() for character in text) and not _NOTHING.fullmatch(text)
+    return text if says else None
 
 
 def repeats(text: str, examples: Iterable[str]) -> bool:

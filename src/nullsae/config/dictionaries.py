@@ -114,5 +114,9 @@ class Dictionary(Coding):
         """Operations of `derive` on a sample of `n_tokens`."""
         return 0.0
 
+    def derive_bytes(self, n_latents: int, n_tokens: int) -> float:
+        """What `derive` holds beside the SAEs and the sample."""
+        return 0.0
+
 
 DICTIONARIES = Registry("dictionaries", Dictionary, "nullsae.sae.dictionaries")

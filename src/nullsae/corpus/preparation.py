@@ -48,6 +48,8 @@ def wanted_tokens(corpus: Corpus) -> dict[SplitName, int | None]:
 class StreamedTexts(Protocol):
     """Texts that can be read on from where an earlier run stood."""
 
+    def __next__(self) -> str: ...
+
     def state(self) -> dict[str, Any] | None:
         """Where they stand, behind the last text; None where nobody can say."""
 

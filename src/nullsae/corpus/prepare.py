@@ -61,9 +61,7 @@ def prepare_corpus(
                 f"{where}.{split}_tokens: {n_tokens} is less than one context "
                 f"(context_tokens {corpus.context_tokens})"
             )
-    with _work_folder(
-        root / paths.WORK / f"prepare_corpus-{preparation_key(name, params)}"
-    ) as work:
+    with work_folder(root / paths.WORK / f"prepare_corpus-{preparation_key(name, params)}") as work:
         made = Preparation(corpus, where, work)
         start = time.monotonic()
         made.pack(lambda: documents(corpus.source, where=f"{where}.source"), progress)
@@ -81,7 +79,7 @@ def preparation_key(name: str, params: PrepareCorpusParams) -> str:
 
 
 @contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
+def work_folder(folder: Path) -> Iterator[Path]:
     """A folder that stays where the block fails with something in it that a rerun can use.
 
     No other process is at work in it.

@@ -34,6 +34,10 @@ PIECE_CHARACTERS = 1_500
 # Shorter docstrings ("Return the name.") are noise without their signature.
 MIN_DOCSTRING_CHARACTERS = 80
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
+# Of a file without a mark, its encoding is told from so many.
+START_BYTES = 4096
+# Of a Parquet file, held at once.
+READ_BYTES = 2**24
 # Byte order marks; that of UTF-32 starts with that of UTF-16.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -183,6 +187,8 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
             top, *inside = [column] if column in schema.names else column.split(".")
             if top not in schema.names:
                 raise _no_column(str(file), column, schema.names, where)
+            if schema.names.count(top) > 1:
+                raise UserError(f"{where}.column: {file} has several columns {top!r}; rename them")
             kind = schema.field(top).type
             for key in inside:
                 if not pa.types.is_struct(kind) or kind.get_field_index(key) < 0:
@@ -190,7 +196,7 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
                 kind = kind.field(key).type
             if not _is_text(kind):
                 raise UserError(f"{where}.column: {column!r} in {file} holds {kind}, not text")
-            for batch in table.iter_batches(batch_size=1024, columns=[top]):
+            for batch in table.iter_batches(rows_at_once(table.metadata), columns=[top]):
                 values = batch.column(batch.schema.get_field_index(top))
                 if inside:
                     values = pc.struct_field(values, inside)
@@ -200,6 +206,13 @@ def _parquet(file: Path, column: str, where: str) -> Iterator[str]:
         if isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
             raise UserError(f"{where}.column: {column!r} in {file} holds no UTF-8 text") from None
         raise UserError(f"{file}: not readable as Parquet ({reason})") from None
+
+
+def rows_at_once(metadata: pq.FileMetaData) -> int:
+    """Rows of a file that together are no large text."""
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    largest = max((g.total_byte_size / max(1, g.num_rows) for g in groups), default=1.0)
+    return int(min(1024, max(1, READ_BYTES // max(1.0, largest))))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -218,12 +231,32 @@ def _jsonl(file: Path, column: str, where: str) -> Iterator[str]:
                 continue
             at = f"{file}, line {number}"
             try:
-                record = json.loads(line)
+                # Files that were put one behind another have marks between them.
+                record = json.loads(line.removeprefix("\ufeff"))
             except (ValueError, RecursionError):
                 raise UserError(f"{at}: not JSON; a .jsonl file has one per line") from None
             if not isinstance(record, dict):
                 raise UserError(f"{at}: not a JSON object")
             yield _text_of(record, column, at, where)
+
+
+def _encoding(start: bytes) -> str:
+    """What a byte order mark says; without one UTF-8, or what the places of zero bytes show.
+
+    In UTF-16, spaces and line feeds have a zero byte in any script, always the same one of two. In
+    UTF-32 the first or the last one of four is zero.
+    """
+    if marked := [name for mark, name in MARKS if start.startswith(mark)]:
+        return marked[0]
+    zeros = [start[at::4].count(0) for at in range(4)]
+    even, odd, least = zeros[0] + zeros[2], zeros[1] + zeros[3], 2 + len(start) // 100
+    if odd > least and even * 10 <= odd:
+        return "utf-16-le"
+    if even > least and odd * 10 <= even:
+        return "utf-16-be"
+    if min(even, odd) > least and len(start) // 4 in (zeros[0], zeros[3]):
+        return "utf-32-be" if zeros[0] > zeros[3] else "utf-32-le"
+    return "utf-8"
 
 
 @contextmanager
@@ -232,12 +265,11 @@ def _opened(file: Path) -> Iterator[TextIO]:
 
     Line ends of all kinds are read as one line feed. `UserError`s come while it is read, too.
     """
-    encoding = "utf-8"
     compression = COMPRESSED.get(file.suffix.lower())
     try:
         with pa.input_stream(str(file), compression=compression) as raw:
-            start = raw.read(4)
-        encoding = next((name for mark, name in MARKS if start.startswith(mark)), encoding)
+            start = raw.read(START_BYTES)
+        encoding = _encoding(start)
         with (
             pa.input_stream(str(file), compression=compression) as raw,
             io.TextIOWrapper(raw, encoding=encoding) as stream,
@@ -347,6 +379,11 @@ def _text_of(row: dict[str, Any], column: str, at: str, where: str) -> str:
         text = text[key]
     if text is None:
         return ""
+    if isinstance(text, bytes):  # of a Parquet column without a type of text
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{where}.column: {column!r} in {at} holds no UTF-8 text") from None
     if not isinstance(text, str):
         raise UserError(f"{where}.column: {column!r} in {at} holds {type(text).__name__}, not text")
     return text

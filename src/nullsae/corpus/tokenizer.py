@@ -26,6 +26,14 @@ EOS = "<|endoftext|>"
 PROBE = "the text"
 
 
+# Characters that are encoded at once.
+BATCH_CHARACTERS = 2**20
+# Of longer texts, those of a piece, and those that two pieces share.
+PIECE_CHARACTERS, OVERLAP_CHARACTERS = 2**18, 2**12
+# Tokens on both sides of the place where one piece goes on for another.
+SAME_TOKENS = 16
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A tokenizer ready to encode documents."""
@@ -38,9 +46,48 @@ class Encoder:
     leaves to the post-processor of `tokenizer.json`."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Token ids int32 [n_tokens] of each text: no special tokens added, none recognized."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        """Token ids int32 [n_tokens] of each text: no special tokens added, none recognized.
+
+        Long texts do not meet in memory, where a character takes some hundred bytes.
+        """
+        found: list[NDArray[np.int32]] = []
+        waiting: list[str] = []
+        for text in texts:
+            if sum(map(len, waiting)) + len(text) > BATCH_CHARACTERS:
+                found += self._encode_batch(waiting)
+                waiting = []
+            if len(text) > BATCH_CHARACTERS:
+                found.append(self._encode_long(text))
+            else:
+                waiting.append(text)
+        return [*found, *self._encode_batch(waiting)]
+
+    def _encode_batch(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def _encode_long(self, text: str) -> NDArray[np.int32]:
+        """Piece by piece. Where two pieces overlap and have the same tokens, one goes on for the
+        other, so that the ids are those of the whole; where they never do, the whole is encoded.
+        """
+        parts: list[NDArray[np.int32]] = []
+        ids, starts = self._piece(text, 0)
+        at = PIECE_CHARACTERS - OVERLAP_CHARACTERS
+        while at + OVERLAP_CHARACTERS < len(text):
+            next_ids, next_starts = self._piece(text, at)
+            meeting = _meeting(ids, starts, next_ids, next_starts)
+            if meeting is None:
+                return self._encode_batch([text])[0]
+            parts.append(ids[: meeting[0]])
+            ids, starts = next_ids[meeting[1] :], next_starts[meeting[1] :]
+            at += PIECE_CHARACTERS - OVERLAP_CHARACTERS
+        return np.concatenate([*parts, ids])
+
+    def _piece(self, text: str, at: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ids of the piece from a character on, and where in the text each of them starts."""
+        found = self._backend.encode(text[at : at + PIECE_CHARACTERS], add_special_tokens=False)
+        starts = np.asarray(found.offsets, dtype=np.int64).reshape(-1, 2)[:, 0] + at
+        return np.asarray(found.ids, dtype=np.int32), starts
 
     @property
     def eos_token_id(self) -> int | None:
@@ -93,6 +140,32 @@ class Encoder:
         backend.no_truncation()
         backend.no_padding()
         return backend
+
+
+def _meeting(
+    ids: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    next_ids: NDArray[np.int32],
+    next_starts: NDArray[np.int64],
+) -> tuple[int, int] | None:
+    """A place in both of two pieces with the same tokens before and behind; None without one.
+
+    The one nearest to the middle of what they share: at its ends a piece has other tokens.
+    """
+    first = int(np.searchsorted(starts, next_starts[0] if len(next_starts) else 0))
+    middle = (int(starts[-1]) + int(next_starts[0])) // 2 if len(starts) and len(next_starts) else 0
+    width = 2 * SAME_TOKENS
+    candidates = range(first + SAME_TOKENS, len(ids) - SAME_TOKENS + 1)
+    for i in sorted(candidates, key=lambda i: abs(int(starts[min(i, len(ids) - 1)]) - middle)):
+        place = starts[i - SAME_TOKENS : i + SAME_TOKENS]
+        j = int(np.searchsorted(next_starts, place[0]))
+        if (
+            len(place) == width
+            and np.array_equal(place, next_starts[j : j + width])
+            and np.array_equal(ids[i - SAME_TOKENS : i + SAME_TOKENS], next_ids[j : j + width])
+        ):
+            return i, j + SAME_TOKENS
+    return None
 
 
 def train_tokenizer(texts: Iterable[str], config: TrainedTokenizer) -> Encoder:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nullsae.config.corpora import Corpus, HubSource
-from nullsae.core.files import atomic_path, content_key
+from nullsae.core.files import atomic_path, content_key, room_for
 from nullsae.core.progress import bar
 from nullsae.fetching.items import Fetched, at
+from nullsae.jobs.corpus import prepare_corpus
+
+if TYPE_CHECKING:
+    from nullsae.corpus.preparation import StreamedTexts
 
 STREAM_FILE = "train.parquet"
-STREAM_BATCH_DOCUMENTS = 1024
+STREAM_BATCH_DOCUMENTS, STREAM_CHARACTERS = 1024, 2**24
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,7 @@ class Stream:
     def fetch(self) -> Fetched:
         """Write the documents, unless they are there from before."""
         if not (was_there := self.file.is_file()):
-            try:
-                with atomic_path(self.file) as temporary:
-                    _save_stream(self.corpus, self.source, self.name, temporary)
-            except BaseException:
-                self.folder.rmdir()
-                raise
+            _save_stream(self.corpus, self.source, self.name, self.file)
         return Fetched(self.file.stat().st_size, self.folder.resolve(), was_there)
 
     def overlay(self) -> dict[str, Any]:
@@ -71,41 +70,87 @@ class Stream:
         }
 
 
-def _recorded(texts: Iterator[str], file: Path, column: str) -> Generator[str]:
-    """Pass documents on and write them, in their order, as one Parquet column."""
+class Recorded:
+    """Texts of a stream that are kept in a file as they come; a later run goes on with both."""
+
+    def __init__(self, texts: StreamedTexts, file: Path) -> None:
+        """From the start of a stream, or on with what the file has of an earlier run."""
+        self._texts = texts
+        self._file = open(file, "ab")  # noqa: SIM115 - closed by `close`
+        self._goes_on = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if not self._goes_on:
+            self._file.truncate(0)
+            self._goes_on = True
+        text = next(self._texts)
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:  # halves of surrogate pairs, which a corpus replaces as well
+            data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        self._file.write(len(data).to_bytes(8, "little") + data)
+        return text
+
+    def state(self) -> dict[str, Any] | None:
+        """Where the texts stand, and what is in the file by now."""
+        stands = self._texts.state()
+        with room_for(Path(self._file.name)):
+            self._file.flush()
+        n_bytes = os.fstat(self._file.fileno()).st_size
+        return None if stands is None else {"n_bytes": n_bytes, "texts": stands}
+
+    def go_on(self, state: dict[str, Any]) -> bool:
+        """Go on from there, if the file has all that it had, and the texts can."""
+        if os.fstat(self._file.fileno()).st_size < state["n_bytes"]:
+            return False
+        if not self._texts.go_on(state["texts"]):
+            return False
+        self._file.truncate(state["n_bytes"])
+        self._goes_on = True
+        return True
+
+    def close(self) -> None:
+        """The file is whole."""
+        with room_for(Path(self._file.name)):
+            self._file.close()
+
+
+def _write_parquet(texts: Path, file: Path, column: str) -> None:
+    """Recorded texts, in their order, as one Parquet column."""
     schema = pa.schema([(column, pa.large_string())])
     batch: list[str] = []
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-
-        def write() -> None:
+    with (
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+        open(texts, "rb") as stream,
+    ):
+        while size := stream.read(8):
+            batch.append(stream.read(int.from_bytes(size, "little")).decode())
+            if len(batch) == STREAM_BATCH_DOCUMENTS or sum(map(len, batch)) > STREAM_CHARACTERS:
+                writer.write_table(pa.table([pa.array(batch, pa.large_string())], schema))
+                batch.clear()
+        if batch:
             writer.write_table(pa.table([pa.array(batch, pa.large_string())], schema))
-            batch.clear()
-
-        try:
-            for text in texts:
-                batch.append(text)
-                if len(batch) == STREAM_BATCH_DOCUMENTS:
-                    write()
-                yield text
-        finally:
-            if batch:
-                write()
 
 
 def _save_stream(corpus: Corpus, source: HubSource, name: str, file: Path) -> None:
-    """Write the documents that `prepare_corpus` takes from a stream, by reading as it does."""
+    """Write the documents that `prepare_corpus` takes from a stream, by reading as it does.
+
+    A run after a kill goes on at the last checkpoint of that, in a folder beside.
+    """
     from nullsae.corpus.preparation import Preparation
-    from nullsae.corpus.prepare import check_amounts
-    from nullsae.corpus.sources import documents
+    from nullsae.corpus.prepare import check_amounts, work_folder
+    from nullsae.corpus.sources import HubTexts
 
     where = f"config: corpora.{name}"
-    with (
-        bar(f"corpus {name}", "tokens") as progress,
-        TemporaryDirectory(dir=file.parent, prefix=".tokens.") as folder,
-        closing(
-            _recorded(documents(source, where=f"{where}.source"), file, source.column)
-        ) as texts,
-    ):
-        made = Preparation(corpus, where, Path(folder))
-        made.pack(lambda: texts, progress)
+    work = file.parent.with_name(f"{file.parent.name}.{prepare_corpus.code()}.work")
+    with bar(f"corpus {name}", "tokens") as progress, work_folder(work) as folder:
+        made = Preparation(corpus, where, folder)
+        stream = HubTexts(source, f"{where}.source")
+        with closing(Recorded(stream, folder / "texts")) as texts:
+            made.pack(lambda: texts, progress)
         check_amounts(made, corpus, where)
+        with atomic_path(file) as temporary:
+            _write_parquet(folder / "texts", temporary, source.column)

@@ -22,10 +22,10 @@ from nullsae.jobs.work.amounts import CorpusSize, SizedStudy, Work
 from nullsae.jobs.work.measuring import n_shards
 
 T = TypeVar("T")
-# Bytes of an interpreter that has imported them, by what a verb imports: a third more than the most
-# of the default study's jobs; CUDA's share of the host's memory on top.
+# Bytes that are resident once a verb has loaded all that it imports, soon or late, with pages of
+# libraries (`benchmarks/memory.py`); CUDA's share of the host's memory comes on top.
 LIBRARIES = {
-    **{"light": 5e8, "torch": 7e8, "optimizer": 8e8, "transformers": 9e8, "all": 10e8},
+    **{"light": 205e6, "torch": 310e6, "optimizer": 390e6, "transformers": 470e6, "all": 540e6},
     "cuda": 3e9,
 }
 # Megabytes and minutes of a job whose sizes are unknown.
@@ -45,8 +45,8 @@ OTHERWISE = {
 }
 # For a job that trains several SAEs, and one that runs a judge.
 SHARED_MEGABYTES, JUDGING_MEGABYTES = 16_000, 8_000
-# More than the tensors that formulas count: what an allocator keeps, and pages of mapped files.
-MEMORY_MARGIN, DISK_MARGIN = 1.3, 1.1
+# More than what formulas count.
+MEMORY_MARGIN, DISK_MARGIN = 1.1, 1.1
 # On a GPU: what its allocator keeps, and the context and kernels of CUDA.
 GPU_MARGIN, GPU_CONTEXT_BYTES = 1.15, 1e9
 # Runs took up to 1.6 times the plan of an idle machine (docs/plan.md); others are slower.
@@ -132,7 +132,7 @@ class Needs:
                 seconds = rates.wall_seconds(work, seconds, rates.REFERENCE_HOST, threads)
         if seconds is not None and not joins:
             minutes = max(MIN_MINUTES, math.ceil(seconds * TIME_MARGIN / 60))
-        megabytes = math.ceil((libraries + work.held_bytes * MEMORY_MARGIN) / 1e8) * 100
+        megabytes = math.ceil((libraries + work.held_bytes) * MEMORY_MARGIN / 1e7) * 10
         on_device = work.gpu_bytes * GPU_MARGIN + GPU_CONTEXT_BYTES
         gpu = math.ceil(on_device / 1e8) * 100 if on_gpu else 0
         return Asked(megabytes, minutes, disk, gpu, known=True, seconds=seconds)

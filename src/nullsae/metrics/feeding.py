@@ -259,7 +259,8 @@ def measure(sample: Sample, sae: Autoencoder, feeding: Feeding) -> Measured:
     x, y = sample.activations(feeding), sample.outputs(feeding, sae)
     factor, placebo, reader = 1.0, 0.0, sae
     if feeding.input in SCALED:
-        factor = 1 / float(SCALED[feeding.input](x))
+        size = float(SCALED[feeding.input](x))
+        factor = 1 / size if 0 < size < math.inf else 1.0
         reader = replace(sae, normalization="none").scaled(1 / factor)
     elif feeding.input in NORMALIZED:
         reader = replace(sae, normalization=NORMALIZED[feeding.input])

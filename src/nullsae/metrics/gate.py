@@ -69,6 +69,11 @@ def require_fit(
     Raises:
         UserError: it does not fit; the line names the key of the config to change.
     """
+    if expect is None and heldout.is_constant:
+        log.warning(
+            "%s at %s: all tokens have the same activation, which fits any SAE", keys.sae, keys.site
+        )
+        return
     rule = {name: heldout.manifest["excluded"][name] for name in Exclude.model_fields}
     sample = Sample(subject, tokens, exclude=Exclude(**rule))
     given = Feeding(keys.site, bool(tokens.n_bos))

@@ -7,6 +7,8 @@ from __future__ import annotations
 CHUNK_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
 # With fewer rows the product slows down more than the selection gains.
 MIN_CHUNK_ROWS = 256
+# Entries that are sorted at once.
+SORTED_ENTRIES = 2**24
 
 
 def rows_at_once(n_latents: int, device: str) -> int:

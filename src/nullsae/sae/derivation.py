@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nullsae.config.dictionaries import Dictionary
 from nullsae.sae.autoencoder import Autoencoder
+from nullsae.sae.chunks import SORTED_ENTRIES
 from nullsae.sae.normalization import normalize
 from nullsae.subjects.gates import SAMPLED_ROWS, Gate, judged, require
 
@@ -20,8 +21,6 @@ EQUAL = 1e-6
 GEOMETRY_SLACK = 1e-3
 # Tokens that are encoded at once, and those that the shift of `with_firings_of` is found on.
 BATCH_TOKENS, SHIFT_TOKENS = 4096, 4096
-# Entries that are sorted at once.
-SORTED_ENTRIES = 2**24
 
 
 @torch.no_grad()

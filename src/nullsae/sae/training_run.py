@@ -140,7 +140,10 @@ class Sample:
     def of(cls, block: Tensor, device: torch.device) -> Sample:
         """From the first block [n, d_model]: a stream has seen no more when training starts."""
         x = block[:INIT_TOKENS].to("cpu", torch.float32)
-        scale = math.sqrt(x.shape[1]) / float(x.norm(dim=1).mean())
+        norm = float(x.norm(dim=1).mean())
+        if not 0 < norm < math.inf:  # squares may be beyond float32
+            norm = float(x.double().norm(dim=1).mean())
+        scale = math.sqrt(x.shape[1]) / norm if norm else 1.0
         return cls((x * scale).to(device), scale)
 
     def heldout_of(self, reader: SiteReader, n_tokens: int) -> Tensor:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from nullsae.subjects import families, gates
+    from nullsae.subjects import families, forward_gates, gates
 
     State = Mapping[str, Tensor]
 else:
     torch, nn = lazy("torch"), lazy("torch.nn")
     families, gates = lazy("nullsae.subjects.families"), lazy("nullsae.subjects.gates")
+    forward_gates = lazy("nullsae.subjects.forward_gates")
 
 
 class Draw(NamedTuple):
@@ -222,6 +223,11 @@ class EmbeddingsVariant(Variant):
     def changes(cls, model: Any, settings: Settings) -> Mapping[str, Change]:
         tables = {id(module.weight) for module in families.token_tables(model).values()}
         return {name: cls.rows for name, p in model.named_parameters() if id(p) in tables}
+
+    @classmethod
+    def gates(cls, subject: Any, probe: Tensor) -> list[gates.Gate]:
+        """Whether these tables are all that tells tokens apart."""
+        return [forward_gates.all_tables(subject, probe)]
 
 
 def randomize(

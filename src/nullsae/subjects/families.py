@@ -42,6 +42,8 @@ HINTS = {
 CONTEXT_LIMITS = (
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
     *("max_sequence_length", "seq_length", "context_length", "max_target_positions", "ctx_len"),
+    *("max_context_length", "context_len", "context_size", "context_window", "n_context"),
+    *("model_max_length", "seq_len", "sequence_len", "sequence_length", "block_size", "max_ctx"),
 )
 # Tokens of the pass that shows what token ids index.
 PROBE_TOKENS = 8
@@ -88,7 +90,7 @@ def token_tables(model: Any) -> dict[str, nn.Embedding]:
     ids = torch.arange(PROBE_TOKENS, 0, -1, device=own.weight.device)[None]
     seen: set[str] = set()
     handles = [
-        module.register_forward_pre_hook(partial(_see_ids, seen, name, ids))
+        module.register_forward_pre_hook(partial(_see_ids, seen, name, ids), with_kwargs=True)
         for name, module in found.items()
     ]
     try:
@@ -100,8 +102,12 @@ def token_tables(model: Any) -> dict[str, nn.Embedding]:
     return {name: module for name, module in found.items() if module is own or name in seen}
 
 
-def _see_ids(seen: set[str], name: str, ids: Tensor, _module: nn.Module, args: Any) -> None:
-    if args and args[0].shape == ids.shape and torch.equal(args[0].to(ids.device), ids):
+def _see_ids(
+    seen: set[str], name: str, ids: Tensor, _module: nn.Module, args: Any, keys: dict[str, Any]
+) -> None:
+    given = args[0] if args else keys.get("input")
+    # Some models flatten them.
+    if isinstance(given, Tensor) and torch.equal(given.flatten().to(ids), ids.flatten()):
         seen.add(name)
 
 

@@ -7,6 +7,7 @@ activations that look sound: finite, repeatable, and about the wrong tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nullsae.core.devices import exact
+from nullsae.subjects.families import token_tables
 from nullsae.subjects.gates import Gate, failed, passed
 from nullsae.subjects.loading import Subject
 
@@ -56,19 +58,25 @@ def alone(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
 
 
 def causal(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
-    """Other tokens from the middle of each context on change nothing before them."""
-    at = probe.shape[1] // 2
-    edited = probe.clone()
-    edited[:, at:] = _another(probe[:, at:], int(probe.max()))
-    found = _run(subject, edited, list(whole))
-    if beyond := _first_beyond(SAME_SHAPE, whole, found, np.s_[:, :at], np.s_[:, :at]):
-        site, difference = beyond
-        return failed(
-            "causal",
-            f"{site}: other tokens from position {at} on change rows before them by "
-            f"{difference:.3g} of their norm: the model is not causal",
-        )
-    return passed("causal", f"edits from position {at} on change no row before them")
+    """Other tokens from a position on change nothing before it.
+
+    At the second token, in the middle and at the last one: a model may see later tokens in a prefix
+    only, or within pieces that end in the middle.
+    """
+    positions = sorted({1, probe.shape[1] // 2, probe.shape[1] - 1})
+    for at in positions:
+        edited = probe.clone()
+        edited[:, at:] = _another(probe[:, at:], int(probe.max()))
+        found = _run(subject, edited, list(whole))
+        if beyond := _first_beyond(SAME_SHAPE, whole, found, np.s_[:, :at], np.s_[:, :at]):
+            site, difference = beyond
+            return failed(
+                "causal",
+                f"{site}: other tokens from position {at} on change rows before them by "
+                f"{difference:.3g} of their norm: the model is not causal",
+            )
+    tried = ", ".join(map(str, positions))
+    return passed("causal", f"edits from positions {tried} on change no row before them")
 
 
 def own_rows(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Gate:
@@ -100,26 +108,44 @@ def own_rows(subject: Subject, probe: Tensor, whole: Mapping[str, Tensor]) -> Ga
     return passed("own rows", f"a nudge at position {at} changes its row at {len(whole)} sites")
 
 
-def reads_no_text(subject: Subject, probe: Tensor) -> Gate:
+def reads_no_text(
+    subject: Subject, probe: Tensor, name: str = "reads no text", same: str = "noise"
+) -> Gate:
     """Two texts with one noise give the same activations at every site, and the same logits.
 
     Token ids may reach a model by other roads than its input embedding: a table in each block
-    (Gemma 3n), a router that looks them up.
+    (Gemma 3n), a router that looks them up. `name` is the gate's, `same` what both texts have.
     """
     sites = ["embed", *subject.block_outputs]
     other = _another(probe, int(probe.max()))
     contexts = range(len(probe))
     first, second = _run(subject, probe, sites), _run(subject, other, sites)
-    for text, found in ((probe, first), (other, second)):
+    has_head = subject.model.get_output_embeddings() is not None
+    for text, found in ((probe, first), (other, second)) if has_head else ():
         found["logits"] = subject.logits(text, split="eval", contexts=contexts)
     if beyond := _first_beyond(SAME_SHAPE, first, second, np.s_[:], np.s_[:]):
         site, difference = beyond
         return failed(
-            "reads no text",
-            f"{site}: another text with the same noise differs by {difference:.3g} of the "
+            name,
+            f"{site}: another text with the same {same} differs by {difference:.3g} of the "
             f"norm: token ids reach this model by a road that no embedding table is on",
         )
-    return passed("reads no text", f"another text gives the same at {len(first)} places")
+    return passed(name, f"another text gives the same at {len(first)} places")
+
+
+def all_tables(subject: Subject, probe: Tensor) -> Gate:
+    """What changes the tables that token ids index changes all that tells tokens apart.
+
+    With one row for all tokens in each of them, two texts give the same activations.
+    """
+
+    def one_row(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        return torch.linspace(-1, 1, output.shape[-1]).to(output).expand_as(output)
+
+    with ExitStack() as stack:
+        for table in token_tables(subject.model).values():
+            stack.callback(table.register_forward_hook(one_row).remove)
+        return reads_no_text(subject, probe, "all tables", "embeddings")
 
 
 def _run(

@@ -172,9 +172,9 @@ def randomize_model(
         recipe["trust_remote_code"] = params.source.trust_remote_code
     checks: list[gates.Gate] = []
     if variant.changes_weights:
-        # Mapped from the file: no second copy of the weights is held.
-        before = None if trained is None else parameters(load_subject(trained, CPU).model)
-        checks = randomize_gated(model, settings, before, seed=params.seed, **keys.model_dump())
+        checks = randomize_gated(
+            model, settings, _mapped(trained), seed=params.seed, **keys.model_dump()
+        )
     if params.source is not None and variant.origin == "source" and keys.variant != "trained":
         as_trained = dict(fetch(params.source).named_parameters())
         checks = [gates.untrained(dict(model.named_parameters()), as_trained)]
@@ -203,6 +203,13 @@ def tokenizer_beside(tokens: Path) -> Path | None:
     if expected := read_json(tokens, rebuild=rebuild).get("tokenizer_checksum"):
         verify(file, expected, rebuild=rebuild)
     return file.parent
+
+
+def _mapped(trained: Path | None) -> gates.State | None:
+    """The original's parameters, mapped from its file: no second copy of the weights is held, and
+    nothing once nobody looks at them.
+    """
+    return None if trained is None else parameters(load_subject(trained, CPU).model)
 
 
 def parameters(model: Any) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from nullsae.core.visible import visible
 HEAD_BYTES, TAIL_BYTES = 2_048, 8_192
 # As `core.progress.LogLines` writes it: "train: 1,024 of 4,096 tokens, 128 tokens/s, 24 s left".
 PROGRESS = re.compile(r"^[^:\n]+: (?P<told>[\d,]+ of [\d,]+ .*)$", re.MULTILINE)
-LEFT = re.compile(r", ((?:\d+ (?:d|h|min|s) ?)+)left")
+LEFT = re.compile(r", ((?:[0-9]{1,9} (?:d|h|min|s) ?){1,4})left")
 UNIT_SECONDS = {"d": 86_400, "h": 3_600, "min": 60, "s": 1}
 # As `core.provenance.described` begins a log: "...; cpu: AMD EPYC, 2 threads; host node3".
 DEVICE = re.compile(r"; (?:cpu|cuda|mps): (?P<name>[^;\n]+?)(?:, [^;\n]*)?; host ")

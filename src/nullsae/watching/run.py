@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
@@ -18,6 +17,17 @@ from nullsae.paths import partition_keys
 from nullsae.planning.schedule import list_schedule
 from nullsae.watching import job_logs
 from nullsae.watching.events import FOLDER, SUFFIX
+from nullsae.watching.told import (
+    MAX_LINE_BYTES,
+    Ended,
+    Error,
+    Event,
+    Failed,
+    OfJob,
+    Planned,
+    PlannedJob,
+    read_event,
+)
 
 
 @dataclass
@@ -78,62 +88,65 @@ class Run:
     problems: list[Problem] = field(default_factory=list)
     began: float = 0.0
     ended: float | None = None
-    _first: dict[str, Any] = field(default_factory=dict)
+    plan: Planned | None = None
+    """The first event; None where the file does not begin with one."""
     _read_bytes: int = 0
 
     def update(self) -> None:
         """Read the whole lines that were added; one that is no event is passed over."""
         with self.file.open("rb") as file:
             file.seek(self._read_bytes)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read_bytes += len(whole)
-        for line in whole.splitlines():
-            try:
-                self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                continue
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
+                    break  # half written
+                self._read_bytes += len(line)
+                if (told := read_event(line)) is not None:
+                    self._take(told)
         if self.ended is None and self._is_dead():
             self.ended = self.file.stat().st_mtime
 
-    def _take(self, told: dict[str, Any]) -> None:
-        time, job = told["time"], self.jobs.get(told.get("job", -1))
-        match told["event"]:
-            case "planned":
-                self._first, self.began = told, time
-                for each in told["jobs"]:
+    def _take(self, told: Event) -> None:
+        match told:
+            case Planned() if self.plan is None:
+                self.plan, self.began = told, told.time
+                for each in told.jobs:
                     self._add(each)
-            case "started" if job is not None:
-                job.state, job.started = "running", time
-            case "finished" if job is not None:
-                job.state, job.seconds = "finished", time - job.started
-            case "failed" if job is not None:
-                job.state = "failed"
-                logs = tuple(self.root / log for log in told["logs"])
-                self.problems.append(Problem(job, logs=logs))
-            case "error":
-                self.problems.append(Problem(None, told["text"]))
-            case "ended":
-                self.ended = time
+            case OfJob() | Failed() if told.job in self.jobs:
+                job = self.jobs[told.job]
+                if told.event == "started":
+                    job.state, job.started = "running", told.time
+                elif told.event == "finished":
+                    job.state, job.seconds = "finished", max(0.0, told.time - job.started)
+                else:
+                    job.state = "failed"
+                    logs = tuple(self.root / log for log in told.logs)
+                    self.problems.append(Problem(job, logs=logs))
+            case Error():
+                self.problems.append(Problem(None, told.text))
+            case Ended():
+                self.ended = told.time
 
-    def _add(self, told: dict[str, Any]) -> None:
-        self.jobs[told["job"]] = Job(
-            number=told["job"],
-            rule=told["rule"],
-            stage=told["stage"],
-            log=self.root / told["log"] if told["log"] else None,
-            needs=told["needs"],
-            planned_seconds=told["seconds"],
-            gpu=told["gpu"],
-            threads=told["threads"],
+    def _add(self, told: PlannedJob) -> None:
+        if told.job in self.jobs:
+            return
+        self.jobs[told.job] = Job(
+            number=told.job,
+            rule=told.rule,
+            stage=told.stage,
+            log=self.root / told.log if told.log else None,
+            # Others would stand behind it.
+            needs=[need for need in told.needs if need in self.jobs],
+            planned_seconds=told.seconds,
+            gpu=told.gpu,
+            threads=told.threads,
         )
 
     def _is_dead(self) -> bool:
         """Whether Snakemake was killed; of another machine nobody can say."""
-        if self._first.get("host") != socket.gethostname():
+        if self.plan is None or self.plan.host != socket.gethostname():
             return False
         try:
-            return bool(psutil.Process(self._first["pid"]).create_time() > self.began)
+            return bool(psutil.Process(self.plan.pid).create_time() > self.began)
         except psutil.Error:
             return True
 
@@ -151,20 +164,22 @@ class Run:
 
     def paid_usd(self) -> float | None:
         """What language models were paid for all replies that the study keeps; None without any."""
-        name = self._first.get("replies")
-        if not name or not (self.root / name).is_file():
+        if self.plan is None or self.plan.replies is None:
             return None
+        file = self.root / self.plan.replies
         try:
+            if not file.is_file():
+                return None
             # Not `ReplyCache`, which may write.
-            with closing(sqlite3.connect(f"{(self.root / name).as_uri()}?mode=ro", uri=True)) as db:
+            with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
                 return float(db.execute("SELECT cost_usd FROM spending").fetchone()[0])
-        except sqlite3.Error:  # busy, or of another version
+        except (OSError, sqlite3.Error, TypeError, ValueError):  # busy, or of another version
             return None
 
     @property
     def max_cost_usd(self) -> float | None:
         """The limit of that."""
-        return self._first.get("max_cost_usd")
+        return None if self.plan is None else self.plan.max_cost_usd
 
     def time_left(self, now: float) -> TimeLeft:
         """How long the jobs that are left take on what the run was given.
@@ -194,7 +209,7 @@ class Run:
     def _to_come(self) -> Iterator[Job]:
         """Jobs that are not finished and do not wait for one that failed."""
         lost = {job.number for job in self.of_state("failed")}
-        stops = bool(lost) and not self._first["keeps_going"]
+        stops = bool(lost) and not (self.plan and self.plan.keeps_going)
         for job in self.jobs.values():
             if job.state == "waiting" and (stops or lost.intersection(job.needs)):
                 lost.add(job.number)
@@ -204,11 +219,12 @@ class Run:
     def _machines(self, jobs: list[Job]) -> tuple[int, int]:
         """How many jobs run at once, and how many of those that use a GPU."""
         n = max(1, len(jobs))
+        if self.plan is None:
+            return n, n
         threads = max((job.threads for job in jobs), default=1)
-        cores, at_once = self._first["cores"], self._first["jobs_at_once"]
+        cores, at_once, gpus = self.plan.cores, self.plan.jobs_at_once, self.plan.gpus
         # A cluster has no cores of this run's own.
         slots = min(n, cores // threads if cores else n, at_once or n)
-        gpus = self._first["gpus"]
         return max(1, slots), max(1, n if gpus is None else gpus)
 
 
@@ -240,11 +256,17 @@ def newest_run(root: Path) -> Run:
     """The newest run of a study.
 
     Raises:
-        UserError: there was none.
+        UserError: there was none, or its file does not say what it is to do.
     """
     files = sorted((root / FOLDER).glob(f"*{SUFFIX}"))
     if not files:
         raise UserError(f"{root}: no run here yet; `nullsae run {root}` starts one")
     run = Run(root, files[-1])
-    run.update()
+    try:
+        if run.file.is_file():  # and no pipe
+            run.update()
+    except OSError as error:
+        raise UserError(f"{run.file}: not readable ({error.strerror})") from None
+    if run.plan is None:
+        raise UserError(f"{run.file}: its first line is no plan of a run; delete it, or run again")
     return run

@@ -39,6 +39,17 @@ def token(text: str, logprob: float, *others: tuple[str, float], raw: Any = None
     return {"token": text, "logprob": logprob, "bytes": raw, "top_logprobs": top}
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("length", "MAX_TOKENS", "max_output_tokens", "model_length", "max_new_tokens"),
+        *("token_limit", "truncated", "incomplete", "model_context_window_exceeded"),
+    ],
+)
+def test_a_limit_on_tokens_is_one_under_whatever_name(reason: str) -> None:
+    assert read(answered("yes", finish_reason=reason)).reply.finish_reason == "length"
+
+
 def test_a_plain_answer_gives_its_content_and_counts() -> None:
     valid = read(answered("yes"))
     assert (valid.reply.content, valid.reply.tokens, valid.reply.finish_reason) == (

@@ -56,8 +56,9 @@ def test_a_key_is_blanked_however_it_is_written_and_the_rest_stays(way: str) -> 
         base64.urlsafe_b64encode(b"xy" + KEY.encode() + b"z").decode(),
         "\uff53\uff4b" + KEY[2:],
         " ".join(KEY),
+        "".join(f"\\U{ord(c):08x}" for c in KEY),
     ],
-    ids=["one escape", "names", "mixed", "part", "urlsafe", "fullwidth", "spaced"],
+    ids=["one escape", "names", "mixed", "part", "urlsafe", "fullwidth", "spaced", "long"],
 )
 def test_a_key_in_several_writings_at_once_is_blanked(text: str) -> None:
     blanked = SECRETS.blank(f"says {text}")

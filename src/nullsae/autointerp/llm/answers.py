@@ -32,8 +32,8 @@ CONTEXT = re.compile(
     r"(prompt|input|request).{0,20} too (long|large|many)|too many (input |prompt )?tokens",
     re.IGNORECASE,
 )
-# What gateways pass on from others than OpenAI.
-CUT = ("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length")
+# What gateways pass on from others than OpenAI: max_output_tokens, model_length, token_limit ...
+CUT = re.compile(r"length|max_|token_limit|truncated|incomplete|context_window", re.IGNORECASE)
 NO_MODEL = re.compile(
     r"model.{0,120}(not? (exist|found|available|a valid)|does not|unknown|invalid|unsupported)|"
     r"(unknown|invalid|no such|unsupported|not a valid) model",
@@ -283,7 +283,7 @@ def _valid(choice: dict[str, Any], usage: Any, secrets: Secrets, most: int | Non
     finish_reason = choice.get("finish_reason") or "stop"
     if not (isinstance(finish_reason, str) and FINISH_REASON.fullmatch(finish_reason.lower())):
         finish_reason = "other"
-    if finish_reason.lower() in CUT:
+    if CUT.search(finish_reason):
         finish_reason = "length"
     if finish_reason == "error" or choice.get("error"):
         text = secrets.blank(_said(choice, b""))

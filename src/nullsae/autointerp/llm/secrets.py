@@ -19,7 +19,8 @@ ROUNDS = 4
 # What may stand between two characters of a key without being seen.
 _UNSEEN = re.compile(r"[\s\x00-\x1f\x7f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+")
 _ESCAPE = re.compile(
-    r"\\+(?:u\{0*([0-9a-f]{1,5})\}|u([0-9a-f]{4})|x([0-9a-f]{2})|([0-3][0-7]{2})|([\x21-\x7e]))",
+    r"\\+(?:u\{0*([0-9a-f]{1,5})\}|(?-i:U000)([0-9a-f]{5})|u([0-9a-f]{4})|x([0-9a-f]{2})|"
+    r"([0-3][0-7]{2})|([\x21-\x7e]))",
     re.IGNORECASE,
 )
 
@@ -91,10 +92,12 @@ def _plain(text: str) -> str:
 
 
 def _unescaped(match: re.Match[str]) -> str:
-    braces, four, two, octal, sign = match.groups()
+    braces, eight, four, two, octal, sign = match.groups()
     if sign is not None:
         return " " if sign in "nrtbf" else str(sign)
-    return chr(int(octal, 8)) if octal else chr(min(int(braces or four or two, 16), 0x10FFFF))
+    return (
+        chr(int(octal, 8)) if octal else chr(min(int(braces or eight or four or two, 16), 0x10FFFF))
+    )
 
 
 def _encoded(value: str) -> Iterator[str]:

@@ -133,11 +133,15 @@ class SizedStudy:
         return min(self.config.activations.shard_tokens, kept)
 
     def pass_bytes(self, keys: Keys, n_contexts: int, *, head: bool) -> float:
-        """A subject and one batch through it: a block's tensors, about 20 d numbers a token."""
+        """A subject and one batch through it: a block's tensors, about 20 d numbers a token.
+
+        What is not read of a file that is mapped takes no memory.
+        """
         size, tokens = self.sizes[keys["subject"]], n_contexts * self.context_tokens(keys)
-        batch = tokens * 20.0 * size.d_model * BYTES[size.dtype]
+        number = size.d_model * BYTES[size.dtype]
         logits = tokens * size.logit_bytes if head else 0.0
-        return size.weight_bytes + batch + logits
+        unread = size.vocab_size * number if self.on_cpu and not head else 0.0
+        return size.weight_bytes - unread + tokens * 20.0 * number + logits
 
     def width(self, keys: Keys, recipe: Sae) -> int:
         """Latents of an SAE; 16 times the site's width for a pretrained one, which alone knows."""

@@ -23,8 +23,9 @@ from nullsae.jobs.work.amounts import SizedStudy, Work, encoding, forward, sae_b
 ROW_BYTES = 8 + 4
 # A token in a corpus: its id and its document, int32 each.
 TOKEN_BYTES = 8
-# Of UTF-8 text per token on disk; and of all buffers while a corpus is sorted and packed.
-TEXT_BYTES, PACKING_BYTES = 4.0, 2e8
+# Of UTF-8 text per token on disk; and at most so much of it in memory while a corpus is sorted,
+# twice, and so many tokens, of 20 bytes, while it is packed.
+TEXT_BYTES, SPOOLED_BYTES, PACKED_TOKENS, PACKED_BYTES = 4.0, 2**25, 2**20, 20.0
 NEWTON_SCHULZ_STEPS = 5
 EVALUATED_LAYERS_TOKENS = 8_192
 # Per token, measured: docs/plan.md.
@@ -46,17 +47,19 @@ COMPARED_BYTES = 24.0
 LOSS_CONTEXTS, LOSS_LOGIT_BYTES = 32, 2**28
 # Activations of a chunk: one captured, one written, both permuted or pinned.
 CHUNK_COPIES = 4
-# A block of pre-activations that is sorted, with the order.
-DERIVED_BYTES = 2**24 * 24.0
 # Tokens that an SAE's start is fitted to; of each number, 50 steps of their geometric median.
 SAMPLE_TOKENS, MEDIAN_BYTES = 32_768, 50 * 24.0
+# Of a latent, while gates compare products of its row with 256 others: five numbers in float64.
+GATED_BYTES = 5 * 8.0 * 256
+# What the C library keeps of tensors that a step has freed.
+FREED_BYTES = 3e7
 
 
 def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
     """Read, hash, tokenize, pack, and count pairs of tokens for the bigram's loss.
 
-    Held: buffers of a fixed size, and pairs. On disk while it runs: the texts, but of a stream only
-    those that its tokenizer is trained on; 4 bytes per packed token.
+    Held: buffers up to a fixed size, then pairs, as int64 three times. On disk while it runs: the
+    texts, but of a stream only those that its tokenizer is trained on; 4 bytes per packed token.
     """
     corpus, size = study.config.corpora[keys["corpus"]], study.corpora[keys["corpus"]]
     source, counted = corpus.source, min(size.sae_train_tokens, NGRAM_TOKENS)
@@ -68,13 +71,16 @@ def prepare_corpus(study: SizedStudy, keys: Keys) -> Work:
     n = size.sae_train_tokens + size.eval_tokens
     streamed = isinstance(source, HubSource) and source.streaming
     spooled = 0 if streamed and not trained else size.read_tokens
+    packing = 2.0 * min(TEXT_BYTES * size.read_tokens, SPOOLED_BYTES)
+    packing += PACKED_BYTES * min(n, PACKED_TOKENS)
     return Work(
         tokens=n,
         host_seconds=seconds + counted * NGRAM_SECONDS,
         written_bytes=n * TOKEN_BYTES,
         work_bytes=TEXT_BYTES * spooled + 4.0 * n,
-        held_bytes=PACKING_BYTES + 24.0 * counted,
-        imports="transformers",
+        held_bytes=max(packing, 24.0 * counted),
+        # Transformers' tokenizers, which load PyTorch and no model.
+        imports="torch",
     )
 
 
@@ -140,20 +146,22 @@ def _train(study: SizedStudy, keys: Keys, *, published: int) -> Work:
 def randomize_model(study: SizedStudy, keys: Keys) -> Work:
     """Draw twice, compare, publish: what is drawn is drawn on the CPU, by one thread.
 
-    Held: the weights that are drawn, and 24 bytes per entry of the largest tensor while gates
-    compare it in float64; the original stays mapped. The initializer's draws are whole models.
+    Held: the weights that are drawn, with the original, which is mapped, and 24 bytes per entry of
+    the largest tensor while gates compare it in float64; or with what was saved, read again, and
+    logits. The initializer's draws are whole models.
     """
     size, variant = study.sizes[keys["subject"]], VARIANTS[keys["variant"]]
     published = publishing(study, keys)
-    logits = LOSS_CONTEXTS * study.context_tokens(keys) * size.vocab_size * 4
+    logits = min(LOSS_LOGIT_BYTES, LOSS_CONTEXTS * study.context_tokens(keys) * size.vocab_size * 4)
+    batch = study.pass_bytes(keys, LOSS_CONTEXTS, head=False) - size.weight_bytes
     compared = COMPARED_BYTES * size.largest_tensor * (not variant.fixed)
     # An architecture's own initializer draws all weights at once, in float32.
-    models = 1.0 + 8.0 / BYTES[size.dtype] * (variant.name == "fresh_init")
+    models = 2.0 + 8.0 / BYTES[size.dtype] * (variant.name == "fresh_init")
     return together(
         published,
         host_seconds=size.n_parameters * (GATE_SECONDS if variant.changes_weights else 0.0),
         written_bytes=published.written_bytes if variant.has_own_weights() else 0.0,
-        held_bytes=models * size.weight_bytes + max(compared, 4.0 * min(LOSS_LOGIT_BYTES, logits)),
+        held_bytes=models * size.weight_bytes + max(compared, batch + 3.0 * logits),
         # One model at a time: the one that was changed goes before it is read again.
         gpu_bytes=study.pass_bytes(keys, LOSS_CONTEXTS, head=False) + 4.0 * LOSS_LOGIT_BYTES,
         imports="transformers",
@@ -291,8 +299,9 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
     """The SAEs of one job, on cached or live activations.
 
     Held on the CPU: a step of all SAEs or, between steps, their weights, gradients and moments, and
-    a copy of one, which is scaled when it is written; on a GPU these are not in the host's memory.
-    Beside them the start of the data, and blocks of it.
+    a copy of one, which is scaled when it is written, or what is held out, in float64 three times;
+    a GPU has these in its own memory, but for the copy. Beside them the start of the data, and
+    blocks of it.
     """
     keys, parts = cells[0], []
     size, settings = study.sizes[keys["subject"]], study.config.activations
@@ -310,7 +319,8 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             kind = "cpu" if study.on_cpu else "cuda"
             bytes_of = recipe.training().step_bytes
             on_device += bytes_of(recipe, d_model=d, n_latents=m, k=recipe.kept, device=kind)
-            states, copy = states + 4 * one, max(copy, one)
+            measured = 24.0 * d * min(recipe.heldout_tokens, study.cached(cell, "eval"))
+            states, copy = states + 4 * one, max(copy, one, one / 2 + measured)
         if elsewhere or not recipe.origin.trained:
             fitted = recipe.origin.fit_flops(d, cached)
             parts.append(Work(product_flops=fitted, moved_bytes=cached * 16.0 * d))
@@ -335,9 +345,11 @@ def train_saes(study: SizedStudy, cells: list[Keys]) -> Work:
             deepest = max(blocks_to(site, size) for site in sites)
             live = forward(size, n * epochs, study.context_tokens(keys), blocks=deepest)
         parts.append(replace(live, tokens=0))
-    start = sum(widths) * 4.0 * (SAMPLE_TOKENS + max(r.heldout_tokens for r in recipes))
-    held = max(on_device, states + copy, fitting) if study.on_cpu else fitting
-    held += start
+    sampled = min(SAMPLE_TOKENS, study.chunk(keys))
+    heldout = min(max(r.heldout_tokens for r in recipes), study.cached(keys, "eval"))
+    start = sum(widths) * 4.0 * (sampled + heldout)
+    held = max(on_device, states + copy, fitting) if study.on_cpu else max(copy, fitting)
+    held += start + FREED_BYTES * stepwise
     held += 2.0 * sum(widths) * study.chunk(keys) * BYTES[settings.dtype]
     passes = 0.0
     if (stream and has_model(keys["variant"])) or not settings.kept:
@@ -362,18 +374,19 @@ def train_sae(study: SizedStudy, keys: Keys) -> Work:
 def derive_sae(study: SizedStudy, keys: Keys) -> Work:
     """One SAE from another: both encode the sample and what is held out; the rest is `derive`'s.
 
-    Held: both SAEs, those in float64 that are turned, the samples, and a block that is sorted.
+    Held: both SAEs, those in float64 that are turned, products of some rows with all in gates, the
+    samples, and what `derive` sorts.
     """
     recipe, d, m = study.sae(keys)
     made = study.config.saes[keys["sae"]]
     n = min(made.origin.sampled, study.cached(keys, "sae_train"))
     heldout = min(made.heldout_tokens, study.cached(keys, "eval"))
-    one, samples = sae_bytes(d, m), 4.0 * d * (n + heldout)
+    one, samples, gates = sae_bytes(d, m), 4.0 * d * (n + heldout), GATED_BYTES * m
     return together(
         encoding(recipe, d, m, 2 * n + 3 * heldout),
         product_flops=made.origin.derive_flops(d, m, n),
         written_bytes=one,
-        held_bytes=6 * one + 2 * samples + 48.0 * d * d + DERIVED_BYTES,
+        held_bytes=6 * one + gates + 2 * samples + 48.0 * d * d + made.origin.derive_bytes(m, n),
         imports="torch",
         gpu=True,
     )

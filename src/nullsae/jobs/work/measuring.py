@@ -22,25 +22,34 @@ from nullsae.jobs.work.amounts import (
     sae_bytes,
     together,
 )
-from nullsae.jobs.work.making import LOSS_LOGIT_BYTES, anew, anew_bytes
+from nullsae.jobs.work.making import FREED_BYTES, LOSS_LOGIT_BYTES, anew, anew_bytes
 
-COVARIANCE_TOKENS, FIDELITY_CONTEXTS = 65_536, 16
+# Of a logit while predictions are compared, beside `Size.logit_bytes`.
+COVARIANCE_TOKENS, FIDELITY_CONTEXTS, COMPARED_LOGITS = 65_536, 16, 12.0
 # Of an entry of the matrix of costs; and to import SciPy's solver.
-ASSIGNMENT_SECONDS, SCIPY_SECONDS = 8e-8, 0.65
+ASSIGNMENT_SECONDS, SCIPY_SECONDS, SCIPY_BYTES = 8e-8, 0.65, 5e7
 FIRING_SECONDS, WINDOW_SECONDS, LATENT_SECONDS = 3e-7, 4e-5, 2e-5
 LATENT_BYTES, WINDOW_TOKEN_BYTES = 90.0, 2.5
 # Firings that are sorted at once, and what the search for silent windows holds.
 SORTED_BYTES, CO_OCCURRING_BYTES = 150 * 2**19, 30.0 * 2**19
-EXPLANATION_SECONDS, JUDGED_SECONDS = 4e-3, 4.5e-5
+# The windows of an SAE as Python objects, over what they take in a table.
+EXPLANATION_SECONDS, JUDGED_SECONDS, SHOWN_COPIES = 4e-3, 4.5e-5, 8.0
 METRICS_PER_SAE, METRICS_PER_SCORE = 16, 8
 ESTIMATE_SECONDS, RESAMPLE_SECONDS = 3e-3, 0.8e-6
 # Of a latent that is ranked by one metric against one null: metrics of all passing latents.
 METRICS_RANKED, RANKED_SECONDS, RANKED_BYTES, RANKED_FILE_BYTES = 5, 1.5e-6, 170.0, 15.0
 FIGURES, FIGURE_SECONDS = 30, 0.25
-# Contexts that are captured at once to take latents away, and log-probabilities of a pass.
-CAUSAL_TOKENS, CAUSAL_LOGIT_BYTES = 2**14, 60.0 * 2**23
+# What statistics, and what draws figures, load and hold of any study.
+STATISTICS_BYTES, DRAWING_BYTES = 2.1e8, 1.65e8
+# Tokens that are captured at once to take latents away, rows of a pass, and log-probabilities of
+# these; then ranks of effects, or of successors, of three directions.
+CAUSAL_TOKENS, CAUSAL_ROWS, CAUSAL_LOGITS, CAUSAL_LOGIT_BYTES = 2**14, 2**9, 2**23, 60.0
+RANKED_EFFECTS, EFFECT_BYTES, PAIR_BYTES = 2**21, 250.0, 40.0
 # An SAE's batch outside training, and the entries of its pre-activations at once.
 BATCH_TOKENS, CHUNK_ENTRIES, CHUNK_ROWS, GPU_CHUNK_ENTRIES = 4096, 2**20, 256, 2**28
+# Of each dimension while a batch is summed in float64: what goes in and comes out, twice each, and
+# three terms.
+SUMMED_BYTES = 56.0 * BATCH_TOKENS
 
 
 def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
@@ -73,9 +82,9 @@ def evaluate_saes(study: SizedStudy, cells: list[Keys]) -> Work:
 def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
     """Reconstruct `eval`; means per token; geometry of the decoder; four passes for fidelity.
 
-    Held: the SAE and means of each token; a block of cosines (16 m d for random directions, which
-    are normalized in float64, 16 MiB, 24 d^2 for a spectrum), then a subject with clean and other
-    logits.
+    Held: the SAE and means of each token; a batch in float64; a block of cosines (16 m d for random
+    directions, which are normalized in float64, 16 MiB, 24 d^2 for a spectrum), then a subject with
+    clean and other logits.
     """
     size, (recipe, d, m) = study.sizes[keys["subject"]], study.sae(keys)
     n, cached = study.cached(keys, "eval"), study.cached(keys, "sae_train")
@@ -85,8 +94,10 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         fidelity = min(study.config.evaluation.fidelity_tokens, n)
         parts += 4 * [forward(size, fidelity, study.context_tokens(keys), head=True)]
         parts.append(encoding(recipe, d, m, fidelity))
-        passes = study.pass_bytes(keys, FIDELITY_CONTEXTS, head=True)
+        compared = FIDELITY_CONTEXTS * study.context_tokens(keys) * COMPARED_LOGITS
+        passes = study.pass_bytes(keys, FIDELITY_CONTEXTS, head=True) + compared * size.vocab_size
     geometry = 16.0 * m * d + 2**24 + 24.0 * d * d
+    held = FREED_BYTES + max(geometry, passes, SUMMED_BYTES * d)
     return together(
         *parts,
         tokens=n + sum(part.tokens for part in parts),
@@ -96,7 +107,7 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
         + 20.0 * float(d) ** 3,
         # Sums in float64 over what goes in and comes out, and over what means are fitted to.
         moved_bytes=(n * 160.0 + (n + cached) * 80.0) * d,
-        held_bytes=coding_bytes(recipe, d, m) + 12.0 * size.vocab_size * d + max(geometry, passes),
+        held_bytes=coding_bytes(recipe, d, m) + 12.0 * size.vocab_size * d + held,
         gpu_bytes=coding_gpu_bytes(recipe, d, m) + max(geometry, passes),
         imports="transformers" if with_model else "torch",
         # A copy of them is kept.
@@ -106,7 +117,7 @@ def evaluate_sae(study: SizedStudy, keys: Keys) -> Work:
 
 
 def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
-    """Reconstruct some of `eval` of each variant."""
+    """Reconstruct some of `eval` of each variant, as it is and rescaled."""
     recipe, d, m = study.sae(keys)
     limit = study.config.evaluation.cross_tokens or 0
     n = min(limit, study.cached(keys, "eval")) * len(cross_cells(study.config, keys))
@@ -116,13 +127,14 @@ def cross_evaluate(study: SizedStudy, keys: Keys) -> Work:
         for cell in cross_cells(study.config, keys)
         for part in anew(study, {**keys, **cell}, [keys["site"]], 2 * limit)
     ]
+    live = anew_bytes(study, keys, [keys["site"]])
     return together(
         encoding(recipe, d, m, n),
         *passes,
         tokens=n,
         moved_bytes=n * 160.0 * d,
-        held_bytes=coding_bytes(recipe, d, m) + anew_bytes(study, keys, [keys["site"]]),
-        gpu_bytes=coding_gpu_bytes(recipe, d, m) + anew_bytes(study, keys, [keys["site"]]),
+        held_bytes=coding_bytes(recipe, d, m) + 1.5 * SUMMED_BYTES * d + live,
+        gpu_bytes=coding_gpu_bytes(recipe, d, m) + live,
         imports="transformers" if passes else "torch",
         written_bytes=2e4,
         gpu=True,
@@ -145,7 +157,7 @@ def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
         host_seconds=SCIPY_SECONDS + pairs * matched * m * ASSIGNMENT_SECONDS,
         moved_bytes=n_saes * 3 * sae_bytes(d, m),
         written_bytes=2e4,
-        held_bytes=2.0 * sae_bytes(d, m) + 8.0 * matched * m,
+        held_bytes=2.0 * sae_bytes(d, m) + 8.0 * matched * m + SCIPY_BYTES,
         imports="torch",
     )
 
@@ -153,24 +165,26 @@ def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
 def collect_latents(study: SizedStudy, keys: Keys) -> Work:
     """Encode `eval`, sort all firings, cut windows for the sampled latents; passes of the subject.
 
-    Held: the table of docs/latents.md, and a subject with a batch.
+    Held: the table of docs/latents.md: what sorts, or the subject and what asks it.
     """
     (recipe, d, m), settings = study.sae(keys), study.config.latents
-    passes = causal_passes(study, keys)
+    size = study.sizes[keys["subject"]]
+    passes, site = causal_passes(study, keys), [keys["site"]]
     n, n_eval = study.cached(keys, "eval"), study.corpus(keys).eval_tokens
     rows = settings.n_sampled * windows_of(study)
     kinds = {"nearest": 25.0 * n_eval / 2, "co_occurring": CO_OCCURRING_BYTES}
     silent = sum(kinds.get(kind, 0.0) for kind in settings.silent_windows)
-    held = coding_bytes(recipe, d, m) + SORTED_BYTES + 350.0 * m
-    with_model = bool(passes)
-    causal = 0.0
-    if with_model:
-        n_contexts = -(-CAUSAL_TOKENS // study.context_tokens(keys))
-        causal = study.pass_bytes(keys, n_contexts, head=False) + CAUSAL_LOGIT_BYTES
-    live = anew(study, keys, [keys["site"]], n)
-    # One subject for both.
-    run = max(causal, anew_bytes(study, keys, [keys["site"]]))
-    held += run
+    one = sae_bytes(d, m)
+    sorting = coding_bytes(recipe, d, m) - one + SORTED_BYTES + anew_bytes(study, keys, site)
+    effects = 0.0
+    if passes:
+        n_contexts = -(-min(CAUSAL_TOKENS, n_eval) // study.context_tokens(keys))
+        logits = CAUSAL_LOGIT_BYTES * min(CAUSAL_LOGITS, CAUSAL_ROWS * size.vocab_size)
+        passing = min(m, n * recipe.kept // settings.min_firings)
+        ranks = EFFECT_BYTES * min(RANKED_EFFECTS, passing * size.vocab_size) + PAIR_BYTES * n_eval
+        effects = study.pass_bytes(keys, n_contexts, head=False) + max(logits, ranks)
+    live = anew(study, keys, site, n)
+    held = one + 350.0 * m + 66.0 * n_eval / settings.window_tokens + silent + window_bytes(study)
     return together(
         encoding(recipe, d, m, n),
         *live,
@@ -178,9 +192,9 @@ def collect_latents(study: SizedStudy, keys: Keys) -> Work:
         tokens=n + sum(part.tokens for part in passes),
         host_seconds=n * recipe.kept * FIRING_SECONDS + rows * WINDOW_SECONDS + m * LATENT_SECONDS,
         written_bytes=m * LATENT_BYTES + rows * settings.window_tokens * WINDOW_TOKEN_BYTES,
-        held_bytes=held + 66.0 * n_eval / settings.window_tokens + silent + window_bytes(study),
-        gpu_bytes=coding_gpu_bytes(recipe, d, m) + run,
-        imports="transformers" if with_model or live else "torch",
+        held_bytes=held + max(sorting, effects),
+        gpu_bytes=coding_gpu_bytes(recipe, d, m) + max(effects, anew_bytes(study, keys, site)),
+        imports="transformers" if passes or live else "torch",
         gpu=True,
     )
 
@@ -223,7 +237,7 @@ def window_bytes(study: SizedStudy) -> float:
 
 def explain_latents(study: SizedStudy, keys: Keys) -> Work:
     """Token statistics, or questions, whose answers are awaited elsewhere."""
-    n, held = study.config.latents.n_sampled, window_bytes(study)
+    n, held = study.config.latents.n_sampled, SHOWN_COPIES * window_bytes(study)
     return Work(host_seconds=n * EXPLANATION_SECONDS, written_bytes=n * 2_000.0, held_bytes=held)
 
 
@@ -243,7 +257,7 @@ def score_latents(study: SizedStudy, keys: Keys) -> Work:
     Held: the windows; a model, and the logits of a batch.
     """
     settings, scorer = study.config.latents, study.config.scorers[keys["scorer"]]
-    n, held = settings.n_sampled * judged_windows(study), window_bytes(study)
+    n, held = settings.n_sampled * judged_windows(study), SHOWN_COPIES * window_bytes(study)
     if scorer.model_in_job is not None:
         read, context = scorer.tokens_read(settings.window_tokens)
         judge = study.judges[keys["scorer"]]
@@ -309,14 +323,15 @@ def aggregate(study: SizedStudy, keys: Keys) -> Work:
     ranked = n_ranked(study)
     seconds += ranked * RANKED_SECONDS
     written = saes * (2e5 + 5e4 * scored) + ranked * RANKED_FILE_BYTES
-    return Work(host_seconds=seconds, written_bytes=written, held_bytes=joined_bytes(study))
+    held = STATISTICS_BYTES + joined_bytes(study)
+    return Work(host_seconds=seconds, written_bytes=written, held_bytes=held)
 
 
 def report(study: SizedStudy, keys: Keys) -> Work:
     """Figures, in each format, and the page."""
     config = study.config
     n = FIGURES * len(config.subjects) * len(config.report.figure_formats)
-    held = joined_bytes(study)
+    held = DRAWING_BYTES + joined_bytes(study)
     return Work(host_seconds=n * FIGURE_SECONDS, written_bytes=n * 1e5, held_bytes=held)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nullsae.core.registry import lazy
+from nullsae.sae.chunks import SORTED_ENTRIES
 from nullsae.sae.dictionaries.derived import Derived
 from nullsae.sae.later import Autoencoder, F, Tensor, autoencoder, torch
 
@@ -50,3 +51,7 @@ class RateMatchedRandom(Derived):
         """Products with all directions: rates of both SAEs, thresholds, the factor; and sorting."""
         sorting = 30.0 * n_latents * n_tokens
         return 8.0 * n_tokens * n_latents * d_model + sorting
+
+    def derive_bytes(self, n_latents: int, n_tokens: int) -> float:
+        """A block of pre-activations that is sorted, with the order."""
+        return 24.0 * min(n_latents * n_tokens, SORTED_ENTRIES)

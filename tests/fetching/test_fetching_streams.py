@@ -1,0 +1,139 @@
+"""The documents of a stream, fetched as a file: a fetch goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from nullsae.fetching.streams import Recorded
+from tiny_hub import TinyHub
+
+WORDS = [f"word{i}" for i in range(300)]
+N_FILES, N_TEXTS = 20, 900
+FETCH = """
+import json, os, signal, sys
+from pathlib import Path
+from nullsae.config.corpora import Corpus
+from nullsae.config.parse import parse_section
+from nullsae.corpus import preparation
+from nullsae.fetching import streams
+
+class Bar:
+    def __enter__(self):
+        return self.show
+    def __exit__(self, *_):
+        pass
+    def show(self, done, _total):
+        if done >= int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+preparation.CHECKPOINT_TOKENS = 300
+streams.bar = lambda *_: Bar()
+corpus = parse_section(Corpus, json.loads(sys.argv[2]), where="test")
+streams.Stream(corpus, corpus.source, Path(sys.argv[1]), "c", "test").fetch()
+"""
+
+
+def words_tokenizer(folder: Path) -> str:
+    """One that knows nothing but the words."""
+    vocabulary = {word: i for i, word in enumerate([*WORDS, "</s>", "<unk>"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_killed_fetch_goes_on_at_its_last_checkpoint(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 60))) for _ in range(N_TEXTS)]
+    each = N_TEXTS // N_FILES
+    files = {
+        f"train-{i:02}.jsonl": "".join(
+            json.dumps({"text": text}) + "\n" for text in texts[each * i : each * (i + 1)]
+        ).encode()
+        for i in range(N_FILES)
+    }
+    corpus = {
+        "source": {"kind": "hub", "path": "some/text", "streaming": True},
+        "tokenizer": {"kind": "pretrained", "path": words_tokenizer(tmp_path / "words")},
+        **{"context_tokens": 16, "eval_share": 0.2, "sae_train_tokens": 16_000},
+        "eval_tokens": 3000,
+    }
+    hub = TinyHub()
+    hub.add("datasets", "some/text", files)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment = {**kept, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": hub.endpoint}
+    fetched = []
+    try:
+        for at in (12_000, 10**9):
+            command = [sys.executable, "-c", FETCH, str(tmp_path / "home"), json.dumps(corpus)]
+            done = subprocess.run(
+                [*command, str(at)], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == (-signal.SIGKILL if at < 10**9 else 0), done.stderr
+            fetched.append({path.rsplit("/", 1)[-1] for path in hub.downloaded()} & files.keys())
+            hub.requests.clear()
+    finally:
+        hub.stop()
+    first, second = fetched
+    assert len(first) > 6
+    assert first & second <= {"train-00.jsonl", *sorted(first)[-3:]}
+    [file] = (tmp_path / "home").rglob("*.*")
+    found = pq.read_table(file)["text"].to_pylist()
+    # All that were read, once and in order, and no more than what fills both splits.
+    assert found == texts[: len(found)]
+    assert 19_000 < sum(len(text.split()) + 1 for text in found) < 24_000
+
+
+class Texts:
+    """A stream in memory."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts, self.at = texts, 0
+
+    def __next__(self) -> str:
+        if self.at == len(self.texts):
+            raise StopIteration
+        self.at += 1
+        return self.texts[self.at - 1]
+
+    def state(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def go_on(self, state: dict[str, Any]) -> bool:
+        self.at = state["at"]
+        return True
+
+
+def test_what_was_recorded_after_the_last_checkpoint_is_recorded_anew(tmp_path: Path) -> None:
+    texts, file = ["a", "é", "\ud83d alone", "d"], tmp_path / "texts"
+    once = Recorded(Texts(texts), file)
+    read = [next(once), next(once)]
+    state = once.state()
+    assert state is not None
+    read.append(next(once))
+    once.close()
+    again = Recorded(Texts(texts), file)
+    assert again.go_on(state)
+    assert list(again) == texts[2:]
+    again.close()
+    whole = Recorded(Texts(texts), tmp_path / "whole")
+    assert list(whole) == texts
+    whole.close()
+    assert file.read_bytes() == (tmp_path / "whole").read_bytes()
+    # A file that was cut, or is of nothing, is written from its start.
+    other = Recorded(Texts(texts), tmp_path / "other")
+    assert not other.go_on(state)
+    assert list(other) == texts
+    other.close()
+    assert (tmp_path / "other").read_bytes() == file.read_bytes()

@@ -1,0 +1,88 @@
+"""What jobs ask for, beside what they held: real trainings, each in a process that is watched."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nullsae.config.read import read_merged_config
+from nullsae.jobs.resources import Needs
+
+REPOSITORY = Path(__file__).parents[2]
+D_MODEL, TOKENS, BATCH, SITE = 256, 4_096, 1_024, "resid_post.1"
+# Trains an SAE of each width in a copy of a process that has imported all; prints the most that was
+# resident in each, libraries included, in megabytes.
+TRAINED = """
+import json, os, re, sys
+from pathlib import Path
+sys.path.append(sys.argv[3])
+import torch, torch._dynamo
+from nullsae.config.compute import Compute
+from nullsae.config.saes import Sae
+from nullsae.jobs.keys import ModelKeys
+from nullsae.jobs.saes import SaeCell, TrainSaeParams
+from nullsae.sae.train_sae import train_sae
+from small_chain import write_site
+
+folder, d, tokens, batch, site, *widths = Path(sys.argv[1]), *json.loads(sys.argv[2])
+for split in ("train", "eval"):
+    x = torch.randn(tokens, d, generator=torch.Generator().manual_seed(len(split)))
+    write_site(folder / split, x, [tokens // 2] * 2, site=site, dtype="bfloat16")
+del x
+for width in widths:
+    read, write = os.pipe()
+    if os.fork():
+        os.close(write)
+        print(int(os.read(read, 20)) * 1024 / 1e6, flush=True)
+        os.wait()
+        continue
+    recipe = Sae.of(k=16, n_latents=width, batch_tokens=batch, heldout_tokens=batch,
+                    dead_after_tokens=batch)
+    train_sae(
+        TrainSaeParams(
+            seed=0, keys=ModelKeys(subject="made", variant="trained", draw=0),
+            saes={"topk": recipe}, cells=(SaeCell(site=site, sae="topk", seed=0),),
+            compute=Compute(threads=1, device="cpu"),
+        ),
+        train_activations=folder / "train/manifest.json",
+        eval_activations=folder / "eval/manifest.json",
+        output=folder / f"sae-{width}", work=folder / "work",
+    )
+    status = Path("/proc/self/status").read_text()
+    os.write(write, re.search(r"VmHWM:\\s+(\\d+)", status)[1].encode())
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts memory")
+def test_trainings_of_two_widths_hold_what_they_ask_for_and_three_quarters_of_it(
+    tmp_path: Path,
+) -> None:
+    widths = (4_096, 20_480)
+    given = [D_MODEL, TOKENS, BATCH, SITE, *widths]
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINED, tmp_path, json.dumps(given), REPOSITORY / "tests"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert not done.returncode, done.stderr
+    found = [float(line) for line in done.stdout.splitlines() if line[0].isdigit()]
+    source = {"kind": "train", "n_layers": 2, "d_model": D_MODEL, "n_heads": 4}
+    for width, held in zip(widths, found, strict=True):
+        recipe = {"k": 16, "n_latents": width, "batch_tokens": BATCH, "heldout_tokens": BATCH}
+        changes = {
+            "corpora": {"sotu": {"sae_train_tokens": TOKENS, "eval_tokens": TOKENS}},
+            "subjects": {"small": {"source": source, "sites": [SITE]}},
+            "activations": {"sae_train_tokens": TOKENS, "shard_tokens": TOKENS // 2},
+            "saes": {"topk": recipe},
+        }
+        config = read_merged_config([REPOSITORY / "config.yaml"], changes)
+        cell = {"subject": "small", "variant": "trained", "draw": "0", "site": SITE}
+        asked = Needs(config).asked("train_sae", [{**cell, "sae": "topk", "seed": "0"}])
+        assert asked.known
+        assert 1.0 <= asked.megabytes / held <= 1.3, (width, asked.megabytes, held)

@@ -23,6 +23,7 @@ from coverage_designs import (
     N_RESAMPLES,
     RESAMPLER,
     SETTINGS,
+    exact_replications,
     judged_documents,
     replications,
 )
@@ -327,6 +328,7 @@ def main() -> None:
         found_share(name, paired_documents(n, n_draws), "cosine", few)
 
     replications(n_trials)
+    exact_replications()
     judged_documents(n_trials)
 
     start = time.process_time()

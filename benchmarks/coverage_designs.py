@@ -9,6 +9,7 @@ estimate of that design is worth for it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from nullsae.config.statistics import Statistics
 from nullsae.statistics.bootstrap import Arm, ArmCell, Documents, Floats, Resampler
 from nullsae.statistics.components import seed_variance
 from nullsae.statistics.contrasts import estimate, spread_of_difference
+from nullsae.statistics.spread import Component, Spread
 
 N_RESAMPLES = 1000
 METRIC = {metric.name: metric for metric in all_metrics()}
@@ -47,6 +49,10 @@ class Scale(NamedTuple):
 
 
 N_NULLS = 4
+Part = tuple[float, int]
+"""Variance and degrees of freedom."""
+# Documents of log-normal length (sd 0.8) count as exp(0.64) times fewer of equal length.
+DOCUMENTS = (("100 documents", 0.02, 100 / np.exp(0.64), (0.03, 0.03)),)
 LATENT_SD = (1.0, 0.7, 1.3, 1.0, 0.8)
 """Of trained and of each null: only the variance of seeds is one and the same."""
 
@@ -150,6 +156,51 @@ def replication(
         f"{np.quantile(off, 0.95):10.4f}",
         flush=True,
     )
+
+
+def chi_square(variance: float, df: int, n_nodes: int) -> Floats:
+    """Estimates of a variance with so many degrees of freedom, all equally likely: [n_nodes]."""
+    at = (np.arange(n_nodes) + 0.5) / n_nodes
+    quantiles: Floats = variance * special.chdtri(df, 1 - at) / df
+    return quantiles
+
+
+def by_quadrature(draws: Part, seeds: Part, units: Part) -> tuple[float, float]:
+    """Coverage and mean half-width of the rule, with neither chance nor skewness.
+
+    Parts are (variance, degrees of freedom) of a difference: of the null's draws, of trained's
+    seeds, and of documents. Errors are normal, and the three estimates of variance independent.
+    """
+    nodes = [chi_square(*part, n) for part, n in ((draws, 150), (seeds, 8), (units, 8))]
+    truth, covered, half = sum(part[0] for part in (draws, seeds, units)), 0.0, 0.0
+    for a, b, c in product(*nodes):
+        found = Spread.of(
+            [
+                Component(a, draws[1], is_whole=True),
+                Component(b, seeds[1], is_whole=True, is_pooled=True),
+                *([Component(c, units[1])] if c else []),
+            ]
+        )
+        reach = found.standard_error * float(special.stdtrit(found.df, 0.975))
+        covered += 2 * float(special.ndtr(reach / np.sqrt(truth))) - 1
+        half += reach
+    n = np.prod([len(values) for values in nodes])
+    return covered / n, half / n
+
+
+def exact_replications() -> None:
+    """Print what `replication` would print of very many studies, for designs of several draws."""
+    print(f"\n{'without simulation: several draws, pooled':46}{'':8}{'all':>8}{'half':>9}")
+    for n_draws, n_seeds in ((3, 3), (5, 3)):
+        df = (1 + N_NULLS * n_draws) * (n_seeds - 1)
+        for kind, scale, n, sd in (("50 latents", 0.5, 50, LATENT_SD[:2]), *DOCUMENTS):
+            own, null = (one**2 / n for one in sd)
+            of_draws = (scale**2 + ((scale / 2) ** 2 + null) / n_seeds) / n_draws
+            of_seeds = ((scale / 2) ** 2 + own) / n_seeds
+            # What an arm's cells find hard alike: of the null, and of trained.
+            units = (own + null, 99) if kind == "100 documents" else (0.0, 1)
+            every, half = by_quadrature((of_draws, n_draws - 1), (of_seeds, df), units)
+            print(f"{f'{n_draws} x {n_seeds}, {kind}':46}{'':8}{every:8.3f}{half:9.4f}")
 
 
 def replications(n_trials: int) -> None:

@@ -53,7 +53,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def summaries_table(summaries: pd.DataFrame) -> str:
-    """Each metric of `ROWS` at each site, with its interval, for all variants."""
+    """Each metric of `ROWS` at each site, with its interval, for all variants.
+
+    Recipes that are made for one variant alone, null dictionaries, are left out.
+    """
+    summaries = summaries[summaries.groupby("sae")["variant"].transform("nunique") > 1]
     variants = [name for name in VARIANTS if name in set(summaries["variant"])]
     rows = []
     for of in ROWS:
@@ -108,20 +112,42 @@ def power_table(power: pd.DataFrame) -> str:
 
 
 def stages_table(verdicts: pd.DataFrame) -> str:
-    """Verdicts within the trained subject, with null minus real: a row per metric and pair."""
+    """Verdicts on explanations and directions, with null minus real: a row per metric and pair."""
     rows = []
     keys = ["stage", "real", "null", "metric", "scorer"]
-    found = verdicts[verdicts["stage"] != "model"].groupby(keys, sort=False, dropna=False)
-    for (stage, real, null, metric, scorer), sites in found:
+    found = verdicts[verdicts["stage"].isin(["explanation", "effect"])]
+    found = found[~found["sae"].isin(null_dictionaries(verdicts))]
+    for (stage, real, null, metric, scorer), sites in found.groupby(keys, sort=False, dropna=False):
         name = ", ".join([f"`{metric}`", *([scorer] if isinstance(scorer, str) else [])])
-        said = [
-            row.verdict if pd.isna(row.difference) else f"{row.verdict} {row.difference:+.3f}"
-            for row in sites.itertuples()
-        ]
-        rows.append([stage, f"`{real}`", f"`{null}`", name, ", ".join(said)])
+        rows.append([stage, f"`{real}`", f"`{null}`", name, _said(sites)])
     return markdown_table(
         ["stage", "real", "null", "metric", "verdict and null - real, by site"], rows
     )
+
+
+def null_dictionaries(verdicts: pd.DataFrame) -> list[str]:
+    """The null dictionaries that learned ones are compared with."""
+    return [*verdicts[verdicts["stage"] == "dictionary"]["null"].unique()]
+
+
+def dictionaries_table(verdicts: pd.DataFrame) -> str:
+    """Verdicts on the learned dictionary, with null minus real: a column per null dictionary."""
+    nulls, rows = null_dictionaries(verdicts), []
+    found = verdicts[verdicts["stage"] == "dictionary"]
+    found = found[~found["explainer"].fillna("").str.contains("swapped")]
+    keys = ["metric", "explainer", "scorer"]
+    for (metric, *judge), cells in found.groupby(keys, sort=False, dropna=False):
+        name = ", ".join([f"`{metric}`", *(one for one in judge if isinstance(one, str))])
+        rows.append([name, *(_said(cells[cells["null"] == null]) for null in nulls)])
+    return markdown_table(["metric", *(f"`{null}`" for null in nulls)], rows)
+
+
+def _said(sites: pd.DataFrame) -> str:
+    said = [
+        row.verdict if pd.isna(row.difference) else f"{row.verdict} {row.difference:+.3f}"
+        for row in sites.itertuples()
+    ]
+    return ", ".join(said) or "-"
 
 
 def blocks(results: Path) -> dict[str, str]:
@@ -138,6 +164,7 @@ def blocks(results: Path) -> dict[str, str]:
         "models": models_table(tables["models"]),
         "power": power_table(tables["discriminating_power"]),
         "stages": stages_table(tables["verdicts"]),
+        "dictionaries": dictionaries_table(tables["verdicts"]),
     }
 
 

@@ -58,6 +58,7 @@ OTHERS = {
         "xargs",
         "twine",
         "uv",
+        "pixi",
     ),
 }
 OURS = ("nullsae", "snakemake", "make", "python")

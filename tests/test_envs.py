@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import nullsae
+from nullsae.jobs.entry import IMAGE, image
 
 REPOSITORY = Path(__file__).parents[1]
 ENVS = REPOSITORY / "envs"
@@ -209,6 +211,68 @@ def test_a_container_holds_every_file_that_the_workflow_reads(tmp_path: Path) ->
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "train_sae" in result.stdout + result.stderr
+
+
+# Stands for Apptainer: it writes down what it is asked, and runs nothing.
+APPTAINER = """#!/bin/sh
+case "$*" in
+--version) echo apptainer version 1.4.0; exit ;;
+pull*) touch "$3" ;;
+esac
+printf '%s\\n' "$*" >> {log}
+"""
+
+
+def test_jobs_run_in_the_image_of_this_version_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Without `--sdm apptainer` no image is looked at, and the jobs are the same."""
+    bins, log = tmp_path / "bin", tmp_path / "log"
+    bins.mkdir()
+    (bins / "apptainer").write_text(APPTAINER.format(log=log), encoding="utf-8")
+    (bins / "apptainer").chmod(0o755)
+    target = "results/corpus/corpus=sotu/split=eval/manifest.json"
+    command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "Snakefile", "--cores", "1"]
+
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            [*command, *arguments, target],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{bins}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ).stdout
+
+    assert "prepare_corpus" in run("-n")
+    assert not log.exists()
+    run("--sdm", "apptainer", "--apptainer-args=--nv", "--latency-wait", "0")
+    pulled, ran = log.read_text(encoding="utf-8").splitlines()
+    assert pulled.startswith("pull ")
+    assert pulled.endswith(f" {IMAGE}:{nullsae.__version__}")
+    assert re.match(rf"exec --home {tmp_path} --nv .*/{pulled.split()[2]} bash -c .*nullsae ", ran)
+
+
+def test_the_environment_can_name_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NULLSAE_IMAGE", "/images/own.sif")
+    assert image() == "/images/own.sif"
+
+
+def test_the_automation_builds_the_image_that_jobs_run_in(tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/log\n'
+        'for word; do case "$word" in *:/study) folder=${word%:/study}/results/report;'
+        ' mkdir -p "$folder"; echo x > "$folder/index.html";; esac; done\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "docker").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    name = f"{IMAGE.removeprefix('docker://')}:{nullsae.__version__}"
+    for arguments, pushed in (([], []), (["--push"], [f"push {name}-cpu", f"push {name}"])):
+        (tmp_path / "log").unlink(missing_ok=True)
+        subprocess.run([REPOSITORY / ".ci/image", *arguments], env=environment, check=True)
+        said = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+        assert [line for line in said if line.startswith("push")] == pushed
+        built = [line for line in said if line.startswith("build --file envs/Dockerfile ")]
+        assert [line.split()[4] for line in built] == [f"{name}-cpu", name]
 
 
 def test_the_package_holds_every_file_when_it_is_not_installed_in_place(tmp_path: Path) -> None:

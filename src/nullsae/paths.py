@@ -63,6 +63,8 @@ LATENTS = LATENT_FOLDER + "/latents.parquet"
 COVERAGE = LATENT_FOLDER + "/coverage.parquet"
 WINDOWS = LATENT_FOLDER + "/windows.parquet"
 FIRINGS = LATENT_FOLDER + "/firings.safetensors"
+# Copies of these four, where one job has all SAEs of a model.
+COLLECTED = "results/work/collected"
 
 EXPLANATIONS = "results/explanations/" + EXPLAINER_KEYS + "/explanations.parquet"
 # Where the tables of one job's latents lie until they are joined; no part of the data set.

@@ -116,7 +116,7 @@ def test_verdicts_are_followed_by_what_they_say_together(
 
 
 def test_a_study_without_tables_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the file is missing"):
+    with pytest.raises(UserError, match="not there; `nullsae run "):
         print_verdicts(tmp_path)
 
 

@@ -26,7 +26,8 @@ LIKELIHOOD = {"kind": "likelihood", "model": {"kind": "pretrained", "path": "org
 
 
 def study(*overlays: str) -> Config:
-    return read_merged_config([REPOSITORY / file for file in ("config.yaml", *overlays)])
+    files = [REPOSITORY / file for file in ("config.yaml", *overlays)]
+    return read_merged_config(files, {"evaluation": {"null_dictionaries": []}})
 
 
 def changed(**sections: Any) -> Config:

@@ -13,7 +13,14 @@ from nullsae.config.model_size import neox_size
 from nullsae.config.read import read_merged_config
 from nullsae.config.study import Config
 from nullsae.config.subjects import PretrainedSource
-from nullsae.jobs.grid import floor_cells, recipe_cells, sae_cells, scorer_cells, variant_cells
+from nullsae.jobs.grid import (
+    derived_recipes,
+    floor_cells,
+    recipe_cells,
+    sae_cells,
+    scorer_cells,
+    variant_cells,
+)
 from nullsae.jobs.of_models import evaluation_rules
 from nullsae.jobs.resources import OTHERWISE, Needs, n_gpus
 from nullsae.jobs.work import NOT_PLANNED, WORK, job_work
@@ -36,7 +43,8 @@ def jobs(config: Config) -> list[tuple[str, dict[str, str]]]:
         found += [("randomize_model", keys), ("cache_activations", {**keys, **split})]
     found += [("train_subject", {"subject": name}) for name in config.subjects]
     for keys in (*sae_cells(config), *floor_cells(config)):
-        found += [("train_sae", keys), ("evaluate_sae", keys), ("collect_latents", keys)]
+        made = "derive_sae" if keys["sae"] in derived_recipes(config) else "train_sae"
+        found += [(made, keys), ("evaluate_sae", keys), ("collect_latents", keys)]
     found += [("sample_gaussian", {**keys, **split}) for keys in floor_cells(config)]
     found += [("match_dictionaries", keys) for keys in recipe_cells(config)]
     for keys in scorer_cells(config):

@@ -16,7 +16,8 @@ REPOSITORY = Path(__file__).parents[2]
 def study(tmp_path: Path, activations: str) -> Config:
     (tmp_path / "more.yaml").write_text(
         f"activations: {{fitted_tokens: 50_000, {activations}}}\n"
-        "evaluation: {gaussian_floors: false}\nvariants: [trained, rerandomized]\n"
+        "evaluation: {gaussian_floors: false, null_dictionaries: []}\n"
+        "variants: [trained, rerandomized]\n"
         "saes: {topk: {seeds: [0, 1]}}\n"
     )
     return read_merged_config([REPOSITORY / "config.yaml", tmp_path / "more.yaml"])
@@ -48,7 +49,14 @@ def test_sites_of_a_stream_train_apart_only_if_the_config_says_so(tmp_path: Path
 def test_sites_of_a_cache_train_apart_whatever_is_said_of_streams(tmp_path: Path) -> None:
     found = shared_jobs(study(tmp_path, "mode: cache, shared_pass: true"))
     assert [job.sites for job in found] == 2 * [["resid_post.1"], ["resid_post.2"]]
-    assert shared_jobs(study(tmp_path, "mode: cache")) == []
+    assert shared_jobs(study(tmp_path, "mode: cache, shared_pass: false")) == []
+
+
+def test_all_sites_of_a_model_train_together_if_the_config_says_so(tmp_path: Path) -> None:
+    found = shared_jobs(study(tmp_path, "mode: cache, shared_pass: model"))
+    assert [(job.sites, len(job.params.cells)) for job in found] == 2 * [
+        (["resid_post.1", "resid_post.2"], 4)
+    ]
 
 
 def test_the_jobs_of_a_run_keep_to_what_was_whole_when_it_began(

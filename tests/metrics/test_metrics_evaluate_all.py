@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from nullsae.core.files import write_json
+from nullsae.core.kept import Kept
 from nullsae.jobs.metrics import EvaluatedModel, EvaluatedSae, EvaluateSaesParams
 from nullsae.metrics.evaluate import evaluate_sae, evaluate_together
-from nullsae.metrics.evaluate_all import TABLES, Kept, evaluate_saes
+from nullsae.metrics.evaluate_all import TABLES, evaluate_saes
 from nullsae.sae.files import load_sae, save_sae
 from small_chain import COMPUTE, CONTEXT, Chain, flip_byte
 

@@ -22,7 +22,8 @@ from nullsae.planning.show import Plan, make_plan
 REPOSITORY = Path(__file__).parents[2]
 SHARED = (
     "variants: [trained, rerandomized]\nactivations: {shared_pass: true}\n"
-    "saes: {topk: {seeds: [0, 1]}}\nevaluation: {gaussian_floors: false}\n"
+    "saes: {topk: {seeds: [0, 1]}}\n"
+    "evaluation: {gaussian_floors: false, null_dictionaries: []}\n"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nullsae.config.read import read_merged_config
 from nullsae.core.errors import UserError
 from nullsae.planning.bills import bills
-from nullsae.planning.show import Plan, make_plan, print_plan
+from nullsae.planning.show import Plan, Row, make_plan, print_plan, print_rules
 
 REPOSITORY = Path(__file__).parents[2]
 # Six variants at two sites, 20 latents each.
@@ -55,6 +57,18 @@ def test_the_plan_is_printed_with_its_money_and_sends_nothing(
     assert money is not None
     assert 1 < float(money[1]) < 10
     assert not (folder / "results").exists()
+
+
+@pytest.mark.parametrize(("calls", "gpus"), [(0, 0), (57_840, 8)])
+def test_on_80_columns_no_word_of_a_plan_is_cut_or_wrapped(calls: int, gpus: int) -> None:
+    row = Row("match_dictionaries", 1_234, 10**9, 7.3e14, 9e5, 9e5, 2.86e9, calls, 12, 30, 1, True)
+    plan = Plan([row], "h100", "guessed", gpus, 16, 1.0, 1.0, 1.0, [], True, True)
+    text = io.StringIO()
+    print_rules(Console(file=text, width=80), plan)
+    [line] = [line for line in text.getvalue().splitlines() if "match_" in line]
+    asked = ["250"] * (2 if gpus else 1)
+    shown = ["match_dictionaries", "1,234", *asked, "2.86 GB", *(["57,840"] if calls else [])]
+    assert re.split(r"\s{2,}", line.strip()) == [*shown, "12 MB", "30 min"]
 
 
 def test_an_overlay_that_is_no_config_is_named(tmp_path: Path) -> None:
@@ -206,4 +220,5 @@ def test_numbers_of_tokens_come_from_an_earlier_run(folder: Path) -> None:
     assert corpus.tokens == 1_050_112
     collect = next(row for row in plan.rows if row.rule == "collect_latents")
     causal = 2 * 50_048 + 50 * 16 * 64 * (2 * 4 + 1)
-    assert collect.tokens == N_CELLS * (50_048 + causal)
+    # Null dictionaries, too, of which there are four.
+    assert collect.tokens == (N_CELLS + 4) * (50_048 + causal)

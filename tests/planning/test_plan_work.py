@@ -142,7 +142,10 @@ def test_an_sae_takes_the_bytes_of_its_file(tmp_path: Path) -> None:
 def study(text: str, tmp_path: Path) -> SizedStudy:
     floors = "" if "evaluation" in text else "\nevaluation: {gaussian_floors: false}"
     (tmp_path / "more.yaml").write_text(text + floors)
-    config = read_merged_config([REPOSITORY / "config.yaml", tmp_path / "more.yaml"])
+    apart: dict[str, Any] = {"evaluation": {"null_dictionaries": []}}
+    if "shared_pass" not in text:
+        apart["activations"] = {"shared_pass": False}
+    config = read_merged_config([REPOSITORY / "config.yaml", tmp_path / "more.yaml"], apart)
     corpora = {"sotu": CorpusSize(1_000_064, 99_968, 1_100_032, counted=True)}
     return SizedStudy(config, subject_sizes(config), corpora)
 

@@ -25,9 +25,9 @@ REPOSITORY = Path(__file__).parents[2]
 # Portions, floors, checkpoints, cross evaluation, shared latents, a judge, a sampled variant.
 OVERLAY = """
 variants: [trained, rerandomized, noise_embeddings, gaussian]
-activations: {chunks: 2}
+activations: {chunks: 2, shared_pass: false}
 saes: {topk: {checkpoints: [0.5]}}
-evaluation: {gaussian_floors: true, cross_tokens: 1024}
+evaluation: {gaussian_floors: true, cross_tokens: 1024, null_dictionaries: []}
 autointerp: {latents_per_job: 25}
 explainers:
   gpt: {kind: openai, model: m, base_url: "http://127.0.0.1:9/v1", api_key_env: null}
@@ -62,6 +62,7 @@ NAMED = (
     "results/judges/scorer=likely/manifest.json",
     f"results/work/evaluated/{CELL}/documents.parquet",
     f"results/work/evaluated/{CELL.replace('rerandomized', 'gaussian@rerandomized')}/made.json",
+    f"results/work/collected/{CELL}/firings.safetensors",
     f"results/activations/{MODEL}/split=eval/.manifest.json.lock",
     f"results/benchmarks/explain_latents/{OF_GPT.rpartition('/')[0]}/"
     ".explainer=gpt.asked.json.lock",
@@ -112,6 +113,7 @@ LEFT = (
     "results/work/train_subject-0123456789abcdef.lock",
     "results/work/prepare_corpus-0123456789abcdef.lock",
     f"results/work/evaluated/{CELL.replace('topk', 'wide')}/made.json",
+    f"results/work/collected/{CELL.replace('topk', 'wide')}/windows.parquet",
     f"results/activations/{MODEL.replace('draw=0', 'draw=1')}/split=eval/.manifest.json.lock",
     "results/work/prepare_corpus-0123456789abcdef/documents/eval-0a.texts",
     "results/work/model.q4_0.0123456789abcdef.gguf",
@@ -401,7 +403,7 @@ def test_what_says_that_a_cell_is_whole_goes_first(
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((REPOSITORY / "config.yaml").read_text())
-    with pytest.raises(UserError, match=r"results: no such folder; name the study: "):
+    with pytest.raises(UserError, match=r"results: no such folder: nothing was run in "):
         prune(tmp_path, [])
 
 

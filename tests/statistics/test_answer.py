@@ -207,6 +207,16 @@ def test_which_metrics_tell_the_learned_dictionary_is_a_sentence_of_its_own() ->
     assert [one.metric for one in found.dictionaries] == ["cosine", "next_token_auroc", "ce_score"]
 
 
+def test_the_answer_says_where_dictionaries_are_compared_if_models_are_at_more_sites() -> None:
+    last = [
+        pair for pair in of_dictionaries("cosine", pca="ss") if pair[0]["site"] == "resid_post.0"
+    ]
+    found = of(rows("cosine", "ssss"), last)
+    assert len(last) == 1
+    said = [s for s in found.sentences if s.startswith("Within trained at resid_post.0, one of 1 ")]
+    assert len(said) == 1
+
+
 def test_a_study_in_which_no_metric_tells_the_only_null_dictionary_says_so() -> None:
     found = of(rows("cosine", "ssss"), of_dictionaries("cosine", pca="er"))
     assert (

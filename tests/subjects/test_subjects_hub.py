@@ -133,8 +133,9 @@ def test_the_size_of_a_cached_subject_needs_no_hub() -> None:
             subject_shape, source(path=path), where="config: subjects.a.source", fetch=True
         )
         assert said.startswith(
-            f"config: subjects.a.source.path: patterns of sites need the number of blocks, but the "
-            f"config.json of {path!r} is neither on the hub nor in its cache ("
+            "config: subjects.a.source.path: patterns of sites need the number of blocks, but "
+            f"there is no such folder, and the config.json of {path!r} is neither on the hub nor "
+            "in its cache ("
         )
         assert said.endswith("; name each site instead, or give a local folder")
 

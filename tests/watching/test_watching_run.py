@@ -65,6 +65,17 @@ def test_after_each_event_of_a_real_run_its_jobs_are_where_the_events_left_them(
     assert last_line(run) == f"All 25 jobs are done, in {duration(run.ended - run.began)}"
 
 
+def test_stages_stand_in_the_order_of_the_workflow_whichever_job_comes_first(
+    tmp_path: Path,
+) -> None:
+    planned = json.loads(RECORDED.read_text(encoding="utf-8").splitlines()[0])
+    assert planned["stages"].index("sae") < planned["stages"].index("tables")
+    planned["jobs"].reverse()
+    run = a_run(tmp_path, json.dumps(planned) + "\n")
+    assert list(run.stages()) == [name for name in planned["stages"] if name in run.stages()]
+    assert set(run.stages()) == {job["stage"] for job in planned["jobs"]}
+
+
 def test_the_time_left_of_a_real_run_comes_true_once_a_few_jobs_have_ended(tmp_path: Path) -> None:
     lines = RECORDED.read_text(encoding="utf-8").splitlines(keepends=True)
     end = json.loads(lines[-1])["time"]

@@ -21,7 +21,8 @@ from nullsae.jobs.autointerp import (
 )
 from nullsae.jobs.code_changes import changed_code, changed_code_line
 from nullsae.jobs.code_record import write_record
-from nullsae.jobs.entry import check_start, take_absolute_targets, with_typed_entries
+from nullsae.jobs.entry import check_start, image
+from nullsae.jobs.entry import take_absolute_targets, with_typed_entries
 from nullsae.jobs.grid import cell_files, cross_cells, derived_recipes, matched_cells
 from nullsae.jobs.grid import source_cell, trained_here
 from nullsae.core.errors import UserError
@@ -30,7 +31,7 @@ from nullsae.config.saes import recipe_name
 from nullsae.config.variants import FLOOR_PREFIX, VARIANTS, has_model
 from nullsae.config.variants import is_positive_control, runs_on_trained
 from nullsae.jobs.limits import default_limit, read_set_resources, set_as_for
-from nullsae.jobs.of_models import evaluation_rules, free_rules
+from nullsae.jobs.of_models import collecting_rules, evaluation_rules, free_rules
 from nullsae.jobs.resources import Needs, n_gpus
 from nullsae.jobs.sae_inputs import (
     captured_by,
@@ -60,6 +61,9 @@ except UserError as error:
 
 remember_options(workflow, sys.argv)
 take_absolute_targets(workflow)
+
+
+container: image()
 
 
 def say_changed_code():

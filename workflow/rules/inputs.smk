@@ -65,7 +65,9 @@ def saes_of_recipe(wildcards):
     """The SAEs that are compared with each other."""
     return [
         paths.SAE_CONFIG.format(**wildcards, **cell)
-        for cell in matched_cells(STUDY, wildcards.subject, wildcards.sae)
+        for cell in matched_cells(
+            STUDY, wildcards.subject, wildcards.site, wildcards.sae
+        )
     ]
 
 

@@ -1,34 +1,91 @@
-rule collect_latents:
-    input:
-        sae=paths.SAE_CONFIG,
-        model=model_recipe,
-        weights=borrowed_weights,
-        activations=captured("eval"),
-        tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
-    output:
-        latents=paths.LATENTS,
-        windows=paths.WINDOWS,
-        coverage=paths.COVERAGE,
-        firings=paths.FIRINGS,
-    log:
-        paths.LOG.format(rule="collect_latents", keys=paths.CELL_KEYS),
-    benchmark:
-        paths.BENCHMARK.format(rule="collect_latents", keys=paths.CELL_KEYS)
-    conda:
-        "../../envs/nullsae.yaml"
-    threads: STUDY.compute.threads
-    resources:
-        **needed("collect_latents"),
-        gpu=gpus,
-    params:
-        config=job_params("collect_latents", *ACTIVATIONS, "latents"),
-        code=job_code("collect_latents"),
-        activations=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
-        model=given("model"),
-    message:
-        "Latents of {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
-    shell:
-        "nullsae collect_latents --params {params.config:q} --sae {input.sae}"
-        " --activations {params.activations} --tokens {input.tokens} {params.model}"
-        " --latents {output.latents} --windows {output.windows} --coverage {output.coverage}"
-        " --firings {output.firings} > {log} 2>&1"
+COLLECTING = collecting_rules(STUDY)
+
+# Where the config says so, one job has all SAEs of a model.
+for job in COLLECTING:
+    resources_as_set_for("collect_latents", job)
+
+    rule:
+        name:
+            job.name
+        input:
+            saes=files_of(job, paths.SAE_CONFIG),
+            model=model_recipe,
+            weights=borrowed_weights,
+            activations=captured_for(job, "eval"),
+            tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+        output:
+            job.files(paths.LATENTS, paths.WINDOWS, paths.COVERAGE, paths.FIRINGS),
+        log:
+            paths.LOG.format(rule="collect_latents", keys=paths.MODEL_KEYS),
+        benchmark:
+            paths.BENCHMARK.format(rule="collect_latents", keys=paths.MODEL_KEYS)
+        wildcard_constraints:
+            subject=any_of(job.subjects),
+            variant=any_of(job.variants),
+        conda:
+            "../../envs/nullsae.yaml"
+        threads: STUDY.compute.threads
+        resources:
+            **needed("collect_latents", job.cells_of),
+            gpu=gpus,
+        params:
+            config=job_params(
+                *("collect_latents", *ACTIVATIONS, "variants", "draws", "saes"),
+                "latents",
+            ),
+            code=job_code("collect_latents"),
+            activations=left_open(paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval")),
+            model=given("model"),
+            sae=left_open(paths.SAE_CONFIG, "site", "sae", "seed"),
+            latents=left_open(paths.LATENTS, "site", "sae", "seed"),
+            windows=left_open(paths.WINDOWS, "site", "sae", "seed"),
+            coverage=left_open(paths.COVERAGE, "site", "sae", "seed"),
+            firings=left_open(paths.FIRINGS, "site", "sae", "seed"),
+            # Undeclared: an SAE whose latents were collected before is not read again beside a new one.
+            kept=paths.COLLECTED,
+        message:
+            "Latents of all SAEs of {wildcards.subject}, {wildcards.variant}, draw {wildcards.draw}"
+        shell:
+            "nullsae collect_latents --params {params.config:q} --sae {params.sae:q}"
+            " --activations {params.activations} --tokens {input.tokens} {params.model}"
+            " --latents {params.latents:q} --windows {params.windows:q}"
+            " --coverage {params.coverage:q} --firings {params.firings:q}"
+            " --kept {params.kept} --code {params.code} > {log} 2>&1"
+
+
+if not COLLECTING:
+
+    rule collect_latents:
+        input:
+            sae=paths.SAE_CONFIG,
+            model=model_recipe,
+            weights=borrowed_weights,
+            activations=captured("eval"),
+            tokens=corpus_file(paths.CORPUS_MANIFEST, split="eval"),
+        output:
+            latents=paths.LATENTS,
+            windows=paths.WINDOWS,
+            coverage=paths.COVERAGE,
+            firings=paths.FIRINGS,
+        log:
+            paths.LOG.format(rule="collect_latents", keys=paths.CELL_KEYS),
+        benchmark:
+            paths.BENCHMARK.format(rule="collect_latents", keys=paths.CELL_KEYS)
+        conda:
+            "../../envs/nullsae.yaml"
+        threads: STUDY.compute.threads
+        resources:
+            **needed("collect_latents"),
+            gpu=gpus,
+        params:
+            config=job_params("collect_latents", *ACTIVATIONS, "latents"),
+            code=job_code("collect_latents"),
+            activations=paths.ACTIVATIONS_MANIFEST.replace("{split}", "eval"),
+            model=given("model"),
+        message:
+            "Latents of {wildcards.sae} on {wildcards.subject}, {wildcards.variant}, {wildcards.site}"
+        shell:
+            "nullsae collect_latents --params {params.config:q} --sae {input.sae}"
+            " --activations {params.activations} --tokens {input.tokens} {params.model}"
+            " --latents {output.latents} --windows {output.windows} --coverage {output.coverage}"
+            " --firings {output.firings} > {log} 2>&1"

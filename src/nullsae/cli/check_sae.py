@@ -166,8 +166,8 @@ class Card:
         """What an option says or else the SAE's files do."""
         own = f"its files: {shown}" if shown is not None else "not in its files"
         if given is None and known is None:
-            what = "no known site" if shown else f"no {name}"
-            raise UserError(f"{option}: missing, and the SAE's files name {what} ({own})")
+            what = f"no known site ({own})" if shown else f"no {name}"
+            raise UserError(f"{option}: missing, and the SAE's files name {what}")
         self._note(name, given or known or "", f"{option} ({own})" if given else own)
         return given or known or ""
 

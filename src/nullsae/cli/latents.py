@@ -24,15 +24,21 @@ def collect_latents(
     coverage: options.Table,
     firings: options.Output,
     model: options.SomeRecipe = None,
+    kept: options.Kept = None,
+    code: options.KeptCode = "",
 ) -> None:
-    """Describe every latent, and cut windows for a random sample of them."""
+    """Describe every latent, and cut windows for a random sample of them.
+
+    Of several SAEs, {site}, {sae} and {seed} in paths are filled in.
+    """
+    from nullsae.core.kept import Kept
     from nullsae.jobs.latents import CollectLatentsParams
-    from nullsae.latents.collect import collect_latents
+    from nullsae.latents.collect_all import collect_all
 
     given = options.read_params(CollectLatentsParams, params)
     reads, makes = (sae, activations, tokens), (latents, windows, coverage, firings)
     with job("collect_latents", "tokens", given, reads=reads, makes=makes) as progress:
-        collect_latents(
+        collect_all(
             given,
             sae=sae,
             activations=activations,
@@ -42,6 +48,7 @@ def collect_latents(
             windows=windows,
             coverage=coverage,
             firings=firings,
+            kept=Kept(kept, code) if kept else None,
             progress=progress,
         )
 

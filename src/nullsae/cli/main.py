@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -42,6 +43,8 @@ class Verbs(TyperGroup):
             is_rule = isinstance(command, options.Verb) and name not in STUDIES
             kind = 0 if name in STUDIES else 2 if is_rule else 1
             command.rich_help_panel = PANELS[kind]  # type: ignore[attr-defined]
+            # The lines of a docstring are no lines of a terminal.
+            command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help or "")
         order = {name: place for place, name in enumerate(STUDIES)}
         self.commands = dict(
             sorted(self.commands.items(), key=lambda item: order.get(item[0], len(order)))

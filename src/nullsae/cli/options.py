@@ -69,6 +69,10 @@ SomeFitted = Annotated[
 Costs = Annotated[
     Maybe, Option(help="Output file for calls, tokens and money of language models (JSON).")
 ]
+Kept = Annotated[
+    Maybe, Option(help="Folder with copies of what is made of each SAE, which is not made again.")
+]
+KeptCode = Annotated[str, Option(help="Hash of the code that the copies in --kept must match.")]
 SomeRanks = Annotated[str | None, Option(help="Only these sampled latents, such as 0:25.")]
 SomeShards = Annotated[
     list[Path] | None, Option(help="Folder of tables made with --ranks, to join; repeatable.")

@@ -13,6 +13,7 @@ from nullsae.aggregation.answer import read_answer
 from nullsae.aggregation.provenance import differences
 from nullsae.config.metrics import STAGES, is_of_model
 from nullsae.config.variants import is_positive_control
+from nullsae.core.errors import UserError
 from nullsae.statistics.ranking import LEVEL
 from nullsae.statistics.verdicts import (
     CONTROL_RULE,
@@ -44,6 +45,9 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
     Raises:
         UserError: a table is missing or damaged.
     """
+    file = root / paths.TABLE.format(table="verdicts")
+    if not file.is_file():
+        raise UserError(f"{file}: not there; `nullsae run {root}` writes it")
     rows = tables.read_whole(root, "verdicts").to_pylist()
     answer = read_answer(root)
     console = Console() if Console().is_terminal else Console(width=160)
@@ -71,7 +75,9 @@ def print_verdicts(root: Path, *, all_verdicts: bool = False) -> None:
     if accepted := sorted({note for found in notes for note in found}):
         console.print(f"Made by older code in part: {'; '.join(accepted)}.", markup=False)
     if not all_verdicts:
-        console.print("Each verdict: nullsae verdicts --all", highlight=False)
+        study = "" if root == Path() else f"{root} "
+        each = f"Each verdict: nullsae verdicts {study}--all"
+        console.print(each, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: {(root / paths.REPORT).resolve()}", soft_wrap=True)
 
 

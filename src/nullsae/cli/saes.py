@@ -106,16 +106,13 @@ def evaluate_sae(
         str, Option(help="Folder of each SAE's tables; the same keys are filled in.")
     ],
     model: options.SomeRecipe = None,
-    kept: Annotated[
-        Path | None, Option(help="Folder with copies of tables, which are not made again.")
-    ] = None,
-    code: Annotated[
-        str, Option(help="Hash of the code that the copies in --kept must match.")
-    ] = "",
+    kept: options.Kept = None,
+    code: options.KeptCode = "",
 ) -> None:
     """Measure reconstruction, fidelity, the token-lookup floor (on eval) and the decoder."""
+    from nullsae.core.kept import Kept
     from nullsae.jobs.metrics import EvaluateSaesParams
-    from nullsae.metrics.evaluate_all import Kept, evaluate_saes
+    from nullsae.metrics.evaluate_all import evaluate_saes
 
     given, reads = options.read_params(EvaluateSaesParams, params), (model, eval_tokens)
     with job("evaluate_sae", "SAEs", given, reads=reads, makes=[output]) as progress:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from nullsae.cli.options import Study
+
 verbs = typer.Typer()
 Folder = Annotated[Path, Argument(help="Folder of the study.", show_default=False)]
 
@@ -43,7 +45,7 @@ def init(
 
 @verbs.command("run")
 def run(
-    study: Folder,
+    study: Study = Path(),
     options: Annotated[
         list[str] | None, Argument(help="After --: any Snakemake options and targets.")
     ] = None,
@@ -51,11 +53,13 @@ def run(
     """Run a study with Snakemake. A second run redoes only what changed."""
     from nullsae.cli.run_study import run_study
 
+    if str(study).startswith("-"):  # an option, in the study's own folder: nullsae run -- -n
+        study, options = Path(), [str(study), *(options or [])]
     run_study(study, options or [])
 
 
 @verbs.command("watch")
-def watch(study: Folder) -> None:
+def watch(study: Study = Path()) -> None:
     """Show a run that is going on, whoever started it, or how the last one ended."""
     from nullsae.cli.watch_study import watch_study
 

@@ -36,8 +36,10 @@ class Activations(Section):
     """`stream`: one job for all SAEs of a variant, whose weights and optimizers must then fit in
     memory together; false for a job per site, each with forward passes of its own, to the same
     bits."""
-    shared_pass: bool = False
-    """Train all SAEs of a site in one job that reads its activations once, to the same bits."""
+    shared_pass: Literal["model"] | bool = False
+    """Train all SAEs of a site in one job that reads its activations once, to the same bits.
+    `model` is for small studies, whose jobs take little longer than to start: one job trains the
+    SAEs of a model at all sites, and one collects their latents."""
     exclude: Exclude = Exclude()
     """Tokens that are captured and then left out of training and of every metric."""
     dtype: FloatType = "bfloat16"

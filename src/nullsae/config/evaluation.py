@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+from typing import Annotated
 
-from nullsae.config.section import Section
+from pydantic import AfterValidator, PositiveInt
+
+from nullsae.config.dictionaries import DICTIONARIES
+from nullsae.config.section import OneOf, Section, unique
+
+OneOfNulls = Annotated[
+    str,
+    OneOf(lambda: [n for n, kind in DICTIONARIES.items() if kind.is_null and not kind.trained]),
+]
 
 
 class Evaluation(Section):
@@ -22,3 +30,7 @@ class Evaluation(Section):
     activations (`gaussian@variant` in the tables): what an SAE explains beyond its floor is not
     explained by the covariance. Not for `token_lookup`, `pretrained` and what is made from another
     SAE."""
+    null_dictionaries: Annotated[tuple[OneOfNulls, ...], AfterValidator(unique)] = ()
+    """Dictionaries made without training that stand beside each learned SAE of `trained`, at the
+    last site of each subject: its SAE `topk` gets `topk.pca` and so on. Those with a k take the
+    SAE's, and are left out where it has none."""

@@ -345,8 +345,8 @@ def _hub_config(source: PretrainedSource, where: str, need: str, otherwise: str 
         return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
     except Exception as error:  # the HTTP client differs between versions of huggingface_hub
         raise UserError(
-            f"{where}.path: {need}, but the config.json of {path!r} is neither on the hub nor "
-            f"in its cache ({first_line(error)}){otherwise}"
+            f"{where}.path: {need}, but there is no such folder, and the config.json of {path!r} "
+            f"is neither on the hub nor in its cache ({first_line(error)}){otherwise}"
         ) from None
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from nullsae.config.keys import has_key
 from nullsae.config.model_size import Shape, subject_shape
+from nullsae.config.null_dictionaries import with_null_dictionaries
 from nullsae.config.plain import check_amount
 from nullsae.config.section import OTHER_SECTION, SECTION, without_nulls
 from nullsae.config.sites import PROJECTED, expand_sites, needs_depth, site_kind
@@ -175,11 +176,21 @@ def resolve_subjects(config: Config) -> Config:
     every = {site for subject in subjects.values() for site in subject.sites}
     for sae_name, sae in config.saes.items():
         if not any(sae.is_made(site, "trained") for site in every):
+            key, found = "input_site", sae.input_site
+            if sae.sites is not None:
+                key, found = "sites", " or ".join(sae.sites)
             raise UserError(
-                f"config: saes.{sae_name}.input_site: no subject has a site {sae.input_site}; "
+                f"config: saes.{sae_name}.{key}: no subject has a site {found}; "
                 f"name one in subjects.*.sites"
             )
-    return config.model_copy(update={"subjects": subjects})
+        for variant in sae.variants or ():
+            if variant not in config.variants:
+                raise UserError(
+                    f"config: saes.{sae_name}.variants: {variant!r} is not one of variants "
+                    f"({', '.join(config.variants)})"
+                )
+    resolved = config.model_copy(update={"subjects": subjects})
+    return resolved.model_copy(update={"saes": with_null_dictionaries(resolved)})
 
 
 def _check_retrained(config: Config, name: str, shape: Shape) -> None:

@@ -199,7 +199,7 @@ class Sae(Coding, Transcoding):
             raise ValueError("expect: only for an SAE with pretrained")
         return self
 
-    _dumped = drop_if_null("expect")
+    _dumped = drop_if_null("expect", "variants", "sites")
 
     @model_validator(mode="after")
     def width_is_clear(self) -> Self:

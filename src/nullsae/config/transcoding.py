@@ -1,4 +1,4 @@
-"""What sets the recipe of a transcoder apart: two sites of a block, one read and one written."""
+"""For which variants and sites a recipe is; and the two sites of a block, of a transcoder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from nullsae.config.sites import KINDS, site_kind, site_layer
 class Transcoding(Section):
     """Keys of a recipe, and what they mean for the places at which an SAE is made."""
 
+    variants: tuple[str, ...] | None = None
+    """Variants whose SAEs are made, `trained` among them; by default all of the study."""
+    sites: tuple[str, ...] | None = None
+    """Sites at which they are made; by default all of the subject."""
     input_site: str | None = None
     """For a transcoder: the kind of site that it reads, such as `mlp_in`; it is made at these sites
     alone. It goes with `output_site` and `pretrained`, and stands for the trained variant only,
@@ -38,8 +42,18 @@ class Transcoding(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def trained_is_among_its_variants(self) -> Self:
+        if self.variants is not None and "trained" not in self.variants:
+            raise ValueError("variants: 'trained' is missing; every contrast is against it")
+        return self
+
     def is_made(self, site: str, variant: str) -> bool:
         """Whether there is one at a site of a variant."""
+        if self.variants is not None and variant not in self.variants:
+            return False
+        if self.sites is not None and site not in self.sites:
+            return False
         if self.input_site is None:
             return True
         return site_kind(site) == self.input_site and variant == "trained"

@@ -113,9 +113,12 @@ class Recorded:
         return True
 
     def close(self) -> None:
-        """The file is whole."""
-        with room_for(Path(self._file.name)):
+        """Leave the file, if anything is in it: an empty one is of no use to a later run."""
+        file = Path(self._file.name)
+        with room_for(file):
             self._file.close()
+        if not file.stat().st_size:
+            file.unlink()
 
 
 def _write_parquet(texts: Path, file: Path, column: str) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import yaml
 
+from nullsae import __version__
 from nullsae.config.read import BASE, merge, study_files
 from nullsae.core.errors import UserError
 
 # A job that is told to end keeps what it has first; its shell must not end before it.
 GUARD = "set -euo pipefail; trap : TERM; "
+# What the automation builds from envs/Dockerfile and pushes with each release.
+IMAGE = "docker://ghcr.io/nullsae/nullsae"
 _NOT_SHARED = (
     "results/ must be one folder for all jobs; run on one machine, or on a cluster whose nodes "
     "share a file system (--profile profiles/slurm, docs/cluster.md)"
@@ -30,6 +33,15 @@ def config_files(workflow: Any) -> list[str]:
         return list(map(str, study_files(Path())))
     checkout = workflow.current_basedir.get_path_or_uri(secret_free=True)
     return [str(Path(checkout, BASE))]
+
+
+def image() -> str:
+    """The container that all jobs run in under `--sdm apptainer`, and only there.
+
+    It is this version's own, or what the environment names: an address, or a .sif file as seen from
+    the study's folder. No config names it: an image is code.
+    """
+    return os.environ.get("NULLSAE_IMAGE") or f"{IMAGE}:{__version__}"
 
 
 def check_start(workflow: Any, arguments: Sequence[str]) -> None:

@@ -155,13 +155,13 @@ def cross_cells(config: Config, wildcards: Mapping[str, str]) -> list[dict[str, 
     ]
 
 
-def matched_cells(config: Config, subject: str, sae: str) -> list[dict[str, Any]]:
+def matched_cells(config: Config, subject: str, site: str, sae: str) -> list[dict[str, Any]]:
     """Variant, draw and seed of the SAEs of one recipe that are compared with each other."""
     recipe = config.saes[sae]
     return [
         {"variant": variant, "draw": draw, "seed": seed}
         for variant in config.variants
-        if recipe.input_site is None or variant == "trained"
+        if recipe.is_made(site, variant)
         for draw in config.draws_of(variant, subject)
         for seed in recipe.seeds
     ]
@@ -171,8 +171,8 @@ def recipe_cells(config: Config) -> Iterator[Keys]:
     """Subject, site and recipe of every set of SAEs that holds two to compare."""
     for subject, section in config.subjects.items():
         for site in section.sites:
-            for sae, recipe in config.saes.items():
-                if recipe.is_made(site, "trained") and len(matched_cells(config, subject, sae)) > 1:
+            for sae in config.saes:
+                if len(matched_cells(config, subject, site, sae)) > 1:
                     yield {"subject": subject, "site": site, "sae": sae}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import NonNegativeInt
@@ -9,13 +10,22 @@ from pydantic import NonNegativeInt
 from nullsae.config.compute import Compute
 from nullsae.config.latents import Latents
 from nullsae.config.metrics import METRICS, with_column
-from nullsae.config.section import Section
+from nullsae.config.section import Section, drop_if_null
 from nullsae.config.study import Config
 from nullsae.jobs.activations import key_of
 from nullsae.jobs.code_hash import thing_files
-from nullsae.jobs.keys import CellKeys
+from nullsae.jobs.grid import sae_cells
+from nullsae.jobs.keys import CellKeys, ModelKeys
 from nullsae.jobs.rules import Wildcards, rule
 from nullsae.jobs.subjects import OF_LATENTS
+
+
+class SaeBeside(Section):
+    """An SAE of the same model as another one."""
+
+    site: str
+    sae: str
+    seed: NonNegativeInt
 
 
 class CollectLatentsParams(Section):
@@ -23,10 +33,21 @@ class CollectLatentsParams(Section):
 
     seed: NonNegativeInt
     keys: CellKeys
+    beside: tuple[SaeBeside, ...] | None = None
+    """Further SAEs of the model whose latents the job collects."""
     latents: Latents
     compute: Compute
     eval_activations_key: str = ""
     """If given, activations of `eval` with another key are refused."""
+
+    _dumped = drop_if_null("beside")
+
+    def each(self) -> Iterator[CollectLatentsParams]:
+        """What is collected of each SAE of the job."""
+        of_model = self.keys.model.model_dump()
+        others = (CellKeys(**of_model, **own.model_dump()) for own in self.beside or ())
+        for keys in (self.keys, *others):
+            yield self.model_copy(update={"keys": keys, "beside": None})
 
 
 def _columns(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
@@ -34,14 +55,25 @@ def _columns(_config: Config, _wildcards: Wildcards) -> tuple[Path, ...]:
     return thing_files(METRICS, *(metric.name for metric, _ in with_column()))
 
 
-@rule("latents", *OF_LATENTS, but=("latents/exports",), things=_columns)
+@rule(
+    *("latents", *OF_LATENTS),
+    but=("latents/exports", "latents/collect_all.py"),
+    things=_columns,
+)
 def collect_latents(config: Config, wildcards: Wildcards) -> CollectLatentsParams:
-    """The latents of an SAE."""
-    keys = CellKeys.of(wildcards)
+    """The latents of an SAE, or, where the keys are those of a model, of all of its SAEs."""
+    of_model = ModelKeys.of(wildcards)
+    own = of_model.model_dump(mode="json")
+    cells = [wildcards]
+    if "sae" not in wildcards:
+        cells = [c for c in sae_cells(config) if all(c[n] == str(v) for n, v in own.items())]
+    keys, *others = map(CellKeys.of, cells)
+    names = {"site", "sae", "seed"}
     return CollectLatentsParams(
         seed=config.seed,
         keys=keys,
+        beside=tuple(SaeBeside(**one.model_dump(include=names)) for one in others) or None,
         latents=config.latents,
         compute=config.compute,
-        eval_activations_key=key_of(config, keys.model, "eval"),
+        eval_activations_key=key_of(config, of_model, "eval"),
     )

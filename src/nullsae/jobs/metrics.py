@@ -201,7 +201,9 @@ def match_dictionaries(config: Config, wildcards: Wildcards) -> MatchDictionarie
         sae=wildcards["sae"],
         cells=tuple(
             MatchedSae(**cell)
-            for cell in matched_cells(config, wildcards["subject"], wildcards["sae"])
+            for cell in matched_cells(
+                config, *(wildcards[name] for name in ("subject", "site", "sae"))
+            )
         ),
         matching_latents=config.evaluation.matching_latents,
         compute=config.compute,

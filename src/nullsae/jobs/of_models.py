@@ -54,6 +54,13 @@ def evaluation_rules(config: Config) -> list[ModelRule]:
     return _rules("evaluate_sae", cells)
 
 
+def collecting_rules(config: Config) -> list[ModelRule]:
+    """The rules that collect latents, where one job does so for all SAEs of a model."""
+    if config.activations.shared_pass != "model":
+        return []
+    return _rules("collect_latents", ((_model(cell), cell) for cell in sae_cells(config)))
+
+
 def free_rules(config: Config) -> list[ModelRule]:
     """The rules of explainers and scorers that ask nobody and run no model.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -187,7 +187,7 @@ def derive_sae(config: Config, wildcards: Wildcards) -> DeriveSaeParams:
     return DeriveSaeParams(
         seed=config.seed,
         keys=keys,
-        recipe=config.saes[keys.sae].model_copy(update={"seeds": (keys.seed,)}),
+        recipe=_of_its_own(config.saes[keys.sae], (keys.seed,)),
         compute=config.compute,
         activations_key=key_of(config, keys.model, "sae_train"),
         eval_activations_key=key_of(config, keys.model, "eval"),
@@ -246,9 +246,15 @@ def _recipes_of(recipes: Mapping[str, Sae], cells: Iterable[SaeCell]) -> dict[st
     seeds: dict[str, dict[int, None]] = {}
     for cell in cells:
         seeds.setdefault(cell.sae, {})[cell.seed] = None
-    # What is expected of an SAE is asked where it is evaluated.
-    update: dict[str, Any] = {"expect": None}
-    return {n: recipes[n].model_copy(update={**update, "seeds": tuple(seeds[n])}) for n in seeds}
+    return {n: _of_its_own(recipes[n], tuple(seeds[n])) for n in seeds}
+
+
+def _of_its_own(recipe: Sae, seeds: tuple[int, ...]) -> Sae:
+    """A recipe as far as it makes an SAE: what is expected of one is asked where it is evaluated,
+    and where others are made is no business of it.
+    """
+    update = {"expect": None, "variants": None, "sites": None, "seeds": seeds}
+    return recipe.model_copy(update=update)
 
 
 def _stream(config: Config, keys: ModelKeys) -> StreamParams | None:

@@ -133,7 +133,7 @@ def _groups(config: Config) -> list[tuple[dict[str, str], TrainSaeParams]]:
     stream = settings.streams
     if not (stream or settings.shared_pass):
         return []
-    together = stream and settings.sites_together
+    together = settings.sites_together if stream else settings.shared_pass == "model"
     names = (*MODEL, *(() if together else ("site",)))
     groups = {tuple(cell[name] for name in names): None for cell in trained_together(config, {})}
     keys = [dict(zip(names, values, strict=True)) for values in groups]

@@ -2,78 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from nullsae.activations.store import SiteReader
 from nullsae.config.variants import is_floor
-from nullsae.core.files import atomic_path, checksum, content_key, write_json
+from nullsae.core.kept import Copies, Kept
 from nullsae.jobs.metrics import EvaluateSaeParams, EvaluateSaesParams
 from nullsae.metrics.evaluate import OneSae, evaluate_together
 
 log = logging.getLogger(__name__)
 TABLES = ("reconstruction", "documents", "geometry")
-# Beside the copies: their key and checksums.
-MADE = "made.json"
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Copies of SAEs' tables, so that a job evaluates only new SAEs."""
-
-    folder: Path
-    """Of all SAEs; each has a folder of its own in it."""
-    code: str
-    """Hash of the code that evaluates."""
-
-    def copies(self, params: EvaluateSaeParams, sae: Path) -> Copies:
-        """Return the copies of one SAE.
-
-        Its `cfg.json` states the checksum of its weights; params hold the keys of activations.
-        """
-        names = (f"{n}={v}" for n, v in params.keys.model_dump().items())
-        determined = [params.model_dump(mode="json"), self.code, checksum(sae)]
-        return Copies(self.folder.joinpath(*names), content_key(determined))
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Copies of one SAE's tables in a folder."""
-
-    folder: Path
-    key: str
-    """Of all that determines them."""
-
-    def take(self, outputs: dict[str, Path]) -> bool:
-        """Copy whole tables of this key to their places; return whether there are any."""
-        try:
-            made = json.loads((self.folder / MADE).read_text(encoding="utf-8"))
-            whole = made["key"] == self.key and all(
-                checksum(self.folder / path.name) == made["checksums"][name]
-                for name, path in outputs.items()
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        for path in outputs.values() if whole else ():
-            _copy(self.folder / path.name, path)
-        return whole
-
-    def keep(self, outputs: dict[str, Path]) -> None:
-        """Copy tables; the file that marks them as whole comes last."""
-        (self.folder / MADE).unlink(missing_ok=True)
-        for path in outputs.values():
-            _copy(path, self.folder / path.name)
-        checksums = {name: checksum(path) for name, path in outputs.items()}
-        write_json(self.folder / MADE, {"key": self.key, "checksums": checksums})
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def evaluate_saes(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +110,13 @@ def init_study(
         print(f"{file}: the default study. Next: nullsae run {folder}")
         return
     if example is not None:
-        write_text(file, _example(example))
+        write_text(file, _example(example, folder))
         print(f"{file}: {example}. Next: nullsae run {folder}")
         return
     assert model is not None  # for the type checker
     found = guess(model, sae=sae, corpus=corpus, sites=tuple(sites))
+    if sys.stderr.isatty():
+        print("Looking for the largest study that fits this machine ...", file=sys.stderr)
     text, plan = _fitted(found, folder)
     write_text(file, text)
     shape = f"{found.size.n_layers} blocks of {found.size.d_model} dimensions"
@@ -122,14 +126,22 @@ def init_study(
     print(f"By the plan it takes {took} here{much}. Next: nullsae run {folder}")
 
 
-def _example(name: str) -> str:
-    """The text of a study that comes with nullsae."""
+def _example(name: str, folder: Path) -> str:
+    """The text of a study that comes with nullsae, its commands those for its folder."""
     examples = workflow_folder() / "config"
     names = sorted(found.stem for found in examples.glob("*.yaml") if found.name != BASE)
     file = examples / f"{name}.yaml"
     if name not in names:
         raise UserError(f"--from: {name!r} is not one of {', '.join(names)}")
-    return _head() + file.read_text(encoding="utf-8")
+    text, own = file.read_text(encoding="utf-8"), f"--configfile config/{name}.yaml"
+    text = text.replace(f"snakemake --cores all --resources gpu=1 {own}", f"nullsae run {folder}")
+    text = re.sub(rf"nullsae (\w+) {own}", lambda verb: f"nullsae {verb[1]} {folder}", text)
+    return _head() + re.sub(
+        rf"snakemake (\S.*?)( --cores all --resources gpu=1)? {own}$",
+        lambda options: f"nullsae run {folder} -- {options[1]}",
+        text,
+        flags=re.M,
+    )
 
 
 def _head() -> str:
@@ -230,10 +242,12 @@ subjects:
 variants: {_flow(list(found.variants))}
 activations:
   sae_train_tokens: {amounts.train_tokens:_}   # that each SAE is trained on
+  shared_pass: false
 saes:{of_sae}
 {recipes}
 evaluation:
   fidelity_tokens: 4096
+  null_dictionaries: []   # such as [rotated, pca], made without training beside topk of trained
 latents:
   min_firings: {amounts.min_firings}
 report:

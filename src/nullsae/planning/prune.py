@@ -47,7 +47,8 @@ def find(config: Config, root: Path) -> Found:
         UserError: there is no such folder, or Snakemake finds a mistake.
     """
     if not (root / RESULTS).is_dir():
-        raise UserError(f"{root / RESULTS}: no such folder; name the study: nullsae prune STUDY")
+        where = root.absolute()
+        raise UserError(f"{where / RESULTS}: no such folder: nothing was run in {where.name}")
     tree, found = ResultsTree(config, named_by(config, root)), Found()
     for path, size in _walk(root, RESULTS, found.links):
         found.files[tree.state(path)][path] = size

@@ -121,6 +121,11 @@ KINDS = (
         r"(reconstruction|documents|geometry)\.parquet|made\.json",
         paths.RECONSTRUCTION,
     ),
+    Kind(
+        f"{paths.COLLECTED}/{paths.CELL_KEYS}/{{file}}",
+        r"(latents|windows|coverage)\.parquet|firings\.safetensors|made\.json",
+        paths.LATENTS,
+    ),
 )
 # What is resumed: in `Named.work` by the name of its rule and its key.
 RESUMED = tuple(

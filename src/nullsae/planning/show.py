@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,6 +31,8 @@ from nullsae.planning.sizes import corpus_sizes, subject_sizes
 from nullsae.planning.trusted import plug_ins, trusted_keys
 
 CORES_PER_GPU = 16
+# Columns of a terminal below which the table of a plan leaves out what fewest ask for.
+WIDE = 110
 # Columns of a plan: sums over the jobs of a rule, and what its largest job asks for.
 SUMMED, LARGEST = ("tokens", "flops", "written_bytes"), ("megabytes", "minutes", "disk_megabytes")
 
@@ -185,7 +188,7 @@ def print_plan(
             write_json(json_file, asdict(plan))
         except OSError as error:
             raise UserError(f"--json: {json_file} cannot be written ({error.strerror})") from None
-    _print_rules(console, plan)
+    print_rules(console, plan)
     on = f"{plan.gpus} x {plan.device}, " if plan.gpus else ""
     console.print(
         f"Time: {time_text(plan.seconds)} on {on}{plan.cores} cores; "
@@ -216,28 +219,38 @@ def _print_trusted(console: Console, config: Config) -> None:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_rules(console: Console, plan: Plan) -> None:
-    table = Table("rule", title="Jobs of a study without results", title_justify="left")
-    heads = ["jobs", "tokens", "FLOPs", *(["GPU hours"] if plan.gpus else []), "core hours"]
-    for name in (*heads, "written", "LLM calls", "memory", "time"):
-        table.add_column(name, justify="right")
+def print_rules(console: Console, plan: Plan) -> None:
+    """Print a line for each rule, without what no terminal of this width or this plan has."""
+    narrow = console.width < WIDE
+    hidden = {"tokens", "FLOPs"} if narrow else set()
+    hidden |= {"GPU hours"} if not plan.gpus else set()
+    hidden |= {"LLM calls"} if not plan.total("calls") else set()
 
-    def cells(row: Any) -> list[str]:
-        hours = [row("gpu_seconds")] if plan.gpus else []
-        return [
-            f"{row('jobs'):,.0f}",
-            _amount(row("tokens")),
-            f"{row('flops'):.1e}" if row("flops") else "0",
-            *(_hours(seconds) for seconds in (*hours, row("core_seconds"))),
-            _amount(row("written_bytes")) + "B" if row("written_bytes") else "",
-            f"{row('calls'):,.0f}" if row("calls") else "",
-        ]
+    def cells(row: Any) -> dict[str, str]:
+        found = {
+            "jobs": f"{row('jobs'):,.0f}",
+            "tokens": _amount(row("tokens")),
+            "FLOPs": f"{row('flops'):.1e}" if row("flops") else "0",
+            "GPU hours": _hours(row("gpu_seconds")),
+            "core hours": _hours(row("core_seconds")),
+            "written": _amount(row("written_bytes")) + "B" if row("written_bytes") else "",
+            "LLM calls": f"{row('calls'):,.0f}" if row("calls") else "",
+        }
+        return {name: text for name, text in found.items() if name not in hidden}
 
+    table = Table(title="Jobs of a study without results", title_justify="left")
+    if narrow:
+        table.box, table.padding, table.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
+    table.add_column("rule", no_wrap=True)
+    for name in (*cells(plan.total), "memory", "time"):
+        head = name.replace(" ", "\n") if narrow else name
+        table.add_column(head, justify="right", no_wrap=True)
     for row in plan.rows:
         asked = (_amount(row.megabytes * 1e6) + "B", f"{row.minutes:,} min")
-        table.add_row(row.rule, *cells(lambda name, row=row: getattr(row, name)), *asked)
+        each = cells(lambda name, row=row: getattr(row, name))
+        table.add_row(row.rule, *each.values(), *asked)
     table.add_section()
-    table.add_row("all", *cells(plan.total))
+    table.add_row("all", *cells(plan.total).values())
     console.print(table)
     console.print("Memory and time: what a rule's largest job asks for, at its first attempt.")
     if unknown := [row.rule for row in plan.rows if not row.sizes_are_known]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,7 +116,7 @@ def thresholds(x: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
     n_rows = max(1, SORTED_ENTRIES // len(x))
     for start in range(0, len(rows), n_rows):
         part = slice(start, start + n_rows)
-        ordered = (rows[part] @ x.t()).sort(dim=1, descending=True).values
+        ordered = _falling(rows[part] @ x.t())
         reach = ordered[:, :1] - ordered[:, -1:] + 1.0
         ordered = torch.cat([ordered[:, :1] + reach, ordered, ordered[:, -1:] - reach], dim=1)
         index = counts[part, None]
@@ -123,6 +124,13 @@ def thresholds(x: Tensor, rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]
         found.append(middle[:, 0])
         equal.append(((ordered - middle).abs() <= EQUAL * reach).sum(dim=1))
     return torch.cat(found), torch.cat(equal)
+
+
+def _falling(x: Tensor) -> Tensor:
+    """Rows [n, m] in falling order. NumPy sorts float32 ten times faster than PyTorch on a CPU."""
+    if x.device.type != "cpu":
+        return x.sort(dim=1, descending=True).values
+    return torch.from_numpy(np.sort(x.numpy(), axis=1)).flip(1)
 
 
 def best_factor(sae: Autoencoder, x: Tensor) -> float:

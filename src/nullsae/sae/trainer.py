@@ -16,6 +16,7 @@ from nullsae.config.saes import Sae
 from nullsae.core.checkpoint import SavedState, save_state
 from nullsae.core.devices import exact
 from nullsae.core.moments import ROUNDING
+from nullsae.sae.adam import STATE, Adam
 from nullsae.sae.architectures.base import Losses, TrainedSae
 from nullsae.sae.autoencoder import Autoencoder
 from nullsae.sae.kernels import differing_share, tensor_float
@@ -67,9 +68,7 @@ class Trainer:
             for name, tensor in self.model.parameters.items()
             if name not in self.origin.frozen
         }
-        self.optimizer = torch.optim.Adam(
-            list(self.trained.values()), lr=1.0, betas=recipe.adam_betas, fused=True
-        )
+        self.optimizer = Adam(recipe.adam_betas)
         self.peak_lr = learning_rate(recipe, start.n_latents)
         # By default a hundredth of the run, so that there is time to revive a latent; a hundred
         # times the mean interval between firings at least, so that AuxK does not unlearn what is
@@ -121,8 +120,6 @@ class Trainer:
     def train_step(self, x: Tensor) -> Losses:
         """One optimizer step on x [batch_tokens, d_model]; returns the losses before it."""
         recipe, w_dec = self.recipe, self.model.w_dec
-        # Last step's gradients, before this step's are there too.
-        self.optimizer.zero_grad(set_to_none=True)
         dead = self._dead_now()
         with tensor_float(self.model.precision == "tf32" and self.model.LOW_PRECISION == "tf32"):
             found, losses = self.model.gradients(x, dead)
@@ -134,11 +131,9 @@ class Trainer:
             decoder.addcmul_(along[:, None], w_dec, value=-1.0)
         norm = torch.stack([g.norm() for g in gradient.values()]).norm()
         clip = (recipe.grad_clip_norm / (norm + 1e-6)).clamp_(max=1.0)
-        for name, parameter in self.trained.items():
-            parameter.grad = gradient[name].mul_(clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
-        self.optimizer.step()
+        for own in gradient.values():
+            own.mul_(clip)
+        self.optimizer.step(self.trained, gradient, self.lr())
         if "W_dec" in gradient:
             w_dec /= w_dec.norm(dim=1, keepdim=True)
         if self.start is not None:
@@ -156,8 +151,8 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on, atomically, without a copy in memory."""
         tensors = self._tensors()
-        for name, parameter in self.trained.items():
-            for key, value in self.optimizer.state[parameter].items():
+        for name, state in self.optimizer.state.items():
+            for key, value in state.items():
                 tensors[f"adam.{key}.{name}"] = value
         metadata = {
             "step": str(self.step),
@@ -178,9 +173,9 @@ class Trainer:
         self._next_look = 0
         # Adam has no state before the first step.
         for name, parameter in self.trained.items() if self.step else ():
-            own = {key: f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            own = {key: f"adam.{key}.{name}" for key in STATE}
             state = {key: saved.room(found, parameter.device) for key, found in own.items()}
-            self.optimizer.state[parameter] = state
+            self.optimizer.state[name] = state
             tensors |= {found: state[key] for key, found in own.items()}
         saved.read_into(tensors)
 

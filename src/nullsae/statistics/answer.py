@@ -156,7 +156,8 @@ def answer(
     findings = _findings(of_models, "variant", controls)
     of_dictionaries = [pair for pair in pairs if pair[0]["stage"] == "dictionary"]
     dictionaries = _findings(of_dictionaries, "null", ())
-    sentences = _sentences(findings, dictionaries, [row for row, _ in of_models], controls)
+    sites = list(dict.fromkeys(row["site"] for row, _ in of_dictionaries))
+    sentences = _sentences(findings, dictionaries, [row for row, _ in of_models], controls, sites)
     return Answer(tuple(sentences), tuple(findings), tuple(dictionaries))
 
 
@@ -236,8 +237,9 @@ def _sentences(
     dictionaries: Sequence[Finding],
     rows: Sequence[Mapping[str, Any]],
     controls: Collection[str],
+    sites: Sequence[str],
 ) -> list[str]:
-    """At most six."""
+    """At most six; `sites` are those at which dictionaries are compared."""
     if not findings:
         return ["No metric was computed, so the study has no answer."]
     nulls = list(dict.fromkeys(row["variant"] for row in rows if row["variant"] not in controls))
@@ -253,10 +255,10 @@ def _sentences(
         ]
     else:
         found = [f"None of {n} tells trained from {every}{but}."]
-    shown = [one for one in (*tells[:1], *_judged(of["does_not_tell"])) if one.low is not None]
+    # The first score of explanations is what the field reports.
+    judged = [one for one in of["does_not_tell"] if one.metric == "auroc"]
+    shown = [one for one in (*tells[:1], *judged[:1]) if one.low is not None]
     found += [_values(one) for one in shown[: 1 if dictionaries else 2]]
-    if dictionaries:
-        found.append(_of_dictionaries(dictionaries, tells))
     if fails := of["does_not_tell"]:
         found.append(
             f"{_number(len(fails)).capitalize()} {'does' if len(fails) == 1 else 'do'} not: "
@@ -267,10 +269,13 @@ def _sentences(
             f"{_number(len(open_)).capitalize()} {'is' if len(open_) == 1 else 'are'} not decided, "
             f"for want of {_wanted(open_)}: {_names(open_)}."
         )
+    if dictionaries:
+        where = "" if {*sites} == {row["site"] for row in rows} else f" at {_listed(sites)}"
+        found.append(_of_dictionaries(dictionaries, tells, where))
     return [*found, _caveat(rows, _arms_text(findings))]
 
 
-def _of_dictionaries(findings: Sequence[Finding], best: Sequence[Finding]) -> str:
+def _of_dictionaries(findings: Sequence[Finding], best: Sequence[Finding], where: str) -> str:
     """Which metrics tell the learned dictionary from null ones; of the best one, from which."""
     n_nulls = len(dict.fromkeys(each.variant for one in findings for each in one.against))
     every = f"each of the {_number(n_nulls)} null dictionaries" if n_nulls > 1 else "the null one"
@@ -278,7 +283,7 @@ def _of_dictionaries(findings: Sequence[Finding], best: Sequence[Finding]) -> st
     names = f": {_names(tells)}" if tells else ""
     n = f"{len(findings)} metric{'s' * (len(findings) != 1)}"
     said = (
-        f"Within trained, {_number(len(tells)) if tells else 'none'} of {n} "
+        f"Within trained{where}, {_number(len(tells)) if tells else 'none'} of {n} "
         f"tell{'s' * (len(tells) < 2)} the learned dictionary from {every}{names}"
     )
     for first in best[:1]:
@@ -294,11 +299,6 @@ def _wanted(findings: Iterable[Finding]) -> str:
     words = {word for one in findings for each in one.against for word in each.verdicts}
     lacks = {"inconclusive": "data", "none": "comparable SAEs"}
     return " or of ".join(lack for word, lack in lacks.items() if word in words) or "data"
-
-
-def _judged(findings: Iterable[Finding]) -> list[Finding]:
-    """The first score of explanations among them: what the field reports."""
-    return [one for one in findings if one.metric == "auroc"][:1]
 
 
 def _values(one: Finding) -> str:

@@ -52,6 +52,7 @@ def record_events(
         "jobs_at_once": resources["_nodes"],
         "gpus": resources.get("gpu"),
         "keeps_going": workflow.execution_settings.keep_going,
+        "stages": list(dict.fromkeys(map(_stage, workflow.rules))),
         "jobs": list(_jobs(workflow.dag, planned_seconds)),
         "replies": replies,
         "max_cost_usd": max_cost_usd,
@@ -65,6 +66,11 @@ def record_events(
     logger.info("", extra={"event": RUN_STARTED, "file": str(file)})
 
 
+def _stage(rule: Any) -> str:
+    """A file of rules is a stage."""
+    return Path(str(rule.snakefile)).stem
+
+
 def _jobs(
     dag: Any, planned_seconds: Callable[[str, list[Keys]], float | None]
 ) -> Iterator[dict[str, Any]]:
@@ -76,8 +82,7 @@ def _jobs(
         yield {
             "job": job.jobid,
             "rule": rule,
-            # A file of rules is a stage.
-            "stage": Path(str(job.rule.snakefile)).stem,
+            "stage": _stage(job.rule),
             "log": next(map(str, job.log), None),
             "needs": [need.jobid for need in dag.dependencies[job] if need in running],
             "seconds": planned_seconds(rule, list(cells.values())),

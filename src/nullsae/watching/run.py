@@ -155,12 +155,12 @@ class Run:
         return [job for job in self.jobs.values() if job.state == state]
 
     def stages(self) -> dict[str, tuple[int, int]]:
-        """Jobs that are finished, and all, of each stage."""
-        found: dict[str, tuple[int, int]] = {}
+        """Jobs that are finished, and all, of each stage, in the order of the workflow."""
+        found = dict.fromkeys(self.plan.stages if self.plan else (), (0, 0))
         for job in self.jobs.values():
             done, total = found.get(job.stage, (0, 0))
             found[job.stage] = done + (job.state == "finished"), total + 1
-        return found
+        return {stage: counts for stage, counts in found.items() if counts != (0, 0)}
 
     def paid_usd(self) -> float | None:
         """What language models were paid for all replies that the study keeps; None without any."""

@@ -57,6 +57,8 @@ class Planned(_Told):
     jobs_at_once: int | None
     gpus: int | None
     keeps_going: bool
+    stages: list[Shown] = []
+    """All of the workflow, in its order; older files have none."""
     jobs: list[PlannedJob]
     replies: File | None
     max_cost_usd: Annotated[float, Field(ge=0, le=1e12)] | None

@@ -26,6 +26,7 @@ WORK = {formula.__name__: formula for formula in _FORMULAS}
 JOINT: dict[str, Callable[[SizedStudy, list[Keys]], Work]] = {
     "train_sae": making.train_saes,
     "evaluate_sae": measuring.evaluate_saes,
+    "collect_latents": measuring.collect_latents_of_all,
     "explain_and_score": measuring.explain_and_scores,
 }
 # Rules that no study of SAEs needs: `snakemake toy` alone runs them, in minutes on one core.

@@ -147,7 +147,7 @@ def match_dictionaries(study: SizedStudy, keys: Keys) -> Work:
     Held: two decoders, one beside its encoder while it is read; 8 bytes per pair of latents.
     """
     recipe, d, m = study.sae(keys)
-    n_saes = len(matched_cells(study.config, keys["subject"], keys["sae"]))
+    n_saes = len(matched_cells(study.config, keys["subject"], keys["site"], keys["sae"]))
     matched = min(m, study.config.evaluation.matching_latents)
     seeds, draws = len(recipe.seeds), study.config.draws
     # Seeds of one variant and draw, draws of one variant and seed, variants against trained.
@@ -197,6 +197,11 @@ def collect_latents(study: SizedStudy, keys: Keys) -> Work:
         imports="transformers" if passes or live else "torch",
         gpu=True,
     )
+
+
+def collect_latents_of_all(study: SizedStudy, cells: list[Keys]) -> Work:
+    """The SAEs of a job, one after the other."""
+    return in_turn([collect_latents(study, cell) for cell in cells])
 
 
 def causal_passes(study: SizedStudy, keys: Keys) -> list[Work]:

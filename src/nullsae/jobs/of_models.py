@@ -58,7 +58,7 @@ def collecting_rules(config: Config) -> list[ModelRule]:
     """The rules that collect latents, where one job does so for all SAEs of a model."""
     if config.activations.shared_pass != "model":
         return []
-    return _rules("collect_latents", ((_model(cell), cell) for cell in sae_cells(config)))
+    return _rules("collect_latents", ((of_model(cell), cell) for cell in sae_cells(config)))
 
 
 def free_rules(config: Config) -> list[ModelRule]:

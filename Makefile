@@ -15,6 +15,11 @@ endif
 PYTORCH := $(shell sed -n 's/^torch==//p' requirements.lock)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
+# Python compiles what it imports: a small part of what pip would compile, for over a minute.
+export PIP_COMPILE := no
+export PIP_QUIET := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
 .PHONY: run test test-slow test-llm test-slurm check formats types docs notebooks site schema lock clean
 
 run: .venv/installed
@@ -65,8 +70,8 @@ schema: .venv/installed
 	$(BIN)/python -m nullsae.config.parse > workflow/schemas/config.schema.json
 
 .venv/installed: requirements.lock pyproject.toml setup.py .venv/torch-$(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch .venv/installed
 
 # PyPI's PyTorch for Linux has CUDA's libraries in it, 3 GB. That for CPUs is in an index of its own,
@@ -76,15 +81,15 @@ schema: .venv/installed
 	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "nullsae needs Python 3.11, 3.12 or 3.13")'
 	@echo 'PyTorch $(PYTORCH) for $(TORCH); TORCH=cpu or TORCH=cuda takes the other'
 ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 5 --no-deps --index-url $(CPU_INDEX) torch==$(PYTORCH)+cpu 2> .venv/torch.log || echo 'no answer from $(CPU_INDEX): PyTorch comes from where pip finds it'
+	@$(BIN)/python -m pip install --retries 0 --timeout 5 --no-deps --index-url $(CPU_INDEX) torch==$(PYTORCH)+cpu 2> .venv/torch.log || echo 'no answer from $(CPU_INDEX): PyTorch comes from where pip finds it'
 else
-	if $(BIN)/python -m pip freeze | grep -q '^torch==.*+cpu'; then $(BIN)/python -m pip uninstall --quiet --yes torch; fi
+	if $(BIN)/python -m pip freeze | grep -q '^torch==.*+cpu'; then $(BIN)/python -m pip uninstall --yes torch; fi
 endif
 	rm -f .venv/torch-*
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install -r requirements-dev.lock
 	touch .venv/installed-dev
 
 # SAELens and sparsify, for the tests that exchange files with them, and Triton, for those of our
@@ -93,7 +98,7 @@ endif
 .venv-peers/installed: requirements-peers.txt .venv/installed-dev
 	rm -rf .venv-peers
 	$(BIN)/python -m venv --without-pip .venv-peers
-	$(BIN)/python -m pip --python .venv-peers/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
+	$(BIN)/python -m pip --python .venv-peers/bin/python install --no-deps -r requirements-peers.txt
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
 	echo 'import os; os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")' \
@@ -106,8 +111,8 @@ endif
 	$(BIN)/python -m venv --without-pip .venv-llm
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > "$$(.venv-llm/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
-	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-llm.txt
-	$(BIN)/python -m pip --python .venv-llm/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip --python .venv-llm/bin/python install --no-deps -r requirements-llm.txt
+	$(BIN)/python -m pip --python .venv-llm/bin/python install --no-deps --no-build-isolation -e .
 	touch .venv-llm/installed
 
 # Snakemake's executor for SLURM beside all that .venv has, as for .venv-peers.
@@ -116,27 +121,27 @@ endif
 	$(BIN)/python -m venv --without-pip .venv-slurm
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > "$$(.venv-slurm/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
-	$(BIN)/python -m pip --python .venv-slurm/bin/python install --quiet --disable-pip-version-check --no-deps -r requirements-slurm.txt
-	$(BIN)/python -m pip --python .venv-slurm/bin/python install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip --python .venv-slurm/bin/python install --no-deps -r requirements-slurm.txt
+	$(BIN)/python -m pip --python .venv-slurm/bin/python install --no-deps --no-build-isolation -e .
 	touch .venv-slurm/installed
 
 .venv-docs/installed: requirements-docs.txt
 	rm -rf .venv-docs
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	.venv-docs/bin/python -m pip install -r requirements-docs.txt
 	touch .venv-docs/installed
 
 # Resolve pyproject.toml anew, and write the pins of envs/*.yaml from that (a test compares them).
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet torch==2.13.0 setuptools
-	.venv-lock/bin/pip install --quiet --no-build-isolation -e '.[offline]'
+	.venv-lock/bin/pip install torch==2.13.0 setuptools
+	.venv-lock/bin/pip install --no-build-isolation -e '.[offline]'
 	echo '# Everything that `make run` installs, exactly. `make lock` writes it anew.' > requirements.lock
 	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > .venv-lock/run
 	.venv-lock/bin/pip freeze --all | grep '^setuptools==' >> .venv-lock/run
 	sort -fu .venv-lock/run >> requirements.lock
-	.venv-lock/bin/pip install --quiet -e '.[dev]' --no-build-isolation
+	.venv-lock/bin/pip install -e '.[dev]' --no-build-isolation
 	echo '# What `make test` adds to requirements.lock. `make lock` writes it anew.' > requirements-dev.lock
 	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f | comm -13 .venv-lock/run - | grep -v '^setuptools==' >> requirements-dev.lock
 	rm -rf .venv-lock

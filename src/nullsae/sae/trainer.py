@@ -120,6 +120,9 @@ class Trainer:
     def train_step(self, x: Tensor) -> Losses:
         """One optimizer step on x [batch_tokens, d_model]; returns the losses before it."""
         recipe, w_dec = self.recipe, self.model.w_dec
+        # Last step's gradients, before this step's are there too.
+        for parameter in self.trained.values():
+            parameter.grad = None
         dead = self._dead_now()
         with tensor_float(self.model.precision == "tf32" and self.model.LOW_PRECISION == "tf32"):
             found, losses = self.model.gradients(x, dead)
@@ -131,8 +134,8 @@ class Trainer:
             decoder.addcmul_(along[:, None], w_dec, value=-1.0)
         norm = torch.stack([g.norm() for g in gradient.values()]).norm()
         clip = (recipe.grad_clip_norm / (norm + 1e-6)).clamp_(max=1.0)
-        for own in gradient.values():
-            own.mul_(clip)
+        for name, parameter in self.trained.items():
+            parameter.grad = gradient[name].mul_(clip)
         self.optimizer.step(self.trained, gradient, self.lr())
         if "W_dec" in gradient:
             w_dec /= w_dec.norm(dim=1, keepdim=True)

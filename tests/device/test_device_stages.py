@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from without_float64 import without_float64
 
 from nullsae import tables
 from nullsae.activations.capture import cache_activations
@@ -52,9 +54,30 @@ RECIPE = {
 }
 
 
-@pytest.fixture
-def compute(last_device: str) -> Compute:
-    return Compute(threads=1, device=last_device)
+@pytest.fixture(params=["the device", "one without float64"])
+def compute(
+    request: pytest.FixtureRequest, last_device: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Compute]:
+    """On `mps` there is no float64, wherever these tests run."""
+    if request.param == "the device":
+        yield Compute(threads=1, device=last_device)
+        return
+    with without_float64(monkeypatch):
+        yield Compute(threads=1, device="mps")
+
+
+def test_a_device_without_float64_computes_what_it_is_asked_and_no_float64(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with without_float64(monkeypatch) as device:
+        x = torch.ones(2, 3).to("meta")
+        with pytest.raises(AssertionError, match="float64"):
+            x.double()
+        with pytest.raises(AssertionError, match="two devices"):
+            x + torch.ones(3)
+        assert not {"aten.addmm.out", "aten.topk.default"} & device.ran
+        train(chain, Compute(threads=1, device="mps"), tmp_path, epochs=1)
+        assert {"aten.addmm.out", "aten.topk.default"} <= device.ran
 
 
 @pytest.mark.parametrize("split", ["sae_train", "eval"])
